@@ -25,9 +25,8 @@ _WHERE = {
     "kinds": "Filter Launcher Monitor Observation Reader TrackedRun Tracker",
     "notebook": "run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
-    "policy": "Models Policy",
     "report": "Report Table",
-    "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
+    "reward": "CombinedReward Context Judge Models Policy Rating Reward RewardCombination Verdict",
     "sampling": "Sampling SamplingOptions",
     "step": "Artifact Step StepContext StepData",
 }
@@ -51,9 +50,18 @@ if TYPE_CHECKING:
     from alignkit.kinds import Filter, Launcher, Monitor, Observation, Reader, TrackedRun, Tracker
     from alignkit.notebook import run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
-    from alignkit.policy import Models, Policy
     from alignkit.report import Report, Table
-    from alignkit.reward import CombinedReward, Context, Judge, Rating, Reward, RewardCombination, Verdict
+    from alignkit.reward import (
+        CombinedReward,
+        Context,
+        Judge,
+        Models,
+        Policy,
+        Rating,
+        Reward,
+        RewardCombination,
+        Verdict,
+    )
     from alignkit.sampling import Sampling, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext, StepData
 

@@ -282,7 +282,9 @@ class Batch:
         if per is Per.RESPONSE:
             return self.mask.any(dim=1) * rows[self.group_index]
         tokens = self.mask * rows[self.group_index][:, None]
-        return tokens if self.turn_weights is None else tokens * self.turn_weights
+        if self.turn_weights is None:
+            return tokens
+        return tokens * self.turn_weights
 
     def __getitem__(self, name: str) -> Tensor:
         """A signal by name. Raises PluginError, listing the signals there are."""

@@ -22,8 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.arguments import Overrides, RecipeName, announce, for_all, load
-from alignkit.commands import GROUPS, add_commands
+from alignkit.commands import GROUPS, Overrides, RecipeName, add_commands, announce, for_all, load
 from alignkit.errors import (
     SIGNALS,
     AlignkitError,
@@ -36,7 +35,7 @@ from alignkit.errors import (
     no_disk,
     stoppable,
 )
-from alignkit.extras import of_command
+from alignkit.errors import of_command
 from alignkit.outcome import Ended, Result, only_a_document
 
 if TYPE_CHECKING:
@@ -255,7 +254,9 @@ def _called(given: Sequence[str], ended: Ended, show: bool) -> int:
         return _failed(PluginError(text), given, ended)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, given, ended)
-    return result if isinstance(result, int) else 0
+    if isinstance(result, int):
+        return result
+    return 0
 
 
 def _failed(error: BaseException, given: Sequence[str] = (), ended: Ended | None = None) -> int:

@@ -171,7 +171,9 @@ def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, f
 def _number(value: Any) -> float | None:
     if isinstance(value, bool | int | float):
         return float(value)
-    return float(value) if value in ("nan", "inf", "-inf") else None
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    return None
 
 
 HUB = Path("data.hub")  # stands for what `hub:` names
@@ -233,7 +235,9 @@ def reader_of(path: Path) -> Reader | None:
     Raises DataError if several plugins read it.
     """
     registration = registration_of(path)
-    return None if registration is None else registration.implementation()
+    if registration is None:
+        return None
+    return registration.implementation()
 
 
 def registration_of(path: Path) -> Registration | None:

@@ -55,7 +55,7 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    from alignkit.runs.folder import begin
+    from alignkit.runs.services import begin
 
     registry = load_plugins([Path(file) for file in plugins]).registry
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]

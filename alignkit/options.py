@@ -43,7 +43,9 @@ class Options(BaseModel):
     @classmethod
     def _of_a_recipe(cls, value: Any, info: ValidationInfo) -> Any:
         """A file that a recipe names must exist, and starts at the recipe's folder."""
-        return info.context.file(value) if isinstance(value, Path) and info.context is not None else value
+        if isinstance(value, Path) and info.context is not None:
+            return info.context.file(value)
+        return value
 
     def asks_engine(self) -> bool:
         """Whether what has these options samples from models, so that the recipe's engine is its stage's, too."""
@@ -94,7 +96,9 @@ class Ref:
         """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it means."""
 
         def read(value: Any, info: core_schema.ValidationInfo) -> Any:
-            return value if value is None or info.context is None else info.context.resolve(self.kind, value)
+            if value is None or info.context is None:
+                return value
+            return info.context.resolve(self.kind, value)
 
         return core_schema.with_info_before_validator_function(read, handler(source))
 
@@ -121,6 +125,8 @@ def in_recipe(kind: str) -> AfterValidator:
     """Marks text that a recipe checks and completes, such as the name of a base model."""
 
     def read(value: Any, info: ValidationInfo) -> Any:
-        return value if value is None or info.context is None else info.context.resolve(kind, value)
+        if value is None or info.context is None:
+            return value
+        return info.context.resolve(kind, value)
 
     return AfterValidator(read)

@@ -84,7 +84,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
+    if isinstance(value, str | int | None):
+        return value
+    return str(value)
 
 
 def _mistake(problem: Problem, code: int) -> Mistake:

@@ -21,7 +21,7 @@ import pluggy
 
 from alignkit import __version__, hookspecs
 from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
-from alignkit.extras import LEFT_OUT, left_out, of_command
+from alignkit.errors import LEFT_OUT, left_out, of_command
 from alignkit.io.text import is_dir, is_file
 from alignkit.registry import KINDS, Registration, Registry, UnavailablePlugin, why_not
 
@@ -83,7 +83,9 @@ class Plugins:
         impls = getattr(self.manager.hook, hook).get_hookimpls()
         names = {impl.function.__code__: impl.plugin_name for impl in impls if hasattr(impl.function, "__code__")}
         failed = [names[frame.f_code] for frame, _ in walk_tb(error.__traceback__) if frame.f_code in names]
-        return f"plugin '{failed[-1].rpartition(':')[2]}'" if failed else "a plugin"
+        if failed:
+            return f"plugin '{failed[-1].rpartition(':')[2]}'"
+        return "a plugin"
 
     def load(self, plugin: _Plugin) -> None:
         """Load one plugin. If that fails, record why and leave no trace; with ALIGNKIT_STRICT, raise PluginError."""
@@ -143,7 +145,9 @@ def _line(error: BaseException) -> str:
     frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     theirs = [(path, line) for path, line in frames if not path.startswith(_LOADING)]
     inside = [line for path, line in theirs if path == theirs[0][0]]
-    return f" ({os.path.basename(theirs[0][0])}:{inside[-1]})" if inside else ""
+    if inside:
+        return f" ({os.path.basename(theirs[0][0])}:{inside[-1]})"
+    return ""
 
 
 def _installed() -> list[_Plugin]:
@@ -208,7 +212,9 @@ def load_plugins(extra_files: Iterable[Path] | None = None, disabled: Sequence[s
 
 def plugins() -> Plugins:
     """The plugins of this process, loaded on first use."""
-    return _current if _current is not None else load_plugins()
+    if _current is not None:
+        return _current
+    return load_plugins()
 
 
 def source_of(base: str) -> tuple[str, str]:

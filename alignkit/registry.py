@@ -78,7 +78,9 @@ class Registration:
         if not self.is_address:
             return self.file
         module = importlib.import_module(self.target.partition(":")[0])
-        return Path(module.__file__) if module.__file__ else None
+        if module.__file__:
+            return Path(module.__file__)
+        return None
 
     @property
     def is_address(self) -> bool:
@@ -97,7 +99,9 @@ def why_not(kind: str, implementation: Any) -> str:
         good, wanted = callable(implementation) or not kind, "a function"
     if good and bases and not issubclass(getattr(implementation, "Options", Options), Options):
         return "needs Options that are a subclass of alignkit.Options"
-    return "" if good else f"must be {wanted}, not {implementation!r:.100}"
+    if good:
+        return ""
+    return f"must be {wanted}, not {implementation!r:.100}"
 
 
 @dataclass(frozen=True)

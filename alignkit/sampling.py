@@ -102,7 +102,9 @@ class SamplingOptions(Options):
     def described(self) -> str:
         """The keys in words: `temperature 0.7, max_new_tokens 32 (what is not set: as in stage align)`."""
         text = ", ".join(f"{key} {value}" for key, value in self.sampled().items())
-        return f"{text} (what is not set: as in {self._followed})" if self._followed else text
+        if self._followed:
+            return f"{text} (what is not set: as in {self._followed})"
+        return text
 
 
 class GreedyOptions(SamplingOptions):

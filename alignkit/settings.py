@@ -117,7 +117,9 @@ class ModelSpec(Options):
     @classmethod
     def _plain(cls, value: str | Quantization) -> str | Quantization:
         """`{type: nf4}` is the word `nf4`: the same results count as the same."""
-        return value.type if isinstance(value, Quantization) and str(value) == value.type else value
+        if isinstance(value, Quantization) and str(value) == value.type:
+            return value.type
+        return value
 
     @field_validator("chat_template_kwargs")
     @classmethod

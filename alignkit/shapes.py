@@ -78,7 +78,9 @@ def selection(chosen: Any) -> str:
     if wrong := listing("a Group or a Phase", "entry", lambda each: isinstance(each, Group | Phase))(chosen):
         return wrong
     kinds = {isinstance(each, Phase) for each in chosen}
-    return "got both groups and phases: put every group into a Phase" if len(kinds) > 1 else ""
+    if len(kinds) > 1:
+        return "got both groups and phases: put every group into a Phase"
+    return ""
 
 
 def messages(roles: Collection[str] = ROLES, *, empty: bool = True) -> Shape:
@@ -125,7 +127,9 @@ def is_number(value: Any) -> bool:
 def number(value: Any) -> str:
     """A finite number, or None if there is none."""
     fits = value is None or is_number(value)
-    return "" if fits else f"return a finite number, or None if there is none, not {value!r:.60}"
+    if fits:
+        return ""
+    return f"return a finite number, or None if there is none, not {value!r:.60}"
 
 
 def numbers(value: Any) -> str:
@@ -270,7 +274,9 @@ def weights(values: Mapping[str, Term]) -> Shape:
 
 def statistics(values: Any) -> str:
     """Numbers by name."""
-    return "" if isinstance(values, Mapping) else f"return a dict of numbers, not {kind(values)}"
+    if isinstance(values, Mapping):
+        return ""
+    return f"return a dict of numbers, not {kind(values)}"
 
 
 # Monitors and judges
@@ -345,7 +351,9 @@ def rating_lists(counts: Sequence[int], scale: tuple[float, float] | None) -> Sh
 
 def plain(values: Any) -> Any:
     """An array of numpy or torch as a list."""
-    return values.tolist() if hasattr(values, "tolist") else values
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return values
 
 
 def plain_json(value: Any) -> str:
@@ -361,7 +369,9 @@ def shape_of(values: Any) -> tuple[int, ...] | None:
     """The shape of a tensor; None of anything else."""
     import torch
 
-    return tuple(values.shape) if isinstance(values, torch.Tensor) else None
+    if isinstance(values, torch.Tensor):
+        return tuple(values.shape)
+    return None
 
 
 def shape(per: Per, batch: Batch) -> tuple[int, ...]:
@@ -381,4 +391,6 @@ def kind(value: Any) -> str:
     dimensions = shape_of(value)
     if dimensions is None:
         return type(value).__name__
-    return str(list(dimensions)) if dimensions else "a scalar tensor"
+    if dimensions:
+        return str(list(dimensions))
+    return "a scalar tensor"

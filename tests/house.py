@@ -57,7 +57,7 @@ LAYERS = [
     {"models"},
     {"training"},
     {"runs"},
-    {"arguments", "commands"},
+    {"commands"},
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them, but apps and alignkit_distributed do
@@ -83,7 +83,7 @@ SHARED_PLUGINS = {
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {
     "alignkit.settings": {"sft"},  # an objective of `mix`
-    "alignkit.training.auxiliary": {"sft"},  # the same
+    "alignkit.training.sampler": {"sft"},  # the same
     "alignkit_apps.labels.layouts": {"kto", "sft"},  # what TRL calls its layouts
     "alignkit.environment": {"refusal"},  # a tool's
     "alignkit.models.checked_model": {"refusal"},  # of a model that cannot be loaded

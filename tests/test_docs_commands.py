@@ -19,7 +19,7 @@ import typer
 from stores import event, opened, pair
 
 from alignkit import cli
-from alignkit.arguments import for_all
+from alignkit.commands import for_all
 from alignkit.plugins import load_plugins
 from benchmarks.catalogue import BENCHMARKS
 from tests.documented_commands import ROOT, Command, commands

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import extras
+from alignkit import errors as extras
 from alignkit.errors import RunFailed
 
 

@@ -36,10 +36,9 @@ from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
-from alignkit.training.learner import Averages, Learner
+from alignkit.training.learner import Averages, Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
-from alignkit.training.roles import add_value_role
-from alignkit.training.schedule import schedule
+from alignkit.training.stage import add_value_role
 
 ITEMS = {
     1: "test_positions_do_not_depend_on_neighbours",

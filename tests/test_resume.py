@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from alignkit import cli
 from alignkit.io.digest import file_digest
 from alignkit.training import stage as stage_module
-from alignkit.training.checkpoint import MANIFEST, load_checkpoint
+from alignkit.training.stage import MANIFEST, load_checkpoint
 from alignkit_apps.report.write import SWITCH
 from tests.patience import PATIENCE
 

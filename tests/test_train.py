@@ -20,8 +20,7 @@ from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.learner import Learner
-from alignkit.training.schedule import schedule
+from alignkit.training.learner import Learner, schedule
 
 
 class Whole(Algorithm):

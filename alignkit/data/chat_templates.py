@@ -106,4 +106,6 @@ def _with_bos(tokenizer: Any, template: str) -> str:
         return template
     ids = tokenizer("")["input_ids"]
     starts = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return "{{ bos_token }}" + template if starts else template
+    if starts:
+        return "{{ bos_token }}" + template
+    return template

@@ -193,4 +193,6 @@ def without_fills(row: Any) -> Any:
 def _dense(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _dense(inner) for key, inner in value.items() if inner is not None}
-    return [_dense(inner) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_dense(inner) for inner in value]
+    return value

@@ -251,7 +251,9 @@ def _prompt_id(group: Group) -> str:
     """16 hex digits that depend only on the prompt, the tools and the columns."""
     words = group_id(group.prompt, (), group.tools)
     columns = json.dumps(group.meta, sort_keys=True, default=str)
-    return sha256_of([words, columns])[:16] if group.meta else words
+    if group.meta:
+        return sha256_of([words, columns])[:16]
+    return words
 
 
 def turns_of(messages: Sequence[Message]) -> list[list[Any]]:
@@ -301,7 +303,9 @@ def group_to_json(group: Group) -> str:
 
 
 def _encoded(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:

@@ -398,7 +398,9 @@ class SourceReader:
         if self.bad:
             return f"bad rows skipped: {len(self.bad)}, the first: {self.bad[0]}"
         reader = None if self.source.path is None else reader_of(self.source.path)
-        return "the source is empty" if reader is None else reader.no_rows
+        if reader is None:
+            return "the source is empty"
+        return reader.no_rows
 
     def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
         """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
@@ -459,7 +461,7 @@ def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list
         if not isinstance(group, Group):
             raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
         if not all(isinstance(turn, Mapping) for turn in group.prompt):
-            raise TypeError("a Group's prompt must be a tuple of messages; `self.conversation` makes them of a text")
+            raise TypeError("a Group's prompt must be a tuple of messages, as ({'role': 'user', 'content': TEXT},)")
         if not all(isinstance(response, Response) for response in group.responses):
             raise TypeError("a Group's responses must be a tuple of Response objects")
         format.check(group)
@@ -592,7 +594,9 @@ def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
 
 
 def _place(group: Group) -> int:
-    return group.origin.source if group.origin is not None else 0
+    if group.origin is not None:
+        return group.origin.source
+    return 0
 
 
 def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) -> tuple[list[Group], list[Group]]:

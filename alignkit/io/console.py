@@ -215,7 +215,9 @@ class Reporter:
     @property
     def width(self) -> int:
         """Characters of a line on stdout: the terminal's, or else a fixed number."""
-        return self.out.width if self.out.is_terminal else PIPE_WIDTH
+        if self.out.is_terminal:
+            return self.out.width
+        return PIPE_WIDTH
 
     def result(self, text: str) -> None:
         """Print a result on stdout."""

@@ -97,7 +97,9 @@ _FOREIGN = (_PACKAGE, _PACKAGE.parent / "plugins", *(Path(sysconfig.get_path(n))
 
 def plugin_digests(file: Path | None) -> dict[str, str] | None:
     """`source_digests` of a plugin's module; None if it has no file."""
-    return source_digests(file) if file is not None and file.is_file() else None
+    if file is not None and file.is_file():
+        return source_digests(file)
+    return None
 
 
 def source_digests(file: Path) -> dict[str, str]:
@@ -179,7 +181,9 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
     except Exception:  # of many kinds; whoever loads it looks into the cache, or says what is wrong
         pass
     copy = _copy(kind, name, revision)
-    return copy.name if copy is not None else revision
+    if copy is not None:
+        return copy.name
+    return revision
 
 
 def cached_snapshot(source: str, revision: str | None) -> Path | None:

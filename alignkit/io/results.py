@@ -58,7 +58,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         check = record.pop("check")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return record if check == digest(record) else {}
+    if check == digest(record):
+        return record
+    return {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -283,7 +285,9 @@ class Results:
     def damage(self, stage: str, key: str) -> str | None:
         """What is wrong with the result for a key, in words; None if there is none."""
         result = self._folder(RESULTS, stage, key)
-        return damage_of(result) if result.exists() else None
+        if result.exists():
+            return damage_of(result)
+        return None
 
     def begin(self, stage: str, key: str, parts: Mapping[str, Any] | None = None, seconds: float = 0.0) -> Path:
         """Begin or continue a stage's work, and return its folder. parts: what the key is made of.
@@ -308,7 +312,9 @@ class Results:
     def labels(self, stage: str) -> Path | None:
         """The store in which a stage waits for labels; None if it does not wait."""
         waits = self.record(stage).get("waits_for")
-        return Path(os.path.normpath(self.folder / waits["store"])) if waits else None
+        if waits:
+            return Path(os.path.normpath(self.folder / waits["store"]))
+        return None
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result, whose checkpoints are no longer needed."""

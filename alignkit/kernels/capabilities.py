@@ -38,12 +38,16 @@ def device_count(kind: str) -> int:
         module = torch.get_device_module(kind)
     except RuntimeError:  # a kind that is not built into this torch
         return 0
-    return module.device_count() if module.is_available() else 0
+    if module.is_available():
+        return module.device_count()
+    return 0
 
 
 def on_gpu(device: torch.device, module: str) -> Any:
     """A module of the plugin with what only GPUs compute in another way; None for other devices."""
-    return importlib.import_module(f"alignkit_plugins.gpu.{module}") if device.type == "cuda" else None
+    if device.type == "cuda":
+        return importlib.import_module(f"alignkit_plugins.gpu.{module}")
+    return None
 
 
 @functools.cache

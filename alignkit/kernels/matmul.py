@@ -117,4 +117,6 @@ def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> Pack
     packed = _packed_weights.get({}).get(id(parameter))
     if packed is None or torch.is_grad_enabled() or packed.bias is not bias:
         return None
-    return packed if packed.suits(x.numel() // x.shape[-1]) else None
+    if packed.suits(x.numel() // x.shape[-1]):
+        return packed
+    return None

@@ -43,7 +43,9 @@ SLOW_FUSED = CostModel(3_000_000, 1.0, 1.0)
 
 def cost_model(x: Tensor) -> CostModel:
     """The costs on this processor for the dtype of x."""
-    return SLOW_FUSED if capabilities.is_amd() or x.dtype == torch.bfloat16 else DEFAULT
+    if capabilities.is_amd() or x.dtype == torch.bfloat16:
+        return SLOW_FUSED
+    return DEFAULT
 
 
 def supported(x: Tensor) -> bool:
@@ -75,7 +77,9 @@ class Tile:
     def keys(self, x: Tensor) -> Tensor:
         """The tile's keys or values: [heads, tokens, size] -> [heads, keys, size]."""
         own = x[:, self.own : self.stop]
-        return torch.cat([x[:, : self.prompt], own], dim=1) if self.prompt else own
+        if self.prompt:
+            return torch.cat([x[:, : self.prompt], own], dim=1)
+        return own
 
     def add_to_keys(self, x: Tensor, gradient: Tensor) -> None:
         """Add [heads, keys, size] to the tokens that `keys` took."""
@@ -96,7 +100,9 @@ def tiles(span: GroupSpan, width: int, costs: CostModel) -> list[Tile] | None:
     pairs = sum(tile.cost + costs.setup // width for tile in parts)
     # A group of one sequence would need no mask, and the fused kernel skips half of its pairs.
     price = costs.pair if len(span.responses) > 1 else costs.causal
-    return parts if price * pairs < span.length**2 else None
+    if price * pairs < span.length**2:
+        return parts
+    return None
 
 
 def _cut(start: int, stop: int, prompt: int) -> list[Tile]:

@@ -325,7 +325,7 @@ class SharedModel:
         """
         role = self.roles[name]
         if role.head is None:
-            raise RunFailed(f"'{name}' is not a reward model: it has no scalar head")
+            raise RunFailed(f"'{name.replace('|', '/')}' is not a reward model: it has no scalar head")
         if role.backbone_role is None:
             return F.linear(hidden.float(), role.head)[:, 0]
         # Adam changes every weight by about the same amount. The factor keeps one step far below the range of values.

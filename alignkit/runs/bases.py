@@ -63,7 +63,9 @@ def resolved_spec(recipe: Recipe, name: str) -> ModelSpec:
     """A base model's settings with the path of a template file."""
     spec = recipe.base(name)
     template = recipe.folder / (spec.chat_template or "")
-    return spec.model_copy(update={"chat_template": str(template)}) if is_file(template) else spec
+    if is_file(template):
+        return spec.model_copy(update={"chat_template": str(template)})
+    return spec
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:
@@ -92,12 +94,16 @@ class RunBase:
             return base_source(self.spec.base)
         if is_dir(self.spec.base):
             return self.spec.base
-        return "" if source_of(self.spec.base)[0] else str(cached_snapshot(self.spec.base, self.spec.revision) or "")
+        if source_of(self.spec.base)[0]:
+            return ""
+        return str(cached_snapshot(self.spec.base, self.spec.revision) or "")
 
     @cached_property
     def commit(self) -> str | None:
         """The commit of a model on the hub, which hashes name and which is loaded."""
-        return None if Path(self.source).is_dir() else commit_of("model", self.source, self.spec.revision)
+        if Path(self.source).is_dir():
+            return None
+        return commit_of("model", self.source, self.spec.revision)
 
     @cached_property
     def digest(self) -> Any:

@@ -29,8 +29,7 @@ from alignkit.io.results import RECIPE, folders_of
 from alignkit.io.text import duration, redacted
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import dump
-from alignkit.runs.folder import begin, locked, resume_command
-from alignkit.runs.services import Services
+from alignkit.runs.services import Services, begin, locked, resume_command
 from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
 from alignkit.step import Artifact
 from alignkit.training.collectives import ONE_PROCESS, Collectives
@@ -41,7 +40,7 @@ def run_recipe(
 ) -> None:
     """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
 
-    reporter: of a run that has begun (`alignkit.runs.folder`). collectives: of the processes that
+    reporter: of a run that has begun (`begin`). collectives: of the processes that
     run it together, each with the same call. The first one writes and speaks.
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
@@ -290,7 +289,9 @@ def facts(summary: Mapping[str, Any]) -> str:
     """`: groups 3, steps 2`: the summary's numbers and words, without zeros and empty ones."""
     told = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
     shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
-    return f": {', '.join(shown)}" if shown else ""
+    if shown:
+        return f": {', '.join(shown)}"
+    return ""
 
 
 @dataclass

@@ -5,25 +5,36 @@ Nothing imports torch before a model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import dataclasses
+import errno
+import json
+import shlex
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+import alignkit
 from alignkit import errors
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
-from alignkit.errors import RunFailed
-from alignkit.io.atomic import make_folder
+from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
+from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Metrics, Reporter
-from alignkit.io.results import Results, other_runs
+from alignkit.io.digest import digest
+from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, Results, is_empty, other_runs
+from alignkit.io.text import exists, is_dir, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.bases import RunBases
-from alignkit.runs.data import RunData
+from alignkit.runs.fingerprint import RunData
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 if TYPE_CHECKING:
@@ -82,7 +93,9 @@ class Services:
 
     def event(self, hook: str, **values: Any) -> list[Any]:
         """Call an event hook; returns what its observers do."""
-        return list(plugins().notify(hook, run=self, **values) or ()) if self.leads else []
+        if self.leads:
+            return list(plugins().notify(hook, run=self, **values) or ())
+        return []
 
     def notify(self, stage: str) -> Callable[..., Any]:
         """The event hooks, with the stage filled in."""
@@ -161,3 +174,137 @@ class Services:
         if not folder.is_dir():
             raise RunFailed(f"'{reference}' is neither a stage nor a folder: there is no {folder}")
         return folder
+
+
+CHUNK = 16  # rows that the function of a map sees together
+
+
+def resumable_map(
+    path: Path,
+    rows: Sequence[Any],
+    function: Callable[[Sequence[Any]], Iterable[Any]],
+    should_stop: Callable[[], None] = lambda: None,
+    done: Callable[[int], None] = lambda rows: None,
+    elsewhere: Callable[[Iterable[Sequence[Any]]], Iterator[Iterable[Any]]] | None = None,
+) -> list[Any]:
+    """The function's results over rows, computed in chunks and stored in `path` by the place and the content of each.
+
+    Results must be JSON, one per row. Raises ValueError for another number of them.
+    should_stop: called before each chunk; may raise. done: is given the number of rows so far. elsewhere: computes the
+    results of chunks, in order; None: the function does.
+    """
+    chunks = {digest([at, _plain(chunk := rows[at : at + CHUNK])]): chunk for at in range(0, len(rows), CHUNK)}
+    store, stored = _opened(path)
+    with closing(store):
+        missing = [chunk for key, chunk in chunks.items() if key not in stored]
+        computed = iter(elsewhere(missing) if elsewhere is not None else map(function, missing))
+        mapped: list[Any] = []
+        for key, chunk in chunks.items():
+            should_stop()
+            if key not in stored:
+                fresh = list(next(computed))
+                if len(fresh) != len(chunk):
+                    text = f"the function must return a result per row: {len(chunk)} rows, {len(fresh)} results"
+                    raise ValueError(text)
+                stored[key] = results = json.dumps(fresh)
+                with store:
+                    store.execute("REPLACE INTO chunks VALUES (?, ?, ?)", (key, results, digest([key, results])))
+            mapped += json.loads(stored[key])  # also of a fresh result, so that it equals a stored one
+            done(len(mapped))
+    return mapped
+
+
+def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, str]]:
+    """The store of a map, with the results of each chunk as JSON. A damaged one is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The lock of the run's folder suffices; those of files do not work on every network drive.
+    store = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
+    try:
+        if store.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError(f"{path} is damaged")
+        store.execute("CREATE TABLE IF NOT EXISTS chunks (key TEXT PRIMARY KEY, results TEXT, sum TEXT)")
+        rows = store.execute("SELECT key, results, sum FROM chunks").fetchall()
+    except sqlite3.DatabaseError:
+        store.close()
+        path.unlink()
+        return _opened(path)
+    return store, {key: results for key, results, sum in rows if sum == digest([key, results])}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+# A run replaces these, next to the folders of its stages. It only adds to run.log and starts.jsonl.
+REPLACED = ("cache", "trackers", "metrics.jsonl", PAGE, MARKDOWN, FACTS)
+
+
+def begin(recipe: Recipe, out: Path | None = None) -> tuple[Path, Reporter]:
+    """Say what will run, and where. Returns the run's folder (default `runs/NAME`) and its reporter.
+
+    Raises RecipeError if the run would replace what is in that folder and is no run's.
+    """
+    folder, count = folder_of(recipe, out), len(recipe.stages)
+    check_out(folder, recipe.stages)
+    reporter = Reporter()
+    reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, {folder}")
+    return folder, reporter
+
+
+def folder_of(recipe: Recipe, out: Path | None) -> Path:
+    """Where a recipe runs."""
+    return out or Path("runs") / recipe.name
+
+
+def check_out(folder: Path, stages: Iterable[str]) -> None:
+    """Raise RecipeError if a run of these stages would replace what is in the folder: a user's files, or another run.
+
+    A run of other stages only is another one: its results would stay, but no longer its recipe and its report.
+    """
+    names, text = set(stages), ""
+    if exists(folder / STARTS) or exists(folder / RECIPE):
+        theirs = sorted(path.parent.name for path in folder.glob("*/stage.json"))
+        if theirs and names.isdisjoint(theirs):
+            text = f"holds another run, whose stages this recipe does not have: {_quoted(theirs)}"
+    elif taken := [name for name in (*stages, *REPLACED) if exists(folder / name) and not is_empty(folder / name)]:
+        text = f"is not the folder of a run, and a run would replace what is in it: {_quoted(taken)}"
+    if text:
+        raise RecipeError([Problem(f"--out {folder} {text}", help="choose another folder, such as --out runs/NAME")])
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the run's folder, hold its lock, so that two runs never share it, and clear what a killed run left."""
+    if exists(folder) and not is_dir(folder):
+        raise RecipeError([Problem(f"--out {folder} is a file, not a folder")])
+    try:
+        make_folder(folder)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise RunFailed(f"another run is using {folder}; choose another folder with --out") from None
+    except ValueError as error:
+        raise RecipeError([Problem(f"--out {str(folder)!r} cannot be the name of a folder: {error}")]) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RecipeError([Problem(f"--out {str(folder)[:80]}... is too long for the name of a folder")]) from None
+        reason = error.strerror or error
+        raise OutOfResource(f"cannot write {folder}: {reason}; choose another folder with --out") from None
+    with lock:
+        remove_leftovers(folder)
+        yield
+
+
+def resume_command() -> str:
+    """The command that resumes this run: the one that started it."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if words[0] in ("__main__.py", "-m"):
+        words[:1] = ["python", "-m", "alignkit"]
+    return redacted(shlex.join(words))

@@ -31,8 +31,7 @@ from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Context, Judge, Reward, RewardCombination
 from alignkit.runs.fingerprint import result_hashes, stage_parts
-from alignkit.runs.map import resumable_map
-from alignkit.runs.services import Services
+from alignkit.runs.services import Services, resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, StepContext, StepData, run_step
 from alignkit.training.context import StageContext
@@ -239,7 +238,9 @@ class RunStage:
         self.facts += loaded.sources
         if whole and len(loaded.groups) <= MOST_KEPT:
             self._held[id(spec)] = loaded
-        return loaded if whole else None
+        if whole:
+            return loaded
+        return None
 
     def _is_here(self, source: Any) -> bool:
         if source.hub is not None:
@@ -321,12 +322,30 @@ class TrainingStage(RunStage, StageContext):
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.base(stage.base))
         super()._check_plugins(mistakes)
+        self._check_optimizer(mistakes)
         rewards = specs([settings.reward, settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         environment = settings.environment
         if environment is not None and of_episodes and id(environment) not in self._unusable:
             self.plugin(environment).folder = self.recipe.folder
             self._check(mistakes, environment, "check_reward")
+
+    def _check_optimizer(self, mistakes: Mistakes) -> None:
+        """Try the schedule on ten steps, and make the optimizer, if they have options or are an author's own."""
+        schedule, optimizer = self.settings.lr_scheduler_type, self.settings.optimizer
+        if isinstance(schedule, Component):
+            from alignkit.optimizers import factor_of
+
+            with mistakes.gathering(self.name, ("lr_scheduler_type",)):
+                for step in range(10):
+                    factor_of(schedule, step=step, total=10, warmup=0, rate=1.0)
+        if isinstance(optimizer, Component):
+            from torch import nn, zeros
+
+            from alignkit.optimizers import make_optimizer
+
+            with mistakes.gathering(self.name, ("optimizer",)):
+                make_optimizer(self.settings, [nn.Parameter(zeros(16, 16))], 1e-3)
 
     def _check_models(self, mistakes: Mistakes) -> None:
         bases, environment = self.services.bases, self.settings.environment
@@ -471,9 +490,9 @@ class TrainingStage(RunStage, StageContext):
     # Its work
 
     def _work(self) -> tuple[dict[str, Any], Artifact]:
+        from alignkit.training.learner import learning_rate
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
-        from alignkit.training.schedule import learning_rate
 
         data = self.settings.data
         algorithm: Algorithm = self.plugin(self.stage.component)
@@ -534,7 +553,9 @@ class StepStage(RunStage):
         options = self.stage.component.options
 
         def load(spec: Any) -> list[Group] | None:
-            return list(self.services.data.read(spec).groups) if id(spec) in self._seen else None
+            if id(spec) in self._seen:
+                return list(self.services.data.read(spec).groups)
+            return None
 
         def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
             with pointing_at(keys_of(options, reward) or (), inside=True):

@@ -15,14 +15,14 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import Problem, RecipeError, Stopped, message_of, should_stop
+from alignkit.errors import SIGNALS, Problem, RecipeError, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
 from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
 from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.folder import begin, folder_of
+from alignkit.runs.services import begin, folder_of
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
@@ -40,6 +40,8 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         return _run(load, out, world)
     try:
         _run(load, out, world)
+    except KeyboardInterrupt:  # as all processes of a terminal
+        return 130
     except Exception as error:  # process 0 prints an error that all have
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
         time.sleep(SAME_ERROR)
@@ -88,16 +90,24 @@ def launch(processes: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # process 0 says what happened
+    passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
     config = LaunchConfig(
-        1, 1, processes, run_id="alignkit", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0
+        1,
+        1,
+        processes,
+        run_id="alignkit",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        signals_to_handle=passed_on,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "alignkit", *sys.argv[1:])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return max(1, failure.exitcode)
-    except SignalException:
-        return Stopped.exit_code
+    except SignalException as error:
+        return 130 if error.sigval == signal.SIGINT else Stopped.exit_code
     return 0
 
 

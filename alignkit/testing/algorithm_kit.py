@@ -29,7 +29,7 @@ from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.mismatch import times
+from alignkit.training.rollouts import times
 from alignkit.training.stage import keep_mask, select
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6

@@ -17,7 +17,7 @@ from alignkit.kinds import Monitor, Observation, TrackedRun, Tracker
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context
-from alignkit.runs.map import resumable_map
+from alignkit.runs.services import resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored

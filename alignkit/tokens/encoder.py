@@ -254,7 +254,9 @@ class Encoder:
     def bos(self) -> Ids:
         """The beginning-of-sequence token, if the tokenizer adds one to raw text."""
         empty = self.tokenizer("")["input_ids"]
-        return tuple(empty[:1]) if empty and empty[0] == self.tokenizer.bos_token_id else ()
+        if empty and empty[0] == self.tokenizer.bos_token_id:
+            return tuple(empty[:1])
+        return ()
 
     @cached_property
     def closing(self) -> Ids:
@@ -323,7 +325,9 @@ class Encoder:
 
         Without a decoder, tokenizers put spaces between all tokens, and nothing depends on it.
         """
-        return self.rendered.ids(self.chat.shape.prompt) if self.tokenizer.backend_tokenizer.decoder else ()
+        if self.tokenizer.backend_tokenizer.decoder:
+            return self.rendered.ids(self.chat.shape.prompt)
+        return ()
 
     @cached_property
     def _decoded_lead(self) -> str:
@@ -529,7 +533,9 @@ class Encoder:
         else:
             tokens = (*self.text(response.text), self.eos)
             row = ResponseTokens(tokens, (True,) * len(tokens))
-        return row if self.bos else replace(row, mask=(*(False for _ in row.mask[:1]), *row.mask[1:]))
+        if self.bos:
+            return row
+        return replace(row, mask=(*(False for _ in row.mask[:1]), *row.mask[1:]))
 
     def _sampled(self, response: Response, scoring: bool) -> ResponseTokens:
         """A sample's own tokens; for scoring with everything that the template writes after them."""

@@ -170,7 +170,9 @@ class ChatTemplate:
     def prepare(self, messages: Messages) -> list[dict[str, Any]]:
         """The messages as the template receives them. Raises DataError for a character that is reserved."""
         plain = [self._plain(message) for message in messages]
-        return _merge_system(plain) if self.options.system_messages == "merge" else plain
+        if self.options.system_messages == "merge":
+            return _merge_system(plain)
+        return plain
 
     def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with the keys that templates read, and without control tokens that someone typed."""
@@ -226,7 +228,9 @@ class ChatTemplate:
         text = self.render(self.prepare(messages), True, tools)
         if answering and self.shape.follows and CLOSE in self.shape.lead:
             return text + self.shape.lead
-        return text + AFTER_REASONING if answering and self.shape.opens else text
+        if answering and self.shape.opens:
+            return text + AFTER_REASONING
+        return text
 
     def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
         """Render a finished conversation. Raises DataError if the template refuses it."""
@@ -452,7 +456,9 @@ def _merge_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _reason(error: Exception) -> str:
     """The error's first line, with its type unless the template raised it on purpose."""
     text = str(error).strip().split("\n")[0]
-    return text if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: {text}"
+    if type(error).__name__ == "TemplateError":
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
 def common_length(one: str, other: str) -> int:

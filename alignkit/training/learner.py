@@ -2,23 +2,29 @@
 
 A step takes a global batch of groups, cuts it into packed micro-batches by token budget, and averages each loss term
 over the whole global batch, so results do not depend on the cuts.
+
+An algorithm's default learning rate is for LoRA on a hidden size of 576 (SmolLM2-135M), where the defaults were
+measured. The best rate of AdamW falls with the width of a model, as 1 / width for the same training (Yang et al. 2022,
+arXiv:2203.03466), and LoRA takes about ten times the rate of training all weights, whatever its rank (Schulman et al.
+2025, "LoRA Without Regret"). A written rate is used as it is.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.random import Generator
 from torch import Tensor, nn
 
 from alignkit import shapes
-from alignkit.algorithm import Algorithm, Trains
+from alignkit.algorithm import Algorithm, StageDefaults, Trains
 from alignkit.batch import Batch, Outputs, Per, Term
 from alignkit.calls import call, label_of, remembered
 from alignkit.errors import RunFailed
@@ -26,13 +32,14 @@ from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Examples, Wants, forward, indivisible, join_outputs, micro_batches
 from alignkit.models.shared_model import SharedModel
-from alignkit.optimizers import make_optimizer, restore_state, saved_state
-from alignkit.settings import LEARNING_RATE
+from alignkit.optimizers import factor_of, make_optimizer, restore_state, saved_state
+from alignkit.settings import LEARNING_RATE, Settings
 from alignkit.training.collectives import ONE_PROCESS, Collectives
+from alignkit.training.context import StageContext
 
 if TYPE_CHECKING:
     from alignkit.settings import Settings
-    from alignkit.training.auxiliary import AuxiliaryLoss
+    from alignkit.training.sampler import AuxiliaryLoss
 
 NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 SHOWN_GROUPS = 5  # of the last batch, when it fails
@@ -373,3 +380,62 @@ def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Ten
     """The sum of a term's entries, weighted: []. Entries of weight 0 may be anything, NaN included."""
     weights = batch.weights(term.per) if weights is None else weights
     return (torch.where(weights > 0, term.values, 0.0) * weights).sum()
+
+
+HIDDEN_SIZE = 576
+ALL_WEIGHTS = 0.1  # all weights take this part of LoRA's rate
+
+
+def schedule(settings: Settings, rate: float, step: int, total: int, part: float = 1.0) -> float:
+    """Factor on the learning rate at step 0, 1, ... of `total`; it rises to 1 over the first `warmup_ratio` of them.
+
+    rate: the highest one. part: how much of a long step is done, such as an iteration's share of minibatches; the
+    factor rises within it.
+    """
+    warmup = math.ceil(settings.warmup_ratio * total)
+    if step < warmup:
+        return (step + part) / warmup
+    return factor_of(settings.lr_scheduler_type, step=step, total=total, warmup=warmup, rate=rate)
+
+
+def share_of(total: int, size: int, index: int) -> slice:
+    """Place `index` of ceil(total / size) nearly equal parts of `total` entries.
+
+    Full parts and a remainder would make one entry as large a step as `size` of them, because a loss is a mean.
+    """
+    parts = math.ceil(total / size)
+    return slice(index * total // parts, (index + 1) * total // parts)
+
+
+def minibatches(examples: Examples, size: int | None, random: Generator) -> Iterator[Examples]:
+    """Shuffled minibatches of nearly equal size, of at most `size` groups; None: one batch of all.
+
+    Bundles stay whole and count as one group.
+    """
+    units = indivisible([encoded.group.bundle for encoded in examples.groups])
+    order = random.permutation(len(units)).tolist()
+    size = size or max(1, len(units))
+    for number in range(math.ceil(len(order) / size)):
+        chosen = order[share_of(len(order), size, number)]
+        yield examples.take([*chain.from_iterable(units[unit] for unit in chosen)])
+
+
+def scaled(rate: float, hidden_size: int, lora: bool) -> float:
+    """An algorithm's default for a model. Narrower models keep the rate: it was not measured on any."""
+    return float(f"{rate * min(1.0, HIDDEN_SIZE / hidden_size) * (1.0 if lora else ALL_WEIGHTS):.2g}")
+
+
+def learning_rate(context: StageContext, defaults: StageDefaults) -> float:
+    """The stage's learning rate: as written, or the algorithm's default for this model.
+
+    Raises RunFailed for a schedule that cannot be used, which ten steps show before the first real one.
+    """
+    for step in range(10):
+        factor_of(context.settings.lr_scheduler_type, step=step, total=10, warmup=0, rate=1.0)
+    if context.settings.learning_rate is not None:
+        return context.settings.learning_rate
+    lora, hidden_size = context.model.spec.lora is not None, context.model.hidden_size
+    rate = scaled(defaults.learning_rate or LEARNING_RATE, hidden_size, lora)
+    trained = "LoRA" if lora else "all weights"
+    context.activity(f"learning_rate {rate:g}, the default for {trained} and hidden size {hidden_size}")
+    return rate

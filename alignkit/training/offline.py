@@ -17,8 +17,8 @@ from alignkit.models.packing import Examples, indivisible
 from alignkit.tokens.encoder import Encoded, counted, drop_reason
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
+from alignkit.training.learner import schedule, share_of
 from alignkit.training.sampler import make_sampler, report
-from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import TrainerState
 
 if TYPE_CHECKING:

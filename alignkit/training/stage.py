@@ -2,25 +2,167 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from alignkit import shapes
-from alignkit.algorithm import Algorithm, Phase, SelectContext, Source
+from alignkit import seeds, shapes
+from alignkit.algorithm import Algorithm, Needs, Phase, SelectContext, Source, Trains
 from alignkit.calls import blame, call, mistake
 from alignkit.data.group import Group
+from alignkit.io.atomic import replace_folder
+from alignkit.io.digest import file_digest
+from alignkit.models.shared_model import HeadKind, SharedModel
+from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.auxiliary import auxiliary_loss
-from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
-from alignkit.training.roles import StageRoles, add_roles
+from alignkit.training.sampler import auxiliary_loss
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "MANIFEST.json"
+TENSORS, STATE = "tensors.safetensors", "state.json"
+FILES = {TENSORS, STATE}
 T = TypeVar("T")
+
+
+@dataclass
+class Checkpoint:
+    """Everything a stage's numbers depend on: tensors (weights and optimizer) and JSON state."""
+
+    tensors: Mapping[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write `folder/NUMBER` with checksums, then remove all but the newest `keep` checkpoints."""
+    from safetensors.torch import save_file
+
+    target = folder / f"{number:06d}"
+    with replace_folder(target) as new:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
+        save_file(tensors, new / TENSORS)
+        (new / STATE).write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
+        sums = {file.name: file_digest(file) for file in sorted(new.iterdir())}
+        (new / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for old in _numbered(folder)[:-keep]:  # the new one is durable by now
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is not damaged, or None if there are none. Damaged ones are reported through `say`.
+
+    If all are damaged, there is nothing to continue from: the stage starts over, and says so.
+    """
+    from safetensors.torch import load_file
+
+    checkpoints = _numbered(folder)
+    for path in reversed(checkpoints):
+        damage = _damage(path)
+        if damage is None:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            return Checkpoint(load_file(path / TENSORS), state)
+        say(f"checkpoint {path} is damaged ({damage}); trying the previous one")
+    if checkpoints:
+        say(f"all checkpoints in {folder} are damaged; the stage starts over")
+        shutil.rmtree(folder, ignore_errors=True)  # another process of the run may be faster
+    return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def _damage(path: Path) -> str | None:
+    """The damage of a checkpoint in words, or None."""
+    try:
+        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST}: {error}"
+    if not isinstance(sums, dict) or not FILES.issubset(sums):
+        return f"{MANIFEST} lacks the files of a checkpoint"
+    for name, expected in sums.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file_digest(file) != expected:
+            return f"{name} differs from its checksum"
+    return None
+
+
+@dataclass(frozen=True)
+class StageRoles:
+    """Names of roles on the stage's base model.
+
+    trained: the policy or reward model. reference: a role of its own base model. start, reference_name: stages or base
+    models as the recipe names them.
+    values: the value function's role, if the algorithm needs one. value_start: what it starts from, in words.
+    """
+
+    trained: str
+    start: str
+    reference: str
+    reference_name: str
+    values: str | None = None
+    value_start: str = ""
+
+    def drop(self, model: SharedModel) -> None:
+        """Remove the roles that belong to this stage only."""
+        model.drop_role(self.trained)
+        if self.values is not None:
+            model.drop_role(self.values)
+
+
+def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
+    """Add the stage's roles to the shared model."""
+    models, settings, needs = context.models, context.settings, algorithm.needs
+    context.model.seed = seeds.number(context.seed, context.name, "init")
+    start = settings.from_ or models.name
+    trained = f"{context.name}~new"
+    head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
+    context.model.add_role(trained, start=models.role(start), head=head)
+    reference_name = settings.reference or start
+    reference = context.models_of(reference_name).role(reference_name)
+    if not needs.values:
+        return StageRoles(trained, start, reference, reference_name)
+    values, value_start = add_value_role(context, needs, trained)
+    return StageRoles(trained, start, reference, reference_name, values, value_start)
+
+
+def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tuple[str, str]:
+    """Add the value function's role; returns its name and what it starts from, in words.
+
+    As in InstructGPT, it starts from a reward model, if one is on the policy's base. That model's head is kept only if
+    its score is the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale are
+    worse than zeros.
+    """
+    models, reward = context.models, context.settings.reward
+    name = f"{context.name}~value"
+    if needs.shared_values:
+        context.model.add_head(name, policy_role)
+        return name, "a zero head on the policy"
+    stages = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
+    reward_models = [name for name in stages if context.base_of(name) == context.stage.base]
+    source = context.settings.value_from or (reward_models[0] if reward_models else None)
+    start = policy_role if source is None else models.role(source)
+    role = context.model.add_role(name, start=start, head="scalar")
+    is_the_reward = source is not None and reward is not None and reward.kind == "stage" and reward.name == source
+    if is_the_reward and not needs.centered_values:
+        return name, str(source)
+    assert role.head is not None
+    role.head.data.zero_()
+    return name, f"{source or 'the policy'}'s network with a zero head"
 
 
 def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
@@ -78,7 +220,9 @@ class TrainerState:
         checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
         if checkpoint is None:
             return
+        begun = self.algorithm.state  # by `select`: held-out rows are selected as in the first start
         self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
+        self.algorithm.state = begun
         for base, models in self.context.bases().items():
             models.model.memory.restore(checkpoint.state.get("memory", {}).get(base) or {"halvings": 0})
         self.done = checkpoint.state
@@ -99,10 +243,7 @@ class TrainerState:
             )
 
     def restore_progress(self) -> None:
-        """Continue with the checkpoint's summary and the algorithm's state, once this start has counted and selected.
-
-        The summary already includes these counts, and `select` may have begun a new state.
-        """
+        """Continue with the checkpoint's summary, which has this start's counts, and with the algorithm's state."""
         if self.done:
             self.summary.clear()
             self.summary.update(self.done["summary"])

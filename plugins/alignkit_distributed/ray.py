@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import RunFailed, hookimpl
-from alignkit.extras import install_command
+from alignkit.errors import install_command
 
 ADDRESS = "RAY_ADDRESS"  # of the cluster, as Ray's own jobs have it; `local`: workers of this machine
 AHEAD = 3  # chunks that wait for each worker

@@ -21,7 +21,7 @@ from alignkit.io.digest import plugin_digests, versions
 from alignkit.kinds import World
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, base_keys, specs
-from alignkit.runs.data import file_facts
+from alignkit.runs.fingerprint import file_facts
 from alignkit_distributed import sharded
 from alignkit_distributed.collectives import ProcessCollectives
 from alignkit_distributed.sharded_forward import LockstepCollectives

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,18 +118,22 @@ def test_a_recipe_that_is_wrong_is_reported_once(work: Path) -> None:
 # Launchers
 
 
-def launched(*command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def launched(
+    *command: str, code: int = 0, number: int = 0, begun: Callable[[], object] = bool
+) -> subprocess.CompletedProcess[str]:
+    """number: of a signal that it gets as soon as it has begun."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("RANK", "WORLD", "MASTER"))}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), clean.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-    )
-    assert done.returncode == code, done.stderr
-    return done
+    env = {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    words = [sys.executable, "-m", *command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        while number and process.poll() is None and not begun():
+            time.sleep(0.1)
+        if number:
+            process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == code, err
+    return subprocess.CompletedProcess(words, code, out, err)
 
 
 ACCELERATE = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
@@ -158,6 +165,16 @@ def test_alignkits_own_option_starts_processes_and_has_their_exit_code(work: Pat
     short = ["stages.sft.max_length=2", "--out", "three"]
     done = launched("alignkit", "run", recipe, *short, "--processes", "2", code=4)
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_to_alignkit_reaches_the_processes_that_it_started(work: Path, name: str, code: int) -> None:
+    recipe = str(write_recipe({"sft": offline("sft", "demos", epochs=10**5, checkpoint_every=1)}))
+    words = ("alignkit", "run", recipe, "--out", "out", "--processes", "2")
+    number = signal.Signals[name]
+    done = launched(*words, code=code, number=number, begun=lambda: any(Path("out").glob("sft/checkpoints/*")))
+    assert done.stderr.count("to resume: ") == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

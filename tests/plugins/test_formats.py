@@ -599,6 +599,8 @@ def test_a_line_that_is_too_long_is_cut_between_words(monkeypatch: pytest.Monkey
 def test_text_rows_have_no_prompt_and_must_not_be_blank() -> None:
     assert read("text", {"text": " a ", "url": "u"}) == Group((), (Response(text=" a "),), meta={"url": "u"})
     assert read("text", "a") == Group((), (Response(text="a"),))
+    asked = {"text": "Red or blue?", "choices": ["Red", "blue"]}  # the text says them
+    assert read("text", asked).meta == {"choices": ["Red", "blue"]}
     assert "response is empty" in refused("text", {"text": "  "})
 
 
@@ -749,3 +751,4 @@ def test_tools_in_columns_of_other_names_are_read(column: str) -> None:
     assert ColumnFormat.rest({"prompt": "Hi", column: [schema]}, "prompt", "tools") == {}
     if column != "tools":
         assert ColumnFormat.tools({column: ["weather"]}) == ()
+        assert ColumnFormat.tools({column: [{"name": None}]}) == ()

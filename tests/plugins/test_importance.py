@@ -16,7 +16,7 @@ from alignkit import Algorithm, Batch, Outputs, RecipeError
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.settings import Importance
-from alignkit.training.mismatch import weighted
+from alignkit.training.rollouts import weighted
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO

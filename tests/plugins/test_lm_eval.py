@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from alignkit import RunFailed, StepContext
 from alignkit.cli import main
-from alignkit.runs.map import resumable_map
+from alignkit.runs.services import resumable_map
 from alignkit_plugins.steps import lm_eval
 from alignkit_plugins.steps.lm_eval import LmEval
 

@@ -15,7 +15,7 @@ from alignkit.cli import main
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, LeftOut, RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.data import RunData
+from alignkit.runs.fingerprint import RunData
 from alignkit_apps.charts.data_lines import describe
 from alignkit_plugins.formats.template import Template
 from alignkit_plugins.formats.template.fields import Text

@@ -16,7 +16,7 @@ from alignkit import RunFailed, cli
 from alignkit.io.results import Results
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.folder import begin
+from alignkit.runs.services import begin
 from alignkit.runs.stage import RunStage
 
 RECIPE = """

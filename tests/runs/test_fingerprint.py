@@ -21,8 +21,7 @@ from alignkit.models import shared_model
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
-from alignkit.runs.data import RunData
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.settings import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.runs.map import CHUNK, resumable_map
+from alignkit.runs.services import CHUNK, resumable_map
 
 
 class Doubling:

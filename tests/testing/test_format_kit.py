@@ -181,7 +181,7 @@ class TextAsResponse(QA):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (TextAsPrompt, r"a Group's prompt must be a tuple of messages.* \(test_format_kit.py:\d+\)"),
+    (TextAsPrompt, r"a Group's prompt must be a tuple of messages, as .*'role'.* \(test_format_kit.py:\d+\)"),
     (TextAsResponse, r"a Group's responses must be a tuple of Response objects \(test_format_kit.py:\d+\)"),
     (NoExample, "NoExample: `example` must be a row as JSON"),
     (NotJSON, "`example` must be a row as JSON"),

@@ -14,8 +14,7 @@ from alignkit import DataError, Group, seeds
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.auxiliary import AuxiliaryLoss
-from alignkit.training.sampler import Sampler
+from alignkit.training.sampler import AuxiliaryLoss, Sampler
 
 
 def auxiliary(groups: int, batch_size: int) -> AuxiliaryLoss:

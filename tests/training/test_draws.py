@@ -199,7 +199,7 @@ def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pyte
 
 
 def test_weights_of_a_mix_decide_its_batches(tmp_path: Path) -> None:
-    from alignkit.training.auxiliary import AuxiliaryLoss
+    from alignkit.training.sampler import AuxiliaryLoss
 
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:

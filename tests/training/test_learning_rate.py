@@ -13,7 +13,7 @@ from watched import prompts
 from alignkit.data.group import write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit.training.schedule import scaled
+from alignkit.training.learner import scaled
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.ppo import PPO
 

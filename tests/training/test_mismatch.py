@@ -16,8 +16,8 @@ import yaml
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.training.mismatch import sampler_metrics
 from alignkit.training.online import Iteration, RolloutTrainer, mean_kl
+from alignkit.training.rollouts import sampler_metrics
 
 HEADER = """
 from dataclasses import replace

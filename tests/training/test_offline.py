@@ -1,24 +1,26 @@
-"""Rows of a large data set become tokens batch by batch: the same result as all at once, nothing lost in silence."""
+"""A stage over a data set: its rows are counted, its best epoch is kept, and a stop changes nothing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from alignkit.algorithm import SelectContext
 from alignkit.data import sources
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import data, stage
+from alignkit.runs import fingerprint, stage
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.template import ChatTemplate
 from alignkit.training.learner import Learner
+from alignkit_plugins.algorithms.sft import SFT
 
 LONG = "why " * 200
 
@@ -112,8 +114,29 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same bytes and the same counts."""
-    rows = [*demonstrations(6), {"prompt": LONG, "completion": "yes"}]
-    wanted = trained(tmp_path, rows)
+    stopped_and_resumed(tmp_path, monkeypatch, [*demonstrations(6), {"prompt": LONG, "completion": "yes"}])
+
+
+def test_held_out_rows_are_selected_by_the_state_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a stage that was stopped, whose algorithm already knows more."""
+
+    def chosen(self: SFT, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
+        self.state.setdefault("steps", 0)
+        return groups[self.state["steps"] :] if context.validation else groups
+
+    monkeypatch.setattr(SFT, "select", chosen)
+    monkeypatch.setattr(SFT, "before_step", lambda self, batch, out: {"steps": self.state["steps"] + 1})
+    data = {"path": "rows.jsonl", "validation": 0.5}
+    stopped_and_resumed(tmp_path, monkeypatch, demonstrations(16), data=data)
+
+
+def stopped_and_resumed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], **settings: Any
+) -> None:
+    """A stage that is killed after two steps ends as one that is not."""
+    wanted = trained(folder, rows, **settings)
     step, left = Learner.step, [2]
 
     def failing(self: Learner, examples: Examples, factor: float) -> dict[str, float]:
@@ -124,10 +147,10 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 
     monkeypatch.setattr(Learner, "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, rows, "killed", checkpoint_every=1)
+        trained(folder, rows, "killed", checkpoint_every=1, **settings)
     monkeypatch.setattr(Learner, "step", step)
-    assert trained(tmp_path, rows, "killed", checkpoint_every=1) == wanted
-    assert weights(tmp_path / "killed") == weights(tmp_path / "out")
+    assert trained(folder, rows, "killed", checkpoint_every=1, **settings) == wanted
+    assert weights(folder / "killed") == weights(folder / "out")
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +168,7 @@ def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytes
         read.append(given)
         return sources.load(*given, **named)
 
-    monkeypatch.setattr(data, "load", counted)
+    monkeypatch.setattr(fingerprint, "load", counted)
     trained(tmp_path, demonstrations(4))
     assert len(read) == 1
 

@@ -19,8 +19,8 @@ from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec, Settings
-from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.training.learner import Learner
+from alignkit.training.stage import Checkpoint, load_checkpoint, save_checkpoint
 from tests.test_train import Whole, encoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")

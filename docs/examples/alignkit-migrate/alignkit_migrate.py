@@ -26,7 +26,7 @@ def migrate(
     """
     import yaml
 
-    from alignkit.arguments import refuse
+    from alignkit.commands import refuse
 
     if not config.is_file():
         refuse(f"no such file: {config}")
@@ -53,7 +53,7 @@ def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, A
     """A recipe as plain data, and notes on what it does not have. Raises RecipeError without a trainer or a model."""
     import yaml
 
-    from alignkit.arguments import refuse
+    from alignkit.commands import refuse
 
     tables = yaml.safe_load(Path(__file__).with_name("alignkit_migrate.yaml").read_text(encoding="utf-8"))
     tool = "axolotl" if "base_model" in values else "llamafactory" if "finetuning_type" in values else "trl"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.arguments import DefaultGroup, refuse
+from alignkit.commands import DefaultGroup, refuse
 from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import console, files_written
 

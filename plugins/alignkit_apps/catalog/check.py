@@ -19,7 +19,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from alignkit import __version__
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.io.text import printable
 from alignkit.outcome import Result

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.text import printable
 from alignkit.recipe.references import options_of

@@ -19,7 +19,7 @@ import yaml
 from packaging.version import Version
 
 from alignkit import __version__
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.atomic import write_text
 from alignkit.plugins import COMMANDS, GROUP

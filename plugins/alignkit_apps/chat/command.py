@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from alignkit.arguments import announce, refuse
+from alignkit.commands import announce, refuse
 
 if TYPE_CHECKING:
     from alignkit_apps.policies.recipe import NamedModels

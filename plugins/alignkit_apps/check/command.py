@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import RecipeName, load, refuse
+from alignkit.commands import RecipeName, load, refuse
 from alignkit.io.text import printable
 from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import console, print_lines, print_table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from alignkit.data.group import Group
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit.tokens.encoder import WHOLE, Encoder
 from alignkit_apps.data.clean import faults
 from alignkit_apps.data.rows import Row, Rows, encoder_of, entry, read_rows

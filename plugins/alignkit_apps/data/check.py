@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
-from alignkit.runs.data import RunData
+from alignkit.runs.fingerprint import RunData
 from alignkit_apps.charts import data_cards
 from alignkit_apps.charts.tally import card
 from alignkit_apps.data.rows import Row, no_stage, read_rows, short

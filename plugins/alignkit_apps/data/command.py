@@ -72,9 +72,9 @@ def check(
       alignkit data check train.jsonl --against test.jsonl
       alignkit data check recipe.yaml
     """
-    from alignkit.arguments import load, refuse
+    from alignkit.commands import load, refuse
     from alignkit.errors import Repeated
-    from alignkit.extras import check_extra
+    from alignkit.errors import check_extra
     from alignkit.plugins import load_plugins
     from alignkit.recipe.yaml import shipped
     from alignkit.report import Report
@@ -137,7 +137,7 @@ def convert(
       alignkit data convert '{alpaca: my.csv}' --to messages --out messages.jsonl
       alignkit data convert llmbar.json --to preference --out pairs.jsonl
     """
-    from alignkit.arguments import refuse
+    from alignkit.commands import refuse
     from alignkit.errors import did_you_mean
     from alignkit.plugins import load_plugins
     from alignkit_apps.data import convert as converting

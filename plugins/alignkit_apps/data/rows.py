@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, SourceReader
 from alignkit.errors import BadRow, DataError

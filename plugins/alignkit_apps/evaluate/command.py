@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import Judges, Rewards
 
@@ -51,7 +51,7 @@ def evaluate(
         )
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import made_recipe
-    from alignkit.runs.folder import begin
+    from alignkit.runs.services import begin
     from alignkit.runs.start import result_of
     from alignkit_apps.policies.recipe import models_of, recipe_of, without_overrides
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.digest import cached_snapshot

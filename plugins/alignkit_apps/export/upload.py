@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import RunFailed
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"

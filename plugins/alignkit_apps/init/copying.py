@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import OutOfResource, did_you_mean
 from alignkit.io.text import is_file
 from alignkit.plugins import plugins

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import (
     DataSource,
@@ -30,7 +30,7 @@ from alignkit.errors import AlignkitError, DataError, did_you_mean
 from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.registry import Component
-from alignkit.runs.data import RunData
+from alignkit.runs.fingerprint import RunData
 from alignkit_apps.catalog.json_schema import schema_line
 from alignkit_apps.init.copying import write_files
 from alignkit_plugins.data.readings import Reading, readings_of

@@ -11,11 +11,11 @@ from pathlib import Path
 from alignkit.data.group import Group
 from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit.io.results import RECIPE
 from alignkit.io.text import exists, is_file, printable
 from alignkit.recipe.schema import specs
-from alignkit.runs.data import RunData
+from alignkit.runs.fingerprint import RunData
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of

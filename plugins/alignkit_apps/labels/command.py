@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import DefaultGroup, refuse
+from alignkit.commands import DefaultGroup, refuse
 from alignkit.errors import did_you_mean
 from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import files_written, reported

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.io.results import RECIPE
 from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.schema import BASE

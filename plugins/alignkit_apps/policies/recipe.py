@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import RecipeError
 from alignkit.io.text import is_dir, is_file, printable
 from alignkit.options import Field, Options, RewardRef

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import RunFailed, did_you_mean
 from alignkit.io.results import (
     RECIPE,

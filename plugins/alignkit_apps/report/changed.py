@@ -16,7 +16,7 @@ from alignkit.recipe.rules import ONLY_ONLINE
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings
-from alignkit.training.schedule import scaled
+from alignkit.training.learner import scaled
 from alignkit_apps.report.changes import LONGEST, Change, changes
 
 MOST = 3  # changes that a message names

@@ -33,7 +33,7 @@ def show(
       alignkit show runs/quickstart --open
       alignkit show runs/quickstart --prune
     """
-    from alignkit.arguments import announce, refuse
+    from alignkit.commands import announce, refuse
     from alignkit_apps.policies.source import runs_in
 
     folders = folders or []

@@ -9,7 +9,7 @@ from pathlib import Path
 from alignkit.io.atomic import discard_folder
 from alignkit.io.results import RESULTS, WORK, damage_of, find_result, read_record, results_of_stage, stage_of
 from alignkit.report import Table
-from alignkit.runs.folder import locked
+from alignkit.runs.services import locked
 from alignkit_apps.report.history import in_use
 
 

@@ -20,7 +20,7 @@ import psutil
 from alignkit.errors import StageWaits, Stopped, message_of
 from alignkit.io.results import STARTS
 from alignkit.io.text import IMPOSSIBLE, redacted
-from alignkit.runs.folder import resume_command
+from alignkit.runs.services import resume_command
 
 
 def write_start(folder: Path, recipe_folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.io.atomic import write_text
 from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.io.text import is_file

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import refuse
-from alignkit.extras import check_extra
+from alignkit.commands import refuse
+from alignkit.errors import check_extra
 
 if TYPE_CHECKING:
     from alignkit_apps.web.address import Address

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.arguments import load, refuse
+from alignkit.commands import load, refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.results import RECIPE
 from alignkit.outcome import Result

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.arguments import refuse
+from alignkit.commands import refuse
 from alignkit.errors import NotReproduced, stoppable
 from alignkit.io.console import Reporter
 from alignkit.io.results import RESULTS, Results, damage_of, folders_of

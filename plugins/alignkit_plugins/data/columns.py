@@ -122,7 +122,8 @@ def _are_schemas(value: Any) -> bool:
         functions = [tool["function"] for tool in tools_of(value)]
     except BadRow:
         return False
-    return bool(functions) and all(isinstance(each, Mapping) and "name" in each for each in functions)
+    names = [each.get("name") if isinstance(each, Mapping) else None for each in functions]
+    return bool(names) and all(isinstance(name, str) for name in names)
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:

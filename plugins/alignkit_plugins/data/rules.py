@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import alignkit
 from alignkit import DataError, DataRef, Field, Group
 from alignkit.data.group import Response, group_id
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit.report import Table
 from alignkit_plugins.data.languages import check_languages, identifier
 from alignkit_plugins.data.shown import shortened

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from alignkit import Field, Format, Group, Options, Response
+from alignkit import Field, Group, Options, Response
+from alignkit_plugins.data.columns import ColumnFormat
 
 Piece = tuple[int, str]  # number of the first line, and text
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
@@ -18,7 +19,7 @@ class TextOptions(Options):
     paragraphs: bool = Field(False, description="make every paragraph a document, however short")
 
 
-class Text(Format):
+class Text(ColumnFormat):
     """Text without a prompt."""
 
     Options = TextOptions

@@ -25,7 +25,7 @@ import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
 from alignkit.errors import should_stop
 from alignkit.evaluation.statistics import shown
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit.report import Report, Table
 from alignkit_plugins.evaluate.comparison import short_names
 

@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit_plugins.data.spoken import TAGS, answer_in
 from alignkit_plugins.rewards.text.answers import scored
 

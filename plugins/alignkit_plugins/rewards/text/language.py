@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit_plugins.data.groups import column_of, row_of
 from alignkit_plugins.data.languages import check_languages, identifier
 from alignkit_plugins.rewards.text.answers import scored

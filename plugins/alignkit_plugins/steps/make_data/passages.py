@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit import RunFailed
-from alignkit.extras import check_extra
+from alignkit.errors import check_extra
 from alignkit_http import ReplyStore
 
 PLAIN, PAGES = (".txt", ".md"), (".html", ".htm")
