@@ -322,30 +322,12 @@ class TrainingStage(RunStage, StageContext):
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.base(stage.base))
         super()._check_plugins(mistakes)
-        self._check_optimizer(mistakes)
         rewards = specs([settings.reward, settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         environment = settings.environment
         if environment is not None and of_episodes and id(environment) not in self._unusable:
             self.plugin(environment).folder = self.recipe.folder
             self._check(mistakes, environment, "check_reward")
-
-    def _check_optimizer(self, mistakes: Mistakes) -> None:
-        """Try the schedule on ten steps, and make the optimizer, if they have options or are an author's own."""
-        schedule, optimizer = self.settings.lr_scheduler_type, self.settings.optimizer
-        if isinstance(schedule, Component):
-            from alignkit.optimizers import factor_of
-
-            with mistakes.gathering(self.name, ("lr_scheduler_type",)):
-                for step in range(10):
-                    factor_of(schedule, step=step, total=10, warmup=0, rate=1.0)
-        if isinstance(optimizer, Component):
-            from torch import nn, zeros
-
-            from alignkit.optimizers import make_optimizer
-
-            with mistakes.gathering(self.name, ("optimizer",)):
-                make_optimizer(self.settings, [nn.Parameter(zeros(16, 16))], 1e-3)
 
     def _check_models(self, mistakes: Mistakes) -> None:
         bases, environment = self.services.bases, self.settings.environment

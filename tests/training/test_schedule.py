@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from alignkit import Group, RunFailed, cli
+from alignkit import Group, RunFailed
 from alignkit.algorithm import StageDefaults
 from alignkit.models.packing import Examples
 from alignkit.recipe.references import options_of
@@ -65,24 +63,3 @@ def test_what_is_no_schedule_is_refused_before_the_first_step(function: Any, why
         learning_rate(context, StageDefaults())
     with pytest.raises(RunFailed, match="schedule 'theirs' cannot be used"):
         [schedule(settings, 1e-3, step, 100) for step in range(100)]
-
-
-def test_what_cannot_be_used_in_a_later_stage_is_told_before_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "completion": "a"}\n', encoding="utf-8")
-    falls = "def falls(step, total): return 0.5 - step / total\n"
-    register = (
-        "from alignkit import hookimpl\n@hookimpl\ndef register(add): add('schedule', 'falls', falls, 'below 0')\n"
-    )
-    (tmp_path / "falls.py").write_text(falls + register, encoding="utf-8")
-    one = {"algorithm": "sft", "data": "rows.jsonl", "max_steps": 1}
-    two = {**one, "lr_scheduler_type": {"falls": {}}, "optimizer": {"sgd": {"momentum": -1}}}
-    recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"one": one, "two": two}}), encoding="utf-8")
-    out = tmp_path / "out"
-    assert cli.main(["run", str(recipe), "--out", str(out), "--plugin", str(tmp_path / "falls.py")]) == 2
-    told = capsys.readouterr().err
-    assert "schedule 'falls' cannot be used: its factor is -0.1" in told
-    assert "optimizer 'sgd' cannot be used: ValueError: Invalid momentum value: -1" in told
-    assert not (out / "one").exists()
