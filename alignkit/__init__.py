@@ -26,7 +26,8 @@ _WHERE = {
     "notebook": "run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
     "report": "Report Table",
-    "reward": "CombinedReward Context Judge Models Policy Rating Reward RewardCombination Verdict",
+    "policy": "Models Policy",
+    "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
     "sampling": "Sampling SamplingOptions",
     "step": "Artifact Step StepContext StepData",
 }
@@ -50,13 +51,12 @@ if TYPE_CHECKING:
     from alignkit.kinds import Filter, Launcher, Monitor, Observation, Reader, TrackedRun, Tracker
     from alignkit.notebook import run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
+    from alignkit.policy import Models, Policy
     from alignkit.report import Report, Table
     from alignkit.reward import (
         CombinedReward,
         Context,
         Judge,
-        Models,
-        Policy,
         Rating,
         Reward,
         RewardCombination,

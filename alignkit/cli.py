@@ -33,9 +33,9 @@ from alignkit.errors import (
     did_you_mean,
     message_of,
     no_disk,
+    of_command,
     stoppable,
 )
-from alignkit.errors import of_command
 from alignkit.outcome import Ended, Result, only_a_document
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, message_of, reason_of
-from alignkit.errors import left_out, of_command
+from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, left_out, message_of, of_command, reason_of
 from alignkit.hookspecs import hookspec
 from alignkit.io.text import is_file, printable
 

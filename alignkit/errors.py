@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
+import os
 import re
+import shlex
+import shutil
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType

@@ -20,8 +20,17 @@ from typing import Any
 import pluggy
 
 from alignkit import __version__, hookspecs
-from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, reason_of
-from alignkit.errors import LEFT_OUT, left_out, of_command
+from alignkit.errors import (
+    LEFT_OUT,
+    AlignkitError,
+    PluginError,
+    Problem,
+    RecipeError,
+    did_you_mean,
+    left_out,
+    of_command,
+    reason_of,
+)
 from alignkit.io.text import is_dir, is_file
 from alignkit.registry import KINDS, Registration, Registry, UnavailablePlugin, why_not
 

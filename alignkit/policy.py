@@ -102,14 +102,3 @@ class Models(Protocol):
             reference: `base`, a stage such as `sft`, a version that it kept such as `sft@2`, or an adapter's folder.
         """
         ...
-
-
-# A judge's probability this close to 0.5 is a tie. fp32 log-probabilities of the same text differ by up to 1e-5 nats
-# between batches, and servers round theirs to four decimals, which moves a probability by up to 5e-5.
-TIE = 1e-4
-REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
-LEARNED_KEY = "learned_reward"  # what a combination made of it for learning, where filters and `keep_group` choose
-
-
-# `with progress(what, total) as done:` shows how many of `total` parts of some work are done: `done(3)`.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

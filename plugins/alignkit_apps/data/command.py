@@ -73,8 +73,7 @@ def check(
       alignkit data check recipe.yaml
     """
     from alignkit.commands import load, refuse
-    from alignkit.errors import Repeated
-    from alignkit.errors import check_extra
+    from alignkit.errors import Repeated, check_extra
     from alignkit.plugins import load_plugins
     from alignkit.recipe.yaml import shipped
     from alignkit.report import Report

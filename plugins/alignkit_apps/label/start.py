@@ -10,8 +10,7 @@ from pathlib import Path
 
 from alignkit.data.group import Group
 from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
-from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
-from alignkit.errors import check_extra
+from alignkit.errors import DataError, Problem, RecipeError, check_extra, did_you_mean
 from alignkit.io.results import RECIPE
 from alignkit.io.text import exists, is_file, printable
 from alignkit.recipe.schema import specs

@@ -23,9 +23,8 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
-from alignkit.errors import should_stop
+from alignkit.errors import check_extra, should_stop
 from alignkit.evaluation.statistics import shown
-from alignkit.errors import check_extra
 from alignkit.report import Report, Table
 from alignkit_plugins.evaluate.comparison import short_names
 
