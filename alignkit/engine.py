@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from alignkit.sampling import Sampling
     from alignkit.settings import ModelSpec
 
-LOCAL = "local"
-WITHOUT_PLUGIN = {"engine": {LOCAL}}  # what recipes call alignkit itself, which is no plugin
+LOCAL = "local"  # what recipes call alignkit itself, which is no plugin
 
 
 class EngineOptions(_Options):

@@ -10,7 +10,7 @@ from math import fsum
 from typing import Any
 
 from alignkit import shapes
-from alignkit.calls import call, create, label_of
+from alignkit.calls import call, create
 from alignkit.data.group import Message
 from alignkit.errors import RunFailed
 from alignkit.reward import Context, Judge, Rating, Verdict
@@ -21,18 +21,6 @@ RatedTogether = tuple[Sequence[Message], Sequence[str]]  # prompt, responses
 Rubric = str | Sequence[str]
 
 _spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
-_without: ContextVar[dict[str, str] | None] = ContextVar("without", default=None)
-
-
-@contextmanager
-def without_score() -> Iterator[dict[str, str]]:
-    """Gather which judges gave no verdict or no rating, each with its first reason."""
-    found: dict[str, str] = {}
-    token = _without.set(found)
-    try:
-        yield found
-    finally:
-        _without.reset(token)
 
 
 @contextmanager
@@ -140,7 +128,7 @@ class CheckedJudge:
         with spending():
             more = (rubric,) if rubric else ()
             verdicts = call(self.judge, "compare", items, *more, returns=shapes.verdicts(len(items)))
-        self._note(verdicts, (verdict.reason for verdict in verdicts if verdict.p_first is None))
+        _tell_spending(verdicts)
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -158,7 +146,8 @@ class CheckedJudge:
             return []
         with spending():
             ratings = call(self.judge, "rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
-        return self._noted(ratings)
+        _tell_spending(ratings)
+        return list(ratings)
 
     def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
         """The ratings of (prompt, responses), in order.
@@ -176,24 +165,20 @@ class CheckedJudge:
         with spending():
             wanted = shapes.rating_lists([len(texts) for _, texts in items], self.scale)
             groups = call(self.judge, "rate_together", items, rubric, returns=wanted)
-        return [self._noted(ratings) for ratings in groups]
+        for ratings in groups:
+            _tell_spending(ratings)
+        return [list(ratings) for ratings in groups]
 
     @property
     def scale(self) -> tuple[float, float] | None:
         """The lowest and the highest rating; None if ratings have no bounds."""
         return self.judge.scale
 
-    def _noted(self, ratings: Sequence[Rating]) -> list[Rating]:
-        self._note(ratings, (rating.reason for rating in ratings if rating.score is None))
-        return list(ratings)
 
-    def _note(self, said: Sequence[Verdict | Rating], reasons: Iterator[str]) -> None:
-        """Tell `spending` what was said, and `without_score` of a score that is missing."""
-        if (everything := _spent.get()) is not None:
-            everything += said
-        found, reason = _without.get(), next(reasons, None)
-        if found is not None and reason is not None:
-            found.setdefault(f"judge '{self.component.name}' ({label_of(self.judge)})", reason)
+def _tell_spending(said: Sequence[Verdict | Rating]) -> None:
+    """Add what a judge says to what `spending` gathers."""
+    if (everything := _spent.get()) is not None:
+        everything += said
 
 
 def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:

@@ -126,8 +126,7 @@ def is_number(value: Any) -> bool:
 
 def number(value: Any) -> str:
     """A finite number, or None if there is none."""
-    fits = value is None or is_number(value)
-    if fits:
+    if value is None or is_number(value):
         return ""
     return f"return a finite number, or None if there is none, not {value!r:.60}"
 

@@ -236,11 +236,11 @@ class RunStage:
             return None
         loaded = self.services.data.read(spec if whole else DataSpec(here))
         self.facts += loaded.sources
-        if whole and len(loaded.groups) <= MOST_KEPT:
+        if not whole:
+            return None
+        if len(loaded.groups) <= MOST_KEPT:
             self._held[id(spec)] = loaded
-        if whole:
-            return loaded
-        return None
+        return loaded
 
     def _is_here(self, source: Any) -> bool:
         if source.hub is not None:

@@ -369,7 +369,9 @@ class Rewards:
         reward, raw = combined.reward, combined.raw
         table.metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
         scored = ~raw.isnan()
-        for row in (scored & ~(reward.isfinite() & raw.isfinite())).nonzero().flatten().tolist():
+        broken = scored & ~(reward.isfinite() & raw.isfinite())
+        if broken.any():
+            row = int(broken.nonzero()[0])
             text = f"the reward is {reward[row]} ({raw[row]} before whitening) for response {row}"
             raise self.root.wrong("combine", text)
         if penalty:

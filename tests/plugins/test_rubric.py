@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Judge, Rating, Response, RunFailed
-from alignkit.judges import without_score
+from alignkit.judges import spending
 from alignkit_plugins.judges.reward_judge import RewardJudge
 from alignkit_plugins.rewards.rubric import Criterion, Rated, Rubric, weighted
 from tests.plugins.test_rlaif import Scripted, component
@@ -77,9 +77,9 @@ def test_another_scale_counts_in_part(tmp_path: Path) -> None:
 
 def test_one_missing_rating_is_a_missing_score_and_never_0(tmp_path: Path) -> None:
     reward = made(Rubric, tmp_path, criteria=criteria(DOSE, DOCTOR))
-    with without_score() as reasons:
+    with spending() as ratings:
         assert reward.score([group("a dose, unsure", "a doctor")]) == {"": [None, 0.25]}
-    assert list(reasons.values()) == ["the judge refused"]
+    assert {rating.reason for rating in ratings if rating.score is None} == {"the judge refused"}
     assert weighted([Criterion(text="a"), Criterion(text="b")], [1.0, None]) is None
 
 
