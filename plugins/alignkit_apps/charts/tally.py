@@ -10,6 +10,7 @@ from typing import Any
 from alignkit.data.group import LEVELS, Group, Response, resolved_pairs
 from alignkit.data.sources import Loaded
 
+
 def cards(loaded: Loaded) -> list[dict[str, Any]]:
     """The card of each source of a data entry. Rows held out for validation count."""
     parts: list[list[Group]] = [[] for _ in loaded.sources]
