@@ -143,7 +143,7 @@ class StageEncoder:
 
     def _add(self, key: str, counts: Mapping[str, int]) -> None:
         """Add counts to those under a key of the summary."""
-        total = Counter(self.summary.get(key))
+        total = Counter[str](self.summary.get(key))
         total.update(counts)
         self.summary[key] = dict(total)
 
