@@ -15,12 +15,12 @@ from typing import Any
 
 from rich.console import Console
 
+from alignkit.commands import Result
 from alignkit.errors import SIGNALS, Problem, RecipeError, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
 from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
-from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.services import begin, folder_of
 

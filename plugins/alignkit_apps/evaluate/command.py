@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import refuse
-from alignkit.outcome import Result
+from alignkit.commands import Result, refuse
 from alignkit_apps.catalog.printing import Judges, Rewards
 
 
