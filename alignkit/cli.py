@@ -129,10 +129,10 @@ def run(
             os.environ[VERBOSE] = "1"
         if processes > 1 and RANK not in os.environ:
             raise typer.Exit(launch(processes))
-        result = start(partial(load, recipe, overrides, tracker or ()), out)
-    if isinstance(result, int):
-        raise typer.Exit(result)
-    return result
+        left = start(partial(load, recipe, overrides, tracker or ()), out)
+    if isinstance(left, int):
+        raise typer.Exit(left)
+    return Result("run", left)
 
 
 @cache
