@@ -64,4 +64,4 @@ def evaluate(
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(recipe, folder, reporter)
-    return result_of(recipe, folder)
+    return Result("run", result_of(recipe, folder))
