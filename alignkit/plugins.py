@@ -28,7 +28,7 @@ from alignkit.errors import (
     RecipeError,
     did_you_mean,
     left_out,
-    of_command,
+    plugin_options,
     reason_of,
 )
 from alignkit.io.text import is_dir, is_file
@@ -198,9 +198,11 @@ def load_plugins(extra_files: Iterable[Path] | None = None, disabled: Sequence[s
     extra_files, disabled: None: what the command line names. Raises RecipeError for a disabled name that no plugin has.
     """
     global _current
-    files, names = of_command.get()
-    disabled = names if disabled is None else disabled
-    result = Plugins(map(Path, files if extra_files is None else extra_files), disabled)
+    if extra_files is None:
+        extra_files = map(Path, plugin_options["--plugin"])
+    if disabled is None:
+        disabled = plugin_options["--no-plugin"]
+    result = Plugins(map(Path, extra_files), disabled)
     found = _installed()
     found += [_Plugin(path.name, path.name, "", partial(import_file, path)) for path in result.files]
     for name in disabled:
