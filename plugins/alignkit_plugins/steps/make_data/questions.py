@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import model_validator
 
 from alignkit import Artifact, Field, Group, Response, StepContext
 from alignkit.evaluation.answers import same
@@ -89,12 +89,11 @@ class Questions(Asking):
         )
         limit: int | None = Field(None, ge=1, description="use only the first N passages")
 
-        @field_validator("prompt")
-        @classmethod
-        def _asks(cls, prompt: str) -> str:
-            if "{question}" not in prompt:
+        @model_validator(mode="after")
+        def _asks(self) -> Any:
+            if "{question}" not in self.prompt:
                 raise ValueError("prompt needs the field {question}")
-            return prompt
+            return self
 
     options: Options
 
