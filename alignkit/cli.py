@@ -34,6 +34,7 @@ from alignkit.errors import (
     message_of,
     no_disk,
     of_command,
+    reason_of,
     stoppable,
 )
 from alignkit.outcome import Ended, Result, only_a_document
@@ -248,9 +249,7 @@ def _called(given: Sequence[str], ended: Ended, show: bool) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # the parser's library ends the process if nobody reads on
             return 0
         last = traceback.extract_tb(error.__traceback__)[-1]
-        from alignkit.calls import words  # it imports pydantic
-
-        text = f"{words(error)}, at {last.filename}:{last.lineno}; a command ends only when it is complete"
+        text = f"{reason_of(error)}, at {last.filename}:{last.lineno}; a command ends only when it is complete"
         return _failed(PluginError(text), given, ended)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, given, ended)

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, left_out, message_of, of_command, reason_of
+from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, message_of, of_command, reason_of
 from alignkit.hookspecs import hookspec
 from alignkit.io.text import is_file, printable
 
@@ -47,7 +47,7 @@ def register_commands(register: RegisterCommand) -> None:
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of all packages, alignkit's first. One that fails is a warning, and leaves out its own only."""
     found = importlib.metadata.entry_points(group=GROUP)
-    without = {*left_out(), *of_command.get()[1]}
+    without = set(of_command.get()[1])
     for entry in sorted(found, key=lambda entry: (_package(entry) != "alignkit", _package(entry), entry.name)):
         if {entry.name, _package(entry)} & without:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -335,7 +334,7 @@ def _signalled(number: int, _frame: FrameType | None) -> None:
         should_stop()
 
 
-# --- packages that only some users need, and plugins that a command leaves out
+# --- packages that only some users need
 
 
 def check_extra(user: str, extra: str, *modules: str) -> None:
@@ -361,11 +360,5 @@ def _pip() -> str:
     return f"{shlex.quote(sys.executable)} -m pip"
 
 
-LEFT_OUT = "ALIGNKIT_NO_PLUGIN"  # a variable: names, separated by commas
 # What `--plugin FILE` and `--no-plugin NAME` of this command say.
 of_command: ContextVar[tuple[Sequence[Path], Sequence[str]]] = ContextVar("of_command", default=((), ()))
-
-
-def left_out() -> list[str]:
-    """What the environment says is not to be loaded, in any command."""
-    return [name.strip() for name in os.environ.get(LEFT_OUT, "").split(",") if name.strip()]
