@@ -18,7 +18,7 @@ import pluggy
 
 from alignkit import hookspecs
 from alignkit.calls import line_in
-from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, of_command, reason_of
+from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, plugin_options, reason_of
 from alignkit.registry import KINDS, BrokenPlugin, Registration, Registry
 
 GROUP = "alignkit"
@@ -142,18 +142,19 @@ def load_plugins(extra_files: Iterable[Path] | None = None, disabled: Sequence[s
     extra_files, disabled: None: what the command line names. Raises RecipeError for a disabled name that no plugin has.
     """
     global _current
-    files, without = of_command.get()
-    if extra_files is not None:
-        files = list(extra_files)
-    result = Plugins(map(Path, files), without if disabled is None else disabled)
+    if extra_files is None:
+        extra_files = map(Path, plugin_options["--plugin"])
+    if disabled is None:
+        disabled = plugin_options["--no-plugin"]
+    result = Plugins(extra_files, disabled)
     found = [*_installed(), *map(_of_file, result.files)]
     names = [name for plugin in found for name in (plugin.name, plugin.key)]
-    for name in result.without:
+    for name in disabled:
         if name not in names:
             help = did_you_mean(name, names) or "`alignkit plugins` lists what is installed"
             raise RecipeError([Problem(f"cannot disable plugin '{name}': no such plugin is installed", help=help)])
     for plugin in found:
-        if not {plugin.name, plugin.key} & {*result.without}:
+        if not {plugin.name, plugin.key} & {*disabled}:
             result.load(plugin)
     _current = result
     return result

@@ -1,6 +1,5 @@
 """What an author gets wrong is told with the plugin, the line and what to write, wherever a user meets it."""
 
-from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import typer
 
 from alignkit.cli import main
 from alignkit.commands import add_commands
+from alignkit.errors import plugin_options
 from alignkit.plugins import load_plugins
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
@@ -75,7 +75,7 @@ def test_commands_are_left_out_with_their_package(
     said: list[str] = []
     monkeypatch.setattr("alignkit.commands.print", lambda text, file: said.append(text), raising=False)
     add_commands(typer.Typer())
-    monkeypatch.setattr("alignkit.commands.of_command", ContextVar("x", default=([], ["x-pack"])))
+    monkeypatch.setitem(plugin_options, "--no-plugin", ["x-pack"])
     add_commands(typer.Typer())
     assert len(said) == 1 and "no commands of x-pack" in said[0] and "SystemExit: 7" in said[0]
 

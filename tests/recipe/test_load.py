@@ -345,7 +345,6 @@ CASES = {
     "bad name": ("  a/b: {algorithm: plain, data: d.jsonl}\n", "'a/b' cannot be the name of a stage", (3, 3, 3), ""),
     "rollout range": (ALL + "    rollout: {samples_per_prompt: 0}\n", "expected at least 1, got 0", (10, 35, 1), ""),
     "too few samples": (ALL + "    rollout: {samples_per_prompt: 1}\n", "needs at least 2 responses", (10, 35, 1), ""),
-    "more to learn from": (ALL + "    rollout: {samples_per_prompt: 4, learn_from: 5}\n", "learn_from 5 is above samples_per_prompt 4", (10, 14, 38), ""),
     "data for rollouts": (ALL + "    data: d.jsonl\n", "online does not use 'data'", (10, 5, 4), "'mix: {data: ...}'"),
     "value without need": (ALL + "    value_from: helpful\n", "online does not use values", (10, 5, 10), ""),
     "reference without need": (FIRST[:-2] + ", reference: base}\n", "plain does not use a reference", (3, 44, 9), ""),

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import refuse
-from alignkit.outcome import Result
+from alignkit.commands import Result, refuse
 from alignkit_apps.catalog.printing import Judges, Rewards
 
 
@@ -65,4 +64,4 @@ def evaluate(
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(recipe, folder, reporter)
-    return result_of(recipe, folder)
+    return Result("run", result_of(recipe, folder))

@@ -60,10 +60,6 @@ def test_what_is_known_is_there(run: Path) -> None:
         "bad rows, the first: demos.jsonl:7: no prompt": 1,
     }
     assert [(one["stage"], one["blocks"]) for one in facts["reports"]] == [("report", REPORT.plain())]
-    assert [one["judged"] for one in facts["verdicts"]] == [
-        "by rewards that it was not trained on, and by the judges that it was trained on",
-        "by the judges that it was trained on: no proof",
-    ]
     assert [verdict["judge"] for verdict in facts["verdicts"]] == ["", "local_judge"]
     assert "align/metrics.jsonl" in {file["name"] for file in facts["files"]}
     titles = {(figure["stage"], figure["title"]) for figure in facts["figures"]}
