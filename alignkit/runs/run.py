@@ -140,7 +140,7 @@ class Run(Services):
         """Print the results."""
         self._check_results()
         self.store.join_metrics([*self.stages][-1])
-        for texts in self.event("results_shown", records=self._records, width=self.reporter.width):
+        for texts in self.event("results_shown", records=self._records, width=self.reporter.out.width):
             for text in texts:
                 self.reporter.result(text)
 
@@ -229,7 +229,7 @@ class Run(Services):
         name, before = stage.name, self.store.record(stage.name)
         parts = stage.key()  # again, because files may have changed while earlier stages ran
         if self._reuse(stage, parts):
-            self.reporter.stage_ends(f"{name}: unchanged, reused")
+            self.reporter.stop(f"{name}: unchanged, reused")
             self._records.append(self.store.record(name))
             return None
         key = self.hashes[name]
@@ -259,7 +259,7 @@ class Run(Services):
         record = {"hash": self.hashes[stage.name], **stage.record(earlier + seconds, summary, made, parts)}
         self.store.finish(stage.name, record)
         self._records.append(record)
-        self.reporter.stage_ends(f"{stage.name}: done in {duration(seconds)}{facts(record['summary'])}")
+        self.reporter.stop(f"{stage.name}: done in {duration(seconds)}{facts(record['summary'])}")
 
     def _check_results(self) -> None:
         """Raise RunFailed if a result is no longer there, or has changed, while later stages ran."""
