@@ -25,7 +25,6 @@ from alignkit.errors import (
     Problem,
     RecipeError,
     did_you_mean,
-    left_out,
     message_of,
     plugin_options,
     reason_of,
@@ -54,7 +53,7 @@ def register_commands(register: RegisterCommand) -> None:
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of all packages, alignkit's first. One that fails is a warning."""
-    without = {*left_out(), *plugin_options["--no-plugin"]}
+    without = set(plugin_options["--no-plugin"])
     added: list[tuple[bool, str, str, Any]] = []
     for entry in importlib.metadata.entry_points(group=GROUP):
         package = getattr(entry.dist, "name", "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -355,7 +354,7 @@ def _signalled(number: int, _frame: FrameType | None) -> None:
         should_stop()
 
 
-# --- packages that only some users need, and plugins that a command leaves out
+# --- packages that only some users need
 
 
 def check_extra(user: str, extra: str, *modules: str) -> None:
@@ -381,11 +380,5 @@ def _pip() -> str:
     return f"{shlex.quote(sys.executable)} -m pip"
 
 
-LEFT_OUT = "ALIGNKIT_NO_PLUGIN"  # a variable: names, separated by commas
 # What these options of this command name.
 plugin_options: dict[str, list[str]] = {"--plugin": [], "--no-plugin": []}
-
-
-def left_out() -> list[str]:
-    """What the environment says is not to be loaded, in any command."""
-    return [name.strip() for name in os.environ.get(LEFT_OUT, "").split(",") if name.strip()]

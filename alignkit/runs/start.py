@@ -55,10 +55,11 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     """Run a recipe as one of its processes. Only the first one prints."""
     began, warnings = time.monotonic(), list[str]()
     recipe = load(warnings.append)
+    folder = folder_of(recipe, out)
     if world.process == 0:
-        folder, reporter = begin(recipe, out)
+        reporter = begin(recipe, out)
     else:
-        folder, reporter = folder_of(recipe, out), Reporter(Console(quiet=True), Console(quiet=True))
+        reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
     if world.shard:
         os.environ |= NOT_BY_ACCELERATE

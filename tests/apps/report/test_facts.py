@@ -166,10 +166,10 @@ def test_a_damaged_file_is_named(name: str, run: Path) -> None:
 @pytest.mark.parametrize("name", ["report/evaluation.json", "report/samples.jsonl"])
 def test_an_altered_or_deleted_result_is_refused(name: str, run: Path) -> None:
     (run / name).write_text("{}")
-    with pytest.raises(RunFailed, match=f"{name} has changed since the stage wrote it"):
+    with pytest.raises(RunFailed, match=f"{name} is not as the stage wrote it"):
         facts_of(run)
     (run / name).unlink()
-    with pytest.raises(RunFailed, match=f"{name} is missing"):
+    with pytest.raises(RunFailed, match=f"{name} is not as the stage"):
         facts_of(run)
 
 
