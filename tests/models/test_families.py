@@ -132,7 +132,7 @@ def test_an_answer_without_the_prompts_reasoning_is_refused(family: str) -> None
     kind = FAMILIES[family].kinds[0]
     made = encoder(family, kind)
     assert "does not write an answer without reasoning after its own prompt" in check_chat(made, "the base")[0]
-    with pytest.raises(DataError, match="does not write the answer after its own prompt; set model.chat"):
+    with pytest.raises(DataError, match="does not write the answer after its own prompt; set"):
         made.encode(matrix.group(judge(family, kind, "single")), matrix.MAX_LENGTH)
 
 

@@ -186,7 +186,6 @@ def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], mes
         ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl does not support 'data.validation'"),
         ("sft", {"keep_versions": True}, "trl does not support 'keep_versions'"),
         ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl does not support 'rollout.stop'"),
-        ("grpo", {"rollout": {"samples_per_prompt": 4, "learn_from": 2}}, "trl does not support 'rollout.learn_from'"),
         ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, not 1"),
     ],
 )

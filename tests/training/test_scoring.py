@@ -304,13 +304,13 @@ def test_a_part_that_does_not_apply_is_left_out(name: str, tmp_path: Path) -> No
     scored = learn(scorer, groups)
     assert scored.raw.tolist() == wanted and not scored.unscored
     counts = {key: count for key, count in scored.summary().items() if key.startswith(("unscored", "not_"))}
-    assert counts == {"unscored": 0, "not_applicable/maths": 2, "not_applicable/code": 2}
+    assert counts == {"unscored": 0, "unscored/maths": 2, "unscored/code": 2}
 
 
 @pytest.mark.silent_bug(
     "rewards: does not apply",
     "A reward that failed on every sample silently counts as 0.",
-    "A failure leaves the response out and is counted apart from an abstention.",
+    "A failure leaves the response out and counts as unscored; a sum leaves out a part that does not apply.",
     "huggingface/trl#5775",
 )
 def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
@@ -322,7 +322,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     table = learn(scorer, TWO)
     assert table.rows.tolist() == [0]
     counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
-    assert counts == {"not_applicable/first": 1, "unscored/second": 1}
+    assert counts == {"unscored/first": 1, "unscored/second": 1}
 
 
 def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.M
         return CombinedReward(part * math.nan, part, {})
 
     monkeypatch.setattr(Growing, "combine", combine)
-    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: reward 'growing': the reward is nan"):
+    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: the reward of a response is not finite"):
         learn(growing(), TWO)
 
 

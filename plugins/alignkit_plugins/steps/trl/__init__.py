@@ -76,7 +76,6 @@ class TRL(ExternalTrainer):
         "rollout.stop": "TRL's samples end at an end of turn",
         "rollout.ahead": "TRL samples before it learns",
         "rollout.min_new_tokens": "set generation_kwargs: {min_new_tokens: ...} next to trainer",
-        "rollout.learn_from": "TRL's trainers learn from every sample",
         "rollout.filters": "TRL's trainers learn from every sample",
         "rollout.max_num_gen_batches": "TRL's trainers learn from every sample",
     }
