@@ -19,7 +19,7 @@ import psutil
 
 from alignkit.errors import StageWaits, Stopped, message_of
 from alignkit.io.results import STARTS
-from alignkit.io.text import IMPOSSIBLE, redacted
+from alignkit.io.text import redacted
 from alignkit.runs.services import resume_command
 
 
@@ -93,7 +93,7 @@ def commit_of(folder: Path) -> str:
 
     The files are read, because git would run programs that a repository names.
     """
-    with suppress(*IMPOSSIBLE):
+    with suppress(OSError, ValueError):
         for parent in (folder.resolve(), *folder.resolve().parents):
             if (parent / ".git").exists():
                 return _head(parent / ".git")
