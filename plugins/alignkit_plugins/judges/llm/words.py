@@ -125,8 +125,7 @@ class Words:
         parts = [
             f"{task} A rating follows this measure:\n\n{rubric}" if isinstance(rubric, str) and rubric else own,
             f"The conversation and the response {NOTICE.format(nonce=nonce)}",
-            f"Conversation:\n{fenced(said, nonce)}",
-            f"Response:\n{fenced(response, nonce)}",
+            *(f"{name}:\n{fenced(text, nonce)}" for name, text in [("Conversation", said), ("Response", response)]),
             "How good is the response?",
         ]
         return self._question("\n\n".join(parts), rating_form(self.options.scale), [response], prompt)
