@@ -270,7 +270,7 @@ class Settings(Options):
     reference: PolicyRef | None = Field(
         default=None,
         description="policy that the trained one is kept close to: a stage, base, or a folder with an adapter or a "
-        "whole model, such as a larger teacher with the same tokenizer; default: the starting weights",
+        "whole model, such as a larger teacher; default: the starting weights",
     )
     data: DataRef = Field(default=None, description="training data (offline algorithms)")
     validation: DataRef = Field(
