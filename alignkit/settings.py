@@ -164,9 +164,6 @@ class Rollout(Sampling):
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="subtracted from the reward of a response truncated at max_new_tokens"
     )
-    learn_from: int | None = Field(
-        default=None, ge=2, description="learn only from this many of a prompt's samples, the best and the worst"
-    )
     filters: list[FilterRef] | None = Field(
         default=None,
         description="which scored groups are learned from, such as [spread]; each filter sees those that the ones "
@@ -205,12 +202,6 @@ class Rollout(Sampling):
         if value == 0:
             raise ValueError("must be above 0: a policy learns from samples that differ")
         return value
-
-    @model_validator(mode="after")
-    def _of_the_samples(self) -> Rollout:
-        if self.learn_from and self.learn_from > self.samples_per_prompt:
-            raise ValueError(f"learn_from {self.learn_from} is above samples_per_prompt {self.samples_per_prompt}")
-        return self
 
 
 class Mix(Options):

@@ -159,8 +159,11 @@ def combined(count: int) -> Shape:
     def wrong(reward: Any) -> str:
         if not isinstance(reward, CombinedReward):
             return f"return a CombinedReward, not {kind(reward)}"
-        wrong_raw = vector(count, "'raw'")(reward.raw)
-        return vector(count, "'reward'")(reward.reward) or wrong_raw
+        if wrong := vector(count, "'reward'")(reward.reward) or vector(count, "'raw'")(reward.raw):
+            return wrong
+        if not (reward.raw.isnan() | (reward.reward.isfinite() & reward.raw.isfinite())).all():
+            return "the reward of a response is not finite; where there is none, 'raw' is NaN"
+        return ""
 
     return wrong
 

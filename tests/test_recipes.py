@@ -260,9 +260,9 @@ def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(tmp_path: Path)
     turns = [{"role": role, "content": text, "train": train} for role, text, train in said]
     cut = json.dumps({"messages": turns}) + "\n"  # the turn to learn lies behind max_length
     code, err = own(tmp_path, "sft", cut)
-    assert code == 4 and "each needs a response with a token that counts" in err
+    assert code == 4 and "each needs 1 response with a token that counts" in err
     code, err = own(tmp_path, "sft", cut + json.dumps({"messages": [*turns[:1], turns[-1]]}) + "\n")
-    assert code == 0 and "left out 1 row without a response with a token that counts: 'q'" in err
+    assert code == 0 and "left out 1 row without 1 response with a token that counts: 'q'" in err
     summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
     assert summary["without_signal"] == 1 and summary["groups"] == 1
 

@@ -87,11 +87,6 @@ def _reads_rewards(filters: Sequence[Component]) -> bool:
     return any(each.registration.implementation.reads_rewards for each in filters)
 
 
-def _too_few(key: str, stage: Stage) -> bool:
-    count = getattr(stage.rollout, key)
-    return count is not None and stage.needs is not None and count < stage.needs.min_samples
-
-
 def _learns_nothing(stage: Stage) -> bool:
     """Whether reference and start are the same, and nothing else is learned from; see `Needs.teacher`."""
     if stage.needs is None or stage.settings is None or not stage.needs.teacher:
@@ -198,15 +193,12 @@ NEEDS_ONLINE = (
         "a filter reads rewards, but {x.registration.name} learns from none",
         "name a 'reward', or leave the filter out",
     ),
-    *(
-        Rule(
-            f"rollout.{key}",
-            partial(_too_few, key),
-            f"{{x.registration.name}} needs at least {{x.needs.min_samples}} responses to each prompt, not "
-            f"{{x.rollout.{key}}}",
-            "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
-        )
-        for key in ("samples_per_prompt", "learn_from")
+    Rule(
+        "rollout.samples_per_prompt",
+        lambda x: x.needs is not None and x.rollout.samples_per_prompt < x.needs.min_samples,
+        "{x.registration.name} needs at least {x.needs.min_samples} responses to each prompt, not "
+        "{x.rollout.samples_per_prompt}",
+        "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
     ),
     Rule(
         "rollout.importance",

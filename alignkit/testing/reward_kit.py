@@ -174,7 +174,7 @@ def _check_combination(around: Surroundings, component: Component) -> None:
         first = slice(len(groups[0].responses))
         part = node(start).combine(groups[:1], {name: column[first] for name, column in columns.items()})
         _compare(around, "leaving out the other groups", _rows(expected, first), part, SUMS)
-        total = replace(expected, reward=node(start).total(groups, columns))
+        total = replace(expected, reward=node(start).plugin.total(groups, columns))
         _compare(around, "`total`", expected, total, TOTAL)
 
 

@@ -20,11 +20,11 @@ from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, Ids, RowRefused, ch
 from alignkit.training.context import StageContext
 
 BATCH = 256  # groups that are tokenized together
-UNKNOWN = 1 / 1000  # of a source's tokens; more are a warning
+UNKNOWN = 1 / 1000  # of the tokens; more are a warning
 
 
 class StageEncoder:
-    """Encodes groups for one stage. Why rows are left out or changed is counted in the summary, and told once.
+    """Encodes groups for one stage. Reasons of rows left out or changed are counted in the summary and told once.
 
     summary: the stage's.
     """
@@ -32,15 +32,10 @@ class StageEncoder:
     def __init__(self, context: StageContext, algorithm: Algorithm, summary: dict[str, Any]):
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
-        self._told: set[tuple[str, str]] = set()  # reasons, with files
-        # The reference reads the same rows, so its context is a limit, too.
-        limits = {"the model": context.model.context}
-        if reference := context.settings.reference:
-            limits[f"the reference '{reference}'"] = context.models_of(reference).model.context
-        whose = min(limits, key=lambda name: limits[name])
-        self.max_length = min(context.settings.max_length, limits[whose])
-        if self.max_length < context.settings.max_length:
-            context.activity(f"max_length is {self.max_length}, the context of {whose}")
+        self._told: set[str] = set()  # reasons
+        self.max_length = min(context.settings.max_length, context.model.context)
+        if reference := context.settings.reference:  # which reads the same rows
+            self.max_length = min(self.max_length, context.models_of(reference).model.context)
 
     def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
         """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`; default: the algorithm's.
@@ -50,10 +45,12 @@ class StageEncoder:
         scoring = self.algorithm.trains is Trains.REWARD
         turns = turns or call(self.algorithm, "trained_turns")
         self.encoder.forget_counts()
+        weighted: list[Group] = []
         for group in groups:
-            if not group.weight:
+            if group.weight:
+                weighted.append(group)
+            else:
                 self.encoder.count("weightless", group)
-        weighted = [group for group in groups if group.weight]
         encoded: list[Encoded] = []
         refused: list[RowRefused] = []
         for start in range(0, len(weighted), BATCH):
@@ -102,53 +99,42 @@ class StageEncoder:
             origin = error.group.origin
             if origin is None:
                 raise error
-            row = SkippedRow(origin.file, origin.row, error.reason)
             if origin.skip:
                 self.encoder.count("refused", error.group)
-                self.summary.setdefault("refused_rows", []).append(str(row))
             else:
-                bad.append(row)
+                bad.append(SkippedRow(origin.file, origin.row, error.reason))
         if bad:
             raise bad_rows_error(bad)
 
     def _tell(self, total: int) -> None:
-        """Count what the encoder left out or changed, and print a reason once for a file. total: groups."""
-        if self.encoder.counts:
-            self._add("encoding", self.encoder.counts)
+        """Count what the encoder left out or changed, and print new reasons. total: groups."""
+        counts = self.encoder.counts
+        if counts:
+            self._add("encoding", counts)
         facts = []
-        for name, number in self.encoder.counts.items():
-            groups = self.encoder.groups[name]
-            if self._is_new(name, groups):
-                facts.append(f"{drop_reason(name, number)} ({previews(groups)})")
+        for reason, count in counts.items():
+            if reason not in self._told:
+                facts.append(f"{drop_reason(reason, count)} ({previews(self.encoder.groups[reason])})")
         if facts:
             self.context.say(f"{counted(total, 'group')}: {'; '.join(facts)}")
-
-    def _is_new(self, reason: str, groups: Sequence[Group]) -> bool:
-        """Whether a reason was not told before of a file of these groups; from now on, it was."""
-        new = {(reason, _source(group)) for group in groups} - self._told
-        self._told |= new
-        return bool(new)
+        self._told |= counts.keys()
 
     def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
-        """Say once of each source that its words hold characters which the tokenizer lacks."""
+        """Say once that texts hold characters which the tokenizer lacks."""
         tokenizer = self.encoder.tokenizer
-        counts, totals, rows = Counter[str](), Counter[str](), dict[str, Group]()
+        if tokenizer.unk_token_id is None or "unknown" in self._told:
+            return
+        unknown = total = 0
         for e in encoded:
-            file = _source(e.group)
-            if tokenizer.unk_token_id is None or not file:
-                continue
             for ids in (e.prompt, *(row.tokens for row in e.rows)):
-                counts[file] += ids.count(tokenizer.unk_token_id)
-                totals[file] += len(ids)
-            rows[file] = e.group
-        for file, count in counts.items():
-            if count > UNKNOWN * totals[file] and self._is_new("unknown", [rows[file]]):
-                self.summary.setdefault("unknown_tokens", {})[file] = [count, totals[file]]
-                self.context.say(
-                    f"warning: {file}: {count} of {totals[file]} tokens are {tokenizer.unk_token}: the tokenizer lacks "
-                    "characters of these texts, which are learned as one unknown token; use a base model whose "
-                    "tokenizer has them"
-                )
+                unknown += ids.count(tokenizer.unk_token_id)
+                total += len(ids)
+        if unknown > UNKNOWN * total:
+            self._told.add("unknown")
+            self.context.say(
+                f"warning: {unknown} of {total} tokens are {tokenizer.unk_token}: the tokenizer lacks characters of "
+                "these texts, which are learned as one unknown token; use a base model whose tokenizer has them"
+            )
 
     def count_read(self, groups: Sequence[Group]) -> None:
         """Add the data that this stage encodes to the summary: `encoding` counts those of them that do not fit."""
@@ -157,9 +143,9 @@ class StageEncoder:
 
     def _add(self, key: str, counts: Mapping[str, int]) -> None:
         """Add counts to those under a key of the summary."""
-        total = self.summary.setdefault(key, {})
-        for name, count in counts.items():
-            total[name] = total.get(name, 0) + count
+        total = Counter[str](self.summary.get(key))
+        total.update(counts)
+        self.summary[key] = dict(total)
 
     def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """The groups with the responses and pairs that the algorithm needs.
@@ -176,9 +162,7 @@ class StageEncoder:
                 lost.append(e.group)
         if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            if self._is_new("without_signal", lost):
-                text = f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}"
-                self.context.say(text)
+            self.context.say(f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}")
         return usable
 
 
@@ -186,11 +170,6 @@ def compact(encoded: Encoded) -> Encoded:
     """The same in 4 bytes for each number instead of 36: a data set may have a million rows."""
     rows = [replace(row, tokens=array("i", row.tokens), mask=array("f", row.mask)) for row in encoded.rows]  # type: ignore[arg-type]
     return replace(encoded, prompt=array("i", encoded.prompt), rows=tuple(rows))  # type: ignore[arg-type]
-
-
-def _source(group: Group) -> str:
-    """The file that a group was read from; empty if it was made."""
-    return group.origin.file if group.origin is not None else ""
 
 
 def has_signal(encoded: Encoded, needs: Needs) -> bool:
@@ -202,13 +181,9 @@ def has_signal(encoded: Encoded, needs: Needs) -> bool:
 
 def requirement(needs: Needs) -> str:
     """The part that a row must have so that the algorithm can learn from it."""
-    parts, fewest = [], 1
     if needs.pairs:
-        parts.append("a pair of a better and a worse response")
-        fewest = 2
-    if needs.min_samples > fewest:
-        parts.append(f"{needs.min_samples} responses to its prompt")
-    return " and ".join(parts) or "a response with a token that counts"
+        return "a pair of a better and a worse response"
+    return f"{counted(needs.min_samples, 'response')} with a token that counts"
 
 
 @dataclass

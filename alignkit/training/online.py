@@ -299,15 +299,13 @@ class RolloutTrainer:
         return facts | self._choose(iteration)
 
     def _choose(self, iteration: Iteration) -> dict[str, int]:
-        """Leave out what filters, `learn_from` and the algorithm do not keep; returns how many groups, as metrics."""
+        """Leave out what filters and the algorithm do not keep; returns how many groups, as metrics."""
         table, left_out = iteration.table, Counter[str]()
         iteration.skipped = ""
         for name, chooser in self.filters:
             left_out[f"filtered/{name}"] += table.take_groups(filter_mask(chooser, table.learned))
         if not table.groups:
             iteration.skipped = f"{FILTERED} ({', '.join(left_out)})"
-        if self.settings.rollout.learn_from is not None and self.learns:
-            table.take_most_different(self.settings.rollout.learn_from)
         if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
             left_out["groups_without_signal"] = gone
             if not table.groups:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit import shapes
-from alignkit.calls import call, create, mistake, remembered
+from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, preview, responses_of
-from alignkit.errors import AlignkitError, RunFailed
+from alignkit.errors import RunFailed
 from alignkit.judges import costs, spending
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
@@ -35,8 +35,7 @@ InParts = Callable[[str, Sequence[Group], Callable[[Sequence[Group]], Column]], 
 class RewardTable:
     """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
 
-    parts: name of a single reward -> float64 [rows]. optional: those whose missing scores say that they do not apply.
-    verdicts: of judges.
+    parts: name of a single reward -> float64 [rows]. verdicts: of judges.
     raw: float64 [rows], before whitening; None without a reward. reward: the one that is learned from; None if none is.
     metrics: of the combination.
     scored: the groups with their scores. groups, rows: what is left of them to learn from.
@@ -44,7 +43,6 @@ class RewardTable:
 
     sampled: list[Group] = field(default_factory=list)
     parts: dict[str, Tensor] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
     verdicts: list[Verdict | Rating] = field(default_factory=list)
     raw: Tensor | None = None
     reward: Tensor | None = None
@@ -83,17 +81,6 @@ class RewardTable:
             return self.groups
         return with_columns(self.groups, {LEARNED_KEY: self.reward[self.rows]})
 
-    def take_most_different(self, count: int) -> None:
-        """Keep `count` responses of each group, those with the highest and the lowest rewards (PODS)."""
-        assert self.reward is not None
-        keep = torch.zeros(len(self.rows), dtype=torch.bool)
-        first = 0
-        for group in self.groups:
-            rewards = self.reward[self.rows[first : first + len(group.responses)]]
-            keep[first + F.most_different(rewards, min(count, len(rewards)))] = True
-            first += len(group.responses)
-        self.take(keep.tolist())
-
     def summary(self) -> dict[str, Any]:
         """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what is left; as metrics.
 
@@ -101,13 +88,12 @@ class RewardTable:
         """
         metrics: dict[str, Any] = {}
         if self.raw is not None:
-            if len(raw := self.raw[~self.raw.isnan()]):
-                metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
+            raw = self.raw[~self.raw.isnan()]
+            metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
             metrics["unscored"] = self.unscored
         for name, column in self.parts.items():
-            case = "not_applicable" if name in self.optional else "unscored"
             if missing := int(column.isnan().sum()):
-                metrics[f"{case}/{name}"] = missing
+                metrics[f"unscored/{name}"] = missing
         responses = responses_of(self.groups)
         for name in responses[0].scores:
             scores = [score for response in responses if (score := response.scores.get(name)) is not None]
@@ -128,11 +114,11 @@ class RewardTable:
         return next(reasons, "")
 
 
-def _rows(groups: Sequence[Group]) -> list[tuple[Group, int]]:
-    """For each response, its group and its number in it."""
-    rows: list[tuple[Group, int]] = []
+def _rows(groups: Sequence[Group]) -> list[Group]:
+    """For each response, its group."""
+    rows: list[Group] = []
     for group in groups:
-        rows += [(group, number) for number in range(len(group.responses))]
+        rows += [group] * len(group.responses)
     return rows
 
 
@@ -197,22 +183,11 @@ class Node:
         own = isinstance(self.plugin, RewardCombination) and self.plugin.whitens
         return own or any(child.whitens for child in self.children.values())
 
-    def wrong(self, method: str, text: str) -> AlignkitError:
-        """The error for what one of its methods returned."""
-        text = f"reward '{self.name}': {text}"
-        return RunFailed(text) if self.plugin is None else mistake(self.plugin, method, text)
-
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
         wanted = shapes.combined(len(responses_of(groups)))
         combined: CombinedReward = call(self.plugin, "combine", _copies(groups), columns, returns=wanted)
         return combined
-
-    def total(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> Tensor:
-        """The sum of its parts' rewards, some of which are whitened."""
-        wanted = shapes.vector(len(responses_of(groups)))
-        total: Tensor = call(self.plugin, "total", _copies(groups), columns, returns=wanted)
-        return total
 
     def applies(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The rows, bool, that have a score, or the parts that the combination needs."""
@@ -234,7 +209,8 @@ class Node:
         # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
         total = None
         if any(child.whitens for child in self.children.values()):
-            total = self.total(some, {name: child.reward[rows] for name, child in children.items()})
+            parts_of = {name: child.reward[rows] for name, child in children.items()}
+            total = call(self.plugin, "total", _copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
         reward[rows] = (combined.reward if total is None else total).to(torch.float64)
         raw[rows] = combined.raw.to(torch.float64)
@@ -274,8 +250,6 @@ class Rewards:
         node = Node(spec, name, place, children)
         if spec.component is not None:
             node.plugin = self._make(spec.component)
-        if isinstance(node.plugin, RewardCombination) and not hasattr(node.plugin, "state"):
-            node.plugin.state = {}  # its constructor did not call the base's
         if isinstance(node.plugin, Reward):
             call(node.plugin, "prepare", self.context)
         self.nodes.append(node)
@@ -287,13 +261,10 @@ class Rewards:
         return any(isinstance(node.plugin, Reward) and node.plugin.within_group for node in self.nodes)
 
     @property
-    def incomparable(self) -> str:
-        """Why raw scores of different iterations cannot be compared; empty if they can."""
-        if self.within_group:
-            return f"reward '{self.name}' compares the responses of one group"
-        # Without whitening, what it remembers can only be in `raw`.
-        changing = [n.name for n in self.combinations.values() if n.plugin.state and not n.plugin.whitens]
-        return f"reward '{changing[0]}' changes with what it remembers" if changing else ""
+    def comparable(self) -> bool:
+        """Whether raw scores of different iterations can be compared. What whitening remembers is not in them."""
+        plugins = [node.plugin for node in self.combinations.values()]
+        return not self.within_group and all(plugin.whitens or not plugin.state for plugin in plugins)
 
     def score(self, groups: Sequence[Group], penalty: float = 0.0) -> list[Group]:
         """The groups, with every part and the raw combination (`reward`) among their responses' scores.
@@ -310,7 +281,6 @@ class Rewards:
     def ask(self, groups: Sequence[Group], table: RewardTable | None = None) -> RewardTable:
         """Let every single reward score the responses, and add their rows to a table."""
         table = table or RewardTable()
-        table.optional = frozenset(n for n, leaf in self.leaves.items() if getattr(leaf.plugin, "may_not_apply", False))
         columns: dict[Node | str, Tensor] = {}  # a model in several places scores once
         with spending() as verdicts:
             for name, leaf in self.leaves.items():
@@ -339,13 +309,13 @@ class Rewards:
 
     def _share(self, leaf: Node, groups: Sequence[Group]) -> Column:
         rows = _rows(groups)
-        wanted = shapes.scores(len(rows), lambda index: f"{index} (prompt: {preview(rows[index][0])})")
+        wanted = shapes.scores(len(rows), lambda index: f"{index} (prompt: {preview(rows[index])})")
         if leaf.plugin is not None:
             (column,) = call(leaf.plugin, "score", _copies(groups), returns=wanted).values()
             return list(shapes.plain(column))
         column = list(self.context.models[leaf.spec.name].scores(groups))
         if wrong := wanted({"": column}):
-            raise leaf.wrong("score", wrong)
+            raise RunFailed(f"reward '{leaf.name}': {wrong}")
         return column
 
     # What combinations make of it
@@ -354,26 +324,20 @@ class Rewards:
         """Fill in the rewards of all rows, and begin to learn from those that have one.
 
         penalty: subtracted from the rewards of truncated responses. learns: whether something is learned from them.
-        Raises PluginError for a reward that is not finite.
         """
         if self.root is None:
             table.scored = table.sampled
             table.learn_from_all()
             return table
         failed = torch.zeros(len(responses_of(table.sampled)), dtype=torch.bool)
-        for name, column in table.parts.items():
-            if name not in table.optional:
-                failed |= column.isnan()
+        for name, leaf in self.leaves.items():
+            if not getattr(leaf.plugin, "may_not_apply", False):
+                failed |= table.parts[name].isnan()
         parts = {leaf.place: table.parts[name].masked_fill(failed, math.nan) for name, leaf in self.leaves.items()}
         combined = self.root.reward(table.sampled, parts, ~failed)
         reward, raw = combined.reward, combined.raw
         table.metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
         scored = ~raw.isnan()
-        broken = scored & ~(reward.isfinite() & raw.isfinite())
-        if broken.any():
-            row = int(broken.nonzero()[0])
-            text = f"the reward is {reward[row]} ({raw[row]} before whitening) for response {row}"
-            raise self.root.wrong("combine", text)
         if penalty:
             ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
             # After combining: whitening would rescale the penalty, and the scores of other responses with it.
@@ -399,17 +363,12 @@ class Rewards:
             node.plugin.state = copy.deepcopy(states.get(place, {}))
 
     def nothing_scored(self, table: RewardTable) -> str:
-        """Why no response has a score: whose is missing first, for which row, and what a judge says."""
-        rows = _rows(table.sampled)
+        """Why no response has a score: whose is missing, first for which row, and what a judge says."""
         for name, leaf in self.leaves.items():
-            missing = table.parts[name].isnan().nonzero().flatten().tolist()
-            if not missing:
-                continue
-            group, number = rows[missing[0]]
-            first = f"{preview(group)}, response {number + 1} ({group.origin or 'made by a plugin'})"
-            why = table.why_unscored() or "; it returned None, or the prompt leaves a reward model no room"
-            text = f"no score for {len(missing)} of {len(rows)} responses, first in the row {first}{why}"
-            help = f"check the options of '{leaf.name}', the columns that it reads, and the judge or model that it asks"
-            return f"{leaf.wrong('score', text)}\nhelp: {help}"
-        assert self.root is not None
-        return str(self.root.wrong("combine", "it makes no number of the scores of its parts"))
+            missing = table.parts[name].isnan().nonzero()
+            if len(missing):
+                group = _rows(table.sampled)[int(missing[0])]
+                row = f"{preview(group)} ({group.origin or 'made by a plugin'})"
+                help = "check its options, the columns that it reads, and the judge or model that it asks"
+                return f"reward '{leaf.name}' has no score, first in the row {row}{table.why_unscored()}\nhelp: {help}"
+        return f"reward '{self.name}' makes no number of the scores of its parts"

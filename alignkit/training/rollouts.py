@@ -88,7 +88,6 @@ class RolloutFiles:
         """learns_from_reward: responses without a score are left out."""
         self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
         self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
-        self._reported = ""  # why nothing is replayed
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
         file = self._file(iteration)
@@ -122,13 +121,9 @@ class RolloutFiles:
         None, which is reported, if their scores cannot be compared with the current ones. Raises RunFailed if a file
         has changed since this stage wrote it.
         """
-        if why := self.rewards.incomparable:
-            if why != self._reported:
-                text = (
-                    f"earlier samples are not replayed: {why}, so its scores of different iterations cannot be compared"
-                )
-                self.context.say(text)
-            self._reported = why
+        if not self.rewards.comparable:
+            name = self.rewards.name
+            self.context.say(f"earlier samples are not replayed: scores of '{name}' change between iterations")
             return []
         earlier = [self.seen(number, needed=True) for number in range(1, iteration)]
         everything = [*self._replayed, *earlier]

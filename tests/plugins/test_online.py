@@ -25,7 +25,6 @@ from alignkit import (
     Batch,
     DataError,
     Group,
-    Needs,
     Outputs,
     Pairs,
     RecipeError,
@@ -995,15 +994,6 @@ def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> Non
     path = recipe(problem, SAME, algorithm, rollout={"samples_per_prompt": 1})
     with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, not 1"):
         load_recipe(path)
-
-
-def test_fewer_samples_to_learn_from_than_the_algorithm_needs(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(RLOO, "needs", Needs(old_logprobs=True, reference_logprobs=True, min_samples=3))
-    load_recipe(recipe(problem, SAME, "rloo", rollout={"samples_per_prompt": 4, "learn_from": 3}))
-    with pytest.raises(RecipeError, match="rloo needs at least 3 responses to each prompt, not 2"):
-        load_recipe(recipe(problem, SAME, "rloo", rollout={"samples_per_prompt": 4, "learn_from": 2}))
 
 
 def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:

@@ -19,7 +19,7 @@ import yaml
 from by_role import ByRole
 from pydantic import ValidationError
 
-from alignkit import CombinedReward, Context, DataError, Group, RecipeError, Response, RunFailed, cli
+from alignkit import CombinedReward, Context, DataError, Group, RecipeError, Response, RunFailed, cli, shapes
 from alignkit.data.group import read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
@@ -303,19 +303,11 @@ def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value
 
 
 @pytest.mark.parametrize("at", ["reward", "raw"])
-def test_a_combination_that_gives_no_number_stops_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
-    context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
-    scorer = Rewards(RewardSpec("stage", "rm"), context)
-    groups = [Group(ASK, (Response("1"), Response("2")))]
-    table = scorer.combine(scorer.ask(groups))
-    assert table.reward is not None and table.reward.tolist() == [1.0, 2.0]
-    whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.inf])
-    found = (broken, whole) if at == "reward" else (whole, broken)
-    monkeypatch.setattr(scorer.root, "reward", lambda *given: CombinedReward(*found, {}))
-    with pytest.raises(RunFailed, match=r"'rm': the reward is .*inf.* for response 1"):
-        scorer.combine(scorer.ask(groups))
+def test_a_combination_that_gives_no_number_is_an_error(at: str) -> None:
+    numbers = {"reward": torch.tensor([1.0, 2.0]), "raw": torch.tensor([1.0, math.nan])}
+    assert not shapes.combined(2)(CombinedReward(**numbers, metrics={}))
+    numbers[at] = torch.tensor([1.0, 2.0]).index_fill(0, torch.tensor([0]), math.inf)
+    assert "the reward of a response is not finite" in shapes.combined(2)(CombinedReward(**numbers, metrics={}))
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"

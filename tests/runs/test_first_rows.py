@@ -83,7 +83,7 @@ def test_trimmed_indentation_is_told(said: str, count: int, tmp_path: Path, caps
 @pytest.mark.silent_bug(
     "tokens: characters that the tokenizer lacks",
     "Every character outside the vocabulary becomes one unknown token, which is learned without a word.",
-    "Unknown tokens are counted per source, and more than 1 in 1,000 is a warning.",
+    "Unknown tokens are counted, and more than 1 in 1,000 is a warning.",
     "ggml-org/llama.cpp#28862",
     "huggingface/swift-transformers#387",
 )

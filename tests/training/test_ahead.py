@@ -258,7 +258,7 @@ def test_whoever_samples_next_to_it_waits(tmp_path: Path) -> None:
 )
 def test_every_algorithm_that_samples(tmp_path: Path, algorithm: str) -> None:
     """With filters, and with samples of earlier iterations where the algorithm replays them."""
-    rollout = {**STAGE["rollout"], "samples_per_prompt": 4, "learn_from": 2, "filters": ["spread"]}
+    rollout = {**STAGE["rollout"], "samples_per_prompt": 4, "filters": ["spread"]}
     place = Place(tmp_path, algorithm=algorithm, rollout=rollout)
     assert place.run() == 0
     assert [row["staleness"] for row in place.metrics()] == [0, 1, 1, 1]

@@ -22,14 +22,14 @@ def test_scores_within_a_group_are_not_carried_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A win rate of 0.4 against weak samples is not better than one of 0.3 against strong ones."""
-    told = "earlier samples are not replayed: reward 'python' compares the responses of one group"
+    told = "earlier samples are not replayed: scores of 'python'"
     for within, replayed in ((False, [0, 1, 1]), (True, [0, 0, 0])):
         monkeypatch.setattr(Python, "within_group", within)
         folder = tmp_path / str(within)
         folder.mkdir()
         found = online(folder, best_of(), **KEYS)
         assert [metrics["replayed"] for metrics in found.metrics] == replayed
-        assert "".join(capfd.readouterr()).count(told) == within
+        assert (told in "".join(capfd.readouterr())) == within
 
 
 @pytest.mark.usefixtures("combinations")
@@ -37,7 +37,7 @@ def test_scores_that_change_during_a_run_are_not_carried_over(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As lambda rises, earlier samples would only look better. Whitening leaves raw scores as they are."""
-    told = "earlier samples are not replayed: reward 'lagrangian' changes with what it remembers"
+    told = "earlier samples are not replayed: scores of 'lagrangian'"
     length = {"length": {"unit": "characters"}}
     lagrangian = {"lagrangian": {"reward": length, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0}}
     rewards = {"lagrangian": lagrangian, "running_normalization": {"running_normalization": {"reward": length}}}
@@ -46,7 +46,7 @@ def test_scores_that_change_during_a_run_are_not_carried_over(
         folder.mkdir()
         found = online(folder, best_of(), reward=reward, **KEYS)
         assert any(metrics["replayed"] for metrics in found.metrics) == (name != "lagrangian")
-        assert "".join(capfd.readouterr()).count(told) == (name == "lagrangian")
+        assert (told in "".join(capfd.readouterr())) == (name == "lagrangian")
 
 
 def test_the_summary_says_how_many_prompts_were_used(tmp_path: Path) -> None:

@@ -90,21 +90,6 @@ def test_kept_groups_keep_their_rewards(tmp_path: Path) -> None:
     assert measured.rewards.tolist() == measured.raw_rewards.tolist() == own and len(set(own)) == 4
 
 
-def test_learning_from_the_best_and_the_worst(tmp_path: Path) -> None:
-    """All samples are on file; what is measured and learned has its own tokens and rewards."""
-    watched = Watched()
-    rollout = {"samples_per_prompt": 5, "max_new_tokens": 5, "learn_from": 2}
-    found = online(tmp_path, watched, iterations=1, rollout=rollout)
-    sampled, learned = found.rollouts()[0], watched.seen[0].groups
-    assert [len(group.responses) for group in sampled] == [5, 5] and [len(g.responses) for g in learned] == [2, 2]
-    for group, kept in zip(sampled, learned, strict=True):
-        rewards = [response.reward for response in group.responses]
-        assert {response.reward for response in kept.responses} == {min(rewards), max(rewards)}
-    own = [response.reward for group in learned for response in group.responses]
-    assert watched.measured is not None and watched.measured.rewards.tolist() == own
-    assert watched.measured.mask.sum(dim=1).tolist() == [len(r.tokens or ()) for g in learned for r in g.responses]
-
-
 def test_a_phase_has_its_own_epochs_and_learning_rate(tmp_path: Path) -> None:
     """The logged learning rate is that of the last phase."""
 

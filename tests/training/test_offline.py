@@ -97,8 +97,7 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
     with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .* \(also row 4\)"):
         trained(tmp_path, demonstrations(4), "ahead")
     summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
-    assert summary["encoding"]["refused"] == 2 and len(summary["refused_rows"]) == 2
-    assert summary["refused_rows"][0].endswith("rows.jsonl:2: the chat template refuses the conversation: odd numbers")
+    assert summary["encoding"]["refused"] == 2
     assert "2 rows left out: refused by the chat template" in capsys.readouterr().err.replace("\n", " ")
 
 

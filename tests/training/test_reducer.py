@@ -207,7 +207,7 @@ FEATURES = {
         "grpo", {"dynamic_sampling": True}, reward=COARSE, rollout={**ONLINE["rollout"], "max_num_gen_batches": 4}
     ),
     "replayed": stage("rejection_sampling", {"replay_ratio": 1.0}, iterations=3),
-    "most_different": stage("grpo", rollout={**ONLINE["rollout"], "learn_from": 2, "missing_eos_penalty": 0.5}),
+    "penalized": stage("grpo", rollout={**ONLINE["rollout"], "missing_eos_penalty": 0.5}),
     "reference_point": stage("kto", validation={"path": "labels.jsonl"}, epochs=2, max_steps=None),
     "best_version": stage(
         "dpo", {"nll_coefficient": 0.1}, validation={"path": "pairs.jsonl"}, epochs=2, max_steps=None, **MOVED

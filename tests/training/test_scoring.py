@@ -20,13 +20,11 @@ import alignkit
 from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
-from alignkit.io.console import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards, RewardTable
 from alignkit_plugins.steps.rlaif import RLAIF
-from alignkit_plugins.steps.trl.stage import TRLStage
 
 PROMPT = (Message(role="user", content="how are you"),)
 
@@ -190,28 +188,6 @@ def test_a_reward_that_is_not_finite_is_an_error(score: Any) -> None:
         learn(rewards, [Group(PROMPT, (Response(text="a"),), id="a")])
 
 
-def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> None:
-    rollout = SimpleNamespace(missing_eos_penalty=0.5)
-    context: Any = SimpleNamespace(
-        name="align",
-        seed=0,
-        folder=tmp_path,
-        metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
-        settings=SimpleNamespace(rollout=rollout, reward=None),
-        say=None,
-        should_stop=None,
-        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=(), digest="d", said=lambda tokens: str(len(tokens)))),
-        model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
-    )
-    stage = TRLStage(context)
-    stage.__dict__["_rewards"] = scorer()
-    assert stage.score(GROUPS) == [1.0, None, 2.5, None]
-    assert stage.score(GROUPS[1:]) == [None]
-    # What the tokens say counts, not how the trainer has decoded them: it may leave out what the prompt opens.
-    assert stage.score([Group(PROMPT, (Response(text="None", tokens=(7, 7)),))]) == [2.0]
-    assert stage.score([Group(PROMPT, (Response(text="3", tokens=(7, 7), tokenizer="another"),))]) == [3.0]
-
-
 # Combinations
 
 
@@ -304,13 +280,13 @@ def test_a_part_that_does_not_apply_is_left_out(name: str, tmp_path: Path) -> No
     scored = learn(scorer, groups)
     assert scored.raw.tolist() == wanted and not scored.unscored
     counts = {key: count for key, count in scored.summary().items() if key.startswith(("unscored", "not_"))}
-    assert counts == {"unscored": 0, "not_applicable/maths": 2, "not_applicable/code": 2}
+    assert counts == {"unscored": 0, "unscored/maths": 2, "unscored/code": 2}
 
 
 @pytest.mark.silent_bug(
     "rewards: does not apply",
     "A reward that failed on every sample silently counts as 0.",
-    "A failure leaves the response out and is counted apart from an abstention.",
+    "A failure leaves the response out and counts as unscored; a sum leaves out a part that does not apply.",
     "huggingface/trl#5775",
 )
 def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
@@ -322,7 +298,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     table = learn(scorer, TWO)
     assert table.rows.tolist() == [0]
     counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
-    assert counts == {"not_applicable/first": 1, "unscored/second": 1}
+    assert counts == {"unscored/first": 1, "unscored/second": 1}
 
 
 def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
@@ -434,7 +410,7 @@ def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.M
         return CombinedReward(part * math.nan, part, {})
 
     monkeypatch.setattr(Growing, "combine", combine)
-    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: reward 'growing': the reward is nan"):
+    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: the reward of a response is not finite"):
         learn(growing(), TWO)
 
 

@@ -86,30 +86,27 @@ def test_an_environment_without_a_reward_is_named(tmp_path: Path, monkeypatch: p
         run_of(tmp_path, Never).execute()
     text = str(caught.value)
     assert "stage 'align': no response could be scored" in text
-    caught.match(
-        r"reward 'environment': no score for 4 of 4 responses, first in the row 'What is \d \+ 3\?', response 1"
-    )
-    caught.match(r"response 1 \(.*prompts\.jsonl:\d\); it returned None")
+    caught.match(r"reward 'environment' has no score, first in the row 'What is \d \+ 3\?'")
+    caught.match(r"\(.*prompts\.jsonl:\d\)")
 
 
 def test_a_judges_reason_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = failed(tmp_path, {"rated": {"judge": "strict"}}, capsys)
-    assert "plugin 'strangers" in err and "stage 'align', in `Rated.score`: reward 'rated': no score" in err
+    assert "stage 'align': no response could be scored" in err and "reward 'rated' has no score" in err
     assert "first in the row 'what is " in err and "rows.jsonl:" in err
     assert "; a judge said: the server is closed: try again" in err
-    assert "help: check the options of 'rated', the columns that it reads, and the judge or model that it asks" in err
+    assert "help: check its options, the columns that it reads, and the judge or model that it asks" in err
 
 
 def test_a_judge_without_a_verdict_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = failed(tmp_path, {"rlaif": {"judge": "strict"}}, capsys)
-    assert "reward 'rlaif': no score" in err and ": the server is closed: try again" in err
+    assert "reward 'rlaif' has no score" in err and ": the server is closed: try again" in err
 
 
 def test_the_part_without_a_score_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = {"weighted_sum": {"rewards": {"a": "silent", "b": {"length": {}}}, "weights": {"a": 1, "b": 1}}}
     err = failed(tmp_path, both, capsys)
-    assert "in `Silent.score`: reward 'a': no score for 4 of 4" in err
-    assert "reward 'b'" not in err and "help: check the options of 'a', the columns that it reads" in err
+    assert "reward 'a' has no score" in err and "reward 'b'" not in err
 
 
 def test_a_reward_model_without_room_is_named() -> None:
@@ -121,8 +118,7 @@ def test_a_reward_model_without_room_is_named() -> None:
     table = rewards.combine(rewards.ask([Group(PROMPT, (Response("x"), Response("y")))]))
     assert not table.groups
     error = rewards.nothing_scored(table)
-    assert "reward 'liked': no score for 2 of 2 responses, first in the row 'how are you', response 1" in error
-    assert "or the prompt leaves a reward model no room" in error
+    assert "reward 'liked' has no score, first in the row 'how are you'" in error
 
 
 def test_a_combination_that_loses_all_scores_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,5 +131,4 @@ def test_a_combination_that_loses_all_scores_is_named(tmp_path: Path, monkeypatc
     rewards = combination(tmp_path, whole)
     assert [*rewards.leaves] == ["a"]
     error = rewards.nothing_scored(rewards.combine(rewards.ask([Group(PROMPT, (Response("x"),))])))
-    assert "plugin 'alignkit_plugins' (alignkit" in error
-    assert "`WeightedSum.combine`: reward 'weighted_sum': it makes no number of the scores of its parts" in error
+    assert error == "reward 'weighted_sum' makes no number of the scores of its parts"

@@ -194,7 +194,7 @@ class _Planner:
         new, samples = rollout.max_new_tokens, rollout.samples_per_prompt
         mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration or len(groups)
         prompts = settings.iterations * asked
-        learned = prompts * (mean + min(samples, rollout.learn_from or samples) * new) * settings.epochs
+        learned = prompts * (mean + samples * new) * settings.epochs
         passes = 2 + (algorithm.needs.values and not algorithm.needs.shared_values)  # policy, reference, values
         passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))  # reward models
         measured = prompts * (mean + samples * new) * passes
