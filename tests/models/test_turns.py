@@ -21,7 +21,6 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 from alignkit_plugins.models.tiny import _tokenizer
@@ -173,10 +172,10 @@ STRIPS = HERMES.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')
 LAST_TOOLS = CHATML.replace("{{ '<|im_start|>' + m", "{% if loop.last %}{{ tools }}{% endif %}{{ '<|im_start|>' + m")
 
 
-def with_template(template: str, options: ChatOptions | None = None) -> Encoder:
+def with_template(template: str) -> Encoder:
     tokenizer = _tokenizer()
     tokenizer.chat_template = template
-    return Encoder(tokenizer, options)
+    return Encoder(tokenizer)
 
 
 @pytest.mark.silent_bug(
