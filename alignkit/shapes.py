@@ -335,19 +335,6 @@ def ratings(count: int, scale: tuple[float, float] | None) -> Shape:
     return wrong
 
 
-def rating_lists(counts: Sequence[int], scale: tuple[float, float] | None) -> Shape:
-    """Ratings of the responses to each prompt."""
-    each = listing("a list of Rating", "prompt", lambda ratings: isinstance(ratings, Sequence), len(counts))
-
-    def wrong(values: Any) -> str:
-        if text := each(values):
-            return text
-        found = [ratings(count, scale)(value) for count, value in zip(counts, values, strict=True)]
-        return next(filter(None, found), "")
-
-    return wrong
-
-
 # Values in words
 
 

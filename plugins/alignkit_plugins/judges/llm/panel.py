@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
-from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.evaluate.judge_card import judge_names
 
 Combine = Callable[[Sequence[float]], float]
@@ -56,11 +56,6 @@ class Panel(Judge):
         self._check_scales()
         found = zip(*(judge.rate(items, rubric) for judge in self._judges), strict=True)
         return [self._rating(ratings) for ratings in found]
-
-    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
-        self._check_scales()
-        found = zip(*(judge.rate_together(items, rubric) for judge in self._judges), strict=True)
-        return [[self._rating(ratings) for ratings in zip(*groups, strict=True)] for groups in found]
 
     def _check_scales(self) -> None:
         """Ratings on scales count as shares of them; others can only be combined with each other."""
