@@ -17,7 +17,7 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         "The judges themselves, how far to trust the judges, agreement with other raters, by topic, figures",
         *("Samples", "Largest gains", "At random"),
         *("Training", "SFT", "All numbers", "Judge pairs: labels", "All numbers"),
-        *("PPO: align", "1 more curves and all numbers"),
+        *("PPO: align", "All numbers"),
         *("Data", "Lengths, pairs and labels", "People"),
         *("Provenance", "How it was made", "The recipe with all overrides applied", "7 files with their SHA-256"),
     ]
