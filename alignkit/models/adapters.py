@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # Which base model an adapter is for
 
 CONFIG, ORIGIN = "adapter_config.json", "alignkit.json"
+SCALE = ("r", "lora_alpha", "use_rslora")
 
 CARD = """\
 # LoRA adapter
@@ -93,7 +94,7 @@ class Base:
         if str(saved.get("init_lora_weights")).startswith(SUBTRACTED):
             expected["init_lora_weights"] = None
         if lora is not None:
-            expected |= lora.model_dump(include={"r", "lora_alpha", "use_rslora"})
+            expected |= lora.model_dump(include=set(SCALE))
         for key, value in expected.items():
             if key in saved and (saved[key] or None) != (value or None):
                 return f"{folder}: this adapter has {key} {saved[key]}, but the recipe's model.lora has {value}"
@@ -115,6 +116,12 @@ def is_adapter(folder: Path) -> bool:
 def base_name(folder: Path) -> str:
     """The name of the base model that the adapter in a folder is for."""
     return str(_saved(folder).get("name") or _source(folder))
+
+
+def scale_of(adapter: Any) -> dict[str, Any]:
+    """The options that scale an adapter: of a folder, or of peft's configuration of one in memory."""
+    saved = read_json(adapter / CONFIG) if isinstance(adapter, Path) else vars(adapter)
+    return {key: saved[key] for key in SCALE if saved.get(key) is not None}
 
 
 def _vocabulary(folder: Path | None) -> Any:
@@ -155,17 +162,24 @@ class Adapters:
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.
 
-        start: the folder of a saved adapter, the name of an adapter to copy, or None for a new one drawn from `seed`.
-        Raises RunFailed if the saved adapter or `model.lora` does not fit the model.
+        start: the folder of a saved adapter, whose scale it keeps, the name of an adapter to copy, or None for one
+        drawn from `seed`. Raises RunFailed if the saved adapter or `model.lora` does not fit the model.
         """
         # The prefix avoids role names such as `train`, which are attributes of the modules that hold the adapters.
         adapter = "role_" + role.replace(".", "%")  # torch allows no dot here
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._inject(adapter, seed)
+        spec = self.spec
+        if isinstance(start, Path):
+            if reason := self.base.misfit(start):
+                raise RunFailed(reason)
+            spec = spec.model_copy(update=scale_of(start))
+        self._inject(adapter, seed, spec)
         try:
             if isinstance(start, Path):
                 self._load(adapter, start)
             elif start is not None:
+                if scale_of(self.model.peft_config[start]) != scale_of(self.model.peft_config[adapter]):
+                    raise RunFailed(f"an adapter of another scale than model.lora cannot be trained: {start}")
                 for layer in self._layers():
                     for store in (layer.lora_A, layer.lora_B):
                         store[adapter].load_state_dict(store[start].state_dict())
@@ -220,11 +234,11 @@ class Adapters:
         config.save_pretrained(folder)
         self.base.save_origin(folder)
 
-    def _inject(self, adapter: str, seed: int) -> None:
+    def _inject(self, adapter: str, seed: int, spec: LoraSpec) -> None:
         """Add new adapter weights to the layers that `model.lora` names."""
         from peft import LoraConfig
 
-        config = LoraConfig(task_type="CAUSAL_LM", **self.spec.model_dump())
+        config = LoraConfig(task_type="CAUSAL_LM", **spec.model_dump())
         if self._targets is None:  # while the model has no adapter
             self._targets = lora_targets(self.model, self.spec.target_modules)
         config.target_modules = self._targets
@@ -269,8 +283,6 @@ class Adapters:
     def _load(self, adapter: str, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        if reason := self.base.misfit(folder, self.spec):
-            raise RunFailed(reason)
         state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself
         ours = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
