@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit import shapes
+from alignkit.algorithm import Algorithm, Phase, SelectContext
+from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics, Reporter
@@ -29,6 +32,7 @@ class StageContext:
     reference is on.
     """
 
+    services: Any  # what the stages of the run share
     name: str
     stage: Stage
     settings: Settings
@@ -36,9 +40,16 @@ class StageContext:
     seed: int
     summary: dict[str, Any]
     reporter: Reporter
-    notify: Callable[..., Any]
     folder_of: Callable[[str], Path]
     base_of: Callable[[str], str | None]
+
+    @abstractmethod
+    def notify(self, hook: str, **values: Any) -> Any:
+        """Call an event hook."""
+
+    @abstractmethod
+    def say(self, text: str) -> None:
+        """Print one line about this stage, which the user must know."""
 
     @abstractmethod
     def metrics(self, size: int) -> Metrics:
@@ -49,12 +60,8 @@ class StageContext:
         """Read a data entry."""
 
     @abstractmethod
-    def select(self, loaded: Loaded) -> list[Group]:
-        """The groups of the stage's data that the algorithm selects."""
-
-    @abstractmethod
-    def select_held_out(self, groups: Sequence[Group]) -> list[Group]:
-        """The held-out groups that the algorithm selects."""
+    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        """The groups that the algorithm selects. validation: of rows that are held out."""
 
     @abstractmethod
     def take(self, component: Any) -> Any:
@@ -64,27 +71,27 @@ class StageContext:
     def reward_context(self) -> Context:
         """What the stage's rewards can use."""
 
-    @abstractmethod
-    def models_of(self, reference: str) -> LoadedBase:
-        """The models on the base model of a reference."""
-
-    @abstractmethod
-    def bases(self) -> Mapping[str, LoadedBase]:
-        """All base models that the stage uses, by the recipe's names."""
-
-    @abstractmethod
-    def should_stop(self) -> None:
-        """Raise if the run must stop."""
-
     @property
-    @abstractmethod
-    def collectives(self) -> Collectives:
-        """What the processes of the run exchange."""
-
-    @property
-    @abstractmethod
     def models(self) -> LoadedBase:
         """The models on the stage's base model."""
+        return self.services.models.of(self.stage.base)
+
+    def models_of(self, reference: str) -> LoadedBase:
+        """The models on the base model of a reference."""
+        return self.services.models.of(self.base_of(reference) or self.stage.base)
+
+    def bases(self) -> Mapping[str, LoadedBase]:
+        """All base models that the stage uses, by the recipe's names."""
+        return {base: self.services.models.of(base) for base in self.services.bases.needed(self.stage)}
+
+    @property
+    def collectives(self) -> Collectives:
+        """What the processes of the run exchange."""
+        return self.services.collectives
+
+    def should_stop(self) -> None:
+        """Raise if the run must stop."""
+        self.collectives.should_stop(self.services.should_stop)
 
     @property
     def model(self) -> SharedModel:
@@ -103,10 +110,13 @@ class StageContext:
         by_engine = self.stage.engine is not None
         return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine, make=self.take)
 
-    def say(self, text: str) -> None:
-        """Print one line about this stage, which the user must know."""
-        self.reporter.say(f"{self.name}: {text}")
-
     def activity(self, text: str) -> None:
         """Say what the stage does now."""
         self.reporter.activity(f"{self.name}: {text}")
+
+
+def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
+    """The phases to learn from; groups that the algorithm puts into none form one."""
+    chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
+    phases = [item for item in chosen if isinstance(item, Phase)]
+    return phases or [Phase(chosen)]

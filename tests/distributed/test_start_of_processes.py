@@ -92,7 +92,7 @@ def test_processes_with_other_files_are_named_before_anything_is_written(work: P
         file.write('{"prompt": "more", "completion": "bread"}\n')
     err, _ = ended_before_anything_was_written(work, recipe, folders=[work, other])
     assert "error: the run is not the same in process 0 and in process 1: " in err
-    assert "demos.jsonl" in err and "folder" in err
+    assert "folder" in err
 
 
 def test_a_stage_of_processes_with_other_base_models_is_not_trained(work: Path) -> None:

@@ -101,8 +101,9 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
         False: "not looked at: rows as its chat template writes them, because the model is not here yet",
     }
     for stage in run.stages.values():
-        if isinstance(stage, TrainingStage) and stage.looked is not None:
-            notes[f"{recipe.base(stage.stage.base).base}: {looks[stage.looked]}"] = None
+        if isinstance(stage, TrainingStage) and stage.facts:
+            is_here = run.bases[stage.stage.base].encoder is not None
+            notes[f"{recipe.base(stage.stage.base).base}: {looks[is_here]}"] = None
     for stage in run.stages.values():
         for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
             if getattr(part.registration.implementation, "runs_code", False):
