@@ -13,6 +13,7 @@ from alignkit.options import (
     FilterRef,
     MonitorRef,
     Options,
+    PolicyRef,
     Ref,
     RewardRef,
     StageRef,
@@ -92,16 +93,6 @@ class ModelSpec(Options):
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
-    )
-    reasoning: Literal["template", "keep"] = Field(
-        default="template",
-        description="template: the chat template writes the reasoning of answers, or refuses the row; "
-        "keep: templates that know no reasoning get it in front of the answer, between <think> and </think>",
-    )
-    system_messages: Literal["template", "merge"] = Field(
-        default="template",
-        description="template: the chat template writes system messages, or refuses the row; "
-        "merge: they are put in front of the next user turn",
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
     device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
@@ -251,17 +242,16 @@ class Settings(Options):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 
-    base: Annotated[str, Ref("base")] | None = Field(
-        default=None, description="the base model of this stage, a name in 'bases'; default: the recipe's 'model'"
-    )
     from_: Annotated[str, Ref("from")] | None = Field(
         default=None,
         alias="from",
         description="starting weights: a stage, stage@k, base, or a folder with an adapter or a model; "
-        "default: the stage's base model",
+        "default: the base model",
     )
-    reference: Annotated[str, Ref("reference")] | None = Field(
-        default=None, description="stage or base model that the policy is kept close to; default: the starting weights"
+    reference: PolicyRef | None = Field(
+        default=None,
+        description="policy that the trained one is kept close to: a stage, base, or a folder with an adapter or a "
+        "whole model, such as a larger teacher; default: the starting weights",
     )
     data: DataRef = Field(default=None, description="training data (offline algorithms)")
     validation: DataRef = Field(

@@ -151,7 +151,7 @@ class Run(Services):
         """Print the results."""
         self._check_results()
         self.store.join_metrics([*self.stages][-1])
-        for texts in self.event("results_shown", records=self.records, width=self.reporter.width):
+        for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
                 self.reporter.result(text)
 
@@ -233,7 +233,7 @@ class Run(Services):
         name, before = stage.name, self.store.record(stage.name)
         parts = stage.key()  # again, because files may have changed while earlier stages ran
         if self._reuse(name, parts):
-            self.reporter.stage_ends(f"{name}: unchanged, reused")
+            self.reporter.stop(f"{name}: unchanged, reused")
             self.records.append(self.store.record(name))
             return None
         key, folder = self.hashes[name], self.store.path(name)
@@ -255,7 +255,7 @@ class Run(Services):
         record = {"hash": self.hashes[name], **record}
         self.store.finish(name, record)
         self.records.append(record)
-        self.reporter.stage_ends(f"{name}: done in {duration(record['seconds'])}{facts(record['summary'])}")
+        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}{facts(record['summary'])}")
 
     def _check_results(self) -> None:
         """Raise RunFailed if a result is no longer there, or has changed, while later stages ran."""

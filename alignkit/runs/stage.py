@@ -24,7 +24,7 @@ from alignkit.errors import AlignkitError, DataError, PluginError, Problem, Reci
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.kinds import reader_of
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, keys_of, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Context, Judge, Reward, RewardCombination
@@ -129,9 +129,7 @@ class RunStage:
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
-        own, *more = services.bases.needed(self.stage)
-        others = {name: services.bases[name].digest for name in more}
-        return stage_parts(self.stage, self.recipe, services.bases[own].digest, upstream, services.data, own, others)
+        return stage_parts(self.stage, self.recipe, services.bases[BASE].digest, upstream, services.data)
 
     def record(
         self, seconds: float, summary: Mapping[str, Any], artifact: Artifact, parts: Mapping[str, Any]
@@ -265,14 +263,14 @@ class TrainingStage(RunStage, StageContext):
         super().__init__(services, stage)
         assert stage.settings is not None
         self.settings: Settings = stage.settings
-        self.folder_of, self.base_of = services.store.path, services.bases.base_of
+        self.folder_of = services.store.path
 
     # Before the weights
 
     def check_plugins(self, mistakes: Mistakes) -> None:
         stage, settings = self.stage, self.settings
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
-            self._check(mistakes, stage.component, "check_model", self.recipe.base(stage.base))
+            self._check(mistakes, stage.component, "check_model", self.recipe.model)
         super().check_plugins(mistakes)
         rewards = specs([settings.reward, settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
@@ -283,7 +281,7 @@ class TrainingStage(RunStage, StageContext):
     def _check_models(self, mistakes: Mistakes) -> None:
         bases, environment = self.services.bases, self.settings.environment
         if self.services.download:
-            mistakes.add(bases.missing_device(self.stage))
+            mistakes.add(bases.missing_device())
         super()._check_models(mistakes)
         mistakes.add(bases.other_tokenizer(self.stage))
         if environment is not None and self.services.download:
@@ -292,7 +290,7 @@ class TrainingStage(RunStage, StageContext):
                 player().Episodes(factory, self._encoder(), self.settings.max_length)
 
     def _encoder(self) -> Encoder | None:
-        return self.services.bases[self.stage.base].encoder
+        return self.services.bases[BASE].encoder
 
     def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
         self._check_entries(mistakes, filter(self._is_here, self.entries), rows)
@@ -479,7 +477,7 @@ class StepStage(RunStage):
             map=map_rows,
             log=lambda **values: metrics.write(stage=self.name, **values),
             say=self.reporter.activity,
-            base_of=services.bases.base_of,
+            base_of=services.models.base_of,
             recipe=self.recipe,
             read=services.read,
         )

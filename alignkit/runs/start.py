@@ -67,7 +67,7 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
             warnings.append("warning: base models are not cut in one process; start several with --num_processes N")
     for warning in warnings:
         reporter.say(warning)
-    reporter.loading_torch()
+    reporter.say("loading torch and transformers")
     from alignkit.runs.run import run_recipe
 
     if world.processes == 1:

@@ -13,7 +13,7 @@ from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics, Reporter
-from alignkit.recipe.schema import RewardSpec, Stage
+from alignkit.recipe.schema import BASE, RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
 
@@ -28,8 +28,7 @@ class StageContext:
     """A training stage as its trainer sees it.
 
     stage: as the recipe has it. settings: with the learning rate that is used. folder: the stage's own. summary: for
-    stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage. base_of: the base model that a
-    reference is on.
+    stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage.
     """
 
     services: Any  # what the stages of the run share
@@ -41,7 +40,6 @@ class StageContext:
     summary: dict[str, Any]
     reporter: Reporter
     folder_of: Callable[[str], Path]
-    base_of: Callable[[str], str | None]
 
     @abstractmethod
     def notify(self, hook: str, **values: Any) -> Any:
@@ -73,16 +71,16 @@ class StageContext:
 
     @property
     def models(self) -> LoadedBase:
-        """The models on the stage's base model."""
-        return self.services.models.of(self.stage.base)
+        """The base model, with the policies and reward models on it."""
+        return self.models_of(BASE)
 
     def models_of(self, reference: str) -> LoadedBase:
-        """The models on the base model of a reference."""
-        return self.services.models.of(self.base_of(reference) or self.stage.base)
+        """The opened model whose weights a reference shares."""
+        return self.services.models.of(reference)
 
     def bases(self) -> Mapping[str, LoadedBase]:
-        """All base models that the stage uses, by the recipe's names."""
-        return {base: self.services.models.of(base) for base in self.services.bases.needed(self.stage)}
+        """The base model and the whole models that the stage uses, by `base` or folder."""
+        return {base: self.models_of(base) for base in (BASE, *self.stage.whole_models)}
 
     @property
     def collectives(self) -> Collectives:

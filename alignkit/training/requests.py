@@ -1,6 +1,6 @@
 """Samples that a stage asks for: an engine writes them while something else is computed (`rollout: {ahead: 1}`).
 
-Only the first call of an engine overlaps. Environments and tokenizers stay in the main thread. Without an engine,
+Only the first turns of episodes overlap. Environments and tokenizers stay in the main thread. Without an engine,
 samples are written when they are needed.
 """
 
@@ -62,9 +62,10 @@ class Request:
                 if not first:
                     episodes.forget()
                 self.asked = episodes.begin(self.asked, samples, self.number, numbers)
-                named["partner"] = episodes.partner
             role, encoder, sampling = state.roles.trained, state.models.encoder, state.settings.rollout
             self.request = build_request(state.model, role, encoder, self.asked, sampling, **named)
+            if episodes is not None:
+                self.request = episodes.limited(self.request)
             self.under_way: Any = None
             if engine is not None and self.asked:  # the weights are saved for it before anything else happens
                 self.under_way = engine.request(self.request)
@@ -89,11 +90,12 @@ class Request:
         count = sum(map(len, self.request.streams))
         with self.context.reporter.progress("rolling out", count) as done:
             if self.under_way is not None:
-                written = self.under_way.result(done)
+                written, follow = self.under_way.result(done), self.under_way.follow
             else:
-                written = generate(self.request, done=done)
-        groups = attach(self.request, self.asked, written)
-        return groups if self.episodes is None else self.episodes.finish(groups)
+                written, follow = generate(self.request, done=done), generate
+            if self.episodes is not None:
+                return self.episodes.play(self.request, self.asked, written, follow)
+        return attach(self.request, self.asked, written)
 
     def _learned(self, response: Response) -> Response:
         return replace(response, source=self.context.name, staleness=self.lag or None)

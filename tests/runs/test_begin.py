@@ -102,7 +102,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
         assert line in counted
     assert re.search(
-        r"\nalign: a sample of iteration 1(, reward \S+)?, \d+ tokens?.*\n  prompt    \S.*\n  response  .", again
+        r"\nalign iteration 1: a sample(, reward \S+)?, \d+ tokens?.*\n  prompt    \S.*\n  response  .", again
     )
 
 
@@ -162,7 +162,7 @@ def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any) -> Recipe:
-        arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
+        arguments[3]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 
     monkeypatch.setattr(cli, "load", load)

@@ -93,7 +93,7 @@ def in_terminal(
     from alignkit_apps.web.hosting import annotators_of
 
     reporter = Reporter()
-    reporter.loading_torch()
+    reporter.say("loading torch and transformers")
     from alignkit_apps.chat.loop import Kept, talk  # imports torch
     from alignkit_apps.chat.screen import Screen, interactive
     from alignkit_apps.chat.session import Session
