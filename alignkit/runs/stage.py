@@ -513,7 +513,7 @@ def source_records(spec: DataSpec, loaded: Loaded, told: Sequence[Sequence[Mappi
     """
     records = []
     for place, (source, facts) in enumerate(zip(spec.sources, loaded.sources, strict=True)):
-        names = ("name", "format", "rows", "held_out", "skipped", "ties", "notes")
+        names = ("name", "format", "rows", "held_out", "skipped", "notes")
         record: dict[str, Any] = {name: getattr(facts, name) for name in names}
         own = [group.meta for group in loaded.groups if group.origin is not None and group.origin.source == place]
         record["licenses"] = Counter(str(meta["license"]) for meta in own if meta.get("license"))
