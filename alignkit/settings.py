@@ -64,10 +64,10 @@ class ModelSpec(Options):
         min_length=1, description="Hugging Face model id, folder, or a plugin's NAME or NAME://PATH"
     )
     revision: str | None = Field(default=None, description="commit, branch or tag on the Hub; default: the latest")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it, "
-        "else float32; float16 is rejected because it needs loss scaling",
+        "else float32",
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] | Quantization = Field(
         default="none",
