@@ -14,11 +14,15 @@ from alignkit_apps.report.changes import differences
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        ({"settings": {"epochs": 2}}, {"settings": {"epochs": 3}}, ["epochs 2 -> 3"]),
-        ({"component": {"options": {"beta": 0.1}}}, {"component": {"options": {}}}, ["beta 0.1 -> not set"]),
-        ({"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}, ["versions.torch 2.12 -> 2.13"]),
-        ({"upstream": {"sft": "a" * 64}}, {"upstream": {"sft": "b" * 64}}, ["upstream.sft"]),
-        ({"settings": {"data": [{"path": "a" * 64}]}}, {"settings": {"data": [{"path": "b" * 64}]}}, ["data.0.path"]),
+        ({"settings": {"epochs": 2}}, {"settings": {"epochs": 3}}, ["epochs: 2 -> 3"]),
+        ({"component": {"options": {"beta": 0.1}}}, {"component": {"options": {}}}, ["beta: 0.1 -> not set"]),
+        ({"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}, ["versions.torch: 2.12 -> 2.13"]),
+        ({"upstream": {"sft": "a" * 64}}, {"upstream": {"sft": "b" * 64}}, ["upstream.sft has changed"]),
+        (
+            {"settings": {"data": [{"path": "a" * 64}]}},
+            {"settings": {"data": [{"path": "b" * 64}]}},
+            ["data.0.path has changed"],
+        ),
         ({"seed": 1, "date": None}, {"seed": 1, "date": None}, []),
     ],
 )
@@ -67,7 +71,7 @@ def test_a_run_and_its_preview_say_what_changed(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert planned()[0] == f"one: runs again, because {weights} is not as the stage wrote it"
     assert cli.main(["run", str(recipe)]) == 0
-    assert "has changed since the stage wrote it; the stage runs again" in capsys.readouterr().err
+    assert "is not as the stage wrote it; the stage runs again" in capsys.readouterr().err
     assert planned() == ["one: reused", "two: reused"]
     rows.write_text(rows.read_text(encoding="utf-8") * 2, encoding="utf-8")
     assert planned()[0] == f"one: starts over ({tmp_path.name}/demos.jsonl: the file has changed)"
