@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.errors import MOST_SHOWN, Problem, did_you_mean
+from alignkit.errors import Problem, did_you_mean
 from alignkit.options import Options
 from alignkit.recipe.schema import TopKeys, allowed_keys
 from alignkit.recipe.yaml import Document, Keys
@@ -20,6 +20,7 @@ from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
 Model = TypeVar("Model", bound=Options)
 ErrorItem = Mapping[str, Any]  # one of `ValidationError.errors()`
 PATH = "{path}"  # in messages: the place
+MOST_HELP = 100  # problems with a nearest name
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem
     problems: dict[Problem, None] = {}
     for mistake in mistakes:
         help = mistake.help
-        if mistake.allowed is not None and not help and len(problems) < MOST_SHOWN:  # the search takes longest
+        if mistake.allowed is not None and not help and len(problems) < MOST_HELP:  # the search takes longest
             help = advice(str(mistake.keys[-1]), mistake.allowed)
         problems[document.problem(mistake.keys, mistake.text, at_key=mistake.at_key, help=help)] = None
     return [*problems]
