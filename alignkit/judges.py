@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from math import fsum
 from typing import Any
 
 from alignkit import shapes
@@ -114,12 +113,8 @@ class CheckedJudge:
             RunFailed: As `check_compares` does.
         """
         self.check_compares(self.component, rubric)
-        if not items:
-            return []
-        with spending():
-            more = (rubric,) if rubric else ()
-            verdicts = call(self.judge, "compare", items, *more, returns=shapes.verdicts(len(items)))
-        _tell_spending(verdicts)
+        more = (rubric,) if rubric else ()
+        verdicts = self._ask("compare", items, *more, returns=shapes.verdicts(len(items)))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -133,12 +128,17 @@ class CheckedJudge:
             RunFailed: As `check_rates` does.
         """
         self.check_rates(self.component, rubric)
-        if not items:
+        return self._ask("rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
+
+    def _ask(self, method: str, *args: Any, returns: shapes.Shape) -> list[Any]:
+        """What the judge says, which `spending` gathers."""
+        if not args[0]:
             return []
         with spending():
-            ratings = call(self.judge, "rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
-        _tell_spending(ratings)
-        return list(ratings)
+            answers = list(call(self.judge, method, *args, returns=returns))
+        if (everything := _spent.get()) is not None:
+            everything += answers
+        return answers
 
     @property
     def scale(self) -> tuple[float, float] | None:
@@ -146,20 +146,10 @@ class CheckedJudge:
         return self.judge.scale
 
 
-def _tell_spending(said: Sequence[Verdict | Rating]) -> None:
-    """Add what a judge says to what `spending` gathers."""
-    if (everything := _spent.get()) is not None:
-        everything += said
-
-
 def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:
     """Questions and tokens of all verdicts, and what they cost; None if no verdict says them."""
-    every = list(verdicts)
-    calls = [v.calls for v in every if v.calls is not None]
-    tokens = [v.tokens for v in every if v.tokens is not None]
-    prices = [v.cost for v in every if v.cost is not None]
-    return {
-        "calls": sum(calls) if calls else None,
-        "tokens": sum(tokens) if tokens else None,
-        "cost": fsum(prices) if prices else None,
-    }
+    every, found = list(verdicts), {}
+    for name in ("calls", "tokens", "cost"):
+        known = [getattr(each, name) for each in every if getattr(each, name) is not None]
+        found[name] = sum(known) if known else None
+    return found

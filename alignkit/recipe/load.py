@@ -11,7 +11,7 @@ Blocks that a recipe repeats (iterated RLHF) become one stage per round, before 
         align: {algorithm: ppo, from: align, reward: reward, ...}
 
 becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this round's stage if
-that stage is above, else the previous round's. `start` sets the meaning of such a name in round 1. Outside the block, a
+that stage is above, else the previous round's. `start` sets the meaning of such a name in round 1. Below the block, a
 name means the last round's stage. `NAME@all`, in a list or as data, means the stages of all rounds so far.
 """
 
@@ -41,7 +41,7 @@ from alignkit.recipe.rules import (
     stage_mistakes,
 )
 from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
-from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
+from alignkit.recipe.yaml import Document, Mark, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registry
 from alignkit.sampling import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
@@ -186,33 +186,25 @@ class _Recipe:
             raise wrong(f"stage '{stage.name}' needs 'algorithm' or 'step', and not both", help, at_key=True)
         (stage.kind,) = kinds
         with self.at("stages", stage.name, stage.kind):
+            if stage.kind == "step" and isinstance(stage.written["step"], dict):
+                raise wrong("expected the name of a step", "write its options next to 'step: NAME'")
             _, stage.registration, _ = self.reading.plugin(stage.kind, stage.written[stage.kind])
 
     def _read_step(self, stage: Stage) -> None:
-        """Read a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
+        """Read a step. Its options are next to `step: NAME`."""
         if stage.registration is None:
             return
-        keys: Keys = ("stages", stage.name)
-        named = stage.written["step"]
+        keys = ("stages", stage.name)
         options = {key: value for key, value in stage.written.items() if key not in (*_KINDS, "engine")}
         with self.at(*keys, "engine"):
             if stage.written.get("engine") is not None:
                 stage.engine = self.reading.resolve("engine", stage.written["engine"])
-        if isinstance(named, dict):
-            help = "write all options either next to 'step: NAME' or inside 'step: {NAME: {...}}'"
-            self.add((Mistake(f"unknown key '{key}'", help, (key,), at_key=True) for key in options), *keys)
-            keys = (*keys, "step")
-        else:
-            named = {named: options}
         try:
-            stage.component = self.reading.component("step", named)
+            stage.component = self.reading.component("step", {stage.written["step"]: options})
             mistakes = [*data_mistakes(stage.component)]
         except Mistakes as error:
             mistakes = [*error.mistakes]
-        for mistake in mistakes:
-            if keys[-1] != "step":
-                mistake = replace(mistake, keys=mistake.keys[1:])
-            self.add([mistake], *keys)
+        self.add((replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes), *keys)
 
     def _read_training(self, stage: Stage) -> None:
         keys, hints = ("stages", stage.name), {}
@@ -305,15 +297,14 @@ def fill_sampling(stages: Mapping[str, Stage]) -> None:
         options, values = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):
             policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
-            sources = [*(name for name in policies if name in rollouts), *rollouts]
-            if policies and sources:
-                options.follow(rollouts[sources[0]], f"stage {sources[0]}")
+            if policies and rollouts:
+                options.follow(next(rollouts[name] for name in (*policies, *rollouts) if name in rollouts))
             values = options.sampled()
         if values is None:
             continue
         for spec in specs([stage.settings, options], RewardSpec):
             if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
-                spec.component.options.follow(values, f"stage {stage.name}")
+                spec.component.options.follow(values)
 
 
 NO_REFERENCES = ("algorithm", "step", "objective", "name", "description")  # keys whose texts name no stage
@@ -326,23 +317,16 @@ def expand(document: Document) -> Document:
     stages = document.root.value.get("stages")
     if stages is None or not isinstance(stages.value, dict):
         return document
-    blocks = {name: _block(document, name) for name, node in stages.value.items() if _is_block(node)}
-    outside: Rounds = {}
-    for block in filter(None, blocks.values()):
-        for name in block.stages:
-            outside[name] = ["", *(f"{name}_{number}" for number in range(1, block.repeat + 1))]
-    result = Node({}, stages.mark)
+    result, rounds = Node({}, stages.mark), Rounds()
     for name, node in stages.value.items():
-        if name not in blocks:
-            result.set(name, _rewritten(node, outside, document), stages.keys[name])
-        elif repeated := blocks[name]:
+        if not _is_block(node):
+            result.set(name, _rewritten(node, rounds, document), stages.keys[name])
+        elif block := _block(document, name):
             inner = node.value["stages"]
-            rounds = dict(outside)
-            for stage in repeated.stages:
-                first = repeated.start.get(stage, "")
-                rounds[stage] = outside.get(first, [first])[-1:]
-            for number in range(1, repeated.repeat + 1):
-                for stage in repeated.stages:
+            firsts = {stage: block.start.get(stage, "") for stage in block.stages}
+            rounds |= {stage: rounds.get(first, [first])[-1:] for stage, first in firsts.items()}
+            for number in range(1, block.repeat + 1):
+                for stage in block.stages:
                     new = f"{stage}_{number}"
                     result.set(new, _rewritten(inner.value[stage], rounds, document), inner.keys[stage])
                     rounds[stage].append(new)

@@ -28,14 +28,14 @@ from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
-from alignkit.training.context import StageContext
+from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, mismatch, sampler_metrics, weighted
-from alignkit.training.stage import TrainerState, keep_mask, select
+from alignkit.training.stage import TrainerState, keep_mask
 
 FILTERED = "filters left out every group"
 FILTERED_HELP = (
