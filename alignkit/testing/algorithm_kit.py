@@ -29,7 +29,6 @@ from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.rollouts import times
 from alignkit.training.stage import keep_mask, select
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
@@ -228,14 +227,17 @@ class AlgorithmCheck:
             self._check_weights(examples, expected, gradient)
 
     def _check_weights(self, examples: Examples, expected: Numbers, gradient: Callable[[Examples], Numbers]) -> None:
-        """Check that weights of the advantages, as those of `rollout.importance`, are weights of the gradient."""
+        """Check that weights of the advantages, as those of importance sampling, are weights of the gradient."""
         batch = examples.batch()
         shape = {"token": batch.mask.shape, "sequence": batch.mask.shape[:1]}[str(self.needs.advantages)]
         weights = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
         gradients = []
         for each in (weights, 2 - weights):  # whose mean is 1, so the mean of both gradients is the one without weights
             weighted = examples.take(range(len(examples.groups)))
-            weighted.add_signals({ADVANTAGES: times(batch.signals[ADVANTAGES], each)})
+            advantages = batch.signals[ADVANTAGES]
+            if advantages.dim() < each.dim():
+                advantages = advantages[:, None]
+            weighted.add_signals({ADVANTAGES: advantages * each})
             gradients.append(gradient(weighted))
         names = [name for name in GRADIENTS if name in expected]
         mean = {name: (gradients[0][name] + gradients[1][name]) / 2 for name in names}
