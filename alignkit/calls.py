@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import inspect
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out, reason_of
-from alignkit.registry import Component, Registration
+from alignkit.registry import Component
 
 
 class CallError(PluginError):
@@ -23,9 +21,12 @@ class CallError(PluginError):
 def create(component: Component, stage: str = "") -> Any:
     """What a recipe names, made of its options."""
     registration = component.registration
-    with blame(registration.implementation, "__init__", registration=registration, stage=stage):
+    label = registration.label
+    if label and stage:
+        label = f"{label}, stage '{stage}'"
+    with blame(registration.implementation, "__init__", label, stage):
         plugin = registration.implementation(component.options)
-    plugin.called_in = (label_of(registration, stage), stage)
+    plugin.called_in = label, stage
     return plugin
 
 
@@ -53,30 +54,29 @@ def remembered(plugin: Any, method: str) -> dict[str, Any]:
     return state
 
 
-def mistake(plugin: Any, method: str, text: str) -> CallError:
-    """An error about what a plugin's method has returned."""
-    return _error(label_of(plugin), plugin, method, text)
+def mistake(plugin: Any, method: str, text: str, label: str = "") -> CallError:
+    """An error about a plugin's method. label: of a class or a function, which `create` did not make."""
+    label = label_of(plugin) or label
+    place = getattr(plugin, "__name__", type(plugin).__name__)
+    if method:
+        place = f"{place}.{method}"
+    return CallError(f"{label}, in `{place}`: {text}".removeprefix(", "))
 
 
-def label_of(plugin: Any, stage: str = "") -> str:
-    """`plugin 'x' (dist 0.1), stage 'align'`, of a registration or of what `create` made; empty without a plugin."""
-    if not isinstance(plugin, Registration):
-        label: str = getattr(plugin, "called_in", ("", ""))[0]
-        return label
-    if not plugin.plugin:
-        return ""
-    origin = f" ({plugin.origin})" if plugin.distribution not in ("", plugin.plugin) else ""
-    return f"plugin '{plugin.plugin}'{origin}" + (f", stage '{stage}'" if stage else "")
+def label_of(plugin: Any) -> str:
+    """`plugin 'x' (dist 0.1), stage 'align'`, of what `create` made; empty of anything else."""
+    label: str = getattr(plugin, "called_in", ("", ""))[0]
+    return label
 
 
 @contextmanager
-def blame(owner: Any, method: str, *, registration: Registration | None = None, stage: str = "") -> Iterator[None]:
+def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator[None]:
     """Report an exception in a plugin's code as the plugin's.
 
-    owner: what `create` made, or a class or a function with its registration.
+    owner: what `create` made, or a class or a function, with the label of its registration.
     Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
     """
-    label, stage = getattr(owner, "called_in", (label_of(registration, stage), stage))
+    _, stage = getattr(owner, "called_in", (label, stage))
     torch: Any = sys.modules.get("torch")
     gradients = torch is not None and torch.is_grad_enabled()
     try:
@@ -88,44 +88,27 @@ def blame(owner: Any, method: str, *, registration: Registration | None = None, 
         if not stage or str(error).startswith(prefix):  # a part within a part named it
             raise
         raise DataError(prefix + str(error), option=error.option) from error
-    except AlignkitError as error:
-        if not isinstance(error, PluginError):
-            raise
-        raise _error(label, owner, method, str(error) + line_in(error, owner)) from error
     except BaseException as error:
-        if memory_ran_out(error) or disk_is_full(error) or getattr(error, "errno", None) == errno.EROFS:
+        if isinstance(error, AlignkitError) and not isinstance(error, PluginError):
             raise
-        raise _error(label, owner, method, words(error) + line_in(error, owner)) from error
+        if memory_ran_out(error) or disk_is_full(error):
+            raise
+        classes = getattr(owner, "__mro__", (owner,) if callable(owner) else type(owner).__mro__)
+        modules = [each.__module__ for each in classes if not each.__module__.startswith("alignkit.")]
+        raise mistake(owner, method, reason_of(error) + line_in(error, modules), label) from error
     finally:
         changed = torch is not None and torch.is_grad_enabled() != gradients
         if changed:
             torch.set_grad_enabled(gradients)
     if changed:
-        text = "it changed torch's gradient mode; `with torch.no_grad()` changes the mode back"
-        raise _error(label, owner, method, text)
+        raise mistake(owner, method, "it changed torch's gradient mode; write `with torch.no_grad()`", label)
 
 
-def _error(label: str, owner: Any, method: str, text: str) -> CallError:
-    name = owner.__name__ if callable(owner) and hasattr(owner, "__name__") else type(owner).__name__
-    place = f"{name}.{method}" if method and label else method or name
-    return CallError(f"{label}{', ' if label else ''}in `{place}`: {text}")
-
-
-def words(error: BaseException) -> str:
-    """`KeyError: 'advantage'`, on one line."""
-    if isinstance(error, SystemExit):
-        return f"it called exit({'' if error.code is None else error.code})"
-    return reason_of(error)
-
-
-def line_in(error: BaseException, owner: Any) -> str:
-    """` (file.py:12)`: the innermost line of the owner's own code in the traceback, else where its class begins."""
-    classes = getattr(owner, "__mro__", None) or ((owner,) if callable(owner) else type(owner).__mro__)
-    modules = [each.__module__ for each in classes if not each.__module__.startswith("alignkit.")]
-    files = [os.path.abspath(file) for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))]
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [(frame.filename, frame.lineno) for frame in frames if os.path.abspath(frame.filename) in files]
-    with suppress(OSError, TypeError, IndexError):  # there is no source
-        file, line = inside[-1] if inside else (files[0], inspect.getsourcelines(classes[0])[1])
-        return f" ({os.path.basename(file)}:{line})"
-    return ""
+def line_in(error: BaseException, modules: Collection[str]) -> str:
+    """` (file.py:12)`: the innermost line of these modules in the traceback; empty if none of their code ran."""
+    frames = [
+        (frame.f_globals.get("__name__"), frame.f_code.co_filename, line)
+        for frame, line in walk_tb(error.__traceback__)
+    ]
+    lines = [f" ({os.path.basename(file)}:{line})" for module, file, line in frames if module in modules]
+    return next(reversed(lines), "")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
-import os
 import re
 import shlex
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,6 +74,7 @@ class RecipeError(AlignkitError):
     """
 
     exit_code = 2
+    prefix = ""  # each problem has it
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = list(problems)
@@ -131,6 +131,13 @@ class Repeated(AlignkitError):
     """Data repeat each other, such as held-out rows in training data."""
 
     exit_code = 8
+
+
+class Interrupted(AlignkitError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+    prefix = ""
 
 
 class BadRow(Exception):
@@ -197,20 +204,32 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def as_shown(error: BaseException) -> AlignkitError:
+    """The error as people get it: in words, with the exit code of its kind."""
+    if isinstance(error, AlignkitError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        shown: AlignkitError = Interrupted("interrupted")
+    elif (full := no_disk(error)) is not None:
+        shown = full
+    elif isinstance(error, MemoryError):
+        shown = OutOfResource(f"out of memory: {error}")
+    elif isinstance(error, SystemExit):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        shown = PluginError(f"something called exit({error.code}), at {last.filename}:{last.lineno}")
+    else:
+        name = type(error).__name__
+        shown = AlignkitError(f"unexpected {name}: {text_of(error)} (set ALIGNKIT_DEBUG=1 for the traceback)")
+    for note in getattr(error, "__notes__", ()):
+        shown.add_note(note)
+    return shown
+
+
 def message_of(error: BaseException) -> str:
     """An error as a person reads it: what is wrong, and then where the run was."""
-    prefix = "error: "
-    if isinstance(error, AlignkitError):
-        text, prefix = str(error), error.prefix
-    elif isinstance(error, KeyboardInterrupt):
-        text = "interrupted"
-    elif isinstance(error, MemoryError) or disk_is_full(error):
-        text = f"out of memory or disk space: {error}"
-    else:
-        text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"
-    notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
-    plain = text.startswith("error: ") or isinstance(error, KeyboardInterrupt)
-    return "\n".join([text if plain else f"{prefix}{text}", *notes])
+    shown = as_shown(error)
+    notes = [f"  {note}" for note in getattr(shown, "__notes__", ())]
+    return "\n".join([f"{shown.prefix}{shown}", *notes])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -335,7 +354,7 @@ def _signalled(number: int, _frame: FrameType | None) -> None:
         should_stop()
 
 
-# --- packages that only some users need, and plugins that a command leaves out
+# --- packages that only some users need
 
 
 def check_extra(user: str, extra: str, *modules: str) -> None:
@@ -361,11 +380,5 @@ def _pip() -> str:
     return f"{shlex.quote(sys.executable)} -m pip"
 
 
-LEFT_OUT = "ALIGNKIT_NO_PLUGIN"  # a variable: names, separated by commas
-# What `--plugin FILE` and `--no-plugin NAME` of this command say.
-of_command: ContextVar[tuple[Sequence[Path], Sequence[str]]] = ContextVar("of_command", default=((), ()))
-
-
-def left_out() -> list[str]:
-    """What the environment says is not to be loaded, in any command."""
-    return [name.strip() for name in os.environ.get(LEFT_OUT, "").split(",") if name.strip()]
+# What these options of this command name.
+plugin_options: dict[str, list[str]] = {"--plugin": [], "--no-plugin": []}

@@ -55,12 +55,13 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    from alignkit.runs.services import begin
+    from alignkit.runs.services import begin, folder_of
 
     registry = load_plugins([Path(file) for file in plugins]).registry
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     checked = load_recipe(find_recipe(recipe), texts, registry)
-    folder, reporter = begin(checked, Path(out) if out is not None else None)
+    folder = Path(out or folder_of(checked, None))
+    reporter = begin(checked, folder)
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(checked, folder, reporter)

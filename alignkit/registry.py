@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "reader": ("Reader",),
     "launcher": ("Launcher",),
 }
-FEW = 6  # names, which fit in an error
 _ADDRESS = re.compile(r"[\w.]+:\w+")
 
 
@@ -61,52 +60,69 @@ class Registration:
         """`alignkit-grpo 0.3`, for messages."""
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def label(self) -> str:
+        """`plugin 'grpo' (alignkit-grpo 0.3)`; empty without a plugin."""
+        if not self.plugin:
+            return ""
+        if self.distribution in ("", self.plugin):
+            return f"plugin '{self.plugin}'"
+        return f"plugin '{self.plugin}' ({self.origin})"
+
     @cached_property
     def implementation(self) -> Any:
-        """What is registered; imported on first use. Raises what the import raises, and TypeError for a wrong one."""
-        made = self.target
-        if self.is_address:
-            module, _, name = made.partition(":")
-            made = getattr(importlib.import_module(module), name)
-        if wrong := why_not(self.kind, made):
-            raise TypeError(f"{self.kind} '{self.name}' {wrong}")
-        return made
+        """What is registered; imported on first use. Raises PluginError if it cannot be, or is a wrong one."""
+        if not self.is_address:
+            return self.target
+        module, _, name = self.target.partition(":")
+        try:
+            implementation = getattr(importlib.import_module(module), name)
+            self.check(implementation)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # includes sys.exit() at import
+            reason = f"{self.kind} '{self.name}' is {self.target}: {reason_of(error)}"
+            raise PluginError(f"{self.label} failed to load: {reason}") from error
+        return implementation
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the implementation can be imported."""
+        try:
+            return self.implementation is not None
+        except PluginError:
+            return False
 
     @property
     def source_path(self) -> Path | None:
         """The file of the implementation's module, which is part of stage keys."""
-        if not self.is_address:
-            return self.file
-        module = importlib.import_module(self.target.partition(":")[0])
-        if module.__file__:
-            return Path(module.__file__)
-        return None
+        if self.is_address:
+            return Path(str(importlib.import_module(self.target.partition(":")[0]).__file__))
+        return self.file
 
     @property
     def is_address(self) -> bool:
         return isinstance(self.target, str) and _ADDRESS.fullmatch(self.target) is not None
 
-
-def why_not(kind: str, implementation: Any) -> str:
-    """Why something cannot be registered as this kind, as in `must be a function, not 3`; empty if it can."""
-    bases = tuple(getattr(alignkit, name) for name in KINDS.get(kind, ()))
-    if bases:
-        good = isinstance(implementation, type) and issubclass(implementation, bases)
-        wanted = "a subclass of " + " or ".join(f"alignkit.{base.__name__}" for base in bases)
-    elif kind == "template":
-        good, wanted = isinstance(implementation, str), "Jinja code"
-    else:
-        good, wanted = callable(implementation) or not kind, "a function"
-    if good and bases and not issubclass(getattr(implementation, "Options", Options), Options):
-        return "needs Options that are a subclass of alignkit.Options"
-    if good:
-        return ""
-    return f"must be {wanted}, not {implementation!r:.100}"
+    def check(self, implementation: Any) -> None:
+        """Raise TypeError if something cannot be registered as this kind."""
+        bases = tuple(getattr(alignkit, name) for name in KINDS[self.kind])
+        if bases:
+            good = isinstance(implementation, type) and issubclass(implementation, bases)
+            wanted = "a subclass of " + " or ".join(f"alignkit.{base.__name__}" for base in bases)
+        elif self.kind == "template":
+            good, wanted = isinstance(implementation, str), "Jinja code"
+        else:
+            good, wanted = callable(implementation), "a function"
+        if not good:
+            raise TypeError(f"{self.kind} '{self.name}' must be {wanted}, not {implementation!r:.100}")
+        if bases and not issubclass(getattr(implementation, "Options", Options), Options):
+            raise TypeError(f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options")
 
 
 @dataclass(frozen=True)
-class UnavailablePlugin:
-    """A plugin that failed to load, or that the user disabled. reason: `failed to load: ...`."""
+class BrokenPlugin:
+    """A plugin that failed to load, and why."""
 
     plugin: str
     distribution: str
@@ -115,41 +131,39 @@ class UnavailablePlugin:
 
     def __str__(self) -> str:
         origin = f"{self.distribution} {self.version}".strip()
-        return f"plugin '{self.plugin}' ({origin}) {self.reason}"
+        return f"plugin '{self.plugin}' ({origin}) failed to load: {self.reason}"
 
 
 class Unresolved(PluginError):
-    """A name that no plugin provides, or several do. broken: its implementation cannot be imported."""
+    """A name that no plugin provides, or several do."""
 
-    def __init__(self, message: str, help: str = "", broken: bool = False):
-        self.message, self.help, self.broken = message, help, broken
-        super().__init__(f"{message}\n  {help}" if help else message)
+    def __init__(self, message: str, help: str):
+        self.message, self.help = message, help
+        super().__init__(f"{message}\n  {help}")
 
 
 class Registry:
-    """Registrations by kind and name. broken, disabled: plugins that failed to load, or that the user disabled."""
+    """Registrations by kind and name. broken: plugins that failed to load."""
 
     def __init__(self) -> None:
-        self.broken: list[UnavailablePlugin] = []
-        self.disabled: list[UnavailablePlugin] = []
-        self._registrations: defaultdict[str, dict[str, list[Registration]]] = defaultdict(dict)
+        self.broken: list[BrokenPlugin] = []
+        self._registrations: defaultdict[str, list[Registration]] = defaultdict(list)
 
     def add(self, kind: str, registration: Registration) -> None:
         """Add a registration. A duplicate name becomes an error only when it is requested."""
-        self._registrations[kind].setdefault(registration.name, []).append(registration)
+        self._registrations[kind].append(registration)
 
     def names(self, kind: str) -> list[str]:
         """Every name of a kind, sorted."""
-        return sorted(self._registrations[kind])
+        return sorted({one.name for one in self._registrations[kind]})
 
     def registrations(self, kind: str) -> list[Registration]:
         """Every registration of a kind, sorted by name."""
-        table = self._registrations[kind]
-        return [registration for name in sorted(table) for registration in table[name]]
+        return sorted(self._registrations[kind], key=lambda one: one.name)
 
     def usable(self, kind: str) -> list[Registration]:
-        """The registrations of a kind whose implementations can be imported; the others are then `broken`."""
-        return [registration for registration in self.registrations(kind) if not self._failure(registration)]
+        """The registrations of a kind whose implementations can be imported."""
+        return [registration for registration in self.registrations(kind) if registration.is_usable]
 
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""
@@ -162,46 +176,21 @@ class Registry:
         """
         matches = self._matches(kind, name)
         if not matches:
-            raise self._unknown(kind, name, others)
+            guess = did_you_mean(name.rpartition(":")[2], [*others, *self.names(kind)])
+            help = guess or f"`alignkit plugins {kind}` lists all"
+            raise Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
         if len(matches) > 1:
-            raise _ambiguous(kind, name, matches)
-        if failure := self._failure(matches[0]):
-            raise Unresolved(f"{kind} '{name}' cannot be used: {failure}", broken=True)
+            origins = " and ".join(one.origin for one in matches)
+            choices = " or ".join(f"'{one.distribution}:{one.name}'" for one in matches)
+            help = f"write {choices}, or disable one with --no-plugin"
+            raise Unresolved(f"{kind} '{name}' is provided by {origins}", help)
+        _ = matches[0].implementation
         return matches[0]
 
     def _matches(self, kind: str, name: str) -> list[Registration]:
         package, _, plain = name.rpartition(":")
-        candidates = self._registrations[kind].get(plain, [])
-        return [one for one in candidates if not package or package in (one.distribution, one.plugin)]
-
-    def _failure(self, one: Registration) -> UnavailablePlugin | None:
-        """Why an implementation cannot be imported."""
-        try:
-            _ = one.implementation
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # includes sys.exit() at import
-            reason = f"failed to load: {one.kind} '{one.name}' is {one.target}: {reason_of(error)}"
-            broken = UnavailablePlugin(one.plugin, one.distribution, one.version, reason)
-            if broken not in self.broken:
-                self.broken.append(broken)
-            return broken
-        return None
-
-    def _unknown(self, kind: str, name: str, others: Iterable[str]) -> Unresolved:
-        names = self.names(kind)
-        guess = did_you_mean(name.rpartition(":")[2], [*others, *names])
-        listed = f"`alignkit plugins {kind}` lists all"
-        if len(names) <= FEW:
-            listed = f"installed: {', '.join(names) or 'none'}"
-        help = [f"{guess} ({listed})" if guess else listed, *map(str, self.broken), *map(str, self.disabled)]
-        return Unresolved(f"no {kind} '{name}'", "\n  ".join(help))
-
-
-def _ambiguous(kind: str, name: str, matches: Sequence[Registration]) -> Unresolved:
-    origins = " and ".join(one.origin or one.plugin for one in matches)
-    choices = " or ".join(f"'{one.distribution}:{one.name}'" for one in matches)
-    return Unresolved(f"{kind} '{name}' is provided by {origins}", f"write {choices}, or disable one with --no-plugin")
+        candidates = [one for one in self._registrations[kind] if one.name == plain]
+        return [one for one in candidates if package in ("", one.distribution, one.plugin)]
 
 
 @dataclass(frozen=True)

@@ -93,16 +93,6 @@ class ModelSpec(Options):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
     )
-    reasoning: Literal["template", "keep"] = Field(
-        default="template",
-        description="template: the chat template writes the reasoning of answers, or refuses the row; "
-        "keep: templates that know no reasoning get it in front of the answer, between <think> and </think>",
-    )
-    system_messages: Literal["template", "merge"] = Field(
-        default="template",
-        description="template: the chat template writes system messages, or refuses the row; "
-        "merge: they are put in front of the next user turn",
-    )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
     device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
 

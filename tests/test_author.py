@@ -26,7 +26,7 @@ def fault(place):
 
 def act(place, result):
     what = fault(place)
-    return result if what is None else eval(what)
+    return result if what is None else eval(compile(what, __file__, "eval"))
 
 class R(Reward):
     def __init__(self, options):
@@ -148,7 +148,7 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
             (place, RAISES, "KeyError: 'advantage'")
             for place in ("J.compare", "S.run", "A.__init__", "A.loss", "source")
         ),
-        *((place, "sys.exit(0)", "exit(0)") for place in ("R.score", "J.compare", "S.run", "F.read")),
+        *((place, "sys.exit(0)", "SystemExit: 0") for place in ("R.score", "J.compare", "S.run", "F.read")),
         ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not NoneType'),
         ("R.score", "{'': ['high'] * 4}", "not 'high', for response 0 (prompt: 'how are you')"),
         ("C.combine", "CombinedReward(values[:1], values, {})", "'reward' must be [responses] = [4], not [1]"),
@@ -174,7 +174,7 @@ def test_the_error_names_the_plugin(
     assert code == 3 and said in err and "Traceback" not in err and "unexpected" not in err, err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     if place == "F.read":  # a format is asked by everything that reads data
-        assert "exit(0), at " in line, line
+        assert "SystemExit: 0, at " in line, line
         return
     assert "plugin 'strange.py'" in line and f"`{place}`" in line, line
     if what in (RAISES, "sys.exit(0)"):
@@ -212,12 +212,12 @@ class Strange:
 
 def test_a_message_is_bounded_and_torchs_mode_restored(tmp_path: Path) -> None:
     strange = Strange()
-    with pytest.raises(CallError, match=r"^in `long`: ValueError: x+") as long:
+    with pytest.raises(CallError, match=r"^in `Strange.long`: ValueError: x+") as long:
         call(strange, "long")
     assert len(str(long.value)) < LONGEST + 100
-    with pytest.raises(CallError, match=r"in `silent`: Odd: \(its message cannot be shown\) \(test_author.py:"):
+    with pytest.raises(CallError, match=r"in `Strange.silent`: Odd: \(its message cannot be shown\) \(test_author.py:"):
         call(strange, "silent")
-    with pytest.raises(CallError, match=r"in `modes`: it changed torch's gradient mode"):
+    with pytest.raises(CallError, match=r"in `Strange.modes`: it changed torch's gradient mode"):
         call(strange, "modes")
     assert torch.is_grad_enabled()
     strange.called_in = ("plugin 'mine', stage 'labels'", "labels")  # type: ignore[attr-defined]

@@ -74,7 +74,7 @@ def test_a_broken_package_takes_no_other_command_with_it(tmp_path: Path) -> None
     lines = found.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["warning"] * 3
     assert "no commands of bad" in lines[0] and "No module named 'no_such_module_at_all'" in lines[0]
-    assert "unknown hook 'register_comands'" in lines[1]
+    assert "has no attribute 'register_commands'" in lines[1]
     assert "alignkit has a command 'run' already" in lines[2]
 
 

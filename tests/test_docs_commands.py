@@ -19,7 +19,6 @@ import typer
 from stores import event, opened, pair
 
 from alignkit import cli
-from alignkit.commands import for_all
 from alignkit.plugins import load_plugins
 from benchmarks.catalogue import BENCHMARKS
 from tests.documented_commands import ROOT, Command, commands
@@ -125,7 +124,7 @@ def test_every_exception_is_a_command() -> None:
 @pytest.mark.parametrize("command", OURS, ids=label)
 def test_alignkit_understands(command: Command) -> None:
     try:
-        words = [word for word in for_all(command.filled())[0] if word != "--json"]
+        words = [word for word in cli.take_plugin_options(command.filled()) if word != "--json"]
         words = words[: words.index(">")] if ">" in words else words
         context_of(cli.program(), tuple(words))
     except typer.BadParameter:  # such as: `alignkit verify` says

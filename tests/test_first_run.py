@@ -23,7 +23,7 @@ def test_every_run_is_stored_without_an_error() -> None:
     assert len(figures) == 2
     assert outputs[-1]["data"]["text/plain"] == ["True"]  # the last cell reuses the run
     said = "".join(text for output in outputs if output.get("name") == "stderr" for text in output["text"])
-    assert "\nalign: a sample of iteration 15, reward " in said
+    assert "\nalign iteration 15: a sample, reward " in said
     assert NOTEBOOK.stat().st_size < 200_000
 
 

@@ -51,8 +51,13 @@ KEYS = [
     ("more", "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}", "max_new_tokens", "'sampling:'"),
     ("more", f"{{{PAIRS}, judge: {{openai_judge: {{temperature: 0}}}}}}", "temperature", "or 'sampling:' of a step"),
     ("more", "{algorithm: grpo, prompts: d.jsonl, environment: harbor}", "harbor", PAGE),
-    ("more", "{algorithm: grpo, prompts: d.jsonl, environment: trl_environment}", "trl_environment", "installed: calc"),
-    ("more", "{algorithm: grpo, prompts: d.jsonl, engine: worker}", "worker", "installed: vllm"),
+    (
+        "more",
+        "{algorithm: grpo, prompts: d.jsonl, environment: trl_environment}",
+        "trl_environment",
+        "plugins environment",
+    ),
+    ("more", "{algorithm: grpo, prompts: d.jsonl, engine: worker}", "worker", "plugins engine"),
 ]
 COMMANDS = [
     ("migrate dpo.yaml", "migrate", PAGE),

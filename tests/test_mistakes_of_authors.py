@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from alignkit import __version__
 from alignkit.cli import main
 from alignkit.commands import add_commands
+from alignkit.errors import plugin_options
 from alignkit.plugins import load_plugins
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
@@ -26,7 +26,7 @@ AT_IMPORT = {
     "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_pack.py:2)"),
     "module": ("import no_such_module", "No module named 'no_such_module' (fake_x_pack.py:1)"),
     "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_pack.py:3)"),
-    "name": (GOOD.replace('"mine"', '"my reward!"'), "reward 'my reward!': its name has letters"),
+    "name": (GOOD.replace('"mine"', '"my reward!"'), "reward 'my reward!': a name has letters"),
     "argument": (GOOD.replace("(add)", "(adding)"), "hook 'register'"),
 }
 
@@ -75,7 +75,7 @@ def test_commands_are_left_out_with_their_package(
     said: list[str] = []
     monkeypatch.setattr("alignkit.commands.print", lambda text, file: said.append(text), raising=False)
     add_commands(typer.Typer())
-    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
+    monkeypatch.setitem(plugin_options, "--no-plugin", ["x-pack"])
     add_commands(typer.Typer())
     assert len(said) == 1 and "no commands of x-pack" in said[0] and "SystemExit: 7" in said[0]
 
@@ -86,15 +86,8 @@ def test_no_plugin_is_heard_by_every_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
-    monkeypatch.setenv("ALIGNKIT_STRICT", "1")  # were it loaded, the command would end with 3
-    distribution("x-pack", "raise SystemExit(7)")
-    assert main(command) == 3
-    assert main([*command, "--no-plugin", "x-pack"]) != 3
-    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
-    assert main(command) != 3
-
-
-def test_a_name_of_another_alignkit_is_told_with_the_version(distribution: MakeDistribution) -> None:
-    distribution("x-pack", "from alignkit import NoSuchName\n")
-    (broken,) = load_plugins().broken
-    assert f"(fake_x_pack.py:1); this is alignkit {__version__}" in str(broken)
+    distribution("x-pack", "from pathlib import Path; Path('loaded').touch()\nraise SystemExit(7)")
+    main([*command, "--no-plugin", "x-pack"])
+    assert not Path("loaded").exists()
+    main(command)
+    assert Path("loaded").exists()

@@ -32,8 +32,6 @@ MakeDistribution = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(module, "_current", None)
-    for name in ("ALIGNKIT_STRICT", "ALIGNKIT_NO_PLUGIN"):
-        monkeypatch.delenv(name, raising=False)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -105,8 +103,7 @@ BROKEN = {
         adding("'step', 'a', type('S', (Step,), {'Options': int})"),
         "needs Options that are a subclass of alignkit.Options",
     ),
-    "twice": (GOOD.format(name="a") + "    add('algorithm', 'a', Mine)\n", "registers algorithm 'a' twice"),
-    "name": (GOOD.format(name="a:b"), "algorithm 'a:b': its name has letters"),
+    "name": (GOOD.format(name="a:b"), "algorithm 'a:b': a name has letters"),
 }
 
 
@@ -135,16 +132,9 @@ def test_an_address_is_imported_when_it_is_asked_for(distribution: MakeDistribut
     distribution("x-bad", adding("'step', 'bad', 'fake_x_bad:nothing'"))
     loaded = load_plugins()
     assert [one.name for one in loaded.registry.registrations("step") if one.distribution == "x-bad"] == ["bad"]
-    with pytest.raises(PluginError, match=r"step 'bad' cannot be used: plugin 'x-bad' .*fake_x_bad:nothing: Attr"):
+    with pytest.raises(PluginError, match=r"^plugin 'x-bad' failed to load: step 'bad' is fake_x_bad:nothing: Attr"):
         loaded.registry.get("step", "bad")
     assert not [one.name for one in loaded.registry.usable("step") if one.name == "bad"]
-
-
-def test_strict_raises(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution("x-bad", "import no_such_module_at_all")
-    monkeypatch.setenv("ALIGNKIT_STRICT", "1")
-    with pytest.raises(PluginError, match=r"plugin '.*failed to load"):
-        load_plugins()
 
 
 def test_a_keyboard_interrupt_is_not_swallowed(distribution: MakeDistribution) -> None:
@@ -175,12 +165,10 @@ def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDi
     assert registry.get("algorithm", "x-two:same").distribution == "x-two"
 
 
-def test_disabling(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabling(distribution: MakeDistribution) -> None:
     distribution("x-one", GOOD.format(name="one"), point="alignkit_one")
     distribution("x-two", GOOD.format(name="two"))
-    assert not load_plugins(disabled=["one"]).registry.has("algorithm", "one")  # the prefix may be left out
-    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "alignkit_one, x-two,not-installed")
-    loaded = load_plugins()
+    loaded = load_plugins(disabled=["alignkit_one", "x-two:x-two"])
     assert not loaded.registry.has("algorithm", "one") and not loaded.registry.has("algorithm", "two")
     with pytest.raises(RecipeError, match=r"'x-tow'.*\n  help: did you mean 'x-two'"):
         load_plugins(disabled=["x-tow"])
@@ -194,7 +182,7 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     registration = loaded.registry.get("algorithm", "filed")
     assert (registration.distribution, registration.source_path) == ("json.py", good)
     assert "no_such_module_at_all" in reason(loaded, "bad.py")
-    assert "no such file" in reason(loaded, "missing.py")
+    assert "No such file" in reason(loaded, "missing.py")
     import json
 
     assert json.dumps(1) == "1"  # not hidden by the plugin file
@@ -204,26 +192,19 @@ def test_unknown_names() -> None:
     registry = Registry()
     registry.add("algorithm", Registration("dpo", object))
     registry.add("algorithm", Registration("ppo", object))
-    with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\? \(installed: dpo, ppo\)"):
+    with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\?$"):
         registry.get("algorithm", "pppo")
     assert PluginError.exit_code == 3
 
 
-def test_what_is_broken_or_disabled_is_named_when_a_name_is_unknown(
-    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_broken_is_named_when_a_name_is_unknown(distribution: MakeDistribution) -> None:
     distribution("x-pack", "import no_such_module_at_all\n" + GOOD.format(name="wanted"))
     with pytest.raises(PluginError, match=r"(?s)no algorithm 'wanted'.*plugin 'x-pack'.*no_such_module_at_all"):
-        load_plugins().registry.get("algorithm", "wanted")
-    with pytest.raises(PluginError, match=r"plugin 'x-pack' \(x-pack 1.2\) is disabled by --no-plugin x_pack"):
-        load_plugins(disabled=["x_pack"]).registry.get("algorithm", "wanted")
-    monkeypatch.setenv("ALIGNKIT_NO_PLUGIN", "x-pack")
-    with pytest.raises(PluginError, match="is disabled by ALIGNKIT_NO_PLUGIN"):
         load_plugins().registry.get("algorithm", "wanted")
 
 
 def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
-    assert f"{tmp_path} is a folder; --plugin takes a .py file" in reason(load_plugins([tmp_path]), tmp_path.name)
+    assert f"{tmp_path} is no .py file" in reason(load_plugins([tmp_path]), tmp_path.name)
 
 
 def test_rewards_and_combinations_share_names() -> None:
@@ -319,4 +300,4 @@ def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: Make
 @pytest.mark.parametrize("suffix", ["notes", ".", ".a b"])
 def test_a_reader_needs_a_suffix_of_its_own(distribution: MakeDistribution, suffix: str) -> None:
     distribution("x-one", READER.replace(".notes", suffix))
-    assert "is a suffix such as" in reason(load_plugins(), "x-one")
+    assert "only a reader's begins with '.'" in reason(load_plugins(), "x-one")

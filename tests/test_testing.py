@@ -163,12 +163,12 @@ class ReportsIgnoringMask(Algorithm):
             Remembers,
             "a second pass over the same batch changes the gradient .* remembers belongs in `state`",
         ),
-        (Detached, r"in `loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
-        (BonusWithoutGradient, r"in `loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
+        (Detached, r"[.]loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
+        (BonusWithoutGradient, r"[.]loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
         (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
         (
             WrongShape,
-            r"^WrongShape: in `loss`: loss term 'nll' is per_token and must be "
+            r"^WrongShape: in `WrongShape.loss`: loss term 'nll' is per_token and must be "
             r"\[responses, tokens\] = \[12, \d+\], not \[12\]; write per_response",
         ),
         (TensorInState, "`state` after `before_step` is not JSON: Object of type Tensor"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
-from alignkit.calls import line_in, words
+from alignkit.calls import line_in
 from alignkit.data.files import (
     SkippedRow,
     bad_rows_error,
@@ -28,7 +28,7 @@ from alignkit.data.files import (
     without_fills,
 )
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
-from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean
+from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean, reason_of
 from alignkit.formats import Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.kinds import HUB, reader_of
@@ -378,9 +378,8 @@ class SourceReader:
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
-            raise BadRow(
-                f"the format {type(self.format).__name__} failed: {words(error)}{line_in(error, self.format)}"
-            ) from error
+            where = line_in(error, [type(self.format).__module__])
+            raise BadRow(f"the format {type(self.format).__name__} failed: {reason_of(error)}{where}") from error
 
     def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)

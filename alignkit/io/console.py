@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from alignkit.io.text import duration, excerpt, printable, redacted, wrapped
+from alignkit.io.text import duration, excerpt, printable, redacted
 
 # Name of a metric -> what a person calls it.
 SHOWN = {
@@ -34,82 +28,63 @@ SHOWN = {
     "rewards/margins": "margin",
     "tokens_per_second": "tok/s",
 }
-PIPE_WIDTH = 80  # characters of a line of a result
+PIPE_WIDTH = 80  # characters of a line of a result, and of a sample
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
-SAMPLE_SECONDS = 300.0  # between samples
 VERBOSE = "ALIGNKIT_VERBOSE"  # 1: rows of data and samples are shown, and in a terminal every line
 COLORS = {
     r"(?m)^error: .*$": "red",
     r"(?m)^(\S+: )?warning: .*$": "yellow",
     r"(?m)^(\S+: )?done in \S+": "green",
 }
-# Of a verdict, which continues in indented lines. A gain by what the policy was trained on is no proof.
-VERDICTS = {
-    r"(?m)^\S+ gained over \S+ by an independent \w+:.*(\n  .*)*": "green",
-    r"(?m)^\S+ lost against .*(\n  .*)*": "red",
-}
+
+
+class Terminal(Console):
+    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, force_jupyter=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Be quiet from now on: `| head` must not end a run."""
+        self.quiet = True
 
 
 @dataclass
-class Task:
-    """What the bar shows: a stage, or a part of a step. total: 0 if it is not known. first: done before it began."""
+class Steps:
+    """Steps of a stage, or parts of some work. first: how many were complete before it began."""
 
     name: str
-    total: int = 0
-    unit: str = ""
+    total: int
     first: int = 0
-    facts: str = ""
-    note: str = ""
-    sampled: float = -math.inf  # when a sample was shown
 
     def __post_init__(self) -> None:
-        self.done, self.began = self.first, monotonic()
+        self.began = monotonic()
 
-    @property
-    def count(self) -> str:
-        """`align iteration 3/10`"""
-        if not self.total:
-            return self.name
-        return " ".join(filter(None, (self.name, self.unit, f"{self.done}/{self.total}")))
-
-    @property
-    def times(self) -> str:
-        """`1m05s, 2m10s left`: since it began here, and what the rest takes at this pace."""
-        elapsed = monotonic() - self.began
-        new, rest = self.done - self.first, self.total - self.done
-        left = f", {duration(elapsed / new * rest, digits=0)} left" if new > 0 and rest > 0 else ""
-        return duration(elapsed, digits=0) + left
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        line = Table.grid(padding=(0, 1, 0, 0), expand=True, pad_edge=False)
-        line.add_column(no_wrap=True)
-        line.add_column(ratio=1)
-        line.add_column(no_wrap=True)
-        line.add_row(Text(self.count, "bold"), ProgressBar(self.total or None, self.done), self.times)
-        yield line
-        if self.facts or self.note:
-            yield Text.assemble(self.facts, "  ", (self.note, "dim"), no_wrap=True, overflow="crop")
+    def line(self, done: int, facts: str = "") -> str:
+        """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`; what is left is at the pace so far."""
+        elapsed, rest = monotonic() - self.began, self.total - done
+        times = duration(elapsed, digits=0)
+        if rest > 0:
+            times += f", {duration(elapsed / (done - self.first) * rest, digits=0)} left"
+        return " ".join(filter(None, (f"{self.name} {done}/{self.total}", facts, f"({times})")))
 
 
 class Reporter:
-    """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
+    """Progress on stderr: a live line in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
 
-    A terminal shows what happens in a stage next to the bar, and as lines only if ALIGNKIT_VERBOSE is set.
+    A terminal shows what happens in a stage on the live line, and prints it only if ALIGNKIT_VERBOSE is set.
     """
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # for signs that a terminal's encoding does not have
-        self.err = err or _console(stderr=True)
-        self.out = out or _console(stderr=False)
+        self.err = err or Terminal(stderr=True)
+        self.out = out or Terminal()
         self.log = RunLog()
         self.live = self.err.is_terminal and not self.err.is_dumb_terminal
         self.verbose = os.environ.get(VERBOSE, "0") not in ("", "0")
         self.began = monotonic()  # when the command began
-        self._stage = ""
-        self._task: Task | None = None
-        self._bar: Live | None = None
+        self._status = self.err.status("", spinner="line")
+        self._doing = ""  # the stage, and how far it is
+        self._steps: Steps | None = None
         self._next = 0.0  # when the next plain line is due
 
     def say(self, text: str) -> None:
@@ -117,14 +92,9 @@ class Reporter:
         self.log.write(text)
         self._print(text)
 
-    def loading_torch(self) -> None:
-        """Say, before torch is imported for the first time, what takes seconds."""
-        if "torch" not in sys.modules:
-            self.say("loading torch and transformers")
-
     def activity(self, text: str) -> None:
-        """Say what happens now: a line in a pipe, a note at the bar in a terminal. A warning is a line."""
-        if self._bar is None or self.verbose or "warning: " in text:
+        """Say what happens now: a line in a pipe, a note on the live line of a terminal. A warning is a line."""
+        if not self.live or not self._doing or self.verbose or "warning: " in text:
             self.say(text)
         else:
             self.log.write(text)
@@ -136,145 +106,95 @@ class Reporter:
         if self.verbose:
             self._print(text)
 
+    def note(self, text: str) -> None:
+        """Show on the live line what happens now; a pipe does not show it."""
+        self._status.update(Text(printable(f"{self._doing}  {text}"), no_wrap=True))
+        if self.live:
+            self._status.start()
+
     def stage(self, name: str, number: int, count: int, plugin: str) -> None:
         """Say that a stage of the run starts."""
-        self._stage = name
-        self._show_stage()
+        self._doing = name
         self.activity(f"{name}: stage {number} of {count}, {plugin}")
-
-    def stage_ends(self, text: str) -> None:
-        """Say what became of the stage: `done in 7s: groups 3`, or `unchanged, reused`."""
-        self._stage = ""
-        self.stop()
-        self.say(text)
 
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         """Begin to train a stage of `total` steps or iterations, of which `done` are complete."""
-        self._begin(Task(stage, total, unit, done))
+        self._steps, self._next = Steps(f"{stage} {unit}", total, done), 0.0
+        self._doing = f"{stage} {unit} {done}/{total}"
+        self.note("")
 
-    def advance(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Report that step `done` is complete. metrics: of a stage, whose last step always has a plain line."""
-        task, now = self._task, monotonic()
-        if task is None:
-            return
-        task.done = done
-        if metrics is not None:
-            task.facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
-        if now >= self._next or (metrics is not None and done >= task.total):
-            self._next = now + PLAIN_SECONDS
-            write = self.log.write if self.live else self.say
-            write(" ".join(filter(None, (task.count, task.facts, f"({task.times})"))))
+    def advance(self, done: int, metrics: Mapping[str, float], sample: tuple[str, str, str] | None = None) -> None:
+        """Report that a step of the stage is complete. The last one always has a plain line.
 
-    def sample(self, prompt: str, response: str, facts: str = "") -> None:
-        """A detail: what the model answers, at the first call, after the last step, and now and then.
-
-        facts: such as `reward 0.42`.
+        sample: a prompt, a response and facts such as `reward 0.42`, for the details of a plain line.
         """
-        task, now = self._task, monotonic()
-        if task is None:
+        steps = self._steps
+        if steps is None:
             return
-        if now - task.sampled < (PLAIN_SECONDS if task.done >= task.total else SAMPLE_SECONDS):
+        facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+        self._doing = steps.line(done, facts)
+        self.note("")
+        if monotonic() < self._next and done < steps.total:
             return
-        task.sampled = now
-        width = self.err.width if self.err.is_terminal else PIPE_WIDTH
-        self.detail(f"{task.name}: a sample of {task.unit} {task.done}{f', {facts}' if facts else ''}")
-        for who, text in (("prompt", prompt), ("response", response)):
-            self.detail(f"  {who:<10}{excerpt(text, width - 12)}")
-
-    def note(self, text: str) -> None:
-        """Show the current activity below the live bar; a pipe does not show it."""
-        if self._task is not None:
-            self._task.note = printable(text)
+        self._plain(self._doing)
+        if sample is not None:
+            prompt, response, facts = sample
+            self.detail(f"{steps.name} {done}: a sample, {facts}")
+            self.detail(f"  prompt    {excerpt(prompt, PIPE_WIDTH - 12)}")
+            self.detail(f"  response  {excerpt(response, PIPE_WIDTH - 12)}")
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show how many parts of some work are done; yields a function that is given their number.
 
-        While other work is shown, this is its note. In a pipe, work that is done soon has no line.
+        In a pipe, work that is done soon, or that is a part of a step, has no line.
         """
-        if self._task is not None and self._task.total:
-            before = self._task.note
-            self.note(what)
-            yield lambda done: self.note(f"{what} {done}/{total}")
-            self.note(before)
-            return
-        self._begin(Task(f"{self._stage}: {what}" if self._stage else what, total), wait=PLAIN_SECONDS)
+        parts = Steps(what, total)
+        if self._steps is None:
+            parts.name = ": ".join(filter(None, (self._doing, what)))
+            self._next = monotonic() + PLAIN_SECONDS
+
+        def show(done: int) -> None:
+            self.note(f"{what} {done}/{total}")
+            if self._steps is None and monotonic() >= self._next:
+                self._plain(parts.line(done))
+
         try:
-            yield self.advance
+            yield show
         finally:
-            self.stop()
-            self._show_stage()
+            if not self._doing:
+                self.stop()
 
-    def stop(self) -> None:
-        """Remove the live bar."""
-        self._task = None
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    @property
-    def width(self) -> int:
-        """Characters of a line on stdout: the terminal's, or else a fixed number."""
-        if self.out.is_terminal:
-            return self.out.width
-        return PIPE_WIDTH
+    def stop(self, text: str = "") -> None:
+        """Remove the live line. text: what became of the stage, such as `align: done in 7s: groups 3`."""
+        self._status.stop()
+        self._steps, self._doing = None, ""
+        if text:
+            self.say(text)
 
     def result(self, text: str) -> None:
         """Print a result on stdout."""
         if text:
             self.log.write(text)
-            self.out = _printed(self.out, colored(text, VERDICTS))
+            self.out.print(Text(printable(text)), soft_wrap=True)
 
     def _print(self, text: str) -> None:
-        if self.err.is_terminal:  # which would break a line within words and numbers
-            lines = [wrapped(line, self.err.width, indent=_indent(line) + 2) for line in text.split("\n")]
-            text = "\n".join(chain.from_iterable(lines))
-        self.err = _printed(self.err, colored(text))
+        line = Text(printable(text))
+        for pattern, style in COLORS.items():
+            line.highlight_regex(pattern, style)
+        self.err.print(line, soft_wrap=not self.err.is_terminal)
 
-    def _begin(self, task: Task, wait: float = 0.0) -> None:
-        self.stop()
-        self._task, self._next = task, task.began + wait
-        if self.live:
-            self._bar = Live(task, console=self.err, transient=True)
-            self._bar.start()
-
-    def _show_stage(self) -> None:
-        """Show in a terminal that the stage does something whose length is not known."""
-        if self.live and self._stage:
-            self._begin(Task(self._stage))
-
-
-def _console(stderr: bool) -> Console:
-    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page, or a bar that moves up."""
-    console = Console(stderr=stderr, highlight=False)
-    if console.is_jupyter:
-        console = Console(stderr=stderr, highlight=False, force_jupyter=False, force_terminal=False)
-    return console
-
-
-def _printed(console: Console, text: Text) -> Console:
-    """Print a text. A console that nobody reads any more becomes a quiet one: `| head` must not end a run."""
-    try:
-        console.print(text, soft_wrap=True)
-    except (BrokenPipeError, SystemExit):  # rich exits
-        return Console(quiet=True)
-    return console
-
-
-def colored(text: str, colors: Mapping[str, str] = COLORS) -> Text:
-    """A text as a terminal shows it. colors: by pattern. Other outputs have none."""
-    line = Text(printable(text))
-    for pattern, style in colors.items():
-        line.highlight_regex(pattern, style)
-    return line
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
+    def _plain(self, line: str) -> None:
+        self._next = monotonic() + PLAIN_SECONDS
+        self.log.write(line)
+        if not self.live:
+            self._print(line)
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
 
 
 class Metrics:

@@ -6,9 +6,8 @@ empty space to the left of the shorter ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -55,55 +54,6 @@ class Change:
         """Write the prompts' tokens into the rows that enter."""
         for row, span in zip(rows, self.prompts, strict=True):
             row[:, self.column - span.prompt : self.column] = prefill[:, span.start : span.start + span.prompt]
-
-
-@dataclass(frozen=True)
-class Extended:
-    """A row of the cache that is continued.
-
-    row, first: its row and its first column. cached: tokens that it keeps. new: tokens behind them.
-    """
-
-    row: int
-    first: int
-    cached: int
-    new: int
-
-
-@dataclass
-class Extension(TreeLayout):
-    """Rows of a cache with several new tokens each, side by side in one row of tokens; they see their own row only.
-
-    `kv` and `spans` are afterwards those of the whole rows, as if all of their tokens had been read here. So the rows
-    can enter the batch again (`Decoding.update_rows`), and what they had before is not computed a second time.
-    """
-
-    cache: KeyValues = field(default_factory=dict)
-    parts: Sequence[Extended] = ()
-
-    @property
-    def position_ids(self) -> Tensor:
-        """[1, tokens]."""
-        return torch.cat([torch.arange(part.cached, part.cached + part.new) for part in self.parts])[None]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """Attention of the new tokens, [1, heads, tokens, size] -> [1, heads, tokens, size of v]."""
-        self.windows.add(args.window)
-        sizes = [part.new for part in self.parts]
-        results, whole = [], []
-        for part, q_new, k_new, v_new in zip(self.parts, *(x.split(sizes, dim=2) for x in (q, k, v)), strict=True):
-            # A row fills its columns without gaps, so its first tokens are in its first columns.
-            columns = slice(part.first, part.first + part.cached)
-            old_keys, old_values = (stored[part.row, :, columns] for stored in self.cache[layer])
-            keys, values = torch.cat([old_keys, k_new[0]], dim=1), torch.cat([old_values, v_new[0]], dim=1)
-            whole.append((keys, values))  # before the conversion: the cache keeps the model's dtype
-            if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-                # torch's kernel for CPUs is twice as fast in fp32
-                q_new, keys, values = q_new.float(), keys.float(), values.float()
-            mask = self._causal_mask(part.new, part.cached, args.window, q.device)
-            results.append(attention(q_new, keys[None], values[None], mask, args).to(q.dtype))
-        self.kv[layer] = (torch.cat([keys for keys, _ in whole], dim=1), torch.cat([v for _, v in whole], dim=1))
-        return torch.cat(results, dim=2)
 
 
 class Decoding:
@@ -197,13 +147,6 @@ class Decoding:
                 sees &= columns > self.column - window  # the token itself is part of its window
             self._masks[window] = sees[:, None, None].to(device)
         return self._masks[window]
-
-    def extension(self, lengths: Mapping[int, tuple[int, int]]) -> Extension:
-        """Rows with several new tokens each. lengths: row -> how many of its tokens stay, and how many are new."""
-        parts = [Extended(row, int(self.starts[row]), cached, new) for row, (cached, new) in lengths.items()]
-        sizes = [part.cached + part.new for part in parts]
-        spans = [GroupSpan(end - size, size, ()) for end, size in zip(accumulate(sizes), sizes, strict=True)]
-        return Extension(spans, store_kv=True, cache=self.cache, parts=parts)
 
     def advance(self) -> None:
         """Move to the next column; all layers have written this one."""

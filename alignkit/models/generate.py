@@ -1,15 +1,13 @@
 """Sampling responses with continuous batching: one prefill per prompt, and finished rows make room for waiting ones.
 
 A sample depends on its prompt and its own random stream, not on the other rows of its batch (up to ties in fp32).
-A response can have several turns: when the policy ends one, a `Partner` may answer, and the policy continues
-after these tokens. Its row keeps the keys and values of all that it has read, so only the new tokens are read.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,24 +43,8 @@ CACHES = ("past_key_values", "cache_params")  # what models call what they keep 
 BUSY = 0.8
 DIVERGED = "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
 
-# (prompt, sample, tokens of the policy's last turn, room) -> the tokens that follow; None if the response is complete.
-# prompt, sample: indices. room: most tokens that may follow.
-Reply = Callable[[int, int, Sequence[int], int], Ids | None]
 # Given the rows: the active ones have just got a token.
 Wrote = Callable[[Sequence["ActiveSequence"]], None]
-
-
-@dataclass(frozen=True)
-class Partner:
-    """Who answers the policy's turns.
-
-    max_length: most tokens of a prompt with all turns after it. counts: `read` gets the number of tokens that were read
-    as prompts and answers, and `saved` of those that would have been read again without the cache.
-    """
-
-    reply: Reply
-    max_length: int
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -70,22 +52,20 @@ class Continuation:
     """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop string ended them.
 
     logprobs: None if an engine cannot tell them.
-    written: for each token, whether the policy wrote it; None means all. Others have a log-probability of 0.
     """
 
     tokens: Ids
     logprobs: tuple[float, ...] | None
     ended: bool
-    written: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Generation:
     """What a role is asked to write: one continuation for each of a prompt's random streams, in order.
 
-    prompts: token ids. A prompt may be the beginning of a conversation with its answers so far. streams: numbers, as
-    from `seeds.number`. labels: of the prompts, for errors. partner: answers the policy's turns; `max_new_tokens` are
-    then those of the policy in all of its turns. Prompts with their new tokens must fit the model's context.
+    prompts: token ids. A prompt may be a conversation with its answers so far. streams: numbers, as from
+    `seeds.number`. labels: of the prompts, for errors. rooms: most new tokens of each prompt; empty: `max_new_tokens`.
+    Prompts with their new tokens must fit the model's context.
     """
 
     model: SharedModel
@@ -95,7 +75,11 @@ class Generation:
     streams: Sequence[Sequence[int]]
     sampling: Sampling
     labels: Sequence[str] = ()
-    partner: Partner | None = None
+    rooms: Sequence[int] = ()
+
+    def room(self, prompt: int) -> int:
+        """Most new tokens of a prompt, by its index."""
+        return self.rooms[prompt] if self.rooms else self.sampling.max_new_tokens
 
 
 # What samples
@@ -130,7 +114,6 @@ def build_request(
     path: tuple[str | int, ...] = (),
     numbers: Sequence[int] | None = None,
     samples_per_prompt: int = 1,
-    partner: Partner | None = None,
 ) -> Generation:
     """Ask for responses to the groups' prompts.
 
@@ -141,7 +124,7 @@ def build_request(
     streams = []
     for n in numbers or range(len(groups)):
         streams.append([seeds.number(seed, *path, n, k) for k in range(samples_per_prompt)])
-    return Generation(model, role, encoder, prompts, streams, sampling, labels, partner)
+    return Generation(model, role, encoder, prompts, streams, sampling, labels)
 
 
 def attach(request: Generation, groups: Sequence[Group], written: Sequence[Sequence[Continuation]]) -> list[Group]:
@@ -154,20 +137,13 @@ def attach(request: Generation, groups: Sequence[Group], written: Sequence[Seque
 
 def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
     return Response(
-        text=encoder.said(last_turn(written.tokens, written.written)),
+        text=encoder.said(written.tokens),
         tokens=written.tokens,
         logprobs=written.logprobs,
-        written=written.written,
         truncated=not written.ended,
         source=role,
         tokenizer=encoder.digest,
     )
-
-
-def last_turn(tokens: Sequence[int], written: Sequence[bool] | None) -> Ids:
-    """The tokens that the policy wrote after those of others. written: see `Response.written`."""
-    start = max((place + 1 for place, own in enumerate(written or ()) if not own), default=0)
-    return tuple(tokens[start:])
 
 
 @torch.no_grad()
@@ -175,7 +151,7 @@ def generate(
     request: Generation, *, done: Callable[[int], None] = lambda responses: None, wrote: Wrote | None = None
 ) -> list[list[Continuation]]:
     """Write the continuations of a request. done: see `sample`. wrote: called after every token; not by an engine."""
-    model, prompts, sampling, partner = request.model, request.prompts, request.sampling, request.partner
+    model, prompts = request.model, request.prompts
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
     if model.engine is not None:
@@ -183,36 +159,31 @@ def generate(
     model.passes.gather(request.role)
     sequences: list[ActiveSequence] = []
     for prompt, streams in enumerate(request.streams):
-        most = sampling.max_new_tokens
-        if partner is not None:  # the turns of others take tokens of the same room
-            most = partner.max_length - len(prompts[prompt])
         for number, stream in enumerate(streams):
             # All draws in advance: they do not depend on when, or next to which rows, a token is written.
-            draws = seeds.generator(stream).random(sampling.max_new_tokens)
-            sequences.append(ActiveSequence(prompt, number, draws, most, complete=partner is None))
+            draws = seeds.generator(stream).random(request.room(prompt))
+            sequences.append(ActiveSequence(prompt, number, draws))
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
     queue = deque(sorted(sequences, key=lambda row: (-len(prompts[row.prompt]), row.prompt, row.sample)))
 
     def finished() -> None:
-        done(sum(row.over for row in sequences))
+        done(sum(not row.active for row in sequences))
 
     decoder = Decoder(request, finished, wrote)
-    while not _written(decoder, deque(row for row in queue if row.active or (row.waiting and decoder.continues(row)))):
+    while not _written(decoder, deque(row for row in queue if row.active)):
         # Only here, where the traceback of the error no longer holds the activations.
         gc.collect()
         release_cached(model.device)
     continuations: list[list[Continuation]] = [[] for _ in prompts]
     for row in sequences:
-        written = None if all(row.written) else tuple(row.written)
-        one = Continuation(tuple(row.tokens), tuple(row.logprobs), row.ended, written)
-        continuations[row.prompt].append(one)
+        continuations[row.prompt].append(Continuation(tuple(row.tokens), tuple(row.logprobs), row.ended))
     return continuations
 
 
 def _written(decoder: Decoder, queue: deque[ActiveSequence]) -> bool:
     """Write all sequences of the queue to their ends. False if memory ran out; the next attempt takes fewer rows.
 
-    Turns that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
+    Those that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
     """
     request, model = decoder.request, decoder.request.model
     waiting = list(queue)  # a copy, because writing empties the queue
@@ -232,7 +203,8 @@ def _written(decoder: Decoder, queue: deque[ActiveSequence]) -> bool:
     model.memory.sampling_halvings += 1
     for sequence in waiting:
         if sequence.active:
-            sequence.restart_turn()
+            sequence.tokens.clear()
+            sequence.logprobs.clear()
     return False
 
 
@@ -244,75 +216,28 @@ class ActiveSequence:
     """A response being written.
 
     prompt, sample: index of its prompt and its number among that prompt's samples. draws: uniform in [0, 1), one for
-    each token that the policy may write. most: tokens that it may have, with those of others. written: for each token,
-    whether the policy wrote it; others have a log-probability of 0. turn: where the policy's last turn begins. ended:
-    that turn, by an end token or a stop string. complete: no turn follows. unread: tokens at the end of `tokens` that
-    no forward pass has read: an answer, and the token before it.
+    each token that the policy may write. ended: by an end token or a stop string.
     """
 
     prompt: int
     sample: int
     draws: np.ndarray
-    most: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    written: list[bool] = field(default_factory=list)
-    sampled: int = 0
-    turn: int = 0
-    unread: int = 0
     ended: bool = False
-    complete: bool = False
 
     @property
     def active(self) -> bool:
         return not self.ended and self.room > 0
 
     @property
-    def waiting(self) -> bool:
-        """Whether the policy has ended a turn that may be answered."""
-        return self.ended and not self.complete
-
-    @property
-    def over(self) -> bool:
-        return not self.active and not self.waiting
-
-    @property
     def room(self) -> int:
         """Tokens that the policy may still write."""
-        return min(len(self.draws) - self.sampled, self.most - len(self.tokens))
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """Equal for rows with the same context: the samples of a prompt, before anything is written."""
-        return self.prompt, self.sample if self.tokens else -1
-
-    def write(self, token: int, logprob: float) -> None:
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.written.append(True)
-        self.sampled += 1
-
-    def answer(self, partner: Partner) -> Ids | None:
-        """Ask for the turn that follows, and append its tokens, which the policy did not write; None: none follows."""
-        # One token less, so that the policy can answer, too; none if it may write no more.
-        room = self.most - len(self.tokens) - 1 if self.sampled < len(self.draws) else 0
-        ids = partner.reply(self.prompt, self.sample, self.tokens[self.turn :], room)
-        if ids is None:
-            self.complete = True
-            return None
-        self.tokens += ids
-        self.logprobs += [0.0] * len(ids)
-        self.written += [False] * len(ids)
-        self.turn, self.unread, self.ended = len(self.tokens), len(ids) + 1, False
-        return ids
+        return len(self.draws) - len(self.tokens)
 
     def abandon(self) -> None:
         """Write no more, because nobody wants the rest."""
-        self.most, self.complete = len(self.tokens), True
-
-    def restart_turn(self) -> None:
-        self.sampled -= len(self.tokens) - self.turn
-        del self.tokens[self.turn :], self.logprobs[self.turn :], self.written[self.turn :]
+        self.draws = self.draws[: len(self.tokens)]
 
 
 # A role that continues prompts
@@ -368,26 +293,9 @@ class Decoder:
     finished: Callable[[], None]
     wrote: Wrote | None = None
 
-    def context(self, row: ActiveSequence) -> Ids:
-        """All that a row has: its prompt, and its tokens."""
-        prompt = self.request.prompts[row.prompt]
-        return (*prompt, *row.tokens) if row.tokens else prompt
-
     def length(self, row: ActiveSequence) -> int:
-        """Tokens of the context."""
+        """Tokens of a row, with its prompt."""
         return len(self.request.prompts[row.prompt]) + len(row.tokens)
-
-    def count(self, **tokens: int) -> None:
-        if self.request.partner is not None:
-            self.request.partner.counts.update(tokens)
-
-    def continues(self, row: ActiveSequence) -> bool:
-        """Whether others answer a turn that has ended; the row then has their tokens."""
-        assert self.request.partner is not None  # otherwise no row waits
-        if row.answer(self.request.partner) is not None:
-            return True
-        self.finished()
-        return False
 
     @cached_property
     def ends(self) -> Tensor:
@@ -403,8 +311,8 @@ class Decoder:
         draws, early, sampling = np.zeros(len(rows)), None, self.request.sampling
         for column, row in enumerate(rows):
             if row.active:
-                draws[column] = row.draws[row.sampled]
-        short = [row.sampled < sampling.min_new_tokens for row in rows]
+                draws[column] = row.draws[len(row.tokens)]
+        short = [len(row.tokens) < sampling.min_new_tokens for row in rows]
         if any(short):
             early = torch.tensor(short, device=logits.device)
         chosen, logprobs = choose(logits, torch.from_numpy(draws), sampling, early, self.ends)
@@ -419,8 +327,9 @@ class Decoder:
                 continue
             if not math.isfinite(logprob):
                 raise RunFailed(DIVERGED)
-            row.write(token, logprob)
-            stopped = has_stopped(encoder, row.tokens[row.turn :], self.request.sampling.stop)
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            stopped = has_stopped(encoder, row.tokens, self.request.sampling.stop)
             row.ended = stopped or token in encoder.end_ids
             ended = ended or not row.active
         if self.wrote is not None:
@@ -430,12 +339,10 @@ class Decoder:
 
     def most_rows(self) -> int:
         """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
-        model, partner = self.request.model, self.request.partner
+        model = self.request.model
         device, halvings, config = model.device, model.memory.sampling_halvings, model.model.config.get_text_config()
         longest = max(map(len, self.request.prompts), default=0)
-        new = self.request.sampling.max_new_tokens
-        if partner is not None:
-            new = max(0, partner.max_length - longest)
+        new = max(map(self.request.room, range(len(self.request.prompts))), default=0)
         row = row_bytes(config, model.dtype.itemsize, longest, new)
         if device.type == "cuda":
             return most_rows(row, available(device), halvings, config.vocab_size)
@@ -446,11 +353,10 @@ class Decoder:
         model, role = self.request.model, self.request.role
         while queue:
             rows = [queue.popleft()]
-            # Rows with the same context have the same length, so this needs no padding and no mask.
-            while queue and len(rows) < limit and queue[0].key == rows[0].key:
+            # Rows of the same prompt have the same length, so this needs no padding and no mask.
+            while queue and len(rows) < limit and queue[0].prompt == rows[0].prompt:
                 rows.append(queue.popleft())
-            tokens = torch.tensor([self.context(rows[0])] * len(rows), device=model.device)
-            self.count(read=tokens.numel())
+            tokens = torch.tensor([self.request.prompts[rows[0].prompt]] * len(rows), device=model.device)
             kept: dict[str, Any] = {}
             # RecurrentGemma would keep its states in its layers, and not give them back.
             keeps = backbone(model.model).config.model_type != "recurrent_gemma"
@@ -463,8 +369,6 @@ class Decoder:
                 new = self.write(rows, logits)[:, None]
                 # With nothing kept, every token is computed from all before it.
                 tokens = new if kept else torch.cat([tokens, new], dim=1)
-            # Answered rows have a longer context now, which is read from its start.
-            queue.extendleft(row for row in rows if row.waiting and self.continues(row))
 
 
 # Rows that are decoded together
@@ -507,27 +411,22 @@ class RowBatch:
         active = [row for row in self.rows if row.active]
         if active and len(active) > BUSY * (self.limit if self.queue else len(self.rows)):
             return True
-        continued = [row for row in self.rows if row.waiting and self.decoder.continues(row)]
-        new = [self.queue.popleft() for _ in range(min(len(self.queue), self.limit - len(active) - len(continued)))]
-        kept, waiting = list(active), list(continued)
-        for part in self._parts(continued, [row.unread for row in continued]):
-            waiting = waiting[len(part) :]
-            self._extend(part, [*kept, *waiting])
-            kept += part
-        for part in self._parts(new, [len(self.decoder.context(row)) for row in new]):
+        new = [self.queue.popleft() for _ in range(min(len(self.queue), self.limit - len(active)))]
+        for part in self._parts(new):
             self._admit(part)
-        if not (continued or new) and active:  # nobody enters, but idle rows leave
-            self._update(active, [])
-        return bool(active or continued or new)
+        if active and not new:  # nobody enters, but idle rows leave
+            self._update([])
+        return bool(active or new)
 
-    def _parts(self, rows: Sequence[ActiveSequence], lengths: Sequence[int]) -> Iterator[list[ActiveSequence]]:
-        """Cut rows into parts whose new tokens fit a packed row. lengths: new tokens; equal contexts are read once."""
+    def _parts(self, rows: Sequence[ActiveSequence]) -> Iterator[list[ActiveSequence]]:
+        """Cut rows into parts whose prompts fit a packed row."""
         budget = self.model.inference_budget >> self.model.memory.sampling_halvings
         part: list[ActiveSequence] = []
         tokens = 0
-        for row, length in zip(rows, lengths, strict=True):
+        for row in rows:
+            length = len(self.decoder.request.prompts[row.prompt])
             # The queue keeps a prompt's samples together, and they read it once.
-            more = 0 if part and row.key == part[-1].key else length
+            more = 0 if part and row.prompt == part[-1].prompt else length
             if part and tokens + more > budget:
                 yield part
                 part, tokens, more = [], 0, length
@@ -538,53 +437,27 @@ class RowBatch:
 
     def _admit(self, new: Sequence[ActiveSequence]) -> None:
         """Append rows, whose prompts are read here, each once."""
-        contexts = {row.key: self.decoder.context(row) for row in new}
-        keys = sorted(contexts)
+        prompts = sorted({row.prompt for row in new})
         tokens: list[int] = []
         spans: list[GroupSpan] = []
-        for key in keys:
-            spans.append(GroupSpan(len(tokens), len(contexts[key]), ()))
-            tokens += contexts[key]
-        owners = [keys.index(row.key) for row in new]
-        # The state at a prompt's last token predicts the first new one.
-        ends = [spans[owner].start + spans[owner].prompt - 1 for owner in owners]
+        for prompt in prompts:
+            ids = self.decoder.request.prompts[prompt]
+            spans.append(GroupSpan(len(tokens), len(ids), ()))
+            tokens += ids
+        owners = [prompts.index(row.prompt) for row in new]
         layout = TreeLayout(spans, store_kv=True)
-        self._update([row for row in self.rows if row.active], new, layout, tokens, owners, ends)
-
-    def _extend(self, answered: Sequence[ActiveSequence], kept: Sequence[ActiveSequence]) -> None:
-        """Move rows behind the kept ones. Only their new tokens are read here."""
-        index = {id(row): number for number, row in enumerate(self.rows)}
-        # row -> (tokens in the cache that stay, tokens to read). What it drew after its end does not stay.
-        lengths = {index[id(row)]: (len(self.decoder.context(row)) - row.unread, row.unread) for row in answered}
-        tokens: list[int] = []
-        for row in answered:
-            tokens += row.tokens[-row.unread :]
-        # The new tokens of these rows are side by side; each one's last predicts what follows.
-        ends = (np.cumsum([row.unread for row in answered]) - 1).tolist()
-        self.decoder.count(saved=sum(cached for cached, _ in lengths.values()))
-        self._update(kept, answered, self.decoding.extension(lengths), tokens, range(len(answered)), ends)
+        hidden = self.model.hidden(self.role, layout, torch.tensor(tokens))
+        # The state at a prompt's last token predicts the first new one.
+        ends = torch.tensor([spans[owner].start + spans[owner].prompt - 1 for owner in owners])
+        self._update(new, layout, owners)
+        # In the order of `rows` and of the cache.
+        self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[ends.to(hidden.device)])])
 
     def _update(
-        self,
-        kept: Sequence[ActiveSequence],
-        entering: Sequence[ActiveSequence],
-        layout: TreeLayout | None = None,
-        tokens: Sequence[int] = (),
-        owners: Sequence[int] = (),
-        ends: Sequence[int] = (),
+        self, entering: Sequence[ActiveSequence], layout: TreeLayout | None = None, owners: Sequence[int] = ()
     ) -> None:
-        """Drop all rows but the kept ones, and append those that enter.
-
-        layout, tokens: what is read for them. owners: each one's span of the layout. ends: its last token there.
-        """
-        index = {id(row): number for number, row in enumerate(self.rows)}
-        places = [index[id(row)] for row in kept]
-        logits = [self.logits[places]]
-        if layout is not None:
-            hidden = self.model.hidden(self.role, layout, torch.tensor(tokens))
-            self.decoder.count(read=len(tokens))
-        self.rows = [*kept, *entering]
-        self.decoding.update_rows(places, max(row.room for row in self.rows), layout, owners)
-        if layout is not None:
-            logits.append(self.model.next_logits(self.role, hidden[torch.tensor(ends).to(hidden.device)]))
-        self.logits = torch.cat(logits)  # in the order of `rows` and of the cache
+        """Drop the rows that have ended, and append those that enter. owners: each one's span of the layout."""
+        kept = [index for index, row in enumerate(self.rows) if row.active]
+        self.logits = self.logits[kept]
+        self.rows = [*(self.rows[index] for index in kept), *entering]
+        self.decoding.update_rows(kept, max(row.room for row in self.rows), layout, owners)

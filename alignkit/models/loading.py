@@ -23,7 +23,6 @@ from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.tokens.check import check_ids, loaded_tokenizer
-from alignkit.tokens.template import ChatOptions
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -238,8 +237,8 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **quantization_options(spec))
 
 
-def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, ChatOptions, tuple[int, ...]]:
-    """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens."""
+def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
+    """What an `Encoder` of a base model is made of, without its weights: tokenizer, template arguments, end tokens."""
     from transformers import AutoTokenizer
 
     options: Any = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
@@ -250,8 +249,7 @@ def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, 
     if config is not None:
         check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
     set_chat_template(tokenizer, spec.chat_template)
-    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages)
-    return tokenizer, chat, end_ids(source, revision)
+    return tokenizer, spec.chat_template_kwargs, end_ids(source, revision)
 
 
 def end_ids(source: str, revision: str | None) -> tuple[int, ...]:

@@ -104,16 +104,15 @@ class Reading:
         others = {"reward": self.stages, "format": _COMMON}.get(kind, ())
         try:
             registration = self.registry.get(kind, name, others)
-        except Unresolved as error:
-            raise wrong(error.message, error.help, keys, bool(keys), error.broken) from None
-        if kind == "algorithm":
-            algorithm = registration.implementation
-            try:
-                with blame(algorithm, "specialize", registration=registration):
+            if kind == "algorithm":
+                algorithm = registration.implementation
+                with blame(algorithm, "specialize", registration.label):
                     target = algorithm.specialize(options)
-            except PluginError as error:
-                raise wrong(str(error), "", keys, bool(keys), plugin=True) from None
-            registration = replace(registration, target=target, file=registration.source_path)
+                registration = replace(registration, target=target, file=registration.source_path)
+        except Unresolved as error:
+            raise wrong(error.message, error.help, keys, bool(keys)) from None
+        except PluginError as error:
+            raise wrong(str(error), "", keys, bool(keys), plugin=True) from None
         return name, registration, options
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:

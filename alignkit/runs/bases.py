@@ -48,7 +48,7 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
 
     path: what a recipe writes after `NAME://`, if the source takes it.
     """
-    with blame(registration.implementation, "", registration=registration):
+    with blame(registration.implementation, "", registration.label):
         source = registration.implementation(cache, *path)
         if not isinstance(source, str | Path):
             raise PluginError(f"return the model's folder, not {type(source).__name__}")

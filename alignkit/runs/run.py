@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from alignkit.errors import (
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import RECIPE, folders_of
-from alignkit.io.text import duration, redacted
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.io.results import RECIPE, damage_of
+from alignkit.io.text import duration, exists, redacted
+from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump
-from alignkit.runs.services import Services, begin, locked, resume_command
+from alignkit.runs.services import Services, begin, folder_of, locked, resume_command
 from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
 from alignkit.step import Artifact
 from alignkit.training.collectives import ONE_PROCESS, Collectives
@@ -43,7 +43,7 @@ def run_recipe(
     reporter: of a run that has begun (`begin`). collectives: of the processes that
     run it together, each with the same call. The first one writes and speaks.
     """
-    folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
+    folder, reporter = folder_of(recipe, out), reporter or begin(recipe, out)
     with ExitStack() as stack:
         if collectives.process == 0:
             stack.enter_context(locked(folder))
@@ -89,44 +89,55 @@ def with_help(error: BaseException, stage: str) -> BaseException:
 
 
 class Run(Services):
-    """One run of a recipe in a folder; event hooks receive it. stages: by name, in order."""
+    """One run of a recipe in a folder; event hooks receive it."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        folder: Path,
-        reporter: Reporter | None = None,
-        collectives: Collectives = ONE_PROCESS,
-        download: bool = True,
-    ):
-        super().__init__(recipe, folder, reporter, collectives, download)
-        self.stages = {name: run_stage(self, stage) for name, stage in recipe.stages.items()}
-        self.stage_name = ""  # of the current stage
-        self.reused: list[str] = []  # stages of this start
-        self._times: list[str] = []  # of the stages
-        self._records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
+    @cached_property
+    def stages(self) -> dict[str, RunStage]:
+        """By name, in order."""
+        return {name: run_stage(self, stage) for name, stage in self.recipe.stages.items()}
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
         self.collectives.on_rank0(self._begin)
-        waiting = Waiting()
-        for stage in self.stages.values():
+        waits: dict[str, StageWaits | None] = {}  # None: a stage needs one that waits
+        for name, stage in self.stages.items():
             self.collectives.should_stop(self.should_stop)
-            if waiting.blocks(stage.stage):
+            if not waits.keys().isdisjoint(stage.stage.upstream):
+                waits[name] = None
                 continue
             started = time.monotonic()
             stage.notify("stage_started")
-            with waiting.until_labeled(self):
+            try:
                 reused = self._stage(stage)
-            if stage.name in waiting.blocked:
+            except StageWaits as error:
+                waits[name] = error
+                if self.leads:
+                    self.store.wait(name, error.missing, error.store)
+                self.say(f"{name}: waits for {error.missing} label{'s' * (error.missing != 1)}")
                 continue
             stage.notify("stage_finished", reused=reused)
-            self.reused += [stage.name] if reused else []
-            self._times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
+            took = "reused"
+            if reused:
+                self.reused.append(name)
+            else:
+                took = duration(time.monotonic() - started)
+            self.times.append(f"{name} {took}")
         self.stage_name = ""
         self.reporter.stop()
-        waiting.end(self.reporter.say)
+        self._end_if_waiting(waits)
         self.collectives.on_rank0(self._show)
+
+    def _end_if_waiting(self, waits: Mapping[str, StageWaits | None]) -> None:
+        """Raise StageWaits if a stage waits. waits: all stages that did not run."""
+        errors = [error for error in waits.values() if error is not None]
+        if not errors:
+            return
+        later = [name for name, error in waits.items() if error is None]
+        if later:
+            self.say(f"not yet, because they need these labels: {', '.join(later)}")
+        text, names = "\n".join(map(str, errors)), ", ".join(error.stage for error in errors)
+        missing = sum(error.missing for error in errors)
+        raise StageWaits(text, missing=missing, stage=names, store=errors[0].store)
 
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""
@@ -140,15 +151,11 @@ class Run(Services):
         """Print the results."""
         self._check_results()
         self.store.join_metrics([*self.stages][-1])
-        for texts in self.event("results_shown", records=self._records, width=self.reporter.width):
+        for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
                 self.reporter.result(text)
 
-    def prepare(
-        self,
-        names: Iterable[str],
-        rows: int | None = FIRST_ROWS,
-    ) -> None:
+    def prepare(self, names: Iterable[str], rows: int | None = FIRST_ROWS) -> None:
         """Prepare stages before the first of them runs. Raises RecipeError or DataError, with all their mistakes.
 
         rows: see `RunStage.prepare`.
@@ -167,16 +174,13 @@ class Run(Services):
 
     def _incomplete(self) -> list[str]:
         """The stages that will not be reused."""
-        others = [(run, name) for run in self.others for name in self.stages]
-        if not any(map(self.store.has_any, self.stages)) and not any(folders_of(*one) for one in others):
-            return list(self.stages)  # no key is needed, so no base model is downloaded yet
-        return [name for name, stage in self.stages.items() if not self._reuse(stage, stage.key())]
+        return [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
 
-    def _reuse(self, stage: RunStage, parts: Mapping[str, Any]) -> bool:
+    def _reuse(self, name: str, parts: Mapping[str, Any]) -> bool:
         """Whether a stage has a whole result for its key, of this run or of another one; its link then leads there."""
-        self.hashes[stage.name] = digest(parts)
-        if found := self._bring(stage.name):
-            self.ready.add(stage.name)
+        self.hashes[name] = digest(parts)
+        if found := self._bring(name):
+            self.ready.add(name)
         return found
 
     def _bring(self, name: str) -> bool:
@@ -193,73 +197,59 @@ class Run(Services):
         if started is None:
             self.ready.add(name)
             return True
-        parts, before, earlier = started
+        parts, before = started
         if trains:  # with data, weights and code of each machine
             self.hashes |= parts["upstream"]
             self.collectives.compare(f"stage '{name}'", stage.key)
         folder, began = self.store.path(name), time.monotonic()
         made: list[tuple[dict[str, Any], Artifact]] = []
-        try:
-            with self.engine(stage.stage):
-                self.make_room(stage.stage)
-                if before:
-                    stage.notify("stage_begins_again", record=before)
-                if trains:
-                    self.collectives.sharing = True
-                    made.append(stage.run(folder))
-                    self.collectives.sharing = False  # not if it fails, because the others may be anywhere then
-                else:
-                    first(lambda: made.append(stage.run(folder)))
-        except BaseException:
-            if self.leads:
-                with suppress(OSError):  # a full disk must not hide what went wrong
-                    self.store.begin(name, self.hashes[name], parts, earlier + time.monotonic() - began)
-            raise
+        with self.engine(stage.stage):
+            self.make_room(stage.stage)
+            if before:
+                stage.notify("stage_begins_again", record=before)
+            if trains:
+                self.collectives.sharing = True
+                made.append(stage.run(folder))
+                self.collectives.sharing = False  # not if it fails, because the others may be anywhere then
+            else:
+                first(lambda: made.append(stage.run(folder)))
         self.models.forget(name)
         seconds = time.monotonic() - began
-        first(lambda: self._finish(stage, parts, earlier, seconds, *made[0]))
+        first(lambda: self._finish(stage, stage.record(seconds, *made[0], parts)))
         self.ready.add(name)
         return False
 
-    def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any], float] | None:
-        """Begin a stage, or continue it: what its key is made of, the record of other settings, and seconds so far.
+    def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
+        """Begin a stage, or continue it: what its key is made of, and the record of other settings.
 
         None if it can be reused.
         """
         name, before = stage.name, self.store.record(stage.name)
         parts = stage.key()  # again, because files may have changed while earlier stages ran
-        if self._reuse(stage, parts):
-            self.reporter.stage_ends(f"{name}: unchanged, reused")
-            self._records.append(self.store.record(name))
+        if self._reuse(name, parts):
+            self.reporter.stop(f"{name}: unchanged, reused")
+            self.records.append(self.store.record(name))
             return None
-        key = self.hashes[name]
-        if damage := self.store.damage(name, key):
-            self.reporter.say(f"{name}: {damage}; the stage runs again")
-        if before.get("hash") in (None, key):
-            before = {}
-        else:
+        key, folder = self.hashes[name], self.store.path(name)
+        if before.get("hash") not in (None, key):
             why = "".join(stage.notify("stage_changed", record=before, parts=parts))
             self.reporter.say(f"{name}: changed since the last run{why}, starting over")
-        earlier = float(self.store.begun(name, key).get("seconds") or 0.0)  # of starts that were interrupted
-        self.store.begin(name, key, parts, earlier)
+        else:
+            before = {}
+            if exists(folder) and (damage := damage_of(folder)):
+                self.reporter.say(f"{name}: {damage}; the stage runs again")
+        self.store.begin(name, key, parts)
         plugin = stage.stage.component.name
         self.reporter.stage(name, [*self.stages].index(name) + 1, len(self.stages), plugin)
-        return parts, before, earlier
+        return parts, before
 
-    def _finish(
-        self,
-        stage: RunStage,
-        parts: Mapping[str, Any],
-        earlier: float,
-        seconds: float,
-        summary: Mapping[str, Any],
-        made: Artifact,
-    ) -> None:
+    def _finish(self, stage: RunStage, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result."""
-        record = {"hash": self.hashes[stage.name], **stage.record(earlier + seconds, summary, made, parts)}
-        self.store.finish(stage.name, record)
-        self._records.append(record)
-        self.reporter.stage_ends(f"{stage.name}: done in {duration(seconds)}{facts(record['summary'])}")
+        name = stage.name
+        record = {"hash": self.hashes[name], **record}
+        self.store.finish(name, record)
+        self.records.append(record)
+        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}{facts(record['summary'])}")
 
     def _check_results(self) -> None:
         """Raise RunFailed if a result is no longer there, or has changed, while later stages ran."""
@@ -269,12 +259,12 @@ class Run(Services):
 
     def say_end(self) -> None:
         """The last lines of a run that is complete: how long the command took, and what to do next."""
-        took = f"done in {duration(time.monotonic() - self.reporter.began)} ({', '.join(self._times)})"
+        took = f"done in {duration(time.monotonic() - self.reporter.began)} ({', '.join(self.times)})"
         self.reporter.say(f"{took}; peak memory {self.peak_memory}")
         self.reporter.say(f"results: {self.folder}")
         trained = [stage for stage in self.stages.values() if isinstance(stage, TrainingStage)]
         policies = [stage.name for stage in trained if stage.trains_policy]
-        if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self._records):
+        if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self.records):
             self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
 
     @property
@@ -292,41 +282,3 @@ def facts(summary: Mapping[str, Any]) -> str:
     if shown:
         return f": {', '.join(shown)}"
     return ""
-
-
-@dataclass
-class Waiting:
-    """The stages of a run that wait, by name, and all that cannot run before they are done, in order."""
-
-    errors: dict[str, StageWaits] = field(default_factory=dict)
-    blocked: dict[str, None] = field(default_factory=dict)
-
-    @contextmanager
-    def until_labeled(self, run: Run) -> Iterator[None]:
-        """The block runs a stage, which may wait."""
-        try:
-            yield
-        except StageWaits as error:
-            self.errors[error.stage] = error
-            self.blocked[error.stage] = None
-            if run.leads:
-                run.store.wait(error.stage, error.missing, error.store)
-            run.say(f"{error.stage}: waits for {error.missing} label{'s' * (error.missing != 1)}")
-
-    def blocks(self, stage: Stage) -> bool:
-        """Whether a stage needs one that waits."""
-        if found := any(name in self.blocked for name in stage.upstream):
-            self.blocked[stage.name] = None
-        return found
-
-    def end(self, say: Callable[[str], None]) -> None:
-        """Raise StageWaits if a stage waits."""
-        errors, later = list(self.errors.values()), [name for name in self.blocked if name not in self.errors]
-        if later:
-            say(f"not yet, because they need these labels: {', '.join(later)}")
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            missing = sum(error.missing for error in errors)
-            names = ", ".join(self.errors)
-            raise StageWaits("\n".join(map(str, errors)), missing=missing, stage=names, store=errors[0].store)

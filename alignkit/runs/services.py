@@ -5,13 +5,11 @@ Nothing imports torch before a model is needed.
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import json
 import shlex
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property, partial
 from itertools import count
@@ -29,7 +27,7 @@ from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Metrics, Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, Results, is_empty, other_runs
-from alignkit.io.text import exists, is_dir, redacted
+from alignkit.io.text import exists, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe, Stage
@@ -65,11 +63,15 @@ class Services:
         self.reporter = reporter or Reporter()
         self.say: Callable[[str], None] = self.reporter.say
         self.store = Results(folder, recipe.stages)
-        self.others = other_runs(folder, recipe.name)
+        self.others = other_runs(folder)
         self.bases = RunBases(recipe, self.reporter, download)
         self.data = RunData(self.store.data, recipe.seed)
         self.hashes: dict[str, str] = {}
         self.ready: set[str] = set()
+        self.stage_name = ""  # of the current stage
+        self.reused: list[str] = []  # stages of this start
+        self.times: list[str] = []  # of the stages, in words
+        self.records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
         self._attach: Callable[[LoadedBase], None] = lambda base: None  # the engine of the current stage
 
     # Stopping
@@ -193,7 +195,7 @@ def resumable_map(
     should_stop: called before each chunk; may raise. done: is given the number of rows so far. elsewhere: computes the
     results of chunks, in order; None: the function does.
     """
-    chunks = {digest([at, _plain(chunk := rows[at : at + CHUNK])]): chunk for at in range(0, len(rows), CHUNK)}
+    chunks = {digest([at, rows[at : at + CHUNK]]): rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)}
     store, stored = _opened(path)
     with closing(store):
         missing = [chunk for key, chunk in chunks.items() if key not in stored]
@@ -220,8 +222,6 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, str]]:
     # The lock of the run's folder suffices; those of files do not work on every network drive.
     store = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
     try:
-        if store.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise sqlite3.DatabaseError(f"{path} is damaged")
         store.execute("CREATE TABLE IF NOT EXISTS chunks (key TEXT PRIMARY KEY, results TEXT, sum TEXT)")
         rows = store.execute("SELECT key, results, sum FROM chunks").fetchall()
     except sqlite3.DatabaseError:
@@ -231,32 +231,24 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, str]]:
     return store, {key: results for key, results, sum in rows if sum == digest([key, results])}
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 # A run replaces these, next to the folders of its stages. It only adds to run.log and starts.jsonl.
 REPLACED = ("cache", "trackers", "metrics.jsonl", PAGE, MARKDOWN, FACTS)
 
 
-def begin(recipe: Recipe, out: Path | None = None) -> tuple[Path, Reporter]:
-    """Say what will run, and where. Returns the run's folder (default `runs/NAME`) and its reporter.
+def begin(recipe: Recipe, out: Path | None = None) -> Reporter:
+    """Say what will run, and where. Returns the run's reporter.
 
-    Raises RecipeError if the run would replace what is in that folder and is no run's.
+    Raises RecipeError if the run would replace what is in its folder and is no run's.
     """
     folder, count = folder_of(recipe, out), len(recipe.stages)
     check_out(folder, recipe.stages)
     reporter = Reporter()
     reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, {folder}")
-    return folder, reporter
+    return reporter
 
 
 def folder_of(recipe: Recipe, out: Path | None) -> Path:
-    """Where a recipe runs."""
+    """Where a recipe runs: `out`, or `runs/NAME`."""
     return out or Path("runs") / recipe.name
 
 
@@ -283,20 +275,13 @@ def _quoted(names: Iterable[str]) -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the run's folder, hold its lock, so that two runs never share it, and clear what a killed run left."""
-    if exists(folder) and not is_dir(folder):
-        raise RecipeError([Problem(f"--out {folder} is a file, not a folder")])
     try:
         make_folder(folder)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         raise RunFailed(f"another run is using {folder}; choose another folder with --out") from None
-    except ValueError as error:
-        raise RecipeError([Problem(f"--out {str(folder)!r} cannot be the name of a folder: {error}")]) from None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise RecipeError([Problem(f"--out {str(folder)[:80]}... is too long for the name of a folder")]) from None
-        reason = error.strerror or error
-        raise OutOfResource(f"cannot write {folder}: {reason}; choose another folder with --out") from None
+    except (OSError, ValueError) as error:
+        raise OutOfResource(f"cannot write {folder}: {error}; choose another folder with --out") from None
     with lock:
         remove_leftovers(folder)
         yield

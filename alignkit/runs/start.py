@@ -20,7 +20,6 @@ from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
 from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
-from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.services import begin, folder_of
 
@@ -33,8 +32,8 @@ UNUSED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_DEEPSPEED
 NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
-def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> Result | int:
-    """Run a recipe; returns its result, or the exit code. load: reads the recipe, and passes on its warnings."""
+def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> dict[str, Any] | int:
+    """Run a recipe; returns what it left, or the exit code. load: reads the recipe, and passes on its warnings."""
     world = world_of()
     if world.process == 0:
         return _run(load, out, world)
@@ -52,14 +51,15 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     return 0
 
 
-def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> Result:
+def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> dict[str, Any]:
     """Run a recipe as one of its processes. Only the first one prints."""
     began, warnings = time.monotonic(), list[str]()
     recipe = load(warnings.append)
+    folder = folder_of(recipe, out)
     if world.process == 0:
-        folder, reporter = begin(recipe, out)
+        reporter = begin(recipe, out)
     else:
-        folder, reporter = folder_of(recipe, out), Reporter(Console(quiet=True), Console(quiet=True))
+        reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
     if world.shard:
         os.environ |= NOT_BY_ACCELERATE
@@ -67,7 +67,7 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
             warnings.append("warning: base models are not cut in one process; start several with --num_processes N")
     for warning in warnings:
         reporter.say(warning)
-    reporter.loading_torch()
+    reporter.say("loading torch and transformers")
     from alignkit.runs.run import run_recipe
 
     if world.processes == 1:
@@ -132,12 +132,12 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
     return World(shard=shard)
 
 
-def result_of(recipe: Recipe, folder: Path) -> Result:
+def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a run that is complete has left, which is printed already."""
     stages = {name: _stage(folder / name) for name in recipe.stages}
     files = [folder / name for name in ("run.log", "metrics.jsonl", RECIPE, PAGE, FACTS)]
     written = {file.name: file for file in files if exists(file)}
-    return Result("run", {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages})
+    return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
 
 
 def _stage(folder: Path) -> dict[str, Any]:

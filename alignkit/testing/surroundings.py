@@ -16,7 +16,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import Mistakes, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration, why_not
+from alignkit.registry import Component, Registration
 from alignkit.reward import Context
 from alignkit.testing.examples import example_groups
 from alignkit.testing.reads import recorded, unnamed
@@ -155,8 +155,10 @@ def conform(
     kind: of the plugin. folder: where relative paths start; default: the current one.
     """
     name = getattr(plugin, "__name__", repr(plugin))
-    if wrong := why_not(kind, plugin):
-        raise ConformanceError(f"{name}: {kind} '{name}' {wrong}")
+    try:
+        Registration(name, plugin, kind=kind).check(plugin)
+    except TypeError as error:
+        raise ConformanceError(f"{name}: {error}") from None
     with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache:
         around = Surroundings(folder or Path.cwd(), Path(cache), groups)
         problems = around.problems

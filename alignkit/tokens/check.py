@@ -80,8 +80,8 @@ def _check_boundary(encoder: Encoder, prompt: str, whole: str, base: str) -> Non
 
 def _facts(encoder: Encoder) -> Iterator[str]:
     chat = encoder.chat
-    for name in chat.options.template_kwargs:
-        if not re.search(rf"\b{re.escape(name)}\b", chat.source()):
+    for name in chat.kwargs:
+        if not re.search(rf"\b{re.escape(name)}\b", chat.source):
             yield f"the chat template does not use '{name}' of model.chat_template_kwargs"
     if not chat.shape.follows:
         yield (
@@ -91,5 +91,5 @@ def _facts(encoder: Encoder) -> Iterator[str]:
     if not chat.shape.close:
         ends = [encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1]), *chat.markers.values()]
         yield f"the chat template writes no end of turn, so responses end with {' or '.join(dict.fromkeys(ends))}"
-    if chat.uses_date:
+    if "strftime_now" in chat.source:
         yield f"the chat template writes a date, which is always {TODAY}"

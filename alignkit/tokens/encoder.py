@@ -21,7 +21,6 @@ from alignkit.tokens.template import (
     BREAK,
     CLOSE,
     OPENED_AT_END,
-    ChatOptions,
     ChatTemplate,
     Conversation,
     Turn,
@@ -65,7 +64,7 @@ DROP_REASONS = {
     "dropped_messages": (
         "row",
         "learned without a message: the chat template does not write that of the system or of a tool; set "
-        "model.chat_template, or, for the system's, model.system_messages to merge",
+        "model.chat_template",
     ),
     "dropped_names": ("row", "learned without a name: the chat template does not write who speaks in a message"),
     "typed_tokens": (
@@ -224,12 +223,12 @@ class Encoder:
 
     several_bases = False
 
-    def __init__(self, tokenizer: Any, chat: ChatOptions | None = None, end_ids: Iterable[int] = ()):
-        """chat: how the chat template is used. end_ids: tokens that end a response, besides the template's own."""
+    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, end_ids: Iterable[int] = ()):
+        """template_kwargs: of the chat template. end_ids: tokens that end a response, besides the template's own."""
         self.tokenizer, self.rendered = tokenizer, TextTokenizer(tokenizer)
         self._known_ends = frozenset({tokenizer.eos_token_id, *end_ids} - {None})
         ends = map(str, tokenizer.convert_ids_to_tokens(sorted(self._known_ends)))
-        self.chat = ChatTemplate(tokenizer, chat or ChatOptions(), frozenset(ends))
+        self.chat = ChatTemplate(tokenizer, template_kwargs, frozenset(ends))
         self.counts: Counter[str] = Counter()
         self.groups: dict[str, list[Group]] = {}
 
@@ -587,7 +586,7 @@ class Encoder:
                 continue
             learned[turn] = weight
             self.count("trimmed_turns", group, _is_trimmed(message["content"], text))
-            self.count("endless_turns", group, not turn.ended and turn is not conversation.turns[-1])
+            self.count("endless_turns", group, not self.chat.is_ended(text) and turn is not conversation.turns[-1])
             closed = self.chat.shape.opens and text.lstrip().startswith(CLOSE)
             self.count("closed_at_once", group, closed and not scoring)
         return learned

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from alignkit.errors import DataError
 
@@ -23,12 +23,10 @@ OPEN, CLOSE = REASONING = ("<think>", "</think>")
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
 OPENED_AT_END = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z", re.IGNORECASE)  # of a prompt
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")  # that templates may read
-MERGED = "\n\n"  # between a merged system message and the user's words
 
 # What a template writes as today: the same tokens on every day. Llama 3.2's writes it by itself if it gets no date.
 TODAY = date(2024, 7, 26)
-UNKNOWN_DATE = "it computes the format of its date, which alignkit cannot fix"
-_DATE_CALL = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
+DATE_FORMS = (*"aAbBdHIjmMpSyY", "-d", "-m")
 
 # An example, on which the template's shape is seen.
 QUESTION, ANSWER = "What is two plus two?", "It is four."
@@ -42,40 +40,24 @@ EXAMPLE_CALL = {"type": "function", "id": "call00000", "function": {"name": "add
 
 # Why an assistant turn is only context. The names are counted by the encoder.
 BLANK, UNPROMPTED, DROPPED = "blank_turns", "unprompted_turns", "dropped_calls"
-CHANGED = "the chat template changes or drops the assistant's words; set model.chat_template to another template"
-NOT_AFTER_PROMPT = (
-    "the chat template does not write the answer after its own prompt; if it thinks, give the answer its reasoning, "
-    "set model.chat_template_kwargs (as {enable_thinking: false}), or set model.chat_template"
+REFUSED = (
+    "the chat template does not write {} after its own prompt; set model.chat_template_kwargs (as {{enable_thinking: "
+    "false}}) or model.chat_template, or edit the row: templates that think expect 'reasoning_content', and others none"
 )
-NO_REASONING = "the chat template drops the answer's reasoning; set model.reasoning to keep, or model.chat_template"
 
 Messages = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """How the chat template is used; the keys of `model:` in a recipe.
-
-    template_kwargs: arguments of the template. reasoning: "keep" puts it into the answers if the template does not know
-    reasoning. system_messages: "merge" puts them in front of the next user turn.
-    """
-
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    reasoning: Literal["template", "keep"] = "template"
-    system_messages: Literal["template", "merge"] = "template"
 
 
 @dataclass(frozen=True)
 class Turn:
     """An assistant turn: characters [start, end) of the conversation's text, with the end of turn.
 
-    problem: why it cannot be learned; empty if it can. ended: whether the template writes a token that ends it.
+    problem: why it cannot be learned; empty if it can.
     """
 
     start: int
     end: int
     problem: str = ""
-    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,14 +72,12 @@ class Conversation:
 class Shape:
     """What a template writes around an answer, seen on an example.
 
-    prompt, whole: the example. header: from the user's words to the answer's place in the prompt. lead: between the
-    prompt and the answer. close: from the answer through the end of turn; empty if the template writes none. tail: the
-    rest.
+    prompt, whole: the example. lead: between the prompt and the answer. close: from the answer through the end of turn;
+    empty if the template writes none. tail: the rest.
     """
 
     prompt: str
     whole: str
-    header: str
     lead: str
     close: str
     tail: str
@@ -110,33 +90,21 @@ class Shape:
     @property
     def opens(self) -> bool:
         """Whether prompts end inside a block of reasoning."""
-        return self.header.rfind(OPEN) > self.header.rfind(CLOSE)
+        header = self.prompt.rpartition(QUESTION)[2]
+        return header.rfind(OPEN) > header.rfind(CLOSE)
 
 
 class ChatTemplate:
-    """A tokenizer's chat template with the user's options. ends: the texts of tokens that end a response."""
+    """A tokenizer's chat template. kwargs: its arguments. ends: the texts of tokens that end a response."""
 
-    def __init__(self, tokenizer: Any, options: ChatOptions, ends: frozenset[str] = frozenset()):
-        self.tokenizer, self.options, self.ends = tokenizer, options, ends
+    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None, ends: frozenset[str] = frozenset()):
+        self.tokenizer, self.kwargs, self.ends = tokenizer, kwargs or {}, ends
         self._drops: dict[tuple[Any, ...], set[str]] = {}  # by the roles of a conversation
 
-    def source(self, tools: Sequence[Any] = ()) -> str:
-        """The template's Jinja code, which may differ with tools. Raises DataError if there is none."""
-        try:
-            code: str = self.tokenizer.get_chat_template(None, list(tools) or None)
-        except ValueError as error:
-            raise DataError("the tokenizer has no chat template; set model.chat_template") from error
-        return code
-
-    @cached_property
-    def uses_date(self) -> bool:
-        """Whether the template writes today's date."""
-        return "strftime_now" in self.source()
-
-    @cached_property
-    def reasons(self) -> bool:
-        """Whether the template knows blocks of reasoning."""
-        return CLOSE in self.source()
+    @property
+    def source(self) -> str:
+        """The template's Jinja code."""
+        return str(self.tokenizer.chat_template)
 
     # Rendering
 
@@ -149,43 +117,38 @@ class ChatTemplate:
             text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=_broken(list(tools), self.control) or None,
-                chat_template=self._dated(self.source(tools)),
                 tokenize=False,
                 add_generation_prompt=generation,
-                **self.options.template_kwargs,
+                chat_template=self._dated(self.tokenizer.get_chat_template(None, list(tools) or None)),
+                **self.kwargs,
             )
         except Exception as error:  # the template is foreign code, which can fail in any way
-            raise DataError(f"the chat template refuses the conversation: {_reason(error)}") from error
+            help = "edit the row, or set model.chat_template"
+            raise DataError(f"the chat template refuses the conversation: {_reason(error)}; {help}") from error
         return text
 
     def _dated(self, code: str) -> str:
         """The template with a fixed date. transformers passes no functions to templates, so a macro takes its place."""
         if "strftime_now" not in code:
             return code
-        forms = dict.fromkeys(match[2] for match in _DATE_CALL.finditer(code))
-        cases = "".join(f"{{% elif format == {form!r} %}}{{{{ {TODAY.strftime(form)!r} }}}}" for form in forms)
-        cases = f"{{%- if not format %}}{cases}{{% else %}}{{{{ raise_exception({UNKNOWN_DATE!r}) }}}}{{% endif %}}"
-        return f"{{% macro strftime_now(format) %}}{cases}{{% endmacro +%}}{code}"
+        filters = [f"replace('%{form}', '{TODAY.strftime(f'%{form}')}')" for form in DATE_FORMS]
+        macro = f"{{% macro strftime_now(format) %}}{{{{ format | {' | '.join(filters)} }}}}{{% endmacro +%}}"
+        return macro + code
 
     def prepare(self, messages: Messages) -> list[dict[str, Any]]:
-        """The messages as the template receives them. Raises DataError for a character that is reserved."""
-        plain = [self._plain(message) for message in messages]
-        if self.options.system_messages == "merge":
-            return _merge_system(plain)
-        return plain
+        """The messages with the keys that templates read, and without control tokens that someone typed.
+
+        Raises DataError for a character that is reserved.
+        """
+        return [self._plain(message) for message in messages]
 
     def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The message with the keys that templates read, and without control tokens that someone typed."""
-        if message["role"] != "assistant":
-            return {key: _broken(message[key], self.control) for key in KEYS if message.get(key) is not None}
-        plain = {key: _broken(message[key], self._not_of_assistants) for key in KEYS if message.get(key) is not None}
+        answers = message["role"] == "assistant"
+        typed = self._not_of_assistants if answers else self.control
+        plain = {key: _broken(message[key], typed) for key in KEYS if message.get(key) is not None}
         content = str(plain.get("content", "")).lstrip()
-        if content.startswith(OPEN) and self._writes_tag:
+        if answers and content.startswith(OPEN) and self._writes_tag:
             plain["content"] = content.removeprefix(OPEN).lstrip("\n")
-        elif plain.get("reasoning_content") and self.options.reasoning == "keep" and not self.reasons:
-            reasoning = plain.pop("reasoning_content").strip()
-            opening = "" if self.shape.opens else f"{OPEN}\n"
-            plain["content"] = f"{opening}{reasoning}{AFTER_REASONING}{content}"
         return plain
 
     @cached_property
@@ -194,7 +157,7 @@ class ChatTemplate:
         if not self.shape.opens:
             return False
         whole = self.render([ASKED, {**ANSWERED, "content": OPEN + ANSWER}], False)
-        return whole.startswith(self.shape.prompt) and whole[len(self.shape.prompt) :].lstrip().startswith(OPEN)
+        return whole.removeprefix(self.shape.prompt).lstrip().startswith(OPEN)
 
     @cached_property
     def special(self) -> re.Pattern[str]:
@@ -209,8 +172,7 @@ class ChatTemplate:
     @cached_property
     def control(self) -> re.Pattern[str]:
         """Matches special tokens, and other added tokens that the template writes, such as `<think>`."""
-        code = self.source()
-        return _any_of(token.content for token in self._added if token.special or token.content in code)
+        return _any_of(token.content for token in self._added if token.special or token.content in self.source)
 
     @cached_property
     def added(self) -> re.Pattern[str]:
@@ -277,85 +239,55 @@ class ChatTemplate:
         for index in range(first, len(messages)):
             if messages[index]["role"] == "assistant":
                 prompt_text = opened if opened and index == first else self.render(messages[:index], True, tools)
-                begin = turns[-1].end if turns else 0
-                turns.append(self._turn(messages, index, prompt_text, whole, begin, tools))
+                turns.append(self._turn(messages, index, prompt_text, whole, tools))
         return Conversation(whole, tuple(turns))
 
-    def _turn(self, messages: Messages, index: int, prompt: str, whole: str, begin: int, tools: Sequence[Any]) -> Turn:
-        """The turn of a message, behind its own prompt. begin: where the turn before it ends.
+    def _turn(self, messages: Messages, index: int, prompt: str, whole: str, tools: Sequence[Any]) -> Turn:
+        """The turn of a message, behind its own prompt.
 
         Raises DataError if the template changes its words, or if the last turn cannot be learned.
         """
         message, last = messages[index], index == len(messages) - 1
-        if last and not whole.startswith(prompt):
-            raise DataError(NOT_AFTER_PROMPT)
+        start = len(prompt)
+        end = self._end(messages[: index + 1], whole, start, last, tools) if whole.startswith(prompt) else -1
         inline, _, content = str(message.get("content", "")).rpartition(CLOSE)
         thoughts = [inline.strip().removeprefix(OPEN).strip(), str(message.get("reasoning_content", "")).strip()]
-        start = self._start(messages[:index], prompt, whole, begin, tools)
-        end = self._end(messages[: index + 1], whole, start, last, tools)
-        if start < 0 or end < 0 or not all(words in whole[start:end] for words in thoughts):
+        calls = message.get("tool_calls") or ()
+        text = whole[start:end]
+        if end < 0 or not all(words in text for words in thoughts):
             if last:
-                raise DataError(NO_REASONING if end >= 0 else "the chat template does not end a turn that calls tools")
+                raise DataError(REFUSED.format("the answer" if end < 0 else "the answer's reasoning"))
             common = common_length(whole, prompt)
             place = max(common, whole.find(content, common))
             return Turn(place, place, UNPROMPTED)
-        if content.strip() not in whole[start:end]:
-            raise DataError(CHANGED)
-        calls = message.get("tool_calls") or ()
-        ended = bool(self.shape.close) if last else self._closes or self._is_ended(whole, end)
-        if has_names(whole[start:end], calls):
-            return Turn(start, end, "" if content.strip() or any(thoughts) or calls else BLANK, ended)
+        if content.strip() not in text:
+            raise DataError(REFUSED.format("the assistant's words as they are"))
+        if has_names(text, calls):
+            return Turn(start, end, "" if content.strip() or any(thoughts) or calls else BLANK)
         if last:
-            raise DataError("the chat template drops the answer's tool calls; set model.chat_template")
-        return Turn(start, end, DROPPED, ended)
-
-    def _start(self, before: Messages, prompt: str, whole: str, begin: int, tools: Sequence[Any]) -> int:
-        """Where a turn starts: after its own generation prompt; -1 if the text does not have that.
-
-        The text may differ before the last question: some templates move the system's message to the last one.
-        """
-        if whole.startswith(prompt):
-            return len(prompt)
-        question = str(before[-1].get("content", "")).strip() if before else ""
-        if not question:
-            return -1
-        asked = prompt[prompt.rfind(question) :]
-        place = whole.find(question, begin)
-        if question in self.render([ASKED], True).replace(QUESTION, BREAK):  # as N is in [INST]
-            other = self.render([*before[:-1], {**before[-1], "content": QUESTION}], True, tools)
-            asked = question + other.rpartition(QUESTION)[2]
-            place = whole.find(asked, begin)
-        return place + len(asked) if whole.startswith(asked, max(0, place)) else -1
+            raise DataError(REFUSED.format("the answer's tool calls"))
+        return Turn(start, end, DROPPED)
 
     def _end(self, messages: Messages, whole: str, start: int, last: bool, tools: Sequence[Any]) -> int:
         """Where the last turn of the messages ends in the whole text, with its end of turn; -1 if that is unknown."""
         shape = self.shape
         if last and whole.endswith(shape.close + shape.tail):
             return len(whole) - len(shape.tail)
-        end = self.end_from(whole, max(0, start))
-        if self._closes or last:
-            return end
-        alone = self.render(messages, False, tools)
-        words = alone.removesuffix(shape.tail).removesuffix(shape.close)
-        if not whole.startswith(words):
-            return end
-        marker = self._marker.match(whole, len(words))
-        return marker.end() if marker and not self._is_ended(whole, len(words)) else len(words)
-
-    def end_from(self, text: str, place: int) -> int:
-        """Where the first end of turn behind a place ends; -1 if there is none."""
-        found = self.turn_end.search(text, place)
-        if found is None:
-            return -1
-        close = self.shape.close
-        begin = found.start() - close.find(found[0])
-        return begin + len(close) if found[0] in close and text.startswith(close, begin) else found.end()
+        if not last and not self._closes:
+            alone = self.render(messages, False, tools)
+            words = alone.removesuffix(shape.tail).removesuffix(shape.close)
+            if whole.startswith(words):
+                marker = self._marker.match(whole, len(words))
+                return marker.end() if marker and not self.is_ended(words) else len(words)
+        match = self.turn_end.search(whole, start)
+        return match.end() if match else -1
 
     @cached_property
     def turn_end(self) -> re.Pattern[str]:
-        """Matches the tokens that end a turn. They are not in the words of a message, where they are broken up."""
-        close = self.added.search(self.shape.close)
-        return _any_of([*self.ends, *([close[0]] if close else [])])
+        """Matches what ends a turn. It is not in the words of a message, where its tokens are broken up."""
+        close = self.shape.close
+        token = self.added.search(close)
+        return _any_of([*self.ends, *([close, token[0]] if token else [])])
 
     @cached_property
     def _marker(self) -> re.Pattern[str]:
@@ -371,9 +303,9 @@ class ChatTemplate:
         except DataError:  # one turn only
             return bool(close)
 
-    def _is_ended(self, text: str, place: int) -> bool:
-        """Whether a special token comes right before a place."""
-        return text.endswith(tuple(token.content for token in self._added if token.special), 0, place)
+    def is_ended(self, text: str) -> bool:
+        """Whether a special token ends a text."""
+        return text.endswith(tuple(token.content for token in self._added if token.special))
 
     # The template's shape
 
@@ -382,17 +314,15 @@ class ChatTemplate:
         """Raises DataError if the template cannot render a question and an answer, or drops their words."""
         prompt, whole = self.render([ASKED], True), self.render([ASKED, ANSWERED], False)
         place = whole.rfind(ANSWER)
-        for role, kept in (("user", QUESTION in whole and QUESTION in prompt), ("assistant", place >= 0)):
-            if not kept:
-                raise DataError(f"the chat template drops or changes the words of the {role}'s message")
-        header = prompt[prompt.rfind(QUESTION) + len(QUESTION) :]
+        if QUESTION not in whole or QUESTION not in prompt or place < 0:
+            raise DataError("the chat template drops or changes words of a question and its answer")
         lead = whole[common_length(prompt, whole[:place]) : place]
         rest = whole[place + len(ANSWER) :]
         size, match = 0, self.added.search(rest)
         while match:  # the first added token and, unless it is known to end turns, those next to it
             size = match.end()
             match = self.added.match(rest, size) if match[0] not in self.ends else None
-        return Shape(prompt, whole, header, lead, rest[:size], rest[size:])
+        return Shape(prompt, whole, lead, rest[:size], rest[size:])
 
     @cached_property
     def markers(self) -> dict[bool, str]:
@@ -413,9 +343,9 @@ class ChatTemplate:
             except DataError:  # a template without tools, or one that cannot be learned at all
                 continue
             turn = example.turns[0]
-            tokens = self.added.findall(example.text[turn.start : turn.end])
-            if tokens and turn.ended and not turn.problem:
-                markers[calls] = tokens[-1]
+            text = example.text[turn.start : turn.end]
+            if self.is_ended(text) and not turn.problem:
+                markers[calls] = self.added.findall(text)[-1]
         return markers
 
 
@@ -436,21 +366,6 @@ def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
     if isinstance(value, list | tuple):
         return [_broken(item, pattern) for item in value]
     return value
-
-
-def _merge_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make system messages the user's: in front of the user turn that follows, or else behind the one before."""
-    merged: list[dict[str, Any]] = []
-    joins = False  # the words before are the system's, or the user's behind which these come
-    for message in messages:
-        system = message["role"] == "system"
-        if merged and merged[-1]["role"] == "user" and message["role"] in ("system", "user") and (system or joins):
-            words = MERGED.join([merged[-1]["content"], message["content"]])
-            merged[-1] = {**message, "role": "user", "content": words}
-        else:
-            merged.append({**message, "role": "user"} if system else message)
-        joins = system
-    return merged
 
 
 def _reason(error: Exception) -> str:

@@ -150,8 +150,7 @@ class RolloutTrainer:
         """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
         self.state.log(number, iteration.metrics)
-        self.context.reporter.advance(number, iteration.metrics)
-        self.context.reporter.sample(*iteration.sample())
+        self.context.reporter.advance(number, iteration.metrics, iteration.sample())
         self.monitors.keep(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             self.state.checkpoint(number, f"iteration {number} of {iterations}")

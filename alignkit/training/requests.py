@@ -1,6 +1,6 @@
 """Samples that a stage asks for: an engine writes them while something else is computed (`rollout: {ahead: 1}`).
 
-Only the first call of an engine overlaps. Environments and tokenizers stay in the main thread. Without an engine,
+Only the first turns of episodes overlap. Environments and tokenizers stay in the main thread. Without an engine,
 samples are written when they are needed.
 """
 
@@ -53,12 +53,10 @@ class Request:
         # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
         numbers = [first + index for index in own]
         self.asked = [prompts[index] for index in own]
-        partner = None
         if episodes is not None:
             if not first:
                 episodes.forget()
             self.asked = episodes.begin(self.asked, samples, self.number, numbers)
-            partner = episodes.partner
         self.request = build_request(
             state.model,
             state.roles.trained,
@@ -69,8 +67,9 @@ class Request:
             path=path,
             numbers=numbers,
             samples_per_prompt=samples,
-            partner=partner,
         )
+        if episodes is not None:
+            self.request = episodes.limited(self.request)
         self.under_way: Any = None
         if engine is not None and self.asked:  # the weights are saved for it before anything else happens
             self.under_way = engine.request(self.request)
@@ -91,11 +90,12 @@ class Request:
         count = sum(map(len, self.request.streams))
         with self.context.reporter.progress("rolling out", count) as done:
             if self.under_way is not None:
-                written = self.under_way.result(done)
+                written, follow = self.under_way.result(done), self.under_way.follow
             else:
-                written = generate(self.request, done=done)
-        groups = attach(self.request, self.asked, written)
-        return groups if self.episodes is None else self.episodes.finish(groups)
+                written, follow = generate(self.request, done=done), generate
+            if self.episodes is not None:
+                return self.episodes.play(self.request, self.asked, written, follow)
+        return attach(self.request, self.asked, written)
 
     def _learned(self, response: Response) -> Response:
         return replace(response, source=self.context.name, staleness=self.lag or None)

@@ -9,25 +9,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager, suppress
-from itertools import groupby
-from operator import attrgetter
 from operator import index as as_integer
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic as now
 from typing import Any
 
-import numpy as np
 import torch
 
-from alignkit import seeds
 from alignkit.calls import blame, create, label_of, mistake
 from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.kernels.memory import release_cached
-from alignkit.models.generate import ActiveSequence, Continuation, Generation, Partner, has_stopped
+from alignkit.models.generate import Continuation, Generation, has_stopped
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import KEYS, Sampling
@@ -121,38 +117,54 @@ class EngineThread:
 class EngineRequest:
     """Samples of a policy that an engine writes while the caller does something else.
 
-    Of the turns of an environment that is the first one. The others are asked for when somebody waits for the result,
-    in rounds of one turn of every response that continues, each with all tokens before it: an engine that keeps
-    prefixes reads the new ones only. seconds: that the engine has worked.
+    seconds: that the engine has worked.
     """
 
     def __init__(self, engine: StageEngine, version: int, asked: Generation):
         """version: of the policy's weights."""
-        self.engine, self.version, self.role, self.encoder = engine, version, asked.role, asked.encoder
-        self.prompts, self.streams, self.labels = asked.prompts, asked.streams, asked.labels
-        self.sampling, self.partner, self.seconds, self.turn = asked.sampling, asked.partner, 0.0, 0
-        new, partner = self.sampling.max_new_tokens, self.partner
-        self.rows: list[ActiveSequence] = []
-        for p, numbers in enumerate(self.streams):
-            most = new if partner is None else partner.max_length - len(self.prompts[p])
-            for k in range(len(numbers)):
-                # The draws are the engine's; here they only count the tokens that may be written.
-                self.rows.append(ActiveSequence(p, k, np.zeros(new), most, complete=partner is None))
-        self._ask([row for row in self.rows if row.active])
+        self.engine, self.version, self.asked, self.seconds = engine, version, asked, 0.0
+        self.rooms = list(map(asked.room, range(len(asked.prompts))))
+        values = {key: getattr(asked.sampling, key) for key in KEYS}  # engines need no more of a stage's `rollout`
+        values["max_new_tokens"] = max(self.rooms, default=asked.sampling.max_new_tokens)
+        values["min_new_tokens"] = min(values["min_new_tokens"], values["max_new_tokens"])
+        self.limits = Sampling(**values)
+        prompts, numbers = list(map(list, asked.prompts)), list(map(list, asked.streams))
+
+        def sampled() -> Any:
+            began = now()
+            try:
+                return engine.engine.sample(asked.role, prompts, numbers, self.limits)
+            finally:
+                self.seconds += now() - began
+
+        with engine.asking("sample"):
+            self._call = engine.thread.begin(sampled)
 
     def result(self, done: Callable[[int], None] = lambda responses: None) -> list[list[Continuation]]:
         """Wait for the samples. done: is given the number of complete responses."""
-        self._write(done)
-        if self.partner is not None:
-            self.partner.counts.update(read=sum(map(len, self.prompts)))
-            self._play(self.partner, done)
+        with self.engine.asking("sample"):
+            returned = self.engine.thread.wait(self._call, done)
+        self._check_count(returned, len(self.asked.prompts), "prompt", "a list of completions", "altogether")
+        samples: list[list[Continuation]] = []
+        for index, (completions, streams) in enumerate(zip(returned, self.asked.streams, strict=True)):
+            where = f"for prompt {index}"
+            if self.asked.labels:
+                where += f" ({self.asked.labels[index]})"
+            self._check_count(completions, len(streams), "seed", "a Completion", where)
+            samples.append([])
+            for k, completion in enumerate(completions):
+                with self.engine.asking("sample"):
+                    read = self._read(completion, self.rooms[index])
+                if isinstance(read, str):
+                    raise mistake(self.engine.engine, "sample", f"{where}, sample {k} {read}")
+                samples[-1].append(read)
         self.engine.rest()
-        samples: list[list[Continuation]] = [[] for _ in self.prompts]
-        for row in self.rows:
-            written = None if all(row.written) else tuple(row.written)
-            logprobs = None if any(map(math.isnan, row.logprobs)) else tuple(row.logprobs)
-            samples[row.prompt].append(Continuation(tuple(row.tokens), logprobs, row.ended, written))
+        done(sum(map(len, samples)))
         return samples
+
+    def follow(self, asked: Generation) -> list[list[Continuation]]:
+        """Other samples of the same weights, even if the policy has learned since: the next turns of these."""
+        return self.engine.request(asked, self.version).result()
 
     def drop(self) -> None:
         """Wait for the call that is running, whose samples nobody wants any more. It may fail."""
@@ -161,65 +173,6 @@ class EngineRequest:
         with suppress(Exception):
             self.engine.rest()
 
-    def _play(self, partner: Partner, done: Callable[[int], None]) -> None:
-        """Let turns follow until nobody answers, or no token is left."""
-        while True:
-            for row in self.rows:
-                if row.waiting and (ids := row.answer(partner)) is not None:
-                    before = len(self.prompts[row.prompt]) + len(row.tokens) - len(ids)
-                    partner.counts.update(read=len(ids), saved=before)
-            done(sum(row.over for row in self.rows))
-            active = [row for row in self.rows if row.active]
-            if not active:
-                return
-            self.turn += 1
-            for least in sorted(set(map(self._least, active))):  # all that is asked for at once has one minimum
-                self._ask([row for row in active if self._least(row) == least])
-                self._write(lambda count: None)
-
-    def _least(self, row: ActiveSequence) -> int:
-        return max(0, self.sampling.min_new_tokens - row.sampled)
-
-    def _seed(self, row: ActiveSequence) -> int:
-        number = self.streams[row.prompt][row.sample]
-        return seeds.number(number, "turn", self.turn) if self.turn else number
-
-    def _ask(self, rows: Sequence[ActiveSequence]) -> None:
-        """Let the engine write a turn of each row."""
-        self._asked = [list(same) for _, same in groupby(rows, key=attrgetter("key"))]  # rows of each context
-        contexts = [[*self.prompts[row.prompt], *row.tokens] for row, *_ in self._asked]
-        numbers = [list(map(self._seed, same)) for same in self._asked]
-        values = {key: getattr(self.sampling, key) for key in KEYS}  # engines need no more of a stage's `rollout`
-        values["min_new_tokens"] = max(map(self._least, rows), default=0)
-        values["max_new_tokens"] = max((row.room for row in rows), default=self.sampling.max_new_tokens)
-        self._limits = limits = Sampling(**values)
-
-        def sampled() -> Any:
-            began = now()
-            try:
-                return self.engine.engine.sample(self.role, contexts, numbers, limits)
-            finally:
-                self.seconds += now() - began
-
-        with self.engine.asking("sample"):
-            self._call = self.engine.thread.begin(sampled)
-
-    def _write(self, done: Callable[[int], None]) -> None:
-        """Wait for the engine, and append to each row what it wrote."""
-        with self.engine.asking("sample"):
-            returned = self.engine.thread.wait(self._call, done)
-        self._check_count(returned, len(self._asked), "prompt", "a list of completions", "altogether")
-        for index, (completions, same) in enumerate(zip(returned, self._asked, strict=True)):
-            where = f"for prompt {index}"
-            if self.labels:
-                where += f" ({self.labels[same[0].prompt]})"
-            self._check_count(completions, len(same), "seed", "a Completion", where)
-            for k, (completion, row) in enumerate(zip(completions, same, strict=True)):
-                with self.engine.asking("sample"):
-                    wrong = self._append(completion, row)
-                if wrong:
-                    raise mistake(self.engine.engine, "sample", f"{where}, sample {k} {wrong}")
-
     def _check_count(self, returned: Any, count: int, per: str, what: str, where: str) -> None:
         text = f"return {what} for each"
         if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
@@ -227,23 +180,23 @@ class EngineRequest:
         if len(returned) != count:
             raise mistake(self.engine.engine, "sample", f"{text} of {count} {per}s, not {len(returned)}, {where}")
 
-    def _append(self, one: Any, row: ActiveSequence) -> str:
-        """Append a completion, without what follows a stop text or exceeds the row's room; returns what is wrong."""
+    def _read(self, one: Any, room: int) -> Continuation | str:
+        """A completion, without what follows a stop text or exceeds the room; a text says what is wrong."""
         if not isinstance(one, Completion):
             return f"return a Completion, not {type(one).__name__}"
         tokens, vocabulary = list(map(as_integer, one.tokens)), self.engine.vocabulary
-        logprobs = [math.nan] * len(tokens) if one.logprobs is None else list(map(float, one.logprobs))
+        logprobs = None if one.logprobs is None else tuple(map(float, one.logprobs))
         if foreign := [token for token in tokens if not 0 <= token < vocabulary]:
             return f"token {foreign[0]} is not in the vocabulary of {vocabulary}"
         if one.version != self.version:
-            used = f"it used version {one.version!r:.40} of the weights of '{self.role}'"
+            used = f"it used version {one.version!r:.40} of the weights of '{self.asked.role}'"
             return f"{used}, but version {self.version} was published"
-        if len(logprobs) != len(tokens):
+        if logprobs is not None and len(logprobs) != len(tokens):
             return f"it returned {len(tokens)} tokens, but {len(logprobs)} log-probabilities"
-        for place, value in enumerate(logprobs):
-            if one.logprobs is not None and not (math.isfinite(value) and value <= ROUNDING):
+        for place, value in enumerate(logprobs or ()):
+            if not (math.isfinite(value) and value <= ROUNDING):
                 return f"the log-probability of token {place} is {value}"
-        encoder, limits, room = self.encoder, self._limits, row.room
+        encoder, limits = self.asked.encoder, self.limits
         if limits.stop and any(stop in encoder.decode(tokens[:-1]) for stop in limits.stop):
             ends = (k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], limits.stop))
             tokens = tokens[: next(ends, len(tokens))]
@@ -257,10 +210,7 @@ class EngineRequest:
             return "a response continues after its end token"
         if by_token and len(tokens) <= limits.min_new_tokens:
             return f"a response ends before min_new_tokens {limits.min_new_tokens}"
-        for token, logprob in zip(tokens, logprobs, strict=False):
-            row.write(token, logprob)
-        row.ended = by_token or stopped
-        return ""
+        return Continuation(tuple(tokens), logprobs and logprobs[: len(tokens)], by_token or stopped)
 
 
 class StageEngine:
@@ -280,9 +230,14 @@ class StageEngine:
 
     # What a stage asks
 
-    def request(self, asked: Generation) -> EngineRequest:
-        """Samples from the current weights, which the caller may change while the engine writes."""
-        version = self._publish(asked.model, asked.role)
+    def request(self, asked: Generation, version: int | None = None) -> EngineRequest:
+        """Samples from the current weights, which the caller may change while the engine writes.
+
+        version: of the weights that were published last, to sample from these instead.
+        """
+        self._wake(asked.model)
+        if version is None:
+            version = self._publish(asked.model, asked.role)
         self._under_way += 1
         return EngineRequest(self, version, asked)
 
@@ -307,16 +262,18 @@ class StageEngine:
 
     # Weights
 
-    def _publish(self, model: SharedModel, role: str) -> int:
-        """Let the engine have a role's current weights; returns their version."""
+    def _wake(self, model: SharedModel) -> None:
         if not self.vocabulary:
             self._prepare(model)
-        if model.spec.lora is None and role != BASE and not self.engine.whole_models:
-            raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
         if self._idle:
             release_cached(model.device)  # which the engine may need
             self._call("wake", self.engine.wake)
             self._idle = False
+
+    def _publish(self, model: SharedModel, role: str) -> int:
+        """Let the engine have a role's current weights; returns their version."""
+        if model.spec.lora is None and role != BASE and not self.engine.whole_models:
+            raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
         version, folder = version_of(model, role), None
         last, before = self._published.get(role, (None, None))
         if version == last:

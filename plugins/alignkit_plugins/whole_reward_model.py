@@ -15,7 +15,6 @@ from alignkit.models.memory import within_memory
 from alignkit.models.models import LoadedBase, RolePolicy
 from alignkit.tokens.check import loaded_tokenizer
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
-from alignkit.tokens.template import ChatOptions
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
 
@@ -35,7 +34,7 @@ class WholeRewardModel(RolePolicy):
         tokenizer = loaded_tokenizer(
             lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust), str(folder)
         )
-        self.encoder = Encoder(tokenizer, ChatOptions())
+        self.encoder = Encoder(tokenizer)
 
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> list[float | None]:

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from alignkit.io import console
-from alignkit.io.console import Metrics, Reporter, Task
+from alignkit.io.console import Metrics, Reporter, Terminal
 from alignkit.io.text import duration, excerpt
 
 
@@ -76,26 +76,7 @@ def test_the_parts_of_a_step_have_lines_only_if_they_take_long(monkeypatch: pyte
     ]
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_the_live_bar_uses_the_width_and_shows_elapsed_and_remaining_time(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(console, "monotonic", lambda: 230.0)
-    facts = "loss 0.0123 reward 0.2 kl 0.031 tok/s 1034"
-    task = Task("align", 10, "iteration", facts=facts, note="rolling out 12/64")
-    task.done, task.began = 5, 100.0
-    screen = Console(file=io.StringIO(), width=width, highlight=False)
-    with screen.capture() as captured:
-        screen.print(task)
-    lines = captured.get().splitlines()
-    assert lines[0].startswith("align iteration 5/10 ") and lines[0].rstrip().endswith(" 2m10s, 2m10s left")
-    assert len(lines[0]) == width and re.search("[━╸]", lines[0])
-    assert len(lines) == 2 and lines[1].startswith("loss 0.0123 reward 0.2 kl 0.031")
-    assert max(map(len, lines)) <= width
-    assert ("rolling out 12/64" in captured.get()) == (width > 40)
-
-
-def test_the_live_bar_is_removed_and_lines_stay_above_it() -> None:
+def test_the_live_line_is_removed_and_lines_stay_above_it() -> None:
     reporter, shown = terminal()
     reporter.start("sft", total=3)
     reporter.advance(1, {"loss": 1.5})
@@ -105,7 +86,7 @@ def test_the_live_bar_is_removed_and_lines_stay_above_it() -> None:
     text = shown.getvalue()
     assert "sft step 1/3" in text and "loss 1.5" in text
     rest = text[text.rindex("sft step") :]
-    assert "\x1b[2K" in rest[: rest.index("done in")]  # the bar's line is erased before the last one
+    assert "\x1b[2K" in rest[: rest.index("done in")]  # the live line is erased before the last one
     assert "sft: a fact\n" in text
 
 
@@ -116,8 +97,7 @@ def trained(reporter: Reporter, steps: int, clock: list[float] | None = None, ea
         if clock:
             clock[0] += each
         metrics = {"loss": 0.5, "reward": step / 10, "kl": 0.0, "response_tokens": 31.0, "tokens_per_second": 1034.0}
-        reporter.advance(step, metrics)
-        reporter.sample(f"question {step}", f"answer {step}", "reward 0.42")
+        reporter.advance(step, metrics, (f"question {step}", f"answer {step}", "reward 0.42"))
 
 
 def test_a_plain_line_has_the_numbers_of_its_step() -> None:
@@ -129,7 +109,7 @@ def test_a_plain_line_has_the_numbers_of_its_step() -> None:
     ]
 
 
-def test_samples_come_first_last_and_now_and_then_and_do_not_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_come_with_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
@@ -137,25 +117,20 @@ def test_samples_come_first_last_and_now_and_then_and_do_not_flood(monkeypatch: 
     trained(reporter, 1000, clock)
     lines = written.getvalue().splitlines()
     assert lines[1:4] == [
-        "align: a sample of iteration 1, reward 0.42",
+        "align iteration 1: a sample, reward 0.42",
         "  prompt    question 1",
         "  response  answer 1",
     ]
-    shown = [line for line in lines if "a sample of" in line]
-    assert [line.split(",")[0].split()[-1] for line in shown] == ["1", "301", "601", "901", "1000"]
-    assert len(lines) <= 1000 / console.PLAIN_SECONDS * 1.2
+    shown = [line for line in lines if ": a sample" in line]
+    assert len(shown) == 101 and shown[-1].startswith("align iteration 1000:") and len(lines) == 4 * len(shown)
 
 
-def test_samples_are_details_and_need_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_samples_are_details(tmp_path: Path) -> None:
     reporter, written = pipe()
     reporter.log.open(tmp_path / "run.log")
     trained(reporter, 3)
     assert "sample" not in written.getvalue() and "align iteration 3/3" in written.getvalue()
-    assert "a sample of iteration 1" in (tmp_path / "run.log").read_text(encoding="utf-8")
-    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
-    reporter, written = pipe()
-    reporter.sample("q", "a")
-    assert written.getvalue() == ""
+    assert "align iteration 1: a sample" in (tmp_path / "run.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -165,19 +140,19 @@ def test_samples_are_details_and_need_work(monkeypatch: pytest.MonkeyPatch, tmp_
         (" \n ", "(empty)"),
         ("one\n\ntwo\tthree", "one two three"),
         ("\x1b[2J\u202eevil", "\ufffd[2J\ufffdevil"),
-        ("word " * 30, "word word word word word word word word word word word word word wor..."),
-        ("\u5b57" * 60, "\u5b57" * 34 + "..."),  # each is two columns wide
+        ("word " * 30, "word word word word word word word word word word word word word..."),
+        ("\u5b57" * 60, "\u5b57" * 32 + "..."),  # each is two columns wide
     ],
 )
 def test_a_sample_fits_on_a_line_and_does_nothing(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
-    reporter, screen = terminal(83)
+    reporter, screen = terminal()
     reporter.start("align", total=3)
-    reporter.sample("q", text)
+    reporter.advance(1, {}, ("q", text, "reward 1"))
     reporter.stop()
     line = next(line for line in screen.getvalue().splitlines() if "response" in line)
     assert line.partition("response  ")[2] == shown
-    assert excerpt(text, 83 - 12) == shown and cell_len(shown) <= 83 - 12
+    assert excerpt(text, 80 - 12) == shown and cell_len(shown) <= 80 - 12
 
 
 @pytest.mark.parametrize("place", ["pipe", "terminal"])
@@ -186,32 +161,22 @@ def test_latin_1_and_no_color_are_enough(place: str) -> None:
         "from rich.console import Console; from alignkit.io.console import Reporter; import sys; "
         "r = Reporter(Console(stderr=True, highlight=False, force_terminal=sys.argv[1] == 'terminal', width=40)); "
         "r.start('align', 8, unit='iteration'); "
-        "[r.advance(n, {'loss': 1 / n, 'reward': n * 100.5, 'tokens_per_second': 9.0}) for n in range(1, 9)]; "
-        "r.sample('caf\u00e9 \u5b57', '\u202e' * 99, 'reward 1'); r.stop(); r.result('a table \u2500\u2500 \u5b57')"
+        "sample = ('caf\u00e9 \u5b57', '\u202e' * 99, 'reward 1'); "
+        "[r.advance(n, {'loss': 1 / n, 'reward': n * 100.5, 'tokens_per_second': 9.0}, sample) for n in range(1, 9)]; "
+        "r.stop(); r.result('a table \u2500\u2500 \u5b57')"
     )
     environment = {
         **os.environ,
         "ALIGNKIT_VERBOSE": "1",
-        "PYTHONIOENCODING": "latin-1:strict",
+        "PYTHONIOENCODING": "latin-1:replace",
         "NO_COLOR": "1",
         "TERM": "xterm",
     }
     done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, env=environment, check=False)
     text = done.stderr.decode("latin-1")
-    assert done.returncode == 0 and "loss 0.125" in text and "a sample of iteration 8" in text, text
-    assert "prompt    caf\u00e9 ?" in text and "\\u" not in text and done.stdout == b"a table ?? ?\n"
+    assert done.returncode == 0 and "loss 0.125" in text and "align iteration 8: a sample" in text, text
+    assert "prompt    caf\u00e9 " in text and done.stdout == b"a table ?? ?\n"
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
-
-
-def test_work_within_work_is_its_note() -> None:
-    reporter, _ = terminal(120)
-    reporter.start("align", total=3)
-    reporter.note("scoring")
-    with reporter.progress("asking base", 8) as done:
-        done(3)
-        assert reporter._task is not None and reporter._task.note == "asking base 3/8"
-    assert reporter._task.note == "scoring" and reporter._task.name == "align"
-    reporter.stop()
 
 
 def test_a_terminal_gets_modest_colors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,12 +203,6 @@ def test_a_terminal_gets_modest_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_terminal_gives_results_its_width_and_a_pipe_a_fixed_one() -> None:
-    assert [terminal(width)[0].width for width in (80, 132)] == [80, 132]
-    wide = Console(file=io.StringIO(), width=132)
-    assert Reporter(wide, wide).width == 80
-
-
 # The stages of a run
 
 
@@ -256,22 +215,18 @@ def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp
     reporter.log.open(tmp_path / "run.log")
     reporter.stage("sft", 1, 3, "sft")
     reporter.activity("loading a base model")
-    assert reporter._task is not None and reporter._task.count == "sft"
-    assert reporter._task.note == "loading a base model"
     reporter.start("sft", 2)
     reporter.advance(2, {"loss": 1.25})
     reporter.stop()
-    reporter.stage_ends("sft: done in 1m05s: groups 4")
-    reporter.stage_ends("align: unchanged, reused")
+    reporter.stop("sft: done in 1m05s: groups 4")
+    reporter.stop("align: unchanged, reused")
     reporter.stage("report", 3, 3, "evaluate")
     with reporter.progress("sampling", 2) as done:
-        assert reporter._task.count == "report: sampling 0/2"
         done(1)
-    assert reporter._task.count == "report", "the stage goes on"
     reporter.stop()
     lines = plain_text(shown).splitlines()
     assert "sft: done in 1m05s: groups 4" in lines and "align: unchanged, reused" in lines
-    assert any("sft step 2/2" in line for line in lines) and any("loss 1.25" in line for line in lines)
+    assert any("sft step 2/2 loss 1.25" in line for line in lines) and any("sampling 1/2" in line for line in lines)
     assert "loading a base model" not in lines
     log = (tmp_path / "run.log").read_text(encoding="utf-8")
     for line in ("sft: stage 1 of 3, sft", "loading a base model", "sft: done in 1m05s: groups 4"):
@@ -293,32 +248,17 @@ def test_warnings_stay_above_the_bar_and_all_lines_with_verbose(monkeypatch: pyt
         assert ("reading" in lines) == ("a row" in lines) == (verbose == "1")
 
 
-def test_only_a_verdict_of_independent_judges_is_green() -> None:
-    green, red = "\x1b[32m", "\x1b[31m"
-    for text, color in {
-        "align gained over sft by an independent measure: refused +0.40\n  [0.30, 0.50]": green,
-        "align gained over sft by an independent measure, with losses elsewhere: refused +0.40": "",
-        "align gained over sft by its own reward: llama2 +0.2, but it was trained to please it": "",
-        "align gained over sft, not verified: llama2 +0.2": "",
-        "align lost against sft: facts right -20%": red,
-        "Nothing clear between align and sft: facts right +1%": "",
-    }.items():
-        reporter, shown = terminal()
-        reporter.result(text)
-        assert shown.getvalue().startswith(color or text[:5]) and ("\x1b" in shown.getvalue()) == bool(color)
-
-
 def test_a_terminal_breaks_lines_between_words() -> None:
     reporter, shown = terminal(40)
     reporter.say("sft: learning_rate 0.0002, the default for LoRA and hidden size 64")
-    assert shown.getvalue() == "sft: learning_rate 0.0002, the default\n  for LoRA and hidden size 64\n"
+    assert shown.getvalue() == "sft: learning_rate 0.0002, the default \nfor LoRA and hidden size 64\n"
 
 
 def test_a_pipe_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", encoding="utf-8") as gone:
-        reporter = Reporter(Console(file=gone), Console(file=gone))
+        reporter = Reporter(Terminal(file=gone), Terminal(file=gone))
         reporter.log.open(tmp_path / "run.log")
         for number in range(3):
             reporter.say(f"line {number}")

@@ -12,22 +12,15 @@ from matrix import Judge
 from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import ChatOptions
 
 HEADER = ("family", "tokenizers", "single turn", "several turns", "system", "reasoning", "tools")
 CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")
-MERGE: dict[str, Any] = {"system_messages": "merge"}
-NO_THINKING: dict[str, Any] = {"template_kwargs": {"enable_thinking": False}}
-WORDS = {
-    "system_messages": "`system_messages: merge`",
-    "reasoning": "`reasoning: keep`",
-    "template_kwargs": "`enable_thinking: false`",
-}
+NO_THINKING: dict[str, Any] = {"enable_thinking": False}
 SHORT = {  # what an error contains -> what the table says
     "must alternate": "refused: roles must alternate",
-    "drops the words of a message": "refused: drops the words",
-    "drops the answer's reasoning": "refused: drops it",
-    "after its own prompt": "refused: not after its prompt",
+    "does not write the answer's reasoning": "refused: drops it",
+    "does not write the answer after": "refused: not after its prompt",
+    "ystem role not supported": "refused: no system messages",
     "has no attribute": "refused: expects lists of parts",
     "last token changes": "refused: prompt and answer share a token",
 }
@@ -43,30 +36,28 @@ def cells(family: Family) -> list[str]:
 
 
 def _cell(family: Family, name: str) -> str:
-    """The first options with which the conversation can be learned, or why it cannot."""
+    """The arguments with which the conversation can be learned, or why it cannot."""
     if name == "tools" and not family.tools:
         return "-"
     refusal = _try(family, name, {})
     if not refusal or refusal in ("last turn only", "calls are context"):
         return refusal or "yes"
-    others = {"reasoning": ({"reasoning": "keep"},), "system": (MERGE, NO_THINKING)}.get(name, (NO_THINKING,))
-    working = [options for options in others if _try(family, name, options) in ("", "last turn only")]
-    if working:
-        return " or ".join(WORDS[key] for options in working for key in options)
+    if name != "reasoning" and _try(family, name, NO_THINKING) in ("", "last turn only"):
+        return "`enable_thinking: false`"
     return next((short for text, short in SHORT.items() if text in refusal), "refused")
 
 
-def _try(family: Family, name: str, options: Mapping[str, Any]) -> str:
+def _try(family: Family, name: str, kwargs: Mapping[str, Any]) -> str:
     """Why a conversation is refused, or which of its turns are only context; empty if it is learned."""
     kind = family.kinds[0]
     judge = Judge(family, kind, name)
-    encoder = Encoder(family.tokenizer(kind), ChatOptions(**options), family.end_ids(kind))
+    encoder = Encoder(family.tokenizer(kind), kwargs, family.end_ids(kind))
     try:
         check_chat(encoder, family.name)
         encoder.encode(matrix.group(judge), matrix.MAX_LENGTH)
     except (RunFailed, DataError) as error:
         return str(error)
     context = encoder.counts["unprompted_turns"] + encoder.counts["blank_turns"]
-    if not options and (outcome := matrix.outcome(judge, encoder)).state == "wrong":
+    if not kwargs and (outcome := matrix.outcome(judge, encoder)).state == "wrong":
         raise AssertionError(f"{family.name}, {name}: {outcome.why}")
     return ("calls are context" if name == "tools" else "last turn only") if context else ""

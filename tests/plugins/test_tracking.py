@@ -204,7 +204,7 @@ class Once(Seen):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(Mutates, "`log` changes the metrics"), (Integers, "in `log`: ValueError"), (Once, "in `start`: FileExistsError")],
+    [(Mutates, "`log` changes the metrics"), (Integers, "[.]log`: ValueError"), (Once, "[.]start`: FileExistsError")],
 )
 def test_broken_trackers_are_reported(kind: type[Tracker], message: str) -> None:
     with pytest.raises(ConformanceError, match=message):

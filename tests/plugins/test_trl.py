@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,9 +21,9 @@ from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.steps.trl import StageReward, check_reference
+from alignkit_plugins.steps.trl import check_reference
 from alignkit_plugins.steps.trl.config import config_fields
-from alignkit_plugins.steps.trl.rows import demonstrations, mismatch_neighbors, pairs, thumbs
+from alignkit_plugins.steps.trl.rows import demonstrations, pairs
 
 PROMPT = ({"role": "user", "content": "how are you"},)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
@@ -33,10 +32,6 @@ RANKED = Group(PROMPT, ANSWERS, (Pair(0, 1), Pair(2, 0, p=0.2), Pair(1, 2, p=0.5
 
 def stage(trainer: str, **options: Any) -> dict[str, Any]:
     common = {"algorithm": {"trl": {"trainer": trainer, **options}}, "from": "sft", "batch_size": 2}
-    if trainer in alignkit_plugins.steps.trl.ONLINE:
-        rollout = {"samples_per_prompt": 2, "max_new_tokens": 5}
-        more = {"prompts": "demos.jsonl", "reward": {"length": {"unit": "characters"}}, "rollout": rollout}
-        return common | more | {"iterations": 2, "prompts_per_iteration": 2, "learning_rate": 0.01}
     data = "demos.jsonl" if trainer == "sft" else "pairs.jsonl"
     return common | {"data": data, "max_steps": 3, "max_length": 128, "learning_rate": 0.01}
 
@@ -111,30 +106,10 @@ def test_the_reference_is_checked() -> None:
         check_reference(trainer)
 
 
-def test_pairs_and_thumbs() -> None:
+def test_pairs() -> None:
     found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in pairs(RANKED)]
     assert found == [(ANSWERS[0].text, "go away"), (ANSWERS[0].text, "fine")]  # p = 0.2 turns a pair, 0.5 drops it
     assert pairs(RANKED)[0]["prompt"] == list(PROMPT)
-    found = [(row["completion"][0]["content"], row["label"]) for row in thumbs(RANKED)]
-    assert found == [(ANSWERS[0].text, True), ("go away", False), ("fine", False)]
-
-
-def test_the_reward_is_the_stages_own() -> None:
-    seen: list[Group] = []
-
-    def score(groups: Any) -> list[float | None]:
-        seen.extend(groups)
-        return [1.0, None, 3.0]
-
-    context: Any = SimpleNamespace(end_ids={9}, score=score)
-    reward = StageReward(context, [Group(PROMPT, id="a"), Group(PROMPT, id="b")])
-    completions = [[{"role": "assistant", "content": text}] for text in ("one", "two", "three")]
-    ids = [[1, 9], [1, 9], [1, 1]]
-    assert reward(completions=completions, completion_ids=ids, place=[0, 1, 1]) == [1.0, None, 3.0]
-    assert reward.unscored == 1
-    assert [group.id for group in seen] == ["a", "b", "b"]
-    assert [group.responses[0].text for group in seen] == ["one", "two", "three"]
-    assert [group.responses[0].truncated for group in seen] == [False, False, True]
 
 
 def test_options_are_trls_own_fields(folder: Path) -> None:
@@ -150,10 +125,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             load(folder, d=stage("dpo", **options))
-    for name in alignkit_plugins.steps.trl.ONLINE_KEYS:
-        with pytest.raises(RecipeError, match=f"'{name}' cannot be set here"):
-            load(folder, d=stage("grpo", **{name: 4}))
-    with pytest.raises(RecipeError, match="expected 'sft', 'dpo', 'kto', 'reward', 'grpo' or 'rloo', got 'ppo'"):
+    with pytest.raises(RecipeError, match="expected 'sft', 'dpo' or 'reward', got 'ppo'"):
         load(folder, d=stage("ppo"))
 
 
@@ -185,8 +157,6 @@ def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], mes
         ("dpo", {"validation": "pairs.jsonl"}, "trl does not support 'validation'"),
         ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl does not support 'data.validation'"),
         ("sft", {"keep_versions": True}, "trl does not support 'keep_versions'"),
-        ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl does not support 'rollout.stop'"),
-        ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, not 1"),
     ],
 )
 def test_keys_that_would_change_nothing_are_refused(
@@ -211,13 +181,6 @@ def test_other_options_of_trls_are_another_stage(folder: Path) -> None:
     assert any(not tensor.equal(first[name]) for name, tensor in weights(folder, "d").items())
 
 
-def test_thumbs_are_learned(folder: Path) -> None:
-    rows = [json.dumps({"prompt": f"how are you, {n}", "completion": "well", "label": n % 2 == 0}) for n in range(6)]
-    (folder / "thumbs.jsonl").write_text("\n".join(rows))
-    run_recipe(load(folder, k=stage("kto") | {"data": "thumbs.jsonl"}), folder / "out")
-    assert json.loads((folder / "out" / "k" / "stage.json").read_text())["summary"]["rows"] == 6
-
-
 def test_turns_of_a_demonstration_are_learned_each_behind_what_was_said_before() -> None:
     turns = (
         {"role": "assistant", "content": "a", "train": False},
@@ -234,20 +197,6 @@ def test_turns_of_a_demonstration_are_learned_each_behind_what_was_said_before()
     assert pairs(one)[0]["chosen"] == [{"role": "assistant", "content": "c"}] and pairs(one)[0]["margin"] == 2.0
 
 
-@pytest.mark.parametrize("batch", [2, 3, 4, 16])
-def test_neighbors_of_a_batch_have_different_prompts(batch: int) -> None:
-    """Judged by what TRL does: it puts each response behind the prompt of the one before it in its batch."""
-    rows = [{"prompt": f"p{n // 2}", "label": bool(n % 2)} for n in range(32)]
-    order, matching = mismatch_neighbors(rows, batch, np.random.default_rng(0))
-    assert matching == 0 and sorted(map(str, order)) == sorted(map(str, rows))
-    for start in range(0, 32, batch):
-        ring = order[start : start + batch]
-        turned = [ring[-1], *ring[:-1]]
-        assert len(ring) == 1 or all(a["prompt"] != b["prompt"] for a, b in zip(ring, turned, strict=True))
-    alone = [{"prompt": "p", "label": True}] * 4
-    assert mismatch_neighbors(alone, batch, np.random.default_rng(0))[1] == (3 if batch == 3 else 4)
-
-
 def test_warming_up_all_the_way(folder: Path) -> None:
     run_recipe(load(folder, d=stage("dpo") | {"warmup_ratio": 1.0, "max_steps": 4}), folder / "out")
     logged = [json.loads(line) for line in (folder / "out" / "d" / "metrics.jsonl").read_text().splitlines()]
@@ -255,25 +204,13 @@ def test_warming_up_all_the_way(folder: Path) -> None:
     assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
 
 
-def test_what_the_native_algorithms_refuse_is_refused_here(folder: Path) -> None:
-    rows = [json.dumps({"prompt": f"how are you, {n}", "completion": "well", "label": True}) for n in range(6)]
-    (folder / "up.jsonl").write_text("\n".join(rows))
-    with pytest.raises(DataError, match="kto needs desirable and undesirable responses, but all labels are the same"):
-        run_recipe(load(folder, k=stage("kto") | {"data": "up.jsonl"}), folder / "out")
-    (folder / "same.py").write_text("def same(completions):\n    return [1.0] * len(completions)\n")
-    same = {"reward": {"python": {"path": "same.py", "function": "same"}}}
-    with pytest.raises(RunFailed, match="in all 2 steps the rewards of each prompt's samples were equal"):
-        run_recipe(load(folder, k=stage("grpo") | same), folder / "out")
-
-
 def test_values_are_checked_before_the_first_stage(folder: Path) -> None:
-    for trainer, option in (("dpo", {"beta": "abc"}), ("grpo", {"epsilon": "high"})):
-        with pytest.raises(RecipeError, match=f"stage 'd': trl: {next(iter(option))}: '.*': Input should be a valid"):
-            run_recipe(load(folder, d=stage(trainer, **option)), folder / "out")
+    with pytest.raises(RecipeError, match="stage 'd': trl: beta: 'abc': Input should be a valid"):
+        run_recipe(load(folder, d=stage("dpo", beta="abc")), folder / "out")
     assert not (folder / "out" / "sft" / "adapter").exists()
 
 
-@pytest.mark.parametrize("trainer", ["reward", "dpo", "kto", "sft"])
+@pytest.mark.parametrize("trainer", ["reward", "dpo", "sft"])
 def test_rows_that_trl_leaves_out_for_their_length_are_counted(
     folder: Path, capsys: pytest.CaptureFixture[str], trainer: str
 ) -> None:
@@ -285,7 +222,7 @@ def test_rows_that_trl_leaves_out_for_their_length_are_counted(
     recipe = load(folder, trained={**stage(trainer), "from": "base"})
     run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
     summary = json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]
-    each = {"sft": 1, "kto": 3}.get(trainer, 2)
+    each = 1 if trainer == "sft" else 2
     assert (summary["rows"], summary["too_long"]) == (4 * each, 2 * each)
     assert f"TRL left out {2 * each} of {6 * each} rows" in " ".join(capsys.readouterr().err.split())
 

@@ -30,7 +30,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.recipe.yaml import dump
-from alignkit.registry import Registration, Registry, UnavailablePlugin
+from alignkit.registry import BrokenPlugin, Registration, Registry
 
 
 class Plain(Algorithm):
@@ -328,8 +328,8 @@ CASES = {
     "ref not text": ("  s: {step: compare, policies: [3]}\n", "expected text, got 3", (3, 33, 1), ""),
     "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' cannot be a reward", (4, 35, 5), ""),
     "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
-    "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "installed: length, sum"),
-    "unknown reward with options": (FIRST + "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n", "no reward 'helpfull'", (4, 36, 8), "installed:"),
+    "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "`alignkit plugins reward` lists all"),
+    "unknown reward with options": (FIRST + "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n", "no reward 'helpfull'", (4, 36, 8), "lists all"),
     "options of a reward stage": (FIRST + HELPFUL + "  s: {step: compare, rewards: {x: {helpful: {}}}}\n", "'helpful' is a stage and takes no options", (5, 36, 7), "write just 'helpful'"),
     "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "expected at least 1, got 0", (3, 53, 1), ""),
     "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
@@ -553,7 +553,7 @@ def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
     assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"
-    registry.broken.append(UnavailablePlugin("x-gone", "x-gone", "3", "failed to load: ImportError: no torch"))
+    registry.broken.append(BrokenPlugin("x-gone", "x-gone", "3", "ImportError: no torch"))
     with pytest.raises(
         RecipeError, match=r"plugin 'x-gone' \(x-gone 3\) failed to load: ImportError: no torch"
     ) as caught:

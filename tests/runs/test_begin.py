@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignkit import RunFailed, cli
-from alignkit.io.results import Results
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.services import begin
-from alignkit.runs.stage import RunStage
 
 RECIPE = """
 name: short
@@ -60,46 +56,12 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_the_seconds_of_a_stage_are_those_of_all_starts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work, stops = RunStage.run, [True]
-
-    def slow(stage: RunStage, *rest: Any) -> Any:
-        if stage.name == "report":
-            time.sleep(0.5)
-            if stops.pop() if stops else False:
-                raise RunFailed("interrupted")
-        return work(stage, *rest)
-
-    monkeypatch.setattr(RunStage, "run", slow)
-    out = recipe.parent / "run"
-    assert cli.main(["run", str(recipe), "--out", str(out)]) == 1
-    first = json.loads((out / "report" / "stage.json").read_text())["seconds"]
-    assert cli.main(["run", str(recipe), "--out", str(out)]) == 0
-    assert first >= 0.5 and json.loads((out / "report" / "stage.json").read_text())["seconds"] >= first + 0.4
-
-
-def test_a_record_that_cannot_be_written_hides_no_error(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(*_: Any) -> Any:
-        monkeypatch.setattr(Results, "begin", full)
-        raise RunFailed("what went wrong")
-
-    def full(*_: Any) -> Any:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(RunStage, "run", stopped)
-    assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "run")]) == 1
-    assert "what went wrong" in capsys.readouterr().err
-
-
 def test_the_first_line_names_version_recipe_stages_and_folder(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = begin(load_recipe(recipe))
-    assert folder == Path("runs/short")
-    assert capsys.readouterr().err == f"alignkit 0.1.0: short, 2 stages, {folder}\n"
-    assert begin(load_recipe(recipe, ["~stages.report"]), Path("x"))[0] == Path("x")
+    begin(load_recipe(recipe))
+    assert capsys.readouterr().err == "alignkit 0.1.0: short, 2 stages, runs/short\n"
+    begin(load_recipe(recipe, ["~stages.report"]), Path("x"))
     assert capsys.readouterr().err == "alignkit 0.1.0: short, 1 stage, x\n"
 
 
@@ -140,7 +102,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
         assert line in counted
     assert re.search(
-        r"\nalign: a sample of iteration 1(, reward \S+)?, \d+ tokens?.*\n  prompt    \S.*\n  response  .", again
+        r"\nalign iteration 1: a sample(, reward \S+)?, \d+ tokens?.*\n  prompt    \S.*\n  response  .", again
     )
 
 
@@ -200,7 +162,7 @@ def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any) -> Recipe:
-        arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
+        arguments[3]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 
     monkeypatch.setattr(cli, "load", load)

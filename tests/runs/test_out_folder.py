@@ -67,7 +67,7 @@ def test_a_stage_added_later_leaves_what_has_its_name(recipe: Path, capsys: pyte
     recipe.write_text(RECIPE + RECIPE.splitlines()[-1].replace("sft:", "more:") + "\n", encoding="utf-8")
     capsys.readouterr()
     assert run(recipe, out) == 1
-    assert f"{out / 'more'} has files, but no stage.json" in capsys.readouterr().err
+    assert f"{out / 'more'} is no link to a result of this run" in capsys.readouterr().err
     assert (out / "more" / "notes").read_text(encoding="utf-8") == "mine"
 
 

@@ -72,7 +72,7 @@ def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Resu
     key = finished(store, "one")
     (result,) = (store.folder / ".results").iterdir()
     (result / name).write_text("onE", encoding="utf-8")
-    assert module.damage_of(store.path("sft")) == f"{store.path('sft') / name} has changed since the stage wrote it"
+    assert module.damage_of(store.path("sft")) == f"{store.path('sft') / name} is not as the stage wrote it"
     (result / name).unlink()
     assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
     store.begin("sft", key)
@@ -87,7 +87,7 @@ def test_a_large_file_is_read_only_if_its_size_or_time_differs(store: Results, m
     monkeypatch.setattr(module, "file_digest", lambda path: "another")
     assert module.damage_of(store.path("sft")) is None
     os.utime(store.path("sft") / "data.jsonl", (1, 1))
-    assert str(module.damage_of(store.path("sft"))).endswith("data.jsonl has changed since the stage wrote it")
+    assert str(module.damage_of(store.path("sft"))).endswith("data.jsonl is not as the stage wrote it")
 
 
 def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
@@ -100,7 +100,7 @@ def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
         file.write_bytes(flipped)
         assert store.record("sft") in ({}, read)
     file.write_bytes(whole[:-20])
-    assert module.damage_of(store.path("sft")) == f"{file} is damaged" and brought(store, key) is None
+    assert module.damage_of(store.path("sft")) == f"{file} is missing or damaged" and brought(store, key) is None
 
 
 @pytest.mark.parametrize("step", ["move_folder", "replace_link"])
@@ -119,23 +119,12 @@ def test_a_kill_when_a_result_is_complete_loses_nothing(
     assert not (store.path("sft") / "checkpoints").exists(), "it is cleaned when it is found"
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_copy_of_a_run_has_its_results(store: Results, tmp_path: Path, links: bool) -> None:
+def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path: Path) -> None:
     key = finished(store, "one")
     store.begin("best", digest("two"))
-    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=links)), ["sft", "best"])
+    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)), ["sft", "best"])
     assert copy.artifact("sft") == copy.path("sft") / "adapter" and module.damage_of(copy.path("sft")) is None
-    if not links:
-        shutil.rmtree(copy.folder / ".results")
-    assert brought(copy, key) == [] and copy.path("sft").is_symlink() and copy.begun("best", digest("two"))
-
-
-def test_a_whole_copy_replaces_a_damaged_result(store: Results, tmp_path: Path) -> None:
-    key = finished(store, "one")
-    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy")), ["sft", "best"])  # links became folders
-    (found,) = copy.folder.glob(".results/sft-*")
-    (found / FILES[0]).unlink()
-    assert brought(copy, key) == [] and module.damage_of(copy.path("sft")) is None
+    assert brought(copy, key) == [] and copy.begun("best", digest("two"))
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -143,7 +132,7 @@ def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool)
     notes = store.path("sft") / "notes" if folder else store.path("sft")
     notes.parent.mkdir(parents=True, exist_ok=True)
     notes.write_text("mine", encoding="utf-8")
-    with pytest.raises(RunFailed, match="has files, but no stage.json" if folder else "is a file"):
+    with pytest.raises(RunFailed, match="is no link to a result of this run"):
         brought(store, digest("one"))
     assert notes.read_text(encoding="utf-8") == "mine"
 
@@ -151,22 +140,13 @@ def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool)
 # Other runs
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_a_result_of_another_run_is_linked_or_copied(
-    store: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
-) -> None:
-    def no_link(*paths: Path) -> None:
-        raise OSError("another file system")
-
+def test_a_result_of_another_run_is_copied(store: Results, tmp_path: Path) -> None:
     second = Results(tmp_path / "second", ["sft"])
     key = finished(store, "one")
     finished(store, "two")
     finished(second, "three")
-    if not linked:
-        monkeypatch.setattr(os, "link", no_link)
     assert brought(second, key, store) == [f"sft: reused from {store.folder}"] and made_with(second) == "one"
     weights = [find(run.folder, "sft", key) or Path() for run in (store, second)]
-    assert (weights[0] / FILES[0]).samefile(weights[1] / FILES[0]) is linked
     assert file_digest(weights[0] / FILES[0]) == file_digest(weights[1] / FILES[0])
 
 
@@ -205,8 +185,9 @@ def test_a_second_out_trains_nothing_again(
 
     assert "reused" not in run()  # in runs/r
     both = "sft: reused from {0}\nreport: reused from {0}\n"
-    assert both.format("runs/r") in run("--out", "elsewhere/a")
-    assert both.format("elsewhere/a") in run("--out", "elsewhere/b").replace("runs/r", "elsewhere/a")
+    assert both.format("runs/r") in run("--out", "runs/a")
+    assert both.format("runs/a") in run("--out", "runs/b").replace("runs/r", "runs/a")
+    assert "reused" not in run("--out", "elsewhere/a")
     assert "sft: reused from runs/r\nreport" not in run("--out", "runs/s", "stages.sft.max_steps=2")
     monkeypatch.setenv("ALIGNKIT_REUSE", "0")
     assert "reused" not in run("--out", "runs/t")
@@ -247,11 +228,9 @@ def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("align@kto", "has no result by kto; it has align@ppo, align@ppo~1, align@dpo, align@ppo~2"),
-        ("align@dpo~1", "has no earlier result by dpo, ~1; it has"),
+        ("align@kto", "has no result align@kto; results of align: align@ppo, align@ppo~1, align@dpo, align@ppo~2"),
         ("align@pp", "did you mean 'align@ppo'?"),
-        ("best@kto", "stage best of RUN has no result by kto; it has no complete result"),
-        ("best@kto", "`alignkit show RUN` lists all results"),
+        ("best@kto", "RUN has no result best@kto; results of best: none"),
     ],
 )
 def test_a_result_that_is_not_there(named: Results, name: str, message: str) -> None:
@@ -270,7 +249,7 @@ def test_artifacts(store: Results) -> None:
     finished(store, "one", "best", policy="sft@2")
     assert store.artifact("sft") == store.path("sft") / "adapter"
     assert store.artifact("best") == store.path("sft") / "kept" / "2"
-    with pytest.raises(RunFailed, match=r"'sft@3' does not exist: .*; kept versions: 2"):
+    with pytest.raises(RunFailed, match=r"'sft@3' does not exist: .*(\n.*)kept versions: 2"):
         store.artifact("sft@3")
     shutil.rmtree(store.path("sft") / "kept")
     with pytest.raises(RunFailed, match=r"set 'keep_versions: true' in stage 'sft'"):

@@ -174,8 +174,8 @@ class PartCalledReward(Single):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (PerGroup, r"in `combine`: 'reward' must be \[responses\] = \[12\], not \[4\]"),
-    (BareTensor, r"in `combine`: return a CombinedReward, not \[12\]"),
+    (PerGroup, r"[.]combine`: 'reward' must be \[responses\] = \[12\], not \[4\]"),
+    (BareTensor, r"[.]combine`: return a CombinedReward, not \[12\]"),
     (Remembers, "`combine`: what it remembers outside of `state` changes 'reward'"),
     (TensorState, "`state` after `combine` is not JSON"),
     (KeyedByNumber, "`state` after `combine` changes when saved as JSON and loaded"),

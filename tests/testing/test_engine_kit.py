@@ -200,7 +200,7 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (OldWeights, "the log-probabilities after new weights were published differ from training's by up to .* nats"),
     (Foreign, r"for prompt 0, sample 0 token (\d+) is not in the vocabulary of \1"),
     (Negative, "for prompt 0, sample 0 token -1 is not in the vocabulary"),
-    (Words, "in `sample`: TypeError: 'str' object cannot be interpreted as an integer"),
+    (Words, "[.]sample`: TypeError: 'str' object cannot be interpreted as an integer"),
     (Long, r"it returned \d\d tokens; max_new_tokens is 12"),
     (NotANumber, r"the log-probability of token \d+ is nan"),
     (Likely, r"the log-probability of token 0 is \d"),
@@ -218,10 +218,10 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (NoMinimum, "a response ends before min_new_tokens 11"),
     (OwnSeeds, "a second call with the same seeds returns other tokens"),
     (OneSeed, "returns the same tokens for other seeds"),
-    (Crashes, r"in `sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),
+    (Crashes, r"[.]sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),
     (Tuples, "for prompt 0, sample 0 return a Completion, not tuple"),
     (Asleep, "differ from training's"),
-    (NeverWakes, "in `sample`: AssertionError: it sleeps"),
+    (NeverWakes, "[.]sample`: AssertionError: it sleeps"),
 )
 
 

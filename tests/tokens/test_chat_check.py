@@ -14,7 +14,6 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoder
@@ -31,8 +30,8 @@ PLAIN = (  # without an end of turn
 )
 
 
-def checked(code: str, **options: Any) -> list[str]:
-    return check_chat(Encoder(encoder(code).tokenizer, ChatOptions(**options)), "a/model")
+def checked(code: str, **kwargs: Any) -> list[str]:
+    return check_chat(Encoder(encoder(code).tokenizer, kwargs), "a/model")
 
 
 NOT_AFTER = (
@@ -43,7 +42,7 @@ NOT_AFTER = (
 
 def test_a_template_that_thinks_is_told_and_an_argument_helps() -> None:
     assert checked(THINKS) == checked(SWITCHED) == [NOT_AFTER]
-    assert checked(SWITCHED, template_kwargs={"enable_thinking": False}) == []
+    assert checked(SWITCHED, enable_thinking=False) == []
 
 
 def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
@@ -57,7 +56,7 @@ def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (CHATML.replace("m['content']", "'...'"), "drops or changes the words of the user's message"),
+        (CHATML.replace("m['content']", "'...'"), "drops or changes words of a question"),
         ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
         (SPACED, "the prompt's last token changes when an answer follows it"),
     ],
@@ -83,7 +82,7 @@ def test_responses_must_be_able_to_end() -> None:
 
 def test_an_argument_that_the_template_does_not_use_is_reported() -> None:
     kwargs = {"enable_thinking": False, "enable_thinkin": False}
-    (fact,) = checked(SWITCHED, template_kwargs=kwargs)
+    (fact,) = checked(SWITCHED, **kwargs)
     assert fact == "the chat template does not use 'enable_thinkin' of model.chat_template_kwargs"
 
 

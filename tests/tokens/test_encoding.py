@@ -17,7 +17,6 @@ from alignkit.errors import DataError
 from alignkit.models.generate import Continuation, _response
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason
-from alignkit.tokens.template import ChatOptions
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
@@ -200,7 +199,7 @@ def test_a_template_without_an_end_of_turn_ends_with_eos() -> None:
 
 def test_a_template_that_drops_text_is_refused() -> None:
     forgets = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')")
-    with pytest.raises(DataError, match="drops the assistant's words"):
+    with pytest.raises(DataError, match="does not write the assistant's words"):
         encoder(forgets).encode(conversation(True, True, True), 500)
 
 
@@ -267,9 +266,8 @@ def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
     """Reasoning models whose templates drop `<think>` from finished turns: from all of them, or from earlier ones."""
     said = (assistant("yes"), user("and now?"), assistant("<think>\nWell.\n</think>\n\nno"))
     group = Group((user("please say yes or no"),), (Response(messages=said),), id="talk")
-    for options in (ChatOptions(), ChatOptions(reasoning="keep")):
-        with pytest.raises(DataError, match="does not write the answer after its own prompt"):
-            Encoder(encoder(THINKS).tokenizer, options).encode(group, 500)
+    with pytest.raises(DataError, match="does not write the answer after its own prompt"):
+        encoder(THINKS).encode(group, 500)
     made = encoder(QWEN3_THINKING)
     found = encoded(made.encode(group, 500))
     assert counted(made, found.rows[0]) == ["Well.\n</think>\n\nno<|im_end|>"]
@@ -498,17 +496,6 @@ def test_a_sample_decodes_to_the_words_that_were_written() -> None:
         assert made.decode(row.tokens) == "It is."
 
 
-def test_a_user_who_asks_about_the_tag_opens_no_reasoning() -> None:
-    made = Encoder(encoder(CHATML).tokenizer, ChatOptions(reasoning="keep"))
-    said = (assistant("A tag.", reasoning_content="It is a tag."),)
-    rows = [
-        encoded(made.encode(Group((user(words),), (Response(messages=said),)), 200)).rows[0]
-        for words in ("What is it?", "What is <think>?")
-    ]
-    assert rows[0] == rows[1]
-    assert made.tokenizer.decode(rows[0].tokens) == "<think>\nIt is a tag.\n</think>\n\nA tag.<|im_end|>"
-
-
 @pytest.mark.silent_bug(
     "templates: lost parts",
     "Calls and schemas of tools are missing in the prompt.",
@@ -561,9 +548,6 @@ def test_a_message_that_the_template_does_not_write_is_counted(prompt: Any, answ
         else:  # what the assistant says must stay as it is
             assert not made.chat.drops([*prompt, *answers])
         assert made.counts["dropped_messages"] == count
-    merged = Encoder(encoder(ONLY_TWO).tokenizer, ChatOptions(system_messages="merge"))
-    merged.encode(group, 200)
-    assert merged.counts["dropped_messages"] == (prompt[0] != SYSTEM_SAID)
     assert "learned without a message" in drop_reason("dropped_messages", 1)
 
 
@@ -589,7 +573,7 @@ def test_what_happened_to_texts_reads_well_for_one_and_several(name: str) -> Non
 
 def test_an_answer_about_the_tag_is_no_reasoning() -> None:
     said = assistant("The tag </think> closes a block.")
-    made = Encoder(encoder(CHATML).tokenizer, ChatOptions(reasoning="keep"))
+    made = encoder(CHATML)
     (row,) = encoded(made.encode(Group((user("q"),), (Response(messages=(said,)),)), 200)).rows
     assert made.tokenizer.decode(row.tokens) == "The tag </think> closes a block.<|im_end|>"
 

@@ -60,7 +60,9 @@ def choosing(monkeypatch: pytest.MonkeyPatch, processor_for: Callable[[Any], Any
 
     def written(self: Any, rows: Any, logits: torch.Tensor) -> torch.Tensor:
         processors[:] = [processor_for(self.request.encoder)]
-        contexts[:] = [self.context(row) if row.active else None for row in rows]
+        contexts[:] = []
+        for row in rows:
+            contexts.append([*self.request.prompts[row.prompt], *row.tokens] if row.active else None)
         return write(self, rows, logits)
 
     def chosen(logits: torch.Tensor, draws: Any, sampling: Any, early: Any, ends: Any) -> Any:

@@ -20,13 +20,11 @@ import alignkit
 from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
-from alignkit.io.console import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards, RewardTable
 from alignkit_plugins.steps.rlaif import RLAIF
-from alignkit_plugins.steps.trl.stage import TRLStage
 
 PROMPT = (Message(role="user", content="how are you"),)
 
@@ -188,28 +186,6 @@ def test_a_reward_that_is_not_finite_is_an_error(score: Any) -> None:
     message = r"reward 'liked': return a finite number.*, not .*, for response 0 \(prompt: 'how are you'\)"
     with pytest.raises(RunFailed, match=message):
         learn(rewards, [Group(PROMPT, (Response(text="a"),), id="a")])
-
-
-def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> None:
-    rollout = SimpleNamespace(missing_eos_penalty=0.5)
-    context: Any = SimpleNamespace(
-        name="align",
-        seed=0,
-        folder=tmp_path,
-        metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
-        settings=SimpleNamespace(rollout=rollout, reward=None),
-        say=None,
-        should_stop=None,
-        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=(), digest="d", said=lambda tokens: str(len(tokens)))),
-        model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
-    )
-    stage = TRLStage(context)
-    stage.__dict__["_rewards"] = scorer()
-    assert stage.score(GROUPS) == [1.0, None, 2.5, None]
-    assert stage.score(GROUPS[1:]) == [None]
-    # What the tokens say counts, not how the trainer has decoded them: it may leave out what the prompt opens.
-    assert stage.score([Group(PROMPT, (Response(text="None", tokens=(7, 7)),))]) == [2.0]
-    assert stage.score([Group(PROMPT, (Response(text="3", tokens=(7, 7), tokenizer="another"),))]) == [3.0]
 
 
 # Combinations

@@ -355,7 +355,7 @@ def test_nothing_else_decides_what_is_asked(tmp_path: Path) -> None:
 def test_a_choice_is_of_prompts(chosen: Any) -> None:
     options = Backwards.Options(chosen=chosen)
     monitor = create(Component("monitor", "b", Registration("b", Backwards), options))
-    with pytest.raises(PluginError, match=r"in `next_prompts`: return .*an index of the 4 prompts.*, not "):
+    with pytest.raises(PluginError, match=r"[.]next_prompts`: return .*an index of the 4 prompts.*, not "):
         next_prompts(monitor, 1, prompts(4), np.random.default_rng(0))
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.commands import DefaultGroup, refuse
-from alignkit.outcome import Result
+from alignkit.commands import DefaultGroup, Result, refuse
 from alignkit_apps.catalog.printing import console, files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)

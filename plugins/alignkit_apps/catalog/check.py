@@ -19,10 +19,9 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from alignkit import __version__
-from alignkit.commands import refuse
+from alignkit.commands import Result, refuse
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.io.text import printable
-from alignkit.outcome import Result
 from alignkit.plugins import COMMANDS, GROUP
 
 LIMIT = 300.0  # seconds for each component

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -137,7 +138,7 @@ def _of_commands(module: str) -> list[str]:
     import typer
 
     from alignkit.cli import app as built_in
-    from alignkit.commands import GROUP, add_from
+    from alignkit.commands import GROUP, add_command
 
     loaded = import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     problems = [f"{module} imports torch at every start of alignkit: import it in the function"]
@@ -145,8 +146,8 @@ def _of_commands(module: str) -> list[str]:
     app.registered_commands += built_in.registered_commands
     for entry in importlib.metadata.entry_points(group=GROUP):
         if entry.dist is not None and entry.dist.name == "alignkit" and entry.module != module:
-            add_from(app, entry.load(), entry.name)  # whose names are taken
-    add_from(app, loaded, module)
+            entry.load().register_commands(partial(add_command, app))  # whose names are taken
+    loaded.register_commands(partial(add_command, app))
     group: Any = typer.main.get_command(app)
     silent = [name for name, command in group.commands.items() if not (command.help or "").strip()]
     hint = "has no docstring, whose first line `alignkit --help` shows"

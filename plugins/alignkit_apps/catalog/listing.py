@@ -62,7 +62,7 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
 
 
 def _refuse(name: str, registry: Registry) -> None:
-    for one in (*registry.broken, *registry.disabled):
+    for one in registry.broken:
         if name in (one.plugin, one.distribution):
             refuse(f"'{name}' cannot be used: {one}", "`alignkit plugins` lists all that is broken")
     known = ["new", "check", *KINDS]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alignkit.commands import Result
 from alignkit.io.text import printable, wrapped
-from alignkit.outcome import Result
 
 if TYPE_CHECKING:
     from rich.console import Console

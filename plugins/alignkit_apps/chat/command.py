@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from alignkit.commands import announce, refuse
+from alignkit.commands import refuse
 
 if TYPE_CHECKING:
     from alignkit_apps.policies.recipe import NamedModels
@@ -66,7 +66,6 @@ def chat(
         refuse(f"{len(words)} policies; at most {MOST_POLICIES} can be talked to", "alignkit evaluate compares more")
     if page and reward:
         refuse("the page shows no rewards", "leave out --page, or --reward")
-    announce(f"reads {', '.join(words)}")
     if page:
         from alignkit_apps.serve.command import start
         from alignkit_apps.web.address import Address
@@ -94,7 +93,7 @@ def in_terminal(
     from alignkit_apps.web.hosting import annotators_of
 
     reporter = Reporter()
-    reporter.loading_torch()
+    reporter.say("loading torch and transformers")
     from alignkit_apps.chat.loop import Kept, talk  # imports torch
     from alignkit_apps.chat.screen import Screen, interactive
     from alignkit_apps.chat.session import Session

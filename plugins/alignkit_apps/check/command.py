@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.commands import RecipeName, load, refuse
-from alignkit.io.text import printable
-from alignkit.outcome import Result
+from alignkit.commands import RecipeName, Result, load, refuse
 from alignkit_apps.catalog.printing import console, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -60,7 +57,7 @@ def check(
     if stages and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     overrides = [word for word in words or () if word not in stages]
-    checked = load(recipe, overrides, lambda text: print(printable(text), file=sys.stderr))
+    checked = load(recipe, overrides)
     folder = Path("runs") / checked.name
     if stages:
         from alignkit_apps.check.row import inspect, show  # imports torch

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignkit.io.digest import digest
-from alignkit.io.results import damage_of, find, folders_of
+from alignkit.io.results import RESULTS, WORK, damage_of, find
 from alignkit.recipe.schema import Stage
 from alignkit_apps.report.changed import change_since
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 def planned(run: Run) -> Iterator[str]:
     """What a run would do with each stage: `sft: reused`. Nothing is done."""
-    names = list(run.recipe.stages)
     # Else no key is needed, and no base model.
-    known = any(map(run.store.has_any, names)) or any(folders_of(other, name) for other in run.others for name in names)
+    known = any((place / kind).exists() for place in (run.folder, *run.others) for kind in (RESULTS, WORK))
     for stage in run.stages.values():
         parts = stage.key() if known else {}
         run.hashes[stage.name] = digest(parts)

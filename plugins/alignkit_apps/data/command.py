@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
-from alignkit.outcome import Result
+from alignkit.commands import Result
 from alignkit_apps.catalog.printing import files_written, reported
 
-data_app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="Look at files of rows, check, clean and convert them."
-)
+data_app = typer.Typer(rich_markup_mode=None, help="Look at files of rows, check, clean and convert them.")
 
 File = Annotated[
     str,

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import refuse
-from alignkit.outcome import Result
+from alignkit.commands import Result, refuse
 from alignkit_apps.catalog.printing import Judges, Rewards
 
 
@@ -51,7 +50,7 @@ def evaluate(
         )
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import made_recipe
-    from alignkit.runs.services import begin
+    from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of
     from alignkit_apps.policies.recipe import models_of, recipe_of, without_overrides
 
@@ -61,8 +60,8 @@ def evaluate(
         words.append(baseline)
     named = models_of(words, reward or (), judge or ())
     recipe = made_recipe(recipe_of(named, prompts, baseline, limit), "alignkit evaluate", overrides, registry)
-    folder, reporter = begin(recipe, out)
+    folder, reporter = folder_of(recipe, out), begin(recipe, out)
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(recipe, folder, reporter)
-    return result_of(recipe, folder)
+    return Result("run", result_of(recipe, folder))

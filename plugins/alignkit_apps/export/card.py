@@ -154,12 +154,6 @@ def _conventions(source: Source) -> list[str]:
     if spec.chat_template_kwargs:
         given = ", ".join(f"{key}={value!r}" for key, value in spec.chat_template_kwargs.items())
         found.append(f"the run rendered them with `apply_chat_template(..., {given})`")
-    if spec.reasoning == "keep":
-        found.append(
-            "the run put reasoning in front of answers, between `<think>` and `</think>`, if the template knows none"
-        )
-    if spec.system_messages == "merge":
-        found.append("the run put system messages in front of the next user message")
     if source.is_reward:
         found.append("scores are logits without a sigmoid; only differences between answers to a prompt mean something")
     return found

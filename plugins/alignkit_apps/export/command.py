@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.outcome import Result
+from alignkit.commands import Result
 from alignkit_apps.catalog.printing import files_written
 from alignkit_apps.export.request import Request
 

@@ -20,7 +20,6 @@ from alignkit.models.loading import DTYPES, dtype_of, end_ids, read_json
 from alignkit.runs.bases import base_source
 from alignkit.tokens.check import loaded_tokenizer
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import ChatOptions
 from alignkit_apps.export.card import Use, card, recipe_text
 from alignkit_apps.export.request import Request
 from alignkit_apps.policies.source import Source
@@ -129,9 +128,8 @@ def _tokenizer(source: Source) -> Any:
 def _ends(source: Source, tokenizer: Any, base_folder: Path | None) -> frozenset[int]:
     """The tokens that ended responses in the run."""
     spec = source.spec
-    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages)
     own = base_folder if source.is_adapter else source.folder
-    return Encoder(tokenizer, chat, end_ids(str(own), None) if own is not None else ()).end_ids
+    return Encoder(tokenizer, spec.chat_template_kwargs, end_ids(str(own), None) if own is not None else ()).end_ids
 
 
 def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> None:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import refuse
+from alignkit.commands import Result, refuse
 from alignkit.io.text import is_file
-from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import files_written, print_table
 
 

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.commands import DefaultGroup, refuse
+from alignkit.commands import DefaultGroup, Result, refuse
 from alignkit.errors import did_you_mean
-from alignkit.outcome import Result
 from alignkit_apps.catalog.printing import files_written, reported
 
 if TYPE_CHECKING:
     from alignkit_plugins.people.merging import Content
 
 
-labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None, no_args_is_help=True)
+labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
 

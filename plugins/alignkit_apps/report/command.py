@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.outcome import Result
+from alignkit.commands import Result
 
 
 def show(
@@ -33,13 +33,12 @@ def show(
       alignkit show runs/quickstart --open
       alignkit show runs/quickstart --prune
     """
-    from alignkit.commands import announce, refuse
+    from alignkit.commands import refuse
     from alignkit_apps.policies.source import runs_in
 
     folders = folders or []
     if (prune or open_page) and (len(folders) != 1 or runs_in(folders[0])):
         refuse(f"--{'prune' if prune else 'open'} is for one run", "name one RUN")
-    announce(f"reads {', '.join(map(str, folders)) or 'runs'}")
     from alignkit.report import Report
     from alignkit_apps.catalog.printing import reported
     from alignkit_apps.report.show import open_report, shown

@@ -19,7 +19,6 @@ from alignkit_apps.policies.source import near_run
 from alignkit_apps.report import (
     history,
     overoptimization,
-    overview,
     people,
     samples,
     stages,
@@ -66,11 +65,10 @@ class _Gathering:
         self.starts = history.starts_of(folder)
 
     def facts(self) -> Facts:
-        combined = dict(stages.combinations(self.written, set(self.written)))
         evaluations = {}
         for name in self.written:
             if summary := read_object(self.folder / name / "evaluation.json"):
-                evaluations[name] = {**summary, "combinations": combined}
+                evaluations[name] = summary
         found = [verdict for name, summary in evaluations.items() for verdict in self.verdicts(name, summary)]
         stage_rows = self.stages()
         dropped = self.each(lambda name: stages.dropped(name, self.records[name]))
@@ -106,7 +104,6 @@ class _Gathering:
             "dropped": dropped,
             "reports": self.each(self.reports),
             "parts": self.parts_of_plugins(),
-            "incidents": history.incidents(self.folder, self.starts),
             "recipe": text,
             "files": stages.files_of(self.folder, self.records),
         }
@@ -172,7 +169,6 @@ class _Gathering:
 
     def verdicts(self, name: str, summary: Mapping[str, Any]) -> list[verdicts.Verdict]:
         found = [*verdicts.verdicts(name, summary), *judging.verdicts(name, summary)]
-        found = [{**one, "judged": overview.judged_by(summary, one, self.written)} for one in found]
         for doubt in [*verdicts.doubts(summary, found), *judging.doubts(summary, found)]:
             self.warn(name, doubt)
         return found

@@ -1,44 +1,17 @@
-"""What a reader sees first: who judged, how policies compare with intervals, and what changed in one answer."""
+"""What a reader sees first: how policies compare, with intervals, and what changed in one answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit_plugins.evaluate.readable import bounds, short, shown
 from alignkit_plugins.evaluate.tables import columns_of
-from alignkit_plugins.evaluate.who_judged import GAINS, lower, own_of, percent, reward_name, said
+from alignkit_plugins.evaluate.who_judged import GAINS, lower, own_of, percent
 
 MOST = 6  # raters of the plot; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals
 BASE = "base"  # the name of the untouched base model
-
-
-def judged_by(summary: Mapping[str, Any], verdict: Mapping[str, Any], stages: Collection[str]) -> str:
-    """By whom a verdict is, as words after "judged"; empty without a score. stages: names of stages of the run."""
-    policy, alone = verdict["policy"], verdict["judge"]
-    every = said(summary, policy)
-    raters = {one.rater: one.own for one in every if one.better is not None and alone in ("", one.rater)}
-    kinds: dict[bool | None, dict[str, None]] = {False: {}, True: {}, None: {}}
-    for rater, own in raters.items():
-        kinds[own][_kind(summary, policy, rater, stages)] = None
-    texts = [f"{kind}{_UNTAUGHT.get(kind, ' that it was not trained on')}" for kind in kinds[False]]
-    texts += [f"the {kind} that it was trained on" for kind in kinds[True]]
-    texts += [f"{kind} that it may have been trained on" for kind in kinds[None]]
-    doubt = "" if kinds[False] else ": no proof" if kinds[True] else ": not verified"
-    return f"by {', and by '.join(texts)}{doubt}" if texts else ""
-
-
-_UNTAUGHT = {"measures": " that nothing was trained on"}
-
-
-def _kind(summary: Mapping[str, Any], policy: str, rater: str, stages: Collection[str]) -> str:
-    if rater in (summary.get("measures") or {}):
-        return "measures"
-    if rater in ((summary.get("judged") or {}).get(policy) or {}):
-        return "judges"
-    parts = (summary.get("combinations") or {}).get(rater) or [rater]
-    return "reward models" if set(parts) <= set(stages) else "rewards"
 
 
 # The plot
@@ -65,7 +38,7 @@ def intervals(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) ->
                 rows.append((label, style, estimate, shown(estimate, percent=share)))
         notes = ["lower is better"] if lower(summary, name) else []
         notes += ["trained on: no proof"] if result and own_of(summary, result, name) else []
-        panels.append(_panel(reward_name(summary, name), notes, rows, (0.0, 1.0) if share else None, None))
+        panels.append(_panel(name, notes, rows, (0.0, 1.0) if share else None, None))
     for judge, rows in _preferences(summary, result).items():
         panels.append(_panel(f"preferred to {summary['baseline']} by {judge}", [], rows, (0.0, 1.0), 50.0))
     return [panel for panel in panels if panel["rows"]]
@@ -119,8 +92,5 @@ def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str,
 
 def scored(score: float, reward: str, summary: Mapping[str, Any]) -> str:
     """`safe: yes` or `safe: no` by a measure that is a share, or `helpful: 0.42`."""
-    return f"{reward_name(summary, reward)}: {_words(score, reward, summary)}"
-
-
-def _words(score: float, reward: str, summary: Mapping[str, Any]) -> str:
-    return {0.0: "no", 1.0: "yes"}.get(score, short(score)) if percent(summary, reward) else short(score)
+    words = {0.0: "no", 1.0: "yes"} if percent(summary, reward) else {}
+    return f"{reward}: {words.get(score, short(score))}"

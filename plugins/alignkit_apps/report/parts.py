@@ -29,7 +29,6 @@ SAMPLED = (
     "that please the reward and nobody else."
 )
 FILES = 300  # in a table
-CALM = "Nothing: no step was skipped, and nothing was resumed, repeated or damaged."
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,7 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
 def _provenance(facts: Mapping[str, Any]) -> Blocks:
     starts = [f"{when(start['started'])} {start['outcome']}" for start in facts["starts"]]
     again = [f"The run was started {len(starts)} times: {'; '.join(starts)}."] if len(starts) > 1 else []
-    incidents = [f"{when(item['when'])} {item['stage']} {item['text']}" for item in facts["incidents"]]
-    yield Part("What happened", [*again, one_line_each(incidents) or CALM])
-    yield Table("How it was made", ["", ""], list(_made(facts)), keys=2)
+    yield Part("How it was made", [*again, Table("", ["", ""], list(_made(facts)), keys=2)])
     if facts["recipe"]:
         text = SideBySide("", ["recipe.resolved.yaml"], [facts["recipe"]])
         yield Part("The recipe with all overrides applied", [text], folded=True)

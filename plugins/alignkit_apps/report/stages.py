@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +152,6 @@ def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, 
     pairs = [mapping(mapping(source.get("card")).get("pairs")) for source in sources_of(record)]
     compared = sum(int(number(one.get("count")) or 0) for one in pairs)
     return {"row": rows, "document": rows, "response": responses, "pair": compared}
-
-
-def combinations(value: Any, stages: Collection[str], key: str = "") -> Iterator[tuple[str, list[str]]]:
-    """The rewards of a recipe that combine several stages, such as llama2, and which; stages: the names of all."""
-    below = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ())
-    parts: list[str] = []
-    for name, one in below:
-        yield from combinations(one, stages, str(name))
-        parts += [
-            part for part in (one if isinstance(one, list) else [one]) if isinstance(part, str) and part in stages
-        ]
-    if isinstance(value, Mapping) and key and key not in stages and len(parts) > 1:
-        yield key, parts
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -12,7 +12,6 @@ from alignkit_apps.charts.data_cards import brief_name
 from alignkit_apps.report.stages import flat
 from alignkit_plugins.evaluate.readable import duration, mapping, number, short, size
 from alignkit_plugins.evaluate.tables import by_column, policy_means
-from alignkit_plugins.evaluate.who_judged import reward_name
 
 MOST_METRICS = 40  # of a stage, at its end
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
@@ -24,15 +23,9 @@ def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
     blocks: Any = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
     own = [block for block in Report.restored(blocks).blocks if isinstance(block, Table)]
     found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
-    found += [_filled(_worded(table, summary)) for table in own if not table.title.startswith(("mean ", "by "))]
+    found += [_filled(table) for table in own if not table.title.startswith(("mean ", "by "))]
     found += [by_column(summary, column) for column in mapping(summary.get("by"))]
     return found
-
-
-def _worded(table: Table, summary: Mapping[str, Any]) -> Table:
-    """A table of a stage, in which a reward that combines others says so."""
-    rows = [[reward_name(summary, cell) for cell in row] for row in table.rows]
-    return replace(table, columns=[reward_name(summary, name) for name in table.columns], rows=rows)
 
 
 def _filled(table: Table, *empty: str) -> Table:

@@ -97,7 +97,7 @@ def start(
             names = {word: name for name, word in names_of(named.policies).items()}
             collecting = Collecting(stack.enter_context(closing(Collection(collect, license, names))))
         listener = stack.enter_context(listening(port, address))
-        reporter.loading_torch()
+        reporter.say("loading torch and transformers")
         from alignkit_apps.policies.policy import described, opened  # imports torch
         from alignkit_apps.serve.app import Endpoint
 

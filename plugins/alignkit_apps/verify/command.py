@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import load, refuse
+from alignkit.commands import Result, load, refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.results import RECIPE
-from alignkit.outcome import Result
 
 
 def verify(

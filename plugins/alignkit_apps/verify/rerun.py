@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.commands import refuse
+from alignkit.commands import Result, refuse
 from alignkit.errors import NotReproduced, stoppable
 from alignkit.io.console import Reporter
 from alignkit.io.results import RESULTS, Results, damage_of, folders_of
-from alignkit.outcome import Result
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit_apps.report.changes import changes, differences, shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -15,9 +15,9 @@ from alignkit.calls import blame, call, create, mistake
 from alignkit.data.group import preview
 from alignkit.environment import EPISODE_KEY, tool_schemas
 from alignkit.errors import error_context
-from alignkit.models.generate import Partner, last_turn
+from alignkit.models.generate import Continuation, Generation, attach
 from alignkit.registry import Component
-from alignkit.tokens.encoder import Encoder, Ids
+from alignkit.tokens.encoder import Encoder
 from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
 from alignkit_plugins.environments.turns import Turns, read_turn
@@ -28,13 +28,20 @@ ANSWERS = shapes.optional(shapes.messages(["system", "user", "tool"], empty=Fals
 
 @dataclass
 class Episode:
-    """One response's environment. row: names it in errors. prompt, turns: the conversation. cut: by a limit."""
+    """One response's environment. row: names it in errors. prompt, turns: the conversation. cut: by a limit.
+
+    tokens: of all turns, as they were sampled, with what the template writes between them. logprobs: of each, 0 for
+    those of others; None if the engine tells none. own: for each token, whether the policy wrote it.
+    """
 
     environment: Environment
     row: str
     prompt: list[Message]
     turns: list[Message] = field(default_factory=list)
     cut: bool = False
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
 
     def count(self, key: str) -> int:
         """How many `tool_calls` or `call_errors` the turns have."""
@@ -48,6 +55,12 @@ class Episode:
     def add(self, turns: Sequence[Message]) -> None:
         self.turns += turns
         self.environment.turns = tuple(copy.deepcopy(self.turns))
+
+    def write(self, tokens: Sequence[int], logprobs: Sequence[float] | None, own: bool) -> None:
+        self.tokens += tokens
+        self.own += [own] * len(tokens)
+        if self.logprobs is not None:
+            self.logprobs = None if logprobs is None else [*self.logprobs, *logprobs]
 
     def respond(self, turn: Message) -> list[Message] | None:
         """Add a turn of the policy; returns the messages that follow it. None: the episode is over."""
@@ -110,7 +123,7 @@ class Factory:
 
 
 class Episodes:
-    """Plays a stage's environment with every response. partner: its answers, for the sampling of this iteration."""
+    """Plays a stage's environment with every response. Each turn is a request whose prompt is all that precedes it."""
 
     def __init__(self, factory: Factory, encoder: Encoder, max_length: int, most_turns: int | None = None):
         """max_length: of a prompt with all turns, in tokens. most_turns: of the policy.
@@ -119,7 +132,7 @@ class Episodes:
         """
         self.factory, self.encoder, self.most_turns = factory, encoder, most_turns or MOST_TURNS
         self.turns = Turns(encoder, factory.tools)
-        self.partner = Partner(self.reply, max_length)
+        self.max_length = max_length
         try:
             self.turns.check("tool" if factory.tools else "user")
         except DataError as error:
@@ -134,7 +147,6 @@ class Episodes:
     def forget(self) -> None:
         """Begin to count the episodes of another iteration."""
         self._counts.clear()
-        self.partner.counts.clear()
 
     def begin(self, prompts: Sequence[Group], samples: int, iteration: int, numbers: Sequence[int]) -> list[Group]:
         """Begin episodes, and return the prompts with what the environments add to them.
@@ -152,46 +164,87 @@ class Episodes:
                     first = episodes[0] if episodes else None
                     episodes.append(self.factory.begin(group, row, (iteration, number), sample, first))
             groups.append(replace(group, prompt=tuple(episodes[0].prompt)))
-            if len(self.encoder.prompt(groups[-1].prompt, group.tools)) >= self.partner.max_length:
+            if len(self.encoder.prompt(groups[-1].prompt, group.tools)) >= self.max_length:
                 raise RunFailed(
                     f"stage '{self.factory.stage}': with what the environment's `reset` adds, the prompt of "
-                    f"{group.origin or preview(groups[-1])} leaves no room in max_length {self.partner.max_length}"
+                    f"{group.origin or preview(groups[-1])} leaves no room in max_length {self.max_length}"
                 )
         return groups
 
-    def reply(self, prompt: int, sample: int, tokens: Sequence[int], room: int) -> Ids | None:
-        """The tokens that follow a turn of the policy; None if its episode is over. See `generate.Reply`."""
+    def limited(self, request: Generation) -> Generation:
+        """A request for the first turns, with the room of each."""
+        most = request.sampling.max_new_tokens
+        return replace(request, rooms=[min(most, self.max_length - len(prompt)) for prompt in request.prompts])
+
+    def play(
+        self,
+        request: Generation,
+        groups: Sequence[Group],
+        written: Sequence[Sequence[Continuation]],
+        follow: Callable[[Generation], list[list[Continuation]]],
+    ) -> list[Group]:
+        """Play all episodes to their ends. Returns the groups with whole episodes, and their rewards among the scores.
+
+        request, written: the first turns. follow: writes later ones, which have random streams of their own.
+        """
+        last = [list(each) for each in written]
+        going: list[tuple[int, int]] = []
+        for p, each in enumerate(last):
+            going += [(p, k) for k in range(len(each))]
+        turn = 0
+        while going := [(p, k) for p, k in going if self._continues(request, p, k, last[p][k])]:
+            turn += 1
+            following = replace(
+                request,
+                prompts=[(*request.prompts[p], *self._playing[p][k].tokens) for p, k in going],
+                streams=[[seeds.number(request.streams[p][k], "turn", turn)] for p, k in going],
+                sampling=request.sampling.model_copy(update={"min_new_tokens": 0}),  # the first turn has had them
+                labels=[request.labels[p] for p, _ in going],
+                rooms=[self._room(request, p, k) for p, k in going],
+            )
+            for (p, k), (one,) in zip(going, follow(following), strict=True):
+                last[p][k] = one
+        finished = []
+        for group, episodes in zip(attach(request, groups, last), self._playing, strict=True):
+            finished.append(replace(group, responses=tuple(map(self._finished, episodes, group.responses))))
+        return finished
+
+    def _room(self, request: Generation, prompt: int, sample: int) -> int:
+        """Tokens that the policy may still write in an episode."""
         episode = self._playing[prompt][sample]
+        room = self.max_length - len(request.prompts[prompt]) - len(episode.tokens)
+        return min(request.sampling.max_new_tokens - sum(episode.own), room)
+
+    def _continues(self, request: Generation, prompt: int, sample: int, one: Continuation) -> bool:
+        """Add a turn of the policy to its episode, and the answer to it; returns whether another turn follows."""
+        episode = self._playing[prompt][sample]
+        episode.write(one.tokens, one.logprobs, own=True)
         with error_context(episode.row):
-            turn = self.turns.read(tokens, episode.count("tool_calls"))
+            turn = self.turns.read(one.tokens, episode.count("tool_calls"))
+            if not one.ended:  # the environment does not see it
+                episode.add([turn])
+                return False
             before = [*episode.prompt, *episode.turns]
             answers = episode.respond(turn)
             if answers is None:
-                return None
+                return False
+            # One token less, so that the policy can answer, too; none if it may write no more.
+            mine = request.sampling.max_new_tokens - sum(episode.own)
+            room = self.max_length - len(request.prompts[prompt]) - len(episode.tokens) - 1 if mine else 0
             try:
-                ids = self.turns.between(before, turn, answers, tokens[-1], room)
+                ids = self.turns.between(before, turn, answers, one.tokens[-1], room)
             except DataError as error:
                 text = f"what it returned cannot be rendered: {error}"
                 raise mistake(episode.environment, "respond", text) from error
         if ids is None or episode.written >= self.most_turns:
             episode.cut = True
-            return None
+            return False
         episode.add(answers)
-        return ids
-
-    def finish(self, groups: Sequence[Group]) -> list[Group]:
-        """The sampled groups with their turns, and the episodes' rewards among the scores."""
-        finished = []
-        for group, episodes in zip(groups, self._playing, strict=True):
-            responses = map(self._finished, episodes, group.responses)
-            finished.append(replace(group, responses=tuple(responses)))
-        return finished
+        episode.write(ids, [0.0] * len(ids), own=False)
+        return True
 
     def _finished(self, episode: Episode, response: Response) -> Response:
         with error_context(episode.row):
-            if response.truncated:  # its last turn had no end, so the environment has not seen it
-                tokens = last_turn(response.tokens or (), response.written)
-                episode.add([self.turns.read(tokens, episode.count("tool_calls"))])
             scores = episode.scores()
         self._counts["episodes"] += 1
         self._counts["turns"] += episode.written
@@ -201,15 +254,20 @@ class Episodes:
         self._counts["cut"] += episode.cut
         if len(episode.turns) == 1:
             return replace(response, scores=scores)
-        return replace(response, messages=tuple(episode.turns), scores=scores)
+        return replace(
+            response,
+            messages=tuple(episode.turns),
+            tokens=tuple(episode.tokens),
+            logprobs=None if episode.logprobs is None else tuple(episode.logprobs),
+            written=tuple(episode.own),
+            scores=scores,
+        )
 
     def metrics(self, collectives: Collectives) -> dict[str, float]:
-        """Means over the iteration's episodes of all processes, and the tokens that were read, or had been before."""
-        read = self.partner.counts
-        tokens = collectives.sum({"prefill_tokens": read["read"], "prefill_tokens_saved": read["saved"]})
+        """Means over the iteration's episodes of all processes."""
         totals = collectives.sum(self._counts)
         episodes = totals.pop("episodes")
-        return {f"environment/{name}": total / episodes for name, total in totals.items()} | tokens
+        return {f"environment/{name}": total / episodes for name, total in totals.items()}
 
 
 def episodes_of(context: StageContext) -> Episodes:

@@ -131,7 +131,7 @@ class Turns:
         if found is None:
             raise DataError(f"the chat template changes earlier turns when others follow; {OTHER}")
         ended = end in self.encoder.end_ids
-        text = whole[self.chat.end_from(whole, found.start()) if ended else found.start() :]
+        text = whole[found.end() if ended else found.start() :]
         for answer in answers:
             if (word := _WORD.search(answer["content"])) and word[0] not in text:
                 raise DataError(f"the chat template drops the message of the role '{answer['role']}'; {OTHER}")
@@ -154,7 +154,7 @@ class Turns:
         if not has_names(prompt, self.tools):
             raise DataError(f"the chat template does not write the tools that the policy may call; {OTHER}")
         texts = [ANSWER]
-        if self.chat.reasons:
+        if REASONING[1] in self.chat.source:
             opening = "" if shape.opens else f"{OPEN}\n"
             texts.append(f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}")
         for text in texts:

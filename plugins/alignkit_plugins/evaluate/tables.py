@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.report import Table
 from alignkit_plugins.evaluate.readable import mapping, percentage, short, shown
-from alignkit_plugins.evaluate.who_judged import lower_is_better, percent, reward_name
+from alignkit_plugins.evaluate.who_judged import lower_is_better, percent
 
 MOST_VALUES = 30  # of a column, the most frequent ones
 
@@ -33,7 +33,7 @@ def policy_means(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] 
     rows = []
     for name in map(str, summary["rewards"]):
         scores = [one["rewards"].get(name) for one in results]
-        rows.append([reward_name(summary, name), *(shown(score, percent=percent(summary, name)) for score in scores)])
+        rows.append([name, *(shown(score, percent=percent(summary, name)) for score in scores)])
         rows += _missing(scores, "unscored")
     rows.append(["length, tokens", *(shown(one.get("length")) for one in results)])
     rows.append(["cut off", *(percentage(one.get("truncated")) for one in results)])

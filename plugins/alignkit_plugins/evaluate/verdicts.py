@@ -19,7 +19,7 @@ class Verdict(TypedDict):
     `alignkit_plugins.evaluate.who_judged`, by all raters for a reward, and by itself for a judge.
 
     difference, at_equal_length, win_rate, preference, length_controlled: as in evaluation.json; None for the other kind
-    of rater. judged: by whom, in words.
+    of rater.
     longer: share by which its answers are longer. kl: to the reference, in nats. Both are None if unknown.
     """
 
@@ -30,7 +30,6 @@ class Verdict(TypedDict):
     judge: str
     outcome: str
     sentence: str
-    judged: str
     difference: Any
     at_equal_length: Any
     win_rate: Any
@@ -71,7 +70,6 @@ def verdict_of(
         "judge": judge,
         "outcome": outcome,
         "sentence": "",
-        "judged": "",
         "difference": result.get("difference"),
         "at_equal_length": result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),

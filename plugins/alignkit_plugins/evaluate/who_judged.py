@@ -82,15 +82,7 @@ def lower_is_better(summary: Mapping[str, Any]) -> str:
 
 def titled(summary: Mapping[str, Any], name: str) -> str:
     """`facts right`, or `helpful (reward)`: the name of a reward alone would read as that of a model."""
-    if name in (summary.get("measures") or {}) or name in (summary.get("combinations") or {}):
-        return reward_name(summary, name)
-    return f"{name} (reward)"
-
-
-def reward_name(summary: Mapping[str, Any], name: str) -> str:
-    """`facts right`, or `reward llama2 (combination of helpful and safety)`, if `combinations` names its parts."""
-    parts = (summary.get("combinations") or {}).get(name)
-    return f"reward {name} (combination of {' and '.join(parts)})" if parts else name
+    return name if name in (summary.get("measures") or {}) else f"{name} (reward)"
 
 
 def said(summary: Mapping[str, Any], policy: str) -> list[Said]:

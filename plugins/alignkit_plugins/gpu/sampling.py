@@ -61,10 +61,10 @@ def write_ahead(decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callabl
     draws = np.zeros((count, len(rows)))
     for column, row in enumerate(rows):
         if row.active:
-            own = row.draws[row.sampled : row.sampled + count]
+            own = row.draws[len(row.tokens) :][:count]
             draws[: len(own), column] = own
     uniform = torch.from_numpy(draws).to(device)
-    short = torch.tensor([row.sampled for row in rows]) + torch.arange(count)[:, None] < sampling.min_new_tokens
+    short = torch.tensor([len(row.tokens) for row in rows]) + torch.arange(count)[:, None] < sampling.min_new_tokens
     early = short.to(device) if short.any() else [None] * count
     chosen, drawn = torch.zeros(0), []
     for step in range(count):

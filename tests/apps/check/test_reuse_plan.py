@@ -65,7 +65,7 @@ def test_a_run_and_its_preview_say_what_changed(
     assert err.count("restored an earlier result for these settings") == err.count("unchanged, reused") == 2
     weights = Path("runs") / "r" / "one" / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert planned()[0] == f"one: runs again, because {weights} has changed since the stage wrote it"
+    assert planned()[0] == f"one: runs again, because {weights} is not as the stage wrote it"
     assert cli.main(["run", str(recipe)]) == 0
     assert "has changed since the stage wrote it; the stage runs again" in capsys.readouterr().err
     assert planned() == ["one: reused", "two: reused"]

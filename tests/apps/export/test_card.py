@@ -115,11 +115,10 @@ def test_evaluations(run: Path) -> None:
 
 
 def test_how_conversations_were_rendered(run: Path) -> None:
-    spec = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning": "keep", "system_messages": "merge"}
+    spec = {"chat_template_kwargs": {"enable_thinking": False}}
     source = spec_of(run, **spec)
     text = card(source, Use(source, True, source.folder, "tiny", False), "out", None, [])
     assert "`apply_chat_template(..., enable_thinking=False)`" in text
-    assert "reasoning in front of answers" in text and "system messages in front of the next user message" in text
     assert "logits without a sigmoid" not in text
 
 

@@ -74,7 +74,7 @@ def test_damaged_weights(run: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert "adapter_model.safetensors has changed since the stage wrote it" in message(run / "sft")
+    assert "adapter_model.safetensors is not as the stage wrote it" in message(run / "sft")
 
 
 def test_a_damaged_record(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What happened to a run: starts and ends, warnings, incidents."""
+"""What happened to a run: starts and ends, warnings."""
 
 import os
 from pathlib import Path
@@ -29,21 +29,3 @@ def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
 
 def test_warnings_are_those_of_the_last_start(tmp_path: Path) -> None:
     assert history.warnings_of(make_run(tmp_path / "run")) == [("sft", "tracker 'x' failed")]
-
-
-def test_incidents_are_in_the_order_of_time(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    found = [item["text"] for item in history.incidents(folder, history.starts_of(folder))]
-    assert found == [
-        "continuing after step 2 of 4",
-        "a step was skipped, because its loss or gradient was not finite",
-        "started again after it was killed",
-    ]
-
-
-def test_an_incident_names_its_stage_once(tmp_path: Path) -> None:
-    log = "2026-09-21T14:13:21Z sft: stage 1 of 4, sft\n2026-09-21T14:13:23Z sft: a step was skipped, because\n"
-    (tmp_path / "run.log").write_text(log)
-    assert [(item["stage"], item["text"]) for item in history.incidents(tmp_path, [])] == [
-        ("sft", "a step was skipped, because")
-    ]

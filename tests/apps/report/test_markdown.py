@@ -19,13 +19,12 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         *("Training", "SFT", "All numbers", "Judge pairs: labels", "All numbers"),
         *("PPO: align", "1 more curves and all numbers"),
         *("Data", "Lengths, pairs and labels", "People"),
-        *("Provenance", "What happened", "The recipe with all overrides applied", "7 files with their SHA-256"),
+        *("Provenance", "How it was made", "The recipe with all overrides applied", "7 files with their SHA-256"),
     ]
     assert (
         "align gained over sft by an independent reward, with losses elsewhere: helpful (reward) +1.095 [1.067, 1.123]"
         in text
     )
-    assert "Judged by rewards that it was not trained on, and by the judges that it was trained on." in text
     assert "local_judge prefers sft to align: align is preferred 31% [22, 40] over 19 prompts" in text
     assert "| sport | align | 12 | +0.50 [0.40, 0.60] | +0.50 [0.40, 0.60] | 50% [40, 60] of 10 |" in text
     assert "| sft | demos.jsonl | responses | 60 | 3 | 61 | 190 | 199 |" in text

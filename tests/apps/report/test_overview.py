@@ -1,4 +1,4 @@
-"""The first screen: who judged, the intervals of each result, and what changed in one answer."""
+"""The first screen: the intervals of each result, and what changed in one answer."""
 
 from __future__ import annotations
 
@@ -12,25 +12,12 @@ from made import make_run, rewritten
 from alignkit_apps.report import overview
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page
-from alignkit_apps.report.stages import combinations
-from alignkit_plugins.evaluate.who_judged import titled
 
 
 @pytest.fixture
 def summary(tmp_path: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
     return value
-
-
-def judged(summary: dict[str, Any], own: bool | None, **more: Any) -> str:
-    known = {**summary, "trained_on": {"align": {"helpful": own}}, "judged": {}, **more}
-    return overview.judged_by(known, {"policy": "align", "judge": ""}, ["sft", "helpful", "safety"])
-
-
-def test_who_judged_is_said_in_words(summary: dict[str, Any]) -> None:
-    assert judged(summary, True) == "by the reward models that it was trained on: no proof"
-    assert judged(summary, None) == "by reward models that it may have been trained on: not verified"
-    assert judged(summary, False, measures={"helpful": {}}) == "by measures that nothing was trained on"
 
 
 def test_only_independent_raters_make_a_verdict_green(tmp_path: Path, summary: dict[str, Any]) -> None:
@@ -74,11 +61,3 @@ def test_the_prompt_follows_the_verdict(tmp_path: Path) -> None:
         for outcome in ("gained", "mixed", "nothing clear", "lost")
     }
     assert kinds == {"gained": "gain", "mixed": "gain", "nothing clear": "random", "lost": "gain"}  # no loss is there
-
-
-def test_a_reward_that_combines_stages_says_so() -> None:
-    llama2 = {"helpful": "helpful", "safety": "safety", "threshold": 0}
-    written = {"align": {"from": "sft", "reward": {"llama2": llama2}}, "report": {"policies": ["sft", "align"]}}
-    found = dict(combinations(written, ["sft", "align", "helpful", "safety", "report"]))
-    assert found == {"llama2": ["helpful", "safety"]}
-    assert titled({"combinations": found}, "llama2") == "reward llama2 (combination of helpful and safety)"

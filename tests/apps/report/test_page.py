@@ -23,7 +23,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text: str) -> None:
     order = [
         "align gained over sft",
-        "Judged by rewards that it was not trained on",
         "local_judge prefers sft to align",
     ]
     order += ["preferred to sft by local_judge", "are training data", "The largest gain", "before 19"]

@@ -10,7 +10,7 @@ from stores import event, opened, pair
 from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
 from alignkit.data.sources import Loaded, SourceFacts
-from alignkit_apps.charts.tally import STEPS, card, cards
+from alignkit_apps.charts.tally import card, cards
 from alignkit_apps.report.facts import facts_of
 
 ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})  # 6 characters
@@ -27,16 +27,14 @@ def group(*texts: str, pairs: tuple[Pair, ...] | None = None, labels: tuple[bool
     return Group(ASKED, answers, pairs, origin=Origin("d", 1, source=source))
 
 
-def test_lengths_are_counted_in_characters_and_bins() -> None:
+def test_lengths_are_counted_in_characters() -> None:
     found = card([group("x" * length) for length in (0, 9, 10, 11, 150, 2001)])
     assert found["rows"] == found["responses"] == 6
-    assert found["prompt_characters"]["bins"] == [[10, 6]] and found["prompt_characters"]["median"] == 6
+    assert found["prompt_characters"]["median"] == 6
     lengths = found["response_characters"]
     assert {key: lengths[key] for key in ("count", "least", "median", "p95", "most")} == {
         **{"count": 6, "least": 0, "median": 10, "p95": 2001, "most": 2001}
     }
-    assert lengths["bins"] == [[10, 3], [20, 1], [50, 0], [100, 0], [200, 1], [500, 0], [1000, 0], [2000, 0], [5000, 1]]
-    assert STEPS[:5] == [10, 20, 50, 100, 200]
 
 
 def test_answers_of_several_turns_and_raw_text() -> None:
@@ -51,11 +49,6 @@ def test_answers_of_several_turns_and_raw_text() -> None:
         None,
         None,
     )
-
-
-def test_margins_at_the_ends_of_all_numbers_have_one_bin() -> None:
-    found = card([group("a", "b", pairs=(Pair(0, 1, margin=margin),)) for margin in (-1e308, 1e308, 1e308)])
-    assert found["pairs"]["margins"]["bins"] == [[1e308, 3]]
 
 
 def test_a_probability_below_a_half_means_that_the_other_response_is_better() -> None:
@@ -73,10 +66,7 @@ def test_pairs_say_how_often_the_better_one_is_longer_and_their_margins() -> Non
     pairs = card(groups)["pairs"]
     assert (pairs["count"], pairs["better_longer"], pairs["equally_long"], pairs["without_margin"]) == (10, 8, 1, 3)
     assert list(pairs["levels"].items()) == [("significantly", 1), ("unsure", 2)]
-    assert pairs["margins"]["median"] == 1.0 and [n for _, n in pairs["margins"]["bins"]] == [1, *[0] * 8, 2]
-    assert pairs["margins"]["bins"][-1][0] == pytest.approx(1.0)
-    same = card([group("a", "b", pairs=(Pair(0, 1, margin=2.0),))])["pairs"]["margins"]
-    assert same["bins"] == [[2.0, 1]]
+    assert pairs["margins"] == {"count": 3, "least": 0.0, "median": 1.0, "p95": 1.0, "most": 1.0}
 
 
 def test_ranks_are_pairs_and_labels_are_counted() -> None:

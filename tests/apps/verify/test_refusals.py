@@ -61,7 +61,7 @@ def other_recipe(run: Path) -> Path:
         (missing_data, "no such file"),
         (unfinished, "stage 'align': it is not finished, so 'align' cannot be run again"),
         (no_result, "stage 'report': it is not finished, so 'report' cannot be run again"),
-        (damaged, "stage 'align': {folder}/run/align/rollouts/0001.jsonl has changed"),
+        (damaged, "stage 'align': {folder}/run/align/rollouts/0001.jsonl is not as the stage wrote it"),
         (other_upstream, "stage 'align' has other inputs now: upstream.sft"),
         (damaged_upstream, "stage 'sft': "),
         (other_recipe, "stage 'align' has other inputs now: iterations 2 -> 3"),

@@ -1,4 +1,4 @@
-"""How a reply in words ends, and how it is read: one last line, or one JSON object, that carries the question's code.
+"""How a reply in words ends, and how it is read: one last line that carries the question's code.
 
 Nothing else of a reply counts. A judge that quotes an answer while it thinks quotes no verdict, because no text of the
 data contains the code.
@@ -6,9 +6,8 @@ data contains the code.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ CUT = "the judge's reply was cut off by the limit on tokens: raise the judge's o
 THINKING = "the judge's reply ends before its thoughts do"
 NO_LINE = "the judge's reply does not end with the line that was asked for"
 OUT_OF_SCALE = "the judge's rating is outside of the scale"
-NO_OBJECT = "the judge's reply is not the JSON object that was asked for"
 _MARKUP = " \t*_`#>$"  # around a line that a model emphasizes
 
 
@@ -26,37 +24,22 @@ _MARKUP = " \t*_`#>$"  # around a line that a model emphasizes
 class Form:
     """What a reply ends with: `Verdict 3f9a12bc: 1`.
 
-    word: that begins the line, and in lower case the key of the JSON object. meaning: of X, for the question.
-    value: its JSON schema. read: makes a value of the text of X; raises ValueError if it is none.
+    word: that begins the line. meaning: of X, for the question. read: makes a value of the text of X; raises
+    ValueError if it is none.
     """
 
     word: str
     meaning: str
-    value: Mapping[str, Any]
     read: Callable[[str], Any]
 
 
-def request(form: Form, code: str, *, reasons: bool, as_json: bool) -> str:
+def request(form: Form, code: str, *, reasons: bool) -> str:
     """The end of a question: what the reply has to look like."""
-    if as_json:
-        first = '"reasons", a text in which you think it through in a few sentences, ' if reasons else ""
-        return (
-            f"Answer with a JSON object with the keys {first}"
-            f'"code", the text "{code}", and "{form.word.lower()}". The last one is X: {form.meaning}'
-        )
     if reasons:
         start = "First think it through in a few sentences. Then end with a line of this form, and nothing after it:"
     else:
         start = "Answer with a line of this form, and nothing else:"
     return f"{start}\n\n{form.word} {code}: X\n\n{form.meaning}"
-
-
-def schema(form: Form, *, reasons: bool) -> dict[str, Any]:
-    """The `response_format` of a request. It is the same for all questions, because servers compile each schema."""
-    text = {"type": "string"}
-    keys = {**({"reasons": text} if reasons else {}), "code": text, form.word.lower(): form.value}
-    shape = {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
-    return {"type": "json_schema", "json_schema": {"name": form.word.lower(), "strict": True, "schema": shape}}
 
 
 def read_line(text: str, form: Form, code: str) -> Any:
@@ -67,31 +50,6 @@ def read_line(text: str, form: Form, code: str) -> Any:
     if not found:
         raise ValueError(NO_LINE)
     return form.read(found[1].strip(_MARKUP + "."))
-
-
-def read_object(text: str, form: Form, code: str, *, reasons: bool) -> Any:
-    """The value in the JSON object that is the reply. Raises ValueError, with a reason, if there is none."""
-    word = form.word.lower()
-    said = _object(text) or _object(spoken(text)) or {}
-    if said.keys() != {"code", word, *(("reasons",) if reasons else ())} or said["code"] != code:
-        raise ValueError(NO_OBJECT)
-    value = said[word]
-    return form.read(", ".join(map(str, value)) if isinstance(value, list) else str(value))
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    """The JSON object, if the text is one. A key that occurs twice could come from a quotation."""
-
-    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    try:
-        found = json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def spoken(text: str) -> str:
@@ -115,7 +73,7 @@ def verdict_form(answers: Sequence[str]) -> Form:
         return known[text.lower()]
 
     meaning = f"X is {one} if response {one} is better, {two} if response {two} is, and tie if neither is."
-    return Form("Verdict", meaning, {"type": "string", "enum": [one, two, "tie"]}, read)
+    return Form("Verdict", meaning, read)
 
 
 def rating_form(scale: tuple[int, int]) -> Form:
@@ -125,7 +83,7 @@ def rating_form(scale: tuple[int, int]) -> Form:
         meaning = "X is 1 if the response is good by this measure, and 0 if it is not."
     else:
         meaning = f"X is a number from {low}, for the worst response, to {high}, for the best."
-    return Form("Rating", meaning, {"type": "number"}, lambda text: _number(text, scale))
+    return Form("Rating", meaning, lambda text: _number(text, scale))
 
 
 def ratings_form(scale: tuple[int, int], count: int) -> Form:
@@ -142,7 +100,7 @@ def ratings_form(scale: tuple[int, int], count: int) -> Form:
         f"X is {count} numbers with commas between them, one for each response in their order, from {low}, for the "
         f"worst response, to {high}, for the best."
     )
-    return Form("Ratings", meaning, {"type": "array", "items": {"type": "number"}}, read)
+    return Form("Ratings", meaning, read)
 
 
 def _number(text: str, scale: tuple[int, int]) -> float:

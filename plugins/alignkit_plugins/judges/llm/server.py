@@ -17,7 +17,7 @@ from alignkit_http import Remote, Reply, key_of
 from alignkit_http.chat import TOO_MUCH_ROOM, Chat, other_name
 from alignkit_http.server import Server
 from alignkit_plugins.judges.llm.completion import THINKS, stored_answer, stored_words
-from alignkit_plugins.judges.llm.form import CUT, NO_LINE, NO_OBJECT, OUT_OF_SCALE, THINKING
+from alignkit_plugins.judges.llm.form import CUT, NO_LINE, OUT_OF_SCALE, THINKING
 from alignkit_plugins.judges.llm.question import both_orders, question
 from alignkit_plugins.judges.llm.verdict import Answer, verdicts
 from alignkit_plugins.judges.llm.words import Question, Said, Speaking, Words
@@ -40,9 +40,6 @@ class OpenAIJudge(Judge):
         model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
         server: Server = Field(description="the model, `{base_url: ..., model: ...}`")
-        json_schema: bool = Field(
-            False, description="answers in words are JSON that the server makes by a schema (`response_format`)"
-        )
 
     options: Options
 
@@ -99,7 +96,7 @@ class OpenAIJudge(Judge):
         return chosen if isinstance(chosen, int) else 0
 
     def _words(self, seed: int) -> Words:
-        return Words(self.options, seed, self._said, as_json=self.options.json_schema)
+        return Words(self.options, seed, self._said)
 
     def _said(self, questions: Sequence[Question]) -> list[Said]:
         """Replies in words."""
@@ -132,11 +129,8 @@ class OpenAIJudge(Judge):
         return self.server.body({"messages": messages, **terms})
 
     def _body_in_words(self, question: Question) -> dict[str, Any]:
-        shape = question.schema
-        return self.server.body(
-            {"messages": question.messages, "max_tokens": self.options.max_tokens, "temperature": 0}
-            | ({"response_format": shape} if shape else {})
-        )
+        terms = {"max_tokens": self.options.max_tokens, "temperature": 0}
+        return self.server.body({"messages": question.messages, **terms})
 
     def _advice(self, reason: str) -> str:
         """What to change if no reply can be used."""
@@ -165,12 +159,8 @@ class OpenAIJudge(Judge):
                 "this server has no log-probabilities: set the judge's option 'reasons: true', or the server's "
                 "'request: {logprobs: null, top_logprobs: null}', so that the reply's text counts"
             )
-        if "response_format" in reason or "schema" in reason:
-            return "this server makes no JSON by a schema: set the judge's option 'json_schema: false'"
         if "answered neither" in reason:
             return f"this may be {_THINKS}; or change 'template'"
-        if reason in (NO_LINE, NO_OBJECT):
-            return (
-                "use a larger model, or set the judge's option 'json_schema: true' if its server makes JSON by a schema"
-            )
+        if reason == NO_LINE:
+            return "use a larger model"
         return "ask the server the same question by hand, and change 'model', 'request' or 'reasons'"

@@ -22,9 +22,7 @@ from alignkit_plugins.judges.llm.form import (
     rating_form,
     ratings_form,
     read_line,
-    read_object,
     request,
-    schema,
     verdict_form,
 )
 from alignkit_plugins.judges.llm.question import ASKED, Asking, both_orders, filled, measure
@@ -49,24 +47,18 @@ class Speaking(Asking):
 
 @dataclass(frozen=True)
 class Question:
-    """A question in words. as_json: the reply is an object, which a server makes by a schema."""
+    """A question in words."""
 
     text: str
     form: Form
     code: str
     reasons: bool
-    as_json: bool
 
     @property
     def messages(self) -> list[Message]:
         """The turns that the model reads."""
-        end = request(self.form, self.code, reasons=self.reasons, as_json=self.as_json)
+        end = request(self.form, self.code, reasons=self.reasons)
         return [{"role": "user", "content": f"{self.text}\n\n{end}"}]
-
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        """The `response_format` of a request."""
-        return schema(self.form, reasons=self.reasons) if self.as_json else None
 
 
 @dataclass(frozen=True)
@@ -82,8 +74,6 @@ class Said:
         """What the reply says. Raises ValueError, with a reason, if it does not."""
         if self.reason:
             raise ValueError(self.reason)
-        if question.as_json:
-            return read_object(self.text, question.form, question.code, reasons=question.reasons)
         return read_line(self.text, question.form, question.code)
 
     def unusable(self, question: Question) -> str:
@@ -105,7 +95,6 @@ class Words:
     options: Speaking
     seed: int
     ask: Ask
-    as_json: bool = False
 
     def compare(self, items: Sequence[Item], rubric: Rubric) -> list[Verdict]:
         """Verdicts on (prompt, first, second), asked in both orders."""
@@ -181,7 +170,7 @@ class Words:
 
     def _question(self, text: str, form: Form, texts: Sequence[str], prompt: Sequence[Message]) -> Question:
         code = code_of(self.seed, [form.word, transcript(prompt), *texts])[:8]
-        return Question(text, form, code, self.options.reasons, self.as_json)
+        return Question(text, form, code, self.options.reasons)
 
 
 def _answer(question: Question, said: Said) -> Answer:

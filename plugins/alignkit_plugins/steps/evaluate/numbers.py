@@ -103,10 +103,6 @@ def with_short_names(
     return renamed, short, {str(names[policy]): found for policy, found in verdicts.items()}
 
 
-def _named(results: Mapping[str, Any], names: Mapping[str | None, str | None]) -> dict[str, Any]:
-    return {str(names[policy]): result for policy, result in results.items()}
-
-
 def kl_of(
     groups: Sequence[Group],
     policies: Sequence[str],

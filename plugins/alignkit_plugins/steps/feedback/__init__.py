@@ -44,6 +44,7 @@ def run_started(run: Any) -> None:
     if (path := run.folder / STORE).exists():
         Store.open(path, write=False).close()
     for stage in run.recipe.stages:
-        if (gone := run.store.labels(stage)) is not None and not gone.exists():
-            text = f"{stage}: warning: the store {gone} is gone, with all labels in it; people will be asked again"
-            run.reporter.say(text)
+        waits = run.store.record(stage).get("waits_for")
+        if waits and not Path(waits["store"]).exists():
+            gone = f"the store {waits['store']} is gone, with all labels in it"
+            run.reporter.say(f"{stage}: warning: {gone}; people will be asked again")

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit import RunFailed
 from alignkit.errors import check_extra
-from alignkit_http import ReplyStore
 
 PLAIN, PAGES = (".txt", ".md"), (".html", ".htm")
-MOST_BYTES = 20 << 20  # of a web page
-MOST_SECONDS = 60.0  # for a web page
 # A heading of Markdown, or a line such as "Chapter 3: The sea" or "CHAPTER III".
 _HEADING = re.compile(
     r"^[ \t]*(?:#{1,6}[ \t]+(?P<name>\S.*?)[ \t#]*|(?P<chapter>chapter[ \t]+(?:\d+|[ivxlc]+)\b.{0,80}))$", re.I | re.M
 )
-_CHARSET = re.compile(rb"<meta[^>]+charset=[\"']?([\w-]+)", re.I)
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Paragraphs that follow each other. source: a file's name or an address. section: the heading above it."""
+    """Paragraphs that follow each other. source: a file's name. section: the heading above it."""
 
     text: str
     source: str
@@ -42,23 +36,23 @@ def files_of(path: Path) -> list[Path]:
     return files
 
 
-def check_sources(texts: Path | None, urls: Sequence[str]) -> None:
+def check_texts(texts: Path) -> None:
     """Raise RunFailed for what shows before anything is asked: no such text, or no package for pages."""
-    files = files_of(texts) if texts is not None else []
-    if urls or any(each.suffix.lower() in PAGES for each in files):
+    files = files_of(texts)
+    if any(each.suffix.lower() in PAGES for each in files):
         check_extra("step 'questions'", "web", "trafilatura", "lxml_html_clean")
     for file in files:
         _read(file)
 
 
-def read_texts(texts: Path | None, urls: Sequence[str], cache: Path) -> list[tuple[str, str]]:
-    """(name, text) of all files and pages, in order. A page is fetched once and then kept in the cache."""
+def read_texts(texts: Path) -> list[tuple[str, str]]:
+    """(name, text) of all files and pages, in order."""
     named = []
-    for file in files_of(texts) if texts is not None else []:
+    for file in files_of(texts):
         text = _read(file)
-        name = file.name if file == texts else file.relative_to(texts or file).as_posix()
+        name = file.name if file == texts else file.relative_to(texts).as_posix()
         named.append((name, from_html(text) if file.suffix.lower() in PAGES else text))
-    return named + [(url, from_html(_fetched(url, cache))) for url in urls]
+    return named
 
 
 def from_html(page: str) -> str:
@@ -95,35 +89,3 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RunFailed(f"{file}: cannot be read as UTF-8 text ({error})") from None
-
-
-def _fetched(url: str, cache: Path) -> str:
-    """The page, from the cache if it has been fetched before."""
-    import httpx2
-
-    with closing(ReplyStore(cache, "pages")) as store:
-        if kept := store.get([url]).get(url):
-            return str(kept.value)
-        end, body = time.monotonic() + MOST_SECONDS, bytearray()
-        try:
-            # A redirect could lead to any machine that this one reaches.
-            with httpx2.stream("GET", url, follow_redirects=False, timeout=MOST_SECONDS) as response:
-                if response.is_redirect:
-                    there = response.headers.get("location", "")
-                    raise RunFailed(f"{url}: the page has moved to {there}; put that address into 'urls'")
-                if response.status_code != 200:
-                    raise RunFailed(f"{url}: the server replied with HTTP {response.status_code}")
-                for part in response.iter_bytes():
-                    body += part
-                    if len(body) > MOST_BYTES or time.monotonic() > end:
-                        limit = f"{MOST_BYTES >> 20} MiB or {MOST_SECONDS:.0f} s"
-                        raise RunFailed(f"{url}: the page takes more than {limit}")
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise RunFailed(f"{url}: {type(error).__name__}: {error}") from None
-        named = response.charset_encoding or (meta[1].decode() if (meta := _CHARSET.search(body[:2048])) else "utf-8")
-        try:
-            text = body.decode(named, "replace")
-        except LookupError:
-            raise RunFailed(f"{url}: the page is in '{named}', an encoding that Python does not have") from None
-        store.put(url, text)
-        return text

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import model_validator
 
 from alignkit import Artifact, Field, Group, Response, StepContext
 from alignkit.evaluation.answers import same
@@ -22,7 +21,7 @@ from alignkit.evaluation.numbers import numbers_in
 from alignkit.report import SideBySide
 from alignkit_http.writers import Written, origin_of, writer_of
 from alignkit_plugins.steps.make_data.likeness import Texts, agreement
-from alignkit_plugins.steps.make_data.passages import Passage, check_sources, passages_of, read_texts
+from alignkit_plugins.steps.make_data.passages import Passage, check_texts, passages_of, read_texts
 from alignkit_plugins.steps.make_data.writing import Asking, Desk, Writing, asked, filled, row
 
 FEWEST, MOST = 20, 250  # words of a passage, which ends at a paragraph or a heading
@@ -83,10 +82,7 @@ class Questions(Asking):
     """
 
     class Options(Writing):
-        model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
-
-        texts: Path | None = Field(None, description="a text (.txt, .md) or a web page (.html), or a folder of them")
-        urls: list[str] = Field([], description="addresses of web pages; each is fetched once and then kept")
+        texts: Path = Field(description="a text (.txt, .md) or a web page (.html), or a folder of them")
         prompt: str = Field(
             "{passage}\n\n{question}",
             description="the user's message, with {question} and, if it is to be shown, {passage} in it",
@@ -94,30 +90,20 @@ class Questions(Asking):
         limit: int | None = Field(None, ge=1, description="use only the first N passages")
 
         @model_validator(mode="after")
-        def _has_texts(self) -> Any:
-            if self.texts is None and not self.urls:
-                raise ValueError("set 'texts', 'urls' or both")
+        def _asks(self) -> Any:
             if "{question}" not in self.prompt:
                 raise ValueError("prompt needs the field {question}")
             return self
-
-        @field_validator("urls")
-        @classmethod
-        def _addresses(cls, urls: list[str]) -> list[str]:
-            for parts in map(urlsplit, urls):
-                if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-                    raise ValueError("expected addresses of web pages, such as https://example.org/page")
-            return urls
 
     options: Options
 
     def check(self, folder: Path) -> None:
         super().check(folder)
-        check_sources(self.options.texts, self.options.urls)
+        check_texts(self.options.texts)
 
     def run(self, context: StepContext) -> Artifact:
         options, sampling, desk = self.options, self.options.sampled(), Desk(context)
-        texts = read_texts(options.texts, options.urls, context.cache)
+        texts = read_texts(options.texts)
         passages = self._passages(desk, texts)
         writer = writer_of(context, "questions", options.writer, sampling)
         asking = [asked(filled(ASK, count=QUESTIONS, passage=each.text)) for each in passages]

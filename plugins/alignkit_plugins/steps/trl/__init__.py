@@ -1,8 +1,7 @@
-"""TRL's trainers as stages: for what alignkit lacks, and as a second opinion on what both have.
+"""TRL's trainers as stages: a second opinion on SFT, DPO and reward models.
 
-The stage's own keys (data, prompts, reward, epochs, batch_size, learning_rate, rollout ...) have their usual meaning or
-are rejected. Every other field of the trainer's config can be set next to `trainer`. The reference of TRL's preference
-and online trainers is the policy that the stage starts from.
+The stage's own keys (data, epochs, batch_size, learning_rate ...) have their usual meaning or are rejected. Every other
+field of the trainer's config can be set next to `trainer`. DPO's reference is the policy that the stage starts from.
 Differs from alignkit's algorithms: TRL runs its own loop with its own use of memory, an interrupted stage starts over,
 and batch_size is TRL's, per device.
 """
@@ -11,29 +10,24 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from alignkit import DataError, Field, Group, Needs, Response, RunFailed, Source, Trains, seeds
+from alignkit import DataError, Field, Needs, RunFailed, Trains
 from alignkit.algorithm import ExternalTrainer
-from alignkit.data.group import prompts_of
 from alignkit.errors import did_you_mean
 from alignkit_plugins.steps.trl.config import (
-    ONLINE,
-    ONLINE_KEYS,
     STAGE_KEYS,
     TRAINERS,
-    WITH_REFERENCE,
     arguments,
     config_fields,
     one_device,
 )
-from alignkit_plugins.steps.trl.rows import Row, demonstrations, mismatch_neighbors, pairs, thumbs
+from alignkit_plugins.steps.trl.rows import Row, demonstrations, pairs
 from alignkit_plugins.steps.trl.stage import TRLStage
 
 if TYPE_CHECKING:
@@ -48,17 +42,16 @@ class TRL(ExternalTrainer):
     class Options(ExternalTrainer.Options):
         model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 
-        trainer: Literal["sft", "dpo", "kto", "reward", "grpo", "rloo"] = Field(
+        trainer: Literal["sft", "dpo", "reward"] = Field(
             description="TRL's trainer; all other fields of its config can be set next to this one"
         )
 
         @model_validator(mode="after")
         def _known_to_trl(self) -> TRL.Options:
             known = config_fields(self.trainer)
-            decided = STAGE_KEYS | (ONLINE_KEYS if self.trainer in ONLINE else {})
             for name in self.model_extra or {}:
-                if name in decided:
-                    raise ValueError(f"'{name}' cannot be set here: {decided[name]}")
+                if name in STAGE_KEYS:
+                    raise ValueError(f"'{name}' cannot be set here: {STAGE_KEYS[name]}")
                 if name not in known:
                     message = f"TRL's {TRAINERS[self.trainer]}Config has no field '{name}'"
                     raise ValueError(f"{message}\n{did_you_mean(name, known)}".strip())
@@ -71,19 +64,13 @@ class TRL(ExternalTrainer):
         "data.validation": "TRL would not keep the best version: evaluate in a stage of its own",
         "keep_versions": "only the last version is saved",
         "checkpoint_every": "an interrupted stage starts over",
-        "replay_from": "TRL samples without replay",
         "optimizer": "set optim, adam_beta1, max_grad_norm and others next to trainer",
-        "rollout.stop": "TRL's samples end at an end of turn",
-        "rollout.ahead": "TRL samples before it learns",
-        "rollout.min_new_tokens": "set generation_kwargs: {min_new_tokens: ...} next to trainer",
-        "rollout.filters": "TRL's trainers learn from every sample",
-        "rollout.max_num_gen_batches": "TRL's trainers learn from every sample",
     }
 
     @classmethod
     def specialize(cls, options: Any) -> type[TRL]:
-        """The trainer decides where the groups come from and what is trained."""
-        kinds: dict[Any, type[TRL]] = {**dict.fromkeys(ONLINE, TRLOnline), "reward": TRLReward, "dpo": TRLPairs}
+        """The trainer decides what is trained, and from what."""
+        kinds: dict[Any, type[TRL]] = {"reward": TRLReward, "dpo": TRLPairs}
         return kinds.get(options.get("trainer") if isinstance(options, Mapping) else None, cls)
 
     @property
@@ -137,18 +124,17 @@ class TRL(ExternalTrainer):
         kind = self.options.trainer
         with self._rejections():
             config = getattr(trl, f"{TRAINERS[kind]}Config")
-            args = one_device(config(**arguments(context, kind, folder) | self.options.model_extra))
-            rows, more = self._rows(context)
+            args = one_device(config(**arguments(context, folder) | self.options.model_extra))
+            rows = self._rows(context)
             trainer: Any = getattr(trl, self.trainer_name)(
                 model=model,
                 args=args,
                 train_dataset=rows,
                 processing_class=context.tokenizer,
                 callbacks=[progress(context)],
-                **more,
             )
         trainer.remove_callback(PrinterCallback)  # it prints what `progress` logs
-        if kind in WITH_REFERENCE:
+        if kind == "dpo":
             check_reference(trainer)
         return trainer, len(rows)
 
@@ -167,28 +153,20 @@ class TRL(ExternalTrainer):
         return left_out
 
     def _summary(self, trainer: Any) -> dict[str, Any]:
-        """Numbers for stage.json. Raises RunFailed if the training diverged or had nothing to learn from."""
+        """Numbers for stage.json. Raises RunFailed if the training diverged."""
         if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
             raise RunFailed("trl: training diverged, and the weights are not finite; lower learning_rate")
         steps = int(trainer.state.global_step)
-        idle = steps_without_spread(trainer.state.log_history)
-        if idle == steps:
-            raise RunFailed(f"trl: in all {steps} steps the rewards of each prompt's samples were equal")
-        summary = {"trainer": self.trainer_name, "steps": steps, "rows": len(trainer.train_dataset)}
-        if self.options.trainer in ONLINE:
-            summary |= {"steps_without_spread": idle, "unscored": trainer.reward_funcs[0].unscored}
-        return summary
+        return {"trainer": self.trainer_name, "steps": steps, "rows": len(trainer.train_dataset)}
 
-    def _rows(self, context: TRLStage) -> tuple[Any, dict[str, Any]]:
-        """The trainer's data set in TRL's conversational format, and further arguments of the trainer."""
+    def _rows(self, context: TRLStage) -> Any:
+        """The trainer's data set in TRL's conversational format."""
         from datasets import Dataset
 
         rows = self._converted(context)
-        if self.options.trainer == "kto":
-            rows = _mismatched(rows, context)
         if self.options.trainer != "reward" or not any(row["margin"] for row in rows):
             rows = [{key: row[key] for key in row if key != "margin"} for row in rows]
-        return Dataset.from_list(rows), {}
+        return Dataset.from_list(rows)
 
     def _converted(self, context: TRLStage) -> list[Row]:
         kind, loaded = self.options.trainer, context.load(context.settings.data)
@@ -197,26 +175,13 @@ class TRL(ExternalTrainer):
         turns = (turn for g in loaded.groups for r in g.responses for turn in r.messages or ())
         if any(g.weight != 1 for g in loaded.groups) or any(type(t.get("train", True)) is float for t in turns):
             raise RunFailed(f"stage '{context.name}': trl does not support weights of rows or turns; remove them")
-        convert = {"sft": demonstrations, "kto": thumbs}.get(kind, pairs)
+        convert = demonstrations if kind == "sft" else pairs
         converted = [convert(group) for group in loaded.groups]
         if not any(converted):
             raise DataError(f"stage '{context.name}': no row has anything for TRL's {kind} trainer to learn")
         if empty := converted.count([]):
             context.say(f"left out {empty} of {len(loaded.groups)} rows, which have nothing to learn")
         return [row for rows in converted for row in rows]
-
-
-def _mismatched(rows: Sequence[Row], context: TRLStage) -> list[Row]:
-    """Thumbs in an order that lets TRL's KTO estimate z0. Raises DataError if all labels are the same."""
-    if len({row["label"] for row in rows}) < 2:
-        raise DataError(
-            f"stage '{context.name}': kto needs desirable and undesirable responses, but all labels are the same"
-        )
-    rng = seeds.stream(context.seed, context.name, "shuffle")
-    ordered, matching = mismatch_neighbors(rows, context.settings.batch_size or 1, rng)
-    if matching:
-        context.say(f"{matching} of {len(ordered)} responses count for z0 after their own prompt")
-    return ordered
 
 
 class TRLPairs(TRL):
@@ -229,50 +194,6 @@ class TRLReward(TRLPairs):
     """TRL's reward trainer."""
 
     trains: ClassVar[Trains] = Trains.REWARD
-
-
-class TRLOnline(TRL):
-    """TRL's online trainers, with the stage's reward."""
-
-    source: ClassVar[Source] = Source.ROLLOUTS
-    needs: ClassVar[Needs] = Needs(min_samples=2)
-
-    def _rows(self, context: TRLStage) -> tuple[Any, dict[str, Any]]:
-        from datasets import Dataset
-
-        prompts = prompts_of(context.load(context.settings.prompts).groups)
-        rows = [{"prompt": list(group.prompt), "place": place} for place, group in enumerate(prompts)]
-        return Dataset.from_list(rows), {"reward_funcs": StageReward(context, prompts)}
-
-
-class StageReward:
-    """The stage's reward in TRL's signature. None marks a response that could not be scored; TRL leaves it out."""
-
-    __name__ = "reward"  # TRL's metrics are named after it
-
-    def __init__(self, context: TRLStage, prompts: Sequence[Group]):
-        self.context, self.prompts = context, prompts
-        self.unscored = 0
-
-    def __call__(
-        self, completions: Any, completion_ids: Any, place: Sequence[int], **columns: Any
-    ) -> list[float | None]:
-        groups = [
-            replace(self.prompts[index], responses=(self._response(completion, ids),))
-            for index, completion, ids in zip(place, completions, completion_ids, strict=True)
-        ]
-        scores = self.context.score(groups)
-        self.unscored += scores.count(None)
-        return scores
-
-    def _response(self, completion: Any, ids: Sequence[int]) -> Response:
-        truncated = not ids or ids[-1] not in self.context.end_ids
-        return Response(text=completion[0]["content"], tokens=tuple(ids), truncated=truncated)
-
-
-def steps_without_spread(history: Sequence[Mapping[str, Any]]) -> int:
-    """Steps in which every prompt's samples had equal rewards."""
-    return sum(row.get("frac_reward_zero_std") == 1.0 for row in history)
 
 
 def load_model(context: TRLStage, adapter: Path, scalar_head: bool) -> Any:

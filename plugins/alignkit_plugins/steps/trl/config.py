@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignkit.settings import Settings
     from alignkit_plugins.steps.trl.stage import TRLStage
 
-TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
-ONLINE = ("grpo", "rloo")
-WITH_REFERENCE = ("dpo", "kto", "grpo", "rloo")
+TRAINERS = {"sft": "SFT", "dpo": "DPO", "reward": "Reward"}
 # Field of TRL's configs that cannot be set, because the stage decides it -> what to do instead.
 STAGE_KEYS = {
     "output_dir": "set --out",
@@ -25,29 +21,18 @@ STAGE_KEYS = {
     "warmup_steps": "set the stage's warmup_ratio",
     "warmup_ratio": "set the stage's warmup_ratio",
     "lr_scheduler_type": "set the stage's lr_scheduler_type",
-    "max_steps": "set the stage's max_steps, or iterations",
+    "max_steps": "set the stage's max_steps",
     "max_length": "set the stage's max_length",
     "seed": "set the recipe's seed",
-    "num_generations": "set the stage's rollout: {samples_per_prompt: ...}",
-    "max_completion_length": "set the stage's rollout: {max_new_tokens: ...}",
-    "temperature": "set the stage's rollout: {temperature: ...}",
-    "top_p": "set the stage's rollout: {top_p: ...}",
-    "top_k": "set the stage's rollout: {top_k: ...}",
-    "generation_batch_size": "set the stage's prompts_per_iteration",
     "bf16": "set model: {dtype: ...}",
     "fp16": "set model: {dtype: ...}",
     "report_to": "alignkit writes metrics.jsonl",
     "save_strategy": "alignkit saves the adapter",
     "logging_steps": "every step is logged",
 }
-ONLINE_KEYS = {
-    "num_iterations": "set the stage's epochs",
-    "steps_per_generation": "set the stage's prompts_per_iteration and batch_size",
-    "gradient_accumulation_steps": "set the stage's batch_size",
-}
 
 
-def arguments(context: TRLStage, trainer: str, folder: Path) -> dict[str, Any]:
+def arguments(context: TRLStage, folder: Path) -> dict[str, Any]:
     """The fields of the trainer's config that the stage's keys decide."""
     import torch
 
@@ -62,6 +47,7 @@ def arguments(context: TRLStage, trainer: str, folder: Path) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": schedule if named else schedule.name,
         "lr_scheduler_kwargs": None if named else schedule.options.model_dump(exclude_unset=True),
+        "max_length": settings.max_length,
         "seed": context.seed,
         "bf16": context.dtype == torch.bfloat16,
         "use_cpu": context.device.type == "cpu",
@@ -73,28 +59,7 @@ def arguments(context: TRLStage, trainer: str, folder: Path) -> dict[str, Any]:
     }
     if settings.warmup_ratio:
         fields["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)  # TRL reads a number below 1 as a share
-    if "max_length" in config_fields(trainer):
-        fields["max_length"] = settings.max_length
-    return fields | (_online_arguments(settings) if trainer in ONLINE else {})
-
-
-def _online_arguments(settings: Settings) -> dict[str, Any]:
-    """Sampling, with one generation of `prompts_per_iteration` prompts per iteration."""
-    rollout, samples = settings.rollout, settings.rollout.samples_per_prompt
-    size = math.gcd(settings.batch_size * samples, settings.prompts_per_iteration * samples)
-    per_iteration = settings.prompts_per_iteration * samples
-    return {
-        "num_generations": samples,
-        "max_completion_length": rollout.max_new_tokens,
-        "temperature": rollout.temperature,
-        "top_p": rollout.top_p,
-        "top_k": rollout.top_k,
-        "per_device_train_batch_size": size,
-        "generation_batch_size": per_iteration,
-        "num_iterations": settings.epochs,
-        "num_train_epochs": 1,
-        "max_steps": settings.iterations * settings.epochs * (per_iteration // size),
-    }
+    return fields
 
 
 def one_device(args: Any) -> Any:

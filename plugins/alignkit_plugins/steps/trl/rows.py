@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit import DataError, Group, Message
 from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
-from alignkit_plugins.data.groups import with_labels
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Turns = list[dict[str, str]]
 Row = dict[str, Any]
-
-PARTNERS = 50  # rows that `mismatch_neighbors` tries to swap a row with
 
 
 def _turn(message: Message) -> dict[str, str]:
@@ -58,36 +51,3 @@ def pairs(group: Group) -> list[Row]:
             answers = {"chosen": _completion(group, better), "rejected": _completion(group, worse)}
             rows.append({"prompt": _conversation(group), **answers, "margin": margin})
     return rows
-
-
-def thumbs(group: Group) -> list[Row]:
-    """A row for each labeled response."""
-    labeled = with_labels(group)
-    return [
-        {"prompt": _conversation(group), "completion": _completion(labeled, place), "label": response.label}
-        for place, response in enumerate(labeled.responses)
-    ]
-
-
-def mismatch_neighbors(rows: Sequence[Row], batch: int, rng: np.random.Generator) -> tuple[list[Row], int]:
-    """The rows in an order in which neighbors have different prompts, and the number of rows that still match.
-
-    TRL's KTO keeps the order. To estimate z0 it treats a batch as a ring, and puts each response after the prompt of
-    its neighbor.
-    """
-    order = [rows[place] for place in rng.permutation(len(rows))]
-
-    def matches(place: int) -> bool:
-        """Whether a neighbor in the ring has the same prompt."""
-        start = place - place % batch
-        ring = order[start : start + batch]
-        own, prompt = place - start, order[place]["prompt"]
-        return len(ring) > 1 and prompt in (ring[own - 1]["prompt"], ring[(own + 1) % len(ring)]["prompt"])
-
-    for place in range(len(order)):
-        for other in rng.permutation(len(order))[:PARTNERS].tolist() if matches(place) else ():
-            order[place], order[other] = order[other], order[place]
-            if not matches(place) and not matches(other):
-                break
-            order[place], order[other] = order[other], order[place]
-    return order, sum(map(matches, range(len(order))))

@@ -1,15 +1,12 @@
-"""A training stage as TRL's trainers use it: data, adapters in peft's format, rewards, metrics and progress."""
+"""A training stage as TRL's trainers use it: data, adapters in peft's format, metrics and progress."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit import Group, Response, RunFailed
+from alignkit import RunFailed
 
 
 class TRLStage:
@@ -25,8 +22,6 @@ class TRLStage:
         self.say, self.check_stop = stage.say, stage.should_stop
         self.base, self.dtype, self.device = self._model.source, self._model.dtype, self._model.device
         self.tokenizer, self.end_ids = self._model.tokenizer, stage.models.encoder.end_ids
-        if self.settings.reward is not None:
-            _ = self._rewards  # a reward that cannot be prepared fails here, not at the first step
 
     def close(self) -> None:
         self._stage.reporter.stop()
@@ -56,27 +51,6 @@ class TRLStage:
         self._model.add_role(role, start=start, head="scalar" if scalar_head else "language")
         self._model.save(role, folder)
         self._model.drop_role(role)
-
-    def score(self, groups: Sequence[Group]) -> list[float | None]:
-        """The stage's reward of every response, in order; None if it could not be scored.
-
-        Truncated responses pay the recipe's `missing_eos_penalty`. The text of sampled tokens is read from them.
-        """
-        groups = [replace(group, responses=tuple(map(self._as_sampled, group.responses))) for group in groups]
-        table = self._rewards.combine(self._rewards.ask(groups), self.settings.rollout.missing_eos_penalty)
-        both = zip(table.raw.tolist(), table.reward.tolist(), strict=True)
-        return [None if math.isnan(raw) else reward for raw, reward in both]
-
-    def _as_sampled(self, response: Response) -> Response:
-        """A response with the text that rewards read of its tokens in other stages. Trainers may decode otherwise."""
-        encoder, tokens = self._stage.models.encoder, response.tokens
-        if tokens is None or response.tokenizer not in (None, encoder.digest):  # another tokenizer's mean other words
-            return response
-        return replace(response, text=encoder.said(tokens), tokenizer=encoder.digest)
-
-    @cached_property
-    def _rewards(self) -> Any:
-        return self._stage.scorer(self.settings.reward)
 
     def start(self, steps: int) -> None:
         """Begin the progress display."""
