@@ -128,10 +128,8 @@ class Monitors:
         planned = self.trainer.settings.iterations or 1
         counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
         self.trainer.summary |= {"stopped": why, **counts}
-        self.context.say(
-            f"stopped in iteration {number} of {planned}: {why}; "
-            f"the result is the policy that iteration {best} began with"
-        )
+        result = f"the result is the policy that iteration {best} began with"
+        self.warn([f"stopped in iteration {number} of {planned}: {why}; {result}"])
 
     def _report(self, observations: Sequence[Observation]) -> None:
         for each in observations:
