@@ -17,7 +17,6 @@ from alignkit.reward import Context, Judge, Rating, Verdict
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Rated = tuple[Sequence[Message], str]  # prompt, response
-RatedTogether = tuple[Sequence[Message], Sequence[str]]  # prompt, responses
 Rubric = str | Sequence[str]
 
 _spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
@@ -46,11 +45,6 @@ def rates(judge: type[Judge]) -> bool:
     return judge.rate is not Judge.rate
 
 
-def rates_together(judge: type[Judge]) -> bool:
-    """Whether a judge rates responses that it sees together."""
-    return judge.rate_together is not Judge.rate_together
-
-
 def _with_parts(component: Any) -> Iterator[Any]:
     """The judge of a JudgeRef option, and all judges that it asks."""
     yield component
@@ -76,16 +70,15 @@ class CheckedJudge:
         call(self.judge, "prepare", context)
 
     @staticmethod
-    def check_rates(component: Any, rubric: Rubric = "", *, together: bool = False) -> None:
+    def check_rates(component: Any, rubric: Rubric = "") -> None:
         """Check that the judge of an option rates responses. It needs no models: call it in your plugin's `check`.
 
         Args:
             component: The value of a JudgeRef option.
             rubric: What is good: a text or a list of criteria; empty: the judge's own measure.
-            together: The judge must see the responses to a prompt together.
 
         Raises:
-            RunFailed: If it cannot rate, or not by this rubric, or not responses that it sees together.
+            RunFailed: If it cannot rate, or not by this rubric.
         """
         for part in _with_parts(component):
             kind = part.registration.implementation
@@ -93,8 +86,6 @@ class CheckedJudge:
                 raise RunFailed(
                     f"judge '{part.name}' only compares two responses, and ratings are needed; use another one"
                 )
-            if together and not rates_together(kind):
-                raise RunFailed(f"judge '{part.name}' rates responses one by one, and not together; use another one")
             if rubric and not kind.reads_rubric:
                 raise _own_measure(part)
 
@@ -148,26 +139,6 @@ class CheckedJudge:
             ratings = call(self.judge, "rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
         _tell_spending(ratings)
         return list(ratings)
-
-    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
-        """The ratings of (prompt, responses), in order.
-
-        Args:
-            items: (prompt, responses).
-            rubric: What is good: a text or a list of criteria; empty: the judge's own measure.
-
-        Raises:
-            RunFailed: As `check_rates` does.
-        """
-        self.check_rates(self.component, rubric, together=True)
-        if not items:
-            return []
-        with spending():
-            wanted = shapes.rating_lists([len(texts) for _, texts in items], self.scale)
-            groups = call(self.judge, "rate_together", items, rubric, returns=wanted)
-        for ratings in groups:
-            _tell_spending(ratings)
-        return [list(ratings) for ratings in groups]
 
     @property
     def scale(self) -> tuple[float, float] | None:

@@ -244,19 +244,6 @@ class Judge(WithOptions):
         """
         raise NotImplementedError(f"{type(self).__name__} does not rate single responses")
 
-    def rate_together(
-        self, items: Sequence[tuple[Sequence[Message], Sequence[str]]], rubric: str | Sequence[str] = ""
-    ) -> list[list[Rating]]:
-        """One rating of each response to each prompt, from questions that show all of its responses; optional.
-
-        Such ratings say which responses of a prompt are better, and are not compared between prompts.
-
-        Args:
-            items: (prompt, responses).
-            rubric: What is good: a text or a list of criteria; empty: the judge's own measure.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not rate responses together")
-
 
 @dataclass(frozen=True)
 class Rating:
@@ -265,9 +252,9 @@ class Rating:
     Attributes:
         score: Higher is better, on the judge's own scale; None if there is no rating, never 0.
         reason: Why there is none; such ratings are counted by its text before a colon.
-        calls: As those of a Verdict; the first of responses that were rated together has those of all.
-        tokens: As those of a Verdict; the first of responses that were rated together has those of all.
-        cost: As those of a Verdict; the first of responses that were rated together has those of all.
+        calls: As those of a Verdict.
+        tokens: As those of a Verdict.
+        cost: As those of a Verdict.
     """
 
     score: float | None

@@ -13,6 +13,7 @@ from alignkit.options import (
     FilterRef,
     MonitorRef,
     Options,
+    PolicyRef,
     Ref,
     RewardRef,
     StageRef,
@@ -209,17 +210,16 @@ class Settings(Options):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 
-    base: Annotated[str, Ref("base")] | None = Field(
-        default=None, description="the base model of this stage, a name in 'bases'; default: the recipe's 'model'"
-    )
     from_: Annotated[str, Ref("from")] | None = Field(
         default=None,
         alias="from",
         description="starting weights: a stage, stage@k, base, or a folder with an adapter or a model; "
-        "default: the stage's base model",
+        "default: the base model",
     )
-    reference: Annotated[str, Ref("reference")] | None = Field(
-        default=None, description="stage or base model that the policy is kept close to; default: the starting weights"
+    reference: PolicyRef | None = Field(
+        default=None,
+        description="policy that the trained one is kept close to: a stage, base, or a folder with an adapter or a "
+        "whole model, such as a larger teacher; default: the starting weights",
     )
     data: DataRef = Field(default=None, description="training data (offline algorithms)")
     validation: DataRef = Field(

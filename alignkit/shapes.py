@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
+from sys import float_info
 from typing import Any, SupportsIndex
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Needs, Phase, Skip
@@ -20,13 +22,8 @@ from alignkit.reward import CombinedReward, Rating, Verdict
 
 Shape = Callable[[Any], str]
 
-LONGEST = 1_000_000  # characters of messages
-AXES = {
-    Per.TOKEN: "[responses, tokens]",
-    Per.RESPONSE: "[responses]",
-    Per.PAIR: "[pairs]",
-    Per.GROUP: "[groups]",
-}
+LONGEST = 1_000_000  # characters of a message
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # halves of characters
 
 
 def listing(
@@ -35,31 +32,44 @@ def listing(
     fits: Callable[[Any], bool],
     count: int | None = None,
     *,
-    empty: bool = True,
+    least: int = 0,
     name: Callable[[int], str] = str,
 ) -> Shape:
-    """A list, or an array of numpy or torch, of `count` entries.
+    """A list, or an array of numpy or torch, of `count` entries, or of any number from `least`.
 
     Args:
         item: An entry in words, such as `true or false`.
         unit: Of what each is, such as `group`.
         fits: Whether an entry is right.
-        empty: Whether there may be none.
         name: Of the unit with an index.
     """
-    wanted = f"a list with {item} for each " + (unit if count is None else f"of {count} {unit}s")
+    wanted = f"return a list with {item} for each {unit}"
+    if count is not None:
+        wanted = f"return a list with {item} for each of {count} {unit}s"
 
     def wrong(values: Any) -> str:
         values = plain(values)
         if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-            return f"return {wanted}, not {kind(values)}"
-        if not values and not empty:
-            return f"return {wanted}, not an empty list"
-        if count is not None and len(values) != count:
-            return f"return {wanted}, not {len(values)}"
+            return f"{wanted}, not {kind(values)}"
+        if len(values) < least or count not in (None, len(values)):
+            return f"{wanted}, not {len(values)}"
         for index, value in enumerate(values):
             if not fits(value):
                 return f"return {item}, not {value!r:.100}, for {unit} {name(index)}"
+        return ""
+
+    return wrong
+
+
+def by_name(item: str, expected: Callable[[str, Any], str]) -> Shape:
+    """Values by name. item: of them, in words. expected: what a value must be instead; empty if it is right."""
+
+    def wrong(values: Any) -> str:
+        if not isinstance(values, Mapping):
+            return f"return a dict of {item}, not {kind(values)}"
+        for name, value in values.items():
+            if text := expected(name, value):
+                return f"'{name}' must be {text}, not {kind(value)}"
         return ""
 
     return wrong
@@ -75,42 +85,29 @@ def optional(shape: Shape) -> Shape:
 
 def selection(chosen: Any) -> str:
     """Groups, or phases."""
-    if wrong := listing("a Group or a Phase", "entry", lambda each: isinstance(each, Group | Phase))(chosen):
-        return wrong
-    kinds = {isinstance(each, Phase) for each in chosen}
-    if len(kinds) > 1:
-        return "got both groups and phases: put every group into a Phase"
-    return ""
+    phases = listing("a Phase", "part of the iteration", lambda each: isinstance(each, Phase))
+    groups = listing("a Group, or only with Phases,", "entry", lambda each: isinstance(each, Group))
+    return phases(chosen) and groups(chosen)
 
 
-def messages(roles: Collection[str] = ROLES, *, empty: bool = True) -> Shape:
-    """Messages that can be rendered."""
+def messages(roles: Collection[str] = ROLES, count: int | None = None) -> Shape:
+    """Messages that can be rendered: `count`, or one or more."""
 
     def fits(message: Any) -> bool:
-        is_dict = isinstance(message, Mapping) and isinstance(message.get("content"), str)
-        return is_dict and message.get("role") in roles
+        if not isinstance(message, Mapping) or message.get("role") not in roles:
+            return False
+        content = message.get("content")
+        return isinstance(content, str) and len(content) <= LONGEST and not _NO_TEXT.search(content)
 
-    def wrong(value: Any) -> str:
-        item = f"a message of {' or '.join(roles)} such as {{'role': 'user', 'content': 'Hi'}}"
-        if text := listing(item, "turn", fits, empty=empty)(value):
-            return text
-        content = "".join(message["content"] for message in value)
-        if len(content) > LONGEST:
-            return f"it returned {len(content):,} characters; at most {LONGEST:,} are read"
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            return f"its text is not Unicode: {error.reason}"
-        return ""
-
-    return wrong
+    item = f"a message of {' or '.join(roles)} such as {{'role': 'user', 'content': 'Hi'}}"
+    return listing(f"{item}, with at most {LONGEST:,} characters", "turn", fits, count, least=int(count is None))
 
 
 def reference_prompt(group: Group) -> Shape:
     """The messages of a prompt; none for a raw text, which has no prompt."""
-    if not group.prompt:
-        return lambda prompt: "a raw text has no prompt: return ()" if prompt else ""
-    return messages(empty=False)
+    if group.prompt:
+        return messages()
+    return messages(count=0)
 
 
 # Numbers
@@ -118,36 +115,30 @@ def reference_prompt(group: Group) -> Shape:
 
 def is_number(value: Any) -> bool:
     """Whether it is finite and not too large for a float."""
-    try:
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:  # of an int
-        return False
+    is_real = isinstance(value, Real)
+    return is_real and abs(value) <= float_info.max
 
 
-def number(value: Any) -> str:
-    """A finite number, or None if there is none."""
-    if value is None or is_number(value):
-        return ""
-    return f"return a finite number, or None if there is none, not {value!r:.60}"
+def is_score(value: Any) -> bool:
+    """Whether it is a number, or None because there is none."""
+    return value is None or is_number(value)
 
 
 def numbers(value: Any) -> str:
     """A number, or several by name."""
     for part in value.values() if isinstance(value, Mapping) else [value]:
-        if wrong := number(part):
-            return wrong
+        if not is_score(part):
+            return f"return a finite number, or None if there is none, not {part!r:.60}"
     return ""
 
 
 def scores(count: int, name: Callable[[int], str]) -> Shape:
     """What a reward returns: one component with a score per response."""
-    item = "a finite number, or None if it cannot be scored"
-    column = listing(item, "response", lambda score: score is None or is_number(score), count, name=name)
+    column = listing("a finite number, or None if it cannot be scored", "response", is_score, count, name=name)
 
     def wrong(components: Any) -> str:
         if not isinstance(components, Mapping) or len(components) != 1:
-            parts = f" with {sorted(map(str, components))}" if isinstance(components, Mapping) else ""
-            return f'return one component, such as {{"": [0.5, 1.0]}}, not {kind(components)}{parts}'
+            return f'return one component, such as {{"": [0.5, 1.0]}}, not {kind(components)}'
         return column(*components.values())
 
     return wrong
@@ -181,9 +172,9 @@ def mask(count: int) -> Shape:
 
 def indices(of: Sequence[Any]) -> Shape:
     """Indices of prompts."""
-    item = f"an index of the {len(of)} prompts"
     allowed = range(len(of))
-    return listing(item, "prompt", lambda i: isinstance(i, SupportsIndex) and i in allowed, empty=False)
+    fits = lambda i: isinstance(i, SupportsIndex) and i in allowed  # noqa: E731
+    return listing(f"an index of the {len(of)} prompts", "prompt", fits, least=1)
 
 
 # Tensors
@@ -192,23 +183,22 @@ def indices(of: Sequence[Any]) -> Shape:
 def signals(algorithm: Algorithm, batch: Batch) -> Shape:
     """Tensors of tokens or responses by name, or a reason to skip the iteration."""
     of_tokens, of_responses = shape(Per.TOKEN, batch), shape(Per.RESPONSE, batch)
-    wanted = f"{AXES[Per.TOKEN]} = {list(of_tokens)} or {AXES[Per.RESPONSE]} = {list(of_responses)}"
+    names = {field.name for field in fields(Batch)}
+
+    def expected(name: str, value: Any) -> str:
+        if name in names:
+            return "renamed, as it is a field of the batch"
+        if shape_of(value) not in (of_tokens, of_responses) or not value.is_floating_point():
+            return f"[responses, tokens] = {list(of_tokens)} or [responses] = {list(of_responses)}, in floating point"
+        return ""
 
     def wrong(values: Any) -> str:
-        for name, value in algorithm.metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                return f"metrics['{name}'] must be a number, not {kind(value)}; use float(...)"
+        if text := plain_json(algorithm.metrics):
+            return f"`metrics` must be numbers, as of float(...): {text}"
         if isinstance(values, Skip):
             return ""
-        if not isinstance(values, Mapping):
-            return f'return a dict of tensors or Skip("reason"), not {kind(values)}'
-        for name, value in values.items():
-            if name in {field.name for field in fields(Batch)}:
-                return f"'{name}' is a field of the batch; rename the signal"
-            if shape_of(value) not in (of_tokens, of_responses):
-                return f"signal '{name}' must be {wanted}, not {kind(value)}"
-            if not value.is_floating_point():
-                return f"signal '{name}' must be floating point, not {value.dtype}; use .float()"
+        if text := by_name('tensors, or Skip("reason")', expected)(values):
+            return text
         advantages = algorithm.needs.advantages
         if advantages is not None and ADVANTAGES not in values:
             return f"return '{ADVANTAGES}', or leave `advantages` out of `needs`"
@@ -219,24 +209,17 @@ def signals(algorithm: Algorithm, batch: Batch) -> Shape:
     return wrong
 
 
-def terms(batch: Batch, what: str) -> Shape:
+def terms(batch: Batch) -> Shape:
     """Unreduced terms by name."""
 
-    def wrong(values: Any) -> str:
-        if not isinstance(values, Mapping):
-            return f"return a dict of terms, such as Loss(name=per_token(...)), not {kind(values)}"
-        for name, term in values.items():
-            if not isinstance(term, Term):
-                return f"{what} '{name}' must be a term such as per_token(...), not {kind(term)}"
-            actual, expected = shape_of(term.values), shape(term.per, batch)
-            if actual != expected:
-                units = [f"per_{per.value}(...)" for per in Per if shape(per, batch) == actual]
-                advice = f"write {' or '.join(units)}" if units else "return unreduced values; alignkit averages them"
-                wanted = f"{AXES[term.per]} = {list(expected)}, not {kind(term.values)}"
-                return f"{what} '{name}' is per_{term.per.value} and must be {wanted}; {advice}"
+    def expected(name: str, term: Any) -> str:
+        if not isinstance(term, Term):
+            return "a term such as per_token(...)"
+        if shape_of(term.values) != shape(term.per, batch):
+            return f"unreduced, as it is per_{term.per.value}: {list(shape(term.per, batch))}"
         return ""
 
-    return wrong
+    return by_name("terms, such as Loss(name=per_token(...))", expected)
 
 
 def loss(batch: Batch, needs: Needs) -> Shape:
@@ -244,7 +227,7 @@ def loss(batch: Batch, needs: Needs) -> Shape:
     import torch
 
     def wrong(values: Any) -> str:
-        text = terms(batch, "loss term")(values)
+        text = terms(batch)(values)
         if text or not torch.is_grad_enabled():
             return text
         without = [name for name, term in values.items() if not term.values.requires_grad]
@@ -252,8 +235,7 @@ def loss(batch: Batch, needs: Needs) -> Shape:
         if needs.entropy == "reported" and learned:
             return f"loss term '{learned[0]}' has no gradient; to learn from the entropy, declare `Needs(entropy=True)`"
         if len(without) == len(values):
-            names = ", ".join(f"'{name}'" for name in values) or "none"
-            return f"the loss has no gradient (terms: {names}): compute it from `out`, without detach() or no_grad()"
+            return "the loss has no gradient: compute it from `out`, without detach() or no_grad()"
         return ""
 
     return wrong
@@ -262,39 +244,31 @@ def loss(batch: Batch, needs: Needs) -> Shape:
 def weights(values: Mapping[str, Term]) -> Shape:
     """Tensors by name, in the shape of the terms of these names."""
 
-    def wrong(tensors: Any) -> str:
-        if not isinstance(tensors, Mapping) or None in map(shape_of, tensors.values()):
-            return f"return a dict of tensors, not {kind(tensors)}"
-        for name in tensors.keys() & values.keys():
-            wanted, actual = kind(values[name].values), kind(tensors[name])
-            if actual != wanted:
-                return f"the weights of '{name}' must be {wanted}, like the term, not {actual}"
+    def expected(name: str, tensor: Any) -> str:
+        if name in values and shape_of(tensor) != shape_of(values[name].values):
+            return f"{kind(values[name].values)}, like the loss term"
         return ""
 
-    return wrong
+    return by_name("tensors", expected)
 
 
 def statistics(values: Any) -> str:
     """Numbers by name."""
-    if isinstance(values, Mapping):
-        return ""
-    return f"return a dict of numbers, not {kind(values)}"
+    return by_name("numbers", lambda name, value: "")(values)
 
 
 # Monitors and judges
 
 
-def observation(iteration: int | None = None) -> Shape:
-    """What a monitor says of an iteration; None: at the end."""
+def observation(iteration: int) -> Shape:
+    """What a monitor says of an iteration; 0: at the end."""
 
     def wrong(seen: Any) -> str:
         if not isinstance(seen, Observation):
             return f"return an alignkit.Observation, not {kind(seen)}"
-        if isinstance(seen.warnings, str):
-            return "`warnings` is a text: return a list of texts"
         if text := plain_json([seen.metrics, seen.summary]):
             return f"`metrics` and `summary` must be JSON: {text}"
-        if iteration is not None and seen.best not in range(iteration + 1):
+        if seen.best not in range(iteration + 1):
             return f"`best` is {seen.best!r:.60}: return an iteration up to this one, {iteration}"
         return ""
 
@@ -303,49 +277,26 @@ def observation(iteration: int | None = None) -> Shape:
 
 def verdicts(count: int) -> Shape:
     """A verdict on each of `count` comparisons."""
-    each = listing("a Verdict", "comparison", lambda verdict: isinstance(verdict, Verdict), count)
 
-    def wrong(values: Any) -> str:
-        if text := each(values):
-            return text
-        for verdict in values:
-            for p in (verdict.p_first, *(verdict.p_orders or ())):
-                if p is not None and not (is_number(p) and 0 <= p <= 1):
-                    return f"{p!r:.100} is not a probability"
-        return ""
+    def fits(verdict: Any) -> bool:
+        if not isinstance(verdict, Verdict):
+            return False
+        said = [p for p in (verdict.p_first, *(verdict.p_orders or ())) if p is not None]
+        return all(is_number(p) and 0 <= p <= 1 for p in said)
 
-    return wrong
+    return listing("a Verdict with probabilities from 0 to 1", "comparison", fits, count)
 
 
 def ratings(count: int, scale: tuple[float, float] | None) -> Shape:
     """A rating of each of `count` responses, on the judge's scale."""
     low, high = scale or (-math.inf, math.inf)
-    each = listing("a Rating", "response", lambda rating: isinstance(rating, Rating), count)
 
-    def wrong(values: Any) -> str:
-        if text := each(values):
-            return text
-        for rating in values:
-            if text := number(rating.score):
-                return f"a score is {rating.score!r:.60}: {text}"
-            if rating.score is not None and not low <= rating.score <= high:
-                return f"a score is {rating.score:g}, outside of the judge's scale, {low:g} to {high:g}"
-        return ""
+    def fits(rating: Any) -> bool:
+        if not isinstance(rating, Rating) or not is_score(rating.score):
+            return False
+        return rating.score is None or low <= rating.score <= high
 
-    return wrong
-
-
-def rating_lists(counts: Sequence[int], scale: tuple[float, float] | None) -> Shape:
-    """Ratings of the responses to each prompt."""
-    each = listing("a list of Rating", "prompt", lambda ratings: isinstance(ratings, Sequence), len(counts))
-
-    def wrong(values: Any) -> str:
-        if text := each(values):
-            return text
-        found = [ratings(count, scale)(value) for count, value in zip(counts, values, strict=True)]
-        return next(filter(None, found), "")
-
-    return wrong
+    return listing(f"a Rating with a finite score from {low:g} to {high:g}, or None", "response", fits, count)
 
 
 # Values in words
@@ -389,10 +340,10 @@ def shape(per: Per, batch: Batch) -> tuple[int, ...]:
 
 
 def kind(value: Any) -> str:
-    """A tensor's shape, or the type of anything else."""
+    """The shape of a tensor or a term, or the type of anything else."""
+    if isinstance(value, Term):
+        value = value.values
     dimensions = shape_of(value)
     if dimensions is None:
         return type(value).__name__
-    if dimensions:
-        return str(list(dimensions))
-    return "a scalar tensor"
+    return str(list(dimensions))

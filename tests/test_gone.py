@@ -30,13 +30,13 @@ PAIRS = "step: judge_pairs, data: d.jsonl"
 
 # What is written, and where; the unknown name; what the help says, or PAGE: the page says what to use instead.
 KEYS = [
-    ("top", "requires: {alignkit: '>=0.1'}", "requires", "known keys: bases, description, engine"),
+    ("top", "requires: {alignkit: '>=0.1'}", "requires", "known keys: description, engine"),
     ("top", "executor: ray", "executor", PAGE),
     ("stage", ", seed: 3", "seed", "at the top level of the recipe"),
     ("stage", ", adam_beta1: 0.8", "adam_beta1", "use 'optimizer'"),
     ("stage", ", max_grad_norm: 1", "max_grad_norm", "use 'optimizer'"),
     ("stage", ", weight_decay: 0.1", "weight_decay", "use 'optimizer'"),
-    ("stage", ", keep_recent_turns: 2", "keep_recent_turns", "known keys: algorithm, base"),
+    ("stage", ", keep_recent_turns: 2", "keep_recent_turns", "known keys: algorithm, batch_size"),
     ("rollout", ", keep_recent_turns: 2", "keep_recent_turns", "known keys: ahead"),
     ("rollout", ", turn_seconds: 9", "turn_seconds", "known keys: ahead"),
     ("reward", "gdpo", "gdpo", PAGE),

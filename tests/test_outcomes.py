@@ -146,7 +146,7 @@ def test_rows_are_told_apart_by_recipe_and_data(tmp_path: Path) -> None:
     copy.write_bytes((RECIPES / "quickstart" / "heldout.jsonl").read_bytes())
     assert key() == key(f"stages.report.prompts={copy}")
     copy.write_text(copy.read_text(encoding="utf-8").replace("eyes", "ears"), encoding="utf-8")
-    keys = [key(), key(seed=4), key("stages.align.iterations=3"), key("bases.judge.dtype=float32")]
+    keys = [key(), key(seed=4), key("stages.align.iterations=3"), key("model.dtype=float32")]
     keys.append(key(f"stages.report.prompts={copy}"))
     assert len(set(keys)) == len(keys)
 
@@ -341,4 +341,4 @@ def test_the_stored_judges_are_good_enough_and_know_their_base() -> None:
         accuracy = json.loads((JUDGES / name / "stage.json").read_text(encoding="utf-8"))["summary"]["validation"]
         assert 0.6 <= accuracy["accuracy"] < 1, name
         config = json.loads((JUDGES / name / "adapter_config.json").read_text(encoding="utf-8"))
-        assert (config["r"], config["lora_alpha"]) == (4, 8)  # as in outcomes.yaml, or else another base is loaded
+        assert (config["r"], config["lora_alpha"]) == (4, 8)

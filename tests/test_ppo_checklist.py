@@ -656,7 +656,7 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
     for options, kept in (({"group_baseline": True}, False), ({}, False), (UNCENTERED, True)):
         settings = SimpleNamespace(reward=RewardSpec("stage", "rm"), value_from=None)
         context: Any = SimpleNamespace(name="align", settings=settings, models=engine, model=engine.model)
-        context.stage, context.base_of = SimpleNamespace(base=BASE), lambda name: BASE
+        context.stage = SimpleNamespace(whole_models=())
         _, start = add_value_role(context, algorithm(**options).needs, "base")
         value = engine.model.roles["align~value"].head
         engine.model.drop_role("align~value")

@@ -187,11 +187,11 @@ def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
 def test_a_device_that_is_not_here_is_told_before_the_first_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (command,) = mistaken(tmp_path, {"algorithm": "sft", "data": "demos.jsonl", "base": "big"})
-    override = "bases={big: {base: tiny, device: 'cuda:99'}}"
+    (command,) = mistaken(tmp_path, {"algorithm": "sft", "data": "demos.jsonl"})
+    override = "model.device='cuda:99'"
     assert main(["check", command, override]) == 0
     assert main(["run", command, override, "--out", str(tmp_path / "run")]) == 2
-    assert "stage 'later_0': 'device: cuda:99': torch finds " in capsys.readouterr().err
+    assert "'device: cuda:99': torch finds " in capsys.readouterr().err
     assert not (tmp_path / "run" / "first").exists()
 
 

@@ -16,7 +16,7 @@ from alignkit.models import loading
 
 SMALL: dict[str, Any] = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
 SFT: dict[str, Any] = {"algorithm": "sft", "data": "demos.jsonl"}
-STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "demos.jsonl", "reference": "big", "iterations": 1}
+STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "demos.jsonl", "iterations": 1}
 
 
 def written(folder: Path, stages: dict[str, Any], **keys: Any) -> Path:
@@ -44,16 +44,16 @@ def pointed(path: Path, capsys: pytest.CaptureFixture[str], command: str = "run"
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
-    big = {**SMALL, "base": str(make_model(tmp_path / "b", 7))}
-    path = written(tmp_path, {"student": STUDENT}, model=model, bases={"big": big})
+    make_model(tmp_path / "b", 7)
+    path = written(tmp_path, {"student": STUDENT | {"reference": "./b"}}, model=model)
     err, place = pointed(path, capsys, command)
-    assert "which has another tokenizer" in err and place == "big"
+    assert "has another tokenizer" in err and place == "./b"
 
 
 def test_a_device_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path, {"student": SFT | {"base": "big"}}, bases={"big": SMALL | {"device": "cuda:99"}})
+    path = written(tmp_path, {"student": SFT}, model=SMALL | {"device": "cuda:99"})
     err, place = pointed(path, capsys)
-    assert "stage 'student': 'device: cuda:99'" in err and place == "cuda:99"
+    assert "'device: cuda:99'" in err and place == "cuda:99"
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -70,13 +70,14 @@ def test_a_base_that_cannot_be_loaded(
 
     monkeypatch.setattr(loading, "load_text", fail)
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
-    path = written(tmp_path, {"student": STUDENT}, model=model, bases={"big": {"base": str(broken)}})
+    path = written(tmp_path, {"student": STUDENT | {"reference": str(broken)}}, model=model)
     err, place = pointed(path, capsys, command, code=1)
-    assert f"bases.big.base '{broken}' cannot be loaded with these settings: it is odd" in err and place == str(broken)
+    assert f"stages.student.reference '{broken}' cannot be loaded with these settings: it is odd" in err
+    assert place == str(broken)
     monkeypatch.undo()
     (broken / "config.json").write_text("{}", encoding="utf-8")
     err, place = pointed(path, capsys, command, code=1)
-    assert "its configuration cannot be read" in err and "  help: " in err and place == "big"
+    assert "its configuration cannot be read" in err and "  help: " in err and place == "reference"
 
 
 def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +90,7 @@ def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixtu
         {"step": "evaluate", "policies": ["base"], "rewards": [{"folder": "first/sft/adapter"}], "limit": 1}
         | {"prompts": "demos.jsonl"},
     ):
-        path = written(tmp_path, {"again": stage}, bases={"second": SMALL})
+        path = written(tmp_path, {"again": stage})
         err, place = pointed(path, capsys)
         assert "stage 'again': " in err and place == "first/sft/adapter"
 

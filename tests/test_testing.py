@@ -163,13 +163,12 @@ class ReportsIgnoringMask(Algorithm):
             Remembers,
             "a second pass over the same batch changes the gradient .* remembers belongs in `state`",
         ),
-        (Detached, r"[.]loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
+        (Detached, r"[.]loss`: the loss has no gradient: compute it from `out`"),
         (BonusWithoutGradient, r"[.]loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
         (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
         (
             WrongShape,
-            r"^WrongShape: in `WrongShape.loss`: loss term 'nll' is per_token and must be "
-            r"\[responses, tokens\] = \[12, \d+\], not \[12\]; write per_response",
+            r"^WrongShape: in `WrongShape.loss`: 'nll' must be unreduced, as it is per_token: \[12, \d+\], not \[12\]",
         ),
         (TensorInState, "`state` after `before_step` is not JSON: Object of type Tensor"),
         (ReportsIgnoringMask, r"garbage outside the mask changes 'length' by"),
@@ -266,7 +265,7 @@ class SelectsNothing(Online):
     [
         (
             WrongSignal,
-            r"signal 'advantage' must be \[responses, tokens\] = \[12, \d+\] or \[responses\] = \[12\], not \[12, 1\]",
+            r"'advantage' must be \[responses, tokens\] = \[12, \d+\] or \[responses\] = \[12\], .*not \[12, 1\]",
         ),
         (LogOfRewards, "signal 'advantage' is not finite everywhere"),
         (SignalIgnoresMask, "garbage outside the mask changes signal 'advantage' by"),
@@ -318,7 +317,7 @@ class OfTokens(Weightable):
     ("cls", "message"),
     [
         (NotLinear, "weighting the advantages changes the gradient .* the loss must be linear in them"),
-        (NotByToken, r"must be \[responses, tokens\]"),
+        (NotByToken, "must be unreduced"),
         (OtherName, "return 'advantages', or leave `advantages` out of `needs`"),
         (OfTokens, "'advantages' are of tokens: declare"),
     ],

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Which base model an adapter is for
 
 CONFIG, ORIGIN = "adapter_config.json", "alignkit.json"
+SCALE = ("r", "lora_alpha", "use_rslora")
 
 CARD = """\
 # LoRA adapter
@@ -91,7 +92,7 @@ class Base:
             return f"{text}: their weights differ" if _saved(folder).get("name") == self.name else text
         saved, asked = read_json(folder / CONFIG), dict(patterns)
         if lora is not None:
-            asked |= lora.model_dump(include={"r", "lora_alpha", "use_rslora"})
+            asked |= lora.model_dump(include=set(SCALE))
         for key, value in asked.items():
             theirs = saved.get(key, value) or type(value)()
             if theirs != value:
@@ -124,6 +125,12 @@ def is_adapter(folder: Path) -> bool:
 def base_name(folder: Path) -> str:
     """The name of the base model that the adapter in a folder is for."""
     return str(_saved(folder).get("name") or _source(folder))
+
+
+def scale_of(adapter: Any) -> dict[str, Any]:
+    """The options that scale an adapter: of a folder, or of peft's configuration of one in memory."""
+    saved = read_json(adapter / CONFIG) if isinstance(adapter, Path) else vars(adapter)
+    return {key: saved[key] for key in SCALE if saved.get(key) is not None}
 
 
 def _vocabulary(folder: Path | None) -> Any:
@@ -164,17 +171,24 @@ class Adapters:
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.
 
-        start: the folder of a saved adapter, the name of an adapter to copy, or None for a new one drawn from `seed`.
-        Raises RunFailed if the saved adapter or `model.lora` does not fit the model.
+        start: the folder of a saved adapter, whose scale it keeps, the name of an adapter to copy, or None for one
+        drawn from `seed`. Raises RunFailed if the saved adapter or `model.lora` does not fit the model.
         """
         # The prefix avoids role names such as `train`, which are attributes of the modules that hold the adapters.
         adapter = "role_" + role.replace(".", "%")  # torch allows no dot here
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._inject(adapter, seed)
+        spec = self.spec
+        if isinstance(start, Path):
+            if reason := self.base.misfit(start):
+                raise RunFailed(reason)
+            spec = spec.model_copy(update=scale_of(start))
+        self._inject(adapter, seed, spec)
         try:
             if isinstance(start, Path):
                 self._load(adapter, start)
             elif start is not None:
+                if scale_of(self.model.peft_config[start]) != scale_of(self.model.peft_config[adapter]):
+                    raise RunFailed(f"an adapter of another scale than model.lora cannot be trained: {start}")
                 for layer in self._layers():
                     for store in (layer.lora_A, layer.lora_B):
                         store[adapter].load_state_dict(store[start].state_dict())
@@ -236,11 +250,11 @@ class Adapters:
         config.save_pretrained(folder)
         self.base.save_origin(folder)
 
-    def _inject(self, adapter: str, seed: int) -> None:
+    def _inject(self, adapter: str, seed: int, spec: LoraSpec) -> None:
         """Add new adapter weights to the layers that `model.lora` names."""
         from peft import LoraConfig
 
-        config = LoraConfig(task_type="CAUSAL_LM", **self.spec.model_dump())
+        config = LoraConfig(task_type="CAUSAL_LM", **spec.model_dump())
         if self._targets is None:  # while the model has no adapter
             self._targets = lora_targets(self.model, config)
         config.target_modules, config.target_parameters = self._targets
@@ -289,7 +303,7 @@ class Adapters:
 
         ours = self.model.peft_config[adapter]
         patterns = {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
-        if reason := self.base.misfit(folder, self.spec, patterns):
+        if reason := self.base.misfit(folder, patterns=patterns):
             raise RunFailed(reason)
         state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself

@@ -1,14 +1,14 @@
-"""The models of a run: base models, opened on first use, and the policies and reward models on them, by reference.
+"""The models of a run by reference: the base model with the policies and reward models on it, and whole models.
 
-A reference is the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or a folder. Its adapter is loaded
-onto the shared base on first use.
+A reference is the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or a folder. An adapter is loaded
+onto the shared base on first use. A whole model in a folder is a base of its own.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,13 +43,14 @@ class LoadedBase:
     ):
         """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens.
 
-        name: the reference that means the unmodified model.
+        name: the reference that means the unmodified model: BASE, or its folder.
         """
         self.name = name
         self.model, self.artifact, self.say = model, artifact, say
         self.progress = progress
         self.max_length = min(max_length, model.context)
         self.encoder = model.encoder()
+        self.encoder.foreign = name != BASE
         self._whole: dict[str, RolePolicy] = {}  # reward models with their own network and tokenizer
 
     def __getitem__(self, reference: str) -> RolePolicy:
@@ -62,7 +63,10 @@ class LoadedBase:
         return self._whole[reference]
 
     def _is_whole_reward_model(self, reference: str) -> bool:
-        if not Path(reference).is_absolute() or is_adapter(folder := self.artifact(reference)):
+        if reference == self.name or not Path(reference).is_absolute():
+            return False
+        folder = self.artifact(reference)
+        if is_adapter(folder):
             return False
         # Next to adapters there is no other whole model.
         return self.model.spec.lora is not None or has_score(folder)
@@ -228,42 +232,38 @@ class RolePolicy:
 
 
 class Models:
-    """Implements `alignkit.Models`. Base models are opened on first use.
+    """Implements `alignkit.Models`. Models are opened on first use.
 
-    bases: those that are open. stage, needed: the current stage, and the base models of all references that it names,
-    its own first.
+    bases: those that are open, by BASE or their folder. whole: the folders of whole models that the current stage uses.
     """
 
-    def __init__(self, base_of: Callable[[str], str | None], open: Callable[[str], LoadedBase]):
-        """base_of: the base model of a reference; None: whichever the current stage is on."""
-        self._base_of, self._open = base_of, open
+    def __init__(self, open: Callable[[str], LoadedBase]):
+        self._open = open
         self.bases: dict[str, LoadedBase] = {}
-        self.stage = ""
-        self.needed: tuple[str, ...] = ()
+        self.whole: tuple[str, ...] = ()
 
     def __getitem__(self, reference: str) -> RolePolicy:
         """The policy or reward model of a reference."""
-        home = self.needed[0] if self.needed else BASE
-        return self.of(self._base_of(reference) or home)[reference]
+        return self.of(reference)[reference]
 
-    def of(self, base: str) -> LoadedBase:
-        """A base model. Raises RunFailed if the stage's result would depend on it unnoticed."""
-        if self.needed and base not in self.needed:
-            raise RunFailed(
-                f"stage '{self.stage}' uses the base model '{base}', which it does not name\n"
-                "help: a plugin must name the models that it uses in its options (PolicyRef, StageRef, RewardRef)"
-            )
+    def base_of(self, reference: str) -> str:
+        """The model whose weights a reference shares: its own folder, if it is a whole model, or else BASE."""
+        return reference if reference in self.whole else BASE
+
+    def of(self, reference: str) -> LoadedBase:
+        """The opened model whose weights a reference shares."""
+        base = self.base_of(reference)
         if base not in self.bases:
             self.bases[base] = self._open(base)
         return self.bases[base]
 
-    def enter(self, stage: str, needed: Sequence[str], later: Iterable[str]) -> None:
-        """Begin a stage. Base models that neither it nor a later stage needs are freed, as are those in parts.
+    def enter(self, whole: Sequence[str]) -> None:
+        """Begin a stage. Whole models that it does not use are freed, and what lies in parts.
 
-        The next stage may work in one process only, which needs all weights.
+        The stage may work in one process only, which needs all weights.
         """
-        self.stage, self.needed = stage, tuple(needed)
-        kept = {*needed, *later}
+        self.whole = tuple(whole)
+        kept = {BASE, *whole}
         for name in [name for name, base in self.bases.items() if name not in kept or base.model.passes.spread]:
             self.close(name)
 

@@ -35,13 +35,12 @@ from alignkit.recipe.references import Reading, options_of
 from alignkit.recipe.rules import (
     ENGINE,
     MODEL,
-    base_mistakes,
     broken,
     data_mistakes,
     key_mistakes,
     stage_mistakes,
 )
-from alignkit.recipe.schema import BASE, BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, base_keys, specs
+from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
 from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registry
 from alignkit.sampling import KEYS, SamplingOptions
@@ -92,8 +91,7 @@ class _Recipe:
         self.document = expand(source)
         self.data = self.document.root.plain()
         self.mistakes: list[Mistake] = []
-        self.bases = (BASE, *_mapping(self.data.get("bases")))
-        self.reading = Reading(registry, source.path.parent, self.bases)
+        self.reading = Reading(registry, source.path.parent)
 
     def add(self, mistakes: Iterable[Mistake], *keys: str | int) -> None:
         """Add mistakes of the value at a place."""
@@ -134,20 +132,18 @@ class _Recipe:
                 self._read_step(stage)
             else:
                 self._read_training(stage)
-        models = {BASE: top.model, **top.bases} if top is not None else {}
-        for base, spec in models.items():
-            self.add(broken(MODEL, spec), *base_keys(base))
+        if top is not None:
+            self.add(broken(MODEL, top.model), "model")
         self.raise_all()
         assert top is not None
         ordered = self._ordered()
         fill_sampling(ordered)
         for stage in ordered.values():
-            stage.model = models[stage.base]
+            stage.model = top.model
             if stage.engine is None and _samples(stage):
                 stage.engine = top.engine
             if not isinstance(stage.engine, Component):
                 stage.engine = None
-            self.add(base_mistakes(stage, stages, self.bases), "stages", stage.name)
             for mistake in broken(ENGINE, stage):
                 if mistake.keys != ("engine",) or "engine" in stage.written:
                     mistake = mistake.below("stages", stage.name)
@@ -165,7 +161,6 @@ class _Recipe:
             model=top.model,
             stages=ordered,
             trackers=tuple(top.trackers),
-            bases=top.bases,
             document=self.document,
             resolved=resolved,
         )

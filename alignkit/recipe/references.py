@@ -7,7 +7,7 @@ as `Mistakes`, and pydantic adds the place.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from alignkit.recipe.mistakes import (
     validated,
     wrong,
 )
-from alignkit.recipe.schema import BASE, RewardSpec, Stage, allowed_keys
+from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
@@ -44,8 +44,8 @@ _OWN = {
     "schedule": ("constant", "linear", "cosine"),
 }
 _COMMON = {*allowed_keys(DataSource)}
-_WEIGHTS = ("adapter_config.json", "config.json")
-_TEXTS = ("stage", "policy", "from", "reference", "reward_stage", "base")  # kinds of references whose fields are text
+_WEIGHTS = (ADAPTER, "config.json")
+_TEXTS = ("stage", "policy", "from", "reward_stage")  # kinds of references whose fields are text
 _RESERVED = (BASE, "none", "folder", "cache", "trackers")  # the last two are folders of the run
 
 
@@ -64,14 +64,12 @@ def options_of(registration: Registration, kind: str = "") -> type[Options]:
 class Reading:
     """What names mean in a recipe, or in the stage that is being read.
 
-    folder: where relative paths start. bases: names of base models. stages: all of them, as far as they are read.
-    stage: the one whose keys are read. located: the files and folders that the recipe names, by their text. problems:
-    of other files.
+    folder: where relative paths start. stages: all of them, as far as they are read. stage: the one whose keys are
+    read. located: the files and folders that the recipe names, by their text. problems: of other files.
     """
 
     registry: Registry
     folder: Path
-    bases: Sequence[str] = (BASE,)
     stages: dict[str, Stage] = field(default_factory=dict)
     stage: Stage = field(default_factory=lambda: Stage(""))
     located: dict[str, str] = field(default_factory=dict)
@@ -128,27 +126,20 @@ class Reading:
 
     # --- names
 
-    def read_base_name(self, name: str, reserved: Sequence[str] = (*_RESERVED, "model")) -> str:
-        """The name of a base model."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in reserved:
-            help = f"use letters, digits, '_' and '-', and none of the words {', '.join(reserved)}"
-            raise wrong(f"'{name}' cannot be the name of a stage or a base model", help, at_key=True)
-        return name
-
     def read_stage_name(self, name: str) -> str:
         """The name of a stage."""
-        if name in self.bases[1:]:
-            help = f"rename the base model, for instance to '{name}-base', in 'bases' and wherever it is meant"
-            raise wrong(f"'{name}' is the name of a stage and of a base model", help, at_key=True)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _RESERVED:
+            help = f"use letters, digits, '_' and '-', and none of the words {', '.join(_RESERVED)}"
+            raise wrong(f"'{name}' cannot be the name of a stage", help, at_key=True)
         if self.registry.has("reward", name):
             help = f"'reward: {name}' would be ambiguous; rename the stage"
             raise wrong(f"stage '{name}' has the same name as an installed reward", help, at_key=True)
-        return self.read_base_name(name, _RESERVED)
+        return name
 
     # --- stages and weights
 
     def read_stage(self, value: str) -> str:
-        """A base model, `stage` or `stage@k`."""
+        """`base`, `stage` or `stage@k`."""
         self._require(value)
         return self._role(value)
 
@@ -159,7 +150,7 @@ class Reading:
     def _require(self, reference: str) -> None:
         """Check that a stage exists, perhaps with this version, and let this stage wait for it."""
         name, at, version = reference.partition("@")
-        if name in self.bases:
+        if name == BASE:
             if at:
                 raise wrong(f"'{name}' is the unmodified model and has no versions")
             return
@@ -187,7 +178,7 @@ class Reading:
             raise wrong(f"stage '{stage.name}' may stop before its iteration {version}", help)
 
     def _near_stage(self, name: str) -> str:
-        names = [*self.stages, *self.bases]
+        names = [*self.stages, BASE]
         return did_you_mean(name, names) or f"stages: {', '.join(names)}"
 
     def trains_reward(self, reference: str) -> bool | None:
@@ -196,17 +187,13 @@ class Reading:
         return stage.trains_reward if stage is not None else None
 
     def is_stage(self, reference: str) -> bool:
-        """Whether a text names a base model or a stage."""
-        return reference.partition("@")[0] in {*self.stages, *self.bases}
+        """Whether a text names `base` or a stage."""
+        return reference.partition("@")[0] in {*self.stages, BASE}
 
     def _policy(self, value: str) -> str:
         if self.trains_reward(value):
             raise wrong(f"'{value}' is a reward model, but a policy is needed here")
         return value
-
-    def read_reference(self, value: str) -> str:
-        """The policy that a stage stays close to."""
-        return self._policy(self.read_stage(value))
 
     def read_reward_stage(self, value: str) -> str:
         """A stage that trains a reward model, or a folder with one."""
@@ -215,7 +202,7 @@ class Reading:
         return value
 
     def read_policy(self, value: str) -> str:
-        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with another run's policy."""
+        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with an adapter or a whole model."""
         if is_result_name(value) and value.partition("@")[0] in self.stages:
             return self._result(value)
         if not self.is_stage(value) and ("/" in value or is_dir(self.locate(value))):  # else it is misspelled
@@ -251,13 +238,6 @@ class Reading:
             raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "")
         self.stage.folders = (*dict.fromkeys((*self.stage.folders, str(folder))),)
         return self._role(str(folder))
-
-    def read_base(self, value: str) -> str:
-        """The name of a base model in `bases`."""
-        if value not in self.bases[1:]:
-            help = did_you_mean(value, self.bases[1:]) or "without 'base' it is the recipe's 'model'"
-            raise wrong(f"no base model {shown(value)} in 'bases'", help)
-        return value
 
     # --- rewards
 

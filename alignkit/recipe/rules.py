@@ -11,9 +11,8 @@ from alignkit.algorithm import Needs, Source
 from alignkit.data.sources import DataSpec
 from alignkit.kinds import Monitor
 from alignkit.recipe.mistakes import PATH, Mistake
-from alignkit.recipe.schema import Stage, specs, walk
+from alignkit.recipe.schema import BASE, Stage, specs, walk
 from alignkit.registry import Component
-from alignkit.sampling import SamplingOptions
 from alignkit.settings import Rollout, Settings
 
 
@@ -93,7 +92,7 @@ def _learns_nothing(stage: Stage) -> bool:
     if stage.needs is None or stage.settings is None or not stage.needs.teacher:
         return False
     option = isinstance(stage.needs.teacher, str) and getattr(stage.component.options, stage.needs.teacher, None)
-    return stage.settings.reference in (None, stage.settings.from_ or stage.base) and not option
+    return stage.settings.reference in (None, stage.settings.from_ or BASE) and not option
 
 
 _GOLD = "name a reward that is not learned from, as in 'gold: REWARD'"
@@ -346,40 +345,3 @@ ENGINE = (
         key=True,
     ),
 )
-
-# --- base models
-
-# Keys of a training stage whose weights or tokens become its own -> what to do about another base.
-_OWN = {
-    "from_": "start from a stage on the same base, or leave 'from' out",
-    "value_from": "leave 'value_from' out: the values then start from the policy",
-    "replay_from": "replay only rollouts of stages on the same base, whose tokens are the same",
-}
-
-
-def base_of(reference: str, stages: Mapping[str, Stage], bases: Collection[str]) -> str | None:
-    """The base model that a reference is on; None for a folder. A step is on that of the first policy it samples."""
-    name = reference.partition("@")[0]
-    if name in bases:
-        return name
-    stage = stages.get(name)
-    if stage is None:
-        return None
-    if stage.kind == "algorithm":
-        return stage.base
-    options = stage.component.options
-    policies = options.policies_to_sample() if isinstance(options, SamplingOptions) else ()
-    return next((base_of(policy, stages, bases) for policy in policies), None)
-
-
-def base_mistakes(stage: Stage, stages: Mapping[str, Stage], bases: Collection[str]) -> Iterator[Mistake]:
-    """References that would mix base models: weights, values and tokens of one mean nothing to another."""
-    for field, help in _OWN.items():
-        value = getattr(stage.settings, field, None)
-        references = enumerate(value) if isinstance(value, list) else [("", value)]
-        for index, reference in references:
-            base = reference and base_of(reference, stages, bases)
-            if base not in (None, stage.base):
-                keys = (field.rstrip("_"), index) if isinstance(value, list) else (field.rstrip("_"),)
-                message = f"'{reference}' is on another base model than the stage, '{base}' instead of '{stage.base}'"
-                yield Mistake(message, help, keys)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from alignkit.algorithm import ExternalTrainer, Needs, Source, Trains
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
+from alignkit.io.text import is_file
 from alignkit.options import Options, in_recipe
 from alignkit.recipe.yaml import Document, Keys
 from alignkit.registry import Component
@@ -19,6 +20,7 @@ from alignkit.settings import EngineRef, ModelSpec, Rollout, Settings, TrackerRe
 
 MAX_ROUNDS = 100
 BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights
+ADAPTER = "adapter_config.json"  # only in a folder that holds no whole model
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -42,8 +44,8 @@ class Stage:
 
     written: its keys as plain data. registration: its plugin. settings, needs: None for a step. upstream: names of the
     stages that must run before it. folders: those whose weights it starts from or compares, made by other runs;
-    absolute paths. roles: all models that it names: base models, stages, and folders. engine: what samples; None:
-    alignkit itself. log_odds, chooses: as the algorithm says. model: its base model.
+    absolute paths. roles: all models that it names: `base`, stages, and folders. engine: what samples; None: alignkit
+    itself. log_odds, chooses: as the algorithm says. model: the base model.
     """
 
     name: str
@@ -62,9 +64,10 @@ class Stage:
     model: ModelSpec = UNREAD
 
     @property
-    def base(self) -> str:
-        """The base model of a training stage: a name in `bases`, or BASE."""
-        return (self.settings.base if self.settings is not None else None) or BASE
+    def whole_models(self) -> tuple[str, ...]:
+        """The folders of whole models that it uses as they are."""
+        start = self.settings.from_ if self.settings is not None else None
+        return tuple(each for each in self.folders if each != start and not is_file(Path(each) / ADAPTER))
 
     @property
     def plugin(self) -> Any:
@@ -98,9 +101,8 @@ class Stage:
 class Recipe:
     """A validated recipe.
 
-    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. bases: base models
-    besides `model`. document: its text, for errors that are found after
-    it was read; None for a recipe without one.
+    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. document:
+    its text, for errors that are found after it was read; None for a recipe without one.
     """
 
     name: str
@@ -112,7 +114,6 @@ class Recipe:
     stages: dict[str, Stage]
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
-    bases: dict[str, ModelSpec] = field(default_factory=dict)
     document: Document = field(default=UNREAD, compare=False, repr=False)
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
@@ -127,10 +128,6 @@ class Recipe:
             if option and self.document.has((*start, option[0])):
                 return (*start, *option)
         return keys
-
-    def base(self, name: str) -> ModelSpec:
-        """The settings of a base model: BASE, or a name in `bases`."""
-        return self.model if name == BASE else self.bases[name]
 
 
 class TopKeys(Options):
@@ -153,10 +150,6 @@ class TopKeys(Options):
         description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
     )
     model: ModelSpec = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
-    bases: dict[Annotated[str, in_recipe("base_name")], ModelSpec] = Field(
-        default_factory=dict,
-        description="other base models by name, each with the keys of 'model'; stages choose one with 'base: NAME'",
-    )
     engine: EngineRef = Field(
         default=None,
         description="what samples in every stage: local (alignkit itself) or an engine plugin; default: local",
@@ -175,11 +168,6 @@ class BlockKeys(Options):
         description="round 1 only: the stage to use for a block stage that has not run yet, such as {align: sft}",
     )
     stages: dict[str, Any] = Field(min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k")
-
-
-def base_keys(name: str) -> Keys:
-    """The path of a base model in a recipe."""
-    return ("model",) if name == BASE else ("bases", name)
 
 
 def allowed_keys(model: type[BaseModel]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The base models of a run: each is found, identified, loaded and described when a stage first needs it."""
+"""The models of a run with their own weights: the recipe's `model`, and whole models in folders, which are not trained.
+
+Each is found, identified, loaded and described when a stage first needs it.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,7 @@ from alignkit.io.results import read_record, stage_folder
 from alignkit.io.text import cache_folder, is_dir, is_file, resolved
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.rules import base_of
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, base_keys, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Registration
 from alignkit.runs.fingerprint import template_of, template_parts
@@ -59,15 +61,6 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
     return str(source)
 
 
-def resolved_spec(recipe: Recipe, name: str) -> ModelSpec:
-    """A base model's settings with the path of a template file."""
-    spec = recipe.base(name)
-    template = recipe.folder / (spec.chat_template or "")
-    if is_file(template):
-        return spec.model_copy(update={"chat_template": str(template)})
-    return spec
-
-
 def _description(spec: ModelSpec, model: SharedModel) -> str:
     """`bfloat16 on cpu, packed rows of up to 8192 tokens`."""
     dtype = model.dtype_name
@@ -83,9 +76,15 @@ class RunBase:
     """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
 
     def __init__(self, name: str, recipe: Recipe, reporter: Reporter, download: bool = True):
-        """name: BASE, or one in `bases`. download: whether a model that is not here may be fetched or made."""
-        self.name, self.spec = name, recipe.base(name)
-        self._recipe, self._reporter, self._download = recipe, reporter, download
+        """name: BASE, or the folder of a whole model. download: whether a model may be fetched or made."""
+        self.name, self._recipe, self._reporter, self._download = name, recipe, reporter, download
+        self.spec = recipe.model
+        template = recipe.folder / (self.spec.chat_template or "")
+        if name != BASE:  # its chat template is its own, and nothing of it is trained
+            own = {"base": name, "revision": None, "chat_template": None, "activation_checkpointing": False}
+            self.spec = self.spec.model_copy(update=own)
+        elif is_file(template):
+            self.spec = self.spec.model_copy(update={"chat_template": str(template)})
 
     @cached_property
     def source(self) -> str:
@@ -118,12 +117,9 @@ class RunBase:
         from alignkit.models.loading import load_text, locate
         from alignkit.tokens.encoder import Encoder
 
-        spec = resolved_spec(self._recipe, self.name)
-        revision = self.commit or spec.revision
-        with self._loading(spec):
-            encoder = Encoder(*load_text(spec, locate(self.source, revision), revision))
-        encoder.several_bases = bool(self._recipe.bases)
-        return encoder
+        revision = self.commit or self.spec.revision
+        with self._loading():
+            return Encoder(*load_text(self.spec, locate(self.source, revision), revision))
 
     @cached_property
     def origin(self) -> Base:
@@ -137,28 +133,24 @@ class RunBase:
 
         use: `start` of a stage, `policy`, or `reward`. The text may end with a line of help.
         """
-        if not self.source and not is_file(folder / "adapter_config.json"):
-            return ""
-        from alignkit.models.adapters import base_name, is_adapter
+        from alignkit.models.adapters import is_adapter
         from alignkit.models.loading import has_score
 
-        adapter = is_adapter(folder)
-        if not self.source:  # names tell, if both are those of model plugins
-            name, ours = base_name(folder), source_of(self.spec.base)[0]
-            other = name != self.spec.base and source_of(name)[0] not in ("", ours)
-            return f"{folder} is an adapter for the base model '{name}', not for '{self.spec.base}'" if other else ""
-        if use == "reward" and not adapter:  # a whole model needs no base model
+        if use == "reward" and not is_adapter(folder):  # a whole model needs no base model
             inner = folder / "adapter"
             return f"{folder} holds no model\nhelp: the reward model is in {inner}" if inner.is_dir() else ""
-        if self.spec.lora is not None and not adapter:
-            return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
+        if use == "policy" and has_score(folder):
+            return f"{folder} holds a reward model, but a policy is needed"
+        if not self.source or (use == "policy" and not is_adapter(folder)):
+            return ""
+        lora = self.spec.lora
+        if use == "start" and lora is not None and not is_adapter(folder):
+            return f"{folder} holds a whole model, but with model.lora every stage starts from an adapter"
         try:
-            if text := self.origin.misfit(folder, self.spec.lora):
+            if text := self.origin.misfit(folder, lora if use == "start" else None):
                 return text
         except RunFailed as error:
             return str(error)
-        if use == "policy" and has_score(folder):
-            return f"{folder} holds a reward model, but a policy is needed"
         parts = read_record(stage_folder(folder)).get("depends_on") or {}
         if use == "reward" and parts.get("model"):
             theirs = template_of(parts)
@@ -166,8 +158,8 @@ class RunBase:
                 template = theirs["chat_template"] or "that of its base model"
                 return (
                     f"the reward model {folder} was trained on texts of another chat template: {template}\n"
-                    "help: score with its own: give a base model of this recipe, or of 'bases', the same "
-                    "'chat_template'"
+                    "help: give 'model' the same 'chat_template', or export the reward model with --merge: a whole "
+                    "one has its own"
                 )
         return ""
 
@@ -177,10 +169,9 @@ class RunBase:
         from alignkit.models.models import LoadedBase
         from alignkit.models.shared_model import SharedModel
 
-        recipe, reporter = self._recipe, self._reporter
-        spec = resolved_spec(recipe, self.name)
+        recipe, reporter, spec = self._recipe, self._reporter, self.spec
         reporter.activity(f"loading {spec.base}")
-        with self._loading(spec):
+        with self._loading():
             revision = self.commit or spec.revision
             model = SharedModel(spec, self.source, revision=revision, seed=number(recipe.seed, "init"))
         for fact in (_description(spec, model), *model.chat_facts):
@@ -191,14 +182,16 @@ class RunBase:
         model.should_stop = should_stop
         stages = recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
-        loaded = LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
-        loaded.encoder.several_bases = bool(recipe.bases)
-        return loaded
+        return LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
 
     @contextmanager
-    def _loading(self, spec: ModelSpec) -> Iterator[None]:
-        """Report what keeps the base model from being loaded, with the line of the recipe that names it."""
-        recipe, keys = self._recipe, base_keys(self.name)
+    def _loading(self) -> Iterator[None]:
+        """Report what keeps the model from being loaded, with the line of the recipe that names it."""
+        recipe = self._recipe
+        keys: Keys = ("model",)
+        place: Keys = ("model", "base")
+        if self.name != BASE:
+            keys = place = _place_of(recipe, self.name)
         try:
             yield
         except RecipeError as error:
@@ -212,115 +205,70 @@ class RunBase:
             reason = str(error).strip().split("\n")[0]
             if isinstance(error, LookupError | TypeError):
                 reason = f"{type(error).__name__}: {reason}"
-            place = (*keys, "base")
-            message = f"{path_text(place)} '{spec.base}' cannot be loaded with these settings: {reason}"
+            message = f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: {reason}"
             raise RunFailed(str(recipe.problem(place, message))) from error
 
 
+def _place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
+    """Where a recipe names a folder below some keys; these themselves if that is not written there."""
+    for keys, node in recipe.document.find(start)[1].walk(start):
+        if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
+            return keys
+    return start
+
+
 class RunBases(dict[str, RunBase]):
-    """All base models of a run, by the recipe's names for them."""
+    """The base models of a run: BASE, and the folders of whole models that its stages use."""
 
     def __init__(self, recipe: Recipe, reporter: Reporter, download: bool = True):
         """download: see `RunBase`."""
-        self._recipe, names = recipe, (BASE, *recipe.bases)
-        super().__init__({name: RunBase(name, recipe, reporter, download) for name in names})
-        self._of_folder: dict[str, str | None] = {}
-        self._without_device: set[str] = set()
+        self._recipe, self._reporter, self._download = recipe, reporter, download
 
-    def base_of(self, reference: str) -> str | None:
-        """The base model that a reference is on; None for a folder that holds no adapter for one of them."""
-        if len(self) == 1:
-            return BASE
-        if reference.partition("@")[0] in {*self, *self._recipe.stages}:
-            return base_of(reference, self._recipe.stages, self) or BASE
-        return self._base_of_folder(reference)
-
-    def _base_of_folder(self, reference: str) -> str | None:
-        if reference not in self._of_folder:
-            from alignkit.models.adapters import is_adapter
-
-            folder = self._recipe.folder / reference
-            fitting = [
-                base for base in self.values() if base.source and is_adapter(folder) and base.origin.fits(folder)
-            ]
-            fitting.sort(key=lambda base: base.spec.lora is None or base.unfit(folder, "start") != "")
-            self._of_folder[reference] = fitting[0].name if fitting else None
-        return self._of_folder[reference]
-
-    def needed(self, stage: Stage) -> tuple[str, ...]:
-        """The base models that a stage uses: a training stage's own first, and BASE if it names none."""
-        own = [stage.base] if stage.kind == "algorithm" else []
-        named = dict.fromkeys(filter(None, [*own, *map(self.base_of, stage.roles)]))
-        if not own and BASE in named:
-            return (BASE, *(name for name in named if name != BASE))
-        return tuple(named) or (BASE,)
+    def __missing__(self, name: str) -> RunBase:
+        self[name] = RunBase(name, self._recipe, self._reporter, self._download)
+        return self[name]
 
     # Mistakes of a stage
 
     def misfits(self, stage: Stage) -> Iterator[Problem]:
-        """Weights of other runs that do not fit their base models."""
-        for folder in stage.folders:
-            starts = stage.settings is not None and stage.settings.from_ == folder
-            home, fitting = self.needed(stage)[0], self.base_of(folder)
-            text = self[home if starts else fitting or home].unfit(Path(folder), "start" if starts else "policy")
-            if text and fitting not in (None, home, BASE):
-                text += f"\nhelp: it is for '{fitting}': set 'base: {fitting}' in the stage"
-            if text:
-                yield self._at_folder(stage, folder, text)
+        """Weights of other runs that the stage cannot use."""
+        start = stage.settings.from_ if stage.settings is not None else None
+        uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
             if spec.kind == "folder":
-                reasons = [base.unfit(Path(spec.name), "reward") for base in self.values()]
-                if all(reasons):
-                    helped = [text for text in reasons if "\nhelp: " in text]
-                    add = f"{reasons[0]}\nhelp: add its base model to the recipe: 'bases: {{NAME: {{base: ...}}}}'"
-                    yield self._at_folder(stage, spec.name, next(iter(helped), add))
+                uses[spec.name] = "reward"
+        keys: Keys = ("stages", stage.name)
+        for folder, use in uses.items():
+            if text := self[BASE].unfit(Path(folder), use):
+                place = _place_of(self._recipe, folder, keys)
+                message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
+                yield self._recipe.problem(place, message, at_key=place == keys, help=help)
 
-    def _at_folder(self, stage: Stage, folder: str, text: str) -> Problem:
-        """A problem where a stage names a folder."""
-        recipe, keys = self._recipe, ("stages", stage.name)
-        place: Keys = keys
-        if recipe.document is not None:
-            for inner, node in recipe.document.find(keys)[1].walk(keys):
-                if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
-                    place = inner
-        message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
-        return recipe.problem(place, message, at_key=place == keys, help=help)
-
-    def missing_device(self, stage: Stage) -> Iterator[Problem]:
-        """Devices of a stage's base models that this machine lacks, each base model once."""
+    def missing_device(self) -> Iterator[Problem]:
+        """The device of the models, if this machine lacks it."""
         from alignkit.models.loading import device_of
 
-        for name in self.needed(stage):
-            try:
-                device_of(self[name].spec.device)
-            except RunFailed as error:
-                if name in self._without_device:
-                    continue
-                self._without_device.add(name)
-                yield self._recipe.problem((*base_keys(name), "device"), f"stage '{stage.name}': {error}")
+        try:
+            device_of(self._recipe.model.device)
+        except RunFailed as error:
+            yield self._recipe.problem(("model", "device"), str(error))
 
     def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:
-        """A reference on another base model that would read other tokens than the policy writes."""
-        reference = (stage.settings.reference if stage.settings is not None else None) or stage.base
-        base = base_of(reference, self._recipe.stages, self)
-        if base not in (None, stage.base):
-            ours, theirs = self[stage.base].encoder, self[base].encoder
+        """A reference in a folder that would read other tokens than the policy writes."""
+        reference = stage.settings.reference if stage.settings is not None else None
+        if reference in stage.whole_models:
+            ours, theirs = self[BASE].encoder, self[reference].encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
             what, help = (
                 "has another tokenizer",
-                "name a reference whose base model has the same tokenizer, or let the policy learn its answers as "
-                f"text: a step 'sample' with 'policy: {reference}', then a stage with 'algorithm: sft'",
+                "name a reference with the same tokenizer, or let the policy learn its answers as text: a step "
+                "'sample' with its folder as 'policy', then a stage with 'algorithm: sft'",
             )
             if ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab():
-                what, help = "ends its turns with other tokens", "give both base models the same 'chat_template'"
+                what, help = "ends its turns with other tokens", "give both models the same chat template"
             message = (
-                f"stage '{stage.name}': its reference '{reference}' is on {self._named(base)}, which {what} than "
-                f"{self._named(stage.base)}: its log-probabilities of the policy's tokens would mean nothing"
+                f"stage '{stage.name}': its reference {reference} {what} than 'model' ({self._recipe.model.base}): its "
+                "log-probabilities of the policy's tokens would mean nothing"
             )
             yield self._recipe.problem(("stages", stage.name, "reference"), message, help=help)
-
-    def _named(self, base: str) -> str:
-        """`base 'small' (tiny)`."""
-        name = "'model'" if base == BASE else f"base '{base}'"
-        return f"{name} ({self._recipe.base(base).base})"

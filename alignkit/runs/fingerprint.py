@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -92,29 +92,22 @@ def stage_parts(
     base: Any,
     upstream: Mapping[str, str],
     data: RunData | None = None,
-    own: str | None = None,
-    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the stage's result depends on, as plain data.
 
-    base: digest of its base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
-    own: the recipe's name for the base model, if the stage is a step. others: digests of all other base models that it
-    uses, by name.
+    base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
     """
     fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
-    own = own or stage.base
-    more = {name: fingerprint.of_base(recipe.base(name), digest) for name, digest in (others or {}).items()}
     return {
         "component": fingerprint.of(stage.component),
         # A stage's engine may also be the recipe's.
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
         **({} if stage.engine is None else {"engine": fingerprint.of(stage.engine)}),
         "upstream": dict(upstream),
-        **fingerprint.of_base(recipe.base(own), base),
-        **({"bases": more} if more else {}),
+        **fingerprint.of_base(recipe.model, base),
         "folders": {folder: model_digest(folder) for folder in stage.folders},
         "seed": recipe.seed,
-        "versions": versions(_packages(stage, [recipe.base(name) for name in (own, *more)])),
+        "versions": versions(_packages(stage, recipe.model)),
     }
 
 
@@ -145,7 +138,7 @@ def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     return found
 
 
-def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
+def _packages(stage: Stage, model: ModelSpec) -> tuple[str, ...]:
     """The packages whose versions decide this stage's result, but not every stage's."""
     own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
     for component in specs([stage.settings, stage.component.options, stage.engine], Component):
@@ -153,7 +146,7 @@ def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
             own = (*own, *getattr(place, "packages", ()))
     optimizer = getattr(stage.settings, "optimizer", "adamw")
     theirs = isinstance(optimizer, str) and optimizer != "adamw"
-    if theirs or any(spec.quantization != "none" for spec in bases):
+    if theirs or model.quantization != "none":
         return (*own, "bitsandbytes")
     return own
 

@@ -30,7 +30,7 @@ from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, Results, 
 from alignkit.io.text import exists, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs.bases import RunBases
 from alignkit.runs.fingerprint import RunData
 from alignkit.training.collectives import ONE_PROCESS, Collectives
@@ -120,7 +120,7 @@ class Services:
         """The policies and reward models of the run."""
         from alignkit.models.models import Models
 
-        return Models(self.bases.base_of, self._open)
+        return Models(self._open)
 
     def _open(self, base: str) -> LoadedBase:
         service = self.bases[base].load(self.artifact, self.should_stop)
@@ -129,12 +129,10 @@ class Services:
         return service
 
     def make_room(self, stage: Stage) -> None:
-        """Begin a stage: free the base models that neither it nor a later stage needs."""
-        needed, stages = self.bases.needed(stage), list(self.recipe.stages.values())
-        later = [base for after in stages[stages.index(stage) :] for base in self.bases.needed(after)]
-        self.models.enter(stage.name, needed, later)
+        """Begin a stage: free whole models that it does not use."""
+        self.models.enter(stage.whole_models)
         if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
-            for base in needed:
+            for base in (BASE, *stage.whole_models):
                 self.models.of(base)
 
     @contextmanager

@@ -26,7 +26,7 @@ from alignkit.errors import AlignkitError, DataError, PluginError, Problem, Reci
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.kinds import reader_of
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, keys_of, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Context, Judge, Reward, RewardCombination
@@ -148,9 +148,7 @@ class RunStage:
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
-        own, *more = services.bases.needed(self.stage)
-        others = {name: services.bases[name].digest for name in more}
-        return stage_parts(self.stage, self.recipe, services.bases[own].digest, upstream, services.data, own, others)
+        return stage_parts(self.stage, self.recipe, services.bases[BASE].digest, upstream, services.data)
 
     def record(
         self, seconds: float, summary: Mapping[str, Any], artifact: Artifact, parts: Mapping[str, Any]
@@ -311,7 +309,7 @@ class TrainingStage(RunStage, StageContext):
         super().__init__(services, stage)
         assert stage.settings is not None
         self.settings: Settings = stage.settings
-        self.folder_of, self.base_of = services.store.path, services.bases.base_of
+        self.folder_of = services.store.path
         self._selected: tuple[Loaded, list[Group]] | None = None  # from which data, and by the algorithm that trains
         self.looked: bool | None = None
 
@@ -320,7 +318,7 @@ class TrainingStage(RunStage, StageContext):
     def _check_plugins(self, mistakes: Mistakes) -> None:
         stage, settings = self.stage, self.settings
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
-            self._check(mistakes, stage.component, "check_model", self.recipe.base(stage.base))
+            self._check(mistakes, stage.component, "check_model", self.recipe.model)
         super()._check_plugins(mistakes)
         rewards = specs([settings.reward, settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
@@ -332,7 +330,7 @@ class TrainingStage(RunStage, StageContext):
     def _check_models(self, mistakes: Mistakes) -> None:
         bases, environment = self.services.bases, self.settings.environment
         if self.services.download:
-            mistakes.add(bases.missing_device(self.stage))
+            mistakes.add(bases.missing_device())
         super()._check_models(mistakes)
         mistakes.add(bases.other_tokenizer(self.stage))
         if environment is not None and self.services.download:
@@ -342,13 +340,13 @@ class TrainingStage(RunStage, StageContext):
     def _check_template(self, component: Component) -> None:
         """Raise RunFailed if the base model's chat template is unfit for the stage's environment."""
         factory = player().Factory(component, self.name, self.seed, self.recipe.folder)
-        encoder = self.services.bases[self.stage.base].encoder
+        encoder = self.services.bases[BASE].encoder
         assert encoder is not None
         player().Episodes(factory, encoder, self.settings.max_length)
 
     def _check_entry(self, spec: DataSpec, loaded: Loaded, rows: int | None) -> None:
         keys = [name for name in ("data", "prompts", "gold_prompts") if getattr(self.settings, name) is spec]
-        encoder = self.services.bases[self.stage.base].encoder
+        encoder = self.services.bases[BASE].encoder
         self.looked = encoder is not None
         with pointing_at(tuple(keys)):
             groups = [*loaded.groups, *loaded.validation]
@@ -506,13 +504,13 @@ class TrainingStage(RunStage, StageContext):
     @property
     def models(self) -> LoadedBase:
         """The models on the stage's base model."""
-        return self.services.models.of(self.stage.base)
+        return self.services.models.of(BASE)
 
     def models_of(self, reference: str) -> LoadedBase:
-        return self.services.models.of(self.base_of(reference) or self.stage.base)
+        return self.services.models.of(reference)
 
     def bases(self) -> Mapping[str, LoadedBase]:
-        return {base: self.services.models.of(base) for base in self.services.bases.needed(self.stage)}
+        return {base: self.models_of(base) for base in (BASE, *self.stage.whole_models)}
 
     def should_stop(self) -> None:
         self.collectives.should_stop(self.services.should_stop)
@@ -571,7 +569,7 @@ class StepStage(RunStage):
             map=map_rows,
             log=lambda **values: metrics.write(stage=self.name, **values),
             say=self.reporter.activity,
-            base_of=services.bases.base_of,
+            base_of=services.models.base_of,
             recipe=self.recipe,
             read=services.read,
         )

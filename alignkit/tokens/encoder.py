@@ -217,11 +217,11 @@ class _Rendered:
 class Encoder:
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
-    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. several_bases: whether
-    tokens whose tokenizer nobody named may be another base model's, so that their text is read.
+    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. foreign: whether
+    tokens whose tokenizer nobody named are those of another model, so that their text is read.
     """
 
-    several_bases = False
+    foreign = False
 
     def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, end_ids: Iterable[int] = ()):
         """template_kwargs: of the chat template. end_ids: tokens that end a response, besides the template's own."""
@@ -433,7 +433,7 @@ class Encoder:
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
         if response.tokens is None or response.tokenizer is None:
-            return response.tokens is not None and not self.several_bases
+            return response.tokens is not None and not self.foreign
         return response.tokenizer == self.digest
 
     def _rendered(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:

@@ -25,8 +25,7 @@ class StageContext:
     """A training stage as its trainer sees it.
 
     stage: as the recipe has it. settings: with the learning rate that is used. folder: the stage's own. summary: for
-    stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage. base_of: the base model that a
-    reference is on.
+    stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage.
     """
 
     name: str
@@ -38,7 +37,6 @@ class StageContext:
     reporter: Reporter
     notify: Callable[..., Any]
     folder_of: Callable[[str], Path]
-    base_of: Callable[[str], str | None]
 
     @abstractmethod
     def metrics(self, size: int) -> Metrics:
@@ -66,11 +64,11 @@ class StageContext:
 
     @abstractmethod
     def models_of(self, reference: str) -> LoadedBase:
-        """The models on the base model of a reference."""
+        """The opened model whose weights a reference shares."""
 
     @abstractmethod
     def bases(self) -> Mapping[str, LoadedBase]:
-        """All base models that the stage uses, by the recipe's names."""
+        """The base model and the whole models that the stage uses, by `base` or folder."""
 
     @abstractmethod
     def should_stop(self) -> None:
@@ -84,7 +82,7 @@ class StageContext:
     @property
     @abstractmethod
     def models(self) -> LoadedBase:
-        """The models on the stage's base model."""
+        """The base model, with the policies and reward models on it."""
 
     @property
     def model(self) -> SharedModel:

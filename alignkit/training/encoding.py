@@ -190,9 +190,10 @@ def requirement(needs: Needs) -> str:
 class ReferencePrompts:
     """Puts responses behind the reference's prompts.
 
-    A reference on another base model reads prompts in its own chat template, and the policy's tokens behind them.
+    A whole model as reference reads prompts in its own chat template, and the policy's tokens behind them.
 
-    encoder, model: the reference's. where: begins errors. policy: the policy's encoder, if it is on another base model.
+    encoder, model: the reference's. where: begins errors. policy: the policy's encoder, if the reference is a
+    whole model.
     """
 
     algorithm: Algorithm
@@ -205,7 +206,7 @@ class ReferencePrompts:
         """The same response tokens and masks behind the reference's prompts.
 
         A group whose prompt is the same for both is returned as it is. Raises DataError if a prompt does not leave room
-        for the responses in the model's context, and RunFailed for a token that the reference's base does not have.
+        for the responses in the model's context, and RunFailed for a token that the reference does not have.
         """
         if not self._may_differ:
             return list(groups)
@@ -245,7 +246,7 @@ class ReferencePrompts:
         if unknown:
             raise RunFailed(
                 f"{self.where}a response to {preview(encoded.group)} has token {unknown[0]}, which no text has and the "
-                f"reference's base model does not know: it has {most}\n"
+                f"reference does not know: it has {most}\n"
                 "help: 'rollout: {top_p: 0.99}' keeps the policy from sampling it, and so does training with sft first"
             )
 

@@ -218,7 +218,7 @@ class Learner:
             for name, share in {**shares, "loss": loss}.items():
                 sums[name] = sums.get(name, 0.0) + float(share.detach())
             with torch.no_grad():
-                wanted = shapes.terms(part.batch, "metric")
+                wanted = shapes.terms(part.batch)
                 metrics.add(call(self.algorithm, "report_metrics", part.batch, out, returns=wanted), part.batch)
         return sums, metrics
 

@@ -171,7 +171,9 @@ class Monitors:
 
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
-        self._report([call(monitor, "finish", self.stopped, returns=shapes.observation()) for monitor in self.monitors])
+        self._report(
+            [call(monitor, "finish", self.stopped, returns=shapes.observation(0)) for monitor in self.monitors]
+        )
         if not self.stopped:
             self.trainer.save()
         self.context.collectives.on_rank0(self._settle)

@@ -103,10 +103,10 @@ def _damage(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class StageRoles:
-    """Names of roles on the stage's base model.
+    """Names of roles.
 
-    trained: the policy or reward model. reference: a role of its own base model. start, reference_name: stages or base
-    models as the recipe names them.
+    trained: the policy or reward model. reference: a role of the base model, or of a whole model. start,
+    reference_name: as the recipe names them.
     values: the value function's role, if the algorithm needs one. value_start: what it starts from, in words.
     """
 
@@ -143,7 +143,7 @@ def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tuple[str, str]:
     """Add the value function's role; returns its name and what it starts from, in words.
 
-    As in InstructGPT, it starts from a reward model, if one is on the policy's base. That model's head is kept only if
+    As in InstructGPT, it starts from a reward model. That model's head is kept only if
     its score is the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale are
     worse than zeros.
     """
@@ -152,8 +152,7 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tup
     if needs.shared_values:
         context.model.add_head(name, policy_role)
         return name, "a zero head on the policy"
-    stages = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
-    reward_models = [name for name in stages if context.base_of(name) == context.stage.base]
+    reward_models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
     source = context.settings.value_from or (reward_models[0] if reward_models else None)
     start = policy_role if source is None else models.role(source)
     role = context.model.add_role(name, start=start, head="scalar")
@@ -182,7 +181,7 @@ class TrainerState:
 
     done: that checkpoint's state, empty if there is none. parts: what a checkpoint keeps in addition to weights and
     optimizer, objects with `state()` and `restore(state)` by name. summary: for stage.json. reference_models: those on
-    the reference's base model.
+    the model that the reference is, or is on.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):

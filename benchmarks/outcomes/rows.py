@@ -104,7 +104,7 @@ def key_of(recipe: Recipe) -> str:
 
     Other defaults, code, and versions of packages are not in it, or a row would be lost with every commit.
     """
-    written = {key: recipe.resolved.get(key) for key in ("model", "bases", "engine", "stages", "seed")}
+    written = {key: recipe.resolved.get(key) for key in ("model", "engine", "stages", "seed")}
     return digest(_contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}]))
 
 

@@ -19,8 +19,7 @@ from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.digest import plugin_digests, versions
 from alignkit.kinds import World
-from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.schema import BASE, Recipe, base_keys, specs
+from alignkit.recipe.schema import Recipe, specs
 from alignkit.runs.fingerprint import file_facts
 from alignkit_distributed import sharded
 from alignkit_distributed.collectives import ProcessCollectives
@@ -39,9 +38,9 @@ def join(recipe: Recipe, folder: Path, world: World) -> ProcessCollectives:
     check_stages(recipe)
     if world.shard:
         check_bases(recipe)
-    devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
-    on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
-    check_devices(devices, on_cpu)
+    device = recipe.model.device
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    check_device(device, on_cpu)
     try:
         state = PartialState(cpu=on_cpu, timeout=LONGEST)
     except (RuntimeError, ValueError, OSError) as error:
@@ -69,12 +68,12 @@ def check_stages(recipe: Recipe) -> None:
 
 
 def check_bases(recipe: Recipe) -> None:
-    """Raise RecipeError if a base model cannot be cut into parts, or a stage cannot train the parts."""
-    problems = []
+    """Raise RecipeError if the base model cannot be cut into parts, or a stage cannot train the parts."""
+    spec, problems = recipe.model, []
     help = "start the run without --use_fsdp"
     for stage in recipe.stages.values():
         settings = stage.settings
-        if settings is None or recipe.base(stage.base).lora is not None:
+        if settings is None or spec.lora is not None:
             continue
         name = getattr(settings.optimizer, "name", settings.optimizer)
         if name != "adamw":
@@ -83,14 +82,12 @@ def check_bases(recipe: Recipe) -> None:
         if stage.engine is not None:
             text = f"stage '{stage.name}': the engine '{stage.engine.name}' needs all weights in process 0"
             problems.append(recipe.problem(("stages", stage.name), text, help=help))
-    for name in (BASE, *recipe.bases):
-        spec, keys = recipe.base(name), base_keys(name)
-        if spec.lora is None and not sharded.can_learn():
-            text = f"{path_text(keys)}: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
-            problems.append(recipe.problem((*keys, "lora"), text, help=help))
-        if spec.quantization != "none":
-            text = f"{path_text(keys)}: a quantized base model cannot be cut into parts"
-            problems.append(recipe.problem((*keys, "quantization"), text, help=help))
+    if spec.lora is None and not sharded.can_learn():
+        text = "model: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
+        problems.append(recipe.problem(("model", "lora"), text, help=help))
+    if spec.quantization != "none":
+        text = "model: a quantized base model cannot be cut into parts"
+        problems.append(recipe.problem(("model", "quantization"), text, help=help))
     if problems:
         raise RecipeError(problems)
 
@@ -106,10 +103,10 @@ def facts_of(recipe: Recipe, folder: Path, world: World) -> dict[str, Any]:
     return facts
 
 
-def check_devices(devices: set[str], on_cpu: bool) -> None:
-    """Raise RecipeError if the devices of the base models do not suit several processes."""
-    if named := sorted(device for device in devices if ":" in device):
-        text = f"'device: {named[0]}' is one device, but each process needs its own"
+def check_device(device: str, on_cpu: bool) -> None:
+    """Raise RecipeError if the device of the models does not suit several processes."""
+    if ":" in device:
+        text = f"'device: {device}' is one device, but each process needs its own"
         raise RecipeError([Problem(text, help="leave 'device' out: each process takes a GPU of its own")])
     local, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if not on_cpu and local > count:

@@ -348,11 +348,6 @@ SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
         {"step": "judge_pairs", "judge": {"local_judge": {"reasons": True}}, "data": "rows.jsonl"},
         True,
     ),
-    "rate data together": (
-        {"step": "evaluate_reward", "pairs": "rows.jsonl"}
-        | {"rewards": [{"rating": {"judge": {"local_judge": {"role": "base"}}, "together": True}}]},
-        True,
-    ),
 }
 
 

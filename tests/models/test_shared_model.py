@@ -18,7 +18,7 @@ def test_a_role_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> N
     model.add_role("good.1")
     model.save("good.1", tmp_path / "good")
     for _ in range(2):  # a second attempt fails the same way
-        with pytest.raises(RunFailed, match=r"adapter_model\.safetensors"):
+        with pytest.raises(RunFailed, match=r"adapter_config\.json"):
             model.add_role("bad", start=tmp_path / "nowhere")
     assert list(model.roles) == ["base", "good.1"]
     assert not any(parameter.requires_grad for parameter in model.model.parameters())

@@ -70,9 +70,11 @@ def about(file: Path) -> list[float]:
 
 
 def trained(python: Path | str, folder: Path, recipe: str, place: Path) -> dict[str, dict[str, Any]]:
-    out = place / recipe
-    run(python, folder / f"{recipe}.yaml", out, place / "cache")
-    return weights(out, recipe)
+    found = {}
+    for file in sorted(folder.glob(f"{recipe}*.yaml")):  # a stage on another base model has a recipe of its own
+        run(python, file, place / file.stem, place / "cache")
+        found |= weights(place / file.stem, recipe)
+    return found
 
 
 def base_python() -> Path | None:

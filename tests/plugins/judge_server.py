@@ -104,7 +104,7 @@ def options_of(url: str, **options: Any) -> OpenAIJudge.Options:
 # A judge that thinks
 
 FENCED = re.compile(r"\[begin (\w{16})\]\n(.*?)\n\[end \1\]", re.DOTALL)
-LINE = re.compile(r"^(Verdict|Rating|Ratings) (\w{8}): X$", re.MULTILINE)
+LINE = re.compile(r"^(Verdict|Rating) (\w{8}): X$", re.MULTILINE)
 KEYS = re.compile(r'"code", the text "(\w{8})", and "(\w+)"')
 
 

@@ -146,13 +146,12 @@ SAME: dict[str, tuple[dict[str, Any], str]] = {
     "no teacher of another start": ({"from": "first"}, "student:"),
     "its own start": ({"from": "first", "reference": "first"}, "first"),
     "the base itself": ({"reference": "base"}, "base"),
-    "its own base": ({"base": "other", "reference": "other"}, "other"),
 }
 
 
 def recipe_of(folder: Path, **student: Any) -> Path:
     (folder / "demos.jsonl").write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
-    recipe = {"model": {"base": "tiny"}, "bases": {"other": {"base": "tiny"}}}
+    recipe = {"model": {"base": "tiny"}}
     recipe["stages"] = {"first": FIRST, "student": STUDENT | student}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return folder / "recipe.yaml"
@@ -174,7 +173,6 @@ def test_a_teacher_that_is_the_student_is_refused(tmp_path: Path, case: str) -> 
     [
         {"reference": "first"},
         {"from": "first", "reference": "base"},
-        {"reference": "other"},
         {"from": "first", "algorithm": {"distillation": {"context": CONTEXT}}},
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -184,45 +183,6 @@ def test_without_reasons_only_the_line_is_asked_for(judge: Any, server: Server) 
     assert "Answer with a line of this form, and nothing else:" in text and "think" not in text
 
 
-# --- several in one question --------------------------------------------------------------------------------------
-
-
-def test_responses_are_rated_together_in_orders_that_the_seed_draws(judge: Any, server: Server) -> None:
-    texts = [f"is {n}" for n in (3, 9, 1, 6)]
-    (ratings,) = judge().rate_together([(PROMPT, texts)])
-    assert [rating.score for rating in ratings] == [3.0, 9.0, 1.0, 6.0]  # of the responses, not of their places
-    first, second = (texts_of(request)[1:] for request in server.requests)
-    assert sorted(first) == sorted(texts) and second == first[::-1]
-    assert (ratings[0].calls, ratings[0].tokens, ratings[1].calls, ratings[1].tokens) == (2, 280, 0, 0)
-    again = judge().rate_together([(PROMPT, texts)])
-    assert again == [ratings] and len(server.requests) == 2  # the same orders, so the replies are stored
-    drawn = set()
-    for seed in range(6):
-        judge(seed=seed).rate_together([(PROMPT, texts)])
-        drawn.add(tuple(texts_of(server.requests[-1])[1:]))
-    assert len(drawn) > 2
-
-
-def test_ratings_of_several_orders_are_averaged(judge: Any, server: Server) -> None:
-    """A judge that gives 9 to what it sees first and 1 to the rest has no preference between two responses."""
-    server.judge = lambda request: said("{} {}: 9, 1".format(*asked_for(request)))
-    (ratings,) = judge().rate_together([(PROMPT, ["a", "b"])])
-    assert [rating.score for rating in ratings] == [5.0, 5.0]
-
-
-def test_one_unusable_order_leaves_no_rating(judge: Any, server: Server) -> None:
-    for x, reason in (("1, 2", "another number of responses: 2, not 3"), ("1, 2, 10", "outside of the scale")):
-        bad = itertools.cycle([x, "1, 2, 3"])
-        server.judge = lambda request, bad=bad: said("{} {}: ".format(*asked_for(request)) + next(bad))
-        (ratings,) = judge(model=x).rate_together([(PROMPT, ["a", "b", "c"])])
-        assert [rating.score for rating in ratings] == [None] * 3 and all(reason in each.reason for each in ratings)
-
-
-def test_few_responses_together(judge: Any, server: Server) -> None:
-    none, one = judge().rate_together([(PROMPT, []), (PROMPT, ["is 4"])])
-    assert none == [] and [rating.score for rating in one] == [4.0] and len(server.requests) == 1
-
-
 # --- the first question ----------------------------------------------------------------------------------------------
 
 NO_MAX_TOKENS = (
@@ -354,7 +314,6 @@ def test_a_local_judge_thinks(tmp_path: Path) -> None:
     judge = local(tmp_path, models, role="sft", reasons=True, max_tokens=77)
     assert [verdict.p_first for verdict in judge.compare([BETTER, WORSE])] == [1.0, 0.0]
     assert judge.rate([(PROMPT, "is 7")])[0].score == 7.0
-    assert [rating.score for rating in judge.rate_together([(PROMPT, ["is 2", "is 5"])])[0]] == [2.0, 5.0]
     role, sampling = models.sampling[0]
     assert role == "sft" and (sampling["temperature"], sampling["max_new_tokens"]) == (0.0, 77)
     (cut,) = local(tmp_path, Models(truncated=True), reasons=True).rate([(PROMPT, "is 7")])

@@ -44,9 +44,6 @@ class Says(Judge):
     def rate(self, items: Sequence[Any], rubric: Any = "") -> Any:
         return [self._rating(self.options[1]) for _ in items]
 
-    def rate_together(self, items: Sequence[Any], rubric: Any = "") -> Any:
-        return [[self._rating(place + self.options[1]) for place, _ in enumerate(texts)] for _, texts in items]
-
     def _rating(self, score: float | None) -> Rating:
         return Rating(score, "" if score is not None else "the judge refused", calls=1, tokens=7, cost=0.5)
 
@@ -106,9 +103,6 @@ def test_ratings_count_as_shares_of_their_scales(tmp_path: Path, combine: str, s
     (rating,) = judge.rate([(PROMPT, "a")])
     assert judge.scale == (0, 1) and rating.score == pytest.approx(score if combine != "mean" else (1 + 0.4 + 0.25) / 3)
     assert (rating.calls, rating.tokens, rating.cost) == (3, 21, 1.5)
-    together = panel([1.0, 0.0], tmp_path, [(1, 5), (0, 2)], combine=combine)
-    (ratings,) = together.rate_together([(PROMPT, ["a", "b"])])
-    assert [each.score for each in ratings] == [0.0, pytest.approx({"worst": 0.25}.get(combine, 0.375))]
 
 
 def test_reward_models_are_averaged_as_they_are(tmp_path: Path) -> None:
@@ -127,13 +121,11 @@ def test_a_panel_can_do_what_all_its_judges_can(tmp_path: Path) -> None:
 
     local, reward = component(LocalJudge, None), component(RewardJudge, None)
     CheckedJudge.check_compares(of(local, local), "polite")
-    CheckedJudge.check_rates(of(local, local), "polite", together=True)
+    CheckedJudge.check_rates(of(local, local), "polite")
     CheckedJudge.check_rates(of(reward, reward))
     for wrong in (CheckedJudge.check_compares, CheckedJudge.check_rates):
         with pytest.raises(RunFailed, match="reads no rubric"):
             wrong(of(local, reward), "polite")
-    with pytest.raises(RunFailed, match="one by one, and not together"):
-        CheckedJudge.check_rates(of(local, reward), together=True)
     judge = panel([Verdict(0.9), Verdict(0.9)], tmp_path)
     judge.compare([(PROMPT, "a", "b")], "polite")
     assert [part.judge.rubric for part in judge.judge._judges] == ["polite", "polite"]  # type: ignore[attr-defined]
@@ -149,7 +141,7 @@ def test_a_rating_outside_of_the_scale_is_the_authors_mistake(tmp_path: Path) ->
     around = Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     for score in (0.0, 6.0):
         judge = CheckedJudge(component(Says, ((1, 5), score)), around)
-        with pytest.raises(PluginError, match="outside of the judge's scale, 1 to 5"):
+        with pytest.raises(PluginError, match="a finite score from 1 to 5, or None, not"):
             judge.rate([(PROMPT, "a")])
     assert CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
 

@@ -427,10 +427,10 @@ def test_mistakes_are_found_before_the_run(
 def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(tmp_path: Path) -> None:
     """The reward prefers what is long, the judge has planted verdicts: only on the third row is it the other one."""
     pairs = [{"prompt": f"row {n}", "chosen": "long " * (n + 2), "rejected": "short"} for n in range(4)]
-    judge = {"length_judge": {"wrong": "row 2"}}
+    judge = {"rlaif": {"judge": {"length_judge": {"wrong": "row 2"}}}}
     (tmp_path / "plugin.py").write_text(LENGTH_JUDGE, encoding="utf-8")
     reward = {"length": {"unit": "characters"}}
-    labels = {"step": "people", "data": rows(tmp_path, *pairs), "labels": 1, "rewards": [reward], "judges": [judge]}
+    labels = {"step": "people", "data": rows(tmp_path, *pairs), "labels": 1, "rewards": [reward, judge]}
     recipe = write(tmp_path, {"labels": labels})
     words = ["run", str(recipe), "--out", str(tmp_path / "run"), "--plugin", str(tmp_path / "plugin.py")]
     assert main(words) == 75

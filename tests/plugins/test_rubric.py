@@ -39,9 +39,6 @@ class Finds(Judge):
         low, high = self.options or (0, 1)
         return Rating(high if not rubric or rubric[0].rstrip(".)").split()[-1] in text else low)
 
-    def rate_together(self, items: Sequence[Any], rubric: Any = "") -> Any:
-        return [[Rating(float(len(texts) + len(text))) for text in texts] for _, texts in items]
-
 
 def made(cls: type, folder: Path, scale: Any = (0, 1), **options: Any) -> Any:
     reward = cls(cls.Options(judge=component(Finds, scale), **options))  # type: ignore[attr-defined]
@@ -122,8 +119,6 @@ def test_other_judges_stop_the_run(tmp_path: Path) -> None:
         Rubric(Rubric.Options(judge=component(RewardJudge, None), criteria=one)).check(tmp_path)
     with pytest.raises(RunFailed, match="judge 'x' has no scale"):
         made(Rubric, tmp_path, None, criteria=one)
-    with pytest.raises(RunFailed, match="one by one, and not together"):
-        Rated(Rated.Options(judge=component(RewardJudge, None), together=True)).check(tmp_path)
 
 
 def test_options() -> None:
@@ -135,9 +130,7 @@ def test_options() -> None:
 def test_a_rating_is_a_reward(tmp_path: Path) -> None:
     reward = made(Rated, tmp_path, (1, 9), rubric=["It names the dose"])
     assert reward.score([group("a dose", "nothing"), group("unsure")]) == {"": [9, 1, None]}
-    assert reward._judge.judge.asked == [(3, ["It names the dose"])] and not reward.within_group
-    together = made(Rated, tmp_path, None, together=True)
-    assert together.score([group("a", "bb"), group("ccc")]) == {"": [3.0, 4.0, 4.0]} and together.within_group
+    assert reward._judge.judge.asked == [(3, ["It names the dose"])]
 
 
 def test_the_judge_reads_what_the_assistant_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A reference on another base model: a teacher that reads the policy's tokens, or is refused before anything trains."""
+"""A whole model as reference: a teacher that reads the policy's tokens, or is refused before anything trains."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "prompts.json
 STUDENT |= {"prompts_per_iteration": 3, "reference": "big"}
 STUDENT |= {"rollout": {"samples_per_prompt": 2, "max_new_tokens": 8, "temperature": TEMPERATURE}}
 PAIRS: dict[str, Any] = {"algorithm": "dpo", "data": "pairs.jsonl", "batch_size": 2, "reference": "big"}
-TEACHER = {"algorithm": "sft", "base": "big", "data": "demos.jsonl", "batch_size": 2, "learning_rate": 0.01}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,20 +58,18 @@ def write(folder: Path, stages: dict[str, Any], big: Path, **keys: Any) -> Path:
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    bases = {"big": {"base": str(big), "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}}
+    named = {name: stage | {"reference": str(big)} for name, stage in stages.items() if stage["reference"] == "big"}
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": TINY, "bases": bases, "stages": stages} | keys, sort_keys=False))
+    path.write_text(yaml.safe_dump({"model": TINY, "stages": stages | named} | keys, sort_keys=False))
     return path
 
 
-def direct(source: Path, adapter: Path | None, temperature: float) -> Callable[[Group, Sequence[int]], Tensor]:
-    """What transformers and peft say of a response's tokens behind a prompt, without alignkit."""
-    from peft import PeftModel
+def direct(source: Path, temperature: float) -> Callable[[Group, Sequence[int]], Tensor]:
+    """What transformers says of a response's tokens behind a prompt, without alignkit."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    network = (PeftModel.from_pretrained(network, adapter) if adapter else network).eval()
+    network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def logprobs(group: Group, tokens: Sequence[int]) -> Tensor:
@@ -84,19 +81,15 @@ def direct(source: Path, adapter: Path | None, temperature: float) -> Callable[[
     return logprobs
 
 
-@pytest.mark.parametrize("reference", ["big", "teacher"])
-def test_a_teacher_on_another_base_reads_the_policys_tokens(
-    reference: str, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The base itself, or a stage on it, each in its own chat template."""
+def test_a_whole_teacher_reads_the_policys_tokens(big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own chat template."""
     seen: list[Batch] = []
     signal = Distillation.signal
     monkeypatch.setattr(Distillation, "signal", lambda self, batch: (seen.append(batch), signal(self, batch))[1])
-    stages = ({"teacher": TEACHER} if reference == "teacher" else {}) | {"student": STUDENT | {"reference": reference}}
-    run = Run(load_recipe(write(tmp_path, stages, big)), tmp_path / "out")
+    run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
     run.execute()
-    wanted = direct(big, run.store.artifact("teacher") if reference == "teacher" else None, TEMPERATURE)
-    assert len(seen) == 2 and run.bases.needed(run.recipe.stages["student"]) == ("base", "big")
+    wanted = direct(big, TEMPERATURE)
+    assert len(seen) == 2 and run.recipe.stages["student"].whole_models == (str(big),)
     for batch in seen:
         responses = [(group, response) for group in batch.groups for response in group.responses]
         for (group, response), found, old in zip(responses, batch.reference_logprobs, batch.old_logprobs, strict=True):
@@ -106,7 +99,7 @@ def test_a_teacher_on_another_base_reads_the_policys_tokens(
             assert float((found - old)[:count].abs().max()) > 1e-3
 
 
-def test_an_offline_reference_on_another_base_is_read_by_that_base(
+def test_an_offline_reference_is_read_by_the_whole_model(
     big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Batch] = []
@@ -119,7 +112,7 @@ def test_an_offline_reference_on_another_base_is_read_by_that_base(
         seen.clear()
         recipe = load_recipe(write(tmp_path, {"align": PAIRS}, base))
         Run(recipe, tmp_path / f"out{number}").execute()
-        wanted = direct(base, None, 1.0)
+        wanted = direct(base, 1.0)
         for batch in seen:
             rows = [group for group in batch.groups for _ in group.responses]
             for group, tokens, mask, found in zip(
@@ -137,18 +130,18 @@ def test_another_tokenizer_is_refused_first(
     path = write(tmp_path, {"student": STUDENT}, shifted, model={**TINY, "base": str(big)})
     assert main([command, str(path), *(("--out", str(tmp_path / "out")) if command == "run" else ())]) == 2
     err = capsys.readouterr().err
-    assert f"stage 'student': its reference 'big' is on base 'big' ({shifted}), which has another tokenizer" in err
-    assert f"than 'model' ({big})" in err and "a step 'sample' with 'policy: big'" in err and "loading" not in err
+    assert f"stage 'student': its reference {shifted} has another tokenizer than 'model' ({big})" in err
+    assert "a step 'sample' with its folder as 'policy'" in err and "loading" not in err
 
 
 def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A template that writes `</>` in front of the token that ends both."""
     (tmp_path / "other.jinja").write_text(TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'"), encoding="utf-8")
     path = write(tmp_path, {"student": STUDENT}, big)
-    override = f"bases.big.chat_template={tmp_path / 'other.jinja'}"
+    override = f"model.chat_template={tmp_path / 'other.jinja'}"
     assert main(["run", str(path), override, "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert "which ends its turns with other tokens" in err and "give both base models the same 'chat_template'" in err
+    assert "ends its turns with other tokens" in err and "give both models the same chat template" in err
 
 
 def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Path) -> None:
@@ -156,7 +149,8 @@ def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Pat
     assert main(["check", str(write(tmp_path, {"student": STUDENT}, shifted))]) == 0
 
 
-def test_a_hash_covers_the_teachers_base(big: Path, tmp_path: Path) -> None:
+def test_a_hash_covers_the_teacher(tmp_path: Path) -> None:
+    big = make_model(tmp_path / "big", 0)
     context = {"distillation": {"context": [{"role": "user", "content": "1 + 1?"}]}}
     alone = {**STUDENT, "algorithm": context, "reference": "base"}
     path = write(tmp_path, {"student": STUDENT, "alone": alone}, big)
@@ -165,12 +159,14 @@ def test_a_hash_covers_the_teachers_base(big: Path, tmp_path: Path) -> None:
         run = Run(load_recipe(path, list(overrides)), tmp_path / "out")
         return [digest(stage.key()) for stage in run.stages.values()]
 
-    (student, alone), changed = hashes(), hashes("bases.big.chat_template=chatml")
+    student, alone = hashes()
+    (big / "chat_template.jinja").write_text(TEMPLATE + " ", encoding="utf-8")
+    changed = hashes()
     assert changed[0] != student and changed[1] == alone
 
 
 def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
-    path = write(tmp_path, {"teacher": TEACHER, "student": STUDENT | {"reference": "teacher"}}, big)
+    path = write(tmp_path, {"student": STUDENT}, big)
     (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
     command = ["run", str(path), "--plugin", str(tmp_path / "saboteur.py"), "--out"]
     assert forked(*command, tmp_path / "killed", KILL="yes") == -signal.SIGKILL
@@ -182,14 +178,15 @@ def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def work(big: Path, tmp_path: Path) -> Callable[[], TrainerState]:
-    """Starts a stage whose reference is the base `big`, in the folder of an earlier start."""
+    """Starts a stage whose reference is the model `big`, in the folder of an earlier start."""
     run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
     stage = run.stages["student"]
     assert isinstance(stage, TrainingStage)
     stage.folder.mkdir(parents=True)
 
     def start() -> TrainerState:
-        run.models.close("big") if "big" in run.models.bases else None
+        run.models.enter(())
+        run.models.enter(stage.stage.whole_models)
         return TrainerState(stage, Distillation(Distillation.Options()), TEMPERATURE)
 
     return start
@@ -198,7 +195,7 @@ def work(big: Path, tmp_path: Path) -> Callable[[], TrainerState]:
 def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], TrainerState]) -> None:
     """Another packing would change the last bits of a resumed run."""
     first = work()
-    assert first.reference_models.name == "big" and first.model is not first.reference_models.model
+    assert Path(first.reference_models.name).name.startswith("big") and first.model is not first.reference_models.model
     first.reference_models.model.memory.halve()
     first.checkpoint(1, "iteration 1 of 2", iteration=1)
     first.close()
@@ -208,13 +205,10 @@ def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Train
     again.close()
 
 
-def test_responses_are_cut_where_the_teachers_context_ends(
-    work: Callable[[], TrainerState], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], TrainerState]) -> None:
     """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room in its template."""
     started = work()
     assert started.model.context > 512 and started.encoder.max_length == 512
-    assert "max_length is 512, the context of the reference 'big'" in capsys.readouterr().err
     long = Group(({"role": "user", "content": "0123456789 " * 60},))
     with pytest.raises(DataError, match=r"stage 'student': the reference's prompt of .* leaves no room"):
         started.reference_prompts.check([long], 8)

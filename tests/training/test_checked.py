@@ -76,12 +76,11 @@ def run(folder: Path, methods: str, stage: dict[str, Any]) -> int:
 MISTAKES = {
     "signal of integers": (
         "def signal(self, rollouts): return {'advantages': rollouts.rewards.long()}",
-        r"in `Broken.signal`: signal 'advantages' must be floating point, not torch.int64; use .float\(\)",
+        r"in `Broken.signal`: 'advantages' must be .*, in floating point, not \[4\]",
     ),
     "shape of a term": (
         "def loss(self, batch, out): return Loss(dpo=per_token(F.sum_tokens(out.logprobs, batch.mask)))",
-        r"in `Broken.loss`: loss term 'dpo' is per_token and must be \[responses, tokens\] = \[4, 5\], not \[4\]; "
-        r"write per_response\(\.\.\.\)",
+        r"in `Broken.loss`: 'dpo' must be unreduced, as it is per_token: \[4, 5\], not \[4\]",
     ),
     "missing Needs": (
         "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - batch.reference_logprobs))",
@@ -94,28 +93,28 @@ MISTAKES = {
     ),
     "shape of a signal": (
         "def signal(self, rollouts): return {'advantages': rollouts.rewards[:, None]}",
-        r"in `Broken.signal`: signal 'advantages' must be \[responses, tokens\] = \[4, 5\] or \[responses\] = \[4\], "
-        r"not \[4, 1\]",
+        r"in `Broken.signal`: 'advantages' must be \[responses, tokens\] = \[4, 5\] or \[responses\] = \[4\], "
+        r"in floating point, not \[4, 1\]",
     ),
     "a signal named like a field": (
         "def signal(self, rollouts): return {'rewards': rollouts.rewards}",
-        r"in `Broken.signal`: 'rewards' is a field of the batch; rename the signal",
+        r"in `Broken.signal`: 'rewards' must be renamed, as it is a field of the batch",
     ),
     "no signals": (
         "def signal(self, rollouts): return None",
-        r"in `Broken.signal`: return a dict of tensors or Skip\(\"reason\"\), not NoneType",
+        r"in `Broken.signal`: return a dict of tensors, or Skip\(\"reason\"\), not NoneType",
     ),
     "no gradient": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.detach()))",
-        r"in `Broken.loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`",
+        r"in `Broken.loss`: the loss has no gradient: compute it from `out`",
     ),
     "a reduced loss": (
         "def loss(self, batch, out): return -out.logprobs.mean()",
-        r"in `Broken.loss`: return a dict of terms, such as Loss\(name=per_token\(\.\.\.\)\), not a scalar tensor",
+        r"in `Broken.loss`: return a dict of terms, such as Loss\(name=per_token\(\.\.\.\)\), not \[\]",
     ),
     "a reduced term": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.mean()))",
-        r"must be \[responses, tokens\] = \[4, 5\], not a scalar tensor; return unreduced values; alignkit averages",
+        r"'nll' must be unreduced, as it is per_token: \[4, 5\], not \[\]",
     ),
     "an exception in loss": (
         "def loss(self, batch, out): return {}['nll']",
@@ -131,7 +130,7 @@ MISTAKES = {
     ),
     "no groups": (
         "def select(self, groups, context): pass",
-        r"in `Broken.select`: return a list with a Group or a Phase for each entry, not NoneType",
+        r"in `Broken.select`: return a list with a Group, or only with Phases, for each entry, not NoneType",
     ),
     "an exception in keep_group": (
         "def keep_group(self, group): return group.score",
@@ -143,7 +142,7 @@ MISTAKES = {
     ),
     "shape of weights": (
         "def term_weights(self, batch): return {'policy_loss': torch.ones(4)}",
-        r"in `Broken.term_weights`: the weights of 'policy_loss' must be \[4, 5\], like the term, not \[4\]",
+        r"in `Broken.term_weights`: 'policy_loss' must be \[4, 5\], like the loss term, not \[4\]",
     ),
     "an exception in before_step": (
         "def before_step(self, batch, out): return out.x",
@@ -159,8 +158,7 @@ MISTAKES = {
     ),
     "shape of a metric": (
         "def report_metrics(self, batch, out): return {'ratio': per_response(out.logprobs)}",
-        r"in `Broken.report_metrics`: metric 'ratio' is per_response and must be \[responses\] = \[4\], not \[4, 5\]; "
-        r"write per_token",
+        r"in `Broken.report_metrics`: 'ratio' must be unreduced, as it is per_response: \[4\], not \[4, 5\]",
     ),
 }
 
@@ -196,7 +194,7 @@ def test_a_mistake_is_reported_as_the_plugins(
         (
             "source = Source.DATASET; needs = Needs()\n"
             "def loss(self, batch, out): return Loss(n=per_pair(out.logprobs))",
-            r"loss term 'n' is per_pair and must be \[pairs\] = \[0\], not \[3, \d+\]; write per_token",
+            r"'n' must be unreduced, as it is per_pair: \[0\], not \[3, \d+\]",
         ),
     ],
 )

@@ -33,7 +33,7 @@ TAIL = 6  # lines of a process that ended without an answer
 class Target:
     """What is checked. owners: the distributions that its registrations name; a file is one of its own.
 
-    modules: with the plugins, and commands: with commands. files: those that are not installed. path: their folders.
+    modules: with the plugins, and commands: with commands. files: those that are not installed.
     """
 
     title: str
@@ -41,7 +41,6 @@ class Target:
     modules: list[str]
     commands: list[str]
     files: list[str]
-    path: list[str]
 
 
 def target_of(text: str) -> Target:
@@ -53,28 +52,19 @@ def target_of(text: str) -> Target:
         return _installed(text)
     if path.suffix != ".py":
         refuse(f"{text} is not a Python file", "name a module, a folder with a pyproject.toml, or a package")
-    return Target(text, [path.name], [path.stem], [], [str(path.resolve())], [])
+    return Target(text, [path.name], [path.stem], [], [str(path.resolve())])
 
 
 def _of_folder(folder: Path) -> Target:
+    """The package that a folder holds, which must be installed: its entry points say what it has."""
     try:
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        name, groups = project["name"], project.get("entry-points", {})
+        name = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
     except (OSError, ValueError, KeyError):
         refuse(f"{folder}/pyproject.toml names no project", "name a module FILE.py, or an installed package")
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return _installed(importlib.metadata.distribution(name).name)
-    modules = [module for group in (GROUP, COMMANDS) for module in groups.get(group, {}).values()]
-    roots = [folder.resolve(), folder.resolve() / "src"]
-    places = [root / module.replace(".", "/") for module in modules for root in roots]
-    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
-    if not files:
-        refuse(f"{folder}/pyproject.toml names no module in [project.entry-points.{GROUP}]", "`pip install` it first")
-    owners = [file.name for file in files]
-    return Target(f"{name} (not installed)", owners, modules, [], [*map(str, files)], [*map(str, roots)])
+    return _installed(name, f"install it first: pip install -e {folder}")
 
 
-def _installed(name: str) -> Target:
+def _installed(name: str, help: str = "") -> Target:
     points = [point for group in (GROUP, COMMANDS) for point in importlib.metadata.entry_points(group=group)]
     by_package: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for point in points:
@@ -82,11 +72,11 @@ def _installed(name: str) -> Target:
             by_package.setdefault(canonicalize_name(point.dist.name), []).append(point)
     chosen = by_package.get(canonicalize_name(name))
     if chosen is None or chosen[0].dist is None:
-        help = did_you_mean(name, by_package) or f"installed: {', '.join(sorted(by_package))}"
+        help = help or did_you_mean(name, by_package) or f"installed: {', '.join(sorted(by_package))}"
         refuse(f"no file, folder or package with plugins is called {name}", help)
     commands = [point.module for point in chosen if point.group == COMMANDS]
     title = f"{chosen[0].dist.name} {chosen[0].dist.version}"
-    return Target(title, [chosen[0].dist.name], [point.module for point in chosen], commands, [], [])
+    return Target(title, [chosen[0].dist.name], [point.module for point in chosen], commands, [])
 
 
 def check(target: Target, options: Mapping[str, Any]) -> Result:

@@ -77,12 +77,10 @@ class _Builder:
         top = self._schema(TopKeys)
         trackers = {"type": "array", "items": self._component("tracker")}
         top["properties"] |= {"model": {"type": "object"}, "stages": {"type": "object"}}
-        top["properties"]["bases"]["additionalProperties"] = True
         top["properties"]["trackers"] |= trackers
         lora = self._schema(ModelSpec)["properties"]["lora"]
         lora["anyOf"] = [*lora["anyOf"], {"const": "none"}]
         stages: Schema = {"type": "object", "additionalProperties": _ref("stage_or_block")}
-        bases: Schema = {"type": "object", "additionalProperties": self._refs[ModelSpec]}
         return {
             "$schema": DIALECT,
             "type": "object",
@@ -90,7 +88,7 @@ class _Builder:
             "if": {"not": {"required": ["extends"]}},
             "then": {
                 "required": top.pop("required"),
-                "properties": {"model": self._refs[ModelSpec], "bases": bases, "stages": stages},
+                "properties": {"model": self._refs[ModelSpec], "stages": stages},
             },
             "$defs": {**self._defs, **self._shapes()},
         }
@@ -114,7 +112,7 @@ class _Builder:
             "elsewhere": {"properties": {"engine": _ref("engine")}},
             # Those of libraries count, too, and have other names in other versions.
             **dict.fromkeys(("optimizer", "schedule"), _any_of([TEXT, {"type": "object", "maxProperties": 1}])),
-            **dict.fromkeys(("stage_name", "policy", "from", "reference", "reward_stage", "base"), TEXT),
+            **dict.fromkeys(("stage_name", "policy", "from", "reward_stage"), TEXT),
         }
         return {f"alignkit.{name}": shape for name, shape in shapes.items()}
 

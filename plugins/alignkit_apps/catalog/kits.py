@@ -36,7 +36,6 @@ Answer = dict[str, Any]  # problems; of one component, also rules (what was chec
 def main() -> None:
     request = json.loads(sys.argv[1])
     faulthandler.dump_traceback_later(request["seconds"], exit=True)  # also while C code does not return
-    sys.path[:0] = request["path"]
     answer = checked(request) if "kind" in request else listed(request)
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 

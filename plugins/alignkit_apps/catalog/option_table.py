@@ -15,9 +15,8 @@ from alignkit.algorithm import Algorithm, StageDefaults
 LONGEST_DEFAULT = 60  # characters; a longer default is a built-in text, such as a judge's question
 # Of references (`alignkit.options.Ref`), those that are not called what they are.
 _REFERENCES = {
-    **dict.fromkeys(("policy", "reference", "reward_stage"), "stage"),
+    **dict.fromkeys(("policy", "reward_stage"), "stage"),
     "from": "stage or folder",
-    "base": "name in 'bases'",
 }
 _TYPES = {"string": "text", "boolean": "true | false", "object": "mapping"}
 _PLURALS = ("text", "integer", "number", "stage", "reward", "filter", "monitor")

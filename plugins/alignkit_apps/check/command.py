@@ -102,7 +102,7 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     }
     for stage in run.stages.values():
         if isinstance(stage, TrainingStage) and stage.looked is not None:
-            notes[f"{recipe.base(stage.stage.base).base}: {looks[stage.looked]}"] = None
+            notes[f"{recipe.model.base}: {looks[stage.looked]}"] = None
     for stage in run.stages.values():
         for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
             if getattr(part.registration.implementation, "runs_code", False):

@@ -29,7 +29,7 @@ from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import device_of, dtype_of, largest, quantization_options
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import SamplingOptions
@@ -145,17 +145,14 @@ class _Planner:
         self.recipe = recipe
         self.run = Run(recipe, folder)
         self.run.say = lambda text: None
-        self.store, self.data, self.bases = self.run.store, self.run.data, self.run.bases
+        self.store, self.data = self.run.store, self.run.data
+        base = self.run.bases[BASE]
+        assert base.encoder is not None
+        self.shapes = Shapes(base.spec, base.source, base.commit or base.spec.revision, base.encoder)
         self.done: dict[str, Work] = {}
-        self.shapes: dict[str, Shapes] = {}
 
     def plan(self, stage: Stage) -> StagePlan:
-        base = self.bases.needed(stage)[0]
-        if base not in self.shapes:
-            found, encoder = self.bases[base], self.bases[base].encoder
-            assert encoder is not None
-            self.shapes[base] = Shapes(found.spec, found.source, found.commit or found.spec.revision, encoder)
-        shapes = self.shapes[base]
+        shapes = self.shapes
         shapes.encoder.forget_counts()
         work = self._work(stage, shapes.encoder, shapes)
         self.done[stage.name] = work

@@ -18,7 +18,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge
 from alignkit.runs.run import Run
@@ -73,7 +73,7 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
                 f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
-    loaded, encoder, found = run.data.read(spec), run.bases[stage.base].encoder, run.stages[name]
+    loaded, encoder, found = run.data.read(spec), run.bases[BASE].encoder, run.stages[name]
     assert encoder is not None
     if key == "data" and isinstance(found, TrainingStage):
         return _learned(found, loaded, row, encoder)

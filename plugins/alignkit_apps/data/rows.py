@@ -113,15 +113,12 @@ def _on_hub(word: str) -> bool:
 def encoder_of(model: str) -> Encoder:
     """The encoder of a model, named as in a recipe."""
     from alignkit.io.console import Reporter
-    from alignkit.models.loading import load_text
     from alignkit.recipe.schema import BASE
-    from alignkit.runs.bases import RunBases, resolved_spec
-    from alignkit.tokens.encoder import Encoder
+    from alignkit.runs.bases import RunBases
 
-    recipe = _recipe_of([{"text": __file__}], model)
-    base = RunBases(recipe, Reporter())[BASE]
-    spec = resolved_spec(recipe, BASE)
-    return Encoder(*load_text(spec, base.source, base.commit))
+    encoder = RunBases(_recipe_of([{"text": __file__}], model), Reporter())[BASE].encoder
+    assert encoder is not None
+    return encoder
 
 
 # Writing

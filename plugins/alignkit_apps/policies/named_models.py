@@ -1,7 +1,7 @@
 """Models named on a command line, found with the settings that they need: stages of runs, folders, ids on the hub.
 
-A word is `RUN/STAGE`, `RUN/STAGE@K` or a result such as `RUN/align@ppo`, `RUN/base` or `RUN/NAME` for a base model of a
-run, a folder with an adapter or a whole model, the name of a model plugin, or an id on the hub.
+A word is `RUN/STAGE`, `RUN/STAGE@K` or a result such as `RUN/align@ppo`, `RUN/base` for the base model of a run, a
+folder with an adapter or a whole model, the name of a model plugin, or an id on the hub.
 """
 
 from __future__ import annotations
@@ -74,18 +74,16 @@ def is_model(word: str) -> bool:
 
 
 def _base_of_run(path: Path) -> NamedModel | None:
-    """A base model of a run: `RUN/base`, or `RUN/NAME` for one of `bases`; None for anything else."""
-    bases = _bases(path.parent)
-    if path.name not in bases or is_file(path / "stage.json"):
+    """The base model of a run, for `RUN/base`; None for anything else."""
+    if path.name != BASE:
         return None
-    label = f"{path.parent.resolve().name}-{path.name}"
-    return NamedModel(_plain(ModelSpec.model_validate(bases[path.name])), label=label)
+    return NamedModel(_plain(_model_of(path.parent)), label=f"{path.parent.resolve().name}-{BASE}")
 
 
-def _bases(run: Path) -> dict[str, Any]:
-    """The base models of a run as its recipe has them, with absolute paths."""
+def _model_of(run: Path) -> ModelSpec:
+    """The base model of a run as its recipe has it, with absolute paths."""
     recipe = plain_data((run / RECIPE).read_text(encoding="utf-8"), str(run / RECIPE))
-    return {BASE: recipe.get("model", {}), **(recipe.get("bases") or {})}
+    return ModelSpec.model_validate(recipe.get("model", {}))
 
 
 def _of_stage(source: Source) -> NamedModel:
@@ -109,14 +107,10 @@ def _whole(
 
 def _spec_of(source: Source) -> dict[str, Any]:
     """The settings of a stage's base model. The record names a template file without its folder; the recipe has it."""
-    recorded = source.depends_on["model"]
-    for raw in _bases(source.run).values():
-        spec = ModelSpec.model_validate(raw)
-        template = Path(spec.chat_template or "")
-        found = {**spec.model_dump(), "chat_template": template.name if template.is_file() else spec.chat_template}
-        if found == recorded:
-            return _plain(spec)
-    return _plain(ModelSpec.model_validate(recorded))
+    recorded, spec = source.depends_on["model"], _model_of(source.run)
+    template = Path(spec.chat_template or "")
+    found = {**spec.model_dump(), "chat_template": template.name if template.is_file() else spec.chat_template}
+    return _plain(spec if found == recorded else ModelSpec.model_validate(recorded))
 
 
 def _plain(spec: ModelSpec) -> dict[str, Any]:

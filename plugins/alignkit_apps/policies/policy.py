@@ -14,8 +14,10 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
+from alignkit.io.text import is_file
 from alignkit.kinds import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
+from alignkit.recipe.schema import ADAPTER, BASE
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBases
@@ -118,7 +120,8 @@ def opened(
     recipe, rewards, engine = read_models(named, command, overrides, registry)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
         bases = RunBases(recipe, reporter)
-        models = Models(bases.base_of, lambda name: _load(bases, name, should_stop))
+        models = Models(lambda name: _load(bases, name, should_stop))
+        models.enter([each for each in named.references.values() if each != BASE and not is_file(Path(each) / ADAPTER)])
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
         for name, word in names_of(named.policies).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from typing import Any
 from alignkit.commands import refuse
 from alignkit.errors import RecipeError
 from alignkit.io.text import is_dir, is_file, printable
-from alignkit.options import Field, Options, RewardRef
+from alignkit.options import Options, RewardRef
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import problems_of, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.rules import MODEL, broken
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, base_keys
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec
 from alignkit.recipe.yaml import dump, parse_document, plain_data
 from alignkit.registry import Component, Registry
+from alignkit.runs.bases import base_source
 from alignkit.sampling import KEYS
-from alignkit.settings import EngineRef, LoraSpec, ModelSpec
+from alignkit.settings import EngineRef, ModelSpec
 from alignkit_apps.policies.named_models import NamedModel, in_run, is_model, named_model
 from alignkit_apps.policies.source import near_run
 
@@ -32,46 +33,37 @@ _PATHS = ("path", "folder", "file")  # keys whose values are never models
 
 @dataclass
 class NamedModels:
-    """Models that are named on the command line, and the base models that they share.
+    """Models that are named on the command line.
 
-    bases: their keys by their names in a recipe; the first one is `base`. policies: what each word means. references:
-    what a recipe calls each policy. rewards, judges: as options of a step.
+    spec: the keys of `model` in a recipe, which all adapters share. policies: what each word means. references: what a
+    recipe calls each policy. rewards, judges: as options of a step.
     """
 
-    bases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
     policies: dict[str, NamedModel] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
     rewards: list[Any] = field(default_factory=list)
     judges: list[Any] = field(default_factory=list)
 
-    @property
-    def keys(self) -> dict[str, Any]:
-        """`model` and `bases` of a recipe."""
-        others = {name: spec for name, spec in self.bases.items() if name != BASE}
-        return {"model": self.bases.get(BASE, {}), **({"bases": others} if others else {})}
+    def share(self, models: Sequence[NamedModel]) -> None:
+        """Choose `model`: the base of the adapters, or else the first model."""
+        models = [model for model in models if model.spec]
+        adapters = [model for model in models if model.folder is not None]
+        for model in (*adapters, *models):
+            if not self.spec or (_same_base(self.spec, model.spec) and len(self.spec) == 1):
+                self.spec = dict(model.spec)
 
     def reference(self, model: NamedModel) -> str:
-        """What a recipe calls a model: a base by its name, and any other by its folder."""
-        base = self._base(model)
-        return base if model.folder is None else str(model.folder)
-
-    def _base(self, model: NamedModel) -> str:
-        """The name of the base that a model is for, which models with adapters of one scale share."""
-        for name, spec in self.bases.items():
-            if _is_shared(spec, model.spec):
-                if len(spec) == 1:  # a bare name takes the settings of the run that trained on it
-                    self.bases[name] = dict(model.spec)
-                elif len(model.spec) > 1:
-                    _note_difference(model, spec)
-                return name
-        name = BASE
-        if self.bases:
-            name = stem = re.sub(r"[^A-Za-z0-9_-]+", "-", model.label).strip("-_") or "other"
-        number = 2
-        while name in (*self.bases, STAGE, "none", "folder", "model"):
-            name, number = f"{stem}-{number}", number + 1
-        self.bases[name] = dict(model.spec)
-        return name
+        """What a recipe calls a model: `base`, or its folder. Raises RecipeError for an adapter on another base."""
+        shared = _same_base(self.spec, model.spec)
+        if model.folder is not None and not shared:
+            text = f"{model.label} is an adapter for the base model {model.spec['base']}, not for {self.spec['base']}"
+            refuse(text, "make it a whole model: alignkit export RUN/STAGE --merge; then name the new folder")
+        if shared and len(model.spec) > 1:
+            _note_difference(model, self.spec)
+        if model.folder is not None:
+            return str(model.folder)
+        return BASE if shared else _whole_folder(model.spec)
 
     def value(self, value: Any) -> Any:
         """A reward or a judge, with models as a recipe names them."""
@@ -80,7 +72,7 @@ class NamedModels:
             if not model.reward:
                 return self.reference(model)
             if model.spec:
-                self._base(model)
+                self.reference(model)
             return {"folder": str(model.folder)}
         if isinstance(value, list):
             return [self.value(item) for item in value]
@@ -89,16 +81,30 @@ class NamedModels:
         return value
 
 
-def _is_shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether one base model serves both: the same weights, and adapters of the same scale."""
-    if (one["base"], one.get("revision")) != (other["base"], other.get("revision")):
-        return False
-    return len(one) == 1 or len(other) == 1 or _scale(one) == _scale(other)
+def _models_in(value: Any) -> Iterator[NamedModel]:
+    """The models that a reward or a judge names."""
+    if isinstance(value, str) and is_model(value):
+        yield named_model(value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _models_in(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from () if key in _PATHS else _models_in(item)
 
 
-def _scale(spec: Mapping[str, Any]) -> tuple[Any, ...]:
-    lora = LoraSpec.model_validate(spec.get("lora") or {})
-    return lora.r, lora.lora_alpha, lora.use_rslora
+def _same_base(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return bool(one["base"] == other["base"] and one.get("revision") == other.get("revision"))
+
+
+def _whole_folder(spec: Mapping[str, Any]) -> str:
+    """The folder of a whole model, which may have to be fetched or made."""
+    from huggingface_hub import snapshot_download
+
+    from alignkit.models.loading import locate
+
+    source = locate(base_source(spec["base"]), spec.get("revision"))
+    return str(source if is_dir(source) else snapshot_download(source, revision=spec.get("revision")))
 
 
 def _note_difference(model: NamedModel, spec: Mapping[str, Any]) -> None:
@@ -118,14 +124,17 @@ def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequenc
         model = named_model(word)
         if model.reward:
             refuse(f"{word} is a reward model, but a policy is needed", f"name it as a reward: --reward {word}")
+        named.policies[word] = model
+    for word in rewards:
+        _check_reward(word, words)
+    read = [_value(word) for word in rewards], [_value(word) for word in judges]
+    named.share([*named.policies.values(), *_models_in([*read[0], *read[1]])])
+    for word, model in named.policies.items():
         reference = named.reference(model)
         if reference in named.references.values():
             refuse(f"{word} names a policy twice", "name each policy once")
-        named.policies[word], named.references[word] = model, reference
-    for word in rewards:
-        _check_reward(word, words)
-        named.rewards.append(named.value(_value(word)))
-    named.judges += [named.value(_value(word)) for word in judges]
+        named.references[word] = reference
+    named.rewards, named.judges = named.value(read[0]), named.value(read[1])
     return named
 
 
@@ -164,7 +173,7 @@ def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, lim
     step |= {"sampling": sampling} if sampling else {}
     step |= {"baseline": named.references[baseline]} if baseline is not None else {}
     step |= {"limit": limit} if limit is not None else {}
-    return {"name": STAGE, **named.keys, "stages": {STAGE: step}}
+    return {"name": STAGE, "model": named.spec, "stages": {STAGE: step}}
 
 
 def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -180,19 +189,16 @@ def read_models(
 
     Raises RecipeError for a mistake in the words or in an override.
     """
-    given = {**named.keys, "rewards": named.rewards}
+    given = {"model": named.spec, "rewards": named.rewards}
     document = parse_document(dump(given), Path(command), overrides)
     path, data = document.path, document.root.plain()
-    bases = data.get("bases")
-    reading = Reading(registry, path.parent, bases=(BASE, *(bases if isinstance(bases, dict) else ())))
-    words, mistakes = validated(_Words, data, reading)
-    models = {BASE: words.model, **words.bases} if words is not None else {}
-    for name, spec in models.items():
-        mistakes += [mistake.below(*base_keys(name)) for mistake in broken(MODEL, spec)]
+    words, mistakes = validated(_Words, data, Reading(registry, path.parent))
+    if words is not None:
+        mistakes += [mistake.below("model") for mistake in broken(MODEL, words.model)]
     problems = [*document.problems, *problems_of(document, mistakes)]
     if problems or words is None:
         raise RecipeError(problems)
-    recipe = Recipe(path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), words.bases, document)
+    recipe = Recipe(path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document)
     return recipe, words.rewards, words.engine if isinstance(words.engine, Component) else None
 
 
@@ -200,7 +206,6 @@ class _Words(Options):
     """What the words of a command and its overrides may say."""
 
     model: ModelSpec
-    bases: dict[str, ModelSpec] = Field(default_factory=dict)
     engine: EngineRef = None
     rewards: list[RewardRef]
 

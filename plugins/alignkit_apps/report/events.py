@@ -26,11 +26,12 @@ def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mappin
 @hookimpl
 def stage_begins_again(run: Any, stage: str, record: Mapping[str, Any]) -> None:
     """Say what becomes of settings that were written for another algorithm."""
+    from alignkit.recipe.schema import BASE
     from alignkit_apps.report.changed import carried_over
 
     now = run.recipe.stages[stage]
     if now.kind == "algorithm":
-        model = run.models.of(now.base).model
+        model = run.models.of(BASE).model
         for line in carried_over(record, now, run.recipe, model.hidden_size, model.spec.lora is not None):
             run.reporter.say(f"{stage}: {line}")
 

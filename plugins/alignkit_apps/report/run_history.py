@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import psutil
 
 from alignkit.errors import StageWaits, Stopped, message_of
 from alignkit.io.results import STARTS
-from alignkit.io.text import IMPOSSIBLE, redacted
+from alignkit.io.text import redacted
 from alignkit.runs.services import resume_command
 
 
@@ -89,26 +90,8 @@ def _gpu() -> str:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit that is checked out where a recipe is; empty if that is no git repository.
-
-    The files are read, because git would run programs that a repository names.
-    """
-    with suppress(*IMPOSSIBLE):
-        for parent in (folder.resolve(), *folder.resolve().parents):
-            if (parent / ".git").exists():
-                return _head(parent / ".git")
+    """The commit that is checked out where a recipe is; empty if that is no git repository."""
+    with suppress(OSError):
+        words = ["git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     return ""
-
-
-def _head(place: Path) -> str:
-    if place.is_file():  # a worktree's
-        place = place.parent / place.read_text(encoding="utf-8").partition("gitdir:")[2].strip()
-    head = (place / "HEAD").read_text(encoding="utf-8").strip()
-    if not head.startswith("ref: "):
-        return head[:64]
-    name = head.removeprefix("ref: ")
-    common = place / (place / "commondir").read_text().strip() if (place / "commondir").is_file() else place
-    if (common / name).is_file():
-        return (common / name).read_text(encoding="utf-8").strip()[:64]
-    packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
-    return next((line.split()[0][:64] for line in packed if line.endswith(f" {name}")), "")

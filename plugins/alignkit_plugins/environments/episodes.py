@@ -23,7 +23,7 @@ from alignkit.training.context import StageContext
 from alignkit_plugins.environments.turns import Turns, read_turn
 
 MOST_TURNS = 8  # of the policy, by default
-ANSWERS = shapes.optional(shapes.messages(["system", "user", "tool"], empty=False))
+ANSWERS = shapes.optional(shapes.messages(["system", "user", "tool"]))
 
 
 @dataclass

@@ -58,20 +58,20 @@ class _Lineage:
         if is_result_name(policy):
             return None  # of a stage as it was written before
         name = policy.partition("@")[0]
-        if name == BASE or name in self.recipe.bases:
-            return self._of_base(name)
+        if name == BASE:
+            return self._of_base()
         if name in self.recipe.stages:
             return self._of_stage(name)
         return _in_other_run(Path(policy), lambda other, stage: other._of_stage(stage))
 
-    def _of_base(self, name: str) -> Marks | None:
+    def _of_base(self) -> Marks | None:
         """A base learned from nothing of ours, unless another run made it."""
-        base = self.recipe.base(name).base
+        base = self.recipe.model.base
         made = is_file(stage_folder(Path(base)).parent / RECIPE)
         return _in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
 
     def _of_stage(self, name: str) -> Marks | None:
-        of_base = self._of_base(self.recipe.stages[name].base)
+        of_base = self._of_base()
         if of_base is None:
             return None
         found = set(of_base)

@@ -1,10 +1,11 @@
-"""What to label next: where rewards and judges contradict each other, people decide first.
+"""What to label next: where rewards contradict each other, people decide first.
 
 A label teaches most where raters contradict each other: one of them is wrong, and nobody knows which. (Query by
-committee: Seung, Opper and Sompolinsky 1992.) A rater's preference between two responses is the share of all pairs of
-which it is less sure, so that differences in reward and probabilities of a judge can be compared. Two raters disagree
-as much as minus the product of their preferences, from -1, where both are sure of the same, to 1. With one rater, the
-pairs come first of which it is least sure. The priority of an item is the mean over its pairs of responses.
+committee: Seung, Opper and Sompolinsky 1992.) A reward's preference between two responses is the share of all pairs of
+which it is less sure, so that differences of several rewards can be compared. Two raters disagree as much as minus the
+product of their preferences, from -1, where both are sure of the same, to 1. With one reward, the pairs come first of
+which it is least sure. The priority of an item is the mean over its pairs of responses. A judge takes part as a reward,
+by `rlaif` or `rating`.
 
 Items that come first are no sample of all items: raters agree less with people on them than on others.
 """
@@ -21,10 +22,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group, group_from_json, group_to_json
-from alignkit.judges import CheckedJudge
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.data.spoken import all_turns
-from alignkit_plugins.evaluate.judge_card import judge_names, mapped
 from alignkit_plugins.evaluate.reward_columns import label
 from alignkit_plugins.people.items import Item, response_of
 
@@ -34,18 +32,13 @@ if TYPE_CHECKING:
 Gaps = dict[tuple[str, int, int], float]  # (item's id, response, response) -> how much better the first one is
 
 
-def prioritized(
-    items: Sequence[Item], rewards: Sequence[Any], judges: Sequence[Any], context: StepContext
-) -> list[Item]:
+def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepContext) -> list[Item]:
     """The items with their priorities. Those with fewer than two responses stay as they are.
 
-    rewards, judges: values of RewardRef and JudgeRef options. A run that was killed asks nobody twice. Raises what
-    rewards and judges raise.
+    rewards: values of RewardRef options. A run that was killed asks nobody twice. Raises what rewards raise.
     """
     several = [item for item in items if len(item.responses) > 1]
-    named = zip(judge_names(judges), judges, strict=True)
     raters = [_of_reward(several, spec, context) for spec in rewards]
-    raters += [_of_judge(several, name, part, context) for name, part in named]
     preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for gaps in raters:
         sizes = sorted(map(abs, gaps.values()))
@@ -74,18 +67,6 @@ def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
             if one is not None and other is not None:
                 gaps[item.id, i, j] = one - other
     return gaps
-
-
-def _of_judge(items: Sequence[Item], name: str, part: Any, context: StepContext) -> Gaps:
-    places, questions = [], []
-    for item in items:
-        for (i, one), (j, other) in combinations(enumerate(_group(item).responses), 2):
-            places.append((item.id, i, j))
-            questions.append((list(item.prompt), all_turns(one), all_turns(other)))
-    context.say(f"{context.out.name}: {name} compares {len(questions)} pairs of responses")
-    verdicts = mapped(CheckedJudge(part, context).compare, f"opinions-{name}", context.map)(questions)
-    known = zip(places, verdicts, strict=True)
-    return {place: verdict.p_first - 0.5 for place, verdict in known if verdict.p_first is not None}
 
 
 def _group(item: Item) -> Group:

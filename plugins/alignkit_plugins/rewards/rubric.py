@@ -41,33 +41,19 @@ class Rated(Reward):
     class Options(Options):
         judge: JudgeRef = Field(description="judge that rates the responses")
         rubric: str | list[str] = Field("", description="what a good response is; default: the judge's own measure")
-        together: bool = Field(False, description="one question shows all responses to a prompt")
-
-        def asks_engine(self) -> bool:
-            return self.together  # which a local judge answers in words
 
     options: Options
 
-    @property
-    def within_group(self) -> bool:
-        """Ratings of responses that were seen together say nothing of those to another prompt."""
-        return self.options.together
-
     def check(self, folder: Path) -> None:
-        CheckedJudge.check_rates(self.options.judge, self.options.rubric, together=self.options.together)
+        CheckedJudge.check_rates(self.options.judge, self.options.rubric)
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._judge = CheckedJudge(self.options.judge, context)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        texts = [[all_turns(response) for response in group.responses] for group in groups]
-        if self.options.together:
-            items = [(group.prompt, own) for group, own in zip(groups, texts, strict=True)]
-            found = self._judge.rate_together(items, self.options.rubric)
-            return {"": [rating.score for ratings in found for rating in ratings]}
-        alone = [(group.prompt, text) for group, own in zip(groups, texts, strict=True) for text in own]
-        return {"": [rating.score for rating in self._judge.rate(alone, self.options.rubric)]}
+        items = [(group.prompt, all_turns(response)) for group in groups for response in group.responses]
+        return {"": [rating.score for rating in self._judge.rate(items, self.options.rubric)]}
 
 
 class Criterion(pydantic.BaseModel):

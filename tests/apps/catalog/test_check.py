@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def asked(file: Path, kind: str, name: str, **more: Any) -> dict[str, Any]:
     """What the process of a component answers."""
-    words = {"files": [str(file)], "owners": [file.name], "commands": [], "path": [], "options": {}}
+    words = {"files": [str(file)], "owners": [file.name], "commands": [], "options": {}}
     return kits.checked({**words, "kind": kind, "name": name, **more})
 
 
@@ -192,13 +192,10 @@ def test_from_the_command_line(distribution: MakeDistribution, monkeypatch: pyte
     assert "ok      reward calm" in out and "x-calm 1.2: 1 of 1 components follow the rules" in out
 
 
-def test_a_folder_names_its_modules(here: Path) -> None:
+def test_a_folder_is_that_of_an_installed_package() -> None:
     assert main(["plugins", "new", "calm", "--kind", "reward"]) == 0
-    target = target_of("alignkit-calm")
-    assert (target.title, target.owners) == ("alignkit-calm (not installed)", ["alignkit_calm.py"])
-    assert target.files == [str(here / "alignkit-calm" / "alignkit_calm.py")]
-    request = {"files": target.files, "owners": target.owners, "commands": []}
-    assert kits.listed(request) == {"components": [("reward", "calm")], "problems": []}
+    with pytest.raises(RecipeError, match="pip install -e alignkit-calm"):
+        target_of("alignkit-calm")
 
 
 @pytest.mark.parametrize(

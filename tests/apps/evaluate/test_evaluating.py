@@ -35,28 +35,29 @@ def adapter(run: Path, stage: str = "sft") -> str:
 
 def test_a_bare_name_takes_the_settings_of_the_run(first_run: Path) -> None:
     recipe = made("tiny", first_run / "sft", baseline="tiny")
-    assert recipe["model"]["lora"] == {"r": 4, "lora_alpha": 8} and "bases" not in recipe
+    assert recipe["model"]["lora"] == {"r": 4, "lora_alpha": 8}
     step = recipe["stages"]["evaluate"]
     assert (step["policies"], step["baseline"]) == (["base", adapter(first_run)], "base")
 
 
-def test_another_rank_needs_a_base_of_its_own(first_run: Path, other_run: Path) -> None:
-    recipe = made(first_run / "sft", other_run / "sft", "tiny")
-    assert recipe["model"]["lora"]["r"] == 4 and recipe["bases"]["run-sft"]["lora"]["r"] == 2
+def test_another_rank_shares_the_base(first_run: Path, other_run: Path) -> None:
+    recipe = made("tiny", first_run / "sft", other_run / "sft")
+    assert recipe["model"]["lora"]["r"] == 4
+    assert recipe["stages"]["evaluate"]["policies"] == ["base", adapter(first_run), adapter(other_run)]
 
 
 def test_settings_that_differ_are_named(first_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = yaml.safe_load((first_run / "recipe.resolved.yaml").read_text(encoding="utf-8"))
     recipe["model"]["dtype"] = "bfloat16"
     (tmp_path / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert "bases" not in made(first_run / "sft", tmp_path / "base", rewards=["length"])
+    made(first_run / "sft", tmp_path / "base", rewards=["length"])
     assert "is used with the dtype of the policy before it" in capsys.readouterr().err
 
 
-def test_whole_weights_are_bases(whole_run: Path, first_run: Path) -> None:
-    recipe = made(first_run / "sft", whole_run / "sft")
-    assert recipe["bases"] == {"run-sft": {"base": adapter(whole_run), "dtype": "float32"}}
-    assert recipe["stages"]["evaluate"]["policies"] == [adapter(first_run), "run-sft"]
+def test_whole_weights_are_named_by_their_folder(whole_run: Path, first_run: Path) -> None:
+    recipe = made(whole_run / "sft", first_run / "sft")
+    assert recipe["model"]["base"] == "tiny"
+    assert recipe["stages"]["evaluate"]["policies"] == [adapter(whole_run), adapter(first_run)]
 
 
 def test_reward_models_within_rewards(first_run: Path) -> None:

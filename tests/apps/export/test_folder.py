@@ -171,19 +171,18 @@ def test_int8_weights_are_those_of_training(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A stage on one of `bases` is merged into that one. Without the base only the adapter can be exported."""
+    """Without the base only the adapter can be exported."""
     other = tmp_path / "small"
     shutil.copytree(tiny.source(cache_folder()), other)
     model = AutoModelForCausalLM.from_pretrained(other)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(2)
     model.save_pretrained(other)
-    stage = {"algorithm": "sft", "base": "small", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}
-    bases = {"small": {"base": str(other), "dtype": "float32", "lora": {"r": 2}}}
-    run = train(tmp_path, {}, {"sft": stage}, bases=bases)
+    stage = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}
+    run = train(tmp_path, {"base": str(other), "lora": {"r": 2}}, {"sft": stage})
     assert export(run / "sft", tmp_path / "out", "--merge") == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    check_logprobs(merged, AutoTokenizer.from_pretrained(tmp_path / "out"), run, "sft", base="small")
+    check_logprobs(merged, AutoTokenizer.from_pretrained(tmp_path / "out"), run, "sft")
     assert "`small`, which is not on the hub" in (tmp_path / "out" / "README.md").read_text()
     shutil.rmtree(other)
     assert export(run / "sft", tmp_path / "gone", "--merge") == 1

@@ -1,4 +1,4 @@
-"""What to label next: the items on which rewards and judges disagree come first."""
+"""What to label next: the items on which rewards disagree come first."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rated(items: Sequence[Item], *rewards: Scores) -> list[Item]:
         scorer=scorer,
         map=lambda name, rows, function: list(function(rows)),
     )
-    return prioritized(items, specs, [], context)
+    return prioritized(items, specs, context)
 
 
 def priorities(gaps: Sequence[Sequence[float]]) -> list[float]:

@@ -86,23 +86,6 @@ def rating_form(scale: tuple[int, int]) -> Form:
     return Form("Rating", meaning, lambda text: _number(text, scale))
 
 
-def ratings_form(scale: tuple[int, int], count: int) -> Form:
-    """How good each of several responses is, on a scale."""
-    low, high = scale
-
-    def read(text: str) -> list[float]:
-        numbers = [_number(part, scale) for part in text.strip("[]()").split(",")]
-        if len(numbers) != count:
-            raise ValueError(f"the judge rates another number of responses: {len(numbers)}, not {count}")
-        return numbers
-
-    meaning = (
-        f"X is {count} numbers with commas between them, one for each response in their order, from {low}, for the "
-        f"worst response, to {high}, for the best."
-    )
-    return Form("Ratings", meaning, read)
-
-
 def _number(text: str, scale: tuple[int, int]) -> float:
     """A number on the scale; `7/10` is 7 on a scale that ends with 10."""
     low, high = scale

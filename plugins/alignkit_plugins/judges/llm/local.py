@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from alignkit import Field, Group, Judge, Message, PolicyRef, Rating, RunFailed, Verdict
 from alignkit.errors import SameFirstToken
-from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.judges.llm.form import CUT
 from alignkit_plugins.judges.llm.question import Answers, both_orders, question
 from alignkit_plugins.judges.llm.verdict import Answer, verdicts
@@ -72,9 +72,6 @@ class LocalJudge(Judge):
             help = "set the judge's option 'scale: [1, 9]', or 'reasons: true'"
             raise RunFailed(f"local_judge: {error}\nhelp: {help}") from None
         return [_mean_rating(row, numbers, self.options.min_mass) for row in logprobs.tolist()]
-
-    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
-        return self._words(self.context.seed).rate_together(items, rubric)
 
     def _words(self, seed: int) -> Words:
         return Words(self.options, seed, self._said)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
-from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.evaluate.judge_card import judge_names
 
 Combine = Callable[[Sequence[float]], float]
@@ -53,22 +53,13 @@ class Panel(Judge):
         return [self._verdict(verdicts) for verdicts in found]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        self._check_scales()
-        found = zip(*(judge.rate(items, rubric) for judge in self._judges), strict=True)
-        return [self._rating(ratings) for ratings in found]
-
-    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
-        self._check_scales()
-        found = zip(*(judge.rate_together(items, rubric) for judge in self._judges), strict=True)
-        return [[self._rating(ratings) for ratings in zip(*groups, strict=True)] for groups in found]
-
-    def _check_scales(self) -> None:
-        """Ratings on scales count as shares of them; others can only be combined with each other."""
         if None in self._scales and any(self._scales):
             raise RunFailed(
                 "panel: some of its judges rate on a scale and others, as reward models, without bounds; "
                 "combine those of one kind, or compare responses in pairs"
             )
+        found = zip(*(judge.rate(items, rubric) for judge in self._judges), strict=True)
+        return [self._rating(ratings) for ratings in found]
 
     def _verdict(self, verdicts: Sequence[Verdict]) -> Verdict:
         known = [verdict for verdict in verdicts if verdict.p_first is not None]

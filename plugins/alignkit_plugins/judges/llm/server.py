@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from alignkit import Context, Field, Judge, Message, Rating, Verdict
-from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit.judges import Item, Rated, Rubric
 from alignkit_http import Remote, Reply, key_of
 from alignkit_http.chat import TOO_MUCH_ROOM, Chat, other_name
 from alignkit_http.server import Server
@@ -84,9 +84,6 @@ class OpenAIJudge(Judge):
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         return self._words(self.context.seed).rate(items, rubric)
-
-    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
-        return self._words(self.context.seed).rate_together(items, rubric)
 
     @property
     def _most_tokens(self) -> int:

@@ -1,26 +1,24 @@
 """Questions that are answered in words: a judge thinks first, and the last line of its reply is read.
 
 Two responses are compared in both orders (Zheng et al. 2023, arXiv:2306.05685, section 3.4). A response alone is rated
-on a scale, and several responses to a prompt are rated in one question, in an order that the seed draws and its
-reverse.
+on a scale.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import model_validator
 
-from alignkit import Field, Message, Rating, Verdict, seeds
-from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit import Field, Message, Rating, Verdict
+from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.judges.llm.fence import NOTICE, code_of, fenced, transcript
 from alignkit_plugins.judges.llm.form import (
     Form,
     rating_form,
-    ratings_form,
     read_line,
     request,
     verdict_form,
@@ -106,27 +104,8 @@ class Words:
         """Ratings of (prompt, response)."""
         return [_rating(question, said) for question, said in self._asked([self.one(item, rubric) for item in items])]
 
-    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric) -> list[list[Rating]]:
-        """Ratings of all responses to each prompt. An unusable reply to one order leaves none of them."""
-        shown = [(prompt, texts, self._orders(prompt, texts)) for prompt, texts in items]
-        questions = [
-            self.several((prompt, [texts[place] for place in order]), rubric)
-            for prompt, texts, orders in shown
-            for order in orders
-        ]
-        asked = iter(self._asked(questions))
-        return [_together([(order, *next(asked)) for order in orders], len(texts)) for _, texts, orders in shown]
-
     def _asked(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Said]]:
         return zip(questions, self.ask(questions) if questions else [], strict=True)
-
-    def _orders(self, prompt: Sequence[Message], texts: Sequence[str]) -> list[list[int]]:
-        """Orders in which responses are shown: one that the seed draws, and its reverse."""
-        if len(texts) < 2:
-            return [list(range(len(texts)))] if texts else []
-        draws = seeds.stream(self.seed, "shown together", code_of(self.seed, [transcript(prompt), *texts]))
-        drawn = [int(place) for place in draws.permutation(len(texts))]
-        return [drawn, drawn[::-1]]
 
     # The questions
 
@@ -139,34 +118,23 @@ class Words:
     def one(self, item: Rated, rubric: Rubric) -> Question:
         """How good is a response?"""
         prompt, response = item
-        text = self._shown("You rate a response to a conversation.", [("Response", response)], prompt, rubric)
-        return self._question(text, rating_form(self.options.scale), [response], prompt)
+        said = transcript(prompt)
+        nonce = code_of(self.seed, [said, response])
+        task = "You rate a response to a conversation."
+        own = f"{task} {measure(self.options, rubric)}"
+        parts = [
+            f"{task} A rating follows this measure:\n\n{rubric}" if isinstance(rubric, str) and rubric else own,
+            f"The conversation and the response {NOTICE.format(nonce=nonce)}",
+            *(f"{name}:\n{fenced(text, nonce)}" for name, text in [("Conversation", said), ("Response", response)]),
+            "How good is the response?",
+        ]
+        return self._question("\n\n".join(parts), rating_form(self.options.scale), [response], prompt)
 
     def token(self, item: Rated, rubric: Rubric) -> list[Message]:
         """How good is a response? The answer is one token."""
         low, high = self.options.scale
         end = f"Answer with a number from {low}, for the worst response, to {high}, for the best, and nothing else."
         return [{"role": "user", "content": f"{self.one(item, rubric).text} {end}"}]
-
-    def several(self, item: RatedTogether, rubric: Rubric) -> Question:
-        """How good is each of several responses?"""
-        prompt, texts = item
-        named = [(f"Response {number}", text) for number, text in enumerate(texts, 1)]
-        text = self._shown("You rate several responses to a conversation.", named, prompt, rubric)
-        return self._question(text, ratings_form(self.options.scale, len(texts)), texts, prompt)
-
-    def _shown(self, task: str, named: Sequence[tuple[str, str]], prompt: Sequence[Message], rubric: Rubric) -> str:
-        said = transcript(prompt)
-        nonce = code_of(self.seed, [said, *(text for _, text in named)])
-        what = "response" if len(named) == 1 else "responses"
-        own = f"{task} {measure(self.options, rubric)}"
-        parts = [
-            f"{task} A rating follows this measure:\n\n{rubric}" if isinstance(rubric, str) and rubric else own,
-            f"The conversation and the {what} {NOTICE.format(nonce=nonce)}",
-            *(f"{name}:\n{fenced(text, nonce)}" for name, text in [("Conversation", said), *named]),
-            "How good is the response?" if len(named) == 1 else "How good is each response?",
-        ]
-        return "\n\n".join(parts)
 
     def _question(self, text: str, form: Form, texts: Sequence[str], prompt: Sequence[Message]) -> Question:
         code = code_of(self.seed, [form.word, transcript(prompt), *texts])[:8]
@@ -189,20 +157,3 @@ def _rating(question: Question, said: Said) -> Rating:
     except ValueError as error:
         score, reason = None, str(error)
     return Rating(score, reason, calls=1, tokens=said.tokens, cost=said.cost)
-
-
-def _together(asked: Sequence[tuple[Sequence[int], Question, Said]], count: int) -> list[Rating]:
-    """The mean rating of each response over all orders."""
-    sums, reason = [0.0] * count, ""
-    for order, question, said in asked:
-        try:
-            values = said.value(question)
-        except ValueError as error:
-            reason = reason or str(error)
-            continue
-        for place, value in zip(order, values, strict=True):
-            sums[place] += value / len(asked)
-    ratings = [Rating(None if reason else sums[place], reason, 0, 0, 0.0) for place in range(count)]
-    tokens, costs = ([getattr(said, name) for _, _, said in asked] for name in ("tokens", "cost"))
-    spent = (None if None in tokens else sum(tokens), None if None in costs else math.fsum(costs))
-    return [replace(ratings[0], calls=len(asked), tokens=spent[0], cost=spent[1]), *ratings[1:]] if ratings else []

@@ -17,7 +17,6 @@ from alignkit import (
     DataRef,
     Field,
     Group,
-    JudgeRef,
     RewardRef,
     RunFailed,
     Step,
@@ -26,7 +25,6 @@ from alignkit import (
 )
 from alignkit.evaluation import statistics
 from alignkit.report import Report, Table
-from alignkit_plugins.evaluate.judge_card import check_names
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.asking import LabelPlaces, items_of, joined, questions_of, shortage, with_rewards
 from alignkit_plugins.people.effective_labels import Labeled, labeled
@@ -72,11 +70,8 @@ class People(Step):
             None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
         )
         rewards: list[RewardRef] = Field(
-            default_factory=list, description="rewards that score the responses first; see `judges`"
-        )
-        judges: list[JudgeRef] = Field(
             default_factory=list,
-            description="judges that compare them first; people are asked first where rewards and judges disagree",
+            description="rewards that score the responses; people are asked first where these disagree",
         )
         license: str = Field("", description="license of rows that state none; items without one are never exported")
 
@@ -84,7 +79,6 @@ class People(Step):
         def _usable(self) -> Any:
             if self.min_gold is not None and self.gold is None:
                 raise ValueError("'min_gold' needs 'gold': rows whose labels are right")
-            check_names(self.rewards, self.judges)
             return self
 
     options: Options
@@ -111,8 +105,8 @@ class People(Step):
         if lack := shortage(items, options.labels):
             reasons = "".join(f"\n  {count} left out: {why}" for why, count in Counter(left_out).items())
             raise RunFailed(f"stage '{context.stage}': {lack}{reasons}")
-        if options.rewards or options.judges:
-            items = prioritized(items, options.rewards, options.judges, context)
+        if options.rewards:
+            items = prioritized(items, options.rewards, context)
         entries = labels_of(
             store,
             items,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData
 from alignkit.evaluation import statistics as stats
@@ -21,9 +21,6 @@ from alignkit.report import Block, Report, Table
 from alignkit_plugins.evaluate.calibration import Cases, bins, error, error_difference
 from alignkit_plugins.evaluate.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit_plugins.steps.honesty.policies import PoliciesOptions, rightness, title_and_heads
-
-if TYPE_CHECKING:
-    pass
 
 
 class Calibration(Step):

@@ -77,15 +77,8 @@ class Tally:
 
 def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:
     """Whether each verdict prefers the same position in both orders; false if the orders are unknown."""
-    import torch
-
-    from alignkit import functional as F
-
     orders = [verdict.p_orders or (0.5, 0.5) for verdict in verdicts]
-    ab = torch.tensor([[first, 1 - first] for first, _ in orders], dtype=torch.float64).reshape(-1, 2).log()
-    ba = torch.tensor([[1 - second, second] for _, second in orders], dtype=torch.float64).reshape(-1, 2).log()
-    swayed: list[bool] = F.position_inconsistent(ab, ba).tolist()
-    return swayed
+    return [(first - 0.5) * (second - 0.5) < 0 for first, second in orders]
 
 
 def people_prefer(group: Group, i: int, j: int) -> bool | None:
