@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pydantic.dataclasses
+
 from alignkit.batch import Batch, Loss, Outputs, Term
 from alignkit.data.group import Group, Message, previews
 from alignkit.options import WithOptions
@@ -37,7 +39,7 @@ class Trains(enum.Enum):
     REWARD = "reward"
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Needs:
     """The inputs of an algorithm. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
 
@@ -74,12 +76,6 @@ class Needs:
     replay: bool = False
     teacher: bool | str = False
     reward: bool = True
-
-    def __post_init__(self) -> None:
-        if self.entropy not in (True, False, "reported"):
-            raise ValueError(f"Needs.entropy must be True, False or 'reported', not {self.entropy!r}")
-        if self.advantages not in (None, "token", "sequence"):
-            raise ValueError(f"Needs.advantages must be None, 'token' or 'sequence', not {self.advantages!r}")
 
 
 @dataclass(frozen=True)

@@ -251,12 +251,6 @@ class Batch:
     signals: dict[str, Tensor] = field(default_factory=dict)
     turn_weights: Tensor | None = None
 
-    if not TYPE_CHECKING:  # every name would be known to a type checker
-
-        def __getattr__(self, name: str) -> Any:
-            how = f"; read the signal as batch['{name}']" if name in self.__dict__.get("signals", ()) else ""
-            raise AttributeError(f"'Batch' object has no attribute '{name}'{how}")
-
     def replace(self, **changes: Any) -> Batch:
         """Return a copy with some fields changed. `dataclasses.replace` would read fields that were not requested.
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ValidationError, validate_call
-
 from alignkit.data.group import Group, Message
-from alignkit.errors import PluginError, RunFailed, did_you_mean
+from alignkit.errors import RunFailed
 from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
@@ -61,7 +58,8 @@ class Environment(WithOptions):
 
     def tools(self) -> Mapping[str, Callable[..., Any]]:
         """What the policy may call, by name; the same in all episodes of a stage. Default: the public methods."""
-        return {name: getattr(self, name) for name in tool_functions(type(self))}
+        names = [name for name, _ in inspect.getmembers(type(self), inspect.isfunction)]
+        return {name: getattr(self, name) for name in names if name[0] != "_" and not hasattr(Environment, name)}
 
     def reset(self, row: Mapping[str, Any]) -> str | Sequence[Message] | None:
         """Begin the episode of a prompt.
@@ -97,88 +95,10 @@ class Environment(WithOptions):
         Args:
             turn: A turn of the policy.
         """
-        answers = [self._answer(call) for call in turn.get("tool_calls", ())]
-        answers += [Message(role="tool", name="", content=_error(text)) for text in turn.get("call_errors", ())]
+        answers = importlib.import_module("alignkit_plugins.environments.tools").answers(self, turn)
         return answers or None
-
-    def _answer(self, call: Mapping[str, Any]) -> Message:
-        name = call["function"]["name"]
-        message = Message(role="tool", name=name, content="")
-        if "id" in call:
-            message["tool_call_id"] = call["id"]
-        tools = self.tools()
-        if name not in tools:
-            guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
-            return self._refusal(message, f"no tool '{name}'; {guess}")
-        try:
-            result = validate_call(tools[name])(**call["function"]["arguments"])
-        except ValidationError as error:
-            return self._refusal(message, _words(error))
-        except ValueError as error:
-            return self._refusal(message, str(error))
-        return {**message, "content": _content(name, result)}
-
-    def _refusal(self, message: Message, reason: str) -> Message:
-        self.refused_calls += 1
-        return {**message, "content": _error(reason)}
 
 
 def player() -> Any:
     """The module that plays episodes. Stages without an environment do not load it."""
     return importlib.import_module("alignkit_plugins.environments.episodes")
-
-
-def tool_functions(cls: type[Environment]) -> dict[str, Callable[..., Any]]:
-    """The public methods that an environment's class and its bases define, by name: the policy's tools."""
-    own = inspect.getmembers(cls, inspect.isfunction)
-    return {name: f for name, f in own if not name.startswith("_") and not hasattr(Environment, name)}
-
-
-def why_no_tool(name: str, function: Callable[..., Any]) -> str:
-    """Why a bound method cannot be a tool; empty if it can. Only a run, which needs the schema, reads its docstring."""
-    if not inspect.getdoc(function):
-        return f"tool '{name}' needs a docstring, which the policy reads; a method that is no tool begins with '_'"
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            return f"tool '{name}': '{parameter}' has no name and type that the policy could know"
-        if parameter.annotation is parameter.empty:
-            return f"tool '{name}': argument '{parameter.name}' needs a type hint"
-    return ""
-
-
-def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
-    """The JSON schemas of an environment's tools, as chat templates take them.
-
-    Raises PluginError for a tool without type hints, or whose docstring does not describe its arguments.
-    """
-    from transformers.utils import get_json_schema
-
-    found = []
-    for name, function in environment.tools().items():
-        if why := why_no_tool(name, function):
-            raise PluginError(why)
-        try:
-            schema: dict[str, Any] = get_json_schema(function)
-        except Exception as error:  # whatever transformers makes of the docstring
-            raise PluginError(f"tool '{name}': {error}") from error
-        found.append(schema)
-    return found
-
-
-def _words(error: ValidationError) -> str:
-    """pydantic's errors in one line: `expression: Missing required argument; place: Unexpected keyword argument`."""
-    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
-
-
-def _error(text: str) -> str:
-    return json.dumps({"error": text}, ensure_ascii=False)
-
-
-def _content(name: str, result: Any) -> str:
-    """A tool's result as text. Raises TypeError if it is neither text nor JSON."""
-    if isinstance(result, str):
-        return result
-    try:
-        return json.dumps(result, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"tool '{name}' must return text or JSON values, not {type(result).__name__}") from error

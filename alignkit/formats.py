@@ -119,10 +119,6 @@ class Format:
             columns: {expected: actual}.
         """
 
-    def reason(self, row: Any) -> str:
-        """What made one response of a row the better one, such as `label 2`; empty if only the columns' names did."""
-        return ""
-
     def check(self, group: Group) -> None:
         """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
         check_group(group, needs_prompt=self.needs_prompt)

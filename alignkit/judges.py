@@ -114,12 +114,8 @@ class CheckedJudge:
             RunFailed: As `check_compares` does.
         """
         self.check_compares(self.component, rubric)
-        if not items:
-            return []
-        with spending():
-            more = (rubric,) if rubric else ()
-            verdicts = call(self.judge, "compare", items, *more, returns=shapes.verdicts(len(items)))
-        _tell_spending(verdicts)
+        more = (rubric,) if rubric else ()
+        verdicts = self._ask("compare", items, *more, returns=shapes.verdicts(len(items)))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -133,23 +129,22 @@ class CheckedJudge:
             RunFailed: As `check_rates` does.
         """
         self.check_rates(self.component, rubric)
-        if not items:
+        return self._ask("rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
+
+    def _ask(self, method: str, *args: Any, returns: shapes.Shape) -> list[Any]:
+        """What the judge says, which `spending` gathers."""
+        if not args[0]:
             return []
         with spending():
-            ratings = call(self.judge, "rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
-        _tell_spending(ratings)
-        return list(ratings)
+            answers = list(call(self.judge, method, *args, returns=returns))
+        if (everything := _spent.get()) is not None:
+            everything += answers
+        return answers
 
     @property
     def scale(self) -> tuple[float, float] | None:
         """The lowest and the highest rating; None if ratings have no bounds."""
         return self.judge.scale
-
-
-def _tell_spending(said: Sequence[Verdict | Rating]) -> None:
-    """Add what a judge says to what `spending` gathers."""
-    if (everything := _spent.get()) is not None:
-        everything += said
 
 
 def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:

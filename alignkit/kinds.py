@@ -186,11 +186,9 @@ class Reader:
 
     Attributes:
         grows: Whether runs write into such files, so that a recipe may name one that does not exist yet.
-        no_rows: Why a file that can be read may have no row for a recipe.
     """
 
     grows: ClassVar[bool] = False
-    no_rows: ClassVar[str] = "the source is empty"
 
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         """The numbered rows; one that cannot be read is a `BadRow`.

@@ -1,4 +1,4 @@
-"""The report of a step: lines, tables and texts side by side, laid out for any width or as Markdown.
+"""The report of a step: lines, tables and texts to compare, laid out for any width or as Markdown.
 
 No number and no interval such as `[0.21, 0.63]` is ever broken across lines. A table that is too wide gets cells of
 several lines; its words decide how narrow it can be.
@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
+from textwrap import indent
 from typing import Any
 
 from alignkit.io.text import JOINT, joined, printable, wrapped
 
 WIDTH = 80  # of files and pipes, in characters
-GAP = 2  # between columns
-TEXT = 24  # least width of a text next to others
+MOST = 1_000_000  # of texts in Markdown, which are not wrapped
 _MARKUP = re.compile(r"[\\`*|<]")
 
 Cells = Sequence[Sequence[str]]
@@ -40,7 +40,7 @@ class Table:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Texts next to each other, each under its heading."""
+    """Texts to compare, each under its heading; a page has them next to each other."""
 
     title: str
     headings: Sequence[str]
@@ -87,40 +87,35 @@ class Report:
 
 def _text(block: Block, width: int) -> str:
     if isinstance(block, str):
-        return "\n".join(_wrapped(line, width) for line in block.split("\n"))
-    title = [_wrapped(block.title, width)] if block.title else []
+        return _wrapped(block, width)
     if isinstance(block, Table):
-        return "\n".join(filter(None, [*title, _grid(block, width), _wrapped(block.note, width)]))
-    most = max(1, (width + GAP) // (TEXT + GAP))
-    grids = []
-    for start in range(0, len(block.texts), most):
-        end = start + most
-        texts = Table("", block.headings[start:end], [block.texts[start:end]], keys=most)
-        grids.append(_grid(texts, width, equal=True))
-    return "\n".join([*title, "\n\n".join(grids)])
+        parts = [_wrapped(block.title, width), _grid(block, width), _wrapped(block.note, width)]
+    else:
+        parts = [_wrapped(block.title, width)]
+        for heading, text in zip(block.headings, block.texts, strict=True):
+            parts += [_wrapped(f"{heading}:", width), _wrapped(indent(text, "  "), width)]
+    return "\n".join(filter(None, parts))
 
 
-def _wrapped(line: str, width: int) -> str:
-    return "\n".join(wrapped(line, width, indent=2))
+def _wrapped(text: str, width: int) -> str:
+    lines = [line for part in text.split("\n") for line in wrapped(part, width)]
+    return "\n".join(lines)
 
 
-def _grid(block: Table, width: int, equal: bool = False) -> str:
-    """A table in lines. equal: its columns have the same width, and may break words. Else only headings may."""
+def _grid(block: Table, width: int) -> str:
+    """A table in lines, with words and intervals in one piece."""
     from rich import box, table
     from rich.cells import cell_len
     from rich.console import Console
 
-    grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), expand=equal)
-    for head in block.columns:
-        grid.add_column(joined(head), overflow="fold", ratio=1 if equal else None)
-    for row in block.rows:
-        grid.add_row(*(joined(cell).expandtabs(4) for cell in row))
-    for index, column in enumerate(grid.columns):
+    grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, head in enumerate(block.columns):
+        words = " ".join(joined(row[index]) for row in block.rows).split()
+        grid.add_column(joined(head), overflow="fold", min_width=max(map(cell_len, words), default=1))
         if index >= block.keys:
-            column.justify = "right"
-        if not equal:
-            words = " ".join(map(str, column.cells)).split()
-            column.min_width = max(map(cell_len, words), default=1)
+            grid.columns[index].justify = "right"
+    for row in block.rows:
+        grid.add_row(*map(joined, row))
     out = StringIO()
     # Nothing in a cell has a meaning.
     console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
@@ -131,17 +126,17 @@ def _grid(block: Table, width: int, equal: bool = False) -> str:
 def _markdown(block: Block) -> str:
     if isinstance(block, str):
         lines = [_escaped(line) for line in block.split("\n")]
-        return "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else lines[0]
+        return "\n".join(lines if len(lines) == 1 else [f"- {line}" for line in lines])
     if isinstance(block, SideBySide):
-        texts = [f"{head}:\n{text}" for head, text in zip(block.headings, block.texts, strict=True)]
-        content = printable("\n\n".join([block.title, *texts]))
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", content)), default=0))
-        return f"{fence}text\n{content}\n{fence}"
+        texts = _text(block, width=MOST)
+        fence = "```"
+        while fence in texts:
+            fence += "`"
+        return f"{fence}text\n{texts}\n{fence}"
     marks = ["---"] * block.keys + ["---:"] * (len(block.columns) - block.keys)
-    rows = [[_escaped(cell) for cell in row] for row in (block.columns, *block.rows)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:]))
-    title = f"**{_escaped(block.title)}**" if block.title else ""
-    return "\n\n".join(filter(None, [title, table, _escaped(block.note)]))
+    rows = [f"| {' | '.join(map(_escaped, row))} |" for row in (block.columns, marks, *block.rows)]
+    title = f"**{_escaped(block.title)}**" * bool(block.title)
+    return "\n\n".join(filter(None, [title, "\n".join(rows), _escaped(block.note)]))
 
 
 def _escaped(text: str) -> str:

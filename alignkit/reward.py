@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignkit.data.group import Group, Message
@@ -123,10 +123,6 @@ class CombinedReward:
     reward: Tensor
     raw: Tensor
     metrics: Mapping[str, float]
-
-    def take(self, rows: Tensor | Sequence[int]) -> CombinedReward:
-        """The rewards of these responses: indices, or a mask [responses]."""
-        return replace(self, reward=self.reward[rows], raw=self.raw[rows])
 
 
 class RewardCombination(WithOptions):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from alignkit.options import Options
 
@@ -67,7 +67,6 @@ class SamplingOptions(Options):
         description="how responses are sampled, such as {temperature: 0.7}; keys that are left out: as in training",
     )
     greedy: ClassVar[bool] = False  # unless the recipe sets a temperature
-    _followed: str = PrivateAttr("")  # whose values were taken
 
     def policies_to_sample(self) -> list[str]:
         """The policies that respond, by whose training missing keys are filled in."""
@@ -77,17 +76,14 @@ class SamplingOptions(Options):
         """A step that reads data instead names no policies."""
         return type(self).policies_to_sample is SamplingOptions.policies_to_sample or bool(self.policies_to_sample())
 
-    def follow(self, values: Mapping[str, Any], source: str) -> None:
+    def follow(self, values: Mapping[str, Any]) -> None:
         """Fill the keys that are left out.
 
         Args:
-            values: what keys that are left out become.
-            source: whose values these are, for the note.
+            values: what they become.
         """
         sampling, written = self.sampling, {*self.sampling.model_fields_set, *(["temperature"] if self.greedy else [])}
         taken = {key: values[key] for key in KEYS if key not in written and values.get(key) is not None}
-        if any(key in _ALWAYS or value != getattr(_DEFAULTS, key) for key, value in taken.items()):
-            self._followed = source
         self.sampling = sampling.model_copy(update=taken)
         if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
             self.sampling = self.sampling.model_copy(update={"min_new_tokens": self.sampling.max_new_tokens})
@@ -100,11 +96,8 @@ class SamplingOptions(Options):
         return {key: value for key, value in values.items() if key in _ALWAYS or value != getattr(_DEFAULTS, key)}
 
     def described(self) -> str:
-        """The keys in words: `temperature 0.7, max_new_tokens 32 (what is not set: as in stage align)`."""
-        text = ", ".join(f"{key} {value}" for key, value in self.sampled().items())
-        if self._followed:
-            return f"{text} (what is not set: as in {self._followed})"
-        return text
+        """The keys in words: `temperature 0.7, max_new_tokens 32`."""
+        return ", ".join(f"{key} {value}" for key, value in self.sampled().items())
 
 
 class GreedyOptions(SamplingOptions):

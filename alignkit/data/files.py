@@ -21,8 +21,7 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.text import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
-MAX_LINE = 2**25  # bytes of a line: a row's, with room for a book
-MAX_JSON = 2**30  # bytes of a line in a .json file, which may hold all rows
+MAX_LINE = 2**30  # bytes of a line, which may hold all rows of a .json file
 RECODE = "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
 UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
 
@@ -48,20 +47,11 @@ def bad_rows_error(bad: Sequence[SkippedRow]) -> DataError:
     listed, rest = list(alike.values())[:MAX_LISTED], list(alike.values())[MAX_LISTED:]
     lines = [f"{len(bad)} bad row{'s' * (len(bad) > 1)}:"]
     for first, *others in listed:
-        lines.append(f"  {first}{_also(others)}")
+        more = f" (also row {', '.join(str(row.row) for row in others[:3])}{' ...' * (len(others) > 3)})"
+        lines.append(f"  {first}{more * bool(others)}")
     if rest:
         lines.append(f"  ... and {sum(map(len, rest))} more")
     return DataError("\n".join(lines))
-
-
-def _also(rows: Sequence[SkippedRow]) -> str:
-    """` (also rows 3, 4, 5 and 12 more)`"""
-    if not rows:
-        return ""
-    shown = rows if len(rows) <= 4 else rows[:3]
-    numbers = ", ".join(str(row.row) for row in shown)
-    more = f" and {len(rows) - len(shown)} more" if len(shown) < len(rows) else ""
-    return f" (also row{'s' * (len(rows) > 1)} {numbers}{more})"
 
 
 def raise_if_bad(row: Any) -> Any:
@@ -87,8 +77,8 @@ def suffix_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
-def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, without a byte order mark. longest: bytes of a line.
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends, without a byte order mark.
 
     Bytes that are not UTF-8 become surrogates, which `decoded` refuses. Raises `DataError` that names the line at which
     a damaged file ends, or which is too long.
@@ -98,11 +88,9 @@ def text_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[int, str]]
         raise DataError(f"{path}: {NO_FILE}")
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
-                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError(f"{path}: the file is UTF-16; {RECODE.replace('CP1252', 'UTF-16')}")
-                if len(line) > longest:
-                    raise DataError(f"{path}:{number}: the line has more than {longest >> 20} MiB")
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                if len(line) > MAX_LINE:
+                    raise DataError(f"{path}:{number}: the line has more than {MAX_LINE >> 20} MiB")
                 yield number, line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}") from error
@@ -128,8 +116,7 @@ def _parsed_line(line: str) -> Any:
     try:
         return parse(line)
     except BadRow as error:
-        complete = line.endswith("\n")
-        return error if complete else BadRow(f"{error}; the line has no line end: the file may be truncated")
+        return error
 
 
 def _finite(digits: str) -> float:
@@ -157,11 +144,8 @@ def parse(line: str | bytes) -> Any:
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file.
-
-    An object whose only key holds a list of texts is read as that list.
-    """
-    lines = [line for _, line in text_lines(path, MAX_JSON)]
+    """The rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file."""
+    lines = [line for _, line in text_lines(path)]
     text = "".join(lines)
     if not text.strip():
         return
@@ -172,10 +156,6 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path}: {error}") from error
         yield from jsonl_rows(path)
         return
-    if isinstance(value, dict):
-        only = next(iter(value.values())) if len(value) == 1 else None
-        texts = isinstance(only, list) and all(isinstance(item, str) for item in only)
-        value = only if texts else value
     yield from enumerate(value if isinstance(value, list) else [value], 1)
 
 

@@ -186,9 +186,7 @@ def why_not_demonstration(group: Group) -> str:
     if count == 0 and any(turn["role"] == "assistant" for turn in group.prompt):
         return "ends with the user, so nothing of it would be learned; remove the turns after the last answer"
     if count == 0:
-        texts = [name for name, value in group.meta.items() if isinstance(value, str)]
-        column = f"completion: {texts[0] if len(texts) == 1 else 'COLUMN'}"
-        return f"has no response; name its column, `columns: {{{column}}}`, or use one that samples responses"
+        return "has no response; name its column, `columns: {completion: COLUMN}`, or use one that samples responses"
     if count > 1:
         return f"has {count} responses, all of which would be learned; use an algorithm that learns comparisons"
     if group.responses[0].label is False:

@@ -7,8 +7,8 @@ A source is read as numbered rows (`alignkit.data.files`), and a format plugin t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ from alignkit.data.files import (
     text_lines,
     without_fills,
 )
-from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
+from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
 from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean, reason_of
 from alignkit.formats import Format, text_of
 from alignkit.io.digest import file_digest, folder_digest
@@ -36,7 +36,6 @@ from alignkit.options import Field, Options, in_recipe
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 
-SAMPLE_ROWS = 1000  # of a source, whose columns can be shown: of a small part, the first ones may all be elsewhere
 OR_SKIP = ", or set 'on_bad_row: skip'"
 WEIGHTS = ("weight", "sample_weight", "loss_weight")  # columns that say how much a row counts in a loss
 Part = Literal["training", "validation"]
@@ -67,10 +66,8 @@ class DataSource(Options):
     revision: str | None = Field(
         default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
     )
-    data_files: str | list[str] | dict[str, str | list[str]] | None = Field(
-        default=None,
-        description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*, or these for "
-        "each split",
+    data_files: str | list[str] | None = Field(
+        default=None, description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*"
     )
     stage: Annotated[str | None, in_recipe("data_stage")] = Field(
         default=None, description="step that produces the data"
@@ -153,9 +150,8 @@ class SourceFacts:
     format: the name of the format. recognized: whether the first row decided it, and not the recipe.
     rows: good rows to read now. held_out: good rows on the other side of the split. skipped: bad rows.
     weight: its share of the rows drawn, between 0 and 1; None if every row counts the same.
-    ties: rows to read now with several responses, none of which is better. sample: one of these rows as it was
-    understood. part: the side of the split that is read; None: both, and the held-out rows for validation. notes: what
-    the format decided about all rows, in words.
+    sample: a row to read now, with a pair if one has. part: the side of the split that is read; None: both, and the
+    held-out rows for validation. notes: what the format decided about all rows, in words.
     """
 
     name: str
@@ -165,9 +161,7 @@ class SourceFacts:
     held_out: int = 0
     skipped: int = 0
     weight: float | None = None
-    ties: int = 0
     sample: Group | None = None
-    reason: str = ""
     part: str | None = None
     notes: Sequence[str] = ()
 
@@ -206,18 +200,21 @@ def load(
     Raises `DataError` that lists the bad rows of all sources, or names a source without a usable row, or one of which
     nothing can be held out.
     """
-    readers = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
+    readers = [SourceReader(source, formats, stage_data, commit, place) for place, source in enumerate(spec.sources)]
+    groups: list[Group] = []
     skipped: list[SkippedRow] = []
     errors: list[SkippedRow] = []
     for reader in readers:
-        reader.read(stage_data, commit)
-        for row in reader.bad:
+        bad = reader.bad
+        found = [group for row in reader.rows() for group in row.groups]
+        for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
-        if not reader.groups and not errors:
-            raise DataError(f"{reader.source.name}: no usable row; {reader.why_empty()}")
+        if not found and not errors:
+            why = f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else "it has no row that the recipe reads"
+            raise DataError(f"{reader.source.name}: no usable row; {why}")
+        groups += found
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
-    groups = list(chain.from_iterable(reader.groups for reader in readers))
     kept, other = _split(groups, spec.sources, seed)
     # The same in all sources that have a split, or else the recipe was refused. None: both sides.
     part = next((source.part for source in spec.sources if source.validation), None)
@@ -229,13 +226,6 @@ def load(
         for reader, share in zip(readers, shares, strict=True)
     ]
     return Loaded(kept, [] if part else other, skipped, tuple(facts))
-
-
-def tied(group: Group) -> bool:
-    """Whether none of several responses is better. Those with labels or different scores were rated, not compared."""
-    rated = {tuple(response.scores.items()) for response in group.responses}
-    several = len(group.responses) > 1 and all(response.label is None for response in group.responses)
-    return several and len(rated) < 2 and not resolved_pairs(group)
 
 
 def _shares(weights: Sequence[float | None]) -> list[float | None]:
@@ -258,15 +248,9 @@ def recognized_format(source: DataSource, formats: Formats, stage_data: StageDat
     """The format that the source's first row decides; empty if the recipe names one, or if none can be found."""
     if source.format is not None or source.stage:
         return ""
-    reader = SourceReader(source, formats)
-    try:
-        for _, row in reader.rows(stage_data, commit):
-            if reader.format is None and not isinstance(row, BadRow):
-                reader.recognize(row)
-            if reader.format is not None:
-                break
-    except (DataError, BadRow):  # reported when the stage reads its data
-        return ""
+    reader = SourceReader(source, formats, stage_data, commit)
+    with suppress(DataError):  # reported when the stage reads its data
+        next((row for row in reader.rows() if reader.format is not None), None)
     return reader.format_name
 
 
@@ -283,53 +267,62 @@ class _StoredGroups(Format):
         pass
 
 
+@dataclass(frozen=True)
+class ReadRow:
+    """A row of a source. raw: as parsed, a BadRow if it cannot be. groups: none if it is bad. bad: why."""
+
+    number: int
+    raw: Any
+    groups: Sequence[Group] = ()
+    bad: BadRow | None = None
+
+
 class SourceReader:
     """Turns a source's rows into groups; the first row that can be parsed decides the format.
 
-    groups, bad: what `read` has found, at most the source's limit of good rows.
+    bad: the rows of which `rows` has found that they cannot be used.
     """
 
-    def __init__(self, source: DataSource, formats: Formats, place: int = 0):
+    def __init__(
+        self, source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf = as_written, place: int = 0
+    ):
         """place: the source's index in its data entry, which its groups' origin holds."""
-        self.source, self.formats, self.place = source, formats, place
+        self.source, self.formats, self.stage_data, self.commit, self.place = source, formats, stage_data, commit, place
         self.format: Format | None = None
         self.format_name = ""
-        self.groups: list[Group] = []
         self.bad: list[SkippedRow] = []
-        self._raw: dict[int, Any] = {}  # the first rows, by number
         if source.format is not None:
             self.format = source.format.registration.implementation(source.format.options)
             self.format_name = source.format.name
         elif source.stage:
             self.format, self.format_name = _StoredGroups(), "groups"
 
-    def read(self, stage_data: StageData, commit: CommitOf) -> None:
-        """Read the groups and the bad rows of the source."""
+    def rows(self) -> Iterator[ReadRow]:
+        """The rows with their groups, up to the source's limit of good ones. Raises DataError for an unusable file."""
         good = 0
-        for number, row in self.rows(stage_data, commit):
+        for number, raw in self.numbered_rows():
             try:
-                self.groups += self.groups_of(number, row)
+                row = ReadRow(number, raw, self._groups_of(number, raw))
             except BadRow as error:
                 self.bad.append(SkippedRow(self.source.name, number, str(error), isinstance(error, LeftOut)))
-                continue
-            good += 1
-            if good <= SAMPLE_ROWS:
-                self._raw[number] = row
+                row = ReadRow(number, raw, bad=error)
+            yield row
+            good += row.bad is None
             if good == self.source.limit:
                 break
 
-    def rows(self, stage_data: StageData, commit: CommitOf) -> Iterator[tuple[int, Any]]:
+    def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
-        rows = ((number, without_fills(row)) for number, row in self._stored_rows(stage_data, commit))
+        rows = ((number, without_fills(row)) for number, row in self._stored_rows())
         try:
             return rows if self.format is None else self.format.rows(rows)
         except BadRow as error:
             raise DataError(f"{self.source.name}: {error}") from error
 
-    def _stored_rows(self, stage_data: StageData, commit: CommitOf) -> Iterator[tuple[int, Any]]:
+    def _stored_rows(self) -> Iterator[tuple[int, Any]]:
         path = self.source.path or HUB
         if self.source.stage:
-            path = stage_data(self.source.stage)
+            path = self.stage_data(self.source.stage)
         if path != HUB and path.is_dir():
             return (self.format or Format()).rows_of_folder(path)
         if suffix_of(path) == ".txt":
@@ -339,7 +332,7 @@ class SourceReader:
         if suffix_of(path) in (".jsonl", ".ndjson"):
             return jsonl_rows(path)
         if reader := reader_of(path):
-            return reader.rows_of(self.source, commit)
+            return reader.rows_of(self.source, self.commit)
         others = [name for name in plugins().registry.names("reader") if name != HUB.suffix]
         known = ", ".join([".jsonl", ".json", *others])
         raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use {known} or .txt")
@@ -348,8 +341,8 @@ class SourceReader:
         if self.format is None:
             plain = [name for name, cls in self.formats.items() if cls.plain_text]
             if len(plain) != 1:
-                choices = _described(self.formats)
-                raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`:\n{choices}")
+                choices = ", ".join(self.formats)
+                raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`: {choices}")
             self.format_name, self.format = plain[0], self.formats[plain[0]]()
         lines: list[tuple[int, str]] = []
         for number, line in text_lines(path):
@@ -359,22 +352,16 @@ class SourceReader:
                 yield number, error
         yield from self.format.rows_of_text(lines)
 
-    def recognize(self, row: Any) -> None:
-        """Decide the format by this row. Raises `DataError` if no format or several match."""
-        row = with_renamed_columns(row, self.source.columns)
-        self.format_name = _detected_format(row, self.formats, self.source.name)
-        self.format = self.formats[self.format_name]()
-
-    def groups_of(self, number: int, row: Any) -> list[Group]:
+    def _groups_of(self, number: int, raw: Any) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
-        raise_if_bad(row)
+        row = with_renamed_columns(raise_if_bad(raw), self.source.columns)
         if self.format is None:
-            self.recognize(row)
-        assert self.format is not None
+            self.format_name = _detected_format(row, self.formats, self.source.name)
+            self.format = self.formats[self.format_name]()
         origin = Origin(self.source.name, number, self.source.on_bad_row == "skip", self.place)
         try:
             groups = checked_groups(self.format, row, self.source.columns)
-            return [self._completed(group, row, origin) for group in groups]
+            return [self._completed(group, raw, origin) for group in groups]
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
@@ -392,27 +379,12 @@ class SourceReader:
                 weights = self.source.meta
         return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, weights))
 
-    def why_empty(self) -> str:
-        """Why no row of the source can be used, in words."""
-        if self.bad:
-            return f"bad rows skipped: {len(self.bad)}, the first: {self.bad[0]}"
-        reader = None if self.source.path is None else reader_of(self.source.path)
-        if reader is None:
-            return "the source is empty"
-        return reader.no_rows
-
     def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
         """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
-        assert self.format is not None
         kept = [group for group in kept if _place(group) == self.place]
-        notes = [*self.format.notes]
-        if len(weights := {group.weight for group in self.groups if group.responses}) > 1:
+        notes = [*self.format.notes] if self.format is not None else []
+        if len(weights := {group.weight for group in kept if group.responses}) > 1:
             notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
-        sample = self._sample(kept)
-        reason = ""
-        if sample is not None and sample.origin is not None and resolved_pairs(sample):
-            row = self._raw.get(sample.origin.row)
-            reason = "" if row is None else self.format.reason(with_renamed_columns(row, self.source.columns))
         return SourceFacts(
             self.source.name,
             self.format_name,
@@ -420,16 +392,9 @@ class SourceReader:
             rows=len(kept),
             held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
-            ties=sum(map(tied, kept)),
-            sample=sample,
-            reason=reason,
+            sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
             notes=notes,
         )
-
-    def _sample(self, kept: Sequence[Group]) -> Group | None:
-        """The first group, or the first one with a pair: it shows which response counts as better."""
-        shown = [group for group in kept if group.origin is not None and group.origin.row in self._raw] or kept[:1]
-        return next((group for group in shown if resolved_pairs(group)), next(iter(shown), None))
 
 
 def _weight(group: Group, columns: Mapping[str, Any]) -> float:
@@ -452,17 +417,12 @@ def _weight(group: Group, columns: Mapping[str, Any]) -> float:
 
 
 def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
-    """The groups that a format reads from a row. columns: expected -> actual. Raises `BadRow` for a bad one."""
-    row = with_renamed_columns(row, columns)
+    """The groups that a format reads from a row. columns: those that were renamed. Raises `BadRow` for a bad one."""
     format.check_columns(row, columns)
     groups = list(format.groups(row))
     for group in groups:
         if not isinstance(group, Group):
             raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
-        if not all(isinstance(turn, Mapping) for turn in group.prompt):
-            raise TypeError("a Group's prompt must be a tuple of messages, as ({'role': 'user', 'content': TEXT},)")
-        if not all(isinstance(response, Response) for response in group.responses):
-            raise TypeError("a Group's responses must be a tuple of Response objects")
         format.check(group)
     return groups
 
@@ -496,7 +456,7 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     if matching:
         raise DataError(
             f"{source}: several formats match the first row ({content}). "
-            f"Choose one, as in `data: {{FORMAT: FILE}}`:\n{_described(matching)}"
+            f"Choose one, as in `data: {{FORMAT: FILE}}`: {', '.join(matching)}"
         )
     advice = filter(None, plugins().notify("format_unrecognized", row=row, formats=formats))
     help = next(advice, f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}")
@@ -515,11 +475,6 @@ def matches(format_class: type[Format], row: Any) -> bool:
         return format_class.matches(row)
     except Exception:  # a plugin that fails on a foreign row does not match it
         return False
-
-
-def _described(formats: Formats) -> str:
-    width = max((len(name) for name in formats), default=0)
-    return "\n".join(f"  {name:<{width}}  {cls.wants}" for name, cls in formats.items())
 
 
 # --- splitting

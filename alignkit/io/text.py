@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 import os.path
 import re
-import unicodedata
-from contextlib import suppress
+import textwrap
 from pathlib import Path
 
 BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows
 INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
 JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 REPLACEMENT = "\ufffd"
+_ACTING = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{BIDI}]")
 
 
 def printable(text: str) -> str:
     """The text with control characters replaced, except line breaks and tabs."""
-    if text.isprintable():
-        return text
-    return "".join(REPLACEMENT if _acts(character) else character for character in text)
-
-
-def _acts(character: str) -> bool:
-    return (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in BIDI
+    return _ACTING.sub(REPLACEMENT, text)
 
 
 def joined(text: str) -> str:
@@ -31,39 +25,29 @@ def joined(text: str) -> str:
     return INTERVAL.sub(lambda match: match[0].replace(" ", JOINT), printable(text))
 
 
-def wrapped(line: str, width: int, indent: int = 0) -> list[str]:
+def wrapped(line: str, width: int, indent: int = 2) -> list[str]:
     """A line in lines of at most `width` characters, with intervals in one piece. indent: of all but the first."""
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.text import Text
-
-    if cell_len(line) <= width:
-        return [printable(line)]
-    parts = Text(joined(line)).wrap(Console(), max(1, width - indent), overflow="fold")
-    first, *others = (part.plain.replace(JOINT, " ").rstrip() for part in parts)
-    return [first, *(" " * indent + part for part in others)]
+    parts = textwrap.wrap(joined(line), width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return [part.replace(JOINT, " ") for part in parts] or [""]
 
 
 def excerpt(text: str, width: int) -> str:
-    """The beginning of a text on one line of at most `width` columns; `(empty)` if it is blank."""
-    from rich.cells import cell_len, set_cell_size
-
-    words = printable(" ".join(text[: 4 * width].split()))
-    if cell_len(words) <= width and len(text) <= 4 * width:
-        return words or "(empty)"
-    return f"{set_cell_size(words, max(0, width - 3)).rstrip()}..."
+    """The beginning of a text on one line of at most `width` characters; `(empty)` if it is blank."""
+    line = printable(" ".join(text.split()))
+    if len(line) > width:
+        line = f"{line[: width - 3].rstrip()}..."
+    return line or "(empty)"
 
 
 def duration(seconds: float, digits: int = 1) -> str:
     """`1m05s`, or `7.3s` below a minute."""
     minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.{digits}f}s"
+    if minutes:
+        return f"{int(minutes)}m{int(rest):02d}s"
+    return f"{rest:.{digits}f}s"
 
 
-# What a name raises that no file system can have, which is one without a file.
-IMPOSSIBLE = (OSError, ValueError, RuntimeError)  # too long, with a NUL, or of an unknown user (~nobody)
-
-# Unlike the methods of Path, these are false for such names.
+# Unlike the methods of Path, these are false for names that no file system can have.
 is_file, is_dir, exists = os.path.isfile, os.path.isdir, os.path.exists
 
 NO_FILE = "this is a pipe or a device, which cannot be read twice; write its rows to a file"
@@ -85,10 +69,8 @@ def absolute(path: Path) -> Path:
 
 
 def resolved(path: Path) -> Path:
-    """The absolute path without links, or the path itself."""
-    with suppress(*IMPOSSIBLE):
-        return path.resolve()
-    return path
+    """The absolute path without links."""
+    return Path(os.path.realpath(path))
 
 
 def cache_folder() -> Path:

@@ -307,13 +307,13 @@ def fill_sampling(stages: Mapping[str, Stage]) -> None:
             policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
             sources = [*(name for name in policies if name in rollouts), *rollouts]
             if policies and sources:
-                options.follow(rollouts[sources[0]], f"stage {sources[0]}")
+                options.follow(rollouts[sources[0]])
             values = options.sampled()
         if values is None:
             continue
         for spec in specs([stage.settings, options], RewardSpec):
             if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
-                spec.component.options.follow(values, f"stage {stage.name}")
+                spec.component.options.follow(values)
 
 
 NO_REFERENCES = ("algorithm", "step", "objective", "name", "description")  # keys whose texts name no stage

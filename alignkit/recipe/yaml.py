@@ -341,13 +341,13 @@ def _file(path: Path, recipe: Path, problems: list[Problem], chain: tuple[Path, 
     target = path.parent / base.value
     if not is_file(target):
         target = shipped_recipe(base.value) or target
-    if resolved(target) in chain:
-        names = " -> ".join(item.name for item in (*chain, target))
-        raise Failed(base.mark.problem(f"files extend each other in a cycle: {names}"))
     if not is_file(target):
         guess = did_you_mean(base.value, shipped())
         help = guess or "write a path from the folder of this file, or the name of a shipped recipe"
         raise Failed(base.mark.problem(f"no such file: {target}", help))
+    if resolved(target) in chain:
+        names = " -> ".join(item.name for item in (*chain, target))
+        raise Failed(base.mark.problem(f"files extend each other in a cycle: {names}"))
     return _merge(_file(target, recipe, problems, chain), root)
 
 

@@ -634,7 +634,7 @@ def source_records(
     """
     records = []
     for place, (source, facts) in enumerate(zip(spec.sources, loaded.sources, strict=True)):
-        names = ("name", "format", "rows", "held_out", "skipped", "ties")
+        names = ("name", "format", "rows", "held_out", "skipped")
         record: dict[str, Any] = {name: getattr(facts, name) for name in names}
         if facts.notes:
             record["notes"] = list(facts.notes)

@@ -561,7 +561,7 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(server.requests) == asked
     capsys.readouterr()
     run(tmp_path, "red_team", 4, **{**keys, "success": ">= 9.5"})
-    assert "stage made: no usable row; the source is empty" in capsys.readouterr().err  # of the stage `again`
+    assert "stage made: no usable row; it has no row that the recipe reads" in capsys.readouterr().err
 
 
 def test_attacks_keep_the_rules_of_steps() -> None:

@@ -128,7 +128,6 @@ def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_
 def test_answers_that_nobody_compared_say_what_to_do(answers: Any, tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     loaded = read(file, json.dumps({"prompt": "Hi", **answers}))
-    assert "1 without a pair (ties, or nobody compared them)" in describe(loaded)[0]
     help = way_out(loaded.groups)
     assert f"`alignkit label {file}`" in help and f"{{labeled_pairs: {{path: {file}, label: COLUMN}}}}" in help
 

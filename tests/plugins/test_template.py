@@ -353,7 +353,7 @@ def test_any_format_may_have_its_options_next_to_the_path(tmp_path: Path) -> Non
 
 def test_files_that_hold_little_or_much(tmp_path: Path) -> None:
     data = {"path": "d.jsonl", "template": {"prompt": "{c7} {c199}"}}
-    with pytest.raises(DataError, match="no usable row; the source is empty"):
+    with pytest.raises(DataError, match="no usable row; it has no row that the recipe reads"):
         loaded(recipe(tmp_path, data, []))
     wide = {f"c{number}": str(number) for number in range(200)}
     [group] = loaded(recipe(tmp_path, data, [wide])).groups

@@ -77,6 +77,12 @@ def test_a_big_file_that_changes_under_its_old_time_is_hashed_again(
     assert digest.file_digest(path) != before
 
 
+def _replace_format(monkeypatch: pytest.MonkeyPatch, changed: Registration) -> None:
+    formats = plugins().registry._registrations["format"]
+    others = [one for one in formats if one.name != changed.name]
+    monkeypatch.setitem(plugins().registry._registrations, "format", [*others, changed])
+
+
 def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A format that the recipe does not name is in the hash like one that it names."""
     write(tmp_path / "d.jsonl", ROWS)
@@ -88,13 +94,10 @@ def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Registration, "source_path", own)
     for version, source in (("1", "x = 1"), ("1", "x = 2"), ("2", "x = 2")):
         code.write_text(source, encoding="utf-8")
-        table = registry._registrations["format"]
-        changed = replace(registry.get("format", "prompt_completion"), version=version)
-        monkeypatch.setitem(table, "prompt_completion", [changed])
+        _replace_format(monkeypatch, replace(registry.get("format", "prompt_completion"), version=version))
         found[version, source] = hashed(tmp_path, data="d.jsonl")
     assert len(set(found.values())) == 3
-    other = replace(registry.get("format", "alpaca"), version="99")
-    monkeypatch.setitem(registry._registrations["format"], "alpaca", [other])
+    _replace_format(monkeypatch, replace(registry.get("format", "alpaca"), version="99"))
     assert hashed(tmp_path, data="d.jsonl") == found["2", "x = 2"]
 
 
@@ -154,10 +157,10 @@ class Hub:
 
 def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Hub(monkeypatch)
-    data = {"hub": "org/set", "name": "main", "data_files": {"train": "a*.json"}, "split": "test"}
+    data = {"hub": "org/set", "name": "main", "data_files": "a*.json", "split": "test"}
     one = hashed(tmp_path, data=data)
     assert hashed(tmp_path, data=data) == one
-    where = {"name": "main", "data_files": {"train": "a*.json"}, "split": "test", "revision": "a" * 40}
+    where = {"name": "main", "data_files": "a*.json", "split": "test", "revision": "a" * 40}
     assert server.asked[-1] == ("org/set", where)
     server.main = "b" * 40
     assert hashed(tmp_path, data=data) != one

@@ -14,8 +14,6 @@ from alignkit import Add, BadRow, DataError, Field, Group, Monitor, Observation,
 class Notes(Reader):
     """The table `notes` with the columns `prompt` and `answer`. The format `prompt_completion` reads its rows."""
 
-    no_rows = "the table 'notes' is empty"
-
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         for number, (prompt, answer) in enumerate(self._read(path, "SELECT prompt, answer FROM notes"), 1):
             row = {"prompt": prompt, "completion": answer}

@@ -72,7 +72,7 @@ def fitted(line: str, width: int) -> list[str]:
         return [line]
     named = re.match(r" +\S+ {2,}| +", line)
     lead = named.group() if named and len(named.group()) <= width // 2 else ""  # a long name leaves no room
-    first, *others = wrapped(line[len(lead) :], width - len(lead), indent=0 if lead else 2)
+    first, *others = wrapped(line[len(lead) :], width - len(lead), indent=2 * (not lead))
     return [lead + first, *(" " * len(lead) + other for other in others)]
 
 

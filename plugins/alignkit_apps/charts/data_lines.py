@@ -26,16 +26,16 @@ def source_lines(source: SourceFacts) -> list[str]:
     lines += [f"read {source.name}: {note}" for note in source.notes]
     if source.sample is None or source.name.startswith("stage "):
         return lines
-    shown = list(_sample(source.sample, source.reason))
+    shown = list(_sample(source.sample))
     width = max((len(who) for who, _ in shown), default=0)
     lines += [f"  {who:<{width}}  {text}".rstrip() for who, text in shown]
-    unused = ", ".join(_unused(source.sample, source.reason))
+    unused = ", ".join(_unused(source.sample))
     return [*lines, f"read {source.name}: not in the conversation, kept for rewards: {unused}"] if unused else lines
 
 
-def _unused(group: Group, reason: str) -> list[str]:
+def _unused(group: Group) -> list[str]:
     """The columns that the format has only kept, for rewards, without those of single words."""
-    used = {*reason.split(), *WEIGHTS, *LABEL_COLUMNS} if group.responses else set[str]()
+    used = {*WEIGHTS, *LABEL_COLUMNS} if group.responses else set[str]()
     return [name for name, value in group.meta.items() if name not in used and _is_meant(value)]
 
 
@@ -52,16 +52,13 @@ def _counts(source: SourceFacts) -> str:
     if source.held_out:
         others = f"{source.held_out} other{'s' * (source.held_out != 1)} for training"
         facts.append(others if held_out else f"{source.held_out} held out")
-    if source.ties:
-        compared = "ties" if source.ties < source.rows else "ties, or nobody compared them"
-        facts.append(f"{source.ties} without a pair ({compared})")
     if source.skipped:
         facts.append(f"{source.skipped} bad row{'s' * (source.skipped != 1)} skipped")
     return ", ".join(facts)
 
 
-def _sample(group: Group, reason: str) -> Iterator[tuple[str, str]]:
-    """Who says what in a group, in at most 8 lines. reason: why one of its responses is the better one."""
+def _sample(group: Group) -> Iterator[tuple[str, str]]:
+    """Who says what in a group, in at most 8 lines."""
     if group.tools:
         names = [str(tool.get("function", tool).get("name", "?")) for tool in group.tools]
         yield "tools", shortened(", ".join(names))
@@ -77,8 +74,7 @@ def _sample(group: Group, reason: str) -> Iterator[tuple[str, str]]:
         yield one.who, shortened(one.text)
     first = responses if len(responses) <= SHOWN else responses[: SHOWN - 1]
     for one in first:
-        facts = [reason, *one.facts] if reason and one.who == "better" else one.facts
-        yield one.who, shortened(one.text) + (f"  ({', '.join(facts)})" if facts else "")
+        yield one.who, shortened(one.text) + (f"  ({', '.join(one.facts)})" if one.facts else "")
     if compared is not group:
         yield "", f"and {len(group.responses) - 2} more of {len(group.responses)} responses, {len(pairs)} pairs"
     elif len(responses) > SHOWN:

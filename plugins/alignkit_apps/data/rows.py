@@ -63,22 +63,17 @@ def read_rows(spec: DataSpec) -> Rows:
     """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
     formats = {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
     rows: list[Row] = []
-    readers = [SourceReader(source, formats, place) for place, source in enumerate(spec.sources)]
-    for source, reader in zip(spec.sources, readers, strict=True):
-        good, problem, file = 0, "the source is empty", short(source.name)
-        for number, raw in reader.rows(no_stage, partial(commit_of, "dataset")):
-            try:
-                groups = reader.groups_of(number, raw)
-            except BadRow as error:
-                rows.append(Row(file, number, None if isinstance(raw, BadRow) else raw, bad=str(error)))
-                problem = f"no row can be read; for example {source.name}:{number}: {error}"
-                continue
-            rows.append(Row(file, number, raw, groups))
-            good += 1
-            if good == source.limit:
-                break
-        if not good:
-            raise DataError(f"{source.name}: no usable row; {problem}")
+    commit = partial(commit_of, "dataset")
+    readers = [SourceReader(source, formats, no_stage, commit, place) for place, source in enumerate(spec.sources)]
+    for reader in readers:
+        file, name = short(reader.source.name), reader.source.name
+        found = list(reader.rows())
+        for row in found:
+            raw = None if isinstance(row.raw, BadRow) else row.raw
+            rows.append(Row(file, row.number, raw, row.groups, "" if row.bad is None else str(row.bad)))
+        if len(found) == len(reader.bad):
+            why = f"no row can be read; for example {reader.bad[0]}" if found else "the source is empty"
+            raise DataError(f"{name}: no usable row; {why}")
     return Rows(", ".join(short(source.name) for source in spec.sources), readers[0].format_name, rows)
 
 

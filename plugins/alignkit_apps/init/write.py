@@ -23,7 +23,6 @@ from alignkit.data.sources import (
     Formats,
     SourceReader,
     UnknownFormat,
-    as_written,
     sides,
 )
 from alignkit.errors import AlignkitError, DataError, did_you_mean
@@ -142,8 +141,8 @@ def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> Non
 
 def _first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
-    rows = SourceReader(DataSource(path=path.resolve()), _formats()).rows(Path, as_written)
-    row = next((row for _, row in rows), None)
+    reader = SourceReader(DataSource(path=path.resolve()), _formats(), Path)
+    row = next((row for _, row in reader.numbered_rows()), None)
     return row if isinstance(row, Mapping) else {}
 
 

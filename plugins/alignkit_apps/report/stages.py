@@ -81,7 +81,7 @@ def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     read = sources_of(record)
     digests = [source.get("path") or source.get("commit") for source in _sources(record.get("depends_on"))]
     known: Sequence[Any] = digests if len(digests) == len(read) else [None] * len(read)
-    keys = ("name", "format", "rows", "held_out", "skipped", "ties")
+    keys = ("name", "format", "rows", "held_out", "skipped")
     facts = [{"stage": name, **{key: source.get(key) for key in keys}} for source in read]
     cards = [{key: mapping(source.get("card")).get(key) for key in CARD} for source in read]
     return [{**one, "digest": digest, **card} for one, digest, card in zip(facts, known, cards, strict=True)]

@@ -88,11 +88,11 @@ def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["stage"]),
             brief_name(row["name"]),
             str(row["format"] or "-").replace("_", " "),
-            *(short(row[key]) for key in ("rows", "held_out", "skipped", "ties")),
+            *(short(row[key]) for key in ("rows", "held_out", "skipped")),
         ]
         for row in rows
     ]
-    heads = ["stage", "source", "format", "rows", "held out", "skipped", "ties"]
+    heads = ["stage", "source", "format", "rows", "held out", "skipped"]
     return _filled(Table("", heads, cells, keys=3), "0")
 
 

@@ -13,13 +13,14 @@ from typing import Any, cast
 from alignkit import DataError, Environment, Group, Message, Response, RunFailed, seeds, shapes
 from alignkit.calls import blame, call, create, mistake
 from alignkit.data.group import preview
-from alignkit.environment import EPISODE_KEY, tool_schemas
+from alignkit.environment import EPISODE_KEY
 from alignkit.errors import error_context
 from alignkit.models.generate import Continuation, Generation, attach
 from alignkit.registry import Component
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
+from alignkit_plugins.environments.tools import tool_schemas
 from alignkit_plugins.environments.turns import Turns, read_turn
 
 MOST_TURNS = 8  # of the policy, by default

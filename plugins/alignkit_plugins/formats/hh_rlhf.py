@@ -78,10 +78,6 @@ class HHRLHF(ColumnFormat):
         group = self._pair(better, worse, margin or None, meta)
         return group if margin else replace(group, pairs=())
 
-    def reason(self, row: Any) -> str:
-        """The two scores."""
-        return f"scores {row['score']}" if isinstance(row, Mapping) and "score" in row else ""
-
     def _single(self, transcript: str, meta: dict[str, Any]) -> Group:
         prompt, response = self.demonstration(merged(turns(transcript, "text")))
         return Group(prompt, (response,), meta=meta)

@@ -139,12 +139,6 @@ class LabeledPairs(ColumnFormat):
         meta = self.rest(row, *layout.prompt, layout.first, layout.second, *layout.sources, "system", "tools")
         return Group(self.opened(prompt, row), responses, self._pairs(row, layout), meta=meta, tools=self.tools(row))
 
-    def reason(self, row: Any) -> str:
-        """The label, or those of all annotators."""
-        row = with_winner(row)
-        layout = self._layout(row)
-        return ", ".join(f"{name} {row.get(name)}" for name in layout.label)
-
     def _layout(self, row: Mapping[str, Any]) -> Layout:
         """The row's layout, with the columns and labels that the options name. Raises BadRow if it stays unknown."""
         o = self.options

@@ -207,7 +207,7 @@ def test_a_file_alone_is_recognized(
     [
         ("a.csv", "prompt\nIs it?\n", 2, "--prompts needs --pairs"),
         ("a.csv", "x\n1\n", 4, "no format matches the first row (columns x)"),
-        ("a.jsonl", "", 4, "the source is empty"),
+        ("a.jsonl", "", 4, "it has no row that the recipe reads"),
         ("a.yaml", "stages: {}\n", 2, "to run this recipe: alignkit run {}"),
     ],
 )

@@ -120,7 +120,7 @@ AGREED = {
 SOURCES = {
     "sft": [
         {
-            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1, "ties": 0},
+            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1},
             "card": {
                 "rows": 48,
                 "responses": 60,

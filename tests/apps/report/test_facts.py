@@ -49,7 +49,7 @@ def test_what_is_known_is_there(run: Path) -> None:
     assert facts["data"] == [
         {
             "stage": "sft",
-            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1, "ties": 0},
+            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1},
             "digest": "ab" * 32,
             **{key: value for key, value in SOURCES["sft"][0]["card"].items() if key != "rows"},
         }

@@ -124,7 +124,7 @@ def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(tmp
 
 
 def test_a_column_that_says_nothing_is_left_out() -> None:
-    row = {"stage": "sft", "name": "demos.jsonl", "format": None, "rows": 0, "held_out": 0, "skipped": 0, "ties": None}
+    row = {"stage": "sft", "name": "demos.jsonl", "format": None, "rows": 0, "held_out": 0, "skipped": 0}
     assert data_table([row, {**row, "skipped": 2}]).columns == ["stage", "source", "format", "skipped"]
     assert data_table([row, {**row, "skipped": 2}]).rows[1] == ["sft", "demos.jsonl", "-", "2"]
 

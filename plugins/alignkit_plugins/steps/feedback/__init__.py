@@ -13,7 +13,6 @@ class StoreReader(Reader):
     """Labels of people, which runs ask for. How far the annotators agree is what reports show of them."""
 
     grows = True
-    no_rows = "it has no label that the recipe reads"
 
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         from alignkit_plugins.people.rows import store_rows
