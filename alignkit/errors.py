@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib.util
+import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -21,23 +21,14 @@ from types import FrameType
 from alignkit.io.text import redacted
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: larger than the disk's format or `ulimit -f` allows
-_FAILED = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV)  # a broken disk, or a network drive that is gone
-_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 # Libraries in Rust, such as safetensors, report the number only in words.
 _FULL = re.compile(rf"\(os error ({'|'.join(map(str, _NO_SPACE))})\)|database or disk is full")
-
 # In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate",
-    "_status_alloc_failed",
-    "cuda_error_out_of_memory",
-    "cudaerrormemoryallocation",
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate|_status_alloc_failed|error_out_of_memory|errormemoryallocation"
 )
 
-_ENDING = re.compile(r"(\.[a-z]\w*)+$")  # such as .jsonl.gz
-
-MOST_SHOWN = 100  # problems of a recipe
 LONGEST = 2000  # characters of a message that is not alignkit's
 
 
@@ -78,10 +69,7 @@ class RecipeError(AlignkitError):
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = list(problems)
-        texts = [str(problem) for problem in self.problems[:MOST_SHOWN]]
-        if len(self.problems) > MOST_SHOWN:
-            texts.append(f"... and {len(self.problems) - MOST_SHOWN} more")
-        super().__init__("\n\n".join(texts))
+        super().__init__("\n\n".join(map(str, self.problems)))
 
 
 class PluginError(AlignkitError):
@@ -237,50 +225,38 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     Names of files are not alike because their endings are.
     """
-    names, text = {str(one).lower(): one for one in known}, str(name).lower()
-    stem = _ENDING.sub("", text)
+    text, names = str(name).lower(), {str(one).lower(): one for one in known}
+    stem = os.path.splitext(text)[0]
     for close in difflib.get_close_matches(text, names, cutoff=0.6):
-        other = _ENDING.sub("", close)
-        # Long words with a few letters in common, such as merge and serve, are not meant for each other.
-        cutoff = 0.7 if len(stem) > 4 and not stem.startswith(other) else 0.6
-        if difflib.get_close_matches(stem, [other], cutoff=cutoff):
+        other, least = os.path.splitext(close)[0], 0.6
+        if len(stem) > 4 and not stem.startswith(other):  # such as merge and serve, which have a few letters in common
+            least = 0.7
+        if difflib.SequenceMatcher(None, other, stem).ratio() >= least:
             return f"did you mean '{names[close]}'?"
     return ""
 
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether an error, by its type or text, means that memory ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return True
-    text = text_of(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
-
-
-def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that led to it, each once: causes may be a cycle."""
-    seen: list[BaseException] = []
-    earlier: BaseException | None = error
-    while earlier is not None and not any(earlier is one for one in seen):
-        yield earlier
-        seen.append(earlier)
-        earlier = earlier.__cause__ or earlier.__context__
+    if isinstance(error, RuntimeError):
+        return _OUT_OF_MEMORY.search(text_of(error).lower()) is not None
+    return isinstance(error, MemoryError)
 
 
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or one that led to it, means that the disk, or what the user may write there, is full."""
-    return any(
-        (isinstance(one, OSError) and one.errno in _NO_SPACE) or _FULL.search(text_of(one)) for one in causes_of(error)
-    )
+    if getattr(error, "errno", None) in _NO_SPACE or _FULL.search(text_of(error)):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return earlier not in (None, error) and disk_is_full(earlier)
 
 
 def no_disk(error: BaseException) -> OutOfResource | None:
-    """The error to show if the disk is full or read-only, however a library reported it."""
+    """The error to show if the disk is full, read-only or gone, however a library reported it."""
     if disk_is_full(error):
         return OutOfResource(f"the disk is full, or a file is larger than it may be: {error}")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename:
         return OutOfResource(f"cannot write {error.filename}: {error.strerror}")
-    if isinstance(error, OSError) and error.errno in _FAILED:
-        return OutOfResource(f"the drive of {error.filename or 'a file of the run'} fails: {error.strerror}")
     return None
 
 
@@ -368,16 +344,8 @@ def check_extra(user: str, extra: str, *modules: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """The command that adds an extra to this installation, for this Python: `pip install 'alignkit[serve]'`."""
-    return f"{_pip()} install 'alignkit[{extra}]'"  # pip takes the installed alignkit, and asks no index for it
-
-
-def _pip() -> str:
-    """The pip of this Python; by its name if a shell finds it."""
-    found = shutil.which("pip")
-    if found is not None and Path(found).parent == Path(sys.executable).parent:
-        return "pip"
-    return f"{shlex.quote(sys.executable)} -m pip"
+    """The command that adds an extra to this installation, for this Python."""
+    return f"{shlex.quote(sys.executable)} -m pip install 'alignkit[{extra}]'"
 
 
 # What these options of this command name.

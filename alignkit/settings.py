@@ -29,8 +29,8 @@ class LoraSpec(Options):
     lora_alpha: int = Field(default=32, ge=1, description="scale: the adapter's output is multiplied by lora_alpha / r")
     target_modules: str | list[str] = Field(
         default="all-linear",
-        description="layers that get an adapter: names, or all-linear for every linear layer; the routers and stacked "
-        "experts of a mixture stay frozen unless they are named",
+        description="layers that get an adapter: names, or all-linear for every linear layer; the routers and experts "
+        "of a mixture stay frozen",
     )
     use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
 
@@ -64,10 +64,10 @@ class ModelSpec(Options):
         min_length=1, description="Hugging Face model id, folder, or a plugin's NAME or NAME://PATH"
     )
     revision: str | None = Field(default=None, description="commit, branch or tag on the Hub; default: the latest")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it, "
-        "else float32; float16 is rejected because it needs loss scaling",
+        "else float32",
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] | Quantization = Field(
         default="none",

@@ -337,7 +337,7 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
             "help: write 'epochs' in the stage",
         ),
         ("check {} stages.first.algorithm=FAKE_plain", 2, "help: did you mean 'fake_plain'?"),
-        ("check {} stages.first.learning_rate=1000", 2, "expected at most 1, got 1000"),
+        ("check {} stages.first.learning_rate=1000", 2, "must be less than or equal to 1, got 1000"),
         ("check {} stages.second.reward=length stages.second.step=evaluate", 2, "help: did you mean 'rewards'?"),
         ("check {} model.base=smollm2", 2, "no model 'smollm2'\n  --> override"),
         ("check {} first second", 2, "two stages: first, second"),

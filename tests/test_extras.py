@@ -15,19 +15,6 @@ from alignkit import errors as extras
 from alignkit.errors import RunFailed
 
 
-def test_the_pip_is_that_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a shell without the environment, `pip` would install elsewhere."""
-    for folder in ("elsewhere", "a venv"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "pip").touch(mode=0o755)
-    python = tmp_path / "a venv" / "python"
-    monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
-    assert extras.install_command("serve").startswith(f"'{python}' -m pip install 'alignkit[serve]")
-    monkeypatch.setenv("PATH", str(python.parent))
-    assert extras.install_command("serve").startswith("pip install 'alignkit[serve]")
-
-
 def test_a_missing_module_is_named_with_who_needs_it() -> None:
     extras.check_extra("alignkit serve", "serve", "json", "re")
     with pytest.raises(RunFailed, match=r"needs the package no_such\nhelp: .* install 'alignkit\[serve\]'"):

@@ -108,12 +108,12 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
     "rows that do not fit": (
         {"algorithm": "dpo", "data": "pairs.jsonl", "max_length": 8},
         4,
-        "no prompt leaves room for a response in max_length 8; the shortest prompt has",
+        "no prompt leaves room for a response in max_length 8",
     ),
     "prompts that do not fit": (
         ONLINE | {"max_length": 16, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 12}},
         4,
-        "no prompt leaves room for 12 new tokens in max_length 16; the shortest",
+        "no prompt leaves room for 12 new tokens in max_length 16",
     ),
     "a column that a reward function needs": (
         ONLINE | {"reward": PYTHON},
@@ -260,7 +260,7 @@ def test_an_algorithms_file_is_checked_first(tmp_path: Path, capsys: pytest.Capt
     for command in (check, run):
         assert main(command) == 2
         err = capsys.readouterr().err
-        assert f"stage 'sft': {weights}: no weight for 'yes'" in err and "loading" not in err
+        assert f"stage 'sft': {weights}: no weight for 'yes'" in err and "loading tiny" not in err
     weights.write_text('{"yes": 2}')
     assert main(check) == main(run) == 0
     assert main(run) == 0 and "sft: unchanged, reused" in capsys.readouterr().err
@@ -301,8 +301,8 @@ def register(add):
 @pytest.mark.parametrize(
     ("reward", "line", "message"),
     [
-        ("column:\n        column: grade", 9, "stage 'align': reward 'column': no column 'grade'"),
-        ("column: {}", 8, "stage 'align': reward 'column': no column 'answer'"),
+        ("column:\n        column: grade", 9, "stage 'align': no column 'grade'"),
+        ("column: {}", 8, "stage 'align': no column 'answer'"),
         ("part: {reward: length, file: weights.json}", 4, "stage 'align': part: no file weights.json"),
     ],
 )

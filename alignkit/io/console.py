@@ -39,10 +39,12 @@ COLORS = {
 
 
 class Terminal(Console):
-    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page."""
+    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page, or a line that moves up."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, force_jupyter=False, **options)
+        super().__init__(highlight=False, **options)
+        if self.is_jupyter:
+            super().__init__(highlight=False, force_jupyter=False, force_terminal=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Be quiet from now on: `| head` must not end a run."""

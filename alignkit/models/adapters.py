@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,9 +44,9 @@ Trained with alignkit on the base model `{name}`. SHA-256 of the base model's we
 - In a recipe: `from: FOLDER`, where FOLDER is this folder.
 - In Python: `peft.PeftModel.from_pretrained(base_model, FOLDER)`.
 """
-# Variants of LoRA that compute something else with weights of the same names.
-VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_dora",
-            "use_qalora")  # fmt: skip
+# Options of peft that compute something else with weights of the same names.
+VARIANTS = ("alora_invocation_tokens", "alpha_pattern", "arrow_config", "kasa_config", "monteclora_config",
+            "rank_pattern", "use_bdlora", "use_dora", "use_qalora")  # fmt: skip
 # Initializations of peft that subtract the new adapter from the base model's weights.
 SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -75,12 +76,11 @@ class Base:
         write_json(folder / ORIGIN, facts)
         write_text(folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown"))
 
-    def misfit(self, folder: Path, lora: LoraSpec | None = None, patterns: Mapping[str, Any] = {}) -> str:
+    def misfit(self, folder: Path, lora: LoraSpec | None = None) -> str:
         """Why the weights in a folder cannot be used on this base model; empty if they can.
 
         An adapter of another base model, scale or kind might load and compute another thing. lora: of the adapters on
-        this base model; None: an adapter may have any scale. patterns: peft's options that differ between layers, which
-        are known once the base is loaded. Raises RunFailed for files that cannot be read.
+        this base model; None: an adapter may have any scale. Raises RunFailed for files that cannot be read.
         """
         if not is_adapter(folder):
             theirs, ours = _vocabulary(folder), _vocabulary(self._folder)
@@ -90,23 +90,14 @@ class Base:
         if not self.fits(folder):
             text = f"{folder} is an adapter for the base model '{base_name(folder)}', not for '{self.name}'"
             return f"{text}: their weights differ" if _saved(folder).get("name") == self.name else text
-        saved, asked = read_json(folder / CONFIG), dict(patterns)
+        saved, expected = read_json(folder / CONFIG), dict[str, Any].fromkeys(VARIANTS)
+        if str(saved.get("init_lora_weights")).startswith(SUBTRACTED):
+            expected["init_lora_weights"] = None
         if lora is not None:
-            asked |= lora.model_dump(include=set(SCALE))
-        for key, value in asked.items():
-            theirs = saved.get(key, value) or type(value)()
-            if theirs != value:
-                return f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}"
-        for key in VARIANTS:
-            if saved.get(key):
-                return f"{folder}: this adapter has {key} {saved[key]}, which alignkit does not compute"
-        start = str(saved.get("init_lora_weights"))
-        if start.startswith(SUBTRACTED):
-            return (
-                f"{folder}: this adapter began as '{start}', so it belongs to weights that differ from the base "
-                "model's\n"
-                "help: let peft convert it: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=START)"
-            )
+            expected |= lora.model_dump(include=set(SCALE))
+        for key, value in expected.items():
+            if key in saved and (saved[key] or None) != (value or None):
+                return f"{folder}: this adapter has {key} {saved[key]}, but the recipe's model.lora has {value}"
         return ""
 
     def fits(self, folder: Path) -> bool:
@@ -166,7 +157,7 @@ class Adapters:
     def __init__(self, model: Any, spec: LoraSpec, active: ActiveAdapter, base: Base):
         self.model, self.spec, self.active, self.base = model, spec, active, base
         self._peft: Any = None
-        self._targets: Targets | None = None
+        self._targets: Any = None
 
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.
@@ -216,11 +207,6 @@ class Adapters:
         suffix = f".{adapter}.weight"
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
 
-    @property
-    def on_stacks(self) -> bool:
-        """Whether weights that are no linear layer's have adapters, such as stacked experts."""
-        return self._targets is not None and bool(self._targets[1])
-
     def everything(self) -> list[nn.Parameter]:
         """The weights of all adapters."""
         return [parameter for name, parameter in self.model.named_parameters() if ".lora_" in name]
@@ -234,8 +220,6 @@ class Adapters:
         config.base_model_name_or_path, config.revision = self.base.source, self.base.revision
         if not isinstance(config.target_modules, str):  # a string is a pattern
             config.target_modules = sorted(config.target_modules)
-        if config.target_parameters:
-            config.target_parameters = sorted(config.target_parameters)
         self._peft.active_adapter = adapter  # peft reads it, and the adapter added last may have been dropped
         state = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
         state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -256,8 +240,8 @@ class Adapters:
 
         config = LoraConfig(task_type="CAUSAL_LM", **spec.model_dump())
         if self._targets is None:  # while the model has no adapter
-            self._targets = lora_targets(self.model, config)
-        config.target_modules, config.target_parameters = self._targets
+            self._targets = lora_targets(self.model, self.spec.target_modules)
+        config.target_modules = self._targets
         # The draws follow from `seed`, and leave the process's own generator where it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -281,43 +265,35 @@ class Adapters:
         self._peft.add_adapter(adapter, config)
 
     def _refuse_special(self) -> None:
-        """Reject an adapter on a matrix that may be tied to another, or on a router.
+        """Reject an adapter on a matrix that may be tied to another, on a router, or on stacked experts.
 
-        A router may return a tuple, to which an adapter's term cannot be added.
+        A router may return a tuple, to which an adapter's term cannot be added. peft merges experts with their adapters
+        in every pass, which would store as much as all experts weigh.
         """
-        from peft.tuners.lora import LoraLayer
-
         head, embeddings = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         special = {id(head): "the language head", id(embeddings): "the token embeddings"}
-        for name, layer in self.model.named_modules():
-            if not isinstance(layer, LoraLayer):
-                continue
-            base, what = layer.base_layer, special.get(id(layer))
-            if isinstance(base, nn.Linear) and _is_router("", base):
-                what = f"a router ({type(base).__name__})"
-            if what is not None:
+        for layer in self._layers():
+            what, kind = special.get(id(layer), ""), type(layer.get_base_layer()).__name__
+            if hasattr(layer, "parameter_name") or "Router" in kind:
+                what = f"a router or stacked experts ({kind})"
+            if what:
+                name = next(name for name, module in self.model.named_modules() if module is layer)
                 raise RunFailed(f"model.lora.target_modules: {name} is {what} and cannot have an adapter; leave it out")
 
     def _load(self, adapter: str, folder: Path) -> None:
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        ours = self.model.peft_config[adapter]
-        patterns = {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
-        if reason := self.base.misfit(folder, patterns=patterns):
-            raise RunFailed(reason)
         state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself
-        if whole := next((key for key in state if ".lora_" not in key), ""):  # peft would write it into the base
+        ours = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
+        # peft would write weights of the base model, which all roles share, and leave out missing ones.
+        if different := sorted(state.keys() ^ ours.keys()):
+            which = "also" if different[0] in state else "not"
             raise RunFailed(
-                f"{folder}: this adapter also holds {whole}, a weight of the base model, which all roles share\n"
-                "help: merge the adapter into the base (peft's merge_and_unload), and name the result in model.base"
+                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it has {which} the weight "
+                f"{different[0]}"
             )
-        result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
-        missing = [key for key in result.missing_keys if f".{adapter}." in key]
-        wrong = [f"it lacks the weight {key}" for key in missing]
-        wrong += [f"it has the unknown weight {key}" for key in result.unexpected_keys]
-        if wrong:
-            raise RunFailed(f"{folder}: this adapter does not fit the recipe's model.base or model.lora: {wrong[0]}")
+        set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
 
     def _layers(self) -> list[Any]:
         from peft.tuners.lora import LoraLayer
@@ -329,9 +305,7 @@ def _patch_forward(layer: Any, active: ActiveAdapter) -> None:
     """Let a LoRA layer add the active adapter instead of peft's."""
     if not hasattr(layer, "alignkit_active"):
         layer.alignkit_active = active
-        # peft wraps a weight that is no linear layer's: an expert stack's, or a router's.
-        wraps_weight = hasattr(layer, "parameter_name") and not isinstance(layer.base_layer, nn.Linear)
-        layer.forward = MethodType(_forward_with_merged_weight if wraps_weight else _forward, layer)
+        layer.forward = MethodType(_forward, layer)
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -347,12 +321,6 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return result + low_rank(x, down, up, scale)
 
 
-def _forward_with_merged_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """The base layer with the active adapter merged into the wrapped weight for this pass, as peft does it."""
-    with self._activate_lora([] if self.alignkit_active.name is None else [self.alignkit_active.name]):
-        return self.base_layer(*args, **kwargs)
-
-
 def _sort_facts(file: Path) -> None:
     """Sort the metadata of a safetensors file, which are in random order: equal weights must be equal bytes."""
     with file.open("r+b") as stream:
@@ -365,55 +333,33 @@ def _sort_facts(file: Path) -> None:
         stream.write(text.encode().ljust(size))
 
 
-# The layers that `all-linear` means
-
 ALL = "all-linear"
+# Parts of the names of layers that `all-linear` leaves frozen in a mixture of experts: routers, which choose experts by
+# a hard limit, and those that peft takes for an expert's, which are stacked.
+OF_EXPERTS = re.compile(r"(^|\.)(router|gate|gate_proj|up_proj|down_proj|w1|w2|w3)(\.|$)")
 
 
-# All linear layers but the head, the routers, and state space outputs. In a mixture of experts peft's own `all-linear`
-# would also wrap the routers and the experts' stacked weights. Stacked weights are merged with their adapter in every
-# pass, so a pass would store as much as all experts weigh. Routers choose experts by a hard limit, and some return a
-# tuple, to which nothing can be added. Both stay frozen unless they are named.
-
-# peft's `target_modules` and `target_parameters`
-Targets = tuple[str | set[str], list[str] | None]
-
-
-def lora_targets(model: Any, config: Any) -> Targets:
-    """What `config.target_modules` means in a model without adapters. Logs what `all-linear` leaves out.
-
-    config: a peft `LoraConfig`, left as it is.
-    """
+def lora_targets(model: Any, targets: str | list[str]) -> Any:
+    """What `target_modules` means in a model without adapters, for peft. Logs what `all-linear` leaves out."""
     from transformers.pytorch_utils import Conv1D
 
-    if config.target_modules != ALL:
-        return config.target_modules, None
+    if targets != ALL:
+        return targets
     linear: list[str] = []
     frozen: list[str] = []
-    routers: tuple[str, ...] = ()
+    stacks = [name for name, module in model.named_modules() if _holds_experts(module)]
     for name, module in model.named_modules():
-        if _is_router(name, module):
-            routers = (*routers, f"{name}.")
-        if _is_router(name, module) or _holds_experts(module) or _is_read_by_parent(model, name):
-            frozen.append(name)
-        elif isinstance(module, nn.Linear | Conv1D) and not name.startswith(routers):
-            linear.append(name)
+        if not isinstance(module, nn.Linear | Conv1D) or module is model.get_output_embeddings():
+            continue
+        of_expert = bool(stacks) and OF_EXPERTS.search(name) is not None
+        (frozen if of_expert or _is_read_by_parent(model, name) else linear).append(name)
+    frozen += stacks
     if not frozen:
-        return ALL, None  # leaves the choice, and the words in saved adapters, to peft
-    more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
-    logging.getLogger("alignkit").warning(f"model.lora.target_modules: {ALL} leaves frozen: {frozen[0]}{more}")
-    # peft reads some layers' names as those of experts, which had one layer each in earlier versions of transformers.
-    linear = [name for name in linear if model.get_submodule(name) is not model.get_output_embeddings()]
-    renamed = {leaf for leaf in map(_leaf, linear) if _renamed_by_peft(leaf, model, config)}
-    modules = {name for name in linear if _leaf(name) not in renamed}
-    return modules, sorted(f"{name}.weight" for name in linear if _leaf(name) in renamed) or None
-
-
-def _is_router(name: str, module: Any) -> bool:
-    """Whether a module chooses experts, or is the linear layer by which one does."""
-    kind = type(module).__name__
-    named = isinstance(module, nn.Linear) and _leaf(name) in ("router", "gate")
-    return named or "Router" in kind or "Gating" in kind or ("Mo" in kind and kind.endswith("Gate"))
+        return ALL  # leaves the choice, and the words in saved adapters, to peft
+    logging.getLogger("alignkit").warning(
+        f"model.lora.target_modules: {ALL} leaves frozen: {min(frozen)} and {len(frozen) - 1} more"
+    )
+    return set(linear)
 
 
 def _holds_experts(module: Any) -> bool:
@@ -424,22 +370,6 @@ def _holds_experts(module: Any) -> bool:
 
 def _is_read_by_parent(model: Any, name: str) -> bool:
     """Whether a state space layer passes this layer's weight to a kernel, past any adapter; peft refuses it by name."""
-    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
-    return _leaf(name) == "out_proj" and ("Mamba" in parent or "Mixer" in parent)
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _renamed_by_peft(leaf: str, model: Any, config: Any) -> bool:
-    """Whether peft takes the name of a layer for that of an expert's weight."""
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    probe = copy.deepcopy(config)
-    probe.target_modules = {leaf}
-    try:
-        convert_peft_config_for_transformers(probe, model=model, conversions=None)
-    except ValueError:  # one of two weights that peft expects together
-        return True
-    return set(probe.target_modules) != {leaf}
+    parent, _, leaf = name.rpartition(".")
+    kind = type(model.get_submodule(parent)).__name__
+    return leaf == "out_proj" and ("Mamba" in kind or "Mixer" in kind)

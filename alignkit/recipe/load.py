@@ -41,7 +41,7 @@ from alignkit.recipe.rules import (
     stage_mistakes,
 )
 from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
-from alignkit.recipe.yaml import Document, Keys, Mark, Node, dump, load_document, parse_document
+from alignkit.recipe.yaml import Document, Mark, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registry
 from alignkit.sampling import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
@@ -186,33 +186,25 @@ class _Recipe:
             raise wrong(f"stage '{stage.name}' needs 'algorithm' or 'step', and not both", help, at_key=True)
         (stage.kind,) = kinds
         with self.at("stages", stage.name, stage.kind):
+            if stage.kind == "step" and isinstance(stage.written["step"], dict):
+                raise wrong("expected the name of a step", "write its options next to 'step: NAME'")
             _, stage.registration, _ = self.reading.plugin(stage.kind, stage.written[stage.kind])
 
     def _read_step(self, stage: Stage) -> None:
-        """Read a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
+        """Read a step. Its options are next to `step: NAME`."""
         if stage.registration is None:
             return
-        keys: Keys = ("stages", stage.name)
-        named = stage.written["step"]
+        keys = ("stages", stage.name)
         options = {key: value for key, value in stage.written.items() if key not in (*_KINDS, "engine")}
         with self.at(*keys, "engine"):
             if stage.written.get("engine") is not None:
                 stage.engine = self.reading.resolve("engine", stage.written["engine"])
-        if isinstance(named, dict):
-            help = "write all options either next to 'step: NAME' or inside 'step: {NAME: {...}}'"
-            self.add((Mistake(f"unknown key '{key}'", help, (key,), at_key=True) for key in options), *keys)
-            keys = (*keys, "step")
-        else:
-            named = {named: options}
         try:
-            stage.component = self.reading.component("step", named)
+            stage.component = self.reading.component("step", {stage.written["step"]: options})
             mistakes = [*data_mistakes(stage.component)]
         except Mistakes as error:
             mistakes = [*error.mistakes]
-        for mistake in mistakes:
-            if keys[-1] != "step":
-                mistake = replace(mistake, keys=mistake.keys[1:])
-            self.add([mistake], *keys)
+        self.add((replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes), *keys)
 
     def _read_training(self, stage: Stage) -> None:
         keys, hints = ("stages", stage.name), {}

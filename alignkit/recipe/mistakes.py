@@ -11,15 +11,16 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.errors import MOST_SHOWN, Problem, did_you_mean
+from alignkit.errors import Problem, did_you_mean
 from alignkit.options import Options
-from alignkit.recipe.schema import NAME_PATTERN, TopKeys, allowed_keys
+from alignkit.recipe.schema import TopKeys, allowed_keys
 from alignkit.recipe.yaml import Document, Keys
 from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
 
 Model = TypeVar("Model", bound=Options)
 ErrorItem = Mapping[str, Any]  # one of `ValidationError.errors()`
 PATH = "{path}"  # in messages: the place
+MOST_HELP = 100  # problems with a nearest name
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem
     problems: dict[Problem, None] = {}
     for mistake in mistakes:
         help = mistake.help
-        if mistake.allowed is not None and not help and len(problems) < MOST_SHOWN:  # the search takes longest
+        if mistake.allowed is not None and not help and len(problems) < MOST_HELP:  # the search takes longest
             help = advice(str(mistake.keys[-1]), mistake.allowed)
         problems[document.problem(mistake.keys, mistake.text, at_key=mistake.at_key, help=help)] = None
     return [*problems]
@@ -138,7 +139,7 @@ class _Words:
         inside |= {mistake.keys[:end] for mistake in found for end in range(len(mistake.keys) + 1)}
         yield from found
         for place, items in places.items():
-            if not _expected(items[0]) or place not in inside:
+            if not _type_error(items[0]) or place not in inside:
                 yield replace(self._mistake(place, items), keys=place)
 
     def _place(self, item: ErrorItem) -> Keys:
@@ -158,7 +159,9 @@ class _Words:
         if "extra_forbidden" in kinds:
             key = str(place[-1])
             help = self.hints.get(RENAMED.get(key, key), "") if len(place) == 1 else ""
-            allowed = self._siblings(items[0]["loc"])
+            model = self._model_at(items[0]["loc"][:-1])
+            # A stage's `algorithm` is not part of its settings, but is written next to them.
+            allowed = [*(["algorithm"] if model is Settings else []), *(allowed_keys(model) if model else [])]
             return Mistake(f"unknown key '{key}'", help, at_key=True, allowed=allowed)
         info = _field(self._model_at(place[:-1]), place[-1]) if place else None
         described = (info.description or "") if info else ""
@@ -166,12 +169,6 @@ class _Words:
             return Mistake(f"'{PATH}' is missing", described, at_key=True)
         message, help = _wrong_value(items)
         return Mistake(f"{PATH}: {message}", help or described)
-
-    def _siblings(self, loc: Sequence[str | int]) -> list[str]:
-        """Return the keys that are allowed at an error's place."""
-        model = self._model_at(loc[:-1])
-        # A stage's `algorithm` is not part of its settings, but is written next to them.
-        return [*(["algorithm"] if model is Settings else []), *(allowed_keys(model) if model else [])]
 
     def _model_at(self, path: Iterable[str | int]) -> type[BaseModel] | None:
         """Return the model of the mapping at a path, which may contain indices and names of union arms."""
@@ -196,38 +193,12 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
 
 
-_EXPECTED = {
-    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "an integer"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
-    **dict.fromkeys(("dict_type", "model_type", "dataclass_type"), "a mapping (key: value)"),
-    **dict.fromkeys(("literal_error", "enum"), "{expected}"),
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "set_type": "a list without duplicates",
-    "none_required": "null",
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "a number below {lt:g}",
-    "less_than_equal": "at most {le:g}",
-    "multiple_of": "a multiple of {multiple_of:g}",
-    "too_short": "at least {min_length} items",
-    "too_long": "at most {max_length} items",
-    "string_too_short": "at least {min_length} characters",
-    "string_too_long": "at most {max_length} characters",
-    "string_pattern_mismatch": "text that matches {pattern}",
-}
+def _type_error(item: ErrorItem) -> str:
+    """What a value must be, in pydantic's words; empty if a validator has its own."""
+    return f"must {item['msg'].partition(' should ')[2]}" if item["type"] not in _OWN_WORDS else ""
 
 
-def _expected(item: ErrorItem) -> str | None:
-    """Return the expected value in words, or None if the error has its own message."""
-    phrase, details = _EXPECTED.get(item["type"]), item.get("ctx", {})
-    if phrase is None:
-        return None
-    if details.get("pattern") == NAME_PATTERN:
-        return "letters, digits, '.', '_' and '-', starting with a letter or digit"
-    return re.sub(r"\b1 (item|character)s$", r"1 \1", phrase.format(**details))
+_OWN_WORDS = ("value_error", "assertion_error")
 
 
 def _wrong_value(items: Sequence[ErrorItem]) -> tuple[str, str]:
@@ -235,11 +206,11 @@ def _wrong_value(items: Sequence[ErrorItem]) -> tuple[str, str]:
     value = items[0]["input"]
     # An arm whose model has something to say of the whole value fits it better than one of another type.
     items = [item for item in items if item["type"] == "value_error"] or items
-    phrases = list(dict.fromkeys(phrase for phrase in map(_expected, items) if phrase))
+    phrases = dict.fromkeys(filter(None, map(_type_error, items)))
     if not phrases:
-        return str(items[0]["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, "), ""
-    message = f"expected {' or '.join(phrases)}, got {shown(value)}"
-    return message, did_you_mean(str(value), re.findall(r"'([^']*)'", " ".join(phrases)))
+        return str(items[0]["msg"]).partition(", ")[2], ""
+    message = f"{' or '.join(phrases)}, got {shown(value)}"
+    return message, did_you_mean(str(value), re.findall(r"'([^']*)'", message.rpartition(", got ")[0]))
 
 
 # Place -> the keys that belong there, to recognize a key that was written elsewhere.
@@ -250,22 +221,21 @@ _PLACES: dict[str, Collection[str]] = {
     "in the stage": allowed_keys(Settings),
     "under 'rollout:' of a stage that trains, or 'sampling:' of a step": allowed_keys(Rollout),
 }
-# Keys of TRL, OpenRLHF, axolotl and LLaMA-Factory -> the key here.
+# Keys of TRL -> the key here.
 RENAMED = {
-    **dict.fromkeys(("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs"), "epochs"),
-    **dict.fromkeys(("lr", "actor_learning_rate"), "learning_rate"),
-    **dict.fromkeys(("lora_rank", "lora_r"), "r"),
-    **dict.fromkeys(("base_model", "model_name_or_path", "pretrain"), "base"),
-    **dict.fromkeys(("cutoff_len", "sequence_len", "max_seq_length", "max_prompt_length"), "max_length"),
-    **dict.fromkeys(("per_device_train_batch_size", "train_batch_size", "gradient_accumulation_steps"), "batch_size"),
-    **dict.fromkeys(("num_generations", "n_samples_per_prompt"), "samples_per_prompt"),
-    **dict.fromkeys(("max_completion_length", "response_length", "generate_max_len"), "max_new_tokens"),
-    **dict.fromkeys(("dataset", "datasets", "dataset_name"), "data"),
+    **dict.fromkeys(("num_train_epochs", "num_ppo_epochs"), "epochs"),
+    "lora_r": "r",
+    "model_name_or_path": "base",
+    **dict.fromkeys(("max_seq_length", "max_prompt_length"), "max_length"),
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), "batch_size"),
+    "num_generations": "samples_per_prompt",
+    **dict.fromkeys(("max_completion_length", "response_length"), "max_new_tokens"),
+    "dataset_name": "data",
     **dict.fromkeys(("reward_funcs", "reward_model_path"), "reward"),
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "quantization"),
+    "load_in_4bit": "quantization",
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"), "optimizer"),
-    **dict.fromkeys(("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef"), "kl_coefficient"),
-    **dict.fromkeys(("cliprange", "clip_eps", "eps_clip", "clip_ratio"), "clip_range"),
+    "kl_coef": "kl_coefficient",
+    "cliprange": "clip_range",
 }
 
 

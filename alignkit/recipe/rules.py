@@ -56,12 +56,6 @@ MODEL = (
     ),
     Rule(
         "dtype",
-        lambda x: x.dtype == "float16",
-        PATH + ": float16 would lose small gradients, because alignkit does no loss scaling",
-        "'dtype: auto' chooses bfloat16 if the hardware is fast at it",
-    ),
-    Rule(
-        "dtype",
         lambda x: x.dtype == "bfloat16" and x.lora is None,
         PATH + ": bfloat16 weights would lose most updates at the learning rates of fine-tuning",
         "leave 'dtype' out and write 'mixed_precision: bf16', or train a LoRA adapter",
@@ -160,15 +154,8 @@ ONLINE = (
 NEEDS = (
     Rule(
         "value_from",
-        lambda x: x.settings.value_from and x.needs.shared_values,
-        "{x.registration.name} computes its values from the policy",
-        "leave 'value_from' out",
-        key=True,
-    ),
-    Rule(
-        "value_from",
-        lambda x: x.settings.value_from and not (x.needs.values or x.needs.shared_values),
-        "{x.registration.name} does not use values",
+        lambda x: x.settings.value_from and (x.needs.shared_values or not x.needs.values),
+        "{x.registration.name} has no value function of its own",
         "leave 'value_from' out",
         key=True,
     ),

@@ -156,9 +156,9 @@ class Run(Services):
                 self.reporter.result(text)
 
     def prepare(self, names: Iterable[str], rows: int | None = FIRST_ROWS) -> None:
-        """Prepare stages before the first of them runs. Raises RecipeError or DataError, with all their mistakes.
+        """Prepare stages before the first of them runs. Raises RecipeError with all their mistakes.
 
-        rows: see `RunStage.prepare`.
+        Else DataError with all mistakes in their data. rows: see `RunStage.check_data`.
         """
         mistakes = Mistakes(self.recipe)
         for index, component in enumerate(self.recipe.trackers):
@@ -166,11 +166,17 @@ class Run(Services):
                 call(create(component), "check")
             except RunFailed as error:
                 mistakes.add([self.recipe.problem(("trackers", index), str(error))])
-        for name in names:
+        stages = [self.stages[name] for name in names]
+        for stage in stages:
             self.should_stop()
-            self.stage_name = name
-            self.stages[name].prepare(mistakes, rows)
+            self.stage_name = stage.name
+            stage.check_plugins(mistakes)
         mistakes.end()
+        for stage in stages:
+            self.should_stop()
+            self.stage_name = stage.name
+            stage.check_data(mistakes, rows)
+        mistakes.end_data()
 
     def _incomplete(self) -> list[str]:
         """The stages that will not be reused."""
@@ -201,7 +207,7 @@ class Run(Services):
         if trains:  # with data, weights and code of each machine
             self.hashes |= parts["upstream"]
             self.collectives.compare(f"stage '{name}'", stage.key)
-        folder, began = self.store.path(name), time.monotonic()
+        began = time.monotonic()
         made: list[tuple[dict[str, Any], Artifact]] = []
         with self.engine(stage.stage):
             self.make_room(stage.stage)
@@ -209,10 +215,10 @@ class Run(Services):
                 stage.notify("stage_begins_again", record=before)
             if trains:
                 self.collectives.sharing = True
-                made.append(stage.run(folder))
+                made.append(stage.run())
                 self.collectives.sharing = False  # not if it fails, because the others may be anywhere then
             else:
-                first(lambda: made.append(stage.run(folder)))
+                first(lambda: made.append(stage.run()))
         self.models.forget(name)
         seconds = time.monotonic() - began
         first(lambda: self._finish(stage, stage.record(seconds, *made[0], parts)))

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
 from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
-from alignkit.io.console import Metrics, Reporter
+from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, Results, is_empty, other_runs
 from alignkit.io.text import exists, redacted
@@ -98,16 +98,6 @@ class Services:
         if self.leads:
             return list(plugins().notify(hook, run=self, **values) or ())
         return []
-
-    def notify(self, stage: str) -> Callable[..., Any]:
-        """The event hooks, with the stage filled in."""
-        return partial(self.event, stage=stage)
-
-    def metrics(self, stage: Stage, size: int = 0) -> Metrics:
-        """A stage's metrics.jsonl. size: bytes at its last checkpoint."""
-        metrics = self.store.metrics(stage.name, size) if self.leads else Metrics(None)
-        self.notify(stage.name)("metrics_opened", metrics=metrics)
-        return metrics
 
     def read(self, spec: DataSpec) -> list[Group]:
         """The groups of a data entry, which may be of another stage or run than the current one."""

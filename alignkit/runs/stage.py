@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from alignkit import shapes
 from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
-from alignkit.calls import blame, call, create
+from alignkit.calls import call, create
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs, way_out, write_groups
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
@@ -34,34 +32,30 @@ from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.services import Services, resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, StepContext, StepData, run_step
-from alignkit.training.context import StageContext
+from alignkit.training.context import StageContext, select
 
 if TYPE_CHECKING:
-    from alignkit.models.models import LoadedBase
     from alignkit.tokens.encoder import Encoder
-    from alignkit.training.collectives import Collectives
 
 FIRST_ROWS = 200  # of each source that the chat template renders before a run
 MOST_ROWS = 2000  # that are tokenized in search of one that fits
-MOST_KEPT = 50_000  # rows of an entry that are kept until its stage runs
 SCORED = 64  # groups that a reward of a step scores at once
 CHECKED = (Judge, Environment, Engine, Reward, RewardCombination)
-NO_LICENSE = "not stated"
 
 
 class Mistakes:
-    """Mistakes in the stages of a recipe, and in their data, each once."""
+    """Mistakes in the stages of a recipe, or in their data, each once."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.problems: dict[Problem, None] = {}  # an ordered set: stages share files
-        self.only_data = True
 
     @contextmanager
     def gathering(self, stage: str, option: Keys | None = None) -> Iterator[None]:
         """Keep an error of the block, and continue. A plugin's own error ends the search.
 
-        option: of the stage, at which a mistake points; None: bad rows have a place in their file.
+        option: of the stage, where the mistake is, or above what the error names; None: bad rows have a place in their
+        file.
         """
         try:
             yield
@@ -71,20 +65,19 @@ class Mistakes:
             if not self.problems:  # else the plugin may have got what is wrong
                 raise
         except DataError as error:
-            option = option if error.option is None else error.option
-            problem = Problem(str(error)) if option is None else self._at(stage, str(error), option)
-            self.add([problem], data=True)
+            if option is None:
+                self.add([Problem(str(error))])
+            else:
+                self.add([self._at(stage, str(error), (*option, *(error.option or ())))])
         except AlignkitError as error:
             if option is None:
                 raise
             prefix = f"stage '{stage}': "
             self.add([self._at(stage, prefix + str(error).removeprefix(prefix), option)])
 
-    def add(self, problems: Iterable[Problem], *, data: bool = False) -> None:
-        """Keep problems. data: they are in files."""
-        new = dict.fromkeys(problems)
-        self.problems |= new
-        self.only_data = self.only_data and (data or not new)
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Keep problems."""
+        self.problems |= dict.fromkeys(problems)
 
     def _at(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
@@ -92,27 +85,18 @@ class Mistakes:
         return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
 
     def end(self) -> None:
-        """Raise RecipeError with every problem, or DataError if all of them are in files."""
+        """Raise RecipeError with every problem."""
         if self.problems:
-            error = RecipeError(self.problems)
-            raise DataError("\n\n".join(map(str, self.problems))) if self.only_data else error
+            raise RecipeError(self.problems)
 
-
-@contextmanager
-def pointing_at(option: Keys, *, inside: bool = False) -> Iterator[None]:
-    """Let a DataError point at an option, unless it names one. inside: what it names is below the option."""
-    try:
-        yield
-    except DataError as error:
-        error.option = (*option, *(error.option or ())) if inside else error.option or option
-        raise
+    def end_data(self) -> None:
+        """Raise DataError with every problem, all of which are in data."""
+        if self.problems:
+            raise DataError("\n\n".join(map(str, self.problems)).removeprefix("error: "))
 
 
 class RunStage:
-    """One stage of a run.
-
-    facts: how its sources were read. looked: whether a chat template has rendered rows of it; None: it has none.
-    """
+    """One stage of a run. facts: how its sources were read."""
 
     def __init__(self, services: Services, stage: Stage):
         self.services, self.stage, self.name = services, stage, stage.name
@@ -121,12 +105,9 @@ class RunStage:
         self.summary: dict[str, Any] = {}  # for stage.json
         self.facts: list[SourceFacts] = []
         self._plugins: dict[int, Any] = {}  # by the id of their component
-        self._unusable: set[int] = set()  # components whose own check failed
-        self._seen: set[int] = set()  # entries whose data are checked
-        self._held: dict[int, Loaded] = {}  # until the stage loads them
         self._sources: list[dict[str, Any]] = []  # what stage.json says of them
         self._described: list[DataSpec] = []
-        self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
+        self._bad_rows: dict[str, None] = {}  # an ordered set: entries may share a file
 
     @property
     def entries(self) -> list[DataSpec]:
@@ -135,7 +116,7 @@ class RunStage:
 
     def notify(self, hook: str, **values: Any) -> Any:
         """Call an event hook."""
-        return self.services.notify(self.name)(hook, **values)
+        return self.services.event(hook, stage=self.name, **values)
 
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""
@@ -170,16 +151,6 @@ class RunStage:
 
     # Before the weights
 
-    def prepare(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
-        """Make the plugins, and read and check the data that are here.
-
-        rows: of each source that the chat template renders; None: all.
-        """
-        self._check_plugins(mistakes)
-        with mistakes.gathering(self.name):
-            self._check_models(mistakes)
-        self.prepare_data(mistakes, rows)
-
     def plugin(self, component: Component) -> Any:
         """The plugin of a component, made once."""
         if id(component) not in self._plugins:
@@ -192,102 +163,85 @@ class RunStage:
         del self._plugins[id(component)]
         return plugin
 
-    def _check_plugins(self, mistakes: Mistakes) -> None:
-        """Let the stage's plugins, rewards, combinations, judges, engines and environments check what they can."""
+    def check_plugins(self, mistakes: Mistakes) -> None:
+        """Let the stage's plugins check what they can, and look for weights that do not fit their base models."""
         stage, folder = self.stage, self.recipe.folder
         self._check(mistakes, stage.component, "check", folder)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             kind = component.registration.implementation
-            if not isinstance(kind, type) or not issubclass(kind, CHECKED):
-                continue
-            self._check(mistakes, component, "check", folder)
-            if issubclass(kind, Reward) and self.services.download:
-                self._check(mistakes, component, "check_machine")
+            if isinstance(kind, type) and issubclass(kind, CHECKED):
+                self._check(mistakes, component, "check", folder)
+                if issubclass(kind, Reward) and self.services.download:
+                    self._check(mistakes, component, "check_machine")
+        with mistakes.gathering(self.name):
+            self._check_models(mistakes)
 
     def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
-        usable = False
         with mistakes.gathering(self.name, ()):
             call(self.plugin(component), method, *arguments)
-            usable = True
-        if not usable:
-            self._unusable.add(id(component))
 
     def _check_models(self, mistakes: Mistakes) -> None:
         """Look for weights that do not fit their base models."""
         mistakes.add(self.services.bases.misfits(self.stage))
 
-    def prepare_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
-        """Read and check the data that are here and were not checked before."""
-        for spec in self.entries:
-            if id(spec) not in self._seen:
-                with mistakes.gathering(self.name):
-                    loaded = self._available(spec)
-                    if loaded is not None:
-                        self._seen.add(id(spec))
-                        self._check_entry(spec, loaded, rows)
+    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+        """Read and check the data that are here.
 
-    def _available(self, spec: DataSpec) -> Loaded | None:
-        """The rows of an entry, which the stage will not read again; None if they are not all here yet."""
-        here = tuple(source for source in spec.sources if self._is_here(source))
-        whole = len(here) == len(spec.sources)
-        if not here:
-            return None
-        loaded = self.services.data.read(spec if whole else DataSpec(here))
-        self.facts += loaded.sources
-        if not whole:
-            return None
-        if len(loaded.groups) <= MOST_KEPT:
-            self._held[id(spec)] = loaded
-        return loaded
+        rows: of each source that the chat template renders; None: all.
+        """
+        raise NotImplementedError
 
-    def _is_here(self, source: Any) -> bool:
-        if source.hub is not None:
-            return self.services.download
-        return source.stage is None or source.stage in self.services.ready
+    def _read(self, mistakes: Mistakes, entries: Iterable[DataSpec]) -> Iterator[tuple[DataSpec, Loaded]]:
+        for spec in entries:
+            with mistakes.gathering(self.name):
+                loaded = self.services.data.read(spec)
+                self.facts += loaded.sources
+                yield spec, loaded
 
-    def _check_entry(self, spec: DataSpec, loaded: Loaded, rows: int | None) -> None:
-        """Say what is wrong with the rows of an entry."""
+    def _is_here(self, spec: DataSpec) -> bool:
+        made = {source.stage for source in spec.sources} - {None}
+        downloaded = any(source.hub is not None for source in spec.sources)
+        return made <= self.services.ready and (self.services.download or not downloaded)
 
-    def check_scoring(self, rewards: Any, groups: Sequence[Group]) -> None:
-        """Let rewards, combinations and environments say what the groups lack."""
+    def check_scoring(self, options: Any, rewards: Any, groups: Sequence[Group]) -> None:
+        """Let rewards, combinations and environments say what the groups lack. options: in which they stand."""
         for component in specs(rewards, Component):
             kind = component.registration.implementation
-            scores = isinstance(kind, type) and issubclass(kind, Environment | Reward | RewardCombination)
-            if scores and id(component) not in self._unusable:
-                check_scoring(component, self.plugin(component), groups)
+            if isinstance(kind, type) and issubclass(kind, Environment | Reward | RewardCombination):
+                try:
+                    call(self.plugin(component), "check_prompts", groups)
+                except DataError as error:
+                    keys = keys_of(options, component) or ()
+                    if error.option:
+                        keys = (*keys, component.name, *error.option)
+                    raise DataError(str(error), option=keys) from error
 
     # Its work
 
-    def run(self, folder: Path) -> tuple[dict[str, Any], Artifact]:
-        """Do the work in a folder, from the last checkpoint; returns the summary and what the stage made."""
-        self.folder = folder
-        mistakes = Mistakes(self.recipe)
-        self.prepare_data(mistakes)  # of earlier stages
-        mistakes.end()
-        return self._work()
-
-    def _work(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> tuple[dict[str, Any], Artifact]:
+        """Do the work, from the last checkpoint; returns the summary and what the stage made."""
         raise NotImplementedError
 
-    def load(self, spec: DataSpec, seed: int | None = None) -> Loaded:
-        """Read a data entry; report what was understood, and the bad rows that it skips.
-
-        seed: of the validation split; None: the recipe's, so that all stages split a file in the same way.
-        """
-        loaded = self.services.data.read(spec, seed)
-        self._held.pop(id(spec), None)  # so that the stage can free the rows
-        if spec not in self._described:
-            self._described.append(spec)
-            told = self.notify("data_read", loaded=loaded)
-            self._sources += source_records(spec, loaded, told or ())
-        if loaded.skipped:
-            self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
-            self.reporter.say(_skipped_rows(loaded, self.services.store.path(self.name) / "stage.json"))
+    def load(self, spec: DataSpec) -> Loaded:
+        """Read a data entry; report what was understood, and the bad rows that it skips."""
+        loaded = self.services.data.read(spec)
+        if spec in self._described:
+            return loaded
+        self._described.append(spec)
+        self._sources += source_records(spec, loaded, self.notify("data_read", loaded=loaded))
+        if bad := list(map(str, loaded.skipped)):
+            self._bad_rows |= dict.fromkeys(bad)
+            where = f"{self.folder / 'stage.json'} lists all of them once the stage is done"
+            self.reporter.say(f"skipped {len(bad)} bad row{'s' * (len(bad) > 1)}, the first: {bad[0]} ({where})")
         return loaded
 
     def metrics(self, size: int = 0) -> Metrics:
         """Open the metrics file, of which `size` bytes stay."""
-        return self.services.metrics(self.stage, size)
+        metrics = Metrics(None)
+        if self.services.leads:
+            metrics = self.services.store.metrics(self.name, size)
+        self.notify("metrics_opened", metrics=metrics)
+        return metrics
 
     def reward_context(self) -> Context:
         """What rewards and judges can use."""
@@ -310,22 +264,19 @@ class TrainingStage(RunStage, StageContext):
         assert stage.settings is not None
         self.settings: Settings = stage.settings
         self.folder_of = services.store.path
-        self._selected: tuple[Loaded, list[Group]] | None = None  # from which data, and by the algorithm that trains
-        self.looked: bool | None = None
 
     # Before the weights
 
-    def _check_plugins(self, mistakes: Mistakes) -> None:
+    def check_plugins(self, mistakes: Mistakes) -> None:
         stage, settings = self.stage, self.settings
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.model)
-        super()._check_plugins(mistakes)
+        super().check_plugins(mistakes)
         rewards = specs([settings.reward, settings.gold], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
-        environment = settings.environment
-        if environment is not None and of_episodes and id(environment) not in self._unusable:
-            self.plugin(environment).folder = self.recipe.folder
-            self._check(mistakes, environment, "check_reward")
+        if settings.environment is not None and of_episodes:
+            self.plugin(settings.environment).folder = self.recipe.folder
+            self._check(mistakes, settings.environment, "check_reward")
 
     def _check_models(self, mistakes: Mistakes) -> None:
         bases, environment = self.services.bases, self.settings.environment
@@ -334,28 +285,32 @@ class TrainingStage(RunStage, StageContext):
         super()._check_models(mistakes)
         mistakes.add(bases.other_tokenizer(self.stage))
         if environment is not None and self.services.download:
-            with mistakes.gathering(self.name, ("environment",)):
-                self._check_template(environment)
+            with mistakes.gathering(self.name, ("environment",)):  # is the chat template fit for it?
+                factory = player().Factory(environment, self.name, self.seed, self.recipe.folder)
+                player().Episodes(factory, self._encoder(), self.settings.max_length)
 
-    def _check_template(self, component: Component) -> None:
-        """Raise RunFailed if the base model's chat template is unfit for the stage's environment."""
-        factory = player().Factory(component, self.name, self.seed, self.recipe.folder)
-        encoder = self.services.bases[BASE].encoder
-        assert encoder is not None
-        player().Episodes(factory, encoder, self.settings.max_length)
+    def _encoder(self) -> Encoder | None:
+        return self.services.bases[BASE].encoder
 
-    def _check_entry(self, spec: DataSpec, loaded: Loaded, rows: int | None) -> None:
-        keys = [name for name in ("data", "prompts", "gold_prompts") if getattr(self.settings, name) is spec]
-        encoder = self.services.bases[BASE].encoder
-        self.looked = encoder is not None
-        with pointing_at(tuple(keys)):
-            groups = [*loaded.groups, *loaded.validation]
-            if encoder is not None:
-                groups = self._rendered(groups, encoder, rows)
-            if keys == ["data"]:
-                self._check_learning(loaded, encoder)
-            elif keys:
-                self._check_prompts(groups, encoder, keys[0])
+    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+        self._check_entries(mistakes, filter(self._is_here, self.entries), rows)
+
+    def _check_entries(self, mistakes: Mistakes, entries: Iterable[DataSpec], rows: int | None) -> None:
+        settings, encoder = self.settings, self._encoder()
+        for spec, loaded in self._read(mistakes, entries):
+            keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
+            with mistakes.gathering(self.name, keys):
+                if encoder is not None:
+                    groups = self._rendered(groups, encoder, rows)
+                if keys == ("data",):
+                    self._check_learning(loaded, encoder)
+                elif keys in (("prompts",), ("gold_prompts",)):
+                    self._check_prompts(prompts_of(groups), encoder, str(keys[0]))
+            with mistakes.gathering(self.name, ()):
+                if keys == ("prompts",):
+                    self.check_scoring(settings, [settings.reward, settings.environment], prompts_of(groups))
+                if keys == ("gold_prompts",) or (keys == ("prompts",) and settings.gold_prompts is None):
+                    self.check_scoring(settings, settings.gold, prompts_of(groups))
 
     def _rendered(self, groups: Sequence[Group], encoder: Encoder, rows: int | None) -> list[Group]:
         """The groups without those that the chat template refuses among the first rows of each source.
@@ -366,14 +321,13 @@ class TrainingStage(RunStage, StageContext):
 
         seen, refused, bad, kept = Counter[int](), list[SkippedRow](), list[SkippedRow](), list[Group]()
         for group in groups:
-            source = group.origin.source if group.origin is not None else -1
+            assert group.origin is not None
+            source = group.origin.source
             seen[source] += 1
             if rows is None or seen[source] <= rows:
                 try:
                     encoder.render(group)
                 except RowRefused as error:
-                    if group.origin is None:
-                        raise
                     row = SkippedRow(group.origin.file, group.origin.row, error.reason)
                     (refused if group.origin.skip else bad).append(row)
                     continue
@@ -393,100 +347,80 @@ class TrainingStage(RunStage, StageContext):
                 f"stage '{self.name}': {component.name} learns from pairs of a better and a worse response, but no row "
                 f"of {files} has a pair{way_out(loaded.groups)}"
             )
-        if id(component) in self._unusable or isinstance(self.plugin(component), ExternalTrainer):
+        algorithm = self.take(component)  # whose state begins with its selection
+        if isinstance(algorithm, ExternalTrainer):
             return
-        chosen = self._select_once(loaded)
-        algorithm = self.plugin(component)
+        chosen = self._selected(algorithm, loaded.groups)
         call(algorithm, "check_data", chosen)
-        if encoder is not None and chosen and all(group.prompt for group in chosen):  # a document is learned in pieces
-            scoring = algorithm.trains is Trains.REWARD
-            fits = partial(_fits, encoder, self.settings.max_length, algorithm.trained_turns(), scoring)
-            self._check_room(encoder, chosen, map(fits, chosen), 1)
-        if id(self.settings.data) not in self._held:  # too many rows to keep until the stage runs
-            self._selected = None
-            self.take(component)
+        if encoder is not None and all(group.prompt for group in chosen):  # a document is learned in pieces
+            scoring, turns = algorithm.trains is Trains.REWARD, algorithm.trained_turns()
+            fits = partial(encoder.encode, max_length=self.settings.max_length, turns=turns, scoring=scoring)
+            self._check_room(chosen, fits, "a response")
 
-    def _check_prompts(self, groups: Sequence[Group], encoder: Encoder | None, key: str) -> None:
-        """Check that a prompt leaves room for a response, and that prompts have what the stage's rewards need."""
-        prompts, settings, component = prompts_of(groups), self.settings, self.stage.component
-        if groups and not prompts:
+    def _check_prompts(self, prompts: Sequence[Group], encoder: Encoder | None, key: str) -> None:
+        """Check that there are prompts, and that one leaves room for a response."""
+        if not prompts:
             raise DataError(f"stage '{self.name}': the rows of '{key}' are raw text, without a prompt to answer")
-        used = ["reward"]
         if key == "prompts":
-            used.append("environment")
-            if id(component) not in self._unusable:
-                call(self.plugin(component), "check_prompts", prompts)
-        if key == "gold_prompts" or settings.gold_prompts is None:
-            used.append("gold")
-        for name in used:
-            with pointing_at((name,), inside=True):
-                self.check_scoring(getattr(settings, name), prompts)
-        if encoder is not None and prompts:
-            room = settings.rollout.max_new_tokens
-            lengths = (len(encoder.prompt(group.prompt, group.tools)) for group in prompts)
-            self._check_room(encoder, prompts, (length + room <= settings.max_length for length in lengths), room)
+            call(self.plugin(self.stage.component), "check_prompts", prompts)
+        if encoder is not None:
+            new, limit = self.settings.rollout.max_new_tokens, self.settings.max_length
+            length = lambda group: len(encoder.prompt(group.prompt, group.tools))  # noqa: E731
+            self._check_room(prompts, lambda group: length(group) + new <= limit or None, f"{new} new tokens")
 
-    def _check_room(self, encoder: Encoder, groups: Sequence[Group], fits: Iterable[bool], room: int) -> None:
-        """Raise DataError if no group fits. Usually the first one does, so little is tokenized."""
-        if any(islice(fits, MOST_ROWS)) or len(groups) > MOST_ROWS:
-            return
-        lengths = [len(encoder.prompt(group.prompt, group.tools)) for group in groups]
-        needed = f"{room} new tokens" if room > 1 else "a response"
-        raise DataError(
-            f"stage '{self.name}': no prompt leaves room for {needed} in max_length {self.settings.max_length}; the "
-            f"shortest prompt has {min(lengths)} tokens, the longest {max(lengths)}"
-        )
+    def _check_room(self, groups: Sequence[Group], fits: Callable[[Group], Any], needed: str) -> None:
+        """Raise DataError if no group fits. Usually the first one does, so little is tokenized.
+
+        fits: returns None if it does not.
+        """
+        from alignkit.tokens.encoder import RowRefused
+
+        for group in groups[:MOST_ROWS]:
+            with suppress(RowRefused):  # behind the first rows; the stage says so
+                if fits(group) is not None:
+                    return
+        if len(groups) in range(1, MOST_ROWS):
+            limit = self.settings.max_length
+            raise DataError(f"stage '{self.name}': no prompt leaves room for {needed} in max_length {limit}")
 
     # Its data
 
-    def select(self, loaded: Loaded) -> list[Group]:
-        chosen = self._select_once(loaded)
-        self._selected = None  # so that the stage can free the rows
-        return chosen
+    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        """The groups that the algorithm selects. validation: of rows that are held out."""
+        return self._selected(self.plugin(self.stage.component), groups, validation)
 
-    def select_held_out(self, groups: Sequence[Group]) -> list[Group]:
-        return self._chosen(groups, validation=True)
-
-    def _select_once(self, loaded: Loaded) -> list[Group]:
-        """What the algorithm selects of the data. `select` may begin a state, which belongs to its selection."""
-        if self._selected is None or self._selected[0] is not loaded:
-            if self._selected is not None:
-                self.take(self.stage.component)  # which has seen other data
-            self._selected = loaded, self._chosen(loaded.groups)
-        return self._selected[1]
-
-    def _chosen(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        algorithm = self.plugin(self.stage.component)
+    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         if type(algorithm).select is Algorithm.select:
             return list(groups)
         from alignkit import seeds  # imports numpy
 
         random = seeds.stream(self.seed, self.name, "select")
         context = SelectContext(0, self.seed, list, self.summary.update, random, validation, self.say)
-        # A copy, because other stages may hold the same rows.
-        chosen = call(algorithm, "select", list(groups), context, returns=shapes.selection)
-        return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
+        phases = select(algorithm, list(groups), context)
+        return [*chain.from_iterable(phase.groups for phase in phases)]
 
     # Its work
 
-    def _work(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> tuple[dict[str, Any], Artifact]:
         from alignkit.training.learner import learning_rate
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
 
-        data = self.settings.data
+        mistakes = Mistakes(self.recipe)
+        made = [spec for spec in self.entries if any(source.stage for source in spec.sources)]
+        self._check_entries(mistakes, made, FIRST_ROWS)
+        mistakes.end_data()
+        self.summary.clear()  # of what these checks selected
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
-        trainer: RolloutTrainer | DatasetTrainer
         if isinstance(algorithm, ExternalTrainer):
             return {**call(algorithm, "train", self), "learning_rate": rate}, Artifact()
+        trainer: RolloutTrainer | DatasetTrainer
         if algorithm.source is Source.ROLLOUTS:
             trainer = RolloutTrainer(self, algorithm)
         else:
-            assert data is not None
-            self._select_once(self.services.data.read(data))
-            trainer = DatasetTrainer(self, self.plugin(self.stage.component))
+            trainer = DatasetTrainer(self, algorithm)
         try:
             return {**trainer.run(), "learning_rate": rate}, Artifact()
         finally:
@@ -501,49 +435,23 @@ class TrainingStage(RunStage, StageContext):
         """Whether it trains a policy, and no reward model."""
         return self.stage.component.registration.implementation.trains is not Trains.REWARD
 
-    @property
-    def models(self) -> LoadedBase:
-        """The models on the stage's base model."""
-        return self.services.models.of(BASE)
-
-    def models_of(self, reference: str) -> LoadedBase:
-        return self.services.models.of(reference)
-
-    def bases(self) -> Mapping[str, LoadedBase]:
-        return {base: self.models_of(base) for base in (BASE, *self.stage.whole_models)}
-
-    def should_stop(self) -> None:
-        self.collectives.should_stop(self.services.should_stop)
-
-    @property
-    def collectives(self) -> Collectives:
-        return self.services.collectives
-
 
 class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
-    def prepare(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
-        super().prepare(mistakes, rows)
-        if id(self.stage.component) not in self._unusable:
-            with mistakes.gathering(self.name, ()):
-                call(self.plugin(self.stage.component), "check_data", self._step_data())
-
-    def _step_data(self) -> StepData:
-        options = self.stage.component.options
+    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+        options, component = self.stage.component.options, self.stage.component
+        loaded = {id(spec): one.groups for spec, one in self._read(mistakes, filter(self._is_here, self.entries))}
 
         def load(spec: Any) -> list[Group] | None:
-            if id(spec) in self._seen:
-                return list(self.services.data.read(spec).groups)
-            return None
+            return loaded.get(id(spec))
 
         def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
-            with pointing_at(keys_of(options, reward) or (), inside=True):
-                self.check_scoring(reward, groups)
+            self.check_scoring(options, reward, groups)
 
-        return StepData(load, check_prompts, self.recipe, self.say)
+        self._check(mistakes, component, "check_data", StepData(load, check_prompts, self.recipe, self.say))
 
-    def _work(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> tuple[dict[str, Any], Artifact]:
         artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))
         if artifact.groups is not None:
             write_groups(self.services.store.data(self.name), artifact.groups)
@@ -598,50 +506,17 @@ def run_stage(services: Services, stage: Stage) -> RunStage:
     return TrainingStage(services, stage) if stage.kind == "algorithm" else StepStage(services, stage)
 
 
-def check_scoring(component: Component, plugin: Any, groups: Sequence[Group]) -> None:
-    """Let a reward, a combination or an environment say what the groups lack."""
-    with blame(plugin, "check_prompts"):
-        try:
-            plugin.check_prompts(groups)
-        except DataError as error:
-            if error.option is None:
-                raise
-            text = f"{component.kind} '{component.name}': {error}"
-            raise DataError(text, option=(component.name, *error.option)) from error
-
-
-def _fits(encoder: Encoder, limit: int, turns: str, scoring: bool, group: Group) -> bool:
-    from alignkit.tokens.encoder import RowRefused
-
-    try:
-        return encoder.encode(group, limit, turns=turns, scoring=scoring) is not None
-    except RowRefused:  # behind the first rows; the stage says so
-        return False
-
-
-def _skipped_rows(loaded: Loaded, record: Path) -> str:
-    """That a source has bad rows, in words. record: the file that will list them."""
-    rows = f"{len(loaded.skipped)} bad row{'s' if len(loaded.skipped) > 1 else ''}"
-    return f"skipped {rows}, the first: {loaded.skipped[0]} ({record} lists all of them once the stage is done)"
-
-
-def source_records(
-    spec: DataSpec, loaded: Loaded, told: Sequence[Sequence[Mapping[str, Any]]] = ()
-) -> list[dict[str, Any]]:
+def source_records(spec: DataSpec, loaded: Loaded, told: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """For each source of a data entry, how it was read, and what its file's reader and observers say of it.
 
     told: what each observer says, by source.
     """
     records = []
     for place, (source, facts) in enumerate(zip(spec.sources, loaded.sources, strict=True)):
-        names = ("name", "format", "rows", "held_out", "skipped")
+        names = ("name", "format", "rows", "held_out", "skipped", "notes")
         record: dict[str, Any] = {name: getattr(facts, name) for name in names}
-        if facts.notes:
-            record["notes"] = list(facts.notes)
-        own = (group for group in loaded.groups if group.origin is not None and group.origin.source == place)
-        licenses = Counter(str(group.meta.get("license") or NO_LICENSE) for group in own)
-        if licenses.keys() - {NO_LICENSE}:
-            record["licenses"] = dict(licenses)
+        own = [group.meta for group in loaded.groups if group.origin is not None and group.origin.source == place]
+        record["licenses"] = Counter(str(meta["license"]) for meta in own if meta.get("license"))
         if source.path is not None and (reader := reader_of(source.path)) is not None:
             record |= reader.facts(source.path)
         for each in told:

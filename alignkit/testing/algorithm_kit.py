@@ -27,9 +27,10 @@ from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder
+from alignkit.training.context import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.stage import keep_mask, select
+from alignkit.training.stage import keep_mask
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite

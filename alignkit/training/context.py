@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit import shapes
+from alignkit.algorithm import Algorithm, Phase, SelectContext
+from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics, Reporter
-from alignkit.recipe.schema import RewardSpec, Stage
+from alignkit.recipe.schema import BASE, RewardSpec, Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
 
@@ -28,6 +31,7 @@ class StageContext:
     stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage.
     """
 
+    services: Any  # what the stages of the run share
     name: str
     stage: Stage
     settings: Settings
@@ -35,8 +39,15 @@ class StageContext:
     seed: int
     summary: dict[str, Any]
     reporter: Reporter
-    notify: Callable[..., Any]
     folder_of: Callable[[str], Path]
+
+    @abstractmethod
+    def notify(self, hook: str, **values: Any) -> Any:
+        """Call an event hook."""
+
+    @abstractmethod
+    def say(self, text: str) -> None:
+        """Print one line about this stage, which the user must know."""
 
     @abstractmethod
     def metrics(self, size: int) -> Metrics:
@@ -47,12 +58,8 @@ class StageContext:
         """Read a data entry."""
 
     @abstractmethod
-    def select(self, loaded: Loaded) -> list[Group]:
-        """The groups of the stage's data that the algorithm selects."""
-
-    @abstractmethod
-    def select_held_out(self, groups: Sequence[Group]) -> list[Group]:
-        """The held-out groups that the algorithm selects."""
+    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        """The groups that the algorithm selects. validation: of rows that are held out."""
 
     @abstractmethod
     def take(self, component: Any) -> Any:
@@ -62,27 +69,27 @@ class StageContext:
     def reward_context(self) -> Context:
         """What the stage's rewards can use."""
 
-    @abstractmethod
-    def models_of(self, reference: str) -> LoadedBase:
-        """The opened model whose weights a reference shares."""
-
-    @abstractmethod
-    def bases(self) -> Mapping[str, LoadedBase]:
-        """The base model and the whole models that the stage uses, by `base` or folder."""
-
-    @abstractmethod
-    def should_stop(self) -> None:
-        """Raise if the run must stop."""
-
     @property
-    @abstractmethod
-    def collectives(self) -> Collectives:
-        """What the processes of the run exchange."""
-
-    @property
-    @abstractmethod
     def models(self) -> LoadedBase:
         """The base model, with the policies and reward models on it."""
+        return self.models_of(BASE)
+
+    def models_of(self, reference: str) -> LoadedBase:
+        """The opened model whose weights a reference shares."""
+        return self.services.models.of(reference)
+
+    def bases(self) -> Mapping[str, LoadedBase]:
+        """The base model and the whole models that the stage uses, by `base` or folder."""
+        return {base: self.models_of(base) for base in (BASE, *self.stage.whole_models)}
+
+    @property
+    def collectives(self) -> Collectives:
+        """What the processes of the run exchange."""
+        return self.services.collectives
+
+    def should_stop(self) -> None:
+        """Raise if the run must stop."""
+        self.collectives.should_stop(self.services.should_stop)
 
     @property
     def model(self) -> SharedModel:
@@ -101,10 +108,13 @@ class StageContext:
         by_engine = self.stage.engine is not None
         return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine, make=self.take)
 
-    def say(self, text: str) -> None:
-        """Print one line about this stage, which the user must know."""
-        self.reporter.say(f"{self.name}: {text}")
-
     def activity(self, text: str) -> None:
         """Say what the stage does now."""
         self.reporter.activity(f"{self.name}: {text}")
+
+
+def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
+    """The phases to learn from; groups that the algorithm puts into none form one."""
+    chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
+    phases = [item for item in chosen if isinstance(item, Phase)]
+    return phases or [Phase(chosen)]

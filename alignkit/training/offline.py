@@ -39,15 +39,17 @@ class DatasetTrainer:
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
+        loaded = context.load(self.settings.data)
+        chosen = context.select(loaded.groups)  # before the algorithm has the state of a checkpoint
         self.state = TrainerState(context, algorithm)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
         self.batch_size = self.settings.batch_size or 1
         self.first = -math.inf  # largest loss of the first steps; inf after a resumption, and once a rise was reported
+        self._prepare(loaded, chosen)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
         state, context = self.state, self.context
-        self._prepare(context.load(self.settings.data))
         state.restore()
         self.first = math.inf if self.learner.steps else -math.inf
         context.reporter.start(context.name, self.total, self.learner.steps)
@@ -65,8 +67,8 @@ class DatasetTrainer:
 
     # Data
 
-    def _prepare(self, loaded: Loaded) -> None:
-        self.encoded = self._examples(self.context.select(loaded))
+    def _prepare(self, loaded: Loaded, chosen: Sequence[Group]) -> None:
+        self.encoded = self._examples(chosen)
         self.validation = self._validation(loaded)
         groups = [encoded.group for encoded in self.encoded.groups]
         self.units = indivisible([group.bundle for group in groups])
@@ -113,7 +115,7 @@ class DatasetTrainer:
             held_out = self.context.load(self.settings.validation).groups
             self._tell_trained_on(loaded.groups, held_out)
             groups += held_out
-        return self._examples(self.context.select_held_out(groups), validation=True) if groups else None
+        return self._examples(self.context.select(groups, validation=True), validation=True) if groups else None
 
     def _tell_trained_on(self, groups: Sequence[Group], held_out: Sequence[Group]) -> None:
         """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""

@@ -27,13 +27,13 @@ from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
-from alignkit.training.context import StageContext
+from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import PromptSource, RolloutFiles, rounding_of, sampler_gap
-from alignkit.training.stage import TrainerState, keep_mask, select
+from alignkit.training.stage import TrainerState, keep_mask
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2

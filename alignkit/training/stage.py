@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from alignkit import seeds, shapes
-from alignkit.algorithm import Algorithm, Needs, Phase, SelectContext, Source, Trains
+from alignkit import seeds
+from alignkit.algorithm import Algorithm, Needs, Source, Trains
 from alignkit.calls import blame, call, mistake
 from alignkit.data.group import Group
 from alignkit.io.atomic import replace_folder
@@ -162,13 +162,6 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tup
     assert role.head is not None
     role.head.data.zero_()
     return name, f"{source or 'the policy'}'s network with a zero head"
-
-
-def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
-    """The phases to learn from; groups that the algorithm puts into none form one."""
-    chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
-    phases = [item for item in chosen if isinstance(item, Phase)]
-    return phases or [Phase(chosen)]
 
 
 def keep_mask(algorithm: Algorithm, groups: Sequence[Group]) -> list[bool]:

@@ -245,7 +245,6 @@ class LockstepPasses(Passes):
         if network not in self._parts:
             if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
                 self._network(BASE)  # of which others are copies, and which nothing else may pass through
-            _check(self.model)  # again, because adapters know their layers now
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
             # In step, because a process that cuts slowly is not hung.
@@ -287,8 +286,6 @@ def _check(model: SharedModel) -> None:
         why = f"its rows are not packed ({model.unpacked_because})"
     elif not any(layers_of(model.model)):
         why = f"it is not known which modules of a {type(model.model).__name__} are layers"
-    elif model.adapters is not None and model.adapters.on_stacks:
-        why = "its stacked experts have adapters, which are merged with them in every pass"
     if why:
         text = f"--use_fsdp: the base model {model.spec.base} cannot be cut into parts, because {why}"
         raise RunFailed(f"{text}\nhelp: start the run without --use_fsdp")

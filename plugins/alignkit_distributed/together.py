@@ -15,12 +15,10 @@ from typing import Any
 import torch
 
 from alignkit.algorithm import ExternalTrainer
-from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.io.digest import plugin_digests, versions
+from alignkit.io.digest import versions
 from alignkit.kinds import World
-from alignkit.recipe.schema import Recipe, specs
-from alignkit.runs.fingerprint import file_facts
+from alignkit.recipe.schema import Recipe
 from alignkit_distributed import sharded
 from alignkit_distributed.collectives import ProcessCollectives
 from alignkit_distributed.sharded_forward import LockstepCollectives
@@ -93,13 +91,9 @@ def check_bases(recipe: Recipe) -> None:
 
 
 def facts_of(recipe: Recipe, folder: Path, world: World) -> dict[str, Any]:
-    """What must be alike in all processes before the first of them writes anything."""
-    parts = [[stage.settings, stage.component.options] for stage in recipe.stages.values()]
-    registrations = [stage.component.registration for stage in recipe.stages.values()]
+    """What must be alike in all processes before the first of them writes. Keys of stages are compared later."""
     facts: dict[str, Any] = {"python": sys.version.split()[0], **versions(("accelerate",)), "recipe": recipe.resolved}
     facts |= {"folder": str(folder.resolve()), "--use_fsdp": world.shard}
-    facts |= {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec).items()}
-    facts |= {f"plugin {entry.name}": plugin_digests(entry.source_path) for entry in registrations}
     return facts
 
 

@@ -44,7 +44,7 @@ def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "expected"),
     [
         (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("HIP out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),

@@ -150,24 +150,15 @@ def test_merged_mixtures_have_the_same_logits(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(torch.cat(measure(policy, role, groups, "logprobs")), wanted, atol=1e-5, rtol=0)
 
 
-def test_experts_and_routers_train_if_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """peft reads these names as those of stacked weights, whatever transformers calls them."""
-    policy = loaded(make(tmp_path / "base", "Mixtral"), ["q_proj", "gate", "w1", "w2", "w3"])
-    assert {name.split(".lora_")[0].split(".")[-2:][1] for name in policy.parameters_of("new")} == {
-        "q_proj", "gate", "experts", "base_layer"}  # fmt: skip
-    check_steps(policy, tmp_path / "adapter")
-    check_recomputed_steps(policy, tmp_path / "second", monkeypatch)
-    policy.add_role("again", start=tmp_path / "adapter")
-    groups = pairs().groups
-    for one, other in zip(*(measure(policy, role, groups, "logprobs") for role in ("new", "again")), strict=True):
-        torch.testing.assert_close(one, other, atol=0, rtol=0)
-
-
-def test_a_router_that_returns_a_tuple_cannot_have_an_adapter(tmp_path: Path) -> None:
-    with pytest.raises(
-        RunFailed, match=r"feed_forward\.router is a router \(Llama4Router\) and cannot have an adapter"
-    ):
-        loaded(make(tmp_path / "base", "Llama4Text"), ["q_proj", "router"])
+@pytest.mark.parametrize(
+    ("name", "targets", "kind"),
+    [("Llama4Text", ["q_proj", "router"], "Llama4Router"), ("Mixtral", ["q_proj", "w1", "w2", "w3"], "MixtralExperts")],
+)
+def test_routers_and_stacked_experts_cannot_have_an_adapter(
+    name: str, targets: list[str], kind: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunFailed, match=rf"is a router or stacked experts \({kind}\) and cannot have an adapter"):
+        loaded(make(tmp_path / "base", name), targets)
 
 
 @pytest.mark.silent_bug(

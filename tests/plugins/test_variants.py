@@ -401,7 +401,7 @@ def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
     [
         ({"policy": "sfd"}, "no stage 'sfd'", "policy: sfd", "did you mean 'sft'"),
         ({"shot": 3}, "unknown key 'shot'", "shot: 3", "shots"),
-        ({"shots": "many"}, "expected an integer", "shots: many", ""),
+        ({"shots": "many"}, "must be a valid integer", "shots: many", ""),
         ({"few_shot": "demo.jsonl"}, "demo.jsonl", "few_shot: demo.jsonl", "demos.jsonl"),
         ({"best_of": 4}, "best_of: 4 needs a 'reward' that chooses", "- best_of: 4", ""),
         ({"best_of": 4, "reward": "lenght"}, "no reward 'lenght'", "reward: lenght", "did you mean 'length'"),

@@ -31,7 +31,7 @@ def test_keys_of_other_tools_lead_to_keys_that_exist() -> None:
         ("zzz", "known keys: epochs, learning_rate"),
         ("epoch", "did you mean 'epochs'?"),
         ("lora_r", "write 'r' under 'model: lora:'"),
-        ("lr", "use 'learning_rate'"),
+        ("num_train_epochs", "use 'epochs'"),
     ],
 )
 def test_advice(key: str, text: str) -> None:

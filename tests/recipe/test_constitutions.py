@@ -73,12 +73,12 @@ def test_a_shipped_one_is_found_by_name_unless_a_file_has_it(tmp_path: Path) -> 
         (GOOD.replace(", compare: The shorter one.", ""), 6, "needs 'critique' and 'revise', or 'compare'"),
         (GOOD.replace("calm", "''"), 2, "name"),
         (GOOD.replace("Say it quietly.", "' '"), 5, "is empty"),
-        (GOOD.replace("Say it quietly.", "[a]"), 5, "expected text"),
-        (GOOD + "- just text\n", 7, "expected a mapping"),
+        (GOOD.replace("Say it quietly.", "[a]"), 5, "must be a valid string"),
+        (GOOD + "- just text\n", 7, "must be an object"),
         (GOOD + "  oops\n", 7, "not valid YAML"),
-        ("principles:\n" + GOOD.replace("\n", "\n  "), 1, "expected a list"),
-        ("[]\n", 1, "expected at least 1 item"),
-        ("# nothing\n", 1, "expected a list"),
+        ("principles:\n" + GOOD.replace("\n", "\n  "), 1, "must be a valid array"),
+        ("[]\n", 1, "must have at least 1 item"),
+        ("# nothing\n", 1, "must be a valid array"),
         (GOOD + "- {name: calm, name: calm, compare: c}\n", 7, "duplicate key 'name'"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.C
         ("harmles", "did you mean 'harmless'?"),
         ("my.yaml", "shipped constitutions: harmless, helpful_honest"),
         (".", "cannot read the constitution: is a directory"),
-        (3, "expected a list"),
+        (3, "must be a valid array"),
     ],
 )
 def test_what_is_no_constitution(named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

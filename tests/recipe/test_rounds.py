@@ -100,15 +100,15 @@ def test_overrides_reach_into_the_block(folder: Path) -> None:
     ("old", "new", "message", "line"),
     [
         ("    start: {align: sft}\n", "", "'align' does not exist yet in round 1", 7),
-        ("repeat: 3", "repeat: 0", "stages.rlhf.repeat: expected at least 1, got 0", 5),
-        ("repeat: 3", "repeat: yes", "expected an integer", 5),
+        ("repeat: 3", "repeat: 0", "stages.rlhf.repeat: must be greater than or equal to 1, got 0", 5),
+        ("repeat: 3", "repeat: yes", "must be a valid integer", 5),
         ("start: {align: sft}", "start: {algn: sft}", "start: 'algn' is not a stage of this block", 6),
-        ("start: {align: sft}", "start: sft", "start: expected a mapping (key: value), got 'sft'", 6),
+        ("start: {align: sft}", "start: sft", "start: must be an object, got 'sft'", 6),
         ("start: {align: sft}", "begin: {align: sft}", "unknown key 'begin'", 6),
         ("  report:", "  align_2:", "stage 'align_2' is defined twice", 10),
         ("      scores:", "      sft:", "stage 'sft' is defined twice", 9),
         ("reward: scores", "reward: score", "no reward 'score'", 14),
-        ("iterations: 1", "iterations: x", "expected an integer", 17),
+        ("iterations: 1", "iterations: x", "must be a valid integer", 17),
     ],
 )
 def test_a_mistake_is_reported_at_its_place(folder: Path, old: str, new: str, message: str, line: int) -> None:

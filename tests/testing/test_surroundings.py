@@ -51,9 +51,9 @@ def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> Non
     ("options", "message"),
     [
         ({"colour": 3}, "a recipe with these options is refused: unknown key 'colour'"),
-        ({"policy": 3}, "policy: expected text, got 3"),
+        ({"policy": 3}, "policy: must be a valid string, got 3"),
         ({"judge": "nobody"}, "no judge 'nobody'"),
-        ({"reward": {"length": {"unit": "pages"}}}, "reward.length.unit: expected 'tokens', 'characters' or 'words'"),
+        ({"reward": {"length": {"unit": "pages"}}}, "reward.length.unit: must be 'tokens', 'characters' or 'words'"),
         ({"reward": {"python": {"path": "x.py"}}}, "'reward.python.function' is missing"),
     ],
 )

@@ -373,7 +373,7 @@ def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys:
     ("keys", "message"),
     [
         ({"engine": "local"}, "cannot sample while the stage learns.*such as vllm on other devices"),
-        ({"rollout": {"ahead": 2}}, "stages.align.rollout.ahead: expected at most 1, got 2"),
+        ({"rollout": {"ahead": 2}}, "stages.align.rollout.ahead: must be less than or equal to 1, got 2"),
         (
             {"gold": "length", "stop": {"gold": "falls"}},
             "'stop.gold' would judge a policy by what the one before it wrote.*name held-out prompts in 'gold_prompts'",

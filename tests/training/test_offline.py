@@ -11,12 +11,11 @@ import pytest
 import yaml
 
 from alignkit.algorithm import SelectContext
-from alignkit.data import sources
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import fingerprint, stage
+from alignkit.runs import stage
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.template import ChatTemplate
 from alignkit.training.learner import Learner
@@ -160,18 +159,6 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
 
 
-def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Any] = []
-
-    def counted(*given: Any, **named: Any) -> sources.Loaded:
-        read.append(given)
-        return sources.load(*given, **named)
-
-    monkeypatch.setattr(fingerprint, "load", counted)
-    trained(tmp_path, demonstrations(4))
-    assert len(read) == 1
-
-
 def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage's hash is of what the file holds by then, and so must be what is learned."""
     key = stage.RunStage.key
@@ -251,11 +238,3 @@ def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, capsys: p
     assert summary["validation_trained_on"] == 2
     assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in capsys.readouterr().err
     assert "validation_trained_on" not in trained(tmp_path, rows[5:], "other", epochs=1, validation="held.jsonl")
-
-
-def test_many_rows_are_not_kept_until_their_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read and selected again, by another algorithm: `select` may have begun a state."""
-    wanted = trained(tmp_path, demonstrations(4))
-    monkeypatch.setattr(stage, "MOST_KEPT", 3)
-    assert trained(tmp_path, demonstrations(4), "again") == wanted
-    assert weights(tmp_path / "again") == weights(tmp_path / "out")

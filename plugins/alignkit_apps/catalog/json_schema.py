@@ -137,12 +137,12 @@ class _Builder:
         return _closed({**self._open[Settings], **_keys({"algorithm": self._component("algorithm")}, ["algorithm"])})
 
     def _steps(self) -> Iterable[Schema]:
-        """`step: NAME` with its options next to it, or `step: {NAME: {options}}`."""
+        """`step: NAME` with its options next to it, or `PACKAGE:NAME`."""
         for name, model in self._options["step"].items():
             yield _closed(
                 {"allOf": [self._open[model], _ref("elsewhere")], **_keys({"step": {"const": name}}, ["step"])}
             )
-        yield _closed({**_ref("elsewhere"), **_keys({"step": self._component("step")}, ["step"])})
+        yield _closed({**_ref("elsewhere"), **_keys({"step": {**TEXT, "pattern": ":"}}, ["step"])})
 
     def _schema(self, model: type[BaseModel]) -> Schema:
         return self._defs[self._open[model]["$ref"].removeprefix("#/$defs/")]

@@ -81,7 +81,7 @@ def _check(recipe: Recipe, folder: Path, full: bool) -> Result:
 
 def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     """How the data files are read. Raises the errors with which a run would stop before a stage."""
-    from alignkit.recipe.schema import specs
+    from alignkit.recipe.schema import BASE, specs
     from alignkit.registry import Component
     from alignkit.runs.run import Run
     from alignkit.runs.stage import FIRST_ROWS, TrainingStage
@@ -101,8 +101,9 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
         False: "not looked at: rows as its chat template writes them, because the model is not here yet",
     }
     for stage in run.stages.values():
-        if isinstance(stage, TrainingStage) and stage.looked is not None:
-            notes[f"{recipe.model.base}: {looks[stage.looked]}"] = None
+        if isinstance(stage, TrainingStage) and stage.facts:
+            is_here = run.bases[BASE].encoder is not None
+            notes[f"{recipe.model.base}: {looks[is_here]}"] = None
     for stage in run.stages.values():
         for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
             if getattr(part.registration.implementation, "runs_code", False):

@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 from alignkit.algorithm import Algorithm, Source, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, Response, prompts_of
-from alignkit.data.sources import DataSpec, Loaded
+from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
@@ -173,7 +173,7 @@ class _Planner:
         found, note = self._groups(settings.data)
         trained = self.run.stages[stage.name]
         assert isinstance(trained, TrainingStage)
-        groups = trained.select(Loaded(found))
+        groups = trained.select(found)
         turns = call(algorithm, "trained_turns")
         scoring = algorithm.trains is Trains.REWARD
         read = groups[:: max(1, math.ceil(len(groups) / READ))]

@@ -114,7 +114,7 @@ def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder)
         group = _row(loaded.groups, row, stage)
         note = f"{stage.component.name} renders and tokenizes its rows itself"
         return Inspection(_title(stage, group, row, len(loaded.groups)), list(_turns(group)), [note])
-    chosen = trained.select(loaded)
+    chosen = trained.select(loaded.groups)
     group = _row(chosen, row, stage)
     turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
     assert stage.settings is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,10 @@ class Rerun(Run):
         if inputs := [shown(one) for one in changed if not ENVIRONMENT & {*one.path}]:
             refuse(f"stage '{name}' has other inputs now: {', '.join(inputs)}", "run the recipe again")
 
-    def notify(self, stage: str) -> Callable[..., Any]:
-        call = super().notify(stage)  # workers elsewhere would not know that nothing is asked or paid for here
-        return lambda hook, **values: [] if hook == "map_elsewhere" else call(hook, **values)
+    def event(self, hook: str, **values: Any) -> list[Any]:
+        if hook == "map_elsewhere":  # workers elsewhere would not know that nothing is asked or paid for here
+            return []
+        return super().event(hook, **values)
 
     def verified(self) -> dict[str, Any]:
         """Run the stage, print whether its files are equal, and return that as plain data."""

@@ -39,7 +39,6 @@ def test_every_shipped_recipe_fits(path: Path, schema: Schema) -> None:
         recipe(algorithm={"ppo": {"clip_range": 0.1}}, reward={"folder": "x"}, rollout={"top_p": 0.9}),
         recipe(algorithm="my-package:ppo", data=["a.jsonl", {"text": {"path": "b", "paragraphs": True}}]),
         recipe(step="instruct", data="rows.jsonl", instruction="be kind"),
-        recipe(step={"instruct": {"data": "rows.jsonl", "instruction": "be kind"}}),
         {"model": {"base": "x", "lora": "none"}, "stages": {"b": {"repeat": 2, "stages": {"a": {"algorithm": "sft"}}}}},
         {"extends": "base.yaml", "stages": {"only": {"epochs": 2}}},
     ],

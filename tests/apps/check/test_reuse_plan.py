@@ -67,7 +67,7 @@ def test_a_run_and_its_preview_say_what_changed(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert planned()[0] == f"one: runs again, because {weights} is not as the stage wrote it"
     assert cli.main(["run", str(recipe)]) == 0
-    assert "has changed since the stage wrote it; the stage runs again" in capsys.readouterr().err
+    assert "is not as the stage wrote it; the stage runs again" in capsys.readouterr().err
     assert planned() == ["one: reused", "two: reused"]
     rows.write_text(rows.read_text(encoding="utf-8") * 2, encoding="utf-8")
     assert planned()[0] == f"one: starts over ({tmp_path.name}/demos.jsonl: the file has changed)"
