@@ -81,14 +81,14 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
     gradients = torch is not None and torch.is_grad_enabled()
     try:
         yield
-    except (CallError, KeyboardInterrupt, GeneratorExit):  # GeneratorExit closes a generator of ours
+    except CallError:
         raise
     except DataError as error:
         prefix = f"stage '{stage}': "
         if not stage or str(error).startswith(prefix):  # a part within a part named it
             raise
         raise DataError(prefix + str(error), option=error.option) from error
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, AlignkitError) and not isinstance(error, PluginError):
             raise
         if memory_ran_out(error) or disk_is_full(error):

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from math import fsum
 from typing import Any
 
 from alignkit import shapes
@@ -149,12 +148,8 @@ class CheckedJudge:
 
 def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:
     """Questions and tokens of all verdicts, and what they cost; None if no verdict says them."""
-    every = list(verdicts)
-    calls = [v.calls for v in every if v.calls is not None]
-    tokens = [v.tokens for v in every if v.tokens is not None]
-    prices = [v.cost for v in every if v.cost is not None]
-    return {
-        "calls": sum(calls) if calls else None,
-        "tokens": sum(tokens) if tokens else None,
-        "cost": fsum(prices) if prices else None,
-    }
+    every, found = list(verdicts), {}
+    for name in ("calls", "tokens", "cost"):
+        known = [getattr(each, name) for each in every if getattr(each, name) is not None]
+        found[name] = sum(known) if known else None
+    return found

@@ -76,9 +76,9 @@ class Plugins:
         caller = getattr(self.manager.hook, hook)
         try:
             return list(caller(**kwargs) or ())  # None: a wrapper dropped the results
-        except (AlignkitError, KeyboardInterrupt):
+        except AlignkitError:
             raise
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             ran = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
             # Wrappers, which are in the traceback of all others, are last.
             failed = [impl.plugin_name for impl in caller.get_hookimpls() if impl.function.__module__ in ran]
@@ -96,9 +96,7 @@ class Plugins:
             for impl in self.manager.hook.register.get_hookimpls():
                 if impl.plugin_name == plugin.key:
                     impl.function(*[plugin.add for _ in impl.argnames])
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # includes sys.exit() at import
+        except (Exception, SystemExit) as error:
             if self.manager.has_plugin(plugin.key):
                 self.manager.unregister(name=plugin.key)
             reason = f"{reason_of(error)}{line_in(error, [plugin.module])}"

@@ -6,6 +6,7 @@ import importlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,20 +79,10 @@ class Registration:
         try:
             implementation = getattr(importlib.import_module(module), name)
             self.check(implementation)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # includes sys.exit() at import
+        except (Exception, SystemExit) as error:
             reason = f"{self.kind} '{self.name}' is {self.target}: {reason_of(error)}"
             raise PluginError(f"{self.label} failed to load: {reason}") from error
         return implementation
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether the implementation can be imported."""
-        try:
-            return self.implementation is not None
-        except PluginError:
-            return False
 
     @property
     def source_path(self) -> Path | None:
@@ -163,7 +154,12 @@ class Registry:
 
     def usable(self, kind: str) -> list[Registration]:
         """The registrations of a kind whose implementations can be imported."""
-        return [registration for registration in self.registrations(kind) if registration.is_usable]
+        found = []
+        for registration in self.registrations(kind):
+            with suppress(PluginError):
+                _ = registration.implementation
+                found.append(registration)
+        return found
 
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""

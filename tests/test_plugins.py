@@ -81,7 +81,6 @@ BROKEN = {
     "import": ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
     "syntax": ("def (", "SyntaxError"),
     "exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
-    "base-exception": ("class E(BaseException): pass\nraise E('odd')", "E: odd"),
     "argument": ("from alignkit import hookimpl\n@hookimpl\ndef register(add, nope): ...", "hook 'register'"),
     "misspelled": (
         "from alignkit import hookimpl\n@hookimpl\ndef stage_strated(run): ...",

@@ -292,17 +292,6 @@ class Weightable(Online):
         return Loss(policy=per_token(-out.logprobs * batch["advantages"][:, None]))
 
 
-class NotLinear(Weightable):
-    """Advantage-weighted regression."""
-
-    def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(policy=per_token(-out.logprobs * batch["advantages"].exp()[:, None]))
-
-
-class NotByToken(Weightable):
-    needs = Needs(min_samples=2, advantages="token")
-
-
 class OtherName(Weightable):
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
         return {"advantage": rollouts.rewards}
@@ -316,8 +305,6 @@ class OfTokens(Weightable):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (NotLinear, "weighting the advantages changes the gradient .* the loss must be linear in them"),
-        (NotByToken, "must be unreduced"),
         (OtherName, "return 'advantages', or leave `advantages` out of `needs`"),
         (OfTokens, "'advantages' are of tokens: declare"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import compress
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignkit import shapes
-from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
+from alignkit.algorithm import Algorithm, SelectContext, Skip, Source, Trains
 from alignkit.batch import Batch, Outputs, filled
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
@@ -46,7 +46,6 @@ MICRO = (
 )
 ORDER = "use batch.group_index and batch.pairs, not positions in the batch"
 MASK = "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
-LINEAR = "with `Needs(advantages=...)` the loss must be linear in them; leave it out if it is not"
 
 Numbers = dict[str, Tensor]  # logged numbers and gradients, or signals, each as one vector
 
@@ -224,25 +223,6 @@ class AlgorithmCheck:
         self._compare("cutting the batch into micro-batches", expected, gradient(examples, budget=1), MICRO)
         self._compare("the order of groups and responses", expected, gradient(shuffled(examples)), ORDER)
         self._compare("garbage outside the mask", expected, spoiled, MASK)
-        if self.needs.advantages is not None:
-            self._check_weights(examples, expected, gradient)
-
-    def _check_weights(self, examples: Examples, expected: Numbers, gradient: Callable[[Examples], Numbers]) -> None:
-        """Check that weights of the advantages, as those of importance sampling, are weights of the gradient."""
-        batch = examples.batch()
-        shape = {"token": batch.mask.shape, "sequence": batch.mask.shape[:1]}[str(self.needs.advantages)]
-        weights = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        gradients = []
-        for each in (weights, 2 - weights):  # whose mean is 1, so the mean of both gradients is the one without weights
-            weighted = examples.take(range(len(examples.groups)))
-            advantages = batch.signals[ADVANTAGES]
-            if advantages.dim() < each.dim():
-                advantages = advantages[:, None]
-            weighted.add_signals({ADVANTAGES: advantages * each})
-            gradients.append(gradient(weighted))
-        names = [name for name in GRADIENTS if name in expected]
-        mean = {name: (gradients[0][name] + gradients[1][name]) / 2 for name in names}
-        self._compare("weighting the advantages", {name: expected[name] for name in names}, mean, LINEAR)
 
     def _compare(self, cause: str, expected: Numbers, actual: Numbers, help: str) -> None:
         """Add one line that lists everything that differs."""

@@ -367,16 +367,6 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
     assert hashed({**step, "engine": "vllm"}) != ours == hashed({**step, "engine": "local"}, engine="vllm")
 
 
-def test_a_trainer_that_samples_by_itself_has_no_engine(tmp_path: Path) -> None:
-    """The recipe's engine is for the other stages, unless its reward samples."""
-    grpo = {"algorithm": {"trl": {"trainer": "grpo"}}, "prompts": "rows.jsonl", "reward": "length"}
-    grpo["rollout"] = {"samples_per_prompt": 2}
-    assert load_recipe(written(tmp_path, {"align": grpo}, engine="vllm")).stages["align"].engine is None
-    compared = {**grpo, "reward": {"rlaif": {"judge": {"local_judge": {"role": "base"}}, "opponent": "baseline"}}}
-    stage = load_recipe(written(tmp_path, {"align": compared}, engine="vllm")).stages["align"]
-    assert stage.engine is not None
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -137,21 +137,6 @@ class SpreadsNan(Single):
         return CombinedReward(reward=(x - x.mean()) / (x.std() + 1), raw=x, metrics={})
 
 
-class DividesByZero(SpreadsNan):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        x = components["it"]
-        known = x[~x.isnan()]
-        return CombinedReward(reward=(x - known.mean()) / known.std(), raw=x, metrics={})
-
-
-class FalseSum(Sum):
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
-        return self.of(self.total(groups, components))
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        return components["it"] - components["it"].nanmean()
-
-
 class OtherTotal(Sum):
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         return 2 * components["it"]
@@ -187,8 +172,6 @@ BROKEN: list[tuple[Any, str]] = [
     (NoisyState, "`combine`: a second call from the same state leaves another `state`"),
     (ByPlace, "`combine`: the order of groups and responses changes 'reward'"),
     (SpreadsNan, "the reward of a response is not finite"),
-    (DividesByZero, "the reward of a response is not finite"),
-    (FalseSum, "`combine`: leaving out the other groups changes 'reward' of response .*: with a `total`"),
     (OtherTotal, "`total` changes 'reward' of response .*: it is the reward of the scores that it is given"),
     (Logarithm, "`combine`: a reward is not finite although every response has all scores"),
     (StartsWithSet, "`state` at first is not JSON"),

@@ -378,10 +378,6 @@ def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys:
             {"gold": "length", "stop": {"gold": "falls"}},
             "'stop.gold' would judge a policy by what the one before it wrote.*name held-out prompts in 'gold_prompts'",
         ),
-        (
-            {"algorithm": {"trl": {"trainer": "grpo"}}, "keep_versions": None},
-            "trl does not support 'rollout.ahead'",
-        ),
         ({"algorithm": "dpo", "data": "rows.jsonl"}, "dpo does not use 'rollout'"),
     ],
 )

@@ -203,7 +203,6 @@ BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"gold": {"length": {}}, "gold_prompts": "prompts.jsonl"}, "'gold_prompts' cannot be played with an environment"),
     ({"rollout": {"max_turns": 0}}, "at least 1"),
     ({"algorithm": "dpo", "data": "prompts.jsonl"}, "dpo does not use 'environment'"),
-    ({"algorithm": {"trl": {"trainer": "GRPOTrainer"}}}, "does not use 'environment'"),
 ]
 
 

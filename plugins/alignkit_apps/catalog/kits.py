@@ -7,13 +7,10 @@ changes or ends affects nobody else.
 from __future__ import annotations
 
 import faulthandler
-import importlib
-import importlib.metadata
 import json
 import re
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -21,7 +18,7 @@ from pydantic import ValidationError
 
 from alignkit.errors import AlignkitError, reason_of
 from alignkit.options import Ref
-from alignkit.plugins import import_file, load_plugins
+from alignkit.plugins import load_plugins
 from alignkit.registry import KINDS, Registration
 from alignkit.reward import RewardCombination
 
@@ -70,10 +67,7 @@ def checked(request: Request) -> Answer:
     kind, name = request["kind"], request["name"]
     try:
         if kind == "command":
-            return {
-                "rules": "a name of its own; a first line for `--help`; no torch at import",
-                "problems": _of_commands(name),
-            }
+            return {"problems": [], "skipped": "there is no kit for commands: call yours with --help"}
         load_plugins(map(Path, request["files"]))
         return _by_kit(kind, _own(request)[kind, name], request)
     except (AlignkitError, AssertionError) as error:  # a ConformanceError lists all rules that are broken
@@ -130,27 +124,6 @@ def _rules(table: str, kit: str) -> str:
         return ", ".join(re.findall(r"^\| (\w[\w -]+) \| (?!what)", table, re.MULTILINE))
     row = re.search(rf"^\| `{kit}` \| (.*) \|$", table, re.MULTILINE)
     return row[1] if row else ""
-
-
-def _of_commands(module: str) -> list[str]:
-    """The problems of a module with commands: it is loaded whenever alignkit starts."""
-    import typer
-
-    from alignkit.cli import app as built_in
-    from alignkit.commands import GROUP, add_command
-
-    loaded = import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-    problems = [f"{module} imports torch at every start of alignkit: import it in the function"]
-    app = typer.Typer(callback=lambda: None)
-    app.registered_commands += built_in.registered_commands
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.dist is not None and entry.dist.name == "alignkit" and entry.module != module:
-            entry.load().register_commands(partial(add_command, app))  # whose names are taken
-    loaded.register_commands(partial(add_command, app))
-    group: Any = typer.main.get_command(app)
-    silent = [name for name, command in group.commands.items() if not (command.help or "").strip()]
-    hint = "has no docstring, whose first line `alignkit --help` shows"
-    return [*problems[: "torch" in sys.modules], *(f"the command '{name}' {hint}" for name in silent)]
 
 
 if __name__ == "__main__":

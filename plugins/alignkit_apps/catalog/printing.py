@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignkit.commands import Result
-from alignkit.io.text import printable, wrapped
+from alignkit.io.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,23 +56,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Consol
 
 
 def print_lines(text: str) -> None:
-    """Print lines; a terminal would break them within words and numbers. A pipe gets each line whole."""
+    """Print lines, which a terminal breaks between words. A pipe gets each line whole."""
+    from rich.text import Text
+
     if sys.stdout.isatty():
-        width = console().width
-        text = "\n".join(part for line in text.split("\n") for part in fitted(line, width))
-    print(printable(text))
-
-
-def fitted(line: str, width: int) -> list[str]:
-    """A line in lines of at most `width` characters. Those below `  better  It depends` begin where its text does."""
-    from rich.cells import cell_len
-
-    if cell_len(line) <= width:
-        return [line]
-    named = re.match(r" +\S+ {2,}| +", line)
-    lead = named.group() if named and len(named.group()) <= width // 2 else ""  # a long name leaves no room
-    first, *others = wrapped(line[len(lead) :], width - len(lead), indent=2 * (not lead))
-    return [lead + first, *(" " * len(lead) + other for other in others)]
+        console().print(Text(printable(text)))
+    else:
+        print(printable(text))
 
 
 def console() -> Console:

@@ -201,10 +201,9 @@ class _Gathering:
         found: list[curves.Figure | None] = []
         for name, rows in self.rows.items():
             found += curves.panels(name, rows, restarts)
-            found += [overoptimization.training(name, rows), overoptimization.gold(name, rows)]
-        for name, summary in evaluations.items():
+            found.append(overoptimization.gold(name, rows))
+        for name in evaluations:
             found.append(curves.alignment_path(name, read_object(self.folder / name / "figure.json")))
-            found += overoptimization.evaluated(name, summary)
         return [figure for figure in found if figure is not None]
 
     def versions(self) -> dict[str, str]:

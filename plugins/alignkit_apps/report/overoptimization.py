@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit_apps.charts.curves import Figure, Series, figure
-from alignkit_plugins.evaluate.readable import bounds, number, short
+from alignkit_plugins.evaluate.readable import number, short
 
 DRAWABLE = 3  # points
-
-
-def training(stage: str, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """The reward of a stage's iterations against their KL; None if there are fewer than DRAWABLE points."""
-    both = [(number(row.get("kl")), number(row.get("reward"))) for row in rows]
-    points = [(kl, reward) for kl, reward in both if kl is not None and reward is not None]
-    if len({kl for kl, _ in points}) < DRAWABLE:
-        return None
-    dots = _points("iterations", [kl for kl, _ in points], [reward for _, reward in points])
-    return _figure(stage, "Training reward against KL", [dots])
 
 
 def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -51,22 +41,6 @@ def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 def _points(name: str, kl: Sequence[float], y: list[float]) -> Series:
     return {"name": name, "style": "points", "x": _roots(kl), "y": y}
-
-
-def evaluated(stage: str, summary: Mapping[str, Any]) -> Iterator[Figure]:
-    """For each reward, the means of evaluated policies against their KL, if there are at least DRAWABLE."""
-    for reward in map(str, summary.get("rewards", ())):
-        points = []
-        for name, policy in summary.get("policies", {}).items():
-            kl, (mean, low, high) = bounds(policy.get("kl"))[0], bounds(policy["rewards"].get(reward))
-            if kl is not None and mean is not None:
-                points.append((max(0.0, kl), mean, low, high, str(name)))
-        if len(points) < DRAWABLE:
-            continue
-        points.sort()
-        kls, means, lows, highs, names = map(list, zip(*points, strict=True))
-        dots = Series(name="policies", style="points", x=_roots(kls), y=means, low=lows, high=highs, labels=names)
-        yield _figure(stage, f"{reward} against KL", [dots])
 
 
 def _roots(kl: Sequence[float]) -> list[float]:

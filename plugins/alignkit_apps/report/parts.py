@@ -23,11 +23,8 @@ from alignkit_apps.report.tables import (
 )
 from alignkit_plugins.evaluate.readable import duration, short, size
 
-KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random", "highest": "Highest rewards"}
-SAMPLED = (
-    "The largest gains and losses, some prompts at random, and the highest rewards among the rest. Look for answers "
-    "that please the reward and nobody else."
-)
+KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random"}
+SAMPLED = "The largest gains and losses, and some prompts at random. Look for answers that only please the reward."
 FILES = 300  # in a table
 
 
@@ -115,7 +112,7 @@ def _samples(facts: Mapping[str, Any], titles: Mapping[str, str], most: int) -> 
             found = [Sample(one) for one in facts["samples"] if (one["stage"], one["kind"]) == (stage, kind)]
             where = f"{titles.get(stage, stage)}: {title.lower()}" if len(stages) > 1 else title
             if found:
-                yield Part(where, found[:most], folded=kind == "highest")
+                yield Part(where, found[:most])
 
 
 def _training(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:

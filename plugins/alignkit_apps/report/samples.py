@@ -1,4 +1,4 @@
-"""Answers before and after: the largest gains and losses, the highest rewards, and some drawn at random."""
+"""Answers before and after: the largest gains and losses, and some drawn at random."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Answer(TypedDict):
 
 
 class Sample(TypedDict):
-    """A prompt with answers. kind: gain, loss, highest or random. difference: in the headline's reward, or None."""
+    """A prompt with answers. kind: gain, loss or random. difference: in the headline's reward, or None."""
 
     stage: str
     kind: str
@@ -77,14 +77,8 @@ def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
 
     yield from take("gain", heapq.nlargest(EACH, [one for one in compared if gain(one) > 0], key=gain))
     yield from take("loss", heapq.nsmallest(EACH, [one for one in compared if gain(one) < 0], key=gain))
-    scored = [sample for sample in every if sample["row"] not in taken and _last(sample) is not None]
-    yield from take("highest", heapq.nlargest(EACH, scored, key=lambda sample: sign * (_last(sample) or 0.0)))
     rest = [sample for sample in every if sample["row"] not in taken]
     yield from take("random", random.Random(SEED).sample(rest, min(EACH, len(rest))))
-
-
-def _last(sample: Sample) -> float | None:
-    return sample["answers"][-1]["score"]
 
 
 def _sample(

@@ -67,17 +67,6 @@ def card(
     return {"no_judge": no_judge(parts), **parts}
 
 
-def against_people(card: Mapping[str, Any]) -> str:
-    """`agrees with people in 73% [64, 81] of 200 questions, alpha 0.46 [0.28, 0.62]`, and whether it is no judge."""
-    people, shown = card["people"], statistics.shown
-    if not people:
-        unjudged = sum(card["unjudged"].values()) == card["comparisons"]
-        return "gave no verdict on any pair" if unjudged else "prefers neither response of any pair"
-    text = f"agrees with people in {shown(people['same'], percent=True)} of {people['questions']:,} questions"
-    text += f", alpha {shown(people['alpha'])}"
-    return f"{text}; {card['no_judge']}" if card["no_judge"] else text
-
-
 # Tables
 
 

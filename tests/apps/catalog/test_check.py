@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from alignkit import cli
 from alignkit import plugins as plugins_module
 from alignkit.cli import main
 from alignkit.errors import PluginError, RecipeError
@@ -96,14 +94,6 @@ def test_lists_have_two_items_and_options_that_the_check_invents_are_no_mistake(
     assert answer["problems"] == [] and "--options '{mixed: {sources: VALUE}}'" in answer["skipped"]
     given = {"mixed": {"sources": ["a.jsonl", "b.jsonl"]}}
     assert "these options is refused" in asked(file, "step", "mixed", options=given)["problems"][0]
-
-
-def test_commands_need_help_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "app", typer.Typer())  # as in a new process: other tests have loaded the commands
-    file = written("mine.py", example("command").replace('"""Print a metric', '"" and """Print a metric'))
-    problems = asked(file, "command", str(file))["problems"]
-    assert problems[-1] == "the command 'final-metric' has no docstring, whose first line `alignkit --help` shows"
-    assert asked(written("mine.py", REWARD), "command", "mine.py")["problems"]  # it registers no command
 
 
 def test_a_reader_without_a_file() -> None:

@@ -15,9 +15,9 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
     assert headings == [
         *("small: done", "Verdict", "Warnings", "Evaluation"),
         "The judges themselves, how far to trust the judges, agreement with other raters, by topic, figures",
-        *("Samples", "Largest gains", "At random", "Highest rewards"),
+        *("Samples", "Largest gains", "At random"),
         *("Training", "SFT", "All numbers", "Judge pairs: labels", "All numbers"),
-        *("PPO: align", "1 more curves and all numbers"),
+        *("PPO: align", "All numbers"),
         *("Data", "Lengths, pairs and labels", "People"),
         *("Provenance", "How it was made", "The recipe with all overrides applied", "7 files with their SHA-256"),
     ]

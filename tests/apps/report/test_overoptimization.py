@@ -1,30 +1,6 @@
 """Rewards against KL, as points."""
 
-from made import align_rows
-
 from alignkit_apps.report import overoptimization
-
-
-def test_the_training_reward_is_drawn_against_the_root_of_kl() -> None:
-    figure = overoptimization.training("align", align_rows())
-    assert figure is not None
-    (dots,) = figure["series"]
-    assert dots["x"] == [0.25 * at for at in range(1, 13)] and dots["y"][0] == align_rows()[0]["reward"]
-    assert overoptimization.training("align", align_rows()[:2]) is None
-
-
-def test_evaluated_policies_are_points_with_intervals() -> None:
-    def policy(kl: float, mean: float) -> dict[str, object]:
-        return {"kl": {"mean": kl}, "rewards": {"gold": {"mean": mean, "low": mean - 1, "high": mean + 1}}}
-
-    summary = {
-        "rewards": ["gold"],
-        "policies": {"b": policy(4.0, 2.0), "a": policy(1.0, 1.0), "base": policy(-0.1, 0.0)},
-    }
-    (figure,) = overoptimization.evaluated("report", summary)
-    (series,) = figure["series"]
-    assert series["x"] == [0.0, 1.0, 2.0] and series["y"] == [0.0, 1.0, 2.0] and series["labels"] == ["base", "a", "b"]
-    assert series["low"] == [-1.0, 0.0, 1.0]
 
 
 def gold_rows(golds: list[float]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Samples: the largest gains and losses, the highest rewards, and some at random, each prompt once."""
+"""Samples: the largest gains and losses, and some at random, each prompt once."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ def read(folder: Path) -> tuple[Path, dict[str, Any]]:
 def test_each_kind_is_there_and_no_prompt_twice(tmp_path: Path) -> None:
     folder, summary = read(make_run(tmp_path / "run"))
     found = samples("report", folder, {**summary, "headline": "safety"})
-    assert [sample["kind"] for sample in found] == [*["gain"] * 5, *["loss"] * 5, *["highest"] * 5, *["random"] * 5]
-    assert len({sample["row"] for sample in found}) == 20
+    assert [sample["kind"] for sample in found] == [*["gain"] * 5, *["loss"] * 5, *["random"] * 5]
+    assert len({sample["row"] for sample in found}) == 15
     assert [sample["difference"] for sample in found[:10]] == [0.5] * 5 + [-0.5] * 5
     assert found == samples("report", folder, {**summary, "headline": "safety"})
 
@@ -39,6 +39,6 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
     responses = [{"source": "align", "messages": turns, "scores": {"helpful": 2.0}}]
     lines(folder / "samples.jsonl", [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}])
     (found,) = samples("report", folder, {**summary, "baseline": None, "policies": {"align": {}}})
-    assert found["kind"] == "highest" and found["difference"] is None
+    assert found["kind"] == "random" and found["difference"] is None
     assert found["answers"][0]["text"] == "[assistant] calls\n\n[tool] "
     assert found["prompt"][0]["content"].endswith("x... (7,000 more characters)")

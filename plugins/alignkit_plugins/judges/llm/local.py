@@ -10,14 +10,16 @@ from alignkit import Field, Group, Judge, Message, PolicyRef, Rating, RunFailed,
 from alignkit.errors import SameFirstToken
 from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.judges.llm.form import CUT
-from alignkit_plugins.judges.llm.question import Answers, both_orders, question
+from alignkit_plugins.judges.llm.question import both_orders, question
 from alignkit_plugins.judges.llm.verdict import Answer, verdicts
 from alignkit_plugins.judges.llm.words import Question, Said, Speaking, Words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OTHER_ANSWERS: tuple[Answers, ...] = (("A", "B"), ("first", "second"), ("left", "right"))
+OTHER_ANSWERS = (
+    "set the judge's option 'answers' to two words that begin with different tokens, such as [first, second]"
+)
 START, RATED = "Preferred Response=", "Rating="  # of the judge's turn
 TOO_LONG = "the question is longer than the judge's context"
 
@@ -53,7 +55,7 @@ class LocalJudge(Judge):
         try:
             logprobs = self._logprobs(prompts, self.options.answers, START)  # [2n, 2] nats
         except SameFirstToken as error:
-            raise RunFailed(f"local_judge: {error}\nhelp: {self._advice(prompts[:1])}") from None
+            raise RunFailed(f"local_judge: {error}\nhelp: {OTHER_ANSWERS}") from None
         return verdicts([_local_answer(one, two) for one, two in logprobs.tolist()], self.options.min_mass)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -96,16 +98,6 @@ class LocalJudge(Judge):
 
     def _logprobs(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str) -> Tensor:
         return self.context.models[self.options.role].next_token_logprobs(prompts, list(answers), prefill=prefill)
-
-    def _advice(self, prompts: Sequence[Sequence[Message]]) -> str:
-        """Answers that this judge's tokenizer tells apart by their first token."""
-        for answers in OTHER_ANSWERS:
-            try:
-                self._logprobs(prompts, answers, START)
-            except SameFirstToken:
-                continue
-            return f"set the judge's option 'answers: [{', '.join(answers)}]', which begin with different tokens"
-        return "set the judge's option 'answers' to two words that begin with different tokens"
 
 
 def _mean_rating(logprobs: Sequence[float], numbers: Sequence[int], min_mass: float) -> Rating:

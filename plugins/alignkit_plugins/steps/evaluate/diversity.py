@@ -19,7 +19,6 @@ from alignkit import Group, Response
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
-from alignkit.report import Table
 from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.data.text_metrics import ngrams, self_bleu, words_of
 from alignkit_plugins.evaluate.comparison import answers_of, unit_of
@@ -158,18 +157,6 @@ def _spread(lengths: Sequence[Sequence[float]]) -> _Measured | None:
 
 
 # --- the report
-
-
-def diversity_table(summary: Mapping[str, Any]) -> list[Table]:
-    """A row per measure and a column per policy; empty for an evaluation without these measures."""
-    policies = {name: policy.get("diversity") or {} for name, policy in summary["policies"].items()}
-    rows = [
-        [name, *(shown(found.get(name)) for found in policies.values())]
-        for name in MEASURES
-        if any(name in found for found in policies.values())
-    ]
-    missing = "" if any(SELF_BLEU in found for found in policies.values()) else "self-BLEU: samples_per_prompt above 1"
-    return [Table("diversity of answers", ["", *policies], rows, note=missing)] if rows else []
 
 
 def diversity_verdict(summary: Mapping[str, Any], policy: str) -> str:

@@ -12,7 +12,7 @@ from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.evaluate.comparison import answers_of
 from alignkit_plugins.evaluate.judge_card import about_table, preferred_title, trust_tables
 from alignkit_plugins.evaluate.who_judged import conclusion, percent
-from alignkit_plugins.steps.evaluate.diversity import diversity_table, diversity_verdict
+from alignkit_plugins.steps.evaluate.diversity import diversity_verdict
 
 EXCERPT = 300  # longest text of a sample, in characters
 
@@ -25,9 +25,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     against = list(summary["against"])
     blocks: list[Block | None] = ["\n".join(summary["notes"]), policy_means(summary)]
     blocks += [comparison_table(summary)] if against else []
-    blocks += diversity_table(summary)
     blocks += judge_blocks(summary)
-    blocks += ranking_blocks(summary)
     blocks += [by_column(summary, column) for column in summary.get("by", {})]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
     judged = [] if against else list(summary.get("judged", {}))
@@ -105,18 +103,6 @@ def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
         ),
         *trust_tables(summary.get("judge_cards") or {}),
     ]
-
-
-def ranking_blocks(summary: Mapping[str, Any]) -> list[Block]:
-    """The policies in Elo points by each rater; empty for fewer than three policies, which differences rank."""
-    if len(summary["policies"]) < 3 or not summary.get("ranking"):
-        return []
-    raters = summary["ranking"]
-    rows = [
-        [policy, *(shown((found.get(policy) or {}).get("elo"), digits=0) for found in raters.values())]
-        for policy in summary["policies"]
-    ]
-    return [Table("ranking in Elo points (Bradley-Terry; the mean of all is 1000)", ["policy", *raters], rows)]
 
 
 def _length_controlled(rate: Mapping[str, Any] | None) -> str:

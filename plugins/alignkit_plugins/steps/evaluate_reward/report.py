@@ -8,7 +8,7 @@ from typing import Any
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.evaluate.judge_card import against_people, trust_tables
+from alignkit_plugins.evaluate.judge_card import trust_tables
 from alignkit_plugins.steps.evaluate_reward.measures import NO_MODEL
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import TIES
 
@@ -37,10 +37,7 @@ def report(summary: Mapping[str, Any]) -> Report:
             for both, found in summary["agreement"].items()
         ]
         blocks.append(Table("raters among themselves", ["raters", "same winner", "rank correlation"], rows))
-    cards = summary["judge_cards"]
-    blocks += trust_tables(cards)
-    blocks += ["\n".join(f"{name} {against_people(card)}" for name, card in cards.items())] if cards else []
-    return Report(blocks)
+    return Report([*blocks, *trust_tables(summary["judge_cards"])])
 
 
 def _best_of_n(found: Mapping[str, Found]) -> Iterable[Table]:

@@ -20,7 +20,7 @@ Place = tuple[int, int, int]  # group, first response, second response
 
 @dataclass
 class Tally:
-    """Statistics of the judged pairs; `inconsistent` has a flag for each verdict."""
+    """Statistics of the judged pairs."""
 
     groups: Sequence[Group]
     places: Sequence[Place]
@@ -30,7 +30,6 @@ class Tally:
     def __post_init__(self) -> None:
         self.labeled = 0
         self.dropped: Counter[str] = Counter()
-        self.inconsistent = inconsistent(self.verdicts)
 
     @property
     def n(self) -> int:
@@ -53,9 +52,7 @@ class Tally:
             "bounded": sum(verdict.bounded for verdict in usable),
             "unusable": dict(unusable.most_common()),
             "examples": examples,
-            "position_bias": mean(
-                float(swayed) for swayed, v in zip(self.inconsistent, self.verdicts, strict=True) if v.p_orders
-            ),
+            "position_bias": mean(map(float, inconsistent([v for v in self.verdicts if v.p_orders]))),
             "p_first_position": mean((first + 1.0 - second) / 2 for first, second in orders),
             "mass": mean(verdict.mass for verdict in usable),
             "agreement": self.agreement(),
