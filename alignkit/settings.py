@@ -134,8 +134,6 @@ class Importance(Options):
             low, high = self.mask
             if not 0 <= low <= 1 <= high:
                 raise ValueError(f"mask {self.mask} must go from 0 or more up to 1, and on to 1 or more")
-            if self.cap is not None and self.cap > high:
-                raise ValueError(f"cap {self.cap:g} has no effect: mask leaves out what is above {high:g}")
         return self
 
 
