@@ -104,14 +104,6 @@ class ModelSpec(Options):
             raise ValueError(f"'{value}' is no device of torch")
         return value
 
-    @field_validator("quantization")
-    @classmethod
-    def _plain(cls, value: str | Quantization) -> str | Quantization:
-        """`{type: nf4}` is the word `nf4`: the same results count as the same."""
-        if isinstance(value, Quantization) and str(value) == value.type:
-            return value.type
-        return value
-
     @field_validator("chat_template_kwargs")
     @classmethod
     def _free_names(cls, value: dict[str, Any]) -> dict[str, Any]:

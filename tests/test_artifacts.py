@@ -119,7 +119,7 @@ def test_weights_without_a_place_are_told_in_a_line(
     change(tiny, **{"model.extra.weight": torch.zeros(2)})
     policy(tiny, LORA)
     assert [record.message for record in caplog.records] == [
-        f"{tiny}: a LlamaForCausalLM does not use its weights model.extra.weight"
+        f"{tiny}: a LlamaForCausalLM does not use weights such as model.extra.weight"
     ]
     assert "REPORT" not in captured(capfd, caplog)
 

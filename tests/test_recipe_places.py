@@ -72,7 +72,7 @@ def test_a_base_that_cannot_be_loaded(
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
     path = written(tmp_path, {"student": STUDENT | {"reference": str(broken)}}, model=model)
     err, place = pointed(path, capsys, command, code=1)
-    assert f"stages.student.reference '{broken}' cannot be loaded with these settings: it is odd" in err
+    assert f"stages.student.reference '{broken}' cannot be loaded with these settings: ValueError: it is odd" in err
     assert place == str(broken)
     monkeypatch.undo()
     (broken / "config.json").write_text("{}", encoding="utf-8")

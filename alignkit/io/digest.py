@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -42,15 +38,14 @@ def file_digest(path: Path) -> str:
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 of the names and contents of all files in a folder, at any depth, but hidden ones and caches."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder) for path in files]
-    return digest(
-        {
-            str(name): file_digest(folder / name)
-            for name in names
-            if not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-        }
-    )
+    return digest({path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)})
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
+            yield path
 
 
 def digest(value: Any) -> str:
@@ -89,77 +84,53 @@ def model_digest(source: str) -> Any:
 # Code of users
 
 
-_INSTALLED = ("site-packages", "dist-packages")
 _PACKAGE = Path(alignkit.__file__).resolve().parent
 # Folders of alignkit, in a checkout, and of the standard library.
 _FOREIGN = (_PACKAGE, _PACKAGE.parent / "plugins", *(Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")))
+_IMPORTS = re.compile(r"^\s*(?:from|import)\s+(.+)", re.MULTILINE)
 
 
-def plugin_digests(file: Path | None) -> dict[str, str] | None:
-    """`source_digests` of a plugin's module; None if it has no file."""
-    if file is not None and file.is_file():
-        return source_digests(file)
-    return None
-
-
-def source_digests(file: Path) -> dict[str, str]:
+def source_digests(file: Path | None) -> dict[str, str] | None:
     """Digests by name of a file, all files of its package, and the user's own modules that these import.
 
     A module is the user's own if it is neither alignkit's, nor of the standard library, nor installed: the versions of
-    installed packages tell their contents.
+    installed packages tell their contents. None without a file.
     """
-    digests: dict[str, str] = {}
+    if file is None or not file.is_file():
+        return None
     whole = file.resolve()
     while (whole.parent / "__init__.py").is_file():
         whole = whole.parent
-    waiting, seen = [whole], {whole}
+    digests, waiting = dict[str, str](), [whole]
     for whole in waiting:  # which grows
-        for path in _files(whole):
-            digests[path.relative_to(whole.parent).as_posix()] = file_digest(path)
-            names = _imported_names(path.read_bytes()) if path.suffix == ".py" else ()
-            for own in (own for name in names for own in _own(name, whole.parent) if own not in seen):
-                seen.add(own)
-                waiting.append(own)
+        files = [whole]
+        if whole.is_dir():
+            files = list(_files(whole))
+        digests |= {path.relative_to(whole.parent).as_posix(): file_digest(path) for path in files}
+        if not _is_foreign(whole):
+            waiting += [own for own in _imported(files, whole.parent) if own not in waiting]
     return digests
 
 
-def _files(whole: Path) -> Iterator[Path]:
-    """A file, or every file of a package, data included, but hidden ones and caches; of other folders the modules."""
-    if whole.is_file():
-        yield whole
-    pattern = "*" if (whole / "__init__.py").is_file() else "*.py"
-    for path in sorted(whole.rglob(pattern)) if whole.is_dir() else ():
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(whole).parts)
-        if path.is_file() and not hidden and path.suffix != ".pyc":
-            yield path
-
-
-@lru_cache(maxsize=2048)  # every stage of a run asks
-def _imported_names(source: bytes) -> frozenset[str]:
-    """Top-level names of what a module imports, without parts of its own package."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError):
-        return frozenset()
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    return frozenset(name.partition(".")[0] for name in names)
-
-
-def _own(name: str, folder: Path) -> list[Path]:
-    """The user's own module or package of a name; of a namespace package each folder that it is in."""
-    spec = PathFinder.find_spec(name, [str(folder), *sys.path])
-    if spec is None:  # a package that is installed in editable mode may have a finder of its own
-        with suppress(ImportError, ValueError, AttributeError):
-            spec = importlib.util.find_spec(name)
-    if spec is None:
-        return []
-    found = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""]]
-    return [path for path in found if path.exists() and not _is_foreign(path)]
+def _imported(files: Iterable[Path], folder: Path) -> Iterator[Path]:
+    """The user's own modules, or packages, that files name in lines that import."""
+    names = set[str]()
+    for file in files:
+        if file.suffix == ".py":
+            names.update(re.findall(r"\w+", " ".join(_IMPORTS.findall(file.read_text("utf-8", "replace")))))
+    for name in sorted(names):
+        spec = PathFinder.find_spec(name, [str(folder), *sys.path])
+        if spec is not None and spec.origin is not None:
+            path = Path(spec.origin).resolve()
+            if path.name == "__init__.py":
+                path = path.parent
+            if not _is_foreign(path):
+                yield path
 
 
 def _is_foreign(path: Path) -> bool:
-    return any(part in _INSTALLED for part in path.parts) or any(path.is_relative_to(folder) for folder in _FOREIGN)
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    return bool(installed) or any(path.is_relative_to(folder) for folder in _FOREIGN)
 
 
 # Copies of the hub

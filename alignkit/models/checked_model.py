@@ -1,9 +1,8 @@
 """Checks on two dozen tokens whether an architecture computes what alignkit expects.
 
 Transformers has hundreds of them. Without these checks, an unusual one would train on wrong numbers, without an error.
-They look at a small copy of the model with random weights in fp32, in the place of a `SharedModel`'s network: two
-correct ways to compute the same differ by rounding only there, whatever precision, quantization or experts the model
-itself has.
+They look at a small copy of the model with random weights in fp32: two correct ways to compute the same differ by
+rounding only there, whatever precision, quantization or experts the model itself has.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
 from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.loading import backbone, largest, load_config
+from alignkit.models.loading import backbone, load_config
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -31,27 +30,26 @@ TOLERANCE = 1e-4  # of states, relative: correct models differ by 1e-6
 VOCABULARY = 256
 NARROW = 16  # width of what is between attention
 BETWEEN = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")  # parts of the names of its widths
+# Other sizes; windows and the like are so small that two dozen tokens show what they do.
+SIZES = {"vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "sliding_window": 4,
+         "attention_chunk_size": 4, "floor_scale": 2}  # fmt: skip
 # What transformers raises for a model that does not work as others do.
 _ODD = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError)
 
 
-def small_copy(spec: ModelSpec, source: str, revision: str | None, attention_name: str | None) -> Any:
-    """A network of the same class and attention with few layers, few tokens, and random weights in fp32.
-
-    attention_name: None for its own.
-    """
+def small_copy(spec: ModelSpec, source: str, revision: str | None) -> Any:
+    """A network of the same class and attention with few layers, few tokens, and random weights in fp32."""
     from transformers import AutoModelForCausalLM
 
     config = load_config(source, revision, spec.trust_remote_code)
-    options = {} if attention_name is None else {"attn_implementation": attention_name}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             _shrink(config.get_text_config())
             network = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=spec.trust_remote_code, **options
+                config, dtype=torch.float32, trust_remote_code=spec.trust_remote_code
             )
-        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        except _ODD as error:
             raise RunFailed(
                 f"{spec.base}: no small copy of this architecture can be made, to check it with: "
                 f"{type(error).__name__}: {error}\nhelp: please report this"
@@ -72,15 +70,16 @@ def _shrink(config: Any) -> None:
     if shrunken.get("num_kv_shared_layers"):  # the last ones use the keys and values of others
         shrunken["num_kv_shared_layers"], few = 1, few + 1
     shrunken["num_hidden_layers"] = few = min(layers, few)
-    for name in of_layers:
-        shrunken[name] = shrunken[name][:few]
     for name, value in shrunken.items():
+        if name in of_layers:
+            value = value[:few]
         if any(part in name for part in BETWEEN) and isinstance(value, int):
-            shrunken[name] = NARROW
+            value = NARROW
         elif any(part in name for part in BETWEEN) and isinstance(value, list | tuple):
-            shrunken[name] = [NARROW] * len(value)
-        elif name.startswith("vocab_size"):
-            shrunken[name] = VOCABULARY
+            value = [NARROW] * len(value)
+        elif name in SIZES and isinstance(value, int):
+            value = SIZES[name]
+        shrunken[name] = value
     if shrunken.get("pad_token_id") is not None:  # it may be one of the tokens that are left out
         shrunken["pad_token_id"] = 0
     for name, value in shrunken.items():
@@ -90,39 +89,27 @@ def _shrink(config: Any) -> None:
 
 @torch.no_grad()
 def why_not_packable(model: Any, base: str) -> str:
-    """Return why a small copy (role `base`) cannot use packed rows; empty if it can."""
+    """Return why a small copy, a `SharedModel`'s network with the role `base`, cannot use packed rows; empty if it can.
+
+    Raises RunFailed if the logits are not those of `next_logits`, which replaces the network's head.
+    """
+    network, ids = model.model, torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
+    # The rows of SPANS' three responses, each behind its prompt, which the model's own attention reads one by one.
+    rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
+    native = [backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows]
+    logits = network(input_ids=rows[0][None].to(model.device)).logits[0]
+    if _distance(model.next_logits(base, native[0]), logits):
+        raise RunFailed(
+            f"{type(network).__name__} computes its logits in a way that alignkit does not support; please report this"
+        )
     try:
-        return _difference(model, base)
+        network.set_attn_implementation(attention.NAME)
+        packed = model.hidden(base, TreeLayout(SPANS), ids)
+        decoded = _decoded(model, base, [rows[0], rows[2]])
     except UnsupportedAttention as error:
         return str(error)
     except _ODD as error:
         return f"{type(error).__name__}: {error}"
-    finally:
-        _use_own_attention(model)
-
-
-def _use_own_attention(model: Any) -> None:
-    model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
-
-
-def _difference(model: Any, base: str) -> str:
-    """Compare with the model's own attention, which reads one row at a time."""
-    network, ids = model.model, torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
-    config, layout = network.config.get_text_config(), TreeLayout(SPANS, store_kv=True)
-    packed = model.hidden(base, layout, ids)
-    # The token rows of SPANS' three responses, each behind its prompt.
-    rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
-    # What two dozen tokens may not show.
-    if len(layout.kv) < config.num_hidden_layers:
-        return f"only {len(layout.kv)} of its layers use transformers' attention interface"
-    if getattr(config, "attn_temperature_tuning", None):  # only takes effect after thousands of tokens
-        return "it scales queries by their position in the row"
-    window = _window(config)
-    if window and window < model.context and layout.windows == {None}:
-        return f"its window of {window} tokens is only in its own mask, which packed rows do not use"
-    decoded = _decoded(model, base, [rows[0], rows[2]])
-    _use_own_attention(model)
-    native = [backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows]
     # The first two share a prompt.
     if distance := _distance(packed, torch.cat([native[0], native[1][5:], native[2]])):
         return f"packed attention differs from the model's own by {distance:.2g}"
@@ -150,24 +137,3 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     """The largest relative distance of a token's states, 0.0 if it is only rounding."""
     distance = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-9)).max()
     return 0.0 if distance <= TOLERANCE else float(distance)  # a nan is a difference
-
-
-@torch.no_grad()
-def check_head(model: Any, base: str) -> None:
-    """Raise RunFailed if the logits of a small copy are not those of `next_logits`, which replaces its head."""
-    network = model.model
-    row = torch.arange(1, 9, device=model.device)[None]
-    theirs = network(input_ids=row).logits[0]
-    states = backbone(network)(input_ids=row).last_hidden_state[0]
-    if _distance(model.next_logits(base, states), theirs):
-        raise RunFailed(
-            f"{type(network).__name__} computes its logits in a way that alignkit does not support; please report this"
-        )
-
-
-def _window(config: Any) -> int | None:
-    """The longest attention window or chunk of a model's layers, in tokens; None if all layers see everything."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds and not {"sliding_attention", "chunked_attention"} & set(kinds):
-        return None
-    return largest(config, "sliding_window") or largest(config, "attention_chunk_size")

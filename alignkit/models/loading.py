@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_TIMEOUT = 5  # seconds to wait for the hub, unless HF_HUB_ETAG_TIMEOUT is set
+HUB_TIMEOUT = 5  # seconds to wait for the hub
 _AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"
 
 
@@ -77,10 +76,11 @@ def check_finite(source: Any, weights: dict[str, Tensor]) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers loads a model's weights from; none if it has none in safetensors."""
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        return [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    index = read_json(folder / INDEX, optional=True)
     with reading(folder / INDEX):
-        return sorted({folder / name for name in read_json(folder / INDEX)["weight_map"].values()})
+        return sorted({folder / name for name in index.get("weight_map", {}).values()})
 
 
 def load_config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
@@ -112,16 +112,14 @@ def locate(source: str, revision: str | None = None) -> str:
         return source
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
     try:
         cached = cached_snapshot(source, revision)
         if constants.HF_HUB_OFFLINE:
             raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
-        get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=timeout)
+        get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=HUB_TIMEOUT)
     except errors.HFValidationError as error:
-        help = "correct the path or the id"
         text = f"model.base '{source}' is neither a folder nor a hub id (owner/name)"
-        raise RecipeError([Problem(text, help=help)]) from error
+        raise RecipeError([Problem(text, help="correct the path or the id")]) from error
     except errors.EntryNotFoundError:
         return source  # the repository has no configuration; it may be an adapter
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
@@ -132,8 +130,7 @@ def locate(source: str, revision: str | None = None) -> str:
             f"model.base '{source}' is neither a folder nor in the hub's cache, and {constants.ENDPOINT} does not "
             f"serve it ({type(error).__name__}: {reason})\n"
             "help: correct the name or model.revision, or run `hf auth login` for a gated or private model; without a "
-            "network, name a local folder or an installed model (see `alignkit plugins`), or copy the cache of "
-            f"`hf download {source}` to {constants.HF_HUB_CACHE}"
+            f"network, copy the cache of `hf download {source}` to {constants.HF_HUB_CACHE}, or name a local folder"
         ) from error
     return source
 
@@ -145,9 +142,9 @@ def device_of(name: str) -> torch.device:
     """The device that `model.device` names; `auto`: the GPU if there is one. Raises RunFailed if torch finds none."""
     if name == "auto":
         return capabilities.default_device()
-    if (found := capabilities.device_count(name.partition(":")[0])) <= int(name.partition(":")[2] or 0):
-        known = f"only {found}" if found else "none"
-        raise RunFailed(f"'device: {name}': torch finds {known} on this machine; 'device: auto' takes what there is")
+    kind, _, number = name.partition(":")
+    if (count := capabilities.device_count(kind)) <= int(number or 0):
+        raise RunFailed(f"'device: {name}': torch finds {count} on this machine; 'device: auto' takes what there is")
     return torch.device(name)
 
 
@@ -217,11 +214,7 @@ def quantization_options(spec: ModelSpec) -> dict[str, Any]:
         return {"load_in_8bit": True}
     if isinstance(form, str):
         return {"load_in_4bit": True, "bnb_4bit_quant_type": form}
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": form.type,
-        "bnb_4bit_use_double_quant": form.double_quant,
-    }
+    return {"load_in_4bit": True, "bnb_4bit_quant_type": form.type, "bnb_4bit_use_double_quant": form.double_quant}
 
 
 def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
@@ -288,7 +281,7 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
     architecture = type(model).__name__
     if missing := sorted(key for key in report["missing_keys"] if not key.endswith(spare)):
         raise RunFailed(
-            f"{source}: these weights of a {architecture} are not in its files: {_first(missing)}\n"
+            f"{source}: these weights of a {architecture} are not in its files: {', '.join(missing[:3])}\n"
             f"help: use a complete model of this kind; its config.json names {model.config.architectures}"
         )
     if report["mismatched_keys"]:
@@ -298,18 +291,14 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
             f"{list(ours)}\nhelp: use a folder whose configuration and weights belong together"
         )
     if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(spare)):
-        logging.getLogger("alignkit").warning(f"{source}: a {architecture} does not use its weights {_first(unused)}")
+        some = ", ".join(unused[:3])
+        logging.getLogger("alignkit").warning(f"{source}: a {architecture} does not use weights such as {some}")
     return model
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
     """Whether a line is not transformers' table of missing and unused weights, which are reported here."""
     return "LOAD REPORT" not in record.getMessage()
-
-
-def _first(names: list[str], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def silence_libraries() -> None:

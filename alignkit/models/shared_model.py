@@ -121,7 +121,9 @@ class SharedModel:
     def _load_base(self) -> None:
         """Load the base for packed rows or, if it computes something else in them, with its own attention."""
         self.packs = True
-        self.unpacked_because = self._why_not_packable()
+        self.model = checked_model.small_copy(self.spec, self.source, self.base.revision).to(self.device)
+        self.roles[BASE] = Role(BASE, self.model, None)
+        self.unpacked_because = checked_model.why_not_packable(self, BASE)
         self.packs = not self.unpacked_because
         self.attention_name = attention.NAME if self.packs else None
         self.model = load_base(self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name)
@@ -131,24 +133,6 @@ class SharedModel:
         self.roles[BASE] = Role(BASE, self.model, None)
         if self.packs:
             self.recomputes = make_recomputable(self.model)
-
-    def _why_not_packable(self) -> str:
-        """Check a small copy of the base, in its place; returns why it needs its own attention, if it does."""
-        try:
-            self._set_copy(attention.NAME)
-            why = checked_model.why_not_packable(self, BASE)
-        except KeyError as error:  # the model looks up its attention in a table of its own
-            if error.args != (attention.NAME,):
-                raise
-            self._set_copy(None)
-            why = "it does not use transformers' attention interface"
-        checked_model.check_head(self, BASE)
-        return why
-
-    def _set_copy(self, attention_name: str | None) -> None:
-        copied = checked_model.small_copy(self.spec, self.source, self.base.revision, attention_name)
-        self.model = copied.to(self.device)
-        self.roles[BASE] = Role(BASE, self.model, None)
 
     # Roles
 

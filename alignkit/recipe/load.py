@@ -11,7 +11,7 @@ Blocks that a recipe repeats (iterated RLHF) become one stage per round, before 
         align: {algorithm: ppo, from: align, reward: reward, ...}
 
 becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this round's stage if
-that stage is above, else the previous round's. `start` sets the meaning of such a name in round 1. Outside the block, a
+that stage is above, else the previous round's. `start` sets the meaning of such a name in round 1. Below the block, a
 name means the last round's stage. `NAME@all`, in a list or as data, means the stages of all rounds so far.
 """
 
@@ -297,9 +297,8 @@ def fill_sampling(stages: Mapping[str, Stage]) -> None:
         options, values = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):
             policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
-            sources = [*(name for name in policies if name in rollouts), *rollouts]
-            if policies and sources:
-                options.follow(rollouts[sources[0]])
+            if policies and rollouts:
+                options.follow(next(rollouts[name] for name in (*policies, *rollouts) if name in rollouts))
             values = options.sampled()
         if values is None:
             continue
@@ -318,23 +317,16 @@ def expand(document: Document) -> Document:
     stages = document.root.value.get("stages")
     if stages is None or not isinstance(stages.value, dict):
         return document
-    blocks = {name: _block(document, name) for name, node in stages.value.items() if _is_block(node)}
-    outside: Rounds = {}
-    for block in filter(None, blocks.values()):
-        for name in block.stages:
-            outside[name] = ["", *(f"{name}_{number}" for number in range(1, block.repeat + 1))]
-    result = Node({}, stages.mark)
+    result, rounds = Node({}, stages.mark), Rounds()
     for name, node in stages.value.items():
-        if name not in blocks:
-            result.set(name, _rewritten(node, outside, document), stages.keys[name])
-        elif repeated := blocks[name]:
+        if not _is_block(node):
+            result.set(name, _rewritten(node, rounds, document), stages.keys[name])
+        elif block := _block(document, name):
             inner = node.value["stages"]
-            rounds = dict(outside)
-            for stage in repeated.stages:
-                first = repeated.start.get(stage, "")
-                rounds[stage] = outside.get(first, [first])[-1:]
-            for number in range(1, repeated.repeat + 1):
-                for stage in repeated.stages:
+            firsts = {stage: block.start.get(stage, "") for stage in block.stages}
+            rounds |= {stage: rounds.get(first, [first])[-1:] for stage, first in firsts.items()}
+            for number in range(1, block.repeat + 1):
+                for stage in block.stages:
                     new = f"{stage}_{number}"
                     result.set(new, _rewritten(inner.value[stage], rounds, document), inner.keys[stage])
                     rounds[stage].append(new)

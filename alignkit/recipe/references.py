@@ -36,7 +36,6 @@ from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
 
-LONGEST_NAME = 200  # characters of a model or data set on the hub
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
     "engine": (LOCAL,),
@@ -404,7 +403,7 @@ class Reading:
         folder = self.locate(value)
         if is_dir(folder):
             return str(folder)
-        if value.startswith((".", "/", "~")) or len(value) > LONGEST_NAME:
+        if value.startswith((".", "/", "~")):
             raise wrong(f"no such folder: {value}", f"looked for {folder}")
         return value
 

@@ -417,8 +417,6 @@ def _write(node: Node, before: Keys, keys: Sequence[str], new: Node | None, mark
             place = ".".join(map(str, before))
             names = [str(child) for child in children]
             help = did_you_mean(name, names) or f"keys there: {', '.join(names) or 'none'}"
-            if isinstance(node.value, str):
-                help = f"write '{place}.{node.value}.{name}=...' for an option of {node.value}"
             raise Failed(mark.problem(f"no such key: '{f'{place}.{name}'.removeprefix('.')}'", help))
         children[key] = Node({}, mark)
     if rest:

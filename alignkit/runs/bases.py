@@ -165,7 +165,6 @@ class RunBase:
 
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
         """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of a saved role."""
-        from alignkit.kernels.capabilities import multiplies_bf16
         from alignkit.models.models import LoadedBase
         from alignkit.models.shared_model import SharedModel
 
@@ -176,9 +175,6 @@ class RunBase:
             model = SharedModel(spec, self.source, revision=revision, seed=number(recipe.seed, "init"))
         for fact in (_description(spec, model), *model.chat_facts):
             reporter.activity(f"base {spec.base}: {fact}")
-        if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
-            text = "warning: this processor has no bfloat16 instructions; 'dtype: float32' is faster here"
-            reporter.activity(text)
         model.should_stop = should_stop
         stages = recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
@@ -202,9 +198,7 @@ class RunBase:
             raise RunFailed(str(recipe.problem(keys, message, at_key=True, help=help))) from error
         except (OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError) as error:
             # The last three are how transformers reports a configuration that it does not expect.
-            reason = str(error).strip().split("\n")[0]
-            if isinstance(error, LookupError | TypeError):
-                reason = f"{type(error).__name__}: {reason}"
+            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
             message = f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: {reason}"
             raise RunFailed(str(recipe.problem(place, message))) from error
 
@@ -260,15 +254,12 @@ class RunBases(dict[str, RunBase]):
             ours, theirs = self[BASE].encoder, self[reference].encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
-            what, help = (
-                "has another tokenizer",
-                "name a reference with the same tokenizer, or let the policy learn its answers as text: a step "
-                "'sample' with its folder as 'policy', then a stage with 'algorithm: sft'",
-            )
-            if ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab():
-                what, help = "ends its turns with other tokens", "give both models the same chat template"
             message = (
-                f"stage '{stage.name}': its reference {reference} {what} than 'model' ({self._recipe.model.base}): its "
-                "log-probabilities of the policy's tokens would mean nothing"
+                f"stage '{stage.name}': its reference {reference} has another tokenizer, or ends its turns with "
+                f"another token, than 'model' ({self._recipe.model.base}): its log-probabilities would mean nothing"
+            )
+            help = (
+                "give both the same chat template, or let the policy learn the reference's answers as text: a step "
+                "'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
             )
             yield self._recipe.problem(("stages", stage.name, "reference"), message, help=help)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from alignkit.io.digest import (
     file_digest,
     folder_digest,
     model_digest,
-    plugin_digests,
     source_digests,
     versions,
 )
@@ -44,19 +42,19 @@ class RunData:
         return load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
 
     def identity(self, source: DataSource) -> dict[str, Any]:
-        """What decides a source's groups besides its keys: contents, the commit, the recognized format, the split."""
-        facts: dict[str, Any] = {"split_seed": self._seed} if source.validation else {}
+        """What decides a source's groups besides its keys: contents, the commit, the recognized format."""
+        facts = dict[str, Any]()
         if source.path is not None:
             facts["path"] = content_digest(source.path) if source.path.exists() else str(source.path)
             if (reader := registration_of(source.path)) is not None and reader.distribution != GROUP:
-                facts["reader"] = [reader.name, reader.version, plugin_digests(reader.source_path)]
+                facts["reader"] = [reader.name, reader.version, source_digests(reader.source_path)]
         if source.hub is not None and Path(source.hub).is_dir():
             facts["hub"] = folder_digest(Path(source.hub))
         elif source.hub is not None:
             facts["commit"] = self._commits(source.hub, source.revision)
         if name := recognized_format(source, _formats(), self._stage_data, self._commits):
             registration = plugins().registry.get("format", name)
-            facts["recognized"] = [name, registration.version, plugin_digests(registration.source_path)]
+            facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
         return facts
 
 
@@ -78,9 +76,8 @@ def stage_parts(
     fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
     return {
         "component": fingerprint.of(stage.component),
-        # A stage's engine may also be the recipe's.
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
-        **({} if stage.engine is None else {"engine": fingerprint.of(stage.engine)}),
+        "engine": fingerprint.of(stage.engine),  # of the stage, or of the recipe
         "upstream": dict(upstream),
         **fingerprint.of_base(recipe.model, base),
         "folders": {folder: model_digest(folder) for folder in stage.folders},
@@ -150,7 +147,7 @@ class _Fingerprint:
             return {
                 "name": value.name,
                 "version": value.registration.version,
-                "source": plugin_digests(value.registration.source_path),
+                "source": source_digests(value.registration.source_path),
                 "options": self.of(value.options),
                 "files": self.files_named(value.options),
             }
@@ -162,25 +159,22 @@ class _Fingerprint:
             ignored = getattr(value, "changes_no_result", ())
             return {n: self.of(item) for n, item in fields_of(value).items() if item is not None and n not in ignored}
         if isinstance(value, DataSpec | RewardSpec):
-            return self._of_dataclass(value)
+            plain = {name: self.of(item) for name, item in vars(value).items()}
+            if isinstance(value, RewardSpec) and value.kind == "folder":
+                plain["files"] = model_digest(value.name)
+            return plain
         if isinstance(value, Path):
             path = self.folder / value
-            within = path.relative_to(self.folder) if path.is_relative_to(self.folder) else value
+            if is_dir(path):
+                return folder_digest(path)
             if (reader := reader_of(path)) and reader.grows:  # where it is does not matter
                 return path.name
-            return folder_digest(path) if is_dir(path) else self._file(path) or str(within)
+            return self._file(path) or path.name
         if isinstance(value, Mapping):
             return {key: self.of(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.of(item) for item in value]
         return value
-
-    def _of_dataclass(self, value: DataSpec | RewardSpec) -> dict[str, Any]:
-        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        plain = {name: self.of(item) for name, item in pairs}
-        if isinstance(value, RewardSpec) and value.kind == "folder":
-            plain["files"] = model_digest(value.name)
-        return plain
 
     def _file(self, path: Path) -> Any:
         """The digest of a file; that of Python code includes the user's modules that it imports."""
@@ -188,12 +182,9 @@ class _Fingerprint:
             return None
         return source_digests(path) if path.suffix == ".py" else file_digest(path)
 
-    def files_named(self, options: Any) -> dict[str, Any]:
+    def files_named(self, options: BaseModel) -> dict[str, Any]:
         """Digests of the files that options name as text, by a relative path: templates, for example."""
-        digests = {}
-        for name, value in fields_of(options).items() if isinstance(options, BaseModel) else ():
-            if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
-                found = self._file(self.folder / value)
-                if found is not None:
-                    digests[name] = found
-        return digests
+        texts = {name: value for name, value in fields_of(options).items() if isinstance(value, str)}
+        short = {name: value for name, value in texts.items() if 0 < len(value) < 1024 and "\n" not in value}
+        digests = {name: self._file(self.folder / value) for name, value in short.items()}
+        return {name: found for name, found in digests.items() if found is not None}

@@ -49,7 +49,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     point_to("https://hub.test", monkeypatch)
-    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", found)
     # The function bound its default when it was defined.
     lookup = huggingface_hub.try_to_load_from_cache
@@ -96,13 +95,6 @@ def test_a_model_on_the_hub_is_left_to_transformers(hub: Hub) -> None:
 def test_a_cached_model_is_still_looked_up(hub: Hub, cached: Path) -> None:
     assert locate(ID) == ID  # a newer version would be found
     assert len(hub.asked) == 1
-
-
-def test_the_users_timeout_counts(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "30")
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 30)
-    locate(ID)
-    assert hub.asked[0][1] == 30
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,6 @@ def test_bytes_of_a_quantized_weight(form: Any) -> None:
 
 def test_options_without_an_effect_are_the_word() -> None:
     """So that a stage of `quantization: nf4` is reused."""
-    assert spec_of({"type": "nf4", "double_quant": False}).quantization == "nf4"
     assert spec_of({"type": "nf4", "double_quant": True}).model_dump()["quantization"] == {
         "type": "nf4",
         "double_quant": True,

@@ -184,7 +184,6 @@ def test_the_model(bench: Bench) -> None:
     assert recipe.name == "r" and recipe.seed == 0 and recipe.folder == bench.folder
     assert bench.stages(FIRST, "model.lora=none").model.lora is None
     assert bench.stages(FIRST, "model.quantization=nf4").model.quantization == "nf4"
-    assert bench.stages(FIRST, "model.quantization={type: nf4}").model.quantization == "nf4"
     (bench.folder / "m").mkdir()
     assert bench.stages(FIRST, "model.base=m").model.base == str(bench.folder / "m")
     assert bench.stages(FIRST, "model.base=org/name").model.base == "org/name"

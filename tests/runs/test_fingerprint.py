@@ -116,14 +116,6 @@ def test_a_folder_that_an_option_names_counts_by_its_files(tmp_path: Path, monke
     assert hashed(tmp_path, **step) != found[0]
 
 
-def test_the_split_counts_where_there_is_one(tmp_path: Path) -> None:
-    """The seed of the recipe decides which rows are held out, and nothing else of what is read."""
-    write(tmp_path / "d.jsonl", ROWS)
-    split = {"path": "d.jsonl", "validation": 0.3}
-    assert hashed(tmp_path, 0, data=split) != hashed(tmp_path, 1, data=split)
-    assert hashed(tmp_path, 0, data="d.jsonl") == hashed(tmp_path, 1, data="d.jsonl")
-
-
 def test_modules_that_a_reward_imports_count(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", ROWS)
     (tmp_path / "mine.py").write_text("import words\ndef score(prompt, response):\n    return 0.0\n", encoding="utf-8")
