@@ -23,11 +23,11 @@ _WHERE = {
     "hookspecs": "Add hookimpl",
     "judges": "CheckedJudge",
     "kinds": "Filter Launcher Monitor Observation Reader TrackedRun Tracker",
-    "notebook": "run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
     "report": "Report Table",
     "policy": "Models Policy",
     "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
+    "runs.start": "run",
     "sampling": "Sampling SamplingOptions",
     "step": "Artifact Step StepContext StepData",
 }
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from alignkit.hookspecs import Add, hookimpl
     from alignkit.judges import CheckedJudge
     from alignkit.kinds import Filter, Launcher, Monitor, Observation, Reader, TrackedRun, Tracker
-    from alignkit.notebook import run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
     from alignkit.policy import Models, Policy
     from alignkit.report import Report, Table
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
         RewardCombination,
         Verdict,
     )
+    from alignkit.runs.start import run
     from alignkit.sampling import Sampling, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext, StepData
 

@@ -30,9 +30,9 @@ def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) ->
     worker.start()
     worker.join()
     (result,) = found
-    assert result.folder == tmp_path / "out" and list(result.stages) == ["sft"]
+    assert list(result) == ["sft"] and result["sft"].folder == tmp_path / "out" / "sft"
     assert len(result["sft"].metrics) == result["sft"].summary["steps"] == 2
-    assert (result["sft"].adapter / "adapter_model.safetensors").is_file()
+    assert (result["sft"].folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_a_notebook_can_catch_what_a_run_prints(

@@ -1,4 +1,7 @@
-"""The start of `alignkit run`: as the only process, or as one of several. Its first line comes before torch."""
+"""The start of `alignkit run`, as the only process or as one of several, and of `alignkit.run` in Python.
+
+The first line comes before torch.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,10 @@ from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
 from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
+from alignkit.plugins import load_plugins
+from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.recipe.yaml import find_recipe
 from alignkit.runs.services import begin, folder_of
 
 RANK = "RANK"  # the variable in which launchers say which process this is
@@ -77,6 +84,49 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
         run_recipe(recipe, folder, reporter, collectives)
         collectives.close()
     return result_of(recipe, folder)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made. folder: its files; `adapter` in it has the trained weights in peft's format.
+
+    summary: as in stage.json. metrics: one mapping per step or iteration.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+
+
+def run(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
+) -> dict[str, StageResult]:
+    """Run a recipe, and resume or reuse what is in its folder; returns what each stage made, by its name.
+
+    Raises an AlignkitError that says what is wrong. Signals stop the run only in the main thread.
+
+    Args:
+        recipe: A file, or the name of one that comes with alignkit.
+        overrides: `{"stages.sft.epochs": 1}`.
+        out: Default `runs/NAME`.
+        plugins: Files to load, as with `--plugin`.
+    """
+    registry = load_plugins([Path(file) for file in plugins]).registry
+    texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
+    checked = load_recipe(find_recipe(recipe), texts, registry)
+    folder = Path(out or folder_of(checked, None))
+    reporter = begin(checked, folder)
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(checked, folder, reporter)
+    results = {}
+    for name in checked.stages:
+        made = folder / name
+        results[name] = StageResult(made, read_record(made)["summary"], _metrics(made))
+    return results
 
 
 # Processes
@@ -142,7 +192,14 @@ def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def _stage(folder: Path) -> dict[str, Any]:
     """metrics: the last line of them."""
-    record, metrics = read_record(folder), folder / "metrics.jsonl"
-    last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if exists(metrics) else []
+    record = read_record(folder)
     facts = {name: record.get(name) for name in ("plugin", "seconds", "summary")}
-    return {"folder": folder, **facts, "metrics": json.loads(last[0]) if last else {}}
+    return {"folder": folder, **facts, "metrics": [{}, *_metrics(folder)][-1]}
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a stage; none of a step that writes none."""
+    metrics = folder / "metrics.jsonl"
+    if not exists(metrics):
+        return []
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
