@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
 
 from alignkit.options import (
     DataRef,
@@ -112,33 +112,6 @@ class ModelSpec(Options):
         return value
 
 
-class Importance(Options):
-    """Weights of the samples, learner / sampler, for a sampler whose probabilities differ from those of training."""
-
-    cap: float | None = Field(
-        default=None, ge=1, description="largest weight (truncated importance sampling); default: no cap"
-    )
-    mask: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
-        default=None,
-        description="bounds of the ratio, such as [0.5, 2]: outside of them the weight is 0; default: none",
-    )
-    level: Literal["token", "sequence"] | None = Field(
-        default=None, description="of each token or of whole responses; default: token if the algorithm learns by token"
-    )
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> Importance:
-        if self.cap is None and self.mask is None:
-            raise ValueError("a weight without a limit can be arbitrarily large: set cap, mask or both")
-        if self.mask is not None:
-            low, high = self.mask
-            if not 0 <= low <= 1 <= high:
-                raise ValueError(f"mask {self.mask} must go from 0 or more up to 1, and on to 1 or more")
-            if self.cap is not None and self.cap > high:
-                raise ValueError(f"cap {self.cap:g} has no effect: mask leaves out what is above {high:g}")
-        return self
-
-
 class Rollout(Sampling):
     """How the policy samples responses."""
 
@@ -156,11 +129,6 @@ class Rollout(Sampling):
         ge=2,
         description="most batches of prompts in an iteration, until filters and algorithm leave "
         "`prompts_per_iteration` groups (DAPO's dynamic sampling); default: one, whatever is left",
-    )
-    importance: Importance | None = Field(
-        default=None,
-        description="weights that correct for a sampler whose probabilities differ from those of training, such as "
-        "{cap: 2}; default: none",
     )
     ahead: int | None = Field(
         default=None,
@@ -205,8 +173,8 @@ class Stop(Options):
     kl: float | None = Field(
         default=None,
         gt=0,
-        description="end when the KL to the reference exceeds this many nats per response, over all samples, "
-        "also those that filters leave out; the result is the last policy within this budget",
+        description="end when the KL to the reference exceeds this many nats per response that is learned from; the "
+        "result is the last policy within this budget",
     )
     gold: Literal["falls"] | None = Field(
         default=None,

@@ -36,7 +36,7 @@ from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
-from alignkit.settings import Importance, LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings, Stop
 from alignkit_apps.catalog import new
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
@@ -44,6 +44,7 @@ from alignkit_apps.init.copying import summary
 from alignkit_http.server import Server
 from alignkit_plugins.steps.evaluate.measures import Measure
 from alignkit_plugins.steps.evaluate.variant import Variant
+from alignkit_vllm.importance import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 

@@ -63,15 +63,15 @@ PLANTED = {
         f"{ITERATION}::test_iterations_walk_through_the_prompts",
     ),
     "same_samples": Planted(
-        ONLINE,
+        ROLLOUTS,
         'path = self.context.name, "rollout", number',
         'path = self.context.name, "rollout", 0',
         f"{ITERATION}::test_every_iteration_draws_other_samples",
     ),
     "reference_samples": Planted(
         REQUESTS,
-        "sampling = state.roles.trained,",
-        "sampling = state.roles.reference,",
+        "            state.roles.trained,",
+        "            state.roles.reference,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
@@ -183,7 +183,7 @@ PLANTED = {
     "reference_at_1": Planted(
         ONLINE,
         _BY_REFERENCE,
-        'return forward.measure(self.state.reference_models.model, self.state.roles.reference, read, "logprobs"), read',
+        'return packing.measure(self.state.reference_models.model, self.state.roles.reference, read, "logprobs"), read',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
@@ -305,10 +305,10 @@ PLANTED = {
     "version_before": Planted(ONLINE, "self.monitors.keep(number)", "self.monitors.keep(number - 1)", _KEPT),
     "version_before_learning": Planted(
         ONLINE,
-        "            self._after(self._iterate(number, prompts), iterations, prompts)\n",
+        "            self._after(self._iterate(number), iterations)\n",
         "            self.monitors.keep(number)\n"
         "            keep, self.monitors.keep = self.monitors.keep, lambda number: None\n"
-        "            self._after(self._iterate(number, prompts), iterations, prompts)\n"
+        "            self._after(self._iterate(number), iterations)\n"
         "            self.monitors.keep = keep\n",
         _KEPT,
     ),

@@ -226,7 +226,7 @@ def measured(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
 
 def rolled_out(stage: RolloutTrainer, count: int = 5) -> Examples:
     """Scored and measured rollouts."""
-    return measured(stage, stage.request_samples(prompts(count), 1).result()).examples
+    return measured(stage, stage.prompts.ask(prompts(count), 1).result()).examples
 
 
 def move(stage: RolloutTrainer) -> None:
@@ -387,7 +387,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
         (tmp_path / str(penalty)).mkdir()
         with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as stage:
             stage.state.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
-            iteration = measured(stage, stage.request_samples(prompts(5), 1).result())
+            iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
             table = iteration.table
             found[penalty] = table.groups, table, iteration.examples.columns
             assert table.groups == table.scored
@@ -672,7 +672,7 @@ def test_a_skipped_step_hides_no_other_steps_numbers(tmp_path: Path, monkeypatch
             [{"loss": 1.0}, {"loss": math.nan, "skipped": 1.0}, {"loss": 3.0}, {"loss": math.inf, "skipped": 1.0}]
         )
         monkeypatch.setattr(stage.learner, "step", lambda part, factor: next(steps, {"loss": 5.0}))
-        iteration = measured(stage, stage.request_samples(prompts(5), 1).result())
+        iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
         stage.learn(iteration, 0, Phase(iteration.table.groups), iteration.examples)
     metrics = iteration.metrics
     assert metrics["loss"] == pytest.approx((1 + 3 + 2 * 5) / 4) and metrics["skipped"] == 2
@@ -707,7 +707,7 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
 ) -> None:
     """The first of three groups goes: the other two keep their rewards."""
     with started(tmp_path, ppo_stage()) as stage:
-        table = scored(stage, stage.request_samples(prompts(3), 1).result()).table
+        table = scored(stage, stage.prompts.ask(prompts(3), 1).result()).table
         groups, reward = table.groups, table.reward
         assert len(set(reward.tolist())) > 3
         monkeypatch.setattr(stage.algorithm, "keep_group", lambda group: group.id != groups[0].id)
@@ -910,7 +910,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
     with started(tmp_path, stage) as stage:
         stage.learner.steps = 1  # not the first step: policy and reference may differ
         disturb(stage.state.model, stage.state.roles.trained, 0.1)
-        iteration = measured(stage, stage.request_samples(prompts(5), 1).result())
+        iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
         metrics, columns = iteration.metrics, iteration.examples.token_columns
         gaps = [a - b for a, b in zip(columns["old_logprobs"], columns["reference_logprobs"], strict=True)]
         wanted = sum(float(gap.sum()) for gap in gaps) / 15
@@ -1022,7 +1022,7 @@ def test_options_that_would_change_nothing_are_refused(options: dict[str, float]
 
 def test_a_mismatch_is_seen(stage: RolloutTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
-    iteration = measured(stage, stage.request_samples(prompts(5), 1).result())
+    iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
     assert iteration.metrics["sampler_gap"] < 1e-4
     stage.temperature = 1.4
     stage.measure(iteration)
@@ -1121,7 +1121,7 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     encoder = Encoder(plugins_tokenizer())
     limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
     with started(tmp_path, ppo_stage(max_length=limit)) as stage:
-        kept = stage.prompts().prompts
+        kept = stage.prompts.prompts
         left_out = stage.state.summary["prompts_without_room"]
         assert kept and left_out and len(kept) + left_out == 8
         lengths = {g.prompt[0]["content"]: len(stage.state.models.encoder.prompt(g.prompt)) for g in prompts(8)}
@@ -1132,7 +1132,7 @@ def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
     """The end of turn as first token: one token, an empty text, and a batch of such rows is finite."""
     encoder = stage.state.models.encoder
     encoder.__dict__["end_ids"] = frozenset(range(stage.state.model.model.config.vocab_size))
-    groups = stage.request_samples(prompts(5), 1).result()
+    groups = stage.prompts.ask(prompts(5), 1).result()
     assert {(r.text, len(r.tokens or ()), r.truncated) for g in groups for r in g.responses} == {("", 1, False)}
     examples = measured(stage, groups).examples
     assert all(bool(x.isfinite().all()) for x in examples.token_columns["advantages"])

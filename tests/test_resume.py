@@ -400,7 +400,7 @@ def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_whole_one(place: Place, 
     assert code == 75
     heard: list[str] = []
     found = load_checkpoint(stopped / "align" / "checkpoints", heard.append)
-    assert found is not None and found.state["iteration"] == 3 and heard == []
+    assert found is not None and found.state["number"] == 3 and heard == []
 
 
 def test_a_stage_whose_checkpoints_are_all_damaged_starts_over_and_says_so(place: Place, stopped: Path) -> None:

@@ -188,19 +188,6 @@ NEEDS_ONLINE = (
         "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
     ),
     Rule(
-        "rollout.importance",
-        lambda x: x.rollout.importance and x.needs.advantages is None,
-        "{x.registration.name} does not use 'rollout.importance'",
-        "it weights advantages, and {x.registration.name} declares none that it learns from (`Needs(advantages=...)`)",
-        key=True,
-    ),
-    Rule(
-        "rollout.importance.level",
-        lambda x: x.needs.advantages == "sequence" and x.rollout.importance and x.rollout.importance.level == "token",
-        "{x.registration.name} learns from whole responses, so tokens cannot have weights",
-        "write 'level: sequence', or leave it out",
-    ),
-    Rule(
         "rollout.max_new_tokens",
         lambda x: x.needs.max_new_tokens not in (None, x.rollout.max_new_tokens),
         "the options of {x.registration.name} imply max_new_tokens {x.needs.max_new_tokens}, but 'rollout' has "
@@ -331,11 +318,10 @@ ENGINE = (
         key=True,
     ),
     Rule(
-        "rollout.importance",
-        lambda x: x.rollout.importance and _hides_logprobs(x),
-        _HIDDEN,
-        "leave them out, or 'importance'",
-        key=True,
+        "engine",
+        lambda x: x.engine and getattr(x.engine.options, "importance", None) and x.needs and x.needs.advantages is None,
+        "{x.registration.name} does not use the engine's 'importance': it weights advantages, of which it has none",
+        "leave 'importance' out",
     ),
     Rule(
         "stop.kl",

@@ -6,7 +6,7 @@ A stage that may go back keeps the versions of its policy until it ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -15,20 +15,19 @@ from typing import Any
 from alignkit import seeds, shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Group, read_groups, write_groups
-from alignkit.errors import DataError, RunFailed
+from alignkit.errors import RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
 from alignkit.kinds import GOLD_KEY, REWARD_HACKING, Monitor, Observation
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
+from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles, usable_prompts
 from alignkit.training.stage import TrainerState
 
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
-
-Sample = Callable[[Sequence[Group], int, tuple[str | int, ...]], list[Group]]
 
 
 def look(monitor: Monitor, number: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
@@ -54,19 +53,18 @@ def with_gold(group: Group, by_gold: Group) -> Group:
 class Monitors:
     """All that watches a stage's samples, and the policies that it may go back to.
 
-    sample: some of the current policy's answers to each prompt, with the random streams of a name. chooses:
-    whether a monitor may choose the prompts. reverts: whether one may go back to an earlier policy. within: the last
-    iteration within the budget of KL.
+    files: of the stage's samples. chooses: whether a monitor may choose the prompts. reverts: whether one may go back
+    to an earlier policy. within: the last iteration within the budget of KL.
     """
 
-    def __init__(self, state: TrainerState, rewards: Rewards, sample: Sample):
-        context, settings = state.context, state.settings
-        self.context, self.state, self.rewards, self.sample = context, state, rewards, sample
+    def __init__(self, trainer: TrainerState, rewards: Rewards, files: RolloutFiles):
+        context, settings = trainer.context, trainer.settings
+        self.context, self.trainer, self.rewards, self.files = context, trainer, rewards, files
         self.budget = settings.stop.kl if settings.stop is not None else None  # in nats
         self.gold = context.scorer(settings.gold)
         self.held_out: list[Group] | None = None
         if settings.gold_prompts is not None:
-            _, self.held_out = usable_prompts(state, "gold_prompts", settings.rollout.max_new_tokens)
+            _, self.held_out = usable_prompts(trainer, "gold_prompts")
         components = list(settings.monitors or ())
         if plugins().registry.has("monitor", REWARD_HACKING):
             ours = plugins().registry.get("monitor", REWARD_HACKING)
@@ -76,19 +74,22 @@ class Monitors:
         for monitor in self.monitors:
             self.warn(call(monitor, "start", settings) or ())
         self.reverts = settings.stop is not None or bool(settings.monitors)
-        self.within = int(state.done.get("within_kl", 0))
+        self.within = 0
 
     @property
     def stopped(self) -> str:
         """Why the stage ends early; empty if it does not."""
-        return str(self.state.summary.get("stopped", ""))
+        return str(self.trainer.summary.get("stopped", ""))
 
-    def restore(self, iterations: int, files: RolloutFiles) -> None:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"within": self.within}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
         """See again what earlier iterations sampled. Raises RunFailed if that is gone, and a monitor chooses by it."""
-        if not iterations:
-            self.keep(0)
-        for number in range(1, iterations + 1):
-            groups = files.seen(number, needed=self.chooses)
+        self.within = state["within"]
+        for number in range(1, len(self.files.digests) + 1):
+            groups = self.files.seen(number, needed=self.chooses)
             for monitor in self.monitors:
                 look(monitor, number, groups, self._read_gold(number))
 
@@ -124,22 +125,16 @@ class Monitors:
         return Observation(best=number)
 
     def _stop(self, number: int, why: str, best: int) -> None:
-        planned = self.state.settings.iterations or 1
+        planned = self.trainer.settings.iterations or 1
         counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
-        self.state.summary |= {"stopped": why, **counts}
-        self.context.say(
-            f"stopped in iteration {number} of {planned}: {why}; "
-            f"the result is the policy that iteration {best} began with"
-        )
-        if best == 1:
-            rate = f"set a learning_rate below {self.state.learner.peak_rate:g}"
-            text = f"the result is '{self.state.roles.start}', and nothing was learned"
-            self.warn([f"{text}: {rate}, or widen the rule that ended the stage"])
+        self.trainer.summary |= {"stopped": why, **counts}
+        result = f"the result is the policy that iteration {best} began with"
+        self.warn([f"stopped in iteration {number} of {planned}: {why}; {result}"])
 
     def _report(self, observations: Sequence[Observation]) -> None:
         for each in observations:
             self.warn(each.warnings)
-            self.state.summary |= each.summary
+            self.trainer.summary |= each.summary
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Print warnings, which the report shows, too."""
@@ -153,8 +148,8 @@ class Monitors:
         if self.gold.root is None:
             return None
         if self.held_out is not None:
-            groups = self.sample(self.held_out, SAMPLES, (self.context.name, "gold", number))
-            groups = self.rewards.score(groups)
+            path = self.context.name, "gold", number
+            groups = self.rewards.score(Request(self.trainer, self.held_out, SAMPLES, path).result())
         measured = [with_gold(group, by_gold) for group, by_gold in zip(groups, self.gold.score(groups), strict=True)]
         self.context.collectives.on_rank0(lambda: write_groups(self._gold_file(number), measured))
         return measured
@@ -162,23 +157,17 @@ class Monitors:
     def _read_gold(self, number: int) -> list[Group] | None:
         if self.gold.root is None:
             return None
-        try:
-            return read_groups(self._gold_file(number))
-        except DataError as error:
-            raise self._gone(f"{self._gold_file(number)}: what gold said cannot be read: {error}") from error
+        return read_groups(self._gold_file(number))
 
     def _gold_file(self, number: int) -> Path:
         return self.context.folder / "gold" / f"{number:04d}.jsonl"
-
-    def _gone(self, text: str) -> RunFailed:
-        return RunFailed(f"{text}\nhelp: delete {self.context.folder}, and the stage starts over")
 
     # The result
 
     def keep(self, number: int) -> None:
         """Keep the version of the policy after an iteration, if the recipe asks for it or one may go back to it."""
-        if self.reverts or (number and self.state.settings.keep_versions):
-            self.state.save(self._kept / str(number))
+        if self.reverts or (number and self.trainer.settings.keep_versions):
+            self.trainer.save(self._kept / str(number))
 
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
@@ -186,19 +175,22 @@ class Monitors:
             [call(monitor, "finish", self.stopped, returns=shapes.observation(0)) for monitor in self.monitors]
         )
         if not self.stopped:
-            self.state.save()
+            self.trainer.save()
         self.context.collectives.on_rank0(self._settle)
 
     def _settle(self) -> None:
         """Take the version that a rule goes back to, and discard those that nobody asked for."""
         if self.stopped:
             # The policy that an iteration sampled from is the version after the one before.
-            version = self._kept / str(int(self.state.summary["kept_iteration"]) - 1)
+            version = self._kept / str(int(self.trainer.summary["kept_iteration"]) - 1)
             if not version.is_dir():
-                raise self._gone(f"stage '{self.context.name}': the weights to go back to are gone: {version}")
+                raise RunFailed(
+                    f"stage '{self.context.name}': the weights to go back to are gone: {version}\n"
+                    f"help: delete {self.context.folder}, and the stage starts over"
+                )
             with replace_folder(self.context.adapter) as new:
                 copytree(version, new, dirs_exist_ok=True)
-        unasked = self._kept / "0" if self.state.settings.keep_versions else self._kept
+        unasked = self._kept / "0" if self.trainer.settings.keep_versions else self._kept
         if self.reverts and unasked.is_dir():
             discard_folder(unasked)
 

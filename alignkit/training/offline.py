@@ -44,15 +44,13 @@ class DatasetTrainer:
         self.state = TrainerState(context, algorithm)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
         self.batch_size = self.settings.batch_size or 1
-        self.best = math.inf  # lowest validation loss
         self.first = -math.inf  # largest loss of the first steps; inf after a resumption, and once a rise was reported
         self._prepare(loaded, chosen)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
         state, context = self.state, self.context
-        self.best = state.done.get("best", math.inf)
-        state.restore_progress()
+        state.restore()
         self.first = math.inf if self.learner.steps else -math.inf
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
@@ -185,7 +183,7 @@ class DatasetTrainer:
 
     def _checkpoint(self) -> None:
         steps = self.learner.steps
-        self.state.checkpoint(steps, f"step {steps} of {self.total}", best=self.best)
+        self.state.checkpoint(steps, f"step {steps} of {self.total}")
 
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""
@@ -195,8 +193,7 @@ class DatasetTrainer:
         self.context.activity(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
-        if metrics["loss"] < self.best:  # false for NaN
-            self.best = metrics["loss"]
+        best = self.state.summary.get("validation", {"loss": math.inf})
+        if metrics["loss"] < best["loss"]:  # false for NaN
             self.state.save()
-            self.state.summary["best_epoch"] = epoch
-            self.state.summary["validation"] = metrics
+            self.state.summary |= {"best_epoch": epoch, "validation": metrics}

@@ -6,24 +6,23 @@ import math
 import operator
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from alignkit import functional as F
 from alignkit import seeds, shapes
-from alignkit.algorithm import ADVANTAGES, Algorithm, Phase, SelectContext, Skip
+from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import call, create
 from alignkit.data.group import Group, length, previews, responses_of, said
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
-from alignkit.models import packing as forward
+from alignkit.models import packing
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
@@ -32,16 +31,10 @@ from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
-from alignkit.training.requests import Request
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
-from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, mismatch, sampler_metrics, weighted
+from alignkit.training.rollouts import PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.stage import TrainerState, keep_mask
 
-FILTERED = "filters left out every group"
-FILTERED_HELP = (
-    "look at the rewards in the samples and widen the filter, or leave it out; with more prompts_per_iteration or "
-    "samples_per_prompt, a group that it keeps is likelier"
-)
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
@@ -80,26 +73,20 @@ class Iteration:
 
     def sample(self) -> tuple[str, str, str]:
         """The first answer to the first prompt, which is as good as any: the prompt's last turn, text, and facts."""
-        group = self.table.scored[0]
-        response = group.responses[0]
-        facts = [counted(length(response), "token")] + ["cut off"] * response.truncated
-        if (reward := response.scores.get(REWARD_KEY)) is not None:
-            facts.insert(0, f"reward {reward:.3g}")
-        return said(group.prompt[-1:]), response.text, ", ".join(facts)
+        group, facts = self.table.scored[0], ""
+        if self.table.raw is not None:
+            facts = f"reward {float(self.table.raw[0]):.3g}"
+        return said(group.prompt[-1:]), group.responses[0].text, facts
 
     def why_nothing_learned(self) -> str:
         """The most likely reason, judging by the metrics."""
         if self.metrics.get("skipped"):
             return "the loss or its gradient was not finite"
         reason = self.skipped or "no sample was selected"
-        if self.table.reward is None or self.table.raw is None:
+        if self.table.raw is None:
             return reason
-        rewards = [reward for reward in self.table.raw.tolist() if not math.isnan(reward)]
-        low, high = min(rewards), max(rewards)
-        if F.nearly_equal(low, high):
-            equal = f"all {len(rewards)} rewards were {low:.4g}"
-            return f"{reason}: {equal}. Check the reward, or start with easier prompts"
-        return f"{reason}: rewards ranged from {low:.4g} to {high:.4g}"
+        rewards = self.table.raw[~self.table.raw.isnan()]
+        return f"{reason}: rewards were from {float(rewards.min()):.4g} to {float(rewards.max()):.4g}"
 
 
 class RolloutTrainer:
@@ -108,7 +95,6 @@ class RolloutTrainer:
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
-        self.missing_eos_penalty, self.importance = rollout.missing_eos_penalty, rollout.importance
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
         self.temperature = rollout.temperature
         self.state = TrainerState(context, algorithm, self.temperature)
@@ -117,45 +103,42 @@ class RolloutTrainer:
         self.learns = self.rewards.root is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.monitors = Monitors(self.state, self.rewards, self.sample)
+        self.monitors = Monitors(self.state, self.rewards, self.files)
         self.warned = False  # that the sampler is not the policy
-        self.episodes = None
+        self.importance = getattr(context.stage.engine and context.stage.engine.options, "importance", None)
+        episodes = None
         if self.settings.environment is not None:
-            self.episodes = player().episodes_of(context)
-        self.request: Request | None = None  # of the next iteration
+            episodes = player().episodes_of(context)
+        self.prompts = PromptSource(self.state, episodes)
+        # What a checkpoint keeps of each.
+        self.state.parts = {
+            "rollouts": self.files,
+            "rewards": self.rewards,
+            "monitors": self.monitors,
+            "prompts": self.prompts,
+        }
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
-        if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
-            context.say("replay_from has no effect: the algorithm learns only from its own samples")
         if self.rewards.root is not None and not self.learns:
             context.say(f"reward '{self.rewards.name}' is reported, but nothing is learned from it")
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
         state, iterations = self.state, self.settings.iterations or 1
-        prompts = self.prompts()
-        first = int(state.done.get("iteration", 0))
-        self.files.restore(state.done.get("rollouts", {}))
-        prompts.extra = int(state.done.get("extra_prompts", 0))
-        # After `prompts`, which counts again what the checkpoint's summary already includes.
-        state.restore_progress()
-        if state.done:  # else combinations begin with what they are made with
-            self.rewards.remember(state.done["combinations"])
-        if ahead := state.done.get("ahead"):
-            self.request = self.request_samples(prompts.draw(ahead["number"]), ahead["number"], lag=1, complete=ahead)
-        state.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
-        self.monitors.restore(first, self.files)
+        first = state.restore()
+        if not first:
+            self.files.restore({})
+            self.monitors.keep(0)
+        state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations, **self.prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             if self.monitors.stopped:
                 break
             self.context.should_stop()
             with error_context(f"in iteration {number} of {iterations}"):
-                self._after(self._iterate(number, prompts), iterations, prompts)
-        if not self.monitors.chooses:  # else only the monitor knows
-            state.summary["prompts_used"] = prompts.used
-        if states := self.rewards.states():
-            state.summary["combinations"] = states
+                self._after(self._iterate(number), iterations)
+        if remembered := self.rewards.state():
+            state.summary["combinations"] = remembered
         self._report(iterations)
         self.monitors.finish()
         return state.summary
@@ -163,69 +146,51 @@ class RolloutTrainer:
     def close(self) -> None:
         self.state.close()
 
-    def prompts(self) -> PromptSource:
-        """The stage's prompts."""
-        source = PromptSource(self.state, self.settings.rollout.max_new_tokens, self.episodes)
-        self.state.reference_prompts.check(source.prompts, self.settings.rollout.max_new_tokens)
-        return source
-
-    def _after(self, iteration: Iteration, iterations: int, prompts: PromptSource) -> None:
+    def _after(self, iteration: Iteration, iterations: int) -> None:
         """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
         self.state.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics, iteration.sample())
         self.monitors.keep(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
-            position = f"iteration {number} of {iterations}"
-            more = {
-                "combinations": self.rewards.states(),
-                "rollouts": self.files.digests,
-                "within_kl": self.monitors.within,
-                "extra_prompts": prompts.extra,
-            }
-            if self.request is not None:
-                more["ahead"] = self.request.saved
-            self.state.checkpoint(number, position, iteration=number, **more)
+            self.state.checkpoint(number, f"iteration {number} of {iterations}")
 
     # The parts of an iteration, in order
 
-    def _iterate(self, number: int, prompts: PromptSource) -> Iteration:
+    def _iterate(self, number: int) -> Iteration:
         iteration = Iteration(number)
-        prompts.chosen = self.monitors.next_prompts(number, prompts.prompts)
-        self._roll_out_and_score(iteration, prompts)
+        table = iteration.table
+        self.prompts.chosen = self.monitors.next_prompts(number, self.prompts.prompts)
+        self._roll_out_and_score(iteration)
         with iteration.timer("learn"):
-            self.files.write(number, iteration.table.scored)
-            table = iteration.table
-            scored = table.scored if table.reward is None else with_scores(table.scored)
+            self.files.write(number, table.scored)
+            scored = table.scored
+            if table.reward is not None:
+                scored = with_scores(scored)
             self.context.notify("rollouts_scored", iteration=number, groups=scored)
             self.measure(iteration)
-            kl = self._sampled_kl(iteration)
         with iteration.timer("watch"):
             # Before learning, as the samples are those of the weights that the stage would end with.
-            seen = self.monitors.look(number, iteration.table.scored, kl)
+            seen = self.monitors.look(number, table.scored, iteration.metrics.get("kl"))
             iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
         if not self.monitors.stopped:
             with iteration.timer("learn"):
                 self._learn(iteration)
         if self.settings.rollout.ahead:
             with iteration.timer("waiting"):
-                if self.request is not None and self.monitors.stopped:
-                    self.request.drop()
-                    self.request = None
-                if self.request is not None:
-                    self.request.result()  # which a checkpoint keeps
+                self.prompts.wait(stopped=bool(self.monitors.stopped))
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
         return iteration
 
-    def _roll_out_and_score(self, iteration: Iteration, prompts: PromptSource) -> None:
+    def _roll_out_and_score(self, iteration: Iteration) -> None:
         """Sample and score, in more batches as long as too few groups are left to learn from and the recipe allows it.
 
         Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
         """
-        table, before = iteration.table, self.rewards.states()
-        bound, wanted = self.settings.rollout.max_num_gen_batches, prompts.per_iteration
+        table, before = iteration.table, self.rewards.state()
+        bound, wanted = self.settings.rollout.max_num_gen_batches, self.prompts.per_iteration
         facts: dict[str, Any] = {}
         for batch in range(1, (bound or 1) + 1):
             sampled, left = len(table.sampled), len(table.groups)
@@ -233,54 +198,32 @@ class RolloutTrainer:
             if left:  # as many as probably fill the batch, by the share that was left so far
                 count = min(wanted, math.ceil((wanted - left) * sampled / left))
             with iteration.timer("rollout"):
-                new = self._sampled(iteration, prompts, count)
+                request = self.prompts.samples(iteration.number, sampled, count)
+                iteration.metrics |= request.metrics
             with iteration.timer("score"):
-                self.ask(iteration, new)
-                self.rewards.remember(before)  # it is combined again
+                self.ask(iteration, request.groups)
+                self.rewards.restore(before)  # it is combined again
                 facts = self.score(iteration)
-            if bound is not None and bound > 1:
+            if bound is not None:
                 facts["gen_batches"] = batch
             if len(table.groups) >= wanted:
                 break
         iteration.metrics |= facts
-        prompts.extra += len(table.sampled) - wanted
+        self.prompts.extra += len(table.sampled) - wanted
         if bound is not None:
-            self._fill(iteration, wanted, bound)
+            self._fill(iteration, wanted)
         if not self.learns:  # what is only reported leaves no trace in later scores
-            self.rewards.remember(before)
+            self.rewards.restore(before)
         self._tell(iteration)
 
-    def _fill(self, iteration: Iteration, wanted: int, bound: int) -> None:
+    def _fill(self, iteration: Iteration, wanted: int) -> None:
         """Leave out groups beyond a full batch, the last ones; say so if the recipe's bound left it smaller."""
-        table, summary = iteration.table, self.state.summary
+        table = iteration.table
         left = len(table.groups)
         table.take_groups([number < wanted for number in range(left)])
         if left < wanted:
-            if "unfilled_iterations" not in summary:
-                fact = f"{left} of {len(table.sampled)} groups are left to learn from, not {wanted}"
-                text = f"after {bound} batches (max_num_gen_batches), {fact}; later iterations are only counted"
-                self.context.say(f"{text}. To fill the batch, {FILTERED_HELP}")
-            summary["unfilled_iterations"] = summary.get("unfilled_iterations", 0) + 1
-
-    def _sampled(self, iteration: Iteration, prompts: PromptSource, count: int) -> list[Group]:
-        """Samples of the policy, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
-        number, first = iteration.number, len(iteration.table.sampled)
-        request = self.request or self.request_samples(prompts.draw(number, first, count), number, first)
-        groups, self.request = request.result(), None
-        iteration.metrics |= request.metrics
-        if self.settings.rollout.ahead and number < (self.settings.iterations or 1):
-            self.request = self.request_samples(prompts.draw(number + 1), number + 1, lag=1)
-        return groups
-
-    def request_samples(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
-        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
-        path = self.context.name, "rollout", number
-        samples = self.settings.rollout.samples_per_prompt
-        return Request(self.context, self.state, prompts, samples, path, first=first, episodes=self.episodes, **more)
-
-    def sample(self, prompts: Sequence[Group], samples: int, path: tuple[str | int, ...]) -> list[Group]:
-        """The current policy's responses outside of an environment. path: names the random streams."""
-        return Request(self.context, self.state, prompts, samples, path).result()
+            fact = f"{left} of {len(table.sampled)} groups are left to learn from, not {wanted}"
+            self.context.say(f"after {iteration.metrics['gen_batches']} batches (max_num_gen_batches), {fact}")
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
@@ -289,8 +232,8 @@ class RolloutTrainer:
 
     def score(self, iteration: Iteration) -> dict[str, Any]:
         """Combine the scores so far, and leave out what nothing is learned from. Returns metrics."""
-        table, penalty = iteration.table, self.missing_eos_penalty if self.learns else 0.0
-        self.rewards.combine(table, penalty, learns=self.learns)
+        table = iteration.table
+        self.rewards.combine(table, self.settings.rollout.missing_eos_penalty, learns=self.learns)
         if not table.groups:
             why = self.rewards.nothing_scored(table)
             raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
@@ -304,7 +247,7 @@ class RolloutTrainer:
         for name, chooser in self.filters:
             left_out[f"filtered/{name}"] += table.take_groups(filter_mask(chooser, table.learned))
         if not table.groups:
-            iteration.skipped = f"{FILTERED} ({', '.join(left_out)})"
+            iteration.skipped = f"filters left out every group ({', '.join(left_out)})"
         if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
             left_out["groups_without_signal"] = gone
             if not table.groups:
@@ -312,22 +255,18 @@ class RolloutTrainer:
         return left_out
 
     def _tell(self, iteration: Iteration) -> None:
-        """Count what was left out, and say what a user must know."""
-        table, summary, metrics = iteration.table, self.state.summary, iteration.metrics
+        """Say what a user must know of the samples."""
+        table = iteration.table
         if table.unscored:
             groups = [group for group in table.scored if _lacks_score(group)]
-            what = f"{'left out ' if self.learns else ''}{counted(table.unscored, 'response')} without a score"
+            what = f"{counted(table.unscored, 'response')} without a score"
             self.context.say(f"{what}; prompts: {previews(groups)}{table.why_unscored()}")
-        if iteration.number == 1 and metrics["truncated"] > MOSTLY_CUT:
+        if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
-                f"warning: {metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
+                f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
                 f"{self.settings.rollout.max_new_tokens}: the policy does not stop, or needs more room. Raise "
                 "rollout.max_new_tokens, or start from SFT"
             )
-        if self.filters:
-            filtered = summary.setdefault("filtered", {})
-            for name in dict.fromkeys(name for name, _ in self.filters):
-                filtered[name] = filtered.get(name, 0) + metrics[f"filtered/{name}"]
 
     def measure(self, iteration: Iteration) -> None:
         """Encode the rollouts, measure them before the first update, and compute the signal."""
@@ -353,12 +292,15 @@ class RolloutTrainer:
         The KL to the reference is logged even if the algorithm does not need it.
         """
         roles, needs = self.state.roles, self.algorithm.needs
-        each = self._one_in(iteration.table.groups)
+        each = 1
+        if not (needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance):
+            # Two passes over every sample cost more than learning the best of each prompt: one response is measured.
+            each = max(len(group.responses) for group in iteration.table.groups)
         groups, encoded = iteration.table.groups[::each], examples.groups[::each]
-        if roles.values is None:
-            old = self.logprobs(roles.trained, encoded)
-        else:
-            old, examples.token_columns["old_values"] = self.logprobs_and_values(encoded)
+        measured = self.measured(roles.trained, encoded, values=roles.values)
+        old = [columns[0] for columns in measured]
+        if roles.values is not None:
+            examples.token_columns["old_values"] = [columns[1] for columns in measured]
         reference, read = self.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
@@ -369,8 +311,7 @@ class RolloutTrainer:
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
-        iteration.metrics |= sampler_metrics(groups, old)
-        self._check_sampler(iteration)
+        self._check_sampler(iteration, sampler_gap(groups, old))
         # Before the first update, equal adapters behind the same prompts differ by rounding only.
         same = roles.reference_name == roles.start and all(map(operator.is_, encoded, read))
         if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
@@ -379,26 +320,24 @@ class RolloutTrainer:
             )
         return old
 
-    def _one_in(self, groups: Sequence[Group]) -> int:
-        """Of how many groups one is measured, if the algorithm needs no measurement: responses to a prompt.
-
-        Two passes over every sample cost more than learning the best of each prompt.
-        """
-        needs = self.algorithm.needs
-        measures = needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance
-        return 1 if measures else max(len(group.responses) for group in groups)
-
-    def _check_sampler(self, iteration: Iteration) -> None:
-        """Warn once if what sampled is not the policy; raise RunFailed if nothing has been learned from it yet."""
-        responses = responses_of(iteration.table.groups)
+    def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
+        """Warn once if what sampled is not the policy. gap: of their log-probabilities, in nats per token."""
+        text = "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
+        if gap is not None:
+            iteration.metrics["sampler_gap"] = gap
+            rounding = rounding_of(self.state.model)
+            if gap <= rounding:
+                return
+            text = (
+                f"the sampler is not the policy that learns: their log-probabilities differ by {gap:.2g} nats per "
+                f"token, of which rounding explains {rounding:g}. Perhaps the engine did not load the adapter, has old "
+                "weights, reads another prompt (template) or computes in another dtype"
+            )
         # Samples of older weights differ on purpose.
-        stale = any(response.staleness for response in responses)
-        if self.warned or stale or not (text := mismatch(iteration.metrics, self.state.model)):
-            return
-        if iteration.metrics.get("sampler_gap", 0.0) > ANOTHER_MODEL and self.learner.steps == 0:
-            raise RunFailed(f"stage '{self.context.name}': {text}")
-        self.warned = True
-        self.monitors.warn([text])
+        stale = any(response.staleness for response in responses_of(iteration.table.groups))
+        if not (self.warned or stale):
+            self.warned = True
+            self.monitors.warn([text])
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
         """The reference's log-probabilities, and the groups as it reads them."""
@@ -407,66 +346,30 @@ class RolloutTrainer:
 
     def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
         """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
-        base, temperature = model or self.state.model, self.temperature
-        return self.state.measure(
-            encoded, lambda groups: forward.measure(base, role, groups, "logprobs", temperature=temperature)
-        )
+        return [columns[0] for columns in self.measured(role, encoded, model)]
 
-    def logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Tensor]]:
-        """The policy's log-probabilities, and its values at the same tokens."""
-        model, role, values = self.state.model, self.state.roles.trained, str(self.state.roles.values)
+    def measured(
+        self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None, values: str | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """For each response its log-probabilities, and its values at the same tokens if a role has any."""
+        wants = packing.Wants(values=values, temperature=self.temperature)
 
-        def measured(groups: list[Encoded]) -> list[tuple[Tensor, Tensor]]:
-            both = forward.measure_all(model, role, groups, forward.Wants(values=values, temperature=self.temperature))
-            return list(zip(both.get("logprobs", []), both.get("values", []), strict=True))
+        def work(groups: list[Encoded]) -> list[tuple[Tensor, ...]]:
+            return list(zip(*packing.measure_all(model or self.state.model, role, groups, wants).values(), strict=True))
 
-        both = self.state.measure(encoded, measured)
-        return [each[0] for each in both], [each[1] for each in both]
-
-    def _sampled_kl(self, iteration: Iteration) -> float | None:
-        """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
-        table = iteration.table
-        # If nothing was left out, the KL that was measured is already that of all samples.
-        if self.monitors.budget is None or len(table.rows) == len(responses_of(table.scored)):
-            return iteration.metrics.get("kl")
-        encoded = self.state.encoder.encode(table.scored[:: self._one_in(table.scored)])
-        old, (reference, _) = self.logprobs(self.state.roles.trained, encoded), self.reference_logprobs(encoded)
-        iteration.metrics["sampled_kl"] = kl = mean_kl(old, reference, [each.group for each in encoded])
-        return kl
+        return self.state.measure(encoded, work)
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         rollouts = iteration.examples.batch()
         signals = call(self.algorithm, "signal", rollouts, returns=shapes.signals(self.algorithm, rollouts))
         iteration.metrics |= self.algorithm.metrics
+        if self.importance is not None and not isinstance(signals, Skip):
+            signals, weights = self.importance.weighted(signals, rollouts, old, self.algorithm.needs.advantages)
+            iteration.metrics |= weights
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
         else:
-            if self.importance:
-                signals = self._corrected(iteration, signals, old)
             iteration.examples.add_signals(signals)
-
-    def _corrected(
-        self, iteration: Iteration, signals: Mapping[str, Tensor], old: list[Tensor]
-    ) -> Mapping[str, Tensor]:
-        """The signals, with advantages that have the weights of `rollout.importance`."""
-        finest, groups = self.algorithm.needs.advantages, iteration.examples.groups
-        assert finest is not None and self.importance is not None  # else the recipe is refused
-        samples = responses_of([encoded.group for encoded in groups])
-        told = [response.logprobs for response in samples]
-        if None in told:
-            raise RunFailed(
-                f"stage '{self.context.name}': the engine tells no log-probabilities of its samples, but "
-                "'rollout.importance' needs them\nhelp: leave 'importance' out, or write 'engine: local'"
-            )
-        sampler = [torch.tensor(logprobs) for logprobs in told]
-        both = Examples(groups, {"old": old, "sampler": sampler}, signal_names=("old", "sampler")).batch()
-        advantages, metrics = weighted(
-            signals[ADVANTAGES], both["old"], both["sampler"], both.mask, self.importance, finest
-        )
-        iteration.metrics |= metrics
-        if metrics.get("importance_masked") == 1:
-            iteration.skipped = "'rollout.importance' masked every sample: see `sampler_ratio_max`"
-        return {**signals, ADVANTAGES: advantages}
 
     def _learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""
@@ -540,20 +443,15 @@ class RolloutTrainer:
     # The end
 
     def _report(self, iterations: int) -> None:
-        """Report what was left out over all iterations. Raises RunFailed if none of them learned anything."""
-        summary, idle = self.state.summary, self.state.summary.get("idle_iterations", 0)
-        if any(summary.get("filtered", {}).values()):
-            facts = ", ".join(f"{name} {count}" for name, count in summary["filtered"].items())
-            self.context.say(f"groups that filters left out: {facts}")
+        """Say how many iterations learned nothing. Raises RunFailed if none of them learned anything."""
+        summary = self.state.summary
+        idle = summary.get("idle_iterations", 0)
         if not idle:
             return
         why = summary["idle_reason"]
         fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {why}"
         if idle == iterations:
-            text = f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}"
-            if FILTERED in why:
-                text += f"\nhelp: {FILTERED_HELP}"
-            raise RunFailed(text)
+            raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")
         self.context.say(fact)
 
 

@@ -7,14 +7,11 @@ samples are written when they are needed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
-from alignkit.errors import error_context
 from alignkit.models.generate import attach, build_request, generate
-from alignkit.training.context import StageContext
 from alignkit.training.stage import TrainerState
 
 
@@ -26,7 +23,6 @@ class Request:
 
     def __init__(
         self,
-        context: StageContext,
         state: TrainerState,
         prompts: Sequence[Group],
         samples: int,
@@ -41,7 +37,7 @@ class Request:
         with the iteration. lag: updates between the weights that write and those that learn. episodes: play the stage's
         environment. complete: what a checkpoint has of them.
         """
-        self.context, self.state, self.lag, self.episodes = context, state, lag, episodes
+        self.context, self.state, self.lag, self.episodes = state.context, state, lag, episodes
         self.sizes, self.number = [1] * len(prompts), int(path[-1])
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
@@ -52,32 +48,36 @@ class Request:
             return
         engine = state.model.engine  # the first process's, which samples for all
         self.led = engine is not None
-        own = context.collectives.partition(self.sizes, self.led)[context.collectives.process]
+        collectives = self.context.collectives
+        own = collectives.partition(self.sizes, self.led)[collectives.process]
         # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
         numbers = [first + index for index in own]
         self.asked = [prompts[index] for index in own]
-        named: dict[str, Any] = {"seed": context.seed, "path": path, "numbers": numbers, "samples_per_prompt": samples}
-        with self._named_error():
-            if episodes is not None:
-                if not first:
-                    episodes.forget()
-                self.asked = episodes.begin(self.asked, samples, self.number, numbers)
-            role, encoder, sampling = state.roles.trained, state.models.encoder, state.settings.rollout
-            self.request = build_request(state.model, role, encoder, self.asked, sampling, **named)
-            if episodes is not None:
-                self.request = episodes.limited(self.request)
-            self.under_way: Any = None
-            if engine is not None and self.asked:  # the weights are saved for it before anything else happens
-                self.under_way = engine.request(self.request)
-
-    def _named_error(self) -> AbstractContextManager[Any]:
-        return error_context(f"for the samples of iteration {self.number}") if self.lag else nullcontext()
+        if episodes is not None:
+            if not first:
+                episodes.forget()
+            self.asked = episodes.begin(self.asked, samples, self.number, numbers)
+        self.request = build_request(
+            state.model,
+            state.roles.trained,
+            state.models.encoder,
+            self.asked,
+            state.settings.rollout,
+            seed=self.context.seed,
+            path=path,
+            numbers=numbers,
+            samples_per_prompt=samples,
+        )
+        if episodes is not None:
+            self.request = episodes.limited(self.request)
+        self.under_way: Any = None
+        if engine is not None and self.asked:  # the weights are saved for it before anything else happens
+            self.under_way = engine.request(self.request)
 
     def result(self) -> list[Group]:
         """Wait for the samples. Their source is the stage, the name that users know."""
         if not self.groups:
-            with self._named_error():
-                groups = self.context.collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
+            groups = self.context.collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
             if self.state.settings.rollout.ahead:
                 self.metrics["staleness"] = self.lag
                 self.metrics["seconds/sampling"] = getattr(self.under_way, "seconds", 0.0)

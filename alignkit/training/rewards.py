@@ -271,9 +271,9 @@ class Rewards:
 
         Combinations remember nothing of it.
         """
-        before = self.states()
+        before = self.state()
         table = self.combine(self.ask(groups), penalty)
-        self.remember(before)
+        self.restore(before)
         return table.scored
 
     # What single rewards say
@@ -338,7 +338,7 @@ class Rewards:
         reward, raw = combined.reward, combined.raw
         table.metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
         scored = ~raw.isnan()
-        if penalty:
+        if penalty and learns:
             ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
             # After combining: whitening would rescale the penalty, and the scores of other responses with it.
             reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw))
@@ -352,12 +352,12 @@ class Rewards:
             table.take(scored.tolist())
         return table
 
-    def states(self) -> dict[str, dict[str, Any]]:
+    def state(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
         states = {place: remembered(node.plugin, "combine") for place, node in self.combinations.items()}
         return {place: state for place, state in states.items() if state}
 
-    def remember(self, states: Mapping[str, dict[str, Any]]) -> None:
+    def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Let combinations remember what a table or a checkpoint says, and nothing else."""
         for place, node in self.combinations.items():
             node.plugin.state = copy.deepcopy(states.get(place, {}))

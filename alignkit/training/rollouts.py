@@ -1,7 +1,7 @@
 """The prompts of rollouts, and the files of rollouts, which later iterations and stages can replay.
 
-Also whether the sampler is the policy that learns, by the log-probabilities of both, and the weights that correct for
-it: they differ a little if an engine rounds in another way, and much if it has other weights or reads another prompt.
+Also whether the sampler is the policy that learns, by the log-probabilities of both: they differ a little if an engine
+rounds in another way, and much if it has other weights or reads another prompt.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit import functional as F
 from alignkit.data.group import Group, prompts_of, read_groups, responses_of, write_groups
 from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import Importance
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
+from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import make_sampler, report
 from alignkit.training.stage import TrainerState
 
 
-def usable_prompts(state: TrainerState, key: str, new_tokens: int, episodes: Any = None) -> tuple[Loaded, list[Group]]:
+def usable_prompts(state: TrainerState, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
     context, max_length = state.context, state.encoder.max_length
+    new_tokens = context.settings.rollout.max_new_tokens
     loaded = context.load(getattr(context.settings, key))
     groups = prompts_of(loaded.groups)
-    groups = state.encoder.prompts(episodes.with_tools(groups) if episodes is not None else groups)
+    if episodes is not None:
+        groups = episodes.with_tools(groups)
+    groups = state.encoder.prompts(groups)
     usable = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
     room = f"no room for {new_tokens} new tokens in max_length {max_length}"
     if not usable:
@@ -45,23 +47,38 @@ def usable_prompts(state: TrainerState, key: str, new_tokens: int, episodes: Any
 
 
 class PromptSource:
-    """The prompts of a stage. facts: for the stage's summary.
+    """The prompts of a stage, and the current policy's samples. facts: for the stage's summary.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`, which checkpoints keep. chosen: those of the
-    present iteration, in the order of a monitor; None: the stage's own.
+    extra: prompts that earlier iterations drew beyond `per_iteration`. chosen: those of the present iteration, in the
+    order of a monitor; None: the stage's own. request: of the next iteration, which an engine writes ahead.
     """
 
-    def __init__(self, state: TrainerState, new_tokens: int, episodes: Any):
-        context = state.context
-        loaded, self.prompts = usable_prompts(state, "prompts", new_tokens, episodes)
-        if repeated := len(self.prompts) - len({group.id for group in self.prompts}):
-            repeats = "repeats" if repeated == 1 else "repeat"
-            context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
-        self.draws = make_sampler(loaded, self.prompts, context.seed, context.name, "prompts")
-        self.per_iteration, self.extra = context.settings.prompts_per_iteration or len(self.prompts), 0
+    def __init__(self, trainer: TrainerState, episodes: Any):
+        """episodes: of the stage's environment."""
+        self.trainer, self.context, self.episodes = trainer, trainer.context, episodes
+        settings = self.context.settings
+        loaded, self.prompts = usable_prompts(trainer, "prompts", episodes)
+        trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
+        self.draws = make_sampler(loaded, self.prompts, self.context.seed, self.context.name, "prompts")
+        self.per_iteration, self.extra = settings.prompts_per_iteration or len(self.prompts), 0
         self.chosen: Sequence[int] | None = None
-        self.planned = (context.settings.iterations or 1) * self.per_iteration
-        self.facts = report(context, "prompts", loaded, self.draws, self.planned)
+        self.request: Request | None = None
+        planned = (settings.iterations or 1) * self.per_iteration
+        self.facts = report(self.context, "prompts", loaded, self.draws, planned)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        state: dict[str, Any] = {"extra": self.extra}
+        if self.request is not None:
+            state["ahead"] = self.request.saved
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.extra = state["extra"]
+        if ahead := state.get("ahead"):
+            number = ahead["number"]
+            self.request = self.ask(self.draw(number), number, lag=1, complete=ahead)
 
     def draw(self, iteration: int, sampled: int = 0, count: int | None = None) -> list[Group]:
         """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources.
@@ -75,10 +92,29 @@ class PromptSource:
         first = (iteration - 1) * self.per_iteration + self.extra + sampled
         return [self.prompts[self.draws.at(first + place)] for place in range(count)]
 
-    @property
-    def used(self) -> int:
-        """How many of the prompts the stage samples at least once."""
-        return len({self.draws.at(place) for place in range(self.planned + self.extra)})
+    def ask(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
+        path = self.context.name, "rollout", number
+        samples = self.context.settings.rollout.samples_per_prompt
+        return Request(self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more)
+
+    def samples(self, number: int, first: int, count: int) -> Request:
+        """Complete samples, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
+        request = self.request or self.ask(self.draw(number, first, count), number, first)
+        request.result()
+        self.request = None
+        settings = self.context.settings
+        if settings.rollout.ahead and number < (settings.iterations or 1):
+            self.request = self.ask(self.draw(number + 1), number + 1, lag=1)
+        return request
+
+    def wait(self, *, stopped: bool) -> None:
+        """Wait for samples that are under way, which a checkpoint keeps. stopped: nobody will learn from them."""
+        if self.request is not None and stopped:
+            self.request.drop()
+            self.request = None
+        if self.request is not None:
+            self.request.result()
 
 
 class RolloutFiles:
@@ -97,6 +133,10 @@ class RolloutFiles:
             return file_digest(file)
 
         self.digests[file.name] = self.context.collectives.on_rank0(written)
+
+    def state(self) -> dict[str, str]:
+        """What a checkpoint keeps."""
+        return self.digests
 
     def restore(self, digests: Mapping[str, str]) -> None:
         """Continue with the files of a checkpoint. Later ones are removed: they will be written again.
@@ -169,75 +209,25 @@ class RolloutFiles:
 # Mean differences, in nats per token, that rounding explains, by the dtype of training. Measured on SmolLM2: 1e-5 in
 # float32, sampled here or by vLLM, and 0.05 in bfloat16. A sampler in bfloat16 is 0.004 (tiny) to 0.05 from float32.
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
-ANOTHER_MODEL = 0.5  # nats per token, which no rounding explains; SmolLM2 without an adapter of 3 steps: 0.6
 
 
-def sampler_metrics(groups: Sequence[Group], measured: Sequence[Tensor]) -> dict[str, float]:
-    """How far the sampler's log-probabilities are from the learner's, which are measured; empty if it tells none.
+def rounding_of(model: SharedModel) -> float:
+    """The difference between sampler and learner that rounding explains, in nats per token."""
+    exact = model.dtype_name == "float32" and model.spec.quantization == model.spec.mixed_precision == "none"
+    return ROUNDING["float32"] if exact else ROUNDING["bfloat16"]
 
-    Over all tokens of the policy: `sampler_gap`, the mean absolute difference in nats; `sampler_kl`, KL(sampler ||
-    learner) in nats per token; and `sampler_ratio_max`, the largest learner / sampler.
+
+def sampler_gap(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
+    """How far the sampler's log-probabilities are from the learner's, which are measured; None if it tells none.
+
+    The mean absolute difference in nats, over all tokens of the policy.
     """
-    found = []
+    gaps: list[Tensor] = []
     for response, learner in zip(responses_of(groups), measured, strict=True):
         # A response that was cut to fit has other tokens than its sampler's numbers, and is left out.
         if response.logprobs is not None and len(response.logprobs) == len(learner):
-            # Tokens of others are 0 in both, and would count as perfect agreement.
-            written = torch.ones(len(learner)) if response.written is None else torch.tensor(response.written)
-            pair = torch.stack([torch.tensor(response.logprobs, dtype=torch.float64), learner.double()])
-            found.append(pair[:, written.bool()])
-    sampler, learner = torch.cat(found, dim=1) if found else torch.empty(2, 0)
-    if not len(sampler):
-        return {}
-    return {
-        "sampler_gap": float((learner - sampler).abs().mean()),
-        # k3 is never negative. The noise of k1 is as large as the gap, and would hide the KL, about its square.
-        "sampler_kl": float(F.kl_k3(sampler, learner).mean()),
-        "sampler_ratio_max": float(F.ratio(learner, sampler).max()),
-    }
-
-
-def weighted(
-    advantages: Tensor, old: Tensor, sampler: Tensor, mask: Tensor, importance: Importance, finest: str
-) -> tuple[Tensor, dict[str, float]]:
-    """Advantages, [R, T] or [R], times the weights of the samples, and the shares that were capped and masked.
-
-    Shares are of counted tokens, or of responses. The result is [R, T] if tokens have weights. old, sampler: the
-    log-probabilities, [R, T]. finest: `Needs.advantages`. A loss that is linear in the advantages for weights of 0 and
-    more is then weighted, and its KL, entropy and values are not.
-    """
-    by_response = (importance.level or finest) == "sequence"
-    bounds = (importance.mask[0], importance.mask[1]) if importance.mask is not None else None
-    weights, ratios = F.importance_weights(old, sampler, mask, importance.cap, bounds, sequence=by_response)
-    counted = mask.any(dim=1) if by_response else mask
-    shares = {}
-    if bounds is not None:
-        shares["importance_masked"] = ((ratios < bounds[0]) | (ratios > bounds[1]))[counted]
-    if importance.cap is not None:  # what is masked has a weight of 0
-        shares["importance_capped"] = ((ratios > importance.cap) & (weights > 0))[counted]
-    return times(advantages, weights), {name: float(which.float().mean()) for name, which in shares.items()}
-
-
-def times(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Their product, [R, T] if either is, else [R]."""
-    dimensions = max(advantages.dim(), weights.dim())
-    advantages, weights = (x if x.dim() == dimensions else x[:, None] for x in (advantages, weights))
-    return advantages * weights
-
-
-def mismatch(metrics: Mapping[str, Any], model: SharedModel) -> str:
-    """Why the sampler is not taken for the policy that learns; empty if it is. metrics: with `sampler_metrics`."""
-    if "sampler_gap" not in metrics:
-        return (
-            "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns; leave top_k, "
-            "top_p and min_new_tokens out to have it checked"
-        )
-    exact = model.dtype_name == "float32" and model.spec.quantization == model.spec.mixed_precision == "none"
-    dtype = "float32" if exact else "bfloat16"
-    if metrics["sampler_gap"] <= ROUNDING[dtype]:
-        return ""
-    return (
-        f"the sampler is not the policy that learns: their log-probabilities differ by {metrics['sampler_gap']:.2g} "
-        f"nats per token, of which rounding in {dtype} explains {ROUNDING[dtype]:g}. Perhaps the engine did not load "
-        "the adapter, has old weights, reads another prompt (template) or computes in another dtype"
-    )
+            gap = (learner.double() - torch.tensor(response.logprobs, dtype=torch.float64)).abs()
+            if response.written is not None:  # tokens of others are 0 in both, and would count as perfect agreement
+                gap = gap[torch.tensor(response.written)]
+            gaps.append(gap)
+    return float(torch.cat(gaps).mean()) if gaps else None

@@ -172,8 +172,9 @@ def keep_mask(algorithm: Algorithm, groups: Sequence[Group]) -> list[bool]:
 class TrainerState:
     """A stage that is ready to train, from its last checkpoint if it has one.
 
-    done: that checkpoint's state, empty if there is none. summary: for stage.json. reference_models: those on the
-    model that the reference is, or is on.
+    done: that checkpoint's state, empty if there is none. parts: what a checkpoint keeps in addition to weights and
+    optimizer, objects with `state()` and `restore(state)` by name. summary: for stage.json. reference_models: those on
+    the model that the reference is, or is on.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
@@ -203,6 +204,7 @@ class TrainerState:
             auxiliary_loss(context, self.encoder),
             context.collectives,
         )
+        self.parts: dict[str, Any] = {}
         self.done: dict[str, Any] = {}
         self._resume()
         self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
@@ -234,15 +236,22 @@ class TrainerState:
                 f"the checkpoint was written in {state['dtype']}, but this machine uses {dtype}: the result will differ"
             )
 
-    def restore_progress(self) -> None:
-        """Continue with the checkpoint's summary, which has this start's counts, and with the algorithm's state."""
-        if self.done:
-            self.summary.clear()
-            self.summary.update(self.done["summary"])
-            self.learner.restore_algorithm(self.done["learner"])
+    def restore(self) -> int:
+        """Continue with the checkpoint's summary, which has this start's counts, and with every part's state.
 
-    def checkpoint(self, number: int, position: str, **more: Any) -> None:
-        """Write checkpoint `number`. position: `step 3 of 12`. more: state of the kind of stage."""
+        Returns the number of the checkpoint; 0 if there is none.
+        """
+        if not self.done:
+            return 0
+        self.summary.clear()
+        self.summary.update(self.done["summary"])
+        self.learner.restore_algorithm(self.done["learner"])
+        for name, part in self.parts.items():
+            part.restore(self.done["parts"][name])
+        return int(self.done["number"])
+
+    def checkpoint(self, number: int, position: str) -> None:
+        """Write checkpoint `number`. position: `step 3 of 12`."""
         tensors, state = self.learner.state()
         self.done = {
             "learner": state,
@@ -252,7 +261,8 @@ class TrainerState:
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
             "memory": {base: models.model.memory.state() for base, models in self.context.bases().items()},
-            **more,
+            "number": number,
+            "parts": {name: part.state() for name, part in self.parts.items()},
         }
         folder, checkpoint = self.context.folder / "checkpoints", Checkpoint(tensors, self.done)
         path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, checkpoint))

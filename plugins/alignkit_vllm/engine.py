@@ -20,6 +20,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from alignkit import Completion, Engine, EngineContext, RunFailed, Sampling
 from alignkit.engine import EngineOptions
 from alignkit_http.options import checked_address, key_of
+from alignkit_vllm.importance import Importance
 from alignkit_vllm.own_server import OwnServer
 from alignkit_vllm.replicas import Fault, Replica, Replicas
 
@@ -65,6 +66,11 @@ class Vllm(Engine):
             False,
             description="let servers leave the GPU's memory while alignkit computes: for one GPU that both use in "
             "turns; costs seconds per iteration",
+        )
+        importance: Importance | None = Field(
+            None,
+            description="weights that correct for samples whose probabilities differ from those of training, such as "
+            "{cap: 2}; default: none",
         )
         concurrency: int = Field(256, ge=1, le=4096, description="samples that each server is asked for at once")
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {

@@ -33,7 +33,7 @@ def run(work: Path, fault: str, rank: int = 1, stages: dict[str, object] = STAGE
 def continued(processes: int) -> None:
     """Finish the run, and compare it with one that was not interrupted."""
     found = load_checkpoint(Path("out/align/checkpoints"), pytest.fail)
-    assert found is not None and found.state["iteration"] == 2
+    assert found is not None and found.state["number"] == 2
     if processes == 1:
         assert cli.main(["run", "recipe.yaml", "--out", "out"]) == 0
     else:

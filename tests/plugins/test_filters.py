@@ -181,13 +181,13 @@ def run(folder: Path, filters: Any, expected: int = 0, command: str = "run", **k
 @pytest.mark.silent_bug(
     "sampling: filters",
     "A filter leaves fewer groups than the batch should have, without a word.",
-    "Metrics and the end of the stage say how many each filter left out.",
+    "Metrics say how many each filter left out.",
     "areal-project/AReaL#450",
 )
-def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path) -> None:
     """Each filter sees what the one before it kept; all samples stay in the files of rollouts."""
     lines = run(tmp_path, ["spread", "even"])
-    said, total = capsys.readouterr().err, {"spread": 0, "even": 0}
+    total = {"spread": 0, "even": 0}
     for number, line in enumerate(lines, 1):
         groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
         assert len(groups) == 6
@@ -197,7 +197,6 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, caps
         total["spread"] += 6 - len(differ)
         total["even"] += len(differ) - len(even)
     assert total["spread"] > 0 and total["even"] > 0
-    assert f"groups that filters left out: spread {total['spread']}, even {total['even']}" in said
 
 
 def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
@@ -211,7 +210,6 @@ def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
     said = capsys.readouterr().err
     assert "filters left out every group (filtered/reward_range)" in said
-    assert "help: look at the rewards in the samples and widen the filter" in said
 
 
 def test_a_filter_of_rewards_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`rollout.importance`: what a sampler computed differently weighs the advantages, and with them the policy's loss."""
+"""An engine's `importance`: what a sampler computed differently weighs the advantages, and so the policy's loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from torch import Tensor
 from alignkit import Algorithm, Batch, Outputs, RecipeError
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.settings import Importance
-from alignkit.training.rollouts import weighted
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
+from alignkit_vllm.importance import Importance
 
 CAP = 1.2
 CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [
@@ -52,7 +51,7 @@ def corrected(algorithm: Algorithm, given: Batch, **importance: Any) -> Batch:
     finest = algorithm.needs.advantages
     assert finest is not None
     old, sampler = given.old_logprobs, given["sampler"]
-    advantages, _ = weighted(given["advantages"], old, sampler, given.mask, Importance(**importance), finest)
+    advantages, _ = Importance(**importance).weights(given["advantages"], old, sampler, given.mask, finest)
     return given.replace(signals={**given.signals, "advantages": advantages})
 
 
@@ -151,12 +150,12 @@ MASK = torch.tensor([[True, True, True, False], [True, True, False, False]])
 def test_weights_by_hand(importance: dict[str, Any], weights: Any, shares: dict[str, float]) -> None:
     advantages = double([[2.0] * 4, [-3.0] * 4])
     for given in (advantages, advantages[:, 0]):  # of tokens, and one for each response
-        found, told = weighted(given, OLD, SAMPLER, MASK, Importance(**importance), "token")
+        found, told = Importance(**importance).weights(given, OLD, SAMPLER, MASK, "token")
         wanted = advantages * double(weights)
         close(found, wanted if found.dim() == 2 else wanted[:, 0])
         assert told == pytest.approx(shares)
     # An algorithm of whole responses has no other weights.
-    of_responses, _ = weighted(advantages[:, 0], OLD, SAMPLER, MASK, Importance(**importance), "sequence")
+    of_responses, _ = Importance(**importance).weights(advantages[:, 0], OLD, SAMPLER, MASK, "sequence")
     assert of_responses.shape == (2,)
 
 
@@ -184,7 +183,8 @@ def checked(folder: Path, algorithm: Any, importance: dict[str, Any]) -> None:
     stage = {
         "algorithm": algorithm,
         "prompts": "rows.jsonl",
-        "rollout": {"samples_per_prompt": 4, "importance": importance},
+        "rollout": {"samples_per_prompt": 4},
+        "engine": {"vllm": {"importance": importance}},
         **({"reward": {"length": {"unit": "characters"}}} if needs_reward else {"reference": "base", "from": "sft"}),
     }
     stages = {"sft": {"algorithm": "sft", "data": "rows.jsonl"}, "align": stage}
@@ -194,19 +194,13 @@ def checked(folder: Path, algorithm: Any, importance: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["online_dpo", "rejection_sampling", "rest", "expert_iteration"])
 def test_what_learns_from_no_advantages_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match=f"{name} does not use 'rollout.importance'") as raised:
+    with pytest.raises(RecipeError, match=f"{name} does not use the engine's 'importance'"):
         checked(tmp_path, name, {"cap": 2})
-    assert "declares none that it learns from" in str(raised.value)
 
 
-def test_the_level_fits_the_algorithm(tmp_path: Path) -> None:
-    for algorithm in ("rloo", {"grpo": {"ratio": "sequence"}}):
-        checked(tmp_path, algorithm, {"cap": 2, "level": "sequence"})
-        with pytest.raises(RecipeError, match="learns from whole responses, so tokens cannot have weights"):
-            checked(tmp_path, algorithm, {"cap": 2, "level": "token"})
-    for algorithm in ("ppo", "grpo", "reinforce_pp", "distillation"):
-        for level in ("token", "sequence"):
-            checked(tmp_path, algorithm, {"mask": [0.5, 2], "level": level})
+@pytest.mark.parametrize("algorithm", ["rloo", "ppo", "grpo", "reinforce_pp", "distillation"])
+def test_what_learns_from_advantages_is_weighted(tmp_path: Path, algorithm: str) -> None:
+    checked(tmp_path, algorithm, {"mask": [0.5, 2], "level": "sequence"})
 
 
 def test_every_policy_gradient_declares_its_advantages() -> None:

@@ -277,8 +277,7 @@ def test_a_correction_needs_log_probabilities(
 ) -> None:
     """Whether there are any shows in the recipe, or how the server was started."""
     filters = STAGE["rollout"] | {"top_k": 5, "min_new_tokens": 2}
-    cases = {"rollout.importance": {"rollout": filters | {"importance": {"cap": 2.0}}}}
-    cases["stop.kl"] = {"rollout": filters | {"ahead": 1}, "stop": {"kl": 1.0}}
+    cases: dict[str, Any] = {"stop.kl": {"rollout": filters | {"ahead": 1}, "stop": {"kl": 1.0}}}
     for key, keys in cases.items():
         with pytest.raises(RecipeError) as raised:
             load_recipe(recipe(tmp_path, {}, **keys))
@@ -290,8 +289,9 @@ def test_a_correction_needs_log_probabilities(
         assert line.split(":")[0].strip() == key.partition(".")[2]
         assert problem.help == f"leave them out, or '{key.partition('.')[2]}'"
     load_recipe(recipe(tmp_path, {}, rollout=filters))
-    hot = STAGE["rollout"] | {"temperature": 0.5, "importance": {"cap": 2.0}}
-    code, err = run(recipe(tmp_path, {"url": serve(processed=False).url}, rollout=hot), capsys)
+    hot = STAGE["rollout"] | {"temperature": 0.5}
+    options = {"url": serve(processed=False).url, "importance": {"cap": 2.0}}
+    code, err = run(recipe(tmp_path, options, rollout=hot), capsys)
     assert code == 1 and "the engine tells no log-probabilities of its samples" in " ".join(err.split())
 
 

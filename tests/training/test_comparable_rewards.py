@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,3 @@ def test_scores_that_change_during_a_run_are_not_carried_over(
         found = online(folder, best_of(), reward=reward, **KEYS)
         assert any(metrics["replayed"] for metrics in found.metrics) == (name != "lagrangian")
         assert (told in "".join(capfd.readouterr())) == (name == "lagrangian")
-
-
-def test_the_summary_says_how_many_prompts_were_used(tmp_path: Path) -> None:
-    for iterations, used in ((1, 2), (5, 6)):
-        folder = tmp_path / str(iterations)
-        folder.mkdir()
-        online(folder, best_of(), **{**KEYS, "iterations": iterations})
-        summary = json.loads((folder / "run" / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
-        assert (summary["prompts"], summary["prompts_used"]) == (6, used)

@@ -33,7 +33,7 @@ def test_the_batch_is_filled_with_groups_that_are_kept(tmp_path: Path) -> None:
     assert [len(seen.groups) for seen in watched.seen] == [4] * 6
     assert all(even(group) for seen in watched.seen for group in seen.groups)
     sampled = ran.rollouts()
-    assert all(len(groups) > 4 for groups in sampled) and "unfilled_iterations" not in ran.summary
+    assert all(len(groups) > 4 for groups in sampled)
     assert all(row["gen_batches"] > 1 and row["groups_without_signal"] > 0 for row in ran.metrics)
     # What is left are the first ones that are kept, in the order in which they were sampled.
     assert [tokens(seen.groups) for seen in watched.seen] == [
@@ -43,7 +43,6 @@ def test_the_batch_is_filled_with_groups_that_are_kept(tmp_path: Path) -> None:
     drawn = texts([group for groups in sampled for group in groups])
     epochs = [drawn[start : start + 12] for start in range(0, len(drawn) - 11, 12)]
     assert len(epochs) > 2 and all(len(set(epoch)) == 12 for epoch in epochs)
-    assert ran.summary["prompts_used"] == 12
 
 
 def test_a_sample_does_not_depend_on_the_batch_that_it_came_with(tmp_path: Path) -> None:
@@ -71,10 +70,10 @@ def test_the_bound_ends_it_with_a_message(tmp_path: Path, capsys: pytest.Capture
     learned = [sum(map(rare, groups)) for groups in ran.rollouts()]
     assert [len(seen.groups) for seen in watched.seen] == [min(4, count) for count in learned if count]
     unfilled = [count for count in learned if count < 4]
-    assert unfilled and any(learned) and ran.summary["unfilled_iterations"] == len(unfilled)
+    assert unfilled and any(learned)
     said = capsys.readouterr().err
-    assert said.count("after 2 batches (max_num_gen_batches)") == 1
-    assert f"{unfilled[0]} of 8 groups are left to learn from, not 4; later iterations are only counted" in said
+    assert said.count("after 2 batches (max_num_gen_batches)") == len(unfilled)
+    assert f"{unfilled[0]} of 8 groups are left to learn from, not 4" in said
 
 
 @pytest.mark.usefixtures("combinations")
@@ -117,7 +116,7 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert len(resumed.seen) == 3
     adapter = Path("align", "adapter", "adapter_model.safetensors")
     assert (again.folder / adapter).read_bytes() == (whole.folder / adapter).read_bytes()
-    assert again.rollouts() == whole.rollouts() and again.summary["prompts_used"] == whole.summary["prompts_used"]
+    assert again.rollouts() == whole.rollouts()
 
 
 class Dice(Environment):

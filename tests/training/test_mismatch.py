@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import textwrap
 from dataclasses import replace
@@ -16,16 +15,21 @@ import yaml
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.training.online import Iteration, RolloutTrainer, mean_kl
-from alignkit.training.rollouts import sampler_metrics
+from alignkit.training.online import mean_kl
+from alignkit.training.rollouts import sampler_gap
+from alignkit_vllm.importance import Importance
 
 HEADER = """
 from dataclasses import replace
 from pathlib import Path
 from alignkit import *
+from alignkit.engine import EngineOptions
+from alignkit_vllm.importance import Importance
 from tests.distributed.local_engine import LocalEngine
 
 class Planted(LocalEngine):
+    class Options(EngineOptions):
+        importance: Importance | None = None
 """
 FOOTER = """
 
@@ -109,14 +113,11 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
     response = Response(tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True))
     group = Group(({"role": "user", "content": "?"},), (response,))
     measured = torch.tensor([-1.5, 0.0, 0.0, -2.1])
-    # From samples of the sampler: the mean of r - 1 - log r, with r = learner / sampler, here exp(-0.5) and exp(-0.1).
-    kl = (math.exp(-0.5) - 1 + 0.5 + math.exp(-0.1) - 1 + 0.1) / 2
-    wanted = {"sampler_gap": 0.3, "sampler_kl": kl, "sampler_ratio_max": math.exp(-0.1)}
-    assert sampler_metrics([group], [measured]) == pytest.approx(wanted)
+    assert sampler_gap([group], [measured]) == pytest.approx(0.3)
     # A response that was cut counts neither its difference nor its tokens.
-    assert sampler_metrics([group, group], [measured, measured[:2]]) == pytest.approx(wanted)
+    assert sampler_gap([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
     # Nothing is told apart from agreement.
-    assert sampler_metrics([replace(group, responses=(replace(response, logprobs=None),))], [measured]) == {}
+    assert sampler_gap([replace(group, responses=(replace(response, logprobs=None),))], [measured]) is None
 
 
 def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
@@ -139,21 +140,17 @@ def test_another_model_is_caught_in_the_first_iteration(
 ) -> None:
     code = run(tmp_path, PLANTED[name])
     err = capsys.readouterr().err
-    (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding in float32 explains 0.001", err))
+    (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding explains 0.001", err))
     assert PERHAPS in err and "Traceback" not in err
-    if gap > 0.5:  # nothing was learned from it
-        assert code == 1 and "in iteration 1 of 2" in err and not metrics(tmp_path)
-        assert "error: stage 'align': the sampler is not the policy that learns" in err
-    else:  # said once, before the first iteration is logged
-        assert code == 0 and len(warnings(err)) == 1
-        assert err.index("warning: the sampler") < err.index("iteration 1/2")
-        assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
+    assert code == 0 and len(warnings(err)) == 1  # said once, before the first iteration is logged
+    assert err.index("warning: the sampler") < err.index("iteration 1/2")
+    assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
 
 
 def test_the_policy_itself_raises_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "pass") == 0
     assert not warnings(capsys.readouterr().err)
-    assert all(0 < row["sampler_gap"] < 1e-5 and row["sampler_ratio_max"] < 1.001 for row in metrics(tmp_path))
+    assert all(0 < row["sampler_gap"] < 1e-5 for row in metrics(tmp_path))
 
 
 def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
@@ -182,8 +179,7 @@ def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
     assert run(tmp_path, silent) == 0
     err = capsys.readouterr().err
     assert warnings(err) == [
-        "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns; leave top_k, "
-        "top_p and min_new_tokens out to have it checked"
+        "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
     ]
     assert not any("sampler_gap" in row for row in metrics(tmp_path))
 
@@ -192,17 +188,17 @@ def test_a_run_weights_what_another_dtype_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every token's advantage by learner / sampler, and no other signal."""
-    corrected, seen = RolloutTrainer._corrected, []
+    weighted, seen = Importance.weighted, []
 
-    def correct(self: RolloutTrainer, iteration: Iteration, signals: Any, old: list[torch.Tensor]) -> Any:
-        found = corrected(self, iteration, signals, old)
-        responses = [response for group in iteration.table.groups for response in group.responses]
+    def noted(self: Importance, signals: Any, rollouts: Any, old: list[torch.Tensor], finest: str) -> Any:
+        found, shares = weighted(self, signals, rollouts, old, finest)
+        responses = [response for group in rollouts.groups for response in group.responses]
         seen.append((signals, found, old, [torch.tensor(response.logprobs) for response in responses]))
-        return found
+        return found, shares
 
-    monkeypatch.setattr(RolloutTrainer, "_corrected", correct)
-    rollout = ALIGN["rollout"] | {"importance": {"cap": 1.0, "mask": [0.99, 1.01]}}
-    code = run(tmp_path, PLANTED["another dtype"], algorithm="ppo", rollout=rollout)
+    monkeypatch.setattr(Importance, "weighted", noted)
+    engine = {"planted": {"importance": {"cap": 1.0, "mask": [0.99, 1.01]}}}
+    code = run(tmp_path, PLANTED["another dtype"], algorithm="ppo", engine=engine)
     assert code == 0, capsys.readouterr().err
     for signals, found, old, sampled in seen:
         assert found["returns"] is signals["returns"]
@@ -216,7 +212,7 @@ def test_a_run_weights_what_another_dtype_sampled(
 
 
 def test_an_iteration_without_a_weight_learns_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rollout = ALIGN["rollout"] | {"importance": {"mask": [1, 1]}}
-    assert run(tmp_path, PLANTED["another dtype"], rollout=rollout) == 1
+    engine = {"planted": {"importance": {"mask": [1, 1]}}}
+    assert run(tmp_path, PLANTED["another dtype"], engine=engine) == 1
     err = " ".join(capsys.readouterr().err.split())
-    assert "2 of 2 iterations had nothing to learn from" in err and "'rollout.importance' masked every sample" in err
+    assert "2 of 2 iterations had nothing to learn from" in err and "'importance' masked every sample" in err

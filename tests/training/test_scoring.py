@@ -380,18 +380,18 @@ def test_a_combination_remembers_once_an_iteration(whitened: bool) -> None:
         assert learned(scored)[1] == [iteration, 3 * iteration]
         assert [r.reward for group in scored.groups for r in group.responses] == [iteration, 3 * iteration]
         assert scored.metrics == {"reward/factor": iteration}
-        assert scorer.states() == {"growing": {"factor": iteration}}
+        assert scorer.state() == {"growing": {"factor": iteration}}
     scorer.score(TWO)  # an evaluation, or a replay
-    assert scorer.states() == {"growing": {"factor": 3.0}}
+    assert scorer.state() == {"growing": {"factor": 3.0}}
 
 
 def test_a_combination_continues_from_a_checkpoint() -> None:
     first = growing()
     learn(first, TWO)
-    kept = json.loads(json.dumps(first.states()))
+    kept = json.loads(json.dumps(first.state()))
     resumed = growing()
-    resumed.remember(kept)
-    assert resumed.states() == kept
+    resumed.restore(kept)
+    assert resumed.state() == kept
     assert learned(learn(resumed, TWO)) == learned(learn(first, TWO))
 
 
@@ -401,7 +401,7 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
     context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
     scorer = Rewards(replace(outer, children={"part": inner}), context)
     learn(scorer, TWO)
-    assert scorer.states() == {"growing": {"factor": 1.0}, "growing/part": {"factor": 1.0}}
+    assert scorer.state() == {"growing": {"factor": 1.0}, "growing/part": {"factor": 1.0}}
 
 
 def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,4 +418,4 @@ def test_a_state_that_is_not_json_is_refused() -> None:
     scorer = growing()
     scorer.root.plugin.state["factor"] = torch.ones(1)
     with pytest.raises(PluginError, match="`state` must be JSON"):
-        scorer.states()
+        scorer.state()

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 from watched import SFT, STILL, Ran, Watched, online, prompts, texts
 
-from alignkit import Field, Group, Monitor, Needs, Observation, RecipeError, RunFailed
+from alignkit import Field, Monitor, Observation, RecipeError, RunFailed
 from alignkit.calls import create
 from alignkit.errors import PluginError
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component, Registration
 from alignkit.testing import ConformanceError, check_monitor
 from alignkit.training.monitors import Monitors, look, next_prompts
-from alignkit.training.online import RolloutTrainer
 from alignkit.training.rollouts import RolloutFiles
-from alignkit_apps.report.history import incidents, warnings_of
 from alignkit_monitors.estimates import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,14 +65,10 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(tmp_path: Path, capsys:
     assert ran.summary["kept_iteration"] == beyond and "beyond the budget" in ran.summary["stopped"]
     assert result(ran) == version(free, beyond - 1) != version(free, beyond)
     assert sorted(int(each.name) for each in (ran.folder / "align" / "kept").iterdir()) == [*range(1, beyond + 2)]
-    log = capsys.readouterr().err
-    said = " ".join(log.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"warning: stopped in iteration {beyond + 1} of 5: the KL" in said  # so that the report has it
     assert f"the result is the policy that iteration {beyond} began with" in said
-    (ran.folder / "run.log").write_text(log, encoding="utf-8")
     assert ran.summary["iterations"] == beyond + 1 and ran.summary["planned_iterations"] == 5
-    found = [incident["text"] for incident in incidents(ran.folder, [])]
-    assert any(text.startswith(f"stopped in iteration {beyond + 1} of 5: the KL") for text in found)
-    assert "nothing was learned" not in said
 
 
 def test_a_budget_that_the_first_update_breaks_is_no_silent_success(
@@ -82,11 +76,7 @@ def test_a_budget_that_the_first_update_breaks_is_no_silent_success(
 ) -> None:
     ran = online(tmp_path, Watched(), stop={"kl": 1e-9}, **KEYS)
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == len(ran.metrics) == 2
-    log = capsys.readouterr().err
-    (ran.folder / "run.log").write_text(log, encoding="utf-8")
-    said = " ".join(log.split())
-    assert "warning: the result is 'base', and nothing was learned: set a learning_rate below 0.05, or widen" in said
-    assert any("nothing was learned" in text for _, text in warnings_of(ran.folder))  # so that the report has it
+    assert "the result is the policy that iteration 1 began with" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_policy_that_begins_beyond_the_budget_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,24 +85,7 @@ def test_a_policy_that_begins_beyond_the_budget_is_told_so(tmp_path: Path, capsy
         tmp_path, Watched(), before=before, **{**KEYS, "stop": {"kl": 1e-9}, "from": "sft", "reference": "base"}
     )
     assert ran.summary["kept_iteration"] == ran.summary["iterations"] == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the result is 'sft', and nothing was learned" in said
-
-
-@pytest.mark.parametrize("left_out", ["some", "all"])
-def test_the_budget_is_about_samples_that_nothing_is_learned_from_too(left_out: str, tmp_path: Path) -> None:
-    keys = {**KEYS, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5}, "prompts_per_iteration": 4}
-    free = online(folder(tmp_path, "free"), Watched(needs=Needs(reference_logprobs=True)), **keys)
-
-    class Forgets(Watched):
-        def keep_group(self, group: Group) -> bool:
-            return len(self.seen) < 1 or (left_out == "some" and group.prompt[0]["content"].startswith("tell"))
-
-    stopped = online(
-        folder(tmp_path, "stopped"), Forgets(needs=Needs(reference_logprobs=True)), stop={"kl": 1e-9}, **keys
-    )
-    assert stopped.summary["kept_iteration"] == 1 and stopped.summary["iterations"] == 2
-    assert stopped.metrics[1]["sampled_kl"] == pytest.approx(free.metrics[1]["kl"], abs=1e-5)
+    assert "the result is the policy that iteration 1 began with" in " ".join(capsys.readouterr().err.split())
 
 
 class Dies(Watched):
@@ -145,8 +118,10 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
 
 def test_an_iteration_without_a_kl_is_not_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN is the KL of no samples, and of a policy that has diverged."""
-    found = {1: 0.0, 2: math.nan}
-    monkeypatch.setattr(RolloutTrainer, "_sampled_kl", lambda self, iteration: found.get(iteration.number, 1e9))
+    found, look = {1: 0.0, 2: math.nan}, Monitors.look
+    monkeypatch.setattr(
+        Monitors, "look", lambda self, number, groups, kl: look(self, number, groups, found.get(number, 1e9))
+    )
     ran = online(tmp_path, Watched(), **{**KEYS, "stop": {"kl": 1.0}})
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == 3
 
@@ -186,7 +161,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
     saves = []
 
     def killed(self: Monitors) -> None:
-        saves.append(self.state.summary["kept_iteration"])
+        saves.append(self.trainer.summary["kept_iteration"])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -361,7 +336,7 @@ def test_a_monitor_chooses_the_prompts(tmp_path: Path) -> None:
     ran = online(tmp_path, Watched(), count=5, prompts_per_iteration=3, iterations=3, monitors=["backwards"])
     asked, words = [texts(groups) for groups in ran.rollouts()], texts(prompts(5))
     assert asked[:2] == [[words[number] for number in order] for order in ([4, 3, 2], [1, 0, 1])]
-    assert len(set(asked[2])) == 3 and "prompts_used" not in ran.summary
+    assert len(set(asked[2])) == 3
 
 
 @pytest.mark.usefixtures("backwards")

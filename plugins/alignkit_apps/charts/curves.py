@@ -38,8 +38,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Learning rate": ("learning_rate",),
     "Spread of the reward": ("reward_std",),
     "Prompts whose rewards are all equal": ("groups_without_spread",),
-    "Sampler against training, nats per token": ("sampler_gap", "sampler_kl"),
-    "Sampler against training, largest ratio": ("sampler_ratio_max",),
+    "Sampler against training, nats per token": ("sampler_gap",),
     "Weights of importance, shares": ("importance_capped", "importance_masked"),
 }
 # What curves of training are about; a stage shows the first ones that it has, and the others on demand.
