@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from alignkit import shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Message
@@ -18,6 +20,7 @@ Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Rated = tuple[Sequence[Message], str]  # prompt, response
 Rubric = str | Sequence[str]
 
+_VERDICT = TypeAdapter(Verdict)
 _spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
 
 
@@ -34,9 +37,7 @@ def spending() -> Iterator[list[Verdict | Rating]]:
 
 def verdict_from(row: Mapping[str, Any]) -> Verdict:
     """A verdict from its JSON form, a dictionary of its fields."""
-    orders = row["p_orders"]
-    parts = {name: verdict_from(part) for name, part in (row.get("parts") or {}).items()}
-    return Verdict(**{**row, "p_orders": tuple(orders) if orders else None, "parts": parts})
+    return _VERDICT.validate_python(row)
 
 
 def rates(judge: type[Judge]) -> bool:

@@ -381,9 +381,6 @@ def way_out(groups: Sequence[Group]) -> str:
     if len(group.responses) > 1 and not resolved_pairs(group):
         labeled = f"if a column says it: data: {{labeled_pairs: {{path: {file}, label: COLUMN}}}}"
         return f"\nhelp: nobody said which response is better: `alignkit label {file}`\n  or: {labeled}"
-    name = next((name for name in group.meta if name in ("answer", "target", "solution", "output")), "")
-    if name and not group.responses:
-        return f"\nhelp: if '{name}' is the response: data: {{path: {file}, columns: {{completion: {name}}}}}"
     return ""
 
 

@@ -115,11 +115,6 @@ class TextTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._ready: dict[str, Ids] = {}
 
-    @cached_property
-    def longest(self) -> int:
-        """Characters of the longest token; twice as many as written, because normalization may shorten text."""
-        return 2 * max(map(len, self._backend.get_vocab()))
-
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenize texts on all cores; `ids` then has them. Replaces those of the last call."""
         plain = list({text for text in texts if BREAK not in text})
@@ -408,16 +403,15 @@ class Encoder:
         self, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
     ) -> list[Encoded | RowRefused | None]:
         """`encode` groups, whose texts are tokenized on all cores. A refused group's error takes its place."""
-        most = max_length * self.rendered.longest  # characters; a longer text cannot fit, and would take long
-        rendered = [self._rendered(group, most, scoring) for group in groups]
-        self.rendered.prepare(text for one in rendered for text in self._pieces(one, most))
+        rendered = [self._rendered(group, scoring) for group in groups]
+        self.rendered.prepare(text for one in rendered for text in self._pieces(one))
         return [
             self._encode(group, one, max_length, turns, scoring) for group, one in zip(groups, rendered, strict=True)
         ]
 
-    def _pieces(self, rendered: _Rendered | RowRefused, most: int) -> Iterator[str]:
+    def _pieces(self, rendered: _Rendered | RowRefused) -> Iterator[str]:
         """The texts that `_continuation` will ask for."""
-        if isinstance(rendered, RowRefused) or len(rendered.prompt) > most:
+        if isinstance(rendered, RowRefused):
             return
         cut = self._cut_of(rendered.prompt)
         yield rendered.prompt
@@ -426,7 +420,7 @@ class Encoder:
 
     def render(self, group: Group) -> None:
         """Render a group without tokenizing it. Raises RowRefused as `encode` does."""
-        rendered = self._rendered(group, WHOLE, False)
+        rendered = self._rendered(group, False)
         if isinstance(rendered, RowRefused):
             raise rendered
 
@@ -436,19 +430,18 @@ class Encoder:
             return response.tokens is not None and not self.foreign
         return response.tokenizer == self.digest
 
-    def _rendered(self, group: Group, most: int, scoring: bool) -> _Rendered | RowRefused:
-        """The group's texts, of which `most` characters after the prompt are read."""
+    def _rendered(self, group: Group, scoring: bool) -> _Rendered | RowRefused:
         try:
             for response in group.responses:
                 _check_written(response)
             if group.prompt:
-                return self._render(group, most, scoring)
+                return self._render(group, scoring)
         except DataError as error:
             return RowRefused(group, str(error))
         typed = any(one.tokens is None and self.chat.special.search(one.text) for one in group.responses)
         return _Rendered("", [None] * len(group.responses), ["typed_tokens"] if typed else [])
 
-    def _render(self, group: Group, most: int, scoring: bool) -> _Rendered:
+    def _render(self, group: Group, scoring: bool) -> _Rendered:
         prompt = self.chat.prompt(group.prompt, group.tools)
         cases = set[str]() if has_names(prompt, group.tools) else {"dropped_tools"}
         if not group.tools and any(turn.get("tool_calls") for turn in every_turn(group)):
@@ -475,7 +468,7 @@ class Encoder:
                 text = one.text if scoring else one.text[: one.turns[-1].end]
                 if response.truncated and not scoring:
                     text = text.removesuffix(self.chat.shape.close)
-                conversations[place] = Conversation(text[: len(prompt) + most], one.turns)
+                conversations[place] = Conversation(text, one.turns)
         return _Rendered(prompt, conversations, sorted(cases))
 
     def _encode(
@@ -484,10 +477,8 @@ class Encoder:
         if isinstance(rendered, RowRefused):
             return rendered
         scoring = scoring and bool(group.prompt)
-        room = 0  # of a prompt with too many characters
-        if len(rendered.prompt) <= max_length * self.rendered.longest:
-            prompt = self.rendered.ids(rendered.prompt) if group.prompt else self.bos
-            room = max_length - len(prompt)
+        prompt = self.rendered.ids(rendered.prompt) if group.prompt else self.bos
+        room = max_length - len(prompt)
         if room < 1 + (len(self.closing) if scoring else 0):
             self.count("no_room", group)
             return None
@@ -579,7 +570,7 @@ class Encoder:
         learned: dict[Turn, float] = {}
         for turn, message in zip(conversation.turns, own, strict=True):
             weight, text = message.get("train", True), conversation.text[turn.start : turn.end]
-            if not weight or turn.start > len(conversation.text):
+            if not weight:
                 continue
             if turn.problem and response.messages is not None:  # a response that is empty text is learned
                 self.count(turn.problem, group)
@@ -607,10 +598,7 @@ def _check_written(response: Response) -> None:
     """Raise DataError unless there is a mark in `written` for each token."""
     tokens, written = response.tokens or (), response.written
     if written and response.tokens is not None and len(written) != len(tokens):
-        raise DataError(
-            f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`; there must be one for each "
-            "token"
-        )
+        raise DataError(f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`")
 
 
 def _is_trimmed(said: str, text: str) -> bool:

@@ -141,16 +141,6 @@ def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:
     assert [(pair.better, pair.worse) for pair in resolved_pairs(group)] == [(1, 0)]
 
 
-def test_prompts_with_an_answer_say_how_to_learn_it(tmp_path: Path) -> None:
-    [group] = read(tmp_path / "d.tsv", "prompt\tanswer\nHi\tHello there\n").groups
-    [text] = re.findall(r"data: (\{.*\})", way_out([group]))
-    columns = yaml.safe_load(text)["columns"]
-    assert said(read(tmp_path / "d.tsv", "prompt\tanswer\nHi\tHello there\n", columns=columns).groups[0]) == [
-        "Hi",
-        "Hello there",
-    ]
-
-
 @pytest.mark.silent_bug(
     "data: columns",
     "A column that the reader does not know, such as `choices`, a number or labels, is dropped without a word.",

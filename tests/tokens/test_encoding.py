@@ -16,7 +16,7 @@ from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
 from alignkit.models.generate import Continuation, _response
 from alignkit.testing.examples import encode_all
-from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, TextTokenizer, drop_reason
+from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, drop_reason
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
@@ -402,25 +402,6 @@ def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
         # A reward model reads the last token's state, whoever wrote it.
         assert len(encoded(made.encode(replace(group, responses=responses), room + 9, scoring=True)).pairs) == 1
     assert made.counts["uncounted_pairs"] == 2 and made.counts["equal_pairs"] == 1
-
-
-def test_a_text_that_cannot_fit_is_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten million characters would take ten seconds."""
-    made = encoder()
-    read: list[int] = []
-    whole = TextTokenizer.ids
-
-    def reading(self: TextTokenizer, text: str) -> tuple[int, ...]:
-        read.append(len(text))
-        return whole(self, text)
-
-    monkeypatch.setattr(TextTokenizer, "ids", reading)
-    long = "many words " * 100_000
-    assert made.encode(Group((user(long),), (Response(text="a"),)), 100) is None and made.counts["no_room"] == 1
-    (row,) = encoded(made.encode(Group((user("q"),), (Response(text=long),)), 100)).rows
-    assert row.truncated and made.counts["cut"] == 1 and len(row.tokens) == 100 - len(made.prompt([user("q")]))
-    short = encoded(made.encode(Group((user("q"),), (Response(text=long[:2000]),)), 100)).rows[0]
-    assert short == row and max(read) < 10_000
 
 
 @pytest.mark.parametrize("scoring", [False, True])

@@ -135,8 +135,6 @@ class Turns:
         for answer in answers:
             if (word := _WORD.search(answer["content"])) and word[0] not in text:
                 raise DataError(f"the chat template drops the message of the role '{answer['role']}'; {OTHER}")
-        if len(text) > limit * self.encoder.rendered.longest:
-            return None
         ids = self.encoder.rendered.tokens(text, following=True)[0]
         return ids if len(ids) <= limit else None
 
