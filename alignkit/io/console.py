@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.io.text import duration, excerpt, printable, redacted
+from alignkit.io.text import duration, printable, redacted
 
 # Name of a metric -> what a person calls it.
 SHOWN = {
@@ -28,7 +28,7 @@ SHOWN = {
     "rewards/margins": "margin",
     "tokens_per_second": "tok/s",
 }
-PIPE_WIDTH = 80  # characters of a line of a result, and of a sample
+SAMPLE_WIDTH = 68  # characters
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 VERBOSE = "ALIGNKIT_VERBOSE"  # 1: rows of data and samples are shown, and in a terminal every line
 COLORS = {
@@ -142,8 +142,8 @@ class Reporter:
         if sample is not None:
             prompt, response, facts = sample
             self.detail(f"{steps.name} {done}: a sample, {facts}")
-            self.detail(f"  prompt    {excerpt(prompt, PIPE_WIDTH - 12)}")
-            self.detail(f"  response  {excerpt(response, PIPE_WIDTH - 12)}")
+            self.detail(f"  prompt    {' '.join(prompt.split())[:SAMPLE_WIDTH]}")
+            self.detail(f"  response  {' '.join(response.split())[:SAMPLE_WIDTH]}")
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -252,9 +252,8 @@ class RunLog:
     What is said before `open` is kept until then.
     """
 
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._waiting = ""
+    _path: Path | None = None
+    _waiting = ""
 
     def open(self, path: Path) -> None:
         """Append to this file from now on."""

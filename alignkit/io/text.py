@@ -31,14 +31,6 @@ def wrapped(line: str, width: int, indent: int = 2) -> list[str]:
     return [part.replace(JOINT, " ") for part in parts] or [""]
 
 
-def excerpt(text: str, width: int) -> str:
-    """The beginning of a text on one line of at most `width` characters; `(empty)` if it is blank."""
-    line = printable(" ".join(text.split()))
-    if len(line) > width:
-        line = f"{line[: width - 3].rstrip()}..."
-    return line or "(empty)"
-
-
 def duration(seconds: float, digits: int = 1) -> str:
     """`1m05s`, or `7.3s` below a minute."""
     minutes, rest = divmod(seconds, 60)
