@@ -201,12 +201,6 @@ PLANTED = {
         "messages == group.prompt",
         _TEACHER,
     ),
-    "old_weights_sampled": Planted(
-        LEARNER,
-        "self.optimizer.step()\n            self.model.updates += 1",
-        "self.optimizer.step()",
-        "test_learner_steps.py::test_a_step_that_succeeds_ends_a_row_of_failures",
-    ),
     "no_value_from": Planted(
         ROLES,
         "source = context.settings.value_from or (reward_models[0] if reward_models else None)",

@@ -241,16 +241,15 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
 
     rows: the place of each micro-batch's responses in the result; together they are all places.
     """
-    order = [*chain.from_iterable(rows)]
+    order = torch.tensor([*chain.from_iterable(rows)]).argsort()
     joined: dict[str, Tensor] = {}
     for name in filled(outs[0]):
         tables = [getattr(out, name) for out in outs]
         if tables[0].dim() > 1:
             longest = max(table.shape[1] for table in tables)
             tables = [nn.functional.pad(table, (0, longest - table.shape[1])) for table in tables]
-        joined[name] = torch.cat(tables)
-        if order != sorted(order):
-            joined[name] = joined[name][torch.tensor(order).argsort().to(joined[name].device)]
+        whole = torch.cat(tables)
+        joined[name] = whole[order.to(whole.device)]
     return Outputs(**joined)
 
 

@@ -97,7 +97,6 @@ class SharedModel:
         self.recomputes = False  # whether the backward pass can compute layers a second time
         self.recomputed = 0  # number of packed rows for which it does
         self.engine: Any = None  # of `Launcher.engine`, which samples instead of this model
-        self.updates = 0  # how often weights were written, which tensors do not always know (a fused AdamW hides it)
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self._load_base()
         self.hidden_size = int(self._config.hidden_size)
@@ -323,8 +322,8 @@ class SharedModel:
 
     @property
     def _softcap(self) -> float | None:
-        names = ("final_logit_softcapping", "logits_soft_cap")  # the second is RecurrentGemma's
-        return next((cap for name in names if (cap := getattr(self._config, name, None)) is not None), None)
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        return getattr(self._config, "logits_soft_cap", None) if cap is None else cap  # as RecurrentGemma calls it
 
     @property
     def _logit_scale(self) -> float:
@@ -378,7 +377,5 @@ class SharedModel:
             role.model.save_pretrained(folder)
             return
         # Transformers scores the last token but padding, and pads batches with the tokenizer's own padding.
-        padding = role.unread
-        if padding is None:
-            padding = with_padding(self.tokenizer, self.model.config).pad_token_id
+        padding = with_padding(self.tokenizer, self.model.config).pad_token_id if role.unread is None else role.unread
         scorer(role.model, role.head, padding).save_pretrained(folder)

@@ -121,7 +121,6 @@ class Learner:
         # These are sums over all processes, so either every process skips the step or none does.
         if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
             self.optimizer.step()
-            self.model.updates += 1
             self.skipped = 0
         else:
             metrics["skipped"] = 1.0
@@ -317,7 +316,6 @@ class Learner:
             # In place, because the optimizer and the model hold this very tensor.
             parameter.data.copy_(self.collectives.part(tensors[f"weight/{name}"], parameter))
         restore_state(self.optimizer, self.parameters, tensors, state["optimizer"], self.collectives.part)
-        self.model.updates += 1  # an engine must not sample from its old copy
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.model.memory.restore(state)
         self.restore_algorithm(state)

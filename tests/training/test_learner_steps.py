@@ -22,7 +22,6 @@ def failing(step: int, out: Outputs) -> Loss:
 def test_a_step_that_succeeds_ends_a_row_of_failures(tmp_path: Path) -> None:
     found = online(tmp_path, Watched(loss_of=failing), iterations=1, epochs=14)
     assert found.metrics[0]["skipped"] == found.summary["skipped_steps"] == 12
-    assert found.run.models.of("base").model.updates == 2  # an engine must read the weights again
     (tmp_path / "again").mkdir()
     with pytest.raises(RunFailed, match=r"loss term 'nll' of .*Watched.*not finite in 5 steps in a row; lower learn"):
         online(
