@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
-from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.errors import RunFailed
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.tokens.check import check_ids, loaded_tokenizer
@@ -112,14 +112,11 @@ def locate(source: str, revision: str | None = None) -> str:
         return source
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
+    cached = cached_snapshot(source, revision)
     try:
-        cached = cached_snapshot(source, revision)
         if constants.HF_HUB_OFFLINE:
             raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=HUB_TIMEOUT)
-    except errors.HFValidationError as error:
-        text = f"model.base '{source}' is neither a folder nor a hub id (owner/name)"
-        raise RecipeError([Problem(text, help="correct the path or the id")]) from error
     except errors.EntryNotFoundError:
         return source  # the repository has no configuration; it may be an adapter
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub

@@ -389,43 +389,39 @@ def _override(document: Document, text: str) -> None:
     """Apply an override. Raises Failed if that is impossible."""
     mark, new = Mark(f"override '{text}'"), None
     path, equals, value = text.partition("=")
-    keys = path.strip().removeprefix("~").split(".")
-    if not all(keys) or path.startswith("~") == bool(equals):
+    names = path.strip().removeprefix("~").split(".")
+    if not all(names) or path.startswith("~") == bool(equals):
         raise Failed(mark.problem("an override must be key.path=value, or ~key.path to delete a key"))
-    if keys[0] == "extends":
+    if names[0] == "extends":
         raise Failed(mark.problem("'extends' cannot be overridden: it is applied before overrides"))
     if equals:
         reader = Reader(value, mark.file, in_file=False)
         new = reader.read()
         document.problems += reader.problems
         _start_at(new, Path.cwd(), document.path)
-    _write(document.root, (), keys, new, mark)
-
-
-def _write(node: Node, before: Keys, keys: Sequence[str], new: Node | None, mark: Mark) -> None:
-    """Write a value below a node, or delete the key if it is None. before: the keys of the node."""
-    name, *rest = keys
-    key: Any = name
-    if isinstance(node.value, list) and name.isdecimal():
-        key = int(name)
-    elif node.value in (None, name):  # `ppo` becomes `{ppo: {}}`
-        node.value = {}
-    children = dict(node.children())
-    if key not in children:
-        is_stage = before == ("stages",) and rest  # a misspelled stage must not add a new one
-        if new is None or is_stage or not isinstance(node.value, dict):
-            place = ".".join(map(str, before))
-            names = [str(child) for child in children]
-            help = did_you_mean(name, names) or f"keys there: {', '.join(names) or 'none'}"
-            raise Failed(mark.problem(f"no such key: '{f'{place}.{name}'.removeprefix('.')}'", help))
-        children[key] = Node({}, mark)
-    if rest:
-        _write(children[key], (*before, key), rest, new, mark)
-        new = children[key]
-    if new is None:
-        del node.value[key]
-    elif key not in dict(node.children()) or not rest:
-        node.value[key], node.keys[name] = new, mark
+    node = document.root
+    for depth, name in enumerate(names, 1):
+        key: Any = name
+        if isinstance(node.value, list) and name.isdecimal():
+            key = int(name)
+        elif node.value in (None, name):  # `ppo` becomes `{ppo: {}}`
+            node.value = {}
+        children = dict(node.children())
+        misspelled = depth == 2 < len(names) and names[0] == "stages"  # would be a new stage
+        if key not in children and (new is None or misspelled or not isinstance(node.value, dict)):
+            help = did_you_mean(name, map(str, children)) or f"keys there: {', '.join(map(str, children)) or 'none'}"
+            if isinstance(node.value, str):
+                help = f"write '{'.'.join(names[: depth - 1])}.{node.value}.{name}=...' for an option of {node.value}"
+            raise Failed(mark.problem(f"no such key: '{'.'.join(names[:depth])}'", help))
+        child = children.get(key) or Node({}, mark)
+        if depth == len(names):
+            if new is None:
+                del node.value[key]
+                return
+            child = new
+        if child is not children.get(key):
+            node.value[key], node.keys[name] = child, mark
+        node = child
 
 
 # --- the recipes that come with alignkit, found by name from any folder

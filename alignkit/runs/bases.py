@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.calls import blame
-from alignkit.errors import PluginError, Problem, RecipeError, RunFailed
+from alignkit.errors import PluginError, Problem, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
@@ -190,9 +190,6 @@ class RunBase:
             keys = place = _place_of(recipe, self.name)
         try:
             yield
-        except RecipeError as error:
-            texts = [(problem.message, problem.help) for problem in error.problems]
-            raise RecipeError(recipe.problem(keys, text, at_key=True, help=help) for text, help in texts) from error
         except RunFailed as error:
             message, _, help = str(error).partition("\nhelp: ")
             raise RunFailed(str(recipe.problem(keys, message, at_key=True, help=help))) from error

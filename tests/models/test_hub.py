@@ -14,7 +14,6 @@ import pytest
 from huggingface_hub import constants, errors
 
 from alignkit import RunFailed
-from alignkit.errors import RecipeError
 from alignkit.models.loading import locate
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
@@ -137,7 +136,7 @@ def test_an_incomplete_copy_does_not_count(hub: Hub, cached: Path) -> None:
 
 
 def test_an_invalid_hub_id_is_an_error(hub: Hub) -> None:
-    with pytest.raises(RecipeError, match=r"'models/my/own' is neither a folder nor a hub id"):
+    with pytest.raises(RunFailed, match=r"'models/my/own' is neither a folder nor in the hub's cache"):
         locate("models/my/own")
 
 

@@ -16,7 +16,8 @@ import alignkit
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
 from alignkit.models import generate as sampling
-from alignkit.models.models import Models
+from alignkit.recipe.schema import Stage
+from alignkit.runs.services import Services
 from alignkit.training import requests
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
@@ -107,19 +108,19 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     """The prompts that every stage's policies read."""
     asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
     begun: list[str] = []
-    generate, enter, patch = sampling.generate, Models.enter, pytest.MonkeyPatch()
+    generate, make_room, patch = sampling.generate, Services.make_room, pytest.MonkeyPatch()
 
     def noted(request: Any, **named: Any) -> Any:
         asked[begun[-1]].extend(request.prompts)
         return generate(request, **named)
 
-    def entered(models: Models, stage: str, *more: Any) -> None:
-        begun.append(stage)
-        enter(models, stage, *more)
+    def entered(services: Services, stage: Stage) -> None:
+        begun.append(stage.name)
+        make_room(services, stage)
 
     patch.setattr(sampling, "generate", noted)
     patch.setattr(requests, "generate", noted)
-    patch.setattr(Models, "enter", entered)
+    patch.setattr(Services, "make_room", entered)
     # The last stage fails, because so short a revision has no end.
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
     assert begun == list(STAGES)
