@@ -447,7 +447,7 @@ def test_another_number_of_threads_is_said(place: Place, stopped: Path) -> None:
         code, err = place.here(stopped, "stop=stage_started:align:1")
     finally:
         torch.set_num_threads(1)
-    assert code == 75 and "was written with 1 threads, but this run uses 2" in err, err
+    assert code == 75 and "was written with threads 1, and this run has 2" in err, err
 
 
 def test_another_dtype_is_said(place: Place, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +463,7 @@ def test_another_dtype_is_said(place: Place, stopped: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(stage_module, "load_checkpoint", from_elsewhere)
     code, err = place.here(stopped, "stop=stage_started:align:1")
-    assert code == 75 and "was written in bfloat16, but this machine uses float32" in err, err
+    assert code == 75 and "was written with dtype bfloat16, and this run has float32" in err, err
 
 
 def written(out: Path) -> list[tuple[str, int]]:

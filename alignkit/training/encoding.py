@@ -223,46 +223,31 @@ class ReferencePrompts:
         return self.policy is not None or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
 
     def _messages(self, group: Group) -> tuple[Message, ...]:
-        wanted = shapes.reference_prompt(group)
-        return tuple(call(self.algorithm, "reference_prompt", group, returns=wanted))
+        return tuple(call(self.algorithm, "reference_prompt", group, returns=shapes.reference_prompt(group)))
 
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group
         messages = self._messages(group)
-        self._check_tokens(encoded)
-        longest = max((len(row.tokens) for row in encoded.rows), default=0)
+        # A model may know more tokens than its tokenizer.
+        known = self.model.model.config.get_text_config().vocab_size
+        if any(token >= known for token in chain.from_iterable(row.tokens for row in encoded.rows)):
+            raise RunFailed(
+                f"{self.where}a response to {preview(group)} has a token that the reference does not know\n"
+                "help: 'rollout: {top_p: 0.99}' keeps the policy from sampling it"
+            )
         if messages == group.prompt and (self.policy is None or not messages):
             return encoded
-        ids = self._ids(group, messages, longest)
+        ids = self._ids(group, messages, max((len(row.tokens) for row in encoded.rows), default=0))
         if messages == group.prompt and self.policy is not None and ids == self.policy.prompt(messages, group.tools):
             return encoded
         return replace(encoded, group=replace(group, prompt=messages), prompt=ids)
 
-    def _check_tokens(self, encoded: Encoded) -> None:
-        """Raise RunFailed for a token that the reference cannot read: models may know more tokens than tokenizers."""
-        most = self.model.model.config.get_text_config().vocab_size
-        tokens = chain.from_iterable(row.tokens for row in encoded.rows)
-        unknown = [token for token in tokens if token >= most]
-        if unknown:
-            raise RunFailed(
-                f"{self.where}a response to {preview(encoded.group)} has token {unknown[0]}, which no text has and the "
-                f"reference does not know: it has {most}\n"
-                "help: 'rollout: {top_p: 0.99}' keeps the policy from sampling it, and so does training with sft first"
-            )
-
     def _ids(self, group: Group, messages: Sequence[Message], longest: int) -> Ids:
         """A prompt's tokens, with room for a response of `longest` tokens."""
-        try:
-            ids = self.encoder.prompt(messages, group.tools)
-        except DataError as error:
-            raise DataError(f"{self.where}the reference's prompt of {_named(group)}: {error}") from error
-        if len(ids) + longest > (most := self.model.context):
+        ids = self.encoder.prompt(messages, group.tools)
+        if len(ids) + longest > self.model.context:
             raise DataError(
-                f"{self.where}the reference's prompt of {_named(group)} has {len(ids)} tokens, which leaves no room "
-                f"for {longest} response tokens in the model's context of {most}: put less in front of it"
+                f"{self.where}the reference's prompt of {group.origin or preview(group)} has {len(ids)} tokens, which "
+                f"leaves no room for {longest} response tokens in the model's context of {self.model.context}"
             )
         return ids
-
-
-def _named(group: Group) -> str:
-    return f"{group.origin} ({preview(group)})" if group.origin is not None else f"the row {preview(group)}"

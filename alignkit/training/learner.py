@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from alignkit.training.sampler import AuxiliaryLoss
 
 NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
-SHOWN_GROUPS = 5  # of the last batch, when it fails
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Learner:
             self.skipped = 0
         else:
             metrics["skipped"] = 1.0
-            self._skip(examples)
+            self._skip()
         self.trim.check()
         return metrics
 
@@ -187,18 +186,10 @@ class Learner:
             norms[name] = self.collectives.clip(parameters, self.settings.max_grad_norm)
         return norms
 
-    def _skip(self, examples: Examples) -> None:
+    def _skip(self) -> None:
         self.skipped += 1
-        if self.skipped < NON_FINITE_IN_A_ROW:
-            return
-        advice = "lower learning_rate"
-        if self.skipped == self.steps:
-            advice = "nothing is learned yet, so look for what divides by 0, or takes the logarithm of 0"
-        ids = [encoded.group.id for encoded in examples.groups[:SHOWN_GROUPS]]
-        raise RunFailed(
-            f"{self.unfit} was not finite in {self.skipped} steps in a row; {advice} "
-            f"(groups of the last batch: {', '.join(ids)})"
-        )
+        if self.skipped == NON_FINITE_IN_A_ROW:
+            raise RunFailed(f"{self.unfit} was not finite in {self.skipped} steps in a row; lower learning_rate")
 
     # Gradients
 

@@ -106,12 +106,12 @@ class Monitors:
         gold = self._measure_gold(number, groups)
         observations = [self._look_at_kl(number, kl)]
         observations += [look(monitor, number, groups, gold) for monitor in self.monitors]
-        self._report(observations)
-        if stops := [each for each in observations if each.stop]:
-            self._stop(number, stops[0].stop, stops[0].best or number)
         metrics: dict[str, Any] = {}
         for each in observations:
+            self._report(each)
             metrics |= each.metrics
+            if each.stop and not self.stopped:
+                self._stop(number, each.stop, each.best or number)
         return metrics
 
     def _look_at_kl(self, number: int, kl: float | None) -> Observation:
@@ -131,10 +131,9 @@ class Monitors:
         result = f"the result is the policy that iteration {best} began with"
         self.warn([f"stopped in iteration {number} of {planned}: {why}; {result}"])
 
-    def _report(self, observations: Sequence[Observation]) -> None:
-        for each in observations:
-            self.warn(each.warnings)
-            self.trainer.summary |= each.summary
+    def _report(self, seen: Observation) -> None:
+        self.warn(seen.warnings)
+        self.trainer.summary |= seen.summary
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Print warnings, which the report shows, too."""
@@ -171,9 +170,8 @@ class Monitors:
 
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
-        self._report(
-            [call(monitor, "finish", self.stopped, returns=shapes.observation(0)) for monitor in self.monitors]
-        )
+        for monitor in self.monitors:
+            self._report(call(monitor, "finish", self.stopped, returns=shapes.observation(0)))
         if not self.stopped:
             self.trainer.save()
         self.context.collectives.on_rank0(self._settle)

@@ -14,7 +14,7 @@ from alignkit.data.group import Group, way_out
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
-from alignkit.tokens.encoder import Encoded, counted, drop_reason
+from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.learner import schedule, share_of
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
-EARLY = 50  # steps in which an explosion of the loss is worth a warning
-FIRST = 3  # steps, of which the largest loss is what later ones are compared with
-RISE = 0.5  # of that loss; a nat is added, as losses may be near 0
 
 
 class DatasetTrainer:
@@ -44,14 +41,12 @@ class DatasetTrainer:
         self.state = TrainerState(context, algorithm)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
         self.batch_size = self.settings.batch_size or 1
-        self.first = -math.inf  # largest loss of the first steps; inf after a resumption, and once a rise was reported
         self._prepare(loaded, chosen)
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
         state, context = self.state, self.context
         state.restore()
-        self.first = math.inf if self.learner.steps else -math.inf
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             self._check_stop()
@@ -79,9 +74,7 @@ class DatasetTrainer:
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
         self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
-        epochs, rest = divmod(self.total, self.per_epoch)
-        drawn = epochs * len(self.units) + share_of(len(self.units), self.batch_size, rest).start
-        facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws, drawn)}
+        facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws)}
         self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
@@ -89,12 +82,9 @@ class DatasetTrainer:
         self.state.encoder.count_read(groups)
         encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
         if not encoded:
-            reasons = self.state.summary.get("encoding", {}).items()
-            facts = "; ".join(drop_reason(name, count) for name, count in reasons)
             raise DataError(
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
-                f"{facts and f' ({facts})'}{way_out(groups)}"
+                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}{way_out(groups)}"
             )
         if not validation:
             call(self.algorithm, "check_data", [e.group for e in encoded])
@@ -159,7 +149,6 @@ class DatasetTrainer:
         steps = self.learner.steps
         self.state.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
-        self._warn_of_explosion(steps, metrics.get("loss", math.nan))
         if steps % self.per_epoch == 0 or steps == self.total:
             epoch = math.ceil(steps / self.per_epoch)
             self.state.keep_version(epoch)
@@ -169,17 +158,6 @@ class DatasetTrainer:
             self._checkpoint()
         elif steps % self.every == 0:
             self._checkpoint()
-
-    def _warn_of_explosion(self, steps: int, loss: float) -> None:
-        """Say once that the loss rises instead of falling, before hours go into it."""
-        if steps <= FIRST and self.first < math.inf:
-            self.first = max(self.first, loss)
-        elif steps <= EARLY and loss > self.first + RISE * abs(self.first) + 1:  # false for NaN
-            self.context.say(
-                f"warning: the loss rose from {self.first:.3g} to {loss:.3g} in {steps} steps: "
-                f"learning_rate {self.learner.peak_rate:g} is probably too large"
-            )
-            self.first = math.inf
 
     def _checkpoint(self) -> None:
         steps = self.learner.steps

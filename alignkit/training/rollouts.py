@@ -63,8 +63,7 @@ class PromptSource:
         self.per_iteration, self.extra = settings.prompts_per_iteration or len(self.prompts), 0
         self.chosen: Sequence[int] | None = None
         self.request: Request | None = None
-        planned = (settings.iterations or 1) * self.per_iteration
-        self.facts = report(self.context, "prompts", loaded, self.draws, planned)
+        self.facts = report(self.context, "prompts", loaded, self.draws)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

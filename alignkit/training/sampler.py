@@ -112,23 +112,18 @@ def make_sampler(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str)
     return Sampler([group.origin.source for group in groups if group.origin], loaded.weights, stream)
 
 
-def report(context: StageContext, key: str, loaded: Loaded, draws: Sampler, total: int | None = None) -> dict[str, Any]:
+def report(context: StageContext, key: str, loaded: Loaded, draws: Sampler) -> dict[str, Any]:
     """Print each weighted source's rows and share, and return them for the summary; nothing without weights.
 
-    key: of the data entry. total: the draws of the whole stage, if known; they tell how often each row is seen.
+    key: of the data entry.
     """
     if loaded.weights is None:
         return {}
     facts: list[dict[str, Any]] = []
     texts = []
     for source, rows, share in zip(loaded.sources, draws.rows, draws.shares, strict=True):
-        fact = {"source": source.name, "rows": len(rows), "weight": round(share, 6)}
-        text = f"{source.name}: {counted(len(rows), 'row')}, weight {share:.3g}"
-        if total is not None and rows:
-            fact["epochs"] = round(total * share / len(rows), 3)
-            text += f", {fact['epochs']:.3g} epochs"
-        facts.append(fact)
-        texts.append(text)
+        facts.append({"source": source.name, "rows": len(rows), "weight": round(share, 6)})
+        texts.append(f"{source.name}: {counted(len(rows), 'row')}, weight {share:.3g}")
     context.say(f"{key}: {'; '.join(texts)}")
     return {f"{key}_sources": facts}
 
@@ -161,10 +156,11 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
         return None
     loaded = context.load(mix.data)
     groups = loaded.groups
-    if any(bool(group.prompt) != (mix.objective == "sft") or len(group.responses) != 1 for group in groups):
-        raise DataError(f"{context.name}.mix: objective '{mix.objective}' needs {OBJECTIVES[mix.objective]}")
-    for group in groups if mix.objective == "sft" else ():
-        if fault := why_not_demonstration(group):
+    demonstrations = mix.objective == "sft"
+    for group in groups:
+        if bool(group.prompt) != demonstrations or len(group.responses) != 1:
+            raise DataError(f"{context.name}.mix: objective '{mix.objective}' needs {OBJECTIVES[mix.objective]}")
+        if demonstrations and (fault := why_not_demonstration(group)):
             raise DataError(f"{context.name}.mix: the row {preview(group)} {fault}")
     encoder.count_read(groups)
     # All turns, whichever the algorithm learns of its own data: only a label belongs to the last one.

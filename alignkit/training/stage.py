@@ -68,7 +68,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | No
     checkpoints = _numbered(folder)
     for path in reversed(checkpoints):
         damage = _damage(path)
-        if damage is None:
+        if not damage:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             return Checkpoint(load_file(path / TENSORS), state)
         say(f"checkpoint {path} is damaged ({damage}); trying the previous one")
@@ -84,21 +84,16 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
-def _damage(path: Path) -> str | None:
-    """The damage of a checkpoint in words, or None."""
+def _damage(path: Path) -> str:
+    """The damage of a checkpoint in words; empty if there is none."""
     try:
         sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        for name in FILES:
+            if file_digest(path / name) != sums[name]:
+                return f"{name} differs from its checksum"
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {error}"
-    if not isinstance(sums, dict) or not FILES.issubset(sums):
-        return f"{MANIFEST} lacks the files of a checkpoint"
-    for name, expected in sums.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file_digest(file) != expected:
-            return f"{name} differs from its checksum"
-    return None
+    return ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class StageRoles:
 
     trained: the policy or reward model. reference: a role of the base model, or of a whole model. start,
     reference_name: as the recipe names them.
-    values: the value function's role, if the algorithm needs one. value_start: what it starts from, in words.
+    values: the value function's role, if the algorithm needs one.
     """
 
     trained: str
@@ -115,7 +110,6 @@ class StageRoles:
     reference: str
     reference_name: str
     values: str | None = None
-    value_start: str = ""
 
     def drop(self, model: SharedModel) -> None:
         """Remove the roles that belong to this stage only."""
@@ -134,14 +128,14 @@ def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
     context.model.add_role(trained, start=models.role(start), head=head)
     reference_name = settings.reference or start
     reference = context.models_of(reference_name).role(reference_name)
-    if not needs.values:
-        return StageRoles(trained, start, reference, reference_name)
-    values, value_start = add_value_role(context, needs, trained)
-    return StageRoles(trained, start, reference, reference_name, values, value_start)
+    values = None
+    if needs.values:
+        values = add_value_role(context, needs, trained)
+    return StageRoles(trained, start, reference, reference_name, values)
 
 
-def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tuple[str, str]:
-    """Add the value function's role; returns its name and what it starts from, in words.
+def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str:
+    """Add the value function's role; returns its name.
 
     As in InstructGPT, it starts from a reward model. That model's head is kept only if
     its score is the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale are
@@ -151,17 +145,16 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tup
     name = f"{context.name}~value"
     if needs.shared_values:
         context.model.add_head(name, policy_role)
-        return name, "a zero head on the policy"
+        return name
     reward_models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
     source = context.settings.value_from or (reward_models[0] if reward_models else None)
     start = policy_role if source is None else models.role(source)
     role = context.model.add_role(name, start=start, head="scalar")
     is_the_reward = source is not None and reward is not None and reward.kind == "stage" and reward.name == source
-    if is_the_reward and not needs.centered_values:
-        return name, str(source)
-    assert role.head is not None
-    role.head.data.zero_()
-    return name, f"{source or 'the policy'}'s network with a zero head"
+    if needs.centered_values or not is_the_reward:
+        assert role.head is not None
+        role.head.data.zero_()
+    return name
 
 
 def keep_mask(algorithm: Algorithm, groups: Sequence[Group]) -> list[bool]:
@@ -208,7 +201,7 @@ class TrainerState:
         self.done: dict[str, Any] = {}
         self._resume()
         self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
-        context.activity(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
+        context.activity(f"from '{self.roles.start}', reference '{self.roles.reference_name}'")
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
@@ -225,16 +218,10 @@ class TrainerState:
 
     def _warn_of_changes(self, state: Mapping[str, Any]) -> None:
         """Report differences from the machine that wrote the checkpoint, if they change the result."""
-        threads, dtype = torch.get_num_threads(), self.model.dtype_name
-        if state["threads"] != threads:
-            self.context.say(
-                f"the checkpoint was written with {state['threads']} threads, but this run uses {threads}: the "
-                f"result may differ in the last bits; set OMP_NUM_THREADS={state['threads']} to avoid this"
-            )
-        if state["dtype"] != dtype:  # `auto` depends on the processor
-            self.context.say(
-                f"the checkpoint was written in {state['dtype']}, but this machine uses {dtype}: the result will differ"
-            )
+        for what, now in (("threads", torch.get_num_threads()), ("dtype", self.model.dtype_name)):
+            if state[what] != now:
+                fact = f"the checkpoint was written with {what} {state[what]}, and this run has {now}"
+                self.context.say(f"{fact}: the result may differ")
 
     def restore(self) -> int:
         """Continue with the checkpoint's summary, which has this start's counts, and with every part's state.
@@ -280,9 +267,7 @@ class TrainerState:
         """Write metrics and notify the event hooks."""
         if skipped := int(metrics.get("skipped", 0)):
             if "skipped_steps" not in self.summary:
-                self.context.say(
-                    f"a step was skipped, because {self.learner.unfit} was not finite; later ones are only counted"
-                )
+                self.context.say(f"a step was skipped, because {self.learner.unfit} was not finite")
             self.summary["skipped_steps"] = self.summary.get("skipped_steps", 0) + skipped
         self.metrics.write(stage=self.context.name, step=step, **metrics)
         self.context.notify("metrics_logged", step=step, metrics=metrics)
@@ -301,10 +286,3 @@ class TrainerState:
         self.context.reporter.stop()
         self.roles.drop(self.model)
         self.metrics.sync()  # last: on a full disk it raises
-
-
-def _described(roles: StageRoles, algorithm: Algorithm) -> str:
-    """`'best' (reference: best; values: helpful's network with a zero head)`."""
-    facts = [f"reference: {roles.reference_name}"] if algorithm.needs.reference_logprobs else []
-    facts += [f"values: {roles.value_start}"] if roles.values is not None else []
-    return f"'{roles.start}'" + (f" ({'; '.join(facts)})" if facts else "")

@@ -125,7 +125,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             load(folder, d=stage("dpo", **options))
-    with pytest.raises(RecipeError, match="expected 'sft', 'dpo' or 'reward', got 'ppo'"):
+    with pytest.raises(RecipeError, match="must be 'sft', 'dpo' or 'reward', got 'ppo'"):
         load(folder, d=stage("ppo"))
 
 

@@ -199,7 +199,7 @@ def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Train
     first = work()
     assert Path(first.reference_models.name).name.startswith("big") and first.model is not first.reference_models.model
     first.reference_models.model.memory.halve()
-    first.checkpoint(1, "iteration 1 of 2", iteration=1)
+    first.checkpoint(1, "iteration 1 of 2")
     first.close()
     again = work()
     assert again.reference_models.model.memory.halvings == 1 and again.model.memory.halvings == 0
@@ -223,7 +223,7 @@ def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], TrainerState
     known = started.reference_models.model.model.config.vocab_size
     read = [Encoded(group, (1, 2), (ResponseTokens((3, last), (True, True)),)) for last in (known - 1, known)]
     assert started.reference_prompts.encoded(read[:1])
-    with pytest.raises(RunFailed, match=rf"stage 'student': a response to 'hi' has token {known}, .* it has {known}"):
+    with pytest.raises(RunFailed, match="stage 'student': a response to 'hi' has a token that the reference does not"):
         started.reference_prompts.encoded(read)
     started.close()
 

@@ -29,12 +29,6 @@ def test_a_step_that_succeeds_ends_a_row_of_failures(tmp_path: Path) -> None:
         )
 
 
-def test_the_failure_names_a_few_groups_of_a_big_batch(tmp_path: Path) -> None:
-    nan = Watched(loss_of=lambda step, out: Loss(nll=per_token(-out.logprobs * math.nan)))
-    with pytest.raises(RunFailed, match=r"nothing is learned yet.*last batch: [^,]+(, [^,]+){4}\)"):
-        online(tmp_path, nan, iterations=1, epochs=5, prompts_per_iteration=8, batch_size=8)
-
-
 def test_a_gradient_of_the_values_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
     """The loss and the policy's gradient are finite. Weights that are not would fail every later step."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +153,7 @@ def stopped_and_resumed(
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "MOST_ROWS", 0)  # more rows than are tried before the stage
-    with pytest.raises(
-        DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out: no room"
-    ):
+    with pytest.raises(DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: each needs 1 response"):
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
 
 
@@ -193,36 +191,6 @@ def test_a_question_too_long_is_an_error(tmp_path: Path) -> None:
     rows = [{"prompt": [*TALK[:2], {"role": "user", "content": LONG}], "completion": "yes"}]
     with pytest.raises(DataError, match="no prompt leaves room for a response in max_length 128"):
         trained(tmp_path, rows)
-
-
-def test_a_loss_that_explodes_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    losses = iter([0.5, 2.0, 1.9, 3.9, 4.1, 9.0, 9.0, 9.0, 9.0, 9.0])
-    monkeypatch.setattr(Learner, "step", _counted(lambda: {"loss": next(losses)}))
-    trained(tmp_path, demonstrations(10), learning_rate=0.5)
-    said = capsys.readouterr().err
-    assert said.count("warning: the loss rose") == 1
-    assert "the loss rose from 2 to 4.1 in 5 steps: learning_rate 0.5 is probably too large" in said
-
-
-def test_a_negative_loss_that_falls_is_no_explosion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    losses = iter([-5.0 - step / 10 for step in range(10)])
-    monkeypatch.setattr(Learner, "step", _counted(lambda: {"loss": next(losses)}))
-    trained(tmp_path, demonstrations(10), learning_rate=0.5)
-    assert "the loss rose" not in capsys.readouterr().err
-
-
-def _counted(metrics: Callable[[], dict[str, float]]) -> Any:
-    """A learner's step that only counts."""
-
-    def step(self: Learner, *rest: Any) -> dict[str, float]:
-        self.steps += 1
-        return metrics()
-
-    return step
 
 
 @pytest.mark.silent_bug(
