@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import create_model
 
 from alignkit.calls import blame, call, create
-from alignkit.data.chat_templates import check_template, read_template
+from alignkit.data.chat_templates import read_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, RunFailed, did_you_mean
@@ -434,8 +434,6 @@ class Reading:
         try:
             if named is None:
                 read_template(path)
-            else:
-                check_template(named.implementation, f"template '{value}' of {named.origin}")
         except RunFailed as error:
             raise wrong(str(error), "use a file with a Jinja template") from None
         return value
