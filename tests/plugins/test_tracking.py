@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-import alignkit
 from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
 from alignkit.cli import main
 from alignkit.data.group import write_groups
-from alignkit.errors import RecipeError
-from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.load import load_recipe
+from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
 from alignkit.testing import ConformanceError, check_tracker
 
