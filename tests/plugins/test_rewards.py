@@ -407,7 +407,6 @@ def whole(place: Place) -> Path:
     """A run from its beginning to its end."""
     code, err = place.run(place.folder / "whole")
     assert code == 0, err
-    assert "values: liked's network with a zero head" in err
     return place.folder / "whole"
 
 
@@ -475,7 +474,7 @@ def test_normalized_is_the_same_after_a_stop(place: Place, whole: Path) -> None:
 
 def test_changed_demonstrations_start_the_stage_over(place: Place, whole: Path) -> None:
     out = place.folder / "changed"
-    shutil.copytree(whole, out)
+    shutil.copytree(whole, out, symlinks=True)
     demos = place.folder / "people.jsonl"
     good = demos.read_text(encoding="utf-8")
     lines = good.splitlines(keepends=True)
