@@ -449,7 +449,7 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(place: Place, who
     recipe = load_recipe(place.recipe())
     run, settings = Run(recipe, whole), recipe.stages["align"].settings
     assert settings is not None
-    demos = run.data.read(settings.reward.component.options.data, 0).groups
+    demos = run.data.read(settings.reward.component.options.data).groups
     known = torch.tensor(run.models["liked"].scores(demos), dtype=torch.float64)
     assert len(known) == 12 and known.std() > 1e-3
     groups = rolled_out(whole)
