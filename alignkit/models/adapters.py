@@ -335,7 +335,7 @@ def _sort_facts(file: Path) -> None:
 
 ALL = "all-linear"
 # Parts of the names of layers that `all-linear` leaves frozen in a mixture of experts: routers, which choose experts by
-# a hard limit, and those that peft takes for an expert's, which are stacked.
+# a hard limit, and those that peft takes for an expert's, which are stacked; dense and shared MLPs have the same names.
 OF_EXPERTS = re.compile(r"(^|\.)(router|gate|gate_proj|up_proj|down_proj|w1|w2|w3)(\.|$)")
 
 
@@ -356,8 +356,10 @@ def lora_targets(model: Any, targets: str | list[str]) -> Any:
     frozen += stacks
     if not frozen:
         return ALL  # leaves the choice, and the words in saved adapters, to peft
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in frozen}))
     logging.getLogger("alignkit").warning(
-        f"model.lora.target_modules: {ALL} leaves frozen: {min(frozen)} and {len(frozen) - 1} more"
+        f"model.lora.target_modules: {ALL} leaves {len(frozen)} layers frozen, in a mixture of experts also those of "
+        f"dense and shared MLPs: {min(frozen)} and others called {names}"
     )
     return set(linear)
 

@@ -258,8 +258,7 @@ def check_filter(
 
     Args:
         options: As in a recipe.
-        groups: Scored samples to filter, some of which stay and some of which go; default: the kit's own, which need
-            not have both.
+        groups: Scored samples to filter; default: the kit's own.
         folder: The recipe's; default: the current one.
     """
     conform("filter", cls, options, _check_filter, folder=folder, groups=groups)
@@ -269,8 +268,6 @@ def _check_filter(around: Surroundings, component: Component) -> None:
     groups, chosen = around.rollouts, create(component)
     with around.problems.unchanged("`keep` changes the groups", groups):
         kept = filter_mask(chosen, groups)
-    if around.groups is not None and len(set(kept)) < 2:
-        around.problems.append(f"`keep` decides alike for all of the {len(groups)} groups: pass others as `groups`")
     variants = {
         "a second call": (filter_mask(chosen, groups), FILTERED),
         "the order of the groups": (filter_mask(create(component), groups[::-1])[::-1], FILTERED),

@@ -125,7 +125,7 @@ def test_mixtures_train_like_plain_peft(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="alignkit"):
         policy = loaded(make(tmp_path / "base", name))
-    frozen = [record.message for record in caplog.records if "leaves frozen: model." in record.message]
+    frozen = [record.message for record in caplog.records if "also those of dense and shared MLPs: model." in record.message]
     assert len(frozen) == 1
     check_steps(policy, tmp_path / "adapter")
     if policy.recomputes:
