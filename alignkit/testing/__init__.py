@@ -21,7 +21,7 @@ the model `tiny` in float32 on the CPU, in about a second. In this order:
 | finite | losses and gradients are finite, and something is learned |
 | determinism | the same batch has the same numbers; what the algorithm remembers is in `state` |
 | micro-batches | one micro-batch or many: memory must not change what is learned |
-| order | of groups, and of responses within them, has no effect |
+| order | of groups has no effect |
 | masks | garbage outside the mask, in the batch and in the outputs, has no effect |
 
 The other checks call the plugin as a run does, with the same checks of what it returns:

@@ -213,7 +213,7 @@ class Shuffles(Longer):
 BROKEN: list[tuple[Any, str]] = [
     (
         FirstIfEqual,
-        "`compare`: showing the second first changes P.* of item 5 from 1.0 to 0.0: ask in b",
+        "`compare`: showing the second first changes P.* of item 4 from 1.0 to 0.0: ask in b",
     ),
     (Numbers, "[.]compare`: return a Verdict .*, not .*, for comparison 0"),
     (OneVerdict, "[.]compare`: return a list with a Verdict .* for each of 6 comparisons, not 1"),
