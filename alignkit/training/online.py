@@ -83,7 +83,7 @@ class Iteration:
         if self.metrics.get("skipped"):
             return "the loss or its gradient was not finite"
         reason = self.skipped or "no sample was selected"
-        if self.table.raw is None:
+        if self.table.reward is None or self.table.raw is None:
             return reason
         rewards = self.table.raw[~self.table.raw.isnan()]
         return f"{reason}: rewards were from {float(rewards.min()):.4g} to {float(rewards.max()):.4g}"
