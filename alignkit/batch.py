@@ -230,7 +230,7 @@ class Batch:
         truncated: [R] bool, whether the response has no end of turn.
         old_logprobs: [R, T] fp32, measured before the first update, in nats.
         reference_logprobs: [R, T] fp32, measured before the first update, in nats.
-        old_values: [R, T] fp32, measured before the first update, in nats.
+        old_values: [R, T] fp32, measured before the first update, in the unit of the rewards.
         rewards: [R] for gradient methods, whitened if the combination whitens.
         raw_rewards: [R] before whitening.
         signals: What `signal` returned, for these responses; `batch["name"]` reads one.

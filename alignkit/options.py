@@ -90,7 +90,7 @@ def options_of_call(function: Callable[..., Any]) -> type[Options]:
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: str  # one that `alignkit.recipe.read` reads
+    kind: str  # `read_KIND` of `alignkit.recipe.references.Reading` reads it
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it means."""
