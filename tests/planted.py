@@ -119,8 +119,8 @@ PLANTED = {
     ),
     "nested_not_whitened": Planted(
         SCORING,
-        "(combined.reward if total is None else total).to(torch.float64)",
-        "combined.reward.to(torch.float64)",
+        "        if total is not None:\n",
+        "        if False:\n",
         _NESTED,
     ),
     "selection_whitened": Planted(
@@ -291,8 +291,8 @@ PLANTED = {
     ),
     "outputs_by_process": Planted(
         "alignkit/models/packing.py",
-        "if order != sorted(order):",
-        "if False:",
+        "whole[order.to(whole.device)]",
+        "whole",
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
@@ -308,8 +308,8 @@ PLANTED = {
     ),
     "another_version": Planted(
         "alignkit/io/results.py",
-        '/ "kept" / version if version else',
-        '/ "kept" / str(int(version) - 1) if version else',
+        '"kept" / version\n',
+        '"kept" / str(int(version) - 1)\n',
         _KEPT,
     ),
     "remaining_rollouts": Planted(

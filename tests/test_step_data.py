@@ -78,12 +78,6 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "picky",
     ),
     "raw text to answer": (EVALUATE | {"prompts": "text.txt"}, "the rows are raw text", "", "text.txt"),
-    "options inside of the step": (
-        {"step": {"evaluate": {key: EVALUATE[key] for key in ("policies", "rewards", "prompts")} | {"by": ["topic"]}}},
-        "no prompt has the column 'topic'",
-        "",
-        "topic",
-    ),
     "pairs without pairs": (
         OF_PAIRS | {"pairs": "demos.jsonl"},
         "none of 1 rows has a preference pair",

@@ -44,6 +44,7 @@ _OWN = {
 _COMMON = {*allowed_keys(DataSource)}
 _WEIGHTS = (ADAPTER, "config.json")
 _TEXTS = ("stage", "policy", "from", "reward_stage")  # kinds of references whose fields are text
+HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _RESERVED = (BASE, "none", "folder", "cache", "trackers")  # the last two are folders of the run
 
 
@@ -387,7 +388,7 @@ class Reading:
         folder = self.locate(value)
         if is_dir(folder):
             return str(folder)
-        if value.startswith((".", "/", "~")):
+        if value.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(value):
             raise wrong(f"no such folder: {value}", f"looked for {folder}")
         return value
 

@@ -160,7 +160,7 @@ def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any) -> Recipe:
-        arguments[3]("warning: it is old, token sk-abcdefghijklmnop1234")
+        arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 
     monkeypatch.setattr(cli, "load", load)

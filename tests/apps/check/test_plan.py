@@ -60,7 +60,7 @@ def test_it_counts_rows_and_tokens(
     used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))  # not that of all tests before
     monkeypatch.setattr("alignkit_apps.check.plan.psutil.Process", lambda: used)
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
-    sample = {"step": {"sample": {"policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}}}
+    sample = {"step": "sample", "policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}
     path = write(here, "tiny", sft=sft, sample=sample, learn={"algorithm": "sft", "from": "sft", "data": "sample"})
     first, second, third = planned(capfd, path)
     assert not (here / "runs").exists()

@@ -99,7 +99,7 @@ def test_a_proxy_passes_on_its_name(run: Path) -> None:
         (["--token", "short"], "--token must have at least 16 ASCII characters"),
         (["--host", "no.such.host.invalid", "--token", TOKEN], "--host no.such.host.invalid"),
         (["--license", "MIT"], "--license is about what is kept"),
-        (["--port", "99999"], "at most 65535, got '99999'"),
+        (["--port", "99999"], "less than or equal to 65535"),
     ],
 )
 def test_usage(run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

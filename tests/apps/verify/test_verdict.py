@@ -43,7 +43,7 @@ def test_the_first_difference_is_named_with_its_size(run: Path, capsys: pytest.C
     lines = out.splitlines()
     assert lines[0] == "align: DIFFERENT"
     assert lines[1] == "  adapter/adapter_model.safetensors: other bytes"
-    assert lines[2].startswith("  metrics.jsonl: line 2.reward 1000.0 -> ")
+    assert lines[2].startswith("  metrics.jsonl: line 2.reward: 1000.0 -> ")
     assert lines[3] == "  different here: nothing that the record knows, so perhaps the machine"
     assert "error: not reproduced: align" in err
 
@@ -56,7 +56,7 @@ def test_times_are_no_difference(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch 1.0 -> "),
+        (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch: 1.0 -> "),
         (lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}), "component.source.sft.py"),
     ],
 )
