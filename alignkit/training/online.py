@@ -32,7 +32,7 @@ from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
-from alignkit.training.rollouts import PromptSource, RolloutFiles, rounding_of, sampler_gap
+from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.stage import TrainerState, keep_mask
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
@@ -321,7 +321,10 @@ class RolloutTrainer:
         return old
 
     def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
-        """Warn once if what sampled is not the policy. gap: of their log-probabilities, in nats per token."""
+        """Warn once if what sampled is not the policy; RunFailed if nothing was learned from another model's samples yet.
+
+        gap: of their log-probabilities, in nats per token.
+        """
         text = "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
         if gap is not None:
             iteration.metrics["sampler_gap"] = gap
@@ -333,6 +336,8 @@ class RolloutTrainer:
                 f"token, of which rounding explains {rounding:g}. Perhaps the engine did not load the adapter, has old "
                 "weights, reads another prompt (template) or computes in another dtype"
             )
+            if gap > ANOTHER_MODEL and self.learner.steps == 0:
+                raise RunFailed(f"stage '{self.context.name}': {text}")
         # Samples of older weights differ on purpose.
         stale = any(response.staleness for response in responses_of(iteration.table.groups))
         if not (self.warned or stale):
