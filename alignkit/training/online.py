@@ -78,16 +78,6 @@ class Iteration:
             facts = f"reward {float(self.table.raw[0]):.3g}"
         return said(group.prompt[-1:]), group.responses[0].text, facts
 
-    def why_nothing_learned(self) -> str:
-        """The most likely reason, judging by the metrics."""
-        if self.metrics.get("skipped"):
-            return "the loss or its gradient was not finite"
-        reason = self.skipped or "no sample was selected"
-        if self.table.raw is None:
-            return reason
-        rewards = self.table.raw[~self.table.raw.isnan()]
-        return f"{reason}: rewards were from {float(rewards.min()):.4g} to {float(rewards.max()):.4g}"
-
 
 class RolloutTrainer:
     """Iterations over prompts: each samples responses with the current policy and learns from them."""
@@ -128,7 +118,7 @@ class RolloutTrainer:
         first = state.restore()
         if not first:
             self.files.restore({})
-            self.monitors.keep(0)
+            state.keep_version(0)
         state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations, **self.prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
@@ -151,7 +141,7 @@ class RolloutTrainer:
         number = iteration.number
         self.state.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics, iteration.sample())
-        self.monitors.keep(number)
+        self.state.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             self.state.checkpoint(number, f"iteration {number} of {iterations}")
 
@@ -321,7 +311,7 @@ class RolloutTrainer:
         return old
 
     def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
-        """Warn once if what sampled is not the policy; RunFailed if nothing was learned from another model's samples yet.
+        """Warn once if what sampled is not the policy. Raises RunFailed before the first update if it is another model.
 
         gap: of their log-probabilities, in nats per token.
         """
@@ -399,7 +389,7 @@ class RolloutTrainer:
         if not learned:
             summary = self.state.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
-            summary["idle_reason"] = iteration.why_nothing_learned()
+            summary["idle_reason"] = iteration.skipped or "no sample was selected, or its loss was not finite"
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
         for _, chooser in self.filters:
