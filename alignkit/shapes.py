@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
-from sys import float_info
 from typing import Any, SupportsIndex
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Needs, Phase, Skip
@@ -115,8 +114,10 @@ def reference_prompt(group: Group) -> Shape:
 
 def is_number(value: Any) -> bool:
     """Whether it is finite and not too large for a float."""
-    is_real = isinstance(value, Real)
-    return is_real and abs(value) <= float_info.max
+    try:  # `math` also knows the infinity of numpy's float32, which is not above the largest float when it is compared
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer
+        return False
 
 
 def is_score(value: Any) -> bool:

@@ -301,13 +301,13 @@ class RolloutTrainer:
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
-        self._check_sampler(iteration, sampler_gap(groups, old))
         # Before the first update, equal adapters behind the same prompts differ by rounding only.
         same = roles.reference_name == roles.start and all(map(operator.is_, encoded, read))
         if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
             raise RunFailed(
                 f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
             )
+        self._check_sampler(iteration, sampler_gap(groups, old))
         return old
 
     def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
