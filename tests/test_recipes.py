@@ -200,7 +200,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture
 def copy(smoke: Done, tmp_path: Path) -> Path:
     """The finished smoke run, to be changed."""
-    return Path(shutil.copytree(smoke.folder, tmp_path / "copy"))
+    return Path(shutil.copytree(smoke.folder, tmp_path / "copy", symlinks=True))
 
 
 @pytest.mark.parametrize("name", RECIPES)

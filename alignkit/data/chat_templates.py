@@ -70,18 +70,13 @@ def read_template(path: Path) -> str:
         raise RunFailed(
             f"model.chat_template: {path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
-    check_template(code, str(path))
-    return code
-
-
-def check_template(code: str, where: str) -> None:
-    """Raise `RunFailed` if a template is not Jinja as transformers reads it."""
     try:
         _environment().from_string(code)
     except TemplateSyntaxError as error:
-        raise RunFailed(f"model.chat_template: {where}:{error.lineno}: {error.message}") from error
+        raise RunFailed(f"model.chat_template: {path}:{error.lineno}: {error.message}") from error
     except (SyntaxError, RecursionError) as error:  # of the Python code that Jinja writes, or of too many nested blocks
-        raise RunFailed(f"model.chat_template: {where} is not a Jinja template: {error}") from error
+        raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {error}") from error
+    return code
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import json
@@ -170,6 +171,11 @@ def resolved_pairs(group: Group) -> tuple[Pair, ...]:
     if group.pairs is not None:
         return group.pairs
     return tuple(Pair(i, j) for i, j in ranking_pairs([response.rank for response in group.responses]))
+
+
+def copies(groups: Sequence[Group]) -> list[Group]:
+    """The groups with prompts and columns that a plugin may change: others read the originals again."""
+    return [replace(g, prompt=copy.deepcopy(g.prompt), meta=copy.deepcopy(g.meta)) for g in groups]
 
 
 def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:

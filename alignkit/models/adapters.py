@@ -97,7 +97,8 @@ class Base:
             expected |= lora.model_dump(include=set(SCALE))
         for key, value in expected.items():
             if key in saved and (saved[key] or None) != (value or None):
-                return f"{folder}: this adapter has {key} {saved[key]}, but the recipe's model.lora has {value}"
+                ours = value or "nothing like it"
+                return f"{folder}: this adapter has {key} {saved[key]}, but the recipe's model.lora has {ours}"
         return ""
 
     def fits(self, folder: Path) -> bool:
@@ -288,9 +289,9 @@ class Adapters:
         ours = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
         # peft would write weights of the base model, which all roles share, and leave out missing ones.
         if different := sorted(state.keys() ^ ours.keys()):
-            which = "also" if different[0] in state else "not"
+            verb = "has the unknown" if different[0] in state else "lacks the"
             raise RunFailed(
-                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it has {which} the weight "
+                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it {verb} weight "
                 f"{different[0]}"
             )
         set_peft_model_state_dict(self._peft, state, adapter_name=adapter)

@@ -15,10 +15,9 @@ from typing import Any
 from pydantic import create_model
 
 from alignkit.calls import blame, call, create
-from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
-from alignkit.errors import PluginError, Problem, RunFailed, did_you_mean
+from alignkit.errors import PluginError, Problem, did_you_mean
 from alignkit.io.results import is_result_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.kinds import reader_of
@@ -109,7 +108,7 @@ class Reading:
         except Unresolved as error:
             raise wrong(error.message, error.help, keys, bool(keys)) from None
         except PluginError as error:
-            raise wrong(str(error), "", keys, bool(keys), plugin=True) from None
+            raise wrong(str(error), "", keys, bool(keys)) from None
         return name, registration, options
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:
@@ -148,13 +147,11 @@ class Reading:
 
     def _require(self, reference: str) -> None:
         """Check that a stage exists, perhaps with this version, and let this stage wait for it."""
-        name, at, version = reference.partition("@")
-        if name == BASE:
-            if at:
-                raise wrong(f"'{name}' is the unmodified model and has no versions")
+        if reference == BASE:
             return
+        name, at, version = reference.partition("@")
         if name not in self.stages:
-            raise wrong(f"no stage '{name}'", self._near_stage(name))
+            raise wrong(f"no stage '{reference}'", self._near_stage(name))
         if name == self.stage.name:
             raise wrong(f"stage '{name}' refers to itself")
         if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
@@ -172,9 +169,6 @@ class Reading:
         count = stage.written.get(unit) or default
         if isinstance(count, int) and version > count:
             raise wrong(f"'{stage.name}@{version}': stage '{stage.name}' has only {count} {unit}")
-        if stage.written.get("stop") is not None:
-            help = "name the stage without a version, or leave its 'stop' out"
-            raise wrong(f"stage '{stage.name}' may stop before its iteration {version}", help)
 
     def _near_stage(self, name: str) -> str:
         names = [*self.stages, BASE]
@@ -281,7 +275,7 @@ class Reading:
             with blame(combination, "whitens"):
                 whitens = bool(combination.whitens)
         except PluginError as error:
-            raise wrong(str(error), keys=(name,), plugin=True) from None
+            raise wrong(str(error), keys=(name,)) from None
         if REWARD_KEY in parts:
             message = f"a part of '{name}' cannot be named '{REWARD_KEY}', which is the name of the whole"
             raise wrong(message, "rename the part", (name,))
@@ -322,38 +316,32 @@ class Reading:
         return DataSpec(tuple(sources))
 
     def _source(self, raw: Any) -> DataSource:
-        """A source: `FILE`, `STAGE`, `{path: FILE, FORMAT: {options}}`, `{FORMAT: FILE}`, `{FORMAT: {path: FILE}}`."""
+        """A source: `FILE`, `STAGE`, a mapping of keys, `{FORMAT: FILE}`, or `{FORMAT: {keys and options}}`."""
         keys, format = raw, ""
-        place: tuple[str, ...] = ()  # of the keys that every source has
-        is_text = isinstance(raw, str)
-        if is_text:
-            keys = {"stage" if raw in self.stages else "path": raw}
-        elif isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
+        place: tuple[str, ...] = ()
+        if isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
             ((format, keys),) = raw.items()
             place = (format,)
-            is_text = isinstance(keys, str)
-            if is_text:
-                keys = {"path": keys}
+        is_text = isinstance(keys, str)
+        if is_text:
+            keys = {"stage" if keys in self.stages and not format else "path": keys}
         if not isinstance(keys, dict):
             expected = "expected a file, a stage, or a mapping such as {path: FILE}"
             raise wrong(f"{PATH}: {expected}, got {shown(keys)}", keys=place)
-        common = {key: value for key, value in keys.items() if key in _COMMON}
-        options: Any = {key: value for key, value in keys.items() if key not in _COMMON}
-        if not format:
-            format = next((key for key in options if self.registry.has("format", key)), "")
-            common |= options  # but for the format's, they are unknown
-            options = common.pop(format, None)
-        component: Component | None = None
-        mistakes: list[Mistake] = []
+        component, common, mistakes = None, keys, []
         if format:
+            common = {key: value for key, value in keys.items() if key in _COMMON}
+            options = {key: value for key, value in keys.items() if key not in _COMMON}
             try:
                 component = self.component("format", {format: options})
             except Mistakes as error:
                 mistakes += [mistake.known(_COMMON) for mistake in error.mistakes]
-        source, others = validated(DataSource, common, self)
+        formats = self.registry.names("format")
+        hints = {name: f"write the path inside, as in '{{{name}: {{path: FILE, ...}}}}'" for name in formats}
+        source, others = validated(DataSource, common, self, hints)
         if is_text:
             others = [replace(mistake, keys=()) for mistake in others]
-        mistakes += [mistake.known(self.registry.names("format")).below(*place) for mistake in others]
+        mistakes += [mistake.known(formats).below(*place) for mistake in others]
         if source is None or mistakes:
             raise Mistakes(*mistakes)
         return source.in_format(component)
@@ -381,8 +369,7 @@ class Reading:
     def file(self, value: Path) -> Path:
         """Return the absolute path of an option's file. One that runs write need not exist yet."""
         path = self.locate(str(value))
-        reader = None if exists(path) else reader_of(path)
-        if not exists(path) and not (reader and reader.grows):
+        if not exists(path) and not getattr(reader_of(path), "grows", False):
             raise wrong(f"no such file: {value}", f"looked for {path}")
         return path
 
@@ -419,25 +406,19 @@ class Reading:
         # Few hub ids have no namespace, so a misspelled plugin is more likely.
         if base == value and "/" not in value:
             names = self.registry.names("model")
-            if did_you_mean(value, names) or any(name.startswith(value) for name in names):
+            if did_you_mean(value, names):
                 self.plugin("model", value)
         return base
 
     def read_template(self, value: str) -> str:
         """A chat template: a plugin's name, or a file, which stays as it is written if it is in the recipe's folder."""
-        named = self.plugin("template", value)[1] if self.registry.has("template", value) else None
         path = self.locate(value)
-        if named is None and not is_file(path):
+        if self.registry.has("template", value):
+            self.plugin("template", value)
+        elif not is_file(path):
             names = self.registry.names("template")
             message = f"{PATH}: '{value}' is neither a template ({', '.join(names)}) nor a Jinja file"
             raise wrong(message, did_you_mean(value, names) or f"looked for {path}")
-        try:
-            if named is None:
-                read_template(path)
-            else:
-                check_template(named.implementation, f"template '{value}' of {named.origin}")
-        except RunFailed as error:
-            raise wrong(str(error), "use a file with a Jinja template") from None
         return value
 
 

@@ -49,12 +49,6 @@ MODEL = (
         "train a LoRA adapter, or set 'quantization: none'",
     ),
     Rule(
-        "mixed_precision",
-        lambda x: x.mixed_precision != "none" and x.lora is not None,
-        PATH + ": with a LoRA adapter the base is frozen, so 'dtype: bfloat16' does the same",
-        "leave 'mixed_precision' out, or train all weights with 'lora: none'",
-    ),
-    Rule(
         "dtype",
         lambda x: x.dtype == "bfloat16" and x.lora is None,
         PATH + ": bfloat16 weights would lose most updates at the learning rates of fine-tuning",
@@ -153,20 +147,6 @@ ONLINE = (
 # With what an algorithm needs, which its options decide.
 NEEDS = (
     Rule(
-        "value_from",
-        lambda x: x.settings.value_from and (x.needs.shared_values or not x.needs.values),
-        "{x.registration.name} has no value function of its own",
-        "leave 'value_from' out",
-        key=True,
-    ),
-    Rule(
-        "reference",
-        lambda x: x.settings.reference and not (x.online or x.needs.reference_logprobs),
-        "{x.registration.name} does not use a reference",
-        "leave 'reference' out",
-        key=True,
-    ),
-    Rule(
         "reference",
         _learns_nothing,
         "{x.registration.name} learns from where its reference differs from the policy's start, but both are the same",
@@ -247,7 +227,7 @@ def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]
 
 def key_mistakes(stage: Stage) -> Iterator[Mistake]:
     """Keys that the algorithm does not use, and those that are missing."""
-    name, unused, wanted, others = stage.registration.name, dict(ONLY_ONLINE), "data", "prompts"
+    name, needs, unused, wanted, others = stage.registration.name, stage.needs, dict(ONLY_ONLINE), "data", "prompts"
     if stage.online:
         unused, wanted, others = dict(_ONLY_OFFLINE), "prompts", "data"
     if others in stage.written and wanted not in stage.written:
@@ -256,10 +236,14 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
         return
     if stage.trains_reward:
         unused |= _OF_POLICIES
+    if needs is not None and (needs.shared_values or not needs.values):
+        unused["value_from"] = "it has no value function of its own"
+    if needs is not None and not (stage.online or needs.reference_logprobs):
+        unused["reference"] = "it compares its policy with no other one"
     for key, reason in unused.items():
         if stage.written.get(key) is not None:
             yield Mistake(f"{name} does not use '{key}'", reason, (key,), at_key=True)
-    for key in required_keys(stage.plugin, stage.needs):
+    for key in required_keys(stage.plugin, needs):
         if stage.written.get(key) is None:
             help = Settings.model_fields[key].description or ""
             yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True)

@@ -51,14 +51,12 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
     path: what a recipe writes after `NAME://`, if the source takes it.
     """
     with blame(registration.implementation, "", registration.label):
-        source = registration.implementation(cache, *path)
-        if not isinstance(source, str | Path):
-            raise PluginError(f"return the model's folder, not {type(source).__name__}")
-        folder, hub = Path(source), str(source).count("/") == 1
-        if not is_file(folder / "config.json") and (is_dir(folder) or not hub or folder.is_absolute()):
-            text = f"return a model's folder, which has a config.json, or a hub id, not {str(source)!r:.200}"
+        source = str(registration.implementation(cache, *path))
+        hub = source.count("/") == 1 and not is_dir(source) and not Path(source).is_absolute()
+        if not hub and not is_file(Path(source) / "config.json"):
+            text = f"return a model's folder, which has a config.json, or a hub id, not {source!r:.200}"
             raise PluginError(text)
-    return str(source)
+    return source
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:
@@ -145,7 +143,10 @@ class RunBase:
             return ""
         lora = self.spec.lora
         if use == "start" and lora is not None and not is_adapter(folder):
-            return f"{folder} holds a whole model, but with model.lora every stage starts from an adapter"
+            return (
+                f"{folder} holds a whole model, but with model.lora every stage starts from an adapter\n"
+                "help: name the folder in 'model.base', or train all weights with 'model.lora: none'"
+            )
         try:
             if text := self.origin.misfit(folder, lora if use == "start" else None):
                 return text
@@ -234,15 +235,6 @@ class RunBases(dict[str, RunBase]):
                 place = _place_of(self._recipe, folder, keys)
                 message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
                 yield self._recipe.problem(place, message, at_key=place == keys, help=help)
-
-    def missing_device(self) -> Iterator[Problem]:
-        """The device of the models, if this machine lacks it."""
-        from alignkit.models.loading import device_of
-
-        try:
-            device_of(self._recipe.model.device)
-        except RunFailed as error:
-            yield self._recipe.problem(("model", "device"), str(error))
 
     def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:
         """A reference in a folder that would read other tokens than the policy writes."""

@@ -279,11 +279,9 @@ class TrainingStage(RunStage, StageContext):
             self._check(mistakes, settings.environment, "check_reward")
 
     def _check_models(self, mistakes: Mistakes) -> None:
-        bases, environment = self.services.bases, self.settings.environment
-        if self.services.download:
-            mistakes.add(bases.missing_device())
+        environment = self.settings.environment
         super()._check_models(mistakes)
-        mistakes.add(bases.other_tokenizer(self.stage))
+        mistakes.add(self.services.bases.other_tokenizer(self.stage))
         if environment is not None and self.services.download:
             with mistakes.gathering(self.name, ("environment",)):  # is the chat template fit for it?
                 factory = player().Factory(environment, self.name, self.seed, self.recipe.folder)

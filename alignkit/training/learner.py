@@ -305,7 +305,6 @@ class Learner:
             "steps": self.steps,
             "skipped": self.skipped,
             "algorithm": remembered(self.algorithm, "before_step"),
-            **self.model.memory.state(),
             "optimizer": plain,
         }
 
@@ -318,7 +317,6 @@ class Learner:
             parameter.data.copy_(self.collectives.part(tensors[f"weight/{name}"], parameter))
         restore_state(self.optimizer, self.parameters, tensors, state["optimizer"], self.collectives.part)
         self.steps, self.skipped = state["steps"], state["skipped"]
-        self.model.memory.restore(state)
         self.restore_algorithm(state)
 
     def restore_algorithm(self, state: Mapping[str, Any]) -> None:

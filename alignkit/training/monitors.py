@@ -177,13 +177,14 @@ class Monitors:
         if self.stopped:
             # The policy that an iteration sampled from is the version after the one before.
             version = kept / str(int(self.trainer.summary["kept_iteration"]) - 1)
-            if not version.is_dir():
+            if version.is_dir():
+                with replace_folder(self.context.adapter) as new:
+                    copytree(version, new, dirs_exist_ok=True)
+            elif not self.context.adapter.is_dir():  # else a start that was killed has settled already
                 raise RunFailed(
                     f"stage '{self.context.name}': the weights to go back to are gone: {version}\n"
                     f"help: delete {self.context.folder}, and the stage starts over"
                 )
-            with replace_folder(self.context.adapter) as new:
-                copytree(version, new, dirs_exist_ok=True)
         unasked = kept
         if self.trainer.settings.keep_versions:
             unasked = kept / "0"

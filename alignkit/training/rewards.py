@@ -18,7 +18,7 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit import shapes
 from alignkit.calls import call, create, remembered
-from alignkit.data.group import Group, length, preview, responses_of
+from alignkit.data.group import Group, copies, length, preview, responses_of
 from alignkit.errors import RunFailed
 from alignkit.judges import costs, spending
 from alignkit.kinds import Filter
@@ -123,11 +123,6 @@ def _rows(groups: Sequence[Group]) -> list[Group]:
     return rows
 
 
-def _copies(groups: Sequence[Group]) -> list[Group]:
-    """The groups with prompts and columns that a plugin may change: later iterations read the originals again."""
-    return [replace(g, prompt=copy.deepcopy(g.prompt), meta=copy.deepcopy(g.meta)) for g in groups]
-
-
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
     """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
     values = {name: column.tolist() for name, column in columns.items()}
@@ -187,7 +182,7 @@ class Node:
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
         wanted = shapes.combined(len(responses_of(groups)))
-        combined: CombinedReward = call(self.plugin, "combine", _copies(groups), columns, returns=wanted)
+        combined: CombinedReward = call(self.plugin, "combine", copies(groups), columns, returns=wanted)
         return combined
 
     def applies(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -211,7 +206,7 @@ class Node:
         total = None
         if any(child.whitens for child in self.children.values()):
             parts_of = {name: child.reward[rows] for name, child in children.items()}
-            total = call(self.plugin, "total", _copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
+            total = call(self.plugin, "total", copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
         reward[rows] = (combined.reward if total is None else total).to(torch.float64)
         raw[rows] = combined.raw.to(torch.float64)
@@ -310,7 +305,7 @@ class Rewards:
             return []
         wanted = shapes.scores(len(rows), lambda index: f"{index} (prompt: {preview(rows[index])})")
         if leaf.plugin is not None:
-            (column,) = call(leaf.plugin, "score", _copies(groups), returns=wanted).values()
+            (column,) = call(leaf.plugin, "score", copies(groups), returns=wanted).values()
             return list(shapes.plain(column))
         column = list(self.context.models[leaf.spec.name].scores(groups))
         if wrong := wanted({"": column}):

@@ -211,7 +211,8 @@ class TrainerState:
         self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
         self.algorithm.state = begun
         for base, models in self.context.bases().items():
-            models.model.memory.restore(checkpoint.state.get("memory", {}).get(base) or {"halvings": 0})
+            if base in checkpoint.state["memory"]:
+                models.model.memory.restore(checkpoint.state["memory"][base])
         self.done = checkpoint.state
         self._warn_of_changes(checkpoint.state)
         self.context.say(f"continuing after {self.done['position']}")

@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-import alignkit
 from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
 from alignkit.cli import main
 from alignkit.data.group import write_groups
-from alignkit.errors import RecipeError
-from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.load import load_recipe
+from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
 from alignkit.testing import ConformanceError, check_tracker
 
@@ -95,7 +92,7 @@ def test_each_line_is_logged_once(tmp_path: Path) -> None:
     assert not {"stage", "step", "time"} & set(rows[1][2])
     run(tmp_path, ["journal"])
     assert journal(folder) == rows  # not even a start
-    run(tmp_path, [], 0, "--tracker", "journal", steps=4)
+    run(tmp_path, [], 0, "trackers=[journal]", steps=4)
     assert [row[1] for row in journal(folder)[len(rows) + 1 : -1]] == [1, 2, 3, 4]
 
 
@@ -140,7 +137,7 @@ def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: py
         (["jurnal"], [], 2, "no tracker 'jurnal'"),
         ("journal", [], 2, "trackers"),
         ([{"journal": {"x": 1}}], [], 2, "unknown"),
-        ([], ["--tracker", "jurnal"], 2, "no tracker 'jurnal'"),
+        ([], ["trackers=[jurnal]"], 2, "no tracker 'jurnal'"),
     ],
 )
 def test_wrong_names(
@@ -156,21 +153,6 @@ def test_wrong_names(
 def recipe(kind: type[Tracker], name: str = "x") -> Any:
     component = Component("tracker", name, Registration("x", kind, plugin="x"), kind.Options())
     return SimpleNamespace(name="x", folder=Path(), resolved={}, trackers=(component,))
-
-
-def test_a_tracker_of_the_command_line_that_needs_options(tmp_path: Path) -> None:
-    class Demanding(Tracker):
-        class Options(alignkit.Options):
-            team: str
-
-    registry = load_plugins().registry
-    registry.add("tracker", Registration("demanding", Demanding, plugin="x"))
-    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}')
-    path = tmp_path / "r.yaml"
-    path.write_text("model: {base: tiny}\nstages: {sft: {algorithm: sft, data: d.jsonl}}")
-    with pytest.raises(RecipeError) as error:
-        load_recipe(path, (), registry, ["demanding"])
-    assert "'trackers.0.demanding.team' is missing\n  --> --tracker demanding" in str(error.value)
 
 
 class Seen(Tracker):

@@ -101,9 +101,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
     for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
         assert line in counted
-    assert re.search(
-        r"\nalign iteration 1: a sample(, reward \S+)?, \d+ tokens?.*\n  prompt    \S.*\n  response  .", again
-    )
+    assert re.search(r"\nalign iteration 1: a sample, reward \S+\n  prompt    \S.*\n  response  .", again)
 
 
 @pytest.mark.parametrize(

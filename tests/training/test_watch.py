@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +155,17 @@ def test_without_the_rule_a_fall_is_only_said(
     assert "warning: gold was best in iteration" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("finish", [lambda self: None, Monitors.finish], ids=["before", "after"])
 def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Callable[[Monitors], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed before its result is written, or after it, when the version that it goes back to is discarded."""
     monkeypatch.setattr(Gold, "fell", lambda self: True)
     saves = []
 
     def killed(self: Monitors) -> None:
         saves.append(self.trainer.summary["kept_iteration"])
+        finish(self)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

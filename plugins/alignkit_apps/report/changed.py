@@ -96,7 +96,7 @@ class _Words:
             inner: Any = key
             source = source[inner] if isinstance(source, Mapping | list | tuple) else getattr(source, str(key), None)
         entry = [key for key in keys[:place] if key not in _WRAPPERS]
-        if keys[-1] != "path" or not isinstance(source, DataSource):
+        if keys[-1] != "content" or not isinstance(source, DataSource):
             return _plain([*entry, *keys[place + 2 :]], change)
         file = "/".join(Path(source.name).parts[-2:])
         same = source.name in self.read
