@@ -97,7 +97,7 @@ class DatasetTrainer:
         """Log-probabilities of the reference for each response, [tokens] in nats."""
         read = self.state.reference_prompts.encoded(encoded)
         models, name = self.state.reference_models, self.state.roles.reference_name
-        return self.state.measure(read, lambda groups: models.reference_logprobs(name, groups))
+        return self.state.measure(read, lambda groups: models.measure(name, groups))
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)
