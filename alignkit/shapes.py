@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
+from sys import float_info
 from typing import Any, SupportsIndex
 
 from alignkit.algorithm import ADVANTAGES, Algorithm, Needs, Phase, Skip
@@ -114,10 +115,8 @@ def reference_prompt(group: Group) -> Shape:
 
 def is_number(value: Any) -> bool:
     """Whether it is finite and not too large for a float."""
-    try:  # `math` also knows the infinity of numpy's float32, which is not above the largest float when it is compared
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:  # an integer
-        return False
+    is_real = isinstance(value, Real)
+    return is_real and abs(plain(value)) <= float_info.max  # a float32 would round it to infinity
 
 
 def is_score(value: Any) -> bool:

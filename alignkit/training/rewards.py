@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit import shapes
-from alignkit.calls import call, create, remembered
+from alignkit.calls import call, create, mistake, remembered
 from alignkit.data.group import Group, copies, length, preview, responses_of
 from alignkit.errors import RunFailed
 from alignkit.judges import costs, spending
@@ -89,8 +89,8 @@ class RewardTable:
         """
         metrics: dict[str, Any] = {}
         if self.raw is not None:
-            raw = self.raw[~self.raw.isnan()]
-            metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
+            if len(raw := self.raw[~self.raw.isnan()]):
+                metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
             metrics["unscored"] = self.unscored
         for name, column in self.parts.items():
             if missing := int(column.isnan().sum()):
@@ -208,7 +208,11 @@ class Node:
             parts_of = {name: child.reward[rows] for name, child in children.items()}
             total = call(self.plugin, "total", copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
-        reward[rows] = (combined.reward if total is None else total).to(torch.float64)
+        if total is not None:
+            combined = replace(combined, reward=total)
+            if wrong := shapes.combined(len(total))(combined):
+                raise mistake(self.plugin, "total", wrong)
+        reward[rows] = combined.reward.to(torch.float64)
         raw[rows] = combined.raw.to(torch.float64)
         return CombinedReward(reward, raw, combined.metrics)
 

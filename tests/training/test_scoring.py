@@ -414,6 +414,15 @@ def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.M
         learn(growing(), TWO)
 
 
+def test_a_total_of_whitened_parts_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = combining(doubled("outer", inner=doubled("inner", a=RewardSpec("stage", "a"))), {"a": [1.0, 2.0, 3.0]})
+    scores = torch.tensor([0.0, 2.0, 1.0])
+    monkeypatch.setattr(scorer.root.plugin, "combine", lambda groups, parts: CombinedReward(scores, scores, {}))
+    monkeypatch.setattr(scorer.root.plugin, "total", lambda groups, parts: scores / scores)
+    with pytest.raises(PluginError, match=r"`Doubled.\w+`: the reward of a response is not finite"):
+        learn(scorer, TWO)
+
+
 def test_a_state_that_is_not_json_is_refused() -> None:
     scorer = growing()
     scorer.root.plugin.state["factor"] = torch.ones(1)
