@@ -82,11 +82,11 @@ class StageEncoder:
         accepted: list[Group] = []
         refused: list[RowRefused] = []
         for group in groups:
-            try:
-                self.encoder.render(group)
+            rendered = self.encoder.render(group)
+            if isinstance(rendered, RowRefused):
+                refused.append(rendered)
+            else:
                 accepted.append(group)
-            except RowRefused as error:
-                refused.append(error)
         self._leave_out(refused)
         self._tell(len(groups))
         self.count_read(groups)
