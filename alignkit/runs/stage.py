@@ -482,20 +482,18 @@ class StepStage(RunStage):
     def _scorer(self, spec: RewardSpec) -> Any:
         from alignkit.training.rewards import Rewards
 
-        return Rewards(spec, self.reward_context(), in_parts=self._in_parts, make=self.take)
+        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.take)
 
-    def _in_parts(self, name: str, groups: Sequence[Group], score: Callable[..., list[Any]]) -> list[Any]:
-        """The scores of a single reward, one per response.
+    def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
+        """The groups that a single reward scores at once.
 
         A reward model's bits depend on the groups that it sees at once, and on nothing that was scored before.
         """
-        column: list[Any] = []
         with self.reporter.progress(f"scoring with {name}", len(groups)) as done:
             for start in range(0, len(groups), SCORED):
                 self.services.should_stop()
-                column += score(groups[start : start + SCORED])
+                yield groups[start : start + SCORED]
                 done(min(start + SCORED, len(groups)))
-        return column
 
 
 def run_stage(services: Services, stage: Stage) -> RunStage:
