@@ -101,10 +101,6 @@ def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")] = None,
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option("--tracker", metavar="NAME", help="Show metrics there too: tensorboard, wandb ..."),
-    ] = None,
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Processes of this machine that run it together.")
     ] = 1,
@@ -129,7 +125,7 @@ def run(
             os.environ[VERBOSE] = "1"
         if processes > 1 and RANK not in os.environ:
             raise typer.Exit(launch(processes))
-        left = start(partial(load, recipe, overrides, tracker or ()), out)
+        left = start(partial(load, recipe, overrides), out)
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)

@@ -157,7 +157,6 @@ Overrides = Annotated[
 def load(
     name: str,
     overrides: Sequence[str] | None,
-    trackers: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
@@ -174,7 +173,7 @@ def load(
     for broken in loaded.broken:
         if broken.distribution in requested:
             raise PluginError(str(broken))
-    recipe = load_recipe(path, list(overrides or ()), loaded.registry, trackers)
+    recipe = load_recipe(path, list(overrides or ()), loaded.registry)
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
     return recipe

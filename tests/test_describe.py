@@ -98,9 +98,9 @@ def test_calls_and_reasoning_are_shown(tmp_path: Path) -> None:
 def test_rankings_prompts_and_raw_text(tmp_path: Path) -> None:
     ranked = {"prompt": "q", "responses": ["worst", "mid", "best"], "ranks": [3, 2, 1]}
     assert lines(tmp_path, ranked)[2:] == [
-        "  better  best",
-        "  worse   worst",
-        "          and 1 more of 3 responses, 3 pairs",
+        "  response 1  worst  (rank 3)",
+        "  response 2  mid  (rank 2)",
+        "  response 3  best  (rank 1)",
     ]
     assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == ["  user  q", "        a prompt without a response"]
     assert lines(tmp_path, {"text": "Once"})[1:] == ["  text  Once"]

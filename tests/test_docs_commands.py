@@ -151,7 +151,7 @@ RECIPES = {
 def test_recipes_of_commands_are_valid(
     command: Command, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(shutil.copytree(own_folder(command) or files, tmp_path / "files"))
+    monkeypatch.chdir(shutil.copytree(own_folder(command) or files, tmp_path / "files", symlinks=True))
     words = list(command.filled()[2:])
     if (ROOT / words[0]).is_file():  # a recipe of the repository that is not shipped
         words[0] = str(ROOT / words[0])
@@ -225,7 +225,7 @@ PAGES = sorted({command.page for command in COMMANDS if runs_here(command)})
 @pytest.fixture(scope="module")
 def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/quickstart and runs/seed1, of the tiny model."""
-    folder = Path(shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files"))
+    folder = Path(shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files", symlinks=True))
     small = [f"{key}={value}" for key, value in QUICK.items()]
     for name, more in (("quickstart", []), ("seed1", ["seed=1"])):
         assert cli.main(["run", "quickstart", *small, *more, "--out", str(folder / "runs" / name)]) == 0
@@ -237,7 +237,7 @@ def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_of_a_page_run(
     page: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "files"))
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "files", symlinks=True))
     for command in COMMANDS:
         if command.page == page and runs_here(command):
             code = cli.main(list(command.words[1:]))

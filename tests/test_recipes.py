@@ -200,7 +200,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture
 def copy(smoke: Done, tmp_path: Path) -> Path:
     """The finished smoke run, to be changed."""
-    return Path(shutil.copytree(smoke.folder, tmp_path / "copy"))
+    return Path(shutil.copytree(smoke.folder, tmp_path / "copy", symlinks=True))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -294,7 +294,7 @@ def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
     ("row", "fault"),
     [
         ('{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}', "has 2 responses"),
-        ('{"prompt": "Why is the sky blue?"}', "has no response"),
+        ('{"prompt": "Why is the sky blue?"}', "ends with the user"),
         ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
          '"responses": [{"text": "b", "label": false}]}', "is labeled as bad"),
         ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),

@@ -78,11 +78,13 @@ class MemoryBudget:
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"halvings": self.halvings, "activation_bytes": self.activation_bytes}
+        names = ("halvings", "sampling_halvings", "activation_bytes")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue with a checkpoint's budget, or with this process's if that has been halved more often."""
         self.halvings = max(self.halvings, state["halvings"])
+        self.sampling_halvings = max(self.sampling_halvings, state["sampling_halvings"])
         if state.get("activation_bytes") is not None:
             self.activation_bytes = state["activation_bytes"]
 

@@ -41,29 +41,17 @@ from alignkit.recipe.rules import (
     stage_mistakes,
 )
 from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
-from alignkit.recipe.yaml import Document, Mark, Node, dump, load_document, parse_document
+from alignkit.recipe.yaml import Document, Node, dump, load_document, parse_document
 from alignkit.registry import Component, Registry
 from alignkit.sampling import KEYS, SamplingOptions
 from alignkit.settings import Rollout, Settings
 
-PLUGIN_ERROR = 3  # exit code if only plugins are wrong, not the recipe
 _KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
 
 
-def load_recipe(
-    path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None, trackers: Sequence[str] = ()
-) -> Recipe:
-    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found.
-
-    trackers: more of them, which the command line names.
-    """
-    document = load_document(Path(path), overrides)
-    for name in trackers:
-        mark = Mark(f"--tracker {name}")
-        written = document.root.value.setdefault("trackers", Node([], mark))
-        if isinstance(written.value, list) and name not in written.plain():
-            written.value.append(Node(name, mark))
-    return build(document, registry if registry is not None else plugins().registry)
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
+    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
 
 
 def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -107,14 +95,9 @@ class _Recipe:
 
     def raise_all(self) -> None:
         """Raise RecipeError if anything is wrong, in the order of the file."""
-        of_recipe = problems_of(self.document, self.mistakes)
-        problems = [*self.document.problems, *self.reading.problems, *of_recipe]
-        if not problems:
-            return
-        error = RecipeError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column)))
-        if len(of_recipe) == len(problems) and all(mistake.plugin for mistake in self.mistakes):
-            error.exit_code = PLUGIN_ERROR
-        raise error
+        problems = [*self.document.problems, *self.reading.problems, *problems_of(self.document, self.mistakes)]
+        if problems:
+            raise RecipeError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column)))
 
     def read(self) -> Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
@@ -240,7 +223,7 @@ class _Recipe:
             with blame(plugin, "needs"):
                 stage.needs, stage.log_odds, stage.chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
         except PluginError as error:
-            raise wrong(str(error), plugin=True) from None
+            raise wrong(str(error)) from None
 
     def _ordered(self) -> dict[str, Stage]:
         """The stages in the declared order, except that each follows its upstream stages. Raises for a cycle."""
@@ -282,7 +265,7 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
 
 def _samples(stage: Stage) -> bool:
     """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
-    if stage.online and not stage.external:
+    if stage.online:
         return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
     return any(part.options.asks_engine() for part in parts)

@@ -27,15 +27,13 @@ MOST_HELP = 100  # problems with a nearest name
 class Mistake:
     """Something wrong below the value that is checked.
 
-    keys: where. at_key: point at the key, not at its value. plugin: the plugin is wrong, not the recipe. allowed: the
-    keys that an unknown key may have meant.
+    keys: where. at_key: point at the key, not at its value. allowed: the keys that an unknown key may have meant.
     """
 
     message: str
     help: str = ""
     keys: Keys = ()
     at_key: bool = False
-    plugin: bool = False
     allowed: Sequence[str] | None = None
 
     @property
@@ -60,9 +58,9 @@ class Mistakes(ValueError):
         self.mistakes = mistakes
 
 
-def wrong(message: str, help: str = "", keys: Keys = (), at_key: bool = False, plugin: bool = False) -> Mistakes:
+def wrong(message: str, help: str = "", keys: Keys = (), at_key: bool = False) -> Mistakes:
     """One mistake, to raise in a validator."""
-    return Mistakes(Mistake(message, help, keys, at_key, plugin))
+    return Mistakes(Mistake(message, help, keys, at_key))
 
 
 def path_text(keys: Iterable[str | int]) -> str:

@@ -15,10 +15,9 @@ from typing import Any
 from pydantic import create_model
 
 from alignkit.calls import blame, call, create
-from alignkit.data.chat_templates import check_template, read_template
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
-from alignkit.errors import PluginError, Problem, RunFailed, did_you_mean
+from alignkit.errors import PluginError, Problem, did_you_mean
 from alignkit.io.results import is_result_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.kinds import reader_of
@@ -109,7 +108,7 @@ class Reading:
         except Unresolved as error:
             raise wrong(error.message, error.help, keys, bool(keys)) from None
         except PluginError as error:
-            raise wrong(str(error), "", keys, bool(keys), plugin=True) from None
+            raise wrong(str(error), "", keys, bool(keys)) from None
         return name, registration, options
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:
@@ -130,9 +129,6 @@ class Reading:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _RESERVED:
             help = f"use letters, digits, '_' and '-', and none of the words {', '.join(_RESERVED)}"
             raise wrong(f"'{name}' cannot be the name of a stage", help, at_key=True)
-        if self.registry.has("reward", name):
-            help = f"'reward: {name}' would be ambiguous; rename the stage"
-            raise wrong(f"stage '{name}' has the same name as an installed reward", help, at_key=True)
         return name
 
     # --- stages and weights
@@ -148,13 +144,11 @@ class Reading:
 
     def _require(self, reference: str) -> None:
         """Check that a stage exists, perhaps with this version, and let this stage wait for it."""
-        name, at, version = reference.partition("@")
-        if name == BASE:
-            if at:
-                raise wrong(f"'{name}' is the unmodified model and has no versions")
+        if reference == BASE:
             return
+        name, at, version = reference.partition("@")
         if name not in self.stages:
-            raise wrong(f"no stage '{name}'", self._near_stage(name))
+            raise wrong(f"no stage '{reference}'", self._near_stage(name))
         if name == self.stage.name:
             raise wrong(f"stage '{name}' refers to itself")
         if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
@@ -172,9 +166,6 @@ class Reading:
         count = stage.written.get(unit) or default
         if isinstance(count, int) and version > count:
             raise wrong(f"'{stage.name}@{version}': stage '{stage.name}' has only {count} {unit}")
-        if stage.written.get("stop") is not None:
-            help = "name the stage without a version, or leave its 'stop' out"
-            raise wrong(f"stage '{stage.name}' may stop before its iteration {version}", help)
 
     def _near_stage(self, name: str) -> str:
         names = [*self.stages, BASE]
@@ -228,25 +219,33 @@ class Reading:
         return value if self.stage.trains_reward else self._policy(value)
 
     def _weights(self, name: str) -> str:
+        folder = self._folder(name)
+        self.stage.folders = (*dict.fromkeys((*self.stage.folders, folder)),)
+        return self._role(folder)
+
+    def _folder(self, name: str, keys: tuple[str, ...] = ()) -> str:
+        """The absolute path of a folder with weights. keys: under which it is named."""
         folder = self.locate(name)
         if not is_dir(folder):
-            raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name))
+            raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name), keys)
         if not any((folder / file).is_file() for file in _WEIGHTS):
             inner = next((each for each in ("adapter", "model") if is_dir(folder / each)), None)
             message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
-            raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "")
-        self.stage.folders = (*dict.fromkeys((*self.stage.folders, str(folder))),)
-        return self._role(str(folder))
+            raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "", keys)
+        return str(folder)
 
     # --- rewards
 
     def read_reward(self, value: Any) -> RewardSpec:
-        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these."""
+        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these.
+
+        A stage comes before a plugin with its name.
+        """
         if isinstance(value, RewardSpec):  # an option of a combination
             return value
         name, folder = self.split("reward", value)
         if name == "folder" and isinstance(folder, str):
-            return self._reward_folder(folder)
+            return RewardSpec("folder", self._role(self._folder(folder, ("folder",))))
         if name.partition("@")[0] in self.stages:
             return self._reward_stage(name, isinstance(value, str))
         component = self.component("reward", value)
@@ -255,22 +254,14 @@ class Reading:
         return RewardSpec("reward", component.name, component)
 
     def _reward_stage(self, value: str, is_plain: bool) -> RewardSpec:
-        name = value.partition("@")[0]
-        if self.registry.has("reward", name):  # reported where the stage is named
-            return RewardSpec("stage", name)
         if not is_plain:
             message = f"'{value}' is a stage and takes no options here"
             raise wrong(message, f"write just '{value}'", (value,), at_key=True)
         self.read_stage(value)
         if self.trains_reward(value) is False:
+            name = value.partition("@")[0]
             raise wrong(f"stage '{name}' cannot be a reward: it does not train a reward model")
         return RewardSpec("stage", value)
-
-    def _reward_folder(self, value: str) -> RewardSpec:
-        folder = self.locate(value)
-        if not is_dir(folder):
-            raise wrong(f"no such folder: {value}", f"looked for {folder}", ("folder",))
-        return RewardSpec("folder", self._role(str(folder)))
 
     def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts."""
@@ -281,7 +272,7 @@ class Reading:
             with blame(combination, "whitens"):
                 whitens = bool(combination.whitens)
         except PluginError as error:
-            raise wrong(str(error), keys=(name,), plugin=True) from None
+            raise wrong(str(error), keys=(name,)) from None
         if REWARD_KEY in parts:
             message = f"a part of '{name}' cannot be named '{REWARD_KEY}', which is the name of the whole"
             raise wrong(message, "rename the part", (name,))
@@ -322,38 +313,32 @@ class Reading:
         return DataSpec(tuple(sources))
 
     def _source(self, raw: Any) -> DataSource:
-        """A source: `FILE`, `STAGE`, `{path: FILE, FORMAT: {options}}`, `{FORMAT: FILE}`, `{FORMAT: {path: FILE}}`."""
+        """A source: `FILE`, `STAGE`, a mapping of keys, `{FORMAT: FILE}`, or `{FORMAT: {keys and options}}`."""
         keys, format = raw, ""
-        place: tuple[str, ...] = ()  # of the keys that every source has
-        is_text = isinstance(raw, str)
-        if is_text:
-            keys = {"stage" if raw in self.stages else "path": raw}
-        elif isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
+        place: tuple[str, ...] = ()
+        if isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
             ((format, keys),) = raw.items()
             place = (format,)
-            is_text = isinstance(keys, str)
-            if is_text:
-                keys = {"path": keys}
+        is_text = isinstance(keys, str)
+        if is_text:
+            keys = {"stage" if keys in self.stages and not format else "path": keys}
         if not isinstance(keys, dict):
             expected = "expected a file, a stage, or a mapping such as {path: FILE}"
             raise wrong(f"{PATH}: {expected}, got {shown(keys)}", keys=place)
-        common = {key: value for key, value in keys.items() if key in _COMMON}
-        options: Any = {key: value for key, value in keys.items() if key not in _COMMON}
-        if not format:
-            format = next((key for key in options if self.registry.has("format", key)), "")
-            common |= options  # but for the format's, they are unknown
-            options = common.pop(format, None)
-        component: Component | None = None
-        mistakes: list[Mistake] = []
+        component, common, mistakes = None, keys, []
         if format:
+            common = {key: value for key, value in keys.items() if key in _COMMON}
+            options = {key: value for key, value in keys.items() if key not in _COMMON}
             try:
                 component = self.component("format", {format: options})
             except Mistakes as error:
                 mistakes += [mistake.known(_COMMON) for mistake in error.mistakes]
-        source, others = validated(DataSource, common, self)
+        formats = self.registry.names("format")
+        hints = {name: f"write the path inside, as in '{{{name}: {{path: FILE, ...}}}}'" for name in formats}
+        source, others = validated(DataSource, common, self, hints)
         if is_text:
             others = [replace(mistake, keys=()) for mistake in others]
-        mistakes += [mistake.known(self.registry.names("format")).below(*place) for mistake in others]
+        mistakes += [mistake.known(formats).below(*place) for mistake in others]
         if source is None or mistakes:
             raise Mistakes(*mistakes)
         return source.in_format(component)
@@ -381,8 +366,7 @@ class Reading:
     def file(self, value: Path) -> Path:
         """Return the absolute path of an option's file. One that runs write need not exist yet."""
         path = self.locate(str(value))
-        reader = None if exists(path) else reader_of(path)
-        if not exists(path) and not (reader and reader.grows):
+        if not exists(path) and not getattr(reader_of(path), "grows", False):
             raise wrong(f"no such file: {value}", f"looked for {path}")
         return path
 
@@ -425,19 +409,13 @@ class Reading:
 
     def read_template(self, value: str) -> str:
         """A chat template: a plugin's name, or a file, which stays as it is written if it is in the recipe's folder."""
-        named = self.plugin("template", value)[1] if self.registry.has("template", value) else None
         path = self.locate(value)
-        if named is None and not is_file(path):
+        if self.registry.has("template", value):
+            self.plugin("template", value)
+        elif not is_file(path):
             names = self.registry.names("template")
             message = f"{PATH}: '{value}' is neither a template ({', '.join(names)}) nor a Jinja file"
             raise wrong(message, did_you_mean(value, names) or f"looked for {path}")
-        try:
-            if named is None:
-                read_template(path)
-            else:
-                check_template(named.implementation, f"template '{value}' of {named.origin}")
-        except RunFailed as error:
-            raise wrong(str(error), "use a file with a Jinja template") from None
         return value
 
 

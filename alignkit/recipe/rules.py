@@ -49,12 +49,6 @@ MODEL = (
         "train a LoRA adapter, or set 'quantization: none'",
     ),
     Rule(
-        "mixed_precision",
-        lambda x: x.mixed_precision != "none" and x.lora is not None,
-        PATH + ": with a LoRA adapter the base is frozen, so 'dtype: bfloat16' does the same",
-        "leave 'mixed_precision' out, or train all weights with 'lora: none'",
-    ),
-    Rule(
         "dtype",
         lambda x: x.dtype == "bfloat16" and x.lora is None,
         PATH + ": bfloat16 weights would lose most updates at the learning rates of fine-tuning",
@@ -99,7 +93,7 @@ ONLINE = (
     ),
     Rule(
         "rollout.max_num_gen_batches",
-        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses or x.external),
+        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses),
         "'max_num_gen_batches' has no effect: {x.registration.name} keeps every group, and there are no 'filters'",
         "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out",
         key=True,
@@ -152,20 +146,6 @@ ONLINE = (
 )
 # With what an algorithm needs, which its options decide.
 NEEDS = (
-    Rule(
-        "value_from",
-        lambda x: x.settings.value_from and (x.needs.shared_values or not x.needs.values),
-        "{x.registration.name} has no value function of its own",
-        "leave 'value_from' out",
-        key=True,
-    ),
-    Rule(
-        "reference",
-        lambda x: x.settings.reference and not (x.online or x.needs.reference_logprobs),
-        "{x.registration.name} does not use a reference",
-        "leave 'reference' out",
-        key=True,
-    ),
     Rule(
         "reference",
         _learns_nothing,
@@ -233,9 +213,6 @@ _ONLY_OFFLINE = {
     "validation": "the reward measures its progress; to evaluate its result, add a step",
 }
 _OF_POLICIES = {"mix": "a reward model has no language-model head, which 'mix' would train"}
-_OF_OUR_ROLLOUTS = dict.fromkeys(
-    ("environment", "gold", "gold_prompts", "stop", "monitors"), "it does its own sampling"
-)
 
 
 def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]:
@@ -250,22 +227,23 @@ def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]
 
 def key_mistakes(stage: Stage) -> Iterator[Mistake]:
     """Keys that the algorithm does not use, and those that are missing."""
-    name, unused, wanted, others = stage.registration.name, dict(ONLY_ONLINE), "data", "prompts"
+    name, needs, unused, wanted, others = stage.registration.name, stage.needs, dict(ONLY_ONLINE), "data", "prompts"
     if stage.online:
         unused, wanted, others = dict(_ONLY_OFFLINE), "prompts", "data"
-    # Which keys another library's trainer reads depends on its options.
-    if others in stage.written and wanted not in stage.written and not stage.external:
+    if others in stage.written and wanted not in stage.written:
         message = f"{name} learns from '{wanted}', but the stage has '{others}'"
         yield Mistake(message, f"write '{wanted}: FILE' instead, or choose another algorithm", ("algorithm",))
         return
     if stage.trains_reward:
         unused |= _OF_POLICIES
-    if stage.external:
-        unused |= _OF_OUR_ROLLOUTS
+    if needs is not None and (needs.shared_values or not needs.values):
+        unused["value_from"] = "it has no value function of its own"
+    if needs is not None and not (stage.online or needs.reference_logprobs):
+        unused["reference"] = "it compares its policy with no other one"
     for key, reason in unused.items():
         if stage.written.get(key) is not None:
             yield Mistake(f"{name} does not use '{key}'", reason, (key,), at_key=True)
-    for key in required_keys(stage.plugin, stage.needs):
+    for key in required_keys(stage.plugin, needs):
         if stage.written.get(key) is None:
             help = Settings.model_fields[key].description or ""
             yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True)

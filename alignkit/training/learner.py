@@ -165,7 +165,8 @@ class Learner:
         units = indivisible([encoded.group.bundle for encoded in groups])
         tokens_of = [encoded.length for encoded in groups]
         lengths = [sum(map(tokens_of.__getitem__, unit)) for unit in units]
-        own = sorted(chain.from_iterable(units[unit] for unit in self.collectives.local_indices(lengths)))
+        share = self.collectives.partition(lengths)[self.collectives.process]
+        own = sorted(chain.from_iterable(units[unit] for unit in share))
 
         @cache
         def cut(tokens: int) -> list[MicroBatch]:
@@ -304,7 +305,6 @@ class Learner:
             "steps": self.steps,
             "skipped": self.skipped,
             "algorithm": remembered(self.algorithm, "before_step"),
-            **self.model.memory.state(),
             "optimizer": plain,
         }
 
@@ -317,7 +317,6 @@ class Learner:
             parameter.data.copy_(self.collectives.part(tensors[f"weight/{name}"], parameter))
         restore_state(self.optimizer, self.parameters, tensors, state["optimizer"], self.collectives.part)
         self.steps, self.skipped = state["steps"], state["skipped"]
-        self.model.memory.restore(state)
         self.restore_algorithm(state)
 
     def restore_algorithm(self, state: Mapping[str, Any]) -> None:

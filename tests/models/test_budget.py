@@ -155,15 +155,14 @@ def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
 
 
 def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = learner(policy)
-    policy.memory.halvings = 2
-    tokens = policy.token_budget
-    tensors, state = work.state()
-    policy.memory.halvings, policy.memory.activation_bytes = 0, None
+    memory = policy.memory
+    memory.halvings, memory.sampling_halvings = 2, 1
+    tokens, state = policy.token_budget, memory.state()
+    memory.halvings, memory.sampling_halvings, memory.activation_bytes = 0, 0, None
     monkeypatch.setattr(budget, "total", lambda device: 1.0)
-    work.restore(tensors, state)
+    memory.restore(state)
     assert policy.token_budget == tokens
-    assert policy.memory.halvings == 2
+    assert memory.halvings == 2 and memory.sampling_halvings == 1
 
 
 def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:

@@ -85,16 +85,13 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        ({"modules_to_save": ["lm_head"]}, "also holds base_model.model.lm_head.weight, a weight of the base model"),
-        ({"modules_to_save": ["input_layernorm"]}, "a weight of the base model, which all roles share"),
-        (
-            {"init_lora_weights": "pissa"},
-            "began as 'pissa', so it belongs to weights that differ from the base model's",
-        ),
-        ({"init_lora_weights": "olora"}, "began as 'olora'"),
-        ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens [7], which alignkit does not compute"),
-        ({"use_dora": True}, "has use_dora True, which alignkit does not compute"),
-        ({"target_modules": ["q_proj"]}, "it lacks the weight base_model.model.model.layers.0.self_attn.k_proj"),
+        ({"modules_to_save": ["lm_head"]}, "has the unknown weight base_model.model.lm_head.weight"),
+        ({"modules_to_save": ["input_layernorm"]}, "weight base_model.model.model.layers.0.input_layernorm"),
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights pissa, but"),
+        ({"init_lora_weights": "olora"}, "has init_lora_weights olora, but"),
+        ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens [7], but"),
+        ({"use_dora": True}, "has use_dora True, but"),
+        ({"target_modules": ["q_proj"]}, "it lacks the weight base_model.model.model.layers.0.mlp.down_proj"),
     ],
 )
 def test_an_adapter_that_would_compute_something_else_is_refused(

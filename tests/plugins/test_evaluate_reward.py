@@ -24,7 +24,6 @@ from alignkit_plugins.evaluate.calibration import Cases
 from alignkit_plugins.evaluate.learned_from import log_odds
 from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons
-from alignkit_plugins.steps.lm_eval import file_names
 
 SCORE = """
 def score(completions):
@@ -213,12 +212,6 @@ def run_model(folder: Path, algorithm: Any, data: Sequence[dict[str, Any]]) -> A
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
     return json.loads((folder / "run" / "check" / "reward_evaluation.json").read_text(encoding="utf-8"))
-
-
-def test_similar_names_have_files_of_their_own() -> None:
-    names = file_names(["a/b", "a-b", "A-b", "a b"])
-    assert names == {"a/b": "a-b-3", "a-b": "a-b", "A-b": "A-b-2", "a b": "a-b-4"}
-    assert list(file_names(["base", "sft@2", "run/sft", "/abs/x"]).values()) == ["base", "sft@2", "run-sft", "abs-x"]
 
 
 def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(

@@ -171,7 +171,7 @@ def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
     harness(ANSWERS)
     step = LmEval(options(policies=["sft"], limit=4, args=["--num_fewshot", "2"], include_path=tmp_path))
     step.run(context(tmp_path, Models()))
-    asked, folder, quiet = json.loads((tmp_path / "out/results/sft/model/asked.json").read_text(encoding="utf-8"))
+    asked, folder, quiet = json.loads((tmp_path / "out/results/1-sft/model/asked.json").read_text(encoding="utf-8"))
     assert folder == str(tmp_path) and quiet == "1"
     assert asked[:5] == ["run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'out' / 'model'}"]
     pairs = set(pairwise(asked))
@@ -238,7 +238,7 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     bench = tmp_path / "run" / "bench"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-    (file,) = (bench / "results" / "sft").rglob("samples_even_*.jsonl")
+    (file,) = (bench / "results" / "1-sft").rglob("samples_even_*.jsonl")
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     right = []
     for sample in sorted(samples, key=lambda sample: sample["doc_id"]):

@@ -407,7 +407,6 @@ def whole(place: Place) -> Path:
     """A run from its beginning to its end."""
     code, err = place.run(place.folder / "whole")
     assert code == 0, err
-    assert "values: liked's network with a zero head" in err
     return place.folder / "whole"
 
 
@@ -450,7 +449,7 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(place: Place, who
     recipe = load_recipe(place.recipe())
     run, settings = Run(recipe, whole), recipe.stages["align"].settings
     assert settings is not None
-    demos = run.data.read(settings.reward.component.options.data, 0).groups
+    demos = run.data.read(settings.reward.component.options.data).groups
     known = torch.tensor(run.models["liked"].scores(demos), dtype=torch.float64)
     assert len(known) == 12 and known.std() > 1e-3
     groups = rolled_out(whole)
@@ -475,7 +474,7 @@ def test_normalized_is_the_same_after_a_stop(place: Place, whole: Path) -> None:
 
 def test_changed_demonstrations_start_the_stage_over(place: Place, whole: Path) -> None:
     out = place.folder / "changed"
-    shutil.copytree(whole, out)
+    shutil.copytree(whole, out, symlinks=True)
     demos = place.folder / "people.jsonl"
     good = demos.read_text(encoding="utf-8")
     lines = good.splitlines(keepends=True)

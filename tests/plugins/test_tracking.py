@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-import alignkit
-from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
+from alignkit import Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.data.group import write_groups
-from alignkit.errors import RecipeError
-from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.load import load_recipe
-from alignkit.registry import Component, Registration
-from alignkit.testing import ConformanceError, check_tracker
+from alignkit.plugins import plugins
 
 PLUGIN = """
 import json
@@ -95,7 +88,7 @@ def test_each_line_is_logged_once(tmp_path: Path) -> None:
     assert not {"stage", "step", "time"} & set(rows[1][2])
     run(tmp_path, ["journal"])
     assert journal(folder) == rows  # not even a start
-    run(tmp_path, [], 0, "--tracker", "journal", steps=4)
+    run(tmp_path, [], 0, "trackers=[journal]", steps=4)
     assert [row[1] for row in journal(folder)[len(rows) + 1 : -1]] == [1, 2, 3, 4]
 
 
@@ -140,7 +133,7 @@ def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: py
         (["jurnal"], [], 2, "no tracker 'jurnal'"),
         ("journal", [], 2, "trackers"),
         ([{"journal": {"x": 1}}], [], 2, "unknown"),
-        ([], ["--tracker", "jurnal"], 2, "no tracker 'jurnal'"),
+        ([], ["trackers=[jurnal]"], 2, "no tracker 'jurnal'"),
     ],
 )
 def test_wrong_names(
@@ -150,69 +143,7 @@ def test_wrong_names(
     assert message in capsys.readouterr().err
 
 
-# One tracker, without a run
-
-
-def recipe(kind: type[Tracker], name: str = "x") -> Any:
-    component = Component("tracker", name, Registration("x", kind, plugin="x"), kind.Options())
-    return SimpleNamespace(name="x", folder=Path(), resolved={}, trackers=(component,))
-
-
-def test_a_tracker_of_the_command_line_that_needs_options(tmp_path: Path) -> None:
-    class Demanding(Tracker):
-        class Options(alignkit.Options):
-            team: str
-
-    registry = load_plugins().registry
-    registry.add("tracker", Registration("demanding", Demanding, plugin="x"))
-    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}')
-    path = tmp_path / "r.yaml"
-    path.write_text("model: {base: tiny}\nstages: {sft: {algorithm: sft, data: d.jsonl}}")
-    with pytest.raises(RecipeError) as error:
-        load_recipe(path, (), registry, ["demanding"])
-    assert "'trackers.0.demanding.team' is missing\n  --> --tracker demanding" in str(error.value)
-
-
-class Seen(Tracker):
-    rows: list[Any]
-
-    def start(self, run: TrackedRun) -> None:
-        self.rows = [run.name]
-
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        self.rows.append((stage, step, dict(metrics)))
-
-
-# The kit, and TensorBoard
-
-
-class Mutates(Seen):
-    def log(self, stage: str, step: int, metrics: Any) -> None:
-        metrics["x"] = 1.0
-
-
-class Integers(Seen):
-    def log(self, stage: str, step: int, metrics: Any) -> None:
-        self.rows.append({name: int(value) for name, value in metrics.items()})
-
-
-class Once(Seen):
-    def start(self, run: TrackedRun) -> None:
-        super().start(run)
-        (run.folder / "once").mkdir()
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [(Mutates, "`log` changes the metrics"), (Integers, "[.]log`: ValueError"), (Once, "[.]start`: FileExistsError")],
-)
-def test_broken_trackers_are_reported(kind: type[Tracker], message: str) -> None:
-    with pytest.raises(ConformanceError, match=message):
-        check_tracker(kind)
-
-
-def test_a_good_tracker_conforms() -> None:
-    check_tracker(Seen)
+# TensorBoard
 
 
 def test_trackers_without_their_package_say_so() -> None:
@@ -233,4 +164,3 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
     shown = events.Scalars("sft/loss")
     assert [event.step for event in shown] == [1, 2, 3]
     assert [event.value for event in shown] == pytest.approx([line["loss"] for line in metrics], rel=1e-5)
-    check_tracker(plugins().registry.get("tracker", "tensorboard").implementation)

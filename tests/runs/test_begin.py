@@ -92,7 +92,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     assert lines[0].startswith("alignkit 0.1.0: short, 2 stages, ")
     assert "sft: stage 1 of 2, sft" in lines and "report: stage 2 of 2, evaluate" in lines
     counted = [line.split(" (")[0] for line in lines]
-    for line in ("sampling from base 1/1", "sampling from sft 1/1", "log-probabilities of sft 1/1"):
+    for line in ("sampling from base 1/1", "sampling from sft 1/1", "logprobs of sft 1/1"):
         assert f"report: {line}" in counted
     (tmp_path / "more.yaml").write_text(RECIPE + MORE, encoding="utf-8")
     run_recipe(load_recipe(tmp_path / "more.yaml"), tmp_path / "out")
@@ -101,9 +101,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
     for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
         assert line in counted
-    assert re.search(
-        r"\nalign iteration 1: a sample(, reward \S+)?, \d+ tokens?.*\n  prompt    \S.*\n  response  .", again
-    )
+    assert re.search(r"\nalign iteration 1: a sample, reward \S+\n  prompt    \S.*\n  response  .", again)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from alignkit.registry import Component, Registration
 from alignkit.testing import ConformanceError, check_monitor
 from alignkit.training.monitors import Monitors, look, next_prompts
 from alignkit.training.rollouts import RolloutFiles
+from alignkit.training.stage import TrainerState
 from alignkit_monitors.estimates import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,14 +155,17 @@ def test_without_the_rule_a_fall_is_only_said(
     assert "warning: gold was best in iteration" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("finish", [lambda self: None, Monitors.finish], ids=["before", "after"])
 def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Callable[[Monitors], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed before its result is written, or after it, when the version that it goes back to is discarded."""
     monkeypatch.setattr(Gold, "fell", lambda self: True)
     saves = []
 
     def killed(self: Monitors) -> None:
         saves.append(self.trainer.summary["kept_iteration"])
+        finish(self)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -174,7 +178,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
 
 def test_weights_that_are_gone_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gold, "fell", lambda self: True)
-    monkeypatch.setattr(Monitors, "keep", lambda self, number: None)
+    monkeypatch.setattr(TrainerState, "keep_version", lambda self, number: None)
     with pytest.raises(RunFailed, match=r"the weights to go back to are gone(.*\n)*help: delete"):
         online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
 

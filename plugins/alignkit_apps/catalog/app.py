@@ -92,8 +92,7 @@ def check_plugin(
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
-    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a process of its own. If
-    all is well, the last line is a badge for a README. Commands, too, are checked.
+    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a process of its own.
 
     \b
     Examples:

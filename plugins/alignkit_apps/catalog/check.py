@@ -18,7 +18,6 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from alignkit import __version__
 from alignkit.commands import Result, refuse
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.io.text import printable
@@ -104,9 +103,6 @@ def check(target: Target, options: Mapping[str, Any]) -> Result:
         text = f"{target.title}: {failed} of {len(words)} components cannot be used or break rules"
         return replace(result, error=PluginError(f"{text}\n  help: fix what is listed, and repeat the command"))
     print(printable(f"{target.title}: {words.count('ok')} of {len(words)} components follow the rules"))
-    if "skipped" not in words:
-        minor = ".".join(__version__.split(".")[:2])
-        print(f"![alignkit {minor}](https://img.shields.io/badge/alignkit_{minor}-follows_the_rules-2e7d32)")
     return result
 
 

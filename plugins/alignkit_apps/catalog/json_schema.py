@@ -123,15 +123,13 @@ class _Builder:
         return _any_of([{"enum": sorted(options)}, {**TEXT, "pattern": ":"}, with_options])
 
     def _formats(self) -> Iterable[Schema]:
-        """`FORMAT: PATH`, `FORMAT: {path: PATH, option: ...}`, or `path: PATH` with `FORMAT: {option: ...}`."""
+        """`FORMAT: PATH` or `FORMAT: {path: PATH, option: ...}`."""
         common = self._open[DataSource]
         for name, model in self._options["format"].items():
             options = self._open[model]
             has_options = bool(self._schema(model).get("properties"))
             both = _closed({"allOf": [common, options]}) if has_options else self._refs[DataSource]
             yield _object({name: _any_of([TEXT, both])}, [name])
-            if has_options:
-                yield _closed({**common, **_keys({name: self._refs[model]}, [name])})
 
     def _training_stage(self) -> Schema:
         return _closed({**self._open[Settings], **_keys({"algorithm": self._component("algorithm")}, ["algorithm"])})

@@ -27,9 +27,6 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Rewards of better and worse": ("rewards/*",),
     "Clipped": ("clip_fraction", "value_clip_fraction"),
     "KL of an update, nats": ("approx_kl",),
-    "Explained variance of the values": ("explained_variance",),
-    "Policy loss": ("policy_loss",),
-    "Value loss": ("value_loss",),
     "Ranking loss": ("rank",),
     "Centering loss": ("center",),
     "KL loss, nats per token": ("kl_loss",),
@@ -228,7 +225,7 @@ def alignment_path(stage: str, saved: Mapping[str, Any]) -> Figure | None:
     rewards, baseline = [str(name) for name in saved.get("rewards") or ()], saved.get("baseline")
     if len(rewards) < 2 or baseline is None:
         return None
-    x_name, y_name = _axes(rewards)
+    x_name, y_name = rewards[:2]
     points = []
     for version in saved["versions"]:
         own = version["policy"] == baseline
@@ -249,14 +246,6 @@ def alignment_path(stage: str, saved: Mapping[str, Any]) -> Figure | None:
         lines=[100 * HALF, 100 * HALF],
         note=f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of the policies",
     )
-
-
-def _axes(rewards: Sequence[str]) -> tuple[str, str]:
-    """The rewards of the axes: helpfulness and harmlessness if their names say so, or else the first two."""
-    x = next((name for name in rewards if "help" in name.lower()), rewards[0])
-    others = [name for name in rewards if name != x]
-    signs = ("harm", "safe")
-    return x, next((name for name in others if any(sign in name.lower() for sign in signs)), others[0])
 
 
 def _path(points: Sequence[Any]) -> Series:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-from alignkit.data.group import Group, Pair, resolved_pairs
+from alignkit.data.group import Group
 from alignkit.data.sources import WEIGHTS, Loaded, SourceFacts
 from alignkit_plugins.data.columns import LABEL_COLUMNS
 from alignkit_plugins.data.shown import shortened, shown
@@ -62,9 +60,7 @@ def _sample(group: Group) -> Iterator[tuple[str, str]]:
     if group.tools:
         names = [str(tool.get("function", tool).get("name", "?")) for tool in group.tools]
         yield "tools", shortened(", ".join(names))
-    pairs = resolved_pairs(group)
-    compared = group if len(group.responses) < 3 or not pairs else _clearest(group, pairs)
-    every = shown(compared)
+    every = shown(group)
     prompt, responses = every[: len(group.prompt)], every[len(group.prompt) :]
     if len(prompt) > SHOWN:
         yield "", f"... {len(prompt) - SHOWN + 1} more turns"
@@ -75,18 +71,7 @@ def _sample(group: Group) -> Iterator[tuple[str, str]]:
     first = responses if len(responses) <= SHOWN else responses[: SHOWN - 1]
     for one in first:
         yield one.who, shortened(one.text) + (f"  ({', '.join(one.facts)})" if one.facts else "")
-    if compared is not group:
-        yield "", f"and {len(group.responses) - 2} more of {len(group.responses)} responses, {len(pairs)} pairs"
-    elif len(responses) > SHOWN:
+    if len(responses) > SHOWN:
         yield "", f"... {len(responses) - len(first)} more"
     elif not responses:
         yield "", "a prompt without a response"
-
-
-def _clearest(group: Group, pairs: Sequence[Pair]) -> Group:
-    """The two responses that differ most in pairs won."""
-    won = Counter(pair.better for pair in pairs)
-    won.subtract(pair.worse for pair in pairs)
-    pair = max(pairs, key=lambda pair: won[pair.better] - won[pair.worse])
-    both = tuple(replace(group.responses[place], rank=None) for place in (pair.better, pair.worse))
-    return replace(group, responses=both, pairs=(replace(pair, better=0, worse=1),))

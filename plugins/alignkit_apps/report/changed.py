@@ -17,7 +17,7 @@ from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import LEARNING_RATE, Rollout, Settings
 from alignkit.training.learner import scaled
-from alignkit_apps.report.changes import LONGEST, Change, changes
+from alignkit_apps.report.changes import Change, changes, shown
 
 MOST = 3  # changes that a message names
 _CODE = ("source", "version", "recognized")  # of a plugin, by digests
@@ -96,7 +96,7 @@ class _Words:
             inner: Any = key
             source = source[inner] if isinstance(source, Mapping | list | tuple) else getattr(source, str(key), None)
         entry = [key for key in keys[:place] if key not in _WRAPPERS]
-        if keys[-1] != "path" or not isinstance(source, DataSource):
+        if keys[-1] != "content" or not isinstance(source, DataSource):
             return _plain([*entry, *keys[place + 2 :]], change)
         file = "/".join(Path(source.name).parts[-2:])
         same = source.name in self.read
@@ -104,14 +104,7 @@ class _Words:
 
 
 def _plain(keys: list[str], change: Change) -> str:
-    """`learning_rate: 0.001 -> 0.002`, or only the key of a long value."""
-    name = ".".join(key.rstrip("_") for key in keys if key not in _WRAPPERS)
-    if all(isinstance(one, str | int | float | None) and len(str(one)) <= LONGEST for one in (change.old, change.new)):
-        old, new = ("not set" if value is None else value for value in (change.old, change.new))
-        return f"{name}: {old} -> {new}"
-    if change.old is None or change.new is None:
-        return f"{name} is {'new' if change.old is None else 'gone'}"
-    return f"{name} has changed"
+    return shown(change, ".".join(key.rstrip("_") for key in keys if key not in _WRAPPERS))
 
 
 def carried_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +18,7 @@ class Change(NamedTuple):
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """What differs between the parts of two results: `learning_rate 0.001 -> 0.002`, `versions.torch`.
-
-    Contents, of which only digests are known, are named alone.
-    """
+    """What differs between the parts of two results: `learning_rate: 0.001 -> 0.002`, `data.0 has changed`."""
     return [shown(change) for change in changes(old, new)]
 
 
@@ -36,15 +34,11 @@ def changes(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> Iterator[Ch
         yield Change(path, old, new)
 
 
-def shown(change: Change) -> str:
-    """`epochs 2 -> 3`, or only the name of a long value."""
-    name = ".".join(map(str, change.path))
-    for prefix in ("settings.", "component.options."):
-        name = name.removeprefix(prefix)
+def shown(change: Change, name: str = "") -> str:
+    """`epochs: 2 -> 3`, or that a long value has changed. name: default: its path."""
+    name = name or re.sub(r"^(settings|component\.options)\.", "", ".".join(map(str, change.path)))
     both = (change.old, change.new)
-    plain = all(isinstance(value, str | int | float | None) and len(str(value)) <= LONGEST for value in both)
-    return f"{name} {_shown(change.old)} -> {_shown(change.new)}" if plain else name
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else str(value)
+    if any(not isinstance(value, str | int | float | None) or len(str(value)) > LONGEST for value in both):
+        return f"{name} has changed"
+    old, new = ("not set" if value is None else value for value in both)
+    return f"{name}: {old} -> {new}"

@@ -33,14 +33,8 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
 def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
     """The tables of all stores. Stages that read the same labels share them. At the end, whose labels count."""
     found = [table for title, agreement in _different(people) for table in agreement_tables(agreement, title)]
-    rows = [
-        [str(one["stage"]), brief_name(one["source"]), why, person]
-        for one in people
-        for why, _, names in (note.partition(": ") for note in one.get("notes", ()))
-        for person in names.split("; ")
-    ]
-    whose = Table("whose labels count", ["stage", "source", "decision", "person"], rows, keys=3)
-    return [*found, whose] if rows else found
+    notes = [[str(one["stage"]), brief_name(one["source"]), note] for one in people for note in one.get("notes", ())]
+    return [*found, Table("whose labels count", ["stage", "source", "decision"], notes, keys=2)] if notes else found
 
 
 def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:

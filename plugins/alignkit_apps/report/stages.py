@@ -79,7 +79,7 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sources that a stage read, as its stage.json says, with the digests of files."""
     read = sources_of(record)
-    digests = [source.get("path") or source.get("commit") for source in _sources(record.get("depends_on"))]
+    digests = [source.get("content") for source in _sources(record.get("depends_on"))]
     known: Sequence[Any] = digests if len(digests) == len(read) else [None] * len(read)
     keys = ("name", "format", "rows", "held_out", "skipped")
     facts = [{"stage": name, **{key: source.get(key) for key in keys}} for source in read]

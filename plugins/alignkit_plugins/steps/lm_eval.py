@@ -7,7 +7,6 @@ language model evaluation", https://zenodo.org/records/12608602).
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,16 +85,16 @@ class LmEval(Step):
 
     def run(self, context: StepContext) -> Artifact:
         names = short_names(self.options.policies)
-        files = file_names(names.values())
         results, notes = {}, list[str]()
         if self.options.limit is not None:
             notes.append(f"limit {self.options.limit:g}: for tests, not for comparisons with published numbers")
-        for policy, name in names.items():
+        for number, (policy, name) in enumerate(names.items(), 1):
+            file = re.sub(r"[^\w@.+-]", "-", f"{number}-{name}")
 
-            def evaluate(policies: Sequence[str], name: str = name) -> list[dict[str, Any]]:
-                return [self._evaluate(context, policy, files[name]) for policy in policies]
+            def evaluate(policies: Sequence[str], file: str = file) -> list[dict[str, Any]]:
+                return [self._evaluate(context, policy, file) for policy in policies]
 
-            (answer,) = context.map(f"lm_eval-{files[name]}", [policy], evaluate)
+            (answer,) = context.map(f"lm_eval-{file}", [policy], evaluate)
             results[name] = answer["results"]
             for note in answer["notes"]:
                 notes.append(f"{name}: {note}")
@@ -239,19 +238,3 @@ def report(found: Mapping[str, Any]) -> Report:
     title = f"lm-evaluation-harness {found['lm_eval'] or ''}".rstrip() + ": mean and 95% interval by its standard error"
     table = Table(title, ["task", "metric", "documents", *policies], rows, keys=2)
     return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
-
-
-def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name for each name, without an ending: `run-sft@2` for `run/sft@2`, and `run-sft-2` if that is taken.
-
-    They also differ for file systems that ignore case. A name that can be that of a file stays, unless case is all that
-    tells it from an earlier one.
-    """
-    stems = {name: re.sub(r"[^\w@.+-]", "-", name.strip("/")) for name in names}
-    taken: set[str] = set()
-    found: dict[str, str] = {}
-    for name, stem in sorted(stems.items(), key=lambda pair: pair[0] != pair[1]):
-        files = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-        found[name] = next(file for file in files if file.casefold() not in taken)
-        taken.add(found[name].casefold())
-    return found

@@ -14,11 +14,15 @@ from alignkit_apps.report.changes import differences
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        ({"settings": {"epochs": 2}}, {"settings": {"epochs": 3}}, ["epochs 2 -> 3"]),
-        ({"component": {"options": {"beta": 0.1}}}, {"component": {"options": {}}}, ["beta 0.1 -> not set"]),
-        ({"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}, ["versions.torch 2.12 -> 2.13"]),
-        ({"upstream": {"sft": "a" * 64}}, {"upstream": {"sft": "b" * 64}}, ["upstream.sft"]),
-        ({"settings": {"data": [{"path": "a" * 64}]}}, {"settings": {"data": [{"path": "b" * 64}]}}, ["data.0.path"]),
+        ({"settings": {"epochs": 2}}, {"settings": {"epochs": 3}}, ["epochs: 2 -> 3"]),
+        ({"component": {"options": {"beta": 0.1}}}, {"component": {"options": {}}}, ["beta: 0.1 -> not set"]),
+        ({"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}, ["versions.torch: 2.12 -> 2.13"]),
+        ({"upstream": {"sft": "a" * 64}}, {"upstream": {"sft": "b" * 64}}, ["upstream.sft has changed"]),
+        (
+            {"settings": {"data": [{"path": "a" * 64}]}},
+            {"settings": {"data": [{"path": "b" * 64}]}},
+            ["data.0.path has changed"],
+        ),
         ({"seed": 1, "date": None}, {"seed": 1, "date": None}, []),
     ],
 )

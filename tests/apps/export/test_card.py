@@ -23,7 +23,7 @@ from alignkit_apps.policies.source import Source, find
 @pytest.fixture
 def run(lora_run: Path, tmp_path: Path) -> Path:
     """A copy of the run, to change."""
-    return Path(shutil.copytree(lora_run, tmp_path / "run"))
+    return Path(shutil.copytree(lora_run, tmp_path / "run", symlinks=True))
 
 
 def changed(run: Path, stage: str, **values: Any) -> Source:

@@ -65,7 +65,7 @@ def test_commands_of_the_documentation(
     assert len(commands) >= 5
     for number, words in enumerate(commands):
         run = tmp_path / str(number) / "runs" / "quickstart"
-        shutil.copytree(lora_run, run)
+        shutil.copytree(lora_run, run, symlinks=True)
         (run / "sft").rename(run / "align")
         (run / "liked").rename(run / "helpful")
         monkeypatch.chdir(tmp_path / str(number))

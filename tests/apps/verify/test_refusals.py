@@ -64,7 +64,7 @@ def other_recipe(run: Path) -> Path:
         (damaged, "stage 'align': {folder}/run/align/rollouts/0001.jsonl is not as the stage wrote it"),
         (other_upstream, "stage 'align' has other inputs now: upstream.sft"),
         (damaged_upstream, "stage 'sft': "),
-        (other_recipe, "stage 'align' has other inputs now: iterations 2 -> 3"),
+        (other_recipe, "stage 'align' has other inputs now: iterations: 2 -> 3"),
     ],
 )
 def test_refusals(run: Path, prepare: Callable[[Path], Path], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
