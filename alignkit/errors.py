@@ -64,6 +64,7 @@ class RecipeError(AlignkitError):
     """
 
     exit_code = 2
+    prefix = ""  # each problem has it
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = list(problems)
@@ -211,7 +212,7 @@ def as_shown(error: BaseException) -> AlignkitError:
 def message_of(error: BaseException) -> str:
     """An error as a person reads it: what is wrong, and then where the run was."""
     shown = as_shown(error)
-    text = str(shown).removeprefix("error: ")  # a problem of a recipe has it
+    text = str(shown).removeprefix(shown.prefix)  # a place in a recipe has it
     notes = [f"  {note}" for note in getattr(shown, "__notes__", ())]
     return "\n".join([f"{shown.prefix}{text}", *notes])
 
