@@ -163,7 +163,7 @@ class AlgorithmCheck:
         if self.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded, "logprobs")
         if self.needs.reference_logprobs:
-            read = ReferencePrompts(self.new(), self.encoder, self.model).encoded(encoded)
+            read = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder).encoded(encoded)
             examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read, "logprobs")
         return examples
 

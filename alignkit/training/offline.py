@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
-from alignkit.data.group import Group, way_out
+from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
@@ -84,7 +84,7 @@ class DatasetTrainer:
         if not encoded:
             raise DataError(
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}{way_out(groups)}"
+                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
             )
         if not validation:
             call(self.algorithm, "check_data", [e.group for e in encoded])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from alignkit import Group, Message, Response, RunFailed, Tracker
+from alignkit import Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.data.group import write_groups
 from alignkit.plugins import plugins
-from alignkit.registry import Component, Registration
 
 PLUGIN = """
 import json
@@ -143,14 +141,6 @@ def test_wrong_names(
 ) -> None:
     run(tmp_path, trackers, code, *more)
     assert message in capsys.readouterr().err
-
-
-# One tracker, without a run
-
-
-def recipe(kind: type[Tracker], name: str = "x") -> Any:
-    component = Component("tracker", name, Registration("x", kind, plugin="x"), kind.Options())
-    return SimpleNamespace(name="x", folder=Path(), resolved={}, trackers=(component,))
 
 
 # TensorBoard

@@ -294,7 +294,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     both = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scorer = combining(both, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, None]})
     scorer.leaves["first"].plugin = SimpleNamespace(may_not_apply=True)
-    scorer._share = lambda leaf, groups: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
+    scorer._share = lambda leaf, some, own: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
     table = learn(scorer, TWO)
     assert table.rows.tolist() == [0]
     counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
