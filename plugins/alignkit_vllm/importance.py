@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignkit import Batch, Options, RunFailed, Skip
+from alignkit import Options, RunFailed, Skip
 from alignkit.algorithm import ADVANTAGES
 from alignkit.data.group import responses_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from alignkit import Batch
 
 
 class Importance(Options):
@@ -51,7 +53,7 @@ class Importance(Options):
 
         old: the learner's log-probabilities of each response, [tokens]. finest: `Needs.advantages`.
         """
-        import torch  # here, because options are read without it
+        import torch  # not with the module: `alignkit check` reads these options
         from torch.nn.utils.rnn import pad_sequence
 
         told = [response.logprobs for response in responses_of(rollouts.groups)]
