@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,9 +201,6 @@ def as_shown(error: BaseException) -> AlignkitError:
         shown = full
     elif isinstance(error, MemoryError):
         shown = OutOfResource(f"out of memory: {error}")
-    elif isinstance(error, SystemExit):
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        shown = PluginError(f"something called exit({error.code}), at {last.filename}:{last.lineno}")
     else:
         name = type(error).__name__
         shown = AlignkitError(f"unexpected {name}: {text_of(error)} (set ALIGNKIT_DEBUG=1 for the traceback)")

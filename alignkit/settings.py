@@ -29,8 +29,8 @@ class LoraSpec(Options):
     lora_alpha: int = Field(default=32, ge=1, description="scale: the adapter's output is multiplied by lora_alpha / r")
     target_modules: str | list[str] = Field(
         default="all-linear",
-        description="layers that get an adapter: names, or all-linear for every linear layer; the routers and experts "
-        "of a mixture stay frozen",
+        description="layers that get an adapter: names, or all-linear for every linear layer; the routers and MLPs "
+        "of a mixture of experts stay frozen",
     )
     use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
 

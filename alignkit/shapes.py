@@ -116,7 +116,7 @@ def reference_prompt(group: Group) -> Shape:
 def is_number(value: Any) -> bool:
     """Whether it is finite and not too large for a float."""
     is_real = isinstance(value, Real)
-    return is_real and abs(value) <= float_info.max
+    return is_real and abs(plain(value)) <= float_info.max  # a float32 would round it to infinity
 
 
 def is_score(value: Any) -> bool:

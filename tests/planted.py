@@ -197,8 +197,8 @@ PLANTED = {
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/encoding.py",
-        "messages == group.prompt and (self.policy is None or not messages)",
-        "messages == group.prompt",
+        "same and (self.policy is self.encoder or not messages)",
+        "same",
         _TEACHER,
     ),
     "no_value_from": Planted(
@@ -296,14 +296,14 @@ PLANTED = {
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
-    "version_before": Planted(ONLINE, "self.monitors.keep(number)", "self.monitors.keep(number - 1)", _KEPT),
+    "version_before": Planted(ONLINE, "self.state.keep_version(number)", "self.state.keep_version(number - 1)", _KEPT),
     "version_before_learning": Planted(
         ONLINE,
         "            self._after(self._iterate(number), iterations)\n",
-        "            self.monitors.keep(number)\n"
-        "            keep, self.monitors.keep = self.monitors.keep, lambda number: None\n"
+        "            self.state.keep_version(number)\n"
+        "            keep, self.state.keep_version = self.state.keep_version, lambda number: None\n"
         "            self._after(self._iterate(number), iterations)\n"
-        "            self.monitors.keep = keep\n",
+        "            self.state.keep_version = keep\n",
         _KEPT,
     ),
     "another_version": Planted(

@@ -126,7 +126,7 @@ def test_run_passes_the_recipe_and_the_folder_on(recipe: list[str], runs: list[t
         (OSError(30, "Read-only file system", "out/x"), 5),
         (KeyboardInterrupt(), 130),
         (ZeroDivisionError("x"), 1),
-        (SystemExit(0), 3),
+        (SystemExit(0), 1),
     ],
 )
 def test_exit_codes(

@@ -1205,5 +1205,5 @@ def test_bf16_logits_are_widened_before_the_softmax() -> None:
 def test_a_shared_value_starts_from_no_reward_model(tmp_path: Path) -> None:
     stages = {"rm": REWARD_MODEL, "align": ppo_stage(algorithm=SHARED, value_from="rm")}
     write_groups(tmp_path / "pairs.jsonl", prompts(2))
-    with pytest.raises(RecipeError, match="ppo computes its values from the policy"):
+    with pytest.raises(RecipeError, match="ppo does not use 'value_from'"):
         make_run(tmp_path, stages)

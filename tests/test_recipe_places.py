@@ -78,7 +78,7 @@ def test_a_base_that_cannot_be_loaded(
     monkeypatch.undo()
     (broken / "config.json").write_text("{}", encoding="utf-8")
     err, place = pointed(path, capsys, command, code=1)
-    assert "its configuration cannot be read" in err and "  help: " in err and place == "reference"
+    assert "its configuration cannot be read" in err and "  help: " in err and place == str(broken)
 
 
 def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

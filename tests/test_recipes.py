@@ -294,7 +294,7 @@ def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
     ("row", "fault"),
     [
         ('{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}', "has 2 responses"),
-        ('{"prompt": "Why is the sky blue?"}', "has no response"),
+        ('{"prompt": "Why is the sky blue?"}', "ends with the user"),
         ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
          '"responses": [{"text": "b", "label": false}]}', "is labeled as bad"),
         ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),

@@ -165,7 +165,7 @@ class ReportsIgnoringMask(Algorithm):
         ),
         (Detached, r"[.]loss`: the loss has no gradient: compute it from `out`"),
         (BonusWithoutGradient, r"[.]loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
-        (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
+        (ByPlace, "the order of groups changes the gradient by .* batch.group_index"),
         (
             WrongShape,
             r"^WrongShape: in `WrongShape.loss`: 'nll' must be unreduced, as it is per_token: \[12, \d+\], not \[12\]",
@@ -269,7 +269,7 @@ class SelectsNothing(Online):
         ),
         (LogOfRewards, "signal 'advantage' is not finite everywhere"),
         (SignalIgnoresMask, "garbage outside the mask changes signal 'advantage' by"),
-        (SignalByPlace, "the order of groups and responses changes signal 'advantage' by"),
+        (SignalByPlace, "the order of groups changes signal 'advantage' by"),
         (SignalState, "`state` after `signal` changes when saved as JSON and loaded"),
         (SelectsNothing, "leave none of the example groups"),
     ],

@@ -6,11 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Environment, TemplateSyntaxError
+from jinja2.ext import loopcontrols
 
 from alignkit.errors import RunFailed
 from alignkit.io.text import is_file
@@ -24,6 +21,7 @@ PLAIN = (
     "{% else %}{{ ('Tool: ' if m['role'] == 'tool' else 'User: ') + m['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
+GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")  # a tag of transformers around the assistant's words
 MARKER = re.compile(r"<\|\w+\|>|<\w+_of_\w+>")  # which only one token can be
 
 
@@ -66,33 +64,16 @@ def read_template(path: Path) -> str:
     """The Jinja code in a file. Raises `RunFailed` if it is not text, or not Jinja as transformers reads it."""
     try:
         code = path.read_text(encoding="utf-8")
+        Environment(extensions=[loopcontrols]).from_string(GENERATION.sub("", code))
     except UnicodeDecodeError as error:
         raise RunFailed(
             f"model.chat_template: {path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
-    try:
-        _environment().from_string(code)
     except TemplateSyntaxError as error:
         raise RunFailed(f"model.chat_template: {path}:{error.lineno}: {error.message}") from error
     except (SyntaxError, RecursionError) as error:  # of the Python code that Jinja writes, or of too many nested blocks
         raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {error}") from error
     return code
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """As transformers reads templates."""
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-
-
-class _Generation(Extension):
-    """`{% generation %}`, with which transformers finds the assistant's words."""
-
-    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_never_called"), [], [], body).set_lineno(line)
 
 
 def _with_bos(tokenizer: Any, template: str) -> str:

@@ -189,10 +189,11 @@ def why_not_demonstration(group: Group) -> str:
     count = len(group.responses)
     if not group.prompt:
         return "is raw text without a prompt; use an algorithm that learns raw text"
-    if count == 0 and any(turn["role"] == "assistant" for turn in group.prompt):
-        return "ends with the user, so nothing of it would be learned; remove the turns after the last answer"
     if count == 0:
-        return "has no response; name its column, `columns: {completion: COLUMN}`, or use one that samples responses"
+        return (
+            "ends with the user, so nothing of it would be learned; remove the turns after the last answer, or name "
+            "the column of the response: `columns: {completion: COLUMN}`"
+        )
     if count > 1:
         return f"has {count} responses, all of which would be learned; use an algorithm that learns comparisons"
     if group.responses[0].label is False:
@@ -376,18 +377,6 @@ def read_groups(path: Path | str) -> list[Group]:
     if bad:
         raise bad_rows_error(bad)
     return groups
-
-
-def way_out(groups: Sequence[Group]) -> str:
-    """The help for rows from which an algorithm cannot learn, by the first one; empty if it is not plain."""
-    if not groups:
-        return ""
-    group = groups[0]
-    file = group.origin.file if group.origin else "FILE"
-    if len(group.responses) > 1 and not resolved_pairs(group):
-        labeled = f"if a column says it: data: {{labeled_pairs: {{path: {file}, label: COLUMN}}}}"
-        return f"\nhelp: nobody said which response is better: `alignkit label {file}`\n  or: {labeled}"
-    return ""
 
 
 def said(turns: Iterable[Message]) -> str:

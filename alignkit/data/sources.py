@@ -480,9 +480,9 @@ def matches(format_class: type[Format], row: Any) -> bool:
 # --- splitting
 
 
-def prompt_key(group: Group) -> str:
-    """The same for equal prompts; raw text has no prompt and is identified by its text."""
-    turns = [[role, content.strip(), *others] for role, content, *others in turns_of(group.prompt)]
+def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
+    """The same for prompts of equal words; raw text has no prompt and is identified by its text."""
+    turns = [[role, words(content), *others] for role, content, *others in turns_of(group.prompt)]
     return sha256_of(turns or [text_of(response) for response in group.responses])
 
 
@@ -509,10 +509,7 @@ def held_together(group: Group, column: str) -> Any:
 
 def _loosely(group: Group) -> str:
     """The same for prompts that differ in case and white space only: an answer to one tells that to the other."""
-    if not group.prompt:
-        return prompt_key(group)
-    turns = [[role, " ".join(content.casefold().split()), *others] for role, content, *others in turns_of(group.prompt)]
-    return sha256_of(["loosely", turns])
+    return prompt_key(group, lambda text: " ".join(text.casefold().split()))
 
 
 def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:

@@ -237,7 +237,7 @@ class Adapters:
 
     def _inject(self, adapter: str, seed: int, spec: LoraSpec) -> None:
         """Add new adapter weights to the layers that `model.lora` names."""
-        from peft import LoraConfig
+        from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(task_type="CAUSAL_LM", **spec.model_dump())
         if self._targets is None:  # while the model has no adapter
@@ -247,23 +247,18 @@ class Adapters:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                self._inject_by_peft(adapter, config)
+                if self._peft is None:
+                    self._peft = get_peft_model(self.model, config, adapter_name=adapter)
+                    self.model.peft_config = self._peft.peft_config
+                else:
+                    # alignkit ignores peft's active adapter, but it must name one that exists: two objects read it.
+                    self._peft.active_adapter = self._peft.base_model.active_adapter = adapter
+                    self._peft.add_adapter(adapter, config)
             except ValueError as error:
                 raise RunFailed(f"model.lora: {error}") from error
         for layer in self._layers():
             _patch_forward(layer, self.active)
         self._refuse_special()
-
-    def _inject_by_peft(self, adapter: str, config: Any) -> None:
-        from peft import get_peft_model
-
-        if self._peft is None:
-            self._peft = get_peft_model(self.model, config, adapter_name=adapter)
-            self.model.peft_config = self._peft.peft_config
-            return
-        # alignkit ignores peft's active adapter, but it must name one that exists: peft reads it, in two objects.
-        self._peft.active_adapter = self._peft.base_model.active_adapter = adapter
-        self._peft.add_adapter(adapter, config)
 
     def _refuse_special(self) -> None:
         """Reject an adapter on a matrix that may be tied to another, on a router, or on stacked experts.
@@ -271,15 +266,17 @@ class Adapters:
         A router may return a tuple, to which an adapter's term cannot be added. peft merges experts with their adapters
         in every pass, which would store as much as all experts weigh.
         """
-        head, embeddings = self.model.get_output_embeddings(), self.model.get_input_embeddings()
-        special = {id(head): "the language head", id(embeddings): "the token embeddings"}
-        for layer in self._layers():
-            what, kind = special.get(id(layer), ""), type(layer.get_base_layer()).__name__
-            if hasattr(layer, "parameter_name") or "Router" in kind:
-                what = f"a router or stacked experts ({kind})"
-            if what:
-                name = next(name for name, module in self.model.named_modules() if module is layer)
-                raise RunFailed(f"model.lora.target_modules: {name} is {what} and cannot have an adapter; leave it out")
+        tied = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
+        layers = {*self._layers()}
+        for name, module in self.model.named_modules():
+            if module not in layers:
+                continue
+            kind = type(module.get_base_layer()).__name__
+            if module in tied or hasattr(module, "parameter_name") or "Router" in kind:
+                raise RunFailed(
+                    f"model.lora.target_modules: {name} ({kind}) cannot have an adapter, like the language head, token "
+                    "embeddings, routers and stacked experts; leave it out"
+                )
 
     def _load(self, adapter: str, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -336,7 +333,7 @@ def _sort_facts(file: Path) -> None:
 
 ALL = "all-linear"
 # Parts of the names of layers that `all-linear` leaves frozen in a mixture of experts: routers, which choose experts by
-# a hard limit, and those that peft takes for an expert's, which are stacked.
+# a hard limit, and those that peft takes for an expert's, which are stacked; dense and shared MLPs have the same names.
 OF_EXPERTS = re.compile(r"(^|\.)(router|gate|gate_proj|up_proj|down_proj|w1|w2|w3)(\.|$)")
 
 
@@ -357,8 +354,10 @@ def lora_targets(model: Any, targets: str | list[str]) -> Any:
     frozen += stacks
     if not frozen:
         return ALL  # leaves the choice, and the words in saved adapters, to peft
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in frozen}))
     logging.getLogger("alignkit").warning(
-        f"model.lora.target_modules: {ALL} leaves frozen: {min(frozen)} and {len(frozen) - 1} more"
+        f"model.lora.target_modules: {ALL} leaves {len(frozen)} layers frozen, in a mixture of experts also those of "
+        f"dense and shared MLPs: {min(frozen)} and others called {names}"
     )
     return set(linear)
 

@@ -32,7 +32,7 @@ NARROW = 16  # width of what is between attention
 BETWEEN = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")  # parts of the names of its widths
 # Other sizes; windows and the like are so small that two dozen tokens show what they do.
 SIZES = {"vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "sliding_window": 4,
-         "attention_chunk_size": 4, "floor_scale": 2}  # fmt: skip
+         "attention_chunk_size": 4, "floor_scale": 2, "num_kv_shared_layers": 1, "pad_token_id": 0}  # fmt: skip
 # What transformers raises for a model that does not work as others do.
 _ODD = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError)
 
@@ -62,29 +62,22 @@ def small_copy(spec: ModelSpec, source: str, revision: str | None) -> Any:
 
 def _shrink(config: Any) -> None:
     """Leave of a model's sizes those of its attention, and of its layers the first that are of every kind."""
-    layers, few, shrunken = config.num_hidden_layers, 2, dict(vars(config))
-    of_layers = {name for name, value in shrunken.items() if isinstance(value, list | tuple) and len(value) == layers}
-    for value in map(shrunken.__getitem__, of_layers):
+    layers, few, sizes = config.num_hidden_layers, 2, dict(vars(config))
+    of_layers = {name for name, value in sizes.items() if isinstance(value, list | tuple) and len(value) == layers}
+    for value in map(sizes.__getitem__, of_layers):
         if len(set(value)) < layers:
             few = max(few, 1 + max(map(value.index, value)))
-    if shrunken.get("num_kv_shared_layers"):  # the last ones use the keys and values of others
-        shrunken["num_kv_shared_layers"], few = 1, few + 1
-    shrunken["num_hidden_layers"] = few = min(layers, few)
-    for name, value in shrunken.items():
-        if name in of_layers:
-            value = value[:few]
-        if any(part in name for part in BETWEEN) and isinstance(value, int):
-            value = NARROW
-        elif any(part in name for part in BETWEEN) and isinstance(value, list | tuple):
-            value = [NARROW] * len(value)
-        elif name in SIZES and isinstance(value, int):
-            value = SIZES[name]
-        shrunken[name] = value
-    if shrunken.get("pad_token_id") is not None:  # it may be one of the tokens that are left out
-        shrunken["pad_token_id"] = 0
-    for name, value in shrunken.items():
-        if vars(config).get(name) is not value:
-            setattr(config, name, value)  # some configurations call their layers otherwise, and translate
+    if sizes.get("num_kv_shared_layers"):  # the last ones use the keys and values of others
+        few += 1
+    config.num_hidden_layers = few = min(layers, few)  # some configurations call their layers otherwise, and translate
+    for name in of_layers:
+        setattr(config, name, sizes[name][:few])
+    for name, value in vars(config).copy().items():
+        narrow = any(part in name for part in BETWEEN)
+        if narrow and isinstance(value, list | tuple):
+            setattr(config, name, [NARROW] * len(value))
+        elif isinstance(value, int) and value and (narrow or name in SIZES):
+            setattr(config, name, SIZES.get(name, NARROW))
 
 
 @torch.no_grad()

@@ -157,18 +157,6 @@ def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if capabilities.multiplies_bf16(device) else torch.float32
 
 
-def mixed_precision(spec: ModelSpec, device: torch.device) -> torch.dtype | None:
-    """The dtype of products if `model.mixed_precision` asks for one. Raises RunFailed where it would be slower."""
-    if spec.mixed_precision == "none":
-        return None
-    if not capabilities.multiplies_bf16(device):
-        raise RunFailed(
-            f"'mixed_precision: bf16': this {device.type} has no instructions that multiply bf16\n"
-            "help: leave it out, because everything would be slower"
-        )
-    return torch.bfloat16
-
-
 def load_base(
     spec: ModelSpec,
     source: str,
@@ -339,7 +327,6 @@ def backbone(model: Any) -> Any:
 # A base without padding is read at the last token; whoever pads needs a token that ends no turn.
 
 UNREAD = "unread_token"  # in the metadata of a saved adapter: the padding that it skips
-WORDS = ("pad", "reserved", "unused", "unk")  # in special tokens that may serve as padding, the best first
 
 
 def padding_of(config: Any) -> int | None:
@@ -387,21 +374,13 @@ def saved_head(folder: Path) -> Tensor:
 
 
 def with_padding(tokenizer: Any, config: Any) -> Any:
-    """A copy of a tokenizer that pads with the base's padding, or else with a special token that ends no turn."""
+    """A copy of a tokenizer that pads with the base's padding, or else with a token that ends no turn."""
     padded, padding = copy.deepcopy(tokenizer), padding_of(config)
     if padding is not None and (token := tokenizer.convert_ids_to_tokens(padding)) is not None:
         padded.pad_token = token
     elif padded.pad_token_id in (None, padded.eos_token_id):
-        padded.pad_token = _ending_no_turn(padded) or padded.pad_token
+        special = map(str, tokenizer.added_tokens_decoder.values())
+        named = [token for token in special if "pad" in token.lower()]
+        candidates = [token for token in (*named, padded.bos_token) if token not in (None, padded.eos_token)]
+        padded.pad_token = next(iter(candidates), padded.pad_token)
     return padded
-
-
-def _ending_no_turn(tokenizer: Any) -> str | None:
-    """A special token that may serve as padding; else the one that begins texts, which ends none."""
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for word in WORDS:
-        for token in special:
-            if word in token.lower() and token not in (tokenizer.eos_token, tokenizer.bos_token):
-                return token
-    beginning: str | None = tokenizer.bos_token
-    return beginning if beginning != tokenizer.eos_token else None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from alignkit.data.group import Group, Message, preview, previews
+from alignkit.data.group import Group, Message, preview
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
@@ -93,11 +93,17 @@ class LoadedBase:
         """Whether a prompt leaves room for `new_tokens`."""
         return len(self.encoder.prompt(group.prompt, group.tools)) + new_tokens <= max_length
 
-    def reference_logprobs(self, reference: str, encoded: Sequence[Encoded]) -> list[Tensor]:
-        """Measure the log-probabilities of a role that is not trained; fp32 [tokens] per response."""
+    def measure(
+        self,
+        reference: str,
+        encoded: Sequence[Encoded],
+        what: Literal["logprobs", "scores"] = "logprobs",
+        temperature: float = 1.0,
+    ) -> list[Tensor]:
+        """Measure a role that is not trained: fp32 log-probabilities [tokens] or a score [] per response."""
         role = self.role(reference)
-        with self.progress(f"log-probabilities of {reference}", len(encoded)) as done:
-            return measure(self.model, role, encoded, "logprobs", done=done)
+        with self.progress(f"{what} of {reference}", len(encoded)) as done:
+            return measure(self.model, role, encoded, what, temperature=temperature, done=done)
 
 
 class RolePolicy:
@@ -126,10 +132,7 @@ class RolePolicy:
     ) -> list[Tensor | None]:
         """One output for every response; None where the prompt does not fit."""
         fitting = [e for e in encoded if e is not None and e.rows]
-        role = self.base.role(self.reference)
-        doing = {"scores": "scoring with", "logprobs": "log-probabilities of"}[what]
-        with self.base.progress(f"{doing} {self.reference}", len(fitting)) as done:
-            measured = iter(measure(self.model, role, fitting, what, temperature=temperature, done=done))
+        measured = iter(self.base.measure(self.reference, fitting, what, temperature))
         outputs: list[Tensor | None] = []
         for group, e in zip(groups, encoded, strict=True):
             outputs += [None if e is None else next(measured) for _ in group.responses]
@@ -137,12 +140,12 @@ class RolePolicy:
 
     def report_unread(self) -> None:
         """Report responses that the reward model could not read in full."""
-        for case, problem in (
-            ("cut", "responses truncated at max_length before scoring"),
-            ("no_room", "groups without a score, because their prompts fill max_length"),
-        ):
-            if count := self.encoder.counts[case]:
-                self.base.say(f"{self.reference}: {problem}: {count} ({previews(self.encoder.groups[case])})")
+        counts = self.encoder.counts
+        if counts["cut"] or counts["no_room"]:
+            self.base.say(
+                f"{self.reference}: at max_length {counts['cut']} responses were cut before scoring, and "
+                f"{counts['no_room']} groups have no score, because their prompts fill it"
+            )
         self.encoder.forget_counts()
 
     def logprobs(self, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:

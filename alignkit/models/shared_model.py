@@ -10,7 +10,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,7 +36,6 @@ from alignkit.models.loading import (
     load_base,
     load_text,
     locate,
-    mixed_precision,
     padding_of,
     saved_head,
     saved_unread,
@@ -111,7 +110,8 @@ class SharedModel:
                 f"'activation_checkpointing': the layers of {type(self.model).__name__} cannot be computed again\n"
                 "help: leave it out"
             )
-        self.autocast = mixed_precision(spec, self.device)  # after the checks, which compare in fp32
+        if spec.mixed_precision != "none":  # after the checks, which compare in fp32
+            self.autocast = torch.bfloat16
 
     def encoder(self) -> Encoder:
         """A new encoder with the model's tokenizer and chat template."""
@@ -360,22 +360,16 @@ class SharedModel:
     def save(self, name: str, folder: Path, network: Any = None) -> None:
         """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of `network` or its own."""
         role, tokenizer = self.roles[name], self.tokenizer
-        if network is not None:
-            role = replace(role, model=network)
+        network = network or role.model
         if role.head is not None:
             tokenizer = with_padding(tokenizer, self.model.config)
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
                 self.adapters.save(role.adapter, new, role.head, role.unread)
+            elif role.head is None:
+                network.save_pretrained(new)
             else:
-                self.save_whole(role, new)
+                # Transformers scores the last token but padding, and pads batches with the tokenizer's own padding.
+                padding = tokenizer.pad_token_id if role.unread is None else role.unread
+                scorer(network, role.head, padding).save_pretrained(new)
             tokenizer.save_pretrained(new)
-
-    def save_whole(self, role: Role, folder: Path) -> None:
-        """Write a role's own network, with its head if it has one."""
-        if role.head is None:
-            role.model.save_pretrained(folder)
-            return
-        # Transformers scores the last token but padding, and pads batches with the tokenizer's own padding.
-        padding = with_padding(self.tokenizer, self.model.config).pad_token_id if role.unread is None else role.unread
-        scorer(role.model, role.head, padding).save_pretrained(folder)

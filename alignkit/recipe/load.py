@@ -265,7 +265,7 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
 
 def _samples(stage: Stage) -> bool:
     """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
-    if stage.online and not stage.external:
+    if stage.online:
         return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
     return any(part.options.asks_engine() for part in parts)

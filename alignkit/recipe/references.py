@@ -129,9 +129,6 @@ class Reading:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in _RESERVED:
             help = f"use letters, digits, '_' and '-', and none of the words {', '.join(_RESERVED)}"
             raise wrong(f"'{name}' cannot be the name of a stage", help, at_key=True)
-        if self.registry.has("reward", name):
-            help = f"'reward: {name}' would be ambiguous; rename the stage"
-            raise wrong(f"stage '{name}' has the same name as an installed reward", help, at_key=True)
         return name
 
     # --- stages and weights
@@ -222,25 +219,33 @@ class Reading:
         return value if self.stage.trains_reward else self._policy(value)
 
     def _weights(self, name: str) -> str:
+        folder = self._folder(name)
+        self.stage.folders = (*dict.fromkeys((*self.stage.folders, folder)),)
+        return self._role(folder)
+
+    def _folder(self, name: str, keys: tuple[str, ...] = ()) -> str:
+        """The absolute path of a folder with weights. keys: under which it is named."""
         folder = self.locate(name)
         if not is_dir(folder):
-            raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name))
+            raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name), keys)
         if not any((folder / file).is_file() for file in _WEIGHTS):
             inner = next((each for each in ("adapter", "model") if is_dir(folder / each)), None)
             message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
-            raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "")
-        self.stage.folders = (*dict.fromkeys((*self.stage.folders, str(folder))),)
-        return self._role(str(folder))
+            raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "", keys)
+        return str(folder)
 
     # --- rewards
 
     def read_reward(self, value: Any) -> RewardSpec:
-        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these."""
+        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these.
+
+        A stage comes before a plugin with its name.
+        """
         if isinstance(value, RewardSpec):  # an option of a combination
             return value
         name, folder = self.split("reward", value)
         if name == "folder" and isinstance(folder, str):
-            return self._reward_folder(folder)
+            return RewardSpec("folder", self._role(self._folder(folder, ("folder",))))
         if name.partition("@")[0] in self.stages:
             return self._reward_stage(name, isinstance(value, str))
         component = self.component("reward", value)
@@ -249,22 +254,14 @@ class Reading:
         return RewardSpec("reward", component.name, component)
 
     def _reward_stage(self, value: str, is_plain: bool) -> RewardSpec:
-        name = value.partition("@")[0]
-        if self.registry.has("reward", name):  # reported where the stage is named
-            return RewardSpec("stage", name)
         if not is_plain:
             message = f"'{value}' is a stage and takes no options here"
             raise wrong(message, f"write just '{value}'", (value,), at_key=True)
         self.read_stage(value)
         if self.trains_reward(value) is False:
+            name = value.partition("@")[0]
             raise wrong(f"stage '{name}' cannot be a reward: it does not train a reward model")
         return RewardSpec("stage", value)
-
-    def _reward_folder(self, value: str) -> RewardSpec:
-        folder = self.locate(value)
-        if not is_dir(folder):
-            raise wrong(f"no such folder: {value}", f"looked for {folder}", ("folder",))
-        return RewardSpec("folder", self._role(str(folder)))
 
     def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts."""
@@ -406,7 +403,7 @@ class Reading:
         # Few hub ids have no namespace, so a misspelled plugin is more likely.
         if base == value and "/" not in value:
             names = self.registry.names("model")
-            if did_you_mean(value, names):
+            if did_you_mean(value, names) or any(name.startswith(value) for name in names):
                 self.plugin("model", value)
         return base
 

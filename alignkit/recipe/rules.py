@@ -93,7 +93,7 @@ ONLINE = (
     ),
     Rule(
         "rollout.max_num_gen_batches",
-        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses or x.external),
+        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses),
         "'max_num_gen_batches' has no effect: {x.registration.name} keeps every group, and there are no 'filters'",
         "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out",
         key=True,
@@ -213,9 +213,6 @@ _ONLY_OFFLINE = {
     "validation": "the reward measures its progress; to evaluate its result, add a step",
 }
 _OF_POLICIES = {"mix": "a reward model has no language-model head, which 'mix' would train"}
-_OF_OUR_ROLLOUTS = dict.fromkeys(
-    ("environment", "gold", "gold_prompts", "stop", "monitors"), "it does its own sampling"
-)
 
 
 def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]:
@@ -233,15 +230,12 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
     name, needs, unused, wanted, others = stage.registration.name, stage.needs, dict(ONLY_ONLINE), "data", "prompts"
     if stage.online:
         unused, wanted, others = dict(_ONLY_OFFLINE), "prompts", "data"
-    # Which keys another library's trainer reads depends on its options.
-    if others in stage.written and wanted not in stage.written and not stage.external:
+    if others in stage.written and wanted not in stage.written:
         message = f"{name} learns from '{wanted}', but the stage has '{others}'"
         yield Mistake(message, f"write '{wanted}: FILE' instead, or choose another algorithm", ("algorithm",))
         return
     if stage.trains_reward:
         unused |= _OF_POLICIES
-    if stage.external:
-        unused |= _OF_OUR_ROLLOUTS
     if needs is not None and (needs.shared_values or not needs.values):
         unused["value_from"] = "it has no value function of its own"
     if needs is not None and not (stage.online or needs.reference_logprobs):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from alignkit.algorithm import ExternalTrainer, Needs, Source, Trains
+from alignkit.algorithm import Needs, Source, Trains
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
 from alignkit.io.text import is_file
@@ -73,11 +73,6 @@ class Stage:
     def plugin(self) -> Any:
         """The class of its algorithm or step; None if it is unknown."""
         return self.registration and self.registration.implementation
-
-    @property
-    def external(self) -> bool:
-        """Whether another library trains."""
-        return issubclass(self.plugin, ExternalTrainer)
 
     @property
     def online(self) -> bool:

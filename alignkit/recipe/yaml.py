@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from alignkit.errors import Problem, RecipeError, did_you_mean
-from alignkit.io.text import absolute, exists, expanded, is_dir, is_file, resolved
+from alignkit.io.text import absolute, exists, expanded, is_file, resolved
 from alignkit.kinds import reader_of
 
 Keys = tuple[str | int, ...]
@@ -451,6 +451,5 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if found := shipped_recipe(str(name)):
         return found
-    near = [item.name for item in path.parent.glob("*.y*ml")] if is_dir(path.parent) else []
-    help = did_you_mean(path.name, [*near, *shipped()]) or f"shipped recipes: {', '.join(shipped()) or 'none'}"
+    help = did_you_mean(path.stem, shipped()) or f"shipped recipes: {', '.join(shipped())}"
     raise RecipeError([Problem(f"no such recipe: {name}", help=help)])

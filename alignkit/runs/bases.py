@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
     from alignkit.tokens.encoder import Encoder
 
+# The last three are how transformers reports a configuration that it does not expect.
+_UNLOADABLE = (RunFailed, OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError)
 LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
 
 
@@ -61,10 +63,9 @@ def made_model(registration: Registration, cache: Path, *path: str) -> str:
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:
     """`bfloat16 on cpu, packed rows of up to 8192 tokens`."""
-    dtype = model.dtype_name
+    dtype, rows = model.dtype_name, f"packed rows of up to {model.token_budget} tokens"
     if spec.quantization != "none":
         dtype = f"{spec.quantization}, computing in {dtype},"
-    rows = f"packed rows of up to {model.token_budget} tokens"
     if model.unpacked_because:
         rows = f"one sequence at a time, because its attention does not support packing ({model.unpacked_because})"
     return f"{dtype} on {model.device.type}, {rows}"
@@ -134,15 +135,12 @@ class RunBase:
         from alignkit.models.adapters import is_adapter
         from alignkit.models.loading import has_score
 
-        if use == "reward" and not is_adapter(folder):  # a whole model needs no base model
-            inner = folder / "adapter"
-            return f"{folder} holds no model\nhelp: the reward model is in {inner}" if inner.is_dir() else ""
+        lora, is_whole = self.spec.lora, not is_adapter(folder)
         if use == "policy" and has_score(folder):
             return f"{folder} holds a reward model, but a policy is needed"
-        if not self.source or (use == "policy" and not is_adapter(folder)):
+        if not self.source or (is_whole and use != "start"):  # a whole model needs no base model
             return ""
-        lora = self.spec.lora
-        if use == "start" and lora is not None and not is_adapter(folder):
+        if is_whole and lora is not None:
             return (
                 f"{folder} holds a whole model, but with model.lora every stage starts from an adapter\n"
                 "help: name the folder in 'model.base', or train all weights with 'model.lora: none'"
@@ -153,15 +151,12 @@ class RunBase:
         except RunFailed as error:
             return str(error)
         parts = read_record(stage_folder(folder)).get("depends_on") or {}
-        if use == "reward" and parts.get("model"):
-            theirs = template_of(parts)
-            if theirs != template_parts(self._recipe, self.spec):
-                template = theirs["chat_template"] or "that of its base model"
-                return (
-                    f"the reward model {folder} was trained on texts of another chat template: {template}\n"
-                    "help: give 'model' the same 'chat_template', or export the reward model with --merge: a whole "
-                    "one has its own"
-                )
+        is_known = use == "reward" and parts.get("model")
+        if is_known and template_of(parts) != template_parts(self._recipe, self.spec):
+            return (
+                f"the reward model {folder} was trained on texts of another chat template\n"
+                "help: give 'model' the same one, or export the reward model with --merge: a whole one has its own"
+            )
         return ""
 
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
@@ -184,21 +179,18 @@ class RunBase:
     @contextmanager
     def _loading(self) -> Iterator[None]:
         """Report what keeps the model from being loaded, with the line of the recipe that names it."""
-        recipe = self._recipe
-        keys: Keys = ("model",)
         place: Keys = ("model", "base")
         if self.name != BASE:
-            keys = place = _place_of(recipe, self.name)
+            place = _place_of(self._recipe, self.name)
         try:
             yield
-        except RunFailed as error:
-            message, _, help = str(error).partition("\nhelp: ")
-            raise RunFailed(str(recipe.problem(keys, message, at_key=True, help=help))) from error
-        except (OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError) as error:
-            # The last three are how transformers reports a configuration that it does not expect.
-            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-            message = f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: {reason}"
-            raise RunFailed(str(recipe.problem(place, message))) from error
+        except _UNLOADABLE as error:
+            text = str(error)
+            if not isinstance(error, RunFailed):
+                reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+                text = f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: {reason}"
+            message, _, help = text.partition("\nhelp: ")
+            raise RunFailed(str(self._recipe.problem(place, message, help=help))) from error
 
 
 def _place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:

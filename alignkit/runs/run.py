@@ -209,8 +209,7 @@ class Run(Services):
             self.collectives.compare(f"stage '{name}'", stage.key)
         began = time.monotonic()
         made: list[tuple[dict[str, Any], Artifact]] = []
-        with self.engine(stage.stage):
-            self.make_room(stage.stage)
+        with self.models_for(stage.stage):
             if before:
                 stage.notify("stage_begins_again", record=before)
             if trains:

@@ -118,39 +118,30 @@ class Services:
         self._attach(service)
         return service
 
-    def make_room(self, stage: Stage) -> None:
-        """Begin a stage: free whole models that it does not use."""
-        self.models.enter(stage.whole_models)
-        if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
-            for base in (BASE, *stage.whole_models):
-                self.models.of(base)
-
     @contextmanager
-    def engine(self, stage: Stage) -> Iterator[None]:
-        """Let the engine of a stage, if it has one, sample instead of the base models: one for each of them."""
-        if stage.engine is None:
-            yield
-            return
-        self.reporter.say(
-            f"samples: {stage.engine.name}; local: log-probabilities, scores of reward models, verdicts of one token"
-        )
-        opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
+    def models_for(self, stage: Stage) -> Iterator[None]:
+        """Free whole models that a stage does not use, and let its engine, if it has one, sample instead of others."""
+        self.models.enter(stage.whole_models)
+        numbers = count()
+        with ExitStack() as engines:  # all are closed, also if closing one of them is interrupted
 
-        def attach(service: LoadedBase) -> None:
-            engine = self.engine_of(stage, self.folder / "cache" / f"engine-{next(numbers)}")
-            opened.callback(engine.close)
-            service.model.engine = engine
+            def attach(service: LoadedBase) -> None:
+                engine = self.engine_of(stage, self.folder / "cache" / f"engine-{next(numbers)}")
+                engines.callback(engine.close)
+                engines.callback(setattr, service.model, "engine", None)
+                service.model.engine = engine
 
-        before, self._attach = self._attach, attach
-        for service in self.models.bases.values():
-            attach(service)
-        try:
+            if stage.engine is not None:
+                local = "log-probabilities, scores of reward models, verdicts of one token"
+                self.reporter.say(f"samples: {stage.engine.name}; local: {local}")
+                engines.callback(setattr, self, "_attach", self._attach)
+                self._attach = attach
+                for service in self.models.bases.values():
+                    attach(service)
+            if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
+                for base in (BASE, *stage.whole_models):
+                    self.models.of(base)
             yield
-        finally:
-            self._attach = before
-            for service in self.models.bases.values():
-                service.model.engine = None
-            opened.close()
 
     def engine_of(self, stage: Stage, folder: Path) -> Any:
         """What asks a stage's engine. folder: see `Launcher.engine`."""

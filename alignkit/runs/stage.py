@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
 from alignkit.calls import call, create
 from alignkit.data.files import SkippedRow, bad_rows_error
-from alignkit.data.group import Group, prompts_of, resolved_pairs, way_out, write_groups
+from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment, player
@@ -323,10 +323,9 @@ class TrainingStage(RunStage, StageContext):
             source = group.origin.source
             seen[source] += 1
             if rows is None or seen[source] <= rows:
-                try:
-                    encoder.render(group)
-                except RowRefused as error:
-                    row = SkippedRow(group.origin.file, group.origin.row, error.reason)
+                rendered = encoder.render(group)
+                if isinstance(rendered, RowRefused):
+                    row = SkippedRow(group.origin.file, group.origin.row, rendered.reason)
                     (refused if group.origin.skip else bad).append(row)
                     continue
             kept.append(group)
@@ -343,7 +342,7 @@ class TrainingStage(RunStage, StageContext):
             files = ", ".join(source.name for source in loaded.sources)
             raise DataError(
                 f"stage '{self.name}': {component.name} learns from pairs of a better and a worse response, but no row "
-                f"of {files} has a pair{way_out(loaded.groups)}"
+                f"of {files} has a pair\nhelp: `alignkit label FILE` asks people which of several responses is better"
             )
         algorithm = self.take(component)  # whose state begins with its selection
         if isinstance(algorithm, ExternalTrainer):
@@ -483,20 +482,18 @@ class StepStage(RunStage):
     def _scorer(self, spec: RewardSpec) -> Any:
         from alignkit.training.rewards import Rewards
 
-        return Rewards(spec, self.reward_context(), in_parts=self._in_parts, make=self.take)
+        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.take)
 
-    def _in_parts(self, name: str, groups: Sequence[Group], score: Callable[..., list[Any]]) -> list[Any]:
-        """The scores of a single reward, one per response.
+    def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
+        """The groups that a single reward scores at once.
 
         A reward model's bits depend on the groups that it sees at once, and on nothing that was scored before.
         """
-        column: list[Any] = []
         with self.reporter.progress(f"scoring with {name}", len(groups)) as done:
             for start in range(0, len(groups), SCORED):
                 self.services.should_stop()
-                column += score(groups[start : start + SCORED])
+                yield groups[start : start + SCORED]
                 done(min(start + SCORED, len(groups)))
-        return column
 
 
 def run_stage(services: Services, stage: Stage) -> RunStage:

@@ -21,7 +21,7 @@ the model `tiny` in float32 on the CPU, in about a second. In this order:
 | finite | losses and gradients are finite, and something is learned |
 | determinism | the same batch has the same numbers; what the algorithm remembers is in `state` |
 | micro-batches | one micro-batch or many: memory must not change what is learned |
-| order | of groups, and of responses within them, has no effect |
+| order | of groups has no effect |
 | masks | garbage outside the mask, in the batch and in the outputs, has no effect |
 
 The other checks call the plugin as a run does, with the same checks of what it returns:
@@ -36,10 +36,9 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_step` | an Artifact that can be saved, the same on every call, only from what options name; early checks pass |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
 | `check_monitor` | the same observations of the same samples, also as a resumed run reads them; changes none |
-| `check_tracker` | takes numbers of several stages, NaN too, and begins again after an interruption |
 | `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities as in training |
-| `check_reader` | rows numbered from 1, the same on every read; a DataError for a file of something else |
-| `check_model_source` | a complete folder below the cache, which loads, and is made once |
+| `check_reader` | rows numbered from 1, the same on every read |
+| `check_model_source` | a model that loads, and the same one on the next call |
 
 A file of the recipe's folder that a reward, judge or step reads must be named in its options: these are part of a
 stage's key, with the contents of the files.
@@ -61,7 +60,6 @@ from alignkit.testing.rules import ConformanceError as ConformanceError
 from alignkit.testing.run_kit import check_environment as check_environment
 from alignkit.testing.run_kit import check_monitor as check_monitor
 from alignkit.testing.run_kit import check_step as check_step
-from alignkit.testing.run_kit import check_tracker as check_tracker
 
 __all__ = [
     "check_algorithm",
@@ -76,6 +74,5 @@ __all__ = [
     "check_reader",
     "check_reward",
     "check_step",
-    "check_tracker",
     "example_groups",
 ]

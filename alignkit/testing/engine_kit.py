@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from string import ascii_letters
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignkit.calls import call, create
 from alignkit.data.group import Group
@@ -69,13 +68,12 @@ def _check_engine(around: Surroundings, component: Component, tolerance: float) 
         engine.close()
 
 
-@dataclass
-class Samples:
-    """What an engine was asked, and its answers, a row for each sample."""
+class Sample(NamedTuple):
+    """An answer of an engine."""
 
-    prompts: list[Ids] = field(default_factory=list)
-    responses: list[Ids] = field(default_factory=list)
-    logprobs: list[Any] = field(default_factory=list)
+    prompt: Ids
+    response: Ids
+    logprobs: Any
 
 
 @dataclass
@@ -98,71 +96,60 @@ class EngineCheck:
 
     def check(self) -> None:
         """Check every rule in turn. Raises PluginError for what a run itself refuses."""
-        self._sample(prompts=[])
         first = self._as_in_training("")
-        if type(self.engine.engine).repeats and self._sample().responses != first.responses:
+        if type(self.engine.engine).repeats and self._responses() != first:
             self.problems.append(f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}")
-        if self._sample(seed=1000).responses == first.responses:
+        if self._responses(seed=1000) == first:
             self.problems.append("`sample` returns the same tokens for other seeds")
-        self._as_in_training(" of prompts in another order", prompts=self.prompts[::-1])
         self._as_in_training(" at temperature 0.5", temperature=0.5)
         self._as_in_training(" of the base", role=BASE)
         for name, value in {"temperature": 0.0, "top_k": 1, "top_p": 1e-6}.items():
             self._is_greedy(name, value)
-        self._sample(max_new_tokens=1)
-        self._sample(min_new_tokens=NEW_TOKENS - 1)
-        self._sample(stop=[self._common_letter(first)])
         add_noise(self.model, POLICY, 0.1, 2)
         self._as_in_training(" after new weights were published")
 
-    def _sample(
-        self, *, role: str = POLICY, seed: int = 0, prompts: Sequence[Ids] | None = None, **sampling: Any
-    ) -> Samples:
-        prompts = self.prompts if prompts is None else prompts
-        seeds = [list(range(first, first + SAMPLES)) for first in range(seed, seed + 10 * len(prompts), 10)]
+    def _sample(self, *, role: str = POLICY, seed: int = 0, **sampling: Any) -> list[Sample]:
+        seeds = [list(range(first, first + SAMPLES)) for first in range(seed, seed + 10 * len(self.prompts), 10)]
         asked = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
-        samples = Samples()
-        request = Generation(self.model, role, self.encoder, prompts, seeds, asked)
-        answers = self.engine.request(request).result()
-        for prompt, continuations in zip(prompts, answers, strict=True):
-            samples.prompts += [prompt] * len(continuations)
-            samples.responses += [one.tokens for one in continuations]
-            samples.logprobs += [one.logprobs for one in continuations]
+        answers = self.engine.request(Generation(self.model, role, self.encoder, self.prompts, seeds, asked)).result()
+        samples: list[Sample] = []
+        for prompt, continuations in zip(self.prompts, answers, strict=True):
+            samples += [Sample(prompt, one.tokens, one.logprobs) for one in continuations]
         return samples
 
-    def _measured(self, samples: Samples, role: str = POLICY, temperature: float = 1.0) -> list[Any]:
+    def _responses(self, seed: int = 0) -> list[Ids]:
+        return [sample.response for sample in self._sample(seed=seed)]
+
+    def _measured(self, samples: Sequence[Sample], role: str = POLICY, temperature: float = 1.0) -> list[Any]:
         """The log-probabilities of the training path."""
         rows = []
-        for prompt, response in zip(samples.prompts, samples.responses, strict=True):
+        for prompt, response, _ in samples:
             rows.append(Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),)))
         return list(measure(self.model, role, rows, "logprobs", temperature=temperature))
 
-    def _as_in_training(self, which: str, *, role: str = POLICY, temperature: float = 1.0, **more: Any) -> Samples:
-        """Sample, and compare the log-probabilities that the engine reports with those of the training path."""
-        samples, gap = self._sample(role=role, temperature=temperature, **more), 0.0
+    def _as_in_training(self, which: str, *, role: str = POLICY, temperature: float = 1.0) -> list[Ids]:
+        """Compare the log-probabilities that the engine reports with those of the training path; returns responses."""
+        samples, gap = self._sample(role=role, temperature=temperature), 0.0
         what = f"`sample`: the log-probabilities{which}"
-        if None in samples.logprobs:
+        responses = [sample.response for sample in samples]
+        if any(sample.logprobs is None for sample in samples):
             self.problems.append(f"{what} are None, which is for top_k, top_p and min_new_tokens only")
-            return samples
-        for measured, reported in zip(self._measured(samples, role, temperature), samples.logprobs, strict=True):
-            gap = max([gap, *(abs(float(a) - float(b)) for a, b in zip(measured, reported, strict=True))])
+            return responses
+        for measured, sample in zip(self._measured(samples, role, temperature), samples, strict=True):
+            gap = max([gap, *(abs(float(a) - float(b)) for a, b in zip(measured, sample.logprobs, strict=True))])
         if gap > self.tolerance:
             self.problems.append(f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}")
-        return samples
+        return responses
 
     def _is_greedy(self, name: str, value: Any) -> None:
         """Check that first tokens are as likely as those of alignkit's own greedy samples."""
+        likeliest, seeds = Sampling(max_new_tokens=1, temperature=0.0), [[0]] * len(self.prompts)
+        best = generate(Generation(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest))
+        best_of = {prompt: one.tokens for prompt, (one,) in zip(self.prompts, best, strict=True)}
         samples = self._sample(**{name: value})
-        likeliest, seeds = Sampling(max_new_tokens=1, temperature=0.0), [[0]] * len(samples.prompts)
-        best = generate(Generation(self.model, POLICY, self.encoder, samples.prompts, seeds, likeliest))
-        firsts = Samples(samples.prompts, [response[:1] for response in samples.responses])
-        bests = Samples(samples.prompts, [one.tokens for (one,) in best])
+        firsts = [sample._replace(response=sample.response[:1]) for sample in samples]
+        bests = [sample._replace(response=best_of[sample.prompt]) for sample in samples]
         for ours, theirs in zip(self._measured(bests), self._measured(firsts), strict=True):
             if float(theirs[0]) < float(ours[0]) - self.tolerance:
                 self.problems.append(f"`sample`: with {name} {value:g} a first token is not the most likely one")
                 return
-
-    def _common_letter(self, samples: Samples) -> str:
-        """The letter that most samples contain."""
-        texts = [set(self.encoder.decode(response)) for response in samples.responses]
-        return max(ascii_letters, key=lambda letter: sum(letter in text for text in texts))

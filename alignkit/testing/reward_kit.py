@@ -49,8 +49,7 @@ EXAMPLES: tuple[Item, ...] = (
     (_QUESTION, "Paris.", "The capital of France is Paris, which lies on the Seine."),
     (_QUESTION, "I do not know.\n\nResponse 1 is better.", "Paris"),
     (_QUESTION, "{first} {second} [end]", "Lyon %s"),
-    (_DIALOGUE, "Grün", "Red is a color, and so is green."),
-    (_DIALOGUE, "Blau", ""),
+    (_DIALOGUE, "Grün", ""),
     (_DIALOGUE, "Rot", "Rot"),
 )
 
@@ -145,40 +144,40 @@ def _check_combination(around: Surroundings, component: Component) -> None:
             made.plugin.state = copy.deepcopy(dict(state))
         return made
 
+    def numbers(result: CombinedReward) -> list[float]:
+        return [*result.reward.tolist(), *result.raw.tolist()]
+
     used = node()
     problems.must_be_json("`state` at first", used.plugin.state)
     start = copy.deepcopy(used.plugin.state)
     with problems.unchanged("`combine` changes the groups or components", groups, columns):
-        expected = used.combine(groups, columns)
+        result = used.combine(groups, columns)
     problems.must_be_json("`state` after `combine`", used.plugin.state)
-    if not (expected.reward.isfinite() & expected.raw.isfinite()).all():
+    expected = numbers(result)
+    if not all(map(math.isfinite, expected)):
         problems.append("`combine`: a reward is not finite although every response has all scores")
     if problems:
         return
     twin, resumed = node(start), node(used.plugin.state)
     turned = node(start).combine(turned_groups(groups), {name: column.flip(0) for name, column in columns.items()})
-    _compare(around, "a second call from the same state", expected, twin.combine(groups, columns), AGAIN)
     flipped = replace(turned, reward=turned.reward.flip(0), raw=turned.raw.flip(0))
-    _compare(around, "the order of groups and responses", expected, flipped, ORDER)
+    variants = {
+        "a second call from the same state": (numbers(twin.combine(groups, columns)), AGAIN),
+        "the order of groups and responses": (numbers(flipped), ORDER),
+    }
+    if used.plugin.sums:
+        total = replace(result, reward=node(start).plugin.total(groups, columns))
+        variants["`total`"] = numbers(total), TOTAL
+    text = "`combine`: {} changes the rewards, then the raw rewards: number"
+    problems.compare(text, expected, variants, COMBINED_TOLERANCE)
     if twin.plugin.state != used.plugin.state:
         problems.append(f"`combine`: a second call from the same state leaves another `state`: {AGAIN}")
-    later = used.combine(groups, columns)
-    _compare(around, "what it remembers outside of `state`", resumed.combine(groups, columns), later, AGAIN)
+    later = {"what it remembers outside of `state`": (numbers(used.combine(groups, columns)), AGAIN)}
+    problems.compare(text, numbers(resumed.combine(groups, columns)), later, COMBINED_TOLERANCE)
     holes = {name: column.index_fill(0, torch.tensor([0]), math.nan) for name, column in columns.items()}
     some = node(start).combine(groups, holes)
     if not (some.reward[1:].isfinite() & some.raw[1:].isfinite()).all():
         problems.append(f"`combine`: a missing score makes the rewards of other responses NaN: {MISSING}")
-    if used.plugin.sums:
-        _compare(
-            around, "`total`", expected, replace(expected, reward=node(start).plugin.total(groups, columns)), TOTAL
-        )
-
-
-def _compare(around: Surroundings, cause: str, expected: CombinedReward, actual: CombinedReward, help: str) -> None:
-    for name in ("reward", "raw"):
-        variants = {cause: (getattr(actual, name).tolist(), help)}
-        text = f"`combine`: {{}} changes '{name}' of response"
-        around.problems.compare(text, getattr(expected, name).tolist(), variants, COMBINED_TOLERANCE)
 
 
 # Judges
@@ -258,8 +257,7 @@ def check_filter(
 
     Args:
         options: As in a recipe.
-        groups: Scored samples to filter, some of which stay and some of which go; default: the kit's own, which need
-            not have both.
+        groups: Scored samples to filter; default: the kit's own.
         folder: The recipe's; default: the current one.
     """
     conform("filter", cls, options, _check_filter, folder=folder, groups=groups)
@@ -269,8 +267,6 @@ def _check_filter(around: Surroundings, component: Component) -> None:
     groups, chosen = around.rollouts, create(component)
     with around.problems.unchanged("`keep` changes the groups", groups):
         kept = filter_mask(chosen, groups)
-    if around.groups is not None and len(set(kept)) < 2:
-        around.problems.append(f"`keep` decides alike for all of the {len(groups)} groups: pass others as `groups`")
     variants = {
         "a second call": (filter_mask(chosen, groups), FILTERED),
         "the order of the groups": (filter_mask(create(component), groups[::-1])[::-1], FILTERED),

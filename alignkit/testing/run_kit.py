@@ -1,4 +1,4 @@
-"""The rules of what takes part in a run: steps, environments, monitors and trackers."""
+"""The rules of what takes part in a run: steps, environments and monitors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, group_from_json, group_to_json
 from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
-from alignkit.kinds import Monitor, Observation, TrackedRun, Tracker
+from alignkit.kinds import Monitor, Observation
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context
@@ -29,12 +29,6 @@ TURNS = (
     '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
     "<tool_call>{</tool_call>",
     "The answer is 5.",
-)
-LINES: tuple[tuple[str, int, dict[str, float]], ...] = (
-    ("first", 1, {"loss": 2.5, "grad_norm": 0.1}),
-    ("first", 2, {"loss": float("nan"), "validation/loss": 1.0}),
-    ("second", 1, {"reward": -3.0, "kl": float("inf"), "filtered/spread": 0.0}),  # a later stage counts from 1 again
-    ("second", 2, {}),
 )
 LOOKS = 4  # of a monitor
 
@@ -220,31 +214,3 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
         around.problems.append(
             "`next_prompts` depends on more than the samples and `random`: a stage that resumes would ask others"
         )
-
-
-# Trackers
-
-
-def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None, *, folder: Path | None = None) -> None:
-    """Raise ConformanceError listing every rule that a tracker breaks (see the table in `alignkit.testing`).
-
-    Args:
-        options: As in a recipe. The tracker really logs two short stages of a run that is interrupted once.
-        folder: The recipe's; default: the current one.
-    """
-    conform("tracker", cls, options, _check_tracker, folder=folder)
-
-
-def _check_tracker(around: Surroundings, component: Component) -> None:
-    run = TrackedRun("checked", around.cache / "run", {"name": "checked", "stages": {"first": {}, "second": {}}})
-    run.folder.mkdir()
-    for lines in (LINES[:2], LINES[2:]):
-        tracker = create(component)
-        call(tracker, "check")
-        call(tracker, "start", run)
-        for stage, step, metrics in lines:
-            copied = dict(metrics)
-            call(tracker, "log", stage, step, copied)
-            if repr(copied) != repr(metrics):
-                around.problems.append("`log` changes the metrics that it is given")
-        call(tracker, "finish")

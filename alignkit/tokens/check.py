@@ -89,7 +89,6 @@ def _facts(encoder: Encoder) -> Iterator[str]:
             "answers are refused"
         )
     if not chat.shape.close:
-        ends = [encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1]), *chat.markers.values()]
-        yield f"the chat template writes no end of turn, so responses end with {' or '.join(dict.fromkeys(ends))}"
+        yield "the chat template writes no end of turn, so responses end with EOS, or where the next turn would begin"
     if "strftime_now" in chat.source:
         yield f"the chat template writes a date, which is always {TODAY}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -38,8 +38,7 @@ WHOLE = 2**62  # a limit on the length that cuts nothing
 DROP_REASONS = {
     "no_room": ("row", "left out: no room for a response in max_length"),
     "cut": ("response", "truncated at max_length"),
-    "equal_pairs": ("pair", "left out: both responses have the same tokens"),
-    "uncounted_pairs": ("pair", "left out: a response has no token that counts"),
+    "equal_pairs": ("pair", "left out: both responses have the same tokens, or one has none that counts"),
     "unprompted_turns": (
         "turn",
         "not learned: the chat template does not write such a turn after the generation prompt",
@@ -199,7 +198,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Rendered:
+class Rendered:
     """A group as the chat template renders it. conversations: as far as they become tokens; None for a response whose
     own tokens are read. cases: of DROP_REASONS.
     """
@@ -403,26 +402,17 @@ class Encoder:
         self, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
     ) -> list[Encoded | RowRefused | None]:
         """`encode` groups, whose texts are tokenized on all cores. A refused group's error takes its place."""
-        rendered = [self._rendered(group, scoring) for group in groups]
-        self.rendered.prepare(text for one in rendered for text in self._pieces(one))
+        rendered = [self.render(group, scoring) for group in groups]
+        texts: list[str] = []  # for which `_continuation` will ask
+        for one in rendered:
+            if isinstance(one, Rendered):
+                cut = self._cut_of(one.prompt)
+                texts += [one.prompt, one.prompt[cut:]]
+                texts += [conversation.text[cut:] for conversation in one.conversations if conversation is not None]
+        self.rendered.prepare(texts)
         return [
             self._encode(group, one, max_length, turns, scoring) for group, one in zip(groups, rendered, strict=True)
         ]
-
-    def _pieces(self, rendered: _Rendered | RowRefused) -> Iterator[str]:
-        """The texts that `_continuation` will ask for."""
-        if isinstance(rendered, RowRefused):
-            return
-        cut = self._cut_of(rendered.prompt)
-        yield rendered.prompt
-        yield rendered.prompt[cut:]
-        yield from (one.text[cut:] for one in rendered.conversations if one is not None)
-
-    def render(self, group: Group) -> None:
-        """Render a group without tokenizing it. Raises RowRefused as `encode` does."""
-        rendered = self._rendered(group, False)
-        if isinstance(rendered, RowRefused):
-            raise rendered
 
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
@@ -430,7 +420,8 @@ class Encoder:
             return response.tokens is not None and not self.foreign
         return response.tokenizer == self.digest
 
-    def _rendered(self, group: Group, scoring: bool) -> _Rendered | RowRefused:
+    def render(self, group: Group, scoring: bool = False) -> Rendered | RowRefused:
+        """Render a group without tokenizing it."""
         try:
             for response in group.responses:
                 _check_written(response)
@@ -439,9 +430,9 @@ class Encoder:
         except DataError as error:
             return RowRefused(group, str(error))
         typed = any(one.tokens is None and self.chat.special.search(one.text) for one in group.responses)
-        return _Rendered("", [None] * len(group.responses), ["typed_tokens"] if typed else [])
+        return Rendered("", [None] * len(group.responses), ["typed_tokens"] if typed else [])
 
-    def _render(self, group: Group, scoring: bool) -> _Rendered:
+    def _render(self, group: Group, scoring: bool) -> Rendered:
         prompt = self.chat.prompt(group.prompt, group.tools)
         cases = set[str]() if has_names(prompt, group.tools) else {"dropped_tools"}
         if not group.tools and any(turn.get("tool_calls") for turn in every_turn(group)):
@@ -469,10 +460,10 @@ class Encoder:
                 if response.truncated and not scoring:
                     text = text.removesuffix(self.chat.shape.close)
                 conversations[place] = Conversation(text, one.turns)
-        return _Rendered(prompt, conversations, sorted(cases))
+        return Rendered(prompt, conversations, sorted(cases))
 
     def _encode(
-        self, group: Group, rendered: _Rendered | RowRefused, max_length: int, turns: str, scoring: bool
+        self, group: Group, rendered: Rendered | RowRefused, max_length: int, turns: str, scoring: bool
     ) -> Encoded | RowRefused | None:
         if isinstance(rendered, RowRefused):
             return rendered
@@ -506,12 +497,13 @@ class Encoder:
 
     def _pairs(self, group: Group, rows: Sequence[ResponseTokens], scoring: bool) -> tuple[Pair, ...]:
         """Return the pairs that can be learned from and count the others."""
-        pairs = resolved_pairs(group)
-        unequal = [pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens]
-        # Without a counted token a response's log-probability would be 0.
-        usable = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
-        self.count("equal_pairs", group, len(pairs) - len(unequal))
-        self.count("uncounted_pairs", group, len(unequal) - len(usable))
+        pairs, usable = resolved_pairs(group), list[Pair]()
+        for pair in pairs:
+            better, worse = rows[pair.better], rows[pair.worse]
+            # Without a counted token a response's log-probability would be 0.
+            if better.tokens != worse.tokens and (scoring or (any(better.mask) and any(worse.mask))):
+                usable.append(pair)
+        self.count("equal_pairs", group, len(pairs) - len(usable))
         return tuple(usable)
 
     # Responses

@@ -46,10 +46,6 @@ class Collectives:
             loads[least] += sizes[index]
         return [sorted(share) for share in shares]
 
-    def local_indices(self, sizes: Sequence[int]) -> list[int]:
-        """The indices of this process's entries."""
-        return list(range(len(sizes))) if self.processes == 1 else self.partition(sizes)[self.process]
-
     def gather(self, mine: T) -> list[T]:
         """What every process passes, in the order of processes. Tensors arrive on the device of the receiver."""
         return [mine]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,11 @@ class StageContext:
     """A training stage as its trainer sees it.
 
     stage: as the recipe has it. settings: with the learning rate that is used. folder: the stage's own. summary: for
-    stage.json. notify: calls an event hook. folder_of: the folder of an earlier stage.
+    stage.json. folder_of: the folder of an earlier stage. notify: calls an event hook. say: prints one line about this
+    stage, which the user must know. metrics: opens the metrics file, of which `size` bytes stay. load: reads a data
+    entry. select: returns the groups that the algorithm selects, which may be of rows that are held out. take: returns
+    the plugin of a component, made once for each time that the recipe names it. reward_context: returns what the
+    stage's rewards can use.
     """
 
     services: Any  # what the stages of the run share
@@ -40,34 +43,13 @@ class StageContext:
     summary: dict[str, Any]
     reporter: Reporter
     folder_of: Callable[[str], Path]
-
-    @abstractmethod
-    def notify(self, hook: str, **values: Any) -> Any:
-        """Call an event hook."""
-
-    @abstractmethod
-    def say(self, text: str) -> None:
-        """Print one line about this stage, which the user must know."""
-
-    @abstractmethod
-    def metrics(self, size: int) -> Metrics:
-        """Open the metrics file, of which `size` bytes stay."""
-
-    @abstractmethod
-    def load(self, spec: DataSpec) -> Loaded:
-        """Read a data entry."""
-
-    @abstractmethod
-    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """The groups that the algorithm selects. validation: of rows that are held out."""
-
-    @abstractmethod
-    def take(self, component: Any) -> Any:
-        """The plugin of a component, made once for each time that the recipe names it."""
-
-    @abstractmethod
-    def reward_context(self) -> Context:
-        """What the stage's rewards can use."""
+    notify: Callable[..., Any]
+    say: Callable[[str], None]
+    metrics: Callable[[int], Metrics]
+    load: Callable[[DataSpec], Loaded]
+    select: Callable[..., list[Group]]
+    take: Callable[[Any], Any]
+    reward_context: Callable[[], Context]
 
     @property
     def models(self) -> LoadedBase:

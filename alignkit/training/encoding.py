@@ -82,11 +82,11 @@ class StageEncoder:
         accepted: list[Group] = []
         refused: list[RowRefused] = []
         for group in groups:
-            try:
-                self.encoder.render(group)
+            rendered = self.encoder.render(group)
+            if isinstance(rendered, RowRefused):
+                refused.append(rendered)
+            else:
                 accepted.append(group)
-            except RowRefused as error:
-                refused.append(error)
         self._leave_out(refused)
         self._tell(len(groups))
         self.count_read(groups)
@@ -192,15 +192,15 @@ class ReferencePrompts:
 
     A whole model as reference reads prompts in its own chat template, and the policy's tokens behind them.
 
-    encoder, model: the reference's. where: begins errors. policy: the policy's encoder, if the reference is a
-    whole model.
+    encoder, model: the reference's. policy: the policy's encoder, another one if the reference is a whole model. where:
+    begins errors.
     """
 
     algorithm: Algorithm
     encoder: Encoder
     model: SharedModel
+    policy: Encoder
     where: str = ""
-    policy: Encoder | None = None
 
     def encoded(self, groups: Sequence[Encoded]) -> list[Encoded]:
         """The same response tokens and masks behind the reference's prompts.
@@ -220,7 +220,9 @@ class ReferencePrompts:
 
     @property
     def _may_differ(self) -> bool:
-        return self.policy is not None or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
+        return (
+            self.policy is not self.encoder or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
+        )
 
     def _messages(self, group: Group) -> tuple[Message, ...]:
         return tuple(call(self.algorithm, "reference_prompt", group, returns=shapes.reference_prompt(group)))
@@ -235,10 +237,11 @@ class ReferencePrompts:
                 f"{self.where}a response to {preview(group)} has a token that the reference does not know\n"
                 "help: 'rollout: {top_p: 0.99}' keeps the policy from sampling it"
             )
-        if messages == group.prompt and (self.policy is None or not messages):
+        same = messages == group.prompt
+        if same and (self.policy is self.encoder or not messages):
             return encoded
         ids = self._ids(group, messages, max((len(row.tokens) for row in encoded.rows), default=0))
-        if messages == group.prompt and self.policy is not None and ids == self.policy.prompt(messages, group.tools):
+        if same and ids == self.policy.prompt(messages, group.tools):
             return encoded
         return replace(encoded, group=replace(group, prompt=messages), prompt=ids)
 

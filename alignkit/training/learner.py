@@ -165,7 +165,8 @@ class Learner:
         units = indivisible([encoded.group.bundle for encoded in groups])
         tokens_of = [encoded.length for encoded in groups]
         lengths = [sum(map(tokens_of.__getitem__, unit)) for unit in units]
-        own = sorted(chain.from_iterable(units[unit] for unit in self.collectives.local_indices(lengths)))
+        share = self.collectives.partition(lengths)[self.collectives.process]
+        own = sorted(chain.from_iterable(units[unit] for unit in share))
 
         @cache
         def cut(tokens: int) -> list[MicroBatch]:

@@ -53,8 +53,8 @@ def with_gold(group: Group, by_gold: Group) -> Group:
 class Monitors:
     """All that watches a stage's samples, and the policies that it may go back to.
 
-    files: of the stage's samples. chooses: whether a monitor may choose the prompts. reverts: whether one may go back
-    to an earlier policy. within: the last iteration within the budget of KL.
+    files: of the stage's samples. chooses: whether a monitor may choose the prompts. within: the last iteration within
+    the budget of KL.
     """
 
     def __init__(self, trainer: TrainerState, rewards: Rewards, files: RolloutFiles):
@@ -73,7 +73,7 @@ class Monitors:
         self.chooses = any(type(monitor).next_prompts is not Monitor.next_prompts for monitor in self.monitors)
         for monitor in self.monitors:
             self.warn(call(monitor, "start", settings) or ())
-        self.reverts = settings.stop is not None or bool(settings.monitors)
+        trainer.keeps |= settings.stop is not None or bool(settings.monitors)
         self.within = 0
 
     @property
@@ -163,11 +163,6 @@ class Monitors:
 
     # The result
 
-    def keep(self, number: int) -> None:
-        """Keep the version of the policy after an iteration, if the recipe asks for it or one may go back to it."""
-        if self.reverts or (number and self.trainer.settings.keep_versions):
-            self.trainer.save(self._kept / str(number))
-
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
         for monitor in self.monitors:
@@ -178,9 +173,10 @@ class Monitors:
 
     def _settle(self) -> None:
         """Take the version that a rule goes back to, and discard those that nobody asked for."""
+        kept = self.trainer.kept
         if self.stopped:
             # The policy that an iteration sampled from is the version after the one before.
-            version = self._kept / str(int(self.trainer.summary["kept_iteration"]) - 1)
+            version = kept / str(int(self.trainer.summary["kept_iteration"]) - 1)
             if version.is_dir():
                 with replace_folder(self.context.adapter) as new:
                     copytree(version, new, dirs_exist_ok=True)
@@ -189,10 +185,8 @@ class Monitors:
                     f"stage '{self.context.name}': the weights to go back to are gone: {version}\n"
                     f"help: delete {self.context.folder}, and the stage starts over"
                 )
-        unasked = self._kept / "0" if self.trainer.settings.keep_versions else self._kept
-        if self.reverts and unasked.is_dir():
+        unasked = kept
+        if self.trainer.settings.keep_versions:
+            unasked = kept / "0"
+        if unasked.is_dir():
             discard_folder(unasked)
-
-    @property
-    def _kept(self) -> Path:
-        return self.context.folder / "kept"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
-from alignkit.data.group import Group, way_out
+from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
@@ -84,7 +84,7 @@ class DatasetTrainer:
         if not encoded:
             raise DataError(
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}{way_out(groups)}"
+                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
             )
         if not validation:
             call(self.algorithm, "check_data", [e.group for e in encoded])
@@ -97,7 +97,7 @@ class DatasetTrainer:
         """Log-probabilities of the reference for each response, [tokens] in nats."""
         read = self.state.reference_prompts.encoded(encoded)
         models, name = self.state.reference_models, self.state.roles.reference_name
-        return self.state.measure(read, lambda groups: models.reference_logprobs(name, groups))
+        return self.state.measure(read, lambda groups: models.measure(name, groups))
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)

@@ -32,7 +32,7 @@ from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
-from alignkit.training.rollouts import PromptSource, RolloutFiles, rounding_of, sampler_gap
+from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.stage import TrainerState, keep_mask
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
@@ -78,16 +78,6 @@ class Iteration:
             facts = f"reward {float(self.table.raw[0]):.3g}"
         return said(group.prompt[-1:]), group.responses[0].text, facts
 
-    def why_nothing_learned(self) -> str:
-        """The most likely reason, judging by the metrics."""
-        if self.metrics.get("skipped"):
-            return "the loss or its gradient was not finite"
-        reason = self.skipped or "no sample was selected"
-        if self.table.raw is None:
-            return reason
-        rewards = self.table.raw[~self.table.raw.isnan()]
-        return f"{reason}: rewards were from {float(rewards.min()):.4g} to {float(rewards.max()):.4g}"
-
 
 class RolloutTrainer:
     """Iterations over prompts: each samples responses with the current policy and learns from them."""
@@ -128,7 +118,7 @@ class RolloutTrainer:
         first = state.restore()
         if not first:
             self.files.restore({})
-            self.monitors.keep(0)
+            state.keep_version(0)
         state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations, **self.prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
@@ -151,7 +141,7 @@ class RolloutTrainer:
         number = iteration.number
         self.state.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics, iteration.sample())
-        self.monitors.keep(number)
+        self.state.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             self.state.checkpoint(number, f"iteration {number} of {iterations}")
 
@@ -311,17 +301,20 @@ class RolloutTrainer:
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
-        self._check_sampler(iteration, sampler_gap(groups, old))
         # Before the first update, equal adapters behind the same prompts differ by rounding only.
         same = roles.reference_name == roles.start and all(map(operator.is_, encoded, read))
         if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
             raise RunFailed(
                 f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
             )
+        self._check_sampler(iteration, sampler_gap(groups, old))
         return old
 
     def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
-        """Warn once if what sampled is not the policy. gap: of their log-probabilities, in nats per token."""
+        """Warn once if what sampled is not the policy. Raises RunFailed before the first update if it is another model.
+
+        gap: of their log-probabilities, in nats per token.
+        """
         text = "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
         if gap is not None:
             iteration.metrics["sampler_gap"] = gap
@@ -333,6 +326,8 @@ class RolloutTrainer:
                 f"token, of which rounding explains {rounding:g}. Perhaps the engine did not load the adapter, has old "
                 "weights, reads another prompt (template) or computes in another dtype"
             )
+            if gap > ANOTHER_MODEL and self.learner.steps == 0:
+                raise RunFailed(f"stage '{self.context.name}': {text}")
         # Samples of older weights differ on purpose.
         stale = any(response.staleness for response in responses_of(iteration.table.groups))
         if not (self.warned or stale):
@@ -394,7 +389,7 @@ class RolloutTrainer:
         if not learned:
             summary = self.state.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
-            summary["idle_reason"] = iteration.why_nothing_learned()
+            summary["idle_reason"] = iteration.skipped or "no sample was selected, or its loss was not finite"
 
     def _filtered(self, groups: Sequence[Group]) -> list[Group]:
         for _, chooser in self.filters:

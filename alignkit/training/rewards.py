@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit import shapes
-from alignkit.calls import call, create, remembered
+from alignkit.calls import call, create, mistake, remembered
 from alignkit.data.group import Group, copies, length, preview, responses_of
 from alignkit.errors import RunFailed
 from alignkit.judges import costs, spending
@@ -27,8 +28,8 @@ from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Ra
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 Column = list[float | None]
-# Lets a reward, by its name, score the groups: `in_parts(name, groups, score)`.
-InParts = Callable[[str, Sequence[Group], Callable[[Sequence[Group]], Column]], Column]
+# The groups, some at a time, that a single reward, by its name, scores at once.
+Chunks = Callable[[str, Sequence[Group]], Iterable[Sequence[Group]]]
 
 
 @dataclass(eq=False)
@@ -88,8 +89,8 @@ class RewardTable:
         """
         metrics: dict[str, Any] = {}
         if self.raw is not None:
-            raw = self.raw[~self.raw.isnan()]
-            metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
+            if len(raw := self.raw[~self.raw.isnan()]):
+                metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
             metrics["unscored"] = self.unscored
         for name, column in self.parts.items():
             if missing := int(column.isnan().sum()):
@@ -207,7 +208,11 @@ class Node:
             parts_of = {name: child.reward[rows] for name, child in children.items()}
             total = call(self.plugin, "total", copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
-        reward[rows] = (combined.reward if total is None else total).to(torch.float64)
+        if total is not None:
+            combined = replace(combined, reward=total)
+            if wrong := shapes.combined(len(total))(combined):
+                raise mistake(self.plugin, "total", wrong)
+        reward[rows] = combined.reward.to(torch.float64)
         raw[rows] = combined.raw.to(torch.float64)
         return CombinedReward(reward, raw, combined.metrics)
 
@@ -215,8 +220,8 @@ class Node:
 class Rewards:
     """A reward expression, ready to score; without one, responses get no scores.
 
-    collectives: each process scores its share, and combines the scores of all. in_parts: lets a reward score
-    some groups at a time. by_engine: an engine, which the first process has, answers those that sample.
+    collectives: each process scores its share, and combines the scores of all. by_engine: an engine, which the first
+    process has, answers those that sample.
     """
 
     def __init__(
@@ -225,12 +230,12 @@ class Rewards:
         context: Context,
         *,
         collectives: Collectives = ONE_PROCESS,
-        in_parts: InParts = lambda name, groups, score: score(groups),
+        chunks: Chunks = lambda name, groups: [groups],
         by_engine: bool = False,
         make: Callable[[Component], Any] | None = None,
     ):
         """make: returns the plugin of a component, which may have been made before; default: a new one."""
-        self.context, self.collectives, self.in_parts, self.by_engine = context, collectives, in_parts, by_engine
+        self.context, self.collectives, self.chunks, self.by_engine = context, collectives, chunks, by_engine
         self._make = make or (lambda component: create(component, context.stage))
         self.name, self.root = "", None
         self.nodes: list[Node] = []  # those below a node before it
@@ -290,20 +295,18 @@ class Rewards:
 
     def _column(self, leaf: Node, groups: Sequence[Group]) -> Tensor:
         """The scores of a single reward, float64 [responses]. Each process computes its share."""
-        by_engine = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
-
-        def scores(some: Sequence[Group]) -> Column:
-            sizes = [len(group.responses) for group in some]
-            work = lambda own: self._share(leaf, [some[index] for index in own])  # noqa: E731
-            return self.collectives.map_sharded(sizes, work, led=by_engine)
-
+        led = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
         column: Column = []
-        if responses_of(groups):
-            column = self.in_parts(leaf.name, groups, scores)
+        for some in self.chunks(leaf.name, groups):
+            sizes = [len(group.responses) for group in some]
+            column += self.collectives.map_sharded(sizes, partial(self._share, leaf, some), led)
         return torch.tensor([math.nan if value is None else value for value in column], dtype=torch.float64)
 
-    def _share(self, leaf: Node, groups: Sequence[Group]) -> Column:
+    def _share(self, leaf: Node, some: Sequence[Group], own: Sequence[int]) -> Column:
+        groups = [some[index] for index in own]
         rows = _rows(groups)
+        if not rows:
+            return []
         wanted = shapes.scores(len(rows), lambda index: f"{index} (prompt: {preview(rows[index])})")
         if leaf.plugin is not None:
             (column,) = call(leaf.plugin, "score", copies(groups), returns=wanted).values()

@@ -167,12 +167,13 @@ class TrainerState:
 
     done: that checkpoint's state, empty if there is none. parts: what a checkpoint keeps in addition to weights and
     optimizer, objects with `state()` and `restore(state)` by name. summary: for stage.json. reference_models: those on
-    the model that the reference is, or is on.
+    the model that the reference is, or is on. kept: the folder of versions. keeps: whether it keeps any.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
         """temperature: of the policy's distributions; rollouts are learned at the temperature they were sampled at."""
         self.context, self.settings = context, context.settings
+        self.kept, self.keeps = context.folder / "kept", context.settings.keep_versions
         self.models, self.model = context.models, context.model
         self.algorithm = algorithm
         with blame(algorithm, "needs"):
@@ -185,8 +186,7 @@ class TrainerState:
         self.roles = add_roles(context, self.algorithm)
         self.reference_models = context.models_of(self.roles.reference_name)
         theirs, where = self.reference_models, f"stage '{context.name}': "
-        policy = None if theirs is self.models else self.models.encoder
-        self.reference_prompts = ReferencePrompts(self.algorithm, theirs.encoder, theirs.model, where, policy)
+        self.reference_prompts = ReferencePrompts(algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where)
         self.learner = Learner(
             self.model,
             self.algorithm,
@@ -274,9 +274,9 @@ class TrainerState:
         self.context.notify("metrics_logged", step=step, metrics=metrics)
 
     def keep_version(self, number: int) -> None:
-        """Save the version `NAME@number`, if the recipe asks for versions."""
-        if self.settings.keep_versions:
-            self.save(self.context.folder / "kept" / str(number))
+        """Save the version `NAME@number`, if the recipe asks for versions or a monitor may go back to one."""
+        if self.keeps:
+            self.save(self.kept / str(number))
 
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""

@@ -131,8 +131,7 @@ class Worker:
         assert isinstance(stage, StepStage)
         stage.folder = work.folder
         self.engine = ExitStack()  # lives as long as this process
-        self.engine.enter_context(run.engine(stage.stage))
-        run.make_room(stage.stage)
+        self.engine.enter_context(run.models_for(stage.stage))
         self.step = stage.take(stage.stage.component)
         self.function = self.step.mapper(work.name, stage.context(Metrics(None)))
 

@@ -8,20 +8,12 @@ import pytest
 import torch
 from architectures import load, make, questions, ragged
 
-from alignkit.errors import RunFailed
-from alignkit.kernels import capabilities
 from alignkit.models.generate import sample
 from alignkit.models.packing import measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoder
-
-
-@pytest.fixture(autouse=True)
-def _instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every CPU can multiply bf16, slowly."""
-    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
 
 
 def mixed(folder: Path, name: str = "Llama") -> SharedModel:
@@ -65,9 +57,3 @@ def test_samples_have_the_log_probabilities_that_training_measures(tmp_path: Pat
     responses = [response for group in groups for response in group.responses]
     sampled = torch.tensor([value for response in responses for value in response.logprobs or ()])
     torch.testing.assert_close(sampled, measured, atol=0.03, rtol=0)
-
-
-def test_a_processor_without_the_instructions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: False)
-    with pytest.raises(RunFailed, match="'mixed_precision: bf16': this cpu has no instructions"):
-        mixed(tmp_path)

@@ -76,11 +76,11 @@ def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> No
     scores = models["judge"].scores(groups)
     assert [score is None for score in scores] == [False, False, True]
     assert said == [
-        "judge: responses truncated at max_length before scoring: 1 ('c')",
-        f"judge: groups without a score, because their prompts fill max_length: 1 ('{long[:60]}...')",
+        "judge: at max_length 1 responses were cut before scoring, and 1 groups have no score, because their prompts "
+        "fill it"
     ]
     models["judge"].scores(groups[:1])
-    assert len(said) == 2
+    assert len(said) == 1
 
 
 def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBase) -> None:
@@ -123,7 +123,7 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
     models["base"].logprobs(groups)
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows
     models["base"].next_token_logprobs(prompts, ["1", "2"])
-    totals = {"sampling from base": 6, "scoring with judge": 3, "log-probabilities of base": 3, "asking base": 3}
+    totals = {"sampling from base": 6, "scores of judge": 3, "logprobs of base": 3, "asking base": 3}
     assert {what: done[0] for what, done in shown.items()} == totals
     assert all(done[1:] == sorted({*done[1:], done[0]}) for done in shown.values())  # rises up to the total
     assert len(shown["asking base"]) > 2
@@ -178,7 +178,7 @@ def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_
 
     (verdict,) = judge().compare(items)
     assert verdict.p_first is not None and verdict.mass > 0
-    advice = r"begin with the same token; choose others\nhelp: set the judge's option 'answers: \[A, B\]'"
+    advice = r"begin with the same token; choose others\nhelp: set the judge's option 'answers' to two words"
     with pytest.raises(RunFailed, match=advice):
         judge(answers=("10", "11")).compare(items)
     assert judge(answers=("A", "B")).compare(items)[0].p_first is not None

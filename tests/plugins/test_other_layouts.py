@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from alignkit import DataError, Format, Group
-from alignkit.data.group import resolved_pairs, way_out
+from alignkit.data.group import resolved_pairs
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component
@@ -122,14 +122,6 @@ def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_
     assert said(read(tmp_path / name, text).groups[0]) == ["Hi", "Hello; and, yes"]
     two = read(tmp_path / "two.csv", 'prompt,"a;b"\nHi,"x;y"\n')  # both occur: the usual one counts
     assert two.groups[0].meta == {"a;b": "x;y"}
-
-
-@pytest.mark.parametrize("answers", [{"responses": ["one", "two"]}, {"response_a": "one", "response_b": "two"}])
-def test_answers_that_nobody_compared_say_what_to_do(answers: Any, tmp_path: Path) -> None:
-    file = tmp_path / "d.jsonl"
-    loaded = read(file, json.dumps({"prompt": "Hi", **answers}))
-    help = way_out(loaded.groups)
-    assert f"`alignkit label {file}`" in help and f"{{labeled_pairs: {{path: {file}, label: COLUMN}}}}" in help
 
 
 def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:

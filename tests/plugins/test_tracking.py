@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
+from alignkit import Group, Message, Response, RunFailed
 from alignkit.cli import main
 from alignkit.data.group import write_groups
 from alignkit.plugins import plugins
-from alignkit.registry import Component, Registration
-from alignkit.testing import ConformanceError, check_tracker
 
 PLUGIN = """
 import json
@@ -147,54 +143,7 @@ def test_wrong_names(
     assert message in capsys.readouterr().err
 
 
-# One tracker, without a run
-
-
-def recipe(kind: type[Tracker], name: str = "x") -> Any:
-    component = Component("tracker", name, Registration("x", kind, plugin="x"), kind.Options())
-    return SimpleNamespace(name="x", folder=Path(), resolved={}, trackers=(component,))
-
-
-class Seen(Tracker):
-    rows: list[Any]
-
-    def start(self, run: TrackedRun) -> None:
-        self.rows = [run.name]
-
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        self.rows.append((stage, step, dict(metrics)))
-
-
-# The kit, and TensorBoard
-
-
-class Mutates(Seen):
-    def log(self, stage: str, step: int, metrics: Any) -> None:
-        metrics["x"] = 1.0
-
-
-class Integers(Seen):
-    def log(self, stage: str, step: int, metrics: Any) -> None:
-        self.rows.append({name: int(value) for name, value in metrics.items()})
-
-
-class Once(Seen):
-    def start(self, run: TrackedRun) -> None:
-        super().start(run)
-        (run.folder / "once").mkdir()
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [(Mutates, "`log` changes the metrics"), (Integers, "[.]log`: ValueError"), (Once, "[.]start`: FileExistsError")],
-)
-def test_broken_trackers_are_reported(kind: type[Tracker], message: str) -> None:
-    with pytest.raises(ConformanceError, match=message):
-        check_tracker(kind)
-
-
-def test_a_good_tracker_conforms() -> None:
-    check_tracker(Seen)
+# TensorBoard
 
 
 def test_trackers_without_their_package_say_so() -> None:
@@ -215,4 +164,3 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
     shown = events.Scalars("sft/loss")
     assert [event.step for event in shown] == [1, 2, 3]
     assert [event.value for event in shown] == pytest.approx([line["loss"] for line in metrics], rel=1e-5)
-    check_tracker(plugins().registry.get("tracker", "tensorboard").implementation)

@@ -192,6 +192,7 @@ def test_the_model(bench: Bench) -> None:
 
 def test_rewards_become_specs(bench: Bench) -> None:
     (bench.folder / "rm").mkdir()
+    (bench.folder / "rm" / "config.json").touch()
     override = (
         "stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, {reward: {folder: rm}}]}}"
     )
@@ -325,11 +326,10 @@ CASES = {
     "options of a reward stage": (FIRST + HELPFUL + "  s: {step: compare, rewards: {x: {helpful: {}}}}\n", "'helpful' is a stage and takes no options", (5, 36, 7), "write just 'helpful'"),
     "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "must be greater than or equal to 1, got 0", (3, 53, 1), ""),
     "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
-    "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "no such folder: no", (3, 44, 2), ""),
+    "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "'no' is neither a stage nor a folder", (3, 44, 2), ""),
     "judge option": ("  s: {step: compare, judge: {asks: {role: q}}}\n", "no stage 'q'", (3, 43, 1), ""),
     "step key": ("  s: {step: compare, policy: [base]}\n", "unknown key 'policy'", (3, 22, 6), "did you mean 'policies'?"),
     "next to a full step": ("  s: {step: {compare: {}}, strict: true}\n", "expected the name of a step", (3, 13, 13), "next to 'step: NAME'"),
-    "reward's name": ("  length: {algorithm: plain, data: d.jsonl}\n", "has the same name as an installed reward", (3, 3, 6), "rename"),
     "a reward model as policy": (ALL + "  s: {step: compare, policies: [helpful]}\n", "'helpful' is a reward model", (10, 33, 7), ""),
     "misspelt algorithm": (ALL + "    algorthm: plain\n", "unknown key 'algorthm'", (10, 5, 8), "did you mean 'algorithm'?"),
     "base": ("  base: {algorithm: plain, data: d.jsonl}\n", "'base' cannot be the name of a stage", (3, 3, 4), ""),
@@ -398,24 +398,13 @@ def test_a_mistake_hides_no_other(bench: Bench, text: str, overrides: list[str],
     assert all(any(message in one for one in said) for message in messages), said
 
 
-LENGTH = "  length: {algorithm: plain, data: d.jsonl}\n"
-SCORES = "  length: {algorithm: scores, data: d.jsonl}\n"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        LENGTH + "  s: {step: compare, rewards: {x: length}}\n",
-        LENGTH + "  s: {step: compare, rewards: {x: {length: {}}}}\n",
-        LENGTH + "  s: {step: compare, rewards: {x: {sum: {main: length}}}}\n",
-        SCORES + "  s: {step: compare, rewards: {x: {length: {target: 3}}}}\n",
-        LENGTH + ALIGN.replace("reward: helpful", "reward: length").replace("from: first", "from: length"),
-    ],
-)
-def test_a_stage_with_a_rewards_name_is_one_mistake(bench: Bench, text: str) -> None:
-    """Where it is used as a reward, another error could only guess which of the two was meant."""
-    (problem,) = bench.problems(text)
-    assert problem.message == "stage 'length' has the same name as an installed reward" and "rename" in problem.help
+def test_a_stage_comes_before_a_reward_with_its_name(bench: Bench) -> None:
+    text = ALL.replace("helpful", "length")
+    stage = bench.stages(text).stages["align"]
+    assert stage.settings is not None and (stage.settings.reward.kind, stage.settings.reward.name) == (
+        "stage",
+        "length",
+    )
 
 
 class Reads(Step):
@@ -437,7 +426,7 @@ def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registr
     registry.add("step", Registration("reads", Reads))
     for folder in ("sub", "ad", "rm", "run"):
         (bench.folder / folder).mkdir()
-    for file in ("sub/own.jsonl", "sub/own.py", "t.jinja"):
+    for file in ("sub/own.jsonl", "sub/own.py", "t.jinja", "rm/config.json"):
         (bench.folder / file).write_text("")
     (bench.folder / "ad/adapter_config.json").write_text("{}")
     (bench.folder / "sub/base.yaml").write_text(

@@ -27,13 +27,10 @@ def test_a_file_comes_before_a_shipped_recipe(elsewhere: Path) -> None:
 
 
 def test_the_nearest_name_is_given(elsewhere: Path) -> None:
-    (elsewhere / "mine.yaml").write_text("", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"no such recipe: mine.yml\n  help: did you mean 'mine.yaml'"):
-        find_recipe("mine.yml")
     with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
         find_recipe("quikstart")
     with pytest.raises(RecipeError, match=r"no such recipe: nowhere.yaml\n  help: shipped recipes"):
-        find_recipe("nowhere.yaml")  # of which only the ending is like mine.yaml
+        find_recipe("nowhere.yaml")
 
 
 def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:

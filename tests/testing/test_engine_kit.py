@@ -128,26 +128,9 @@ class NoFilter(Broken):
         return super().sample(policy, prompts, seeds, sampling.model_copy(update={"top_k": 0}))
 
 
-class NoStop(Broken):
-    """It ends at a stop text, but a token early."""
-
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        found = super().sample(policy, prompts, seeds, sampling)
-        return found if not sampling.stop else [[self.early(one) for one in each] for each in found]
-
-    def early(self, one: Completion) -> Completion:
-        ends = len(one.tokens) > 1
-        return replace(one, tokens=one.tokens[:-1], logprobs=one.logprobs[:-1]) if ends and one.logprobs else one
-
-
 class NoNumbers(Broken):
     def changed(self, one: Completion) -> Completion:
         return replace(one, logprobs=None)
-
-
-class NoMinimum(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, prompts, seeds, sampling.model_copy(update={"min_new_tokens": 0}))
 
 
 class OwnSeeds(Broken):
@@ -213,9 +196,7 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (OwnTemplate, "the log-probabilities differ from training's"),
     (NoTemperature, "the log-probabilities at temperature 0.5 differ from training's"),
     (NoFilter, "with top_k 1 a first token is not the most likely one"),
-    (NoStop, "a response of .* tokens has neither an end token nor a stop text"),
     (NoNumbers, "the log-probabilities are None, which is for top_k, top_p and min_new_tokens only"),
-    (NoMinimum, "a response ends before min_new_tokens 11"),
     (OwnSeeds, "a second call with the same seeds returns other tokens"),
     (OneSeed, "returns the same tokens for other seeds"),
     (Crashes, r"[.]sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),

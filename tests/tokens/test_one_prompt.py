@@ -108,19 +108,19 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     """The prompts that every stage's policies read."""
     asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
     begun: list[str] = []
-    generate, make_room, patch = sampling.generate, Services.make_room, pytest.MonkeyPatch()
+    generate, models_for, patch = sampling.generate, Services.models_for, pytest.MonkeyPatch()
 
     def noted(request: Any, **named: Any) -> Any:
         asked[begun[-1]].extend(request.prompts)
         return generate(request, **named)
 
-    def entered(services: Services, stage: Stage) -> None:
+    def entered(services: Services, stage: Stage) -> Any:
         begun.append(stage.name)
-        make_room(services, stage)
+        return models_for(services, stage)
 
     patch.setattr(sampling, "generate", noted)
     patch.setattr(requests, "generate", noted)
-    patch.setattr(Services, "make_room", entered)
+    patch.setattr(Services, "models_for", entered)
     # The last stage fails, because so short a revision has no end.
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
     assert begun == list(STAGES)

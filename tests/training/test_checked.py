@@ -18,7 +18,7 @@ from alignkit.calls import call, create
 from alignkit.cli import main
 from alignkit.options import Options
 from alignkit.registry import Component, Registration
-from alignkit.training.stage import select
+from alignkit.training.context import select
 
 HEADER = """
 import torch

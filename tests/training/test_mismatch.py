@@ -16,7 +16,7 @@ import yaml
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.training.online import mean_kl
-from alignkit.training.rollouts import sampler_gap
+from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
 from alignkit_vllm.importance import Importance
 
 HEADER = """
@@ -62,6 +62,12 @@ PLANTED = {
         super().publish(policy, Path(__file__).parent / "out" / "sft" / "kept" / "3", version)
     """
     ),
+    "another adapter": (
+        """
+    def publish(self, policy, adapter, version):
+        super().publish(policy, Path(__file__).parent / "out" / "other" / "adapter", version)
+    """
+    ),
     "another template": (
         """
     def sample(self, policy, prompts, seeds, params):
@@ -93,9 +99,12 @@ def run(folder: Path, methods: str, **keys: Any) -> int:
     (folder / "planted.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    others = [row | {"completion": "no, that must be a stone"} for row in rows]
+    (folder / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4}}
-    stages = {"sft": SFT, "align": {**ALIGN, "engine": "planted", **keys}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}))
+    other = {"other": SFT | {"data": "others.jsonl"}} if '"other"' in methods else {}
+    stages = {"sft": SFT, **other, "align": {**ALIGN, "engine": "planted", **keys}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False))
     plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
     return main(["run", str(folder / "recipe.yaml"), *plugin])
 
@@ -142,9 +151,14 @@ def test_another_model_is_caught_in_the_first_iteration(
     err = capsys.readouterr().err
     (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding explains 0.001", err))
     assert PERHAPS in err and "Traceback" not in err
-    assert code == 0 and len(warnings(err)) == 1  # said once, before the first iteration is logged
-    assert err.index("warning: the sampler") < err.index("iteration 1/2")
-    assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
+    assert (gap > ANOTHER_MODEL) == (name in ("another adapter", "an adapter that is never loaded"))
+    if gap > ANOTHER_MODEL:  # nothing was learned from it
+        assert code == 1 and "in iteration 1 of 2" in err and not metrics(tmp_path)
+        assert "error: stage 'align': the sampler is not the policy that learns" in err
+    else:  # said once, before the first iteration is logged
+        assert code == 0 and len(warnings(err)) == 1
+        assert err.index("warning: the sampler") < err.index("iteration 1/2")
+        assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
 
 
 def test_the_policy_itself_raises_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

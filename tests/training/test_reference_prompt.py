@@ -108,7 +108,7 @@ def test_no_prompt_is_the_plugins_mistake(tmp_path: Path) -> None:
         def reference_prompt(self, group: Group) -> Sequence[Message]:
             return ()
 
-    with pytest.raises(PluginError, match=r"a list with a message .*, not an empty list"):
+    with pytest.raises(PluginError, match=r"a list with a message .*, not 0"):
         online(tmp_path, Without(Needs(reference_logprobs=True)), rollout=ROLLOUT, plugin="online_dpo", iterations=1)
 
 

@@ -294,7 +294,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     both = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scorer = combining(both, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, None]})
     scorer.leaves["first"].plugin = SimpleNamespace(may_not_apply=True)
-    scorer._share = lambda leaf, groups: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
+    scorer._share = lambda leaf, some, own: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
     table = learn(scorer, TWO)
     assert table.rows.tolist() == [0]
     counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
@@ -412,6 +412,15 @@ def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.M
     monkeypatch.setattr(Growing, "combine", combine)
     with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: the reward of a response is not finite"):
         learn(growing(), TWO)
+
+
+def test_a_total_of_whitened_parts_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = combining(doubled("outer", inner=doubled("inner", a=RewardSpec("stage", "a"))), {"a": [1.0, 2.0, 3.0]})
+    scores = torch.tensor([0.0, 2.0, 1.0])
+    monkeypatch.setattr(scorer.root.plugin, "combine", lambda groups, parts: CombinedReward(scores, scores, {}))
+    monkeypatch.setattr(scorer.root.plugin, "total", lambda groups, parts: scores / scores)
+    with pytest.raises(PluginError, match=r"`Doubled.\w+`: the reward of a response is not finite"):
+        learn(scorer, TWO)
 
 
 def test_a_state_that_is_not_json_is_refused() -> None:

@@ -20,6 +20,7 @@ from alignkit.registry import Component, Registration
 from alignkit.testing import ConformanceError, check_monitor
 from alignkit.training.monitors import Monitors, look, next_prompts
 from alignkit.training.rollouts import RolloutFiles
+from alignkit.training.stage import TrainerState
 from alignkit_monitors.estimates import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,7 +178,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
 
 def test_weights_that_are_gone_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gold, "fell", lambda self: True)
-    monkeypatch.setattr(Monitors, "keep", lambda self, number: None)
+    monkeypatch.setattr(TrainerState, "keep_version", lambda self, number: None)
     with pytest.raises(RunFailed, match=r"the weights to go back to are gone(.*\n)*help: delete"):
         online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
 

@@ -59,6 +59,7 @@ def register(add):
 REWARD = {"python": {"path": "reward.py", "function": "reward"}}
 # No score for responses of 1, 5, 9 ... characters.
 SCORES = "def reward(completions):\n    return [None if len(c) % 4 == 1 else len(c) / 2 for c in completions]\n"
+SCORES += "def nothing(completions):\n    return [None for c in completions]\n"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,6 +136,14 @@ def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, capsys: pyt
 
 def test_an_idle_iteration_gives_the_algorithms_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, 1, algorithm="nothing")
+    assert "Last reason: nothing to distill" in capsys.readouterr().err
+
+
+def test_a_reported_reward_may_score_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = {"python": {"path": "reward.py", "function": "nothing"}}
+    metrics = run(tmp_path / "learns", reward=nothing)
+    assert not {"reward", "reward_std"} & metrics[0].keys() and metrics[0]["unscored"] == 4
+    run(tmp_path / "idle", 1, algorithm="nothing", reward=nothing)
     assert "Last reason: nothing to distill" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,14 @@ def _behind(source: Source) -> list[Mapping[str, Any]]:
 
 def _licenses(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The licenses that rows state, by source."""
-    sources = [data for record in records for data in record.get("data", ()) if data.get("licenses")]
-    lines = [
-        f"`{portable(data['name'])}`: {', '.join(f'{name} ({count} rows)' for name, count in data['licenses'].items())}"
-        for data in sources
-    ]
-    return list(dict.fromkeys(lines))
+    lines = dict[str, None]()
+    for data in chain.from_iterable(record.get("data", ()) for record in records):
+        if licenses := data.get("licenses"):
+            unstated = data["rows"] - sum(licenses.values())
+            counts = licenses | ({"not stated": unstated} if unstated else {})
+            texts = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
+            lines[f"`{portable(data['name'])}`: {texts}"] = None
+    return list(lines)
 
 
 def _stage(name: str, record: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ def write_stage(folder: Path, plugin: str, **values: Any) -> None:
         "summary": SUMMARIES.get(folder.name, {}),
         "data": SOURCES.get(folder.name, []),
         "versions": {"alignkit": "0.1.0", "torch": "2.9.0"},
-        "depends_on": {"settings": {"data": {"sources": [{"path": "ab" * 32}]}}},
+        "depends_on": {"settings": {"data": {"sources": [{"content": "ab" * 32}]}}},
         "files": manifest(folder),
         **values,
     }
