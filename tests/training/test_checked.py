@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
+from alignkit.algorithm import ExternalTrainer, Source
 from alignkit.calls import call, create
 from alignkit.cli import main
 from alignkit.options import Options
@@ -198,6 +199,12 @@ def test_a_mistake_is_reported_as_the_plugins(
         ),
     ],
 )
+def test_an_external_trainer_learns_from_data() -> None:
+    """With samples, it would ignore keys such as `stop` and `gold`."""
+    with pytest.raises(TypeError, match="an ExternalTrainer learns from data"):
+        type("Samples", (ExternalTrainer,), {"source": Source.ROLLOUTS})
+
+
 def test_a_mistake_in_an_offline_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], methods: str, message: str
 ) -> None:
