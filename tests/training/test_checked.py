@@ -199,12 +199,6 @@ def test_a_mistake_is_reported_as_the_plugins(
         ),
     ],
 )
-def test_an_external_trainer_learns_from_data() -> None:
-    """With samples, it would ignore keys such as `stop` and `gold`."""
-    with pytest.raises(TypeError, match="an ExternalTrainer learns from data"):
-        type("Samples", (ExternalTrainer,), {"source": Source.ROLLOUTS})
-
-
 def test_a_mistake_in_an_offline_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], methods: str, message: str
 ) -> None:
@@ -285,3 +279,9 @@ def test_without_an_author_the_class_is_named() -> None:
 
     with pytest.raises(DataError, match=r"^bad rows$"):
         select(Fails(None), [], Any)
+
+
+def test_an_external_trainer_learns_from_data() -> None:
+    """With samples, it would ignore keys such as `stop` and `gold`."""
+    with pytest.raises(TypeError, match="an ExternalTrainer learns from data"):
+        type("Samples", (ExternalTrainer,), {"source": Source.ROLLOUTS})
