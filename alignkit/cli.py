@@ -196,6 +196,8 @@ def _returned(words: Sequence[str]) -> Any:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # of a group of commands
+            return _returned([*rest, "--help"])
         raise _usage_error(error) from None
 
 

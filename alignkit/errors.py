@@ -212,8 +212,9 @@ def as_shown(error: BaseException) -> AlignkitError:
 def message_of(error: BaseException) -> str:
     """An error as a person reads it: what is wrong, and then where the run was."""
     shown = as_shown(error)
+    text = str(shown).removeprefix(shown.prefix)  # a place in a recipe has it
     notes = [f"  {note}" for note in getattr(shown, "__notes__", ())]
-    return "\n".join([f"{shown.prefix}{shown}", *notes])
+    return "\n".join([f"{shown.prefix}{text}", *notes])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -241,18 +242,22 @@ def memory_ran_out(error: BaseException) -> bool:
 
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or one that led to it, means that the disk, or what the user may write there, is full."""
-    if getattr(error, "errno", None) in _NO_SPACE or _FULL.search(text_of(error)):
-        return True
-    earlier = error.__cause__ or error.__context__
-    return earlier not in (None, error) and disk_is_full(earlier)
+    seen = set[int]()
+    earlier: BaseException | None = error
+    while earlier is not None and id(earlier) not in seen:  # causes may be a cycle
+        if getattr(earlier, "errno", None) in _NO_SPACE or _FULL.search(text_of(earlier)):
+            return True
+        seen.add(id(earlier))
+        earlier = earlier.__cause__ or earlier.__context__
+    return False
 
 
 def no_disk(error: BaseException) -> OutOfResource | None:
     """The error to show if the disk is full, read-only or gone, however a library reported it."""
     if disk_is_full(error):
-        return OutOfResource(f"the disk is full, or a file is larger than it may be: {error}")
+        return OutOfResource(f"the disk is full, or a file is larger than it may be: {text_of(error)}")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename:
-        return OutOfResource(f"cannot write {error.filename}: {error.strerror}")
+        return OutOfResource(f"cannot read or write {error.filename}: {error.strerror}")
     return None
 
 

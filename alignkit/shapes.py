@@ -245,6 +245,8 @@ def weights(values: Mapping[str, Term]) -> Shape:
     """Tensors by name, in the shape of the terms of these names."""
 
     def expected(name: str, tensor: Any) -> str:
+        if shape_of(tensor) is None:
+            return "a tensor"
         if name in values and shape_of(tensor) != shape_of(values[name].values):
             return f"{kind(values[name].values)}, like the loss term"
         return ""

@@ -226,6 +226,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: no such command 'chekc'\n  help: did you mean 'check'?\n"
     assert cli.main(["check"]) == 2
     assert capsys.readouterr().err.startswith("error: missing argument 'RECIPE'\n  help: alignkit check --help ")
+    for group in ("data", "labels"):
+        assert cli.main([group]) == 0 and capsys.readouterr().out.startswith(f"Usage: alignkit {group} ")
     assert cli.main(["check", "no-such-recipe"]) == 2
     assert "no such recipe: no-such-recipe" in capsys.readouterr().err
     assert cli.main(["check", "x.yaml", "--no-plugin", "nothing-like-it"]) == 2

@@ -100,7 +100,8 @@ class Reporter:
             self.say(text)
         else:
             self.log.write(text)
-            self.note(text)
+            stage = self._doing.partition(" ")[0]
+            self.note(text.removeprefix(f"{stage}: "))
 
     def detail(self, text: str) -> None:
         """A line that few people want to see, such as a row of the data: in the log, and with ALIGNKIT_VERBOSE=1."""

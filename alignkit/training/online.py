@@ -115,11 +115,11 @@ class RolloutTrainer:
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
         state, iterations = self.state, self.settings.iterations or 1
+        state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations, **self.prompts.facts}
         first = state.restore()
         if not first:
             self.files.restore({})
             state.keep_version(0)
-        state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations, **self.prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             if self.monitors.stopped:

@@ -6,17 +6,18 @@ An engine's option `importance` may be anything with this method `weighted`; the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from alignkit import Batch, Options, RunFailed, Skip
-from alignkit import functional as F
+from alignkit import Options, RunFailed, Skip
 from alignkit.algorithm import ADVANTAGES
 from alignkit.data.group import responses_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignkit import Batch
 
 
 class Importance(Options):
@@ -52,6 +53,9 @@ class Importance(Options):
 
         old: the learner's log-probabilities of each response, [tokens]. finest: `Needs.advantages`.
         """
+        import torch  # not with the module: `alignkit check` reads these options
+        from torch.nn.utils.rnn import pad_sequence
+
         told = [response.logprobs for response in responses_of(rollouts.groups)]
         sampler = [torch.tensor(logprobs) for logprobs in told if logprobs is not None]
         if len(sampler) < len(told):
@@ -74,6 +78,8 @@ class Importance(Options):
         log-probabilities, [R, T]. A loss that is linear in the advantages for weights of 0 and more is then weighted,
         and its KL, entropy and values are not.
         """
+        from alignkit import functional as F
+
         by_response = "sequence" in (self.level, finest)
         bounds = (self.mask[0], self.mask[1]) if self.mask is not None else None
         weights, ratios = F.importance_weights(old, sampler, mask, self.cap, bounds, sequence=by_response)

@@ -210,6 +210,8 @@ def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp
     reporter.log.open(tmp_path / "run.log")
     reporter.stage("sft", 1, 3, "sft")
     reporter.activity("loading a base model")
+    reporter.activity("sft: learning_rate 0.01")
+    assert str(reporter._status.status) == "sft  learning_rate 0.01"
     reporter.start("sft", 2)
     reporter.advance(2, {"loss": 1.25})
     reporter.stop()

@@ -141,6 +141,10 @@ MISTAKES = {
         "def term_weights(self, batch): return batch.mass",
         r"in `Broken.term_weights`: Attr",
     ),
+    "term weights that are no tensors": (
+        "def term_weights(self, batch): return {'policy_loss': 3.0}",
+        r"in `Broken.term_weights`: 'policy_loss' must be a tensor, not float",
+    ),
     "shape of weights": (
         "def term_weights(self, batch): return {'policy_loss': torch.ones(4)}",
         r"in `Broken.term_weights`: 'policy_loss' must be \[4, 5\], like the loss term, not \[4\]",

@@ -172,7 +172,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
         patch.setattr(Monitors, "finish", killed)
         online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
     ran = online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
-    assert len(ran.metrics) == 1 and [ran.summary["kept_iteration"]] == saves == [1]
+    assert len(ran.metrics) == 1 and [ran.summary["kept_iteration"]] == saves == [ran.summary["iterations"]] == [1]
     assert json.loads((ran.folder / "align" / "adapter" / "adapter_config.json").read_text())
 
 
