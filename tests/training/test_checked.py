@@ -157,6 +157,10 @@ MISTAKES = {
         "def before_step(self, batch, out): return {'mean': out.logprobs.mean()}",
         r"in `Broken.before_step`: `state` must be JSON; use float",
     ),
+    "a metric that is text": (
+        "def signal(self, rollouts): return self.metrics.update(a='x') or {'advantages': rollouts.rewards}",
+        r"in `Broken.signal`: `metrics` must be numbers, as of float",
+    ),
     "an exception in report_metrics": (
         "def report_metrics(self, batch, out): return [][0]",
         r"in `Broken.report_metrics`: Ind",
