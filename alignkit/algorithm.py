@@ -282,13 +282,18 @@ class Algorithm(WithOptions):
 class ExternalTrainer(Algorithm):
     """Base class of an algorithm that another library trains; alignkit provides everything around the training.
 
-    It cannot resume inside a stage: a stage that was killed starts over.
+    It learns from data, and cannot resume inside a stage: a stage that was killed starts over.
 
     Attributes:
         packages: Whose versions decide the result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        if cls.source is Source.ROLLOUTS:  # keys such as `stop` and `gold` would have no effect
+            raise TypeError(f"{cls.__name__}: an ExternalTrainer learns from data; for samples, derive from Algorithm")
+        super().__init_subclass__()
 
     def check_model(self, model: Any) -> None:
         """Called before a run's first stage. Raise RunFailed if the trainer does not support this model.

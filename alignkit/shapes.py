@@ -193,8 +193,8 @@ def signals(algorithm: Algorithm, batch: Batch) -> Shape:
         return ""
 
     def wrong(values: Any) -> str:
-        if text := plain_json(algorithm.metrics):
-            return f"`metrics` must be numbers, as of float(...): {text}"
+        if not all(isinstance(value, int | float) for value in algorithm.metrics.values()):
+            return f"`metrics` must be numbers, as of float(...), not {algorithm.metrics!r:.100}"
         if isinstance(values, Skip):
             return ""
         if text := by_name('tensors, or Skip("reason")', expected)(values):
@@ -268,6 +268,8 @@ def observation(iteration: int) -> Shape:
     def wrong(seen: Any) -> str:
         if not isinstance(seen, Observation):
             return f"return an alignkit.Observation, not {kind(seen)}"
+        if isinstance(seen.warnings, str):
+            return "`warnings` must be a list of texts"
         if text := plain_json([seen.metrics, seen.summary]):
             return f"`metrics` and `summary` must be JSON: {text}"
         if seen.best not in range(iteration + 1):

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
+from alignkit.algorithm import ExternalTrainer, Source
 from alignkit.calls import call, create
 from alignkit.cli import main
 from alignkit.options import Options
@@ -156,6 +157,10 @@ MISTAKES = {
         "def before_step(self, batch, out): return {'mean': out.logprobs.mean()}",
         r"in `Broken.before_step`: `state` must be JSON; use float",
     ),
+    "a metric that is text": (
+        "def signal(self, rollouts): return self.metrics.update(a='x') or {'advantages': rollouts.rewards}",
+        r"in `Broken.signal`: `metrics` must be numbers, as of float",
+    ),
     "an exception in report_metrics": (
         "def report_metrics(self, batch, out): return [][0]",
         r"in `Broken.report_metrics`: Ind",
@@ -282,3 +287,9 @@ def test_without_an_author_the_class_is_named() -> None:
 
     with pytest.raises(DataError, match=r"^bad rows$"):
         select(Fails(None), [], Any)
+
+
+def test_an_external_trainer_learns_from_data() -> None:
+    """With samples, it would ignore keys such as `stop` and `gold`."""
+    with pytest.raises(TypeError, match="an ExternalTrainer learns from data"):
+        type("Samples", (ExternalTrainer,), {"source": Source.ROLLOUTS})

@@ -226,6 +226,8 @@ class Counts(Monitor):
 def register(add):
     add("monitor", "counts", Counts)
     add("monitor", "nothing", type("Nothing", (Counts,), {"look": lambda self, *look: None}))
+    letters = {"look": lambda self, *look: Observation(warnings="text")}
+    add("monitor", "letters", type("Letters", (Counts,), letters))
 """
 
 
@@ -261,6 +263,7 @@ def test_a_strangers_monitor_ends_a_stage_that_was_interrupted(
             PluginError,
             r"plugin 'counts.py'.*, in `Nothing.look`: return an alignkit.Observation",
         ),
+        ("letters", PluginError, r"in `Letters.look`: `warnings` must be a list of texts"),
         ("count", RecipeError, r"no monitor 'count'(.*\n)*.*did you mean 'counts'"),
     ],
 )
