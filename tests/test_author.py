@@ -149,7 +149,6 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
             for place in ("J.compare", "S.run", "A.__init__", "A.loss", "source")
         ),
         *((place, "sys.exit(0)", "SystemExit: 0") for place in ("R.score", "J.compare", "S.run")),
-        ("F.read", "sys.exit(0)", "exit(0), at "),
         ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not NoneType'),
         ("R.score", "{'': ['high'] * 4}", "not 'high', for response 0 (prompt: 'how are you')"),
         ("C.combine", "CombinedReward(values[:1], values, {})", "'reward' must be [responses] = [4], not [1]"),

@@ -587,8 +587,7 @@ def test_text(tmp_path: Path) -> None:
     assert "mean and 95% interval over 6 prompts" in text
     assert "against sft, prompt by prompt" in text
     assert text.count("prompt: question") == 2
-    row = next(line for line in lines if "sft says 1" in line)
-    assert "base says 1" in row and "align says 1" in row
+    assert [lines.count(f"  {name} says 1") for name in ("base", "sft", "align")] == [1, 1, 1]
     low, high = hand_interval(GAIN)[1:]
     difference = f"helpful (reward) +0.47 [{low:.2f}, {high:.2f}]"
     assert sum(difference in line for line in lines) == 1  # the conclusion's

@@ -47,7 +47,7 @@ def test_rows_that_are_no_demonstrations_are_named_or_left_out_with_a_count() ->
     good = Group(ASK, (Response("so"),))
     strict, lenient = Origin("a.jsonl", 7), Origin("a.jsonl", 8, skip=True)
     with pytest.raises(
-        DataError, match=r"a\.jsonl:7: sft learns from demonstrations, but the row 'Why\?' has no response"
+        DataError, match=r"a\.jsonl:7: sft learns from demonstrations, but the row 'Why\?' ends with the user"
     ):
         SFT(SFT.Options()).select([good, Group(ASK, origin=strict)], context)
     assert SFT(SFT.Options()).select([good, Group(ASK, origin=lenient)], context) == [good]

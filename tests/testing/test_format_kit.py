@@ -181,8 +181,8 @@ class TextAsResponse(QA):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (TextAsPrompt, r"a Group's prompt must be a tuple of messages, as .*'role'"),
-    (TextAsResponse, r"a Group's responses must be a tuple of Response objects"),
+    (TextAsPrompt, r"`TextAsPrompt.read`: AttributeError: 'str' object has no attribute 'get'"),
+    (TextAsResponse, r"`TextAsResponse.read`: AttributeError: 'str' object has no attribute 'text'"),
     (NoExample, "NoExample: `example` must be a row as JSON"),
     (NotJSON, "`example` must be a row as JSON"),
     (BadExample, '`read` refuses {"question": "Hi"}: column \'answer_text\' is missing'),

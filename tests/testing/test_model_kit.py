@@ -57,7 +57,7 @@ def crashes(cache: Path) -> Path:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (number, "number: in `number`: return the model's folder, not int"),
+        (number, "number: in `number`: return a model's folder, which has a config.json, or a hub id, not"),
         (missing, "missing: in `missing`: return a model's folder"),
         (empty, "empty: in `empty`: return a model's folder, which has a config.json"),
         (cut, r"cut: .*its weights in safetensors cannot be read"),
