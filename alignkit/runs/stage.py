@@ -1,7 +1,7 @@
 """A stage of a run: what its result depends on, what must be right before its weights, and its work.
 
 A mistake is reported by `alignkit check`, and by a run before its first stage trains: with all others, at its place.
-What `prepare` makes is what `run` uses. Nothing imports torch before a stage runs.
+The plugins and data that it checks are those that `run` uses. Nothing imports torch before a stage runs.
 """
 
 from __future__ import annotations
