@@ -50,8 +50,9 @@ class RunData:
         if loaded is None:
             loaded = load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
             self._held = [one for one in self._held if one[0] != spec]
-            if len(loaded.groups) + len(loaded.validation) <= MOST_HELD:
-                self._held.append((spec, contents, loaded))
+            if len(loaded.groups) + len(loaded.validation) > MOST_HELD:
+                return loaded  # nobody else has these rows
+            self._held.append((spec, contents, loaded))
         return replace(loaded, groups=copies(loaded.groups), validation=copies(loaded.validation))
 
     def _content(self, source: DataSource) -> Any:
