@@ -173,7 +173,10 @@ def mask(count: int) -> Shape:
 def indices(of: Sequence[Any]) -> Shape:
     """Indices of prompts."""
     allowed = range(len(of))
-    fits = lambda i: isinstance(i, SupportsIndex) and i in allowed  # noqa: E731
+
+    def fits(index: Any) -> bool:
+        return isinstance(index, SupportsIndex) and index in allowed
+
     return listing(f"an index of the {len(of)} prompts", "prompt", fits, least=1)
 
 

@@ -362,19 +362,22 @@ class TrainingStage(RunStage, StageContext):
             call(self.plugin(self.stage.component), "check_prompts", prompts)
         if encoder is not None:
             new, limit = self.settings.rollout.max_new_tokens, self.settings.max_length
-            length = lambda group: len(encoder.prompt(group.prompt, group.tools))  # noqa: E731
-            self._check_room(prompts, lambda group: length(group) + new <= limit or None, f"{new} new tokens")
+
+            def fits(group: Group) -> bool:
+                return len(encoder.prompt(group.prompt, group.tools)) + new <= limit
+
+            self._check_room(prompts, fits, f"{new} new tokens")
 
     def _check_room(self, groups: Sequence[Group], fits: Callable[[Group], Any], needed: str) -> None:
         """Raise DataError if no group fits. Usually the first one does, so little is tokenized.
 
-        fits: returns None if it does not.
+        fits: returns something true if it does.
         """
         from alignkit.tokens.encoder import RowRefused
 
         for group in groups[:MOST_ROWS]:
             with suppress(RowRefused):  # behind the first rows; the stage says so
-                if fits(group) is not None:
+                if fits(group):
                     return
         if len(groups) in range(1, MOST_ROWS):
             limit = self.settings.max_length
