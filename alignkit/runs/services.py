@@ -62,7 +62,7 @@ class Services:
         self.leads = collectives.process == 0
         self.reporter = reporter or Reporter()
         self.say: Callable[[str], None] = self.reporter.say
-        self.store = Results(folder, recipe.stages)
+        self.store = Results(folder)
         self.others = other_runs(folder)
         self.bases = RunBases(recipe, self.reporter, download)
         self.data = RunData(self.store.data, recipe.seed)
@@ -211,7 +211,7 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, str]]:
 
 
 # A run replaces these, next to the folders of its stages. It only adds to run.log and starts.jsonl.
-REPLACED = ("cache", "trackers", "metrics.jsonl", PAGE, MARKDOWN, FACTS)
+REPLACED = ("cache", "trackers", PAGE, MARKDOWN, FACTS)
 
 
 def begin(recipe: Recipe, out: Path | None = None) -> Reporter:

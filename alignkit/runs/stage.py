@@ -237,9 +237,7 @@ class RunStage:
 
     def metrics(self, size: int = 0) -> Metrics:
         """Open the metrics file, of which `size` bytes stay."""
-        metrics = Metrics(None)
-        if self.services.leads:
-            metrics = self.services.store.metrics(self.name, size)
+        metrics = Metrics(self.folder / "metrics.jsonl" if self.services.leads else None, size)
         self.notify("metrics_opened", metrics=metrics)
         return metrics
 

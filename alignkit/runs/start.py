@@ -185,7 +185,7 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
 def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a run that is complete has left, which is printed already."""
     stages = {name: _stage(folder / name) for name in recipe.stages}
-    files = [folder / name for name in ("run.log", "metrics.jsonl", RECIPE, PAGE, FACTS)]
+    files = [folder / name for name in ("run.log", RECIPE, PAGE, FACTS)]
     written = {file.name: file for file in files if exists(file)}
     return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
 

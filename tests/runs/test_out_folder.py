@@ -31,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["sft/demos.jsonl", "sft", "cache/wheel", "trackers/x", "metrics.jsonl", "report.md"])
+@pytest.mark.parametrize("name", ["sft/demos.jsonl", "sft", "cache/wheel", "trackers/x", "report.md"])
 def test_a_folder_with_files_that_a_run_would_replace_is_refused(
     name: str, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
