@@ -465,7 +465,7 @@ class StepStage(RunStage):
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
                 elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
-                file = self.folder / "map" / f"{name}.sqlite"
+                file = self.folder / "map" / f"{name}.jsonl"
                 return resumable_map(file, rows, function, services.should_stop, done, next(iter(elsewhere), None))
 
         return StepContext(
