@@ -250,7 +250,11 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
             "integer",
             "alignkit chat --help lists arguments and options",
         ),
-        ("chat x --model gpt2", "No such option: --model (Possible options: --help)", "alignkit chat --help lists arguments and options"),
+        (
+            "chat x --model gpt2",
+            "No such option: --model (Possible options: --help)",
+            "alignkit chat --help lists arguments and options",
+        ),
     ],
 )
 def test_what_to_write_instead(words: str, error: str, help: str, capsys: pytest.CaptureFixture[str]) -> None:
