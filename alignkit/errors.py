@@ -207,8 +207,8 @@ def message_of(error: BaseException) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
-    names = {str(one).lower(): one for one in known}
-    for close in difflib.get_close_matches(str(name).lower(), names, n=1):
+    names = {Path(str(one).lower()).stem: one for one in known}
+    for close in difflib.get_close_matches(Path(str(name).lower()).stem, names, n=1):
         return f"did you mean '{names[close]}'?"
     return ""
 
