@@ -474,7 +474,7 @@ class StepStage(RunStage):
             scorer=self._scorer,
             map=map_rows,
             log=lambda **values: metrics.write(stage=self.name, **values),
-            say=self.reporter.activity,
+            say=self.reporter.say,
             base_of=services.models.base_of,
             recipe=self.recipe,
             read=services.read,
