@@ -59,7 +59,7 @@ class Monitors:
         trainer.keeps |= bool(settings.monitors)
 
     def _prompts(self, spec: Any) -> list[Group]:
-        return usable_prompts(self.trainer, spec, "held-out prompts")[1]
+        return usable_prompts(self.trainer, spec, "held_out_prompts")[1]
 
     def _answer(self, prompts: Sequence[Group], samples: int, iteration: int) -> list[Group]:
         request = Request(self.trainer, prompts, samples, (self.context.name, "monitor", iteration))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,12 @@ from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import call, create
-from alignkit.data.group import Group, length, previews, responses_of
+from alignkit.data.group import Group, length, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
-from alignkit.reward import REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
@@ -35,8 +33,6 @@ from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.stage import TrainerState, keep_mask
 
-# Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
-SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 
 
@@ -102,8 +98,6 @@ class RolloutTrainer:
         }
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
-        if self.rewards.root is not None and not self.learns:
-            context.say(f"reward '{self.rewards.name}' is reported, but nothing is learned from it")
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -192,20 +186,11 @@ class RolloutTrainer:
                 break
         iteration.metrics |= facts
         self.prompts.extra += len(table.sampled) - wanted
-        if bound is not None:
-            self._fill(iteration, wanted)
+        if bound is not None:  # groups beyond a full batch are left out
+            table.take_groups([number < wanted for number in range(len(table.groups))])
         if not self.learns:  # what is only reported leaves no trace in later scores
             self.rewards.restore(before)
         self._tell(iteration)
-
-    def _fill(self, iteration: Iteration, wanted: int) -> None:
-        """Leave out groups beyond a full batch, the last ones; say so if the recipe's bound left it smaller."""
-        table = iteration.table
-        left = len(table.groups)
-        table.take_groups([number < wanted for number in range(left)])
-        if left < wanted:
-            fact = f"{left} of {len(table.sampled)} groups are left to learn from, not {wanted}"
-            self.context.say(f"after {iteration.metrics['gen_batches']} batches (max_num_gen_batches), {fact}")
 
     def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Add samples to the iteration, with what the parts of the reward say of them."""
@@ -240,9 +225,7 @@ class RolloutTrainer:
         """Say what a user must know of the samples."""
         table = iteration.table
         if table.unscored:
-            groups = [group for group in table.scored if _lacks_score(group)]
-            what = f"{counted(table.unscored, 'response')} without a score"
-            self.context.say(f"{what}; prompts: {previews(groups)}{table.why_unscored()}")
+            self.context.say(f"{counted(table.unscored, 'response')} without a score{table.why_unscored()}")
         if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
                 f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
@@ -283,7 +266,7 @@ class RolloutTrainer:
         old = [columns[0] for columns in measured]
         if roles.values is not None:
             examples.token_columns["old_values"] = [columns[1] for columns in measured]
-        reference, read = self.reference_logprobs(encoded)
+        reference = self.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -292,12 +275,6 @@ class RolloutTrainer:
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
-            )
-        # Before the first update, equal adapters behind the same prompts differ by rounding only.
-        same = roles.reference_name == roles.start and all(map(operator.is_, encoded, read))
-        if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
-            raise RunFailed(
-                f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
             )
         self._check_sampler(iteration, sampler_gap(groups, old))
         return old
@@ -326,10 +303,10 @@ class RolloutTrainer:
             self.warned = True
             self.monitors.warn([text])
 
-    def reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[Tensor], list[Encoded]]:
-        """The reference's log-probabilities, and the groups as it reads them."""
+    def reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
+        """The reference's log-probabilities, of the prompts that it reads."""
         read = self.state.reference_prompts.encoded(encoded)
-        return self.logprobs(self.state.roles.reference, read, self.state.reference_models.model), read
+        return self.logprobs(self.state.roles.reference, read, self.state.reference_models.model)
 
     def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
         """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
@@ -420,7 +397,7 @@ class RolloutTrainer:
         else:  # groups that `select` created, which have no reward and no signal
             examples = Examples(self.state.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
-                examples.token_columns["reference_logprobs"], _ = self.reference_logprobs(examples.groups)
+                examples.token_columns["reference_logprobs"] = self.reference_logprobs(examples.groups)
             if self.algorithm.needs.old_logprobs:
                 examples.token_columns["old_logprobs"] = self.logprobs(self.state.roles.trained, examples.groups)
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
@@ -440,10 +417,6 @@ class RolloutTrainer:
         if idle == iterations:
             raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")
         self.context.say(fact)
-
-
-def _lacks_score(group: Group) -> bool:
-    return any(response.scores.get(REWARD_KEY) is None for response in group.responses)
 
 
 def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]) -> float:

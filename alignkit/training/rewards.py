@@ -201,16 +201,16 @@ class Node:
         reward, raw = (torch.full(rows.shape, math.nan, dtype=torch.float64) for _ in range(2))
         if not rows.any():
             return CombinedReward(reward, raw, {})
-        some = taken(groups, rows.tolist())
+        some, count = taken(groups, rows.tolist()), int(rows.sum())
         # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
         total = None
         if any(child.whitens for child in self.children.values()):
             parts_of = {name: child.reward[rows] for name, child in children.items()}
-            total = call(self.plugin, "total", copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
+            total = call(self.plugin, "total", copies(some), parts_of, returns=shapes.vector(count))
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
         if total is not None:
             combined = replace(combined, reward=total)
-            if wrong := shapes.combined(len(total))(combined):
+            if wrong := shapes.combined(count)(combined):
                 raise mistake(self.plugin, "total", wrong)
         reward[rows] = combined.reward.to(torch.float64)
         raw[rows] = combined.raw.to(torch.float64)
@@ -366,7 +366,6 @@ class Rewards:
             missing = table.parts[name].isnan().nonzero()
             if len(missing):
                 group = _rows(table.sampled)[int(missing[0])]
-                row = f"{preview(group)} ({group.origin or 'made by a plugin'})"
-                help = "check its options, the columns that it reads, and the judge or model that it asks"
-                return f"reward '{leaf.name}' has no score, first in the row {row}{table.why_unscored()}\nhelp: {help}"
+                row = f"{preview(group)} ({group.origin})"
+                return f"reward '{leaf.name}' has no score, first in the row {row}{table.why_unscored()}"
         return f"reward '{self.name}' makes no number of the scores of its parts"

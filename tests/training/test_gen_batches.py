@@ -57,7 +57,7 @@ def test_a_sample_does_not_depend_on_the_batch_that_it_came_with(tmp_path: Path)
     assert texts(some) == texts(every[: len(some)]) and tokens(some) == tokens(every[: len(some)])
 
 
-def test_the_bound_ends_it_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bound_ends_it(tmp_path: Path) -> None:
     """Every eighth group at most is kept, and two batches do not find four."""
 
     def rare(group: Group) -> bool:
@@ -69,11 +69,7 @@ def test_the_bound_ends_it_with_a_message(tmp_path: Path, capsys: pytest.Capture
     assert all(row["gen_batches"] <= 2 for row in ran.metrics)
     learned = [sum(map(rare, groups)) for groups in ran.rollouts()]
     assert [len(seen.groups) for seen in watched.seen] == [min(4, count) for count in learned if count]
-    unfilled = [count for count in learned if count < 4]
-    assert unfilled and any(learned)
-    said = capsys.readouterr().err
-    assert said.count("after 2 batches (max_num_gen_batches)") == len(unfilled)
-    assert f"{unfilled[0]} of 8 groups are left to learn from, not 4" in said
+    assert any(learned) and min(learned) < 4
 
 
 @pytest.mark.usefixtures("combinations")

@@ -109,14 +109,11 @@ def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
     assert not any(response.scores for group in rollouts(tmp_path) for response in group.responses)
 
 
-def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     """Responses without a score are learned from like all others."""
     without, reported = tmp_path / "without", tmp_path / "reported"
     plain = run(without)
-    capsys.readouterr()
     scored = run(reported, reward=REWARD)
-    said = capsys.readouterr().err
-    assert "reward 'python' is reported, but nothing is learned from it" in said
     assert weights(reported) == weights(without)
     for line, other in zip(scored, plain, strict=True):
         assert line["loss"] == other["loss"] and line["replayed"] == other["replayed"]
@@ -124,9 +121,8 @@ def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path, capsys: pytest
     known = [None if len(r.text) % 4 == 1 else len(r.text) / 2 for r in responses]
     assert [response.scores["reward"] for response in responses] == known
     values = [value for value in known if value is not None]
-    assert scored[0]["unscored"] == known.count(None) > 0 and f"{known.count(None)} response" in said
+    assert scored[0]["unscored"] == known.count(None) > 0
     assert scored[0]["reward"] == pytest.approx(sum(values) / len(values)) and values
-    assert "left out" not in said
 
 
 def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
