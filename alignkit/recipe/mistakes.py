@@ -188,5 +188,5 @@ def advice(key: str, allowed: Collection[str], others: Mapping[str, str]) -> str
     name = RENAMED.get(key, key)
     if name in allowed:
         return f"use '{name}'"
-    near = others.get(name) or did_you_mean(key, [*allowed, *others])
+    near = others.get(name) or did_you_mean(key, [*allowed, *(other for other in others if not others[other])])
     return near or f"known keys: {', '.join(sorted(allowed)) or 'none'}"
