@@ -191,7 +191,7 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
         monitor, gold = create(component), [None, samples]
         call(monitor, "start", Settings(iterations=LOOKS, gold=REWARD_KEY))
         looks = [look(monitor, number, samples, gold[number % 2]) for number in range(1, LOOKS + 1)]
-        return [*looks, call(monitor, "finish", "", returns=shapes.observation(0))]
+        return [*looks, call(monitor, "finish", "", returns=partial(shapes.observation, 0))]
 
     def choose(asked: Sequence[int]) -> list[int] | None:
         """The prompts after two looks. asked: the iterations whose prompts it chose; a stage that resumes asks none."""

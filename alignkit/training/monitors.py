@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -32,13 +33,13 @@ SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one
 
 def look(monitor: Monitor, number: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
     """What a monitor says of an iteration."""
-    seen: Observation = call(monitor, "look", number, groups, gold, returns=shapes.observation(number))
+    seen: Observation = call(monitor, "look", number, groups, gold, returns=partial(shapes.observation, number))
     return seen
 
 
 def next_prompts(monitor: Monitor, number: int, prompts: Sequence[Group], random: Any) -> list[int] | None:
     """The prompts that a monitor chooses for an iteration, if it does."""
-    wanted = shapes.optional(shapes.indices(prompts))
+    wanted = partial(shapes.indices, prompts)
     chosen = call(monitor, "next_prompts", number, prompts, random, returns=wanted)
     return None if chosen is None else list(map(int, chosen))
 
@@ -166,7 +167,7 @@ class Monitors:
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
         for monitor in self.monitors:
-            self._report(call(monitor, "finish", self.stopped, returns=shapes.observation(0)))
+            self._report(call(monitor, "finish", self.stopped, returns=partial(shapes.observation, 0)))
         if not self.stopped:
             self.trainer.save()
         self.context.collectives.on_rank0(self._settle)
