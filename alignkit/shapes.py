@@ -105,12 +105,6 @@ def mask(count: int, kept: Any) -> None:
     listing(kept, "true or false", lambda each: each is True or each is False, count)
 
 
-def indices(of: Sequence[Any], chosen: Any) -> None:
-    """Indices of some prompts, or None."""
-    if chosen is not None:
-        listing(plain(chosen) or [None], f"an index of the {len(of)} prompts", lambda index: index in range(len(of)))
-
-
 # Tensors
 
 

@@ -144,7 +144,6 @@ class RolloutTrainer:
     def _iterate(self, number: int) -> Iteration:
         iteration = Iteration(number)
         table = iteration.table
-        self.prompts.chosen = self.monitors.next_prompts(number, self.prompts.prompts)
         self._roll_out_and_score(iteration)
         with iteration.timer("learn"):
             self.files.write(number, table.scored)
@@ -155,7 +154,7 @@ class RolloutTrainer:
             self.measure(iteration)
         with iteration.timer("watch"):
             # Before learning, as the samples are those of the weights that the stage would end with.
-            seen = self.monitors.look(number, table.scored, iteration.metrics.get("kl"))
+            seen = self.monitors.look(number, table.scored, iteration.metrics)
             iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
         if not self.monitors.stopped:
             with iteration.timer("learn"):

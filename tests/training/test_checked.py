@@ -290,6 +290,6 @@ def test_without_an_author_the_class_is_named() -> None:
 
 
 def test_an_external_trainer_learns_from_data() -> None:
-    """With samples, it would ignore keys such as `stop` and `gold`."""
+    """With samples, it would ignore keys such as `reward`."""
     with pytest.raises(TypeError, match="an ExternalTrainer learns from data"):
         type("Samples", (ExternalTrainer,), {"source": Source.ROLLOUTS})

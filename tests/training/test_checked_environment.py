@@ -173,10 +173,9 @@ BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"environment": {"calculator": {"tolerance": -1}}}, "greater than or equal to 0"),
     ({"environment": None}, "'reward' has the reward of an episode, but the stage has no environment"),
     (
-        {"environment": None, "reward": {"length": {}}, "gold": "environment"},
-        "'gold' has the reward of an episode.*gold: environment",
+        {"environment": None, "reward": {"length": {}}, "monitors": [{"gold": {"reward": "environment"}}]},
+        "'monitors' has the reward of an episode",
     ),
-    ({"gold": {"length": {}}, "gold_prompts": "prompts.jsonl"}, "'gold_prompts' cannot be played with an environment"),
     ({"rollout": {"max_turns": 0}}, "greater than or equal to 1"),
     ({"algorithm": "dpo", "data": "prompts.jsonl"}, "dpo does not use 'environment'"),
 ]
