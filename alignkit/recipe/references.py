@@ -28,6 +28,7 @@ from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions
+from alignkit.shapes import by_name
 
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
@@ -225,7 +226,7 @@ class Reading:
         name = component.name
         try:
             combination = create(component)
-            parts = dict(call(combination, "parts", returns=_wrong_parts))
+            parts = dict(call(combination, "parts", returns=_check_parts))
             with blame(combination, "whitens"):
                 whitens = bool(combination.whitens)
         except PluginError as error:
@@ -350,9 +351,10 @@ class Reading:
         return value
 
 
-def _wrong_parts(parts: Any) -> str:
-    """What is wrong with the parts of a combination."""
-    for key, part in parts.items():
-        if key in ("", REWARD_KEY) or not isinstance(key, str) or not isinstance(part, str | Mapping | RewardSpec):
-            return f"return rewards by name, not {key!r:.60}: {part!r:.60}"
-    return ""
+def _check_parts(parts: Any) -> None:
+    """Check the parts of a combination."""
+
+    def is_reward(name: str, part: Any) -> bool:
+        return name not in ("", REWARD_KEY) and isinstance(part, str | Mapping | RewardSpec)
+
+    by_name(parts, "rewards", is_reward)
