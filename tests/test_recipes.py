@@ -146,7 +146,6 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
     """Every stage left what its kind leaves."""
     recipe = load_recipe(RECIPES[name], overrides)
     assert (done.folder / "recipe.resolved.yaml").is_file()
-    assert {row["stage"] for row in done.lines("metrics.jsonl")} <= set(recipe.stages)
     for stage in recipe.stages.values():
         folder = done.folder / stage.name
         assert done.json(f"{stage.name}/stage.json")["complete"], stage.name
@@ -334,7 +333,6 @@ def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> 
     assert [f"{name}: unchanged, reused" in again.err for name in stages] == [True] * len(stages)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again.out == smoke.out  # the report is shown again
-    assert again.lines("metrics.jsonl") == smoke.lines("metrics.jsonl")
 
 
 def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy: Path) -> None:

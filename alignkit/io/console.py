@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,13 +164,11 @@ def _short(value: float) -> str:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(self, path: Path | None, size: int = 0, copies: Sequence[Path] = ()):
+    def __init__(self, path: Path | None, size: int = 0):
         """path: None if another process writes them. size: bytes at the last checkpoint. Later lines are removed,
         because their steps run again.
-
-        copies: other files that new lines are appended to.
         """
-        self.path, self.copies = path, copies
+        self.path = path
         self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
         if path is None:
             return
@@ -189,8 +187,7 @@ class Metrics:
         if self.path is None:
             return
         plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
-        for path in (self.path, *self.copies):
-            _append(path, json.dumps(plain, allow_nan=False) + "\n")
+        _append(self.path, json.dumps(plain, allow_nan=False) + "\n")
         self.follower(plain)
 
     def sync(self) -> int:
