@@ -153,7 +153,7 @@ class Turns:
             raise DataError(f"the chat template does not write the tools that the policy may call; {OTHER}")
         texts = [ANSWER]
         if REASONING[1] in self.chat.source:
-            opening = "" if shape.opens else f"{OPEN}\n"
+            opening = "" if shape.opening else f"{OPEN}\n"
             texts.append(f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}")
         for text in texts:
             dropped = ", such as earlier reasoning" if text != ANSWER else ""
