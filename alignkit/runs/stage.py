@@ -237,9 +237,7 @@ class RunStage:
 
     def metrics(self, size: int = 0) -> Metrics:
         """Open the metrics file, of which `size` bytes stay."""
-        metrics = Metrics(None)
-        if self.services.leads:
-            metrics = self.services.store.metrics(self.name, size)
+        metrics = Metrics(self.folder / "metrics.jsonl" if self.services.leads else None, size)
         self.notify("metrics_opened", metrics=metrics)
         return metrics
 
@@ -272,11 +270,13 @@ class TrainingStage(RunStage, StageContext):
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.model)
         super().check_plugins(mistakes)
-        rewards = specs([settings.reward, settings.gold], Component)
+        rewards = specs([settings.reward, settings.monitors], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         if settings.environment is not None and of_episodes:
             self.plugin(settings.environment).folder = self.recipe.folder
             self._check(mistakes, settings.environment, "check_reward")
+        for monitor in settings.monitors or ():
+            self._check(mistakes, monitor, "check", settings)
 
     def _check_models(self, mistakes: Mistakes) -> None:
         environment = self.settings.environment
@@ -302,13 +302,14 @@ class TrainingStage(RunStage, StageContext):
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
                     self._check_learning(loaded, encoder)
-                elif keys in (("prompts",), ("gold_prompts",)):
-                    self._check_prompts(prompts_of(groups), encoder, str(keys[0]))
+                elif keys and keys[0] in ("prompts", "monitors"):
+                    self._check_prompts(prompts_of(groups), encoder, ".".join(map(str, keys)))
             with mistakes.gathering(self.name, ()):
+                asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
-                    self.check_scoring(settings, [settings.reward, settings.environment], prompts_of(groups))
-                if keys == ("gold_prompts",) or (keys == ("prompts",) and settings.gold_prompts is None):
-                    self.check_scoring(settings, settings.gold, prompts_of(groups))
+                    asked = [each for each in settings.monitors or () if not specs(each, DataSpec)]
+                    asked += [settings.reward, settings.environment]
+                self.check_scoring(settings, asked, prompts_of(groups))
 
     def _rendered(self, groups: Sequence[Group], encoder: Encoder, rows: int | None) -> list[Group]:
         """The groups without those that the chat template refuses among the first rows of each source.
@@ -467,7 +468,7 @@ class StepStage(RunStage):
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
                 elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
-                file = self.folder / "map" / f"{name}.sqlite"
+                file = self.folder / "map" / f"{name}.jsonl"
                 return resumable_map(file, rows, function, services.should_stop, done, next(iter(elsewhere), None))
 
         return StepContext(
@@ -476,7 +477,7 @@ class StepStage(RunStage):
             scorer=self._scorer,
             map=map_rows,
             log=lambda **values: metrics.write(stage=self.name, **values),
-            say=self.reporter.activity,
+            say=self.reporter.say,
             base_of=services.models.base_of,
             recipe=self.recipe,
             read=services.read,

@@ -170,7 +170,9 @@ class Turns:
 
     def _appends(self, before: Sequence[Message], prompt: str, turn: Message, role: str, rounds: int) -> bool:
         """Whether the prompt, the policy's words and the end of turn remain as they are when other turns follow."""
-        shape, words = self.chat.shape, turn["content"] + ("" if "tool_calls" in turn else self.chat.shape.close)
+        shape, words = self.chat.shape, turn["content"]
+        if "tool_calls" not in turn:
+            words += shape.close
         after = [*before, turn, Message(role=role, content=REPLY)]
         try:
             whole = self.chat.prompt(after, self.tools)
