@@ -126,12 +126,16 @@ def _within_memory(copy: Callable[[], dict[int, PackedWeight]]) -> dict[int, Pac
     return {}
 
 
-def plain_layers(model: Any) -> list[Any]:
-    """The linear layers with adapters. Quantized ones are subclasses, and their weights are no plain matrices."""
+def lora_layers(model: Any) -> list[Any]:
+    """The layers with adapters."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    return [layer for layer in layers if type(layer.base_layer) is nn.Linear]
+    return [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+
+
+def plain_layers(model: Any) -> list[Any]:
+    """The linear layers with adapters. Quantized ones are subclasses, and their weights are no plain matrices."""
+    return [layer for layer in lora_layers(model) if type(layer.base_layer) is nn.Linear]
 
 
 @torch.no_grad()
