@@ -34,6 +34,7 @@ from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_key
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions, Settings
+from alignkit.shapes import by_name
 
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
@@ -269,7 +270,7 @@ class Reading:
         name = component.name
         try:
             combination = create(component)
-            parts = dict(call(combination, "parts", returns=_wrong_parts))
+            parts = dict(call(combination, "parts", returns=_check_parts))
             with blame(combination, "whitens"):
                 whitens = bool(combination.whitens)
         except PluginError as error:
@@ -420,9 +421,6 @@ class Reading:
         return value
 
 
-def _wrong_parts(parts: Any) -> str:
-    """What is wrong with the parts of a combination."""
-    for key, part in parts.items():
-        if not isinstance(key, str) or not key or not isinstance(part, str | Mapping | RewardSpec):
-            return f"return rewards by name, not {key!r:.60}: {part!r:.60}"
-    return ""
+def _check_parts(parts: Any) -> None:
+    """Check the parts of a combination."""
+    by_name(parts, "rewards", lambda name, part: bool(name) and isinstance(part, str | Mapping | RewardSpec))

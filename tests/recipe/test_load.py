@@ -267,13 +267,6 @@ def test_versions(bench: Bench) -> None:
     assert "no stage 'base@1'" in bench.problem(FIRST + text, keep, "stages.next.from=base@1").message
 
 
-def test_gold_is_a_reward_of_its_stage(bench: Bench) -> None:
-    text = ALL + "    gold: helpful\n    gold_prompts: p.jsonl\n    stop: {kl: 8, gold: falls}\n"
-    stage = bench.stages(text).stages["align"]
-    assert stage.settings is not None and stage.settings.gold.name == "helpful" and "helpful" in stage.upstream
-    assert stage.settings.stop is not None and (stage.settings.stop.kl, stage.settings.stop.gold) == (8, "falls")
-
-
 # mistakes
 
 CASES = {
@@ -346,10 +339,6 @@ CASES = {
     "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
     "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (5, 3, 5), ""),
     "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'?"),
-    "stop of data": (FIRST[:-2] + ", stop: {kl: 1}}\n", "plain does not use 'stop'", (3, 44, 4), "samples nothing"),
-    "a rule of gold": (ALL + "    stop: {gold: falls}\n", "'stop.gold' needs 'gold'", (10, 12, 4), "'gold: REWARD'"),
-    "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
-    "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "must be 'falls', got 'rises'", (11, 18, 5), ""),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 7), ""),
     "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
 }  # fmt: skip
