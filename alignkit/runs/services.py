@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from itertools import count
@@ -69,8 +69,6 @@ class Services:
         self.ready: set[str] = set()
         self.stage_name = ""  # of the current stage
         self.reused: list[str] = []  # stages of this start
-        self.times: list[str] = []  # of the stages, in words
-        self.records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
         self._attach: Callable[[LoadedBase], None] = lambda base: None  # the engine of the current stage
 
     # Stopping

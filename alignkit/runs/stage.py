@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
 
 FIRST_ROWS = 200  # of each source that the chat template renders before a run
-MOST_ROWS = 2000  # that are tokenized in search of one that fits
 SCORED = 64  # groups that a reward of a step scores at once
 CHECKED = (Judge, Environment, Engine, Reward, RewardCombination)
 
@@ -173,16 +172,11 @@ class RunStage:
                 self._check(mistakes, component, "check", folder)
                 if issubclass(kind, Reward) and self.services.download:
                     self._check(mistakes, component, "check_machine")
-        with mistakes.gathering(self.name):
-            self._check_models(mistakes)
+        mistakes.add(self.services.bases.misfits(stage))
 
     def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
         with mistakes.gathering(self.name, ()):
             call(self.plugin(component), method, *arguments)
-
-    def _check_models(self, mistakes: Mistakes) -> None:
-        """Look for weights that do not fit their base models."""
-        mistakes.add(self.services.bases.misfits(self.stage))
 
     def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
         """Read and check the data that are here.
@@ -275,15 +269,10 @@ class TrainingStage(RunStage, StageContext):
         if settings.environment is not None and of_episodes:
             self.plugin(settings.environment).folder = self.recipe.folder
             self._check(mistakes, settings.environment, "check_reward")
-
-    def _check_models(self, mistakes: Mistakes) -> None:
-        environment = self.settings.environment
-        super()._check_models(mistakes)
-        mistakes.add(self.services.bases.other_tokenizer(self.stage))
-        if environment is not None and self.services.download:
+        if settings.environment is not None and self.services.download:
             with mistakes.gathering(self.name, ("environment",)):  # is the chat template fit for it?
-                factory = player().Factory(environment, self.name, self.seed, self.recipe.folder)
-                player().Episodes(factory, self._encoder(), self.settings.max_length)
+                factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
+                player().Episodes(factory, self._encoder(), settings.max_length)
 
     def _encoder(self) -> Encoder | None:
         return self.services.bases[BASE].encoder
@@ -373,11 +362,11 @@ class TrainingStage(RunStage, StageContext):
         """
         from alignkit.tokens.encoder import RowRefused
 
-        for group in groups[:MOST_ROWS]:
+        for group in groups:
             with suppress(RowRefused):  # behind the first rows; the stage says so
                 if fits(group):
                     return
-        if len(groups) in range(1, MOST_ROWS):
+        if groups:
             limit = self.settings.max_length
             raise DataError(f"stage '{self.name}': no prompt leaves room for {needed} in max_length {limit}")
 
