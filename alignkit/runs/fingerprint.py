@@ -188,6 +188,5 @@ class _Fingerprint:
     def files_named(self, options: BaseModel) -> dict[str, Any]:
         """Digests of the files that options name as text, by a relative path: templates, for example."""
         texts = {name: value for name, value in fields_of(options).items() if isinstance(value, str)}
-        short = {name: value for name, value in texts.items() if 0 < len(value) < 1024 and "\n" not in value}
-        digests = {name: self._file(self.folder / value) for name, value in short.items()}
+        digests = {name: self._file(self.folder / value) for name, value in texts.items()}
         return {name: found for name, found in digests.items() if found is not None}

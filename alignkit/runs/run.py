@@ -127,9 +127,6 @@ class Run(Services):
         errors = [error for error in waits.values() if error is not None]
         if not errors:
             return
-        later = [name for name, error in waits.items() if error is None]
-        if later:
-            self.say(f"not yet, because they need these labels: {', '.join(later)}")
         text, names = "\n".join(map(str, errors)), ", ".join(error.stage for error in errors)
         missing = sum(error.missing for error in errors)
         raise StageWaits(text, missing=missing, stage=names, store=errors[0].store)

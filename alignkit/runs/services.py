@@ -123,7 +123,8 @@ class Services:
         with ExitStack() as engines:  # all are closed, also if closing one of them is interrupted
 
             def attach(service: LoadedBase) -> None:
-                engine = self.engine_of(stage, self.folder / "cache" / f"engine-{next(numbers)}")
+                folder, say = self.folder / "cache" / f"engine-{next(numbers)}", self.reporter.say
+                engine = launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=say)
                 engines.callback(engine.close)
                 engines.callback(setattr, service.model, "engine", None)
                 service.model.engine = engine
@@ -139,10 +140,6 @@ class Services:
                 for base in (BASE, *stage.whole_models):
                     self.models.of(base)
             yield
-
-    def engine_of(self, stage: Stage, folder: Path) -> Any:
-        """What asks a stage's engine. folder: see `Launcher.engine`."""
-        return launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=self.reporter.say)
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""

@@ -50,11 +50,10 @@ class Mistakes:
         self.problems: dict[Problem, None] = {}  # an ordered set: stages share files
 
     @contextmanager
-    def gathering(self, stage: str, option: Keys | None = None) -> Iterator[None]:
+    def gathering(self, stage: str, option: Keys = ()) -> Iterator[None]:
         """Keep an error of the block, and continue. A plugin's own error ends the search.
 
-        option: of the stage, where the mistake is, or above what the error names; None: bad rows have a place in their
-        file.
+        option: of the stage, where the mistake is, or above what the error names.
         """
         try:
             yield
@@ -64,13 +63,8 @@ class Mistakes:
             if not self.problems:  # else the plugin may have got what is wrong
                 raise
         except DataError as error:
-            if option is None:
-                self.add([Problem(str(error))])
-            else:
-                self.add([self._at(stage, str(error), (*option, *(error.option or ())))])
+            self.add([self._at(stage, str(error), (*option, *(error.option or ())))])
         except AlignkitError as error:
-            if option is None:
-                raise
             prefix = f"stage '{stage}': "
             self.add([self._at(stage, prefix + str(error).removeprefix(prefix), option)])
 
@@ -138,6 +132,7 @@ class RunStage:
             "complete": True,
             "name": self.name,
             "plugin": self.stage.component.name,
+            "log_odds": self.stage.log_odds,
             "seconds": round(seconds, 1),
             "summary": {**summary, **({"bad_rows": list(self._bad_rows)} if self._bad_rows else {})},
             "policy": artifact.policy,
@@ -175,7 +170,7 @@ class RunStage:
         mistakes.add(self.services.bases.misfits(stage))
 
     def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
-        with mistakes.gathering(self.name, ()):
+        with mistakes.gathering(self.name):
             call(self.plugin(component), method, *arguments)
 
     def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
@@ -187,8 +182,11 @@ class RunStage:
 
     def _read(self, mistakes: Mistakes, entries: Iterable[DataSpec]) -> Iterator[tuple[DataSpec, Loaded]]:
         for spec in entries:
-            with mistakes.gathering(self.name):
+            try:
                 loaded = self.services.data.read(spec)
+            except DataError as error:  # with a place in its file
+                mistakes.add([Problem(str(error))])
+            else:
                 self.facts += loaded.sources
                 yield spec, loaded
 
@@ -284,7 +282,7 @@ class TrainingStage(RunStage, StageContext):
         settings, encoder = self.settings, self._encoder()
         for spec, loaded in self._read(mistakes, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
-            with mistakes.gathering(self.name, keys):
+            with mistakes.gathering(self.name, keys or ()):
                 if encoder is not None:
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
@@ -412,10 +410,6 @@ class TrainingStage(RunStage, StageContext):
             return {**trainer.run(), "learning_rate": rate}, Artifact()
         finally:
             trainer.close()
-
-    def record(self, *arguments: Any) -> dict[str, Any]:
-        scores = {} if self.trains_policy else {"log_odds": self.stage.log_odds}
-        return {**scores, **super().record(*arguments)}
 
     @property
     def trains_policy(self) -> bool:
