@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 from alignkit.data.files import suffix_of
 from alignkit.data.group import Group
-from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
 from alignkit.options import WithOptions
 from alignkit.plugins import plugins
-from alignkit.registry import Registration, Unresolved
+from alignkit.registry import Registration
 from alignkit.settings import Settings
 
 
@@ -38,7 +37,6 @@ class Filter(WithOptions):
         raise NotImplementedError(f"{type(self).__name__} does not define `keep(groups)`")
 
 
-GOLD_KEY = "gold"  # of a response's scores
 REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
 
 
@@ -53,7 +51,7 @@ class Observation:
         stop: Why the stage ends now; empty if it continues.
         best: The iteration whose policy is then the result: this one, or the `best` of the last look, as only its
             weights are kept; 0: this one, and none are kept. It is the policy that the iteration began with: with
-            `rollout.ahead` one update newer than the one that wrote its samples, but the one of `gold_prompts`.
+            `rollout.ahead` one update newer than the one that wrote its samples, but the one that `answer` asks.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -63,44 +61,61 @@ class Observation:
     best: int = 0
 
 
+@dataclass(frozen=True)
+class MonitoredStage:
+    """What a monitor may ask of its stage.
+
+    Attributes:
+        settings: The stage's keys.
+        folder: Where the monitor may keep files.
+        done: The iterations before the stage resumed, whose files a monitor has written.
+        scorer: Returns what scores groups, by `score(groups)`, with a RewardRef option.
+        prompts: Returns the prompts of a DataRef option that leave room for a response.
+        answer: Returns the current policy's answers to prompts, scored by the stage's reward: `answer(prompts, samples,
+            iteration)`.
+        on_rank0: Calls a function in the first process of the run only.
+    """
+
+    settings: Settings
+    folder: Path
+    done: int
+    scorer: Callable[[Any], Any]
+    prompts: Callable[[Any], list[Group]]
+    answer: Callable[[Sequence[Group], int, int], list[Group]]
+    on_rank0: Callable[[Callable[[], Any]], Any]
+
+
 class Monitor(WithOptions):
     """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
 
     When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
+    Rewards in its options are never learned from; data in its options are prompts.
     """
 
-    def start(self, settings: Settings) -> Sequence[str]:
+    def check(self, settings: Settings) -> None:
+        """Called before the run's first stage. Raise DataError for options that do not go with the stage's keys.
+
+        Args:
+            settings: The stage's keys.
+        """
+
+    def start(self, stage: MonitoredStage) -> Sequence[str]:
         """The stage begins or resumes; returns warnings.
 
         Args:
-            settings: Its keys, such as `iterations` and `stop`.
+            stage: What it may ask of it.
         """
         return ()
 
-    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
-        """Look at an iteration's scored samples. Iterations count from 1.
+    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+        """Look at an iteration's scored samples.
 
         Args:
             iteration: Counts from 1.
             groups: Empty if their file was deleted before the stage resumed.
-            gold: The samples with `gold` next to `reward` among their scores (None where scoring failed); None if this
-                iteration does not measure it.
+            metrics: Of the iteration so far, such as `reward` and `kl`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, gold)`")
-
-    def next_prompts(self, iteration: int, prompts: Sequence[Group], random: Any) -> Sequence[int] | None:
-        """The prompts of an iteration, as indices in the order in which they are sampled; None: the stage's own order.
-
-        The stage takes as many as it needs, and begins again if there are fewer. It must depend on nothing but the
-        samples of `look`, whose groups have the prompts' `id`, and `random`, so that a stage that resumes asks the
-        same. The first monitor of the recipe that chooses counts.
-
-        Args:
-            iteration: Counts from 1.
-            prompts: All of the stage.
-            random: Numpy's generator.
-        """
-        return None
+        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, metrics)`")
 
     def finish(self, stopped: str) -> Observation:
         """What is to be said at the end of the stage; only warnings and summary count.
@@ -162,18 +177,12 @@ def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, f
 
     "nan" and "inf" become floats again; other texts are left out.
     """
-    metrics = {name: value for name, text in line.items() if (value := _number(text)) is not None}
-    metrics = {name: value for name, value in metrics.items() if name not in _NOT_METRICS}
-    step = line.get("step")
-    return str(line.get("stage", "")), step if isinstance(step, int) else number, metrics
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    return None
+    metrics = {}
+    for name, value in line.items():
+        is_number = isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+        if is_number and name not in _NOT_METRICS:
+            metrics[name] = float(value)
+    return str(line.get("stage", "")), int(line.get("step", number)), metrics
 
 
 HUB = Path("data.hub")  # stands for what `hub:` names
@@ -230,7 +239,7 @@ class Reader:
 def reader_of(path: Path) -> Reader | None:
     """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
 
-    Raises DataError if several plugins read it.
+    Raises Unresolved if several plugins read it.
     """
     registration = registration_of(path)
     if registration is None:
@@ -243,12 +252,7 @@ def registration_of(path: Path) -> Registration | None:
     suffix = suffix_of(path)
     if not plugins().registry.has("reader", suffix):
         return None
-    try:
-        return plugins().registry.get("reader", suffix)
-    except Unresolved as error:
-        origins = [one.origin for one in plugins().registry.registrations("reader") if one.name == suffix]
-        text = f"{path}: {' and '.join(origins)} read files with this suffix; disable one: --no-plugin PACKAGE:NAME"
-        raise DataError(text) from error
+    return plugins().registry.get("reader", suffix)
 
 
 ACCELERATE = "accelerate"  # the name of the one that runs use
