@@ -422,7 +422,7 @@ def test_normalized_references_are_checked(place: Place) -> None:
     assert "liked" in align.upstream
     for options, message in (
         ({"reward_model": "likd"}, "did you mean 'liked'"),
-        ({"reward_model": "sft"}, "stage 'sft' cannot be a reward: it does not train a reward model"),
+        ({"reward_model": "sft"}, "'sft' does not train a reward model"),
         ({"reward_model": "align"}, "refers to itself"),
         ({"reward_model": {"length": {"unit": "words"}}}, "expected a stage that trains a reward model"),
         ({"data": "peopel.jsonl"}, "did you mean 'people.jsonl'"),
