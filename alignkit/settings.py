@@ -127,11 +127,6 @@ class Rollout(Sampling):
         default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"
     )
 
-    @field_validator("ahead")
-    @classmethod
-    def _set(cls, ahead: int | None) -> int | None:
-        return ahead or None  # a key that is not set changes no stage's hash
-
     @field_validator("temperature")
     @classmethod
     def _random(cls, value: float) -> float:
