@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from alignkit import shapes
 from alignkit.calls import call, create
@@ -20,7 +19,6 @@ Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Rated = tuple[Sequence[Message], str]  # prompt, response
 Rubric = str | Sequence[str]
 
-_VERDICT = TypeAdapter(Verdict)
 _spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
 
 
@@ -37,7 +35,7 @@ def spending() -> Iterator[list[Verdict | Rating]]:
 
 def verdict_from(row: Mapping[str, Any]) -> Verdict:
     """A verdict from its JSON form, a dictionary of its fields."""
-    return _VERDICT.validate_python(row)
+    return Verdict(**row)
 
 
 def rates(judge: type[Judge]) -> bool:
@@ -115,7 +113,7 @@ class CheckedJudge:
         """
         self.check_compares(self.component, rubric)
         more = (rubric,) if rubric else ()
-        verdicts = self._ask("compare", items, *more, returns=shapes.verdicts(len(items)))
+        verdicts = self._ask("compare", items, *more, returns=partial(shapes.verdicts, len(items)))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -129,9 +127,9 @@ class CheckedJudge:
             RunFailed: As `check_rates` does.
         """
         self.check_rates(self.component, rubric)
-        return self._ask("rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
+        return self._ask("rate", items, rubric, returns=partial(shapes.ratings, len(items), self.scale))
 
-    def _ask(self, method: str, *args: Any, returns: shapes.Shape) -> list[Any]:
+    def _ask(self, method: str, *args: Any, returns: Callable[[Any], None]) -> list[Any]:
         """What the judge says, which `spending` gathers."""
         if not args[0]:
             return []

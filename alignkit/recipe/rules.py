@@ -218,9 +218,7 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
 def data_mistakes(options: Any) -> Iterator[Mistake]:
     """Rows that are held out where nothing reads them. options: of a stage."""
     for keys, spec in walk(options):
-        if keys == ("data",) or not isinstance(spec, DataSpec):
-            continue
-        if any(source.validation and source.part is None for source in spec.sources):
+        if isinstance(spec, DataSpec) and any(each.validation and each.part is None for each in spec.sources):
             message = f"{PATH}: 'validation' holds out rows that nothing would read here"
             help = "add 'part: training' or 'part: validation' to say which rows to read"
             yield Mistake(message, help, keys)

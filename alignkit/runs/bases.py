@@ -20,7 +20,7 @@ from alignkit.io.results import read_record, stage_folder
 from alignkit.io.text import cache_folder, is_dir, is_file, resolved
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs, walk
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Registration
 from alignkit.runs.fingerprint import template_of, template_parts
@@ -195,8 +195,9 @@ class RunBase:
 
 def _place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
     """Where a recipe names a folder below some keys; these themselves if that is not written there."""
-    for keys, node in recipe.document.find(start)[1].walk(start):
-        if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
+    for keys, value in walk(recipe.document.data):
+        is_inside = keys[: len(start)] == start and isinstance(value, str)
+        if is_inside and resolved(recipe.folder / value) == resolved(Path(folder)):
             return keys
     return start
 
@@ -215,7 +216,7 @@ class RunBases(dict[str, RunBase]):
     # Mistakes of a stage
 
     def misfits(self, stage: Stage) -> Iterator[Problem]:
-        """Weights of other runs that the stage cannot use."""
+        """Weights of other runs that the stage cannot use, and a reference that reads other tokens."""
         start = stage.settings.from_ if stage.settings is not None else None
         uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
@@ -227,11 +228,8 @@ class RunBases(dict[str, RunBase]):
                 place = _place_of(self._recipe, folder, keys)
                 message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
                 yield self._recipe.problem(place, message, at_key=place == keys, help=help)
-
-    def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:
-        """A reference in a folder that would read other tokens than the policy writes."""
         reference = stage.settings.reference if stage.settings is not None else None
-        if reference in stage.whole_models:
+        if reference in stage.whole_models:  # which must read the tokens that the policy writes
             ours, theirs = self[BASE].encoder, self[reference].encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return

@@ -199,7 +199,7 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
         )
         call(monitor, "start", stage)
         looks = [look(monitor, number, samples, {"kl": number / LOOKS}) for number in range(1, LOOKS + 1)]
-        return [*looks, call(monitor, "finish", "", returns=shapes.observation(0))]
+        return [*looks, call(monitor, "finish", "", returns=partial(shapes.observation, 0))]
 
     with around.problems.unchanged("`look` changes the samples", samples):
         observations = observe(samples)

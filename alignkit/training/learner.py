@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -209,13 +209,13 @@ class Learner:
             for name, share in {**shares, "loss": loss}.items():
                 sums[name] = sums.get(name, 0.0) + float(share.detach())
             with torch.no_grad():
-                wanted = shapes.terms(part.batch)
+                wanted = partial(shapes.terms, part.batch)
                 metrics.add(call(self.algorithm, "report_metrics", part.batch, out, returns=wanted), part.batch)
         return sums, metrics
 
     def _loss(self, batch: Batch, out: Outputs, totals: Mapping[str | Per, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """A micro-batch's share of the loss, and of each of its terms."""
-        terms = call(self.algorithm, "loss", batch, out, returns=shapes.loss(batch, self.algorithm.needs))
+        terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
         weights = term_weights(self.algorithm, batch, terms)
         loss = torch.zeros((), device=self.model.device)
         shares: dict[str, Tensor] = {}
@@ -241,7 +241,7 @@ class Learner:
         rows, outs = zip(*chain.from_iterable(gathered), strict=True)
         with torch.no_grad():
             batch, out = examples.batch(self.model.device), join_outputs(outs, rows)
-            self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=shapes.statistics)
+            self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=dict)
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
         """The denominator of each term: the sum of the weights of its entries in the global batch."""
@@ -360,7 +360,7 @@ def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> Mapping[str, Tensor]:
     """Weights by the name of their term, in its shape."""
-    weights: Mapping[str, Tensor] = call(algorithm, "term_weights", batch, returns=shapes.weights(terms or {}))
+    weights: Mapping[str, Tensor] = call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {}))
     return weights
 
 

@@ -6,6 +6,7 @@ A stage with monitors keeps the versions of its policy until it ends, and may go
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from shutil import copytree
 from typing import Any
 
@@ -26,7 +27,8 @@ from alignkit.training.stage import TrainerState
 
 def look(monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
     """What a monitor says of an iteration."""
-    seen: Observation = call(monitor, "look", number, groups, metrics, returns=shapes.observation(number))
+    wanted = partial(shapes.observation, number)
+    seen: Observation = call(monitor, "look", number, groups, metrics, returns=wanted)
     return seen
 
 
@@ -115,7 +117,7 @@ class Monitors:
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
         for monitor in self.monitors:
-            self._report(call(monitor, "finish", self.stopped, returns=shapes.observation(0)))
+            self._report(call(monitor, "finish", self.stopped, returns=partial(shapes.observation, 0)))
         if not self.stopped:
             self.trainer.save()
         self.context.collectives.on_rank0(self._settle)

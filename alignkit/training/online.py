@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -17,7 +18,7 @@ from alignkit import functional as F
 from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
-from alignkit.calls import call, create
+from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
@@ -325,8 +326,8 @@ class RolloutTrainer:
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         rollouts = iteration.examples.batch()
-        signals = call(self.algorithm, "signal", rollouts, returns=shapes.signals(self.algorithm, rollouts))
-        iteration.metrics |= self.algorithm.metrics
+        signals = call(self.algorithm, "signal", rollouts, returns=partial(shapes.signals, rollouts))
+        iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
         if self.importance is not None and not isinstance(signals, Skip):
             signals, weights = self.importance.weighted(signals, rollouts, old, self.algorithm.needs.advantages)
             iteration.metrics |= weights

@@ -1013,11 +1013,11 @@ def test_one_source_of_responses(options: dict[str, Any]) -> None:
         rlaif.JudgePairs.Options(judge="local_judge", **options)
 
 
-@pytest.mark.parametrize("bad", [[], [Verdict(1.5)], [Verdict(math.nan)], [Verdict(0.5, (2.0, 0.5))]])
-def test_a_judge_that_misbehaves_is_named(bad: list[Verdict], tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [[], [(1.5,)], [(math.nan,)], [(0.5, (2.0, 0.5))]])
+def test_a_judge_that_misbehaves_is_named(bad: list[Any], tmp_path: Path) -> None:
     class Odd(Judge):
         def compare(self, items: Any) -> list[Verdict]:
-            return bad
+            return [Verdict(*numbers) for numbers in bad]
 
     with pytest.raises(PluginError, match=r"in `Odd.compare`"):
         run_step(tmp_path, component(Odd, None), [group("a", "b")])
