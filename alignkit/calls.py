@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
-from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out, reason_of
+from alignkit.errors import AlignkitError, DataError, PluginError, memory_ran_out, no_disk, reason_of
 from alignkit.registry import Component
 
 
@@ -91,7 +91,7 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
     except (Exception, SystemExit) as error:
         if isinstance(error, AlignkitError) and not isinstance(error, PluginError):
             raise
-        if memory_ran_out(error) or disk_is_full(error):
+        if memory_ran_out(error) or no_disk(error):
             raise
         classes = getattr(owner, "__mro__", (owner,) if callable(owner) else type(owner).__mro__)
         modules = [each.__module__ for each in classes if not each.__module__.startswith("alignkit.")]

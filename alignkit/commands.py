@@ -24,7 +24,6 @@ from alignkit.errors import (
     PluginError,
     Problem,
     RecipeError,
-    did_you_mean,
     message_of,
     plugin_options,
     reason_of,
@@ -35,16 +34,12 @@ if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
 
 GROUP = "alignkit.commands"
-GROUPS = ("Make", "Run", "Look", "People", "Ship", "Extend")  # the headings of `alignkit --help`
 
 
 class RegisterCommand(Protocol):
-    """Adds a command to `alignkit`: a function with typer's annotations, or a `typer.Typer` with commands of its own.
+    """Adds a command to `alignkit`: a function with typer's annotations, or a `typer.Typer` with commands."""
 
-    group: the heading of `alignkit --help` under which it is.
-    """
-
-    def __call__(self, command: Callable[..., Any] | typer.Typer, name: str = "", group: str = GROUPS[-1]) -> None: ...
+    def __call__(self, command: Callable[..., Any] | typer.Typer, name: str = "") -> None: ...
 
 
 def register_commands(register: RegisterCommand) -> None:
@@ -52,32 +47,27 @@ def register_commands(register: RegisterCommand) -> None:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the commands of all packages, alignkit's first. One that fails is a warning."""
-    without = set(plugin_options["--no-plugin"])
-    added: list[tuple[bool, str, str, Any]] = []
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        package = getattr(entry.dist, "name", "")
-        if not {entry.name, package} & without:
-            added.append((package != "alignkit", package, entry.name, entry))
-    for _, package, name, entry in sorted(added):
+    """Add the commands of all packages. One that fails is a warning."""
+    without = {*plugin_options["--no-plugin"]}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
+        if {entry.name, getattr(entry.dist, "name", "")} & without:
+            continue
         try:
             entry.load().register_commands(partial(add_command, app))
         except (Exception, SystemExit) as error:
-            print(printable(f"warning: no commands of {package}, {name}: {reason_of(error)}"), file=sys.stderr)
+            print(printable(f"warning: no commands of {entry.name}: {reason_of(error)}"), file=sys.stderr)
 
 
-def add_command(
-    app: typer.Typer, command: Callable[..., Any] | typer.Typer, name: str = "", group: str = GROUPS[-1]
-) -> None:
+def add_command(app: typer.Typer, command: Callable[..., Any] | typer.Typer, name: str = "") -> None:
     """See `RegisterCommand`. Raises PluginError for a name that a command has already."""
     name = name or getattr(command, "__name__", "").replace("_", "-")
-    taken = [known.name for known in app.registered_commands] + [known.name for known in app.registered_groups]
-    if name in taken:
+    others: list[Any] = [*app.registered_commands, *app.registered_groups]
+    if name in [other.name for other in others]:
         raise PluginError(f"alignkit has a command '{name}' already")
     if isinstance(command, typer.Typer):
-        app.add_typer(command, name=name, rich_help_panel=group)
+        app.add_typer(command, name=name)
     else:
-        app.command(name, rich_help_panel=group)(command)
+        app.command(name)(command)
 
 
 class DefaultGroup(TyperGroup):
@@ -92,9 +82,6 @@ class DefaultGroup(TyperGroup):
         if args and args[0] in self.commands:
             self.params = [param for param in self.params if param.param_type_name == "option"]
         else:
-            words = [word for word in args if not word.startswith("-")]
-            if len(words) > 1:
-                refuse(f"no such command '{words[0]}'", did_you_mean(words[0], self.commands))
             ctx.allow_interspersed_args = True
         return super().parse_args(ctx, args)
 
@@ -104,23 +91,29 @@ class Result:
     """What a command returns, for programs and for people.
 
     kind: the name of its schema in `docs/assets/outcome.schema.json`; empty if there is none. facts: plain data and
-    paths. show: prints the result. error: how the command then ends.
+    paths. show: prints the result. error: how the command then ends. code: its exit code without an error.
     """
 
     kind: str = ""
     facts: Any = None
     show: Callable[[], object] = lambda: None
     error: AlignkitError | None = None
+    code: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command."""
+        return self.code if self.error is None else self.error.exit_code
 
 
-def outcome(code: int, result: Result, error: AlignkitError | None) -> str:
+def outcome(result: Result) -> str:
     """How a command ended, as JSON by `docs/assets/outcome.schema.json`; a number that is not finite is null."""
-    problems: Sequence[Problem] = getattr(error, "problems", ())  # of a recipe
-    if error is not None and not problems:
-        problems = [Problem(message_of(error).removeprefix("error: "))]
+    problems: Sequence[Problem] = getattr(result.error, "problems", ())  # of a recipe
+    if result.error is not None and not problems:
+        problems = [Problem(message_of(result.error).removeprefix("error: "))]
     errors = [
         {
-            "code": code,
+            "code": result.exit_code,
             "message": redacted(problem.message),
             "file": redacted(problem.file),
             "line": problem.line,
@@ -129,9 +122,9 @@ def outcome(code: int, result: Result, error: AlignkitError | None) -> str:
         }
         for problem in problems
     ]
-    document = {"exit_code": code, "errors": errors, "kind": result.kind, "result": result.facts}
+    document = {"exit_code": result.exit_code, "errors": errors, "kind": result.kind, "result": result.facts}
     plain = json.loads(json.dumps(document, default=str), parse_constant=lambda name: None)
-    return json.dumps(plain, indent=1, ensure_ascii=False)
+    return json.dumps(plain, indent=1)
 
 
 def _recipe_names(start: str) -> list[str]:

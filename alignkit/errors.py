@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib.util
-import os
 import re
 import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from types import FrameType
 
 from alignkit.io.text import redacted
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: larger than the disk's format or `ulimit -f` allows
-_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-# Libraries in Rust, such as safetensors, report the number only in words.
-_FULL = re.compile(rf"\(os error ({'|'.join(map(str, _NO_SPACE))})\)|database or disk is full")
+# What the system says of a disk, in the words of C, Rust and SQLite.
+_DISK = re.compile(
+    r"No space left|Disk quota exceeded|File too large|disk is full|Read-only file system|"
+    r"\[Errno 13\] Permission denied|Input/output error|Stale file handle"
+)
 # In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
 _OUT_OF_MEMORY = re.compile(
     "out of memory|can't allocate|_status_alloc_failed|error_out_of_memory|errormemoryallocation"
@@ -175,20 +175,12 @@ def error_context(position: str) -> Iterator[None]:
         raise
 
 
-def text_of(error: BaseException) -> str:
-    """An error's own message, of bounded length."""
-    try:
-        return str(error)[:LONGEST]
-    except Exception:
-        return "(its message cannot be shown)"
-
-
 def reason_of(error: BaseException) -> str:
     """What went wrong, on one line: for a message that says where."""
+    text = " ".join(str(error).split())
     if isinstance(error, AlignkitError):
-        return " ".join(str(error).split())
-    text = " ".join(text_of(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return text
+    return f"{type(error).__name__}: {text[:LONGEST]}".removesuffix(": ")
 
 
 def as_shown(error: BaseException) -> AlignkitError:
@@ -197,13 +189,9 @@ def as_shown(error: BaseException) -> AlignkitError:
         return error
     if isinstance(error, KeyboardInterrupt):
         shown: AlignkitError = Interrupted("interrupted")
-    elif (full := no_disk(error)) is not None:
-        shown = full
-    elif isinstance(error, MemoryError):
-        shown = OutOfResource(f"out of memory: {error}")
     else:
-        name = type(error).__name__
-        shown = AlignkitError(f"unexpected {name}: {text_of(error)} (set ALIGNKIT_DEBUG=1 for the traceback)")
+        unexpected = f"unexpected {reason_of(error)} (set ALIGNKIT_DEBUG=1 for the traceback)"
+        shown = no_disk(error) or AlignkitError(unexpected)
     for note in getattr(error, "__notes__", ()):
         shown.add_note(note)
     return shown
@@ -218,46 +206,24 @@ def message_of(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close.
-
-    Names of files are not alike because their endings are.
-    """
-    text, names = str(name).lower(), {str(one).lower(): one for one in known}
-    stem = os.path.splitext(text)[0]
-    for close in difflib.get_close_matches(text, names, cutoff=0.6):
-        other, least = os.path.splitext(close)[0], 0.6
-        if len(stem) > 4 and not stem.startswith(other):  # such as merge and serve, which have a few letters in common
-            least = 0.7
-        if difflib.SequenceMatcher(None, other, stem).ratio() >= least:
-            return f"did you mean '{names[close]}'?"
+    """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
+    names = {Path(str(one).lower()).stem: one for one in known}
+    for close in difflib.get_close_matches(Path(str(name).lower()).stem, names, n=1):
+        return f"did you mean '{names[close]}'?"
     return ""
 
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether an error, by its type or text, means that memory ran out."""
     if isinstance(error, RuntimeError):
-        return _OUT_OF_MEMORY.search(text_of(error).lower()) is not None
+        return _OUT_OF_MEMORY.search(str(error).lower()) is not None
     return isinstance(error, MemoryError)
 
 
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, means that the disk, or what the user may write there, is full."""
-    seen = set[int]()
-    earlier: BaseException | None = error
-    while earlier is not None and id(earlier) not in seen:  # causes may be a cycle
-        if getattr(earlier, "errno", None) in _NO_SPACE or _FULL.search(text_of(earlier)):
-            return True
-        seen.add(id(earlier))
-        earlier = earlier.__cause__ or earlier.__context__
-    return False
-
-
 def no_disk(error: BaseException) -> OutOfResource | None:
-    """The error to show if the disk is full, read-only or gone, however a library reported it."""
-    if disk_is_full(error):
-        return OutOfResource(f"the disk is full, or a file is larger than it may be: {text_of(error)}")
-    if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename:
-        return OutOfResource(f"cannot read or write {error.filename}: {error.strerror}")
+    """The error to show if the disk is full, read-only or gone, however a library reported it, or one that it met."""
+    if _DISK.search("".join(traceback.format_exception(error))):
+        return OutOfResource(f"the disk is full, or cannot be read or written: {reason_of(error)}")
     return None
 
 
@@ -306,11 +272,8 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    try:
-        with handling(SIGNALS, _signalled):
-            yield
-    finally:
-        _reasons.clear()
+    with handling(SIGNALS, _signalled):
+        yield
 
 
 @contextmanager

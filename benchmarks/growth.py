@@ -59,7 +59,7 @@ def rows(job: Job, gate: Gate) -> None:
     while True:
         gate.begin()
         run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run")
-        record = json.loads((folder / "run" / "metrics.jsonl").read_text(encoding="utf-8"))
+        record = json.loads((folder / "run" / "sft" / "metrics.jsonl").read_text(encoding="utf-8"))
         gate.end(1, {"loss": record["loss"]})
         shutil.rmtree(folder / "run")
 

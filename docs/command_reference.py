@@ -9,7 +9,6 @@ from typing import Any
 import typer
 
 from alignkit.cli import program
-from alignkit.commands import GROUPS
 from alignkit.errors import (
     DataError,
     NotReproduced,
@@ -46,9 +45,7 @@ def commands() -> str:
     """A section per command, in the order of `alignkit --help`."""
     group: Any = typer.main.get_command(program())
     context = group.context_class(group, info_name="alignkit")
-    ours = [(name, command) for name, command in group.commands.items() if command.rich_help_panel in GROUPS]
-    ours.sort(key=lambda item: GROUPS.index(item[1].rich_help_panel))
-    return "\n".join(text for name, command in ours for text in _sections(command, name, context))
+    return "\n".join(text for name, command in group.commands.items() for text in _sections(command, name, context))
 
 
 def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:

@@ -59,7 +59,7 @@ def test_a_package_adds_commands(tmp_path: Path) -> None:
 def test_mistakes_end_as_those_of_our_own_commands(tmp_path: Path) -> None:
     install(tmp_path, "good", GOOD)
     wrong = alignkit(tmp_path, "hello")
-    assert (wrong.returncode, "error: missing argument" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "error: Missing argument" in wrong.stderr) == (2, True)
     failed = alignkit(tmp_path, "tools", "fail")
     assert (failed.returncode, "odd" in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
 

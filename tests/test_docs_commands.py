@@ -124,7 +124,7 @@ def test_every_exception_is_a_command() -> None:
 @pytest.mark.parametrize("command", OURS, ids=label)
 def test_alignkit_understands(command: Command) -> None:
     try:
-        words = [word for word in cli.take_plugin_options(command.filled()) if word != "--json"]
+        words = cli.common_options(command.filled())
         words = words[: words.index(">")] if ">" in words else words
         context_of(cli.program(), tuple(words))
     except typer.BadParameter:  # such as: `alignkit verify` says

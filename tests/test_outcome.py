@@ -157,18 +157,14 @@ def test_a_result_may_come_with_an_error(
 
 
 def test_numbers_that_json_has_not_are_null_and_paths_are_texts() -> None:
-    result = json.loads(outcome(0, Result("x", {"folder": Path("a/b"), 1: (float("nan"), 1.5, True, None)}), None))[
-        "result"
-    ]
+    result = json.loads(outcome(Result("x", {"folder": Path("a/b"), 1: (float("nan"), 1.5, True, None)})))["result"]
     assert result == {"folder": "a/b", "1": [None, 1.5, True, None]} and result["1"][2] is True
 
 
-@pytest.mark.parametrize(
-    "words", [["plugins", "--no-plugin"], ["--plugin", "--no-plugin", "x", "run"], ["run", "--plugin="]]
-)
+@pytest.mark.parametrize("words", [["plugins", "--no-plugin"], ["--plugin", "--no-plugin", "x", "run"]])
 def test_an_option_of_every_command_without_a_value(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
-    assert "plugin has no value" in capfd.readouterr().err
+    assert "plugin: expected one argument" in capfd.readouterr().err
 
 
 def test_an_interruption_is_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

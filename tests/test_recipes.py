@@ -146,7 +146,6 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
     """Every stage left what its kind leaves."""
     recipe = load_recipe(RECIPES[name], overrides)
     assert (done.folder / "recipe.resolved.yaml").is_file()
-    assert {row["stage"] for row in done.lines("metrics.jsonl")} <= set(recipe.stages)
     for stage in recipe.stages.values():
         folder = done.folder / stage.name
         assert done.json(f"{stage.name}/stage.json")["complete"], stage.name
@@ -267,14 +266,13 @@ def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(tmp_path: Path)
     assert summary["without_signal"] == 1 and summary["groups"] == 1
 
 
-def test_skipped_rows_are_listed_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
+def test_skipped_rows_are_listed_where_it_says(tmp_path: Path) -> None:
     good, bad = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a", "completion": ""}\n'
     code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
     assert code == 0, err
     place = tmp_path / "out" / "only" / "stage.json"
     assert f"skipped 2 bad rows, the first: {tmp_path / 'rows.jsonl'}:2: " in err and f"({place} lists all " in err
-    understood = "prompt_completion (recognized), 2 rows, 2 bad rows skipped\n  user       a\n  assistant  b\n"
+    understood = "prompt_completion (recognized), 2 rows, 2 bad rows skipped\n"
     assert err.count(understood) == 1
     listed = json.loads(place.read_text())["summary"]["bad_rows"]
     assert [row.split(":")[1] for row in listed] == ["2", "4"]
@@ -335,7 +333,6 @@ def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> 
     assert [f"{name}: unchanged, reused" in again.err for name in stages] == [True] * len(stages)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again.out == smoke.out  # the report is shown again
-    assert again.lines("metrics.jsonl") == smoke.lines("metrics.jsonl")
 
 
 def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy: Path) -> None:

@@ -136,7 +136,7 @@ class Place:
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 file = f"{stage}/adapter/{name}"
                 assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
-        assert untimed(out / "metrics.jsonl") == untimed(self.undisturbed / "metrics.jsonl")
+        assert untimed(out) == untimed(self.undisturbed)
         assert [step for stage, step in steps(out) if stage == "align"] == list(range(1, ITERATIONS + 1))
         for number in range(1, ITERATIONS + 1):
             file = f"align/rollouts/{number:04d}.jsonl"
@@ -145,15 +145,20 @@ class Place:
         assert leftovers == []
 
 
-def untimed(path: Path) -> list[dict[str, object]]:
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """The metrics of both stages."""
+    lines = [line for stage in ("sft", "align") for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def untimed(out: Path) -> list[dict[str, object]]:
     """Metrics without what depends on the clock."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = rows_of(out)
     return [{k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))} for row in rows]
 
 
 def steps(out: Path) -> list[tuple[str, int]]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [(row["stage"], row["step"]) for row in rows]
+    return [(row["stage"], row["step"]) for row in rows_of(out)]
 
 
 def wait_for(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE) -> None:
@@ -196,7 +201,7 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
 def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
     done = steps(place.undisturbed)
     assert sorted(step for stage, step in done if stage == "sft") == sorted([*range(1, SFT_STEPS + 1), 6, 12])
-    rows = [row for row in untimed(place.undisturbed / "metrics.jsonl") if row["stage"] == "align"]
+    rows = [row for row in untimed(place.undisturbed) if row["stage"] == "align"]
     assert len({row["kl_coefficient"] for row in rows}) > 1 and all("mix/nll" in row for row in rows)
 
 

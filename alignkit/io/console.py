@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +28,14 @@ SHOWN = {
     "rewards/margins": "margin",
     "tokens_per_second": "tok/s",
 }
-SAMPLE_WIDTH = 68  # characters
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
-VERBOSE = "ALIGNKIT_VERBOSE"  # 1: rows of data and samples are shown, and in a terminal every line
-COLORS = {
-    r"(?m)^error: .*$": "red",
-    r"(?m)^(\S+: )?warning: .*$": "yellow",
-    r"(?m)^(\S+: )?done in \S+": "green",
-}
 
 
 class Terminal(Console):
-    """Stdout or stderr. In a notebook both are pipes: rich would show each line as a page, or a line that moves up."""
+    """Stdout or stderr; in a notebook, too, plain lines."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, **options)
-        if self.is_jupyter:
-            super().__init__(highlight=False, force_jupyter=False, force_terminal=False, **options)
+        super().__init__(highlight=False, force_jupyter=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Be quiet from now on: `| head` must not end a run."""
@@ -72,17 +63,13 @@ class Steps:
 
 
 class Reporter:
-    """Progress on stderr: a live line in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
-
-    A terminal shows what happens in a stage on the live line, and prints it only if ALIGNKIT_VERBOSE is set.
-    """
+    """Progress on stderr: a live line in a terminal, plain lines in a pipe. Results go to stdout, all to the log."""
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
         self.err = err or Terminal(stderr=True)
         self.out = out or Terminal()
         self.log = RunLog()
         self.live = self.err.is_terminal and not self.err.is_dumb_terminal
-        self.verbose = os.environ.get(VERBOSE, "0") not in ("", "0")
         self.began = monotonic()  # when the command began
         self._status = self.err.status("", spinner="line")
         self._doing = ""  # the stage, and how far it is
@@ -90,26 +77,11 @@ class Reporter:
         self._next = 0.0  # when the next plain line is due
 
     def say(self, text: str) -> None:
-        """Print one line on stderr, which the user must know."""
+        """Print a text on stderr."""
         self.log.write(text)
-        self._print(text)
+        self._print(self.err, text)
 
-    def activity(self, text: str) -> None:
-        """Say what happens now: a line in a pipe, a note on the live line of a terminal. A warning is a line."""
-        if not self.live or not self._doing or self.verbose or "warning: " in text:
-            self.say(text)
-        else:
-            self.log.write(text)
-            stage = self._doing.partition(" ")[0]
-            self.note(text.removeprefix(f"{stage}: "))
-
-    def detail(self, text: str) -> None:
-        """A line that few people want to see, such as a row of the data: in the log, and with ALIGNKIT_VERBOSE=1."""
-        self.log.write(text)
-        if self.verbose:
-            self._print(text)
-
-    def note(self, text: str) -> None:
+    def note(self, text: str = "") -> None:
         """Show on the live line what happens now; a pipe does not show it."""
         self._status.update(Text(printable(f"{self._doing}  {text}"), no_wrap=True))
         if self.live:
@@ -118,33 +90,23 @@ class Reporter:
     def stage(self, name: str, number: int, count: int, plugin: str) -> None:
         """Say that a stage of the run starts."""
         self._doing = name
-        self.activity(f"{name}: stage {number} of {count}, {plugin}")
+        self.say(f"{name}: stage {number} of {count}, {plugin}")
 
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         """Begin to train a stage of `total` steps or iterations, of which `done` are complete."""
         self._steps, self._next = Steps(f"{stage} {unit}", total, done), 0.0
-        self._doing = f"{stage} {unit} {done}/{total}"
-        self.note("")
 
-    def advance(self, done: int, metrics: Mapping[str, float], sample: tuple[str, str, str] | None = None) -> None:
-        """Report that a step of the stage is complete. The last one always has a plain line.
-
-        sample: a prompt, a response and facts such as `reward 0.42`, for the details of a plain line.
-        """
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Report that a step of the stage is complete. The last one always has a plain line."""
         steps = self._steps
         if steps is None:
             return
         facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
         self._doing = steps.line(done, facts)
-        self.note("")
-        if monotonic() < self._next and done < steps.total:
-            return
+        self.note()
+        if done == steps.total:
+            self._next = 0.0
         self._plain(self._doing)
-        if sample is not None:
-            prompt, response, facts = sample
-            self.detail(f"{steps.name} {done}: a sample, {facts}")
-            self.detail(f"  prompt    {' '.join(prompt.split())[:SAMPLE_WIDTH]}")
-            self.detail(f"  response  {' '.join(response.split())[:SAMPLE_WIDTH]}")
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -152,14 +114,13 @@ class Reporter:
 
         In a pipe, work that is done soon, or that is a part of a step, has no line.
         """
-        parts = Steps(what, total)
+        parts = Steps(": ".join(filter(None, (self._doing, what))), total)
         if self._steps is None:
-            parts.name = ": ".join(filter(None, (self._doing, what)))
             self._next = monotonic() + PLAIN_SECONDS
 
         def show(done: int) -> None:
             self.note(f"{what} {done}/{total}")
-            if self._steps is None and monotonic() >= self._next:
+            if self._steps is None:
                 self._plain(parts.line(done))
 
         try:
@@ -179,19 +140,19 @@ class Reporter:
         """Print a result on stdout."""
         if text:
             self.log.write(text)
-            self.out.print(Text(printable(text)), soft_wrap=True)
+            self._print(self.out, text)
 
-    def _print(self, text: str) -> None:
-        line = Text(printable(text))
-        for pattern, style in COLORS.items():
-            line.highlight_regex(pattern, style)
-        self.err.print(line, soft_wrap=not self.err.is_terminal)
+    def _print(self, console: Console, text: str) -> None:
+        console.print(Text(printable(text)), soft_wrap=True)
 
     def _plain(self, line: str) -> None:
+        """A line on progress, if one is due."""
+        if monotonic() < self._next:
+            return
         self._next = monotonic() + PLAIN_SECONDS
         self.log.write(line)
         if not self.live:
-            self._print(line)
+            self._print(self.err, line)
 
 
 def _short(value: float) -> str:
@@ -203,13 +164,11 @@ def _short(value: float) -> str:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(self, path: Path | None, size: int = 0, copies: Sequence[Path] = ()):
+    def __init__(self, path: Path | None, size: int = 0):
         """path: None if another process writes them. size: bytes at the last checkpoint. Later lines are removed,
         because their steps run again.
-
-        copies: other files that new lines are appended to.
         """
-        self.path, self.copies = path, copies
+        self.path = path
         self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
         if path is None:
             return
@@ -228,8 +187,7 @@ class Metrics:
         if self.path is None:
             return
         plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
-        for path in (self.path, *self.copies):
-            _append(path, json.dumps(plain, allow_nan=False) + "\n")
+        _append(self.path, json.dumps(plain, allow_nan=False) + "\n")
         self.follower(plain)
 
     def sync(self) -> int:

@@ -8,7 +8,8 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,6 @@ from typing import Any, Literal
 import alignkit
 
 BIG = 2**26  # bytes; hashing takes one to three seconds per GiB
-_big_files: dict[tuple[int, ...], str] = {}  # digests by device, inode, size and times
 
 
 def file_digest(path: Path) -> str:
@@ -26,26 +26,33 @@ def file_digest(path: Path) -> str:
     of modification, no program can set it.
     """
     facts = path.stat()
-    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-    if facts.st_size >= BIG and key in _big_files:
-        return _big_files[key]
+    if facts.st_size < BIG:
+        return _hashed(path)
+    return _hashed_once(path, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def _hashed(path: Path, *facts: int) -> str:
     with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    if facts.st_size >= BIG:
-        _big_files[key] = value
-    return value
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_hashed_once = cache(_hashed)
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files in a folder, at any depth, but hidden ones and caches, by name."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if path.is_file() and not hidden:
+            digests[name.as_posix()] = file_digest(path)
+    return digests
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and contents of all files in a folder, at any depth, but hidden ones and caches."""
-    return digest({path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)})
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path
+    """SHA-256 of the names and contents of these files."""
+    return digest(folder_digests(folder))
 
 
 def digest(value: Any) -> str:
@@ -72,13 +79,9 @@ def _version(package: str) -> str:
 
 def model_digest(source: str) -> Any:
     """Identifies a model's weights, tokenizer and template: digests of a folder's files, or the hub id itself."""
-    folder = Path(source)
-    if not folder.is_dir():
+    if not Path(source).is_dir():
         return source
-    kinds = (".safetensors", ".bin", ".json", ".jinja", ".py", ".model", ".txt", ".tiktoken")
-    files = [file for file in folder.iterdir() if file.suffix in kinds and file.is_file()]
-    files += folder.glob("additional_chat_templates/*.jinja")
-    return {file.relative_to(folder).as_posix(): file_digest(file) for file in sorted(files)}
+    return folder_digests(Path(source))
 
 
 # Code of users
@@ -98,34 +101,33 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
     """
     if file is None or not file.is_file():
         return None
-    whole = file.resolve()
-    while (whole.parent / "__init__.py").is_file():
-        whole = whole.parent
-    digests, waiting = dict[str, str](), [whole]
+    digests, waiting = dict[str, str](), [_whole(file)]
     for whole in waiting:  # which grows
-        files = [whole]
+        found = dict[str, str]()
         if whole.is_dir():
-            files = list(_files(whole))
-        digests |= {path.relative_to(whole.parent).as_posix(): file_digest(path) for path in files}
-        if not _is_foreign(whole):
-            waiting += [own for own in _imported(files, whole.parent) if own not in waiting]
+            found = {f"{whole.name}/{name}": value for name, value in folder_digests(whole).items()}
+        else:
+            found[whole.name] = file_digest(whole)
+        digests |= found
+        if _is_foreign(whole):
+            continue
+        code = [(whole.parent / path).read_text("utf-8", "replace") for path in found if path.endswith(".py")]
+        imported = re.findall(r"\w+", " ".join(_IMPORTS.findall("\n".join(code))))
+        for name in sorted(set(imported)):
+            spec = PathFinder.find_spec(name, [str(whole.parent), *sys.path])
+            if spec is not None and spec.origin is not None:
+                own = _whole(Path(spec.origin))
+                if not _is_foreign(own) and own not in waiting:
+                    waiting.append(own)
     return digests
 
 
-def _imported(files: Iterable[Path], folder: Path) -> Iterator[Path]:
-    """The user's own modules, or packages, that files name in lines that import."""
-    names = set[str]()
-    for file in files:
-        if file.suffix == ".py":
-            names.update(re.findall(r"\w+", " ".join(_IMPORTS.findall(file.read_text("utf-8", "replace")))))
-    for name in sorted(names):
-        spec = PathFinder.find_spec(name, [str(folder), *sys.path])
-        if spec is not None and spec.origin is not None:
-            path = Path(spec.origin).resolve()
-            if path.name == "__init__.py":
-                path = path.parent
-            if not _is_foreign(path):
-                yield path
+def _whole(file: Path) -> Path:
+    """A module, or the outermost package that it is in."""
+    whole = file.resolve()
+    while (whole.parent / "__init__.py").is_file():
+        whole = whole.parent
+    return whole
 
 
 def _is_foreign(path: Path) -> bool:
@@ -143,12 +145,10 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
     """The commit that a revision means now; offline, that of the copy in the hub's cache."""
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     try:
-        if not constants.HF_HUB_OFFLINE:
-            info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
-            return str(info.sha) if info.sha else revision
+        return HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT).sha or revision
     except Exception:  # of many kinds; whoever loads it looks into the cache, or says what is wrong
         pass
     copy = _copy(kind, name, revision)
@@ -160,10 +160,9 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
 def cached_snapshot(source: str, revision: str | None) -> Path | None:
     """The folder of a cached copy of a model, if it has a configuration and weights."""
     copy = _copy("model", source, revision)
-    names = ("model.safetensors", "model.safetensors.index.json")
-    if copy is None or not (copy / "config.json").exists() or not any((copy / name).exists() for name in names):
-        return None
-    return copy
+    if copy is not None and (copy / "config.json").exists() and any(copy.glob("model*.safetensors*")):
+        return copy
+    return None
 
 
 def _copy(kind: Kind, name: str, revision: str | None) -> Path | None:

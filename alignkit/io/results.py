@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.atomic import (
@@ -29,13 +29,9 @@ from alignkit.io.atomic import (
     replace_folder,
     replace_link,
     sync_folder,
-    whole_file,
     write_json,
 )
 from alignkit.io.digest import digest, file_digest
-
-if TYPE_CHECKING:
-    from alignkit.io.console import Metrics
 
 RESULTS, WORK = ".results", ".work"
 RECIPE = "recipe.resolved.yaml"
@@ -211,10 +207,10 @@ def other_runs(folder: Path) -> list[Path]:
 
 
 class Results:
-    """The results of a run. stages: the names of its stages, in order."""
+    """The results of the run in a folder."""
 
-    def __init__(self, folder: Path, stages: Iterable[str]):
-        self.folder, self.stages = folder, tuple(stages)
+    def __init__(self, folder: Path):
+        self.folder = folder
 
     def path(self, stage: str) -> Path:
         """The current folder of a stage."""
@@ -315,25 +311,6 @@ class Results:
         if not folder.is_dir():
             raise RunFailed(f"'{reference}' does not exist: there is no folder {folder}{help}")
         return folder
-
-    # Metrics
-
-    def metrics(self, stage: str, size: int = 0) -> Metrics:
-        """The metrics of a stage that begins, of which `size` bytes stay. The run's metrics.jsonl grows with them."""
-        from alignkit.io.console import Metrics  # imports rich
-
-        metrics = Metrics(self.path(stage) / "metrics.jsonl", size, [self.folder / "metrics.jsonl"])
-        self.join_metrics(stage)
-        return metrics
-
-    def join_metrics(self, last: str) -> None:
-        """Write the run's metrics.jsonl: those of its stages up to this one, in order."""
-        files = [self.path(stage) / "metrics.jsonl" for stage in self.stages[: self.stages.index(last) + 1]]
-        joined = self.folder / "metrics.jsonl"
-        content = b"".join(file.read_bytes() for file in files if file.exists())
-        if not joined.exists() or joined.read_bytes() != content:  # else whoever follows it loses the file
-            with whole_file(joined) as file:
-                file.write(content)
 
 
 def is_empty(path: Path) -> bool:

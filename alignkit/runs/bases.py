@@ -165,12 +165,12 @@ class RunBase:
         from alignkit.models.shared_model import SharedModel
 
         recipe, reporter, spec = self._recipe, self._reporter, self.spec
-        reporter.activity(f"loading {spec.base}")
+        reporter.say(f"loading {spec.base}")
         with self._loading():
             revision = self.commit or spec.revision
             model = SharedModel(spec, self.source, revision=revision, seed=number(recipe.seed, "init"))
         for fact in (_description(spec, model), *model.chat_facts):
-            reporter.activity(f"base {spec.base}: {fact}")
+            reporter.say(f"base {spec.base}: {fact}")
         model.should_stop = should_stop
         stages = recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])

@@ -150,7 +150,6 @@ class Run(Services):
     def _show(self) -> None:
         """Print the results."""
         self._check_results()
-        self.store.join_metrics([*self.stages][-1])
         for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
                 self.reporter.result(text)

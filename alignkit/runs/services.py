@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -26,7 +25,7 @@ from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, STARTS, Results, is_empty, other_runs
+from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, Results, other_runs
 from alignkit.io.text import exists, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
@@ -62,7 +61,7 @@ class Services:
         self.leads = collectives.process == 0
         self.reporter = reporter or Reporter()
         self.say: Callable[[str], None] = self.reporter.say
-        self.store = Results(folder, recipe.stages)
+        self.store = Results(folder)
         self.others = other_runs(folder)
         self.bases = RunBases(recipe, self.reporter, download)
         self.data = RunData(self.store.data, recipe.seed)
@@ -175,43 +174,31 @@ def resumable_map(
     results of chunks, in order; None: the function does.
     """
     chunks = {digest([at, rows[at : at + CHUNK]]): rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)}
-    store, stored = _opened(path)
-    with closing(store):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, list[Any]] = {}
+    mapped: list[Any] = []
+    with path.open("a+", encoding="utf-8", errors="replace") as file:
+        file.seek(0)
+        for line in file:
+            with suppress(ValueError, TypeError):  # what a killed process wrote in part
+                key, results, check = json.loads(line)
+                if check == digest([key, results]):
+                    stored[key] = results
         missing = [chunk for key, chunk in chunks.items() if key not in stored]
         computed = iter(elsewhere(missing) if elsewhere is not None else map(function, missing))
-        mapped: list[Any] = []
         for key, chunk in chunks.items():
             should_stop()
             if key not in stored:
-                fresh = list(next(computed))
-                if len(fresh) != len(chunk):
-                    text = f"the function must return a result per row: {len(chunk)} rows, {len(fresh)} results"
+                results = json.loads(json.dumps(list(next(computed))))  # so that it equals a stored one
+                if len(results) != len(chunk):
+                    text = f"the function must return a result per row: {len(chunk)} rows, {len(results)} results"
                     raise ValueError(text)
-                stored[key] = results = json.dumps(fresh)
-                with store:
-                    store.execute("REPLACE INTO chunks VALUES (?, ?, ?)", (key, results, digest([key, results])))
-            mapped += json.loads(stored[key])  # also of a fresh result, so that it equals a stored one
+                stored[key] = results
+                file.write("\n" + json.dumps([key, results, digest([key, results])]))
+                file.flush()
+            mapped += stored[key]
             done(len(mapped))
     return mapped
-
-
-def _opened(path: Path) -> tuple[sqlite3.Connection, dict[str, str]]:
-    """The store of a map, with the results of each chunk as JSON. A damaged one is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The lock of the run's folder suffices; those of files do not work on every network drive.
-    store = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True)
-    try:
-        store.execute("CREATE TABLE IF NOT EXISTS chunks (key TEXT PRIMARY KEY, results TEXT, sum TEXT)")
-        rows = store.execute("SELECT key, results, sum FROM chunks").fetchall()
-    except sqlite3.DatabaseError:
-        store.close()
-        path.unlink()
-        return _opened(path)
-    return store, {key: results for key, results, sum in rows if sum == digest([key, results])}
-
-
-# A run replaces these, next to the folders of its stages. It only adds to run.log and starts.jsonl.
-REPLACED = ("cache", "trackers", "metrics.jsonl", PAGE, MARKDOWN, FACTS)
 
 
 def begin(recipe: Recipe, out: Path | None = None) -> Reporter:
@@ -220,7 +207,10 @@ def begin(recipe: Recipe, out: Path | None = None) -> Reporter:
     Raises RecipeError if the run would replace what is in its folder and is no run's.
     """
     folder, count = folder_of(recipe, out), len(recipe.stages)
-    check_out(folder, recipe.stages)
+    taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]  # a stage looks at its folder itself
+    if taken and not exists(folder / RECIPE):
+        text = f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"
+        raise RecipeError([Problem(text, help="choose another folder, such as --out runs/NAME")])
     reporter = Reporter()
     reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, {folder}")
     return reporter
@@ -229,26 +219,6 @@ def begin(recipe: Recipe, out: Path | None = None) -> Reporter:
 def folder_of(recipe: Recipe, out: Path | None) -> Path:
     """Where a recipe runs: `out`, or `runs/NAME`."""
     return out or Path("runs") / recipe.name
-
-
-def check_out(folder: Path, stages: Iterable[str]) -> None:
-    """Raise RecipeError if a run of these stages would replace what is in the folder: a user's files, or another run.
-
-    A run of other stages only is another one: its results would stay, but no longer its recipe and its report.
-    """
-    names, text = set(stages), ""
-    if exists(folder / STARTS) or exists(folder / RECIPE):
-        theirs = sorted(path.parent.name for path in folder.glob("*/stage.json"))
-        if theirs and names.isdisjoint(theirs):
-            text = f"holds another run, whose stages this recipe does not have: {_quoted(theirs)}"
-    elif taken := [name for name in (*stages, *REPLACED) if exists(folder / name) and not is_empty(folder / name)]:
-        text = f"is not the folder of a run, and a run would replace what is in it: {_quoted(taken)}"
-    if text:
-        raise RecipeError([Problem(f"--out {folder} {text}", help="choose another folder, such as --out runs/NAME")])
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 @contextmanager

@@ -237,9 +237,7 @@ class RunStage:
 
     def metrics(self, size: int = 0) -> Metrics:
         """Open the metrics file, of which `size` bytes stay."""
-        metrics = Metrics(None)
-        if self.services.leads:
-            metrics = self.services.store.metrics(self.name, size)
+        metrics = Metrics(self.folder / "metrics.jsonl" if self.services.leads else None, size)
         self.notify("metrics_opened", metrics=metrics)
         return metrics
 
@@ -467,7 +465,7 @@ class StepStage(RunStage):
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
                 elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
-                file = self.folder / "map" / f"{name}.sqlite"
+                file = self.folder / "map" / f"{name}.jsonl"
                 return resumable_map(file, rows, function, services.should_stop, done, next(iter(elsewhere), None))
 
         return StepContext(
@@ -476,7 +474,7 @@ class StepStage(RunStage):
             scorer=self._scorer,
             map=map_rows,
             log=lambda **values: metrics.write(stage=self.name, **values),
-            say=self.reporter.activity,
+            say=self.reporter.say,
             base_of=services.models.base_of,
             recipe=self.recipe,
             read=services.read,

@@ -32,8 +32,6 @@ from alignkit.runs.services import begin, folder_of
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
-# What accelerate's launcher sets if it is asked for what alignkit does not use.
-UNUSED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 # What accelerate's launcher sets, and alignkit undoes: transformers would load weights in process 0 only, and none
 # elsewhere.
 NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -70,8 +68,6 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     reporter.began = began
     if world.shard:
         os.environ |= NOT_BY_ACCELERATE
-        if world.processes == 1:
-            warnings.append("warning: base models are not cut in one process; start several with --num_processes N")
     for warning in warnings:
         reporter.say(warning)
     reporter.say("loading torch and transformers")
@@ -118,15 +114,31 @@ def run(
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     checked = load_recipe(find_recipe(recipe), texts, registry)
     folder = Path(out or folder_of(checked, None))
-    reporter = begin(checked, folder)
     from alignkit.runs.run import run_recipe  # imports torch
 
-    run_recipe(checked, folder, reporter)
+    run_recipe(checked, folder)
+    return _results(checked, folder)
+
+
+def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
-    for name in checked.stages:
-        made = folder / name
-        results[name] = StageResult(made, read_record(made)["summary"], _metrics(made))
+    for name in recipe.stages:
+        made, metrics = folder / name, list[dict[str, Any]]()
+        file = made / "metrics.jsonl"
+        if exists(file):  # a step may write none
+            metrics = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        results[name] = StageResult(made, read_record(made)["summary"], metrics)
     return results
+
+
+def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What a run that is complete has left, which is printed already."""
+    files = [folder / name for name in ("run.log", RECIPE, PAGE, FACTS)]
+    stages = {}
+    for name, made in _results(recipe, folder).items():
+        stages[name] = {"folder": made.folder, "summary": made.summary, "metrics": [{}, *made.metrics][-1]}
+    written = {file.name: file for file in files if exists(file)}
+    return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
 
 
 # Processes
@@ -164,42 +176,12 @@ def launch(processes: int) -> int:
 def world_of(environment: Mapping[str, str] = os.environ) -> World:
     """What accelerate's launcher, or torchrun, has set; one process if neither has started this one.
 
-    Raises RecipeError if a launcher was asked for several processes and started one, or for what alignkit does not do.
+    Raises RecipeError if a launcher was asked for several processes and started one.
     """
-    switches = {name for name, value in environment.items() if value.lower() == "true"}
-    for name in (name for variable, name in UNUSED.items() if variable in switches):
-        help = f"leave {name} out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
-        raise RecipeError([Problem(f"the launcher was asked for {name}, which alignkit does not use", help=help)])
-    shard = "ACCELERATE_USE_FSDP" in switches
-    if shard and environment.get("FSDP_VERSION", "1") != "2":
-        text = "the launcher was asked for the first version of FSDP, but alignkit uses the second"
-        raise RecipeError([Problem(text, help="add --fsdp_version 2")])
+    shard = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if environment.keys() >= {RANK, "WORLD_SIZE", "MASTER_PORT"}:
         return World(int(environment[RANK]), int(environment["WORLD_SIZE"]), shard)
     if environment.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}:
         text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
         raise RecipeError([Problem(text, help="add --multi_gpu, which also starts processes on CPUs, or use torchrun")])
     return World(shard=shard)
-
-
-def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """What a run that is complete has left, which is printed already."""
-    stages = {name: _stage(folder / name) for name in recipe.stages}
-    files = [folder / name for name in ("run.log", "metrics.jsonl", RECIPE, PAGE, FACTS)]
-    written = {file.name: file for file in files if exists(file)}
-    return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
-
-
-def _stage(folder: Path) -> dict[str, Any]:
-    """metrics: the last line of them."""
-    record = read_record(folder)
-    facts = {name: record.get(name) for name in ("plugin", "seconds", "summary")}
-    return {"folder": folder, **facts, "metrics": [{}, *_metrics(folder)][-1]}
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a stage; none of a step that writes none."""
-    metrics = folder / "metrics.jsonl"
-    if not exists(metrics):
-        return []
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]

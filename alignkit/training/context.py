@@ -92,7 +92,7 @@ class StageContext:
 
     def activity(self, text: str) -> None:
         """Say what the stage does now."""
-        self.reporter.activity(f"{self.name}: {text}")
+        self.reporter.say(f"{self.name}: {text}")
 
 
 def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:

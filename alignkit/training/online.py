@@ -19,7 +19,7 @@ from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import call, create
-from alignkit.data.group import Group, length, previews, responses_of, said
+from alignkit.data.group import Group, length, previews, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing
@@ -70,13 +70,6 @@ class Iteration:
         parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
         speed = new_tokens / (self.metrics.get("seconds/sampling") or self.seconds["rollout"])
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
-
-    def sample(self) -> tuple[str, str, str]:
-        """The first answer to the first prompt, which is as good as any: the prompt's last turn, text, and facts."""
-        group, facts = self.table.scored[0], ""
-        if self.table.raw is not None:
-            facts = f"reward {float(self.table.raw[0]):.3g}"
-        return said(group.prompt[-1:]), group.responses[0].text, facts
 
 
 class RolloutTrainer:
@@ -140,7 +133,7 @@ class RolloutTrainer:
         """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
         self.state.log(number, iteration.metrics)
-        self.context.reporter.advance(number, iteration.metrics, iteration.sample())
+        self.context.reporter.advance(number, iteration.metrics)
         self.state.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
             self.state.checkpoint(number, f"iteration {number} of {iterations}")

@@ -139,7 +139,8 @@ def write_recipe(stages: Mapping[str, Any], **keys: Any) -> Path:
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    files = sorted(folder.glob("*/metrics.jsonl"))
+    lines = "".join(file.read_text(encoding="utf-8") for file in files).splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(SPEED)} for line in lines]
 
 

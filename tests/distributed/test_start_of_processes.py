@@ -40,23 +40,13 @@ def test_a_launcher_that_started_one_process_of_several_is_named() -> None:
 
 def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
     asked = {**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
-    assert world_of({**asked, "FSDP_VERSION": "2"}) == World(1, 2, shard=True)
-    with pytest.raises(RecipeError, match=r"the first version of FSDP(.|\n)*--fsdp_version 2"):
-        world_of({**asked, "FSDP_VERSION": "1"})
+    assert world_of(asked) == World(1, 2, shard=True)
 
 
 def test_one_process_remembers_that_it_was_asked_for_parts() -> None:
-    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    asked = {"ACCELERATE_USE_FSDP": "true"}
     assert world_of(asked) == World(0, 1, shard=True)
     assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(0, 1, shard=True)
-
-
-@pytest.mark.parametrize("name", ["Megatron-LM", "DeepSpeed"])
-def test_what_alignkit_does_not_use_is_refused(name: str) -> None:
-    asked = {f"ACCELERATE_USE_{name.upper().replace('-', '_')}": "true"}
-    for started in ({}, {**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2"}):
-        with pytest.raises(RecipeError, match=rf"asked for {name}, which alignkit does not use(.|\n)*--fsdp_version 2"):
-            world_of({**started, **asked})
 
 
 def ended_before_anything_was_written(work: Path, recipe: Path, *arguments: str, **how: object) -> tuple[str, str]:

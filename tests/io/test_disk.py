@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 
-from alignkit.errors import disk_is_full
+from alignkit.errors import no_disk
 
 
 def test_a_cause_of_a_cause() -> None:
     one, two, full = RuntimeError("one"), RuntimeError("two"), OSError(errno.ENOSPC, "No space left on device")
     one.__cause__, two.__cause__ = two, one
-    assert not disk_is_full(one)
+    assert no_disk(one) is None
     two.__cause__ = full
-    assert disk_is_full(one)
+    assert no_disk(one) is not None

@@ -69,7 +69,8 @@ def results(out: Path) -> dict[str, Any]:
     """What must be the same: weights and rollouts to the byte, and metrics without times."""
     files = [*out.glob("*/adapter/*.safetensors"), *out.glob("*/rollouts/*.jsonl")]
     found: dict[str, Any] = {str(file.relative_to(out)): file.read_bytes() for file in sorted(files)}
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = "".join(file.read_text(encoding="utf-8") for file in sorted(out.glob("*/metrics.jsonl")))
+    rows = [json.loads(line) for line in lines.splitlines()]
     found["metrics"] = [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
     return found
 

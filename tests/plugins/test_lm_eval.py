@@ -160,7 +160,7 @@ def context(folder: Path, models: Models) -> StepContext:
         out=folder / "out",
         load=lambda spec: [],
         scorer=lambda spec: None,
-        map=lambda name, rows, f: resumable_map(folder / "map" / f"{name}.sqlite", rows, f),
+        map=lambda name, rows, f: resumable_map(folder / "map" / f"{name}.jsonl", rows, f),
         log=lambda **values: None,
         say=lambda text: None,
         stage="bench",

@@ -107,7 +107,7 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
     (tmp_path / "run" / ".work").mkdir(exist_ok=True)
     folder.resolve().rename(tmp_path / "run" / ".work" / folder.resolve().name)
-    Results(folder.parent, ["answers"]).begin("answers", record["hash"], record["depends_on"])
+    Results(folder.parent).begin("answers", record["hash"], record["depends_on"])
     place = folder / "map" / "responses.sqlite"
     kept = place.read_bytes()
     run(tmp_path)

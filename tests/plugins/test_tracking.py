@@ -158,7 +158,7 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run(tmp_path, ["tensorboard"])
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     events = EventAccumulator(str(folder / "trackers" / "tensorboard" / "recipe"))
     events.Reload()
     shown = events.Scalars("sft/loss")

@@ -108,4 +108,4 @@ def test_a_path_that_is_no_file(tmp_path: Path, written: str, message: str, help
 
 def test_a_drive_that_fails_is_named() -> None:
     found = no_disk(OSError(errno.EIO, "Input/output error", "rows.jsonl"))
-    assert str(found) == "cannot read or write rows.jsonl: Input/output error"
+    assert "] Input/output error: 'rows.jsonl'" in str(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +81,6 @@ def test_chat_says_what_it_loads_before_torch_is_imported() -> None:
 def test_stages_are_numbered_and_parts_of_steps_are_counted(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     from alignkit.io import console
     from alignkit.runs.run import run_recipe
 
@@ -101,7 +99,6 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
     for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
         assert line in counted
-    assert re.search(r"\nalign iteration 1: a sample, reward \S+\n  prompt    \S.*\n  response  .", again)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +123,7 @@ def logged(folder: Path) -> list[str]:
     return [line.partition("Z ")[2] for line in (folder / "run.log").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_log_has_all_that_a_run_and_its_resumption_said(
-    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
+def test_the_log_has_all_that_a_run_and_its_resumption_said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     for _ in range(2):
         assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0

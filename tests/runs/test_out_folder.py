@@ -31,16 +31,15 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["sft/demos.jsonl", "sft", "cache/wheel", "trackers/x", "metrics.jsonl", "report.md"])
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
 def test_a_folder_with_files_that_a_run_would_replace_is_refused(
     name: str, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (recipe.parent / name).parent.mkdir(exist_ok=True)
     (recipe.parent / name).write_text("mine", encoding="utf-8")
     before = files(recipe.parent)
     assert run(recipe, recipe.parent) == 2
     error = capsys.readouterr().err
-    assert f"a run would replace what is in it: '{name.split('/')[0]}'" in error
+    assert f"a run would replace {name}" in error
     assert "help: choose another folder, such as --out runs/NAME" in error
     assert files(recipe.parent) == before
 
@@ -77,13 +76,3 @@ def test_a_first_start_that_fails_can_be_repeated(recipe: Path, capsys: pytest.C
     assert run(recipe, out) == 2
     (recipe.parent / "later.jsonl").rename(recipe.parent / "demos.jsonl")
     assert run(recipe, out) == 0
-
-
-def test_a_run_of_other_stages_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = recipe.parent / "out"
-    assert run(recipe, out) == 0
-    before = files(out)
-    recipe.write_text(RECIPE.replace("sft:", "other:"), encoding="utf-8")
-    assert run(recipe, out) == 2
-    assert "holds another run, whose stages this recipe does not have: 'sft'" in capsys.readouterr().err
-    assert files(out) == before

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
-from alignkit import cli
 from alignkit.errors import OutOfResource, RunFailed, stoppable
 from alignkit.runs.run import with_help
 from alignkit.runs.start import start
@@ -42,20 +39,3 @@ def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(
     with stoppable():
         assert start(lambda warn: pytest.fail("not read"), None) == RunFailed.exit_code
     assert capsys.readouterr().err == ""
-
-
-def test_parts_of_one_process_are_warned_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = {"prompt": "is it?", "completion": "yes"}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    sft = {"algorithm": "sft", "data": "rows.jsonl", "max_steps": 1}
-    recipe = tmp_path / "r.json"
-    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
-    run = ["run", str(recipe), "--out", str(tmp_path / "out")]
-    assert cli.main(run) == 0
-    assert "are not cut" not in capsys.readouterr().err
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    assert cli.main(run) == 0
-    assert "warning: base models are not cut in one process" in capsys.readouterr().err

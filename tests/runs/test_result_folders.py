@@ -20,7 +20,7 @@ FILES = ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Results:
-    return Results(tmp_path / "run", ["sft", "best"])
+    return Results(tmp_path / "run")
 
 
 def finished(store: Results, name: str, stage: str = "sft", **record: str) -> str:
@@ -122,7 +122,7 @@ def test_a_kill_when_a_result_is_complete_loses_nothing(
 def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path: Path) -> None:
     key = finished(store, "one")
     store.begin("best", digest("two"))
-    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)), ["sft", "best"])
+    copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)))
     assert copy.artifact("sft") == copy.path("sft") / "adapter" and module.damage_of(copy.path("sft")) is None
     assert brought(copy, key) == [] and copy.begun("best", digest("two"))
 
@@ -141,7 +141,7 @@ def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool)
 
 
 def test_a_result_of_another_run_is_copied(store: Results, tmp_path: Path) -> None:
-    second = Results(tmp_path / "second", ["sft"])
+    second = Results(tmp_path / "second")
     key = finished(store, "one")
     finished(store, "two")
     finished(second, "three")
@@ -152,7 +152,7 @@ def test_a_result_of_another_run_is_copied(store: Results, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("harm", ["changed", "missing", "record", "asked"])
 def test_what_is_damaged_or_asked_people_is_not_taken(store: Results, tmp_path: Path, harm: str) -> None:
-    second, third = Results(tmp_path / "second", ["sft"]), Results(tmp_path / "third", ["sft"])
+    second, third = Results(tmp_path / "second"), Results(tmp_path / "third")
     key = finished(store, "one")
     if harm == "changed":
         (store.path("sft") / "adapter" / "weights").write_text("onE", encoding="utf-8")
@@ -198,7 +198,7 @@ def test_a_second_out_trains_nothing_again(
 
 @pytest.fixture
 def named(tmp_path: Path) -> Results:
-    store = Results(tmp_path, ["align"])
+    store = Results(tmp_path)
     settings = {"depends_on": {"settings": {"epochs": 1}}}
     for number, algorithm in enumerate(("ppo", "dpo", "ppo", "ppo"), 1):
         finished(store, f"{number}", "align", plugin=algorithm, **settings)
@@ -254,37 +254,3 @@ def test_artifacts(store: Results) -> None:
     shutil.rmtree(store.path("sft") / "kept")
     with pytest.raises(RunFailed, match=r"set 'keep_versions: true' in stage 'sft'"):
         store.artifact("sft@3")
-
-
-# Metrics
-
-
-def steps(file: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def test_the_runs_metrics_grow_with_the_stages_and_have_each_step_once_after_a_crash(store: Results) -> None:
-    joined = store.folder / "metrics.jsonl"
-    store.begin("best", digest("stale"))
-    store.metrics("best").write(step=7)  # of an earlier run with other settings
-    store.begin("sft", digest("one"))
-    metrics = store.metrics("sft")
-    metrics.write(step=1)
-    file = joined.stat().st_ino
-    assert steps(joined) == [1]
-    size = metrics.sync()
-    metrics.write(step=2)
-    assert steps(joined) == [1, 2]
-    store.join_metrics("sft")
-    assert joined.stat().st_ino == file  # whoever follows the file keeps it
-    with joined.open("a", encoding="utf-8") as cut:
-        cut.write('{"step": 3, "lo')  # killed while it wrote
-    metrics = store.metrics("sft", size)
-    assert steps(joined) == [1]
-    metrics.write(step=2)
-    assert steps(joined) == steps(store.path("sft") / "metrics.jsonl") == [1, 2]
-    store.join_metrics("best")
-    assert steps(joined) == [1, 2, 7]
-    joined.write_bytes(b"\xff\xfe" + joined.read_bytes())
-    store.join_metrics("sft")
-    assert steps(joined) == [1, 2]

@@ -52,7 +52,7 @@ def test_a_run_learns_from_the_archive(recipe: Path) -> None:
     assert main(["run", str(recipe), "--out", str(out), *PLUGIN]) == 0
     template = json.loads((out / "sft" / "stage.json").read_text(encoding="utf-8"))["depends_on"]["template"]
     assert template == {"code": alignkit_archive.LAB}
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
 
 

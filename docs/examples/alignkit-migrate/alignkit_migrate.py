@@ -46,7 +46,7 @@ def migrate(
 
 @hookimpl
 def register_commands(register: RegisterCommand) -> None:
-    register(migrate, group="Make")
+    register(migrate)
 
 
 def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, Any], list[str]]:

@@ -11,9 +11,7 @@ import typer
 from alignkit.commands import Result
 from alignkit_apps.catalog.printing import files_written, reported
 
-data_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at files of rows, check, clean and convert them."
-)
+data_app = typer.Typer(rich_markup_mode=None, help="Look at files of rows, check, clean and convert them.")
 
 File = Annotated[
     str,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alignkit_plugins.people.merging import Content
 
 
-labels_app = typer.Typer(cls=DefaultGroup, no_args_is_help=True, rich_markup_mode=None)
+labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
 

@@ -141,7 +141,7 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
     name, _, version = reference.partition("@")
     if is_result_name(reference) and results_of_stage(run, name):
         result = find_result(run, reference)
-        return Source(run, result.stage, result.name, Results(run, ()).artifact(result.name), result.record)
+        return Source(run, result.stage, result.name, Results(run).artifact(result.name), result.record)
     folder = run / name
     record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
     if not record:
@@ -151,7 +151,7 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
         refuse(f"{run} has no stage '{name}'", help)
     if not record.get("complete"):
         refuse(f"stage '{name}' of {run} is not finished", "run the recipe again: it resumes")
-    store = Results(run, ())
+    store = Results(run)
     check_results(run, [name])
     if selected := record.get("policy"):
         if Path(selected).is_absolute() or name in seen:

@@ -42,7 +42,8 @@ def data_read(run: Any, loaded: Any) -> list[dict[str, Any]]:
     from alignkit_apps.charts.tally import cards
 
     for line in describe(loaded):
-        (run.reporter.detail if line.startswith("  ") else run.reporter.activity)(line)
+        if not line.startswith("  "):  # a row, which `alignkit check` shows
+            run.reporter.say(line)
     return [{"card": card} for card in cards(loaded)]
 
 

@@ -21,7 +21,6 @@ LEFT_OUT = {  # key of a summary -> what its count is of
     "prompts_without_room": "prompts left out: no room for a response",
 }
 OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
-RUN_FILES = (RECIPE, "metrics.jsonl")  # run.log still grows
 
 
 def stage_facts(
@@ -169,7 +168,9 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def files_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A run's files with their sizes and SHA-256; those of stages as they were when the stage was done."""
-    found = [(name, file_digest(folder / name)) for name in RUN_FILES if (folder / name).is_file()]
+    found = []  # run.log still grows
+    if (folder / RECIPE).is_file():
+        found.append((RECIPE, file_digest(folder / RECIPE)))
     for stage, record in records.items():
         found += [(f"{stage}/{name}", str(file["sha256"])) for name, file in mapping(record.get("files")).items()]
     return [{"name": name, "bytes": _bytes(folder / name), "sha256": sha} for name, sha in found]

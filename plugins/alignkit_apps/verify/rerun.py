@@ -28,7 +28,7 @@ class Rerun(Run):
     """A run of one stage, from the results of the others, in an empty folder."""
 
     def __init__(self, recipe: Recipe, run: Path, name: str, folder: Path, reporter: Reporter):
-        old = Results(run, recipe.stages)
+        old = Results(run)
         (folder / RESULTS).mkdir(parents=True)
         for other in recipe.stages:
             if other != name and old.path(other).is_dir():

@@ -219,7 +219,7 @@ def log_odds(reward: RewardSpec, run: Path) -> bool | None:
     """
     if reward.kind not in ("stage", "folder"):
         return None
-    folder = Results(run, ()).artifact(reward.name) if reward.kind == "stage" else Path(reward.name)
+    folder = Results(run).artifact(reward.name) if reward.kind == "stage" else Path(reward.name)
     said = read_record(stage_folder(folder)).get("log_odds")
     return said if isinstance(said, bool) else None
 

@@ -118,10 +118,10 @@ def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.Captu
     assert main(["check", str(recipe)]) == 0
     assert "feedback (recognized), 7 rows" in capsys.readouterr().out
     assert main(["run", str(recipe), "--out", str(out)]) == 0
-    first = (out / "metrics.jsonl").read_text()
+    first = (out / "reward" / "metrics.jsonl").read_text()
     assert "accuracy/significantly" in first or "accuracy/better" in first
     assert main(["run", str(recipe), "--out", str(out)]) == 0
-    assert (out / "metrics.jsonl").read_text() == first  # nothing new, so the stage is reused
+    assert (out / "reward" / "metrics.jsonl").read_text() == first  # nothing new, so the stage is reused
     with Store.open(tmp_path / "labels.feedback") as store:
         store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
     capsys.readouterr()

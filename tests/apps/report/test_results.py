@@ -15,7 +15,7 @@ from alignkit_apps.report.results import prune, results_table
 @pytest.fixture
 def store(tmp_path: Path) -> Results:
     """Three results of `sft`, one of them damaged, and an interrupted `align`."""
-    store = Results(tmp_path, ["sft", "align"])
+    store = Results(tmp_path)
     (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
     for stage_hash in ("1" * 64, "2" * 64, "3" * 64):
         folder = store.begin("sft", stage_hash)
