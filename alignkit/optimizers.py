@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -103,18 +104,15 @@ def restore_state(
     optimizer: Optimizer,
     parameters: Mapping[str, nn.Parameter],
     saved: Mapping[str, Any],
-    part: Callable[[Tensor, nn.Parameter], Tensor],
+    part: Callable[..., Tensor],
 ) -> None:
     """The inverse of `saved_state`. part: returns what this process holds of a tensor.
 
     Not by `load_state_dict`, which rounds what an optimizer keeps in fp32 to the dtype of the weights.
     """
     for name, parameter in parameters.items():
-
-        def here(tensor: Tensor, parameter: nn.Parameter = parameter) -> Tensor:
-            return part(tensor, parameter).to(parameter.device)
-
-        if saved["state"][name]:
-            optimizer.state[parameter] = tree_map_only(Tensor, here, saved["state"][name])
+        state = saved["state"][name]
+        if state:
+            optimizer.state[parameter] = tree_map_only(Tensor, partial(part, parameter=parameter), state)
     for group, kept in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(kept)

@@ -12,11 +12,11 @@ from zipfile import ZipFile
 import torch
 
 from alignkit import seeds
-from alignkit.algorithm import Algorithm, Needs, Source, Trains
-from alignkit.calls import blame, call, mistake
+from alignkit.algorithm import Algorithm, Needs, Trains
+from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.io.atomic import whole_file
-from alignkit.models.shared_model import HeadKind, SharedModel
+from alignkit.models.shared_model import HeadKind
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
@@ -83,12 +83,6 @@ class StageRoles:
     reference_name: str
     values: str | None = None
 
-    def drop(self, model: SharedModel) -> None:
-        """Remove the roles that belong to this stage only."""
-        model.drop_role(self.trained)
-        if self.values is not None:
-            model.drop_role(self.values)
-
 
 def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
     """Add the stage's roles to the shared model."""
@@ -148,11 +142,6 @@ class TrainerState:
         self.kept, self.keeps = context.folder / "kept", context.settings.keep_versions
         self.models, self.model = context.models, context.model
         self.algorithm = algorithm
-        with blame(algorithm, "needs"):
-            needs = algorithm.needs
-        if needs.old_logprobs and algorithm.source is Source.DATASET:
-            text = "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"
-            raise mistake(algorithm, "needs", text)
         self.summary = context.summary
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)
@@ -236,5 +225,7 @@ class TrainerState:
 
     def close(self) -> None:
         self.context.reporter.stop()
-        self.roles.drop(self.model)
+        for role in (self.roles.trained, self.roles.values):
+            if role is not None:
+                self.model.drop_role(role)
         self.metrics.sync()  # last: on a full disk it raises
