@@ -30,28 +30,24 @@ def create(component: Component, stage: str = "") -> Any:
     return plugin
 
 
-def call(
-    plugin: Any, method: str, *args: Any, returns: Callable[[Any], str | None] = lambda value: None, **kwargs: Any
-) -> Any:
+def call(plugin: Any, method: str, *args: Any, returns: Callable[[Any], object] = lambda value: None) -> Any:
     """The result of a method. Raises CallError for an exception in it, and for a result that it must not return.
 
-    returns: says what is wrong with a result; None or empty if it is right.
+    returns: raises for a result that is wrong.
     """
     with blame(plugin, method):
-        value = getattr(plugin, method)(*args, **kwargs)
-        wrong = returns(value)
-    if wrong:
-        raise mistake(plugin, method, wrong)
+        value = getattr(plugin, method)(*args)
+        returns(value)
     return value
 
 
-def remembered(plugin: Any, method: str) -> dict[str, Any]:
-    """A copy of what a plugin remembers in `state`. Raises CallError, naming a method, if it is not JSON."""
+def remembered(plugin: Any, method: str, name: str = "state") -> dict[str, Any]:
+    """A copy of an attribute that a method changes, such as `state`. Raises CallError if it is not JSON."""
     try:
-        state: dict[str, Any] = json.loads(json.dumps(plugin.state))
+        values: dict[str, Any] = json.loads(json.dumps(getattr(plugin, name)))
     except (TypeError, ValueError) as error:
-        raise mistake(plugin, method, f"`state` must be JSON; use float(...) ({error})") from error
-    return state
+        raise mistake(plugin, method, f"`{name}` must be JSON; use float(...) ({error})") from error
+    return values
 
 
 def mistake(plugin: Any, method: str, text: str, label: str = "") -> CallError:

@@ -7,7 +7,7 @@
 | no prompt or a blank last turn, if the format needs a prompt         | bad        |
 | a prompt that ends with an assistant turn                            | bad        |
 | a role other than system, user, assistant, tool                      | bad        |
-| a NUL character or an unpaired surrogate in a text                   | bad        |
+| a NUL character or invalid Unicode in a text                         | bad        |
 | demonstration: a blank response, or no turn that is learned          | bad        |
 | comparison: both responses blank                                     | bad        |
 | comparison: one response blank                                       | good: only the end of turn |
@@ -61,6 +61,8 @@ FOREIGN = {
     "mask": "which turns are learned",
     "train_detail": "which turns are learned",
     "chat_template_kwargs": "arguments of the chat template",
+    "sample_weight": "how much a row counts, which `columns: {weight: sample_weight}` reads",
+    "loss_weight": "how much a row counts, which `columns: {weight: loss_weight}` reads",
 }
 
 
@@ -163,7 +165,7 @@ class Format:
         if value is None and default is not None:
             return default
         if value is None:
-            raise BadRow(f"column '{name}' is missing" if name not in row else f"column '{name}' is null")
+            raise BadRow(f"column '{name}' is missing or null")
         if not isinstance(value, str):
             raise BadRow(f"column '{name}' must be text, not {kind_of(value)}")
         return value
@@ -176,10 +178,10 @@ class Format:
             name: A column.
         """
         value = columns_of(row).get(name)
-        value = {"true": True, "false": False, "": None}.get(value.lower(), value) if isinstance(value, str) else value
-        if value is not None and not isinstance(value, bool):
+        words = {"true": True, "false": False, "": None, "none": None}
+        if str(value).lower() not in words:
             raise BadRow(f"column '{name}' must be true or false, not {value!r}")
-        return value
+        return words[str(value).lower()]
 
     @staticmethod
     def number(row: Mapping[str, Any], name: str) -> float | None:
@@ -217,8 +219,8 @@ def columns_of(row: Any) -> Mapping[str, Any]:
     return row
 
 
-def to_number(value: Any, what: str, also: str = "") -> float | None:
-    """A value of a table as a finite number; None if it is empty. what, also: for the message."""
+def to_number(value: Any, what: str) -> float | None:
+    """A value of a table as a finite number; None if it is empty. what: for the message."""
     if value is None or value == "":
         return None
     try:
@@ -226,7 +228,7 @@ def to_number(value: Any, what: str, also: str = "") -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise BadRow(f"{what} must be a number{also}, not {value!r}")
+        raise BadRow(f"{what} must be a number, not {value!r}")
     return number
 
 
@@ -275,7 +277,7 @@ def _check_words(text: Any) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRow("a text contains an unpaired surrogate, which is not valid Unicode") from error
+        raise BadRow("a text is not valid Unicode; save the file as UTF-8") from error
 
 
 def _check_response(response: Response) -> None:
@@ -311,15 +313,15 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
         raise BadRow(f"p must be between 0 and 1, not {pair.p!r}")
     if pair.margin in LEVELS:
         return
-    _check_number(pair.margin, "margin", f", or one of {', '.join(LEVELS)}")
+    _check_number(pair.margin, f"margin, unless one of {', '.join(LEVELS)},")
     if isinstance(pair.margin, float | int) and pair.margin < 0:
         raise BadRow(f"margin must not be negative: {pair.margin!r}")
 
 
-def _check_number(value: Any, what: str, also: str = "") -> None:
+def _check_number(value: Any, what: str) -> None:
     """Raise BadRow for what is neither a number nor None; a format may have passed on what a file has."""
     if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
-        raise BadRow(f"{what} must be a number{also}, not {value!r}")
+        raise BadRow(f"{what} must be a number, not {value!r}")
 
 
 def _check_ranks(responses: Sequence[Response]) -> None:

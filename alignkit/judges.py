@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -115,7 +116,7 @@ class CheckedJudge:
         """
         self.check_compares(self.component, rubric)
         more = (rubric,) if rubric else ()
-        verdicts = self._ask("compare", items, *more, returns=shapes.verdicts(len(items)))
+        verdicts = self._ask("compare", items, *more, returns=partial(shapes.verdicts, len(items)))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -129,9 +130,9 @@ class CheckedJudge:
             RunFailed: As `check_rates` does.
         """
         self.check_rates(self.component, rubric)
-        return self._ask("rate", items, rubric, returns=shapes.ratings(len(items), self.scale))
+        return self._ask("rate", items, rubric, returns=partial(shapes.ratings, len(items), self.scale))
 
-    def _ask(self, method: str, *args: Any, returns: shapes.Shape) -> list[Any]:
+    def _ask(self, method: str, *args: Any, returns: Callable[[Any], None]) -> list[Any]:
         """What the judge says, which `spending` gathers."""
         if not args[0]:
             return []

@@ -38,7 +38,6 @@ class Filter(WithOptions):
         raise NotImplementedError(f"{type(self).__name__} does not define `keep(groups)`")
 
 
-GOLD_KEY = "gold"  # of a response's scores
 REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
 
 
@@ -53,7 +52,7 @@ class Observation:
         stop: Why the stage ends now; empty if it continues.
         best: The iteration whose policy is then the result: this one, or the `best` of the last look, as only its
             weights are kept; 0: this one, and none are kept. It is the policy that the iteration began with: with
-            `rollout.ahead` one update newer than the one that wrote its samples, but the one of `gold_prompts`.
+            `rollout.ahead` one update newer than the one that wrote its samples, but the one that `answer` asks.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -63,44 +62,61 @@ class Observation:
     best: int = 0
 
 
+@dataclass(frozen=True)
+class MonitoredStage:
+    """What a monitor may ask of its stage.
+
+    Attributes:
+        settings: The stage's keys.
+        folder: Where the monitor may keep files.
+        done: The iterations before the stage resumed, whose files a monitor has written.
+        scorer: Returns what scores groups, by `score(groups)`, with a RewardRef option.
+        prompts: Returns the prompts of a DataRef option that leave room for a response.
+        answer: Returns the current policy's answers to prompts, scored by the stage's reward: `answer(prompts, samples,
+            iteration)`.
+        on_rank0: Calls a function in the first process of the run only.
+    """
+
+    settings: Settings
+    folder: Path
+    done: int
+    scorer: Callable[[Any], Any]
+    prompts: Callable[[Any], list[Group]]
+    answer: Callable[[Sequence[Group], int, int], list[Group]]
+    on_rank0: Callable[[Callable[[], Any]], Any]
+
+
 class Monitor(WithOptions):
     """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
 
     When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
+    Rewards in its options are never learned from; data in its options are prompts.
     """
 
-    def start(self, settings: Settings) -> Sequence[str]:
+    def check(self, settings: Settings) -> None:
+        """Called before the run's first stage. Raise DataError for options that do not go with the stage's keys.
+
+        Args:
+            settings: The stage's keys.
+        """
+
+    def start(self, stage: MonitoredStage) -> Sequence[str]:
         """The stage begins or resumes; returns warnings.
 
         Args:
-            settings: Its keys, such as `iterations` and `stop`.
+            stage: What it may ask of it.
         """
         return ()
 
-    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
-        """Look at an iteration's scored samples. Iterations count from 1.
+    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+        """Look at an iteration's scored samples.
 
         Args:
             iteration: Counts from 1.
             groups: Empty if their file was deleted before the stage resumed.
-            gold: The samples with `gold` next to `reward` among their scores (None where scoring failed); None if this
-                iteration does not measure it.
+            metrics: Of the iteration so far, such as `reward` and `kl`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, gold)`")
-
-    def next_prompts(self, iteration: int, prompts: Sequence[Group], random: Any) -> Sequence[int] | None:
-        """The prompts of an iteration, as indices in the order in which they are sampled; None: the stage's own order.
-
-        The stage takes as many as it needs, and begins again if there are fewer. It must depend on nothing but the
-        samples of `look`, whose groups have the prompts' `id`, and `random`, so that a stage that resumes asks the
-        same. The first monitor of the recipe that chooses counts.
-
-        Args:
-            iteration: Counts from 1.
-            prompts: All of the stage.
-            random: Numpy's generator.
-        """
-        return None
+        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, metrics)`")
 
     def finish(self, stopped: str) -> Observation:
         """What is to be said at the end of the stage; only warnings and summary count.

@@ -100,7 +100,10 @@ class Ref:
                 return value
             return info.context.resolve(self.kind, value)
 
-        return core_schema.with_info_before_validator_function(read, handler(source))
+        schema = handler(source)
+        if schema["type"] == "any":  # else it is checked first
+            return core_schema.with_info_before_validator_function(read, schema)
+        return core_schema.with_info_after_validator_function(read, schema)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit plugins --schema` replaces by the schema of such references."""

@@ -7,11 +7,13 @@ several lines; its words decide how narrow it can be.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import StringIO
 from textwrap import indent
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from alignkit.io.text import JOINT, joined, printable, wrapped
 
@@ -48,7 +50,7 @@ class SideBySide:
 
 
 Block = str | Table | SideBySide
-_KINDS: dict[str, type] = {"lines": str, "table": Table, "side_by_side": SideBySide}
+_BLOCKS = TypeAdapter(list[Block])
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,18 @@ class Report:
         """The report for an issue or a wiki. Texts are in fences, so that nothing in them is a mention or a link."""
         return "\n\n".join(_markdown(block) for block in self.blocks) + "\n"
 
-    def plain(self) -> list[dict[str, Any]]:
+    def plain(self) -> list[Any]:
         """The report as JSON, for `restored`."""
-        names = {kind: name for name, kind in _KINDS.items()}
-        return [{names[type(b)]: b if isinstance(b, str) else asdict(b)} for b in self.blocks]
+        return _BLOCKS.dump_python([*self.blocks])
 
     @classmethod
-    def restored(cls, plain: Sequence[Mapping[str, Any]]) -> Report:
+    def restored(cls, plain: Sequence[Any]) -> Report:
         """The report that `plain` turned into JSON.
 
         Args:
             plain: What `plain` returned.
         """
-        items = [item for block in plain for item in block.items()]
-        return cls([value if isinstance(value, str) else _KINDS[name](**value) for name, value in items])
+        return cls(_BLOCKS.validate_python(plain))
 
 
 def _text(block: Block, width: int) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import pydantic.dataclasses
+from pydantic import Field, FiniteFloat
 
 from alignkit.data.group import Group, Message
 from alignkit.options import WithOptions
@@ -241,7 +244,10 @@ class Judge(WithOptions):
         raise NotImplementedError(f"{type(self).__name__} does not rate single responses")
 
 
-@dataclass(frozen=True)
+Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
 class Rating:
     """What a judge says of one response.
 
@@ -253,14 +259,14 @@ class Rating:
         cost: As those of a Verdict.
     """
 
-    score: float | None
+    score: FiniteFloat | None
     reason: str = ""
     calls: int | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
     cost: float | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Verdict:
     """What a judge says of two responses.
 
@@ -276,8 +282,8 @@ class Verdict:
         parts: Of a panel, what its judges say, by their names.
     """
 
-    p_first: float | None
-    p_orders: tuple[float, float] | None = None
+    p_first: Probability | None
+    p_orders: tuple[Probability, Probability] | None = None
     mass: float = 1.0
     reason: str = ""
     bounded: bool = False

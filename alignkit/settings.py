@@ -167,22 +167,6 @@ class Mix(Options):
     )
 
 
-class Stop(Options):
-    """When a stage ends before its last iteration. Its result is then an earlier policy, as each rule says."""
-
-    kl: float | None = Field(
-        default=None,
-        gt=0,
-        description="end when the KL to the reference exceeds this many nats per response that is learned from; the "
-        "result is the last policy within this budget",
-    )
-    gold: Literal["falls"] | None = Field(
-        default=None,
-        description="falls: end when gold has fallen from its best iteration by more than its interval; the result is "
-        "the policy of the best iteration",
-    )
-
-
 EngineRef = Annotated[Any, Ref("engine")]
 TrackerRef = Annotated[Any, Ref("tracker")]
 OptimizerRef = Annotated[Any, Ref("optimizer")]
@@ -225,24 +209,10 @@ class Settings(Options):
         description="scores the responses: a reward-model stage or a reward plugin (online algorithms); "
         "algorithms that learn from no reward only report it",
     )
-    gold: RewardRef = Field(
-        default=None,
-        description="a reward that is measured and never learned from, to see whether 'reward' is hacked "
-        "(online algorithms)",
-    )
-    gold_prompts: DataRef = Field(
-        default=None,
-        description="held-out prompts on which 'gold' is measured, with two responses to each; default: the stage's "
-        "own samples (online algorithms)",
-    )
-    stop: Stop | None = Field(
-        default=None,
-        description="when the stage ends early and goes back to an earlier policy, such as {kl: 8, gold: falls} "
-        "(online algorithms)",
-    )
     monitors: list[MonitorRef] | None = Field(
         default=None,
-        description="what else looks at the samples, and may end the stage, such as [NAME] (online algorithms)",
+        description="what looks at the samples, and may end the stage, such as [{kl_budget: {max: 8}}, {gold: {reward: "
+        "REWARD}}] (online algorithms)",
     )
     environment: EnvironmentRef = Field(
         default=None,

@@ -13,6 +13,7 @@ from alignkit.io.atomic import write_json, write_text
 from alignkit.options import WithOptions
 from alignkit.report import Report
 from alignkit.reward import Context
+from alignkit.shapes import need
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,24 +149,18 @@ class Step(WithOptions):
 
 def run_step(step: Step, context: StepContext) -> Artifact:
     """What a step makes. Raises PluginError, with the step's plugin and method, for a mistake in it."""
-    artifact: Artifact = call(step, "run", context, returns=_wrong_artifact)
+    artifact: Artifact = call(step, "run", context, returns=_check_artifact)
     return artifact
 
 
-def _wrong_artifact(artifact: Any) -> str:
-    if not isinstance(artifact, Artifact):
-        return f"return an Artifact, not {type(artifact).__name__}"
+def _check_artifact(artifact: Any) -> None:
+    need(isinstance(artifact, Artifact), "an Artifact", artifact)
     for name, kind in {"groups": Sequence, "policy": str, "summary": Mapping, "text": str, "report": Report}.items():
         value = getattr(artifact, name)
-        if value is not None and not isinstance(value, kind):
-            return f"Artifact.{name} must be a {kind.__name__}, not {type(value).__name__}"
-    if wrong := [group for group in artifact.groups or () if not isinstance(group, Group)]:
-        return f"Artifact.groups must be a list of Group, not of {type(wrong[0]).__name__}"
-    try:
-        json.dumps(dict(artifact.summary or {}), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        return f"Artifact.summary must be JSON: {error}"
+        need(value is None or isinstance(value, kind), f"an Artifact with {kind.__name__} as `{name}`", value)
+    for group in artifact.groups or ():
+        need(isinstance(group, Group), "an Artifact with a list of Group as `groups`", group)
+    json.dumps(dict(artifact.summary or {}), allow_nan=False)
     if artifact.report is not None:  # the run lays it out at its end
         Report.restored(artifact.report.plain()).text()
         artifact.report.markdown()
-    return ""

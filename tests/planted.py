@@ -168,7 +168,7 @@ PLANTED = {
         "self.rewards.score(groups)",
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),
-    "current_is_earlier": Planted(ROLLOUTS, "in range(1, iteration)]", "in range(1, iteration + 1)]", _EARLIER),
+    "current_is_earlier": Planted(ROLLOUTS, "range(1, iteration))", "range(1, iteration + 1))", _EARLIER),
     "rejected_again": Planted(ONLINE, _REJECTED, "return groups", _EARLIER),
     "unscored_again": Planted(
         ROLLOUTS, "return [with_scores(groups) for groups in", "return [groups for groups in", _EARLIER

@@ -149,12 +149,20 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
             for place in ("J.compare", "S.run", "A.__init__", "A.loss", "source")
         ),
         *((place, "sys.exit(0)", "SystemExit: 0") for place in ("R.score", "J.compare", "S.run")),
-        ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not NoneType'),
-        ("R.score", "{'': ['high'] * 4}", "not 'high', for response 0 (prompt: 'how are you')"),
-        ("C.combine", "CombinedReward(values[:1], values, {})", "'reward' must be [responses] = [4], not [1]"),
-        ("C.parts", "{1: 'length'}", "return rewards by name, not 1: 'length'"),
-        ("J.compare", "[Verdict(1.5)]", "return a Verdict with probabilities from 0 to 1, not Verdict(p_first=1.5"),
-        ("S.run", "Artifact(summary={'t': float('nan')})", "Artifact.summary must be JSON"),
+        ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not None'),
+        ("R.score", "{'': ['high'] * 4}", "a finite number, or None if it cannot be scored, not 'high'"),
+        (
+            "C.combine",
+            "CombinedReward(values[:1], values, {})",
+            "RuntimeError: stack expects each tensor to be equal size",
+        ),
+        ("C.parts", "{'part': 1}", "return rewards, as 'part', not 1"),
+        ("J.compare", "[Verdict(1.5)]", "Input should be less than or equal to 1"),
+        (
+            "S.run",
+            "Artifact(summary={'t': float('nan')})",
+            "ValueError: Out of range float values are not JSON compliant",
+        ),
         ("source", "None", "return a model's folder, which has a config.json, or a hub id, not 'None'"),
     ],
 )

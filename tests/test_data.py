@@ -20,9 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.data import files
 from alignkit.data import group as groups_module
-from alignkit.data.files import MAX_LISTED, RECODE, SkippedRow, bad_rows_error
+from alignkit.data.files import MAX_LISTED, SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
@@ -400,11 +399,11 @@ def test_json_lines_in_a_json_file_are_rows(tmp_path: Path) -> None:
     loaded = load(source(path, on_bad_row="skip"))
     assert words(loaded.groups) == ["a", "b"] and [row.row for row in loaded.skipped] == [4]
     path.write_text('{"prompt": "a"\n{"prompt": "b"}\n')
-    assert bad_rows(path) == [(1, "not valid JSON: Expecting ',' delimiter at column 15")]
+    assert bad_rows(path) == [(1, "not valid JSON: Expecting ',' delimiter: line 1 column 15 (char 14)")]
     path.write_text(json.dumps({"prompt": "a", "more": {"deep": [1]}}, indent=1))
     assert words(load(source(path)).groups) == ["a"]
     path.write_text('{\n"prompt": "a",\n"more":\n')
-    with pytest.raises(DataError, match=r"d\.json: not valid JSON: .* at line 3"):
+    with pytest.raises(DataError, match=r"d\.json: not valid JSON: .* line 3"):
         load(source(path))
 
 
@@ -455,7 +454,7 @@ def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) 
     with pytest.raises(DataError, match="a text file needs a format"):
         load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
-    assert bad_rows(path) == [(2, f"not valid UTF-8 at character 4 of the line; {RECODE}")]
+    assert bad_rows(path, format=named("prompt_only")) == [(2, "a text is not valid Unicode; save the file as UTF-8")]
 
 
 def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
@@ -469,10 +468,7 @@ def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
     for group in found.groups:
         said = [turn["content"] for turn in group.responses[0].messages or ()]
         assert said == ["so.", "really?", "yes.", "and?", "no."]
-    assert bad_rows(path, format=chosen) == [
-        (13, f"not valid UTF-8 at character 4 of the line; {RECODE}"),
-        (17, "the last turn of the prompt is empty"),
-    ]
+    assert bad_rows(path, format=chosen) == [(17, "the last turn of the prompt is empty")]
     path.write_text("Once upon a time.")
     with pytest.raises(DataError, match="no usable row"):
         load(source(path, format=chosen))
@@ -563,15 +559,15 @@ def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
         (b'{"prompt": "caf\xe9"}', "not valid UTF-8 at character 16"),
         (b'{"prompt": "a\0b"}', "Invalid control character at"),
         (b'{"prompt": "a\\u0000b"}', "NUL character"),
-        (b'{"prompt": "\\ud83d alone"}', "unpaired surrogate"),
+        (b'{"prompt": "\\ud83d alone"}', "not valid Unicode"),
         (b'{"prompt": "q", "x": NaN}', "NaN is too large, or not a JSON number"),
         (b'{"prompt": "q", "x": -Infinity}', "-Infinity is too large, or not"),
         (b'{"prompt": "q", "x": 1e999}', "1e999 is too large"),
         (b'{"prompt": "q", "x": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"prompt": "q",}', "not valid JSON"),
-        (b"{'prompt': 'q'}", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
-        (b'{"prompt": "q"} {"prompt": "r"}', "Extra data at column 17"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"{'prompt': 'q'}", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2"),
+        (b'{"prompt": "q"} {"prompt": "r"}', "Extra data: line 1 column 17"),
+        (b"[" * 100_000, "recursion depth"),
         (b"[1, 2]", "'prompt' is missing"),
         (b"3", "'prompt' is missing"),
         (b"null", "'prompt' is missing"),
@@ -619,8 +615,8 @@ def test_a_truncated_gzip_is_named_with_its_line(tmp_path: Path, name: str) -> N
         ('[{"prompt": "a"}, {"prompt": "b"', "not valid JSON"),
         ('[{"prompt": "a"},\n {"prompt": NaN}]', "NaN is too large, or not a JSON number"),
         ('[{"prompt": "a"}] x', "Extra data"),
-        ('[{"prompt": "a"}, ' + "[" * 100_000, "nested too deeply"),
-        ('[{"prompt": "a"},\n{"prompt" "b"}]', "at line 2, column 11"),
+        ('[{"prompt": "a"}, ' + "[" * 100_000, "recursion depth"),
+        ('[{"prompt": "a"},\n{"prompt" "b"}]', "line 2 column 11"),
         ('[{"prompt": "a"}, 7]', "d.json:2: column 'prompt' is missing"),
     ],
 )
@@ -670,19 +666,15 @@ def test_files_that_cannot_be_read_at_all(tmp_path: Path, name: str, content: by
         load(source(tmp_path / name))
 
 
-def test_bad_rows_with_the_same_reason_are_listed_together(tmp_path: Path) -> None:
+def test_bad_rows_are_listed(tmp_path: Path) -> None:
     one = write(tmp_path / "one.jsonl", *({"prompt": ""} for _ in range(3)))
     two = write(tmp_path / "two.jsonl", {"prompt": "good"}, *({"prompt": ""} for _ in range(15)))
     with pytest.raises(DataError) as error:
         load(source(one), source(two))
     reason = "the last turn of the prompt is empty"
     lines = [line.strip() for line in str(error.value).splitlines()]
-    assert lines[:3] == [
-        "18 bad rows:",
-        f"{one}:1: {reason} (also row 2, 3)",
-        f"{two}:2: {reason} (also row 3, 4, 5 ...)",
-    ]
-    assert len(lines) == 4 and "'on_bad_row: skip'" in lines[-1]
+    assert lines[:2] == ["18 bad rows:", f"{one}:1: {reason}"] and f"{two}:2: {reason}" in lines
+    assert len(lines) == 20 and "'on_bad_row: skip'" in lines[-1]
     assert error.value.exit_code == 4
     skipped = load(source(two, on_bad_row="skip")).skipped
     assert len(skipped) == 15 and skipped[0] == SkippedRow(str(two), 2, reason)
@@ -690,11 +682,11 @@ def test_bad_rows_with_the_same_reason_are_listed_together(tmp_path: Path) -> No
         load(source(one, on_bad_row="skip"))
 
 
-def test_the_first_twenty_reasons_are_listed() -> None:
-    bad = [SkippedRow("f", number, f"reason {number // 2}") for number in range(50)]
+def test_the_first_twenty_bad_rows_are_listed() -> None:
+    bad = [SkippedRow("f", number, "reason") for number in range(50)]
     lines = str(bad_rows_error(bad)).splitlines()
     assert lines[0] == "50 bad rows:" and len(lines) == 22
-    assert lines[1] == "  f:0: reason 0 (also row 1)" and lines[-1] == "  ... and 10 more"
+    assert lines[1] == "  f:0: reason" and lines[-1] == "  ... and 30 more"
 
 
 def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
@@ -713,8 +705,8 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
         ((Response("a", label="false"),), None, "label must be true or false, not 'false'"),
         ((Response("a", rank="1"), Response("b", rank=2)), None, "rank must be a number, not '1'"),
         ((Response("a"), Response("b")), (Pair(0, 1, p=True),), "p must be a number, not True"),
-        ((Response("a"), Response("b")), (Pair(0, 1, margin=[1]),), "margin must be a number, or one of .*, not .1"),
-        ((Response("a"), Response("b")), (Pair(0, 1, margin=float("inf")),), "margin must be a number, .*, not inf"),
+        ((Response("a"), Response("b")), (Pair(0, 1, margin=[1]),), "margin, .*, must be a number, not .1"),
+        ((Response("a"), Response("b")), (Pair(0, 1, margin=float("inf")),), "margin, .*, must be a number, not inf"),
     ],
 )
 def test_what_a_format_of_an_author_passes_on_has_the_right_type(
@@ -729,15 +721,6 @@ def test_what_a_format_of_an_author_passes_on_has_the_right_type(
 
 
 # Detection and columns
-
-
-def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {f"c{place}": "x" for place in range(200)})
-    with pytest.raises(DataError) as error:
-        load(source(path))
-    assert "c18, c19 and 180 more). Rename columns" in str(error.value)
-    with pytest.raises(DataError, match=r"no column 'x' to rename; the row has c0, .*, c19 and 180 more"):
-        load(source(path, format=named("text"), columns={"text": "x"}))
 
 
 def test_an_undetected_format_lists_the_lines_that_read_it(tmp_path: Path) -> None:
@@ -924,8 +907,6 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     assert one != other
     with pytest.raises(DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"):
         sides(tmp_path / "kept.jsonl", rows, group="chapter")
-    with pytest.raises(DataError, match="did you mean 'passage'"):
-        sides(tmp_path / "kept.jsonl", rows, group="pasage")
     with pytest.raises(DataError, match="holds out nothing: all 5 rows have the same 'passage'"):
         sides(tmp_path / "kept.jsonl", rows[:5], group="passage")
 
@@ -1109,15 +1090,3 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> No
     os.mkfifo(tmp_path / f"d.{suffix}")
     with pytest.raises(DataError, match=r"this is a pipe or a device"):
         load(source(tmp_path / f"d.{suffix}"))
-
-
-def test_a_line_of_a_small_file_that_unpacks_to_a_huge_one_is_named_and_not_read_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "MAX_LINE", 2**20)
-    path = tmp_path / "d.jsonl.gz"
-    good = json.dumps({"prompt": "a", "completion": "b"})
-    with gzip.open(path, "wt") as file:
-        file.write(f"{good}\n{json.dumps({'prompt': 'a' * 2**21, 'completion': 'b'})}\n{good}\n")
-    with pytest.raises(DataError, match=r"d\.jsonl\.gz:2: the line has more than 1 MiB"):
-        load(source(path, on_bad_row="skip"))

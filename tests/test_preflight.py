@@ -90,13 +90,17 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "prompts that are raw text": (ONLINE | {"prompts": "text.txt"}, 4, "the rows of 'prompts' are raw text"),
     "held-out prompts that are raw text": (
-        ONLINE | {"gold": {"length": {"unit": "words"}}, "gold_prompts": "text.txt"},
+        ONLINE | {"monitors": [{"gold": {"reward": {"length": {"unit": "words"}}, "prompts": "text.txt"}}]},
         4,
-        "the rows of 'gold_prompts' are raw text",
+        "the rows of 'monitors.0.gold.prompts' are raw text",
     ),
-    "a column that a function for gold needs": (ONLINE | {"gold": PYTHON}, 4, "needs the argument 'answer'"),
+    "a column that a function for gold needs": (
+        ONLINE | {"monitors": [{"gold": {"reward": PYTHON}}]},
+        4,
+        "needs the argument 'answer'",
+    ),
     "a column of held-out prompts that a function for gold needs": (
-        ONLINE | {"gold": PYTHON, "gold_prompts": {"path": "prompts.jsonl", "limit": 1}},
+        ONLINE | {"monitors": [{"gold": {"reward": PYTHON, "prompts": {"path": "prompts.jsonl", "limit": 1}}}]},
         4,
         "needs the argument 'answer'",
     ),

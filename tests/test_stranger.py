@@ -177,16 +177,16 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
         assert f"{kind} {name} (" in call(alignkit, "plugins", name, cwd=tmp_path)
 
 
-def test_a_strangers_curriculum_and_its_part_of_the_report(stranger: Path, tmp_path: Path) -> None:
-    add(stranger, "curriculum")
+def test_a_strangers_monitor_and_its_part_of_the_report(stranger: Path, tmp_path: Path) -> None:
+    add(stranger, "hardest")
     alignkit = stranger.parent / "alignkit"
-    assert "weight of prompts that are always or never solved" in call(alignkit, "plugins", "curriculum", cwd=tmp_path)
+    assert "weight of a prompt's earlier rewards in its mean" in call(alignkit, "plugins", "hardest", cwd=tmp_path)
     for name in ("recipe.yaml", "prompts.jsonl", "letters.py"):
-        shutil.copy(EXAMPLES / "alignkit-curriculum" / name, tmp_path)
+        shutil.copy(EXAMPLES / "alignkit-hardest" / name, tmp_path)
     call(alignkit, "run", "recipe.yaml", "stages.align.iterations=2", cwd=tmp_path)
-    run = tmp_path / "runs" / "curriculum"
+    run = tmp_path / "runs" / "hardest"
     rows = [json.loads(line) for line in (run / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(row["curriculum/hard"] >= 0 and 1 <= row["gen_batches"] <= 4 for row in rows)
+    assert all(row["hardest/share"] >= 0 and 1 <= row["gen_batches"] <= 4 for row in rows)
     for name in ("report.md", "report.html"):
         assert "align: the hardest prompts" in (run / name).read_text(encoding="utf-8")
 

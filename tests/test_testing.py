@@ -163,12 +163,12 @@ class ReportsIgnoringMask(Algorithm):
             Remembers,
             "a second pass over the same batch changes the gradient .* remembers belongs in `state`",
         ),
-        (Detached, r"[.]loss`: the loss has no gradient: compute it from `out`"),
-        (BonusWithoutGradient, r"[.]loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
+        (Detached, r"[.]loss`: return terms with gradients, computed from `out`"),
+        (BonusWithoutGradient, r"[.]loss`: return terms with gradients, .* needs `Needs\(entropy=True\)`"),
         (ByPlace, "the order of groups changes the gradient by .* batch.group_index"),
         (
             WrongShape,
-            r"^WrongShape: in `WrongShape.loss`: 'nll' must be unreduced, as it is per_token: \[12, \d+\], not \[12\]",
+            r"^WrongShape: in `WrongShape.loss`: return unreduced terms, .* of \[12, \d+\], as 'nll', not \[12\]",
         ),
         (TensorInState, "`state` after `before_step` is not JSON: Object of type Tensor"),
         (ReportsIgnoringMask, r"garbage outside the mask changes 'length' by"),
@@ -265,7 +265,7 @@ class SelectsNothing(Online):
     [
         (
             WrongSignal,
-            r"'advantage' must be \[responses, tokens\] = \[12, \d+\] or \[responses\] = \[12\], .*not \[12, 1\]",
+            r"return tensors .responses, tokens. = .12, \d+. or .*, as 'advantage', not .12, 1.",
         ),
         (LogOfRewards, "signal 'advantage' is not finite everywhere"),
         (SignalIgnoresMask, "garbage outside the mask changes signal 'advantage' by"),
@@ -305,8 +305,8 @@ class OfTokens(Weightable):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (OtherName, "return 'advantages', or leave `advantages` out of `needs`"),
-        (OfTokens, "'advantages' are of tokens: declare"),
+        (OtherName, "`needs` promises advantages"),
+        (OfTokens, "`needs` promises advantages"),
     ],
 )
 def test_advantages_that_cannot_have_weights_are_reported(cls: type[Algorithm], message: str) -> None:

@@ -21,7 +21,6 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.text import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
-MAX_LINE = 2**30  # bytes of a line, which may hold all rows of a .json file
 RECODE = "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
 UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
 
@@ -40,17 +39,11 @@ class SkippedRow:
 
 
 def bad_rows_error(bad: Sequence[SkippedRow]) -> DataError:
-    """The error that lists bad rows, those with the same reason together, and counts what is over MAX_LISTED."""
-    alike: dict[tuple[str, str], list[SkippedRow]] = {}
-    for row in bad:
-        alike.setdefault((row.file, row.reason), []).append(row)
-    listed, rest = list(alike.values())[:MAX_LISTED], list(alike.values())[MAX_LISTED:]
+    """The error that lists the first MAX_LISTED bad rows, and counts the others."""
     lines = [f"{len(bad)} bad row{'s' * (len(bad) > 1)}:"]
-    for first, *others in listed:
-        more = f" (also row {', '.join(str(row.row) for row in others[:3])}{' ...' * (len(others) > 3)})"
-        lines.append(f"  {first}{more * bool(others)}")
-    if rest:
-        lines.append(f"  ... and {sum(map(len, rest))} more")
+    lines += [f"  {row}" for row in bad[:MAX_LISTED]]
+    if bad[MAX_LISTED:]:
+        lines.append(f"  ... and {len(bad) - MAX_LISTED} more")
     return DataError("\n".join(lines))
 
 
@@ -81,16 +74,14 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, without a byte order mark.
 
     Bytes that are not UTF-8 become surrogates, which `decoded` refuses. Raises `DataError` that names the line at which
-    a damaged file ends, or which is too long.
+    a damaged file ends.
     """
     number = 0
     if is_special(path):
         raise DataError(f"{path}: {NO_FILE}")
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
-                if len(line) > MAX_LINE:
-                    raise DataError(f"{path}:{number}: the line has more than {MAX_LINE >> 20} MiB")
+            for number, line in enumerate(file, 1):
                 yield number, line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}") from error
@@ -134,13 +125,8 @@ def parse(line: str | bytes) -> Any:
     text = decoded(line if isinstance(line, str) else line.decode(errors="surrogateescape"))
     try:
         return _DECODER.decode(text.strip())
-    except json.JSONDecodeError as error:
-        line_number = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise BadRow(f"not valid JSON: {error.msg} at {line_number}column {error.colno}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow(f"not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise BadRow("the JSON is nested too deeply") from error
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Any]]:

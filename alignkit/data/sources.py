@@ -6,7 +6,7 @@ A source is read as numbered rows (`alignkit.data.files`), and a format plugin t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from alignkit.calls import line_in
 from alignkit.data.files import (
     SkippedRow,
     bad_rows_error,
-    decoded,
     json_rows,
     jsonl_rows,
     kind_of,
@@ -28,8 +27,8 @@ from alignkit.data.files import (
     without_fills,
 )
 from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
-from alignkit.errors import BadRow, DataError, LeftOut, did_you_mean, reason_of
-from alignkit.formats import Format, text_of
+from alignkit.errors import BadRow, DataError, LeftOut, reason_of
+from alignkit.formats import Format, columns_of, text_of
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.kinds import HUB, reader_of
 from alignkit.options import Field, Options, in_recipe
@@ -37,7 +36,6 @@ from alignkit.plugins import plugins
 from alignkit.registry import Component
 
 OR_SKIP = ", or set 'on_bad_row: skip'"
-WEIGHTS = ("weight", "sample_weight", "loss_weight")  # columns that say how much a row counts in a loss
 Part = Literal["training", "validation"]
 Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
@@ -325,17 +323,13 @@ class SourceReader:
             path = self.stage_data(self.source.stage)
         if path != HUB and path.is_dir():
             return (self.format or Format()).rows_of_folder(path)
-        if suffix_of(path) == ".txt":
-            return self._text_rows(path)
-        if suffix_of(path) == ".json":
-            return json_rows(path)
-        if suffix_of(path) in (".jsonl", ".ndjson"):
-            return jsonl_rows(path)
+        ours = {".txt": self._text_rows, ".json": json_rows, ".jsonl": jsonl_rows, ".ndjson": jsonl_rows}
+        if read := ours.get(suffix_of(path)):
+            return read(path)
         if reader := reader_of(path):
             return reader.rows_of(self.source, self.commit)
-        others = [name for name in plugins().registry.names("reader") if name != HUB.suffix]
-        known = ", ".join([".jsonl", ".json", *others])
-        raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use {known} or .txt")
+        known = [*ours, *plugins().registry.names("reader")]
+        raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}")
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         if self.format is None:
@@ -344,13 +338,7 @@ class SourceReader:
                 choices = ", ".join(self.formats)
                 raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`: {choices}")
             self.format_name, self.format = plain[0], self.formats[plain[0]]()
-        lines: list[tuple[int, str]] = []
-        for number, line in text_lines(path):
-            try:
-                lines.append((number, decoded(line).rstrip("\r\n")))
-            except BadRow as error:
-                yield number, error
-        yield from self.format.rows_of_text(lines)
+        return iter(self.format.rows_of_text((number, line.rstrip("\r\n")) for number, line in text_lines(path)))
 
     def _groups_of(self, number: int, raw: Any) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
@@ -382,9 +370,6 @@ class SourceReader:
     def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
         """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
         kept = [group for group in kept if _place(group) == self.place]
-        notes = [*self.format.notes] if self.format is not None else []
-        if len(weights := {group.weight for group in kept if group.responses}) > 1:
-            notes.append(f"rows weigh {min(weights):g} to {max(weights):g} in the loss of methods that learn from data")
         return SourceFacts(
             self.source.name,
             self.format_name,
@@ -393,27 +378,18 @@ class SourceReader:
             held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
             sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
-            notes=notes,
+            notes=getattr(self.format, "notes", ()),
         )
 
 
 def _weight(group: Group, columns: Mapping[str, Any]) -> float:
-    """How much a row with a response counts in a loss, by one of the columns WEIGHTS."""
-    found = group.weight
-    for name in WEIGHTS if group.responses else ():
-        try:
-            weight = Format.number(columns, name)
-        except BadRow:
-            weight = -1.0
-        if weight is None:
-            continue
-        if weight < 0:
-            raise BadRow(
-                f"column '{name}' says how much a row counts in a loss, so it must be a number of 0 or more, not "
-                f"{str(columns[name])[:60]!r}; if it means something else: `columns: {{other_{name}: {name}}}`"
-            )
-        found = weight
-    return found
+    """How much a row with a response counts in a loss, by its column `weight`."""
+    weight = Format.number(columns, "weight")
+    if weight is None or not group.responses:
+        return group.weight
+    if weight < 0:
+        raise BadRow(f"column 'weight', which says how much a row counts in a loss, must not be negative: {weight}")
+    return weight
 
 
 def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
@@ -431,11 +407,9 @@ def with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
     """The row with the column names that the format expects. columns: expected -> actual."""
     if not columns:
         return row
-    if not isinstance(row, Mapping):
-        raise BadRow(f"columns cannot be renamed: the row is {kind_of(row)}, not an object")
-    missing = [actual for actual in columns.values() if actual not in row]
-    if missing:
-        raise BadRow(f"no column {', '.join(map(repr, missing))} to rename; the row has {_listed(row)}")
+    for actual in columns.values():
+        if actual not in columns_of(row):
+            raise BadRow(f"no column '{actual}' to rename; the row has {', '.join(row)}")
     others = {name: value for name, value in row.items() if name not in columns.values()}
     return others | {expected: row[actual] for expected, actual in columns.items()}
 
@@ -452,7 +426,7 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     matching = {name: cls for name, cls in formats.items() if matches(cls, row)}
     if len(matching) == 1:
         return next(iter(matching))
-    content = f"columns {_listed(row)}" if isinstance(row, Mapping) else kind_of(row)
+    content = f"columns {', '.join(row)}" if isinstance(row, Mapping) else kind_of(row)
     if matching:
         raise DataError(
             f"{source}: several formats match the first row ({content}). "
@@ -461,12 +435,6 @@ def _detected_format(row: Any, formats: Formats, source: str) -> str:
     advice = filter(None, plugins().notify("format_unrecognized", row=row, formats=formats))
     help = next(advice, f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}")
     raise UnknownFormat(f"{source}: no format matches the first row ({content}). {help}")
-
-
-def _listed(row: Iterable[Any], most: int = 20) -> str:
-    """The names of a row's columns, not more than one reads."""
-    names = [*map(str, row)]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def matches(format_class: type[Format], row: Any) -> bool:
@@ -501,9 +469,7 @@ def _unit(group: Group, column: str | None) -> str:
 def held_together(group: Group, column: str) -> Any:
     """What a row has in the column of its source's `group`. Raises DataError if it has nothing there."""
     if group.meta.get(column) is None:
-        near = did_you_mean(column, [name for name in group.meta if name != column])
-        help = f"\nhelp: {near}" if near else ""
-        raise DataError(f"{group.origin}: the row has no '{column}', by which 'group' holds rows together{help}")
+        raise DataError(f"{group.origin}: the row has no '{column}', by which 'group' holds rows together")
     return group.meta[column]
 
 

@@ -22,18 +22,13 @@ from alignkit.io.results import is_result_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.kinds import reader_of
 from alignkit.options import Options, options_of_call
-from alignkit.recipe.mistakes import (
-    PATH,
-    Mistake,
-    Mistakes,
-    shown,
-    validated,
-    wrong,
-)
+from alignkit.recipe.mistakes import PATH, Collected, Mistakes, shown, validated, wrong
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys
+from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component, Registration, Registry, Unresolved
 from alignkit.reward import REWARD_KEY, RewardCombination
-from alignkit.settings import OptimizerOptions, Settings
+from alignkit.settings import OptimizerOptions
+from alignkit.shapes import by_name
 
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
@@ -41,10 +36,8 @@ _OWN = {
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
     "schedule": ("constant", "linear", "cosine"),
 }
-_COMMON = {*allowed_keys(DataSource)}
-_WEIGHTS = (ADAPTER, "config.json")
-_TEXTS = ("stage", "policy", "from", "reward_stage")  # kinds of references whose fields are text
-HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+_COMMON = dict.fromkeys(allowed_keys(DataSource), "")
+HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}(/[\w.-]{1,96})?")
 _RESERVED = (BASE, "none", "folder", "cache", "trackers")  # the last two are folders of the run
 
 
@@ -76,8 +69,7 @@ class Reading:
 
     def resolve(self, kind: str, value: Any) -> Any:
         """Return what a reference means. Raises Mistakes."""
-        is_text = isinstance(value, str)
-        if value in _OWN.get(kind, ()) or (kind in _TEXTS and not is_text):  # pydantic says that it must be text
+        if value in _OWN.get(kind, ()):
             return value
         read = getattr(self, f"read_{kind}", None)
         return self.component(kind, value) if read is None else read(value)
@@ -87,18 +79,21 @@ class Reading:
     def component(self, kind: str, value: Any) -> Component:
         """Return a plugin with its options: `name`, or `name: {options}`."""
         name, registration, raw = self.plugin(kind, value)
-        if not isinstance(raw, dict):
-            raise wrong(f"{PATH}: expected a mapping of options, got {shown(raw)}", keys=(name,))
-        options, mistakes = validated(options_of(registration, kind), raw, self)
+        return self.with_options(kind, name, registration, raw, name)
+
+    def with_options(self, kind: str, name: str, registration: Registration, raw: Any, *keys: str) -> Component:
+        """Return a plugin with options, which are written below some keys."""
+        others = _COMMON if kind == "format" else {}
+        options, mistakes = validated(options_of(registration, kind), raw, self, others)
         if options is None:
-            raise Mistakes(*(mistake.below(name) for mistake in mistakes))
+            raise Mistakes(*(mistake.below(*keys) for mistake in mistakes))
         return Component(kind, name, registration, options)
 
     def plugin(self, kind: str, value: Any) -> tuple[str, Registration, Any]:
         """Return the name of a plugin, the plugin and its raw options."""
         name, options = self.split(kind, value)
         keys = () if isinstance(value, str) else (name,)
-        others = {"reward": self.stages, "format": _COMMON}.get(kind, ())
+        others: Any = {"reward": self.stages, "format": _COMMON}.get(kind, ())
         try:
             registration = self.registry.get(kind, name, others)
             if kind == "algorithm":
@@ -118,12 +113,12 @@ class Reading:
             return value, {}
         if not isinstance(value, dict) or len(value) != 1:
             message = f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}"
-            unknown = [key for key in value if not self.registry.has(kind, key)] if isinstance(value, dict) else []
+            unknown = [key for key in value if isinstance(value, dict) and not self.registry.has(kind, key)]
             raise wrong(message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown))
         ((name, options),) = value.items()
         return name, {} if options is None else options
 
-    # --- names
+    # --- stages and weights
 
     def read_stage_name(self, name: str) -> str:
         """The name of a stage."""
@@ -132,41 +127,25 @@ class Reading:
             raise wrong(f"'{name}' cannot be the name of a stage", help, at_key=True)
         return name
 
-    # --- stages and weights
-
     def read_stage(self, value: str) -> str:
         """`base`, `stage` or `stage@k`."""
-        self._require(value)
-        return self._role(value)
+        if value != BASE:
+            name, at, version = value.partition("@")
+            self._wait_for(name)
+            if at and not re.fullmatch("[1-9][0-9]*", version):
+                raise wrong(f"'{value}': '@' must be followed by an epoch or iteration number, starting at 1")
+            if at and not self.stages[name].written.get("keep_versions"):
+                raise wrong(f"stage '{name}' keeps only its last version", "add 'keep_versions: true' to it")
+        self.stage.roles[value] = None
+        return value
 
-    def _role(self, model: str) -> str:
-        self.stage.roles = (*dict.fromkeys((*self.stage.roles, model)),)
-        return model
-
-    def _require(self, reference: str) -> None:
-        """Check that a stage exists, perhaps with this version, and let this stage wait for it."""
-        if reference == BASE:
-            return
-        name, at, version = reference.partition("@")
+    def _wait_for(self, name: str) -> None:
+        """Let the stage that is read run after another one."""
         if name not in self.stages:
-            raise wrong(f"no stage '{reference}'", self._near_stage(name))
+            raise wrong(f"no stage '{name}'", self._near_stage(name))
         if name == self.stage.name:
             raise wrong(f"stage '{name}' refers to itself")
-        if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
-            raise wrong(f"'{name}@{version}': '@' must be followed by an epoch or iteration number, starting at 1")
-        if at and self.stages[name].registration is not None:
-            self._check_version(self.stages[name], int(version))
-        self.stage.upstream = (*dict.fromkeys((*self.stage.upstream, name)),)
-
-    def _check_version(self, stage: Stage, version: int) -> None:
-        """Check that a stage keeps its versions, and has as many."""
-        if stage.kind == "step" or not stage.written.get("keep_versions"):
-            raise wrong(f"stage '{stage.name}' keeps only its last version", "add 'keep_versions: true' to it")
-        unit = "iterations" if stage.online else "epochs"
-        default = getattr(stage.plugin.defaults, unit) or Settings.model_fields[unit].default
-        count = stage.written.get(unit) or default
-        if isinstance(count, int) and version > count:
-            raise wrong(f"'{stage.name}@{version}': stage '{stage.name}' has only {count} {unit}")
+        self.stage.upstream[name] = None
 
     def _near_stage(self, name: str) -> str:
         names = [*self.stages, BASE]
@@ -181,58 +160,46 @@ class Reading:
         """Whether a text names `base` or a stage."""
         return reference.partition("@")[0] in {*self.stages, BASE}
 
-    def _policy(self, value: str) -> str:
-        if self.trains_reward(value):
-            raise wrong(f"'{value}' is a reward model, but a policy is needed here")
-        return value
-
     def read_reward_stage(self, value: str) -> str:
-        """A stage that trains a reward model, or a folder with one."""
+        """A stage that trains a reward model."""
         if self.trains_reward(self.read_stage(value)) is False:
             raise wrong(f"'{value}' does not train a reward model", "name a stage that trains a reward model")
         return value
 
     def read_policy(self, value: str) -> str:
         """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with an adapter or a whole model."""
-        if is_result_name(value) and value.partition("@")[0] in self.stages:
-            return self._result(value)
-        if not self.is_stage(value) and ("/" in value or is_dir(self.locate(value))):  # else it is misspelled
-            return self._weights(value)
-        return self._policy(self.read_stage(value))
-
-    def _result(self, value: str) -> str:
-        """A result of a stage that the run's folder keeps, such as `align@ppo`."""
         stage, _, result = value.partition("@")
-        algorithm = result.partition("~")[0]
-        self._require(stage)
-        if not self.registry.has("algorithm", algorithm):
-            message = f"'{value}': '@' must be followed by an iteration number or the algorithm that made the result"
-            raise wrong(message, did_you_mean(algorithm, self.registry.names("algorithm")))
+        if not is_result_name(value) or stage not in self.stages:
+            return self.read_from(value)
+        if not self.registry.has("algorithm", result.partition("~")[0]):
+            names = self.registry.names("algorithm")
+            raise wrong(f"'{value}': no algorithm made such a result", did_you_mean(result, names))
+        self._wait_for(stage)
         if self.stages[stage].kind == "step" or self.stages[stage].trains_reward:
             raise wrong(f"'{value}': stage '{stage}' does not train a policy")
-        return self._role(value)
+        self.stage.roles[value] = None
+        return value
 
     def read_from(self, value: str) -> str:
         """A stage, or the absolute path of a folder that holds an adapter or a model. A stage comes first."""
         if not self.is_stage(value):
-            return self._weights(value)
+            folder = self._folder(value)
+            self.stage.folders[folder] = None
+            return folder
         self.read_stage(value)
-        return value if self.stage.trains_reward else self._policy(value)
+        if self.trains_reward(value) and not self.stage.trains_reward:
+            raise wrong(f"'{value}' is a reward model, but a policy is needed here")
+        return value
 
-    def _weights(self, name: str) -> str:
-        folder = self._folder(name)
-        self.stage.folders = (*dict.fromkeys((*self.stage.folders, folder)),)
-        return self._role(folder)
-
-    def _folder(self, name: str, keys: tuple[str, ...] = ()) -> str:
+    def _folder(self, name: str, *keys: str) -> str:
         """The absolute path of a folder with weights. keys: under which it is named."""
         folder = self.locate(name)
         if not is_dir(folder):
             raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name), keys)
-        if not any((folder / file).is_file() for file in _WEIGHTS):
-            inner = next((each for each in ("adapter", "model") if is_dir(folder / each)), None)
-            message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
-            raise wrong(message, f"did you mean '{name.rstrip('/')}/{inner}'?" if inner else "", keys)
+        if not exists(folder / ADAPTER) and not exists(folder / "config.json"):
+            message = f"folder '{name}' holds neither an adapter ({ADAPTER}) nor a model (config.json)"
+            raise wrong(message, "name the folder in it that does, such as 'adapter' or 'model'", keys)
+        self.stage.roles[str(folder)] = None
         return str(folder)
 
     # --- rewards
@@ -244,111 +211,84 @@ class Reading:
         """
         if isinstance(value, RewardSpec):  # an option of a combination
             return value
+        if isinstance(value, str) and value.partition("@")[0] in self.stages:
+            return RewardSpec("stage", self.read_reward_stage(value))
         name, folder = self.split("reward", value)
         if name == "folder" and isinstance(folder, str):
-            return RewardSpec("folder", self._role(self._folder(folder, ("folder",))))
-        if name.partition("@")[0] in self.stages:
-            return self._reward_stage(name, isinstance(value, str))
+            return RewardSpec("folder", self._folder(folder, "folder"))
         component = self.component("reward", value)
         if issubclass(component.registration.implementation, RewardCombination):
             return self.combination(component)
         return RewardSpec("reward", component.name, component)
-
-    def _reward_stage(self, value: str, is_plain: bool) -> RewardSpec:
-        if not is_plain:
-            message = f"'{value}' is a stage and takes no options here"
-            raise wrong(message, f"write just '{value}'", (value,), at_key=True)
-        self.read_stage(value)
-        if self.trains_reward(value) is False:
-            name = value.partition("@")[0]
-            raise wrong(f"stage '{name}' cannot be a reward: it does not train a reward model")
-        return RewardSpec("stage", value)
 
     def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts."""
         name = component.name
         try:
             combination = create(component)
-            parts = dict(call(combination, "parts", returns=_wrong_parts))
+            parts = dict(call(combination, "parts", returns=_check_parts))
             with blame(combination, "whitens"):
                 whitens = bool(combination.whitens)
         except PluginError as error:
             raise wrong(str(error), keys=(name,)) from None
-        if REWARD_KEY in parts:
-            message = f"a part of '{name}' cannot be named '{REWARD_KEY}', which is the name of the whole"
-            raise wrong(message, "rename the part", (name,))
-        children: dict[str, RewardSpec] = {}
-        mistakes: list[Mistake] = []
+        specs: dict[str, RewardSpec] = {}
+        mistakes = Collected()
         for key, part in parts.items():
-            try:
-                children[key] = self.read_reward(part)  # `parts` may return what is no RewardRef option
-            except Mistakes as error:
-                mistakes += [mistake.below(name, key) for mistake in error.mistakes]
-            if key in children and children[key].whitens and not combination.sums:
-                message = f"reward '{name}' compares raw scores, so its part '{key}' cannot be whitened"
-                help = "set 'whiten: false' in the part, or leave it out"
-                mistakes.append(Mistake(message, help, (name, key)))
-        if mistakes:
-            raise Mistakes(*mistakes)
-        whitens = whitens or any(part.whitens for part in children.values())
-        return RewardSpec("combine", name, component, children, whitens)
+            with mistakes.at(name, key):
+                specs[key] = self.read_reward(part)  # `parts` may return what is no RewardRef option
+                if specs[key].whitens and not combination.sums:
+                    message = f"reward '{name}' compares raw scores, so its part '{key}' cannot be whitened"
+                    raise wrong(message, "set 'whiten: false' in the part, or leave it out")
+        mistakes.end()
+        whitens = whitens or any(part.whitens for part in specs.values())
+        return RewardSpec("combine", name, component, specs, whitens)
 
     # --- data
 
     def read_data(self, value: Any) -> DataSpec:
         """One source of data, or a list of them."""
-        if value == []:
-            raise wrong(f"{PATH}: expected at least one data source, got an empty list")
-        sources: list[DataSource] = []
-        mistakes: list[Mistake] = []
-        for index, part in enumerate(value if isinstance(value, list) else [value]):
-            try:
+        if not isinstance(value, list):
+            return DataSpec((self._source(value),))
+        mistakes = Collected()
+        sources = []
+        for index, part in enumerate(value):
+            with mistakes.at(index):
                 sources.append(self._source(part))
-            except Mistakes as error:
-                keys = (index,) if isinstance(value, list) else ()
-                mistakes += [mistake.below(*keys) for mistake in error.mistakes]
-        if mistakes:
-            raise Mistakes(*mistakes)
+        mistakes.end()
+        if not sources:
+            raise wrong(f"{PATH}: expected at least one data source, got an empty list")
         if len({source.part for source in sources if source.validation}) > 1:
             raise wrong(f"{PATH}: 'part' must be the same in all sources with 'validation'")
         return DataSpec(tuple(sources))
 
     def _source(self, raw: Any) -> DataSource:
         """A source: `FILE`, `STAGE`, a mapping of keys, `{FORMAT: FILE}`, or `{FORMAT: {keys and options}}`."""
-        keys, format = raw, ""
-        place: tuple[str, ...] = ()
+        mistakes = Collected()
+        format, place, keys = None, Keys(), raw
         if isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
-            ((format, keys),) = raw.items()
-            place = (format,)
-        is_text = isinstance(keys, str)
-        if is_text:
-            keys = {"stage" if keys in self.stages and not format else "path": keys}
-        if not isinstance(keys, dict):
-            expected = "expected a file, a stage, or a mapping such as {path: FILE}"
-            raise wrong(f"{PATH}: {expected}, got {shown(keys)}", keys=place)
-        component, common, mistakes = None, keys, []
-        if format:
-            common = {key: value for key, value in keys.items() if key in _COMMON}
-            options = {key: value for key, value in keys.items() if key not in _COMMON}
-            try:
-                component = self.component("format", {format: options})
-            except Mistakes as error:
-                mistakes += [mistake.known(_COMMON) for mistake in error.mistakes]
-        formats = self.registry.names("format")
-        hints = {name: f"write the path inside, as in '{{{name}: {{path: FILE, ...}}}}'" for name in formats}
-        source, others = validated(DataSource, common, self, hints)
-        if is_text:
+            ((name, keys),) = raw.items()
+            options = {}
+            if isinstance(keys, dict):
+                options = {key: value for key, value in keys.items() if key not in _COMMON}
+                keys = {key: value for key, value in keys.items() if key in _COMMON}
+            place = (name,)
+            with mistakes.at():
+                format = self.component("format", {name: options})
+        if isinstance(keys, str):
+            key = "stage" if keys in self.stages and not place else "path"
+            source, others = validated(DataSource, {key: keys}, self)
             others = [replace(mistake, keys=()) for mistake in others]
-        mistakes += [mistake.known(formats).below(*place) for mistake in others]
+        else:
+            source, others = validated(DataSource, keys, self)
+        mistakes.add(others, *place)
         if source is None or mistakes:
             raise Mistakes(*mistakes)
-        return source.in_format(component)
+        return source.in_format(format)
 
     def read_data_stage(self, value: str) -> str:
         """A step that produces data."""
-        self._require(value)
-        stage = self.stages.get(value)
-        if stage is None or (stage.kind == "algorithm" and stage.registration is not None):
+        self._wait_for(value)
+        if self.stages[value].kind == "algorithm":
             raise wrong(f"'{value}' does not produce data; only steps do")
         return value
 
@@ -356,10 +296,7 @@ class Reading:
 
     def locate(self, text: str) -> Path:
         """Return the absolute path of a file or folder, whether or not it exists."""
-        path = expanded(text)
-        if path.is_absolute():
-            return path
-        path = absolute(self.folder / path)
+        path = absolute(self.folder / expanded(text))
         if exists(path):
             self.located[text] = str(path)
         return path
@@ -378,35 +315,29 @@ class Reading:
             raise wrong(f"{value}: {NO_FILE}")
         if exists(path):
             return path
-        near = [*self.stages]
-        if is_dir(path.parent):
-            near += sorted(item.name for item in path.parent.iterdir())
+        near = [*self.stages, *(item.name for item in path.parent.glob("*"))]
         raise wrong(f"no such file or stage: {value}", did_you_mean(path.name, near) or f"looked in {path.parent}")
 
     def read_hub(self, value: str) -> str:
-        """The absolute path of a folder, or a name on the hub. Raises Mistakes for what can only be a folder."""
+        """The absolute path of a folder, or a name on the hub."""
         folder = self.locate(value)
         if is_dir(folder):
             return str(folder)
-        if value.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(value):
+        if not HUB_NAME.fullmatch(value):
             raise wrong(f"no such folder: {value}", f"looked for {folder}")
         return value
 
     def read_model(self, value: str) -> str:
         """A base model: a plugin's name and a hub id stay as they are, and a folder becomes absolute."""
         name, separator, path = value.partition("://")
-        if separator or self.registry.has("model", value):
-            self.plugin("model", name)
-            if path and exists(file := self.locate(path)):
-                self.located[value] = f"{name}://{file}"
-            return self.located.get(value, value)
-        base = self.read_hub(value)
-        # Few hub ids have no namespace, so a misspelled plugin is more likely.
-        if base == value and "/" not in value:
-            names = self.registry.names("model")
-            if did_you_mean(value, names) or any(name.startswith(value) for name in names):
-                self.plugin("model", value)
-        return base
+        # Few hub ids have no namespace, so what is almost the name of a plugin is misspelled.
+        misspelled = "/" not in value and did_you_mean(value, self.registry.names("model"))
+        if not separator and not misspelled:
+            return self.read_hub(value)
+        self.plugin("model", name)
+        if path and exists(file := self.locate(path)):
+            self.located[value] = f"{name}://{file}"
+        return self.located.get(value, value)
 
     def read_template(self, value: str) -> str:
         """A chat template: a plugin's name, or a file, which stays as it is written if it is in the recipe's folder."""
@@ -420,9 +351,10 @@ class Reading:
         return value
 
 
-def _wrong_parts(parts: Any) -> str:
-    """What is wrong with the parts of a combination."""
-    for key, part in parts.items():
-        if not isinstance(key, str) or not key or not isinstance(part, str | Mapping | RewardSpec):
-            return f"return rewards by name, not {key!r:.60}: {part!r:.60}"
-    return ""
+def _check_parts(parts: Any) -> None:
+    """Check the parts of a combination."""
+
+    def is_reward(name: str, part: Any) -> bool:
+        return name not in ("", REWARD_KEY) and isinstance(part, str | Mapping | RewardSpec)
+
+    by_name(parts, "rewards", is_reward)

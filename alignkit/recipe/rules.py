@@ -9,11 +9,10 @@ from typing import Any
 
 from alignkit.algorithm import Needs, Source
 from alignkit.data.sources import DataSpec
-from alignkit.kinds import Monitor
 from alignkit.recipe.mistakes import PATH, Mistake
 from alignkit.recipe.schema import BASE, Stage, specs, walk
 from alignkit.registry import Component
-from alignkit.settings import Rollout, Settings
+from alignkit.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,8 @@ MODEL = (
 # --- a training stage, whose plugin is `{x.registration.name}`
 
 
-def _chooses_prompts(stage: Stage) -> bool:
-    """Whether a monitor chooses the next prompts by the scores of those before."""
-    monitors = specs(stage.settings and stage.settings.monitors, Component)
-    return any(each.registration.implementation.next_prompts is not Monitor.next_prompts for each in monitors)
-
-
 def _lacks_episodes(key: str, stage: Stage) -> bool:
-    """Whether a reward or a part of it is that of an episode, and there are none."""
+    """Whether a reward under a key, or a part of it, is that of an episode, and there are none."""
     kinds = [component.registration.implementation for component in specs(getattr(stage.settings, key), Component)]
     return "environment" not in stage.written and any(getattr(kind, "of_episodes", False) for kind in kinds)
 
@@ -83,7 +76,6 @@ def _learns_nothing(stage: Stage) -> bool:
     return stage.settings.reference in (None, stage.settings.from_ or BASE) and not option
 
 
-_GOLD = "name a reward that is not learned from, as in 'gold: REWARD'"
 ONLINE = (
     Rule(
         "rollout.max_new_tokens",
@@ -105,42 +97,13 @@ ONLINE = (
             f"'{key}' has the reward of an episode, but the stage has no environment",
             "add 'environment: NAME', or use another reward",
         )
-        for key in ("reward", "gold")
-    ),
-    Rule(
-        "gold_prompts",
-        lambda x: {"gold_prompts", "gold"} & {*x.written} == {"gold_prompts"},
-        "'gold_prompts' needs 'gold'",
-        _GOLD,
-        key=True,
-    ),
-    Rule(
-        "stop.gold",
-        lambda x: x.settings.stop and x.settings.stop.gold and "gold" not in x.written,
-        "'stop.gold' needs 'gold'",
-        _GOLD,
-        key=True,
-    ),
-    Rule(
-        "stop.gold",
-        lambda x: x.settings.stop and x.settings.stop.gold and x.rollout.ahead and "gold_prompts" not in x.written,
-        # Its samples would say how good the policy was one update before the one that the stage goes back to.
-        "'stop.gold' would judge a policy by what the one before it wrote, as with 'rollout.ahead'",
-        "name held-out prompts in 'gold_prompts', which the current policy answers, or leave 'ahead' out",
-        key=True,
-    ),
-    Rule(
-        "gold_prompts",
-        lambda x: {"environment", "gold_prompts"} <= {*x.written},
-        "'gold_prompts' cannot be played with an environment",
-        "leave it out: gold is then measured on the episodes of the stage",
-        key=True,
+        for key in ("reward", "monitors")
     ),
     Rule(
         "rollout.ahead",
-        lambda x: x.rollout.ahead and (_chooses_prompts(x) or x.rollout.max_num_gen_batches),
+        lambda x: x.rollout.ahead and x.rollout.max_num_gen_batches,
         "what is sampled next waits for the scores of the samples before, and 'ahead' does not",
-        "leave 'ahead' out, or 'max_num_gen_batches' and monitors that choose the prompts",
+        "leave 'ahead' or 'max_num_gen_batches' out",
         key=True,
     ),
 )
@@ -202,8 +165,8 @@ def stage_mistakes(stage: Stage, without: Collection[str | int]) -> Iterator[Mis
 # Keys that are to be left out -> why.
 ONLY_ONLINE = dict.fromkeys(
     (
-        *("prompts", "rollout", "gold_prompts", "monitors", "environment", "engine", "prompts_per_iteration"),
-        *("reward", "gold", "stop", "iterations", "replay_from"),
+        *("prompts", "rollout", "monitors", "environment", "engine", "prompts_per_iteration"),
+        *("reward", "iterations", "replay_from"),
     ),
     "it learns from 'data' and samples nothing",
 )
@@ -255,9 +218,7 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
 def data_mistakes(options: Any) -> Iterator[Mistake]:
     """Rows that are held out where nothing reads them. options: of a stage."""
     for keys, spec in walk(options):
-        if keys == ("data",) or not isinstance(spec, DataSpec):
-            continue
-        if any(source.validation and source.part is None for source in spec.sources):
+        if isinstance(spec, DataSpec) and any(each.validation and each.part is None for each in spec.sources):
             message = f"{PATH}: 'validation' holds out rows that nothing would read here"
             help = "add 'part: training' or 'part: validation' to say which rows to read"
             yield Mistake(message, help, keys)
@@ -266,15 +227,6 @@ def data_mistakes(options: Any) -> Iterator[Mistake]:
 # --- engines
 
 
-def _hides_logprobs(stage: Stage) -> bool:
-    """Whether the engine tells no log-probabilities with the filters of its rollouts."""
-    if stage.engine is None or stage.engine.registration.implementation.tells_filtered:
-        return False
-    neutral = Rollout()
-    return any(getattr(stage.rollout, key) != getattr(neutral, key) for key in ("top_k", "top_p", "min_new_tokens"))
-
-
-_HIDDEN = "engine '{x.engine.name}' tells no log-probabilities with top_k, top_p and min_new_tokens, which this needs"
 ENGINE = (
     Rule(
         "engine",
@@ -300,13 +252,5 @@ ENGINE = (
         lambda x: x.engine and getattr(x.engine.options, "importance", None) and x.needs and x.needs.advantages is None,
         "{x.registration.name} does not use the engine's 'importance': it weights advantages, of which it has none",
         "leave 'importance' out",
-    ),
-    Rule(
-        "stop.kl",
-        # With `ahead` it reads log-probabilities of older weights.
-        lambda x: x.rollout.ahead and x.settings.stop and x.settings.stop.kl and _hides_logprobs(x),
-        _HIDDEN,
-        "leave them out, or 'kl'",
-        key=True,
     ),
 )

@@ -58,9 +58,9 @@ class Stage:
     engine: Any = None  # a Component, once the recipe is complete
     log_odds: bool = False
     chooses: bool = True
-    upstream: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ()
+    upstream: dict[str, None] = field(default_factory=dict)
+    folders: dict[str, None] = field(default_factory=dict)
+    roles: dict[str, None] = field(default_factory=dict)
     model: ModelSpec = UNREAD
 
     @property
@@ -120,7 +120,7 @@ class Recipe:
         keys: Keys = ("stages", stage)
         component = self.stages[stage].component
         for start in (keys, (*keys, component.kind, component.name)):
-            if option and self.document.has((*start, option[0])):
+            if (*start, *option[:1]) in self.document.places:
                 return (*start, *option)
         return keys
 

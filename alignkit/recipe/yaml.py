@@ -7,8 +7,8 @@ and dates are text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from alignkit.io.text import absolute, exists, expanded, is_file, resolved
 from alignkit.kinds import reader_of
 
 Keys = tuple[str | int, ...]
+# Keys -> the place of the key and of its value: a problem without a message. An override has a file and no line.
+Places = dict[Keys, tuple[Problem, Problem]]
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000  # counted with aliases expanded: a small file can expand to billions of values
@@ -40,89 +42,34 @@ _COMPONENTS = (
     "prompts",
     "validation",
 )
-_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML counts lines
-
-
-@dataclass(frozen=True)
-class Mark:
-    """The place of a key or a value. line 0: not in a file; `file` then names the override."""
-
-    file: str
-    line: int = 0
-    column: int = 0
-    length: int = 1
-    source: str = ""
-
-    def problem(self, message: str, help: str = "") -> Problem:
-        """Return a problem at this place."""
-        return Problem(message, self.file, self.line, self.column, self.length, self.source, help)
-
-
-@dataclass
-class Node:
-    """A value with its place. keys: the places of a mapping's keys."""
-
-    value: Any
-    mark: Mark
-    keys: dict[str, Mark] = field(default_factory=dict)
-
-    def set(self, key: str, node: Node, mark: Mark) -> None:
-        """Write a key of a mapping."""
-        self.value[key], self.keys[key] = node, mark
-
-    def plain(self) -> Any:
-        """The value as plain data."""
-        if isinstance(self.value, dict):
-            return {key: node.plain() for key, node in self.value.items()}
-        return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
-
-    def walk(self, keys: Keys = ()) -> Iterator[tuple[Keys, Node]]:
-        """The node and all below it, each with its keys."""
-        yield keys, self
-        for key, node in self.children():
-            yield from node.walk((*keys, key))
-
-    def children(self) -> Iterator[tuple[str | int, Node]]:
-        """The nodes of a mapping by key, or of a list by index."""
-        if isinstance(self.value, dict):
-            yield from self.value.items()
-        elif isinstance(self.value, list):
-            yield from enumerate(self.value)
 
 
 @dataclass
 class Document:
-    """A recipe as written. problems: of overrides, which were left out."""
+    """A recipe as plain data, and where it was written.
+
+    moved: keys of the stages that a block became -> keys as they are written. problems: of overrides, which were left
+    out.
+    """
 
     path: Path
-    root: Node
+    data: Any
+    places: Places
+    moved: dict[Keys, Keys] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-
-    def find(self, keys: Keys) -> tuple[Mark, Node, bool]:
-        """The mark of a key and its node; of the nearest mapping around it if the key is not there, and False."""
-        mark, node = Mark(str(self.path)), self.root
-        for key in keys:
-            child = dict(node.children()).get(key)
-            if child is None:
-                return mark, node, False
-            mark, node = node.keys.get(str(key), child.mark), child
-        return mark, node, True
-
-    def has(self, keys: Keys) -> bool:
-        """Whether something is written there."""
-        return self.find(keys)[2]
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
         """Return a problem at a key or its value. If the path is not in the file, point at its nearest parent's key."""
-        mark, node, found = self.find(keys)
-        return (node.mark if found and not at_key else mark).problem(message, help)
+        keys = (*self.moved.get(keys[:2], keys[:2]), *keys[2:])
+        while keys not in self.places:
+            keys, at_key = keys[:-1], True
+        key, value = self.places[keys]
+        return replace(key if at_key else value, message=message, help=help)
 
-
-class Failed(RecipeError):
-    """A problem that prevents reading anything else."""
-
-    def __init__(self, problem: Problem):
-        super().__init__([problem])
+    def put(self, keys: Keys, place: Problem) -> None:
+        """Make the place of a key that of the override which sets or deletes it."""
+        inside = {each for each in self.places if each[: len(keys)] == keys}
+        self.places = {each: at for each, at in self.places.items() if each not in inside} | {keys: (place, place)}
 
 
 # --- one text
@@ -132,6 +79,8 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes by YAML 1.2 core rules."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's way to drop the YAML 1.1 rules)
+    # What is not UTF-8 was decoded as this character.
+    NON_PRINTABLE = re.compile(f"\ufffd|{yaml.SafeLoader.NON_PRINTABLE.pattern}")  # type: ignore[misc]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -166,103 +115,88 @@ _VALUES: dict[str, Callable[[str], Any]] = {
 }
 
 
-class Reader:
-    """Turns one YAML text into nodes and collects every problem. file: its path, or the name of an override."""
+class _Reader:
+    """Turns one YAML text into plain data, and collects places and problems. file: its path, or its name in errors."""
 
-    def __init__(self, text: str, file: str, in_file: bool = True):
-        self.text, self.file, self.in_file = text, file, in_file
-        self.lines = [*_LINE_BREAK.split(text), ""]  # errors may be behind the last line
-        self.problems: list[Problem] = []
+    def __init__(self, text: str, file: str, problems: list[Problem]):
+        self.text, self.file, self.problems = text, file, problems
+        self.lines = text.splitlines() or [""]
+        self.places: Places = {}
         self.count = 0
 
-    def read(self) -> Node:
-        """Return the root node. Raises Failed if the text cannot be read at all."""
+    def read(self) -> Any:
+        """Return the data. Raises RecipeError with all problems if the text cannot be read at all."""
         try:
             root = _Loader(self.text).get_single_node()
         except yaml.reader.ReaderError as error:
-            before = _LINE_BREAK.split(self.text[: error.position])
-            mark = self._mark(len(before) - 1, len(before[-1]))
-            raise Failed(mark.problem(f"not valid YAML: {error.reason}")) from None
+            raise self.failed(
+                self._at(error.position), f"not valid YAML: {error.reason}", "write it in UTF-8"
+            ) from None
         except yaml.MarkedYAMLError as error:
-            raise Failed(self._syntax(error)) from None
+            raise self.failed(
+                self._at(getattr(error.problem_mark, "index", 0)), f"not valid YAML: {error.problem}"
+            ) from None
         except RecursionError:
-            raise Failed(Mark(self.file).problem(f"nested deeper than {MAX_DEPTH} levels")) from None
-        return Node(None, self._mark(0, 0)) if root is None else self._convert(root, 1)
+            raise self.failed(Problem("", self.file), f"nested deeper than {MAX_DEPTH} levels") from None
+        start = Problem("", self.file)
+        self.places[()] = start, self._of(root) if root else start
+        return self._value(root, ()) if root else None
 
-    def _mark(self, line: int, column: int, length: int = 1) -> Mark:
-        """Return the mark of a place, counted from 0. For an override, return a mark without line and column."""
-        if not self.in_file:
-            return Mark(self.file)
-        source = self.lines[line] if column + length <= MAX_SOURCE else ""
-        return Mark(self.file, line + 1, column + 1, length, source[:MAX_SOURCE].rstrip())
+    def failed(self, place: Problem, message: str, help: str = "") -> RecipeError:
+        """The error that says this last."""
+        return RecipeError([*self.problems, replace(place, message=message, help=help)])
 
-    def _of(self, node: yaml.Node) -> Mark:
+    def _place(self, line: int, column: int, length: int) -> Problem:
+        """A place, counted from 0."""
+        source = self.lines[line].rstrip() if column + length <= MAX_SOURCE else ""
+        return Problem("", self.file, line + 1, column + 1, length, source[:MAX_SOURCE])
+
+    def _at(self, index: int) -> Problem:
+        """The place of a character; behind the last text if it is beyond."""
+        before = self.text[: min(index, len(self.text.rstrip()))]
+        return self._place(before.count("\n"), len(before) - before.rfind("\n") - 1, 1)
+
+    def _of(self, node: yaml.Node) -> Problem:
         start, end = node.start_mark, node.end_mark
-        stop = end.column
-        if end.line != start.line:
-            stop = len(self.lines[start.line].split(" #")[0].rstrip())
-        return self._mark(start.line, start.column, max(1, stop - start.column))
+        stop = end.column if end.line == start.line else len(self.lines[start.line].rstrip())
+        return self._place(start.line, start.column, max(1, stop - start.column))
 
-    def _syntax(self, error: yaml.MarkedYAMLError) -> Problem:
-        """Return a syntax error with its place and help."""
-        mark = error.problem_mark or error.context_mark
-        text = error.problem or "syntax error"
-        if error.context:
-            text += f" ({error.context})"
-        help = "check the indentation; text that contains ': ' needs quotes" if "mapping values" in text else ""
-        if mark is None:
-            return Mark(self.file).problem(f"not valid YAML: {text}", help)
-        line, column = mark.line, mark.column
-        if not self.lines[line].strip():  # at the end of the file: show the last text
-            line = max((i for i, text in enumerate(self.lines[: line + 1]) if text.strip()), default=0)
-            column = len(self.lines[line].rstrip())
-        return self._mark(line, column).problem(f"not valid YAML: {text}", help)
-
-    def _convert(self, node: yaml.Node, depth: int) -> Node:
-        mark = self._of(node)
+    def _value(self, node: yaml.Node, keys: Keys) -> Any:
         self.count += 1
-        if self.count > MAX_NODES:
-            raise Failed(mark.problem(f"expands to more than {MAX_NODES} values (every use of an alias counts)"))
-        if depth > MAX_DEPTH:
-            raise Failed(mark.problem(f"nested deeper than {MAX_DEPTH} levels (an alias inside its own anchor?)"))
-        kind = node.tag.removeprefix(TAG)
+        kind, place = node.tag.removeprefix(TAG), self._of(node)
+        if self.count > MAX_NODES or len(keys) >= MAX_DEPTH:
+            message = f"nested deeper than {MAX_DEPTH} levels, or more than {MAX_NODES} values"
+            raise self.failed(place, f"{message} (an alias inside its own anchor?)")
         if isinstance(node, yaml.MappingNode) and kind == "map":
-            return self._mapping(node, mark, depth)
+            return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return Node([self._convert(child, depth + 1) for child in node.value], mark)
+            return [self._item(child, self._of(child), (*keys, index)) for index, child in enumerate(node.value)]
+        message = f"the tag '{node.tag.replace(TAG, '!!', 1)}' is not allowed: recipes are plain data"
         if isinstance(node, yaml.ScalarNode) and kind in _VALUES:
-            return Node(self._value(node, kind, mark), mark)
-        tag = node.tag.replace(TAG, "!!", 1)
-        self.problems.append(mark.problem(f"the tag '{tag}' is not allowed: recipes are plain data"))
-        return Node(None, mark)
+            try:
+                node.value.encode()  # fails for an escape such as "\ud800", which is not a character
+                return _VALUES[kind](node.value)
+            except ValueError:
+                message = f"cannot be read as '!!{kind}'"
+        self.problems.append(replace(place, message=message))
+        return None
 
-    def _value(self, node: yaml.ScalarNode, kind: str, mark: Mark) -> Any:
-        try:
-            node.value.encode()  # fails for an escape such as "\ud800", which is not a character
-            return _VALUES[kind](node.value)
-        except ValueError:
-            self.problems.append(mark.problem(f"cannot be read as '!!{kind}'"))
-            return None
+    def _item(self, node: yaml.Node, key: Problem, keys: Keys) -> Any:
+        self.places[keys] = key, self._of(node)
+        return self._value(node, keys)
 
-    def _mapping(self, node: yaml.MappingNode, mark: Mark, depth: int) -> Node:
-        result = Node({}, mark)
-        for key_node, value_node in node.value:
-            at = self._of(key_node)
-            value = self._convert(value_node, depth + 1)
-            key = self._key(key_node, at)
-            if key in result.keys:
-                self.problems.append(at.problem(f"duplicate key '{key}'"))
-            elif key is not None:
-                result.set(key, value, at)
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, child in node.value:
+            place, key = self._of(key_node), self._value(key_node, keys)
+            if not isinstance(key, str) or (key == "<<" and key_node.style is None):
+                message = "a key must be text, and merge keys are not supported"
+                self.problems.append(replace(place, message=message, help="files are merged with 'extends:'"))
+            elif key in result:
+                self.problems.append(replace(place, message=f"duplicate key '{key}'"))
+            else:
+                result[key] = self._item(child, place, (*keys, key))
         return result
-
-    def _key(self, node: yaml.Node, mark: Mark) -> str | None:
-        is_text = node.tag == TAG + "str"
-        if not isinstance(node, yaml.ScalarNode) or not is_text or (node.value == "<<" and node.style is None):
-            help = "write it in quotes; files are merged with 'extends:'"
-            self.problems.append(mark.problem("a key must be text, and merge keys are not supported", help))
-            return None
-        return str(self._value(node, "str", mark))
 
 
 # --- files
@@ -271,157 +205,145 @@ class Reader:
 def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     """Read a recipe's files, merge them and apply overrides. Raises RecipeError with every problem of the files."""
     problems: list[Problem] = []
-    try:
-        root = _file(path, path, problems)
-    except Failed as failed:
-        raise RecipeError([*problems, *failed.problems]) from None
-    return _document(path, root, problems, overrides)
+    data, places = _file(path, path.parent, problems)
+    return _document(Document(path, data, places), problems, overrides)
 
 
 def parse_document(text: str, path: Path, overrides: Sequence[str] = ()) -> Document:
     """The same for a text that is in no file. path: names it in errors; relative paths start at its folder."""
-    reader = Reader(text, str(path))
-    return _document(path, reader.read(), reader.problems, overrides)
+    reader = _Reader(text, str(path), [])
+    return _document(Document(path, reader.read(), reader.places), reader.problems, overrides)
 
 
 def plain_data(text: str, name: str) -> Any:
     """YAML as plain data. name: of the text, in errors. Raises RecipeError if it cannot be read."""
-    return parse_document(text, Path(name)).root.plain()
+    return parse_document(text, Path(name)).data
 
 
-def plain_file(path: Path, what: str) -> Document:
-    """A YAML file that is no recipe. what: it is, in errors. Raises RecipeError if it cannot be read."""
-    return parse_document(_text(path, what), path)
-
-
-def _document(path: Path, root: Node, problems: list[Problem], overrides: Sequence[str]) -> Document:
-    document = Document(path, root)
+def _document(document: Document, problems: list[Problem], overrides: Sequence[str]) -> Document:
     for text in overrides:
         try:
             _override(document, text)
-        except Failed as failed:
-            document.problems += failed.problems
+        except RecipeError as error:
+            override = f"override '{text}'"
+            document.problems += [Problem(each.message, override, help=each.help) for each in error.problems]
     if problems:
         raise RecipeError([*problems, *document.problems])
     return document
 
 
-def _text(path: Path, what: str = "recipe") -> str:
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise Failed(Problem(f"cannot read the {what}: {str(error.strerror).lower()}", str(path))) from None
+        raise RecipeError([Problem(f"cannot read the file: {str(error.strerror).lower()}", str(path))]) from None
     if len(raw) > MAX_BYTES:
-        raise Failed(Problem(f"the file is larger than 1 MiB, so it cannot be a {what}", str(path)))
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = raw[: error.start].decode().split("\n")
-        mark = Reader(raw.decode(errors="replace"), str(path))._mark(len(before) - 1, len(before[-1]))
-        raise Failed(mark.problem(f"not valid UTF-8: byte 0x{raw[error.start]:02x}")) from None
+        raise RecipeError([Problem("the file is larger than 1 MiB, so it is no recipe", str(path))])
+    return raw.decode("utf-8-sig", errors="replace")
 
 
-def _file(path: Path, recipe: Path, problems: list[Problem], chain: tuple[Path, ...] = ()) -> Node:
-    """Return the nodes of a file, merged over those of the file that it extends. chain: the files that led to it."""
-    reader = Reader(_text(path), str(path))
-    root = reader.read()
-    problems += reader.problems
-    if root.value is None and not reader.problems:
-        raise Failed(Mark(str(path)).problem("the file is empty"))
-    if not isinstance(root.value, dict):
-        raise Failed(root.mark.problem("a recipe must be a mapping with 'model:' and 'stages:'"))
-    base = root.value.pop("extends", None)
-    _start_at(root, path.parent, recipe)
-    if base is None or base.value is None:
-        return root
-    if not isinstance(base.value, str):
-        raise Failed(base.mark.problem("'extends' must be the name of one file"))
+def _file(path: Path, folder: Path, problems: list[Problem], chain: tuple[Path, ...] = ()) -> tuple[Any, Places]:
+    """The data of a file, merged over those of the file that it extends. chain: the files that led to it."""
+    reader = _Reader(_text(path), str(path), problems)
+    data = reader.read()
+    base = data.pop("extends", None) if isinstance(data, dict) else None
+    data = _with_absolute_paths(data, path.parent, folder)
+    if base is None:
+        return data, reader.places
+    place = reader.places[("extends",)][1]
+    target = path.parent / str(base)
+    if not is_file(target):
+        target = shipped_recipe(str(base)) or target
+    if not is_file(target):
+        help = "write a path from the folder of this file, or the name of a shipped recipe"
+        raise reader.failed(place, f"no such file: {target}", did_you_mean(str(base), shipped()) or help)
     chain = (*chain, resolved(path))
-    target = path.parent / base.value
-    if not is_file(target):
-        target = shipped_recipe(base.value) or target
-    if not is_file(target):
-        guess = did_you_mean(base.value, shipped())
-        help = guess or "write a path from the folder of this file, or the name of a shipped recipe"
-        raise Failed(base.mark.problem(f"no such file: {target}", help))
     if resolved(target) in chain:
         names = " -> ".join(item.name for item in (*chain, target))
-        raise Failed(base.mark.problem(f"files extend each other in a cycle: {names}"))
-    return _merge(_file(target, recipe, problems, chain), root)
+        raise reader.failed(place, f"files extend each other in a cycle: {names}")
+    extended, places = _file(target, folder, problems, chain)
+    return _merged(extended, data), {**places, **reader.places}
 
 
-def _start_at(root: Node, folder: Path, recipe: Path) -> None:
-    """Make the paths in a file that is elsewhere absolute: those of a recipe start at the recipe's folder.
+def children(value: Any) -> dict[Any, Any]:
+    """What is in a mapping by key, or in a list by index; anything else is empty."""
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return value if isinstance(value, dict) else {}
+
+
+def rewritten(value: Any, change: Callable[[str], Any]) -> Any:
+    """Plain data with every text changed."""
+    if isinstance(value, dict):
+        return {key: rewritten(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rewritten(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _with_absolute_paths(data: Any, start: Path, folder: Path) -> Any:
+    """The data with absolute paths if they are written elsewhere: those of a recipe start at the recipe's folder.
 
     A text is a path if it is no plain word, and names a file or a folder, or a file that runs write. One that is only
     in the recipe's folder is missing.
     """
-    if resolved(folder) == resolved(recipe.parent):
-        return
-    for _, node in root.walk():
-        if isinstance(node.value, str):
-            name, separator, rest = node.value.rpartition("://")
-            path = absolute(folder / expanded(rest))
-            reader = reader_of(path)
-            is_path = exists(path) or exists(recipe.parent / rest) or (reader and reader.grows)
-            if is_path and re.search(r"[./~]", rest):
-                node.value = f"{name}{separator}{path}"
+
+    def change(text: str) -> str:
+        name, separator, rest = text.rpartition("://")
+        path = absolute(start / expanded(rest))
+        is_path = exists(path) or exists(folder / rest) or getattr(reader_of(path), "grows", False)
+        return f"{name}{separator}{path}" if is_path and re.search(r"[./~]", rest) else text
+
+    return data if resolved(start) == resolved(folder) else rewritten(data, change)
 
 
-def _merge(base: Node, over: Node, key: str = "") -> Node:
-    """Return `over` on top of `base`: mappings are merged, anything else is replaced."""
-    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+def _merged(base: Any, over: Any, key: str = "") -> Any:
+    """`over` on top of `base`: mappings are merged, anything else is replaced."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
         return over
-    if key in _COMPONENTS and not base.value.keys() & over.value.keys():
+    if key in _COMPONENTS and not base.keys() & over.keys():
         return over
-    result = Node(dict(base.value), over.mark, dict(base.keys))
-    for name, node in over.value.items():
-        merged = _merge(base.value[name], node, name) if name in base.value else node
-        result.set(name, merged, over.keys[name])
-    return result
+    merged = {name: _merged(base[name], value, name) for name, value in over.items() if name in base}
+    return {**base, **over, **merged}
 
 
 # --- overrides: `a.b=c` sets a value, `~a.b` deletes one
 
 
 def _override(document: Document, text: str) -> None:
-    """Apply an override. Raises Failed if that is impossible."""
-    mark, new = Mark(f"override '{text}'"), None
+    """Apply an override. Raises RecipeError if that is impossible."""
     path, equals, value = text.partition("=")
     names = path.strip().removeprefix("~").split(".")
-    if not all(names) or path.startswith("~") == bool(equals):
-        raise Failed(mark.problem("an override must be key.path=value, or ~key.path to delete a key"))
-    if names[0] == "extends":
-        raise Failed(mark.problem("'extends' cannot be overridden: it is applied before overrides"))
-    if equals:
-        reader = Reader(value, mark.file, in_file=False)
-        new = reader.read()
-        document.problems += reader.problems
-        _start_at(new, Path.cwd(), document.path)
-    node = document.root
+    if not all(names) or path.startswith("~") == bool(equals) or names[0] == "extends":
+        message = "an override must be key.path=value, or ~key.path to delete a key; 'extends' cannot be overridden"
+        raise RecipeError([Problem(message)])
+    reader = _Reader(value, "", [])
+    new = _with_absolute_paths(reader.read(), Path.cwd(), document.path.parent)
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    place = Problem("", f"override '{text}'")
+    inside, keys = document.data, Keys()
     for depth, name in enumerate(names, 1):
-        key: Any = name
-        if isinstance(node.value, list) and name.isdecimal():
-            key = int(name)
-        elif node.value in (None, name):  # `ppo` becomes `{ppo: {}}`
-            node.value = {}
-        children = dict(node.children())
+        there = children(inside)
+        key = int(name) if isinstance(inside, list) and name.isdecimal() else name
+        keys = (*keys, key)
         misspelled = depth == 2 < len(names) and names[0] == "stages"  # would be a new stage
-        if key not in children and (new is None or misspelled or not isinstance(node.value, dict)):
-            help = did_you_mean(name, map(str, children)) or f"keys there: {', '.join(map(str, children)) or 'none'}"
-            if isinstance(node.value, str):
-                help = f"write '{'.'.join(names[: depth - 1])}.{node.value}.{name}=...' for an option of {node.value}"
-            raise Failed(mark.problem(f"no such key: '{'.'.join(names[:depth])}'", help))
-        child = children.get(key) or Node({}, mark)
-        if depth == len(names):
-            if new is None:
-                del node.value[key]
-                return
-            child = new
-        if child is not children.get(key):
-            node.value[key], node.keys[name] = child, mark
-        node = child
+        if key not in there:
+            if not equals or misspelled or not isinstance(inside, dict):
+                known = [str(each) for each in there]
+                help = did_you_mean(name, known) or f"keys there: {', '.join(known) or 'none'}"
+                raise RecipeError([Problem(f"no such key: '{'.'.join(names[:depth])}'", help=help)])
+            document.put(keys, place)
+        if depth < len(names):
+            if there.get(key) in (None, names[depth]):  # `ppo` becomes `{ppo: {}}`
+                inside[key] = {}
+            inside = inside[key]
+    document.put(keys, place)
+    if equals:
+        inside[key] = new
+    else:
+        del inside[key]
 
 
 # --- the recipes that come with alignkit, found by name from any folder

@@ -20,7 +20,7 @@ from alignkit.io.results import read_record, stage_folder
 from alignkit.io.text import cache_folder, is_dir, is_file, resolved
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs, walk
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Registration
 from alignkit.runs.fingerprint import template_of, template_parts
@@ -195,8 +195,9 @@ class RunBase:
 
 def _place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
     """Where a recipe names a folder below some keys; these themselves if that is not written there."""
-    for keys, node in recipe.document.find(start)[1].walk(start):
-        if isinstance(node.value, str) and resolved(recipe.folder / node.value) == resolved(Path(folder)):
+    for keys, value in walk(recipe.document.data):
+        is_inside = keys[: len(start)] == start and isinstance(value, str)
+        if is_inside and resolved(recipe.folder / value) == resolved(Path(folder)):
             return keys
     return start
 

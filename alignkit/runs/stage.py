@@ -270,11 +270,13 @@ class TrainingStage(RunStage, StageContext):
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.model)
         super().check_plugins(mistakes)
-        rewards = specs([settings.reward, settings.gold], Component)
+        rewards = specs([settings.reward, settings.monitors], Component)
         of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
         if settings.environment is not None and of_episodes:
             self.plugin(settings.environment).folder = self.recipe.folder
             self._check(mistakes, settings.environment, "check_reward")
+        for monitor in settings.monitors or ():
+            self._check(mistakes, monitor, "check", settings)
 
     def _check_models(self, mistakes: Mistakes) -> None:
         environment = self.settings.environment
@@ -300,13 +302,14 @@ class TrainingStage(RunStage, StageContext):
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
                     self._check_learning(loaded, encoder)
-                elif keys in (("prompts",), ("gold_prompts",)):
-                    self._check_prompts(prompts_of(groups), encoder, str(keys[0]))
+                elif keys and keys[0] in ("prompts", "monitors"):
+                    self._check_prompts(prompts_of(groups), encoder, ".".join(map(str, keys)))
             with mistakes.gathering(self.name, ()):
+                asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
-                    self.check_scoring(settings, [settings.reward, settings.environment], prompts_of(groups))
-                if keys == ("gold_prompts",) or (keys == ("prompts",) and settings.gold_prompts is None):
-                    self.check_scoring(settings, settings.gold, prompts_of(groups))
+                    asked = [each for each in settings.monitors or () if not specs(each, DataSpec)]
+                    asked += [settings.reward, settings.environment]
+                self.check_scoring(settings, asked, prompts_of(groups))
 
     def _rendered(self, groups: Sequence[Group], encoder: Encoder, rows: int | None) -> list[Group]:
         """The groups without those that the chat template refuses among the first rows of each source.

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alignkit import shapes
-from alignkit.algorithm import Algorithm, SelectContext, Skip, Source, Trains
+from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
 from alignkit.batch import Batch, Outputs, filled
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
@@ -177,6 +178,9 @@ class AlgorithmCheck:
             text = f"`signal` skips the example groups ({signals.reason}): pass others as `groups`"
             self.problems.append(text)
             return
+        promised = self.needs.advantages
+        if promised and (ADVANTAGES not in signals or signals[ADVANTAGES].dim() > 1 + (promised == "token")):
+            self.problems.append(f"`needs` promises advantages='{promised}': return them as '{ADVANTAGES}'")
         rollouts.add_signals(signals)
         expected = counted_signals(rollouts)
         for name, values in expected.items():
@@ -245,7 +249,7 @@ def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:
 
 def _signal(algorithm: Algorithm, examples: Examples) -> Any:
     batch = examples.batch()
-    return call(algorithm, "signal", batch, returns=shapes.signals(algorithm, batch))
+    return call(algorithm, "signal", batch, returns=partial(shapes.signals, batch))
 
 
 def _signals(algorithm: Algorithm, examples: Examples) -> Numbers:

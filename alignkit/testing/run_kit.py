@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignkit import seeds, shapes
+from alignkit import shapes
 from alignkit.calls import call, create
-from alignkit.data.group import Group, Message, group_from_json, group_to_json
+from alignkit.data.group import Group, Message, group_from_json, group_to_json, prompts_of
 from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
-from alignkit.kinds import Monitor, Observation
+from alignkit.kinds import Monitor, MonitoredStage, Observation
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
-from alignkit.reward import REWARD_KEY, Context
+from alignkit.reward import Context
 from alignkit.runs.services import resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
-from alignkit.training.monitors import look, next_prompts, with_gold
+from alignkit.training.monitors import look
 from alignkit.training.rewards import Rewards
 
 ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
@@ -175,42 +175,36 @@ def check_monitor(
 
     Args:
         options: As in a recipe.
-        groups: The scored samples of each iteration, which are also those of gold; default: the kit's own.
+        groups: The scored samples of each iteration; default: the kit's own.
         folder: The recipe's; default: the current one.
     """
     conform("monitor", cls, options, _check_monitor, folder=folder, groups=groups)
 
 
 def _check_monitor(around: Surroundings, component: Component) -> None:
-    samples = [with_gold(group, group) for group in around.rollouts]
+    samples = around.rollouts
     stored = [group_from_json(group_to_json(group)) for group in samples]
-    prompts = [replace(group, responses=()) for group in stored]
 
-    def observe(samples: Sequence[Group]) -> list[Observation]:
-        """What a monitor says of samples in each iteration; every other one has gold."""
-        monitor, gold = create(component), [None, samples]
-        call(monitor, "start", Settings(iterations=LOOKS, gold=REWARD_KEY))
-        looks = [look(monitor, number, samples, gold[number % 2]) for number in range(1, LOOKS + 1)]
-        return [*looks, call(monitor, "finish", "", returns=shapes.observation(0))]
-
-    def choose(asked: Sequence[int]) -> list[int] | None:
-        """The prompts after two looks. asked: the iterations whose prompts it chose; a stage that resumes asks none."""
+    def observe(samples: Sequence[Group], done: int = 0) -> list[Observation]:
+        """What a monitor says of samples in each iteration. done: those before the stage resumed."""
         monitor = create(component)
-        call(monitor, "start", Settings(iterations=LOOKS))
-        for number in (1, 2):
-            if number in asked:
-                next_prompts(monitor, number, prompts, seeds.stream(0, number))
-            look(monitor, number, stored, None)
-        return next_prompts(monitor, 3, prompts, seeds.stream(0, 3))
+        stage = MonitoredStage(
+            Settings(iterations=LOOKS),
+            around.cache,
+            done,
+            scorer=lambda spec: Rewards(spec, around.context),
+            prompts=lambda spec: prompts_of(around.load(spec)),
+            answer=lambda prompts, count, iteration: list(samples),
+            on_rank0=lambda function: function(),
+        )
+        call(monitor, "start", stage)
+        looks = [look(monitor, number, samples, {"kl": number / LOOKS}) for number in range(1, LOOKS + 1)]
+        return [*looks, call(monitor, "finish", "", returns=partial(shapes.observation, 0))]
 
     with around.problems.unchanged("`look` changes the samples", samples):
         observations = observe(samples)
-    if repr(observe(stored)) != repr(observations):
+    if repr(observe(stored, done=LOOKS)) != repr(observations):
         around.problems.append(
             "a second monitor says something else about the same samples, as they are read when a stage resumes"
         )
-    observe([])  # people delete files
-    if choose(()) != choose((1, 2)):
-        around.problems.append(
-            "`next_prompts` depends on more than the samples and `random`: a stage that resumes would ask others"
-        )
+    observe([], done=LOOKS)  # people delete files

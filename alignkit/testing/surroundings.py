@@ -107,7 +107,7 @@ class AnyNames(Reading):
     """Names in options, where any name may be that of a stage; `stage.roles` has those that are."""
 
     def read_stage(self, value: str) -> str:
-        self.stage.roles = (*self.stage.roles, value)
+        self.stage.roles[value] = None
         return value
 
     read_policy = read_from = read_base = read_stage

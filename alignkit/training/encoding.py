@@ -225,7 +225,7 @@ class ReferencePrompts:
         )
 
     def _messages(self, group: Group) -> tuple[Message, ...]:
-        return tuple(call(self.algorithm, "reference_prompt", group, returns=shapes.reference_prompt(group)))
+        return tuple(call(self.algorithm, "reference_prompt", group, returns=shapes.messages) or group.prompt)
 
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group

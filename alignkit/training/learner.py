@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +189,7 @@ class Learner:
     ) -> None:
         """Add a micro-batch's share of the loss and of its terms to the sums, and to the gradients if enabled."""
         batch, out = part.batch, self._forward(part.examples)
-        terms = call(self.algorithm, "loss", batch, out, returns=shapes.loss(batch, self.algorithm.needs))
+        terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
         weights = term_weights(self.algorithm, batch, terms)
         loss = torch.zeros((), device=self.model.device)
         for name, term in terms.items():
@@ -203,7 +203,7 @@ class Learner:
         if torch.is_grad_enabled():
             self.model.passes.backward(loss)
         with torch.no_grad():
-            metrics.add(call(self.algorithm, "report_metrics", batch, out, returns=shapes.terms(batch)), batch)
+            metrics.add(call(self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch)), batch)
 
     def _before_step(self, examples: Examples, cuts: Cuts) -> None:
         """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
@@ -220,7 +220,7 @@ class Learner:
         rows, outs = zip(*chain.from_iterable(gathered), strict=True)
         with torch.no_grad():
             batch, out = examples.batch(self.model.device), join_outputs(outs, rows)
-            self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=shapes.statistics)
+            self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=dict)
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
         """The denominator of each term: the sum of the weights of its entries in the global batch."""
@@ -314,7 +314,7 @@ def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> dict[str, Tensor]:
     """Weights by the name of their term, in its shape."""
-    return dict(call(algorithm, "term_weights", batch, returns=shapes.weights(terms or {})))
+    return dict(call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {})))
 
 
 def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -18,7 +19,7 @@ from alignkit import functional as F
 from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
-from alignkit.calls import call, create
+from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, previews, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
@@ -143,7 +144,6 @@ class RolloutTrainer:
     def _iterate(self, number: int) -> Iteration:
         iteration = Iteration(number)
         table = iteration.table
-        self.prompts.chosen = self.monitors.next_prompts(number, self.prompts.prompts)
         self._roll_out_and_score(iteration)
         with iteration.timer("learn"):
             self.files.write(number, table.scored)
@@ -154,7 +154,7 @@ class RolloutTrainer:
             self.measure(iteration)
         with iteration.timer("watch"):
             # Before learning, as the samples are those of the weights that the stage would end with.
-            seen = self.monitors.look(number, table.scored, iteration.metrics.get("kl"))
+            seen = self.monitors.look(number, table.scored, iteration.metrics)
             iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
         if not self.monitors.stopped:
             with iteration.timer("learn"):
@@ -349,8 +349,8 @@ class RolloutTrainer:
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         rollouts = iteration.examples.batch()
-        signals = call(self.algorithm, "signal", rollouts, returns=shapes.signals(self.algorithm, rollouts))
-        iteration.metrics |= self.algorithm.metrics
+        signals = call(self.algorithm, "signal", rollouts, returns=partial(shapes.signals, rollouts))
+        iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
         if self.importance is not None and not isinstance(signals, Skip):
             signals, weights = self.importance.weighted(signals, rollouts, old, self.algorithm.needs.advantages)
             iteration.metrics |= weights

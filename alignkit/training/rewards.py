@@ -17,9 +17,9 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit import shapes
-from alignkit.calls import call, create, mistake, remembered
+from alignkit.calls import blame, call, create, remembered
 from alignkit.data.group import Group, copies, length, preview, responses_of
-from alignkit.errors import RunFailed
+from alignkit.errors import PluginError, RunFailed
 from alignkit.judges import costs, spending
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
@@ -156,7 +156,7 @@ def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
     """Whether a filter keeps each group."""
     if not groups:
         return []
-    kept: list[bool] = shapes.plain(call(chooser, "keep", groups, returns=shapes.mask(len(groups))))
+    kept: list[bool] = shapes.plain(call(chooser, "keep", groups, returns=partial(shapes.mask, len(groups))))
     return kept
 
 
@@ -181,7 +181,7 @@ class Node:
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
-        wanted = shapes.combined(len(responses_of(groups)))
+        wanted = partial(shapes.combined, len(responses_of(groups)))
         combined: CombinedReward = call(self.plugin, "combine", copies(groups), columns, returns=wanted)
         return combined
 
@@ -206,12 +206,12 @@ class Node:
         total = None
         if any(child.whitens for child in self.children.values()):
             parts_of = {name: child.reward[rows] for name, child in children.items()}
-            total = call(self.plugin, "total", copies(some), parts_of, returns=shapes.vector(len(responses_of(some))))
+            total = call(self.plugin, "total", copies(some), parts_of)
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
         if total is not None:
             combined = replace(combined, reward=total)
-            if wrong := shapes.combined(len(total))(combined):
-                raise mistake(self.plugin, "total", wrong)
+            with blame(self.plugin, "total"):
+                shapes.combined(int(rows.sum()), combined)
         reward[rows] = combined.reward.to(torch.float64)
         raw[rows] = combined.raw.to(torch.float64)
         return CombinedReward(reward, raw, combined.metrics)
@@ -307,13 +307,15 @@ class Rewards:
         rows = _rows(groups)
         if not rows:
             return []
-        wanted = shapes.scores(len(rows), lambda index: f"{index} (prompt: {preview(rows[index])})")
+        wanted = partial(shapes.scores, len(rows))
         if leaf.plugin is not None:
             (column,) = call(leaf.plugin, "score", copies(groups), returns=wanted).values()
             return list(shapes.plain(column))
         column = list(self.context.models[leaf.spec.name].scores(groups))
-        if wrong := wanted({"": column}):
-            raise RunFailed(f"reward '{leaf.name}': {wrong}")
+        try:
+            wanted({"": column})
+        except PluginError as error:
+            raise RunFailed(f"reward '{leaf.name}': {error}") from error
         return column
 
     # What combinations make of it

@@ -27,11 +27,11 @@ from alignkit.training.sampler import make_sampler
 from alignkit.training.stage import TrainerState
 
 
-def usable_prompts(state: TrainerState, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
+def usable_prompts(state: TrainerState, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
     context, max_length = state.context, state.encoder.max_length
     new_tokens = context.settings.rollout.max_new_tokens
-    loaded = context.load(getattr(context.settings, key))
+    loaded = context.load(spec)
     groups = prompts_of(loaded.groups)
     if episodes is not None:
         groups = episodes.with_tools(groups)
@@ -49,19 +49,18 @@ def usable_prompts(state: TrainerState, key: str, episodes: Any = None) -> tuple
 class PromptSource:
     """The prompts of a stage, and the current policy's samples.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`. chosen: those of the present iteration, in the
-    order of a monitor; None: the stage's own. request: of the next iteration, which an engine writes ahead.
+    extra: prompts that earlier iterations drew beyond `per_iteration`. request: of the next iteration, which an engine
+    writes ahead.
     """
 
     def __init__(self, trainer: TrainerState, episodes: Any):
         """episodes: of the stage's environment."""
         self.trainer, self.context, self.episodes = trainer, trainer.context, episodes
         settings = self.context.settings
-        loaded, self.prompts = usable_prompts(trainer, "prompts", episodes)
+        loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
         self.draws = make_sampler(loaded, self.prompts, self.context.seed, self.context.name, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration or len(self.prompts), 0
-        self.chosen: Sequence[int] | None = None
         self.request: Request | None = None
 
     def state(self) -> dict[str, Any]:
@@ -84,8 +83,6 @@ class PromptSource:
         sampled: prompts of this iteration that were drawn before. count: default: `per_iteration`.
         """
         count = count or self.per_iteration
-        if self.chosen is not None:
-            return [self.prompts[self.chosen[(sampled + place) % len(self.chosen)]] for place in range(count)]
         # Positions run through all iterations, so a resumed run draws the same prompts.
         first = (iteration - 1) * self.per_iteration + self.extra + sampled
         return [self.prompts[self.draws.at(first + place)] for place in range(count)]
@@ -163,15 +160,14 @@ class RolloutFiles:
             name = self.rewards.name
             self.context.say(f"earlier samples are not replayed: scores of '{name}' change between iterations")
             return []
-        earlier = [self.seen(number, needed=True) for number in range(1, iteration)]
-        everything = [*self._replayed, *earlier]
+        for name in self.digests:
+            self._check(self.folder / name)
+        everything = [*self._replayed, *map(self.seen, range(1, iteration))]
         return [with_scores(groups) for groups in everything] if self.learns_from_reward else everything
 
-    def seen(self, iteration: int, *, needed: bool) -> list[Group]:
-        """What an iteration sampled; empty if people deleted the file. needed: RunFailed if it has changed."""
+    def seen(self, iteration: int) -> list[Group]:
+        """What an iteration sampled; empty if people deleted the file."""
         file = self._file(iteration)
-        if needed:
-            self._check(file)
         return read_groups(file) if file.is_file() else []
 
     def _check(self, file: Path) -> None:

@@ -58,7 +58,8 @@ class Chat:
             self._useful = not reasons[-1]
             hopeless = len(reasons) == PROBE < len(bodies) and len(set(map(_kind, reasons))) == 1
             if reasons[-1] and (hopeless or self._is_setting(reasons[-1])):
-                raise RunFailed(f"{self._no_use(reasons)}\nhelp: {advice(reasons[-1])}")
+                what = f"no reply of use to the first questions: {reasons[-1]}"
+                raise RunFailed(f"{self.remote.name}: {what}\nhelp: {advice(reasons[-1])}")
         rest = bodies[len(first) :]
         return [*first, *(self.remote.ask(rest, progress, after(len(first))) if rest else [])]
 
@@ -67,10 +68,6 @@ class Chat:
         if not _REJECTED.match(reason):
             return reason in self._hopeless
         return bool(TOO_MUCH_ROOM.search(reason)) or not _ITS_TEXT.search(reason)
-
-    def _no_use(self, reasons: Sequence[str]) -> str:
-        what = "the first question has no" if len(reasons) == 1 else f"none of the first {len(reasons)} questions has a"
-        return f"{self.remote.name}: {what} reply of use: {reasons[-1]}"
 
 
 def other_name(reason: str, most: int) -> str:

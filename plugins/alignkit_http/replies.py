@@ -44,42 +44,36 @@ class ReplyStore:
     def __init__(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self.path = name, folder / f"{name}.sqlite"
+        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)  # every statement commits
+        for table in _TABLES:
+            self._run(table)
+
+    def _run(self, statement: str, values: Sequence[str] = ()) -> Any:
+        """The first row of a statement's result; None without one."""
         try:
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)  # every statement commits
-            for table in _TABLES:
-                self._db.execute(table)
+            return self._db.execute(statement, values).fetchone()
         except sqlite3.Error as error:
-            raise RunFailed(f"{name}: cannot use {self.path} ({error}); if it is damaged, delete it") from None
+            raise RunFailed(f"{self._name}: cannot use {self.path} ({error}); if it is damaged, delete it") from None
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The stored replies to the requests with these keys."""
         known = {}
         for key in keys:
-            try:
-                row = self._db.execute("select value, digest from checked_replies where key = ?", (key,)).fetchone()
-            except sqlite3.Error as error:
-                raise RunFailed(f"{self._name}: {self.path} is damaged ({error}); delete it") from None
+            row = self._run("select value, digest from checked_replies where key = ?", (key,))
             if row is not None and row[1] == digest([key, row[0]]):  # else the disk has changed it: ask again
                 known[key] = Reply(json.loads(row[0]))
         return known
 
     def put(self, key: str, value: Any) -> None:
         """Store a value."""
-        try:
-            text = json.dumps(value)
-            row = (key, text, digest([key, text]))
-            self._db.execute("insert or replace into checked_replies values (?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise RunFailed(f"{self._name}: cannot write {self.path} ({error})") from None
+        text = json.dumps(value)
+        self._run("insert or replace into checked_replies values (?, ?, ?)", (key, text, digest([key, text])))
 
     def model(self, url: str, asked: str, replied: str) -> str:
         """The model that replied first when `asked` was asked for at this address; `replied` if none has."""
         key = json.dumps([url, asked])
-        try:
-            self._db.execute("insert or ignore into models values (?, ?)", (key, replied))
-            return str(self._db.execute("select replied from models where asked = ?", (key,)).fetchone()[0])
-        except sqlite3.Error as error:
-            raise RunFailed(f"{self._name}: cannot write {self.path} ({error})") from None
+        self._run("insert or ignore into models values (?, ?)", (key, replied))
+        return str(self._run("select replied from models where asked = ?", (key,))[0])
 
     def close(self) -> None:
         """Close the file."""

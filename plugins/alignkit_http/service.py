@@ -102,15 +102,12 @@ class Remote:
                 replies = {key: reply for key, reply in replies.items() if not unusable(first[key], reply)}
             missing = {key: body for key, body in asked.items() if key not in replies}
             if missing:
-                self._check_asking(len(missing), len(set(keys)))
+                if not asking_is_allowed():
+                    stored = f"{len(missing)} of {len(asked)} replies are not stored in {self.folder}"
+                    raise RemoteError(f"{self.name}: {stored}, and nothing is asked or paid for here")
                 with progress(f"asking {self.name}", len(missing)) as done:
                     replies |= ask_all(self, missing, store, done)
         return [replies[key] for key in keys]
-
-    def _check_asking(self, missing: int, count: int) -> None:
-        if not asking_is_allowed():
-            stored = f"{missing} of {count} replies are not stored in {self.folder}"
-            raise RemoteError(f"{self.name}: {stored}, and nothing is asked or paid for here")
 
 
 # Requests

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean as mean
 from typing import NamedTuple
 
-import numpy as np
 from scipy import stats
 
 from alignkit.evaluation.statistics import shown
 
 LEAST = 8  # prompts
 LEVEL = 0.05  # chance of a false stop over all pairs of iterations
+
+
+ByPrompt = Mapping[str, float]  # a prompt is the unit of all intervals
+
+
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each prompt that has a value."""
+    return {prompt: mean(each) for prompt, each in values.items() if each}
 
 
 class Change(NamedTuple):
@@ -30,7 +38,7 @@ class Change(NamedTuple):
         return shown(self._asdict(), sign=True)
 
 
-def change(before: Mapping[str, float], after: Mapping[str, float], level: float = 0.05) -> Change | None:
+def change(before: ByPrompt, after: ByPrompt, level: float = 0.05) -> Change | None:
     """`after - before` with its interval at 1 - level; None with too few prompts.
 
     Prompts that both have are compared with themselves, which is far more precise, as prompts differ more than
@@ -38,33 +46,30 @@ def change(before: Mapping[str, float], after: Mapping[str, float], level: float
     """
     common = [prompt for prompt in before if prompt in after]
     if len(common) >= LEAST:
-        old, new = np.array([before[p] for p in common]), np.array([after[p] for p in common])
-        differences = new - old
-        error, freedom = float(stats.sem(differences)), float(len(common) - 1)
+        old, new = [before[prompt] for prompt in common], [after[prompt] for prompt in common]
+        test = partial(stats.ttest_rel, new, old)
+    elif min(len(before), len(after)) >= LEAST:
+        old, new = list(before.values()), list(after.values())
+        test = partial(stats.ttest_ind, new, old, equal_var=False)
     else:
-        old, new = np.array(list(before.values())), np.array(list(after.values()))
-        if min(len(old), len(new)) < LEAST:
-            return None
-        parts = (old.var(ddof=1) / len(old), new.var(ddof=1) / len(new))
-        error = math.sqrt(sum(parts))
-        spread = parts[0] ** 2 / (len(old) - 1) + parts[1] ** 2 / (len(new) - 1)
-        freedom = sum(parts) ** 2 / spread if spread else float(len(old) + len(new) - 2)
-    middle = float(new.mean() - old.mean())
-    half = float(stats.t.ppf(1 - level / 2, freedom)) * error if error else 0.0
-    return Change(middle, middle - half, middle + half, float(old.mean()), float(new.mean()), min(len(old), len(new)))
+        return None
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of equal values
+        low, high = test().confidence_interval(1 - level)
+    return Change(mean(new) - mean(old), float(low), float(high), mean(old), mean(new), min(len(old), len(new)))
 
 
-class Gold:
+class History:
     """Gold by prompt in each iteration. looks: how many there will be, at most. best: the iteration with the most."""
 
     def __init__(self, looks: int):
         self._level = LEVEL / max(1.0, looks * (looks - 1) / 2)
         self.best = 0
-        self._best: Mapping[str, float] = {}
-        self._last: Mapping[str, float] = {}
+        self._best: ByPrompt = {}
+        self._last: ByPrompt = {}
 
-    def add(self, iteration: int, by_prompt: Mapping[str, float]) -> None:
-        """Add an iteration. One in which no answer has a score says nothing."""
+    def add(self, iteration: int, scores: Mapping[str, Sequence[float]]) -> None:
+        """Add an iteration, with scores by prompt. One in which no answer has a score says nothing."""
+        by_prompt = means(scores)
         if not by_prompt:
             return
         self._last = by_prompt

@@ -13,7 +13,7 @@ from alignkit.errors import RecipeError, did_you_mean
 from alignkit.io.text import exists
 from alignkit.options import Field, Options
 from alignkit.recipe.mistakes import Mistakes, problems_of, validated, wrong
-from alignkit.recipe.yaml import plain_file, shipped_folder
+from alignkit.recipe.yaml import load_document, shipped_folder
 from alignkit.seeds import stream
 
 
@@ -70,11 +70,11 @@ def _read(value: Any, info: ValidationInfo) -> Any:
             raise wrong(f"no such constitution: {value}", did_you_mean(value, shipped) or help)
         path = shipped[value]
     try:
-        document = plain_file(path, "constitution")
+        document = load_document(path)
     except RecipeError as error:
         problems = error.problems
     else:
-        read, mistakes = validated(_File, {"principles": document.root.plain()})
+        read, mistakes = validated(_File, {"principles": document.data})
         if read is not None:
             return read.principles
         problems = problems_of(document, [replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes])

@@ -539,7 +539,16 @@ def register(add: Add) -> None:
         "alignkit_plugins.filters.scores:RewardRange",
         "keep groups whose mean reward is in a range",
     )
-    add("monitor", "reward_hacking", "alignkit_monitors.reward_hacking:RewardHacking", "drift, and whether gold falls")
+    add("monitor", "reward_hacking", "alignkit_monitors.reward_hacking:RewardHacking", "drift of answers")
+    add(
+        "monitor",
+        "gold",
+        "alignkit_monitors.reward_hacking:Gold",
+        "a reward that is only measured, and may end a stage",
+    )
+    add(
+        "monitor", "kl_budget", "alignkit_monitors.reward_hacking:KLBudget", "ends a stage beyond a KL to the reference"
+    )
     add(
         "engine",
         "vllm",

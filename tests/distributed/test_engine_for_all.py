@@ -26,7 +26,7 @@ RLAIF = {
 }
 BOTH = {"weighted_sum": {"rewards": {"win": RLAIF, "letters": reward("letters")}, "weights": {"win": 1, "letters": 1}}}
 STAGES = {
-    "grpo": online("grpo", gold=reward("safe"), prompts_per_iteration=3),
+    "grpo": online("grpo", monitors=[{"gold": {"reward": reward("safe")}}], prompts_per_iteration=3),
     "judged": online("rloo", reward=BOTH, iterations=1),
     "calls": online("rloo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=1),
     "ahead": online("grpo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=3, checkpoint_every=2),

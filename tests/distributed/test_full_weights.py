@@ -96,7 +96,7 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
             "ppo",
             mix=MIX,
             reward="rm",
-            gold=reward("safe"),
+            monitors=[{"gold": {"reward": reward("safe")}}],
             iterations=2,
             prompts_per_iteration=1,
             optimizer={"adamw": {"eps": 1e-4, "weight_decay": 0.1}},

@@ -49,7 +49,7 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
             "ppo",
             mix=MIX,
             reward={"llama2": {"helpful": "rm", "safety": "safe"}},
-            gold=reward("safe"),
+            monitors=[{"gold": {"reward": reward("safe")}}],
             iterations=2,
         ),
         "answers": answers("ppo"),

@@ -90,7 +90,9 @@ def test_only_process_0_writes(work: Path) -> None:
     (work / "audited.py").write_text(AUDIT, encoding="utf-8")
     stages = {
         "sft": offline("sft", "demos", validation={"path": "demos.jsonl"}, keep_versions=True),
-        "align": online("ppo", gold=reward("safe"), stop={"kl": 1000.0}, iterations=2),
+        "align": online(
+            "ppo", monitors=[{"gold": {"reward": reward("safe")}}, {"kl_budget": {"max": 1000.0}}], iterations=2
+        ),
     }
     recipe = write_recipe(stages)
     where = {"WRITES": str(work / "writes-")}

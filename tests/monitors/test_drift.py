@@ -7,36 +7,33 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from alignkit import Group, Response
 from alignkit_monitors.drift import Drift
-from alignkit_monitors.snapshot import Answer, Look
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 
 
-def made(
-    number: int,
-    lengths: Sequence[int],
-    more: str = "",
-    samples: int = 2,
-    surprise: float = 2.0,
-) -> Look:
+def answer(prompt: str, text: str, tokens: int, surprise: float) -> Group:
+    response = Response(text, tokens=(1,) * tokens, logprobs=(-surprise,) * tokens)
+    return Group(({"role": "user", "content": prompt},), (response,), id=prompt)
+
+
+def made(number: int, lengths: Sequence[int], more: str = "", samples: int = 2, surprise: float = 2.0) -> list[Group]:
     """Answers of random words with these lengths. more: words that each answer ends with."""
     rng = np.random.default_rng(number)
-    prompts: dict[str, list[Answer]] = {}
+    groups = []
     for place, length in enumerate(np.repeat(lengths, samples)):
         count = max(1, int(length + rng.integers(-2, 3)))
         text = " ".join([*map(str, rng.choice(WORDS, count)), *more.split()])
-        answer = Answer(text, count, None, None, surprise + float(rng.normal(0, 0.1)))
-        prompts.setdefault(f"p{place // samples}", []).append(answer)
-    return Look(prompts)
+        groups.append(answer(f"p{place // samples}", text, count, surprise + float(rng.normal(0, 0.1))))
+    return groups
 
 
 LONG, SHORT = [12 + n % 5 for n in range(30)], [5 + n % 5 for n in range(30)]
 
 
 def test_metrics_of_a_look() -> None:
-    answers = [Answer("yes yes maybe", 4, 1.0, None, 0.5), Answer("no way out", 2, 0.0, None, 1.5)]
-    metrics, warnings = Drift(5).add(Look({"p": answers}))
+    metrics, warnings = Drift(5).add([answer("p", "yes yes maybe", 4, 0.5), answer("p", "no way out", 2, 1.5)])
     assert not warnings
     assert metrics["hedges"] == pytest.approx((1 / 3 + 0) / 2)
     assert metrics["sampled_entropy"] == pytest.approx(1.0)

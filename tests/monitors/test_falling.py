@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignkit_monitors.estimates import Gold
+from alignkit_monitors.estimates import History
 
 
-def by_prompt(mean: float, seed: int, spread: float = 0.3) -> dict[str, float]:
+def by_prompt(mean: float, seed: int, spread: float = 0.3) -> dict[str, list[float]]:
     noise = np.random.default_rng(seed).normal(0, spread, 40)
-    return {str(n): mean + n / 10 + float(noise[n]) for n in range(40)}  # prompts differ far more than iterations
+    return {str(n): [mean + n / 10 + float(noise[n])] for n in range(40)}  # prompts differ far more than iterations
 
 
 def test_gold_that_rises_and_falls() -> None:
-    history = Gold(10)
+    history = History(10)
     for number, mean in enumerate((0.0, 0.5, 1.0, 0.9, 0.95), 1):
         history.add(number, by_prompt(mean, number))
         assert not history.fell()
@@ -23,7 +23,7 @@ def test_gold_that_rises_and_falls() -> None:
 
 
 def test_an_iteration_without_a_score_says_nothing() -> None:
-    history = Gold(3)
+    history = History(3)
     history.add(1, {})
     assert history.best == 0 and not history.fell() and history.change() is None
     history.add(2, by_prompt(1.0, 0))
@@ -35,7 +35,7 @@ def test_luck_in_the_best_iteration_is_no_fall() -> None:
     """Ten iterations of the same policy: a plain interval would find a fall in a third of them."""
     falls = 0
     for seed in range(200):
-        history = Gold(10)
+        history = History(10)
         for number in range(10):
             history.add(number + 1, by_prompt(0.0, 1000 * seed + number))
             if history.fell():

@@ -1,10 +1,22 @@
-"""The monitor of every stage, by its observations."""
+"""Our monitors by the rules of their kind."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import pytest
 
 from alignkit.plugins import plugins
 from alignkit.testing import check_monitor
 
 
-def test_it_conforms() -> None:
-    check_monitor(plugins().registry.get("monitor", "reward_hacking").implementation)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("reward_hacking", {}),
+        ("gold", {"reward": "length", "prompts": "prompts.jsonl", "stop": True}),
+        ("kl_budget", {"max": 0.6}),
+    ],
+)
+def test_it_conforms(name: str, options: dict[str, Any]) -> None:
+    check_monitor(plugins().registry.get("monitor", name).implementation, options)

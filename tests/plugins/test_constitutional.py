@@ -184,7 +184,7 @@ def test_a_wrong_setting_costs_one_question(tmp_path: Path, server: Server, caps
     server.judge = lambda request: Reply(status=400, body={"error": "user must be a number"})
     run(tmp_path, server.url, expected=1, prompts=[f"q{n}" for n in range(9)])
     err = capsys.readouterr().err
-    assert len(server.requests) == 1 and "the first question has no reply of use: HTTP 400" in err
+    assert len(server.requests) == 1 and "no reply of use to the first questions: HTTP 400" in err
     assert "user must be a number" in err and "change 'model' or 'request'" in err
 
 

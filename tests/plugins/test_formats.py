@@ -174,7 +174,7 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
         (hh("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b"), "last turn of the prompt is empty"),
         (hh("hello Human: q", "hello"), "does not start with"),
         ({"chosen": Q + " a"}, "'rejected' is missing"),
-        ({"chosen": Q + " a", "rejected": None}, "'rejected' is null"),
+        ({"chosen": Q + " a", "rejected": None}, "'rejected' is missing or null"),
         ({"chosen": Q + " a", "rejected": 4}, "must be text, not a number"),
         ({"text": [Q + " a", Q + " b"], "score": [1.0]}, "lists of two"),
         ({"text": [Q + " a", Q + " b"], "score": ["high", 1]}, "must be a number"),
@@ -303,14 +303,14 @@ def test_preference_margins_and_soft_labels() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"margin": "enormous"}, "margin' must be a number, or one of significantly"),
+        ({"margin": "enormous"}, "margin', unless one of significantly"),
         ({"margin": True}, "must be a number"),
         ({"margin": -1}, "must not be negative"),
         ({"margin": [1]}, "must be a number"),
         ({"margin": 10**400}, "must be a number"),
         ({"p": 1.5}, "between 0 and 1"),
         ({"p": "sure"}, "'p' must be a number"),
-        ({"rejected": None}, "'rejected' is null"),
+        ({"rejected": None}, "'rejected' is missing or null"),
         ({"rejected": "a "}, "are the same"),
         ({"chosen": "", "rejected": " "}, "both responses are empty"),
         ({"chosen": True}, "must be text or a list of messages, not true or false"),
@@ -630,7 +630,7 @@ def test_dialogues_leave_out_a_last_turn_that_nobody_answers() -> None:
             "holds 2 dialogues, but a row must hold one (a .txt",
         ),
         ("\n\n".join(["Ann: ", *TALK[1:]]), "last turn of the prompt is empty"),
-        (None, "'text' is null"),
+        (None, "'text' is missing or null"),
     ],
 )
 def test_dialogues_bad_rows(text: Any, reason: str) -> None:

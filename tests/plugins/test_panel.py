@@ -141,7 +141,7 @@ def test_a_rating_outside_of_the_scale_is_the_authors_mistake(tmp_path: Path) ->
     around = Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     for score in (0.0, 6.0):
         judge = CheckedJudge(component(Says, ((1, 5), score)), around)
-        with pytest.raises(PluginError, match="a finite score from 1 to 5, or None, not"):
+        with pytest.raises(PluginError, match="a Rating from 1 to 5, or None, not"):
             judge.rate([(PROMPT, "a")])
     assert CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from alignkit import CombinedReward, Context, DataError, Group, RecipeError, Response, RunFailed, cli, shapes
 from alignkit.data.group import read_groups
+from alignkit.errors import PluginError
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
@@ -298,16 +299,17 @@ def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options:
 def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     groups = [Group(ASK, (Response("1"), Response("None"), Response(value)))]
-    with pytest.raises(RunFailed, match=rf"'rm': .*not {value}, for response 2 \(prompt: 'How are you"):
+    with pytest.raises(RunFailed, match=rf"'rm': .*not {value}"):
         Rewards(RewardSpec("stage", "rm"), context).score(groups)
 
 
 @pytest.mark.parametrize("at", ["reward", "raw"])
 def test_a_combination_that_gives_no_number_is_an_error(at: str) -> None:
     numbers = {"reward": torch.tensor([1.0, 2.0]), "raw": torch.tensor([1.0, math.nan])}
-    assert not shapes.combined(2)(CombinedReward(**numbers, metrics={}))
+    shapes.combined(2, CombinedReward(**numbers, metrics={}))
     numbers[at] = torch.tensor([1.0, 2.0]).index_fill(0, torch.tensor([0]), math.inf)
-    assert "the reward of a response is not finite" in shapes.combined(2)(CombinedReward(**numbers, metrics={}))
+    with pytest.raises(PluginError, match="return finite rewards"):
+        shapes.combined(2, CombinedReward(**numbers, metrics={}))
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"
@@ -420,7 +422,7 @@ def test_normalized_references_are_checked(place: Place) -> None:
     assert "liked" in align.upstream
     for options, message in (
         ({"reward_model": "likd"}, "did you mean 'liked'"),
-        ({"reward_model": "sft"}, "stage 'sft' cannot be a reward: it does not train a reward model"),
+        ({"reward_model": "sft"}, "'sft' does not train a reward model"),
         ({"reward_model": "align"}, "refers to itself"),
         ({"reward_model": {"length": {"unit": "words"}}}, "expected a stage that trains a reward model"),
         ({"data": "peopel.jsonl"}, "did you mean 'people.jsonl'"),

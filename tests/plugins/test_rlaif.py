@@ -629,7 +629,7 @@ CLOSED = {"choices": [{"message": {"content": "I would rather not"}}]}
 def test_a_wrong_setting_costs_one_question(remote: Any, server: Server, judge: Any, words: str) -> None:
     server.judge = judge
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
-    with pytest.raises(RunFailed, match="the first question has no reply of use") as caught:
+    with pytest.raises(RunFailed, match="no reply of use to the first questions") as caught:
         remote().compare(items)
     assert words in str(caught.value) and len(server.requests) == 1
 
@@ -642,7 +642,7 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Serve
     """One reply may be a refusal or about a long text, so that the next question is asked; four are not."""
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
     server.judge = lambda request: reply
-    with pytest.raises(RunFailed, match="none of the first 4 questions has a reply of use"):
+    with pytest.raises(RunFailed, match="no reply of use to the first questions"):
         remote().compare(items)
     assert len(server.requests) == 4
     server.judge, server.script = honest, [reply] * 3
@@ -1013,11 +1013,11 @@ def test_one_source_of_responses(options: dict[str, Any]) -> None:
         rlaif.JudgePairs.Options(judge="local_judge", **options)
 
 
-@pytest.mark.parametrize("bad", [[], [Verdict(1.5)], [Verdict(math.nan)], [Verdict(0.5, (2.0, 0.5))]])
-def test_a_judge_that_misbehaves_is_named(bad: list[Verdict], tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [[], [(1.5,)], [(math.nan,)], [(0.5, (2.0, 0.5))]])
+def test_a_judge_that_misbehaves_is_named(bad: list[Any], tmp_path: Path) -> None:
     class Odd(Judge):
         def compare(self, items: Any) -> list[Verdict]:
-            return bad
+            return [Verdict(*numbers) for numbers in bad]
 
     with pytest.raises(PluginError, match=r"in `Odd.compare`"):
         run_step(tmp_path, component(Odd, None), [group("a", "b")])

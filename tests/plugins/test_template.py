@@ -316,7 +316,7 @@ def test_a_mistake_names_file_row_column_and_the_key_of_the_template(
 ) -> None:
     path = recipe(tmp_path, {"template": {"path": "d.jsonl", **TEMPLATE, "response": "{godl}"}})
     assert main(["check", str(path)]) == 4
-    reason = "template.response: no column 'godl'; did you mean 'gold'? (also row 2)"
+    reason = "template.response: no column 'godl'; did you mean 'gold'?"
     assert f"{tmp_path / 'd.jsonl'}:1: {reason}" in capsys.readouterr().err
 
 

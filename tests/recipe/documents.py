@@ -17,7 +17,7 @@ def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
 
 
 def data(folder: Path, text: str, *overrides: str) -> dict:
-    return load_document(write(folder, text), overrides).root.plain()
+    return load_document(write(folder, text), overrides).data
 
 
 def problems(folder: Path, text: str | bytes, *overrides: str) -> list[Problem]:

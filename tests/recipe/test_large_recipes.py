@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from alignkit.errors import RecipeError
-from alignkit.recipe import mistakes
 from alignkit.recipe.load import load_recipe
 
 SFT = {"algorithm": "sft", "data": "demos.jsonl"}
@@ -21,13 +20,6 @@ def refused(folder: Path, stages: dict[str, Any]) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         load_recipe(folder / "r.yaml")
     return caught.value
-
-
-def test_only_the_first_of_many_mistakes_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(mistakes, "advice", lambda key, known: asked.append(key) or "")
-    error = refused(tmp_path, {"sft": SFT | {f"unknown_{n}": n for n in range(1000)}})
-    assert len(error.problems) == 1000 and len(asked) == mistakes.MOST_HELP
 
 
 def test_a_mistake_is_reported_once(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_rewards_become_specs(bench: Bench) -> None:
     }
     assert spec.component is not None and spec.children["more0"].component is not None
     assert spec.component.options.more[0].reward is spec.children["more0"]  # type: ignore[attr-defined]
-    assert stage.upstream == ("first", "helpful")
+    assert tuple(stage.upstream) == ("first", "helpful")
 
 
 def test_data_becomes_a_spec(bench: Bench) -> None:
@@ -223,7 +223,7 @@ def test_data_becomes_a_spec(bench: Bench) -> None:
     assert d.format is not None and d.path == bench.folder / "d.jsonl"
     assert (e.hub, e.split, e.path) == ("org/set", "train", None)
     assert (f.stage, g.stage, g.limit) == ("made", "made", 1)
-    assert stage.upstream == ("made",)
+    assert tuple(stage.upstream) == ("made",)
 
 
 def test_paths_of_an_extended_file_start_at_its_folder(bench: Bench) -> None:
@@ -244,8 +244,8 @@ def test_steps_take_options_next_to_their_name(bench: Bench) -> None:
     assert options.policies == ["base", "first"]  # type: ignore[attr-defined]
     assert options.judge.options.role == "align"  # type: ignore[attr-defined]
     assert options.rewards["x"].kind == "stage"  # type: ignore[attr-defined]
-    assert recipe.stages["s"].upstream == ("first", "helpful", "align")
-    assert recipe.stages["t"].upstream == ("first",) and recipe.stages["t"].settings is None
+    assert tuple(recipe.stages["s"].upstream) == ("first", "helpful", "align")
+    assert tuple(recipe.stages["t"].upstream) == ("first",) and recipe.stages["t"].settings is None
 
 
 def test_from_an_adapter_folder(bench: Bench) -> None:
@@ -261,17 +261,9 @@ def test_versions(bench: Bench) -> None:
     text = "  next: {algorithm: plain, data: d.jsonl, from: first@2}\n"
     assert "keeps only its last version" in bench.problem(FIRST + text).message
     keep = "stages.first.keep_versions=true"
-    assert bench.stages(FIRST + text, keep).stages["next"].upstream == ("first",)
-    assert "has only 3 epochs" in bench.problem(FIRST + text, keep, "stages.next.from=first@4").message
+    assert tuple(bench.stages(FIRST + text, keep).stages["next"].upstream) == ("first",)
     assert "starting at 1" in bench.problem(FIRST + text, keep, "stages.next.from=first@0").message
-    assert "no stage 'base@1'" in bench.problem(FIRST + text, keep, "stages.next.from=base@1").message
-
-
-def test_gold_is_a_reward_of_its_stage(bench: Bench) -> None:
-    text = ALL + "    gold: helpful\n    gold_prompts: p.jsonl\n    stop: {kl: 8, gold: falls}\n"
-    stage = bench.stages(text).stages["align"]
-    assert stage.settings is not None and stage.settings.gold.name == "helpful" and "helpful" in stage.upstream
-    assert stage.settings.stop is not None and (stage.settings.stop.kl, stage.settings.stop.gold) == (8, "falls")
+    assert "no stage 'base'" in bench.problem(FIRST + text, keep, "stages.next.from=base@1").message
 
 
 # mistakes
@@ -280,8 +272,8 @@ CASES = {
     "unknown stage key": (FIRST[:-2] + ", epochz: 1}\n", "unknown key 'epochz'", (3, 44, 6), "did you mean 'epochs'?"),
     "other tool's key": (FIRST[:-2] + ", num_train_epochs: 1}\n", "unknown key 'num_train_epochs'", (3, 44, 16), "use 'epochs'"),
     "option at stage level": (FIRST[:-2] + ", beta: 1}\n", "unknown key 'beta'", (3, 44, 4), "algorithm: {plain: {beta: ...}}"),
-    "model key in a stage": (FIRST[:-2] + ", lora_alpha: 1}\n", "unknown key 'lora_alpha'", (3, 44, 10), "'model: lora:'"),
-    "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "write 'epochs' in the stage"),
+    "model key in a stage": (FIRST[:-2] + ", lora_alpha: 1}\n", "unknown key 'lora_alpha'", (3, 44, 10), "known keys"),
+    "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "known keys"),
     "unknown option": ("  s: {algorithm: {plain: {betta: 1}}, data: d.jsonl}\n", "unknown key 'betta'", (3, 27, 5), "'beta'"),
     "out of range": ("  s: {algorithm: {plain: {beta: 0}}, data: d.jsonl}\n", "must be greater than 0, got 0", (3, 33, 1), "pull towards"),
     "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: must be a valid integer, got '1_000'", (3, 56, 5), ""),
@@ -298,7 +290,7 @@ CASES = {
     "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
     "unknown algorithm as key": ("  s: {algorithm: {plane: {}}, data: d.jsonl}\n", "no algorithm 'plane'", (3, 19, 5), "'plain'"),
     "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 23), ""),
-    "options not a mapping": ("  s: {algorithm: {plain: 3}, data: d.jsonl}\n", "expected a mapping of options, got 3", (3, 26, 1), ""),
+    "options not a mapping": ("  s: {algorithm: {plain: 3}, data: d.jsonl}\n", "must be an object, got 3", (3, 26, 1), ""),
     "neither": ("  s: {algoritm: plain}\n", "needs 'algorithm' or 'step'", (3, 3, 1), "did you mean 'algorithm'?"),
     "both": ("  s: {algorithm: plain, step: compare}\n", "needs 'algorithm' or 'step', and not both", (3, 3, 1), ""),
     "stage not a mapping": ("  s: plain\n", "needs 'algorithm' or 'step'", (3, 3, 1), ""),
@@ -316,14 +308,13 @@ CASES = {
     "empty data": ("  s: {algorithm: plain, data: []}\n", "expected at least one data source", (3, 31, 2), ""),
     "unknown from": (FIRST[:-2] + ", from: frist}\n" + FIRST.replace("first", "other"), "neither a stage nor a folder", (3, 50, 5), "'first'"),
     "itself": (FIRST[:-2] + ", from: first}\n", "stage 'first' refers to itself", (3, 50, 5), ""),
-    "unknown reference": (ALL + "    reference: bse\n", "no stage 'bse'", (10, 16, 3), "did you mean 'base'?"),
-    "ref in a list": (FIRST + "  s: {step: compare, policies: [base, frst]}\n", "no stage 'frst'", (4, 39, 4), "'first'"),
+    "unknown reference": (ALL + "    reference: bse\n", "'bse' is neither a stage nor a folder", (10, 16, 3), "did you mean 'base'?"),
+    "ref in a list": (FIRST + "  s: {step: compare, policies: [base, frst]}\n", "'frst' is neither a stage nor a folder", (4, 39, 4), "'first'"),
     "ref not text": ("  s: {step: compare, policies: [3]}\n", "must be a valid string, got 3", (3, 33, 1), ""),
-    "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' cannot be a reward", (4, 35, 5), ""),
+    "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "'first' does not train a reward model", (4, 35, 5), ""),
     "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
     "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "`alignkit plugins reward` lists all"),
     "unknown reward with options": (FIRST + "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n", "no reward 'helpfull'", (4, 36, 8), "lists all"),
-    "options of a reward stage": (FIRST + HELPFUL + "  s: {step: compare, rewards: {x: {helpful: {}}}}\n", "'helpful' is a stage and takes no options", (5, 36, 7), "write just 'helpful'"),
     "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "must be greater than or equal to 1, got 0", (3, 53, 1), ""),
     "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
     "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "'no' is neither a stage nor a folder", (3, 44, 2), ""),
@@ -346,10 +337,6 @@ CASES = {
     "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
     "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (5, 3, 5), ""),
     "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'?"),
-    "stop of data": (FIRST[:-2] + ", stop: {kl: 1}}\n", "plain does not use 'stop'", (3, 44, 4), "samples nothing"),
-    "a rule of gold": (ALL + "    stop: {gold: falls}\n", "'stop.gold' needs 'gold'", (10, 12, 4), "'gold: REWARD'"),
-    "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
-    "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "must be 'falls', got 'rises'", (11, 18, 5), ""),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 7), ""),
     "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
 }  # fmt: skip
@@ -381,15 +368,10 @@ def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench)
         (ALL, ["stages.align.mix={weight: -1, data: e.jsonl}"], ["mix.weight", "no such file or stage: e.jsonl"]),
         (FIRST, ["stages.first.learning_rate=.inf", "stages.first.from=frst", "stages.first.epochs=0"], ["got '.inf'", "frst", "epochs"]),
         (FIRST, ["model.lora.r=0", "model.base=./no", "model.chat_template=no.jinja"], ["lora.r", "no such folder", "Jinja"]),
-        ("  s: {step: compare, policies: [3, nobody]}\n", [], ["must be a valid string, got 3", "no stage 'nobody'"]),
+        ("  s: {step: compare, policies: [3, nobody]}\n", [], ["must be a valid string, got 3", "'nobody' is neither a stage nor a folder"]),
         (ALL, ["stages.align.from=helpful", "stages.align.epoks=1"], ["'helpful' is a reward model", "'epoks'"]),
         (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.epoks=2"], ["'epoks'", "keeps only its last"]),
         (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_version=true"], ["'keep_version'", "keeps only its last"]),
-        (
-            FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@3}\n",
-            ["stages.first={algorithm: plain, data: d.jsonl, keep_versions: true, epochs: 2, x: 1}"],
-            ["unknown key 'x'", "has only 2 epochs"],
-        ),
     ],
 )  # fmt: skip
 def test_a_mistake_hides_no_other(bench: Bench, text: str, overrides: list[str], messages: list[str]) -> None:
@@ -485,7 +467,7 @@ extra: 1
         (4, "stages.first.algorithm.plain.beta: must be greater than 0, got -1"),
         (4, "no such file or stage: none.jsonl"),
         (4, "unknown key 'lr'"),
-        (5, "no stage 'nobody'"),
+        (5, "'nobody' is neither a stage nor a folder"),
         (5, "stages.s.strict: must be a valid boolean, got 3"),
         (5, "no reward 'lenth'"),
         (5, "'stages.s.rewards.x.sum.more.0.reward' is missing"),

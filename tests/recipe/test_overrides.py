@@ -28,7 +28,6 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, text, "algorithm.dpo.x=1")
     assert problem.message == "no such key: 'algorithm.dpo'"
     assert problem.file == "override 'algorithm.dpo.x=1'"
-    assert problem.help == "write 'algorithm.ppo.dpo=...' for an option of ppo"
 
 
 @pytest.mark.parametrize(

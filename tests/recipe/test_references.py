@@ -77,4 +77,5 @@ def test_all_mistakes_are_told_with_their_places(reading: Reading) -> None:
         ("parts", 0, "reward", "inner", "no reward"),
         ("parts", 0, "x", "unknown key 'x'"),
         ("plain", "{path}"),
+        ("stage", "{path}"),
     ]

@@ -28,7 +28,7 @@ stages:
     from: sft
     prompts: prompts.jsonl
     reward: {llama2: {helpful: helpful, safety: {length: {unit: characters}}}}
-    gold: gold
+    monitors: [{gold: {reward: gold}}]
     iterations: 1
   dpo: {algorithm: dpo, from: sft, data: pairs.jsonl}
   labels: {step: judge_pairs, judge: {local_judge: {min_mass: 0.1}}, policy: sft, prompts: prompts.jsonl}
@@ -103,7 +103,7 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
 
 def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
     path = recipe.folder / "recipe.yaml"
-    path.write_text(TEXT.replace("    gold: gold\n", "    gold: gold\n    stop: {gold: falls}\n"))
+    path.write_text(TEXT.replace("{reward: gold}", "{reward: gold, stop: true}"))
     stopped = load_recipe(path)
     options: Any = stopped.stages["report"].component.options
     gold = next(spec for spec in options.rewards if spec.name == "gold")

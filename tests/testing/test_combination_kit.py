@@ -159,7 +159,7 @@ class PartCalledReward(Single):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (PerGroup, r"[.]combine`: 'reward' must be \[responses\] = \[12\], not \[4\]"),
+    (PerGroup, r"[.]combine`: return `reward` and `raw` as .responses. = .12., not .4."),
     (BareTensor, r"[.]combine`: return a CombinedReward, not \[12\]"),
     (Remembers, "`combine`: what it remembers outside of `state` changes the rewards"),
     (TensorState, "`state` after `combine` is not JSON"),
@@ -171,7 +171,7 @@ BROKEN: list[tuple[Any, str]] = [
     ),
     (NoisyState, "`combine`: a second call from the same state leaves another `state`"),
     (ByPlace, "`combine`: the order of groups and responses changes the rewards"),
-    (SpreadsNan, "the reward of a response is not finite"),
+    (SpreadsNan, "return finite rewards; where there is none, `raw` is NaN"),
     (OtherTotal, "`total` changes the rewards, .*: it is the reward of the scores that it is given"),
     (Logarithm, "`combine`: a reward is not finite although every response has all scores"),
     (StartsWithSet, "`state` at first is not JSON"),

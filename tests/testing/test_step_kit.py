@@ -230,12 +230,12 @@ class Refuses(Head):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (NoArtifact, "[.]run`: return an Artifact, not dict"),
-    (Texts, "[.]run`: Artifact.groups must be a list of Group"),
+    (NoArtifact, "[.]run`: return an Artifact, not {"),
+    (Texts, "[.]run`: return an Artifact with a list of Group as `groups`, not "),
     (TupleInMeta, "`run`: group 0 of the artifact changes when it is stored as JSON"),
     (ObjectInMeta, "`run`: group 0 of the artifact cannot be stored as JSON"),
-    (ObjectInSummary, "[.]run`: Artifact.summary must be JSON"),
-    (TextIsNumber, "[.]run`: Artifact.text must be a str, not int"),
+    (ObjectInSummary, "[.]run`: TypeError: Object of type .* is not JSON serializable"),
+    (TextIsNumber, "[.]run`: return an Artifact with str as `text`, not 3"),
     (UnknownPolicy, "`run`: the artifact's `policy` 'sft@2' is not the value of a PolicyRef option"),
     (LoadsAFile, "[.]run`: .*load takes the value of a DataRef option, not 'other.jsonl'"),
     (HiddenModel, "`run` uses models that no option names as PolicyRef, RewardRef or StageRef: other"),

@@ -67,7 +67,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "calibrated": {"step": "calibration", "policies": ["sft"], "correct": CORRECT, **SHORT},
     "pressed": {"step": "sycophancy", "policies": ["sft"], "correct": CORRECT, **SHORT},
     "chosen": {"step": "select_best", "policies": ["base", "sft"], "reward": PYTHON, **SHORT},
-    "grpo": {"algorithm": "grpo", "reward": PYTHON, "gold": PYTHON, **LEARNED},
+    "grpo": {"algorithm": "grpo", "reward": PYTHON, "monitors": [{"gold": {"reward": PYTHON}}], **LEARNED},
     "against": {"algorithm": "grpo", "reward": {"min": {"rewards": {"one": PYTHON, "other": WON}}}, **LEARNED},
     "ppo": {"algorithm": "ppo", "reward": PYTHON, **LEARNED},
     "rejection": {"algorithm": "rejection_sampling", "reward": PYTHON, **LEARNED},

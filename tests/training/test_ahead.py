@@ -244,7 +244,8 @@ def test_the_engine_samples_while_the_stage_works(tmp_path: Path, whole: Place) 
 
 def test_whoever_samples_next_to_it_waits(tmp_path: Path) -> None:
     """A reward that asks the same engine, and answers of the current policy to held-out prompts."""
-    place = Place(tmp_path, reward="asks", gold="length", gold_prompts="rows.jsonl", stop={"kl": 1e6})
+    gold = {"gold": {"reward": "length", "prompts": "rows.jsonl"}}
+    place = Place(tmp_path, reward="asks", monitors=[gold, {"kl_budget": {"max": 1e6}}])
     assert place.run() == 0
     assert place.events.count("sample") == 2 * ITERATIONS
     assert place.events.count("sample base") == 2 * ITERATIONS
@@ -353,7 +354,7 @@ def test_ctrl_c_closes_the_engine(tmp_path: Path, whole: Place, capsys: pytest.C
 
 def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The budget is beyond what the first policy has: the result is the one that the second iteration began with."""
-    place = Place(tmp_path, stop={"kl": 1e-9}, **{"from": "sft", "reference": "base"})
+    place = Place(tmp_path, monitors=[{"kl_budget": {"max": 1e-9}}], **{"from": "sft", "reference": "base"})
     recipe = yaml.safe_load(place.recipe.read_text())
     data = {"algorithm": "sft", "data": "demos.jsonl", "epochs": 4, "batch_size": 1, "learning_rate": 0.05}
     (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it 1?", "completion": "yes, it is"}))
@@ -374,10 +375,6 @@ def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys:
     [
         ({"engine": "local"}, "cannot sample while the stage learns.*such as vllm on other devices"),
         ({"rollout": {"ahead": 2}}, "stages.align.rollout.ahead: must be less than or equal to 1, got 2"),
-        (
-            {"gold": "length", "stop": {"gold": "falls"}},
-            "'stop.gold' would judge a policy by what the one before it wrote.*name held-out prompts in 'gold_prompts'",
-        ),
         ({"algorithm": "dpo", "data": "rows.jsonl"}, "dpo does not use 'rollout'"),
     ],
 )

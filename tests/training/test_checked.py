@@ -76,11 +76,11 @@ def run(folder: Path, methods: str, stage: dict[str, Any]) -> int:
 MISTAKES = {
     "signal of integers": (
         "def signal(self, rollouts): return {'advantages': rollouts.rewards.long()}",
-        r"in `Broken.signal`: 'advantages' must be .*, in floating point, not \[4\]",
+        r"in `Broken.signal`: return tensors .* in floating point.*, as 'advantages', not \[4\]",
     ),
     "shape of a term": (
         "def loss(self, batch, out): return Loss(dpo=per_token(F.sum_tokens(out.logprobs, batch.mask)))",
-        r"in `Broken.loss`: 'dpo' must be unreduced, as it is per_token: \[4, 5\], not \[4\]",
+        r"in `Broken.loss`: return unreduced terms, .* of \[4, 5\], as 'dpo', not \[4\]",
     ),
     "missing Needs": (
         "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - batch.reference_logprobs))",
@@ -93,28 +93,28 @@ MISTAKES = {
     ),
     "shape of a signal": (
         "def signal(self, rollouts): return {'advantages': rollouts.rewards[:, None]}",
-        r"in `Broken.signal`: 'advantages' must be \[responses, tokens\] = \[4, 5\] or \[responses\] = \[4\], "
-        r"in floating point, not \[4, 1\]",
+        r"in `Broken.signal`: return tensors \[responses, tokens\] = \[4, 5\] or \[responses\] in floating point, .*"
+        r"as 'advantages', not \[4, 1\]",
     ),
     "a signal named like a field": (
         "def signal(self, rollouts): return {'rewards': rollouts.rewards}",
-        r"in `Broken.signal`: 'rewards' must be renamed, as it is a field of the batch",
+        r"in `Broken.signal`: return tensors .*, not named as a field of Batch, .* as 'rewards', not",
     ),
     "no signals": (
         "def signal(self, rollouts): return None",
-        r"in `Broken.signal`: return a dict of tensors, or Skip\(\"reason\"\), not NoneType",
+        r"in `Broken.signal`: return a dict of tensors .*, or Skip\(\"reason\"\), not None",
     ),
     "no gradient": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.detach()))",
-        r"in `Broken.loss`: the loss has no gradient: compute it from `out`",
+        r"in `Broken.loss`: return terms with gradients, computed from `out` without detach\(\)",
     ),
     "a reduced loss": (
         "def loss(self, batch, out): return -out.logprobs.mean()",
-        r"in `Broken.loss`: return a dict of terms, such as Loss\(name=per_token\(\.\.\.\)\), not \[\]",
+        r"in `Broken.loss`: return a dict of unreduced terms, such as Loss\(name=per_token\(\.\.\.\)\) of .*, not \[\]",
     ),
     "a reduced term": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.mean()))",
-        r"'nll' must be unreduced, as it is per_token: \[4, 5\], not \[\]",
+        r"return unreduced terms, .* of \[4, 5\], as 'nll', not \[\]",
     ),
     "an exception in loss": (
         "def loss(self, batch, out): return {}['nll']",
@@ -130,7 +130,7 @@ MISTAKES = {
     ),
     "no groups": (
         "def select(self, groups, context): pass",
-        r"in `Broken.select`: return a list with a Group, or only with Phases, for each entry, not NoneType",
+        r"in `Broken.select`: TypeError: 'NoneType' object is not iterable",
     ),
     "an exception in keep_group": (
         "def keep_group(self, group): return group.score",
@@ -142,11 +142,11 @@ MISTAKES = {
     ),
     "term weights that are no tensors": (
         "def term_weights(self, batch): return {'policy_loss': 3.0}",
-        r"in `Broken.term_weights`: 'policy_loss' must be a tensor, not float",
+        r"in `Broken.term_weights`: AttributeError: 'float' object has no attribute 'shape'",
     ),
     "shape of weights": (
         "def term_weights(self, batch): return {'policy_loss': torch.ones(4)}",
-        r"in `Broken.term_weights`: 'policy_loss' must be \[4, 5\], like the loss term, not \[4\]",
+        r"in `Broken.term_weights`: return tensors in the shapes of their loss terms, as 'policy_loss', not \[4\]",
     ),
     "an exception in before_step": (
         "def before_step(self, batch, out): return out.x",
@@ -156,9 +156,9 @@ MISTAKES = {
         "def before_step(self, batch, out): return {'mean': out.logprobs.mean()}",
         r"in `Broken.before_step`: `state` must be JSON; use float",
     ),
-    "a metric that is text": (
-        "def signal(self, rollouts): return self.metrics.update(a='x') or {'advantages': rollouts.rewards}",
-        r"in `Broken.signal`: `metrics` must be numbers, as of float",
+    "a metric that is no number": (
+        "def signal(self, rollouts): return self.metrics.update(a=rollouts) or {'advantages': rollouts.rewards}",
+        r"in `Broken.signal`: `metrics` must be JSON; use float",
     ),
     "an exception in report_metrics": (
         "def report_metrics(self, batch, out): return [][0]",
@@ -166,7 +166,7 @@ MISTAKES = {
     ),
     "shape of a metric": (
         "def report_metrics(self, batch, out): return {'ratio': per_response(out.logprobs)}",
-        r"in `Broken.report_metrics`: 'ratio' must be unreduced, as it is per_response: \[4\], not \[4, 5\]",
+        r"in `Broken.report_metrics`: return unreduced terms, .*, as 'ratio', not \[4, 5\]",
     ),
 }
 
@@ -201,7 +201,7 @@ def test_a_mistake_is_reported_as_the_plugins(
         (
             "source = Source.DATASET; needs = Needs()\n"
             "def loss(self, batch, out): return Loss(n=per_pair(out.logprobs))",
-            r"'n' must be unreduced, as it is per_pair: \[0\], not \[3, \d+\]",
+            r"return unreduced terms, .*, as 'n', not \[3, \d+\]",
         ),
     ],
 )

@@ -11,6 +11,9 @@ from watched import PYTHON, STILL, Ran, Watched, online, prompts, reward_model, 
 
 from alignkit import DataError
 from alignkit.data.group import read_groups, write_groups
+from alignkit.registry import Component
+from alignkit.settings import Settings
+from alignkit_monitors.reward_hacking import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +35,10 @@ CHECKED: dict[str, Any] = {"scores": GOLD, "iterations": 3, "count": 4}
 
 def by(function: str) -> dict[str, Any]:
     return {"python": {"path": "reward.py", "function": function}}
+
+
+def gold(reward: Any, **options: Any) -> list[dict[str, Any]]:
+    return [{"gold": {"reward": reward, **options}}]
 
 
 def folder(parent: Path, name: str) -> Path:
@@ -61,18 +68,18 @@ def test_gold_changes_nothing_that_is_learned(where: str, tmp_path: Path) -> Non
     keys: dict[str, Any] = {"before": models, "reward": "rm", **CHECKED}
     plain = online(folder(tmp_path, "plain"), Watched(), **keys)
     file = held_out(tmp_path / "gold")
-    more = {"gold_prompts": file} if where == "held-out prompts" else {}
-    gold = online(tmp_path / "gold", Watched(), gold="other", **more, **keys)
-    assert adapter(plain) == adapter(gold)
+    more = {"prompts": file} if where == "held-out prompts" else {}
+    watched = online(tmp_path / "gold", Watched(), monitors=gold("other", **more), **keys)
+    assert adapter(plain) == adapter(watched)
     learned = load_file(plain.folder / "align" / "adapter" / "adapter_model.safetensors")
     assert any(bool(weight.any()) for name, weight in learned.items() if "lora_B" in name)
-    assert [*map(tokens, plain.rollouts())] == [*map(tokens, gold.rollouts())]
-    assert all("gold" in metrics for metrics in gold.metrics)
+    assert [*map(tokens, plain.rollouts())] == [*map(tokens, watched.rollouts())]
+    assert all("gold" in metrics for metrics in watched.metrics)
 
 
 def test_gold_on_held_out_prompts_is_scored_with_the_own_reward_as_well(tmp_path: Path) -> None:
     file = held_out(tmp_path)
-    ran = online(tmp_path, Watched(), gold=by("gold"), gold_prompts=file, learning_rate=STILL, **CHECKED)
+    ran = online(tmp_path, Watched(), monitors=gold(by("gold"), prompts=file), learning_rate=STILL, **CHECKED)
     for number, metrics in enumerate(ran.metrics, 1):
         found = rows(ran, number)
         assert len(found) == 3 * 2 and len({row["prompt"] for row in found}) == 3
@@ -83,7 +90,7 @@ def test_gold_on_held_out_prompts_is_scored_with_the_own_reward_as_well(tmp_path
 
 
 def test_gold_on_rollouts_costs_no_samples(tmp_path: Path) -> None:
-    ran = online(tmp_path, Watched(), gold=by("gold"), **CHECKED)
+    ran = online(tmp_path, Watched(), monitors=gold(by("gold")), **CHECKED)
     sampled = {response.text for group in ran.rollouts()[0] for response in group.responses}
     assert {row["text"] for row in rows(ran, 1)} == sampled
     # The files that are learned from do not know it.
@@ -91,7 +98,7 @@ def test_gold_on_rollouts_costs_no_samples(tmp_path: Path) -> None:
 
 
 def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
-    ran = online(tmp_path, Watched(), gold=by("half"), gold_prompts=held_out(tmp_path, 8), **CHECKED)
+    ran = online(tmp_path, Watched(), monitors=gold(by("half"), prompts=held_out(tmp_path, 8)), **CHECKED)
     found = [row["gold"] for row in rows(ran, 1)]
     known = [score for score in found if score is not None]
     assert 0 < len(known) < len(found)
@@ -100,16 +107,29 @@ def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
 
 
 def test_gold_that_says_nothing_has_no_mean(tmp_path: Path) -> None:
-    ran = online(tmp_path, Watched(), gold=by("none"), **CHECKED)
+    ran = online(tmp_path, Watched(), monitors=gold(by("none")), **CHECKED)
     assert all("gold" not in metrics and metrics["gold_unscored"] == 4 for metrics in ran.metrics)
     assert ran.summary["gold"] == {"best_iteration": 0, "change": None}
 
 
 def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    online(tmp_path, Watched(), gold=PYTHON, learning_rate=STILL)
+    online(tmp_path, Watched(), monitors=gold(PYTHON), learning_rate=STILL)
     assert "warning: gold is the reward itself" in " ".join(capsys.readouterr().err.split())
-    online(folder(tmp_path, "other"), Watched(), gold=by("gold"), **CHECKED)
+    online(folder(tmp_path, "other"), Watched(), monitors=gold(by("gold")), **CHECKED)
     assert "gold is the reward itself" not in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "keys", "message"),
+    [
+        ({"stop": True}, {"rollout": {"ahead": 1}}, "would judge a policy by what the one before it wrote"),
+        ({"prompts": "rows"}, {"environment": "calculator"}, "cannot be played with an environment"),
+        ({}, {"monitors": [Component("monitor", "gold", None, Gold.Options(reward="a"))] * 2}, "one gold"),
+    ],
+)
+def test_what_does_not_go_with_gold(options: dict[str, Any], keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Gold(Gold.Options(reward="length", **options)).check(Settings(**keys))
 
 
 class Dies(Watched):
@@ -124,13 +144,13 @@ class Dies(Watched):
 
 
 def test_a_restarted_stage_knows_what_gold_said(tmp_path: Path) -> None:
-    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "gold": by("gold")}
+    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "monitors": gold(by("gold"), prompts="held_out.jsonl")}
     for name in ("whole", "broken"):
         held_out(tmp_path / name)
-    whole = online(tmp_path / "whole", Watched(), gold_prompts="held_out.jsonl", **keys)
+    whole = online(tmp_path / "whole", Watched(), **keys)
     with pytest.raises(KeyboardInterrupt):
-        online(tmp_path / "broken", Dies(), gold_prompts="held_out.jsonl", **keys)
-    again = online(tmp_path / "broken", Watched(), gold_prompts="held_out.jsonl", **keys)
+        online(tmp_path / "broken", Dies(), **keys)
+    again = online(tmp_path / "broken", Watched(), **keys)
     assert adapter(whole) == adapter(again) and whole.summary["gold"] == again.summary["gold"]
     kept = ("gold", "self_bleu", "distinct_2")
     for one, other in zip(whole.metrics, again.metrics, strict=True):
@@ -138,7 +158,7 @@ def test_a_restarted_stage_knows_what_gold_said(tmp_path: Path) -> None:
 
 
 def test_what_gold_said_must_be_readable_on_a_restart(tmp_path: Path) -> None:
-    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "gold": by("gold")}
+    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "monitors": gold(by("gold"))}
     with pytest.raises(KeyboardInterrupt):
         online(tmp_path, Dies(), **keys)
     (tmp_path / "run" / "align" / "gold" / "0001.jsonl").write_text("{")

@@ -93,7 +93,7 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
         return whole(self, messages, tools, **options)
 
     monkeypatch.setattr(ChatTemplate, "prompt", refusing)
-    with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .* \(also row 4\)"):
+    with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .*\n  \S*rows.jsonl:4: "):
         trained(tmp_path, demonstrations(4), "ahead")
     summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
     assert summary["encoding"]["refused"] == 2

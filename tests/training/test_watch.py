@@ -8,20 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from watched import SFT, STILL, Ran, Watched, online, prompts, texts
+from watched import SFT, STILL, Ran, Watched, online
 
-from alignkit import Field, Monitor, Observation, RecipeError, RunFailed
+from alignkit import Monitor, Observation, RecipeError, RunFailed
 from alignkit.calls import create
 from alignkit.errors import PluginError
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component, Registration
-from alignkit.testing import ConformanceError, check_monitor
-from alignkit.training.monitors import Monitors, look, next_prompts
+from alignkit.training.monitors import Monitors, look
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.stage import TrainerState
-from alignkit_monitors.estimates import Gold
+from alignkit_monitors.estimates import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +31,12 @@ def gold(completions):
     return [float(len(c)) for c in completions]
 """
 GOLD = {"python": {"path": "reward.py", "function": "gold"}}
+STOPS = [{"gold": {"reward": GOLD, "stop": True}}]
 KEYS: dict[str, Any] = {"scores": SCORES, "iterations": 5, "keep_versions": True, "learning_rate": 0.05}
+
+
+def budget(kl: float) -> list[dict[str, Any]]:
+    return [{"kl_budget": {"max": kl}}]
 
 
 def weights(folder: Path) -> bytes:
@@ -58,9 +61,9 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(tmp_path: Path, capsys:
     free = online(folder(tmp_path, "free"), Watched(), **KEYS)
     kls = [metrics["kl"] for metrics in free.metrics]
     beyond = next(place for place in range(2, 5) if kls[place] > max(kls[:place]))  # the first above all before it
-    budget = (kls[beyond] + max(kls[:beyond])) / 2
+    most = (kls[beyond] + max(kls[:beyond])) / 2
     watched = Watched()
-    ran = online(folder(tmp_path, "stopped"), watched, stop={"kl": budget}, **KEYS)
+    ran = online(folder(tmp_path, "stopped"), watched, monitors=budget(most), **KEYS)
     assert [metrics["kl"] for metrics in ran.metrics] == kls[: beyond + 1]
     assert len(watched.seen) == beyond  # the last iteration was measured, and nothing was learned from it
     assert ran.summary["kept_iteration"] == beyond and "beyond the budget" in ran.summary["stopped"]
@@ -75,7 +78,7 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(tmp_path: Path, capsys:
 def test_a_budget_that_the_first_update_breaks_is_no_silent_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran = online(tmp_path, Watched(), stop={"kl": 1e-9}, **KEYS)
+    ran = online(tmp_path, Watched(), monitors=budget(1e-9), **KEYS)
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == len(ran.metrics) == 2
     assert "the result is the policy that iteration 1 began with" in " ".join(capsys.readouterr().err.split())
 
@@ -83,7 +86,7 @@ def test_a_budget_that_the_first_update_breaks_is_no_silent_success(
 def test_a_policy_that_begins_beyond_the_budget_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {"sft": SFT}
     ran = online(
-        tmp_path, Watched(), before=before, **{**KEYS, "stop": {"kl": 1e-9}, "from": "sft", "reference": "base"}
+        tmp_path, Watched(), before=before, **{**KEYS, "monitors": budget(1e-9), "from": "sft", "reference": "base"}
     )
     assert ran.summary["kept_iteration"] == ran.summary["iterations"] == 1
     assert "the result is the policy that iteration 1 began with" in " ".join(capsys.readouterr().err.split())
@@ -103,7 +106,7 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     """Also from the checkpoint before a damaged one. Nobody asked for the versions, and none is left."""
-    keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 1 if damaged else 2, "keep_versions": False}
+    keys = {**KEYS, "monitors": budget(1e6), "checkpoint_every": 1 if damaged else 2, "keep_versions": False}
     with pytest.raises(KeyboardInterrupt):
         online(tmp_path, Dies(), **keys)
     first = (tmp_path / "run" / "align" / "kept" / "1" / "adapter_model.safetensors").read_bytes()
@@ -111,7 +114,7 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
         checkpoints = sorted((tmp_path / "run" / "align" / "checkpoints").iterdir())
         checkpoints[-1].write_bytes(b"")
     look = Monitors.look
-    monkeypatch.setattr(Monitors, "look", lambda self, number, groups, kl: look(self, number, groups, 1e9))
+    monkeypatch.setattr(Monitors, "look", lambda self, number, groups, metrics: look(self, number, groups, {"kl": 1e9}))
     ran = online(tmp_path, Watched(), **keys)
     assert ran.summary["kept_iteration"] == 2 and result(ran) == first
     assert not (ran.folder / "align" / "kept").exists()
@@ -121,27 +124,29 @@ def test_an_iteration_without_a_kl_is_not_within_the_budget(tmp_path: Path, monk
     """NaN is the KL of no samples, and of a policy that has diverged."""
     found, look = {1: 0.0, 2: math.nan}, Monitors.look
     monkeypatch.setattr(
-        Monitors, "look", lambda self, number, groups, kl: look(self, number, groups, found.get(number, 1e9))
+        Monitors,
+        "look",
+        lambda self, number, groups, metrics: look(self, number, groups, {"kl": found.get(number, 1e9)}),
     )
-    ran = online(tmp_path, Watched(), **{**KEYS, "stop": {"kl": 1.0}})
+    ran = online(tmp_path, Watched(), **{**KEYS, "monitors": budget(1.0)})
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == 3
 
 
 def test_a_budget_that_is_never_reached_changes_nothing(tmp_path: Path) -> None:
     free = online(folder(tmp_path, "free"), Watched(), **KEYS)
-    ran = online(folder(tmp_path, "budget"), Watched(), stop={"kl": 1e6}, **KEYS)
+    ran = online(folder(tmp_path, "budget"), Watched(), monitors=budget(1e6), **KEYS)
     assert len(ran.metrics) == 5 and result(ran) == result(free) and "stopped" not in ran.summary
 
 
 def test_falling_gold_ends_with_the_best_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule itself has tests of its own; here, gold was best in iteration 2 and has fallen in iteration 4."""
 
-    def add(self: Gold, iteration: int, by_prompt: object) -> None:
+    def add(self: History, iteration: int, scores: object) -> None:
         self.best, self.last = min(iteration, 2), iteration
 
-    monkeypatch.setattr(Gold, "add", add)
-    monkeypatch.setattr(Gold, "fell", lambda self: self.last == 4)
-    ran = online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
+    monkeypatch.setattr(History, "add", add)
+    monkeypatch.setattr(History, "fell", lambda self: self.last == 4)
+    ran = online(tmp_path, Watched(), monitors=STOPS, **KEYS)
     assert len(ran.metrics) == 4 and ran.summary["kept_iteration"] == 2
     assert result(ran) == version(ran, 1) != version(ran, 2)
 
@@ -149,8 +154,8 @@ def test_falling_gold_ends_with_the_best_policy(tmp_path: Path, monkeypatch: pyt
 def test_without_the_rule_a_fall_is_only_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Gold, "fell", lambda self: True)
-    ran = online(tmp_path, Watched(), gold=GOLD, **KEYS)
+    monkeypatch.setattr(History, "fell", lambda self: True)
+    ran = online(tmp_path, Watched(), monitors=[{"gold": {"reward": GOLD}}], **KEYS)
     assert len(ran.metrics) == 5 and result(ran) == version(ran, 5)
     assert "warning: gold was best in iteration" in " ".join(capsys.readouterr().err.split())
 
@@ -160,7 +165,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
     finish: Callable[[Monitors], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before its result is written, or after it, when the version that it goes back to is discarded."""
-    monkeypatch.setattr(Gold, "fell", lambda self: True)
+    monkeypatch.setattr(History, "fell", lambda self: True)
     saves = []
 
     def killed(self: Monitors) -> None:
@@ -170,17 +175,17 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Monitors, "finish", killed)
-        online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
-    ran = online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
+        online(tmp_path, Watched(), monitors=STOPS, **KEYS)
+    ran = online(tmp_path, Watched(), monitors=STOPS, **KEYS)
     assert len(ran.metrics) == 1 and [ran.summary["kept_iteration"]] == saves == [ran.summary["iterations"]] == [1]
     assert json.loads((ran.folder / "align" / "adapter" / "adapter_config.json").read_text())
 
 
 def test_weights_that_are_gone_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gold, "fell", lambda self: True)
+    monkeypatch.setattr(History, "fell", lambda self: True)
     monkeypatch.setattr(TrainerState, "keep_version", lambda self, number: None)
     with pytest.raises(RunFailed, match=r"the weights to go back to are gone(.*\n)*help: delete"):
-        online(tmp_path, Watched(), gold=GOLD, stop={"gold": "falls"}, **KEYS)
+        online(tmp_path, Watched(), monitors=STOPS, **KEYS)
 
 
 def test_rollouts_that_people_deleted_do_not_stop_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,10 +214,10 @@ class Counts(Monitor):
         most: int = Field(99, ge=1, description="iterations")
         keep: int = Field(2, ge=0, description="the iteration to go back to")
 
-    def start(self, settings):
+    def start(self, stage):
         self.seen = []
 
-    def look(self, iteration, groups, gold):
+    def look(self, iteration, groups, metrics):
         self.seen.append([response.reward for group in groups for response in group.responses])
         stop = f"{iteration} iterations" if iteration == self.options.most else ""
         best = min(iteration, self.options.keep)
@@ -226,8 +231,6 @@ class Counts(Monitor):
 def register(add):
     add("monitor", "counts", Counts)
     add("monitor", "nothing", type("Nothing", (Counts,), {"look": lambda self, *look: None}))
-    letters = {"look": lambda self, *look: Observation(warnings="text")}
-    add("monitor", "letters", type("Letters", (Counts,), letters))
 """
 
 
@@ -263,7 +266,6 @@ def test_a_strangers_monitor_ends_a_stage_that_was_interrupted(
             PluginError,
             r"plugin 'counts.py'.*, in `Nothing.look`: return an alignkit.Observation",
         ),
-        ("letters", PluginError, r"in `Letters.look`: `warnings` must be a list of texts"),
         ("count", RecipeError, r"no monitor 'count'(.*\n)*.*did you mean 'counts'"),
     ],
 )
@@ -278,89 +280,10 @@ def test_what_a_monitor_may_say(monitor: Any, error: type[Exception] | None, tex
 
 def test_a_monitor_goes_back_and_not_forward() -> None:
     class Late(Monitor):
-        def look(self, iteration: int, groups: Any, gold: Any) -> Observation:
+        def look(self, iteration: int, groups: Any, metrics: Any) -> Observation:
             return Observation(best=4 if iteration > 2 else 1)
 
     monitor = create(Component("monitor", "late", Registration("late", Late), Late.Options()))
-    assert [look(monitor, number, [], None).best for number in (1, 2)] == [1, 1]
-    with pytest.raises(PluginError, match=r"`best` is 4: return an iteration up to this one, 3"):
-        look(monitor, 3, [], None)
-
-
-# Monitors that choose the prompts
-
-
-class Backwards(Monitor):
-    """Asks the last prompts first, and those only that it has not seen."""
-
-    class Options(Monitor.Options):
-        chosen: Any = Field(None, description="what it returns instead")
-
-    calls = 0
-
-    def look(self, iteration: int, groups: Any, gold: Any) -> Observation:
-        self.seen = {*getattr(self, "seen", ()), *(group.id for group in groups)}
-        return Observation()
-
-    def next_prompts(self, iteration: int, prompts: Any, random: Any) -> Any:
-        if self.options.chosen is not None:
-            return self.options.chosen
-        left = [number for number, group in enumerate(prompts) if group.id not in getattr(self, "seen", ())]
-        return np.array(left[::-1]) if left else None
-
-
-class Forgetful(Backwards):
-    """Counts what it was asked, which nobody counts when a stage resumes."""
-
-    calls = 0
-
-    def next_prompts(self, iteration: int, prompts: Any, random: Any) -> Any:
-        self.calls += 1
-        return [self.calls % len(prompts)]
-
-
-BACKWARDS = """
-from alignkit import hookimpl
-from test_watch import Backwards
-
-@hookimpl
-def register(add):
-    add("monitor", "backwards", Backwards)
-"""
-
-
-@pytest.fixture
-def backwards(tmp_path: Path) -> Iterator[None]:
-    (tmp_path / "backwards.py").write_text(BACKWARDS, encoding="utf-8")
-    load_plugins([tmp_path / "backwards.py"])
-    yield
-    load_plugins()
-
-
-@pytest.mark.usefixtures("backwards")
-def test_a_monitor_chooses_the_prompts(tmp_path: Path) -> None:
-    """Five prompts in threes: 4 3 2, then 1 0 and, as there are no more, 1 again; then in the stage's own order."""
-    ran = online(tmp_path, Watched(), count=5, prompts_per_iteration=3, iterations=3, monitors=["backwards"])
-    asked, words = [texts(groups) for groups in ran.rollouts()], texts(prompts(5))
-    assert asked[:2] == [[words[number] for number in order] for order in ([4, 3, 2], [1, 0, 1])]
-    assert len(set(asked[2])) == 3
-
-
-@pytest.mark.usefixtures("backwards")
-def test_nothing_else_decides_what_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="waits for the scores of the samples before, and 'ahead' does not"):
-        online(tmp_path, Watched(), monitors=["backwards"], rollout={"ahead": 1})
-
-
-@pytest.mark.parametrize("chosen", [[1.0, 2.0], [], [0, 4], ["a"], 3])
-def test_a_choice_is_of_prompts(chosen: Any) -> None:
-    options = Backwards.Options(chosen=chosen)
-    monitor = create(Component("monitor", "b", Registration("b", Backwards), options))
-    with pytest.raises(PluginError, match=r"[.]next_prompts`: return .*an index of the 4 prompts.*, not "):
-        next_prompts(monitor, 1, prompts(4), np.random.default_rng(0))
-
-
-def test_a_choice_must_be_repeatable() -> None:
-    check_monitor(Backwards)
-    with pytest.raises(ConformanceError, match="`next_prompts` depends on more than the samples and `random`"):
-        check_monitor(Forgetful)
+    assert [look(monitor, number, [], {}).best for number in (1, 2)] == [1, 1]
+    with pytest.raises(PluginError, match=r"return as `best` an iteration up to this one, 3, not 4"):
+        look(monitor, 3, [], {})

@@ -39,7 +39,7 @@ class Silence(Monitor):
 
     best = 0
 
-    def look(self, iteration: int, groups: Sequence[Group], gold: Sequence[Group] | None) -> Observation:
+    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
         empty = [not response.text.strip() for group in groups for response in group.responses]
         share = sum(empty) / max(1, len(empty))
         if share > self.options.most:

@@ -36,8 +36,8 @@ def test_it_conforms(recipe: Path) -> None:
 
 def test_a_stage_that_falls_silent_ends_with_the_last_policy_that_answered() -> None:
     monitor = Silence(Silence.Options())
-    assert monitor.look(1, answers("red", ""), None) == Observation({"notes/empty": 0.5}, best=1)
-    told = monitor.look(2, answers(" ", "", "blue"), None)
+    assert monitor.look(1, answers("red", ""), {}) == Observation({"notes/empty": 0.5}, best=1)
+    told = monitor.look(2, answers(" ", "", "blue"), {})
     assert told.stop == "67% of the answers are empty" and told.best == 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alignkit.data.group import Group
-from alignkit.data.sources import WEIGHTS, Loaded, SourceFacts
+from alignkit.data.sources import Loaded, SourceFacts
 from alignkit_plugins.data.columns import LABEL_COLUMNS
 from alignkit_plugins.data.shown import shortened, shown
 
@@ -33,7 +33,7 @@ def source_lines(source: SourceFacts) -> list[str]:
 
 def _unused(group: Group) -> list[str]:
     """The columns that the format has only kept, for rewards, without those of single words."""
-    used = {*WEIGHTS, *LABEL_COLUMNS} if group.responses else set[str]()
+    used = {"weight", *LABEL_COLUMNS} if group.responses else set[str]()
     return [name for name, value in group.meta.items() if name not in used and _is_meant(value)]
 
 

@@ -176,7 +176,7 @@ def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:
     """What a stage does with an entry; if it makes rows of it, what the stages do that read these."""
     keys = next((keys for options in (stage.settings, stage.component.options) if (keys := keys_of(options, spec))), ())
     names = {str(key): key for key in keys}
-    if "gold" in names or "gold_prompts" in names:
+    if "gold" in names:
         return "gold"
     if "validation" in names:
         return "validation"

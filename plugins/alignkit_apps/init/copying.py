@@ -35,7 +35,7 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
         help = did_you_mean(name, shipped()) or f"shipped recipes: {', '.join(shipped())}"
         refuse(f"no shipped recipe: {name}", help)
     root = shipped_folder()
-    extended = {Path(node.mark.file).resolve() for _, node in load_document(recipe).root.walk()}
+    extended = {Path(value.file).resolve() for _, value in load_document(recipe).places.values()}
     named = {recipe: None, **dict.fromkeys(sorted({*extended, *_named(load_recipe(recipe).resolved, root)}))}
     line = schema_line(plugins().registry)
     copies = {folder / file.relative_to(root): file.read_bytes() for file in (*named, root / LICENSES)}

@@ -191,7 +191,7 @@ def read_models(
     """
     given = {"model": named.spec, "rewards": named.rewards}
     document = parse_document(dump(given), Path(command), overrides)
-    path, data = document.path, document.root.plain()
+    path, data = document.path, document.data
     words, mistakes = validated(_Words, data, Reading(registry, path.parent))
     if words is not None:
         mistakes += [mistake.below("model") for mistake in broken(MODEL, words.model)]

@@ -126,7 +126,7 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def warnings(record: Mapping[str, Any]) -> list[str]:
     """What a stage's report warns of, in whole lines."""
-    texts = [str(block.get("lines") or "") for block in record.get("report") or [] if isinstance(block, Mapping)]
+    texts = [block for block in record.get("report") or [] if isinstance(block, str)]
     lines = "\n".join(texts).splitlines()
     return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
 

@@ -13,10 +13,9 @@ from typing import Any
 from pydantic import Field
 
 from alignkit.data.group import Message
-from alignkit.errors import BadRow, did_you_mean
+from alignkit.errors import BadRow
 from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
-from alignkit.recipe.schema import allowed_keys
 from alignkit_apps.policies.streaming import Answer
 from alignkit_plugins.data.columns import read_message
 
@@ -128,10 +127,7 @@ def _read(body: bytes) -> ChatKeys:
         if key in raw and raw[key] not in neutral:
             raise RequestError(400, f"{key}: {shown(raw[key])} is not supported; leave it out", key)
     known = {key: value for key, value in raw.items() if key not in {*NEUTRAL, *IGNORED}}
-    keys = allowed_keys(ChatKeys)
-    help = f"the keys are {', '.join(keys)}"
-    hints = {key: did_you_mean(key, keys) or help for key in known}
-    chat, mistakes = validated(ChatKeys, known, hints=hints)
+    chat, mistakes = validated(ChatKeys, known)
     if chat is None:
         first = min(mistakes, key=lambda mistake: str(mistake.keys))
         text = f"{first.text}; {first.help}" if first.help else first.text

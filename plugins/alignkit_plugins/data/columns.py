@@ -256,7 +256,7 @@ class ColumnFormat(Format):
             name: A column.
         """
         value = columns_of(row).get(name)
-        return value if value in LEVELS else to_number(value, f"column '{name}'", f", or one of {', '.join(LEVELS)}")
+        return value if value in LEVELS else to_number(value, f"column '{name}', unless one of {', '.join(LEVELS)},")
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:

@@ -24,7 +24,6 @@ from alignkit_plugins.environments.tools import tool_schemas
 from alignkit_plugins.environments.turns import Turns, read_turn
 
 MOST_TURNS = 8  # of the policy, by default
-ANSWERS = shapes.optional(shapes.messages(["system", "user", "tool"]))
 
 
 @dataclass
@@ -66,8 +65,8 @@ class Episode:
     def respond(self, turn: Message) -> list[Message] | None:
         """Add a turn of the policy; returns the messages that follow it. None: the episode is over."""
         self.add([turn])
-        answers = call(self.environment, "respond", copy.deepcopy(turn), returns=ANSWERS)
-        return None if answers is None else _plain(answers)
+        answers = call(self.environment, "respond", copy.deepcopy(turn), returns=shapes.messages)
+        return _plain(answers) if answers else None
 
     def hear(self, text: str, tools: Sequence[Any]) -> bool:
         """Add a turn with calls in tags, and the answers to it; returns whether the episode continues."""
@@ -114,7 +113,7 @@ class Factory:
         environment = self._new()
         environment.random = seeds.stream(self.seed, self.stage, "environment", *path)
         columns = MappingProxyType(copy.deepcopy({**group.meta, "prompt": list(group.prompt)}))
-        opening = call(environment, "reset", columns, returns=_wrong_opening)
+        opening = call(environment, "reset", columns, returns=_check_opening)
         episode = Episode(environment, row, _opened(group.prompt, opening))
         if first is not None and episode.prompt != first.prompt:
             text = "the responses to a prompt share it, so return the same for all of them; draw from self.random only"
@@ -297,5 +296,5 @@ def _opened(prompt: Sequence[Message], opening: Any) -> list[Message]:
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + opening}]
 
 
-def _wrong_opening(opening: Any) -> str:
-    return ANSWERS([{"role": "user", "content": opening}] if isinstance(opening, str) else opening)
+def _check_opening(opening: Any) -> None:
+    shapes.messages([{"role": "user", "content": opening}] if isinstance(opening, str) else opening)

@@ -1,8 +1,8 @@
 """What a model learned from, and who then cannot say whether it is better: a reward, a judge, prompts that it has seen.
 
 A policy learned from what occurs in its stage, or in a stage before it: the rewards and judges of training, of labels,
-of filters and of chosen samples. A reward model is also its own if both learned from the same pairs. `gold` counts if
-it chooses the result, by `stop`, and not if it only watches.
+of filters and of chosen samples. A reward model is also its own if both learned from the same pairs. That of a monitor,
+such as `gold`, counts if it chooses the result, by `stop`, and not if it only watches.
 
 An evaluation on prompts that were trained on says little about others.
 """
@@ -86,8 +86,7 @@ class _Lineage:
                 if other is None:
                     return None
                 found |= other
-            gold = getattr(stage.settings, "gold", None)
-            watched = {spec.name for spec in specs(gold, RewardSpec) if spec.kind == "stage"}
+            watched = {spec.name for spec in specs(stage.settings, RewardSpec) if spec.kind == "stage"}
             used = {spec.name for spec in specs(_teaching(stage), RewardSpec) if spec.kind == "stage"}
             names += [before for before in stage.upstream if before not in watched - used]
             found |= self._marks(_teaching(stage))
@@ -133,11 +132,10 @@ def _which(component: Component) -> str:
 
 
 def _teaching(stage: Stage) -> list[Any]:
-    """The settings and options of a stage, without a `gold` that only watches: that no rule to stop chooses by."""
+    """The settings and options of a stage, without the monitors that only watch."""
     settings = fields_of(stage.settings) if stage.settings is not None else {}
-    stop = settings.get("stop")
-    if stop is None or not stop.gold:
-        settings.pop("gold", None)
+    monitors = settings.pop("monitors", None) or ()
+    settings["monitors"] = [each for each in monitors if getattr(each.options, "stop", True)]
     return [settings, stage.component.options]
 
 
