@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from alignkit import shapes
 from alignkit.calls import call, create
 from alignkit.data.group import Message
@@ -21,7 +19,6 @@ Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Rated = tuple[Sequence[Message], str]  # prompt, response
 Rubric = str | Sequence[str]
 
-_VERDICT = TypeAdapter(Verdict)
 _spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
 
 
@@ -38,7 +35,7 @@ def spending() -> Iterator[list[Verdict | Rating]]:
 
 def verdict_from(row: Mapping[str, Any]) -> Verdict:
     """A verdict from its JSON form, a dictionary of its fields."""
-    return _VERDICT.validate_python(row)
+    return Verdict(**row)
 
 
 def rates(judge: type[Judge]) -> bool:

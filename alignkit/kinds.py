@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 from alignkit.data.files import suffix_of
 from alignkit.data.group import Group
-from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
 from alignkit.options import WithOptions
 from alignkit.plugins import plugins
-from alignkit.registry import Registration, Unresolved
+from alignkit.registry import Registration
 from alignkit.settings import Settings
 
 
@@ -178,18 +177,12 @@ def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, f
 
     "nan" and "inf" become floats again; other texts are left out.
     """
-    metrics = {name: value for name, text in line.items() if (value := _number(text)) is not None}
-    metrics = {name: value for name, value in metrics.items() if name not in _NOT_METRICS}
-    step = line.get("step")
-    return str(line.get("stage", "")), step if isinstance(step, int) else number, metrics
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    return None
+    metrics = {}
+    for name, value in line.items():
+        is_number = isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+        if is_number and name not in _NOT_METRICS:
+            metrics[name] = float(value)
+    return str(line.get("stage", "")), int(line.get("step", number)), metrics
 
 
 HUB = Path("data.hub")  # stands for what `hub:` names
@@ -246,7 +239,7 @@ class Reader:
 def reader_of(path: Path) -> Reader | None:
     """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
 
-    Raises DataError if several plugins read it.
+    Raises Unresolved if several plugins read it.
     """
     registration = registration_of(path)
     if registration is None:
@@ -259,12 +252,7 @@ def registration_of(path: Path) -> Registration | None:
     suffix = suffix_of(path)
     if not plugins().registry.has("reader", suffix):
         return None
-    try:
-        return plugins().registry.get("reader", suffix)
-    except Unresolved as error:
-        origins = [one.origin for one in plugins().registry.registrations("reader") if one.name == suffix]
-        text = f"{path}: {' and '.join(origins)} read files with this suffix; disable one: --no-plugin PACKAGE:NAME"
-        raise DataError(text) from error
+    return plugins().registry.get("reader", suffix)
 
 
 ACCELERATE = "accelerate"  # the name of the one that runs use

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from alignkit import plugins as module
-from alignkit.errors import DataError, PluginError, RecipeError
+from alignkit.errors import PluginError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.kinds import reader_of
 from alignkit.plugins import Plugins, load_plugins
@@ -292,7 +292,7 @@ def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: Make
     distribution("x-two", READER)
     load_plugins()
     assert reader_of(tmp_path / "a.feedback") is not None
-    with pytest.raises(DataError, match=r"x-one 1\.2 and x-two 1\.2 read files with this suffix; disable one"):
+    with pytest.raises(PluginError, match=r"reader '\.notes' is provided by x-one 1\.2 and x-two 1\.2"):
         reader_of(tmp_path / "a.notes")
 
 

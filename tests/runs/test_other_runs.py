@@ -200,7 +200,7 @@ def test_another_scale_and_another_vocabulary_are_refused_first(
     code, said = run(write(tmp_path, {"sft": stage}, lora=None), capsys)
     assert (
         code == 2
-        and "knows 7 tokens, but the tokenizer of model.base 'tiny' has" in said
+        and "knows 7 tokens, but model.base 'tiny' has" in said
         and "loading" not in said.replace("loading torch", "")
     )
 
