@@ -50,7 +50,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         if _is_whole(path):
             learner, plain = torch.load(path, map_location="cpu", weights_only=True)
             return {**json.loads(plain), "learner": learner}
-        say(f"checkpoint {path} is damaged: the stage goes on from the one before, or starts over")
+        say(f"checkpoint {path} is damaged: the stage continues from the one before, or starts over")
         path.unlink(missing_ok=True)  # another process of the run may be faster
     return {}
 
