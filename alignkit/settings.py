@@ -35,20 +35,6 @@ class LoraSpec(Options):
     use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
 
 
-class Quantization(Options):
-    """The options of weights in 4 bits, under bitsandbytes' names (Dettmers et al. 2023, QLoRA, arXiv:2305.14314)."""
-
-    type: Literal["nf4", "fp4"] = Field(description="numbers of 4 bits: of a normal distribution, or with an exponent")
-    double_quant: bool = Field(
-        default=False,
-        description="also store the scales, one per 64 weights, in 8 bits: 0.37 bits less per weight",
-    )
-
-    def __str__(self) -> str:
-        """`nf4 with double quantization`."""
-        return f"{self.type} with double quantization" if self.double_quant else self.type
-
-
 # Variables of every chat template, and arguments of transformers' function that renders it.
 TEMPLATE_NAMES = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
@@ -69,10 +55,10 @@ class ModelSpec(Options):
         description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it, "
         "else float32",
     )
-    quantization: Literal["none", "nf4", "fp4", "int8"] | Quantization = Field(
+    quantization: Literal["none", "nf4", "nf4_double_quant", "int8"] = Field(
         default="none",
-        description="store the base weights in 4 or 8 bits (bitsandbytes), such as nf4 or {type: nf4, double_quant: "
-        "true}; requires LoRA",
+        description="store the base weights in 4 or 8 bits (bitsandbytes), with double_quant also their scales; "
+        "requires LoRA (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)",
     )
     lora: Annotated[LoraSpec | None, BeforeValidator(lambda value: None if value == "none" else value)] = Field(
         default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
@@ -140,11 +126,6 @@ class Rollout(Sampling):
     max_turns: int | None = Field(
         default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"
     )
-
-    @field_validator("ahead")
-    @classmethod
-    def _set(cls, ahead: int | None) -> int | None:
-        return ahead or None  # a key that is not set changes no stage's hash
 
     @field_validator("temperature")
     @classmethod

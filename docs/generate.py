@@ -1,7 +1,7 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `launcher`, `model`, `lora`, `quantization`, `settings`, `rollout`, `importance`, `mix`, `data`,
+`recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `data`,
 `measures`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
 `data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
 `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name
@@ -36,7 +36,7 @@ from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_apps.catalog import new
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
@@ -53,7 +53,6 @@ MODELS: dict[str, type[BaseModel]] = {
     "recipe": TopKeys,
     "model": ModelSpec,
     "lora": LoraSpec,
-    "quantization": Quantization,
     "settings": Settings,
     "rollout": Rollout,
     "importance": Importance,

@@ -379,7 +379,7 @@ def test_all_weights(tmp_path: Path) -> None:
     check_artifacts("smoke", done, overrides, "adapter/model.safetensors")
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", "nf4_double_quant", "int8"])
 def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
     """bitsandbytes has layouts without a backward, into which a forward without gradients changes."""
     import torch

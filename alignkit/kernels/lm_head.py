@@ -54,11 +54,9 @@ def logprobs_and_entropy(
 
     hidden [N, D], tokens [N]; `chunk` rows are computed at a time. The product has the dtype of the head, the rest is
     float32, or float64 if the head is. Gradients reach the hidden states and the parameters of the head that learn.
-    Raises `ValueError` if tokens is not [N] or chunk is not positive.
+    Raises `ValueError` if tokens is not [N].
     """
     check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
-    if chunk < 1:
-        raise ValueError(f"chunk must be positive, not {chunk}")
     if head.learns:
         return _learned_head(hidden, tokens, head, entropy, chunk)
     # Decided here, because gradients are always off inside of a Function's forward.
@@ -73,16 +71,12 @@ def logprobs_and_entropy(
 def _learned_head(
     hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, chunk: int
 ) -> tuple[Tensor, Tensor | None]:
-    recompute = torch.is_grad_enabled() and (hidden.requires_grad or head.learns)
     parts = []
     # An empty batch is one chunk of no rows, which keeps it connected to the graph for its backward pass.
     for start in range(0, max(len(hidden), 1), chunk):
         arguments = (hidden[start : start + chunk], tokens[start : start + chunk], head, entropy)
-        if recompute:
-            # The chunk draws no random numbers, so there is no generator state to preserve.
-            parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(_chunk(*arguments))
+        # The chunk draws no random numbers, so there is no generator state to preserve.
+        parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
     logprobs, *entropies = (torch.cat(column) for column in zip(*parts, strict=True))
     return logprobs, entropies[0] if entropies else None
 

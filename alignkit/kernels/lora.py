@@ -126,12 +126,16 @@ def _within_memory(copy: Callable[[], dict[int, PackedWeight]]) -> dict[int, Pac
     return {}
 
 
-def plain_layers(model: Any) -> list[Any]:
-    """The linear layers with adapters. Quantized ones are subclasses, and their weights are no plain matrices."""
+def lora_layers(model: Any) -> list[Any]:
+    """The layers with adapters."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    return [layer for layer in layers if type(layer.base_layer) is nn.Linear]
+    return [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+
+
+def plain_layers(model: Any) -> list[Any]:
+    """The linear layers with adapters. Quantized ones are subclasses, and their weights are no plain matrices."""
+    return [layer for layer in lora_layers(model) if type(layer.base_layer) is nn.Linear]
 
 
 @torch.no_grad()
@@ -140,15 +144,9 @@ def _pack(model: Any, adapter: str | None, rows: int) -> dict[int, PackedWeight]
     head = model.get_output_embeddings()
     packed = {id(head.weight): PackedWeight(head.weight, getattr(head, "bias", None), rows)}
     for layer in plain_layers(model):
-        key, weight = _merged(layer, adapter)
+        key = weight = layer.base_layer.weight
+        if adapter is not None:
+            down, key = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            weight = torch.addmm(weight, key, down, alpha=layer.scaling[adapter])
         packed[id(key)] = PackedWeight(weight, layer.base_layer.bias, rows)
     return packed
-
-
-def _merged(layer: Any, adapter: str | None) -> tuple[Tensor, Tensor]:
-    """The parameter that a packed weight replaces, and the layer's weight with the adapter merged in."""
-    weight = layer.base_layer.weight
-    if adapter is None:
-        return weight, weight
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    return up, torch.addmm(weight, up, down, alpha=layer.scaling[adapter])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,11 @@ def retain_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
 
 
-def trim() -> bool:
-    """Let glibc return freed memory to the system. Returns whether glibc supports this."""
+def trim() -> None:
+    """Let glibc, where it is the C library, return freed memory to the system."""
     malloc_trim = capabilities.glibc("malloc_trim")
-    if malloc_trim is None:
-        return False
-    malloc_trim(0)
-    return True
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 @dataclass
@@ -81,15 +80,14 @@ class TrimOnGrowth:
 
     baseline: int | None = None  # resident bytes at the first check after a trim
 
-    def check(self) -> bool:
-        """Trim if the process has grown enough; return whether it did. Call between steps, when little is allocated."""
+    def check(self) -> None:
+        """Trim if the process has grown enough. Call between steps, when little is allocated."""
         resident = _resident()
         if self.baseline is None:
             self.baseline = resident
-        if resident < self.baseline + GROWTH or not trim():
-            return False
-        self.baseline = None
-        return True
+        elif resident >= self.baseline + GROWTH:
+            trim()
+            self.baseline = None
 
 
 def _resident() -> int:
@@ -99,9 +97,5 @@ def _resident() -> int:
 
 def _peak() -> int:
     """The most bytes that this process has used at a time."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # does not exist on Windows
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # the unit differs

@@ -25,7 +25,7 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.digest import cached_snapshot, digest, file_digest
 from alignkit.kernels import matmul
-from alignkit.kernels.lora import adapted, low_rank
+from alignkit.kernels.lora import adapted, lora_layers, low_rank
 from alignkit.models.loading import UNREAD, read_json, read_weights, weight_files
 
 if TYPE_CHECKING:
@@ -84,29 +84,25 @@ class Base:
         """
         if not is_adapter(folder):
             theirs, ours = _vocabulary(folder), _vocabulary(self._folder)
-            other = None not in (theirs, ours) and theirs != ours
-            what = f"knows {theirs} tokens, but the tokenizer of model.base '{self.name}' has {ours}"
-            return f"{folder} {what}" if other else ""
-        if not self.fits(folder):
-            text = f"{folder} is an adapter for the base model '{base_name(folder)}', not for '{self.name}'"
-            return f"{text}: their weights differ" if _saved(folder).get("name") == self.name else text
-        saved, expected = read_json(folder / CONFIG), dict[str, Any].fromkeys(VARIANTS)
+            other = f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}"
+            return other if theirs and ours and theirs != ours else ""
+        saved, origin = read_json(folder / CONFIG), _origin(folder)
+        if origin.get("weights") and self.weights:
+            fits = origin["weights"] == self.weights
+        else:
+            fits = saved.get("base_model_name_or_path") == self.source
+        if not fits:
+            name = base_name(folder)
+            return f"{folder} is an adapter for the base model '{name}', not for '{self.name}', or for other weights"
+        expected = dict[str, Any].fromkeys(VARIANTS)
         if str(saved.get("init_lora_weights")).startswith(SUBTRACTED):
             expected["init_lora_weights"] = None
         if lora is not None:
             expected |= lora.model_dump(include=set(SCALE))
         for key, value in expected.items():
-            if key in saved and (saved[key] or None) != (value or None):
-                ours = value or "nothing like it"
-                return f"{folder}: this adapter has {key} {saved[key]}, but the recipe's model.lora has {ours}"
+            if (saved.get(key) or None) != (value or None):
+                return f"{folder}: this adapter has {key} {saved.get(key)}, but the recipe's model.lora has {value}"
         return ""
-
-    def fits(self, folder: Path) -> bool:
-        """Whether the adapter in a folder is for this base model: by the digest of the weights, or else by name."""
-        saved = _saved(folder)
-        if saved.get("weights") and self.weights:
-            return bool(saved["weights"] == self.weights)
-        return bool(_source(folder) == self.source)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -116,13 +112,12 @@ def is_adapter(folder: Path) -> bool:
 
 def base_name(folder: Path) -> str:
     """The name of the base model that the adapter in a folder is for."""
-    return str(_saved(folder).get("name") or _source(folder))
+    return str(_origin(folder).get("name") or read_json(folder / CONFIG).get("base_model_name_or_path"))
 
 
-def scale_of(adapter: Any) -> dict[str, Any]:
-    """The options that scale an adapter: of a folder, or of peft's configuration of one in memory."""
-    saved = read_json(adapter / CONFIG) if isinstance(adapter, Path) else vars(adapter)
-    return {key: saved[key] for key in SCALE if saved.get(key) is not None}
+def scale_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in peft's configuration that scale an adapter."""
+    return {key: config[key] for key in SCALE if config.get(key) is not None}
 
 
 def _vocabulary(folder: Path | None) -> Any:
@@ -130,11 +125,8 @@ def _vocabulary(folder: Path | None) -> Any:
     return None if folder is None else read_json(folder / "config.json", optional=True).get("vocab_size")
 
 
-def _source(folder: Path) -> Any:
-    return read_json(folder / CONFIG).get("base_model_name_or_path")
-
-
-def _saved(folder: Path) -> Mapping[str, Any]:
+def _origin(folder: Path) -> Mapping[str, Any]:
+    """What `save_origin` has written; empty for an adapter of plain peft."""
     saved = read_json(folder / ORIGIN, optional=True).get("base")
     return saved if isinstance(saved, dict) else {}
 
@@ -173,31 +165,26 @@ class Adapters:
         if isinstance(start, Path):
             if reason := self.base.misfit(start):
                 raise RunFailed(reason)
-            spec = spec.model_copy(update=scale_of(start))
+            spec = spec.model_copy(update=scale_of(read_json(start / CONFIG)))
         self._inject(adapter, seed, spec)
-        try:
-            if isinstance(start, Path):
-                self._load(adapter, start)
-            elif start is not None:
-                if scale_of(self.model.peft_config[start]) != scale_of(self.model.peft_config[adapter]):
-                    raise RunFailed(f"an adapter of another scale than model.lora cannot be trained: {start}")
-                for layer in self._layers():
-                    for store in (layer.lora_A, layer.lora_B):
-                        store[adapter].load_state_dict(store[start].state_dict())
-        except BaseException:
-            self.drop(adapter)
-            raise
-        finally:
-            # peft turns gradients on for the new adapter and off for all others, even if another role is in training.
-            for parameter in self.model.parameters():
-                parameter.requires_grad_(False)
-            for parameter in trained:
-                parameter.requires_grad_(True)
+        # peft turns gradients on for the new adapter and off for all others, even if another role is in training.
+        self.model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        if isinstance(start, Path):
+            self._load(adapter, start)
+        elif start is not None:
+            configs = self.model.peft_config
+            if scale_of(vars(configs[start])) != scale_of(vars(configs[adapter])):
+                raise RunFailed(f"an adapter of another scale than model.lora cannot be trained: {start}")
+            for layer in lora_layers(self.model):
+                for store in (layer.lora_A, layer.lora_B):
+                    store[adapter].load_state_dict(store[start].state_dict())
         return adapter
 
     def drop(self, adapter: str) -> None:
         """Remove an adapter and its weights."""
-        for layer in self._layers():
+        for layer in lora_layers(self.model):
             for store in (layer.lora_A, layer.lora_B, layer.lora_dropout, layer.scaling, layer.r):
                 if adapter in store:
                     del store[adapter]
@@ -256,26 +243,17 @@ class Adapters:
                     self._peft.add_adapter(adapter, config)
             except ValueError as error:
                 raise RunFailed(f"model.lora: {error}") from error
-        for layer in self._layers():
-            _patch_forward(layer, self.active)
-        self._refuse_special()
-
-    def _refuse_special(self) -> None:
-        """Reject an adapter on a matrix that may be tied to another, on a router, or on stacked experts.
-
-        A router may return a tuple, to which an adapter's term cannot be added. peft merges experts with their adapters
-        in every pass, which would store as much as all experts weigh.
-        """
         tied = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
-        layers = {*self._layers()}
-        for name, module in self.model.named_modules():
-            if module not in layers:
-                continue
-            kind = type(module.get_base_layer()).__name__
-            if module in tied or hasattr(module, "parameter_name") or "Router" in kind:
+        for layer in lora_layers(self.model):
+            layer.alignkit_active = self.active
+            layer.forward = MethodType(_forward, layer)
+            kind = type(layer.get_base_layer()).__name__
+            # A router may return a tuple, to which an adapter's term cannot be added. peft merges experts with their
+            # adapters in every pass, which would store as much as all experts weigh.
+            if layer in tied or hasattr(layer, "parameter_name") or "Router" in kind:
                 raise RunFailed(
-                    f"model.lora.target_modules: {name} ({kind}) cannot have an adapter, like the language head, token "
-                    "embeddings, routers and stacked experts; leave it out"
+                    f"model.lora.target_modules: {kind} cannot have an adapter; leave out the language head, token "
+                    "embeddings, routers and stacked experts"
                 )
 
     def _load(self, adapter: str, folder: Path) -> None:
@@ -292,18 +270,6 @@ class Adapters:
                 f"{different[0]}"
             )
         set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
-
-    def _layers(self) -> list[Any]:
-        from peft.tuners.lora import LoraLayer
-
-        return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-
-
-def _patch_forward(layer: Any, active: ActiveAdapter) -> None:
-    """Let a LoRA layer add the active adapter instead of peft's."""
-    if not hasattr(layer, "alignkit_active"):
-        layer.alignkit_active = active
-        layer.forward = MethodType(_forward, layer)
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -324,8 +290,8 @@ def _sort_facts(file: Path) -> None:
     with file.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
-        facts = sorted(header.pop("__metadata__").items())
-        text = json.dumps({"__metadata__": dict(facts), **header}, separators=(",", ":"))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"))
         stream.seek(8)
         # Padded to the old size, because tensors are found by their distance from the header's end.
         stream.write(text.encode().ljust(size))
@@ -345,31 +311,22 @@ def lora_targets(model: Any, targets: str | list[str]) -> Any:
         return targets
     linear: list[str] = []
     frozen: list[str] = []
-    stacks = [name for name, module in model.named_modules() if _holds_experts(module)]
+    for name, module in model.named_modules():
+        # Weights of stacked experts are [experts, outputs, inputs].
+        if not isinstance(module, nn.Conv1d) and 3 in {p.ndim for p in module.parameters(recurse=False)}:
+            frozen.append(name)
+    is_mixture = bool(frozen)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or module is model.get_output_embeddings():
             continue
-        of_expert = bool(stacks) and OF_EXPERTS.search(name) is not None
-        (frozen if of_expert or _is_read_by_parent(model, name) else linear).append(name)
-    frozen += stacks
+        # A state space layer passes this layer's weight to a kernel, past any adapter.
+        parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        is_read = name.endswith("out_proj") and ("Mamba" in parent or "Mixer" in parent)
+        (frozen if is_read or (is_mixture and OF_EXPERTS.search(name)) else linear).append(name)
     if not frozen:
         return ALL  # leaves the choice, and the words in saved adapters, to peft
-    names = ", ".join(sorted({name.rpartition(".")[2] for name in frozen}))
     logging.getLogger("alignkit").warning(
         f"model.lora.target_modules: {ALL} leaves {len(frozen)} layers frozen, in a mixture of experts also those of "
-        f"dense and shared MLPs: {min(frozen)} and others called {names}"
+        f"dense and shared MLPs: {min(frozen)} and others"
     )
     return set(linear)
-
-
-def _holds_experts(module: Any) -> bool:
-    """Whether a module has stacked weights, [experts, outputs, inputs]."""
-    convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return not convolution and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
-
-
-def _is_read_by_parent(model: Any, name: str) -> bool:
-    """Whether a state space layer passes this layer's weight to a kernel, past any adapter; peft refuses it by name."""
-    parent, _, leaf = name.rpartition(".")
-    kind = type(model.get_submodule(parent)).__name__
-    return leaf == "out_proj" and ("Mamba" in kind or "Mixer" in kind)

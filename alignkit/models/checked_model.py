@@ -18,7 +18,7 @@ from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
 from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.loading import backbone, load_config
+from alignkit.models.loading import backbone, load_config, reading
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -44,16 +44,11 @@ def small_copy(spec: ModelSpec, source: str, revision: str | None) -> Any:
     config = load_config(source, revision, spec.trust_remote_code)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
+        with reading(f"{spec.base}: its architecture", "please report this"):
             _shrink(config.get_text_config())
             network = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=spec.trust_remote_code
             )
-        except _ODD as error:
-            raise RunFailed(
-                f"{spec.base}: no small copy of this architecture can be made, to check it with: "
-                f"{type(error).__name__}: {error}\nhelp: please report this"
-            ) from error
         for weight in network.parameters():
             if weight.ndim > 1:  # so large that every token matters, however small the model is
                 torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)

@@ -244,7 +244,7 @@ class ActiveSequence:
 
 
 def row_bytes(config: Any, width: int, longest: int, new: int) -> int:
-    """Bytes of what a row keeps in all layers, at least 1: keys and values of its tokens, and recurrent states in fp32.
+    """Bytes of what a row keeps in all layers, at least 1: keys and values of its tokens.
 
     config: of the language model. width: bytes of a number. longest: tokens of the longest prompt. new: tokens that a
     row may write.
@@ -254,12 +254,8 @@ def row_bytes(config: Any, width: int, longest: int, new: int) -> int:
     if heads is not None:
         size = largest(config, "head_dim") or config.hidden_size // heads
         of_token = 2 * (largest(config, "num_key_value_heads") or heads) * size * width
-    expand = largest(config, "expand") or largest(config, "mamba_expand") or 0
-    of_states = (
-        4 * expand * config.hidden_size * (largest(config, "state_size") or largest(config, "mamba_d_state") or 0)
-    )
     # Twice the new tokens, because a row that has written all of its own may share the cache with a new one.
-    return max(1, int(config.num_hidden_layers * (of_states + of_token * (longest + 2 * new))))
+    return max(1, int(config.num_hidden_layers * of_token * (longest + 2 * new)))
 
 
 def most_rows(row: int, memory: float, halvings: int, vocabulary: int = 0) -> int:

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Arguments of `BitsAndBytesConfig`, for each word of `model.quantization`.
+_NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "none": {},
+    "int8": {"load_in_8bit": True},
+    "nf4": _NF4,
+    "nf4_double_quant": {**_NF4, "bnb_4bit_use_double_quant": True},
+}
 HUB_TIMEOUT = 5  # seconds to wait for the hub
 _AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"
 
@@ -50,10 +58,7 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
     if optional and not file.is_file():
         return {}
     with reading(file):
-        content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise RunFailed(f"{file} is not a JSON object\nhelp: {_AGAIN}")
-    return content
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -110,24 +115,19 @@ def locate(source: str, revision: str | None = None) -> str:
     """
     if Path(source).is_dir():
         return source
-    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    cached = cached_snapshot(source, revision)
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise errors.OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=HUB_TIMEOUT)
-    except errors.EntryNotFoundError:
-        return source  # the repository has no configuration; it may be an adapter
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
-        if cached is not None:
+        if (cached := cached_snapshot(source, revision)) is not None:
             return str(cached)
         reason = " ".join(str(error).split())[:400]
         raise RunFailed(
             f"model.base '{source}' is neither a folder nor in the hub's cache, and {constants.ENDPOINT} does not "
             f"serve it ({type(error).__name__}: {reason})\n"
-            "help: correct the name or model.revision, or run `hf auth login` for a gated or private model; without a "
-            f"network, copy the cache of `hf download {source}` to {constants.HF_HUB_CACHE}, or name a local folder"
+            "help: correct the name or model.revision, run `hf auth login` for a gated or private model, or download "
+            "it where there is a network (`hf download`)"
         ) from error
     return source
 
@@ -170,8 +170,13 @@ def load_base(
 
     attention_name: None for the model's own. spare: see `load_weights`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    quantization = None
+    if options := QUANTIZED[spec.quantization]:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RunFailed(f"'quantization: {spec.quantization}' needs bitsandbytes\nhelp: pip install bitsandbytes")
+        quantization = BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **options)
     model = load_weights(
         AutoModelForCausalLM,
         source,
@@ -179,7 +184,7 @@ def load_base(
         revision=revision,
         dtype=dtype,
         attn_implementation=attention_name,
-        quantization_config=_quantization(spec, dtype),
+        quantization_config=quantization,
         trust_remote_code=spec.trust_remote_code,
         device_map={"": device},
     )
@@ -190,42 +195,14 @@ def load_base(
     return model
 
 
-def quantization_options(spec: ModelSpec) -> dict[str, Any]:
-    """The arguments of `BitsAndBytesConfig` that a recipe sets; empty if the base is not quantized."""
-    form = spec.quantization
-    if form == "none":
-        return {}
-    if form == "int8":
-        return {"load_in_8bit": True}
-    if isinstance(form, str):
-        return {"load_in_4bit": True, "bnb_4bit_quant_type": form}
-    return {"load_in_4bit": True, "bnb_4bit_quant_type": form.type, "bnb_4bit_use_double_quant": form.double_quant}
-
-
-def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if spec.quantization == "none":
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise RunFailed(
-            f"'quantization: {spec.quantization}' needs bitsandbytes, which is not installed\n"
-            "help: pip install bitsandbytes, where it exists for this system, or set 'quantization: none'"
-        )
-    return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **quantization_options(spec))
-
-
 def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
     """What an `Encoder` of a base model is made of, without its weights: tokenizer, template arguments, end tokens."""
     from transformers import AutoTokenizer
 
     options: Any = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
-    config = None
-    if not (Path(source) / "adapter_config.json").is_file():
-        config = load_config(source, **options)
+    config = load_config(source, **options)
     tokenizer = loaded_tokenizer(lambda: AutoTokenizer.from_pretrained(source, **options), spec.base)
-    if config is not None:
-        check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
+    check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
     set_chat_template(tokenizer, spec.chat_template)
     return tokenizer, spec.chat_template_kwargs, end_ids(source, revision)
 
@@ -236,26 +213,24 @@ def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
 
     with reading(f"{source}: generation_config.json", "correct it, or delete it"):
         try:
-            ids = ends_of(GenerationConfig.from_pretrained(source, revision=revision))
+            return tuple(map(int, ends_of(GenerationConfig.from_pretrained(source, revision=revision))))
         except OSError:  # there are no such settings
             return ()
-        if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
-            raise ValueError(f"eos_token_id {ids!r:.60} is no token")
-    return tuple(ids)
 
 
 def ends_of(generation: Any) -> list[Any]:
     """What generation settings name as end tokens: none, one or several."""
-    found = generation.eos_token_id
-    ids = found if isinstance(found, list | tuple) else [found]
-    return [token for token in ids if token is not None]
+    ids = generation.eos_token_id
+    if ids is None:
+        return []
+    return [*ids] if isinstance(ids, list | tuple) else [ids]
 
 
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> Any:
-    """Call `kind.from_pretrained`. Logs one line about weights in the files that the model does not use.
+    """Call `kind.from_pretrained`.
 
-    spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
-    wrong shape: transformers would draw them at random.
+    spare: endings of names that may be missing. Raises RunFailed if other weights are missing or have the wrong shape:
+    transformers would draw them at random.
     """
     silence_libraries()
     load_config(str(source), options.get("revision"), options["trust_remote_code"])
@@ -263,27 +238,15 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
         model, report = kind.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
         )
-    architecture = type(model).__name__
-    if missing := sorted(key for key in report["missing_keys"] if not key.endswith(spare)):
+    wrong = [key for key in report["missing_keys"] if not key.endswith(spare)]
+    wrong += [name for name, *_ in report["mismatched_keys"]]
+    if wrong:
         raise RunFailed(
-            f"{source}: these weights of a {architecture} are not in its files: {', '.join(missing[:3])}\n"
-            f"help: use a complete model of this kind; its config.json names {model.config.architectures}"
+            f"{source}: these weights of a {type(model).__name__} are not in its files, or have another shape there: "
+            f"{', '.join(sorted(wrong)[:3])}\nhelp: use a complete model of this kind; its config.json names "
+            f"{model.config.architectures}"
         )
-    if report["mismatched_keys"]:
-        name, theirs, ours = min(report["mismatched_keys"])
-        raise RunFailed(
-            f"{source}: {name} has the shape {list(theirs)}, but its config.json describes a {architecture} with "
-            f"{list(ours)}\nhelp: use a folder whose configuration and weights belong together"
-        )
-    if unused := sorted(key for key in report["unexpected_keys"] if not key.endswith(spare)):
-        some = ", ".join(unused[:3])
-        logging.getLogger("alignkit").warning(f"{source}: a {architecture} does not use weights such as {some}")
     return model
-
-
-def _is_no_report(record: logging.LogRecord) -> bool:
-    """Whether a line is not transformers' table of missing and unused weights, which are reported here."""
-    return "LOAD REPORT" not in record.getMessage()
 
 
 def silence_libraries() -> None:
@@ -291,10 +254,10 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they work unpaged
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    for name in ("transformers.modeling_utils", "bitsandbytes"):  # missing weights are reported here
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Paged optimizers work unpaged on a CPU.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported|.*is_gradient_checkpointing")
 
 
 def has_score(folder: Path) -> bool:
@@ -336,15 +299,15 @@ def padding_of(config: Any) -> int | None:
 
 
 def saved_unread(folder: Path) -> int | None:
-    """The padding that a saved reward model skips; None for adapters of earlier versions, which read the last token."""
+    """The padding that a saved reward model skips; None for one that reads the last token."""
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
         with safe_open(weights, "pt") as file:
             value = (file.metadata() or {}).get(UNREAD)
         return None if value is None else int(value)
     config = read_json(folder / CONFIG)
-    found = config.get("pad_token_id", config.get("text_config", {}).get("pad_token_id"))
-    return None if found is None else int(found)
+    padding: int | None = config.get("text_config", config).get("pad_token_id")
+    return padding
 
 
 def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
@@ -376,11 +339,8 @@ def saved_head(folder: Path) -> Tensor:
 def with_padding(tokenizer: Any, config: Any) -> Any:
     """A copy of a tokenizer that pads with the base's padding, or else with a token that ends no turn."""
     padded, padding = copy.deepcopy(tokenizer), padding_of(config)
-    if padding is not None and (token := tokenizer.convert_ids_to_tokens(padding)) is not None:
-        padded.pad_token = token
+    if padding is not None:
+        padded.pad_token = tokenizer.convert_ids_to_tokens(padding)
     elif padded.pad_token_id in (None, padded.eos_token_id):
-        special = map(str, tokenizer.added_tokens_decoder.values())
-        named = [token for token in special if "pad" in token.lower()]
-        candidates = [token for token in (*named, padded.bos_token) if token not in (None, padded.eos_token)]
-        padded.pad_token = next(iter(candidates), padded.pad_token)
+        padded.pad_token = padded.bos_token or padded.pad_token
     return padded

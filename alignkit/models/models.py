@@ -55,25 +55,22 @@ class LoadedBase:
 
     def __getitem__(self, reference: str) -> RolePolicy:
         """The policy or reward model of a reference on this base."""
-        if not self._is_whole_reward_model(reference):
+        if reference == self.name or not Path(reference).is_absolute():
+            return RolePolicy(self, reference)
+        folder = self.artifact(reference)
+        # Next to adapters there is no other whole model.
+        if is_adapter(folder) or (self.model.spec.lora is None and not has_score(folder)):
             return RolePolicy(self, reference)
         if reference not in self._whole:
             plugin = importlib.import_module("alignkit_plugins.whole_reward_model")
             self._whole[reference] = plugin.WholeRewardModel(self, reference)
         return self._whole[reference]
 
-    def _is_whole_reward_model(self, reference: str) -> bool:
-        if reference == self.name or not Path(reference).is_absolute():
-            return False
-        folder = self.artifact(reference)
-        if is_adapter(folder):
-            return False
-        # Next to adapters there is no other whole model.
-        return self.model.spec.lora is not None or has_score(folder)
-
     def role(self, reference: str) -> str:
         """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
-        name = self._role_name(reference)
+        if reference == self.name:
+            return BASE
+        name = reference.replace("/", "|")  # of a folder
         if name not in self.model.roles:
             folder = self.artifact(reference)
             head: HeadKind = "scalar" if has_score(folder) else "language"
@@ -81,13 +78,9 @@ class LoadedBase:
         return name
 
     def forget(self, reference: str) -> None:
-        """Drop a role, so that it is read from disk again."""
-        name = self._role_name(reference)
-        if name != BASE and name in self.model.roles:
-            self.model.drop_role(name)
-
-    def _role_name(self, reference: str) -> str:
-        return BASE if reference == self.name else reference.replace("/", "|")  # of a folder
+        """Drop the role of a stage, so that it is read from disk again."""
+        if reference in self.model.roles:
+            self.model.drop_role(reference)
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""
@@ -266,9 +259,9 @@ class Models:
         The stage may work in one process only, which needs all weights.
         """
         self.whole = tuple(whole)
-        kept = {BASE, *whole}
-        for name in [name for name, base in self.bases.items() if name not in kept or base.model.passes.spread]:
-            self.close(name)
+        for name, base in list(self.bases.items()):
+            if name not in (BASE, *whole) or base.model.passes.spread:
+                self.close(name)
 
     def close(self, base: str) -> None:
         """Free a base model with all its roles; it is loaded again if anything needs it."""

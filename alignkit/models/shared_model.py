@@ -105,11 +105,6 @@ class SharedModel:
         self.adapters: Adapters | None = None
         if spec.lora is not None:
             self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base)
-        if spec.activation_checkpointing and not self.recomputes:
-            raise RunFailed(
-                f"'activation_checkpointing': the layers of {type(self.model).__name__} cannot be computed again\n"
-                "help: leave it out"
-            )
         if spec.mixed_precision != "none":  # after the checks, which compare in fp32
             self.autocast = torch.bfloat16
 
@@ -176,11 +171,11 @@ class SharedModel:
         """A role's own parameters, by names that are stable across processes."""
         role = self.roles[name]
         parameters: dict[str, nn.Parameter] = {}
-        if role.backbone_role is None and role.adapter is not None and self.adapters is not None:
-            parameters = self.adapters.parameters(role.adapter)
-        # With `lora: none` a role owns its copy; the base itself never learns.
-        elif role.backbone_role is None and role.model is not self.model:
-            parameters = dict(role.model.named_parameters())
+        if role.backbone_role is None:
+            if role.adapter is not None and self.adapters is not None:
+                parameters = self.adapters.parameters(role.adapter)
+            elif role.model is not self.model:  # with `lora: none` a role owns its copy; the base never learns
+                parameters = dict(role.model.named_parameters())
         if role.head is not None:
             parameters["score.weight"] = role.head
         # A fixed order: norms over all parameters round the same way after a resume.

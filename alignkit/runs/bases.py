@@ -216,7 +216,7 @@ class RunBases(dict[str, RunBase]):
     # Mistakes of a stage
 
     def misfits(self, stage: Stage) -> Iterator[Problem]:
-        """Weights of other runs that the stage cannot use."""
+        """Weights of other runs that the stage cannot use, and a reference that reads other tokens."""
         start = stage.settings.from_ if stage.settings is not None else None
         uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
@@ -228,11 +228,8 @@ class RunBases(dict[str, RunBase]):
                 place = _place_of(self._recipe, folder, keys)
                 message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
                 yield self._recipe.problem(place, message, at_key=place == keys, help=help)
-
-    def other_tokenizer(self, stage: Stage) -> Iterator[Problem]:
-        """A reference in a folder that would read other tokens than the policy writes."""
         reference = stage.settings.reference if stage.settings is not None else None
-        if reference in stage.whole_models:
+        if reference in stage.whole_models:  # which must read the tokens that the policy writes
             ours, theirs = self[BASE].encoder, self[reference].encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignkit.data.chat_templates import named_template
-from alignkit.data.group import copies
 from alignkit.data.sources import DataSource, DataSpec, Loaded, content_digest, load, recognized_format
 from alignkit.formats import Format
 from alignkit.io.digest import (
@@ -30,8 +28,6 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec
 
-MOST_HELD = 50_000  # rows of a data entry that is read once for all stages; a larger one is read each time
-
 
 class RunData:
     """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the validation split."""
@@ -40,29 +36,19 @@ class RunData:
         self._stage_data, self._seed = stage_data, seed
         # Each asked for once, so that what a run reads is what its hashes say.
         self._commits = cache(partial(commit_of, "dataset"))
-        self._held: list[tuple[DataSpec, list[Any], Loaded]] = []  # with the contents of the sources
 
     def read(self, spec: DataSpec) -> Loaded:
-        """The rows of a data entry, which the checks of stages and stages share until its contents change."""
-        contents = [self._content(source) for source in spec.sources]
-        same = (loaded for held, then, loaded in self._held if held == spec and then == contents)
-        loaded = next(same, None)
-        if loaded is None:
-            loaded = load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
-            self._held = [one for one in self._held if one[0] != spec]
-            if len(loaded.groups) + len(loaded.validation) > MOST_HELD:
-                return loaded  # nobody else has these rows
-            self._held.append((spec, contents, loaded))
-        return replace(loaded, groups=copies(loaded.groups), validation=copies(loaded.validation))
+        """The rows of a data entry."""
+        return load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
 
     def _content(self, source: DataSource) -> Any:
         """What a source holds now: a digest, or the commit of a data set on the hub."""
-        if source.hub is not None and is_dir(source.hub):
+        if source.path is not None:
+            return content_digest(source.path) if source.path.exists() else str(source.path)
+        assert source.hub is not None
+        if is_dir(source.hub):
             return folder_digest(Path(source.hub))
-        if source.hub is not None:
-            return self._commits(source.hub, source.revision)
-        path = source.path or self._stage_data(source.stage or "")
-        return content_digest(path) if path.exists() else str(path)
+        return self._commits(source.hub, source.revision)
 
     def identity(self, source: DataSource) -> dict[str, Any]:
         """What decides a source's groups besides its keys: the content and the recognized format."""
@@ -134,13 +120,11 @@ def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
 
 def _packages(stage: Stage, model: ModelSpec) -> tuple[str, ...]:
     """The packages whose versions decide this stage's result, but not every stage's."""
-    own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
-    for component in specs([stage.settings, stage.component.options, stage.engine], Component):
+    own: tuple[str, ...] = ()
+    for component in specs([stage.component, stage.settings, stage.engine], Component):
         for place in (component.options, component.registration.implementation):
             own = (*own, *getattr(place, "packages", ()))
-    optimizer = getattr(stage.settings, "optimizer", "adamw")
-    theirs = isinstance(optimizer, str) and optimizer != "adamw"
-    if theirs or model.quantization != "none":
+    if model.quantization != "none" or getattr(stage.settings, "optimizer", "adamw") != "adamw":
         return (*own, "bitsandbytes")
     return own
 
@@ -204,6 +188,5 @@ class _Fingerprint:
     def files_named(self, options: BaseModel) -> dict[str, Any]:
         """Digests of the files that options name as text, by a relative path: templates, for example."""
         texts = {name: value for name, value in fields_of(options).items() if isinstance(value, str)}
-        short = {name: value for name, value in texts.items() if 0 < len(value) < 1024 and "\n" not in value}
-        digests = {name: self._file(self.folder / value) for name, value in short.items()}
+        digests = {name: self._file(self.folder / value) for name, value in texts.items()}
         return {name: found for name, found in digests.items() if found is not None}

@@ -105,7 +105,6 @@ class Run(Services):
             if not waits.keys().isdisjoint(stage.stage.upstream):
                 waits[name] = None
                 continue
-            started = time.monotonic()
             stage.notify("stage_started")
             try:
                 reused = self._stage(stage)
@@ -116,12 +115,8 @@ class Run(Services):
                 self.say(f"{name}: waits for {error.missing} label{'s' * (error.missing != 1)}")
                 continue
             stage.notify("stage_finished", reused=reused)
-            took = "reused"
             if reused:
                 self.reused.append(name)
-            else:
-                took = duration(time.monotonic() - started)
-            self.times.append(f"{name} {took}")
         self.stage_name = ""
         self.reporter.stop()
         self._end_if_waiting(waits)
@@ -132,9 +127,6 @@ class Run(Services):
         errors = [error for error in waits.values() if error is not None]
         if not errors:
             return
-        later = [name for name, error in waits.items() if error is None]
-        if later:
-            self.say(f"not yet, because they need these labels: {', '.join(later)}")
         text, names = "\n".join(map(str, errors)), ", ".join(error.stage for error in errors)
         missing = sum(error.missing for error in errors)
         raise StageWaits(text, missing=missing, stage=names, store=errors[0].store)
@@ -149,7 +141,6 @@ class Run(Services):
 
     def _show(self) -> None:
         """Print the results."""
-        self._check_results()
         for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
                 self.reporter.result(text)
@@ -184,12 +175,15 @@ class Run(Services):
     def _reuse(self, name: str, parts: Mapping[str, Any]) -> bool:
         """Whether a stage has a whole result for its key, of this run or of another one; its link then leads there."""
         self.hashes[name] = digest(parts)
-        if found := self._bring(name):
+        found = self.store.bring(name, self.hashes[name], self.others, self.reporter.say)
+        if found:
             self.ready.add(name)
         return found
 
-    def _bring(self, name: str) -> bool:
-        return self.store.bring(name, self.hashes[name], self.others, self.reporter.say)
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What is known of the stages' current results, in order."""
+        return [self.store.record(name) for name in self.stages]
 
     def _stage(self, stage: RunStage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused.
@@ -200,7 +194,6 @@ class Run(Services):
         first, trains = self.collectives.on_rank0, stage.stage.kind == "algorithm"
         started = first(lambda: self._start(stage))
         if started is None:
-            self.ready.add(name)
             return True
         parts, before = started
         if trains:  # with data, weights and code of each machine
@@ -220,7 +213,6 @@ class Run(Services):
         self.models.forget(name)
         seconds = time.monotonic() - began
         first(lambda: self._finish(stage, stage.record(seconds, *made[0], parts)))
-        self.ready.add(name)
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
@@ -232,7 +224,6 @@ class Run(Services):
         parts = stage.key()  # again, because files may have changed while earlier stages ran
         if self._reuse(name, parts):
             self.reporter.stop(f"{name}: unchanged, reused")
-            self.records.append(self.store.record(name))
             return None
         key, folder = self.hashes[name], self.store.path(name)
         if before.get("hash") not in (None, key):
@@ -250,21 +241,14 @@ class Run(Services):
     def _finish(self, stage: RunStage, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result."""
         name = stage.name
-        record = {"hash": self.hashes[name], **record}
-        self.store.finish(name, record)
-        self.records.append(record)
+        self.store.finish(name, {"hash": self.hashes[name], **record})
+        self.ready.add(name)
         self.reporter.stop(f"{name}: done in {duration(record['seconds'])}{facts(record['summary'])}")
-
-    def _check_results(self) -> None:
-        """Raise RunFailed if a result is no longer there, or has changed, while later stages ran."""
-        gone = [name for name in self.stages if not self._bring(name)]
-        if gone:
-            raise RunFailed(f"the results of {', '.join(gone)} changed while later stages ran; repeat the command")
 
     def say_end(self) -> None:
         """The last lines of a run that is complete: how long the command took, and what to do next."""
-        took = f"done in {duration(time.monotonic() - self.reporter.began)} ({', '.join(self.times)})"
-        self.reporter.say(f"{took}; peak memory {self.peak_memory}")
+        took = duration(time.monotonic() - self.reporter.began)
+        self.reporter.say(f"done in {took}; peak memory {self.peak_memory}")
         self.reporter.say(f"results: {self.folder}")
         trained = [stage for stage in self.stages.values() if isinstance(stage, TrainingStage)]
         policies = [stage.name for stage in trained if stage.trains_policy]

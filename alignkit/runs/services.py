@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from itertools import count
@@ -69,8 +69,6 @@ class Services:
         self.ready: set[str] = set()
         self.stage_name = ""  # of the current stage
         self.reused: list[str] = []  # stages of this start
-        self.times: list[str] = []  # of the stages, in words
-        self.records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
         self._attach: Callable[[LoadedBase], None] = lambda base: None  # the engine of the current stage
 
     # Stopping
@@ -125,7 +123,8 @@ class Services:
         with ExitStack() as engines:  # all are closed, also if closing one of them is interrupted
 
             def attach(service: LoadedBase) -> None:
-                engine = self.engine_of(stage, self.folder / "cache" / f"engine-{next(numbers)}")
+                folder, say = self.folder / "cache" / f"engine-{next(numbers)}", self.reporter.say
+                engine = launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=say)
                 engines.callback(engine.close)
                 engines.callback(setattr, service.model, "engine", None)
                 service.model.engine = engine
@@ -141,10 +140,6 @@ class Services:
                 for base in (BASE, *stage.whole_models):
                     self.models.of(base)
             yield
-
-    def engine_of(self, stage: Stage, folder: Path) -> Any:
-        """What asks a stage's engine. folder: see `Launcher.engine`."""
-        return launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=self.reporter.say)
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
 
 FIRST_ROWS = 200  # of each source that the chat template renders before a run
-MOST_ROWS = 2000  # that are tokenized in search of one that fits
 SCORED = 64  # groups that a reward of a step scores at once
 CHECKED = (Judge, Environment, Engine, Reward, RewardCombination)
 
@@ -51,11 +50,10 @@ class Mistakes:
         self.problems: dict[Problem, None] = {}  # an ordered set: stages share files
 
     @contextmanager
-    def gathering(self, stage: str, option: Keys | None = None) -> Iterator[None]:
+    def gathering(self, stage: str, option: Keys = ()) -> Iterator[None]:
         """Keep an error of the block, and continue. A plugin's own error ends the search.
 
-        option: of the stage, where the mistake is, or above what the error names; None: bad rows have a place in their
-        file.
+        option: of the stage, where the mistake is, or above what the error names.
         """
         try:
             yield
@@ -65,13 +63,8 @@ class Mistakes:
             if not self.problems:  # else the plugin may have got what is wrong
                 raise
         except DataError as error:
-            if option is None:
-                self.add([Problem(str(error))])
-            else:
-                self.add([self._at(stage, str(error), (*option, *(error.option or ())))])
+            self.add([self._at(stage, str(error), (*option, *(error.option or ())))])
         except AlignkitError as error:
-            if option is None:
-                raise
             prefix = f"stage '{stage}': "
             self.add([self._at(stage, prefix + str(error).removeprefix(prefix), option)])
 
@@ -139,6 +132,7 @@ class RunStage:
             "complete": True,
             "name": self.name,
             "plugin": self.stage.component.name,
+            "log_odds": self.stage.log_odds,
             "seconds": round(seconds, 1),
             "summary": {**summary, **({"bad_rows": list(self._bad_rows)} if self._bad_rows else {})},
             "policy": artifact.policy,
@@ -173,16 +167,11 @@ class RunStage:
                 self._check(mistakes, component, "check", folder)
                 if issubclass(kind, Reward) and self.services.download:
                     self._check(mistakes, component, "check_machine")
-        with mistakes.gathering(self.name):
-            self._check_models(mistakes)
+        mistakes.add(self.services.bases.misfits(stage))
 
     def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
-        with mistakes.gathering(self.name, ()):
+        with mistakes.gathering(self.name):
             call(self.plugin(component), method, *arguments)
-
-    def _check_models(self, mistakes: Mistakes) -> None:
-        """Look for weights that do not fit their base models."""
-        mistakes.add(self.services.bases.misfits(self.stage))
 
     def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
         """Read and check the data that are here.
@@ -193,8 +182,11 @@ class RunStage:
 
     def _read(self, mistakes: Mistakes, entries: Iterable[DataSpec]) -> Iterator[tuple[DataSpec, Loaded]]:
         for spec in entries:
-            with mistakes.gathering(self.name):
+            try:
                 loaded = self.services.data.read(spec)
+            except DataError as error:  # with a place in its file
+                mistakes.add([Problem(str(error))])
+            else:
                 self.facts += loaded.sources
                 yield spec, loaded
 
@@ -277,15 +269,10 @@ class TrainingStage(RunStage, StageContext):
             self._check(mistakes, settings.environment, "check_reward")
         for monitor in settings.monitors or ():
             self._check(mistakes, monitor, "check", settings)
-
-    def _check_models(self, mistakes: Mistakes) -> None:
-        environment = self.settings.environment
-        super()._check_models(mistakes)
-        mistakes.add(self.services.bases.other_tokenizer(self.stage))
-        if environment is not None and self.services.download:
+        if settings.environment is not None and self.services.download:
             with mistakes.gathering(self.name, ("environment",)):  # is the chat template fit for it?
-                factory = player().Factory(environment, self.name, self.seed, self.recipe.folder)
-                player().Episodes(factory, self._encoder(), self.settings.max_length)
+                factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
+                player().Episodes(factory, self._encoder(), settings.max_length)
 
     def _encoder(self) -> Encoder | None:
         return self.services.bases[BASE].encoder
@@ -297,7 +284,7 @@ class TrainingStage(RunStage, StageContext):
         settings, encoder = self.settings, self._encoder()
         for spec, loaded in self._read(mistakes, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
-            with mistakes.gathering(self.name, keys):
+            with mistakes.gathering(self.name, keys or ()):
                 if encoder is not None:
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
@@ -376,11 +363,11 @@ class TrainingStage(RunStage, StageContext):
         """
         from alignkit.tokens.encoder import RowRefused
 
-        for group in groups[:MOST_ROWS]:
+        for group in groups:
             with suppress(RowRefused):  # behind the first rows; the stage says so
                 if fits(group):
                     return
-        if len(groups) in range(1, MOST_ROWS):
+        if groups:
             limit = self.settings.max_length
             raise DataError(f"stage '{self.name}': no prompt leaves room for {needed} in max_length {limit}")
 
@@ -426,10 +413,6 @@ class TrainingStage(RunStage, StageContext):
             return {**trainer.run(), "learning_rate": rate}, Artifact()
         finally:
             trainer.close()
-
-    def record(self, *arguments: Any) -> dict[str, Any]:
-        scores = {} if self.trains_policy else {"log_odds": self.stage.log_odds}
-        return {**scores, **super().record(*arguments)}
 
     @property
     def trains_policy(self) -> bool:

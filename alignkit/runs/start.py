@@ -32,9 +32,6 @@ from alignkit.runs.services import begin, folder_of
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
-# What accelerate's launcher sets, and alignkit undoes: transformers would load weights in process 0 only, and none
-# elsewhere.
-NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
 def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> dict[str, Any] | int:
@@ -67,7 +64,8 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
         reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
     if world.shard:
-        os.environ |= NOT_BY_ACCELERATE
+        # Else transformers would load weights in process 0 only, and none elsewhere.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     for warning in warnings:
         reporter.say(warning)
     reporter.say("loading torch and transformers")

@@ -144,7 +144,6 @@ def test_half_precision_is_widened_before_the_softmax() -> None:
     ("mistake", "message"),
     [
         (lambda hidden, head, tokens: logprobs_and_entropy(hidden, tokens[:3], HeadSpec(head)), "hidden_rows"),
-        (lambda hidden, head, tokens: logprobs_and_entropy(hidden, tokens, HeadSpec(head), chunk=0), "chunk"),
         (lambda hidden, head, tokens: HeadSpec(head, temperature=0.0), "temperature"),
     ],
 )

@@ -159,7 +159,7 @@ def test_merged_mixtures_have_the_same_logits(name: str, tmp_path: Path) -> None
 def test_routers_and_stacked_experts_cannot_have_an_adapter(
     name: str, targets: list[str], kind: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunFailed, match=rf" \({kind}\) cannot have an adapter"):
+    with pytest.raises(RunFailed, match=rf"{kind} cannot have an adapter"):
         loaded(make(tmp_path / "base", name), targets)
 
 

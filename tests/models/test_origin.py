@@ -49,14 +49,12 @@ def test_another_base_is_refused_also_at_the_same_path(tiny: Path, adapter: Path
     weights = load_file(other / "model.safetensors")
     next(iter(weights.values()))[0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        RunFailed, match="is an adapter for the base model 'tiny', not for 'tiny': their weights differ"
-    ):
+    with pytest.raises(RunFailed, match="for the base model 'tiny', not for 'tiny', or for other weights"):
         load(other, adapter)
     config = adapter / "adapter_config.json"
     saved = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps(saved | {"base_model_name_or_path": str(other)}), encoding="utf-8")
-    with pytest.raises(RunFailed, match="their weights differ"):
+    with pytest.raises(RunFailed, match="or for other weights"):
         load(other, adapter)
 
 

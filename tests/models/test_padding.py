@@ -146,7 +146,6 @@ def test_padding_is_a_token_that_ends_no_turn() -> None:
             return self
 
     tokenizer = number_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["t7", "<|reserved_3|>", "<|finetune_right_pad|>"]})
-    tokenizer.pad_token = tokenizer.eos_token
-    assert with_padding(tokenizer, Config()).pad_token == "<|finetune_right_pad|>"
+    tokenizer.pad_token, tokenizer.bos_token = tokenizer.eos_token, "t7"
+    assert with_padding(tokenizer, Config()).pad_token == "t7"
     assert tokenizer.pad_token == tokenizer.eos_token

@@ -19,7 +19,7 @@ from alignkit_plugins.whole_model import export
 from tests.test_train import encoded
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here")
-FORMS: list[Any] = ["nf4", "fp4", {"type": "nf4", "double_quant": True}]
+FORMS = ["nf4", "nf4_double_quant"]
 
 
 def spec_of(quantization: Any, base: str = "tiny") -> ModelSpec:
@@ -46,7 +46,7 @@ def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return loss.detach(), gradients
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
 def test_losses_and_gradients_are_those_of_the_rounded_weights(form: Any, tmp_path: Path) -> None:
     quantized = shared(form)
     notes = export(None, tmp_path, quantized.base, quantized.spec, torch.float32, quantized.tokenizer, ())
@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(form: Any, tmp_pa
     assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
 
 
-@pytest.mark.parametrize("form", ["nf4", "int8", {"type": "nf4", "double_quant": True}], ids=str)
+@pytest.mark.parametrize("form", [*FORMS, "int8"])
 def test_bytes_of_a_quantized_weight(form: Any) -> None:
     from bitsandbytes.functional import quantize_4bit
 
@@ -73,11 +73,3 @@ def test_bytes_of_a_quantized_weight(form: Any) -> None:
     stored, state = quantize_4bit(weight, compress_statistics=form != "nf4", quant_type="nf4")
     scales = [state.absmax, *([state.state2.absmax] if state.state2 is not None else [])]
     assert expected == stored.nbytes + sum(scale.nbytes for scale in scales)
-
-
-def test_options_without_an_effect_are_the_word() -> None:
-    """So that a stage of `quantization: nf4` is reused."""
-    assert spec_of({"type": "nf4", "double_quant": True}).model_dump()["quantization"] == {
-        "type": "nf4",
-        "double_quant": True,
-    }

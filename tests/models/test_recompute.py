@@ -9,7 +9,6 @@ import torch
 from architectures import ARCHITECTURES, WAYS, make, ragged
 from torch import Tensor
 
-from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.packing import pack
@@ -88,9 +87,3 @@ def test_activation_checkpointing_stores_less_for_the_same_gradients(lora: LoraS
     assert (none, some) == (0, 1) and little < much / 3
     for one, other in zip(again, plain, strict=True):
         assert torch.equal(one, other)
-
-
-def test_models_whose_layers_cannot_be_computed_again_are_refused(tmp_path: Path) -> None:
-    spec = ModelSpec(base="b", dtype="float32", device="cpu", activation_checkpointing=True)
-    with pytest.raises(RunFailed, match="'activation_checkpointing': the layers of BloomForCausalLM"):
-        SharedModel(spec, str(make(tmp_path, "Bloom")))

@@ -30,7 +30,7 @@ def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
     import alignkit_plugins.models.tiny
 
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"]))
-    with pytest.raises(RunFailed, match=r"embed_tokens \(Embedding\) cannot have an adapter"):
+    with pytest.raises(RunFailed, match="Embedding cannot have an adapter"):
         SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path))).add_role("new")
 
 

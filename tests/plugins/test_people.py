@@ -72,7 +72,7 @@ def test_a_run_waits_for_labels_and_a_reward_model_learns_their_margins(
     shown = capsys.readouterr().err
     assert "stage 'labels' waits for 4 labels: 0 of 4 items are done\n" in shown
     assert f"  to label: alignkit label {store}\n" in shown and "  to resume: " in shown and "error:" not in shown
-    assert "not yet, because they need these labels: reward\n" in shown and "reward: stage" not in shown
+    assert "reward: stage" not in shown
     label(store, most=3)
     assert run(tmp_path, stages) == 75
     assert "waits for 1 label: 3 of 4 items are done\n" in capsys.readouterr().err

@@ -490,8 +490,7 @@ extra: 1
         (["stages.first.data=gone"], "no such file or stage: gone", "stages.first.data=gone"),
         (["model.lora=none", "model.quantization=nf4"], "nf4 weights cannot be trained", "model.quantization=nf4"),
         (["model.quantization=nf5"], "got 'nf5'", "model.quantization=nf5"),
-        (["model.quantization={type: int8}"], "must be 'nf4' or 'fp4', got 'int8'", "model.quantization={type: int8}"),
-        (["model.quantization={type: nf4, fp: 1}"], "unknown key 'fp'", "model.quantization={type: nf4, fp: 1}"),
+        (["model.lora={r: 4, fp: 1}"], "unknown key 'fp'", "model.lora={r: 4, fp: 1}"),
         (["mdoel.base=tiny"], "unknown key 'mdoel'", "mdoel.base=tiny"),
     ],
 )

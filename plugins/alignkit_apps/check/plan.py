@@ -27,7 +27,7 @@ from alignkit.errors import RecipeError, RunFailed
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
-from alignkit.models.loading import device_of, dtype_of, largest, quantization_options
+from alignkit.models.loading import QUANTIZED, device_of, dtype_of, largest
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.runs.run import Run
@@ -301,7 +301,7 @@ def quantized_width(spec: ModelSpec) -> float | None:
     bitsandbytes has a scale in fp32 per row of int8, or per 64 weights of 4 bits. Double quantization stores these in
     8 bits, with a scale in fp32 per 256 of them.
     """
-    options = quantization_options(spec)
+    options = QUANTIZED[spec.quantization]
     if "load_in_4bit" not in options:
         return 1.0 if options else None
     return 0.5 + (1 + 4 / 256 if options.get("bnb_4bit_use_double_quant") else 4) / 64

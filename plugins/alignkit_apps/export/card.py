@@ -15,7 +15,7 @@ import yaml
 
 from alignkit.io.results import RECIPE, RESULTS, read_record
 from alignkit.io.text import printable, redacted
-from alignkit.models.loading import quantization_options, read_json
+from alignkit.models.loading import QUANTIZED, read_json
 from alignkit.plugins import source_of
 from alignkit.report import Report, Table
 from alignkit_apps.policies.source import Source
@@ -50,7 +50,7 @@ class Use:
         lines = [f'model = {kind}.from_pretrained("{place}"{more})']
         if self.is_adapter:
             # An adapter corrects the rounding of its own base: on unquantized weights it computes something else.
-            if quantization := dict(quantization_options(spec)):
+            if quantization := dict(QUANTIZED[spec.quantization]):
                 imports.append("BitsAndBytesConfig")
                 quantization |= {"llm_int8_skip_modules": ["score"]} if reward else {}
                 more += f", quantization_config=BitsAndBytesConfig(**{quantization})"
