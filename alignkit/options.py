@@ -92,18 +92,17 @@ class Ref:
 
     kind: str  # `read_KIND` of `alignkit.recipe.references.Reading` reads it
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def read(self, value: Any, info: ValidationInfo) -> Any:
         """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it means."""
+        if value is None or info.context is None:
+            return value
+        return info.context.resolve(self.kind, value)
 
-        def read(value: Any, info: core_schema.ValidationInfo) -> Any:
-            if value is None or info.context is None:
-                return value
-            return info.context.resolve(self.kind, value)
-
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         schema = handler(source)
         if schema["type"] == "any":  # else it is checked first
-            return core_schema.with_info_before_validator_function(read, schema)
-        return core_schema.with_info_after_validator_function(read, schema)
+            return core_schema.with_info_before_validator_function(self.read, schema)
+        return core_schema.with_info_after_validator_function(self.read, schema)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit plugins --schema` replaces by the schema of such references."""
@@ -126,10 +125,4 @@ EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage p
 
 def in_recipe(kind: str) -> AfterValidator:
     """Marks text that a recipe checks and completes, such as the name of a base model."""
-
-    def read(value: Any, info: ValidationInfo) -> Any:
-        if value is None or info.context is None:
-            return value
-        return info.context.resolve(kind, value)
-
-    return AfterValidator(read)
+    return AfterValidator(Ref(kind).read)

@@ -168,7 +168,13 @@ class _Recipe:
         if stage.registration is not None:
             with mistakes.at("algorithm"):
                 stage.component = self.reading.component("algorithm", stage.written["algorithm"])
-                self._ask_algorithm(stage)
+                try:
+                    plugin = create(stage.component)
+                    with blame(plugin, "needs"):
+                        stage.needs, stage.log_odds = plugin.needs, bool(plugin.log_odds)
+                        stage.chooses = bool(plugin.chooses)
+                except PluginError as error:
+                    raise wrong(str(error)) from None
             mistakes.add(key_mistakes(stage))
             keys = with_defaults(keys, stage.plugin.defaults)
             name = stage.registration.name
@@ -187,14 +193,6 @@ class _Recipe:
             mistakes.add(mistake for mistake in data_mistakes(settings) if mistake.keys != ("data",))
             mistakes.add(data_mistakes(stage.component), "algorithm")
         mistakes.end()
-
-    def _ask_algorithm(self, stage: Stage) -> None:
-        try:
-            plugin = create(stage.component)
-            with blame(plugin, "needs"):
-                stage.needs, stage.log_odds, stage.chooses = plugin.needs, bool(plugin.log_odds), bool(plugin.chooses)
-        except PluginError as error:
-            raise wrong(str(error)) from None
 
     def _ordered(self) -> dict[str, Stage]:
         """The stages in the declared order, except that each follows its upstream stages. Raises for a cycle."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import ANSWERED, ASKED, TODAY, ChatTemplate
+from alignkit.tokens.template import TODAY
 
 SHOWN = 24  # characters of a prompt's end, in an error
 
@@ -52,30 +52,15 @@ def check_chat(encoder: Encoder, base: str) -> list[str]:
             f"{base}: the tokenizer has no EOS token and the chat template writes no end of turn, so responses would "
             "never end\nhelp: set model.chat_template to a template that ends the assistant's turn with a control token"
         )
-    if (example := _example(encoder.chat)) is not None:
-        _check_boundary(encoder, *example, base)
+    if shape.follows and not shape.opening:  # reasoning follows the opening of its block
+        alone, together = encoder.rendered.ids(shape.prompt), encoder.rendered.ids(shape.whole)
+        if together[: len(alone)] != alone:
+            raise RunFailed(
+                f"{base}: the prompt's last token changes when an answer follows it, because one token covers its end: "
+                f"it ends with {shape.prompt[-SHOWN:]!r}\nhelp: in model.chat_template, write the white space at the "
+                "end of the generation prompt before the answer instead"
+            )
     return list(_facts(encoder))
-
-
-def _example(chat: ChatTemplate) -> tuple[str, str] | None:
-    """A prompt, and the conversation with an answer after it; None if the template does not write one there."""
-    reasoning = {"reasoning_content": "Two and two."} if chat.shape.opens else {}
-    try:
-        return chat.prompt([ASKED]), chat.conversation([ASKED], [{**ANSWERED, **reasoning}]).text
-    except DataError:  # the answer does not follow its prompt, or its reasoning is dropped
-        return None
-
-
-def _check_boundary(encoder: Encoder, prompt: str, whole: str, base: str) -> None:
-    """Raise RunFailed if the example's prompt and answer share a token."""
-    alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
-    if together[: len(alone)] != alone:
-        end = prompt[-SHOWN:]
-        raise RunFailed(
-            f"{base}: the prompt's last token changes when an answer follows it, because one token covers its end: it "
-            f"ends with {end!r}\nhelp: in model.chat_template, write the white space at the end of the generation "
-            "prompt before the answer instead"
-        )
 
 
 def _facts(encoder: Encoder) -> Iterator[str]:

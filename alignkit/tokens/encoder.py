@@ -13,25 +13,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from alignkit.data.group import Group, Message, Pair, Response, every_turn, preview, resolved_pairs
+from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
-from alignkit.tokens.template import (
-    ANSWER,
-    BREAK,
-    CLOSE,
-    OPENED_AT_END,
-    ChatTemplate,
-    Conversation,
-    Turn,
-    has_names,
-)
+from alignkit.tokens.template import AFTER_REASONING, ANSWER, BREAK, CLOSE, ChatTemplate, Conversation, Turn, has_names
 
 Ids = tuple[int, ...]
 Mask = tuple[float, ...]  # true, false, or the weight of a turn
 # Characters that no tokenizer merges with what follows; a piece is read after an anchor.
 ANCHORS = ("\n", ":", "]", "a")
-INDENTED = 2  # spaces or tabs; many data sets begin each answer with one space, which means nothing
 WHOLE = 2**62  # a limit on the length that cuts nothing
 
 # Name of a count -> what is counted, and what happened to it, in words that fit one and several.
@@ -41,43 +31,20 @@ DROP_REASONS = {
     "equal_pairs": ("pair", "left out: both responses have the same tokens, or one has none that counts"),
     "unprompted_turns": (
         "turn",
-        "not learned: the chat template does not write such a turn after the generation prompt",
+        "not learned: empty, or not written by the chat template as the policy would continue, with all reasoning and "
+        "tool calls",
     ),
-    "endless_turns": (
-        "turn",
-        "learned without an end: the chat template writes no token behind such a turn, so the policy may not stop "
-        "there; set model.chat_template to one that ends turns",
-    ),
-    "trimmed_turns": (
-        "answer",
-        "learned in other words: the chat template drops the indentation at the beginning, as of code; set "
-        "model.chat_template to one that does not trim",
-    ),
-    "dropped_calls": ("turn", "not learned: the chat template does not write the tool calls"),
     "dropped_tools": ("row", "learned without tools: the chat template does not write them"),
-    "untold_tools": (
-        "row",
-        "learned without tools, though turns call some: list them in the column 'tools', or the policy may call "
-        "tools that nobody offers",
-    ),
     "dropped_messages": (
         "row",
         "learned without a message: the chat template does not write that of the system or of a tool; set "
         "model.chat_template",
     ),
-    "dropped_names": ("row", "learned without a name: the chat template does not write who speaks in a message"),
     "typed_tokens": (
         "row",
         "with control tokens in the words, which are read as letters: give a conversation as messages, not as the "
         "text that a chat template made of it",
     ),
-    "closed_at_once": (
-        "answer",
-        "without reasoning: learned to end at once the block of reasoning that the chat template opens; set "
-        "model.chat_template_kwargs (as {enable_thinking: false}) if it has an argument that ends the block",
-    ),
-    "blank_turns": ("turn", "not learned: empty"),
-    "joined": ("response", "tokenized after the prompt: in the whole text, one token covers the end of the prompt"),
     "weightless": ("row", "of weight 0 left out"),
     "refused": ("row", "left out: refused by the chat template"),
     "split": ("document", "longer than max_length and learned in pieces"),
@@ -117,13 +84,14 @@ class TextTokenizer:
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenize texts on all cores; `ids` then has them. Replaces those of the last call."""
         plain = list({text for text in texts if BREAK not in text})
-        self._ready = dict(zip(plain, self._encode_ids(plain), strict=True))
+        encode = self._fresh().encode_batch_fast  # without places, which take a quarter of the time
+        encodings = encode(plain, add_special_tokens=False)
+        self._ready = {text: tuple(encoding.ids) for text, encoding in zip(plain, encodings, strict=True)}
 
     def ids(self, text: str) -> Ids:
         """Tokenize rendered text."""
-        if (ready := self._ready.get(text)) is not None:
-            return ready
-        return self.tokens(text)[0] if BREAK in text else self._encode_ids([text])[0]
+        ready = self._ready.get(text)
+        return self.tokens(text)[0] if ready is None else ready
 
     def tokens(self, text: str, *, following: bool = False) -> tuple[Ids, list[int]]:
         """Tokenize rendered text, and find the character at which each token begins.
@@ -148,21 +116,16 @@ class TextTokenizer:
                 return ids[count:], [start - size for start in starts[count:]]
         return self._encode(text)
 
-    def _encode_ids(self, texts: list[str]) -> list[Ids]:
-        """Without places, which take a quarter of the time."""
-        self._reset()
-        return [tuple(encoding.ids) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-
     def _encode(self, text: str) -> tuple[Sequence[int], Sequence[int]]:
-        self._reset()
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._fresh().encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    def _reset(self) -> None:
-        """Undo what calls of transformers left in the tokenizer, also those before it was saved."""
+    def _fresh(self) -> Any:
+        """The tokenizer without what calls of transformers left in it, also those before it was saved."""
         self._backend.encode_special_tokens = False
         self._backend.no_truncation()
         self._backend.no_padding()
+        return self._backend
 
 
 class RowRefused(DataError):
@@ -197,15 +160,9 @@ class Encoded:
         return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A group as the chat template renders it. conversations: as far as they become tokens; None for a response whose
-    own tokens are read. cases: of DROP_REASONS.
-    """
-
-    prompt: str
-    conversations: Sequence[Conversation | None]
-    cases: Sequence[str]
+# A group's prompt as text, and its conversations as far as they become tokens; None for a response whose own tokens are
+# read.
+Rendered = tuple[str, list[Conversation | None]]
 
 
 class Encoder:
@@ -232,9 +189,8 @@ class Encoder:
 
     def count(self, case: str, group: Group, count: int = 1) -> None:
         """Count a case of DROP_REASONS."""
-        if count:
-            self.counts[case] += count
-            self.groups.setdefault(case, []).append(group)
+        self.counts[case] += count
+        self.groups.setdefault(case, []).append(group)
 
     # The template's tokens
 
@@ -264,7 +220,7 @@ class Encoder:
     def _after_answer(self, end: str) -> Ids:
         shape = self.chat.shape
         answer = shape.whole.removesuffix(shape.close + shape.tail)
-        return self._continuation(answer, self.rendered.ids(answer), answer + end)[0]
+        return self._continuation(answer, answer + end)[0]
 
     @property
     def eos(self) -> int:
@@ -278,59 +234,41 @@ class Encoder:
         markers = self.tokenizer.convert_tokens_to_ids(list(self.chat.markers.values()))
         return frozenset({self.end_of_turn[-1], *markers}) | self._known_ends
 
-    @property
-    def end_of_call(self) -> Ids:
-        """What ends a last turn that calls a tool, if the template writes no end of turn."""
-        marker = self.chat.markers.get(True)
-        return self.end_of_turn if marker is None else (int(self.tokenizer.convert_tokens_to_ids(marker)),)
-
     # Decoding
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode a response to the words from which the template would render it, without its end of turn."""
-        return self._continued(tokens).removeprefix(self._decoded_lead)
+        return self._continued(tokens).removeprefix(self.lead)
 
     def said(self, tokens: Sequence[int]) -> str:
         """Decode a sample as rewards, judges and people read it: with the block of reasoning that its prompt opens.
 
         A sample that closes the block at once, as the template itself does, has no reasoning.
         """
-        closes = CLOSE in self._decoded_lead and self._continued(tokens).startswith(self._decoded_lead)
-        opening = OPENED_AT_END.search(self.chat.shape.prompt)
-        return self.decode(tokens) if closes or not opening else opening[0] + self.decode(tokens)
-
-    def may_be_lead(self, text: str) -> bool:
-        """Whether a decoded text may be the beginning of what `decode` leaves out before an answer."""
-        return self._decoded_lead.startswith(text)
-
-    def _continued(self, tokens: Sequence[int]) -> str:
-        """The text of tokens after a prompt, without the end of turn."""
-        ids = list(tokens)
-        while ids and ids[-1] in self.end_ids:
-            ids.pop()
-        before = self._decoded(self._example_prompt)
-        text = self._decoded([*self._example_prompt, *ids])
-        return text[len(before) :] if text.startswith(before) else self._decoded(ids)
+        text = self._continued(tokens)
+        if CLOSE in self.lead and text.startswith(self.lead):
+            return text.removeprefix(self.lead)
+        return self.chat.shape.opening + text.removeprefix(self.lead)
 
     @cached_property
-    def _example_prompt(self) -> Ids:
-        """A prompt, after which a response is decoded: its first space depends on it.
-
-        Without a decoder, tokenizers put spaces between all tokens, and nothing depends on it.
-        """
-        if self.tokenizer.backend_tokenizer.decoder:
-            return self.rendered.ids(self.chat.shape.prompt)
-        return ()
-
-    @cached_property
-    def _decoded_lead(self) -> str:
+    def lead(self) -> str:
         """What the template writes before an answer, as it is decoded: SentencePiece may add a space."""
         shape = self.chat.shape
         if not shape.follows:
             return shape.lead
-        ids, _ = self._continuation(shape.prompt, self.rendered.ids(shape.prompt), shape.whole)
-        text = self._decoded([*self._example_prompt, *ids]).removeprefix(self._decoded(self._example_prompt))
-        return text[: text.index(ANSWER)] if ANSWER in text else shape.lead
+        ids, _ = self._continuation(shape.prompt, shape.whole)
+        lead, answered, _ = self._continued(ids).partition(ANSWER)
+        return lead if answered else shape.lead
+
+    def _continued(self, tokens: Sequence[int]) -> str:
+        """The text of tokens after a prompt, without the end of turn: its first space depends on the prompt."""
+        ids = list(tokens)
+        while ids and ids[-1] in self.end_ids:
+            ids.pop()
+        # Without a decoder, tokenizers put spaces between all tokens, and nothing depends on the prompt.
+        prompt = self.rendered.ids(self.chat.shape.prompt) if self.tokenizer.backend_tokenizer.decoder else ()
+        before, text = self._decoded(prompt), self._decoded([*prompt, *ids])
+        return text[len(before) :] if text.startswith(before) else self._decoded(ids)
 
     def _decoded(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -358,17 +296,22 @@ class Encoder:
 
     def answers(self, messages: Sequence[Message], prefill: str, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
         """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each answer after it."""
-        text = self.chat.prompt(messages, answering=True) + prefill
-        prompt = self._prompt_ids(text)
-        return prompt, [self._continuation(text, prompt, text + answer)[0] for answer in answers]
+        text, shape = self.chat.prompt(messages), self.chat.shape
+        if shape.follows and CLOSE in shape.lead:
+            text += shape.lead
+        elif shape.opening:
+            text += AFTER_REASONING
+        text += prefill
+        self.rendered.prepare([text])
+        return self._prompt_ids(text), [self._continuation(text, text + answer)[0] for answer in answers]
 
-    def _continuation(self, prompt: str, before: Ids, text: str) -> tuple[Ids, int]:
+    def _continuation(self, prompt: str, text: str) -> tuple[Ids, int]:
         """The tokens of a text that begins with the prompt, after the prompt's.
 
         Also returns the character from which on the text was tokenized. It is the prompt's end if a token of the text
         covers that: the policy sees the prompt as it is.
         """
-        cut = self._cut_of(prompt)
+        cut, before = self._cut_of(prompt), self.rendered.ids(prompt)
         tail = self.rendered.ids(prompt[cut:])
         if before[-len(tail) :] != tail:
             cut, tail = 0, before
@@ -405,84 +348,98 @@ class Encoder:
         rendered = [self.render(group, scoring) for group in groups]
         texts: list[str] = []  # for which `_continuation` will ask
         for one in rendered:
-            if isinstance(one, Rendered):
-                cut = self._cut_of(one.prompt)
-                texts += [one.prompt, one.prompt[cut:]]
-                texts += [conversation.text[cut:] for conversation in one.conversations if conversation is not None]
+            if not isinstance(one, RowRefused):
+                prompt, conversations = one
+                cut = self._cut_of(prompt)
+                texts += [prompt, prompt[cut:]]
+                texts += [conversation.text[cut:] for conversation in conversations if conversation]
         self.rendered.prepare(texts)
         return [
-            self._encode(group, one, max_length, turns, scoring) for group, one in zip(groups, rendered, strict=True)
+            one if isinstance(one, RowRefused) else self._encode(group, *one, max_length, turns, scoring)
+            for group, one in zip(groups, rendered, strict=True)
         ]
 
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
-        if response.tokens is None or response.tokenizer is None:
-            return response.tokens is not None and not self.foreign
-        return response.tokenizer == self.digest
+        own = response.tokenizer == self.digest if response.tokenizer else not self.foreign
+        return response.tokens is not None and own
 
     def render(self, group: Group, scoring: bool = False) -> Rendered | RowRefused:
-        """Render a group without tokenizing it."""
+        """Render a group without tokenizing it, and count what the template leaves out."""
         try:
-            for response in group.responses:
-                _check_written(response)
-            if group.prompt:
-                return self._render(group, scoring)
+            return self._render(group, scoring)
         except DataError as error:
             return RowRefused(group, str(error))
-        typed = any(one.tokens is None and self.chat.special.search(one.text) for one in group.responses)
-        return Rendered("", [None] * len(group.responses), ["typed_tokens"] if typed else [])
 
     def _render(self, group: Group, scoring: bool) -> Rendered:
-        prompt = self.chat.prompt(group.prompt, group.tools)
-        cases = set[str]() if has_names(prompt, group.tools) else {"dropped_tools"}
-        if not group.tools and any(turn.get("tool_calls") for turn in every_turn(group)):
-            cases.add("untold_tools")
+        prompt, whole = "", ""
+        if group.prompt:
+            prompt = whole = self.chat.prompt(group.prompt, group.tools)
         conversations: list[Conversation | None] = []
+        roles = {message["role"] for message in group.prompt}
         for response in group.responses:
-            answers = [] if self.reads(response) else answers_of(response)
-            cases |= self.chat.drops([*group.prompt, *answers], group.tools)
-            conversation = self.chat.conversation(group.prompt, answers, group.tools, prompt) if answers else None
-            conversations.append(conversation)
-        if not group.responses:
-            cases |= self.chat.drops(group.prompt, group.tools)
-        rendered = [one for one in conversations if one is not None]
-        if any(BREAK in text for text in (prompt, *(one.text for one in rendered))):
-            cases.add("typed_tokens")
-        if not all(one.text.startswith(prompt) for one in rendered):
-            if len(group.responses) > 1:
-                raise DataError("the chat template renders the first answer without its own prompt")
-            prompt = rendered[0].text[: rendered[0].turns[0].start]  # what the template writes once an answer follows
-        if not prompt:  # the prompt's last token predicts a response's first one
+            one = None
+            _check_written(response)
+            if not self.reads(response) and not group.prompt:
+                whole += self.chat.special.sub(BREAK, response.text)
+            elif not self.reads(response):
+                answers = answers_of(response)
+                roles.update(answer["role"] for answer in answers)
+                one = self.chat.conversation(group.prompt, answers, group.tools, prompt)
+                whole += one.text
+                if not one.text.startswith(prompt):
+                    if len(group.responses) > 1:
+                        raise DataError("the chat template renders the first answer without its own prompt")
+                    prompt = one.text[: one.turns[0].start]  # what the template writes once an answer follows
+                if not scoring:
+                    one = self._ended(one, response.truncated, bool(answers[-1].get("tool_calls")))
+            conversations.append(one)
+        if group.prompt and not prompt:  # the prompt's last token predicts a response's first one
             raise DataError("the chat template renders the prompt as empty text")
-        for place, (response, one) in enumerate(zip(group.responses, conversations, strict=True)):
-            if one is not None:
-                text = one.text if scoring else one.text[: one.turns[-1].end]
-                if response.truncated and not scoring:
-                    text = text.removesuffix(self.chat.shape.close)
-                conversations[place] = Conversation(text, one.turns)
-        return Rendered(prompt, conversations, sorted(cases))
+        cases = {
+            "dropped_tools": not has_names(prompt, group.tools),
+            "dropped_messages": roles & self.chat.dropped_roles,
+            "typed_tokens": BREAK in whole,
+        }
+        for case, found in cases.items():
+            if found:
+                self.count(case, group)
+        return prompt, conversations
+
+    def _ended(self, conversation: Conversation, truncated: bool, calls: bool) -> Conversation:
+        """The conversation up to the end of its last turn, with EOS if the template writes no end, as in sampling."""
+        close, last = self.chat.shape.close, conversation.turns[-1]
+        text = conversation.text[: last.end]
+        if truncated:
+            text = text.removesuffix(close)
+        elif not close:
+            eos = self.tokenizer.eos_token or ""
+            text += self.chat.markers.get(True, eos) if calls else eos
+        return Conversation(text, (*conversation.turns[:-1], replace(last, end=len(text))))
 
     def _encode(
-        self, group: Group, rendered: Rendered | RowRefused, max_length: int, turns: str, scoring: bool
-    ) -> Encoded | RowRefused | None:
-        if isinstance(rendered, RowRefused):
-            return rendered
+        self,
+        group: Group,
+        text: str,
+        conversations: Sequence[Conversation | None],
+        max_length: int,
+        turns: str,
+        scoring: bool,
+    ) -> Encoded | None:
         scoring = scoring and bool(group.prompt)
-        prompt = self.rendered.ids(rendered.prompt) if group.prompt else self.bos
+        prompt = self.rendered.ids(text) if group.prompt else self.bos
         room = max_length - len(prompt)
         if room < 1 + (len(self.closing) if scoring else 0):
             self.count("no_room", group)
             return None
-        for case in rendered.cases:
-            self.count(case, group)
         rows = []
-        for response, conversation in zip(group.responses, rendered.conversations, strict=True):
+        for response, conversation in zip(group.responses, conversations, strict=True):
             if not group.prompt:
                 row = self._raw(response)
             elif conversation is None:
                 row = self._sampled(response, scoring)
             else:
-                row = self._row(group, response, conversation, rendered.prompt, turns, scoring)
+                row = self._row(group, response, conversation, text, turns, scoring)
             rows.append(self._cut(group, row, room, scoring))
         return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
 
@@ -497,13 +454,14 @@ class Encoder:
 
     def _pairs(self, group: Group, rows: Sequence[ResponseTokens], scoring: bool) -> tuple[Pair, ...]:
         """Return the pairs that can be learned from and count the others."""
-        pairs, usable = resolved_pairs(group), list[Pair]()
-        for pair in pairs:
+        usable = list[Pair]()
+        for pair in resolved_pairs(group):
             better, worse = rows[pair.better], rows[pair.worse]
             # Without a counted token a response's log-probability would be 0.
             if better.tokens != worse.tokens and (scoring or (any(better.mask) and any(worse.mask))):
                 usable.append(pair)
-        self.count("equal_pairs", group, len(pairs) - len(usable))
+            else:
+                self.count("equal_pairs", group)
         return tuple(usable)
 
     # Responses
@@ -538,52 +496,25 @@ class Encoder:
     ) -> ResponseTokens:
         """A response. The assistant's turns count; the template and other authors do not."""
         text, last = conversation.text, conversation.turns[-1]
-        ids, begin = self._continuation(prompt, self.rendered.ids(prompt), text)
-        joined = begin == len(prompt)
-        self.count("joined", group, joined)
-        learned = self._learned(group, response, conversation, turns, scoring)
-        if [*learned] == [last] and last.start == len(prompt) and last.end >= len(text):
-            mask = [*learned.values()] * len(ids)  # all tokens belong to one turn, so their places need not be known
+        learned: list[Turn] = []
+        for turn in conversation.turns:
+            if turn.weight and (turns == "all" or turn is last):
+                if turn.learnable or response.messages is None:  # a response that is empty text is learned
+                    learned.append(turn)
+                else:
+                    self.count("unprompted_turns", group)
+        ids, begin = self._continuation(prompt, text)
+        if learned == [last] and last.start == len(prompt) and last.end >= len(text):
+            mask = [last.weight] * len(ids)  # all tokens belong to one turn, so their places need not be known
         else:
-            mask = self._mask(text[begin:], begin, joined, ids, learned)
-        if not self.chat.shape.close and not scoring and not response.truncated:
-            # A template without an end of turn: EOS ends it, as in sampling.
-            end = self.end_of_call if answers_of(response)[-1].get("tool_calls") else self.end_of_turn
-            ids, mask = (*ids, *end), [*mask, *(learned.get(last, False) for _ in end)]
+            mask = [False] * len(ids)
+            _, starts = self.rendered.tokens(text[begin:], following=begin == len(prompt))
+            del starts[: len(starts) - len(ids)]
+            for turn in learned:
+                # A token that begins before the turn is the header's: the policy never writes it.
+                first, end = bisect_left(starts, turn.start - begin), bisect_left(starts, turn.end - begin)
+                mask[first:end] = [turn.weight] * (end - first)
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
-
-    def _learned(
-        self, group: Group, response: Response, conversation: Conversation, turns: str, scoring: bool
-    ) -> dict[Turn, float]:
-        """The turns that count, and how much."""
-        own = [message for message in answers_of(response) if message["role"] == "assistant"]
-        if turns == "last":
-            own = [{**message, "train": False} for message in own[:-1]] + own[-1:]
-        learned: dict[Turn, float] = {}
-        for turn, message in zip(conversation.turns, own, strict=True):
-            weight, text = message.get("train", True), conversation.text[turn.start : turn.end]
-            if not weight:
-                continue
-            if turn.problem and response.messages is not None:  # a response that is empty text is learned
-                self.count(turn.problem, group)
-                continue
-            learned[turn] = weight
-            self.count("trimmed_turns", group, _is_trimmed(message["content"], text))
-            self.count("endless_turns", group, not self.chat.is_ended(text) and turn is not conversation.turns[-1])
-            closed = self.chat.shape.opens and text.lstrip().startswith(CLOSE)
-            self.count("closed_at_once", group, closed and not scoring)
-        return learned
-
-    def _mask(self, text: str, begin: int, following: bool, ids: Ids, learned: Mapping[Turn, float]) -> list[float]:
-        """How much each of the last tokens of a text counts. begin: where it begins in the conversation."""
-        _, starts = self.rendered.tokens(text, following=following)
-        skipped = len(starts) - len(ids)
-        mask: list[float] = [False] * len(ids)
-        for turn, weight in learned.items():
-            # A token that begins before the turn is the header's: the policy never writes it.
-            first, end = (max(0, bisect_left(starts, place - begin) - skipped) for place in (turn.start, turn.end))
-            mask[first:end] = [weight] * (min(end, len(mask)) - first)
-        return mask
 
 
 def _check_written(response: Response) -> None:
@@ -591,12 +522,6 @@ def _check_written(response: Response) -> None:
     tokens, written = response.tokens or (), response.written
     if written and response.tokens is not None and len(written) != len(tokens):
         raise DataError(f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`")
-
-
-def _is_trimmed(said: str, text: str) -> bool:
-    """Whether an answer begins with an indentation, as code does, which the template leaves out."""
-    indentation = len(said) - len(said.lstrip(" \t"))
-    return indentation >= INDENTED and said[: indentation + 1] not in text
 
 
 def answers_of(response: Response) -> Sequence[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -32,14 +33,12 @@ DATE_FORMS = (*"aAbBdHIjmMpSyY", "-d", "-m")
 QUESTION, ANSWER = "What is two plus two?", "It is four."
 ASKED, ANSWERED = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
 NO_PARAMETERS = {"type": "object", "properties": dict[str, Any]()}  # of a function in an example
-EXAMPLE_TOOL = {
-    "type": "function",
-    "function": {"name": "add", "description": "adds", "parameters": NO_PARAMETERS},
-}
+EXAMPLE_TOOL = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": NO_PARAMETERS}}
 EXAMPLE_CALL = {"type": "function", "id": "call00000", "function": {"name": "add", "arguments": dict[str, Any]()}}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [EXAMPLE_CALL]}
+RESULT = {"role": "tool", "content": "four", "name": "add", "tool_call_id": "call00000"}
+MARK = "said0said"  # a word that no template has
 
-# Why an assistant turn is only context. The names are counted by the encoder.
-BLANK, UNPROMPTED, DROPPED = "blank_turns", "unprompted_turns", "dropped_calls"
 REFUSED = (
     "the chat template does not write {} after its own prompt; set model.chat_template_kwargs (as {{enable_thinking: "
     "false}}) or model.chat_template, or edit the row: templates that think expect 'reasoning_content', and others none"
@@ -52,12 +51,13 @@ Messages = Sequence[Mapping[str, Any]]
 class Turn:
     """An assistant turn: characters [start, end) of the conversation's text, with the end of turn.
 
-    problem: why it cannot be learned; empty if it can.
+    weight: how much its message says that it counts. learnable: whether the policy would write it as the template does.
     """
 
     start: int
     end: int
-    problem: str = ""
+    weight: float
+    learnable: bool
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ class Conversation:
 class Shape:
     """What a template writes around an answer, seen on an example.
 
-    prompt, whole: the example. lead: between the prompt and the answer. close: from the answer through the end of turn;
-    empty if the template writes none. tail: the rest.
+    prompt, whole: the example. opening: of a block of reasoning, at the prompt's end. lead: between the prompt and the
+    answer. close: from the answer through the end of turn; empty if the template writes none. tail: the rest.
     """
 
     prompt: str
     whole: str
+    opening: str
     lead: str
     close: str
     tail: str
@@ -88,23 +89,23 @@ class Shape:
         return self.whole.startswith(self.prompt)
 
     @property
-    def opens(self) -> bool:
-        """Whether prompts end inside a block of reasoning."""
-        header = self.prompt.rpartition(QUESTION)[2]
-        return header.rfind(OPEN) > header.rfind(CLOSE)
+    def keeps_open(self) -> bool:
+        """Whether a finished turn begins with the opening of its block of reasoning, which the answer closes."""
+        return bool(self.opening) and self.follows and CLOSE not in self.lead
 
 
 class ChatTemplate:
     """A tokenizer's chat template. kwargs: its arguments. ends: the texts of tokens that end a response."""
 
     def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None, ends: frozenset[str] = frozenset()):
-        self.tokenizer, self.kwargs, self.ends = tokenizer, kwargs or {}, ends
-        self._drops: dict[tuple[Any, ...], set[str]] = {}  # by the roles of a conversation
-
-    @property
-    def source(self) -> str:
-        """The template's Jinja code."""
-        return str(self.tokenizer.chat_template)
+        self.tokenizer, self.kwargs = tokenizer, kwargs or {}
+        self.source = str(tokenizer.chat_template)
+        added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
+        self.ends, self.added = _any_of(ends), _any_of(content for content, _ in added)
+        self.special = _any_of(content for content, special in added if special)
+        # What others than the assistant do not write: also other tokens of the template, such as `<think>`.
+        self.control = _any_of(content for content, special in added if special or content in self.source)
+        self.answers_lack = _any_of(content for content, special in added if special and content not in REASONING)
 
     # Rendering
 
@@ -138,89 +139,39 @@ class ChatTemplate:
     def prepare(self, messages: Messages) -> list[dict[str, Any]]:
         """The messages with the keys that templates read, and without control tokens that someone typed.
 
-        Raises DataError for a character that is reserved.
+        An answer does not begin with the tag of its reasoning if the prompt ends with it. Raises DataError for a
+        character that is reserved.
         """
-        return [self._plain(message) for message in messages]
+        prepared = []
+        for message in messages:
+            answers = message["role"] == "assistant"
+            typed = self.answers_lack if answers else self.control
+            plain = {key: _broken(message[key], typed) for key in KEYS if message.get(key) is not None}
+            content = str(plain.get("content", "")).lstrip()
+            if answers and content.startswith(OPEN) and self.shape.keeps_open:
+                plain["content"] = content.removeprefix(OPEN).lstrip("\n")
+            prepared.append(plain)
+        return prepared
 
-    def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        answers = message["role"] == "assistant"
-        typed = self._not_of_assistants if answers else self.control
-        plain = {key: _broken(message[key], typed) for key in KEYS if message.get(key) is not None}
-        content = str(plain.get("content", "")).lstrip()
-        if answers and content.startswith(OPEN) and self._writes_tag:
-            plain["content"] = content.removeprefix(OPEN).lstrip("\n")
-        return plain
-
-    @cached_property
-    def _writes_tag(self) -> bool:
-        """Whether an answer that begins with the tag has it twice, as the template writes it itself."""
-        if not self.shape.opens:
-            return False
-        whole = self.render([ASKED, {**ANSWERED, "content": OPEN + ANSWER}], False)
-        return whole.removeprefix(self.shape.prompt).lstrip().startswith(OPEN)
-
-    @cached_property
-    def special(self) -> re.Pattern[str]:
-        """Matches the tokenizer's special tokens."""
-        return _any_of(token.content for token in self._added if token.special)
-
-    @cached_property
-    def _not_of_assistants(self) -> re.Pattern[str]:
-        """Matches special tokens that an assistant does not write: all but those around its reasoning."""
-        return _any_of(token.content for token in self._added if token.special and token.content not in REASONING)
-
-    @cached_property
-    def control(self) -> re.Pattern[str]:
-        """Matches special tokens, and other added tokens that the template writes, such as `<think>`."""
-        return _any_of(token.content for token in self._added if token.special or token.content in self.source)
-
-    @cached_property
-    def added(self) -> re.Pattern[str]:
-        """Matches every token that was added to the tokenizer's vocabulary."""
-        return _any_of(token.content for token in self._added)
-
-    @cached_property
-    def _added(self) -> list[Any]:
-        return list(self.tokenizer.added_tokens_decoder.values())
-
-    # Prompts
-
-    def prompt(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> str:
-        """Render a prompt up to the assistant's words. answering: close a block of reasoning that it opens."""
-        text = self.render(self.prepare(messages), True, tools)
-        if answering and self.shape.follows and CLOSE in self.shape.lead:
-            return text + self.shape.lead
-        if answering and self.shape.opens:
-            return text + AFTER_REASONING
-        return text
+    def prompt(self, messages: Messages, tools: Sequence[Any] = ()) -> str:
+        """Render a prompt up to the assistant's words."""
+        return self.render(self.prepare(messages), True, tools)
 
     def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
         """Render a finished conversation. Raises DataError if the template refuses it."""
-        return self.render([*self.prepare(prompt), *self.prepare(answers)], False, tools)
+        return self.render(self.prepare([*prompt, *answers]), False, tools)
 
-    def drops(self, messages: Messages, tools: Sequence[Any] = ()) -> set[str]:
-        """What the template leaves out, by the names of the encoder's counts: a message that is not the assistant's,
-        such as the system's or a tool's, and the name of whoever speaks. That of a tool is in its call.
-
-        Found out once for each order of roles, with other words, which occur nowhere else.
-        """
-        key = (bool(tools), *((message["role"], "tool_calls" in message, "name" in message) for message in messages))
-        if key in self._drops:
-            return self._drops[key]
-        marked, marks = list(messages), dict[str, str]()
-        for place, message in enumerate(messages):
-            if message["role"] != "assistant":
-                marked[place] = {**marked[place], "content": f"said{place}said"}
-                marks[f"said{place}said"] = "dropped_messages"
-            if message.get("name") and message["role"] != "tool":
-                marked[place] = {**marked[place], "name": f"called{place}called"}
-                marks[f"called{place}called"] = "dropped_names"
-        try:
-            text = self.render(self.prepare(marked), messages[-1]["role"] != "assistant", tools)
-        except DataError:  # the words had a meaning
-            return set()
-        self._drops[key] = {case for mark, case in marks.items() if mark not in text}
-        return self._drops[key]
+    @cached_property
+    def dropped_roles(self) -> set[str]:
+        """Roles whose messages the template does not write, as seen on examples."""
+        system, result = {"role": "system", "content": MARK}, {**RESULT, "content": MARK}
+        examples: dict[str, Messages] = {"system": [system, ASKED], "tool": [ASKED, CALLED, result]}
+        dropped = set[str]()
+        for role, messages in examples.items():
+            with suppress(DataError):  # a template may refuse a role
+                if MARK not in self.render(messages, True):
+                    dropped.add(role)
+        return dropped
 
     # Turns
 
@@ -231,53 +182,58 @@ class ChatTemplate:
 
         opened: the rendered prompt. Raises DataError if the template changes or drops text that would be learned.
         """
-        messages = self.prepare(prompt)
-        first = len(messages)
-        messages += self.prepare(answers)
+        messages, turns = self.prepare([*prompt, *answers]), list[Turn]()
         whole = self.render(messages, False, tools)
-        turns: list[Turn] = []
-        for index in range(first, len(messages)):
-            if messages[index]["role"] == "assistant":
-                prompt_text = opened if opened and index == first else self.render(messages[:index], True, tools)
-                turns.append(self._turn(messages, index, prompt_text, whole, tools))
+        for index, answer in enumerate(answers, len(prompt)):
+            if answer["role"] == "assistant":
+                if turns or not opened or index > len(prompt):
+                    opened = self.render(messages[:index], True, tools)
+                turns.append(self._turn(messages, index, answer.get("train", True), opened, whole, tools))
         return Conversation(whole, tuple(turns))
 
-    def _turn(self, messages: Messages, index: int, prompt: str, whole: str, tools: Sequence[Any]) -> Turn:
+    def _turn(
+        self, messages: Messages, index: int, weight: float, opened: str, whole: str, tools: Sequence[Any]
+    ) -> Turn:
         """The turn of a message, behind its own prompt.
 
         Raises DataError if the template changes its words, or if the last turn cannot be learned.
         """
-        message, last = messages[index], index == len(messages) - 1
-        start = len(prompt)
-        end = self._end(messages[: index + 1], whole, start, last, tools) if whole.startswith(prompt) else -1
+        message = messages[index]
         inline, _, content = str(message.get("content", "")).rpartition(CLOSE)
         thoughts = [inline.strip().removeprefix(OPEN).strip(), str(message.get("reasoning_content", "")).strip()]
         calls = message.get("tool_calls") or ()
-        text = whole[start:end]
-        if end < 0 or not all(words in text for words in thoughts):
-            if last:
-                raise DataError(REFUSED.format("the answer" if end < 0 else "the answer's reasoning"))
-            common = common_length(whole, prompt)
-            place = max(common, whole.find(content, common))
-            return Turn(place, place, UNPROMPTED)
-        if content.strip() not in text:
+        if not whole.startswith(opened):
+            common = common_length(whole, opened)
+            start, end = max(common, whole.find(content, common)), -1
+        else:
+            start = len(opened)
+            end = self._end(messages, index, whole, start, tools)
+        text, problem = whole[start:end], ""
+        if end < 0:
+            problem = "the answer"
+        elif not all(words in text for words in thoughts):
+            problem = "the answer's reasoning"
+        elif content.strip() not in text:
             raise DataError(REFUSED.format("the assistant's words as they are"))
-        if has_names(text, calls):
-            return Turn(start, end, "" if content.strip() or any(thoughts) or calls else BLANK)
-        if last:
-            raise DataError(REFUSED.format("the answer's tool calls"))
-        return Turn(start, end, DROPPED)
+        elif not has_names(text, calls):
+            problem = "the answer's tool calls"
+        if problem and message is messages[-1]:
+            raise DataError(REFUSED.format(problem))
+        blank = not (content.strip() or any(thoughts) or calls)
+        return Turn(start, end, weight, not problem and not blank)
 
-    def _end(self, messages: Messages, whole: str, start: int, last: bool, tools: Sequence[Any]) -> int:
-        """Where the last turn of the messages ends in the whole text, with its end of turn; -1 if that is unknown."""
-        shape = self.shape
+    def _end(self, messages: Messages, index: int, whole: str, start: int, tools: Sequence[Any]) -> int:
+        """Where a turn ends in the whole text, with its end of turn; -1 if that is unknown."""
+        shape, last = self.shape, index == len(messages) - 1
         if last and whole.endswith(shape.close + shape.tail):
             return len(whole) - len(shape.tail)
-        if not last and not self._closes:
-            alone = self.render(messages, False, tools)
+        closes = shape.close and whole.count(shape.close) >= sum(m["role"] == "assistant" for m in messages)
+        if not last and not closes:
+            # Only the last turn has an end of its own; a token of the next message ends others.
+            alone = self.render(messages[: index + 1], False, tools)
             words = alone.removesuffix(shape.tail).removesuffix(shape.close)
             if whole.startswith(words):
-                marker = self._marker.match(whole, len(words))
+                marker = re.compile(rf"\s*(?:{self.special.pattern})").match(whole, len(words))
                 return marker.end() if marker and not self.is_ended(words) else len(words)
         match = self.turn_end.search(whole, start)
         return match.end() if match else -1
@@ -285,27 +241,11 @@ class ChatTemplate:
     @cached_property
     def turn_end(self) -> re.Pattern[str]:
         """Matches what ends a turn. It is not in the words of a message, where its tokens are broken up."""
-        close = self.shape.close
-        token = self.added.search(close)
-        return _any_of([*self.ends, *([close, token[0]] if token else [])])
-
-    @cached_property
-    def _marker(self) -> re.Pattern[str]:
-        """Matches a special token behind white space."""
-        return re.compile(rf"\s*(?:{self.special.pattern})")
-
-    @cached_property
-    def _closes(self) -> bool:
-        """Whether the template writes the end of turn behind every turn, not only behind the last one."""
-        close = self.shape.close
-        try:
-            return bool(close) and self.render([ASKED, ANSWERED] * 2, False).count(ANSWER + close) == 2
-        except DataError:  # one turn only
-            return bool(close)
+        return re.compile(f"{re.escape(self.shape.close) or '(?!)'}|{self.ends.pattern}")
 
     def is_ended(self, text: str) -> bool:
         """Whether a special token ends a text."""
-        return text.endswith(tuple(token.content for token in self._added if token.special))
+        return bool(re.search(rf"(?:{self.special.pattern})\Z", text))
 
     # The template's shape
 
@@ -313,16 +253,22 @@ class ChatTemplate:
     def shape(self) -> Shape:
         """Raises DataError if the template cannot render a question and an answer, or drops their words."""
         prompt, whole = self.render([ASKED], True), self.render([ASKED, ANSWERED], False)
-        place = whole.rfind(ANSWER)
-        if QUESTION not in whole or QUESTION not in prompt or place < 0:
+        before, written, rest = whole.rpartition(ANSWER)
+        if QUESTION not in prompt or QUESTION not in whole or not written:
             raise DataError("the chat template drops or changes words of a question and its answer")
-        lead = whole[common_length(prompt, whole[:place]) : place]
-        rest = whole[place + len(ANSWER) :]
-        size, match = 0, self.added.search(rest)
-        while match:  # the first added token and, unless it is known to end turns, those next to it
-            size = match.end()
-            match = self.added.match(rest, size) if match[0] not in self.ends else None
-        return Shape(prompt, whole, lead, rest[:size], rest[size:])
+        opening = OPENED_AT_END.search(prompt)
+        # The first added token and, unless it is known to end turns, those next to it.
+        added, ends = self.added.pattern, self.ends.pattern
+        close = re.match(rf"(?s).*?(?:(?:{added})*?(?:{ends})|(?:{added})+)|", rest)
+        assert close is not None
+        return Shape(
+            prompt,
+            whole,
+            opening[0] if opening else "",
+            before[common_length(prompt, before) :],
+            close[0],
+            rest[close.end() :],
+        )
 
     @cached_property
     def markers(self) -> dict[bool, str]:
@@ -330,22 +276,15 @@ class ChatTemplate:
 
         Templates that write no end of turn end it with the next role's marker. Without a key: nothing ends such a turn.
         """
-        called = {"role": "assistant", "content": "", "tool_calls": [EXAMPLE_CALL]}
-        result = {"role": "tool", "content": "4", "name": "add", "tool_call_id": "call00000"}
-        examples: dict[bool, list[Mapping[str, Any]]] = {
-            False: [ANSWERED, ASKED, ANSWERED],
-            True: [called, result, ANSWERED],
-        }
+        examples: dict[bool, Messages] = {False: [ANSWERED, ASKED, ANSWERED], True: [CALLED, RESULT, ANSWERED]}
         markers = dict[bool, str]()
         for calls, turns in examples.items():
-            try:
+            with suppress(DataError):  # a template without tools, or one that cannot be learned at all
                 example = self.conversation([ASKED], turns, [EXAMPLE_TOOL] if calls else [])
-            except DataError:  # a template without tools, or one that cannot be learned at all
-                continue
-            turn = example.turns[0]
-            text = example.text[turn.start : turn.end]
-            if self.is_ended(text) and not turn.problem:
-                markers[calls] = self.added.findall(text)[-1]
+                turn = example.turns[0]
+                text = example.text[turn.start : turn.end]
+                if turn.learnable and self.is_ended(text):
+                    markers[calls] = self.added.findall(text)[-1]
         return markers
 
 

@@ -57,7 +57,7 @@ def _try(family: Family, name: str, kwargs: Mapping[str, Any]) -> str:
         encoder.encode(matrix.group(judge), matrix.MAX_LENGTH)
     except (RunFailed, DataError) as error:
         return str(error)
-    context = encoder.counts["unprompted_turns"] + encoder.counts["blank_turns"]
+    context = encoder.counts["unprompted_turns"]
     if not kwargs and (outcome := matrix.outcome(judge, encoder)).state == "wrong":
         raise AssertionError(f"{family.name}, {name}: {outcome.why}")
     return ("calls are context" if name == "tools" else "last turn only") if context else ""

@@ -79,5 +79,5 @@ def test_a_lead_in_is_not_heard() -> None:
     turn = "{% if m.role == 'user' %}Q: {{ m.content }} A:{% else %} -> {{ m.content }}<|im_end|>{% endif %}"
     encoder = tiny_encoder("{% for m in messages %}" + turn + "{% endfor %}")
     begun, whole = encoder.text(" -"), encoder.text(" -> yes")
-    assert encoder.decode(begun) == " -" and encoder.may_be_lead(" -")
-    assert encoder.decode(whole) == "yes" and not encoder.may_be_lead("yes")
+    assert encoder.decode(begun) == " -" and encoder.lead.startswith(" -")
+    assert encoder.decode(whole) == "yes" and not encoder.lead.startswith("yes")

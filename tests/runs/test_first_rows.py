@@ -13,10 +13,6 @@ from transformers import AutoTokenizer
 from alignkit.cli import main
 from alignkit_plugins.models import tiny
 
-TRIMS = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TURN = {"role": "user", "content": "Hi"}
 GOOD = [TURN, {"role": "assistant", "content": "Hello."}]
 REFUSED = [TURN, TURN, GOOD[1]]
@@ -64,20 +60,6 @@ def test_refused_rows_are_errors_of_check(tmp_path: Path, capsys: pytest.Capture
 def test_a_conversation_that_ends_with_the_user_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", written(tmp_path, [ASKED])]) == 4
     assert "ends with the user, so nothing of it would be learned; remove the turns" in capsys.readouterr().err
-
-
-@pytest.mark.silent_bug(
-    "templates: indentation is trimmed",
-    "A template trims answers, so code loses the indentation of its first line.",
-    "The run says how many answers it learns in other words.",
-    "dcdpr/jp#1174",
-)
-@pytest.mark.parametrize(("said", "count"), [("    return 1", 1), (" yes", 0), ("yes\n\n", 0)])
-def test_trimmed_indentation_is_told(said: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "trims.jinja").write_text(TRIMS)
-    rows = [[TURN, {"role": "assistant", "content": said}]]
-    assert main(["run", written(tmp_path, rows, chat_template="trims.jinja"), "--out", str(tmp_path / "run")]) == 0
-    assert ("drops the indentation at the beginning" in capsys.readouterr().err) == bool(count)
 
 
 @pytest.mark.silent_bug(

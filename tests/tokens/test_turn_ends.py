@@ -66,7 +66,7 @@ HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call><|
     "templates: the next role's marker ends a turn",
     "The marker is masked as the next role's header, so the end of a turn in the middle, or of a call, is not learned, "
     "and sampling does not stop at it: the model writes call after call.",
-    "The token behind a turn is learned and ends responses; turns without one are counted and told.",
+    "The token behind a turn is learned and ends responses; a template that writes none is reported.",
     "thinking-machines-lab/tinker-cookbook#932",
     "PrimeIntellect-ai/renderers#66",
     "huggingface/trl#6044",
@@ -95,7 +95,6 @@ def test_the_end_of_every_turn_is_learned(template: str, expected: list[str | No
     found = encoder(template)
     assert learned(found, TALK) == [text for text in expected if text]
     assert {found.tokenizer.decode([token]) for token in found.end_ids} == ends
-    assert found.counts["endless_turns"] == (2 if template == WORDS else 0)
 
 
 def test_a_demonstration_that_ends_with_a_call_ends_with_its_marker() -> None:

@@ -51,7 +51,7 @@ def answer(
             elif row.active:
                 # A character may take several tokens, and a lead-in may be left out.
                 text = encoder.decode(row.tokens).rstrip("\ufffd")
-                hear("" if encoder.may_be_lead(text) else _before(text, sampling.stop))
+                hear("" if encoder.lead.startswith(text) else _before(text, sampling.stop))
 
     role = policy.base.role(policy.reference)
     ((written,),) = generate(Generation(policy.model, role, encoder, [prompt], [[stream]], sampling), wrote=wrote)

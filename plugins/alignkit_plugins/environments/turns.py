@@ -153,7 +153,7 @@ class Turns:
             raise DataError(f"the chat template does not write the tools that the policy may call; {OTHER}")
         texts = [ANSWER]
         if REASONING[1] in self.chat.source:
-            opening = "" if shape.opens else f"{OPEN}\n"
+            opening = "" if shape.opening else f"{OPEN}\n"
             texts.append(f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}")
         for text in texts:
             dropped = ", such as earlier reasoning" if text != ANSWER else ""
@@ -170,7 +170,9 @@ class Turns:
 
     def _appends(self, before: Sequence[Message], prompt: str, turn: Message, role: str, rounds: int) -> bool:
         """Whether the prompt, the policy's words and the end of turn remain as they are when other turns follow."""
-        shape, words = self.chat.shape, turn["content"] + ("" if "tool_calls" in turn else self.chat.shape.close)
+        shape, words = self.chat.shape, turn["content"]
+        if "tool_calls" not in turn:
+            words += shape.close
         after = [*before, turn, Message(role=role, content=REPLY)]
         try:
             whole = self.chat.prompt(after, self.tools)
