@@ -290,11 +290,6 @@ class ExternalTrainer(Algorithm):
 
     packages: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls) -> None:
-        if cls.source is Source.ROLLOUTS:  # keys such as `reward` would have no effect
-            raise TypeError(f"{cls.__name__}: an ExternalTrainer learns from data; for samples, derive from Algorithm")
-        super().__init_subclass__()
-
     def check_model(self, model: Any) -> None:
         """Called before a run's first stage. Raise RunFailed if the trainer does not support this model.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils._pytree import tree_map_only
 
 from alignkit.errors import RunFailed, reason_of
 from alignkit.plugins import plugins
@@ -88,48 +89,30 @@ def _unusable(settings: Settings, why: str) -> str:
 
 
 def saved_state(
-    optimizer: Optimizer, names: Mapping[int, str], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
-) -> tuple[dict[str, Tensor], Any]:
-    """The tensors that a checkpoint keeps of an optimizer, as `optimizer/KEY/NAME`, and the rest as JSON.
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], whole: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """What a checkpoint keeps of an optimizer: its state by the name of the parameter, and its groups.
 
-    names: of its parameters, by their `id`. whole: all of a tensor that may be cut between processes.
+    whole: returns all of a tensor that may be cut between processes.
     """
-    ordered = [names[id(parameter)] for parameter in parameters_of(optimizer)]
-    leaves, structure = tree_flatten_with_path(optimizer.state_dict())
-    tensors: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    kept: list[Any] = []
-    for path, value in leaves:
-        if isinstance(value, Tensor):
-            keys: list[Any] = [getattr(part, "key", getattr(part, "idx", "")) for part in path]
-            kind, index, *inner = keys
-            name = "/".join(map(str, ("optimizer", *inner, ordered[index] if kind == "state" else f"group {index}")))
-            # Files must not hold memory twice: bitsandbytes has one table of its numbers in 8 bits for all parameters.
-            tensors[name] = whole(value.clone() if value.data_ptr() in memory else value)
-            memory.add(value.data_ptr())
-            value = {"tensor": name}
-        kept.append(value)
-    return tensors, [kept, treespec_dumps(structure)]
+    state = {name: dict(optimizer.state.get(parameter, {})) for name, parameter in parameters.items()}
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return {"state": tree_map_only(Tensor, whole, state), "groups": groups}
 
 
 def restore_state(
     optimizer: Optimizer,
     parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-    plain: Any,
-    part: Callable[[Tensor, nn.Parameter], Tensor] = lambda tensor, parameter: tensor,
+    saved: Mapping[str, Any],
+    part: Callable[..., Tensor],
 ) -> None:
-    """The inverse of `saved_state`. part: what this process holds of a tensor. Raises RunFailed for a missing one."""
-    leaves, structure = plain
-    for place, value in enumerate(leaves):
-        if isinstance(value, Mapping):
-            *_, key, name = value["tensor"].split("/")
-            if value["tensor"] not in tensors:
-                raise RunFailed(f"the checkpoint has no optimizer state for {name} ({key})")
-            tensor = tensors[value["tensor"]].clone()
-            leaves[place] = part(tensor, parameters[name]) if name in parameters else tensor
-    optimizer.load_state_dict(tree_unflatten(leaves, treespec_loads(structure)))
-    for loaded, saved in zip(tree_leaves(optimizer.state_dict()), leaves, strict=True):
-        # torch casts it to the weights' dtype: what an optimizer keeps in fp32 would be rounded to theirs.
-        if isinstance(loaded, Tensor) and loaded.dtype != saved.dtype:
-            loaded.data = saved.to(loaded.device)
+    """The inverse of `saved_state`. part: returns what this process holds of a tensor.
+
+    Not by `load_state_dict`, which rounds what an optimizer keeps in fp32 to the dtype of the weights.
+    """
+    for name, parameter in parameters.items():
+        state = saved["state"][name]
+        if state:
+            optimizer.state[parameter] = tree_map_only(Tensor, partial(part, parameter=parameter), state)
+    for group, kept in zip(optimizer.param_groups, saved["groups"], strict=True):
+        group.update(kept)

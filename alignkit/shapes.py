@@ -68,6 +68,12 @@ def messages(values: Any) -> None:
         _MESSAGE.validate_python(message, strict=True)["content"].encode()  # which halves of characters have not
 
 
+def prompt(group: Group, values: Any) -> None:
+    """The messages of a prompt; none for a raw text, which has no prompt."""
+    messages(values)
+    need(bool(values) == bool(group.prompt), "the messages of a prompt", values)
+
+
 # Numbers
 
 

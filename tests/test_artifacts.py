@@ -18,7 +18,7 @@ from alignkit import Group, Response, RunFailed
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.training.stage import Checkpoint, load_checkpoint, save_checkpoint
+from alignkit.training.stage import load_checkpoint, save_checkpoint
 from alignkit_plugins.whole_reward_model import WholeRewardModel
 
 LORA = LoraSpec(r=2, lora_alpha=4)
@@ -58,28 +58,15 @@ def test_a_saved_role_has_the_permissions_of_the_umask(
 
 
 def test_a_checkpoint_has_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
-    found = modes(save_checkpoint(tmp_path, 1, Checkpoint({"weight": torch.zeros(2)}, {})))
-    assert found == dict.fromkeys(("tensors.safetensors", "state.json", "MANIFEST.json"), 0o666 & ~umask)
+    file = save_checkpoint(tmp_path, 1, {"learner": {}})
+    assert modes(tmp_path) == {file.name: 0o666 & ~umask}
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for step in (999_998, 999_999, 1_000_000):
-        save_checkpoint(tmp_path, step, Checkpoint({"weight": torch.zeros(2)}, {"step": step}))
-    assert {path.name for path in tmp_path.iterdir()} == {"999999", "1000000"}
-    loaded = load_checkpoint(tmp_path, print)
-    assert loaded is not None and loaded.state == {"step": 1_000_000}
-
-
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"state.json": "1"}', "nothing", "3"])
-def test_a_checkpoint_whose_manifest_names_no_files_is_damaged(manifest: str, tmp_path: Path) -> None:
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, Checkpoint({"weight": torch.zeros(2)}, {"step": step}))
-    (tmp_path / "000002" / "MANIFEST.json").write_text(manifest, encoding="utf-8")
-    (tmp_path / "000002" / "state.json").unlink()
-    said: list[str] = []
-    loaded = load_checkpoint(tmp_path, said.append)
-    assert loaded is not None and loaded.state == {"step": 1}
-    assert len(said) == 1 and "000002 is damaged (MANIFEST.json" in said[0]
+        save_checkpoint(tmp_path, step, {"learner": {}, "step": step})
+    assert {path.name for path in tmp_path.iterdir()} == {"000999999.pt", "001000000.pt"}
+    assert load_checkpoint(tmp_path, pytest.fail) == {"learner": {}, "step": 1_000_000}
 
 
 def change(folder: Path, **weights: torch.Tensor | None) -> Path:

@@ -123,8 +123,8 @@ class Collectives:
         return tensor
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """What this process holds of a tensor that is cut as a parameter of the same shape is."""
-        return whole
+        """What this process holds of a tensor that is cut as a parameter of the same shape is, on its device."""
+        return whole.to(parameter.device)
 
 
 ONE_PROCESS = Collectives()

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -225,7 +226,7 @@ class ReferencePrompts:
         )
 
     def _messages(self, group: Group) -> tuple[Message, ...]:
-        return tuple(call(self.algorithm, "reference_prompt", group, returns=shapes.messages) or group.prompt)
+        return tuple(call(self.algorithm, "reference_prompt", group, returns=partial(shapes.prompt, group)))
 
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group

@@ -11,10 +11,10 @@ arXiv:2203.03466), and LoRA takes about ten times the rate of training all weigh
 
 from __future__ import annotations
 
-import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class Learner:
 
     temperature: of the policy's distributions. collectives: every process passes the same global batches, learns from
     its share of them, and takes the same steps. skipped: steps in a row whose loss or gradient was not finite.
-    unfit: of the last such step, what was not finite.
+    parameters: by role and name. clipped: those of each role, by the name of the metric of their gradient's norm.
     """
 
     model: SharedModel
@@ -75,31 +75,23 @@ class Learner:
     collectives: Collectives = ONE_PROCESS
     steps: int = 0
     skipped: int = 0
-    unfit: str = ""
-    trim: TrimOnGrowth = field(init=False, default_factory=TrimOnGrowth)
-    optimizer: torch.optim.Optimizer = field(init=False)
-    parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = {}
-        for role in self._roles.values():
-            # With the role, because copies of a model (`lora: none`) name their parameters alike.
-            trainable = self.model.make_trainable(role).items()
-            self.parameters |= {f"{role}:{name}": parameter for name, parameter in trainable}
+        self.trim = TrimOnGrowth()
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.clipped: dict[str, list[nn.Parameter]] = {}
+        for metric, role in {"grad_norm": self.role, "value_grad_norm": self.value_role}.items():
+            if role is not None:
+                trainable = self.model.make_trainable(role)
+                self.clipped[metric] = list(trainable.values())
+                # With the role, because copies of a model (`lora: none`) name their parameters alike.
+                self.parameters |= {f"{role}:{name}": parameter for name, parameter in trainable.items()}
         self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
 
     @property
     def peak_rate(self) -> float:
         """The learning rate before the schedule."""
-        return LEARNING_RATE if self.settings.learning_rate is None else self.settings.learning_rate
-
-    @property
-    def _roles(self) -> dict[str, str]:
-        """The trained roles, by the name of the metric of their gradient's norm."""
-        roles = {"grad_norm": self.role}
-        if self.value_role is not None:
-            roles["value_grad_norm"] = self.value_role
-        return roles
+        return self.settings.learning_rate or LEARNING_RATE
 
     @property
     def token_budget(self) -> int:
@@ -107,57 +99,70 @@ class Learner:
         own_network = self.value_role is not None and self.model.backbone_role(self.value_role) != self.role
         return self.model.token_budget // (1 + own_network)
 
-    # One optimizer step
-
     def step(self, examples: Examples, lr_factor: float) -> dict[str, float]:
         """Learn from one global batch; returns its metrics. Raises RunFailed after too many non-finite steps."""
-        learning_rate = self.peak_rate * lr_factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        metrics = self._gradients(examples) | self._clip()
+        metrics = self._gradients(examples)
+        # Each role's separately, so that large value gradients do not shrink the policy's.
+        for name, parameters in self.clipped.items():
+            metrics[name] = self.collectives.clip(parameters, self.settings.max_grad_norm)
         # A skipped step counts, too: batches and the schedule follow from the number of steps.
         self.steps += 1
-        metrics["learning_rate"] = learning_rate
+        metrics["learning_rate"] = learning_rate = self.peak_rate * lr_factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         # These are sums over all processes, so either every process skips the step or none does.
-        if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
+        unfit = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if "loss" in unfit or self.clipped.keys() & unfit:
+            self.skipped += 1
+            metrics["skipped"] = 1.0
+            if self.skipped == NON_FINITE_IN_A_ROW:
+                facts = f"{', '.join(unfit)} of {label_of(self.algorithm)} not finite in {self.skipped} steps in a row"
+                raise RunFailed(f"{facts}; lower learning_rate")
+        else:
             self.optimizer.step()
             self.skipped = 0
-        else:
-            metrics["skipped"] = 1.0
-            self._skip()
         self.trim.check()
         return metrics
 
     def _gradients(self, examples: Examples) -> dict[str, float]:
         """Set the gradients of one global batch; returns its loss terms and metrics."""
-        before = self.model.recomputed
-        cuts = self._cuts(examples, lambda: self.token_budget)
+        numbers = self._pass(examples, lambda: self.token_budget)
+        self.collectives.add_gradients(self.parameters.values())
+        if self.model.memory.halvings:
+            numbers["token_budget"] = float(self.token_budget)
+        return numbers
+
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """Loss terms and metrics over all examples, without gradients. The algorithm's state does not change."""
+        state = dict(self.algorithm.state)  # a copy, because `before_step` updates the dict in place
+        try:
+            with torch.no_grad():
+                return self._pass(examples, lambda: self.model.inference_budget)
+        finally:
+            self.algorithm.state = state
+
+    def _pass(self, examples: Examples, budget: Callable[[], int]) -> dict[str, float]:
+        """Pass through one global batch, with gradients if they are enabled; returns its loss terms and metrics."""
+        cuts = self._cuts(examples, budget)
         self._before_step(examples, cuts)
         # Before any backward pass: each micro-batch divides by what the whole global batch counts.
         totals = self._denominators([part.batch for part in cuts()])
 
-        def learn() -> tuple[dict[str, float], Averages]:
+        def work() -> tuple[dict[str, float], Averages]:
             self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have set some
-            sums, metrics = self._pass(cuts(), totals)
-            if self.auxiliary is not None:
-                sums["mix/nll"] = self._mix(self.auxiliary)
-            return sums, metrics
+            terms: dict[str, float] = defaultdict(float)
+            metrics = Averages()
+            for part in cuts():
+                self._micro_batch(part, totals, terms, metrics)
+            if self.auxiliary is not None and torch.is_grad_enabled():
+                terms["mix/nll"] = self._mix(self.auxiliary)
+            return terms, metrics
 
         # Other processes wait in the collectives, so nothing that may be repeated uses it.
-        sums, metrics = within_memory(self.model.memory, learn)
-        self.collectives.add_gradients(self.parameters.values())
-        recomputed = self.collectives.sum({"recomputed": float(self.model.recomputed - before)})
-        means = self.collectives.sum(sums)
-        broken = [name for name in means if not math.isfinite(means[name]) and name not in ("loss", "mix/nll")]
-        self.unfit = "its loss or gradient"
-        if broken:
-            self.unfit = f"loss term '{broken[0]}' of {label_of(self.algorithm)}, in `{type(self.algorithm).__name__}`,"
-        numbers = means | metrics.means(self.collectives)
-        if self.model.memory.halvings:
-            numbers["token_budget"] = float(self.token_budget)
-        if recomputed["recomputed"]:
-            numbers |= recomputed
-        return numbers
+        terms, metrics = within_memory(self.model.memory, work)
+        means = self.collectives.sum(terms)
+        # No metric may take the place of what steps are skipped and the best epoch is chosen by.
+        return means | metrics.means(self.collectives) | {"loss": means["loss"]}
 
     def _cuts(self, examples: Examples, budget: Callable[[], int]) -> Cuts:
         """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
@@ -179,52 +184,26 @@ class Learner:
 
         return lambda: cut(budget())  # the budget shrinks if memory runs out
 
-    def _clip(self) -> dict[str, float]:
-        """Clip each role's gradient separately, so that large value gradients do not shrink the policy's."""
-        norms = {}
-        for name, role in self._roles.items():
-            parameters = [p for key, p in self.parameters.items() if key.startswith(f"{role}:")]
-            norms[name] = self.collectives.clip(parameters, self.settings.max_grad_norm)
-        return norms
-
-    def _skip(self) -> None:
-        self.skipped += 1
-        if self.skipped == NON_FINITE_IN_A_ROW:
-            raise RunFailed(f"{self.unfit} was not finite in {self.skipped} steps in a row; lower learning_rate")
-
-    # Gradients
-
-    def _pass(
-        self, parts: Sequence[MicroBatch], totals: Mapping[str | Per, float]
-    ) -> tuple[dict[str, float], Averages]:
-        """The shares of the loss and its terms, whose gradients are added up where there are any; and metrics."""
-        sums: dict[str, float] = {}
-        metrics = Averages()
-        for part in parts:
-            out = self._forward(part.examples)
-            loss, shares = self._loss(part.batch, out, totals)
-            # Here, and not after the loop, so that one micro-batch's activations are stored at a time.
-            if torch.is_grad_enabled():
-                self.model.passes.backward(loss)
-            for name, share in {**shares, "loss": loss}.items():
-                sums[name] = sums.get(name, 0.0) + float(share.detach())
-            with torch.no_grad():
-                wanted = partial(shapes.terms, part.batch)
-                metrics.add(call(self.algorithm, "report_metrics", part.batch, out, returns=wanted), part.batch)
-        return sums, metrics
-
-    def _loss(self, batch: Batch, out: Outputs, totals: Mapping[str | Per, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """A micro-batch's share of the loss, and of each of its terms."""
+    def _micro_batch(
+        self, part: MicroBatch, totals: Mapping[str | Per, float], sums: dict[str, float], metrics: Averages
+    ) -> None:
+        """Add a micro-batch's share of the loss and of its terms to the sums, and to the gradients if enabled."""
+        batch, out = part.batch, self._forward(part.examples)
         terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
         weights = term_weights(self.algorithm, batch, terms)
         loss = torch.zeros((), device=self.model.device)
-        shares: dict[str, Tensor] = {}
         for name, term in terms.items():
             # The global denominator, not this micro-batch's: the shares then add up to one mean, however they are cut.
             unit = name if name in weights else term.per
-            shares[name] = weighted_sum(term, batch, weights.get(name)) / totals[unit]
-            loss = loss + term.coefficient * shares[name]
-        return loss, shares
+            share = weighted_sum(term, batch, weights.get(name)) / totals[unit]
+            loss = loss + term.coefficient * share
+            sums[name] += float(share.detach())
+        sums["loss"] += float(loss.detach())
+        # Here, and not after the last one, so that one micro-batch's activations are stored at a time.
+        if torch.is_grad_enabled():
+            self.model.passes.backward(loss)
+        with torch.no_grad():
+            metrics.add(call(self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch)), batch)
 
     def _before_step(self, examples: Examples, cuts: Cuts) -> None:
         """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
@@ -245,12 +224,11 @@ class Learner:
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
         """The denominator of each term: the sum of the weights of its entries in the global batch."""
-        totals: dict[str | Per, float] = {}
+        totals: dict[str | Per, float] = defaultdict(float)
         for batch in batches:
-            for per in Per:
-                totals[per] = totals.get(per, 0.0) + float(batch.weights(per).sum())
-            for name, weights in term_weights(self.algorithm, batch).items():
-                totals[name] = totals.get(name, 0.0) + float(weights.sum())
+            weights = {per: batch.weights(per) for per in Per} | term_weights(self.algorithm, batch)
+            for key, entries in weights.items():
+                totals[key] += float(entries.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
         return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
 
@@ -274,55 +252,32 @@ class Learner:
 
     def _forward(self, examples: Examples) -> Outputs:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
-        if self.algorithm.trains is Trains.REWARD:
-            return forward(self.model, self.role, examples, Wants(logprobs=False, scores=True))
         wants = Wants(entropy=self.algorithm.needs.entropy, values=self.value_role, temperature=self.temperature)
+        if self.algorithm.trains is Trains.REWARD:
+            wants = Wants(logprobs=False, scores=True)
         return forward(self.model, self.role, examples, wants)
-
-    def evaluate(self, examples: Examples) -> dict[str, float]:
-        """Loss terms and metrics over all examples, without gradients. The algorithm's state does not change."""
-        state = dict(self.algorithm.state)  # a copy, because `before_step` updates the dict in place
-        cuts = self._cuts(examples, lambda: self.model.inference_budget)
-        try:
-            with torch.no_grad():
-                self._before_step(examples, cuts)
-                totals = self._denominators([part.batch for part in cuts()])
-                sums, metrics = within_memory(self.model.memory, lambda: self._pass(cuts(), totals))
-        finally:
-            self.algorithm.state = state
-        terms = self.collectives.sum(sums)
-        loss = terms.pop("loss")  # last, as no metric may take the place of what the best epoch is chosen by
-        return terms | metrics.means(self.collectives) | {"loss": loss}
 
     # State
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON state that a resumed run needs."""
-        weights = {f"weight/{name}": self.collectives.whole(parameter) for name, parameter in self.parameters.items()}
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        moments, plain = saved_state(self.optimizer, names, self.collectives.whole)
-        return weights | moments, {
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors, and JSON."""
+        whole = self.collectives.whole
+        return {
+            "weights": {name: whole(parameter).detach() for name, parameter in self.parameters.items()},
+            "optimizer": saved_state(self.optimizer, self.parameters, whole),
             "steps": self.steps,
             "skipped": self.skipped,
             "algorithm": remembered(self.algorithm, "before_step"),
-            "optimizer": plain,
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """The inverse of `state`. Raises RunFailed if a part is missing."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
         for name, parameter in self.parameters.items():
-            if f"weight/{name}" not in tensors:
-                raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
             # In place, because the optimizer and the model hold this very tensor.
-            parameter.data.copy_(self.collectives.part(tensors[f"weight/{name}"], parameter))
-        restore_state(self.optimizer, self.parameters, tensors, state["optimizer"], self.collectives.part)
+            parameter.data.copy_(self.collectives.part(state["weights"][name], parameter))
+        restore_state(self.optimizer, self.parameters, state["optimizer"], self.collectives.part)
         self.steps, self.skipped = state["steps"], state["skipped"]
-        self.restore_algorithm(state)
-
-    def restore_algorithm(self, state: Mapping[str, Any]) -> None:
-        """Let the algorithm remember what a checkpoint kept, and nothing else."""
-        # Copied: a stage restores it twice, and `before_step` changes it in place.
-        self.algorithm.state = copy.deepcopy(dict(state["algorithm"]))
+        self.algorithm.state = state["algorithm"]
 
 
 # Averages: of unreduced terms over a global batch, and of metrics over steps
@@ -332,16 +287,15 @@ class Averages:
     """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not count."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.totals: dict[str, float] = {}
+        self.sums: dict[str, float] = defaultdict(float)
+        self.totals: dict[str, float] = defaultdict(float)
 
     def add(self, terms: Mapping[str, Term], batch: Batch) -> None:
         for name, term in terms.items():
             weight = batch.weights(term.per)
             counted = (weight > 0) & ~term.values.isnan()
-            total = torch.where(counted, term.values, 0.0) * weight
-            self.sums[name] = self.sums.get(name, 0.0) + float(total.sum())
-            self.totals[name] = self.totals.get(name, 0.0) + float(weight[counted].sum())
+            self.sums[name] += float((torch.where(counted, term.values, 0.0) * weight).sum())
+            self.totals[name] += float(weight[counted].sum())
 
     def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
         """The mean of every term with an entry that counts, over the micro-batches of all processes."""
@@ -351,22 +305,22 @@ class Averages:
 
 def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means of metrics over optimizer steps, each over those that have it."""
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = defaultdict(list)
     for step in steps:
         for name, value in step.items():
-            values.setdefault(name, []).append(value)
+            values[name].append(value)
     return {name: sum(column) / len(column) for name, column in values.items()}
 
 
-def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> Mapping[str, Tensor]:
+def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> dict[str, Tensor]:
     """Weights by the name of their term, in its shape."""
-    weights: Mapping[str, Tensor] = call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {}))
-    return weights
+    return dict(call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {})))
 
 
 def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:
     """The sum of a term's entries, weighted: []. Entries of weight 0 may be anything, NaN included."""
-    weights = batch.weights(term.per) if weights is None else weights
+    if weights is None:
+        weights = batch.weights(term.per)
     return (torch.where(weights > 0, term.values, 0.0) * weights).sum()
 
 
@@ -414,16 +368,8 @@ def scaled(rate: float, hidden_size: int, lora: bool) -> float:
 
 
 def learning_rate(context: StageContext, defaults: StageDefaults) -> float:
-    """The stage's learning rate: as written, or the algorithm's default for this model.
-
-    Raises RunFailed for a schedule that cannot be used, which ten steps show before the first real one.
-    """
-    for step in range(10):
-        factor_of(context.settings.lr_scheduler_type, step=step, total=10, warmup=0, rate=1.0)
+    """The stage's learning rate: as written, or the algorithm's default for this model."""
     if context.settings.learning_rate is not None:
         return context.settings.learning_rate
-    lora, hidden_size = context.model.spec.lora is not None, context.model.hidden_size
-    rate = scaled(defaults.learning_rate or LEARNING_RATE, hidden_size, lora)
-    trained = "LoRA" if lora else "all weights"
-    context.activity(f"learning_rate {rate:g}, the default for {trained} and hidden size {hidden_size}")
-    return rate
+    rate = defaults.learning_rate or LEARNING_RATE
+    return scaled(rate, context.model.hidden_size, context.model.spec.lora is not None)

@@ -50,7 +50,7 @@ class Monitors:
         stage = MonitoredStage(
             settings,
             context.folder,
-            done=int(trainer.done.get("number", 0)),
+            done=int(trainer.saved.get("number", 0)),
             scorer=context.scorer,
             prompts=self._prompts,
             answer=self._answer,

@@ -18,7 +18,7 @@ from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.learner import schedule, share_of
-from alignkit.training.sampler import make_sampler, report
+from alignkit.training.sampler import make_sampler
 from alignkit.training.stage import TrainerState
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ class DatasetTrainer:
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
         self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
-        facts = {"groups": len(groups), "steps": self.total, **report(self.context, "data", loaded, self.draws)}
-        self.state.summary |= facts  # at the end: an algorithm cannot overwrite them
+        self.state.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""

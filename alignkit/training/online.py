@@ -109,7 +109,7 @@ class RolloutTrainer:
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
         state, iterations = self.state, self.settings.iterations or 1
-        state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations, **self.prompts.facts}
+        state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations}
         first = state.restore()
         if not first:
             self.files.restore({})

@@ -23,7 +23,7 @@ from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
 from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards, with_scores
-from alignkit.training.sampler import make_sampler, report
+from alignkit.training.sampler import make_sampler
 from alignkit.training.stage import TrainerState
 
 
@@ -47,7 +47,7 @@ def usable_prompts(state: TrainerState, spec: Any, key: str, episodes: Any = Non
 
 
 class PromptSource:
-    """The prompts of a stage, and the current policy's samples. facts: for the stage's summary.
+    """The prompts of a stage, and the current policy's samples.
 
     extra: prompts that earlier iterations drew beyond `per_iteration`. request: of the next iteration, which an engine
     writes ahead.
@@ -62,7 +62,6 @@ class PromptSource:
         self.draws = make_sampler(loaded, self.prompts, self.context.seed, self.context.name, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration or len(self.prompts), 0
         self.request: Request | None = None
-        self.facts = report(self.context, "prompts", loaded, self.draws)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

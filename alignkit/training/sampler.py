@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignkit import seeds
 from alignkit.data.group import Group, preview, why_not_demonstration
 from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
-from alignkit.tokens.encoder import Encoded, counted
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import StageEncoder
 
@@ -112,22 +112,6 @@ def make_sampler(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str)
     return Sampler([group.origin.source for group in groups if group.origin], loaded.weights, stream)
 
 
-def report(context: StageContext, key: str, loaded: Loaded, draws: Sampler) -> dict[str, Any]:
-    """Print each weighted source's rows and share, and return them for the summary; nothing without weights.
-
-    key: of the data entry.
-    """
-    if loaded.weights is None:
-        return {}
-    facts: list[dict[str, Any]] = []
-    texts = []
-    for source, rows, share in zip(loaded.sources, draws.rows, draws.shares, strict=True):
-        facts.append({"source": source.name, "rows": len(rows), "weight": round(share, 6)})
-        texts.append(f"{source.name}: {counted(len(rows), 'row')}, weight {share:.3g}")
-    context.say(f"{key}: {'; '.join(texts)}")
-    return {f"{key}_sources": facts}
-
-
 OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}
 
 
@@ -168,5 +152,4 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")
     draws = make_sampler(loaded, [e.group for e in encoded], context.seed, context.name, "mix")
-    encoder.summary.update(report(context, "mix", loaded, draws))
     return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size or 1, draws)

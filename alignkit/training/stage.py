@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+from zipfile import ZipFile
 
 import torch
 
 from alignkit import seeds
-from alignkit.algorithm import Algorithm, Needs, Source, Trains
-from alignkit.calls import blame, call, mistake
+from alignkit.algorithm import Algorithm, Needs, Trains
+from alignkit.calls import call
 from alignkit.data.group import Group
-from alignkit.io.atomic import replace_folder
-from alignkit.io.digest import file_digest
-from alignkit.models.shared_model import HeadKind, SharedModel
+from alignkit.io.atomic import whole_file
+from alignkit.models.shared_model import HeadKind
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
@@ -25,75 +24,48 @@ from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
 from alignkit.training.sampler import auxiliary_loss
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-MANIFEST = "MANIFEST.json"
-TENSORS, STATE = "tensors.safetensors", "state.json"
-FILES = {TENSORS, STATE}
 T = TypeVar("T")
 
 
-@dataclass
-class Checkpoint:
-    """Everything a stage's numbers depend on: tensors (weights and optimizer) and JSON state."""
+def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write `folder/NUMBER.pt`, then remove all but the newest `keep` checkpoints.
 
-    tensors: Mapping[str, Tensor]
-    state: dict[str, Any]
-
-
-def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write `folder/NUMBER` with checksums, then remove all but the newest `keep` checkpoints."""
-    from safetensors.torch import save_file
-
-    target = folder / f"{number:06d}"
-    with replace_folder(target) as new:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
-        save_file(tensors, new / TENSORS)
-        (new / STATE).write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
-        sums = {file.name: file_digest(file) for file in sorted(new.iterdir())}
-        (new / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for old in _numbered(folder)[:-keep]:  # the new one is durable by now
-        shutil.rmtree(old)
+    state: everything that the stage's numbers depend on, as JSON but for the `learner`, which has tensors.
+    """
+    target = folder / f"{number:09d}.pt"
+    plain = {key: value for key, value in state.items() if key != "learner"}
+    with whole_file(target) as file:
+        torch.save([state["learner"], json.dumps(plain, sort_keys=True)], file)
+    for old in _checkpoints(folder)[:-keep]:  # the new one is durable by now
+        old.unlink()
     return target
 
 
-def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is not damaged, or None if there are none. Damaged ones are reported through `say`.
+def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The state of the newest checkpoint that is not damaged; empty if there is none.
 
-    If all are damaged, there is nothing to continue from: the stage starts over, and says so.
+    Damaged ones are reported through `say`, and removed, or newer ones would count as older.
     """
-    from safetensors.torch import load_file
-
-    checkpoints = _numbered(folder)
-    for path in reversed(checkpoints):
-        damage = _damage(path)
-        if not damage:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            return Checkpoint(load_file(path / TENSORS), state)
-        say(f"checkpoint {path} is damaged ({damage}); trying the previous one")
-    if checkpoints:
-        say(f"all checkpoints in {folder} are damaged; the stage starts over")
-        shutil.rmtree(folder, ignore_errors=True)  # another process of the run may be faster
-    return None
+    for path in reversed(_checkpoints(folder)):
+        if _is_whole(path):
+            learner, plain = torch.load(path, map_location="cpu", weights_only=True)
+            return {**json.loads(plain), "learner": learner}
+        say(f"checkpoint {path} is damaged: the stage continues from the one before, or starts over")
+        path.unlink(missing_ok=True)  # another process of the run may be faster
+    return {}
 
 
-def _numbered(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.pt"))
 
 
-def _damage(path: Path) -> str:
-    """The damage of a checkpoint in words; empty if there is none."""
+def _is_whole(path: Path) -> bool:
+    """Whether every part of a checkpoint has its checksum."""
     try:
-        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        for name in FILES:
-            if file_digest(path / name) != sums[name]:
-                return f"{name} differs from its checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST}: {error}"
-    return ""
+        with ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # what a damaged file says of its parts can be anything
+        return False
 
 
 @dataclass(frozen=True)
@@ -110,12 +82,6 @@ class StageRoles:
     reference: str
     reference_name: str
     values: str | None = None
-
-    def drop(self, model: SharedModel) -> None:
-        """Remove the roles that belong to this stage only."""
-        model.drop_role(self.trained)
-        if self.values is not None:
-            model.drop_role(self.values)
 
 
 def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
@@ -165,7 +131,7 @@ def keep_mask(algorithm: Algorithm, groups: Sequence[Group]) -> list[bool]:
 class TrainerState:
     """A stage that is ready to train, from its last checkpoint if it has one.
 
-    done: that checkpoint's state, empty if there is none. parts: what a checkpoint keeps in addition to weights and
+    saved: that checkpoint's state, until it is restored. parts: what a checkpoint keeps in addition to weights and
     optimizer, objects with `state()` and `restore(state)` by name. summary: for stage.json. reference_models: those on
     the model that the reference is, or is on. kept: the folder of versions. keeps: whether it keeps any.
     """
@@ -176,11 +142,6 @@ class TrainerState:
         self.kept, self.keeps = context.folder / "kept", context.settings.keep_versions
         self.models, self.model = context.models, context.model
         self.algorithm = algorithm
-        with blame(algorithm, "needs"):
-            needs = algorithm.needs
-        if needs.old_logprobs and algorithm.source is Source.DATASET:
-            text = "old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"
-            raise mistake(algorithm, "needs", text)
         self.summary = context.summary
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
         self.roles = add_roles(context, self.algorithm)
@@ -198,62 +159,41 @@ class TrainerState:
             context.collectives,
         )
         self.parts: dict[str, Any] = {}
-        self.done: dict[str, Any] = {}
-        self._resume()
-        self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
+        self.saved = load_checkpoint(context.folder / "checkpoints", context.reporter.say)
+        for base, state in self.saved.get("memory", {}).items():
+            context.bases()[base].model.memory.restore(state)
+        self.metrics = context.metrics(self.saved.get("metrics_bytes", 0))
         context.activity(f"from '{self.roles.start}', reference '{self.roles.reference_name}'")
 
-    def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
-        if checkpoint is None:
-            return
-        begun = self.algorithm.state  # by `select`: held-out rows are selected as in the first start
-        self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
-        self.algorithm.state = begun
-        for base, models in self.context.bases().items():
-            if base in checkpoint.state["memory"]:
-                models.model.memory.restore(checkpoint.state["memory"][base])
-        self.done = checkpoint.state
-        self._warn_of_changes(checkpoint.state)
-        self.context.say(f"continuing after {self.done['position']}")
-
-    def _warn_of_changes(self, state: Mapping[str, Any]) -> None:
-        """Report differences from the machine that wrote the checkpoint, if they change the result."""
-        for what, now in (("threads", torch.get_num_threads()), ("dtype", self.model.dtype_name)):
-            if state[what] != now:
-                fact = f"the checkpoint was written with {what} {state[what]}, and this run has {now}"
-                self.context.say(f"{fact}: the result may differ")
-
     def restore(self) -> int:
-        """Continue with the checkpoint's summary, which has this start's counts, and with every part's state.
+        """Continue from the checkpoint, with its summary, which has this start's counts, and every part's state.
 
         Returns the number of the checkpoint; 0 if there is none.
         """
-        if not self.done:
+        saved, self.saved = self.saved, {}
+        if not saved:
             return 0
+        self.learner.restore(saved["learner"])
         self.summary.clear()
-        self.summary.update(self.done["summary"])
-        self.learner.restore_algorithm(self.done["learner"])
+        self.summary.update(saved["summary"])
         for name, part in self.parts.items():
-            part.restore(self.done["parts"][name])
-        return int(self.done["number"])
+            part.restore(saved["parts"][name])
+        self.context.say(f"continuing after {saved['position']}")
+        return int(saved["number"])
 
     def checkpoint(self, number: int, position: str) -> None:
         """Write checkpoint `number`. position: `step 3 of 12`."""
-        tensors, state = self.learner.state()
-        self.done = {
-            "learner": state,
+        state = {
+            "learner": self.learner.state(),
             "position": position,
-            "threads": torch.get_num_threads(),
-            "dtype": self.model.dtype_name,
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
             "memory": {base: models.model.memory.state() for base, models in self.context.bases().items()},
             "number": number,
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
-        folder, checkpoint = self.context.folder / "checkpoints", Checkpoint(tensors, self.done)
-        path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, checkpoint))
+        folder = self.context.folder / "checkpoints"
+        path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, state))
         self.context.notify("checkpoint_saved", path=str(path))
 
     def measure(self, encoded: Sequence[Encoded], work: Callable[[list[Encoded]], Sequence[T]]) -> list[T]:
@@ -268,7 +208,7 @@ class TrainerState:
         """Write metrics and notify the event hooks."""
         if skipped := int(metrics.get("skipped", 0)):
             if "skipped_steps" not in self.summary:
-                self.context.say(f"a step was skipped, because {self.learner.unfit} was not finite")
+                self.context.say("a step was skipped, because its loss or gradient was not finite")
             self.summary["skipped_steps"] = self.summary.get("skipped_steps", 0) + skipped
         self.metrics.write(stage=self.context.name, step=step, **metrics)
         self.context.notify("metrics_logged", step=step, metrics=metrics)
@@ -285,5 +225,7 @@ class TrainerState:
 
     def close(self) -> None:
         self.context.reporter.stop()
-        self.roles.drop(self.model)
+        for role in (self.roles.trained, self.roles.values):
+            if role is not None:
+                self.model.drop_role(role)
         self.metrics.sync()  # last: on a full disk it raises

@@ -101,7 +101,7 @@ class LockstepCollectives(ProcessCollectives):
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
-            return whole
+            return super().part(whole, parameter)
         mesh, placements = parameter.device_mesh, parameter.placements
         return distribute_tensor(whole.to(parameter.device), mesh, placements, src_data_rank=None)
 

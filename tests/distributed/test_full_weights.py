@@ -49,8 +49,6 @@ def assert_alike(found: Path, expected: Path) -> None:
     for row, other in zip(metrics_of(found), metrics_of(expected), strict=True):
         assert row.keys() == other.keys()
         for name, value in other.items():
-            if name == "recomputed":  # a number of packed rows, of which each process has its own
-                continue
             near = value if isinstance(value, str) else pytest.approx(value, abs=LOSS, rel=LOSS)
             assert row[name] == near, f"{row['stage']}, step {row.get('step')}: {name}"
     for stage in sorted({row["stage"] for row in metrics_of(expected)}):

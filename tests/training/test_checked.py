@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
-from alignkit.algorithm import ExternalTrainer, Source
 from alignkit.calls import call, create
 from alignkit.cli import main
 from alignkit.options import Options
@@ -186,7 +185,6 @@ def test_a_mistake_is_reported_as_the_plugins(
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ("source = Source.DATASET", r"old_logprobs exist only for rollouts: declare `source = Source.ROLLOUTS`"),
         (
             "source = Source.DATASET; needs = Needs()\ndef loss(self, batch, out): return batch.old_logprobs",
             r"in `Broken.loss`: Batch.old_logprobs was not computed",
@@ -287,9 +285,3 @@ def test_without_an_author_the_class_is_named() -> None:
 
     with pytest.raises(DataError, match=r"^bad rows$"):
         select(Fails(None), [], Any)
-
-
-def test_an_external_trainer_learns_from_data() -> None:
-    """With samples, it would ignore keys such as `reward`."""
-    with pytest.raises(TypeError, match="an ExternalTrainer learns from data"):
-        type("Samples", (ExternalTrainer,), {"source": Source.ROLLOUTS})

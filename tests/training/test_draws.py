@@ -136,10 +136,8 @@ def demonstrations(name: str, count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"{name} {n}?", "completion": "yes"} for n in range(count)]
 
 
-def test_weights_of_data_repeat_and_drop_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The stage sees different rows, draws them by weight, and says how often each comes."""
+def test_weights_of_data_repeat_and_drop_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage sees different rows, and draws them by weight."""
     from alignkit.training.learner import Learner
 
     drawn: list[str] = []
@@ -160,9 +158,6 @@ def test_weights_of_data_repeat_and_drop_no_row(
     assert sum(n for prompt, n in counts.items() if prompt.startswith("few")) == 36
     assert {n for prompt, n in counts.items() if prompt.startswith("few")} == {9}
     assert {n for prompt, n in counts.items() if prompt.startswith("many")} == {1}
-    assert [(fact["rows"], fact["weight"]) for fact in summary["data_sources"]] == [(4, 0.75), (12, 0.25)]
-    said = " ".join(capsys.readouterr().err.split())
-    assert "few.jsonl: 4 rows, weight 0.75;" in said and "many.jsonl: 12 rows, weight 0.25" in said
 
 
 def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +202,6 @@ def test_weights_of_a_mix_decide_its_batches(tmp_path: Path) -> None:
         ]
         data = write(tmp_path / "d.jsonl", demonstrations("d", 8))
         stage = {"algorithm": "sft", "data": data, "batch_size": 2, "epochs": 1}
-        summary = ran(tmp_path, {**stage, "mix": {"data": mix, "weight": 0.1, "objective": "sft", "batch_size": 2}})
+        ran(tmp_path, {**stage, "mix": {"data": mix, "weight": 0.1, "objective": "sft", "batch_size": 2}})
     counts = Counter(words.split()[0] for words in seen)
     assert counts == {"a": 2, "b": 6}
-    assert [(fact["rows"], fact["weight"]) for fact in summary["mix_sources"]] == [(6, 0.25), (2, 0.75)]

@@ -89,9 +89,9 @@ def test_groups_that_select_makes_are_read_behind_it_too(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("shots", "problem"),
     [
-        ("Be brief.", "a message of system or.*, not str"),
-        ([{"role": "user"}], "a message of .*, not {"),
-        (None, "not None"),
+        ("Be brief.", "Input should be a valid dictionary"),
+        ([{"role": "user"}], "ValidationError"),
+        (None, "return the messages of a prompt, not None"),
     ],
 )
 def test_messages_that_are_none_are_the_plugins_mistake(tmp_path: Path, shots: object, problem: str) -> None:
@@ -108,7 +108,7 @@ def test_no_prompt_is_the_plugins_mistake(tmp_path: Path) -> None:
         def reference_prompt(self, group: Group) -> Sequence[Message]:
             return ()
 
-    with pytest.raises(PluginError, match=r"a list with a message .*, not 0"):
+    with pytest.raises(PluginError, match="return the messages of a prompt, not"):
         online(tmp_path, Without(Needs(reference_logprobs=True)), rollout=ROLLOUT, plugin="online_dpo", iterations=1)
 
 

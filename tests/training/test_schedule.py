@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from alignkit import Group, RunFailed
-from alignkit.algorithm import StageDefaults
 from alignkit.models.packing import Examples
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.learner import learning_rate, minibatches, schedule, share_of
+from alignkit.training.learner import minibatches, schedule, share_of
 
 
 @pytest.mark.parametrize(
@@ -53,13 +51,10 @@ def falling(step: int, total: int) -> float:
         (lambda step: None, "not 'NoneType'"),
     ],
 )
-def test_what_is_no_schedule_is_refused_before_the_first_step(function: Any, why: str) -> None:
+def test_what_is_no_schedule_is_refused(function: Any, why: str) -> None:
     """A negative factor would unlearn without a word."""
     registration = Registration("theirs", function)
     component = Component("schedule", "theirs", registration, options_of(registration)())
     settings = Settings(lr_scheduler_type=component, learning_rate=1e-3)
-    context: Any = SimpleNamespace(settings=settings)
     with pytest.raises(RunFailed, match=f"^schedule 'theirs' cannot be used: .*{why}"):
-        learning_rate(context, StageDefaults())
-    with pytest.raises(RunFailed, match="schedule 'theirs' cannot be used"):
-        [schedule(settings, 1e-3, step, 100) for step in range(100)]
+        [schedule(settings, 1e-3, step, 10) for step in range(10)]

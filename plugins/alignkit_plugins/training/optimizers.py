@@ -72,13 +72,12 @@ class Class:
     def __call__(self, params: Any, **options: Any) -> Any:
         made = self._class(params, **options)
         if getattr(made, "is_paged", False):
-            made.load_state_dict = partial(_load_paged, made, made.load_state_dict)
+            made.to_gpu = partial(_page, made)  # called before the first step
         return made
 
 
-def _load_paged(optimizer: Any, load: Any, state: Any) -> None:
-    """Load an optimizer's state into memory that can move: a resumed run could no longer page its moments."""
-    load(state)
+def _page(optimizer: Any) -> None:
+    """Bring a resumed run's state, which is on the device, into memory that can move."""
     for kept in optimizer.state.values():
         for key in kept.keys() & {"state1", "state2"}:  # AdEMAMix's first is twice as large as the weight
             kept[key] = optimizer.get_state_buffer(kept[key], dtype=kept[key].dtype).copy_(kept[key])
