@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignkit.data.chat_templates import named_template
+from alignkit.data.group import copies
 from alignkit.data.sources import DataSource, DataSpec, Loaded, content_digest, load, recognized_format
 from alignkit.formats import Format
 from alignkit.io.digest import (
@@ -28,6 +30,8 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec
 
+MOST_HELD = 50_000  # rows of a data entry that is read once for all stages; a larger one is read each time
+
 
 class RunData:
     """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the validation split."""
@@ -36,19 +40,28 @@ class RunData:
         self._stage_data, self._seed = stage_data, seed
         # Each asked for once, so that what a run reads is what its hashes say.
         self._commits = cache(partial(commit_of, "dataset"))
+        self._held: list[tuple[DataSpec, list[Any], Loaded]] = []  # with the contents of the sources
 
     def read(self, spec: DataSpec) -> Loaded:
-        """The rows of a data entry."""
-        return load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
+        """The rows of a data entry, which the checks of stages and stages share until its contents change."""
+        contents = [self._content(source) for source in spec.sources]
+        for held, then, loaded in self._held:
+            if held == spec and then == contents:
+                return replace(loaded, groups=copies(loaded.groups), validation=copies(loaded.validation))
+        loaded = load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
+        if len(loaded.groups) + len(loaded.validation) <= MOST_HELD:
+            self._held.append((spec, contents, loaded))
+            return self.read(spec)
+        return loaded  # nobody else has these rows
 
     def _content(self, source: DataSource) -> Any:
         """What a source holds now: a digest, or the commit of a data set on the hub."""
-        if source.path is not None:
-            return content_digest(source.path) if source.path.exists() else str(source.path)
-        assert source.hub is not None
-        if is_dir(source.hub):
+        if source.hub is not None and is_dir(source.hub):
             return folder_digest(Path(source.hub))
-        return self._commits(source.hub, source.revision)
+        if source.hub is not None:
+            return self._commits(source.hub, source.revision)
+        path = source.path or self._stage_data(source.stage or "")
+        return content_digest(path) if path.exists() else str(path)
 
     def identity(self, source: DataSource) -> dict[str, Any]:
         """What decides a source's groups besides its keys: the content and the recognized format."""

@@ -140,7 +140,10 @@ class Run(Services):
         self.prepare(self._incomplete())
 
     def _show(self) -> None:
-        """Print the results."""
+        """Print the results. Raises RunFailed if one is no longer as its stage wrote it."""
+        for name in self.stages:
+            if damage := damage_of(self.store.path(name)):
+                raise RunFailed(f"{damage}, while later stages ran; repeat the command")
         for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
                 self.reporter.result(text)
