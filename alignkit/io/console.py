@@ -57,7 +57,7 @@ class Steps:
         """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`; what is left is at the pace so far."""
         elapsed, rest = monotonic() - self.began, self.total - done
         times = duration(elapsed, digits=0)
-        if rest > 0:
+        if rest > 0 and done > self.first:
             times += f", {duration(elapsed / (done - self.first) * rest, digits=0)} left"
         return " ".join(filter(None, (f"{self.name} {done}/{self.total}", facts, f"({times})")))
 

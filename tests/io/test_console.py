@@ -147,6 +147,7 @@ def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp
     reporter.stop("align: unchanged, reused")
     reporter.stage("report", 3, 3, "evaluate")
     with reporter.progress("sampling", 2) as done:
+        done(0)
         done(1)
     reporter.stop()
     lines = plain_text(shown).splitlines()
