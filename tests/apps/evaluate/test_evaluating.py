@@ -126,7 +126,7 @@ def test_policies_of_two_runs(
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(resolved), "--out", str(tmp_path / "out")]) == 0
-    assert "evaluate reused" in capsys.readouterr().err
+    assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
 def test_the_help_says_how_prompts_name_their_format(first_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
