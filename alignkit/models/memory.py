@@ -113,13 +113,16 @@ def activation_budget(device: torch.device) -> float:
     return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 
 
-def within_memory(budget: MemoryBudget, work: Callable[[], T]) -> T:
-    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot shrink."""
+def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[], bool] | None = None) -> T:
+    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot shrink.
+
+    halve: of work that does something else about it; returns whether it can be repeated.
+    """
     while True:
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
-            if not memory_ran_out(error) or not budget.halve():
+            if not memory_ran_out(error) or not (halve or budget.halve)():
                 raise
         # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()
