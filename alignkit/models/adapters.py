@@ -195,10 +195,6 @@ class Adapters:
         suffix = f".{adapter}.weight"
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
 
-    def everything(self) -> list[nn.Parameter]:
-        """The weights of all adapters."""
-        return [parameter for name, parameter in self.model.named_parameters() if ".lora_" in name]
-
     def save(self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None) -> None:
         """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips `unread` tokens."""
         from peft import get_peft_model_state_dict

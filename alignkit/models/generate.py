@@ -17,16 +17,14 @@ from torch import Tensor
 from alignkit import seeds
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed
-from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import decoding_for
-from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available, total
 from alignkit.models.loading import backbone, largest
-from alignkit.models.memory import within_memory
+from alignkit.models.memory import last_states, within_memory
 from alignkit.models.next_token import choose
-from alignkit.models.packing import cut
+from alignkit.models.packing import cut, read_prompts
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
@@ -371,10 +369,10 @@ class Decoder:
     def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Read a new token of each row [rows], at these positions [rows], and return the logits of the next ones."""
         tokens, positions = tokens[:, None].to(self.model.device), positions[:, None].to(self.model.device)
-        with attention.using(self.decoding), self.model.using_role(self.role) as network:
-            output = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False)
+        with self.model.using_role(self.role, self.decoding) as network:
+            states = last_states(network, tokens, positions)
         self.decoding.advance()
-        return self.model.next_logits(self.role, output.last_hidden_state[:, 0])
+        return self.model.next_logits(self.role, states[:, 0])
 
     def _refill(self) -> bool:
         """Replace finished rows once enough are idle. Returns whether there is anything left to write."""
@@ -396,20 +394,12 @@ class Decoder:
     def _admit(self, new: Sequence[ActiveSequence]) -> None:
         """Append rows, whose prompts are read here, each once."""
         prompts = sorted({row.prompt for row in new})
-        tokens: list[int] = []
-        spans: list[GroupSpan] = []
-        for prompt in prompts:
-            ids = self.request.prompts[prompt]
-            spans.append(GroupSpan(len(tokens), len(ids), ()))
-            tokens += ids
         owners = [prompts.index(row.prompt) for row in new]
-        layout = TreeLayout(spans, store_kv=True)
-        hidden = self.model.hidden(self.role, layout, torch.tensor(tokens))
-        # The state at a prompt's last token predicts the first new one.
-        ends = torch.tensor([spans[owner].start + spans[owner].prompt - 1 for owner in owners])
+        texts = [self.request.prompts[prompt] for prompt in prompts]
+        layout, hidden = read_prompts(self.model, self.role, texts, store_kv=True)
         self._update(new, layout, owners)
-        # In the order of `rows` and of the cache.
-        self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[ends.to(hidden.device)])])
+        # The state at a prompt's last token predicts the first new one. In the order of `rows` and of the cache.
+        self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[owners])])
 
     def _update(
         self, entering: Sequence[ActiveSequence], layout: TreeLayout | None = None, owners: Sequence[int] = ()

@@ -206,6 +206,6 @@ class Passes:
 
 
 def last_states(network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-    """The last hidden states [1, tokens, hidden] of tokens at positions, both [1, tokens]."""
+    """The last hidden states [rows, tokens, hidden] of tokens at positions, both [rows, tokens]."""
     states: Tensor = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
     return states

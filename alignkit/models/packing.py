@@ -18,7 +18,7 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lm_head import Entropy
 from alignkit.models.memory import within_memory
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Ids, ResponseTokens
 
 T = TypeVar("T")
 
@@ -274,6 +274,20 @@ class Wants:
     values: str | None = None
     scores: bool = False
     temperature: float = 1.0
+
+
+def read_prompts(
+    model: SharedModel, role: str, prompts: Sequence[Ids], *, store_kv: bool = False
+) -> tuple[TreeLayout, Tensor]:
+    """Read prompts in one packed row: its layout, and the states at their last tokens, [prompts, hidden]."""
+    tokens: list[int] = []
+    spans: list[GroupSpan] = []
+    for prompt in prompts:
+        spans.append(GroupSpan(len(tokens), len(prompt), ()))
+        tokens += prompt
+    layout = TreeLayout(spans, store_kv=store_kv)
+    hidden = model.hidden(role, layout, torch.tensor(tokens))
+    return layout, hidden[[span.start + span.prompt - 1 for span in spans]]
 
 
 def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> Outputs:
