@@ -172,7 +172,6 @@ class _Recipe:
                     plugin = create(stage.component)
                     with blame(plugin, "needs"):
                         stage.needs, stage.log_odds = plugin.needs, bool(plugin.log_odds)
-                        stage.chooses = bool(plugin.chooses)
                 except PluginError as error:
                     raise wrong(str(error)) from None
             mistakes.add(key_mistakes(stage))
@@ -216,15 +215,14 @@ class _Recipe:
 
 def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
     """Return a stage's keys with the algorithm's own defaults for those that it does not set."""
-    given = {key: value for key, value in vars(defaults).items() if value is not None}
-    rollout = written.get("rollout", {})
-    if isinstance(rollout, dict):
-        own = {key: value for key, value in given.items() if key in Rollout.model_fields}
-        rollout = own | {key: value for key, value in rollout.items() if value is not None}
     # What `learning_rate` and `optimizer` mean depends on others.
-    left_out = {*Rollout.model_fields, "learning_rate", "optimizer"}
-    stage = {key: value for key, value in given.items() if key not in left_out}
-    return {**stage, **written, "rollout": rollout}
+    left_out = {"learning_rate", "optimizer"}
+    given = {key: value for key, value in vars(defaults).items() if value is not None and key not in left_out}
+    own = {key: given.pop(key) for key in Rollout.model_fields if key in given}
+    keys = {"rollout": {}, **given, **written}
+    if isinstance(keys["rollout"], dict):
+        keys["rollout"] = own | {key: value for key, value in keys["rollout"].items() if value is not None}
+    return keys
 
 
 # --- sampling options that steps and rewards leave out are those of stages that train
@@ -303,14 +301,11 @@ class _Blocks:
         """The keys of a block; None if they are wrong. The keys of its stages are read later, like all others."""
         block, mistakes = validated(BlockKeys, {key: value for key, value in content.items() if value is not None})
         if block is not None:
-            taken = _stages_of(self.document.data).keys()
+            taken = _stages_of(self.document.data).keys() | self.rounds.keys()
             for stage in block.stages:
                 if twice := taken & {stage, *(f"{stage}_{number}" for number in range(1, block.repeat + 1))}:
                     message = f"stage '{min(twice)}' is defined twice: a block has '{stage}', '{stage}_1' ..."
                     mistakes.append(Mistake(message, "rename one of the two", ("stages", stage), at_key=True))
-            for stage in block.start.keys() - block.stages.keys():
-                help = did_you_mean(stage, block.stages) or f"stages of the block: {', '.join(block.stages)}"
-                mistakes.append(Mistake(f"start: '{stage}' is not a stage of this block", help, ("start", stage), True))
         self.document.problems += problems_of(self.document, [mistake.below(*keys) for mistake in mistakes])
         return block
 

@@ -252,12 +252,10 @@ def _file(path: Path, folder: Path, problems: list[Problem], chain: tuple[Path, 
     if base is None:
         return data, reader.places
     place = reader.places[("extends",)][1]
-    target = path.parent / str(base)
-    if not is_file(target):
-        target = shipped_recipe(str(base)) or target
-    if not is_file(target):
-        help = "write a path from the folder of this file, or the name of a shipped recipe"
-        raise reader.failed(place, f"no such file: {target}", did_you_mean(str(base), shipped()) or help)
+    try:
+        target = find_recipe(str(base), path.parent)
+    except RecipeError as error:
+        raise reader.failed(place, error.problems[0].message, error.problems[0].help) from None
     chain = (*chain, resolved(path))
     if resolved(target) in chain:
         names = " -> ".join(item.name for item in (*chain, target))
@@ -366,9 +364,9 @@ def shipped_recipe(text: str) -> Path | None:
     return shipped().get(text.removeprefix("recipes/").removesuffix(".yaml"))
 
 
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe, given as a path or by the name of a shipped recipe. Raises RecipeError."""
-    path = Path(name)
+def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
+    """The file of a recipe, given as a path from a folder or by the name of a shipped recipe. Raises RecipeError."""
+    path = folder / name
     if is_file(path):
         return path
     if found := shipped_recipe(str(name)):
