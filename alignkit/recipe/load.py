@@ -39,7 +39,7 @@ from alignkit.recipe.rules import (
 from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
 from alignkit.recipe.yaml import Document, Keys, children, dump, load_document, parse_document, rewritten
 from alignkit.registry import Component, Registry
-from alignkit.sampling import KEYS, SamplingOptions
+from alignkit.sampling import SamplingOptions
 from alignkit.settings import Rollout, Settings
 
 _KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
@@ -230,17 +230,13 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
 
 def _samples(stage: Stage) -> bool:
     """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
-    if stage.online:
-        return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
-    return any(part.options.asks_engine() for part in parts)
+    return stage.online or any(part.options.asks_engine() for part in parts)
 
 
 def fill_sampling(stages: Mapping[str, Stage]) -> None:
     """Fill the options of all stages, before anything depends on them: they are part of the stages' hashes."""
-    rollouts = {
-        name: {key: getattr(stage.rollout, key) for key in KEYS} for name, stage in stages.items() if stage.online
-    }
+    rollouts = {name: dict(stage.rollout) for name, stage in stages.items() if stage.online}
     for stage in stages.values():
         options, values = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):

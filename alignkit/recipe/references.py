@@ -273,13 +273,11 @@ class Reading:
             place = (name,)
             with mistakes.at():
                 format = self.component("format", {name: options})
-        if isinstance(keys, str):
-            key = "stage" if keys in self.stages and not place else "path"
-            source, others = validated(DataSource, {key: keys}, self)
-            others = [replace(mistake, keys=()) for mistake in others]
-        else:
-            source, others = validated(DataSource, keys, self)
-        mistakes.add(others, *place)
+        text = isinstance(keys, str)
+        if text:
+            keys = {"stage" if keys in self.stages and not place else "path": keys}
+        source, others = validated(DataSource, keys, self)
+        mistakes.add((replace(one, keys=()) if text else one for one in others), *place)
         if source is None or mistakes:
             raise Mistakes(*mistakes)
         return source.in_format(format)

@@ -129,13 +129,9 @@ class _Reader:
         try:
             root = _Loader(self.text).get_single_node()
         except yaml.reader.ReaderError as error:
-            raise self.failed(
-                self._at(error.position), f"not valid YAML: {error.reason}", "write it in UTF-8"
-            ) from None
+            raise self._invalid(error.position, error.reason) from None
         except yaml.MarkedYAMLError as error:
-            raise self.failed(
-                self._at(getattr(error.problem_mark, "index", 0)), f"not valid YAML: {error.problem}"
-            ) from None
+            raise self._invalid(getattr(error.problem_mark, "index", 0), error.problem) from None
         except RecursionError:
             raise self.failed(Problem("", self.file), f"nested deeper than {MAX_DEPTH} levels") from None
         start = Problem("", self.file)
@@ -151,10 +147,11 @@ class _Reader:
         source = self.lines[line].rstrip() if column + length <= MAX_SOURCE else ""
         return Problem("", self.file, line + 1, column + 1, length, source[:MAX_SOURCE])
 
-    def _at(self, index: int) -> Problem:
-        """The place of a character; behind the last text if it is beyond."""
+    def _invalid(self, index: int, reason: str | None) -> RecipeError:
+        """What YAML does not allow at a character; behind the last text if it is beyond."""
         before = self.text[: min(index, len(self.text.rstrip()))]
-        return self._place(before.count("\n"), len(before) - before.rfind("\n") - 1, 1)
+        place = self._place(before.count("\n"), len(before) - before.rfind("\n") - 1, 1)
+        return self.failed(place, f"not valid YAML: {reason}")
 
     def _of(self, node: yaml.Node) -> Problem:
         start, end = node.start_mark, node.end_mark
