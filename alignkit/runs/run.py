@@ -206,7 +206,7 @@ class Run(Services):
         made: list[tuple[dict[str, Any], Artifact]] = []
         with self.models_for(stage.stage):
             if before:
-                stage.notify("stage_begins_again", record=before)
+                stage.notify("stage_changed", record=before, parts=parts)
             if trains:
                 self.collectives.sharing = True
                 made.append(stage.run())
@@ -219,7 +219,7 @@ class Run(Services):
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
-        """Begin a stage, or continue it: what its key is made of, and the record of other settings.
+        """Begin a stage, or continue it: what its key is made of, and the record of another key that was there.
 
         None if it can be reused.
         """
@@ -229,13 +229,10 @@ class Run(Services):
             self.reporter.stop(f"{name}: unchanged, reused")
             return None
         key, folder = self.hashes[name], self.store.path(name)
-        if before.get("hash") not in (None, key):
-            why = "".join(stage.notify("stage_changed", record=before, parts=parts))
-            self.reporter.say(f"{name}: changed since the last run{why}, starting over")
-        else:
+        if before.get("hash") == key:
             before = {}
-            if exists(folder) and (damage := damage_of(folder)):
-                self.reporter.say(f"{name}: {damage}; the stage runs again")
+        if exists(folder) and (damage := damage_of(folder)):
+            self.reporter.say(f"{name}: {damage}; the stage runs again")
         self.store.begin(name, key, parts)
         plugin = stage.stage.component.name
         self.reporter.stage(name, [*self.stages].index(name) + 1, len(self.stages), plugin)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
 from alignkit.calls import call, create
-from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
-from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
+from alignkit.data.sources import DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment, player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
@@ -220,7 +220,14 @@ class RunStage:
         if spec in self._described:
             return loaded
         self._described.append(spec)
-        self._sources += source_records(spec, loaded, self.notify("data_read", loaded=loaded))
+        told = self.notify("data_read", loaded=loaded)
+        for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
+            if source.path is not None and (reader := reader_of(source.path)) is not None:
+                more.append(reader.facts(source.path))
+            record = dict(vars(replace(facts, sample=None)))
+            for each in more:
+                record |= each
+            self._sources.append(record)
         if bad := list(map(str, loaded.skipped)):
             self._bad_rows |= dict.fromkeys(bad)
             where = f"{self.folder / 'stage.json'} lists all of them once the stage is done"
@@ -303,24 +310,20 @@ class TrainingStage(RunStage, StageContext):
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
-        from alignkit.tokens.encoder import RowRefused
+        from alignkit.tokens.encoder import RowRefused, skippable
 
-        seen, refused, bad, kept = Counter[int](), list[SkippedRow](), list[SkippedRow](), list[Group]()
+        seen, refused, kept = Counter[int](), list[RowRefused](), list[Group]()
         for group in groups:
             assert group.origin is not None
-            source = group.origin.source
-            seen[source] += 1
-            if rows is None or seen[source] <= rows:
-                rendered = encoder.render(group)
-                if isinstance(rendered, RowRefused):
-                    row = SkippedRow(group.origin.file, group.origin.row, rendered.reason)
-                    (refused if group.origin.skip else bad).append(row)
-                    continue
-            kept.append(group)
-        if bad:
-            raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
-        if refused:
-            self.say(f"left out, because the chat template refuses them: {bad_rows_error(refused)}")
+            seen[group.origin.source] += 1
+            is_looked_at = rows is None or seen[group.origin.source] <= rows
+            rendered = encoder.render(group) if is_looked_at else None
+            if isinstance(rendered, RowRefused):
+                refused.append(rendered)
+            else:
+                kept.append(group)
+        if skipped := skippable(refused):
+            self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 
     def _check_learning(self, loaded: Loaded, encoder: Encoder | None) -> None:
@@ -486,22 +489,3 @@ class StepStage(RunStage):
 def run_stage(services: Services, stage: Stage) -> RunStage:
     """The stage of a run that a recipe names."""
     return TrainingStage(services, stage) if stage.kind == "algorithm" else StepStage(services, stage)
-
-
-def source_records(spec: DataSpec, loaded: Loaded, told: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """For each source of a data entry, how it was read, and what its file's reader and observers say of it.
-
-    told: what each observer says, by source.
-    """
-    records = []
-    for place, (source, facts) in enumerate(zip(spec.sources, loaded.sources, strict=True)):
-        names = ("name", "format", "rows", "held_out", "skipped", "notes")
-        record: dict[str, Any] = {name: getattr(facts, name) for name in names}
-        own = [group.meta for group in loaded.groups if group.origin is not None and group.origin.source == place]
-        record["licenses"] = Counter(str(meta["license"]) for meta in own if meta.get("license"))
-        if source.path is not None and (reader := reader_of(source.path)) is not None:
-            record |= reader.facts(source.path)
-        for each in told:
-            record |= each[place]
-        records.append(record)
-    return records
