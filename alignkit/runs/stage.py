@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
@@ -20,7 +21,7 @@ from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment, player
-from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
+from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.kinds import reader_of
@@ -28,6 +29,7 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, spe
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Context, Judge, Reward, RewardCombination
+from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.services import Services, resumable_map
 from alignkit.settings import Settings
@@ -167,11 +169,34 @@ class RunStage:
                 self._check(mistakes, component, "check", folder)
                 if issubclass(kind, Reward) and self.services.download:
                     self._check(mistakes, component, "check_machine")
-        mistakes.add(self.services.bases.misfits(stage))
+        self.check_weights(mistakes)
 
     def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
         with mistakes.gathering(self.name):
             call(self.plugin(component), method, *arguments)
+
+    def check_weights(self, mistakes: Mistakes) -> None:
+        """Find weights of other runs that the stage cannot use, and a reference that reads other tokens."""
+        stage, bases, start, reference = self.stage, self.services.bases, None, None
+        if stage.settings is not None:
+            start, reference = stage.settings.from_, stage.settings.reference
+        uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
+        rewards = specs([stage.settings, stage.component.options], RewardSpec)
+        uses |= {spec.name: "reward" for spec in rewards if spec.kind == "folder"}
+        for folder, use in uses.items():
+            with mistakes.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
+                bases[BASE].check(Path(folder), use)
+        if reference in stage.whole_models:  # which must read the tokens that the policy writes
+            ours, theirs = bases[BASE].encoder, bases[reference].encoder
+            if ours is None or theirs is None or ours.digest == theirs.digest:
+                return
+            with mistakes.gathering(self.name, ("reference",)):
+                raise RunFailed(
+                    f"its reference {reference} has another tokenizer, or ends its turns with another token, than "
+                    f"'model' ({self.recipe.model.base}): its log-probabilities would mean nothing\n"
+                    "help: give both the same chat template, or let the policy learn the reference's answers as text: "
+                    "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
+                )
 
     def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
         """Read and check the data that are here.
