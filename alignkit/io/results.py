@@ -17,7 +17,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +127,6 @@ def stage_of(result: Path) -> str:
 # Results by name
 
 
-@dataclass(frozen=True)
-class NamedResult:
-    """A complete result of a training stage. name: `align@ppo`. record: its stage.json. current: it is in RUN/STAGE."""
-
-    name: str
-    stage: str
-    folder: Path
-    record: Mapping[str, Any]
-    current: bool
-
-    @property
-    def hash(self) -> str:
-        """The hash of everything that it depends on."""
-        return str(self.record["hash"])
-
-
 def is_result_name(reference: str) -> bool:
     """Whether a reference is one like `align@ppo`, and not like `align`, `align@2` or `align@all`."""
     return bool(_NAME.fullmatch(reference))
@@ -154,9 +137,9 @@ def folders_of(run: Path, stage: str, kind: str = RESULTS) -> list[Path]:
     return sorted((run / kind).glob(f"{stage}-{_KEY}"))
 
 
-def results_of_stage(run: Path, stage: str) -> list[NamedResult]:
-    """The complete results of a training stage, the newest first; none for a step."""
-    current, results, made = read_record(run / stage).get("hash"), [], Counter[str]()
+def results_of_stage(run: Path, stage: str) -> dict[str, Path]:
+    """The folders of a training stage's complete results by name, the newest first; none for a step."""
+    results, made = dict[str, Path](), Counter[str]()
     records = [(read_record(folder), folder) for folder in folders_of(run, stage)]
     for record, folder in sorted(records, key=lambda one: one[0].get("finished", 0.0), reverse=True):
         if not record.get("complete") or record.get("depends_on", {}).get("settings") is None:
@@ -166,15 +149,14 @@ def results_of_stage(run: Path, stage: str) -> list[NamedResult]:
         made[name] += 1
         if age:
             name += f"~{age}"
-        is_current = record["hash"] == current
-        results.append(NamedResult(name, stage, run / stage if is_current else folder, record, is_current))
+        results[name] = folder
     return results
 
 
-def find_result(run: Path, reference: str) -> NamedResult:
-    """The result with a name. Raises RecipeError if the run has none with it."""
+def find_result(run: Path, reference: str) -> Path:
+    """The folder of the result with a name. Raises RecipeError if the run has none with it."""
     stage = reference.partition("@")[0]
-    results = {result.name: result for result in results_of_stage(run, stage)}
+    results = results_of_stage(run, stage)
     if reference in results:
         return results[reference]
     text = f"{run} has no result {reference}; results of {stage}: {', '.join(results) or 'none'}"
@@ -296,7 +278,7 @@ class Results:
         Raises RunFailed if it is missing, and RecipeError for the name of a result that the run does not have.
         """
         if is_result_name(reference):
-            folder = find_result(self.folder, reference).folder
+            folder = find_result(self.folder, reference)
             if damage := damage_of(folder):
                 raise RunFailed(f"{damage}\nhelp: run the recipe that made {reference} again")
             return folder / "adapter"

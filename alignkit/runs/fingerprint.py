@@ -22,7 +22,7 @@ from alignkit.io.digest import (
     source_digests,
     versions,
 )
-from alignkit.io.results import find_result, is_result_name, results_of_stage
+from alignkit.io.results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import reader_of, registration_of
 from alignkit.plugins import GROUP, plugins
@@ -129,9 +129,8 @@ def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     found = {}
     for name in filter(is_result_name, stage.roles):
         made, _, wanted = name.partition("@")
-        known = {result.name for result in results_of_stage(run, made)}
-        if name in known or recipe.stages[made].component.name != wanted:
-            found[name] = find_result(run, name).hash
+        if name in results_of_stage(run, made) or recipe.stages[made].component.name != wanted:
+            found[name] = read_record(find_result(run, name))["hash"]
     return found
 
 
