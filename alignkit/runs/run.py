@@ -123,13 +123,12 @@ class Run(Services):
         self.collectives.on_rank0(self._show)
 
     def _end_if_waiting(self, waits: Mapping[str, StageWaits | None]) -> None:
-        """Raise StageWaits if a stage waits. waits: all stages that did not run."""
+        """Raise StageWaits, with the texts of all, if a stage waits. waits: all stages that did not run."""
         errors = [error for error in waits.values() if error is not None]
         if not errors:
             return
-        text, names = "\n".join(map(str, errors)), ", ".join(error.stage for error in errors)
-        missing = sum(error.missing for error in errors)
-        raise StageWaits(text, missing=missing, stage=names, store=errors[0].store)
+        first, text = errors[0], "\n".join(map(str, errors))
+        raise StageWaits(text, missing=first.missing, stage=first.stage, store=first.store)
 
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""

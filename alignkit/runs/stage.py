@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -320,9 +319,9 @@ class TrainingStage(RunStage, StageContext):
                 if encoder is not None:
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
-                    self._check_learning(loaded, encoder)
+                    self._check_learning(loaded)
                 elif keys and keys[0] in ("prompts", "monitors"):
-                    self._check_prompts(prompts_of(groups), encoder, ".".join(map(str, keys)))
+                    self._check_prompts(prompts_of(groups), ".".join(map(str, keys)))
             with mistakes.gathering(self.name, ()):
                 asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
@@ -351,7 +350,7 @@ class TrainingStage(RunStage, StageContext):
             self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 
-    def _check_learning(self, loaded: Loaded, encoder: Encoder | None) -> None:
+    def _check_learning(self, loaded: Loaded) -> None:
         """Let the algorithm select from the data and check them."""
         component, needs = self.stage.component, self.stage.needs
         if needs is not None and needs.pairs and not any(map(resolved_pairs, loaded.groups)):
@@ -363,41 +362,14 @@ class TrainingStage(RunStage, StageContext):
         algorithm = self.take(component)  # whose state begins with its selection
         if isinstance(algorithm, ExternalTrainer):
             return
-        chosen = self._selected(algorithm, loaded.groups)
-        call(algorithm, "check_data", chosen)
-        if encoder is not None and all(group.prompt for group in chosen):  # a document is learned in pieces
-            scoring, turns = algorithm.trains is Trains.REWARD, algorithm.trained_turns()
-            fits = partial(encoder.encode, max_length=self.settings.max_length, turns=turns, scoring=scoring)
-            self._check_room(chosen, fits, "a response")
+        call(algorithm, "check_data", self._selected(algorithm, loaded.groups))
 
-    def _check_prompts(self, prompts: Sequence[Group], encoder: Encoder | None, key: str) -> None:
-        """Check that there are prompts, and that one leaves room for a response."""
+    def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
+        """Check that there are prompts."""
         if not prompts:
             raise DataError(f"stage '{self.name}': the rows of '{key}' are raw text, without a prompt to answer")
         if key == "prompts":
             call(self.plugin(self.stage.component), "check_prompts", prompts)
-        if encoder is not None:
-            new, limit = self.settings.rollout.max_new_tokens, self.settings.max_length
-
-            def fits(group: Group) -> bool:
-                return len(encoder.prompt(group.prompt, group.tools)) + new <= limit
-
-            self._check_room(prompts, fits, f"{new} new tokens")
-
-    def _check_room(self, groups: Sequence[Group], fits: Callable[[Group], Any], needed: str) -> None:
-        """Raise DataError if no group fits. Usually the first one does, so little is tokenized.
-
-        fits: returns something true if it does.
-        """
-        from alignkit.tokens.encoder import RowRefused
-
-        for group in groups:
-            with suppress(RowRefused):  # behind the first rows; the stage says so
-                if fits(group):
-                    return
-        if groups:
-            limit = self.settings.max_length
-            raise DataError(f"stage '{self.name}': no prompt leaves room for {needed} in max_length {limit}")
 
     # Its data
 

@@ -222,7 +222,7 @@ def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
 def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -> None:
     named.begin("align", digest("5"), {"settings": {}})
     finished(named, "6", "report", plugin="evaluate", depends_on={"settings": None})
-    assert len(results_of_stage(named.folder, "align")) == 4 and results_of_stage(named.folder, "report") == []
+    assert len(results_of_stage(named.folder, "align")) == 4 and results_of_stage(named.folder, "report") == {}
 
 
 @pytest.mark.parametrize(
