@@ -26,7 +26,7 @@ from alignkit.io.results import find_result, is_result_name, read_record, result
 from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import reader_of, registration_of
 from alignkit.plugins import GROUP, plugins
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec
 
@@ -162,12 +162,12 @@ class _Fingerprint:
                 "files": _files_named(self.folder, value.options),
             }
         if isinstance(value, DataSource):
-            keys = {name: self.of(item) for name, item in fields_of(value).items() if name != "path"}
+            keys = {name: self.of(item) for name, item in dict(value).items() if name != "path"}
             return {"format": self.of(value.format), **keys, **self.data.identity(value)}
         if isinstance(value, BaseModel):
             # A key that is not set is left out: a new optional key must not start everyone's stages over.
             ignored = getattr(value, "changes_no_result", ())
-            return {n: self.of(item) for n, item in fields_of(value).items() if item is not None and n not in ignored}
+            return {n: self.of(item) for n, item in dict(value).items() if item is not None and n not in ignored}
         if isinstance(value, DataSpec | RewardSpec):
             plain = {name: self.of(item) for name, item in vars(value).items()}
             if isinstance(value, RewardSpec) and value.kind == "folder":
@@ -196,5 +196,5 @@ def _content_of(path: Path) -> Any:
 
 def _files_named(folder: Path, options: BaseModel) -> dict[str, Any]:
     """Digests of the files that options name as text, by a path relative to `folder`: templates, for example."""
-    texts = {name: value for name, value in fields_of(options).items() if isinstance(value, str)}
+    texts = {name: value for name, value in dict(options).items() if isinstance(value, str)}
     return {name: found for name, value in texts.items() if (found := _content_of(folder / value)) is not None}
