@@ -206,7 +206,8 @@ class Results:
         """The stage's stage.json; empty if there is none, or if it is damaged."""
         return read_record(self.path(stage))
 
-    def _folder(self, kind: str, stage: str, key: str) -> Path:
+    def of(self, kind: str, stage: str, key: str) -> Path:
+        """The folder of a result for a key (kind: RESULTS), or of its unfinished work (kind: WORK)."""
         return self.folder / kind / f"{stage}-{key[:16]}"
 
     def bring(self, stage: str, key: str, others: Sequence[Path], say: Callable[[str], None]) -> bool:
@@ -214,11 +215,11 @@ class Results:
 
         Raises RunFailed if there are files in the place of the link.
         """
-        path, result = self.path(stage), self._folder(RESULTS, stage, key)
+        path, result = self.path(stage), self.of(RESULTS, stage, key)
         if path.exists() and not path.is_symlink() and not is_empty(path):
             text = f"{path} is no link to a result of this run"
             raise RunFailed(f"{text}\nhelp: move it out of the folder of the run, or rename the stage")
-        if read_record(self._folder(WORK, stage, key)).get("complete"):  # a run was killed before the rename
+        if read_record(self.of(WORK, stage, key)).get("complete"):  # a run was killed before the rename
             self._put(stage, key)
         found = find(self.folder, stage, key, others)
         if found is None:
@@ -234,7 +235,7 @@ class Results:
 
     def _put(self, stage: str, key: str) -> None:
         """Make complete work the result for its key. One that is there, because it is damaged, is kept until then."""
-        work, result = self._folder(WORK, stage, key), self._folder(RESULTS, stage, key)
+        work, result = self.of(WORK, stage, key), self.of(RESULTS, stage, key)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         if result.exists():
             discard_folder(result)
@@ -242,14 +243,10 @@ class Results:
 
     def begin(self, stage: str, key: str, parts: Mapping[str, Any] | None = None) -> Path:
         """Begin or continue a stage's work, and return its folder. parts: what the key is made of."""
-        make_folder(work := self._folder(WORK, stage, key))
+        make_folder(work := self.of(WORK, stage, key))
         write_record(work, {"hash": key, "complete": False, "depends_on": parts or {}})
         self._link(stage, work)
         return self.path(stage)
-
-    def begun(self, stage: str, key: str) -> dict[str, Any]:
-        """The record of the unfinished work for a key; empty without any."""
-        return read_record(self._folder(WORK, stage, key))
 
     def wait(self, stage: str, labels: int, store: Path) -> None:
         """Write down that a stage that has begun waits for labels of people. store: that they go to."""
@@ -259,10 +256,10 @@ class Results:
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result, whose checkpoints are no longer needed."""
         key = record["hash"]
-        work = self._folder(WORK, stage, key)
+        work = self.of(WORK, stage, key)
         write_record(work, {**record, "finished": time.time(), "files": manifest(work)})
         self._put(stage, key)
-        self._link(stage, self._folder(RESULTS, stage, key))
+        self._link(stage, self.of(RESULTS, stage, key))
 
     def _link(self, stage: str, folder: Path) -> None:
         path, target = self.path(stage), folder.relative_to(self.folder)

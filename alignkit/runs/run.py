@@ -242,7 +242,8 @@ class Run(Services):
         name = stage.name
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
-        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}{facts(record['summary'])}")
+        told = [f"{key} {value}" for key, value in record["summary"].items() if value and isinstance(value, int | str)]
+        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {', '.join(told)}".removesuffix(": "))
 
     def say_end(self) -> None:
         """The last lines of a run that is complete: how long the command took, and what to do next."""
@@ -260,12 +261,3 @@ class Run(Services):
         from alignkit.kernels import memory  # imports torch
 
         return memory.peak_text(next((one.model.device for one in self.models.bases.values()), None))
-
-
-def facts(summary: Mapping[str, Any]) -> str:
-    """`: groups 3, steps 2`: the summary's numbers and words, without zeros and empty ones."""
-    told = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
-    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
-    if shown:
-        return f": {', '.join(shown)}"
-    return ""

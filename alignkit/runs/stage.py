@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,8 +255,7 @@ class RunStage:
             self._sources.append(record)
         if bad := list(map(str, loaded.skipped)):
             self._bad_rows |= dict.fromkeys(bad)
-            where = f"{self.folder / 'stage.json'} lists all of them once the stage is done"
-            self.reporter.say(f"skipped {len(bad)} bad row{'s' * (len(bad) > 1)}, the first: {bad[0]} ({where})")
+            self.say(f"bad rows skipped: {len(bad)}, the first: {bad[0]}")
         return loaded
 
     def metrics(self, size: int = 0) -> Metrics:
@@ -430,10 +430,8 @@ class StepStage(RunStage):
         def load(spec: Any) -> list[Group] | None:
             return loaded.get(id(spec))
 
-        def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
-            self.check_scoring(options, reward, groups)
-
-        self._check(mistakes, component, "check_data", StepData(load, check_prompts, self.recipe, self.say))
+        data = StepData(load, partial(self.check_scoring, options), self.recipe, self.say)
+        self._check(mistakes, component, "check_data", data)
 
     def run(self) -> tuple[dict[str, Any], Artifact]:
         artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))

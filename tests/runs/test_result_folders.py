@@ -124,7 +124,7 @@ def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path
     store.begin("best", digest("two"))
     copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)))
     assert copy.artifact("sft") == copy.path("sft") / "adapter" and module.damage_of(copy.path("sft")) is None
-    assert brought(copy, key) == [] and copy.begun("best", digest("two"))
+    assert brought(copy, key) == [] and read_record(copy.of(".work", "best", digest("two")))
 
 
 @pytest.mark.parametrize("folder", [True, False])
