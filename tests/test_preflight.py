@@ -109,16 +109,6 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
         4,
         "'margin: data' needs pairs whose margin is a number",
     ),
-    "rows that do not fit": (
-        {"algorithm": "dpo", "data": "pairs.jsonl", "max_length": 8},
-        4,
-        "no prompt leaves room for a response in max_length 8",
-    ),
-    "prompts that do not fit": (
-        ONLINE | {"max_length": 16, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 12}},
-        4,
-        "no prompt leaves room for 12 new tokens in max_length 16",
-    ),
     "a column that a reward function needs": (
         ONLINE | {"reward": PYTHON},
         4,
