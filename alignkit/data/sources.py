@@ -61,9 +61,7 @@ class DataSource(Options):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    path: Annotated[Path | None, in_recipe("data_file")] = Field(
-        default=None, description="file; set exactly one of path, hub and stage"
-    )
+    path: Path | None = Field(default=None, description="file; set exactly one of path, hub and stage")
     hub: Annotated[str | None, in_recipe("hub")] = Field(
         default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
     )

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from alignkit.data.files import bad_rows_error
 from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
+from alignkit.data.sources import OR_SKIP
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
 from alignkit.tokens.template import AFTER_REASONING, ANSWER, BREAK, CLOSE, ChatTemplate, Conversation, Turn, has_names
@@ -134,6 +136,14 @@ class RowRefused(DataError):
     def __init__(self, group: Group, reason: str):
         self.group, self.reason = group, reason
         super().__init__(f"{group.origin or f'the row {preview(group)}'}: {reason}")
+
+
+def skippable(refused: Sequence[RowRefused]) -> list[RowRefused]:
+    """The refused rows, all of which their sources leave out (`on_bad_row: skip`). Raises DataError with any others."""
+    bad = [row for row in refused if row.group.origin is None or not row.group.origin.skip]
+    if bad:
+        raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
+    return list(refused)
 
 
 @dataclass(frozen=True)
