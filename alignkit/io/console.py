@@ -182,11 +182,9 @@ class Metrics:
         Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan", "inf". Raises TypeError
         for a value named `time`.
         """
-        if "time" in values:
-            raise TypeError("a metric cannot be called 'time', which is when it was written")
+        plain = dict(**{key: _plain(value) for key, value in values.items()}, time=round(time.time(), 3))
         if self.path is None:
             return
-        plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
         _append(self.path, json.dumps(plain, allow_nan=False) + "\n")
         self.follower(plain)
 

@@ -142,5 +142,5 @@ def test_mistakes_are_found_before_anything_is_loaded(
     words = [first_run / "sft", "--out", tmp_path / "out", "--reward", "leng", "--prompts", tmp_path / "gone.jsonl"]
     assert evaluate(*words) == 2
     said = capsys.readouterr().err
-    assert "did you mean 'length'" in said and "no such file or stage" in said
+    assert "did you mean 'length'" in said and "no such file" in said
     assert not (tmp_path / "out").exists()
