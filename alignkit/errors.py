@@ -268,12 +268,12 @@ def stoppable() -> Iterator[None]:
     if signal.getsignal(SIGNALS[0]) is _signalled:  # within a block that does this already
         yield
         return
-    _reasons.clear()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with handling(SIGNALS, _signalled):
-        yield
+    received = SIGNALS if threading.current_thread() is threading.main_thread() else []
+    try:
+        with handling(received, _signalled):
+            yield
+    finally:
+        _reasons.clear()
 
 
 @contextmanager

@@ -237,10 +237,19 @@ def to_number(value: Any, what: str) -> float | None:
 
 def check_group(group: Group, *, needs_prompt: bool = True) -> None:
     """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
-    for message in group.prompt:
-        _check_message(message)
+    for turn in every_turn(group):
+        if turn.get("role") not in ROLES:
+            raise BadRow(f"unknown role {turn.get('role')!r}; expected one of {', '.join(ROLES)}")
+        for name in ("content", "reasoning_content", "name", "tool_call_id"):
+            _check_words(turn.get(name, ""))
+        _check_words(json.dumps(turn.get("tool_calls"), ensure_ascii=False))
     for response in group.responses:
-        _check_response(response)
+        _check_words(response.text)
+        if response.messages is not None and not any(map(_learned, response.messages)):
+            raise BadRow("no assistant turn can be learned: each is empty or has train: false")
+        if not isinstance(response.label, bool | None):  # "false" would be a good one
+            raise BadRow(f"label must be true or false, not {response.label!r}")
+        _check_number(response.rank, "rank")
     check_weights(group)
     compared = len(group.responses) > 1 or any(one.label is not None or one.scores for one in group.responses)
     if compared and any(not isinstance(turn.get("train", True), bool) for turn in every_turn(group)):
@@ -260,15 +269,6 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
         raise BadRow("the response is empty")
 
 
-def _check_message(message: Message) -> None:
-    if message.get("role") not in ROLES:
-        raise BadRow(f"unknown role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
-    for name in ("content", "reasoning_content", "name", "tool_call_id"):
-        _check_words(message.get(name, ""))
-    if "tool_calls" in message:
-        _check_words(json.dumps(message["tool_calls"], ensure_ascii=False))
-
-
 def _check_words(text: Any) -> None:
     if not isinstance(text, str):
         raise BadRow(f"expected text, not {kind_of(text)}")
@@ -278,17 +278,6 @@ def _check_words(text: Any) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadRow("a text is not valid Unicode; save the file as UTF-8") from error
-
-
-def _check_response(response: Response) -> None:
-    _check_words(response.text)
-    for message in response.messages or ():
-        _check_message(message)
-    if response.messages is not None and not any(_learned(message) for message in response.messages):
-        raise BadRow("no assistant turn can be learned: each is empty or has train: false")
-    if not isinstance(response.label, bool | None):  # "false" would be a good one
-        raise BadRow(f"label must be true or false, not {response.label!r}")
-    _check_number(response.rank, "rank")
 
 
 def _learned(message: Message) -> bool:

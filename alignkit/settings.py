@@ -35,14 +35,6 @@ class LoraSpec(Options):
     use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
 
 
-# Variables of every chat template, and arguments of transformers' function that renders it.
-TEMPLATE_NAMES = {
-    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
-    "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
-    "tokenize", "tokenizer_kwargs", "tools", "truncation",
-}  # fmt: skip
-
-
 class ModelSpec(Options):
     """The base model, and how its weights are trained."""
 
@@ -88,13 +80,6 @@ class ModelSpec(Options):
     def _is_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?", value):
             raise ValueError(f"'{value}' is no device of torch")
-        return value
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _free_names(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(TEMPLATE_NAMES & value.keys()):
-            raise ValueError(f"alignkit itself sets {', '.join(taken)}; choose from the template's other variables")
         return value
 
 

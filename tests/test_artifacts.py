@@ -58,14 +58,14 @@ def test_a_saved_role_has_the_permissions_of_the_umask(
 
 
 def test_a_checkpoint_has_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
-    file = save_checkpoint(tmp_path, 1, {"learner": {}})
-    assert modes(tmp_path) == {file.name: 0o666 & ~umask}
+    found = modes(save_checkpoint(tmp_path, 1, {"learner": {}}))
+    assert found == dict.fromkeys(("checkpoint.safetensors", "sha256"), 0o666 & ~umask)
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for step in (999_998, 999_999, 1_000_000):
         save_checkpoint(tmp_path, step, {"learner": {}, "step": step})
-    assert {path.name for path in tmp_path.iterdir()} == {"000999999.pt", "001000000.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"000999999", "001000000"}
     assert load_checkpoint(tmp_path, pytest.fail) == {"learner": {}, "step": 1_000_000}
 
 

@@ -82,13 +82,15 @@ def at(hook, run, stage):
         else:
             die() if how == "kill" else run.request_stop("a test")
     elif place == f"half:{stage}:{count + 1}" and hook == "checkpoint_saved":
-        import torch
+        from pathlib import Path
 
-        def half(state, file):
-            file.write(bytes(5000))
+        from alignkit.training import stage as saving
+
+        def half(tensors, name, metadata):
+            Path(name).write_bytes(bytes(5000))
             die()
 
-        torch.save = half
+        saving.save_file = half
 
 @hookimpl
 def stage_started(run, stage): at("stage_started", run, stage)
@@ -289,7 +291,7 @@ def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
 )
 def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, name: str) -> None:
     process = place.process(tmp_path, "slow=0.3")
-    wait_for((tmp_path / "sft" / "checkpoints" / "000000002.pt").exists, process)
+    wait_for((tmp_path / "sft" / "checkpoints" / "000000002").exists, process)
     process.send_signal(getattr(signal, name))
     err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, err
@@ -376,16 +378,17 @@ DAMAGES = {"flipped": flip, "truncated": truncate}
 
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=kind) for kind, damage in DAMAGES.items()])
 def test_a_damaged_checkpoint_falls_back(place: Place, stopped: Path, damage: Callable[[Path], None]) -> None:
-    damage(stopped / "align" / "checkpoints" / "000000003.pt")
+    newest = stopped / "align" / "checkpoints" / "000000003"
+    damage(newest / "checkpoint.safetensors")
     code, err = place.here(stopped)
     assert code == 0, err
-    assert "000000003.pt is damaged" in err
+    assert f"{newest.name} is damaged" in err
     assert "align: continuing after iteration 2 of 4" in err
     place.check(stopped)
 
 
 def test_a_stage_whose_checkpoints_are_all_damaged_starts_over_and_says_so(place: Place, stopped: Path) -> None:
-    for file in (stopped / "align" / "checkpoints").iterdir():
+    for file in (stopped / "align" / "checkpoints").glob("*/checkpoint.safetensors"):
         truncate(file)
     code, err = place.here(stopped)
     assert code == 0, err

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 from pydantic import ValidationError
 
 from alignkit.data.sources import DataSource
 from alignkit.options import Options
 from alignkit.recipe.schema import BlockKeys, TopKeys
-from alignkit.settings import TEMPLATE_NAMES, LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 
 
 @pytest.mark.parametrize("model", [TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Settings])
@@ -28,13 +26,3 @@ def test_a_response_has_room_for_its_minimum() -> None:
 def test_none_is_a_word_for_no_adapter() -> None:
     assert ModelSpec(base="tiny", lora="none").lora is None  # type: ignore[arg-type]
     assert ModelSpec(base="tiny").lora == LoraSpec()
-
-
-def test_chat_template_arguments_cannot_replace_the_conversation() -> None:
-    """None of the arguments of transformers' function can be a variable of the template."""
-    from transformers import PreTrainedTokenizerBase
-
-    own = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"self", "kwargs"}
-    assert own < TEMPLATE_NAMES
-    with pytest.raises(ValidationError, match="alignkit itself sets tokenize, tools; choose from"):
-        ModelSpec(base="tiny", chat_template_kwargs={"tools": [], "tokenize": True, "date_string": "today"})

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 
-from alignkit.errors import RunFailed
+from alignkit.errors import RunFailed, reason_of
 from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 
@@ -65,14 +65,11 @@ def read_template(path: Path) -> str:
     try:
         code = path.read_text(encoding="utf-8")
         Environment(extensions=[loopcontrols]).from_string(GENERATION.sub("", code))
-    except UnicodeDecodeError as error:
-        raise RunFailed(
-            f"model.chat_template: {path} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from error
     except TemplateSyntaxError as error:
         raise RunFailed(f"model.chat_template: {path}:{error.lineno}: {error.message}") from error
-    except (SyntaxError, RecursionError) as error:  # of the Python code that Jinja writes, or of too many nested blocks
-        raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {error}") from error
+    # The latter two are of the Python code that Jinja writes, or of too many nested blocks.
+    except (UnicodeDecodeError, SyntaxError, RecursionError) as error:
+        raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {reason_of(error)}") from error
     return code
 
 

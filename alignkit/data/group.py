@@ -240,9 +240,16 @@ def prompts_of(groups: Iterable[Group]) -> list[Group]:
     Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
     A weight is that of the responses, so the prompt has none.
     """
-    none: dict[str, Any] = {"responses": (), "pairs": None, "bundle": None, "weight": 1.0}
-    bare = [replace(group, prompt=_up_to_last_question(group), **none) for group in groups if group.prompt]
-    return [replace(prompt, id=_prompt_id(prompt)) for prompt in bare]
+    prompts = []
+    for group in groups:
+        if group.prompt:
+            words = _up_to_last_question(group)
+            name = group_id(words, (), group.tools)
+            if group.meta:
+                columns = json.dumps(group.meta, sort_keys=True, default=str)
+                name = sha256_of([name, columns])[:16]
+            prompts.append(Group(words, id=name, meta=group.meta, tools=group.tools, origin=group.origin))
+    return prompts
 
 
 def _up_to_last_question(group: Group) -> tuple[Message, ...]:
@@ -252,23 +259,16 @@ def _up_to_last_question(group: Group) -> tuple[Message, ...]:
     return (*group.prompt, *(turns or ())[: last + 1])
 
 
-def _prompt_id(group: Group) -> str:
-    """16 hex digits that depend only on the prompt, the tools and the columns."""
-    words = group_id(group.prompt, (), group.tools)
-    columns = json.dumps(group.meta, sort_keys=True, default=str)
-    if group.meta:
-        return sha256_of([words, columns])[:16]
-    return words
-
-
 def turns_of(messages: Sequence[Message]) -> list[list[Any]]:
     """[role, content] of each message, then its other keys as an object if it has any; without the `train` flags."""
-    return [_turn(message) for message in messages]
-
-
-def _turn(message: Message) -> list[Any]:
-    others = {key: value for key, value in sorted(message.items()) if key not in ("role", "content", "train")}
-    return [message["role"], message["content"], *([others] if others else [])]
+    turns = []
+    for message in messages:
+        turn: list[Any] = [message["role"], message["content"]]
+        others = {key: value for key, value in sorted(message.items()) if key not in ("role", "content", "train")}
+        if others:
+            turn.append(others)
+        turns.append(turn)
+    return turns
 
 
 def sha256_of(value: Any) -> str:
@@ -339,11 +339,12 @@ def every_turn(group: Group) -> list[Message]:
 
 def check_weights(group: Group) -> None:
     """Raise `BadRow` unless the weights of the row and its turns are finite numbers >= 0; a turn's may be a bool."""
-    trained = [train for turn in every_turn(group) if not isinstance(train := turn.get("train", True), bool)]
-    for name, value in [("weight", group.weight), *(("train", train) for train in trained)]:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
-            also = "true, false or " if name == "train" else ""
-            raise BadRow(f"'{name}' must be {also}a finite number of 0 or more, not {str(value)[:60]!r}")
+    for weight in (group.weight, *(turn.get("train", True) for turn in every_turn(group))):
+        if not isinstance(weight, int | float) or not 0 <= weight <= sys.float_info.max:
+            raise BadRow(
+                "'weight', and 'train' unless it is true or false, must be a finite number of 0 or more, not "
+                f"{str(weight)[:60]!r}"
+            )
 
 
 def check_indices(pair: Pair, count: int) -> None:

@@ -26,7 +26,16 @@ from alignkit.data.files import (
     text_lines,
     without_fills,
 )
-from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs, sha256_of, turns_of
+from alignkit.data.group import (
+    Group,
+    Origin,
+    check_weights,
+    group_from_json,
+    group_id,
+    resolved_pairs,
+    sha256_of,
+    turns_of,
+)
 from alignkit.errors import BadRow, DataError, LeftOut, reason_of
 from alignkit.formats import Format, columns_of, text_of
 from alignkit.io.digest import file_digest, folder_digest
@@ -147,7 +156,7 @@ class SourceFacts:
 
     format: the name of the format. recognized: whether the first row decided it, and not the recipe.
     rows: good rows to read now. held_out: good rows on the other side of the split. skipped: bad rows.
-    weight: its share of the rows drawn, between 0 and 1; None if every row counts the same.
+    weight: as the recipe says; `Loaded.weights` are the shares.
     sample: a row to read now, with a pair if one has. part: the side of the split that is read; None: both, and the
     held-out rows for validation. notes: what the format decided about all rows, in words.
     """
@@ -180,8 +189,10 @@ class Loaded:
     @property
     def weights(self) -> tuple[float, ...] | None:
         """The share of each source among the rows drawn; None if every row counts the same."""
-        shares = tuple(source.weight for source in self.sources if source.weight is not None)
-        return shares or None
+        if len(self.sources) < 2 or not any(source.weight for source in self.sources):
+            return None
+        filled = [source.weight or 1.0 for source in self.sources]
+        return tuple(weight / sum(filled) for weight in filled)
 
 
 def load(
@@ -218,20 +229,8 @@ def load(
     part = next((source.part for source in spec.sources if source.validation), None)
     if part == "validation":
         kept, other = other, kept
-    shares = _shares([source.weight for source in spec.sources])
-    facts = [
-        replace(reader.facts(kept, other), weight=share, part=part)
-        for reader, share in zip(readers, shares, strict=True)
-    ]
-    return Loaded(kept, [] if part else other, skipped, tuple(facts))
-
-
-def _shares(weights: Sequence[float | None]) -> list[float | None]:
-    """Each source's share of the rows drawn; None for all if no weight of several sources is set."""
-    if len(weights) < 2 or not any(weights):
-        return [None] * len(weights)
-    filled = [1.0 if weight is None else weight for weight in weights]
-    return [weight / sum(filled) for weight in filled]
+    facts = tuple(reader.facts(kept, other, part) for reader in readers)
+    return Loaded(kept, [] if part else other, skipped, facts)
 
 
 def content_digest(path: Path) -> str:
@@ -244,11 +243,11 @@ def content_digest(path: Path) -> str:
 
 def recognized_format(source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf) -> str:
     """The format that the source's first row decides; empty if the recipe names one, or if none can be found."""
-    if source.format is not None or source.stage:
+    if source.format is not None:
         return ""
     reader = SourceReader(source, formats, stage_data, commit)
     with suppress(DataError):  # reported when the stage reads its data
-        next((row for row in reader.rows() if reader.format is not None), None)
+        any(reader.format_name for _ in reader.rows())
     return reader.format_name
 
 
@@ -365,9 +364,14 @@ class SourceReader:
                 meta.setdefault(held, row[held])
             if "alignkit" in row:  # a group that was written knows its own weight
                 weights = self.source.meta
-        return replace(group, id=name, meta=meta, origin=origin, weight=_weight(group, weights))
+        weight = Format.number(weights, "weight")
+        if weight is None or not group.responses:
+            weight = group.weight
+        completed = replace(group, id=name, meta=meta, origin=origin, weight=weight)
+        check_weights(completed)
+        return completed
 
-    def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
+    def facts(self, kept: Sequence[Group], other: Sequence[Group], part: Part | None) -> SourceFacts:
         """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
         kept = [group for group in kept if _place(group) == self.place]
         return SourceFacts(
@@ -377,19 +381,11 @@ class SourceReader:
             rows=len(kept),
             held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
+            weight=self.source.weight,
+            part=part,
             sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
             notes=getattr(self.format, "notes", ()),
         )
-
-
-def _weight(group: Group, columns: Mapping[str, Any]) -> float:
-    """How much a row with a response counts in a loss, by its column `weight`."""
-    weight = Format.number(columns, "weight")
-    if weight is None or not group.responses:
-        return group.weight
-    if weight < 0:
-        raise BadRow(f"column 'weight', which says how much a row counts in a loss, must not be negative: {weight}")
-    return weight
 
 
 def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
@@ -452,11 +448,6 @@ def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
     """The same for prompts of equal words; raw text has no prompt and is identified by its text."""
     turns = [[role, words(content), *others] for role, content, *others in turns_of(group.prompt)]
     return sha256_of(turns or [text_of(response) for response in group.responses])
-
-
-def _fraction(key: str, seed: int) -> float:
-    """A number in [0, 1), a hash of the arguments."""
-    return int(sha256_of(["validation", seed, key])[:13], 16) / 16**13
 
 
 def _unit(group: Group, column: str | None) -> str:
@@ -523,8 +514,10 @@ def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) ->
     keyed = list(zip(sides(groups, [source.group for source in sources]), groups, strict=True))
     held_out: set[str] = set()
     for place, source in enumerate(sources):
+        if not source.validation:
+            continue
         keys = [key for key, group in keyed if _place(group) == place]
-        if source.validation and len(set(keys)) < 2:
+        if len(set(keys)) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(
                 f"{source.name}: 'validation: {source.validation:g}' holds out nothing: all {len(keys)} rows have the "
@@ -537,8 +530,7 @@ def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) ->
 
 def _held_out(keys: set[str], share: float, seed: int) -> set[str]:
     """The keys for validation: about a `share` of them, and at least one on each side."""
-    if share <= 0:
-        return set()
-    order = sorted((_fraction(key, seed), key) for key in keys)
+    # A key's number in [0, 1) is a hash.
+    order = sorted((int(sha256_of(["validation", seed, key])[:13], 16) / 16**13, key) for key in keys)
     chosen = [key for fraction, key in order if fraction < share]
     return set(chosen[: len(order) - 1] or [order[0][1]])

@@ -235,6 +235,8 @@ class Reading:
         mistakes = Collected()
         for key, part in parts.items():
             with mistakes.at(name, key):
+                if key == REWARD_KEY:
+                    raise wrong(f"a part of '{name}' cannot be named '{REWARD_KEY}', the name of the whole")
                 specs[key] = self.read_reward(part)  # `parts` may return what is no RewardRef option
                 if specs[key].whitens and not combination.sums:
                     message = f"reward '{name}' compares raw scores, so its part '{key}' cannot be whitened"
@@ -355,6 +357,6 @@ def _check_parts(parts: Any) -> None:
     """Check the parts of a combination."""
 
     def is_reward(name: str, part: Any) -> bool:
-        return name not in ("", REWARD_KEY) and isinstance(part, str | Mapping | RewardSpec)
+        return name != "" and isinstance(part, str | Mapping | RewardSpec)
 
     by_name(parts, "rewards", is_reward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,7 +14,7 @@ from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
 from alignkit.io.text import is_file
 from alignkit.options import Options, in_recipe
-from alignkit.recipe.yaml import Document, Keys
+from alignkit.recipe.yaml import Document, Keys, children
 from alignkit.registry import Component
 from alignkit.settings import EngineRef, ModelSpec, Rollout, Settings, TrackerRef
 
@@ -170,19 +170,22 @@ def allowed_keys(model: type[BaseModel]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def fields_of(model: BaseModel) -> dict[str, Any]:
-    """Return the values of a model's fields, including extra fields that its class allows."""
-    return {**{name: getattr(model, name) for name in type(model).model_fields}, **(model.model_extra or {})}
-
-
 Spec = TypeVar("Spec", DataSpec, RewardSpec, Component)
 
 
 def walk(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     """Yield a value of settings or options and everything inside it, with the keys under which a recipe writes it."""
     yield keys, value
-    for inside, inner in _parts(value):
-        yield from walk(inner, keys + inside)
+    if isinstance(value, Component):
+        value = {value.name: value.options}
+    elif isinstance(value, RewardSpec):
+        yield from walk(value.component, keys)
+        value = {value.name: value.children}
+    elif isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        value = {fields[name].alias or name if name in fields else name: inner for name, inner in value}
+    for key, inner in children(value).items():
+        yield from walk(inner, (*keys, key))
 
 
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
@@ -193,22 +196,3 @@ def specs(value: Any, kind: type[Spec]) -> list[Spec]:
 def keys_of(options: Any, value: Any) -> Keys | None:
     """Return the keys under which options hold this very value, at any depth; None if they do not."""
     return next((keys for keys, item in walk(options) if item is value), None)
-
-
-def _parts(item: Any) -> Iterable[tuple[Keys, Any]]:
-    """Return the values directly inside an item, with their keys in it."""
-    if isinstance(item, Component):
-        return [((item.name,), item.options)]
-    if isinstance(item, RewardSpec):
-        return [((), item.component), *(((item.name, name), part) for name, part in item.children.items())]
-    pairs: Iterable[tuple[str | int, Any]] = ()
-    if isinstance(item, BaseModel):
-        fields = type(item).model_fields
-        pairs = [
-            (fields[name].alias or name if name in fields else name, value) for name, value in fields_of(item).items()
-        ]
-    elif isinstance(item, Mapping):
-        pairs = item.items()
-    elif isinstance(item, list | tuple):
-        pairs = enumerate(item)
-    return [((key,), value) for key, value in pairs]

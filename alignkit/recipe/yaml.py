@@ -87,16 +87,16 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader` would read as something else, such as '1e-5', which is text in YAML 1.1."""
 
 
-# Tag -> the texts that have it, and their first characters.
+# Tag -> the texts that have it.
 _CORE = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
-    "float": (r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?",
 }
-for _name, (_pattern, _first) in _CORE.items():
+for _name, _pattern in _CORE.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(TAG + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
+        _class.add_implicit_resolver(TAG + _name, re.compile(f"(?:{_pattern})\\Z"), None)
 
 
 def dump(data: Any) -> str:
@@ -268,7 +268,7 @@ def _file(path: Path, folder: Path, problems: list[Problem], chain: tuple[Path, 
 
 def children(value: Any) -> dict[Any, Any]:
     """What is in a mapping by key, or in a list by index; anything else is empty."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return dict(enumerate(value))
     return value if isinstance(value, dict) else {}
 

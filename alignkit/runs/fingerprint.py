@@ -26,7 +26,7 @@ from alignkit.io.results import find_result, is_result_name, results_of_stage
 from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import reader_of, registration_of
 from alignkit.plugins import GROUP, plugins
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec
 
@@ -168,12 +168,12 @@ class _Fingerprint:
                 "files": self.files_named(value.options),
             }
         if isinstance(value, DataSource):
-            keys = {name: self.of(item) for name, item in fields_of(value).items() if name != "path"}
+            keys = {name: self.of(item) for name, item in dict(value).items() if name != "path"}
             return {"format": self.of(value.format), **keys, **self.data.identity(value)}
         if isinstance(value, BaseModel):
             # A key that is not set is left out: a new optional key must not start everyone's stages over.
             ignored = getattr(value, "changes_no_result", ())
-            return {n: self.of(item) for n, item in fields_of(value).items() if item is not None and n not in ignored}
+            return {n: self.of(item) for n, item in dict(value).items() if item is not None and n not in ignored}
         if isinstance(value, DataSpec | RewardSpec):
             plain = {name: self.of(item) for name, item in vars(value).items()}
             if isinstance(value, RewardSpec) and value.kind == "folder":
@@ -200,6 +200,6 @@ class _Fingerprint:
 
     def files_named(self, options: BaseModel) -> dict[str, Any]:
         """Digests of the files that options name as text, by a relative path: templates, for example."""
-        texts = {name: value for name, value in fields_of(options).items() if isinstance(value, str)}
+        texts = {name: value for name, value in dict(options).items() if isinstance(value, str)}
         digests = {name: self._file(self.folder / value) for name, value in texts.items()}
         return {name: found for name, found in digests.items() if found is not None}

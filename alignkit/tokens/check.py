@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from alignkit.errors import DataError, RunFailed
+from alignkit.errors import DataError, RunFailed, reason_of
 from alignkit.tokens.encoder import Encoder
 from alignkit.tokens.template import TODAY
 
@@ -18,15 +18,10 @@ def loaded_tokenizer(load: Callable[[], Any], source: str) -> Any:
     try:
         return load()
     except Exception as error:  # of any class: tokenizers are read by several libraries
-        reason = str(error).strip().split("\n")[0]
-        if "trust_remote_code" in str(error):
-            raise RunFailed(
-                f"{source}: its tokenizer comes with its own code, which is not run\n"
-                "help: set model.trust_remote_code if you trust it"
-            ) from error
         raise RunFailed(
-            f"{source}: its tokenizer cannot be read ({type(error).__name__}: {reason})\n"
-            "help: copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again"
+            f"{source}: its tokenizer cannot be read ({reason_of(error)})\n"
+            "help: copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, or set "
+            "model.trust_remote_code if it has code of its own that you trust"
         ) from error
 
 

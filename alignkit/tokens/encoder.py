@@ -287,12 +287,7 @@ class Encoder:
 
         Raises DataError if the template refuses it.
         """
-        return self._prompt_ids(self.chat.prompt(messages, tools)) if messages else self.bos
-
-    def _prompt_ids(self, text: str) -> Ids:
-        if not text:  # the prompt's last token predicts a response's first one
-            raise DataError("the chat template renders the prompt as empty text")
-        return self.rendered.ids(text)
+        return self.rendered.ids(self.chat.prompt(messages, tools)) if messages else self.bos
 
     def answers(self, messages: Sequence[Message], prefill: str, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
         """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each answer after it."""
@@ -303,7 +298,7 @@ class Encoder:
             text += AFTER_REASONING
         text += prefill
         self.rendered.prepare([text])
-        return self._prompt_ids(text), [self._continuation(text, text + answer)[0] for answer in answers]
+        return self.rendered.ids(text), [self._continuation(text, text + answer)[0] for answer in answers]
 
     def _continuation(self, prompt: str, text: str) -> tuple[Ids, int]:
         """The tokens of a text that begins with the prompt, after the prompt's.
@@ -379,10 +374,11 @@ class Encoder:
         roles = {message["role"] for message in group.prompt}
         for response in group.responses:
             one = None
-            _check_written(response)
-            if not self.reads(response) and not group.prompt:
+            if self.reads(response):
+                _check_written(response.tokens or (), response.written)
+            elif not group.prompt:
                 whole += self.chat.special.sub(BREAK, response.text)
-            elif not self.reads(response):
+            else:
                 answers = answers_of(response)
                 roles.update(answer["role"] for answer in answers)
                 one = self.chat.conversation(group.prompt, answers, group.tools, prompt)
@@ -394,8 +390,6 @@ class Encoder:
                 if not scoring:
                     one = self._ended(one, response.truncated, bool(answers[-1].get("tool_calls")))
             conversations.append(one)
-        if group.prompt and not prompt:  # the prompt's last token predicts a response's first one
-            raise DataError("the chat template renders the prompt as empty text")
         cases = {
             "dropped_tools": not has_names(prompt, group.tools),
             "dropped_messages": roles & self.chat.dropped_roles,
@@ -428,29 +422,23 @@ class Encoder:
     ) -> Encoded | None:
         scoring = scoring and bool(group.prompt)
         prompt = self.rendered.ids(text) if group.prompt else self.bos
+        end = self.closing if scoring else ()  # which a response that is cut keeps
         room = max_length - len(prompt)
-        if room < 1 + (len(self.closing) if scoring else 0):
+        keep = room - len(end)
+        if keep < 1:
             self.count("no_room", group)
             return None
         rows = []
         for response, conversation in zip(group.responses, conversations, strict=True):
-            if not group.prompt:
-                row = self._raw(response)
-            elif conversation is None:
-                row = self._sampled(response, scoring)
+            if conversation is None:
+                row = self._own(group, response, scoring)
             else:
                 row = self._row(group, response, conversation, text, turns, scoring)
-            rows.append(self._cut(group, row, room, scoring))
+            if len(row.tokens) > room:
+                self.count("cut", group)
+                row = ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
+            rows.append(row)
         return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
-
-    def _cut(self, group: Group, row: ResponseTokens, room: int, scoring: bool) -> ResponseTokens:
-        """Truncate a response on the right, keeping the end for scoring."""
-        if len(row.tokens) <= room:
-            return row
-        self.count("cut", group)
-        end = self.closing if scoring else ()
-        keep = room - len(end)
-        return ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
 
     def _pairs(self, group: Group, rows: Sequence[ResponseTokens], scoring: bool) -> tuple[Pair, ...]:
         """Return the pairs that can be learned from and count the others."""
@@ -466,21 +454,14 @@ class Encoder:
 
     # Responses
 
-    def _raw(self, response: Response) -> ResponseTokens:
-        """Raw text, and EOS. Without a BOS token nothing predicts the first token."""
-        if self.reads(response):
-            row = self._sampled(response, False)
-        else:
-            tokens = (*self.text(response.text), self.eos)
-            row = ResponseTokens(tokens, (True,) * len(tokens))
-        if self.bos:
-            return row
-        return replace(row, mask=(*(False for _ in row.mask[:1]), *row.mask[1:]))
-
-    def _sampled(self, response: Response, scoring: bool) -> ResponseTokens:
-        """A sample's own tokens; for scoring with everything that the template writes after them."""
+    def _own(self, group: Group, response: Response, scoring: bool) -> ResponseTokens:
+        """A sample's own tokens, or raw text and EOS; for scoring with everything that the template writes after it."""
+        if not self.reads(response):
+            response = Response(tokens=(*self.text(response.text), self.eos))
         tokens = response.tokens or ()
         written = response.written or (True,) * len(tokens)
+        if not group.prompt and not self.bos and tokens:  # nothing predicts the first token
+            written = (False, *written[1:])
         if not scoring:
             return ResponseTokens(tokens, written, response.truncated)
         end = self.closing
@@ -517,10 +498,9 @@ class Encoder:
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
 
-def _check_written(response: Response) -> None:
+def _check_written(tokens: Sequence[int], written: Sequence[bool] | None) -> None:
     """Raise DataError unless there is a mark in `written` for each token."""
-    tokens, written = response.tokens or (), response.written
-    if written and response.tokens is not None and len(written) != len(tokens):
+    if written and len(written) != len(tokens):
         raise DataError(f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`")
 
 
@@ -545,14 +525,14 @@ def chunks(document: Encoded, max_length: int) -> list[Encoded]:
     """
     (text,) = document.rows
     room = max_length - len(document.prompt)
-    if len(text.tokens) <= room:
-        return [document]
     if room < 2:
         return []
     rows = []
-    for start in range(0, len(text.tokens) - 1, room - 1):
+    for start in range(0, max(1, len(text.tokens) - 1), room - 1):
         end = start + room
-        mask = text.mask[start:end] if start == 0 else (False, *text.mask[start + 1 : end])
+        mask = text.mask[start:end]
+        if start:
+            mask = (False, *mask[1:])
         row = ResponseTokens(text.tokens[start:end], mask, text.truncated or end < len(text.tokens))
-        rows.append(Encoded(document.group, document.prompt, (row,)))
+        rows.append(replace(document, rows=(row,)))
     return rows

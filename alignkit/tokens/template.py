@@ -17,7 +17,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
-from alignkit.errors import DataError
+from alignkit.errors import DataError, reason_of
 
 BREAK = "\ufdd0"  # Unicode reserves it for internal use: no text that is meant to be exchanged contains it
 OPEN, CLOSE = REASONING = ("<think>", "</think>")
@@ -68,30 +68,33 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-@dataclass(frozen=True)
 class Shape:
     """What a template writes around an answer, seen on an example.
 
     prompt, whole: the example. opening: of a block of reasoning, at the prompt's end. lead: between the prompt and the
     answer. close: from the answer through the end of turn; empty if the template writes none. tail: the rest.
+    follows: whether the finished turn begins with its own generation prompt. keeps_open: whether it begins with the
+    opening of its block of reasoning, which the answer closes.
     """
 
-    prompt: str
-    whole: str
-    opening: str
-    lead: str
-    close: str
-    tail: str
+    def __init__(self, prompt: str, whole: str, added: str, ends: str):
+        """added, ends: match the added tokens, and those that are known to end turns.
 
-    @property
-    def follows(self) -> bool:
-        """Whether the finished turn begins with its own generation prompt."""
-        return self.whole.startswith(self.prompt)
-
-    @property
-    def keeps_open(self) -> bool:
-        """Whether a finished turn begins with the opening of its block of reasoning, which the answer closes."""
-        return bool(self.opening) and self.follows and CLOSE not in self.lead
+        Raises DataError if the template drops words of the example.
+        """
+        self.prompt, self.whole = prompt, whole
+        before, written, rest = whole.rpartition(ANSWER)
+        if QUESTION not in prompt or QUESTION not in whole or not written:
+            raise DataError("the chat template drops or changes words of a question and its answer")
+        # The first added token and, unless it is known to end turns, those next to it.
+        close = re.match(rf"(?s).*?(?:(?:{added})*?(?:{ends})|(?:{added})+)|", rest)
+        assert close is not None
+        self.close, self.tail = close[0], rest[close.end() :]
+        self.lead = before[common_length(prompt, before) :]
+        opening = OPENED_AT_END.search(prompt)
+        self.opening = opening[0] if opening else ""
+        self.follows = whole.startswith(prompt)
+        self.keeps_open = bool(opening) and self.follows and CLOSE not in self.lead
 
 
 class ChatTemplate:
@@ -125,7 +128,7 @@ class ChatTemplate:
             )
         except Exception as error:  # the template is foreign code, which can fail in any way
             help = "edit the row, or set model.chat_template"
-            raise DataError(f"the chat template refuses the conversation: {_reason(error)}; {help}") from error
+            raise DataError(f"the chat template refuses the conversation: {reason_of(error)}; {help}") from error
         return text
 
     def _dated(self, code: str) -> str:
@@ -154,8 +157,11 @@ class ChatTemplate:
         return prepared
 
     def prompt(self, messages: Messages, tools: Sequence[Any] = ()) -> str:
-        """Render a prompt up to the assistant's words."""
-        return self.render(self.prepare(messages), True, tools)
+        """Render a prompt up to the assistant's words. Raises DataError if the template refuses it, or for no text."""
+        text = self.render(self.prepare(messages), True, tools)
+        if not text:  # the prompt's last token predicts a response's first one
+            raise DataError("the chat template renders the prompt as empty text")
+        return text
 
     def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
         """Render a finished conversation. Raises DataError if the template refuses it."""
@@ -186,7 +192,7 @@ class ChatTemplate:
         whole = self.render(messages, False, tools)
         for index, answer in enumerate(answers, len(prompt)):
             if answer["role"] == "assistant":
-                if turns or not opened or index > len(prompt):
+                if not opened or index > len(prompt):
                     opened = self.render(messages[:index], True, tools)
                 turns.append(self._turn(messages, index, answer.get("train", True), opened, whole, tools))
         return Conversation(whole, tuple(turns))
@@ -253,22 +259,7 @@ class ChatTemplate:
     def shape(self) -> Shape:
         """Raises DataError if the template cannot render a question and an answer, or drops their words."""
         prompt, whole = self.render([ASKED], True), self.render([ASKED, ANSWERED], False)
-        before, written, rest = whole.rpartition(ANSWER)
-        if QUESTION not in prompt or QUESTION not in whole or not written:
-            raise DataError("the chat template drops or changes words of a question and its answer")
-        opening = OPENED_AT_END.search(prompt)
-        # The first added token and, unless it is known to end turns, those next to it.
-        added, ends = self.added.pattern, self.ends.pattern
-        close = re.match(rf"(?s).*?(?:(?:{added})*?(?:{ends})|(?:{added})+)|", rest)
-        assert close is not None
-        return Shape(
-            prompt,
-            whole,
-            opening[0] if opening else "",
-            before[common_length(prompt, before) :],
-            close[0],
-            rest[close.end() :],
-        )
+        return Shape(prompt, whole, self.added.pattern, self.ends.pattern)
 
     @cached_property
     def markers(self) -> dict[bool, str]:
@@ -305,14 +296,6 @@ def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
     if isinstance(value, list | tuple):
         return [_broken(item, pattern) for item in value]
     return value
-
-
-def _reason(error: Exception) -> str:
-    """The error's first line, with its type unless the template raised it on purpose."""
-    text = str(error).strip().split("\n")[0]
-    if type(error).__name__ == "TemplateError":
-        return text
-    return f"{type(error).__name__}: {text}"
 
 
 def common_length(one: str, other: str) -> int:

@@ -134,8 +134,13 @@ class RolloutFiles:
         return self.digests
 
     def restore(self, digests: Mapping[str, str]) -> None:
-        """Continue with the files of a checkpoint. Later ones are removed: they will be written again."""
+        """Continue with the files of a checkpoint. Later ones are removed: they will be written again.
+
+        Raises RunFailed if a file has changed since the checkpoint.
+        """
         self.digests = dict(digests)
+        for file in filter(Path.is_file, map(self.folder.joinpath, digests)):  # people may have deleted others
+            self._check(file)
 
         def remove_later() -> None:
             for path in self.folder.glob("*.jsonl"):

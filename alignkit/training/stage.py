@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import ZipFile
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
 from alignkit.data.group import Group
-from alignkit.io.atomic import whole_file
+from alignkit.errors import RunFailed
+from alignkit.io.atomic import replace_folder
+from alignkit.io.digest import file_digest
 from alignkit.models.shared_model import HeadKind
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
@@ -24,20 +29,31 @@ from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
 from alignkit.training.sampler import auxiliary_loss
 
+FILE, SUM = "checkpoint.safetensors", "sha256"  # of a checkpoint
 T = TypeVar("T")
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write `folder/NUMBER.pt`, then remove all but the newest `keep` checkpoints.
+    """Write `folder/NUMBER`, then remove all but the newest `keep` checkpoints.
 
-    state: everything that the stage's numbers depend on, as JSON but for the `learner`, which has tensors.
+    state: everything that the stage's numbers depend on, as JSON with tensors anywhere in it.
     """
-    target = folder / f"{number:09d}.pt"
-    plain = {key: value for key, value in state.items() if key != "learner"}
-    with whole_file(target) as file:
-        torch.save([state["learner"], json.dumps(plain, sort_keys=True)], file)
+    tensors: dict[str, Tensor] = {}
+
+    def name_of(value: Any) -> dict[str, str]:
+        if not isinstance(value, Tensor):
+            raise RunFailed(f"a checkpoint cannot keep a {type(value).__name__}, as an optimizer may have in its state")
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+
+    plain = json.dumps(state, sort_keys=True, default=name_of)
+    target = folder / f"{number:09d}"
+    with replace_folder(target) as new:
+        save_file(tensors, new / FILE, {"state": plain})
+        (new / SUM).write_text(file_digest(new / FILE), encoding="utf-8")
     for old in _checkpoints(folder)[:-keep]:  # the new one is durable by now
-        old.unlink()
+        shutil.rmtree(old)
     return target
 
 
@@ -48,23 +64,32 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """
     for path in reversed(_checkpoints(folder)):
         if _is_whole(path):
-            learner, plain = torch.load(path, map_location="cpu", weights_only=True)
-            return {**json.loads(plain), "learner": learner}
+            return _read(path)
         say(f"checkpoint {path} is damaged: the stage continues from the one before, or starts over")
-        path.unlink(missing_ok=True)  # another process of the run may be faster
+        shutil.rmtree(path, ignore_errors=True)  # another process of the run may be faster
     return {}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.pt"))
+    return sorted(folder.glob("[0-9]*"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with safe_open(path / FILE, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it has no iterator)
+        plain = file.metadata()["state"]
+
+    def with_tensors(item: dict[str, Any]) -> Any:
+        return tensors[item["tensor"]] if [*item] == ["tensor"] else item
+
+    state: dict[str, Any] = json.loads(plain, object_hook=with_tensors)
+    return state
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether every part of a checkpoint has its checksum."""
     try:
-        with ZipFile(path) as file:
-            return file.testzip() is None
-    except Exception:  # what a damaged file says of its parts can be anything
+        return file_digest(path / FILE) == (path / SUM).read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return False
 
 

@@ -20,7 +20,7 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe, Stage, fields_of, specs
+from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit_plugins.evaluate.comparison import answers_of
 
@@ -116,9 +116,9 @@ def _in_effect(stage: Stage) -> dict[str, Any]:
     own = asdict(algorithm.registration.implementation.defaults)
     learning = {name: getattr(settings, name, None) for name in own}
     effective: dict[str, Any] = {}
-    for values in (own, fields_of(algorithm.options), fields_of(settings.rollout), learning):
+    for values in (own, dict(algorithm.options), dict(settings.rollout), learning):
         effective |= _plain(values)
-    rewards = {reward.name: _plain(fields_of(reward.options)) for reward in specs(settings, Component)}
+    rewards = {reward.name: _plain(dict(reward.options)) for reward in specs(settings, Component)}
     return {**effective, "rewards": rewards}
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from alignkit.errors import OutOfResource, RunFailed, stoppable
+from alignkit.errors import OutOfResource, RunFailed, should_stop, stoppable
 from alignkit.runs.run import with_help
 from alignkit.runs.start import start
 
@@ -38,4 +38,5 @@ def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(
         monkeypatch.setenv(name, value)
     with stoppable():
         assert start(lambda warn: pytest.fail("not read"), None) == RunFailed.exit_code
+    should_stop()  # nothing outside is stopped
     assert capsys.readouterr().err == ""

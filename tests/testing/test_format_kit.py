@@ -182,7 +182,7 @@ class TextAsResponse(QA):
 
 BROKEN: list[tuple[Any, str]] = [
     (TextAsPrompt, r"`TextAsPrompt.read`: AttributeError: 'str' object has no attribute 'get'"),
-    (TextAsResponse, r"`TextAsResponse.read`: AttributeError: 'str' object has no attribute 'text'"),
+    (TextAsResponse, r"`TextAsResponse.read`: AttributeError: 'str' object has no attribute 'messages'"),
     (NoExample, "NoExample: `example` must be a row as JSON"),
     (NotJSON, "`example` must be a row as JSON"),
     (BadExample, '`read` refuses {"question": "Hi"}: column \'answer_text\' is missing'),

@@ -57,7 +57,7 @@ def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
     ("code", "message"),
     [
         (CHATML.replace("m['content']", "'...'"), "drops or changes words of a question"),
-        ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
+        ("{{ raise_exception('not today') }}", "refuses the conversation: TemplateError: not today"),
         (SPACED, "the prompt's last token changes when an answer follows it"),
     ],
 )  # fmt: skip
@@ -99,7 +99,7 @@ def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, mon
     path = tmp_path / "refuses.jinja"
     path.write_text("{{ raise_exception('not today') }}", encoding="utf-8")
     spec = ModelSpec(base="tiny", chat_template=str(path), device="cpu")
-    with pytest.raises(RunFailed, match="refuses the conversation: not today"):
+    with pytest.raises(RunFailed, match="refuses the conversation: TemplateError: not today"):
         SharedModel(spec, str(tiny.source(tmp_path)))
 
 

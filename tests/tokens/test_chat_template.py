@@ -73,7 +73,7 @@ def test_reserved_characters_are_refused() -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("{{ raise_exception('no') }}", "no"),
+        ("{{ raise_exception('no') }}", "TemplateError: no"),
         ("{{ messages[7].content }}", "UndefinedError"),
         ("{{ messages + 1 }}", "TypeError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,19 @@ def test_a_row_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Its answers. Only the first row was also read before the first stage, to find out whether any row fits."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     seen: Counter[str] = Counter()
-    encode = TextTokenizer._encode_ids
+    prepare, encode = TextTokenizer.prepare, TextTokenizer._encode
 
-    def counted(self: TextTokenizer, texts: list[str]) -> Any:
-        seen.update(word for text in texts for word in re.findall(r"answer\d+", text))
-        return encode(self, texts)
+    def prepared(self: TextTokenizer, texts: Iterable[str]) -> None:
+        texts = set(texts)
+        seen.update(re.findall(r"answer\d+", " ".join(texts)))
+        prepare(self, texts)
 
-    monkeypatch.setattr(TextTokenizer, "_encode_ids", counted)
+    def encoded(self: TextTokenizer, text: str) -> Any:
+        seen.update(re.findall(r"answer\d+", text))
+        return encode(self, text)
+
+    monkeypatch.setattr(TextTokenizer, "prepare", prepared)
+    monkeypatch.setattr(TextTokenizer, "_encode", encoded)
     rows = [{"prompt": "how", "chosen": f"answer{n}.", "rejected": "no"} for n in range(ROWS)]
     if algorithm == "sft":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]

@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
     first = (tmp_path / "run" / "align" / "kept" / "1" / "adapter_model.safetensors").read_bytes()
     if damaged:
         checkpoints = sorted((tmp_path / "run" / "align" / "checkpoints").iterdir())
-        checkpoints[-1].write_bytes(b"")
+        (checkpoints[-1] / "checkpoint.safetensors").write_bytes(b"")
     look = Monitors.look
     monkeypatch.setattr(Monitors, "look", lambda self, number, groups, metrics: look(self, number, groups, {"kl": 1e9}))
     ran = online(tmp_path, Watched(), **keys)

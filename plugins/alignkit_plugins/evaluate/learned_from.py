@@ -21,7 +21,7 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.io.results import RECIPE, Results, is_result_name, read_record, stage_folder
 from alignkit.io.text import is_file
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.step import StepContext, StepData
 
@@ -125,15 +125,15 @@ class _Lineage:
 
 def _which(component: Component) -> str:
     """The model, the file or the words behind a reward or judge. Other options make it no other one."""
-    options = fields_of(component.options)
+    options = dict(component.options)
     if "server" in options:
-        options |= fields_of(options["server"])
+        options |= dict(options["server"])
     return " ".join(f"{key}={options[key]}" for key in WHICH if options.get(key))
 
 
 def _teaching(stage: Stage) -> list[Any]:
     """The settings and options of a stage, without the monitors that only watch."""
-    settings = fields_of(stage.settings) if stage.settings is not None else {}
+    settings = dict(stage.settings) if stage.settings is not None else {}
     monitors = settings.pop("monitors", None) or ()
     settings["monitors"] = [each for each in monitors if getattr(each.options, "stop", True)]
     return [settings, stage.component.options]
