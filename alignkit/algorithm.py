@@ -189,11 +189,6 @@ class Algorithm(WithOptions):
         return False
 
     @property
-    def chooses(self) -> bool:
-        """Whether `keep_group` may leave out a group whose responses all have a score. Override it for an option."""
-        return type(self).keep_group is not Algorithm.keep_group
-
-    @property
     def needs(self) -> Needs:
         """The algorithm's inputs. Set `needs = Needs(...)`, or override this property if it depends on options."""
         return Needs()

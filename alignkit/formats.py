@@ -46,24 +46,24 @@ from alignkit.errors import BadRow, DataError
 from alignkit.options import Options
 
 # Columns with a meaning in other tools. A row that has one is read whole, or it is bad.
-FOREIGN = {
-    "history": "earlier turns",
-    "image": "a picture",
-    "images": "pictures",
-    "video": "a film",
-    "videos": "films",
-    "audio": "a sound",
-    "audios": "sounds",
-    "functions": "tools, which `columns: {tools: functions}` reads",
-    "choices": "the question's answers to choose from",
-    "options": "the question's answers to choose from",
-    "endings": "the question's answers to choose from",
-    "mask": "which turns are learned",
-    "train_detail": "which turns are learned",
-    "chat_template_kwargs": "arguments of the chat template",
-    "sample_weight": "how much a row counts, which `columns: {weight: sample_weight}` reads",
-    "loss_weight": "how much a row counts, which `columns: {weight: loss_weight}` reads",
-}
+FOREIGN = (
+    "history",
+    "image",
+    "images",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "functions",  # tools
+    "choices",
+    "options",
+    "endings",
+    "mask",
+    "train_detail",
+    "chat_template_kwargs",
+    "sample_weight",
+    "loss_weight",
+)
 
 
 class Format:
@@ -203,11 +203,11 @@ class Format:
             BadRow: For one that means something in other tools, which would be lost.
         """
         unused = {name: value for name, value in columns_of(row).items() if name not in used}
-        for name, meaning in FOREIGN.items():
+        for name in FOREIGN:
             if unused.get(name) not in (None, "", [], {}):
                 raise BadRow(
-                    f"column '{name}' holds {meaning}, which this format would lose; if it means something else, "
-                    f"rename it with `columns: {{other_{name}: {name}}}`"
+                    f"column '{name}' means something in other tools, which this format would lose; say which column "
+                    f"it is, as in `columns: {{weight: {name}}}`, or rename it: `columns: {{other_{name}: {name}}}`"
                 )
         return unused
 
@@ -297,9 +297,8 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
         raise BadRow("both responses are empty")
     if better == worse:
         raise BadRow("the better and the worse response are the same")
-    _check_number(pair.p, "p")
-    if not 0 <= pair.p <= 1:
-        raise BadRow(f"p must be between 0 and 1, not {pair.p!r}")
+    if not isinstance(pair.p, int | float) or not 0 <= pair.p <= 1:
+        raise BadRow(f"p must be a number between 0 and 1, not {pair.p!r}")
     if pair.margin in LEVELS:
         return
     _check_number(pair.margin, f"margin, unless one of {', '.join(LEVELS)},")

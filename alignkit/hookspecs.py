@@ -73,21 +73,12 @@ def stage_started(run: Any, stage: str) -> None:
 
 
 @hookspec
-def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> str | None:
-    """A stage starts over. Return why, as ` (epochs: 2 -> 3)`.
+def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """A stage that has changed starts over, with its models loaded.
 
     Args:
         record: Stage.json of its result.
         parts: What a result depends on now, as `depends_on` there.
-    """
-
-
-@hookspec
-def stage_begins_again(run: Any, stage: str, record: Mapping[str, Any]) -> None:
-    """A stage that has changed begins its work, with its models loaded.
-
-    Args:
-        record: Stage.json of its result.
     """
 
 

@@ -10,15 +10,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from textwrap import indent
+from textwrap import indent, wrap
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from alignkit.io.text import JOINT, joined, printable, wrapped
+from alignkit.io.text import printable
 
 WIDTH = 80  # of files and pipes, in characters
 MOST = 1_000_000  # of texts in Markdown, which are not wrapped
+INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
+JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 _MARKUP = re.compile(r"[\\`*|<]")
 
 Cells = Sequence[Sequence[str]]
@@ -65,7 +67,7 @@ class Report:
         Args:
             width: In characters.
         """
-        return "\n\n".join(_text(block, width) for block in self.blocks)
+        return "\n\n".join(_text(block, width) for block in self.blocks).replace(JOINT, " ")
 
     def markdown(self) -> str:
         """The report for an issue or a wiki. Texts are in fences, so that nothing in them is a mention or a link."""
@@ -98,8 +100,15 @@ def _text(block: Block, width: int) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    lines = [line for part in text.split("\n") for line in wrapped(part, width)]
+    lines = []
+    for line in _joined(text).split("\n"):
+        lines += wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
     return "\n".join(lines)
+
+
+def _joined(text: str) -> str:
+    """The printable text with JOINT in its intervals, so that no line ends in one."""
+    return INTERVAL.sub(lambda match: match[0].replace(" ", JOINT), printable(text))
 
 
 def _grid(block: Table, width: int) -> str:
@@ -110,17 +119,17 @@ def _grid(block: Table, width: int) -> str:
 
     grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, head in enumerate(block.columns):
-        words = " ".join(joined(row[index]) for row in block.rows).split()
-        grid.add_column(joined(head), overflow="fold", min_width=max(map(cell_len, words), default=1))
+        words = " ".join(_joined(row[index]) for row in block.rows).split()
+        grid.add_column(_joined(head), overflow="fold", min_width=max(map(cell_len, words), default=1))
         if index >= block.keys:
             grid.columns[index].justify = "right"
     for row in block.rows:
-        grid.add_row(*map(joined, row))
+        grid.add_row(*map(_joined, row))
     out = StringIO()
     # Nothing in a cell has a meaning.
     console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     console.print(grid, crop=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().replace(JOINT, " ").splitlines())
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def _markdown(block: Block) -> str:
@@ -128,7 +137,7 @@ def _markdown(block: Block) -> str:
         lines = [_escaped(line) for line in block.split("\n")]
         return "\n".join(lines if len(lines) == 1 else [f"- {line}" for line in lines])
     if isinstance(block, SideBySide):
-        texts = _text(block, width=MOST)
+        texts = Report([block]).text(MOST)
         fence = "```"
         while fence in texts:
             fence += "`"

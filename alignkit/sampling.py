@@ -90,7 +90,7 @@ class SamplingOptions(Options):
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
-        values = {key: getattr(self.sampling, key) for key in KEYS}
+        values = dict(self.sampling)
         if self.greedy and "temperature" not in self.sampling.model_fields_set:
             values["temperature"] = 0.0
         return {key: value for key, value in values.items() if key in _ALWAYS or value != getattr(_DEFAULTS, key)}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from alignkit.options import (
     DataRef,
@@ -73,19 +72,17 @@ class ModelSpec(Options):
         default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
-    device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
-
-    @field_validator("device")
-    @classmethod
-    def _is_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?", value):
-            raise ValueError(f"'{value}' is no device of torch")
-        return value
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?)$",
+        description="torch device, such as cpu or cuda:1; auto: a GPU if there is one",
+    )
 
 
 class Rollout(Sampling):
     """How the policy samples responses."""
 
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature, which log-probabilities also use")
     samples_per_prompt: int = Field(default=1, ge=1, le=1024, description="responses to each prompt")
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="subtracted from the reward of a response truncated at max_new_tokens"
@@ -111,13 +108,6 @@ class Rollout(Sampling):
     max_turns: int | None = Field(
         default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"
     )
-
-    @field_validator("temperature")
-    @classmethod
-    def _random(cls, value: float) -> float:
-        if value == 0:
-            raise ValueError("must be above 0: a policy learns from samples that differ")
-        return value
 
 
 class Mix(Options):

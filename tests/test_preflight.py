@@ -109,16 +109,6 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
         4,
         "'margin: data' needs pairs whose margin is a number",
     ),
-    "rows that do not fit": (
-        {"algorithm": "dpo", "data": "pairs.jsonl", "max_length": 8},
-        4,
-        "no prompt leaves room for a response in max_length 8",
-    ),
-    "prompts that do not fit": (
-        ONLINE | {"max_length": 16, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 12}},
-        4,
-        "no prompt leaves room for 12 new tokens in max_length 16",
-    ),
     "a column that a reward function needs": (
         ONLINE | {"reward": PYTHON},
         4,
@@ -185,7 +175,7 @@ def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
 ) -> None:
     (command,) = mistaken(tmp_path)
     assert main(["check", command, f"model.device='{device}'"]) == 2
-    assert f"model.device: '{device}' is no device of torch" in capsys.readouterr().err
+    assert "model.device: must match pattern" in capsys.readouterr().err
 
 
 # The chat template

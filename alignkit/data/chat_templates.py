@@ -75,10 +75,7 @@ def read_template(path: Path) -> str:
 
 def _with_bos(tokenizer: Any, template: str) -> str:
     """The template, beginning with the token that the tokenizer puts before every text, if it does not write it."""
-    if "bos_token" in template:
-        return template
     ids = tokenizer("")["input_ids"]
-    starts = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    if starts:
-        return "{{ bos_token }}" + template
-    return template
+    if "bos_token" in template or tokenizer.bos_token_id is None or tokenizer.bos_token_id not in ids[:1]:
+        return template
+    return "{{ bos_token }}" + template

@@ -38,7 +38,7 @@ class SkippedRow:
         return f"{self.file}:{self.row}: {self.reason}"
 
 
-def bad_rows_error(bad: Sequence[SkippedRow]) -> DataError:
+def bad_rows_error(bad: Sequence[object]) -> DataError:
     """The error that lists the first MAX_LISTED bad rows, and counts the others."""
     lines = [f"{len(bad)} bad row{'s' * (len(bad) > 1)}:"]
     lines += [f"  {row}" for row in bad[:MAX_LISTED]]

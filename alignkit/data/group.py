@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -358,13 +356,8 @@ def check_indices(pair: Pair, count: int) -> None:
 
 def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
     """Write one line per group, atomically: an existing file stays in place until the new one is complete on disk."""
-    path = Path(path)
-    with whole_file(path) as file:
-        lines = (group_to_json(group).encode() + b"\n" for group in groups)
-        # Without a name and a time in the header, equal groups produce equal bytes.
-        packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if path.suffix == ".gz" else None
-        with packed or nullcontext(file) as stream:
-            stream.writelines(lines)
+    with whole_file(Path(path)) as file:
+        file.writelines(group_to_json(group).encode() + b"\n" for group in groups)
 
 
 def read_groups(path: Path | str) -> list[Group]:

@@ -61,9 +61,7 @@ class DataSource(Options):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    path: Annotated[Path | None, in_recipe("data_file")] = Field(
-        default=None, description="file; set exactly one of path, hub and stage"
-    )
+    path: Path | None = Field(default=None, description="file; set exactly one of path, hub and stage")
     hub: Annotated[str | None, in_recipe("hub")] = Field(
         default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
     )
@@ -508,7 +506,7 @@ def _place(group: Group) -> int:
 
 
 def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) -> tuple[list[Group], list[Group]]:
-    """The groups on either side. A prompt held out of one source is held out of all."""
+    """The groups on either side: about the `validation` of each source's keys is held out, of all sources."""
     if not any(source.validation for source in sources):
         return list(groups), []
     keyed = list(zip(sides(groups, [source.group for source in sources]), groups, strict=True))
@@ -517,20 +515,15 @@ def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) ->
         if not source.validation:
             continue
         keys = [key for key, group in keyed if _place(group) == place]
-        if len(set(keys)) < 2:
+        # A key's number in [0, 1) is a hash.
+        order = sorted((int(sha256_of(["validation", seed, key])[:13], 16) / 16**13, key) for key in set(keys))
+        if len(order) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(
                 f"{source.name}: 'validation: {source.validation:g}' holds out nothing: all {len(keys)} rows have the "
                 f"same {what}\nhelp: leave 'validation' out, or name other data for it"
             )
-        held_out |= _held_out(set(keys), source.validation, seed)
+        chosen = [key for fraction, key in order if fraction < source.validation]
+        held_out.update(chosen[: len(order) - 1] or [order[0][1]])  # at least one key on each side
     training = [group for key, group in keyed if key not in held_out]
     return training, [group for key, group in keyed if key in held_out]
-
-
-def _held_out(keys: set[str], share: float, seed: int) -> set[str]:
-    """The keys for validation: about a `share` of them, and at least one on each side."""
-    # A key's number in [0, 1) is a hash.
-    order = sorted((int(sha256_of(["validation", seed, key])[:13], 16) / 16**13, key) for key in keys)
-    chosen = [key for fraction, key in order if fraction < share]
-    return set(chosen[: len(order) - 1] or [order[0][1]])

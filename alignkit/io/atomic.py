@@ -57,8 +57,6 @@ def make_folder(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: what was made, renamed or deleted there."""
-    if os.name == "nt":  # Windows cannot open a folder, and needs no such call
-        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

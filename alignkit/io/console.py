@@ -57,7 +57,7 @@ class Steps:
         """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`; what is left is at the pace so far."""
         elapsed, rest = monotonic() - self.began, self.total - done
         times = duration(elapsed, digits=0)
-        if rest > 0:
+        if rest > 0 and done > self.first:
             times += f", {duration(elapsed / (done - self.first) * rest, digits=0)} left"
         return " ".join(filter(None, (f"{self.name} {done}/{self.total}", facts, f"({times})")))
 
@@ -182,11 +182,9 @@ class Metrics:
         Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan", "inf". Raises TypeError
         for a value named `time`.
         """
-        if "time" in values:
-            raise TypeError("a metric cannot be called 'time', which is when it was written")
+        plain = dict(**{key: _plain(value) for key, value in values.items()}, time=round(time.time(), 3))
         if self.path is None:
             return
-        plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
         _append(self.path, json.dumps(plain, allow_nan=False) + "\n")
         self.follower(plain)
 

@@ -167,12 +167,10 @@ def cached_snapshot(source: str, revision: str | None) -> Path | None:
 
 def _copy(kind: Kind, name: str, revision: str | None) -> Path | None:
     """The folder of what the hub's cache has of a revision; None without one, or for what is no id."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    cache = constants.HF_HUB_CACHE
     try:
-        copy = snapshot_download(name, repo_type=kind, revision=revision, cache_dir=cache, local_files_only=True)
-        return Path(str(copy))
+        return Path(str(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)))
     except (HFValidationError, LocalEntryNotFoundError):
         return None

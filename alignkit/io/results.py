@@ -17,7 +17,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +127,6 @@ def stage_of(result: Path) -> str:
 # Results by name
 
 
-@dataclass(frozen=True)
-class NamedResult:
-    """A complete result of a training stage. name: `align@ppo`. record: its stage.json. current: it is in RUN/STAGE."""
-
-    name: str
-    stage: str
-    folder: Path
-    record: Mapping[str, Any]
-    current: bool
-
-    @property
-    def hash(self) -> str:
-        """The hash of everything that it depends on."""
-        return str(self.record["hash"])
-
-
 def is_result_name(reference: str) -> bool:
     """Whether a reference is one like `align@ppo`, and not like `align`, `align@2` or `align@all`."""
     return bool(_NAME.fullmatch(reference))
@@ -154,9 +137,9 @@ def folders_of(run: Path, stage: str, kind: str = RESULTS) -> list[Path]:
     return sorted((run / kind).glob(f"{stage}-{_KEY}"))
 
 
-def results_of_stage(run: Path, stage: str) -> list[NamedResult]:
-    """The complete results of a training stage, the newest first; none for a step."""
-    current, results, made = read_record(run / stage).get("hash"), [], Counter[str]()
+def results_of_stage(run: Path, stage: str) -> dict[str, Path]:
+    """The folders of a training stage's complete results by name, the newest first; none for a step."""
+    results, made = dict[str, Path](), Counter[str]()
     records = [(read_record(folder), folder) for folder in folders_of(run, stage)]
     for record, folder in sorted(records, key=lambda one: one[0].get("finished", 0.0), reverse=True):
         if not record.get("complete") or record.get("depends_on", {}).get("settings") is None:
@@ -166,15 +149,14 @@ def results_of_stage(run: Path, stage: str) -> list[NamedResult]:
         made[name] += 1
         if age:
             name += f"~{age}"
-        is_current = record["hash"] == current
-        results.append(NamedResult(name, stage, run / stage if is_current else folder, record, is_current))
+        results[name] = folder
     return results
 
 
-def find_result(run: Path, reference: str) -> NamedResult:
-    """The result with a name. Raises RecipeError if the run has none with it."""
+def find_result(run: Path, reference: str) -> Path:
+    """The folder of the result with a name. Raises RecipeError if the run has none with it."""
     stage = reference.partition("@")[0]
-    results = {result.name: result for result in results_of_stage(run, stage)}
+    results = results_of_stage(run, stage)
     if reference in results:
         return results[reference]
     text = f"{run} has no result {reference}; results of {stage}: {', '.join(results) or 'none'}"
@@ -224,7 +206,8 @@ class Results:
         """The stage's stage.json; empty if there is none, or if it is damaged."""
         return read_record(self.path(stage))
 
-    def _folder(self, kind: str, stage: str, key: str) -> Path:
+    def of(self, kind: str, stage: str, key: str) -> Path:
+        """The folder of a result for a key (kind: RESULTS), or of its unfinished work (kind: WORK)."""
         return self.folder / kind / f"{stage}-{key[:16]}"
 
     def bring(self, stage: str, key: str, others: Sequence[Path], say: Callable[[str], None]) -> bool:
@@ -232,11 +215,11 @@ class Results:
 
         Raises RunFailed if there are files in the place of the link.
         """
-        path, result = self.path(stage), self._folder(RESULTS, stage, key)
+        path, result = self.path(stage), self.of(RESULTS, stage, key)
         if path.exists() and not path.is_symlink() and not is_empty(path):
             text = f"{path} is no link to a result of this run"
             raise RunFailed(f"{text}\nhelp: move it out of the folder of the run, or rename the stage")
-        if read_record(self._folder(WORK, stage, key)).get("complete"):  # a run was killed before the rename
+        if read_record(self.of(WORK, stage, key)).get("complete"):  # a run was killed before the rename
             self._put(stage, key)
         found = find(self.folder, stage, key, others)
         if found is None:
@@ -252,7 +235,7 @@ class Results:
 
     def _put(self, stage: str, key: str) -> None:
         """Make complete work the result for its key. One that is there, because it is damaged, is kept until then."""
-        work, result = self._folder(WORK, stage, key), self._folder(RESULTS, stage, key)
+        work, result = self.of(WORK, stage, key), self.of(RESULTS, stage, key)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         if result.exists():
             discard_folder(result)
@@ -260,14 +243,10 @@ class Results:
 
     def begin(self, stage: str, key: str, parts: Mapping[str, Any] | None = None) -> Path:
         """Begin or continue a stage's work, and return its folder. parts: what the key is made of."""
-        make_folder(work := self._folder(WORK, stage, key))
+        make_folder(work := self.of(WORK, stage, key))
         write_record(work, {"hash": key, "complete": False, "depends_on": parts or {}})
         self._link(stage, work)
         return self.path(stage)
-
-    def begun(self, stage: str, key: str) -> dict[str, Any]:
-        """The record of the unfinished work for a key; empty without any."""
-        return read_record(self._folder(WORK, stage, key))
 
     def wait(self, stage: str, labels: int, store: Path) -> None:
         """Write down that a stage that has begun waits for labels of people. store: that they go to."""
@@ -277,10 +256,10 @@ class Results:
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result, whose checkpoints are no longer needed."""
         key = record["hash"]
-        work = self._folder(WORK, stage, key)
+        work = self.of(WORK, stage, key)
         write_record(work, {**record, "finished": time.time(), "files": manifest(work)})
         self._put(stage, key)
-        self._link(stage, self._folder(RESULTS, stage, key))
+        self._link(stage, self.of(RESULTS, stage, key))
 
     def _link(self, stage: str, folder: Path) -> None:
         path, target = self.path(stage), folder.relative_to(self.folder)
@@ -296,7 +275,7 @@ class Results:
         Raises RunFailed if it is missing, and RecipeError for the name of a result that the run does not have.
         """
         if is_result_name(reference):
-            folder = find_result(self.folder, reference).folder
+            folder = find_result(self.folder, reference)
             if damage := damage_of(folder):
                 raise RunFailed(f"{damage}\nhelp: run the recipe that made {reference} again")
             return folder / "adapter"

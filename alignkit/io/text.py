@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import os.path
 import re
-import textwrap
 from pathlib import Path
 
 BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows
-INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
-JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 REPLACEMENT = "\ufffd"
 _ACTING = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{BIDI}]")
 
@@ -18,17 +15,6 @@ _ACTING = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{BIDI}]")
 def printable(text: str) -> str:
     """The text with control characters replaced, except line breaks and tabs."""
     return _ACTING.sub(REPLACEMENT, text)
-
-
-def joined(text: str) -> str:
-    """The printable text with JOINT in its intervals, so that no line ends in one."""
-    return INTERVAL.sub(lambda match: match[0].replace(" ", JOINT), printable(text))
-
-
-def wrapped(line: str, width: int, indent: int = 2) -> list[str]:
-    """A line in lines of at most `width` characters, with intervals in one piece. indent: of all but the first."""
-    parts = textwrap.wrap(joined(line), width, subsequent_indent=" " * indent, break_on_hyphens=False)
-    return [part.replace(JOINT, " ") for part in parts] or [""]
 
 
 def duration(seconds: float, digits: int = 1) -> str:

@@ -7,6 +7,7 @@ does not know, so this is exact for every model that uses its attention interfac
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,20 +76,18 @@ class TreeLayout:
     """Groups in one row of tokens. Groups do not see each other; a response sees its prompt and itself.
 
     store_kv: store each layer's keys and values in `kv`, [heads, tokens, size] each; sampling continues from them.
-    windows: the sliding windows that layers have asked for.
     """
 
     spans: Sequence[GroupSpan]
     store_kv: bool = False
     kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    windows: set[int | None] = field(default_factory=set)
-    # Built once per row and shared by its layers.
-    _group_masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
-    _causal_masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
-    _added: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
-    _padding: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _tiles: dict[tuple[int, int], list[tiled_attention.Tile] | None] = field(default_factory=dict)
-    _row: Any = None  # of a GPU's attention
+
+    def __post_init__(self) -> None:
+        # Made once per row and shared by its layers.
+        self._mask = functools.cache(group_mask)
+        self._padding = functools.cache(_padding)
+        self._tiles = functools.cache(tiled_attention.tiles)
+        self._row: Any = None  # of a GPU's attention
 
     @property
     def position_ids(self) -> Tensor:
@@ -99,7 +98,6 @@ class TreeLayout:
         """Attention of the row, [1, heads, tokens, size] -> [1, heads, tokens, size of v]."""
         if self.store_kv:
             self.kv[layer] = (k[0].detach(), v[0].detach())
-        self.windows.add(args.window)
         gpu = capabilities.on_gpu(q.device, "flex_attention")
         if gpu is not None and gpu.supported(q, v):
             self._row = self._row or gpu.Row(self.spans, q.device)
@@ -108,42 +106,32 @@ class TreeLayout:
         # Split, not sliced: the backward pass of a slice writes a gradient as long as the whole row.
         lengths = [span.length for span in self.spans]
         qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
-        parts = [self._group(index, qs[index], ks[index], vs[index], args) for index in range(len(lengths))]
+        parts = [self._group(*group, args) for group in zip(self.spans, qs, ks, vs, strict=True)]
         # `_group` may have computed bf16 in fp32.
         return torch.cat([part.to(q.dtype) for part in parts], dim=2)
 
-    def _group(self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+    def _group(self, span: GroupSpan, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one group, [1, heads, length, size], by the fastest method that supports it."""
-        if tiles := self._tiles_of(index, q, k, v, args):
-            return tiled_attention.attention(q[0], k[0], v[0], tiles, args.scaling)[None]
+        split = span.split_responses
+        # Values may differ in size from queries.
+        tiled = k.shape == v.shape and args.softcap is None and not span.longer_than(args.window)
+        if tiled and not split and tiled_attention.supported(q):
+            price = tiled_attention.price(q, masked=len(span.responses) > 1)
+            if tiles := self._tiles(span, q.shape[1] * q.shape[3], price):  # a model's layers may differ in width
+                return tiled_attention.attention(q[0], k[0], v[0], tiles, args.scaling)[None]
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             q, k, v = q.float(), k.float(), v.float()  # torch's kernel for CPUs is twice as fast in fp32
-        if self.spans[index].split_responses:
-            return self._split_responses(index, q, k, v, args)
-        return attention(q, k, v, self._for_kernel(self._group_mask(index, args.window, q.device), q, args), args)
+        if split:
+            return self._split_responses(span, q, k, v, args)
+        return attention(q, k, v, self._mask(span, args, q.device, q.dtype), args)
 
-    def _tiles_of(
-        self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs
-    ) -> list[tiled_attention.Tile] | None:
-        """The group's tiles; None if tiles are slower or do not support these tensors and arguments."""
-        span = self.spans[index]
-        uniform = len({(x.shape[-1], x.dtype) for x in (q, k, v)}) == 1  # values may differ in size from queries
-        limited = args.softcap is not None or (args.window is not None and args.window < span.longest)
-        if span.split_responses or limited or not uniform or not tiled_attention.supported(q):
-            return None
-        key = (index, q.shape[1] * q.shape[3])  # a model's layers may differ in width
-        if key not in self._tiles:
-            self._tiles[key] = tiled_attention.tiles(span, key[1], tiled_attention.cost_model(q))
-        return self._tiles[key]
-
-    def _split_responses(self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+    def _split_responses(self, span: GroupSpan, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """The prompt, then its responses as padded rows that also see the prompt's keys.
 
         One mask over the whole group would compute products between responses that do not see each other.
         """
-        span = self.spans[index]
         count, longest = len(span.responses), max(span.responses)
-        gather, restore = self._padding_of(index, q.device)
+        gather, restore = self._padding(span.responses, q.device)
 
         def padded(x: Tensor) -> Tensor:
             """[1, heads, tokens, size] -> [responses, heads, longest, size]; nothing reads the padding."""
@@ -151,79 +139,52 @@ class TreeLayout:
 
         lengths = [span.prompt, span.length - span.prompt]
         (q, rows_q), (k, rows_k), (v, rows_v) = (x.split(lengths, dim=2) for x in (q, k, v))
-        # None unless there is a window: a prompt is an ordinary causal sequence.
-        mask = self._for_kernel(self._causal_mask(span.prompt, 0, args.window, q.device), q, args)
-        of_prompt = attention(q, k, v, mask, args)
-        k, v = (
-            torch.cat([prompt.expand(count, -1, -1, -1), padded(rows)], dim=2)
-            for prompt, rows in ((k, rows_k), (v, rows_v))
-        )
+        of_prompt = attention(q, k, v, self._mask(GroupSpan(0, span.prompt, ()), args, q.device, q.dtype), args)
+        k = torch.cat([k.expand(count, -1, -1, -1), padded(rows_k)], dim=2)
+        v = torch.cat([v.expand(count, -1, -1, -1), padded(rows_v)], dim=2)
         # Padding is on the right, so causal order hides it from every token that is kept.
-        mask = self._for_kernel(self._causal_mask(longest, span.prompt, args.window, q.device), q, args)
+        mask = self._mask(GroupSpan(0, span.prompt, (longest,)), args, q.device, q.dtype, span.prompt)
         of_responses = attention(padded(rows_q), k, v, mask, args)
         of_responses = of_responses.transpose(0, 1).flatten(1, 2).index_select(1, restore)
         return torch.cat([of_prompt, of_responses[None]], dim=2)
 
-    def _for_kernel(self, mask: Tensor | None, q: Tensor, args: AttentionArgs) -> Tensor | None:
-        """The mask as CUDA's kernels add it to the scores: converted here, it is stored once and not in every layer."""
-        gpu = capabilities.on_gpu(q.device, "flex_attention")
-        if gpu is None or mask is None or args.softcap is not None:
-            return mask
-        key = (id(mask), q.dtype)  # the layout keeps the mask
-        if key not in self._added:
-            self._added[key] = gpu.added_mask(mask, q.dtype)
-        return self._added[key]
 
-    def _padding_of(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Indices that pad the group's response tokens to [responses x longest], and indices that undo it."""
-        if index not in self._padding:
-            lengths = torch.tensor(self.spans[index].responses)
-            starts = lengths.cumsum(0) - lengths  # from the first response's first token
-            offsets = torch.arange(int(lengths.max()))[None]
-            # [responses, longest]; padding repeats the last token, as good as any other index.
-            gather = starts[:, None] + torch.minimum(offsets, lengths[:, None] - 1)
-            # The cells that are no padding, in the order of the row.
-            restore = (offsets < lengths[:, None]).flatten().nonzero()[:, 0]
-            self._padding[index] = (gather.flatten().to(device), restore.to(device))
-        return self._padding[index]
+def group_mask(
+    span: GroupSpan, args: AttentionArgs, device: torch.device, dtype: torch.dtype, first: int = 0
+) -> Tensor | None:
+    """[length - first, length] of a group, true if a query sees a key; None: causal masking is enough.
 
-    def _causal_mask(self, queries: int, before: int, window: int | None, device: torch.device) -> Tensor | None:
-        """[queries, before + queries], true if a query sees a key; None: causal masking is enough.
+    first: of the queries. On a GPU the mask is what its kernels add to scores of this dtype: converted here, it is
+    stored once and not in every layer.
+    """
+    window = args.window if span.longer_than(args.window) else None
+    if len(span.responses) <= 1 and window is None and first == 0:
+        return None
+    sees = torch.ones(span.length, span.length, dtype=torch.bool).tril_()
+    start = span.prompt
+    for length in span.responses:
+        sees[start : start + length, span.prompt : start] = False  # causal, but for earlier responses
+        start += length
+    if window is not None:
+        # By positions, not places in the row: between prompt and response lie other responses.
+        positions = span.positions()
+        sees &= positions[:, None] - positions[None] < window
+    mask = sees[first:].to(device)
+    gpu = capabilities.on_gpu(device, "flex_attention")
+    if gpu is None or args.softcap is not None:
+        return mask
+    added: Tensor = gpu.added_mask(mask, dtype)
+    return added
 
-        before: keys that precede the first query's own.
-        """
-        if window is not None and window >= before + queries:
-            window = None
-        if before == 0 and window is None:
-            return None
-        key = (queries, before, window)
-        if key not in self._causal_masks:
-            # [queries, before + queries]: how far a key lies behind its query.
-            distance = torch.arange(before, before + queries)[:, None] - torch.arange(before + queries)[None]
-            sees = distance >= 0
-            self._causal_masks[key] = (sees if window is None else sees & (distance < window)).to(device)
-        return self._causal_masks[key]
 
-    def _group_mask(self, index: int, window: int | None, device: torch.device) -> Tensor | None:
-        """[length, length] of a group, true if a query sees a key; None: causal masking is enough."""
-        span = self.spans[index]
-        if window is not None and window >= span.longest:
-            window = None
-        if len(span.responses) <= 1 and window is None:
-            return None
-        key = (index, window)
-        if key not in self._group_masks:
-            sees = torch.ones(span.length, span.length, dtype=torch.bool).tril_()
-            start = span.prompt
-            for length in span.responses:
-                sees[start : start + length, span.prompt : start] = False  # causal, but for earlier responses
-                start += length
-            if window is not None:
-                # By positions, not places in the row: between prompt and response lie other responses.
-                positions = span.positions()
-                sees &= positions[:, None] - positions[None] < window
-            self._group_masks[key] = sees.to(device)
-        return self._group_masks[key]
+def _padding(responses: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices that pad a group's response tokens to [responses x longest], and indices that undo it."""
+    # [responses, longest], true for a token.
+    filled = torch.arange(max(responses)) < torch.tensor(responses)[:, None]
+    restore = filled.flatten().nonzero()[:, 0]
+    gather = torch.zeros(filled.numel(), dtype=torch.int64)  # padding is the first token, as good as any other
+    gather[restore] = torch.arange(len(restore))
+    return gather.to(device), restore.to(device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, args: AttentionArgs) -> Tensor:

@@ -1,8 +1,7 @@
 """What this machine and this build of torch can do, and every private torch operator that the kernels call.
 
 The answers follow from names and versions, never from timings: a resumed run must round exactly as the original did.
-A private operator may change in any release of torch. One that is missing, or takes other arguments, counts as
-unavailable, and torch's public operators are used instead.
+Where torch was built without the private operators of a library, its public ones are used instead.
 """
 
 from __future__ import annotations
@@ -85,22 +84,9 @@ def glibc(name: str) -> Callable[..., int] | None:
 # Private operators
 
 
-@functools.cache
-def _has_operator(namespace: str, name: str, arguments: int, overload: str = "default") -> bool:
-    """Whether torch has the operator `torch.ops.namespace.name` and it takes this number of arguments."""
-    operator = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
-    return operator is not None and len(operator._schema.arguments) == arguments
-
-
-@functools.cache
-def has_onednn() -> bool:
-    """Whether fp32 products by oneDNN are available."""
-    return torch.backends.mkldnn.is_available() and _has_operator("mkldnn", "_linear_pointwise", 6)
-
-
 def uses_onednn() -> bool:
     """Whether fp32 products go to oneDNN: on AMD processors, where torch's default, MKL, is slower."""
-    return is_amd() and has_onednn()
+    return is_amd() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,10 +97,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def can_pack_weights() -> bool:
     """Whether the library of fp32 products can reorder a weight in advance."""
-    if uses_onednn():
-        return _has_operator("mkldnn", "_reorder_linear_weight", 2)
-    mkl = _has_operator("mkl", "_mkl_reorder_linear_weight", 2) and _has_operator("mkl", "_mkl_linear", 5)
-    return torch.backends.mkl.is_available() and mkl
+    return uses_onednn() or hasattr(torch.ops.mkl, "_mkl_linear")
 
 
 def onednn_pack(weight: Tensor, rows: int) -> Tensor:
@@ -133,11 +116,6 @@ def mkl_linear(x: Tensor, packed: Tensor, shape: Tensor, bias: Tensor | None) ->
     """x W^T + b by MKL for as many rows as W was packed for; `shape` is any tensor of W's shape."""
     product: Tensor = torch.ops.mkl._mkl_linear(x, packed, shape, bias, len(x))
     return product
-
-
-def can_tile() -> bool:
-    """Whether attention in tiles is available: its backward pass needs one private operator."""
-    return _has_operator("aten", "_softmax_backward_data", 5, "out")
 
 
 def softmax_backward_(gradient: Tensor, probabilities: Tensor) -> Tensor:

@@ -36,14 +36,12 @@ class Change:
     column: int
     room: int
 
-    def applied(self, old: Tensor | None, prefill: Tensor | None) -> Tensor:
+    def applied(self, old: Tensor, prefill: Tensor | None) -> Tensor:
         """The cache that follows, of rows [rows, heads, columns, size] and of a prefill [heads, tokens, size]."""
-        like = old[0] if old is not None else prefill
-        assert like is not None  # a layer without a cache has been prefilled
         kept, column = len(self.keep), self.column
         # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is nan.
-        new = like.new_zeros(kept + len(self.prompts), like.shape[0], column + self.room, like.shape[-1])
-        if old is not None and kept:
+        new = old.new_zeros(kept + len(self.prompts), old.shape[1], column + self.room, old.shape[-1])
+        if kept:
             values = old[:, :, self.used].index_select(0, self.keep)
             new[:kept, :, column - values.shape[2] : column] = values
         if prefill is not None:
@@ -82,14 +80,16 @@ class Decoding:
 
         prefill: has stored its prompts' keys and values. room: tokens that a row may still write.
         """
-        prompts = [prefill.spans[owner] for owner in owners] if prefill is not None else []
+        prefill = prefill or TreeLayout([])
+        prompts = [prefill.spans[owner] for owner in owners]
         kept = self.starts[list(keep)]
         # Columns that only dropped rows had filled disappear.
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
-        stored = prefill.kv if prefill is not None else {}
-        held = next(iter((self.cache or stored).values()), None)
-        device = held[0].device if held is not None else torch.device("cpu")
+        for layer, pair in prefill.kv.items():  # a layer without a cache has no rows yet
+            keys, values = (x[None, :, :0] for x in pair)
+            self.cache.setdefault(layer, (keys[:0], values[:0]))
+        device = self.cache[min(self.cache)][0].device
         change = self.change(
             keep=torch.tensor(list(keep), dtype=torch.int64, device=device),
             used=slice(first, self.column),
@@ -98,10 +98,9 @@ class Decoding:
             room=self._allocated(column, room),
         )
         # One tensor at a time, so that only one layer is in memory twice.
-        for layer in list(self.cache or stored):
-            old, new = self.cache.get(layer), stored.get(layer)
-            keys = change.applied(old and old[0], new and new[0])
-            self.cache[layer] = keys, change.applied(old and old[1], new and new[1])
+        for layer, (keys, values) in self.cache.items():
+            new_keys, new_values = prefill.kv.get(layer, (None, None))
+            self.cache[layer] = change.applied(keys, new_keys), change.applied(values, new_values)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         # Kept rows stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])

@@ -38,10 +38,9 @@ class GroupSpan:
     def length(self) -> int:
         return self.prompt + sum(self.responses)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the prompt and its longest response."""
-        return self.prompt + max(self.responses, default=0)
+    def longer_than(self, window: int | None) -> bool:
+        """Whether a sliding window hides tokens from the end of the prompt with its longest response."""
+        return window is not None and window < self.prompt + max(self.responses, default=0)
 
     @property
     def split_responses(self) -> bool:

@@ -7,6 +7,8 @@ and replace them; the backward pass only scales them. If the head learns, the ba
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from alignkit.functional import check_shapes
-from alignkit.functional.logprobs import entropy_of, log_softmax
+from alignkit.functional.logprobs import entropy_of
 from alignkit.kernels.matmul import linear, matmul
 
 # Whether to compute entropies. "reported" means without gradients, which saves a third of the products.
@@ -58,47 +60,35 @@ def logprobs_and_entropy(
     """
     check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
     if head.learns:
-        return _learned_head(hidden, tokens, head, entropy, chunk)
-    # Decided here, because gradients are always off inside of a Function's forward.
-    learns = torch.is_grad_enabled() and hidden.requires_grad
-    logprobs, entropies = _FrozenHead.apply(hidden, tokens, head, entropy, chunk, learns)
-    return logprobs, entropies
-
-
-# A head that learns, by torch's own operators
-
-
-def _learned_head(
-    hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, chunk: int
-) -> tuple[Tensor, Tensor | None]:
-    parts = []
-    # An empty batch is one chunk of no rows, which keeps it connected to the graph for its backward pass.
-    for start in range(0, max(len(hidden), 1), chunk):
-        arguments = (hidden[start : start + chunk], tokens[start : start + chunk], head, entropy)
-        # The chunk draws no random numbers, so there is no generator state to preserve.
-        parts.append(checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
-    logprobs, *entropies = (torch.cat(column) for column in zip(*parts, strict=True))
+        # A chunk draws no random numbers, so there is no generator state to preserve.
+        compute = functools.partial(checkpoint, _learned, use_reentrant=False, preserve_rng_state=False)
+        found = _by_chunk(compute, hidden, tokens, head, entropy, chunk=chunk)
+    else:
+        # Decided here, because gradients are always off inside of a Function's forward.
+        learns = torch.is_grad_enabled() and hidden.requires_grad
+        found = _FrozenHead.apply(hidden, tokens, head, entropy, chunk, learns)
+    logprobs, *entropies = found
     return logprobs, entropies[0] if entropies else None
 
 
-def _chunk(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy) -> tuple[Tensor, ...]:
-    """(log-probabilities,) or (log-probabilities, entropies) of some rows."""
-    logits = _widened(linear(hidden.to(head.weight.dtype), head.weight))
-    if head.bias is not None:
-        logits = logits + _widened(head.bias)
-    if head.scale != 1.0:
-        logits = logits * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    log_probabilities = log_softmax(logits, head.temperature)
+def _by_chunk(
+    compute: Callable[..., Sequence[Tensor]], hidden: Tensor, tokens: Tensor, *args: Any, chunk: int
+) -> list[Tensor]:
+    """What `compute` returns for some rows at a time, joined."""
+    # An empty batch is one chunk of no rows, which keeps it connected to the graph for its backward pass.
+    starts = range(0, max(len(hidden), 1), chunk)
+    parts = [compute(hidden[start : start + chunk], tokens[start : start + chunk], *args) for start in starts]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _learned(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy) -> tuple[Tensor, ...]:
+    """(log-probabilities,) or (log-probabilities, entropies) of some rows, by torch's own operators."""
+    logits, _ = _logits(hidden, head)
+    log_probabilities = torch.log_softmax(logits, dim=-1)
     logprobs = log_probabilities.gather(-1, tokens[:, None])[:, 0]
     if not entropy:
         return (logprobs,)
     return logprobs, entropy_of(log_probabilities.detach() if entropy == "reported" else log_probabilities)
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # A frozen head, with gradients in place of the logits
@@ -110,82 +100,71 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, chunk: int, learns: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        dtype = torch.promote_types(head.weight.dtype, torch.float32)
-        logprobs = hidden.new_empty(len(hidden), dtype=dtype)
-        entropies = torch.empty_like(logprobs) if entropy else None
-        entropy_learns = bool(entropy) and entropy != "reported"
-        # [N, D] each, all that backward needs: the logits, [N, V], are gone by then.
-        grads = [torch.empty_like(hidden) for _ in range(1 + entropy_learns)] if learns else []
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            # Slices are views, so `_fill` writes into the whole tensors.
-            part_entropies = None if entropies is None else entropies[part]
-            _fill(hidden[part], tokens[part], head, logprobs[part], part_entropies, [grad[part] for grad in grads])
-        ctx.save_for_backward(*grads)
-        if entropies is not None and not entropy_learns:
-            ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+    ) -> tuple[Tensor, ...]:
+        found = _by_chunk(_frozen, hidden, tokens, head, entropy, learns, chunk=chunk)
+        results = 2 if entropy else 1
+        ctx.save_for_backward(*found[results:])  # all that backward needs: the logits, [N, V], are gone by then
+        if entropy == "reported":
+            ctx.mark_non_differentiable(found[1])
+        return tuple(found[:results])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        total: Tensor | None = None
-        # Not strict: without a learned entropy its upstream gradient has no partner.
-        for gradient, grad in zip(upstream, ctx.saved_tensors, strict=False):
-            part = gradient[:, None] * grad  # [N, D]; a row's results depend on its own state only
-            total = part if total is None else total + part
-        return None if total is None else total.to(ctx.saved_tensors[0].dtype), None, None, None, None, None
+        # [N, D] each; a row's results depend on its own state only. Not strict: entropies may have no gradient.
+        parts = [gradient[:, None] * grad for gradient, grad in zip(upstream, ctx.saved_tensors, strict=False)]
+        return sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype), None, None, None, None, None
 
 
-def _fill(
-    hidden: Tensor, tokens: Tensor, head: HeadSpec, logprobs: Tensor, entropies: Tensor | None, grads: list[Tensor]
-) -> None:
-    """Fill in logprobs, entropies and grads of some rows.
+def _frozen(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, learns: bool) -> list[Tensor]:
+    """The results of `_learned` for some rows, and then their gradients with respect to `hidden` if it learns.
 
     [rows, V] is large, and fresh memory costs more than the arithmetic in it. So each step overwrites the one before,
     under a new name.
     """
-    logits, softcap_grad = _logits(hidden, head, logprobs.dtype)
+    logits, softcap_grad = _logits(hidden, head)
     chosen = tokens[:, None]
     # The largest logit becomes 0: exp cannot overflow, and log softmax does not change.
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
-    logprobs.copy_(shifted.gather(-1, chosen)[:, 0])
-    # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would be nan.
-    log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0) if entropies is not None else None
+    logprobs = shifted.gather(-1, chosen)[:, 0]
+    if entropy:
+        # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would be nan.
+        log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)
     exponentials = shifted.exp_()
     total = exponentials.sum(dim=-1, keepdim=True)
-    logprobs -= total.log()[:, 0]
+    results, grads = [logprobs.sub_(total.log()[:, 0])], []
     probabilities = exponentials.div_(total)
-    if entropies is not None and log_probabilities is not None:
+    if entropy:
         # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
-        entropies.copy_(-(probabilities * log_probabilities).sum(dim=-1))
+        results.append(-(probabilities * log_probabilities).sum(dim=-1))
         # First the entropy's gradient: the other one overwrites the probabilities.
-        if len(grads) > 1:
+        if learns and entropy != "reported":
             # d entropy / d logits = -p (log p + entropy)
-            entropy_grad = log_probabilities.add_(entropies[:, None]).mul_(probabilities).neg_()
-            grads[1].copy_(_to_hidden(entropy_grad, softcap_grad, head))
-    if grads:
+            entropy_grad = log_probabilities.add_(results[1][:, None]).mul_(probabilities).neg_()
+            grads.append(_to_hidden(entropy_grad, softcap_grad, head))
+    if learns:
         # d logprob / d logits = one_hot(token) - p
         ones = torch.ones_like(chosen, dtype=probabilities.dtype)
         logprob_grad = probabilities.neg_().scatter_add_(-1, chosen, ones)
-        grads[0].copy_(_to_hidden(logprob_grad, softcap_grad, head))
+        grads.insert(0, _to_hidden(logprob_grad, softcap_grad, head))
+    return results + [grad.to(hidden.dtype) for grad in grads]
 
 
-def _logits(hidden: Tensor, head: HeadSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The logits, and the derivative of the soft cap if there is one, [rows, V] each."""
-    logits = linear(hidden.to(head.weight.dtype), head.weight).to(dtype)
+def _logits(hidden: Tensor, head: HeadSpec) -> tuple[Tensor, Tensor | None]:
+    """The logits in float32 or wider, and the derivative of the soft cap if there is one, [rows, V] each."""
+    logits = linear(hidden.to(head.weight.dtype), head.weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.bias is not None:
         logits += head.bias
     if head.scale != 1.0:
         logits *= head.scale
     softcap_grad = None
     if head.softcap is not None:
-        # d (c tanh(x / c)) / dx = 1 - tanh(x / c)^2, while the logits still hold tanh.
-        softcap_grad = 1 - torch.tanh_(logits.div_(head.softcap)).square()
-        logits *= head.softcap
+        capped = torch.tanh_(logits.div_(head.softcap))
+        softcap_grad = 1 - capped.square()  # d (c tanh(x / c)) / dx = 1 - tanh(x / c)^2
+        logits = capped * head.softcap  # not in place: autograd needs the tanh
     if head.temperature != 1.0:
         logits /= head.temperature
     return logits, softcap_grad

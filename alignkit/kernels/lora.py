@@ -6,7 +6,7 @@ output, and in the backward pass its input's gradient, a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,16 +93,18 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
     must not change inside.
     """
     gpu = capabilities.on_gpu(model.get_output_embeddings().weight.device, "sampling")
-    if gpu is not None and tokens >= MIN_TOKENS:
-        with using(_within_memory(lambda: gpu.merged_weights(model, adapter))):
-            yield
-        return
-    if not (0 < rows <= MAX_ROWS and tokens >= MIN_TOKENS and _packable(model)):
+    if tokens < MIN_TOKENS or (gpu is None and not (0 < rows <= MAX_ROWS and _packable(model))):
         yield
         return
     memory.trim()  # the last step left freed pieces that no packed weight fits
+    packed: dict[int, PackedWeight] = {}
     try:
-        with using(_within_memory(lambda: _pack(model, adapter, rows))):
+        packed = _pack(model, adapter, rows) if gpu is None else gpu.merged_weights(model, adapter)
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):  # sampling works without copies
+            raise
+    try:
+        with using(packed):
             yield
     finally:
         memory.trim()  # many small weights leave gaps that the next step's tensors do not fit
@@ -114,16 +116,6 @@ def _packable(model: Any) -> bool:
         return False
     size = sum(parameter.nbytes for parameter in model.parameters())
     return bool(size <= MEMORY_SHARE * memory.total(weight.device))
-
-
-def _within_memory(copy: Callable[[], dict[int, PackedWeight]]) -> dict[int, PackedWeight]:
-    """`copy()`, or no copies if memory runs out: sampling works without them."""
-    try:
-        return copy()
-    except (MemoryError, RuntimeError) as error:
-        if not memory_ran_out(error):
-            raise
-    return {}
 
 
 def lora_layers(model: Any) -> list[Any]:

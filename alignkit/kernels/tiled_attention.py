@@ -22,38 +22,24 @@ from alignkit.kernels import capabilities
 from alignkit.kernels.layout import GroupSpan
 
 QUERIES = 128  # of a tile at most: smaller tiles compute fewer masked pairs, but at a lower rate
+SETUP = 3_000_000  # pairs of tokens whose products take as long as a tile's setup, times the width of a query
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """The cost of tiles, in pairs of tokens that the fused kernel computes in the same time.
+def price(x: Tensor, *, masked: bool) -> float:
+    """What a tile's pair of tokens costs on this processor for the dtype of x, in pairs of the fused kernel.
 
-    setup: of a tile, times the width of a query over all heads. pair: of a query and a key, compared with the fused
-    kernel under a mask. causal: the same compared with its causal order, in which it skips half of the pairs.
+    masked: whether that kernel needs a mask. In causal order it skips half of the pairs.
     """
-
-    setup: int
-    pair: float
-    causal: float
-
-
-DEFAULT = CostModel(3_000_000, 1.45, 2.9)
-SLOW_FUSED = CostModel(3_000_000, 1.0, 1.0)
-
-
-def cost_model(x: Tensor) -> CostModel:
-    """The costs on this processor for the dtype of x."""
     if capabilities.is_amd() or x.dtype == torch.bfloat16:
-        return SLOW_FUSED
-    return DEFAULT
+        return 1.0
+    return 1.45 if masked else 2.9
 
 
 def supported(x: Tensor) -> bool:
     """Whether tiles work for this device and dtype: on a CPU that multiplies the dtype natively."""
-    if x.device.type != "cpu" or not capabilities.can_tile():
-        return False
-    native_bf16 = x.dtype == torch.bfloat16 and capabilities.multiplies_bf16(x.device)
-    return x.dtype in (torch.float32, torch.float64) or native_bf16
+    if x.dtype == torch.bfloat16:
+        return x.device.type == "cpu" and capabilities.multiplies_bf16(x.device)
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -87,20 +73,17 @@ class Tile:
         x[:, self.own : self.stop] += gradient[:, self.prompt :]
 
 
-def tiles(span: GroupSpan, width: int, costs: CostModel) -> list[Tile] | None:
+def tiles(span: GroupSpan, width: int, price: float) -> list[Tile] | None:
     """Tiles that cover every query of a group once; None if the fused kernel is faster.
 
-    width: the size of a query over all heads.
+    width: the size of a query over all heads. price: see `price`.
     """
     parts = _cut(0, span.prompt, 0)
     end = span.prompt
     for length in span.responses:
         parts += _cut(end, end + length, span.prompt)
         end += length
-    pairs = sum(tile.cost + costs.setup // width for tile in parts)
-    # A group of one sequence would need no mask, and the fused kernel skips half of its pairs.
-    price = costs.pair if len(span.responses) > 1 else costs.causal
-    if price * pairs < span.length**2:
+    if price * sum(tile.cost + SETUP // width for tile in parts) < span.length**2:
         return parts
     return None
 

@@ -76,24 +76,25 @@ class Base:
         write_json(folder / ORIGIN, facts)
         write_text(folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown"))
 
-    def misfit(self, folder: Path, lora: LoraSpec | None = None) -> str:
-        """Why the weights in a folder cannot be used on this base model; empty if they can.
+    def check(self, folder: Path, lora: LoraSpec | None = None) -> None:
+        """Raise RunFailed if the weights in a folder cannot be read, or used on this base model.
 
         An adapter of another base model, scale or kind might load and compute another thing. lora: of the adapters on
-        this base model; None: an adapter may have any scale. Raises RunFailed for files that cannot be read.
+        this base model; None: an adapter may have any scale.
         """
         if not is_adapter(folder):
             theirs, ours = _vocabulary(folder), _vocabulary(self._folder)
-            other = f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}"
-            return other if theirs and ours and theirs != ours else ""
+            if theirs and ours and theirs != ours:
+                raise RunFailed(f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}")
+            return
         saved, origin = read_json(folder / CONFIG), _origin(folder)
         if origin.get("weights") and self.weights:
             fits = origin["weights"] == self.weights
         else:
             fits = saved.get("base_model_name_or_path") == self.source
         if not fits:
-            name = base_name(folder)
-            return f"{folder} is an adapter for the base model '{name}', not for '{self.name}', or for other weights"
+            text = f"the base model '{base_name(folder)}', not for '{self.name}', or for other weights"
+            raise RunFailed(f"{folder} is an adapter for {text}")
         expected = dict[str, Any].fromkeys(VARIANTS)
         if str(saved.get("init_lora_weights")).startswith(SUBTRACTED):
             expected["init_lora_weights"] = None
@@ -101,8 +102,8 @@ class Base:
             expected |= lora.model_dump(include=set(SCALE))
         for key, value in expected.items():
             if (saved.get(key) or None) != (value or None):
-                return f"{folder}: this adapter has {key} {saved.get(key)}, but the recipe's model.lora has {value}"
-        return ""
+                text = f"this adapter has {key} {saved.get(key)}, but the recipe's model.lora has {value}"
+                raise RunFailed(f"{folder}: {text}")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -163,8 +164,7 @@ class Adapters:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         spec = self.spec
         if isinstance(start, Path):
-            if reason := self.base.misfit(start):
-                raise RunFailed(reason)
+            self.base.check(start)
             spec = spec.model_copy(update=scale_of(read_json(start / CONFIG)))
         self._inject(adapter, seed, spec)
         # peft turns gradients on for the new adapter and off for all others, even if another role is in training.
@@ -194,10 +194,6 @@ class Adapters:
         """The weights of an adapter by name."""
         suffix = f".{adapter}.weight"
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
-
-    def everything(self) -> list[nn.Parameter]:
-        """The weights of all adapters."""
-        return [parameter for name, parameter in self.model.named_parameters() if ".lora_" in name]
 
     def save(self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None) -> None:
         """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips `unread` tokens."""

@@ -19,6 +19,7 @@ from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
 from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.loading import backbone, load_config, reading
+from alignkit.models.memory import last_states
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -115,10 +116,8 @@ def _decoded(model: Any, base: str, rows: Sequence[Tensor]) -> Tensor:
     decoding.update_rows([], 1, prefill, [0, 1])
     ids = torch.stack([row[-1:] for row in rows]).to(model.device)
     positions = torch.tensor([[first], [second]], device=model.device)
-    with attention.using(decoding), model.using_role(base) as used:
-        output = backbone(used)(input_ids=ids, position_ids=positions, use_cache=False)
-    states: Tensor = output.last_hidden_state[:, 0]
-    return states
+    with model.using_role(base, decoding) as used:
+        return last_states(used, ids, positions)[:, 0]
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

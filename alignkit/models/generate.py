@@ -5,12 +5,9 @@ A sample depends on its prompt and its own random stream, not on the other rows 
 
 from __future__ import annotations
 
-import gc
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,15 +16,15 @@ from torch import Tensor
 
 from alignkit import seeds
 from alignkit.data.group import Group, Response, preview
-from alignkit.errors import DataError, RunFailed, memory_ran_out
-from alignkit.kernels import attention
+from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import decoding_for
-from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import prepacked_weights
-from alignkit.kernels.memory import available, release_cached, total
+from alignkit.kernels.memory import available, total
 from alignkit.models.loading import backbone, largest
+from alignkit.models.memory import last_states, within_memory
 from alignkit.models.next_token import choose
+from alignkit.models.packing import cut, read_prompts
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
@@ -151,61 +148,18 @@ def generate(
     request: Generation, *, done: Callable[[int], None] = lambda responses: None, wrote: Wrote | None = None
 ) -> list[list[Continuation]]:
     """Write the continuations of a request. done: see `sample`. wrote: called after every token; not by an engine."""
-    model, prompts = request.model, request.prompts
-    if not all(prompts):
+    model = request.model
+    if not all(request.prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
     if model.engine is not None:
         return list(model.engine.request(request).result(done))
     model.passes.gather(request.role)
-    sequences: list[ActiveSequence] = []
-    for prompt, streams in enumerate(request.streams):
-        for number, stream in enumerate(streams):
-            # All draws in advance: they do not depend on when, or next to which rows, a token is written.
-            draws = seeds.generator(stream).random(request.room(prompt))
-            sequences.append(ActiveSequence(prompt, number, draws))
-    # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
-    queue = deque(sorted(sequences, key=lambda row: (-len(prompts[row.prompt]), row.prompt, row.sample)))
-
-    def finished() -> None:
-        done(sum(not row.active for row in sequences))
-
-    decoder = Decoder(request, finished, wrote)
-    while not _written(decoder, deque(row for row in queue if row.active)):
-        # Only here, where the traceback of the error no longer holds the activations.
-        gc.collect()
-        release_cached(model.device)
-    continuations: list[list[Continuation]] = [[] for _ in prompts]
-    for row in sequences:
+    decoder = Decoder(request, done, wrote)
+    within_memory(model.memory, decoder.run, decoder.halve)
+    continuations: list[list[Continuation]] = [[] for _ in request.prompts]
+    for row in decoder.sequences:
         continuations[row.prompt].append(Continuation(tuple(row.tokens), tuple(row.logprobs), row.ended))
     return continuations
-
-
-def _written(decoder: Decoder, queue: deque[ActiveSequence]) -> bool:
-    """Write all sequences of the queue to their ends. False if memory ran out; the next attempt takes fewer rows.
-
-    Those that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
-    """
-    request, model = decoder.request, decoder.request.model
-    waiting = list(queue)  # a copy, because writing empties the queue
-    limit, weights = decoder.most_rows(), model.roles[request.role]
-    try:
-        with model.multiplying():
-            if model.packs:
-                rows = min(limit, len(queue))
-                with prepacked_weights(weights.model, weights.adapter, rows, request.sampling.max_new_tokens):
-                    RowBatch(decoder, queue, limit).run()
-            else:
-                decoder.write_by_prompt(queue, limit)
-        return True
-    except (MemoryError, RuntimeError) as error:
-        if not memory_ran_out(error) or limit == 1:
-            raise
-    model.memory.sampling_halvings += 1
-    for sequence in waiting:
-        if sequence.active:
-            sequence.tokens.clear()
-            sequence.logprobs.clear()
-    return False
 
 
 # A response while it is sampled
@@ -240,7 +194,7 @@ class ActiveSequence:
         self.draws = self.draws[: len(self.tokens)]
 
 
-# A role that continues prompts
+# Rows that are decoded together
 
 
 def row_bytes(config: Any, width: int, longest: int, new: int) -> int:
@@ -278,25 +232,71 @@ def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -
     return any(stop in tail for stop in stops)
 
 
-@dataclass(frozen=True)
 class Decoder:
-    """A role that continues prompts: its tokens, the ends of its turns, and the rows that its memory allows.
+    """Writes a request. Rows share a cache: finished ones leave, and ones from the queue are admitted.
 
-    finished: called when turns have ended.
+    sequences: all of the request, by prompt and sample. ends: the tokens that end a turn, on the model's device.
     """
 
-    request: Generation
-    finished: Callable[[], None]
-    wrote: Wrote | None = None
+    def __init__(self, request: Generation, done: Callable[[int], None], wrote: Wrote | None = None):
+        """done, wrote: see `generate`."""
+        self.request, self.done, self.wrote = request, done, wrote
+        self.model, self.role = request.model, request.role
+        self.ends = torch.tensor(sorted(request.encoder.end_ids), dtype=torch.int64, device=self.model.device)
+        self.sequences: list[ActiveSequence] = []
+        for prompt, streams in enumerate(request.streams):
+            for number, stream in enumerate(streams):
+                # All draws in advance: they do not depend on when, or next to which rows, a token is written.
+                draws = seeds.generator(stream).random(request.room(prompt))
+                self.sequences.append(ActiveSequence(prompt, number, draws))
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin without rows."""
+        self.decoding = decoding_for(self.model.device)
+        self.rows: list[ActiveSequence] = []
+        self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
+
+    def run(self) -> None:
+        """Write all sequences that have not ended."""
+        # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
+        self.queue = sorted((row for row in self.sequences if row.active), key=self.length, reverse=True)
+        self.limit, weights = self.most_rows(), self.model.roles[self.role]
+        with self.model.multiplying():
+            if not self.model.packs:
+                self._write_by_prompt()
+                return
+            rows = min(self.limit, len(self.queue))
+            with prepacked_weights(weights.model, weights.adapter, rows, self.request.sampling.max_new_tokens):
+                self._write_together()
+
+    def halve(self) -> bool:
+        """Take fewer rows from now on, because memory ran out. Returns whether that is possible.
+
+        Those that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
+        """
+        self._clear()
+        for row in self.sequences:
+            if row.active:
+                row.tokens.clear()
+                row.logprobs.clear()
+        self.model.memory.sampling_halvings += 1
+        return self.limit > 1
+
+    def most_rows(self) -> int:
+        """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
+        device, halvings = self.model.device, self.model.memory.sampling_halvings
+        config, prompts = self.model.model.config.get_text_config(), self.request.prompts
+        longest = max(map(len, prompts), default=0)
+        new = max(map(self.request.room, range(len(prompts))), default=0)
+        row = row_bytes(config, self.model.dtype.itemsize, longest, new)
+        if device.type == "cuda":
+            return most_rows(row, available(device), halvings, config.vocab_size)
+        return most_rows(row, total(device), halvings)
 
     def length(self, row: ActiveSequence) -> int:
         """Tokens of a row, with its prompt."""
         return len(self.request.prompts[row.prompt]) + len(row.tokens)
-
-    @cached_property
-    def ends(self) -> Tensor:
-        """The tokens that end a turn, on the model's device."""
-        return torch.tensor(sorted(self.request.encoder.end_ids), dtype=torch.int64, device=self.request.model.device)
 
     def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
         """Append a token to every active row, and return the new tokens of all rows, [rows].
@@ -331,123 +331,75 @@ class Decoder:
         if self.wrote is not None:
             self.wrote(rows)
         if ended:
-            self.finished()
+            self.done(sum(not row.active for row in self.sequences))
 
-    def most_rows(self) -> int:
-        """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
-        model = self.request.model
-        device, halvings, config = model.device, model.memory.sampling_halvings, model.model.config.get_text_config()
-        longest = max(map(len, self.request.prompts), default=0)
-        new = max(map(self.request.room, range(len(self.request.prompts))), default=0)
-        row = row_bytes(config, model.dtype.itemsize, longest, new)
-        if device.type == "cuda":
-            return most_rows(row, available(device), halvings, config.vocab_size)
-        return most_rows(row, total(device), halvings)
-
-    def write_by_prompt(self, queue: deque[ActiveSequence], limit: int) -> None:
-        """Write all sequences with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
-        model, role = self.request.model, self.request.role
-        while queue:
-            rows = [queue.popleft()]
+    def _write_by_prompt(self) -> None:
+        """Write with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
+        # RecurrentGemma would keep its states in its layers, and not give them back.
+        keeps = backbone(self.model.model).config.model_type != "recurrent_gemma"
+        while self.queue:
+            prompt = self.queue[0].prompt
             # Rows of the same prompt have the same length, so this needs no padding and no mask.
-            while queue and len(rows) < limit and queue[0].prompt == rows[0].prompt:
-                rows.append(queue.popleft())
-            tokens = torch.tensor([self.request.prompts[rows[0].prompt]] * len(rows), device=model.device)
+            rows = [row for row in self.queue[: self.limit] if row.prompt == prompt]
+            del self.queue[: len(rows)]
+            tokens = torch.tensor([self.request.prompts[prompt]] * len(rows), device=self.model.device)
             kept: dict[str, Any] = {}
-            # RecurrentGemma would keep its states in its layers, and not give them back.
-            keeps = backbone(model.model).config.model_type != "recurrent_gemma"
             while any(row.active for row in rows):
-                with model.using_role(role) as network:
+                with self.model.using_role(self.role) as network:
                     output = backbone(network)(input_ids=tokens, use_cache=keeps, **kept)
                 kept = {name: output[name] for name in CACHES if output.get(name) is not None}
-                logits = model.next_logits(role, output.last_hidden_state[:, -1])
-                model.should_stop()
+                logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
+                self.model.should_stop()
                 new = self.write(rows, logits)[:, None]
                 # With nothing kept, every token is computed from all before it.
                 tokens = new if kept else torch.cat([tokens, new], dim=1)
 
-
-# Rows that are decoded together
-
-
-class RowBatch:
-    """Rows that share a cache: finished ones leave, and ones from the queue are admitted."""
-
-    def __init__(self, decoder: Decoder, queue: deque[ActiveSequence], limit: int):
-        """limit: most rows at a time."""
-        self.decoder, self.queue, self.limit = decoder, queue, limit
-        self.model, self.role = decoder.request.model, decoder.request.role
-        self.decoding = decoding_for(self.model.device)
-        self.rows: list[ActiveSequence] = []
-        self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
-
-    def run(self) -> None:
-        """Write all sequences of the queue to their ends."""
-        decoder = self.decoder
+    def _write_together(self) -> None:
+        """Write in packed rows and one cache."""
         while self._refill():
             self.model.should_stop()
-            if self.decoding.write_ahead is None or decoder.wrote is not None:
-                tokens = decoder.write(self.rows, self.logits)
+            if self.decoding.write_ahead is None or self.wrote is not None:
+                tokens = self.write(self.rows, self.logits)
             else:
-                tokens = self.decoding.write_ahead(decoder, self.rows, self.logits, self._read)
+                tokens = self.decoding.write_ahead(self, self.rows, self.logits, self._read)
             if any(row.active for row in self.rows):
                 # The token just appended is read next; as positions count from 0, its position is the length minus 1.
-                self.logits = self._read(tokens, torch.tensor([decoder.length(row) for row in self.rows]) - 1)
+                self.logits = self._read(tokens, torch.tensor([*map(self.length, self.rows)]) - 1)
 
     def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Read a new token of each row [rows], at these positions [rows], and return the logits of the next ones."""
         tokens, positions = tokens[:, None].to(self.model.device), positions[:, None].to(self.model.device)
-        with attention.using(self.decoding), self.model.using_role(self.role) as network:
-            output = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False)
+        with self.model.using_role(self.role, self.decoding) as network:
+            states = last_states(network, tokens, positions)
         self.decoding.advance()
-        return self.model.next_logits(self.role, output.last_hidden_state[:, 0])
+        return self.model.next_logits(self.role, states[:, 0])
 
     def _refill(self) -> bool:
         """Replace finished rows once enough are idle. Returns whether there is anything left to write."""
         active = [row for row in self.rows if row.active]
         if active and len(active) > BUSY * (self.limit if self.queue else len(self.rows)):
             return True
-        new = [self.queue.popleft() for _ in range(min(len(self.queue), self.limit - len(active)))]
-        for part in self._parts(new):
-            self._admit(part)
-        if active and not new:  # nobody enters, but idle rows leave
-            self._update([])
-        return bool(active or new)
-
-    def _parts(self, rows: Sequence[ActiveSequence]) -> Iterator[list[ActiveSequence]]:
-        """Cut rows into parts whose prompts fit a packed row."""
+        of_prompts: dict[int, list[ActiveSequence]] = {}
+        for row in self.queue[: self.limit - len(active)]:
+            of_prompts.setdefault(row.prompt, []).append(row)
+        del self.queue[: self.limit - len(active)]
         budget = self.model.inference_budget >> self.model.memory.sampling_halvings
-        part: list[ActiveSequence] = []
-        tokens = 0
-        for row in rows:
-            length = len(self.decoder.request.prompts[row.prompt])
-            # The queue keeps a prompt's samples together, and they read it once.
-            more = 0 if part and row.prompt == part[-1].prompt else length
-            if part and tokens + more > budget:
-                yield part
-                part, tokens, more = [], 0, length
-            part.append(row)
-            tokens += more
-        if part:
-            yield part
+        # A prompt's samples read it once.
+        for part in cut(of_prompts.values(), lambda rows: len(self.request.prompts[rows[0].prompt]), budget):
+            self._admit(part)
+        if active and not of_prompts:  # nobody enters, but idle rows leave
+            self._update([])
+        return bool(active or of_prompts)
 
     def _admit(self, new: Sequence[ActiveSequence]) -> None:
         """Append rows, whose prompts are read here, each once."""
         prompts = sorted({row.prompt for row in new})
-        tokens: list[int] = []
-        spans: list[GroupSpan] = []
-        for prompt in prompts:
-            ids = self.decoder.request.prompts[prompt]
-            spans.append(GroupSpan(len(tokens), len(ids), ()))
-            tokens += ids
         owners = [prompts.index(row.prompt) for row in new]
-        layout = TreeLayout(spans, store_kv=True)
-        hidden = self.model.hidden(self.role, layout, torch.tensor(tokens))
-        # The state at a prompt's last token predicts the first new one.
-        ends = torch.tensor([spans[owner].start + spans[owner].prompt - 1 for owner in owners])
+        texts = [self.request.prompts[prompt] for prompt in prompts]
+        layout, hidden = read_prompts(self.model, self.role, texts, store_kv=True)
         self._update(new, layout, owners)
-        # In the order of `rows` and of the cache.
-        self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[ends.to(hidden.device)])])
+        # The state at a prompt's last token predicts the first new one. In the order of `rows` and of the cache.
+        self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[owners])])
 
     def _update(
         self, entering: Sequence[ActiveSequence], layout: TreeLayout | None = None, owners: Sequence[int] = ()

@@ -113,13 +113,16 @@ def activation_budget(device: torch.device) -> float:
     return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 
 
-def within_memory(budget: MemoryBudget, work: Callable[[], T]) -> T:
-    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot shrink."""
+def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[], bool] | None = None) -> T:
+    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot shrink.
+
+    halve: of work that does something else about it; returns whether it can be repeated.
+    """
     while True:
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
-            if not memory_ran_out(error) or not budget.halve():
+            if not memory_ran_out(error) or not (halve or budget.halve)():
                 raise
         # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()
@@ -203,6 +206,6 @@ class Passes:
 
 
 def last_states(network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-    """The last hidden states [1, tokens, hidden] of tokens at positions, both [1, tokens]."""
+    """The last hidden states [rows, tokens, hidden] of tokens at positions, both [rows, tokens]."""
     states: Tensor = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
     return states

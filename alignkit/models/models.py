@@ -22,11 +22,11 @@ from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import sample
 from alignkit.models.loading import has_score
 from alignkit.models.memory import within_memory
-from alignkit.models.packing import measure, micro_batches, pack
+from alignkit.models.packing import cut, measure, read_prompts
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded
+from alignkit.tokens.encoder import Encoded, Ids
 
 
 class LoadedBase:
@@ -77,15 +77,6 @@ class LoadedBase:
             self.model.add_role(name, start=folder, head=head)
         return name
 
-    def forget(self, reference: str) -> None:
-        """Drop the role of a stage, so that it is read from disk again."""
-        if reference in self.model.roles:
-            self.model.drop_role(reference)
-
-    def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
-        """Whether a prompt leaves room for `new_tokens`."""
-        return len(self.encoder.prompt(group.prompt, group.tools)) + new_tokens <= max_length
-
     def measure(
         self,
         reference: str,
@@ -111,10 +102,7 @@ class RolePolicy:
         self.encoder.forget_counts()
         encoded = [self.encoder.encode(group, self.base.max_length, scoring=True) for group in groups]
         self.report_unread()
-        scores: list[float | None] = []
-        for score in self._measured(groups, encoded, "scores"):
-            scores.append(None if score is None else float(score))
-        return scores
+        return [None if score is None else float(score) for score in self._measured(groups, encoded, "scores")]
 
     def _measured(
         self,
@@ -167,8 +155,8 @@ class RolePolicy:
         model, role = self.model, self.base.role(self.reference)
         logprobs = torch.full((len(prompts), len(answers)), float("nan"))
         first = torch.zeros(logprobs.shape, dtype=torch.long)
-        fitting: list[int] = []
-        encoded: list[Encoded] = []
+        rows: list[Ids] = []
+        fitting: list[list[int]] = []
         for index, prompt in enumerate(prompts):
             row, tokens = self.encoder.answers(prompt, prefill, answers)
             if not row:
@@ -179,22 +167,19 @@ class RolePolicy:
             if len(set(beginnings)) < len(answers):
                 raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
             first[index] = torch.tensor(beginnings)
+            rows.append(row)
             if len(row) <= model.context:
-                fitting.append(index)
-                encoded.append(Encoded(Group(()), row, ()))
+                fitting.append([index])
 
         def measure_all(done: Callable[[int], None]) -> None:
             measured = 0
-            for batch in micro_batches(encoded, model.inference_budget):
-                packed = pack([encoded[index] for index in batch])
-                hidden = model.hidden(role, packed.layout, packed.tokens)
-                ends = [span.start + span.prompt - 1 for span in packed.layout.spans]
-                next_logprobs = torch.log_softmax(model.next_logits(role, hidden[ends]), dim=-1)
-                chosen = [fitting[index] for index in batch]
-                logprobs[chosen] = next_logprobs.cpu().gather(1, first[chosen])
+            for batch in cut(fitting, lambda unit: len(rows[unit[0]]), model.inference_budget):
+                _, hidden = read_prompts(model, role, [rows[index] for index in batch])
+                next_logprobs = torch.log_softmax(model.next_logits(role, hidden), dim=-1)
+                logprobs[batch] = next_logprobs.cpu().gather(1, first[batch])
                 done(measured := measured + len(batch))
 
-        with self.base.progress(f"asking {self.reference}", len(encoded)) as done:
+        with self.base.progress(f"asking {self.reference}", len(fitting)) as done:
             within_memory(model.memory, lambda: measure_all(done))
         return logprobs
 
@@ -211,7 +196,8 @@ class RolePolicy:
         if self.model.roles[role].head is not None:
             raise RunFailed(f"'{self.reference}' is a reward model: it cannot answer prompts")
         groups = [Group(group.prompt, tools=group.tools) for group in prompts]
-        fitting = [i for i, group in enumerate(groups) if base.fits(group, base.max_length, options.max_new_tokens)]
+        room = base.max_length - options.max_new_tokens
+        fitting = [i for i, length in enumerate(self.prompt_lengths(groups)) if length <= room]
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
         answerable = [groups[i] for i in fitting]
         with base.progress(f"sampling from {self.reference}", len(fitting) * samples_per_prompt) as done:
@@ -259,18 +245,15 @@ class Models:
         The stage may work in one process only, which needs all weights.
         """
         self.whole = tuple(whole)
-        for name, base in list(self.bases.items()):
-            if name not in (BASE, *whole) or base.model.passes.spread:
-                self.close(name)
-
-    def close(self, base: str) -> None:
-        """Free a base model with all its roles; it is loaded again if anything needs it."""
-        device = self.bases.pop(base).model.device
-        gc.collect()  # recomputable layers hold references to themselves
-        release_cached(device)
-        trim()
+        unused = [name for name, base in self.bases.items() if name not in (BASE, *whole) or base.model.passes.spread]
+        for name in unused:
+            device = self.bases.pop(name).model.device
+            gc.collect()  # recomputable layers hold references to themselves
+            release_cached(device)
+            trim()
 
     def forget(self, reference: str) -> None:
         """Drop a role from all base models, so that it is read from disk again."""
         for base in self.bases.values():
-            base.forget(reference)
+            if reference in base.model.roles:
+                base.model.drop_role(reference)

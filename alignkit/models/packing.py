@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lm_head import Entropy
 from alignkit.models.memory import within_memory
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Ids, ResponseTokens
+
+T = TypeVar("T")
 
 BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values", "rewards", "raw_rewards")
 
@@ -119,19 +121,21 @@ def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
 
 
 def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Cut groups into batches of at most `budget` tokens, as lists of indices.
+    """Cut groups into batches of at most `budget` tokens, as lists of indices; indivisible units stay together."""
+    units = indivisible([encoded.group.bundle for encoded in groups])
+    return cut(units, lambda unit: sum(groups[index].length for index in unit), budget)
 
-    Indivisible units stay together, so a unit over the budget makes a batch of its own.
-    """
-    batch: list[int] = []
+
+def cut(units: Iterable[Sequence[T]], length: Callable[[Sequence[T]], int], budget: int) -> Iterator[list[T]]:
+    """Join consecutive units to batches of at most `budget` tokens; a unit over the budget makes one of its own."""
+    batch: list[T] = []
     used = 0
-    for unit in indivisible([encoded.group.bundle for encoded in groups]):
-        length = sum(groups[index].length for index in unit)
-        if batch and used + length > budget:
+    for unit in units:
+        if batch and used + length(unit) > budget:
             yield batch
             batch, used = [], 0
         batch += unit
-        used += length
+        used += length(unit)
     if batch:
         yield batch
 
@@ -270,6 +274,20 @@ class Wants:
     values: str | None = None
     scores: bool = False
     temperature: float = 1.0
+
+
+def read_prompts(
+    model: SharedModel, role: str, prompts: Sequence[Ids], *, store_kv: bool = False
+) -> tuple[TreeLayout, Tensor]:
+    """Read prompts in one packed row: its layout, and the states at their last tokens, [prompts, hidden]."""
+    tokens: list[int] = []
+    spans: list[GroupSpan] = []
+    for prompt in prompts:
+        spans.append(GroupSpan(len(tokens), len(prompt), ()))
+        tokens += prompt
+    layout = TreeLayout(spans, store_kv=store_kv)
+    hidden = model.hidden(role, layout, torch.tensor(tokens))
+    return layout, hidden[[span.start + span.prompt - 1 for span in spans]]
 
 
 def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> Outputs:

@@ -23,6 +23,7 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import attention, capabilities, matmul
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import Layout
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import checked_model
@@ -84,8 +85,7 @@ class SharedModel:
         self.dtype = dtype_of(spec, self.device)
         if self.device.type == "cpu":
             retain_freed_memory()
-        gpu = capabilities.on_gpu(self.device, "flex_attention")
-        if gpu is not None:
+        if (gpu := capabilities.on_gpu(self.device, "flex_attention")) is not None:
             gpu.prepare()
         self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)
         self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
@@ -189,13 +189,13 @@ class SharedModel:
         return self.parameters_of(name)
 
     @contextmanager
-    def using_role(self, name: str) -> Iterator[Any]:
-        """Yield the model with the role's adapter active."""
+    def using_role(self, name: str, layout: Layout | None = None) -> Iterator[Any]:
+        """Yield the model with the role's adapter active. layout: what attention follows, in a model that packs."""
         role = self.roles[name]
         # Restored and not cleared afterwards, so that these contexts can be nested.
         before, self.active_adapter.name = self.active_adapter.name, role.adapter
         try:
-            with self.multiplying():
+            with self.multiplying(), attention.using(layout) if layout else nullcontext():
                 yield role.model
         finally:
             self.active_adapter.name = before
@@ -241,7 +241,7 @@ class SharedModel:
             return self._hidden_separately(name, layout, tokens)
 
         def run() -> Tensor:
-            with recomputing(lambda: self._using_layout(name, layout)) if again else nullcontext():
+            with recomputing(lambda: self.using_role(name, layout)) if again else nullcontext():
                 return self.hidden_packed(name, layout, tokens)
 
         always = self.spec.activation_checkpointing
@@ -251,14 +251,8 @@ class SharedModel:
 
     def hidden_packed(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
         """`hidden`, whatever other processes do."""
-        with self._using_layout(name, layout) as model:
+        with self.using_role(name, layout) as model:
             return self.passes.states(model, tokens[None].to(self.device), layout.position_ids.to(self.device))[0]
-
-    @contextmanager
-    def _using_layout(self, name: str, layout: TreeLayout) -> Iterator[Any]:
-        """Yield the model with the role's adapter active and attention following the layout."""
-        with attention.using(layout), self.using_role(name) as model:
-            yield model
 
     def _hidden_separately(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
         """Compute the same with the model's own attention: each response in a row of its own, behind its prompt."""
@@ -282,19 +276,26 @@ class SharedModel:
 
         hidden: [n, hidden], the states before the tokens [n]. entropy: "reported" gives it no gradient.
         """
-        head = self.roles[name].model.get_output_embeddings()
-        spec = HeadSpec(head.weight, getattr(head, "bias", None), temperature, self._softcap, self._logit_scale)
         with self.multiplying():
-            return logprobs_and_entropy(hidden, tokens.to(self.device), spec, entropy=entropy)
+            return logprobs_and_entropy(hidden, tokens.to(self.device), self._head(name, temperature), entropy=entropy)
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:
         """Compute the logits of every next token [n, vocabulary], fp32, from hidden states [n, hidden]."""
-        head = self.roles[name].model.get_output_embeddings()
+        head = self._head(name)
         with self.multiplying():
-            logits = matmul.linear(hidden, head.weight, getattr(head, "bias", None)).float()
-        if self._logit_scale != 1.0:  # multiplying by 1 would still read and write the whole table
-            logits = logits * self._logit_scale
-        return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
+            logits = matmul.linear(hidden, head.weight, head.bias).float()
+        if head.scale != 1.0:  # multiplying by 1 would still read and write the whole table
+            logits = logits * head.scale
+        return torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits
+
+    def _head(self, name: str, temperature: float = 1.0) -> HeadSpec:
+        layer, config = self.roles[name].model.get_output_embeddings(), self._config
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap is None:  # as RecurrentGemma calls it
+            cap = getattr(config, "logits_soft_cap", None)
+        # The factor of the logits. Some models specify it as a divisor.
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return HeadSpec(layer.weight, getattr(layer, "bias", None), temperature, cap, scale)
 
     def scalars(self, name: str, hidden: Tensor) -> Tensor:
         """Apply a role's scalar head to hidden states [n, hidden]: [n] fp32.
@@ -314,17 +315,6 @@ class SharedModel:
     @property
     def _config(self) -> Any:
         return self.model.config.get_text_config()
-
-    @property
-    def _softcap(self) -> float | None:
-        cap = getattr(self._config, "final_logit_softcapping", None)
-        return getattr(self._config, "logits_soft_cap", None) if cap is None else cap  # as RecurrentGemma calls it
-
-    @property
-    def _logit_scale(self) -> float:
-        """The factor of the logits. Some models specify it as a divisor."""
-        factor, divisor = (getattr(self._config, name, None) for name in ("logit_scale", "logits_scaling"))
-        return float(factor or 1.0) / float(divisor or 1.0)
 
     @property
     def dtype_name(self) -> str:

@@ -39,7 +39,7 @@ from alignkit.recipe.rules import (
 from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
 from alignkit.recipe.yaml import Document, Keys, children, dump, load_document, parse_document, rewritten
 from alignkit.registry import Component, Registry
-from alignkit.sampling import KEYS, SamplingOptions
+from alignkit.sampling import SamplingOptions
 from alignkit.settings import Rollout, Settings
 
 _KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
@@ -172,7 +172,6 @@ class _Recipe:
                     plugin = create(stage.component)
                     with blame(plugin, "needs"):
                         stage.needs, stage.log_odds = plugin.needs, bool(plugin.log_odds)
-                        stage.chooses = bool(plugin.chooses)
                 except PluginError as error:
                     raise wrong(str(error)) from None
             mistakes.add(key_mistakes(stage))
@@ -216,15 +215,14 @@ class _Recipe:
 
 def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
     """Return a stage's keys with the algorithm's own defaults for those that it does not set."""
-    given = {key: value for key, value in vars(defaults).items() if value is not None}
-    rollout = written.get("rollout", {})
-    if isinstance(rollout, dict):
-        own = {key: value for key, value in given.items() if key in Rollout.model_fields}
-        rollout = own | {key: value for key, value in rollout.items() if value is not None}
     # What `learning_rate` and `optimizer` mean depends on others.
-    left_out = {*Rollout.model_fields, "learning_rate", "optimizer"}
-    stage = {key: value for key, value in given.items() if key not in left_out}
-    return {**stage, **written, "rollout": rollout}
+    left_out = {"learning_rate", "optimizer"}
+    given = {key: value for key, value in vars(defaults).items() if value is not None and key not in left_out}
+    own = {key: given.pop(key) for key in Rollout.model_fields if key in given}
+    keys = {"rollout": {}, **given, **written}
+    if isinstance(keys["rollout"], dict):
+        keys["rollout"] = own | {key: value for key, value in keys["rollout"].items() if value is not None}
+    return keys
 
 
 # --- sampling options that steps and rewards leave out are those of stages that train
@@ -232,17 +230,13 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
 
 def _samples(stage: Stage) -> bool:
     """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
-    if stage.online:
-        return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
-    return any(part.options.asks_engine() for part in parts)
+    return stage.online or any(part.options.asks_engine() for part in parts)
 
 
 def fill_sampling(stages: Mapping[str, Stage]) -> None:
     """Fill the options of all stages, before anything depends on them: they are part of the stages' hashes."""
-    rollouts = {
-        name: {key: getattr(stage.rollout, key) for key in KEYS} for name, stage in stages.items() if stage.online
-    }
+    rollouts = {name: dict(stage.rollout) for name, stage in stages.items() if stage.online}
     for stage in stages.values():
         options, values = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):
@@ -303,14 +297,11 @@ class _Blocks:
         """The keys of a block; None if they are wrong. The keys of its stages are read later, like all others."""
         block, mistakes = validated(BlockKeys, {key: value for key, value in content.items() if value is not None})
         if block is not None:
-            taken = _stages_of(self.document.data).keys()
+            taken = _stages_of(self.document.data).keys() | self.rounds.keys()
             for stage in block.stages:
                 if twice := taken & {stage, *(f"{stage}_{number}" for number in range(1, block.repeat + 1))}:
                     message = f"stage '{min(twice)}' is defined twice: a block has '{stage}', '{stage}_1' ..."
                     mistakes.append(Mistake(message, "rename one of the two", ("stages", stage), at_key=True))
-            for stage in block.start.keys() - block.stages.keys():
-                help = did_you_mean(stage, block.stages) or f"stages of the block: {', '.join(block.stages)}"
-                mistakes.append(Mistake(f"start: '{stage}' is not a stage of this block", help, ("start", stage), True))
         self.document.problems += problems_of(self.document, [mistake.below(*keys) for mistake in mistakes])
         return block
 

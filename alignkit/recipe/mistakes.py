@@ -114,7 +114,7 @@ def validated(
 
 
 def _mistakes(error: ValidationError, model: type[BaseModel], raw: Any, others: Mapping[str, str]) -> list[Mistake]:
-    """A union causes one error per arm: of those, what is wrong inside the value counts, or else the first."""
+    """A union causes one error per arm: what is wrong inside counts, else what a validator says, else the first."""
     found: dict[Keys, Mistake] = {}
     inner: list[Mistake] = []
     for item in error.errors(include_url=False):
@@ -122,8 +122,8 @@ def _mistakes(error: ValidationError, model: type[BaseModel], raw: Any, others: 
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Mistakes):
             inner += [mistake.below(*place) for mistake in cause.mistakes]
-        else:
-            found.setdefault(place, replace(_mistake(item, place, model, others), keys=place))
+        elif place not in found or item["type"] == "value_error":
+            found[place] = replace(_mistake(item, place, model, others), keys=place)
     parents = {mistake.keys[:end] for mistake in inner for end in range(len(mistake.keys) + 1)}
     parents |= {place[:end] for place in found for end in range(len(place))}
     return [*inner, *(mistake for place, mistake in found.items() if place not in parents)]

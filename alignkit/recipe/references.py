@@ -153,8 +153,7 @@ class Reading:
 
     def trains_reward(self, reference: str) -> bool | None:
         """Whether a stage trains a reward model; None if that is unknown."""
-        stage = self.stages.get(reference.partition("@")[0])
-        return stage.trains_reward if stage is not None else None
+        return self.stages.get(reference.partition("@")[0], Stage("")).trains_reward
 
     def is_stage(self, reference: str) -> bool:
         """Whether a text names `base` or a stage."""
@@ -276,13 +275,11 @@ class Reading:
             place = (name,)
             with mistakes.at():
                 format = self.component("format", {name: options})
-        if isinstance(keys, str):
-            key = "stage" if keys in self.stages and not place else "path"
-            source, others = validated(DataSource, {key: keys}, self)
-            others = [replace(mistake, keys=()) for mistake in others]
-        else:
-            source, others = validated(DataSource, keys, self)
-        mistakes.add(others, *place)
+        text = isinstance(keys, str)
+        if text:
+            keys = {"stage" if keys in self.stages and not place else "path": keys}
+        source, others = validated(DataSource, keys, self)
+        mistakes.add((replace(one, keys=()) if text else one for one in others), *place)
         if source is None or mistakes:
             raise Mistakes(*mistakes)
         return source.in_format(format)
@@ -304,21 +301,14 @@ class Reading:
         return path
 
     def file(self, value: Path) -> Path:
-        """Return the absolute path of an option's file. One that runs write need not exist yet."""
-        path = self.locate(str(value))
-        if not exists(path) and not getattr(reader_of(path), "grows", False):
-            raise wrong(f"no such file: {value}", f"looked for {path}")
-        return path
-
-    def read_data_file(self, value: Path) -> Path:
-        """The absolute path of a file of data."""
+        """Return the absolute path of a file. One that runs write need not exist yet."""
         path = self.locate(str(value))
         if is_special(path):
             raise wrong(f"{value}: {NO_FILE}")
-        if exists(path):
-            return path
-        near = [*self.stages, *(item.name for item in path.parent.glob("*"))]
-        raise wrong(f"no such file or stage: {value}", did_you_mean(path.name, near) or f"looked in {path.parent}")
+        if not exists(path) and not getattr(reader_of(path), "grows", False):
+            near = [*self.stages, *(item.name for item in path.parent.glob("*"))]
+            raise wrong(f"no such file: {value}", did_you_mean(path.name, near) or f"looked in {path.parent}")
+        return path
 
     def read_hub(self, value: str) -> str:
         """The absolute path of a folder, or a name on the hub."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from alignkit.algorithm import Needs, Source
@@ -58,14 +57,14 @@ MODEL = (
 # --- a training stage, whose plugin is `{x.registration.name}`
 
 
-def _lacks_episodes(key: str, stage: Stage) -> bool:
-    """Whether a reward under a key, or a part of it, is that of an episode, and there are none."""
-    kinds = [component.registration.implementation for component in specs(getattr(stage.settings, key), Component)]
+def _lacks_episodes(stage: Stage) -> bool:
+    """Whether a reward, or a part of it, is that of an episode, and there are none."""
+    kinds = [component.registration.implementation for component in specs(stage.settings, Component)]
     return "environment" not in stage.written and any(getattr(kind, "of_episodes", False) for kind in kinds)
 
 
-def _reads_rewards(filters: Sequence[Component]) -> bool:
-    return any(each.registration.implementation.reads_rewards for each in filters)
+def _reads_rewards(filters: Sequence[Component] | None) -> bool:
+    return any(each.registration.implementation.reads_rewards for each in filters or ())
 
 
 def _learns_nothing(stage: Stage) -> bool:
@@ -76,6 +75,14 @@ def _learns_nothing(stage: Stage) -> bool:
     return stage.settings.reference in (None, stage.settings.from_ or BASE) and not option
 
 
+STAGE = (
+    Rule(
+        "reference",
+        _learns_nothing,
+        "{x.registration.name} learns from where its reference differs from the policy's start, but both are the same",
+        "name the model to learn from, as in 'reference: STAGE', or set the option that lets it read another prompt",
+    ),
+)
 ONLINE = (
     Rule(
         "rollout.max_new_tokens",
@@ -84,20 +91,10 @@ ONLINE = (
         "max_length covers a prompt and its response, in tokens",
     ),
     Rule(
-        "rollout.max_num_gen_batches",
-        lambda x: x.rollout.max_num_gen_batches and not (x.rollout.filters or x.chooses),
-        "'max_num_gen_batches' has no effect: {x.registration.name} keeps every group, and there are no 'filters'",
-        "add 'filters: [spread]', for grpo set 'dynamic_sampling: true', or leave it out",
-        key=True,
-    ),
-    *(
-        Rule(
-            key,
-            partial(_lacks_episodes, key),
-            f"'{key}' has the reward of an episode, but the stage has no environment",
-            "add 'environment: NAME', or use another reward",
-        )
-        for key in ("reward", "monitors")
+        "reward",
+        _lacks_episodes,
+        "the reward is that of an episode, but the stage has no environment",
+        "add 'environment: NAME', or use another reward",
     ),
     Rule(
         "rollout.ahead",
@@ -106,33 +103,22 @@ ONLINE = (
         "leave 'ahead' or 'max_num_gen_batches' out",
         key=True,
     ),
-)
-# With what an algorithm needs, which its options decide.
-NEEDS = (
-    Rule(
-        "reference",
-        _learns_nothing,
-        "{x.registration.name} learns from where its reference differs from the policy's start, but both are the same",
-        "name the model to learn from, as in 'reference: STAGE', or set the option that lets it read another prompt",
-    ),
-)
-NEEDS_ONLINE = (
     Rule(
         "rollout.filters",
-        lambda x: not x.needs.reward and "reward" not in x.written and _reads_rewards(x.rollout.filters or ()),
+        lambda x: x.needs and not x.needs.reward and "reward" not in x.written and _reads_rewards(x.rollout.filters),
         "a filter reads rewards, but {x.registration.name} learns from none",
         "name a 'reward', or leave the filter out",
     ),
     Rule(
         "rollout.samples_per_prompt",
-        lambda x: x.needs is not None and x.rollout.samples_per_prompt < x.needs.min_samples,
+        lambda x: x.needs and x.rollout.samples_per_prompt < x.needs.min_samples,
         "{x.registration.name} needs at least {x.needs.min_samples} responses to each prompt, not "
         "{x.rollout.samples_per_prompt}",
         "set 'rollout: {{samples_per_prompt: {x.needs.min_samples}}}' or more",
     ),
     Rule(
         "rollout.max_new_tokens",
-        lambda x: x.needs.max_new_tokens not in (None, x.rollout.max_new_tokens),
+        lambda x: x.needs and x.needs.max_new_tokens not in (None, x.rollout.max_new_tokens),
         "the options of {x.registration.name} imply max_new_tokens {x.needs.max_new_tokens}, but 'rollout' has "
         "{x.rollout.max_new_tokens}",
         "set 'rollout: {{max_new_tokens: {x.needs.max_new_tokens}}}', or change the options of {x.registration.name}",
@@ -142,22 +128,16 @@ NEEDS_ONLINE = (
 
 def stage_mistakes(stage: Stage, without: Collection[str | int]) -> Iterator[Mistake]:
     """What does not go together in a training stage. without: the keys that are wrong."""
-    name, tables = stage.registration.name, []
+    yield from broken(STAGE, stage, without)
     if stage.online:
-        tables.append(ONLINE)
-    if stage.needs is not None:
-        tables.append(NEEDS)
-        if stage.online:
-            tables.append(NEEDS_ONLINE)
-    for table in tables:
-        yield from broken(table, stage, without)
+        yield from broken(ONLINE, stage, without)
     for path, reason in stage.plugin.unsupported_keys.items():
         keys = tuple(path.split("."))
         value: Any = stage.written
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None:
-            yield Mistake(f"{name} does not support '{path}'", reason, keys, at_key=True)
+            yield Mistake(f"{stage.registration.name} does not support '{path}'", reason, keys, at_key=True)
 
 
 # --- the keys of the other kind of algorithm
@@ -204,10 +184,10 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
     if needs is not None and not (stage.online or needs.reference_logprobs):
         unused["reference"] = "it compares its policy with no other one"
     for key, reason in unused.items():
-        if stage.written.get(key) is not None:
+        if key in stage.written:
             yield Mistake(f"{name} does not use '{key}'", reason, (key,), at_key=True)
     for key in required_keys(stage.plugin, needs):
-        if stage.written.get(key) is None:
+        if key not in stage.written:
             help = Settings.model_fields[key].description or ""
             yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True)
 

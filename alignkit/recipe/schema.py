@@ -45,7 +45,7 @@ class Stage:
     written: its keys as plain data. registration: its plugin. settings, needs: None for a step. upstream: names of the
     stages that must run before it. folders: those whose weights it starts from or compares, made by other runs;
     absolute paths. roles: all models that it names: `base`, stages, and folders. engine: what samples; None: alignkit
-    itself. log_odds, chooses: as the algorithm says. model: the base model.
+    itself. log_odds: as the algorithm says. model: the base model.
     """
 
     name: str
@@ -57,7 +57,6 @@ class Stage:
     needs: Needs | None = None
     engine: Any = None  # a Component, once the recipe is complete
     log_odds: bool = False
-    chooses: bool = True
     upstream: dict[str, None] = field(default_factory=dict)
     folders: dict[str, None] = field(default_factory=dict)
     roles: dict[str, None] = field(default_factory=dict)

@@ -129,13 +129,9 @@ class _Reader:
         try:
             root = _Loader(self.text).get_single_node()
         except yaml.reader.ReaderError as error:
-            raise self.failed(
-                self._at(error.position), f"not valid YAML: {error.reason}", "write it in UTF-8"
-            ) from None
+            raise self._invalid(error.position, error.reason) from None
         except yaml.MarkedYAMLError as error:
-            raise self.failed(
-                self._at(getattr(error.problem_mark, "index", 0)), f"not valid YAML: {error.problem}"
-            ) from None
+            raise self._invalid(getattr(error.problem_mark, "index", 0), error.problem) from None
         except RecursionError:
             raise self.failed(Problem("", self.file), f"nested deeper than {MAX_DEPTH} levels") from None
         start = Problem("", self.file)
@@ -151,10 +147,11 @@ class _Reader:
         source = self.lines[line].rstrip() if column + length <= MAX_SOURCE else ""
         return Problem("", self.file, line + 1, column + 1, length, source[:MAX_SOURCE])
 
-    def _at(self, index: int) -> Problem:
-        """The place of a character; behind the last text if it is beyond."""
+    def _invalid(self, index: int, reason: str | None) -> RecipeError:
+        """What YAML does not allow at a character; behind the last text if it is beyond."""
         before = self.text[: min(index, len(self.text.rstrip()))]
-        return self._place(before.count("\n"), len(before) - before.rfind("\n") - 1, 1)
+        place = self._place(before.count("\n"), len(before) - before.rfind("\n") - 1, 1)
+        return self.failed(place, f"not valid YAML: {reason}")
 
     def _of(self, node: yaml.Node) -> Problem:
         start, end = node.start_mark, node.end_mark
@@ -252,12 +249,10 @@ def _file(path: Path, folder: Path, problems: list[Problem], chain: tuple[Path, 
     if base is None:
         return data, reader.places
     place = reader.places[("extends",)][1]
-    target = path.parent / str(base)
-    if not is_file(target):
-        target = shipped_recipe(str(base)) or target
-    if not is_file(target):
-        help = "write a path from the folder of this file, or the name of a shipped recipe"
-        raise reader.failed(place, f"no such file: {target}", did_you_mean(str(base), shipped()) or help)
+    try:
+        target = find_recipe(str(base), path.parent)
+    except RecipeError as error:
+        raise reader.failed(place, error.problems[0].message, error.problems[0].help) from None
     chain = (*chain, resolved(path))
     if resolved(target) in chain:
         names = " -> ".join(item.name for item in (*chain, target))
@@ -366,9 +361,9 @@ def shipped_recipe(text: str) -> Path | None:
     return shipped().get(text.removeprefix("recipes/").removesuffix(".yaml"))
 
 
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe, given as a path or by the name of a shipped recipe. Raises RecipeError."""
-    path = Path(name)
+def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
+    """The file of a recipe, given as a path from a folder or by the name of a shipped recipe. Raises RecipeError."""
+    path = folder / name
     if is_file(path):
         return path
     if found := shipped_recipe(str(name)):

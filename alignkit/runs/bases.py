@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.calls import blame
-from alignkit.errors import PluginError, Problem, RunFailed
+from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
@@ -20,10 +20,10 @@ from alignkit.io.results import read_record, stage_folder
 from alignkit.io.text import cache_folder, is_dir, is_file, resolved
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs, walk
+from alignkit.recipe.schema import BASE, Recipe, walk
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Registration
-from alignkit.runs.fingerprint import template_of, template_parts
+from alignkit.runs.fingerprint import template_parts
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
 
@@ -127,37 +127,31 @@ class RunBase:
 
         return Base(self.spec.base, self.source if self._download else self.spec.base, self.commit)
 
-    def unfit(self, folder: Path, use: str) -> str:
-        """Why weights cannot be used on this base model; empty if they can, or if that cannot be known yet.
+    def check(self, folder: Path, use: str) -> None:
+        """Raise RunFailed if weights cannot be used on this base model, as far as that can be known yet.
 
-        use: `start` of a stage, `policy`, or `reward`. The text may end with a line of help.
+        use: `start` of a stage, `policy`, or `reward`.
         """
         from alignkit.models.adapters import is_adapter
         from alignkit.models.loading import has_score
 
         lora, is_whole = self.spec.lora, not is_adapter(folder)
         if use == "policy" and has_score(folder):
-            return f"{folder} holds a reward model, but a policy is needed"
+            raise RunFailed(f"{folder} holds a reward model, but a policy is needed")
         if not self.source or (is_whole and use != "start"):  # a whole model needs no base model
-            return ""
+            return
         if is_whole and lora is not None:
-            return (
+            raise RunFailed(
                 f"{folder} holds a whole model, but with model.lora every stage starts from an adapter\n"
                 "help: name the folder in 'model.base', or train all weights with 'model.lora: none'"
             )
-        try:
-            if text := self.origin.misfit(folder, lora if use == "start" else None):
-                return text
-        except RunFailed as error:
-            return str(error)
-        parts = read_record(stage_folder(folder)).get("depends_on") or {}
-        is_known = use == "reward" and parts.get("model")
-        if is_known and template_of(parts) != template_parts(self._recipe, self.spec):
-            return (
+        self.origin.check(folder, lora if use == "start" else None)
+        read = (read_record(stage_folder(folder)).get("depends_on") or {}).get("template")
+        if use == "reward" and read not in (None, template_parts(self._recipe.folder, self.spec)):
+            raise RunFailed(
                 f"the reward model {folder} was trained on texts of another chat template\n"
                 "help: give 'model' the same one, or export the reward model with --merge: a whole one has its own"
             )
-        return ""
 
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
         """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of a saved role."""
@@ -181,7 +175,7 @@ class RunBase:
         """Report what keeps the model from being loaded, with the line of the recipe that names it."""
         place: Keys = ("model", "base")
         if self.name != BASE:
-            place = _place_of(self._recipe, self.name)
+            place = place_of(self._recipe, self.name)
         try:
             yield
         except _UNLOADABLE as error:
@@ -193,7 +187,7 @@ class RunBase:
             raise RunFailed(str(self._recipe.problem(place, message, help=help))) from error
 
 
-def _place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
+def place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
     """Where a recipe names a folder below some keys; these themselves if that is not written there."""
     for keys, value in walk(recipe.document.data):
         is_inside = keys[: len(start)] == start and isinstance(value, str)
@@ -212,33 +206,3 @@ class RunBases(dict[str, RunBase]):
     def __missing__(self, name: str) -> RunBase:
         self[name] = RunBase(name, self._recipe, self._reporter, self._download)
         return self[name]
-
-    # Mistakes of a stage
-
-    def misfits(self, stage: Stage) -> Iterator[Problem]:
-        """Weights of other runs that the stage cannot use, and a reference that reads other tokens."""
-        start = stage.settings.from_ if stage.settings is not None else None
-        uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
-        for spec in specs([stage.settings, stage.component.options], RewardSpec):
-            if spec.kind == "folder":
-                uses[spec.name] = "reward"
-        keys: Keys = ("stages", stage.name)
-        for folder, use in uses.items():
-            if text := self[BASE].unfit(Path(folder), use):
-                place = _place_of(self._recipe, folder, keys)
-                message, _, help = f"stage '{stage.name}': {text}".partition("\nhelp: ")
-                yield self._recipe.problem(place, message, at_key=place == keys, help=help)
-        reference = stage.settings.reference if stage.settings is not None else None
-        if reference in stage.whole_models:  # which must read the tokens that the policy writes
-            ours, theirs = self[BASE].encoder, self[reference].encoder
-            if ours is None or theirs is None or ours.digest == theirs.digest:
-                return
-            message = (
-                f"stage '{stage.name}': its reference {reference} has another tokenizer, or ends its turns with "
-                f"another token, than 'model' ({self._recipe.model.base}): its log-probabilities would mean nothing"
-            )
-            help = (
-                "give both the same chat template, or let the policy learn the reference's answers as text: a step "
-                "'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
-            )
-            yield self._recipe.problem(("stages", stage.name, "reference"), message, help=help)

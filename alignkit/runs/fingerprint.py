@@ -22,7 +22,7 @@ from alignkit.io.digest import (
     source_digests,
     versions,
 )
-from alignkit.io.results import find_result, is_result_name, results_of_stage
+from alignkit.io.results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import reader_of, registration_of
 from alignkit.plugins import GROUP, plugins
@@ -97,24 +97,28 @@ def stage_parts(
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
         "engine": fingerprint.of(stage.engine),  # of the stage, or of the recipe
         "upstream": dict(upstream),
-        **fingerprint.of_base(recipe.model, base),
+        "model": _plain(recipe.folder, recipe.model),
+        "template": template_parts(recipe.folder, recipe.model),
+        "base": base,
         "folders": {folder: model_digest(folder) for folder in stage.folders},
         "seed": recipe.seed,
         "versions": versions(_packages(stage, recipe.model)),
     }
 
 
-def template_parts(recipe: Recipe, spec: ModelSpec) -> dict[str, Any]:
-    """What a stage's record says of the chat template of a base model, as `template_of` reads it."""
-    data = RunData(lambda name: recipe.folder / name, recipe.seed)
-    return template_of(_Fingerprint(recipe, data).of_base(spec, None))
+def _plain(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """The settings of a base model. folder: the recipe's."""
+    plain = spec.model_dump()
+    template = folder / (spec.chat_template or "")
+    if is_file(template):  # its content counts as `template`; its folder does not matter
+        plain["chat_template"] = template.name
+    return plain
 
 
-def template_of(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a stage's parts decides how messages become text."""
-    model = parts["model"]
-    named = {key: model.get(key) or None for key in ("chat_template", "chat_template_kwargs")}
-    return {**named, "template": parts.get("template") or None}
+def template_parts(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """What decides how messages become text. folder: the recipe's."""
+    code = named_template(spec.chat_template or "")
+    return {"code": code, "kwargs": spec.chat_template_kwargs, **_files_named(folder, spec)}
 
 
 def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
@@ -125,9 +129,8 @@ def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     found = {}
     for name in filter(is_result_name, stage.roles):
         made, _, wanted = name.partition("@")
-        known = {result.name for result in results_of_stage(run, made)}
-        if name in known or recipe.stages[made].component.name != wanted:
-            found[name] = find_result(run, name).hash
+        if name in results_of_stage(run, made) or recipe.stages[made].component.name != wanted:
+            found[name] = read_record(find_result(run, name))["hash"]
     return found
 
 
@@ -148,15 +151,6 @@ class _Fingerprint:
     def __init__(self, recipe: Recipe, data: RunData):
         self.folder, self.data = recipe.folder, data
 
-    def of_base(self, spec: ModelSpec, content: Any) -> dict[str, Any]:
-        """The plain data of a base model. content: its digest."""
-        model = spec.model_dump()
-        template = self.folder / (spec.chat_template or "")
-        if is_file(template):  # its name here and its content below; its folder does not matter
-            model["chat_template"] = template.name
-        named = {"code": code} if (code := named_template(spec.chat_template or "")) else {}
-        return {"model": model, "template": self.files_named(spec) | named, "base": content}
-
     def of(self, value: Any) -> Any:
         """The plain data of a value."""
         if isinstance(value, Component):
@@ -165,7 +159,7 @@ class _Fingerprint:
                 "version": value.registration.version,
                 "source": source_digests(value.registration.source_path),
                 "options": self.of(value.options),
-                "files": self.files_named(value.options),
+                "files": _files_named(self.folder, value.options),
             }
         if isinstance(value, DataSource):
             keys = {name: self.of(item) for name, item in dict(value).items() if name != "path"}
@@ -185,21 +179,22 @@ class _Fingerprint:
                 return folder_digest(path)
             if (reader := reader_of(path)) and reader.grows:  # where it is does not matter
                 return path.name
-            return self._file(path) or path.name
+            return _content_of(path) or path.name
         if isinstance(value, Mapping):
             return {key: self.of(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.of(item) for item in value]
         return value
 
-    def _file(self, path: Path) -> Any:
-        """The digest of a file; that of Python code includes the user's modules that it imports."""
-        if not is_file(path):
-            return None
-        return source_digests(path) if path.suffix == ".py" else file_digest(path)
 
-    def files_named(self, options: BaseModel) -> dict[str, Any]:
-        """Digests of the files that options name as text, by a relative path: templates, for example."""
-        texts = {name: value for name, value in dict(options).items() if isinstance(value, str)}
-        digests = {name: self._file(self.folder / value) for name, value in texts.items()}
-        return {name: found for name, found in digests.items() if found is not None}
+def _content_of(path: Path) -> Any:
+    """The digest of a file; that of Python code includes the user's modules that it imports."""
+    if not is_file(path):
+        return None
+    return source_digests(path) if path.suffix == ".py" else file_digest(path)
+
+
+def _files_named(folder: Path, options: BaseModel) -> dict[str, Any]:
+    """Digests of the files that options name as text, by a path relative to `folder`: templates, for example."""
+    texts = {name: value for name, value in dict(options).items() if isinstance(value, str)}
+    return {name: found for name, value in texts.items() if (found := _content_of(folder / value)) is not None}

@@ -123,13 +123,12 @@ class Run(Services):
         self.collectives.on_rank0(self._show)
 
     def _end_if_waiting(self, waits: Mapping[str, StageWaits | None]) -> None:
-        """Raise StageWaits if a stage waits. waits: all stages that did not run."""
+        """Raise StageWaits, with the texts of all, if a stage waits. waits: all stages that did not run."""
         errors = [error for error in waits.values() if error is not None]
         if not errors:
             return
-        text, names = "\n".join(map(str, errors)), ", ".join(error.stage for error in errors)
-        missing = sum(error.missing for error in errors)
-        raise StageWaits(text, missing=missing, stage=names, store=errors[0].store)
+        first, text = errors[0], "\n".join(map(str, errors))
+        raise StageWaits(text, missing=first.missing, stage=first.stage, store=first.store)
 
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""
@@ -206,7 +205,7 @@ class Run(Services):
         made: list[tuple[dict[str, Any], Artifact]] = []
         with self.models_for(stage.stage):
             if before:
-                stage.notify("stage_begins_again", record=before)
+                stage.notify("stage_changed", record=before, parts=parts)
             if trains:
                 self.collectives.sharing = True
                 made.append(stage.run())
@@ -219,7 +218,7 @@ class Run(Services):
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
-        """Begin a stage, or continue it: what its key is made of, and the record of other settings.
+        """Begin a stage, or continue it: what its key is made of, and the record of another key that was there.
 
         None if it can be reused.
         """
@@ -229,13 +228,10 @@ class Run(Services):
             self.reporter.stop(f"{name}: unchanged, reused")
             return None
         key, folder = self.hashes[name], self.store.path(name)
-        if before.get("hash") not in (None, key):
-            why = "".join(stage.notify("stage_changed", record=before, parts=parts))
-            self.reporter.say(f"{name}: changed since the last run{why}, starting over")
-        else:
+        if before.get("hash") == key:
             before = {}
-            if exists(folder) and (damage := damage_of(folder)):
-                self.reporter.say(f"{name}: {damage}; the stage runs again")
+        if exists(folder) and (damage := damage_of(folder)):
+            self.reporter.say(f"{name}: {damage}; the stage runs again")
         self.store.begin(name, key, parts)
         plugin = stage.stage.component.name
         self.reporter.stage(name, [*self.stages].index(name) + 1, len(self.stages), plugin)
@@ -246,7 +242,8 @@ class Run(Services):
         name = stage.name
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
-        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}{facts(record['summary'])}")
+        told = [f"{key} {value}" for key, value in record["summary"].items() if value and isinstance(value, int | str)]
+        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {', '.join(told)}".removesuffix(": "))
 
     def say_end(self) -> None:
         """The last lines of a run that is complete: how long the command took, and what to do next."""
@@ -264,12 +261,3 @@ class Run(Services):
         from alignkit.kernels import memory  # imports torch
 
         return memory.peak_text(next((one.model.device for one in self.models.bases.values()), None))
-
-
-def facts(summary: Mapping[str, Any]) -> str:
-    """`: groups 3, steps 2`: the summary's numbers and words, without zeros and empty ones."""
-    told = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
-    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
-    if shown:
-        return f": {', '.join(shown)}"
-    return ""

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
 from alignkit.calls import call, create
-from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
-from alignkit.data.sources import OR_SKIP, DataSpec, Loaded, SourceFacts
+from alignkit.data.sources import DataSpec, Loaded, SourceFacts
 from alignkit.engine import Engine
 from alignkit.environment import Environment, player
-from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
+from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.kinds import reader_of
@@ -28,6 +29,7 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, spe
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
 from alignkit.reward import Context, Judge, Reward, RewardCombination
+from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.services import Services, resumable_map
 from alignkit.settings import Settings
@@ -167,11 +169,34 @@ class RunStage:
                 self._check(mistakes, component, "check", folder)
                 if issubclass(kind, Reward) and self.services.download:
                     self._check(mistakes, component, "check_machine")
-        mistakes.add(self.services.bases.misfits(stage))
+        self.check_weights(mistakes)
 
     def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
         with mistakes.gathering(self.name):
             call(self.plugin(component), method, *arguments)
+
+    def check_weights(self, mistakes: Mistakes) -> None:
+        """Find weights of other runs that the stage cannot use, and a reference that reads other tokens."""
+        stage, bases, start, reference = self.stage, self.services.bases, None, None
+        if stage.settings is not None:
+            start, reference = stage.settings.from_, stage.settings.reference
+        uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
+        rewards = specs([stage.settings, stage.component.options], RewardSpec)
+        uses |= {spec.name: "reward" for spec in rewards if spec.kind == "folder"}
+        for folder, use in uses.items():
+            with mistakes.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
+                bases[BASE].check(Path(folder), use)
+        if reference in stage.whole_models:  # which must read the tokens that the policy writes
+            ours, theirs = bases[BASE].encoder, bases[reference].encoder
+            if ours is None or theirs is None or ours.digest == theirs.digest:
+                return
+            with mistakes.gathering(self.name, ("reference",)):
+                raise RunFailed(
+                    f"its reference {reference} has another tokenizer, or ends its turns with another token, than "
+                    f"'model' ({self.recipe.model.base}): its log-probabilities would mean nothing\n"
+                    "help: give both the same chat template, or let the policy learn the reference's answers as text: "
+                    "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
+                )
 
     def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
         """Read and check the data that are here.
@@ -220,11 +245,17 @@ class RunStage:
         if spec in self._described:
             return loaded
         self._described.append(spec)
-        self._sources += source_records(spec, loaded, self.notify("data_read", loaded=loaded))
+        told = self.notify("data_read", loaded=loaded)
+        for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
+            if source.path is not None and (reader := reader_of(source.path)) is not None:
+                more.append(reader.facts(source.path))
+            record = dict(vars(replace(facts, sample=None)))
+            for each in more:
+                record |= each
+            self._sources.append(record)
         if bad := list(map(str, loaded.skipped)):
             self._bad_rows |= dict.fromkeys(bad)
-            where = f"{self.folder / 'stage.json'} lists all of them once the stage is done"
-            self.reporter.say(f"skipped {len(bad)} bad row{'s' * (len(bad) > 1)}, the first: {bad[0]} ({where})")
+            self.say(f"bad rows skipped: {len(bad)}, the first: {bad[0]}")
         return loaded
 
     def metrics(self, size: int = 0) -> Metrics:
@@ -288,9 +319,9 @@ class TrainingStage(RunStage, StageContext):
                 if encoder is not None:
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
-                    self._check_learning(loaded, encoder)
+                    self._check_learning(loaded)
                 elif keys and keys[0] in ("prompts", "monitors"):
-                    self._check_prompts(prompts_of(groups), encoder, ".".join(map(str, keys)))
+                    self._check_prompts(prompts_of(groups), ".".join(map(str, keys)))
             with mistakes.gathering(self.name, ()):
                 asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
@@ -303,27 +334,23 @@ class TrainingStage(RunStage, StageContext):
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
-        from alignkit.tokens.encoder import RowRefused
+        from alignkit.tokens.encoder import RowRefused, skippable
 
-        seen, refused, bad, kept = Counter[int](), list[SkippedRow](), list[SkippedRow](), list[Group]()
+        seen, refused, kept = Counter[int](), list[RowRefused](), list[Group]()
         for group in groups:
             assert group.origin is not None
-            source = group.origin.source
-            seen[source] += 1
-            if rows is None or seen[source] <= rows:
-                rendered = encoder.render(group)
-                if isinstance(rendered, RowRefused):
-                    row = SkippedRow(group.origin.file, group.origin.row, rendered.reason)
-                    (refused if group.origin.skip else bad).append(row)
-                    continue
-            kept.append(group)
-        if bad:
-            raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
-        if refused:
-            self.say(f"left out, because the chat template refuses them: {bad_rows_error(refused)}")
+            seen[group.origin.source] += 1
+            is_looked_at = rows is None or seen[group.origin.source] <= rows
+            rendered = encoder.render(group) if is_looked_at else None
+            if isinstance(rendered, RowRefused):
+                refused.append(rendered)
+            else:
+                kept.append(group)
+        if skipped := skippable(refused):
+            self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 
-    def _check_learning(self, loaded: Loaded, encoder: Encoder | None) -> None:
+    def _check_learning(self, loaded: Loaded) -> None:
         """Let the algorithm select from the data and check them."""
         component, needs = self.stage.component, self.stage.needs
         if needs is not None and needs.pairs and not any(map(resolved_pairs, loaded.groups)):
@@ -335,41 +362,14 @@ class TrainingStage(RunStage, StageContext):
         algorithm = self.take(component)  # whose state begins with its selection
         if isinstance(algorithm, ExternalTrainer):
             return
-        chosen = self._selected(algorithm, loaded.groups)
-        call(algorithm, "check_data", chosen)
-        if encoder is not None and all(group.prompt for group in chosen):  # a document is learned in pieces
-            scoring, turns = algorithm.trains is Trains.REWARD, algorithm.trained_turns()
-            fits = partial(encoder.encode, max_length=self.settings.max_length, turns=turns, scoring=scoring)
-            self._check_room(chosen, fits, "a response")
+        call(algorithm, "check_data", self._selected(algorithm, loaded.groups))
 
-    def _check_prompts(self, prompts: Sequence[Group], encoder: Encoder | None, key: str) -> None:
-        """Check that there are prompts, and that one leaves room for a response."""
+    def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
+        """Check that there are prompts."""
         if not prompts:
             raise DataError(f"stage '{self.name}': the rows of '{key}' are raw text, without a prompt to answer")
         if key == "prompts":
             call(self.plugin(self.stage.component), "check_prompts", prompts)
-        if encoder is not None:
-            new, limit = self.settings.rollout.max_new_tokens, self.settings.max_length
-
-            def fits(group: Group) -> bool:
-                return len(encoder.prompt(group.prompt, group.tools)) + new <= limit
-
-            self._check_room(prompts, fits, f"{new} new tokens")
-
-    def _check_room(self, groups: Sequence[Group], fits: Callable[[Group], Any], needed: str) -> None:
-        """Raise DataError if no group fits. Usually the first one does, so little is tokenized.
-
-        fits: returns something true if it does.
-        """
-        from alignkit.tokens.encoder import RowRefused
-
-        for group in groups:
-            with suppress(RowRefused):  # behind the first rows; the stage says so
-                if fits(group):
-                    return
-        if groups:
-            limit = self.settings.max_length
-            raise DataError(f"stage '{self.name}': no prompt leaves room for {needed} in max_length {limit}")
 
     # Its data
 
@@ -430,10 +430,8 @@ class StepStage(RunStage):
         def load(spec: Any) -> list[Group] | None:
             return loaded.get(id(spec))
 
-        def check_prompts(reward: Any, groups: Sequence[Group]) -> None:
-            self.check_scoring(options, reward, groups)
-
-        self._check(mistakes, component, "check_data", StepData(load, check_prompts, self.recipe, self.say))
+        data = StepData(load, partial(self.check_scoring, options), self.recipe, self.say)
+        self._check(mistakes, component, "check_data", data)
 
     def run(self) -> tuple[dict[str, Any], Artifact]:
         artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))
@@ -486,22 +484,3 @@ class StepStage(RunStage):
 def run_stage(services: Services, stage: Stage) -> RunStage:
     """The stage of a run that a recipe names."""
     return TrainingStage(services, stage) if stage.kind == "algorithm" else StepStage(services, stage)
-
-
-def source_records(spec: DataSpec, loaded: Loaded, told: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """For each source of a data entry, how it was read, and what its file's reader and observers say of it.
-
-    told: what each observer says, by source.
-    """
-    records = []
-    for place, (source, facts) in enumerate(zip(spec.sources, loaded.sources, strict=True)):
-        names = ("name", "format", "rows", "held_out", "skipped", "notes")
-        record: dict[str, Any] = {name: getattr(facts, name) for name in names}
-        own = [group.meta for group in loaded.groups if group.origin is not None and group.origin.source == place]
-        record["licenses"] = Counter(str(meta["license"]) for meta in own if meta.get("license"))
-        if source.path is not None and (reader := reader_of(source.path)) is not None:
-            record |= reader.facts(source.path)
-        for each in told:
-            record |= each[place]
-        records.append(record)
-    return records

@@ -62,7 +62,8 @@ class TinyModels(LoadedBase):
     def close(self) -> None:
         """Drop the roles from the model, which all checks of a process share."""
         for role in self.asked - {BASE}:
-            self.forget(role)
+            if role in self.model.roles:
+                self.model.drop_role(role)
 
     def add(self, stage: str, head: HeadKind) -> None:
         """Add a stage's role, unless there is one."""

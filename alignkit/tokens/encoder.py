@@ -7,13 +7,15 @@ dropped silently: `Encoder.counts` counts what is left out or changed, by the na
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from alignkit.data.files import bad_rows_error
 from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
+from alignkit.data.sources import OR_SKIP
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
 from alignkit.tokens.template import AFTER_REASONING, ANSWER, BREAK, CLOSE, ChatTemplate, Conversation, Turn, has_names
@@ -136,6 +138,14 @@ class RowRefused(DataError):
         super().__init__(f"{group.origin or f'the row {preview(group)}'}: {reason}")
 
 
+def skippable(refused: Sequence[RowRefused]) -> list[RowRefused]:
+    """The refused rows, all of which their sources leave out (`on_bad_row: skip`). Raises DataError with any others."""
+    bad = [row for row in refused if row.group.origin is None or not row.group.origin.skip]
+    if bad:
+        raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
+    return list(refused)
+
+
 @dataclass(frozen=True)
 class ResponseTokens:
     """A response in tokens. mask: whether each token counts, or how much. truncated: it has no end of turn."""
@@ -181,7 +191,7 @@ class Encoder:
         ends = map(str, tokenizer.convert_ids_to_tokens(sorted(self._known_ends)))
         self.chat = ChatTemplate(tokenizer, template_kwargs, frozenset(ends))
         self.counts: Counter[str] = Counter()
-        self.groups: dict[str, list[Group]] = {}
+        self.groups = defaultdict[str, list[Group]](list)
 
     def forget_counts(self) -> None:
         self.counts.clear()
@@ -190,7 +200,7 @@ class Encoder:
     def count(self, case: str, group: Group, count: int = 1) -> None:
         """Count a case of DROP_REASONS."""
         self.counts[case] += count
-        self.groups.setdefault(case, []).append(group)
+        self.groups[case].append(group)
 
     # The template's tokens
 
@@ -375,7 +385,9 @@ class Encoder:
         for response in group.responses:
             one = None
             if self.reads(response):
-                _check_written(response.tokens or (), response.written)
+                tokens, written = response.tokens or (), response.written
+                if written and len(written) != len(tokens):
+                    raise DataError(f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`")
             elif not group.prompt:
                 whole += self.chat.special.sub(BREAK, response.text)
             else:
@@ -438,19 +450,15 @@ class Encoder:
                 self.count("cut", group)
                 row = ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
             rows.append(row)
-        return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
-
-    def _pairs(self, group: Group, rows: Sequence[ResponseTokens], scoring: bool) -> tuple[Pair, ...]:
-        """Return the pairs that can be learned from and count the others."""
-        usable = list[Pair]()
+        pairs = list[Pair]()
         for pair in resolved_pairs(group):
             better, worse = rows[pair.better], rows[pair.worse]
             # Without a counted token a response's log-probability would be 0.
             if better.tokens != worse.tokens and (scoring or (any(better.mask) and any(worse.mask))):
-                usable.append(pair)
+                pairs.append(pair)
             else:
                 self.count("equal_pairs", group)
-        return tuple(usable)
+        return Encoded(group, prompt, tuple(rows), tuple(pairs))
 
     # Responses
 
@@ -496,12 +504,6 @@ class Encoder:
                 first, end = bisect_left(starts, turn.start - begin), bisect_left(starts, turn.end - begin)
                 mask[first:end] = [turn.weight] * (end - first)
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
-
-
-def _check_written(tokens: Sequence[int], written: Sequence[bool] | None) -> None:
-    """Raise DataError unless there is a mark in `written` for each token."""
-    if written and len(written) != len(tokens):
-        raise DataError(f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`")
 
 
 def answers_of(response: Response) -> Sequence[Mapping[str, Any]]:

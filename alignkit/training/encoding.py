@@ -13,11 +13,21 @@ from typing import Any
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
-from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, preview, previews, resolved_pairs
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, Ids, RowRefused, chunks, counted, drop_reason, is_document
+from alignkit.tokens.encoder import (
+    WHOLE,
+    Encoded,
+    Encoder,
+    Ids,
+    RowRefused,
+    chunks,
+    counted,
+    drop_reason,
+    is_document,
+    skippable,
+)
 from alignkit.training.context import StageContext
 
 BATCH = 256  # groups that are tokenized together
@@ -62,7 +72,8 @@ class StageEncoder:
                         refused.append(result)
                     elif result is not None:
                         encoded += map(compact, self._chunks(result) if whole else [result])
-        self._leave_out(refused)
+        for row in skippable(refused):
+            self.encoder.count("refused", row.group)
         self._tell(len(groups))
         self._warn_of_unknown(encoded)
         return encoded
@@ -88,24 +99,11 @@ class StageEncoder:
                 refused.append(rendered)
             else:
                 accepted.append(group)
-        self._leave_out(refused)
+        for row in skippable(refused):
+            self.encoder.count("refused", row.group)
         self._tell(len(groups))
         self.count_read(groups)
         return accepted
-
-    def _leave_out(self, refused: Sequence[RowRefused]) -> None:
-        """Count refused groups if their source allows it (`on_bad_row: skip`). Raises DataError with all others."""
-        bad: list[SkippedRow] = []
-        for error in refused:
-            origin = error.group.origin
-            if origin is None:
-                raise error
-            if origin.skip:
-                self.encoder.count("refused", error.group)
-            else:
-                bad.append(SkippedRow(origin.file, origin.row, error.reason))
-        if bad:
-            raise bad_rows_error(bad)
 
     def _tell(self, total: int) -> None:
         """Count what the encoder left out or changed, and print new reasons. total: groups."""

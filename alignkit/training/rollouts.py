@@ -36,7 +36,8 @@ def usable_prompts(state: TrainerState, spec: Any, key: str, episodes: Any = Non
     if episodes is not None:
         groups = episodes.with_tools(groups)
     groups = state.encoder.prompts(groups)
-    usable = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
+    read = context.models.encoder.prompt
+    usable = [group for group in groups if len(read(group.prompt, group.tools)) + new_tokens <= max_length]
     room = f"no room for {new_tokens} new tokens in max_length {max_length}"
     if not usable:
         raise DataError(f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}")

@@ -245,7 +245,7 @@ class LockstepPasses(Passes):
         if network not in self._parts:
             if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
                 self._network(BASE)  # of which others are copies, and which nothing else may pass through
-            adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
+            adapters = [weight for name, weight in network.named_parameters() if ".lora_" in name]
             self.model.memory.fixed = True
             # In step, because a process that cuts slowly is not hung.
             self._parts[network] = self.collectives.in_step(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import capabilities
 from alignkit.models.adapters import Base, is_adapter
@@ -87,8 +86,7 @@ def whole_model(
         network = network.dequantize(torch.float32).float()
     notes = []
     if saved is not None:
-        if reason := base.misfit(saved):
-            raise RunFailed(reason)
+        base.check(saved)
         network = _with_adapter(network, saved).merge_and_unload(safe_merge=True)
         if quantized:
             notes.append(f"merged into the values that {spec.quantization} rounds the weights to, as it was trained")

@@ -83,10 +83,3 @@ def test_what_a_killed_process_had_begun_to_delete_is_gone(tmp_path: Path, monke
     assert not (tmp_path / "sft").exists()
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_system_that_cannot_open_folders_needs_no_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows."""
-    monkeypatch.setattr(atomic.os, "name", "nt")
-    monkeypatch.setattr(atomic.os, "open", None)
-    atomic.sync_folder(tmp_path)

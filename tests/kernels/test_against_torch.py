@@ -40,8 +40,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         return torch.nn.functional.linear(x, weight, bias) + lora.low_rank(x, down, up, scale)
 
     def switch() -> None:
-        for name in ("uses_onednn", "can_pack_weights", "can_tile"):
+        for name in ("uses_onednn", "can_pack_weights"):
             monkeypatch.setattr(capabilities, name, lambda: False)
+        monkeypatch.setattr(tiled_attention, "supported", lambda x: False)
         monkeypatch.setattr(lm_head.HeadSpec, "learns", True)
         monkeypatch.setattr(adapters, "adapted", adapted)
 
@@ -65,7 +66,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(capabilities, "is_amd", lambda: True)
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
     monkeypatch.setattr(tiled_attention, "QUERIES", 4)
-    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: tiled_attention.CostModel(0, 1.0, 1.0))
+    monkeypatch.setattr(tiled_attention, "SETUP", 0)
     monkeypatch.setattr(GroupSpan, "split_responses", property(lambda span: False))
     spy("products", capabilities, "onednn_linear")
     spy("tiles", tiled_attention, "attention")
@@ -127,7 +128,7 @@ def step(model: SharedModel, loss: Callable[[SharedModel], Tensor]) -> list[Tens
     return [result.detach(), *gradients]
 
 
-@pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 @pytest.mark.parametrize("loss", [sft, dpo, ppo])
 def test_steps_agree(
     loss: Callable[[SharedModel], Tensor], model: SharedModel, used: Counter[str], plain: Callable[[], None]
@@ -143,7 +144,7 @@ def test_steps_agree(
         torch.testing.assert_close(ours, theirs, **ROUNDING)
 
 
-@pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_samples_agree(model: SharedModel, used: Counter[str], plain: Callable[[], None]) -> None:
     group = Group((Message(role="user", content="Say something."),), ())
 

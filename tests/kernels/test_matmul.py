@@ -12,12 +12,12 @@ from alignkit.kernels import capabilities, matmul
 
 pytestmark = pytest.mark.cpu_only("oneDNN and packed weights are for CPUs")
 
-needs_onednn = pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
 @pytest.fixture(autouse=True)
 def _as_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "uses_onednn", capabilities.has_onednn)
+    monkeypatch.setattr(capabilities, "uses_onednn", torch.backends.mkldnn.is_available)
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
 
 

@@ -13,7 +13,6 @@ from alignkit.kernels.layout import AttentionArgs, GroupSpan
 pytestmark = pytest.mark.cpu_only("tiles are for CPUs")
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
-ALWAYS_TILE = tiled_attention.CostModel(0, 1.0, 1.0)  # tiles whenever they compute fewer pairs
 # Only a prompt, only a response, responses of similar and of different lengths, an empty one.
 GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5))]
 
@@ -21,6 +20,7 @@ GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_attention, "QUERIES", 4)
+    monkeypatch.setattr(tiled_attention, "SETUP", 0)
 
 
 def drawn(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -47,7 +47,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[i
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
     span = GroupSpan(0, prompt, responses)
     q, k, v = drawn(span.length)
-    used = tiled_attention.tiles(span, HEADS * SIZE, ALWAYS_TILE)
+    used = tiled_attention.tiles(span, HEADS * SIZE, 1.0)
     assert used is not None
     assert len(used) > 1
     found = tiled_attention.attention(q, k, v, used, scale)
@@ -60,7 +60,7 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> None:
-    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, ALWAYS_TILE)
+    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, 1.0)
     assert used is not None
     queries = [query for tile in used for query in range(tile.start, tile.stop)]
     assert queries == list(range(prompt + sum(responses)))
@@ -71,7 +71,7 @@ def test_bf16_is_close_to_float64() -> None:
     """Queries are much nearer to some keys than to others, so rounded scores or sums would show."""
     span = GroupSpan(0, 100, (100, 100))
     q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
-    used = tiled_attention.tiles(span, HEADS * SIZE, ALWAYS_TILE)
+    used = tiled_attention.tiles(span, HEADS * SIZE, 1.0)
     assert used is not None
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
@@ -99,11 +99,11 @@ def test_only_dtypes_that_the_processor_multiplies_natively(native: bool, monkey
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_with_a_tiled_and_an_untiled_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
-    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+    monkeypatch.setattr(tiled_attention, "price", lambda x, masked: 1.0)
     row = TreeLayout([GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())])  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
     found = row.attend(0, q, k, v, AttentionArgs(None, None, None))
-    assert [made is not None for made in row._tiles.values()] == [True, False]
+    assert [tiled_attention.tiles(span, HEADS * SIZE, 1.0) is not None for span in row.spans] == [True, False]
     assert found.dtype == dtype
     wanted = torch.cat([written_out(*(x[0, :, :17].double() for x in (q, k, v)), 9, (8,), SIZE**-0.5),
                         v[0, :, 17:].double().repeat_interleave(HEADS // KEY_HEADS, dim=0)], dim=1)  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_row_with_a_tiled_and_an_untiled_group(dtype: torch.dtype, monkeypatch
 
 def test_values_of_another_size_are_not_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek's attention with compressed keys has them."""
-    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+    monkeypatch.setattr(tiled_attention, "price", lambda x, masked: 1.0)
     row = TreeLayout([GroupSpan(0, 5, (8, 3))])
     q, k, v = (x[None] for x in drawn(16))
     found = row.attend(0, q, k, v[..., :6], AttentionArgs(None, None, None))
@@ -121,39 +121,36 @@ def test_values_of_another_size_are_not_tiled(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_attention, "QUERIES", 128)
-    slow = tiled_attention.SLOW_FUSED
-    assert tiled_attention.tiles(GroupSpan(0, 100, (60,)), 576, slow) is None
-    assert tiled_attention.tiles(GroupSpan(0, 300, (300,)), 64, slow) is None, (
+    monkeypatch.undo()  # tiles of the usual size
+    assert tiled_attention.tiles(GroupSpan(0, 100, (60,)), 576, 1.0) is None
+    assert tiled_attention.tiles(GroupSpan(0, 300, (300,)), 64, 1.0) is None, (
         "narrow heads make products cheap and tiles expensive"
     )
-    found = tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, slow)
+    found = tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, 1.0)
     assert found is not None
     assert [tile.stop for tile in found] == [90, 180, 270, 360, 450]
-    assert tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, tiled_attention.DEFAULT) == found
+    assert tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, 1.45) == found
 
 
 @pytest.mark.parametrize("responses", [(), (500,)])
 def test_a_fast_fused_kernel_keeps_causal_groups(responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """It skips the half that no query sees, and tiles cannot do better."""
-    monkeypatch.setattr(tiled_attention, "QUERIES", 128)
+    monkeypatch.undo()  # tiles of the usual size
     span = GroupSpan(0, 1000 - sum(responses), responses)
-    assert tiled_attention.tiles(span, 576, tiled_attention.DEFAULT) is None
-    assert tiled_attention.tiles(span, 576, tiled_attention.SLOW_FUSED) is not None
+    assert tiled_attention.tiles(span, 576, 2.9) is None
+    assert tiled_attention.tiles(span, 576, 1.0) is not None
 
 
 def test_the_costs_depend_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused kernel is slow on AMD, and in bf16 on every processor that supports tiles of it."""
-    monkeypatch.setattr(tiled_attention, "QUERIES", 128)
+    monkeypatch.undo()  # tiles of the usual size
     span = GroupSpan(0, 300, (300,))
-    q, k = torch.zeros(1, 9, 600, 64), torch.zeros(1, 3, 600, 64)
     used = {}
     for amd in (True, False):
         monkeypatch.setattr(capabilities, "is_amd", lambda amd=amd: amd)
-        monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
         for dtype in (torch.float32, torch.bfloat16):
-            qkv = (q.to(dtype), k.to(dtype), k.to(dtype))
-            used[amd, dtype] = TreeLayout([span])._tiles_of(0, *qkv, AttentionArgs(None, None, None)) is not None
+            price = tiled_attention.price(torch.zeros(1, dtype=dtype), masked=False)
+            used[amd, dtype] = tiled_attention.tiles(span, 576, price) is not None
     assert used == {
         (True, torch.float32): True,
         (True, torch.bfloat16): True,
@@ -181,14 +178,14 @@ def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkey
         return original(*inputs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiled_attention, "attention", counted)
-    monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+    monkeypatch.setattr(tiled_attention, "price", lambda x, masked: 1.0)
     row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())])
     q, k, v = (x[None] for x in drawn(29))
     found = row.attend(0, q, k, v, args)
     assert bool(called) is tiled
-    for index, span in enumerate(row.spans):
+    for span in row.spans:
         part = slice(span.start, span.start + span.length)
-        mask = row._group_mask(index, args.window, q.device)
+        mask = attention.group_mask(span, args, q.device, q.dtype)
         wanted = attention.attention(q[:, :, part], k[:, :, part], v[:, :, part], mask, args)
         torch.testing.assert_close(found[:, :, part], wanted)
 
@@ -206,15 +203,14 @@ def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pyt
     source = str(alignkit_plugins.models.smollm2.source(cache_folder()))
     ids = torch.linspace(10_000, 49_000, 24).long()
     groups = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
-    found, usual = {}, tiled_attention.cost_model
+    found = {}
     for dtype in ("float32", "bfloat16"):
         policy = SharedModel(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
         assert policy.packs, policy.unpacked_because
         for tiled in (False, True):
-            if tiled:
-                monkeypatch.setattr(tiled_attention, "cost_model", lambda x: ALWAYS_TILE)
+            price = 1.0 if tiled else float("inf")
+            monkeypatch.setattr(tiled_attention, "price", lambda x, masked, price=price: price)
             found[dtype, tiled] = policy.hidden(BASE, TreeLayout(groups), ids).float()
-        monkeypatch.setattr(tiled_attention, "cost_model", usual)
     exact = found["float32", False]
     assert float((found["float32", True] - exact).norm() / exact.norm()) < 1e-4
     tiled, fused = (float((found["bfloat16", tiled] - exact).norm() / exact.norm()) for tiled in (True, False))

@@ -37,7 +37,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way to compute a group's attention, whichever its shape would select."""
     split = request.param == "split responses"
     if request.param == "tiles":
-        monkeypatch.setattr(tiled_attention, "cost_model", lambda x: tiled_attention.CostModel(0, 1.0, 1.0))
+        monkeypatch.setattr(tiled_attention, "price", lambda x, masked: 1.0)
+        monkeypatch.setattr(tiled_attention, "SETUP", 0)
         monkeypatch.setattr(tiled_attention, "QUERIES", 2)
     if request.param == "one call":
         monkeypatch.setattr(flex_attention, "supported", lambda *_: True)

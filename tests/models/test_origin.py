@@ -71,7 +71,7 @@ def test_a_file_where_the_run_is_started_is_not_of_the_base(tmp_path: Path, monk
     for folder, size in ((tmp_path, 7), (tmp_path / "whole", 8)):
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
-    assert Base("owner/name", "owner/name").misfit(tmp_path / "whole") == ""
+    Base("owner/name", "owner/name").check(tmp_path / "whole")
 
 
 def test_people_are_told_the_base(tiny: Path, adapter: Path) -> None:

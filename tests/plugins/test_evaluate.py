@@ -297,7 +297,7 @@ def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(
     assert notes == ["intervals are over 4 groups of prompts, which share a, b"]
     typo = DataSpec((DataSource(path=Path("x"), group="passsage"),))
     wrong = [replace(group, meta={"passage": 1}) for group in rows]
-    with pytest.raises(DataError, match=r"x:1: the row has no 'passsage'.*\n.*did you mean 'passage'"):
+    with pytest.raises(DataError, match="x:1: the row has no 'passsage'"):
         together(wrong, typo)
 
 

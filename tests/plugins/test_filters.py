@@ -100,9 +100,9 @@ class First(Filters):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (Numbers, "[.]keep`: return true or false, not 1.0, for group 0"),
-        (TooFew, "[.]keep`: return a list with true or false for each of 4 groups, not 3"),
-        (Nothing, "[.]keep`: return a list with true or false for each of 4 groups, not NoneType"),
+        (Numbers, "[.]keep`: return true or false, not 1.0"),
+        (TooFew, "[.]keep`: return a list of 4, each true or false, not .True, True, True."),
+        (Nothing, "[.]keep`: return a list of 4, each true or false, not None"),
         (First, "the order of the groups changes what becomes of group 0"),
         (str, "must be a subclass of alignkit.Filter"),
     ],

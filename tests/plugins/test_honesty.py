@@ -383,7 +383,7 @@ def test_the_prompt_is_a_template_whose_places_are_filled_once() -> None:
         ({"is_impossible": True}, "is_impossible is true, but there are 1 answers"),
         ({"is_impossible": False, "answers": []}, "is_impossible is false, but there are 0 answers"),
         ({"context": " "}, "'context' is blank"),
-        ({"question": None}, "'question' is null"),
+        ({"question": None}, "column 'question' is missing or null"),
         ({"answers": None}, "'answers' must be"),
         ({"answers": [{"text": 7}]}, "an answer that is not text"),
     ],

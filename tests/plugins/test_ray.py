@@ -113,7 +113,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     workers: list[psutil.Process] = []
     until = time.monotonic() + 4 * PATIENCE
     while not workers and driver.poll() is None and time.monotonic() < until:
-        if (out / "answers/map/responses.sqlite").exists() and (out / "answers/map/responses.jsonl").stat().st_size:
+        if (out / "answers/map/responses.jsonl").exists() and (out / "answers/map/responses.jsonl").stat().st_size:
             children = psutil.Process(driver.pid).children(recursive=True)
             workers = [child for child in children if "ray::Worker" in " ".join(child.cmdline())]
         time.sleep(0.05)

@@ -108,7 +108,7 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     (tmp_path / "run" / ".work").mkdir(exist_ok=True)
     folder.resolve().rename(tmp_path / "run" / ".work" / folder.resolve().name)
     Results(folder.parent).begin("answers", record["hash"], record["depends_on"])
-    place = folder / "map" / "responses.sqlite"
+    place = folder / "map" / "responses.jsonl"
     kept = place.read_bytes()
     run(tmp_path)
     assert (folder / "data.jsonl").read_bytes() == before and place.read_bytes() == kept

@@ -399,7 +399,7 @@ def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
 @pytest.mark.parametrize(
     ("variant", "said", "line", "help"),
     [
-        ({"policy": "sfd"}, "no stage 'sfd'", "policy: sfd", "did you mean 'sft'"),
+        ({"policy": "sfd"}, "'sfd' is neither a stage nor a folder", "policy: sfd", "did you mean 'sft'"),
         ({"shot": 3}, "unknown key 'shot'", "shot: 3", "shots"),
         ({"shots": "many"}, "must be a valid integer", "shots: many", ""),
         ({"few_shot": "demo.jsonl"}, "demo.jsonl", "few_shot: demo.jsonl", "demos.jsonl"),

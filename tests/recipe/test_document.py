@@ -41,5 +41,5 @@ def test_extends_problems(tmp_path: Path) -> None:
     assert "in a cycle: r.yaml -> b.yaml -> r.yaml" in problem.message
     assert problem.file.endswith("b.yaml") and place(problem) == (1, 10, 6)
     (problem,) = problems(tmp_path, "a: 1\nextends: nope.yaml\n")
-    assert "no such file" in problem.message and place(problem) == (2, 10, 9)
-    assert "no such file" in problems(tmp_path, "extends: [a]\n")[0].message
+    assert "no such recipe" in problem.message and place(problem) == (2, 10, 9)
+    assert "no such recipe" in problems(tmp_path, "extends: [a]\n")[0].message

@@ -8,7 +8,6 @@ import pytest
 
 from alignkit import cli
 from alignkit.report import Report, Table
-from alignkit.runs.run import facts
 from alignkit_apps.report.events import _printed as printed
 
 REPORT = Report(["notes", Table("means", ["", "sft"], [["helpful", "0.1 [0.0, 0.2]"]])])
@@ -38,11 +37,6 @@ def test_what_is_printed_is_laid_out_again_and_the_text_is_below() -> None:
     assert printed(record, 15) == f"{REPORT.text(15)}\n\nnext: x" != printed(record, 80)
     assert printed({"name": "x", "text": "only"}, 80) == "only"
     assert printed({"name": "x", "text": ""}, 80) == ""
-
-
-def test_facts() -> None:
-    assert facts({"groups": 3, "lr": 0.00123456, "none": 0, "word": "", "list": [1]}) == ": groups 3, lr 0.001235"
-    assert facts({}) == ""
 
 
 def test_a_step_reports_to_a_pipe_in_80_columns_also_when_it_is_reused(

@@ -13,7 +13,7 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io import results as module
 from alignkit.io.digest import digest, file_digest
-from alignkit.io.results import Results, find, find_result, is_result_name, results_of_stage, stage_folder
+from alignkit.io.results import Results, find, find_result, is_result_name, read_record, results_of_stage, stage_folder
 
 FILES = ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with")
 
@@ -124,7 +124,7 @@ def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path
     store.begin("best", digest("two"))
     copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)))
     assert copy.artifact("sft") == copy.path("sft") / "adapter" and module.damage_of(copy.path("sft")) is None
-    assert brought(copy, key) == [] and copy.begun("best", digest("two"))
+    assert brought(copy, key) == [] and read_record(copy.of(".work", "best", digest("two")))
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -207,22 +207,22 @@ def named(tmp_path: Path) -> Results:
 
 
 def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
-    found = [(result.name, result.hash, result.current) for result in results_of_stage(named.folder, "align")]
-    names = [("align@ppo", "4"), ("align@ppo~1", "3"), ("align@dpo", "2"), ("align@ppo~2", "1")]
-    assert found == [(name, digest(key), key == "4") for name, key in names]
+    names = {"align@ppo": "4", "align@ppo~1": "3", "align@dpo": "2", "align@ppo~2": "1"}
+    hashes = {name: read_record(folder)["hash"] for name, folder in results_of_stage(named.folder, "align").items()}
+    assert list(hashes.items()) == [(name, digest(key)) for name, key in names.items()]
     earlier = named.folder / ".results" / f"align-{digest('1')[:16]}"
-    assert find_result(named.folder, "align@ppo~2").folder == earlier
+    assert find_result(named.folder, "align@ppo~2") == earlier
     assert named.artifact("align@ppo~2") == earlier / "adapter"
     assert stage_folder(earlier / "kept" / "2") == stage_folder(named.artifact("align")) == named.path("align")
     named.bring("align", digest("2"), (), print)
-    assert find_result(named.folder, "align@dpo").folder == named.path("align")
-    assert find_result(named.folder, "align@ppo").hash == digest("4")
+    assert find_result(named.folder, "align@dpo") == named.path("align").resolve()
+    assert read_record(find_result(named.folder, "align@ppo"))["hash"] == digest("4")
 
 
 def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -> None:
     named.begin("align", digest("5"), {"settings": {}})
     finished(named, "6", "report", plugin="evaluate", depends_on={"settings": None})
-    assert len(results_of_stage(named.folder, "align")) == 4 and results_of_stage(named.folder, "report") == []
+    assert len(results_of_stage(named.folder, "align")) == 4 and results_of_stage(named.folder, "report") == {}
 
 
 @pytest.mark.parametrize(

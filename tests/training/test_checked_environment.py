@@ -171,10 +171,10 @@ def test_what_reset_adds_must_leave_room(tmp_path: Path, monkeypatch: pytest.Mon
 BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"environment": "calculater"}, "no environment 'calculater'.*did you mean 'calculator'"),
     ({"environment": {"calculator": {"tolerance": -1}}}, "greater than or equal to 0"),
-    ({"environment": None}, "'reward' has the reward of an episode, but the stage has no environment"),
+    ({"environment": None}, "the reward is that of an episode, but the stage has no environment"),
     (
         {"environment": None, "reward": {"length": {}}, "monitors": [{"gold": {"reward": "environment"}}]},
-        "'monitors' has the reward of an episode",
+        "the reward is that of an episode",
     ),
     ({"rollout": {"max_turns": 0}}, "greater than or equal to 1"),
     ({"algorithm": "dpo", "data": "prompts.jsonl"}, "dpo does not use 'environment'"),

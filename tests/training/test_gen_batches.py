@@ -142,18 +142,6 @@ def test_episodes_of_later_batches_have_random_numbers_of_their_own(
     assert asked["once"][0][0][-1]["content"] != asked["once"][1][0][-1]["content"]
 
 
-@pytest.mark.silent_bug(
-    "policy gradient: options without a use",
-    "An option of sampling again is read, and does nothing because nothing is left out.",
-    "The recipe is refused, with what would give it a use.",
-)
-@pytest.mark.parametrize("algorithm", ["grpo", {"grpo": {"dynamic_sampling": False}}, "ppo"])
-def test_more_batches_without_anything_that_leaves_out_groups_are_a_mistake(tmp_path: Path, algorithm: Any) -> None:
-    rollout = {**ROLLOUT, "max_num_gen_batches": 4}
-    with pytest.raises(RecipeError, match=r"'max_num_gen_batches' has no effect: (grpo|ppo) keeps every group"):
-        online(tmp_path, Watched(), rollout=rollout, plugin=algorithm)
-
-
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:
     rollout = {**FILLED, "ahead": 1}
     with pytest.raises(RecipeError, match=r"waits for the scores of the samples before(.|\n)*'max_num_gen_batches'"):

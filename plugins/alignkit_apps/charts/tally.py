@@ -22,9 +22,10 @@ def cards(loaded: Loaded) -> list[dict[str, Any]]:
 
 def card(groups: Iterable[Group]) -> dict[str, Any]:
     """What groups hold. Parts that they lack are None: a prompt has no responses, and raw text has no prompt."""
-    sizes, prompts, responses, labels, margins = (Counter[Any]() for _ in range(5))
+    sizes, prompts, responses, labels, margins, licenses = (Counter[Any]() for _ in range(6))
     for group in groups:
         sizes["rows"] += 1
+        licenses[group.meta.get("license") or ""] += 1
         if group.prompt:
             prompts[sum([len(turn["content"]) for turn in group.prompt])] += 1
         lengths = [_length(response) for response in group.responses]
@@ -39,6 +40,7 @@ def card(groups: Iterable[Group]) -> dict[str, Any]:
     good, bad = labels[True], labels[False]
     return {
         "rows": sizes["rows"],
+        "licenses": licenses,
         "responses": responses.total(),
         "prompt_characters": _spread(prompts),
         "response_characters": _spread(responses),

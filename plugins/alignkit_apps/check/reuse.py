@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignkit.io.digest import digest
-from alignkit.io.results import RESULTS, WORK, damage_of, find
+from alignkit.io.results import RESULTS, WORK, damage_of, find, read_record
 from alignkit.recipe.schema import Stage
 from alignkit_apps.report.changed import change_since
 
@@ -33,6 +33,6 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
         return "reused" if record.get("hash") == key else "an earlier result is restored"
     if record.get("hash") == key and record.get("complete"):
         return f"runs again, because {damage_of(run.store.path(name))}"
-    if begun := run.store.begun(name, key):
+    if begun := read_record(run.store.of(WORK, name, key)):
         return "continues, if people have labeled enough" if begun.get("waits_for") else "continues"
     return f"starts over{change_since(record, parts, stage)}" if record else "runs"

@@ -190,10 +190,9 @@ def _licenses(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The licenses that rows state, by source."""
     lines = dict[str, None]()
     for data in chain.from_iterable(record.get("data", ()) for record in records):
-        if licenses := data.get("licenses"):
-            unstated = data["rows"] - sum(licenses.values())
-            counts = licenses | ({"not stated": unstated} if unstated else {})
-            texts = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
+        licenses = (data.get("card") or {}).get("licenses", {})
+        if licenses.keys() - {""}:
+            texts = ", ".join(f"{name or 'not stated'} ({count} rows)" for name, count in licenses.items())
             lines[f"`{portable(data['name'])}`: {texts}"] = None
     return list(lines)
 

@@ -140,8 +140,8 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
     """The model of a stage, or the one that a step selected. seen: stages on the way here."""
     name, _, version = reference.partition("@")
     if is_result_name(reference) and results_of_stage(run, name):
-        result = find_result(run, reference)
-        return Source(run, result.stage, result.name, Results(run).artifact(result.name), result.record)
+        record = read_record(find_result(run, reference))
+        return Source(run, name, reference, Results(run).artifact(reference), record)
     folder = run / name
     record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
     if not record:

@@ -17,19 +17,13 @@ def run_started(run: Any) -> None:
 
 
 @hookimpl
-def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
-    from alignkit_apps.report.changed import change_since
-
-    return change_since(record, parts, run.recipe.stages[stage])
-
-
-@hookimpl
-def stage_begins_again(run: Any, stage: str, record: Mapping[str, Any]) -> None:
-    """Say what becomes of settings that were written for another algorithm."""
+def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Say why, and what becomes of settings that were written for another algorithm."""
     from alignkit.recipe.schema import BASE
-    from alignkit_apps.report.changed import carried_over
+    from alignkit_apps.report.changed import carried_over, change_since
 
     now = run.recipe.stages[stage]
+    run.reporter.say(f"{stage}: changed since the last run{change_since(record, parts, now)}, starting over")
     if now.kind == "algorithm":
         model = run.models.of(BASE).model
         for line in carried_over(record, now, run.recipe, model.hidden_size, model.spec.lora is not None):

@@ -16,15 +16,14 @@ from alignkit_apps.report.history import in_use
 def results_table(run: Path, reference: str = "") -> Table:
     """All results of a run, or the one that `align@ppo` names. Raises RecipeError if there is none."""
     if reference:
-        one = find_result(run, reference)
-        rows = [_row(run, one.folder, "current" if one.current else "earlier", one.name)]
-    else:
-        current = sorted(path.parent for path in run.glob("[!.]*/stage.json"))
-        others = list(_others(run))
-        stages = {folder.name for folder in current} | {stage_of(folder) for folder in others}
-        names = {one.folder: one.name for stage in stages for one in results_of_stage(run, stage)}
-        rows = [_row(run, folder, "current", names.get(folder)) for folder in current]
-        rows += [_row(run, folder, "earlier", names.get(folder)) for folder in others]
+        find_result(run, reference)
+    folders = dict.fromkeys(sorted(path.parent for path in run.glob("[!.]*/stage.json")), "current")
+    folders |= dict.fromkeys(_others(run), "earlier")
+    names = dict[Path, str]()
+    for stage in {stage_of(folder.resolve()) for folder in folders}:
+        names |= {folder.resolve(): name for name, folder in results_of_stage(run, stage).items()}
+    rows = [_row(run, folder, state, names.get(folder.resolve())) for folder, state in folders.items()]
+    rows = [row for row in rows if reference in ("", row[0])]
     return Table("results", ["result", "state", "finished", "MB", "folder"], rows, keys=3)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json, length
 from alignkit.evaluation import statistics
-from alignkit.io.results import NamedResult, folders_of, read_record, results_of_stage
+from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
 from alignkit.report import Block, Table
 from alignkit_apps.report.files import each_object, read_object
 from alignkit_plugins.evaluate.compared import averages, compare, scale_of, scores_of
@@ -39,19 +39,19 @@ def pairs_of(run: Path, stage: str) -> list[Pair]:
         return []
     earlier = _earlier(run, stage)
     return [
-        _pair(run, stage, str(policy), now, then, earlier[policy, then.hash])
+        _pair(run, stage, str(policy), now, then, earlier[policy, hash])
         for policy in summary["policies"]
-        for now, then in _results(run, str(policy), record)
-        if (policy, then.hash) in earlier
+        for now, then, hash in _results(run, str(policy), record)
+        if (policy, hash) in earlier
     ]
 
 
-def _results(run: Path, policy: str, record: Mapping[str, Any]) -> Iterator[tuple[NamedResult, NamedResult]]:
-    """The result of a policy that was evaluated, with each earlier one."""
-    results = results_of_stage(run, policy)
-    now = next((one for one in results if one.hash == _upstream(record).get(policy)), None)
+def _results(run: Path, policy: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The name of a policy's result that was evaluated, with the name and the hash of each earlier one."""
+    results = {name: read_record(folder)["hash"] for name, folder in results_of_stage(run, policy).items()}
+    now = next((name for name in results if results[name] == _upstream(record).get(policy)), None)
     if now is not None:
-        yield from ((now, one) for one in [one for one in results if one is not now][:MOST])
+        yield from ((now, name, results[name]) for name in [name for name in results if name != now][:MOST])
 
 
 def _earlier(run: Path, stage: str) -> dict[tuple[str, str], Path]:
@@ -71,15 +71,15 @@ def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
     return record["depends_on"].get("upstream", {}) if record.get("complete") else {}
 
 
-def _pair(run: Path, stage: str, policy: str, now: NamedResult, then: NamedResult, before: Path) -> Pair:
+def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path) -> Pair:
     folder = run / stage
     pair: Pair = {
         "stage": stage,
         "policy": policy,
-        "result": now.name,
-        "against": then.name,
-        "folder": now.folder.relative_to(run).as_posix(),
-        "kept": then.folder.relative_to(run).as_posix(),
+        "result": now,
+        "against": then,
+        "folder": find_result(run, now).relative_to(run).as_posix(),
+        "kept": find_result(run, then).relative_to(run).as_posix(),
         "differs": _difference(folder, before),
         "prompts": 0,
         "measures": {},

@@ -173,11 +173,6 @@ class GRPO(_Clipped):
             max_new_tokens=longest,
         )
 
-    @property
-    def chooses(self) -> bool:
-        """Only with dynamic sampling."""
-        return bool(self.options.dynamic_sampling)
-
     def keep_group(self, group: Group) -> bool:
         """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that advantages come from."""
         # Replayed samples have no learned reward.

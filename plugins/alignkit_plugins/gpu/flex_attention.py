@@ -104,7 +104,7 @@ class Row:
 
     def mask(self, window: int | None) -> BlockMask:
         """The row's mask in layers with this sliding window."""
-        if window is not None and window >= max((span.longest for span in self.spans), default=0):
+        if not any(span.longer_than(window) for span in self.spans):
             window = None
         if window not in self._masks:
             self._masks[window] = self._mask(window)

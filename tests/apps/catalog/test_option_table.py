@@ -13,7 +13,7 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.rules import required_keys
 from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.registry import KINDS
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Quantization, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
     option_rows,
     stage_defaults,
@@ -21,7 +21,7 @@ from alignkit_apps.catalog.option_table import (
 )
 from alignkit_plugins.algorithms.distillation import Distillation
 
-CORE = (TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Quantization, Rollout, Mix, Settings)
+CORE = (TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Settings)
 FIRST_PARTY = [
     registration
     for kind in KINDS

@@ -126,7 +126,7 @@ def test_policies_of_two_runs(
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(resolved), "--out", str(tmp_path / "out")]) == 0
-    assert "evaluate reused" in capsys.readouterr().err
+    assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
 def test_the_help_says_how_prompts_name_their_format(first_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,5 +142,5 @@ def test_mistakes_are_found_before_anything_is_loaded(
     words = [first_run / "sft", "--out", tmp_path / "out", "--reward", "leng", "--prompts", tmp_path / "gone.jsonl"]
     assert evaluate(*words) == 2
     said = capsys.readouterr().err
-    assert "did you mean 'length'" in said and "no such file or stage" in said
+    assert "did you mean 'length'" in said and "no such file" in said
     assert not (tmp_path / "out").exists()

@@ -65,7 +65,7 @@ def test_a_group_becomes_an_item() -> None:
         (pair(first="same", second="same"), "two responses are the same"),
         (pair(first="x" * 300_000), "a text has 300,000 characters"),
         (pair(first="\0"), "NUL"),
-        (pair(first="\ud800"), "surrogate"),
+        (pair(first="\ud800"), "not valid Unicode"),
         (Item("pairs", (turn("Hi"),), ("a", "b")), "did you mean 'pair'"),
         (Item("pair", (), ("a", "b")), "there is no prompt"),
         (pair(gold={"better": 2}), "must be 0 or 1"),

@@ -13,7 +13,7 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.io.results import find_result, folders_of
+from alignkit.io.results import find_result, folders_of, read_record
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
@@ -75,7 +75,7 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     assert found["mean"]["mean"] == pytest.approx(mean(new))
     assert found["difference"]["mean"] == pytest.approx(mean(b - a for a, b in zip(old, new, strict=True)))
     assert found["difference"]["low"] <= found["difference"]["mean"] <= found["difference"]["high"]
-    assert swapped / pair["kept"] == find_result(swapped, "align@ppo").folder
+    assert swapped / pair["kept"] == find_result(swapped, "align@ppo")
 
 
 def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureF
     old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["policies"]["align@ppo"]["rewards"]["length"] == old["policies"]["align"]["rewards"]["length"]
     record = json.loads((swapped / "report" / "stage.json").read_text(encoding="utf-8"))
-    assert record["depends_on"]["upstream"]["align@ppo"] == find_result(swapped, "align@ppo").hash
+    assert record["depends_on"]["upstream"]["align@ppo"] == read_record(find_result(swapped, "align@ppo"))["hash"]
     capsys.readouterr()
     assert main(["run", str(write_recipe(swapped.parent, ["align@dpo", "align"])), SWAP, "--out", str(swapped)]) == 2
     err = capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
 
     named = named_model(str(swapped / "align@ppo"))  # as evaluate, chat and serve
     assert list(short_names([str(named.folder), "base"]).values()) == ["run/align@ppo", "base"]
-    assert named.folder == (find_result(swapped, "align@ppo").folder / "adapter").resolve()
+    assert named.folder == (find_result(swapped, "align@ppo") / "adapter").resolve()
     assert named.label == "run-align-ppo" and named.rollout["max_new_tokens"] == 6
     assert main(["export", str(swapped / "align@ppo"), str(tmp_path / "export")]) == 0
     weights = [folder / "adapter_model.safetensors" for folder in (tmp_path / "export", named.folder)]
