@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -70,11 +71,16 @@ class Plugins:
 
     def notify(self, hook: str, **kwargs: Any) -> list[Any]:
         """Call an event hook; returns what the observers do. One that fails stops the run, which is then unobserved."""
-        results = []
-        for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):  # in pluggy's order
-            with blame(impl.function, "", impl.plugin_name):
-                results.append(impl.function(*[kwargs[name] for name in impl.argnames]))
-        return [result for result in results if result is not None]
+        caller = getattr(self.manager.hook, hook)
+        try:
+            return list(caller(**kwargs) or ())  # None: a wrapper dropped the results
+        except (Exception, SystemExit) as error:
+            ran = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
+            for impl in caller.get_hookimpls():  # wrappers, which are in the traceback of all others, are last
+                if impl.function.__module__ in ran:
+                    with blame(impl.function, "", impl.plugin_name):
+                        raise
+            raise
 
     def load(self, plugin: _Plugin) -> None:
         """Load one plugin. If that fails, record why and leave no trace."""

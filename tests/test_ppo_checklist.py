@@ -213,7 +213,7 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollo
 
 def scored(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
     iteration = Iteration(1)
-    stage.ask(iteration, groups)
+    stage.rewards.ask(groups, iteration.table)
     iteration.metrics |= stage.score(iteration)
     return iteration
 

@@ -85,8 +85,7 @@ class MemoryBudget:
         """Continue with a checkpoint's budget, or with this process's if that has been halved more often."""
         self.halvings = max(self.halvings, state["halvings"])
         self.sampling_halvings = max(self.sampling_halvings, state["sampling_halvings"])
-        if state.get("activation_bytes") is not None:
-            self.activation_bytes = state["activation_bytes"]
+        self.activation_bytes = state["activation_bytes"] or self.activation_bytes
 
 
 def activation_bytes_per_token(config: Any, dtype: torch.dtype, *, frozen: bool) -> int:

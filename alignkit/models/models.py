@@ -171,16 +171,17 @@ class RolePolicy:
             if len(row) <= model.context:
                 fitting.append([index])
 
-        def measure_all(done: Callable[[int], None]) -> None:
-            measured = 0
-            for batch in cut(fitting, lambda unit: len(rows[unit[0]]), model.inference_budget):
-                _, hidden = read_prompts(model, role, [rows[index] for index in batch])
-                next_logprobs = torch.log_softmax(model.next_logits(role, hidden), dim=-1)
-                logprobs[batch] = next_logprobs.cpu().gather(1, first[batch])
-                done(measured := measured + len(batch))
-
         with self.base.progress(f"asking {self.reference}", len(fitting)) as done:
-            within_memory(model.memory, lambda: measure_all(done))
+
+            def measure_all() -> None:
+                measured = 0
+                for batch in cut(fitting, lambda unit: len(rows[unit[0]]), model.inference_budget):
+                    _, hidden = read_prompts(model, role, [rows[index] for index in batch])
+                    next_logprobs = torch.log_softmax(model.next_logits(role, hidden), dim=-1)
+                    logprobs[batch] = next_logprobs.cpu().gather(1, first[batch])
+                    done(measured := measured + len(batch))
+
+            within_memory(model.memory, measure_all)
         return logprobs
 
     def prompt_lengths(self, prompts: Sequence[Group]) -> list[int]:
@@ -201,8 +202,17 @@ class RolePolicy:
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
         answerable = [groups[i] for i in fitting]
         with base.progress(f"sampling from {self.reference}", len(fitting) * samples_per_prompt) as done:
-            named: dict[str, Any] = {"seed": seed, "numbers": fitting, "samples_per_prompt": samples_per_prompt}
-            sampled = sample(self.model, role, self.encoder, answerable, options, done=done, **named)
+            sampled = sample(
+                self.model,
+                role,
+                self.encoder,
+                answerable,
+                options,
+                done=done,
+                seed=seed,
+                numbers=fitting,
+                samples_per_prompt=samples_per_prompt,
+            )
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups

@@ -20,11 +20,11 @@ def choose(
     all may. ends: [m] the end tokens, on the device. Nothing looks at the results, for which a GPU would have to be
     waited for.
     """
+    scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
+    logprobs = torch.log_softmax(scaled, dim=-1)
     if sampling.temperature == 0:
-        logprobs = torch.log_softmax(logits, dim=-1)
         chosen = _forbid_ends(logits, early, ends).argmax(dim=-1)
     else:
-        logprobs = torch.log_softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, dim=-1)
         chosen = inverse_cdf(_filter(_forbid_ends(logprobs, early, ends), sampling).exp(), draws)
     return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
 

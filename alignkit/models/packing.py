@@ -102,11 +102,10 @@ def _read(prompt: Sequence[int], response: Sequence[int], unread: int) -> int:
 
     The first token of all is always read.
     """
-    tokens = (*prompt, *response)
-    count = len(tokens)
-    while count > 1 and tokens[count - 1] == unread:
-        count -= 1
-    return count - len(prompt)
+    tokens = [*prompt, *response]
+    while len(tokens) > 1 and tokens[-1] == unread:
+        tokens.pop()
+    return len(tokens) - len(prompt)
 
 
 def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
@@ -196,9 +195,9 @@ class Examples:
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
         # Copies: what an algorithm changes in a batch must not reach the next batch.
-        arrays = {name: column.to(torch.float32, copy=True) for name, column in self.columns.items()}
-        arrays |= {name: self._padded(column, torch.float32) for name, column in self.token_columns.items()}
-        arrays = {name: array.to(device) for name, array in arrays.items()}
+        arrays = {name: column.to(device, torch.float32, copy=True) for name, column in self.columns.items()}
+        for name, column in self.token_columns.items():
+            arrays[name] = self._padded(column, torch.float32).to(device)
         weights = self._padded((row.mask for row in self.rows), torch.float32)
         mask = weights > 0
         weighted = not torch.equal(weights, mask.float())  # compared here: a GPU would have to be waited for

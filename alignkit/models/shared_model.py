@@ -63,9 +63,8 @@ class Role:
     the end of a row, as transformers skips padding.
     """
 
-    name: str
     model: Any
-    adapter: str | None
+    adapter: str | None = None
     head: nn.Parameter | None = None
     backbone_role: str | None = None
     unread: int | None = None
@@ -116,7 +115,7 @@ class SharedModel:
         """Load the base for packed rows or, if it computes something else in them, with its own attention."""
         self.packs = True
         self.model = checked_model.small_copy(self.spec, self.source, self.base.revision).to(self.device)
-        self.roles[BASE] = Role(BASE, self.model, None)
+        self.roles[BASE] = Role(self.model)
         self.unpacked_because = checked_model.why_not_packable(self, BASE)
         self.packs = not self.unpacked_because
         self.attention_name = attention.NAME if self.packs else None
@@ -124,7 +123,7 @@ class SharedModel:
         check_finite(self.base.source, dict(self.model.named_parameters()))
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
-        self.roles[BASE] = Role(BASE, self.model, None)
+        self.roles[BASE] = Role(self.model)
         if self.packs:
             self.recomputes = make_recomputable(self.model)
 
@@ -134,15 +133,24 @@ class SharedModel:
         """Add a role that starts from another role, a saved adapter folder, or the base (None).
 
         head: "scalar" copies the start's head, if it has one. Otherwise the head is drawn with standard deviation
-        1 / sqrt(hidden + 1) (Stiennon et al. 2020). Raises RunFailed if the folder does not fit.
+        1 / sqrt(hidden + 1) (Stiennon et al. 2020), and a reward model skips the base's padding. Raises RunFailed if
+        the folder does not fit.
         """
         if self.adapters is None:
-            role = Role(name, self._copy_model(start), None)
+            role = Role(self._copy_model(start))
         else:
             source = self.roles[start].adapter if isinstance(start, str) else start
-            role = Role(name, self.model, self.adapters.add(name, self.seed, source))
+            role = Role(self.model, self.adapters.add(name, self.seed, source))
         if head == "scalar":
-            weight, role.unread = self._start_head(start)
+            other = self.roles[start] if isinstance(start, str) else None
+            if other is not None and other.head is not None:
+                weight, role.unread = other.head.detach().clone(), other.unread
+            elif isinstance(start, Path) and has_score(start):
+                weight, role.unread = saved_head(start), saved_unread(start)
+            else:  # drawn on the CPU, so that every device starts alike; not from `seed`, from which adapters are drawn
+                generator = torch.Generator().manual_seed(self.seed + 1)
+                weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
+                role.unread = padding_of(self.model.config)
             role.head = nn.Parameter(weight.to(self.device), requires_grad=False)
         self.roles[name] = role
         return role
@@ -151,7 +159,7 @@ class SharedModel:
         """Add a role that is only a scalar head, of zeros, on another role's hidden states."""
         head = nn.Parameter(torch.zeros(1, self.hidden_size, dtype=torch.float32, device=self.device))
         shared = self.roles[backbone_role]
-        self.roles[name] = Role(name, shared.model, shared.adapter, head, backbone_role)
+        self.roles[name] = Role(shared.model, shared.adapter, head, backbone_role)
         return self.roles[name]
 
     def drop_role(self, name: str) -> None:
@@ -217,22 +225,6 @@ class SharedModel:
             make_recomputable(model)
         return model.eval()
 
-    def _start_head(self, start: str | Path | None) -> tuple[Tensor, int | None]:
-        """The start's scalar head, or else a new one, and the token that a reward model skips.
-
-        That of a new head is the base's padding.
-        """
-        if isinstance(start, str):
-            role = self.roles[start]
-            if role.head is not None:
-                return role.head.detach().clone(), role.unread
-        elif start is not None and has_score(start):
-            return saved_head(start), saved_unread(start)
-        # On the CPU, so that every device starts alike; not from `seed`, from which adapters are drawn.
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
-        return weight, padding_of(self.model.config)
-
     # Forward passes
 
     def hidden(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
@@ -241,18 +233,14 @@ class SharedModel:
             return self._hidden_separately(name, layout, tokens)
 
         def run() -> Tensor:
-            with recomputing(lambda: self.using_role(name, layout)) if again else nullcontext():
-                return self.hidden_packed(name, layout, tokens)
+            again = recomputing(lambda: self.using_role(name, layout)) if recomputes else nullcontext()
+            with again, self.using_role(name, layout) as model:
+                return self.passes.states(model, tokens[None].to(self.device), layout.position_ids.to(self.device))[0]
 
         always = self.spec.activation_checkpointing
-        again = self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens)))
-        self.recomputed += again
+        recomputes = self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens)))
+        self.recomputed += recomputes
         return self.passes.forward(name, run)
-
-    def hidden_packed(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
-        """`hidden`, whatever other processes do."""
-        with self.using_role(name, layout) as model:
-            return self.passes.states(model, tokens[None].to(self.device), layout.position_ids.to(self.device))[0]
 
     def _hidden_separately(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
         """Compute the same with the model's own attention: each response in a row of its own, behind its prompt."""

@@ -207,18 +207,19 @@ class ReferencePrompts:
         A group whose prompt is the same for both is returned as it is. Raises DataError if a prompt does not leave room
         for the responses in the model's context, and RunFailed for a token that the reference does not have.
         """
-        if not self._may_differ:
+        if not self.may_differ:
             return list(groups)
         return [self._encoded(group) for group in groups]
 
     def check(self, prompts: Sequence[Group], new_tokens: int) -> None:
         """Raise DataError if a prompt leaves no room for `new_tokens`."""
-        if self._may_differ:
+        if self.may_differ:
             for group in prompts:
                 self._prompt(group, new_tokens)
 
     @property
-    def _may_differ(self) -> bool:
+    def may_differ(self) -> bool:
+        """Whether the reference may read other prompts than the policy."""
         return (
             self.policy is not self.encoder or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
         )

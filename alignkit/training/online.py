@@ -34,6 +34,8 @@ from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.stage import TrainerState, keep_mask
 
+# Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
+SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 
 
@@ -178,7 +180,8 @@ class RolloutTrainer:
                 request = self.prompts.samples(iteration.number, sampled, count)
                 iteration.metrics |= request.metrics
             with iteration.timer("score"):
-                self.ask(iteration, request.groups)
+                self.context.reporter.note("scoring")
+                self.rewards.ask(request.groups, table)
                 self.rewards.restore(before)  # it is combined again
                 facts = self.score(iteration)
             if bound is not None:
@@ -192,11 +195,6 @@ class RolloutTrainer:
         if not self.learns:  # what is only reported leaves no trace in later scores
             self.rewards.restore(before)
         self._tell(iteration)
-
-    def ask(self, iteration: Iteration, groups: Sequence[Group]) -> None:
-        """Add samples to the iteration, with what the parts of the reward say of them."""
-        self.context.reporter.note("scoring")
-        self.rewards.ask(groups, iteration.table)
 
     def score(self, iteration: Iteration) -> dict[str, Any]:
         """Combine the scores so far, and leave out what nothing is learned from. Returns metrics."""
@@ -277,6 +275,10 @@ class RolloutTrainer:
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
+        # Before the first update, equal adapters behind the same prompts differ by rounding only.
+        same = roles.reference_name == roles.start and not self.state.reference_prompts.may_differ
+        if same and not self.learner.steps and kl > SAME_ADAPTER:
+            raise RunFailed(f"policy and reference begin as the same adapter, but their KL is {kl:.3g} nats")
         self._check_sampler(iteration, sampler_gap(groups, old))
         return old
 

@@ -95,12 +95,11 @@ class RewardTable:
         for name, column in self.parts.items():
             if missing := int(column.isnan().sum()):
                 metrics[f"unscored/{name}"] = missing
-        responses = responses_of(self.groups)
-        for name in responses[0].scores:
-            scores = [score for response in responses if (score := response.scores.get(name)) is not None]
-            if scores and name != REWARD_KEY:
-                metrics[f"score/{name}"] = sum(scores) / len(scores)
+            left = column[self.rows]
+            if len(scores := left[~left.isnan()]) and name != REWARD_KEY:
+                metrics[f"score/{name}"] = float(scores.mean())
         metrics |= self.metrics
+        responses = responses_of(self.groups)
         metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
         metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
         usage = costs(self.verdicts)  # stored replies count, too

@@ -265,8 +265,9 @@ class LockstepPasses(Passes):
 
     def _blank(self, role: str) -> Tensor:
         """A pass over one token."""
-        layout = TreeLayout([GroupSpan(0, 1, ())])
-        return self.model.hidden_packed(role, layout, torch.zeros(1, dtype=torch.int64))
+        zero = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
+        with self.model.using_role(role, TreeLayout([GroupSpan(0, 1, ())])) as network:
+            return self.states(network, zero, zero)
 
     def _learn(self, loss: Tensor) -> None:
         hidden, self._hidden = self._hidden, []
