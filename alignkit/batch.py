@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import PluginError, did_you_mean
@@ -93,29 +93,34 @@ class Loss(dict[str, Term]):
         super().__init__(terms)
 
 
+@dataclass(eq=False, repr=False)
 class _OnRequest:
-    """A field that is computed only on request. Reading it otherwise raises an error that says how to request it."""
+    """Base of dataclasses that have only those attributes that are not None: what was computed, by `vars`."""
 
-    def __init__(self, how: str):
-        self.how = how
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if value is None:
+                delattr(self, name)
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+    def __getattr__(self, name: str) -> Any:
+        """Raise PluginError that says how to request a field."""
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(name)
+        how = self.__dataclass_fields__[name].metadata["how"]
+        raise PluginError(f"{type(self).__name__}.{name} was not computed: {how}")
 
-    def __get__(self, instance: Any, owner: type) -> Any:
-        if instance is None:  # the dataclass reads the field's default
-            return None
-        if (value := instance.__dict__.get(self.name)) is None:
-            raise PluginError(f"{owner.__name__}.{self.name} was not computed: {self.how}")
-        return value
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed. `dataclasses.replace` would read fields that were not requested.
 
-    def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[self.name] = value
+        Args:
+            changes: New values by field.
+        """
+        return type(self)(**{**vars(self), **changes})
 
 
 def _on_request(how: str) -> Any:
-    """Typed as Any, so that the field can be annotated as a Tensor."""
-    return _OnRequest(how)
+    """Without a default of the class, which would be found before `__getattr__`."""
+    return field(default_factory=type(None), metadata={"how": how})
 
 
 def _needs(name: str) -> Any:
@@ -123,11 +128,6 @@ def _needs(name: str) -> Any:
 
 
 _ROLLOUTS = "only rollouts with a reward have it; declare `source = Source.ROLLOUTS`, and not `Needs(reward=False)`"
-
-
-def filled(arrays: Batch | Outputs) -> dict[str, Any]:
-    """The fields that were computed, by name."""
-    return {f.name: arrays.__dict__[f.name] for f in fields(arrays) if arrays.__dict__.get(f.name) is not None}
 
 
 def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class Pairs:
 
 
 @dataclass(eq=False, repr=False)
-class Batch:
+class Batch(_OnRequest):
     """The responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: nothing is shifted.
 
     Reading a field that was not requested through `Needs` raises PluginError.
@@ -251,14 +251,6 @@ class Batch:
     signals: dict[str, Tensor] = field(default_factory=dict)
     turn_weights: Tensor | None = None
 
-    def replace(self, **changes: Any) -> Batch:
-        """Return a copy with some fields changed. `dataclasses.replace` would read fields that were not requested.
-
-        Args:
-            changes: New values by field.
-        """
-        return Batch(**{**filled(self), **changes})
-
     def weights(self, per: Per | Literal["token", "pair", "response", "group"]) -> Tensor:
         """The weight of each entry of a term: 0 if it does not count, else the weight of its row, and of its turn.
 
@@ -290,7 +282,7 @@ class Batch:
 
 
 @dataclass(eq=False, repr=False)
-class Outputs:
+class Outputs(_OnRequest):
     """The outputs of the trained roles for a batch, with gradients.
 
     With `Needs(entropy="reported")` the entropy has no gradient. Reading a field that was not requested raises
@@ -307,11 +299,3 @@ class Outputs:
     entropy: Tensor = _needs("entropy")
     values: Tensor = _needs("values")
     scores: Tensor = _on_request("only reward models have scores; declare `trains = Trains.REWARD`")
-
-    def replace(self, **changes: Any) -> Outputs:
-        """Return a copy with some fields changed.
-
-        Args:
-            changes: New values by field.
-        """
-        return Outputs(**{**filled(self), **changes})

@@ -81,9 +81,7 @@ class CheckedJudge:
         for part in _with_parts(component):
             kind = part.registration.implementation
             if not rates(kind):
-                raise RunFailed(
-                    f"judge '{part.name}' only compares two responses, and ratings are needed; use another one"
-                )
+                raise RunFailed(f"judge '{part.name}' only compares, and ratings are needed; use another one")
             if rubric and not kind.reads_rubric:
                 raise _own_measure(part)
 

@@ -7,19 +7,18 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from alignkit import hookspecs
-from alignkit.calls import line_in
-from alignkit.errors import AlignkitError, PluginError, Problem, RecipeError, did_you_mean, plugin_options, reason_of
-from alignkit.registry import KINDS, BrokenPlugin, Registration, Registry
+from alignkit.calls import blame, line_in
+from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, plugin_options, reason_of
+from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
 COMMANDS = "alignkit.commands"
@@ -29,18 +28,17 @@ _OF_FILES = "alignkit_plugin_file_"  # before a module's name, so that a file `j
 
 @dataclass
 class _Plugin:
-    """A plugin that is not loaded yet, and what it then adds. A file given by `--plugin` is its own distribution."""
+    """A plugin that is not loaded yet, and what it then adds."""
 
-    name: str
-    distribution: str
-    version: str
+    origin: Origin
     module: str
     load: Callable[[], Any]
     added: list[Registration] = field(default_factory=list)
 
     @property
-    def key(self) -> str:
-        return f"{self.distribution}:{self.name}"
+    def names(self) -> set[str]:
+        """What `--no-plugin` calls it."""
+        return {self.origin.plugin, f"{self.origin.distribution}:{self.origin.plugin}"}
 
     def add(self, kind: str, name: str, implementation: Any, summary: str = "") -> None:
         """See `hookspecs.Add`. What is no address is checked here, so that a traceback points at the plugin."""
@@ -50,8 +48,7 @@ class _Plugin:
             rule = "a name has letters, digits, '.', '_' and '-', and only a reader's begins with '.'"
             raise ValueError(f"{kind} {name!r}: {rule}")
         file = Path(str(sys.modules[self.module].__file__))
-        origin = (self.name, self.distribution, self.version, file)
-        registration = Registration(name, implementation, summary, *origin, kind)
+        registration = Registration(name, implementation, summary, kind, file, **vars(self.origin))
         if not registration.is_address:
             registration.check(implementation)
         self.added.append(registration)
@@ -73,34 +70,29 @@ class Plugins:
 
     def notify(self, hook: str, **kwargs: Any) -> list[Any]:
         """Call an event hook; returns what the observers do. One that fails stops the run, which is then unobserved."""
-        caller = getattr(self.manager.hook, hook)
-        try:
-            return list(caller(**kwargs) or ())  # None: a wrapper dropped the results
-        except AlignkitError:
-            raise
-        except (Exception, SystemExit) as error:
-            ran = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
-            # Wrappers, which are in the traceback of all others, are last.
-            failed = [impl.plugin_name for impl in caller.get_hookimpls() if impl.function.__module__ in ran]
-            name = next(iter(failed), "?").rpartition(":")[2]
-            raise PluginError(f"plugin '{name}' failed in {hook}: {reason_of(error)}") from error
+        results = []
+        for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):  # in pluggy's order
+            with blame(impl.function, "", impl.plugin_name):
+                results.append(impl.function(*[kwargs[name] for name in impl.argnames]))
+        return [result for result in results if result is not None]
 
     def load(self, plugin: _Plugin) -> None:
         """Load one plugin. If that fails, record why and leave no trace."""
+        label = plugin.origin.label
         try:
             module = plugin.load()
-            self.manager.register(module, name=plugin.key)
+            self.manager.register(module, name=label)
             self.manager.check_pending()  # of a misspelled hook
             if not self.manager.get_hookcallers(module):
                 raise PluginError("it registers nothing: no function is marked with @hookimpl")
             for impl in self.manager.hook.register.get_hookimpls():
-                if impl.plugin_name == plugin.key:
+                if impl.plugin_name == label:
                     impl.function(*[plugin.add for _ in impl.argnames])
         except (Exception, SystemExit) as error:
-            if self.manager.has_plugin(plugin.key):
-                self.manager.unregister(name=plugin.key)
+            if self.manager.has_plugin(label):
+                self.manager.unregister(name=label)
             reason = f"{reason_of(error)}{line_in(error, [plugin.module])}"
-            self.broken.append(BrokenPlugin(plugin.name, plugin.distribution, plugin.version, reason))
+            self.broken.append(replace(plugin.origin, reason=reason))
         else:
             for registration in plugin.added:
                 self.registry.add(registration.kind, registration)
@@ -111,12 +103,14 @@ def _installed() -> list[_Plugin]:
     found = []
     for point in importlib.metadata.entry_points(group=GROUP):
         name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-        found.append(_Plugin(point.name, name, version, point.module, point.load))
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+        origin = Origin(plugin=point.name, distribution=name, version=version)
+        found.append(_Plugin(origin, point.module, point.load))
+    return sorted(found, key=lambda plugin: (plugin.origin.plugin, plugin.origin.distribution))
 
 
 def _of_file(path: Path) -> _Plugin:
-    return _Plugin(path.name, path.name, "", f"{_OF_FILES}{path.stem}", partial(import_file, path))
+    origin = Origin(plugin=path.name, distribution=path.name)
+    return _Plugin(origin, f"{_OF_FILES}{path.stem}", partial(import_file, path))
 
 
 def import_file(path: Path) -> ModuleType:
@@ -146,13 +140,13 @@ def load_plugins(extra_files: Iterable[Path] | None = None, disabled: Sequence[s
         disabled = plugin_options["--no-plugin"]
     result = Plugins(extra_files, disabled)
     found = [*_installed(), *map(_of_file, result.files)]
-    names = [name for plugin in found for name in (plugin.name, plugin.key)]
+    names = {name for plugin in found for name in plugin.names}
     for name in disabled:
         if name not in names:
             help = did_you_mean(name, names) or "`alignkit plugins` lists what is installed"
             raise RecipeError([Problem(f"cannot disable plugin '{name}': no such plugin is installed", help=help)])
     for plugin in found:
-        if not {plugin.name, plugin.key} & {*disabled}:
+        if plugin.names.isdisjoint(disabled):
             result.load(plugin)
     _current = result
     return result

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,17 @@ KINDS: dict[str, tuple[str, ...]] = {
 _ADDRESS = re.compile(r"[\w.]+:\w+")
 
 
-@dataclass(frozen=True)
-class Registration:
-    """An implementation under a name.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A plugin: a module of an installed distribution, or a file, which is a distribution of its own.
 
-    target: the implementation, or where it is, as `module:Class`. plugin, distribution, version: what provides it.
-    file: of the plugin's module.
+    reason: why it failed to load.
     """
 
-    name: str
-    target: Any
-    summary: str = ""
     plugin: str = ""
     distribution: str = ""
     version: str = ""
-    file: Path | None = None
-    kind: str = ""
+    reason: str = ""
 
     @property
     def origin(self) -> str:
@@ -66,9 +61,26 @@ class Registration:
         """`plugin 'grpo' (alignkit-grpo 0.3)`; empty without a plugin."""
         if not self.plugin:
             return ""
-        if self.distribution in ("", self.plugin):
+        if not self.version:  # of a file
             return f"plugin '{self.plugin}'"
         return f"plugin '{self.plugin}' ({self.origin})"
+
+    def __str__(self) -> str:
+        return f"{self.label} failed to load: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Registration(Origin):
+    """An implementation under a name.
+
+    target: the implementation, or where it is, as `module:Class`. file: of the plugin's module.
+    """
+
+    name: str
+    target: Any
+    summary: str = ""
+    kind: str = ""
+    file: Path | None = None
 
     @cached_property
     def implementation(self) -> Any:
@@ -81,7 +93,7 @@ class Registration:
             self.check(implementation)
         except (Exception, SystemExit) as error:
             reason = f"{self.kind} '{self.name}' is {self.target}: {reason_of(error)}"
-            raise PluginError(f"{self.label} failed to load: {reason}") from error
+            raise PluginError(str(replace(self, reason=reason))) from error
         return implementation
 
     @property
@@ -111,20 +123,6 @@ class Registration:
             raise TypeError(f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options")
 
 
-@dataclass(frozen=True)
-class BrokenPlugin:
-    """A plugin that failed to load, and why."""
-
-    plugin: str
-    distribution: str
-    version: str
-    reason: str
-
-    def __str__(self) -> str:
-        origin = f"{self.distribution} {self.version}".strip()
-        return f"plugin '{self.plugin}' ({origin}) failed to load: {self.reason}"
-
-
 class Unresolved(PluginError):
     """A name that no plugin provides, or several do."""
 
@@ -137,7 +135,7 @@ class Registry:
     """Registrations by kind and name. broken: plugins that failed to load."""
 
     def __init__(self) -> None:
-        self.broken: list[BrokenPlugin] = []
+        self.broken: list[Origin] = []
         self._registrations: defaultdict[str, list[Registration]] = defaultdict(list)
 
     def add(self, kind: str, registration: Registration) -> None:

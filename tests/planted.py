@@ -197,8 +197,8 @@ PLANTED = {
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/encoding.py",
-        "same and (self.policy is self.encoder or not messages)",
-        "same",
+        "messages == group.prompt and ids == self.policy.prompt(messages, group.tools)",
+        "messages == group.prompt",
         _TEACHER,
     ),
     "no_value_from": Planted(

@@ -196,7 +196,7 @@ def test_an_observer_that_exits_stops_the_run(
 ) -> None:
     monkeypatch.setenv("FAULT", "metrics_logged=sys.exit(0)")
     assert main(arguments(folder, tmp_path / "run", "metrics_logged")) == 3
-    assert "plugin 'strange.py' failed in metrics_logged: SystemExit: 0" in capsys.readouterr().err
+    assert "plugin 'strange.py', in `metrics_logged`: SystemExit: 0" in capsys.readouterr().err
 
 
 class Strange:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignkit.batch import Batch, Outputs, Pairs, filled
+from alignkit.batch import Batch, Outputs, Pairs
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lm_head import Entropy
@@ -247,7 +247,7 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
     """
     order = torch.tensor([*chain.from_iterable(rows)]).argsort()
     joined: dict[str, Tensor] = {}
-    for name in filled(outs[0]):
+    for name in vars(outs[0]):
         tables = [getattr(out, name) for out in outs]
         if tables[0].dim() > 1:
             longest = max(table.shape[1] for table in tables)
@@ -358,7 +358,7 @@ def measure_all(
             count += len(indices)
             if not part.rows:
                 continue
-            for name, table in filled(forward(model, role, part, wants)).items():
+            for name, table in vars(forward(model, role, part, wants)).items():
                 column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
                 for place, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
                     # Cloned, because a view would keep the whole padded table in memory.

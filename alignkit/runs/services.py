@@ -93,7 +93,7 @@ class Services:
     def event(self, hook: str, **values: Any) -> list[Any]:
         """Call an event hook; returns what its observers do."""
         if self.leads:
-            return list(plugins().notify(hook, run=self, **values) or ())
+            return plugins().notify(hook, run=self, **values)
         return []
 
     def read(self, spec: DataSpec) -> list[Group]:

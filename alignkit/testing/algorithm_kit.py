@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignkit import shapes
 from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
-from alignkit.batch import Batch, Outputs, filled
+from alignkit.batch import Batch, Outputs
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
 from alignkit.models.packing import Examples, measure
@@ -299,7 +299,7 @@ class Probe(Learner):
         out = super()._forward(examples)
         if self.garbage:
             mask = examples.batch(self.model.device).mask
-            for name, values in filled(out).items():
+            for name, values in vars(out).items():
                 if name != "scores":
                     setattr(out, name, _with_garbage(values, mask))
         return out
@@ -320,7 +320,7 @@ class GarbageExamples(Examples):
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         batch = super().batch(device)
-        for name, values in filled(batch).items():
+        for name, values in vars(batch).items():
             if name in ("old_logprobs", "reference_logprobs", "old_values"):
                 setattr(batch, name, _with_garbage(values, batch.mask))
         for name, values in batch.signals.items():

@@ -23,7 +23,7 @@ class Collectives:
     """The only process of a run: everything is its own, and nothing is sent.
 
     For several processes, a subclass sets `process` and `processes` and overrides `gather`, `on_rank0`, `should_stop`,
-    `compare` and `fail`, and `add_gradients` if it has a faster way. All processes call these methods in the same
+    `compare`, `fail` and `add_gradients`. All processes call these methods in the same
     order, because each waits for the others. sharing: whether all of them compute together, or the first one alone.
     """
 
@@ -100,15 +100,6 @@ class Collectives:
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Let each parameter's gradient be the sum over processes. One that no process has stays None."""
-        if self.processes == 1:
-            return
-        import torch
-
-        parameters = list(parameters)
-        gathered = self.gather([parameter.grad for parameter in parameters])
-        for parameter, gradients in zip(parameters, zip(*gathered, strict=True), strict=True):
-            present = [gradient for gradient in gradients if gradient is not None]
-            parameter.grad = torch.stack(present).sum(dim=0) if present else None
 
     # Parameters of which each process may hold a part
 

@@ -215,7 +215,7 @@ class ReferencePrompts:
         """Raise DataError if a prompt leaves no room for `new_tokens`."""
         if self._may_differ:
             for group in prompts:
-                self._ids(group, self._messages(group), new_tokens)
+                self._prompt(group, new_tokens)
 
     @property
     def _may_differ(self) -> bool:
@@ -223,12 +223,8 @@ class ReferencePrompts:
             self.policy is not self.encoder or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
         )
 
-    def _messages(self, group: Group) -> tuple[Message, ...]:
-        return tuple(call(self.algorithm, "reference_prompt", group, returns=partial(shapes.prompt, group)))
-
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group
-        messages = self._messages(group)
         # A model may know more tokens than its tokenizer.
         known = self.model.model.config.get_text_config().vocab_size
         if any(token >= known for token in chain.from_iterable(row.tokens for row in encoded.rows)):
@@ -236,20 +232,20 @@ class ReferencePrompts:
                 f"{self.where}a response to {preview(group)} has a token that the reference does not know\n"
                 "help: 'rollout: {top_p: 0.99}' keeps the policy from sampling it"
             )
-        same = messages == group.prompt
-        if same and (self.policy is self.encoder or not messages):
+        if not group.prompt:
             return encoded
-        ids = self._ids(group, messages, max((len(row.tokens) for row in encoded.rows), default=0))
-        if same and ids == self.policy.prompt(messages, group.tools):
+        messages, ids = self._prompt(group, max((len(row.tokens) for row in encoded.rows), default=0))
+        if messages == group.prompt and ids == self.policy.prompt(messages, group.tools):
             return encoded
         return replace(encoded, group=replace(group, prompt=messages), prompt=ids)
 
-    def _ids(self, group: Group, messages: Sequence[Message], longest: int) -> Ids:
-        """A prompt's tokens, with room for a response of `longest` tokens."""
+    def _prompt(self, group: Group, longest: int) -> tuple[tuple[Message, ...], Ids]:
+        """A reference's prompt and its tokens, with room for a response of `longest` tokens."""
+        messages = tuple(call(self.algorithm, "reference_prompt", group, returns=partial(shapes.prompt, group)))
         ids = self.encoder.prompt(messages, group.tools)
         if len(ids) + longest > self.model.context:
             raise DataError(
                 f"{self.where}the reference's prompt of {group.origin or preview(group)} has {len(ids)} tokens, which "
                 f"leaves no room for {longest} response tokens in the model's context of {self.model.context}"
             )
-        return ids
+        return messages, ids

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
@@ -14,15 +14,12 @@ from alignkit.data.group import Group
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
-from alignkit.tokens.encoder import Encoded, counted
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.learner import schedule, share_of
 from alignkit.training.sampler import make_sampler
 from alignkit.training.stage import TrainerState
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 
@@ -49,7 +46,11 @@ class DatasetTrainer:
         state.restore()
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
-            self._check_stop()
+            try:
+                context.should_stop()
+            except AlignkitError:
+                self._checkpoint()  # a stop between checkpoints loses no step
+                raise
             with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
@@ -64,6 +65,7 @@ class DatasetTrainer:
 
     def _prepare(self, loaded: Loaded, chosen: Sequence[Group]) -> None:
         self.encoded = self._examples(chosen)
+        call(self.algorithm, "check_data", [encoded.group for encoded in self.encoded.groups])
         self.validation = self._validation(loaded)
         groups = [encoded.group for encoded in self.encoded.groups]
         self.units = indivisible([group.bundle for group in groups])
@@ -76,7 +78,7 @@ class DatasetTrainer:
         self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
         self.state.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
 
-    def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
+    def _examples(self, groups: Sequence[Group]) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
         self.state.encoder.count_read(groups)
         encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
@@ -85,45 +87,29 @@ class DatasetTrainer:
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
                 f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
             )
-        if not validation:
-            call(self.algorithm, "check_data", [e.group for e in encoded])
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"] = self._reference_logprobs(encoded)
+            read = self.state.reference_prompts.encoded(encoded)
+            models, name = self.state.reference_models, self.state.roles.reference_name
+            columns = self.state.measure(read, lambda parts: models.measure(name, parts))
+            examples.token_columns["reference_logprobs"] = columns
         return examples
-
-    def _reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
-        """Log-probabilities of the reference for each response, [tokens] in nats."""
-        read = self.state.reference_prompts.encoded(encoded)
-        models, name = self.state.reference_models, self.state.roles.reference_name
-        return self.state.measure(read, lambda groups: models.measure(name, groups))
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)
         if self.settings.validation is not None:
             held_out = self.context.load(self.settings.validation).groups
-            self._tell_trained_on(loaded.groups, held_out)
             groups += held_out
-        return self._examples(self.context.select(groups, validation=True), validation=True) if groups else None
-
-    def _tell_trained_on(self, groups: Sequence[Group], held_out: Sequence[Group]) -> None:
-        """Say how many held-out rows ask what is trained on: the best epoch is then the one that remembers most."""
-        prompts = set(map(prompt_key, groups))
-        if known := sum(prompt_key(group) in prompts for group in held_out):
-            self.state.summary["validation_trained_on"] = known
-            self.context.say(
-                f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is trained "
-                "on, so the lowest validation loss may be the one of the epoch that remembers most"
-            )
+            prompts = set(map(prompt_key, loaded.groups))
+            if known := sum(prompt_key(group) in prompts for group in held_out):
+                self.state.summary["validation_trained_on"] = known
+                self.context.say(
+                    f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is "
+                    "trained on, so the lowest validation loss may be the one of the epoch that remembers most"
+                )
+        return self._examples(self.context.select(groups, validation=True)) if groups else None
 
     # Steps
-
-    def _check_stop(self) -> None:
-        try:
-            self.context.should_stop()
-        except AlignkitError:
-            self._checkpoint()  # a stop between checkpoints loses no step
-            raise
 
     def _step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from alignkit import seeds
@@ -46,22 +46,18 @@ class Sampler:
             # Of sources that still have rows.
             present = [share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)]
             self.shares = [share / sum(present) for share in present]
-        self._epochs: dict[int, list[int]] = {}  # the current one
-        self._walks: dict[int, tuple[int, list[int]]] = {}  # each source's current own epoch
-
-    def epoch(self, number: int) -> list[int]:
-        """The rows that an epoch (counted from 0) draws, in order."""
-        if number not in self._epochs:
-            drawn = self._weighted(number) if self.shares else self.stream(number).permutation(self.size).tolist()
-            self._epochs = {number: drawn}
-        return self._epochs[number]
+        self.epoch = lru_cache(maxsize=1)(self._epoch)
+        self._lap = lru_cache(maxsize=1 + len(self.rows))(self._shuffled)  # each source's current one
 
     def at(self, position: int) -> int:
         """The row at a position of the whole sequence."""
         epoch, index = divmod(position, self.size)
         return self.epoch(epoch)[index]
 
-    def _weighted(self, number: int) -> list[int]:
+    def _epoch(self, number: int) -> list[int]:
+        """The rows that an epoch (counted from 0) draws, in order."""
+        if not self.shares:
+            return self.stream(number).permutation(self.size).tolist()
         # Cumulative counts: an epoch draws their difference, so that rounding does not add up over epochs.
         before, after = (apportioned(epochs * self.size, self.shares) for epochs in (number, number + 1))
         # One offset in [0, 1) per source, or every epoch would begin with the same sources.
@@ -78,11 +74,11 @@ class Sampler:
         """The row at a position of a source's own endless walk."""
         rows = self.rows[source]
         lap, index = divmod(position, len(rows))
+        return rows[self._lap(source, lap)[index]]
+
+    def _shuffled(self, source: int, lap: int) -> list[int]:
         # Laps, not epochs, name the stream: a walk continues across the ends of epochs.
-        if self._walks.get(source, (-1, []))[0] != lap:
-            order = self.stream("source", source, lap).permutation(len(rows)).tolist()
-            self._walks[source] = (lap, order)
-        return rows[self._walks[source][1][index]]
+        return self.stream("source", source, lap).permutation(len(self.rows[source])).tolist()
 
 
 def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
@@ -112,9 +108,6 @@ def make_sampler(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str)
     return Sampler([group.origin.source for group in groups if group.origin], loaded.weights, stream)
 
 
-OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}
-
-
 @dataclass
 class AuxiliaryLoss:
     """Cross-entropy on separate groups, added to every step's loss.
@@ -140,11 +133,13 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
         return None
     loaded = context.load(mix.data)
     groups = loaded.groups
-    demonstrations = mix.objective == "sft"
     for group in groups:
-        if bool(group.prompt) != demonstrations or len(group.responses) != 1:
-            raise DataError(f"{context.name}.mix: objective '{mix.objective}' needs {OBJECTIVES[mix.objective]}")
-        if demonstrations and (fault := why_not_demonstration(group)):
+        fault = ""
+        if mix.objective == "sft":
+            fault = why_not_demonstration(group)
+        elif group.prompt:
+            fault = "has a prompt, and objective 'text' needs raw text"
+        if fault:
             raise DataError(f"{context.name}.mix: the row {preview(group)} {fault}")
     encoder.count_read(groups)
     # All turns, whichever the algorithm learns of its own data: only a label belongs to the last one.

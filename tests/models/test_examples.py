@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import encoded, encoder, tiny_model, user, words
 
-from alignkit.batch import Outputs, filled
+from alignkit.batch import Outputs
 from alignkit.data.group import Group, Pair, Response
 from alignkit.models.packing import Examples, join_outputs
 from alignkit.tokens.encoder import Encoder
@@ -40,7 +40,7 @@ def test_outputs_of_micro_batches_are_joined_in_order(tmp_path: Path) -> None:
     joined = join_outputs(outs, [[0], [1]])
     assert joined.logprobs.tolist() == [[-1] * n + [0] * (wide - n), [-2] * wide]
     assert joined.values.tolist() == [[1] * n + [0] * (wide - n), [1] * wide]
-    assert joined.scores.tolist() == [1, 2] and "entropy" not in filled(joined)
+    assert joined.scores.tolist() == [1, 2] and "entropy" not in vars(joined)
     two = Outputs(logprobs=torch.tensor([[-3.0], [-4.0]]))
     turned = join_outputs([two, Outputs(logprobs=torch.full((1, 2), -5.0))], [[2, 0], [1]])
     assert turned.logprobs.tolist() == [[-4, 0], [-5, -5], [-3, 0]]

@@ -159,7 +159,7 @@ def test_a_reward_model_rates_by_its_scores(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_only_compares_cannot_rate() -> None:
-    with pytest.raises(RunFailed, match="judge 'x' only compares two responses, and ratings are needed"):
+    with pytest.raises(RunFailed, match="judge 'x' only compares, and ratings are needed"):
         CheckedJudge.check_rates(component(Scripted, None))
 
 

@@ -113,7 +113,7 @@ def test_prompts_without_criteria_stop_the_run(tmp_path: Path, meta: dict[str, A
 
 def test_other_judges_stop_the_run(tmp_path: Path) -> None:
     one = criteria(DOSE)
-    with pytest.raises(RunFailed, match="only compares two responses"):
+    with pytest.raises(RunFailed, match="only compares"):
         Rubric(Rubric.Options(judge=component(Scripted, None), criteria=one)).check(tmp_path)
     with pytest.raises(RunFailed, match="reads no rubric"):
         Rubric(Rubric.Options(judge=component(RewardJudge, None), criteria=one)).check(tmp_path)

@@ -30,7 +30,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.recipe.yaml import dump
-from alignkit.registry import BrokenPlugin, Registration, Registry
+from alignkit.registry import Origin, Registration, Registry
 
 
 class Plain(Algorithm):
@@ -518,7 +518,7 @@ def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
     assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"
-    registry.broken.append(BrokenPlugin("x-gone", "x-gone", "3", "ImportError: no torch"))
+    registry.broken.append(Origin(plugin="x-gone", distribution="x-gone", version="3", reason="ImportError: no torch"))
     with pytest.raises(
         RecipeError, match=r"plugin 'x-gone' \(x-gone 3\) failed to load: ImportError: no torch"
     ) as caught:

@@ -144,7 +144,7 @@ def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
     recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
     command = ["run", str(recipe), "--out", str(recipe.parent / "out"), "--plugin", str(recipe.parent / "watch.py")]
     assert cli.main(command) == 0
-    expected = "warning: plugin 'watch.py' failed in run_finished: ValueError: too late"
+    expected = "warning: plugin 'watch.py', in `run_finished`: ValueError: too late"
     for lines in (capsys.readouterr().err.splitlines(), logged(recipe.parent / "out")):
         assert any(line.startswith(expected) for line in lines)
         assert lines[-1] == f"next: alignkit chat {recipe.parent / 'out' / 'sft'}"

@@ -9,12 +9,13 @@ import json
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -91,6 +92,14 @@ class Simulated(Watching):
         posts = [pickle.loads(post) for post in self.exchange.swap(self.process, pickle.dumps((caller, mine)))]
         assert {other for other, _ in posts} == {caller}, "the processes do not meet at the same place"
         return [post for _, post in posts]
+
+    def add_gradients(self, parameters: Iterable[Any]) -> None:
+        """In the order of processes."""
+        parameters = list(parameters)
+        gathered = self.gather([parameter.grad for parameter in parameters])
+        for parameter, gradients in zip(parameters, zip(*gathered, strict=True), strict=True):
+            present = [gradient for gradient in gradients if gradient is not None]
+            parameter.grad = torch.stack(present).sum(dim=0) if present else None
 
 
 _step = Learner.step

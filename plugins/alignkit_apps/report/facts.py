@@ -193,7 +193,7 @@ class _Gathering:
                         found.append({"title": str(title), "anchor": f"part-{len(found) + 1}", "blocks": blocks})
             except (Exception, SystemExit) as error:
                 why = f"return an alignkit.Report under each title ({reason_of(error)})"
-                self.warn("", f"a part of plugin '{hook.plugin_name}' is left out: report_parts must {why}")
+                self.warn("", f"a part of {hook.plugin_name} is left out: report_parts must {why}")
         return found
 
     def figures(self, evaluations: Mapping[str, Any]) -> list[curves.Figure]:

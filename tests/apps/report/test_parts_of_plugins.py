@@ -78,7 +78,7 @@ def facts_of_none(folder: Path) -> Mapping[str, Any]:
     ],
 )
 def test_a_part_that_fails_is_named_and_others_stay(tmp_path: Path, told: Any, why: str) -> None:
-    plugins().manager.register(Wrong(told), "theirs")
+    plugins().manager.register(Wrong(told), "plugin 'theirs'")
     plugins().manager.register(Counts(), "mine")
     facts = facts_of(make_run(tmp_path / "run"))
     assert [part["title"] for part in facts["parts"]] == ["Counted", "Second"]
