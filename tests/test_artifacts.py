@@ -100,21 +100,10 @@ def test_whole_reward_models_are_read_without_a_word(
     assert "REPORT" not in said and "score.weight" not in said
 
 
-def test_weights_without_a_place_are_told_in_a_line(
-    tiny: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    change(tiny, **{"model.extra.weight": torch.zeros(2)})
-    policy(tiny, LORA)
-    assert [record.message for record in caplog.records] == [
-        f"{tiny}: a LlamaForCausalLM does not use weights such as model.extra.weight"
-    ]
-    assert "REPORT" not in captured(capfd, caplog)
-
-
 def test_weights_that_are_missing_are_an_error(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     change(tiny, **{"model.norm.weight": None})
     with pytest.raises(
-        RunFailed, match=r"LlamaForCausalLM are not in its files: model\.norm\.weight\nhelp: use a comp"
+        RunFailed, match=r"LlamaForCausalLM are not in its files, .*: model\.norm\.weight\nhelp: use a comp"
     ):
         policy(tiny, LORA)
     assert "REPORT" not in capfd.readouterr().err
@@ -122,13 +111,13 @@ def test_weights_that_are_missing_are_an_error(tiny: Path, capfd: pytest.Capture
 
 def test_weights_of_another_shape_are_an_error(tiny: Path) -> None:
     change(tiny, **{"model.norm.weight": torch.ones(3)})
-    with pytest.raises(RunFailed, match=r"model\.norm\.weight has the shape \[3\], but its config\.json desc"):
+    with pytest.raises(RunFailed, match=r"or have another shape there: model\.norm\.weight"):
         policy(tiny, LORA)
 
 
 def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
     """Its scores would be those of a head drawn at random."""
-    with pytest.raises(RunFailed, match=r"are not in its files: score\.weight"):
+    with pytest.raises(RunFailed, match=r"are not in its files, .*: score\.weight"):
         LoadedBase(policy(tiny, LORA), Path)[str(tiny)]
 
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignkit import cli
 from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
+from alignkit.io.results import write_record
 from alignkit.registry import KINDS
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
@@ -54,7 +56,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Replaces the run; the list receives its arguments."""
     calls: list[tuple] = []
     fake = types.ModuleType("alignkit.runs.run")
-    fake.run_recipe = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+
+    def run_recipe(recipe: Any, out: Path, *more: Any) -> None:
+        calls.append((recipe, out, *more))
+        for name in recipe.stages:
+            (out / name).mkdir(parents=True)
+            write_record(out / name, {"summary": {}})
+
+    fake.run_recipe = run_recipe  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "alignkit.runs.run", fake)
     return calls
 
@@ -324,15 +333,10 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
         ("chat small.yaml", 2, "small.yaml is a recipe, not a model"),
         ("chat base", 2, "help: write RUN/base"),
         ("evaluate tiny --prompts d.jsonl", 2, "nothing says which answers are better\n  help: add --reward REWARD"),
-        (
-            "check {} epochs=3",
-            2,
-            "help: write 'epochs' in the stage",
-        ),
+        ("check {} epochs=3", 2, "unknown key 'epochs'\n  --> override"),
         ("check {} stages.first.algorithm=FAKE_plain", 2, "help: did you mean 'fake_plain'?"),
         ("check {} stages.first.learning_rate=1000", 2, "must be less than or equal to 1, got 1000"),
         ("check {} stages.second.reward=length stages.second.step=evaluate", 2, "help: did you mean 'rewards'?"),
-        ("check {} model.base=smollm2", 2, "no model 'smollm2'\n  --> override"),
         ("check {} first second", 2, "two stages: first, second"),
         ("check {} --row 3", 2, "--row is for a row of a stage"),
         ("check {} first --plan", 2, "a plan is for all stages"),

@@ -26,17 +26,15 @@ stages:
 """
 WHOLE = dict.fromkeys(("top", "stage", "rollout", "evaluate", "lm_eval"), "")
 WHOLE |= {"reward": "length", "more": "{step: sample, policy: first, prompts: d.jsonl}"}
-PAIRS = "step: judge_pairs, data: d.jsonl"
 
 # What is written, and where; the unknown name; what the help says, or PAGE: the page says what to use instead.
 KEYS = [
     ("top", "requires: {alignkit: '>=0.1'}", "requires", "known keys: description, engine"),
     ("top", "executor: ray", "executor", PAGE),
-    ("stage", ", seed: 3", "seed", "at the top level of the recipe"),
+    ("stage", ", seed: 3", "seed", PAGE),
     ("stage", ", adam_beta1: 0.8", "adam_beta1", "use 'optimizer'"),
     ("stage", ", max_grad_norm: 1", "max_grad_norm", "use 'optimizer'"),
     ("stage", ", weight_decay: 0.1", "weight_decay", "use 'optimizer'"),
-    ("stage", ", keep_recent_turns: 2", "keep_recent_turns", "known keys: algorithm, batch_size"),
     ("rollout", ", keep_recent_turns: 2", "keep_recent_turns", "known keys: ahead"),
     ("rollout", ", turn_seconds: 9", "turn_seconds", "known keys: ahead"),
     ("reward", "gdpo", "gdpo", PAGE),
@@ -44,12 +42,9 @@ KEYS = [
     ("reward", "{product: [length, length]}", "product", PAGE),
     ("evaluate", ", people: [ada]", "people", PAGE),
     ("evaluate", ", repeat_pairs: 0.1", "repeat_pairs", PAGE),
-    ("evaluate", ", temperature: 0", "temperature", "or 'sampling:' of a step"),
     ("lm_eval", ", num_fewshot: 5", "num_fewshot", "known keys: args"),
-    ("more", "{algorithm: decision, data: d.jsonl}", "decision", PAGE),
     ("more", "{step: rate_feedback, data: d.jsonl}", "rate_feedback", PAGE),
-    ("more", "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}", "max_new_tokens", "'sampling:'"),
-    ("more", f"{{{PAIRS}, judge: {{openai_judge: {{temperature: 0}}}}}}", "temperature", "or 'sampling:' of a step"),
+    ("more", "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}", "max_new_tokens", "sampling"),
     ("more", "{algorithm: grpo, prompts: d.jsonl, environment: harbor}", "harbor", PAGE),
     (
         "more",
@@ -63,13 +58,7 @@ COMMANDS = [
     ("migrate dpo.yaml", "migrate", PAGE),
     ("gguf runs/a/b", "gguf", PAGE),
     ("export runs/a/b --gguf q8_0", "--gguf", PAGE),
-    ("merge a.feedback --into b.feedback", "merge", "write: alignkit labels merge"),
-    ("plugins search calm", "search", PAGE),
     ("plugins list", "list", "`alignkit plugins` lists what is installed"),
-    ("plugins decision", "decision", PAGE),
-    ("labels rate a.feedback", "rate", PAGE),
-    ("labels show a.feedback", "show", PAGE),
-    ("labels agree a.feedback", "agree", PAGE),
     ("labels agree", "agree", PAGE),
     ("data stats d.jsonl", "stats", PAGE),
     ("run smoke --executor ray", "--executor", PAGE),

@@ -104,7 +104,7 @@ def test_every_method_is_a_valid_recipe(name: str) -> None:
     recipe, _ = recipe_of(command.METHODS[name], 3)
     assert recipe.seed == 3
     aligned = recipe.stages.get("align")
-    assert aligned.upstream[0] == "sft" if aligned else name in ("sft", "best_of_4")
+    assert next(iter(aligned.upstream)) == "sft" if aligned else name in ("sft", "best_of_4")
 
 
 @pytest.mark.parametrize("file", sorted((FOLDER / "papers").glob("*.yaml")), ids=lambda file: file.stem)

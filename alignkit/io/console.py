@@ -35,7 +35,9 @@ class Terminal(Console):
     """Stdout or stderr; in a notebook, too, plain lines."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, force_jupyter=False, **options)
+        super().__init__(highlight=False, **options)
+        if self.is_jupyter:  # which sets FORCE_COLOR, and cannot move its cursor
+            super().__init__(highlight=False, force_jupyter=False, force_terminal=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Be quiet from now on: `| head` must not end a run."""

@@ -254,7 +254,8 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    for name in ("transformers.modeling_utils", "bitsandbytes"):  # missing weights are reported here
+    # Missing weights are reported here. With its own level, transformers tells how it would cut a model into parts.
+    for name in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Paged optimizers work unpaged on a CPU.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported|.*is_gradient_checkpointing")
