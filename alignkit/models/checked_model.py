@@ -94,16 +94,16 @@ def why_not_packable(model: Any, base: str) -> str:
     try:
         network.set_attn_implementation(attention.NAME)
         packed = model.hidden(base, TreeLayout(SPANS), ids)
+        # The first two share a prompt.
+        if distance := _distance(packed, torch.cat([native[0], native[1][5:], native[2]])):
+            return f"packed attention differs from the model's own by {distance:.2g}"
         decoded = _decoded(model, base, [rows[0], rows[2]])
+        if distance := _distance(decoded, torch.stack([native[0][-1], native[2][-1]])):
+            return f"decoding token by token differs from the model's own reading by {distance:.2g}"
     except UnsupportedAttention as error:
         return str(error)
     except _ODD as error:
         return f"{type(error).__name__}: {error}"
-    # The first two share a prompt.
-    if distance := _distance(packed, torch.cat([native[0], native[1][5:], native[2]])):
-        return f"packed attention differs from the model's own by {distance:.2g}"
-    if distance := _distance(decoded, torch.stack([native[0][-1], native[2][-1]])):
-        return f"decoding token by token differs from the model's own reading by {distance:.2g}"
     return ""
 
 
