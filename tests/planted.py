@@ -76,8 +76,8 @@ PLANTED = {
     ),
     "samples_by_order": Planted(
         SERVICE,
-        '"seed": seed, "numbers": fitting,',
-        '"seed": seed,',
+        "                numbers=fitting,\n",
+        "",
         "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
     ),
     "one_end": Planted(
