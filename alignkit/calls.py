@@ -102,9 +102,8 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
 
 def line_in(error: BaseException, modules: Collection[str]) -> str:
     """` (file.py:12)`: the innermost line of these modules in the traceback; empty if none of their code ran."""
-    frames = [
-        (frame.f_globals.get("__name__"), frame.f_code.co_filename, line)
-        for frame, line in walk_tb(error.__traceback__)
-    ]
-    lines = [f" ({os.path.basename(file)}:{line})" for module, file, line in frames if module in modules]
-    return next(reversed(lines), "")
+    innermost = ""
+    for frame, line in walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") in modules:
+            innermost = f" ({os.path.basename(frame.f_code.co_filename)}:{line})"
+    return innermost

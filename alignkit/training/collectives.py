@@ -79,8 +79,6 @@ class Collectives:
         sizes: the number of results of each entry. work: returns those of the entries with these indices. led: see
         `partition`.
         """
-        if self.processes == 1:
-            return list(work(range(len(sizes))))
         shares = self.partition(sizes, led)
         mine = shares[self.process]
         results: list[list[T]] = [[] for _ in sizes]
