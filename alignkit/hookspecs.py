@@ -1,7 +1,7 @@
 """Every hook that a plugin may implement: `register`, and the events in the order in which a run calls them.
 
 A plugin is a module named in the entry-point group `alignkit`, with functions decorated by `@alignkit.hookimpl`.
-They may take fewer arguments than the hook has. pluggy's wrappers are not called.
+They may take fewer arguments than the hook has.
 """
 
 from __future__ import annotations

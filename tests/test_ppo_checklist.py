@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from alignkit import Batch, Group, Outputs, Response
+from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
 from alignkit.algorithm import Phase
 from alignkit.batch import Pairs
@@ -1020,12 +1020,15 @@ def test_options_that_would_change_nothing_are_refused(options: dict[str, float]
 
 
 def test_a_mismatch_is_seen(stage: RolloutTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another sampler shows as `sampler_gap`."""
+    """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
     iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
     assert iteration.metrics["sampler_gap"] < 1e-4
     stage.temperature = 1.4
     stage.measure(iteration)
     assert iteration.metrics["sampler_gap"] > 0.05
+    disturb(stage.state.model, stage.state.roles.trained, 0.1)
+    with pytest.raises(RunFailed, match="KL"):
+        stage.measure(iteration)
 
 
 def test_adam_settings(stage: RolloutTrainer) -> None:

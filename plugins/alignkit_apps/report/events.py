@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,17 @@ def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) ->
     return [*(_printed(record, width) for record in records), _swapped(run.folder, run.recipe.stages, width)]
 
 
-@hookimpl(tryfirst=True)
-def run_finished(run: Any, error: BaseException | None) -> None:
-    """Write how the run ended, and the report, before another observer may fail."""
+@hookimpl(wrapper=True, tryfirst=True)
+def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
+    """Write how the run ended, and the report after all others have seen the end, even if one of them failed."""
     from alignkit_apps.report.run_history import write_end
     from alignkit_apps.report.write import report_run
 
     write_end(run.folder, error, run.reused, run.peak_memory)
-    report_run(run.folder, run.reporter.say)
+    try:
+        return (yield)
+    finally:
+        report_run(run.folder, run.reporter.say)
 
 
 def _printed(record: Mapping[str, Any], width: int) -> str:
