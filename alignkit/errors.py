@@ -177,7 +177,10 @@ def error_context(position: str) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, on one line: for a message that says where."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an author's own class may fail at it
+        text = ""
     if isinstance(error, AlignkitError):
         return text
     return f"{type(error).__name__}: {text[:LONGEST]}".removesuffix(": ")
@@ -216,7 +219,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def memory_ran_out(error: BaseException) -> bool:
     """Whether an error, by its type or text, means that memory ran out."""
     if isinstance(error, RuntimeError):
-        return _OUT_OF_MEMORY.search(str(error).lower()) is not None
+        return _OUT_OF_MEMORY.search(reason_of(error).lower()) is not None
     return isinstance(error, MemoryError)
 
 

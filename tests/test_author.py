@@ -199,9 +199,17 @@ def test_an_observer_that_exits_stops_the_run(
     assert "plugin 'strange.py', in `metrics_logged`: SystemExit: 0" in capsys.readouterr().err
 
 
+class Odd(RuntimeError):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
 class Strange:
     def long(self) -> None:
         raise ValueError("x" * 10_000_000)
+
+    def silent(self) -> None:
+        raise Odd
 
     def modes(self) -> None:
         torch.set_grad_enabled(False)
@@ -215,6 +223,8 @@ def test_a_message_is_bounded_and_torchs_mode_restored(tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"^in `Strange.long`: ValueError: x+") as long:
         call(strange, "long")
     assert len(str(long.value)) < LONGEST + 100
+    with pytest.raises(CallError, match=r"in `Strange.silent`: Odd \(test_author.py:"):
+        call(strange, "silent")
     with pytest.raises(CallError, match=r"in `Strange.modes`: it changed torch's gradient mode"):
         call(strange, "modes")
     assert torch.is_grad_enabled()
