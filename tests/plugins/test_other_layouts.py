@@ -73,7 +73,7 @@ def test_choices_that_the_question_says_are_not_lost(kept: bool, row: Any, tmp_p
         [group] = read(tmp_path / "d.jsonl", json.dumps(row)).groups
         assert {"choices", "options"} & group.meta.keys()
     else:
-        with pytest.raises(DataError, match="to choose from"):
+        with pytest.raises(DataError, match="means something in other tools"):
             read(tmp_path / "d.jsonl", json.dumps(row))
 
 
@@ -111,7 +111,7 @@ def test_the_yaml_that_an_error_names_reads_the_row(row: Any, ways: list[list[st
     assert [said(each.groups[0]) for each in loaded] == ways
     assert [each.sources[0].format for each in loaded] == [name for _, name in lines]
     if "choices" in row:
-        with pytest.raises(DataError, match="column 'choices' holds the question's answers to choose from"):
+        with pytest.raises(DataError, match="column 'choices' means something in other tools"):
             read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question", "answer": "key"})
 
 

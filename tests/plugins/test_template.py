@@ -266,7 +266,7 @@ def test_rows_of_other_types_are_refused_without_a_traceback(row: Any) -> None:
 
 
 def test_columns_that_other_tools_give_a_meaning_are_not_lost() -> None:
-    with pytest.raises(BadRow, match="column 'choices' holds the question's answers to choose from"):
+    with pytest.raises(BadRow, match="column 'choices' means something in other tools"):
         read(ROW, prompt="{passage}")
     assert "choices" not in read(ROW, prompt="{passage} {choices:letters}").meta
 
