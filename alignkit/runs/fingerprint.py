@@ -45,14 +45,14 @@ class RunData:
     def read(self, spec: DataSpec) -> Loaded:
         """The rows of a data entry, which the checks of stages and stages share until its contents change."""
         contents = [self._content(source) for source in spec.sources]
-        for held, then, loaded in self._held:
-            if held == spec and then == contents:
-                return replace(loaded, groups=copies(loaded.groups), validation=copies(loaded.validation))
-        loaded = load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
-        if len(loaded.groups) + len(loaded.validation) <= MOST_HELD:
+        loaded = next((loaded for held, then, loaded in self._held if held == spec and then == contents), None)
+        if loaded is None:
+            loaded = load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
+            self._held = [one for one in self._held if one[0] != spec]
+            if len(loaded.groups) + len(loaded.validation) > MOST_HELD:
+                return loaded  # nobody else has these rows
             self._held.append((spec, contents, loaded))
-            return self.read(spec)
-        return loaded  # nobody else has these rows
+        return replace(loaded, groups=copies(loaded.groups), validation=copies(loaded.validation))
 
     def _content(self, source: DataSource) -> Any:
         """What a source holds now: a digest, or the commit of a data set on the hub."""
