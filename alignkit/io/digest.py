@@ -79,9 +79,14 @@ def _version(package: str) -> str:
 
 def model_digest(source: str) -> Any:
     """Identifies a model's weights, tokenizer and template: digests of a folder's files, or the hub id itself."""
-    if not Path(source).is_dir():
+    folder = Path(source)
+    if not folder.is_dir():
         return source
-    return folder_digests(Path(source))
+    # Not folders next to the weights, such as those of other formats, which take seconds for each GiB.
+    kinds = (".safetensors", ".bin", ".json", ".jinja", ".py", ".model", ".txt", ".tiktoken")
+    files = [file for file in folder.iterdir() if file.suffix in kinds and file.is_file()]
+    files += folder.glob("additional_chat_templates/*.jinja")
+    return {file.relative_to(folder).as_posix(): file_digest(file) for file in sorted(files)}
 
 
 # Code of users
