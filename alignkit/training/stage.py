@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -43,8 +42,10 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int 
     def name_of(value: Any) -> dict[str, str]:
         if not isinstance(value, Tensor):
             raise RunFailed(f"a checkpoint cannot keep a {type(value).__name__}, as an optimizer may have in its state")
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensor = value.detach().cpu().contiguous()
+        # By address: bitsandbytes has one table of its numbers in 8 bits for all parameters, and a file holds it once.
+        name = f"{tensor.data_ptr()} {list(tensor.shape)}"
+        tensors[name] = tensor
         return {"tensor": name}
 
     plain = json.dumps(state, sort_keys=True, default=name_of)
@@ -188,7 +189,7 @@ class TrainerState:
         for base, state in self.saved.get("memory", {}).items():
             context.bases()[base].model.memory.restore(state)
         self.metrics = context.metrics(self.saved.get("metrics_bytes", 0))
-        context.activity(f"from '{self.roles.start}', reference '{self.roles.reference_name}'")
+        context.say(f"from '{self.roles.start}', reference '{self.roles.reference_name}'")
 
     def restore(self) -> int:
         """Continue from the checkpoint, with its summary, which has this start's counts, and every part's state.
