@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter
 
 from alignkit.algorithm import Phase, Skip
-from alignkit.batch import Batch, Term
+from alignkit.batch import Batch, Per, Term
 from alignkit.data.group import Group, Message
 from alignkit.errors import PluginError
 from alignkit.kinds import Observation
@@ -129,11 +129,18 @@ def signals(batch: Batch, values: Any) -> None:
 
 def terms(batch: Batch, values: Any) -> None:
     """Unreduced terms by name."""
+    of_tokens = batch.mask.shape
+    shapes = {
+        Per.TOKEN: of_tokens,
+        Per.RESPONSE: of_tokens[:1],
+        Per.PAIR: batch.pairs.p.shape,
+        Per.GROUP: (len(batch.groups),),
+    }
 
     def fits(name: str, term: Any) -> bool:
-        return isinstance(term, Term) and term.values.shape == batch.weights(term.per).shape
+        return isinstance(term, Term) and term.values.shape == shapes[term.per]
 
-    by_name(values, f"unreduced terms, such as Loss(name=per_token(...)) of {list(batch.mask.shape)}", fits)
+    by_name(values, f"unreduced terms, such as Loss(name=per_token(...)) of {list(of_tokens)}", fits)
 
 
 def loss(batch: Batch, values: Any) -> None:
