@@ -111,12 +111,10 @@ class Engine(WithOptions):
         whole_models: `publish` also takes folders of whole models, as with `lora: none`.
         repeats: The same call of `sample` returns the same tokens. A server that batches what arrives rounds as it
             batches.
-        tells_filtered: Completions have log-probabilities also with top_k, top_p or min_new_tokens.
     """
 
     whole_models: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
-    tells_filtered: ClassVar[bool] = True
 
     class Options(EngineOptions):
         """Only those of every engine."""

@@ -51,7 +51,6 @@ class Vllm(Engine):
 
     whole_models: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
-    tells_filtered: ClassVar[bool] = False
 
     class Options(EngineOptions):
         url: str | list[str] | None = Field(
