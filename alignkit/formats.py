@@ -207,7 +207,7 @@ class Format:
             if unused.get(name) not in (None, "", [], {}):
                 raise BadRow(
                     f"column '{name}' means something in other tools, which this format would lose; say which column "
-                    f"it is, as in `columns: {{weight: {name}}}`, or rename it: `columns: {{other_{name}: {name}}}`"
+                    f"it is, as in `columns: {{COLUMN: {name}}}`, or rename it: `columns: {{other_{name}: {name}}}`"
                 )
         return unused
 
