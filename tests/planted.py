@@ -223,8 +223,8 @@ PLANTED = {
     ),
     "no_own_epochs": Planted(
         ONLINE,
-        "phase.epochs if phase.epochs is not None else self.settings.epochs or 1",
-        "self.settings.epochs or 1",
+        "phase.epochs if phase.epochs is not None else self.settings.epochs",
+        "self.settings.epochs",
         _PHASES,
     ),
     "same_mix": Planted(LEARNER, "auxiliary.batch(self.steps)", "auxiliary.batch(0)", _MIXED),

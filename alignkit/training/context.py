@@ -90,10 +90,6 @@ class StageContext:
         by_engine = self.stage.engine is not None
         return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine, make=self.take)
 
-    def activity(self, text: str) -> None:
-        """Say what the stage does now."""
-        self.reporter.say(f"{self.name}: {text}")
-
 
 def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
     """The phases to learn from; groups that the algorithm puts into none form one."""

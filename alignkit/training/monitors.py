@@ -50,7 +50,7 @@ class Monitors:
         stage = MonitoredStage(
             settings,
             context.folder,
-            done=int(trainer.saved.get("number", 0)),
+            done=trainer.saved.get("number", 0),
             scorer=context.scorer,
             prompts=self._prompts,
             answer=self._answer,
@@ -97,7 +97,7 @@ class Monitors:
         return more
 
     def _stop(self, number: int, why: str, best: int) -> None:
-        planned = self.trainer.settings.iterations or 1
+        planned = self.trainer.settings.iterations
         counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
         self.trainer.summary |= {"stopped": why, **counts}
         result = f"the result is the policy that iteration {best} began with"

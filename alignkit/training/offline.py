@@ -37,7 +37,6 @@ class DatasetTrainer:
         chosen = context.select(loaded.groups)  # before the algorithm has the state of a checkpoint
         self.state = TrainerState(context, algorithm)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
-        self.batch_size = self.settings.batch_size or 1
         self._prepare(loaded, chosen)
 
     def run(self) -> dict[str, Any]:
@@ -69,8 +68,8 @@ class DatasetTrainer:
         self.validation = self._validation(loaded)
         groups = [encoded.group for encoded in self.encoded.groups]
         self.units = indivisible([group.bundle for group in groups])
-        self.per_epoch = math.ceil(len(self.units) / self.batch_size)
-        steps = self.per_epoch * (self.settings.epochs or 1)
+        self.per_epoch = math.ceil(len(self.units) / self.settings.batch_size)
+        steps = self.per_epoch * self.settings.epochs
         self.total = min(steps, self.settings.max_steps or steps)
         self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
         # A bundle counts for the source of its first group.
@@ -126,7 +125,7 @@ class DatasetTrainer:
         # Only the step decides, so that a resumed run learns from the same batches.
         epoch, index = divmod(step, self.per_epoch)
         order = self.draws.epoch(epoch)
-        chosen = order[share_of(len(order), self.batch_size, index)]
+        chosen = order[share_of(len(order), self.settings.batch_size, index)]
         return self.encoded.take([*chain.from_iterable(self.units[unit] for unit in chosen)])
 
     def _after(self, metrics: dict[str, Any]) -> None:
@@ -153,7 +152,7 @@ class DatasetTrainer:
         metrics = self.learner.evaluate(validation)
         self.state.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.context.activity(f"validation after epoch {epoch}: {facts}")
+        self.context.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
         best = self.state.summary.get("validation", {"loss": math.inf})

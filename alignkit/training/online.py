@@ -104,7 +104,7 @@ class RolloutTrainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
-        state, iterations = self.state, self.settings.iterations or 1
+        state, iterations = self.state, self.settings.iterations
         state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations}
         first = state.restore()
         if not first:
@@ -371,8 +371,8 @@ class RolloutTrainer:
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
         steps: list[dict[str, float]] = []
-        iterations = self.settings.iterations or 1
-        epochs = phase.epochs if phase.epochs is not None else self.settings.epochs or 1
+        iterations = self.settings.iterations
+        epochs = phase.epochs if phase.epochs is not None else self.settings.epochs
         for epoch in range(epochs):
             # Named by phase and epoch: each pass has an order of its own, the same after a resume.
             stream = seeds.stream(self.context.seed, self.context.name, "minibatch", iteration.number, index, epoch)

@@ -61,7 +61,7 @@ class PromptSource:
         loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
         self.draws = make_sampler(loaded, self.prompts, self.context.seed, self.context.name, "prompts")
-        self.per_iteration, self.extra = settings.prompts_per_iteration or len(self.prompts), 0
+        self.per_iteration, self.extra = settings.prompts_per_iteration, 0
         self.request: Request | None = None
 
     def state(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class PromptSource:
         request.result()
         self.request = None
         settings = self.context.settings
-        if settings.rollout.ahead and number < (settings.iterations or 1):
+        if settings.rollout.ahead and number < settings.iterations:
             self.request = self.ask(self.draw(number + 1), number + 1, lag=1)
         return request
 

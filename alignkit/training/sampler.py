@@ -147,4 +147,4 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")
     draws = make_sampler(loaded, [e.group for e in encoded], context.seed, context.name, "mix")
-    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size or 1, draws)
+    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size, draws)

@@ -26,7 +26,7 @@ class RewardHacking(Monitor):
         # Statistics take a second to load, which no command that only looks at a recipe should wait for.
         from alignkit_monitors.drift import Drift
 
-        self.drift = Drift(stage.settings.iterations or 1)
+        self.drift = Drift(stage.settings.iterations)
         return ()
 
     def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
@@ -68,7 +68,7 @@ class Gold(Monitor):
         from alignkit_monitors.estimates import History
 
         self.stage, self.rewards = stage, stage.scorer(self.options.reward)
-        self.history = History(stage.settings.iterations or 1)
+        self.history = History(stage.settings.iterations)
         self.prompts: Sequence[Group] = ()
         if self.options.prompts is not None:
             self.prompts = stage.prompts(self.options.prompts)

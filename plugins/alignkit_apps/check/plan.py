@@ -192,7 +192,7 @@ class _Planner:
         groups, note = self._groups(settings.prompts)
         lengths = self._prompt_lengths(groups, encoder)
         new, samples = rollout.max_new_tokens, rollout.samples_per_prompt
-        mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration or len(groups)
+        mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration
         prompts = settings.iterations * asked
         learned = prompts * (mean + samples * new) * settings.epochs
         passes = 2 + (algorithm.needs.values and not algorithm.needs.shared_values)  # policy, reference, values
