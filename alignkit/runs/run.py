@@ -202,7 +202,7 @@ class Run(Services):
             self.hashes |= parts["upstream"]
             self.collectives.compare(f"stage '{name}'", stage.key)
         began = time.monotonic()
-        made: list[tuple[dict[str, Any], Artifact]] = []
+        made: list[Artifact] = []
         with self.models_for(stage.stage):
             if before:
                 stage.notify("stage_changed", record=before, parts=parts)
@@ -214,7 +214,7 @@ class Run(Services):
                 first(lambda: made.append(stage.run()))
         self.models.forget(name)
         seconds = time.monotonic() - began
-        first(lambda: self._finish(stage, stage.record(seconds, *made[0], parts)))
+        first(lambda: self._finish(stage, stage.record(seconds, made[0], parts)))
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:

@@ -126,17 +126,18 @@ class RunStage:
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
         return stage_parts(self.stage, self.recipe, services.bases[BASE].digest, upstream, services.data)
 
-    def record(
-        self, seconds: float, summary: Mapping[str, Any], artifact: Artifact, parts: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def record(self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of stage.json, without the hash. parts: what the hash is made of."""
+        summary = dict(artifact.summary or {})
+        if self._bad_rows:
+            summary["bad_rows"] = list(self._bad_rows)
         return {
             "complete": True,
             "name": self.name,
             "plugin": self.stage.component.name,
             "log_odds": self.stage.log_odds,
             "seconds": round(seconds, 1),
-            "summary": {**summary, **({"bad_rows": list(self._bad_rows)} if self._bad_rows else {})},
+            "summary": summary,
             "policy": artifact.policy,
             "text": artifact.text,
             "report": artifact.report.plain() if artifact.report is not None else None,
@@ -155,9 +156,8 @@ class RunStage:
 
     def take(self, component: Component) -> Any:
         """The plugin of a component for whoever uses it; the next one who asks gets another."""
-        plugin = self.plugin(component)
-        del self._plugins[id(component)]
-        return plugin
+        self.plugin(component)
+        return self._plugins.pop(id(component))
 
     def check_plugins(self, mistakes: Mistakes) -> None:
         """Let the stage's plugins check what they can, and look for weights that do not fit their base models."""
@@ -235,8 +235,8 @@ class RunStage:
 
     # Its work
 
-    def run(self) -> tuple[dict[str, Any], Artifact]:
-        """Do the work, from the last checkpoint; returns the summary and what the stage made."""
+    def run(self) -> Artifact:
+        """Do the work, from the last checkpoint; returns what the stage made."""
         raise NotImplementedError
 
     def load(self, spec: DataSpec) -> Loaded:
@@ -389,7 +389,7 @@ class TrainingStage(RunStage, StageContext):
 
     # Its work
 
-    def run(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> Artifact:
         from alignkit.training.learner import learning_rate
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
@@ -403,14 +403,14 @@ class TrainingStage(RunStage, StageContext):
         rate = learning_rate(self, algorithm.defaults)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
         if isinstance(algorithm, ExternalTrainer):
-            return {**call(algorithm, "train", self), "learning_rate": rate}, Artifact()
+            return Artifact(summary={**call(algorithm, "train", self), "learning_rate": rate})
         trainer: RolloutTrainer | DatasetTrainer
         if algorithm.source is Source.ROLLOUTS:
             trainer = RolloutTrainer(self, algorithm)
         else:
             trainer = DatasetTrainer(self, algorithm)
         try:
-            return {**trainer.run(), "learning_rate": rate}, Artifact()
+            return Artifact(summary={**trainer.run(), "learning_rate": rate})
         finally:
             trainer.close()
 
@@ -433,14 +433,14 @@ class StepStage(RunStage):
         data = StepData(load, partial(self.check_scoring, options), self.recipe, self.say)
         self._check(mistakes, component, "check_data", data)
 
-    def run(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> Artifact:
         artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))
         if artifact.groups is not None:
             write_groups(self.services.store.data(self.name), artifact.groups)
         if artifact.report is not None:
             write_text(self.folder / "report.txt", artifact.report.text() + "\n")
             write_text(self.folder / "report.md", artifact.report.markdown())
-        return dict(artifact.summary or {}), artifact
+        return artifact
 
     def context(self, metrics: Metrics) -> StepContext:
         """What the step can use."""
