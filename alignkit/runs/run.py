@@ -47,7 +47,7 @@ def run_recipe(
     with ExitStack() as stack:
         if collectives.process == 0:
             stack.enter_context(locked(folder))
-            reporter.log.open(folder / "run.log")
+            reporter.log.path = folder / "run.log"
         stack.enter_context(stoppable())
         run = Run(recipe, folder, reporter, collectives)
         error: BaseException | None = None
@@ -139,7 +139,7 @@ class Run(Services):
     def _show(self) -> None:
         """Print the results. Raises RunFailed if one is no longer as its stage wrote it."""
         for name in self.stages:
-            if damage := damage_of(self.store.path(name)):
+            if damage := damage_of(self.folder / name):
                 raise RunFailed(f"{damage}, while later stages ran; repeat the command")
         for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
@@ -221,7 +221,7 @@ class Run(Services):
         if self._reuse(name, parts):
             self.reporter.stop(f"{name}: unchanged, reused")
             return None
-        key, folder = self.hashes[name], self.store.path(name)
+        key, folder = self.hashes[name], self.folder / name
         if before.get("hash") == key:
             before = {}
         if exists(folder) and (damage := damage_of(folder)):
