@@ -95,7 +95,7 @@ class RunStage:
     def __init__(self, services: Services, stage: Stage):
         self.services, self.stage, self.name = services, stage, stage.name
         self.recipe, self.reporter, self.seed = services.recipe, services.reporter, services.recipe.seed
-        self.folder = services.store.path(stage.name)
+        self.folder = services.folder / stage.name
         self.summary: dict[str, Any] = {}  # for stage.json
         self.facts: list[SourceFacts] = []
         self._plugins: dict[int, Any] = {}  # by the id of their component
@@ -196,7 +196,7 @@ class RunStage:
                     "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
                 )
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         """Read and check the data that are here.
 
         rows: of each source that the chat template renders; None: all.
@@ -281,7 +281,6 @@ class TrainingStage(RunStage, StageContext):
         super().__init__(services, stage)
         assert stage.settings is not None
         self.settings: Settings = stage.settings
-        self.folder_of = services.store.path
 
     # Before the weights
 
@@ -303,7 +302,7 @@ class TrainingStage(RunStage, StageContext):
                 factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
                 player().Episodes(factory, self.services.bases[BASE].encoder, settings.max_length)
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         self._check_entries(mistakes, filter(self._is_here, self.entries), rows)
 
     def _check_entries(self, mistakes: Mistakes, entries: Iterable[DataSpec], rows: int | None) -> None:
@@ -418,7 +417,7 @@ class TrainingStage(RunStage, StageContext):
 class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         options, component = self.stage.component.options, self.stage.component
         loaded = {id(spec): one.groups for spec, one in self._read(mistakes, filter(self._is_here, self.entries))}
 
@@ -444,8 +443,9 @@ class StepStage(RunStage):
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
                 elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
+                compute = next(iter(elsewhere), partial(map, function))
                 file = self.folder / "map" / f"{name}.jsonl"
-                return resumable_map(file, rows, function, services.should_stop, done, next(iter(elsewhere), None))
+                return resumable_map(file, rows, compute, services.should_stop, done)
 
         return StepContext(
             **vars(self.reward_context()),

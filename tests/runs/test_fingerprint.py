@@ -260,7 +260,7 @@ def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: p
     loaded.groups[0].meta["mine"] = loaded.groups[0].prompt[0]["content"] = "changed"
     assert two.load(two.settings.data).groups[0].meta == {}
     assert len(read) == 3
-    two.check_data(Mistakes(run.recipe))
+    two.check_data(Mistakes(run.recipe), None)
     write(file, ROWS[:2])
     assert [group.prompt[0]["content"] for group in two.load(two.settings.data).groups] == ["q0", "q1"]
     assert read[3:] == ["q0", "q1"]
