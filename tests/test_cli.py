@@ -119,7 +119,7 @@ def test_run_checks_first(recipe: list[str], runs: list[tuple]) -> None:
 
 def test_run_passes_the_recipe_and_the_folder_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
     assert cli.main(["run", *recipe, "stages.first.epochs=2", "--out", str(tmp_path / "o")]) == 0
-    ((checked, out, _),) = runs
+    ((checked, out, *_),) = runs
     assert (checked.stages["first"].settings.epochs, out) == (2, tmp_path / "o")
 
 

@@ -60,7 +60,8 @@ def evaluate(
         words.append(baseline)
     named = models_of(words, reward or (), judge or ())
     recipe = made_recipe(recipe_of(named, prompts, baseline, limit), "alignkit evaluate", overrides, registry)
-    folder, reporter = folder_of(recipe, out), begin(recipe, out)
+    folder = folder_of(recipe, out)
+    reporter = begin(recipe, folder)
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(recipe, folder, reporter)
