@@ -250,7 +250,7 @@ def written(prompt: Sequence[int], *rows: Sequence[int], name: str = "g") -> Enc
 
 
 def algorithm(name: str = "ppo", **options: Any) -> Any:
-    thing = plugins().registry.get("algorithm", name).implementation
+    thing = plugins().get("algorithm", name).implementation
     return thing(thing.Options(**options))
 
 

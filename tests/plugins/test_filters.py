@@ -24,7 +24,7 @@ def group(*scores: float | None, cut: int = 0) -> Group:
 
 
 def kept(name: str, groups: Sequence[Group], **options: Any) -> list[bool]:
-    cls = plugins().registry.get("filter", name).implementation
+    cls = plugins().get("filter", name).implementation
     check_filter(cls, options, groups=groups)
     return list(cls(cls.Options(**options)).keep(groups))
 
@@ -63,7 +63,7 @@ def test_reward_range_includes_its_limits() -> None:
 @pytest.mark.parametrize("options", [{}, {"low": 1, "high": 0}])
 def test_a_range_needs_limits_in_order(options: dict[str, float]) -> None:
     with pytest.raises(ConformanceError, match="is refused"):
-        check_filter(plugins().registry.get("filter", "reward_range").implementation, options)
+        check_filter(plugins().get("filter", "reward_range").implementation, options)
 
 
 # Broken ones
