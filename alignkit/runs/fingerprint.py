@@ -71,13 +71,13 @@ class RunData:
         if source.path is not None and (reader := registration_of(source.path)) and reader.distribution != GROUP:
             facts["reader"] = [reader.name, reader.version, source_digests(reader.source_path)]
         if name := recognized_format(source, _formats(), self._stage_data, self._commits):
-            registration = plugins().registry.get("format", name)
+            registration = plugins().get("format", name)
             facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
         return facts
 
 
 def _formats() -> dict[str, type[Format]]:
-    return {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
+    return {entry.name: entry.implementation for entry in plugins().usable("format")}
 
 
 def stage_parts(

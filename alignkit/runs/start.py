@@ -108,7 +108,7 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    registry = load_plugins([Path(file) for file in plugins]).registry
+    registry = load_plugins([Path(file) for file in plugins])
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     checked = load_recipe(find_recipe(recipe), texts, registry)
     folder = Path(out or folder_of(checked, None))

@@ -54,7 +54,7 @@ CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
 
 def first_party() -> dict[str, type]:
-    registrations = plugins().registry.registrations("step")
+    registrations = plugins().registrations("step")
     return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
 
 

@@ -54,7 +54,7 @@ def evaluate(
     from alignkit.runs.start import result_of
     from alignkit_apps.policies.recipe import models_of, recipe_of, without_overrides
 
-    registry = load_plugins().registry
+    registry = load_plugins()
     words, overrides = without_overrides(policies)
     if baseline is not None and baseline not in words:
         words.append(baseline)
