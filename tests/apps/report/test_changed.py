@@ -12,7 +12,7 @@ import pytest
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_apps.report.changed import carried_over, change_since
 
 ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}
@@ -30,7 +30,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
 
 
 def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
-    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft})
+    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft}, RunData(Path, 0))
     return dict(json.loads(json.dumps(parts, default=str)))
 
 
