@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
+from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import DataSpec, Loaded, SourceFacts
@@ -353,10 +353,10 @@ class TrainingStage(RunStage, StageContext):
                 f"stage '{self.name}': {component.name} learns from pairs of a better and a worse response, but no row "
                 f"of {files} has a pair\nhelp: `alignkit label FILE` asks people which of several responses is better"
             )
-        algorithm = self.take(component)  # whose state begins with its selection
-        if isinstance(algorithm, ExternalTrainer):
+        if isinstance(self.plugin(component), ExternalTrainer):
             return
-        call(algorithm, "check_data", self._selected(algorithm, loaded.groups))
+        selected = self.select(loaded.groups)
+        call(self.take(component), "check_data", selected)  # the state of another one begins with its own selection
 
     def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
         """Check that there are prompts."""
@@ -369,9 +369,7 @@ class TrainingStage(RunStage, StageContext):
 
     def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects. validation: of rows that are held out."""
-        return self._selected(self.plugin(self.stage.component), groups, validation)
-
-    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        algorithm = self.plugin(self.stage.component)
         if type(algorithm).select is Algorithm.select:
             return list(groups)
         from alignkit import seeds  # imports numpy
@@ -407,11 +405,6 @@ class TrainingStage(RunStage, StageContext):
             return Artifact(summary={**trainer.run(), "learning_rate": rate})
         finally:
             trainer.close()
-
-    @property
-    def trains_policy(self) -> bool:
-        """Whether it trains a policy, and no reward model."""
-        return self.stage.component.registration.implementation.trains is not Trains.REWARD
 
 
 class StepStage(RunStage):
