@@ -240,10 +240,10 @@ class Results:
             discard_folder(result)
         move_folder(work, result)
 
-    def begin(self, stage: str, key: str, parts: Mapping[str, Any] | None = None) -> Path:
+    def begin(self, stage: str, key: str, parts: Mapping[str, Any]) -> Path:
         """Begin or continue a stage's work, and return its folder. parts: what the key is made of."""
         make_folder(work := self.of(WORK, stage, key))
-        write_record(work, {"hash": key, "complete": False, "depends_on": parts or {}})
+        write_record(work, {"hash": key, "complete": False, "depends_on": parts})
         self._link(stage, work)
         return self.folder / stage
 

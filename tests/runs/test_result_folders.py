@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Results:
 def finished(store: Results, name: str, stage: str = "sft", **record: str) -> str:
     """Make a result, whose files say what it was made with. Returns its key."""
     key = digest(name)
-    folder = store.begin(stage, key)
+    folder = store.begin(stage, key, {})
     for file in FILES:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(name, encoding="utf-8")
@@ -49,7 +49,7 @@ def made_with(store: Results) -> str:
 
 def test_a_result_is_complete_or_absent(store: Results) -> None:
     key = digest("one")
-    folder = store.begin("sft", key)
+    folder = store.begin("sft", key, {})
     assert brought(store, key) is None and os.readlink(folder) == f".work/sft-{key[:16]}"
     finished(store, "one")
     assert brought(store, key) == [] and os.readlink(folder) == f".results/sft-{key[:16]}"
@@ -59,12 +59,12 @@ def test_a_result_is_complete_or_absent(store: Results) -> None:
 
 def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
     keys = {name: finished(store, name) for name in ("one", "two", "three")}
-    (store.begin("sft", digest("four")) / "checkpoints" / "000001").mkdir(parents=True)
+    (store.begin("sft", digest("four"), {}) / "checkpoints" / "000001").mkdir(parents=True)
     for name in ("one", "three", "two", "one"):
         assert brought(store, keys[name]) == ["sft: restored an earlier result for these settings"]
         assert made_with(store) == name
     assert brought(store, keys["one"]) == []
-    assert (store.begin("sft", digest("four")) / "checkpoints" / "000001").is_dir()
+    assert (store.begin("sft", digest("four"), {}) / "checkpoints" / "000001").is_dir()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -75,7 +75,7 @@ def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Resu
     assert module.damage_of(store.folder / "sft") == f"{store.folder / 'sft' / name} is not as the stage wrote it"
     (result / name).unlink()
     assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
-    store.begin("sft", key)
+    store.begin("sft", key, {})
     assert result.exists()
     finished(store, "one")
     assert brought(store, key) == []
@@ -112,7 +112,7 @@ def test_a_kill_when_a_result_is_complete_loses_nothing(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        store.begin("sft", digest("one"))
+        store.begin("sft", digest("one"), {})
         patch.setattr(module, step, die)
         finished(store, "one")
     assert brought(store, digest("one")) == []
@@ -121,7 +121,7 @@ def test_a_kill_when_a_result_is_complete_loses_nothing(
 
 def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path: Path) -> None:
     key = finished(store, "one")
-    store.begin("best", digest("two"))
+    store.begin("best", digest("two"), {})
     copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)))
     assert copy.artifact("sft") == copy.folder / "sft" / "adapter" and module.damage_of(copy.folder / "sft") is None
     assert brought(copy, key) == [] and read_record(copy.of(".work", "best", digest("two")))

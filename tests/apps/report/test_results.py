@@ -18,13 +18,13 @@ def store(tmp_path: Path) -> Results:
     store = Results(tmp_path)
     (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
     for stage_hash in ("1" * 64, "2" * 64, "3" * 64):
-        folder = store.begin("sft", stage_hash)
+        folder = store.begin("sft", stage_hash, {})
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_bytes(bytes(1000))
         store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
         if stage_hash.startswith("2"):
             (store.folder / "sft" / "adapter" / "weights").unlink()
-    store.begin("align", "4" * 64)
+    store.begin("align", "4" * 64, {})
     return store
 
 
