@@ -76,7 +76,7 @@ class Mistakes:
     def _at(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
         keys, (message, _, help) = self.recipe.option(stage, option), text.partition("\nhelp: ")
-        return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
+        return self.recipe.document.problem(keys, message, at_key=len(keys) == 2, help=help)
 
     def end(self) -> None:
         """Raise RecipeError with every problem."""
