@@ -250,9 +250,9 @@ def reader_of(path: Path) -> Reader | None:
 def registration_of(path: Path) -> Registration | None:
     """Where the reader of a file is from. See `reader_of`."""
     suffix = suffix_of(path)
-    if not plugins().registry.has("reader", suffix):
+    if not plugins().has("reader", suffix):
         return None
-    return plugins().registry.get("reader", suffix)
+    return plugins().get("reader", suffix)
 
 
 ACCELERATE = "accelerate"  # the name of the one that runs use
@@ -307,5 +307,5 @@ class Launcher:
 
 def launcher() -> Launcher:
     """What starts several processes. Raises Unresolved if no plugin does."""
-    made: Launcher = plugins().registry.get("launcher", ACCELERATE).implementation()
+    made: Launcher = plugins().get("launcher", ACCELERATE).implementation()
     return made

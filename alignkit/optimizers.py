@@ -29,7 +29,7 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     """What a stage names, and its options."""
     if isinstance(value, Component):
         return value.registration.implementation, value.options.model_dump(exclude_unset=True)
-    return plugins().registry.get(kind, value).implementation, {}
+    return plugins().get(kind, value).implementation, {}
 
 
 def optimizer_parts(settings: Settings) -> tuple[Callable[..., Any], dict[str, Any]]:

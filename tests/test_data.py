@@ -44,7 +44,7 @@ SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
-    for one in plugins().registry.registrations("format")
+    for one in plugins().registrations("format")
     if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
 }
 

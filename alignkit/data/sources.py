@@ -303,7 +303,7 @@ class SourceReader:
             return read(path)
         if reader := reader_of(path):
             return reader.rows_of(self.source, self.commit)
-        known = [*ours, *plugins().registry.names("reader")]
+        known = [*ours, *plugins().names("reader")]
         raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}")
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:

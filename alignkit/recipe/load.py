@@ -47,7 +47,7 @@ _KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
-    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
+    return build(load_document(Path(path), overrides), registry if registry is not None else plugins())
 
 
 def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry) -> Recipe:

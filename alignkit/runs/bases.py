@@ -44,7 +44,7 @@ def base_source(base: str) -> str:
     if is_dir(base) or not name:
         return base
     make_folder(cache := cache_folder())
-    return made_model(plugins().registry.get("model", name), cache, *filter(None, [path]))
+    return made_model(plugins().get("model", name), cache, *filter(None, [path]))
 
 
 def made_model(registration: Registration, cache: Path, *path: str) -> str:

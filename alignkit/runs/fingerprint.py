@@ -74,18 +74,14 @@ class RunData:
             first = SourceReader(source, _formats(), self._stage_data, self._commits)
             with suppress(DataError):  # reported when the stage reads its data
                 any(first.format_name for _ in first.rows())
-            if first.format_name:
-                registration = plugins().registry.get("format", first.format_name)
-                facts["recognized"] = [
-                    first.format_name,
-                    registration.version,
-                    source_digests(registration.source_path),
-                ]
+            if name := first.format_name:
+                registration = plugins().get("format", name)
+                facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
         return facts
 
 
 def _formats() -> dict[str, type[Format]]:
-    return {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
+    return {entry.name: entry.implementation for entry in plugins().usable("format")}
 
 
 def stage_parts(

@@ -22,28 +22,28 @@ from alignkit.errors import (
     no_disk,
     stoppable,
 )
-from alignkit.io.atomic import write_text
+from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, damage_of
 from alignkit.io.text import duration, exists, redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump
-from alignkit.runs.services import Services, begin, folder_of, locked, resume_command
-from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
+from alignkit.runs.services import Services, begin, locked, resume_command
+from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, StepStage, TrainingStage
 from alignkit.step import Artifact
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 
 def run_recipe(
-    recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
+    recipe: Recipe, folder: Path, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
 ) -> None:
-    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
+    """Run a recipe in a folder. Raises an AlignkitError, whose `exit_code` becomes the process's.
 
     reporter: of a run that has begun (`begin`). collectives: of the processes that
     run it together, each with the same call. The first one writes and speaks.
     """
-    folder, reporter = folder_of(recipe, out), reporter or begin(recipe, out)
+    reporter = reporter or begin(recipe, folder)
     with ExitStack() as stack:
         if collectives.process == 0:
             stack.enter_context(locked(folder))
@@ -94,22 +94,25 @@ class Run(Services):
     @cached_property
     def stages(self) -> dict[str, RunStage]:
         """By name, in order."""
-        return {name: run_stage(self, stage) for name, stage in self.recipe.stages.items()}
+        kinds: dict[str, type[RunStage]] = {"algorithm": TrainingStage, "step": StepStage}
+        return {name: kinds[stage.kind](self, stage) for name, stage in self.recipe.stages.items()}
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
         self.collectives.on_rank0(self._begin)
-        waits: dict[str, StageWaits | None] = {}  # None: a stage needs one that waits
+        left: set[str] = set()  # stages that wait, or need one that does
+        waits: list[StageWaits] = []
         for name, stage in self.stages.items():
             self.collectives.should_stop(self.should_stop)
-            if not waits.keys().isdisjoint(stage.stage.upstream):
-                waits[name] = None
+            if not left.isdisjoint(stage.stage.upstream):
+                left.add(name)
                 continue
             stage.notify("stage_started")
             try:
                 reused = self._stage(stage)
             except StageWaits as error:
-                waits[name] = error
+                left.add(name)
+                waits.append(error)
                 if self.leads:
                     self.store.wait(name, error.missing, error.store)
                 self.say(f"{name}: waits for {error.missing} label{'s' * (error.missing != 1)}")
@@ -119,24 +122,19 @@ class Run(Services):
                 self.reused.append(name)
         self.stage_name = ""
         self.reporter.stop()
-        self._end_if_waiting(waits)
+        if waits:
+            first, text = waits[0], "\n".join(map(str, waits))
+            raise StageWaits(text, missing=first.missing, stage=first.stage, store=first.store)
         self.collectives.on_rank0(self._show)
-
-    def _end_if_waiting(self, waits: Mapping[str, StageWaits | None]) -> None:
-        """Raise StageWaits, with the texts of all, if a stage waits. waits: all stages that did not run."""
-        errors = [error for error in waits.values() if error is not None]
-        if not errors:
-            return
-        first, text = errors[0], "\n".join(map(str, errors))
-        raise StageWaits(text, missing=first.missing, stage=first.stage, store=first.store)
 
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""
         self.event("run_started")
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
-        self.cache()
+        make_folder(self.folder / "cache")
         self.should_stop()
-        self.prepare(self._incomplete())
+        incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
+        self.prepare(incomplete)
 
     def _show(self) -> None:
         """Print the results. Raises RunFailed if one is no longer as its stage wrote it."""
@@ -170,10 +168,6 @@ class Run(Services):
             stage.check_data(mistakes, rows)
         mistakes.end_data()
 
-    def _incomplete(self) -> list[str]:
-        """The stages that will not be reused."""
-        return [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
-
     def _reuse(self, name: str, parts: Mapping[str, Any]) -> bool:
         """Whether a stage has a whole result for its key, of this run or of another one; its link then leads there."""
         self.hashes[name] = digest(parts)
@@ -202,7 +196,7 @@ class Run(Services):
             self.hashes |= parts["upstream"]
             self.collectives.compare(f"stage '{name}'", stage.key)
         began = time.monotonic()
-        made: list[tuple[dict[str, Any], Artifact]] = []
+        made: list[Artifact] = []
         with self.models_for(stage.stage):
             if before:
                 stage.notify("stage_changed", record=before, parts=parts)
@@ -214,7 +208,7 @@ class Run(Services):
                 first(lambda: made.append(stage.run()))
         self.models.forget(name)
         seconds = time.monotonic() - began
-        first(lambda: self._finish(stage, stage.record(seconds, *made[0], parts)))
+        first(lambda: self._finish(stage, stage.record(seconds, made[0], parts)))
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:

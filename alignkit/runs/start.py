@@ -29,6 +29,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import find_recipe
 from alignkit.runs.services import begin, folder_of
+from alignkit.training.collectives import ONE_PROCESS
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
@@ -59,7 +60,7 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     recipe = load(warnings.append)
     folder = folder_of(recipe, out)
     if world.process == 0:
-        reporter = begin(recipe, out)
+        reporter = begin(recipe, folder)
     else:
         reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
@@ -71,12 +72,11 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     reporter.say("loading torch and transformers")
     from alignkit.runs.run import run_recipe
 
-    if world.processes == 1:
-        run_recipe(recipe, folder, reporter)
-    else:
+    collectives = ONE_PROCESS
+    if world.processes > 1:
         collectives = launcher().join(recipe, folder, world)
-        run_recipe(recipe, folder, reporter, collectives)
-        collectives.close()
+    run_recipe(recipe, folder, reporter, collectives)
+    collectives.close()
     return result_of(recipe, folder)
 
 
@@ -108,7 +108,7 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    registry = load_plugins([Path(file) for file in plugins]).registry
+    registry = load_plugins([Path(file) for file in plugins])
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     checked = load_recipe(find_recipe(recipe), texts, registry)
     folder = Path(out or folder_of(checked, None))

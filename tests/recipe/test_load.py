@@ -97,10 +97,10 @@ class Preference:
 @pytest.fixture
 def registry() -> Registry:
     result = Registry()
-    result.add("monitor", Registration("reward_hacking", Monitor))
+    result.add(Registration("reward_hacking", Monitor, kind="monitor"))
     for kind in ("optimizer", "schedule"):
-        for registration in plugins().registry.registrations(kind):
-            result.add(kind, registration)
+        for registration in plugins().registrations(kind):
+            result.add(registration)
     things: dict[str, dict[str, Any]] = {
         "algorithm": {"plain": Plain, "scores": Scores, "online": Online, "critic": Critic},
         "reward": {"length": Length, "sum": Sum},
@@ -111,7 +111,7 @@ def registry() -> Registry:
     }
     for kind, table in things.items():
         for name, thing in table.items():
-            result.add(kind, Registration(name, thing, plugin="p", distribution="dist", version="1"))
+            result.add(Registration(name, thing, plugin="p", distribution="dist", version="1", kind=kind))
     return result
 
 
@@ -396,7 +396,7 @@ class Reads(Step):
 
 
 def test_a_missing_file_next_to_a_wrong_option(bench: Bench, registry: Registry) -> None:
-    registry.add("step", Registration("reads", Reads))
+    registry.add(Registration("reads", Reads, kind="step"))
     problems = bench.problems("  s: {step: reads, file: no.py, limit: 0}\n")
     assert [problem.message for problem in problems] == [
         "no such file: no.py",
@@ -405,7 +405,7 @@ def test_a_missing_file_next_to_a_wrong_option(bench: Bench, registry: Registry)
 
 
 def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registry) -> None:
-    registry.add("step", Registration("reads", Reads))
+    registry.add(Registration("reads", Reads, kind="step"))
     for folder in ("sub", "ad", "rm", "run"):
         (bench.folder / folder).mkdir()
     for file in ("sub/own.jsonl", "sub/own.py", "t.jinja", "rm/config.json"):
@@ -514,7 +514,7 @@ def test_a_swap_is_one_line(bench: Bench) -> None:
 
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
-    registry.add("algorithm", Registration("plain", Plain, distribution="other", version="2"))
+    registry.add(Registration("plain", Plain, distribution="other", version="2", kind="algorithm"))
     assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"

@@ -78,15 +78,15 @@ def test_a_big_file_that_changes_under_its_old_time_is_hashed_again(
 
 
 def _replace_format(monkeypatch: pytest.MonkeyPatch, changed: Registration) -> None:
-    formats = plugins().registry._registrations["format"]
+    formats = plugins()._registrations["format"]
     others = [one for one in formats if one.name != changed.name]
-    monkeypatch.setitem(plugins().registry._registrations, "format", [*others, changed])
+    monkeypatch.setitem(plugins()._registrations, "format", [*others, changed])
 
 
 def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A format that the recipe does not name is in the hash like one that it names."""
     write(tmp_path / "d.jsonl", ROWS)
-    registry = plugins().registry
+    registry = plugins()
     found = {}
     whose = Registration.source_path.fget
     code = tmp_path / "format_plugin.py"

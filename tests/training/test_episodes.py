@@ -47,7 +47,7 @@ def test_every_on_policy_algorithm_is_played() -> None:
 
     online = {
         each.name
-        for each in plugins().registry.registrations("algorithm")
+        for each in plugins().registrations("algorithm")
         if each.distribution == "alignkit"
         and each.implementation.source is Source.ROLLOUTS
         and not issubclass(each.implementation, ExternalTrainer)

@@ -47,7 +47,7 @@ class Slow(torch.optim.Optimizer):
 
 def named(name: str, **options: Any) -> Any:
     """An optimizer as a recipe's stage has it."""
-    registration = Registration(name, Slow) if name == "slow" else plugins().registry.get("optimizer", name)
+    registration = Registration(name, Slow) if name == "slow" else plugins().get("optimizer", name)
     return Component("optimizer", name, registration, options_of(registration, "optimizer")(**options))
 
 

@@ -119,9 +119,7 @@ def entry_groups(text: str) -> list[Group]:
     from alignkit.recipe.yaml import plain_data
 
     step = {"step": "people", "data": plain_data(text, f"'{text}'")}
-    recipe = made_recipe(
-        {"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), plugins().registry
-    )
+    recipe = made_recipe({"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), plugins())
     (spec,) = specs([recipe.stages["label"].component.options], DataSpec)
     return RunData(lambda stage: Path(stage), 0).read(spec).groups
 

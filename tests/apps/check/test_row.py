@@ -66,7 +66,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": STAGES}), encoding="utf-8")
 
     def look(stage: str, *overrides: str, row: int = 1) -> Inspection:
-        checked = load_recipe(recipe, list(overrides), plugins().registry)
+        checked = load_recipe(recipe, list(overrides), plugins())
         return inspect(checked, stage, row, tmp_path / "run")
 
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
     stages = {"sft": {"algorithm": "sft", "data": "p.jsonl"}, "align": {**stage, "from": "sft"}}
     path = folder / "r.json"
     path.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
-    return load_recipe(path, [], load_plugins().registry)
+    return load_recipe(path, [], load_plugins())
 
 
 def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> Non
         ),
         encoding="utf-8",
     )
-    step = load_recipe(tmp_path / "r.json", [], load_plugins().registry)
+    step = load_recipe(tmp_path / "r.json", [], load_plugins())
     before = {"plugin": "sample", "depends_on": parts_of(step), "data": [], "summary": {}}
     algorithm = recipe_of(tmp_path)
     assert change_since(before, parts_of(algorithm), algorithm.stages["align"])
