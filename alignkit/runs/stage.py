@@ -329,19 +329,15 @@ class TrainingStage(RunStage, StageContext):
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
-        from alignkit.tokens.encoder import RowRefused, skippable
-
-        seen, refused, kept = Counter[int](), list[RowRefused](), list[Group]()
+        encoder.forget_counts()
+        seen, kept = Counter[int](), list[Group]()
         for group in groups:
             assert group.origin is not None
             seen[group.origin.source] += 1
             is_looked_at = rows is None or seen[group.origin.source] <= rows
-            rendered = encoder.render(group) if is_looked_at else None
-            if isinstance(rendered, RowRefused):
-                refused.append(rendered)
-            else:
+            if not is_looked_at or encoder.accepted([group]):
                 kept.append(group)
-        if skipped := skippable(refused):
+        if skipped := encoder.count_refused():
             self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 

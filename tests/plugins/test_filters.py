@@ -204,7 +204,7 @@ def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
 def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
     said = capsys.readouterr().err
-    assert "filters left out every group (filtered/reward_range)" in said
+    assert "filters and the algorithm left out every group (filtered/reward_range)" in said
 
 
 def test_a_filter_of_rewards_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
