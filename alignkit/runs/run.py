@@ -149,7 +149,7 @@ class Run(Services):
             try:
                 call(create(component), "check")
             except RunFailed as error:
-                mistakes.add([self.recipe.problem(("trackers", index), str(error))])
+                mistakes.add([self.recipe.document.problem(("trackers", index), str(error))])
         stages = [self.stages[name] for name in names]
         for stage in stages:
             self.should_stop()

@@ -76,7 +76,7 @@ class Mistakes:
     def _at(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
         keys, (message, _, help) = self.recipe.option(stage, option), text.partition("\nhelp: ")
-        return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
+        return self.recipe.document.problem(keys, message, at_key=len(keys) == 2, help=help)
 
     def end(self) -> None:
         """Raise RecipeError with every problem."""
@@ -328,19 +328,15 @@ class TrainingStage(RunStage, StageContext):
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
-        from alignkit.tokens.encoder import RowRefused, skippable
-
-        seen, refused, kept = Counter[int](), list[RowRefused](), list[Group]()
+        encoder.forget_counts()
+        seen, kept = Counter[int](), list[Group]()
         for group in groups:
             assert group.origin is not None
             seen[group.origin.source] += 1
             is_looked_at = rows is None or seen[group.origin.source] <= rows
-            rendered = encoder.render(group) if is_looked_at else None
-            if isinstance(rendered, RowRefused):
-                refused.append(rendered)
-            else:
+            if not is_looked_at or encoder.accepted([group]):
                 kept.append(group)
-        if skipped := skippable(refused):
+        if skipped := encoder.count_refused():
             self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 

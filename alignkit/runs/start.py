@@ -108,9 +108,9 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    registry = load_plugins([Path(file) for file in plugins])
+    load_plugins([Path(file) for file in plugins])
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    checked = load_recipe(find_recipe(recipe), texts, registry)
+    checked = load_recipe(find_recipe(recipe), texts)
     folder = Path(out or folder_of(checked, None))
     from alignkit.runs.run import run_recipe  # imports torch
 
