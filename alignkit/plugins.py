@@ -106,8 +106,8 @@ def _installed() -> list[_Plugin]:
     """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system has no order."""
     found = []
     for point in importlib.metadata.entry_points(group=GROUP):
-        name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-        origin = Origin(plugin=point.name, distribution=name, version=version)
+        assert point.dist is not None  # as it is installed
+        origin = Origin(plugin=point.name, distribution=point.dist.name, version=point.dist.version)
         found.append(_Plugin(origin, point.module, point.load))
     return sorted(found, key=lambda plugin: (plugin.origin.plugin, plugin.origin.distribution))
 
