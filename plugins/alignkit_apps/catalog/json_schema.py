@@ -151,7 +151,7 @@ def _with_references(value: Any) -> Any:
     if isinstance(value, dict):
         if kind := value.get("x-alignkit"):
             others = {key: item for key, item in value.items() if key != "x-alignkit"}
-            return {**others, **_ref("stage_name" if kind == "stage" else kind)}
+            return {**others, **_ref({"stage": "stage_name", "training_data": "data"}.get(kind, kind))}
         return {key: _with_references(item) for key, item in value.items()}
     return [_with_references(item) for item in value] if isinstance(value, list) else value
 
