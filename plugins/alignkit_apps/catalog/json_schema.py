@@ -146,12 +146,16 @@ class _Builder:
         return self._defs[self._open[model]["$ref"].removeprefix("#/$defs/")]
 
 
+# Of references (`alignkit.options.Ref`), those whose shapes have other names.
+_NAMES = {"stage": "stage_name", "training_data": "data"}
+
+
 def _with_references(value: Any) -> Any:
     """The schema with every marked reference (see `Ref`) replaced by the schema of its kind."""
     if isinstance(value, dict):
         if kind := value.get("x-alignkit"):
             others = {key: item for key, item in value.items() if key != "x-alignkit"}
-            return {**others, **_ref({"stage": "stage_name", "training_data": "data"}.get(kind, kind))}
+            return {**others, **_ref(_NAMES.get(str(kind), str(kind)))}
         return {key: _with_references(item) for key, item in value.items()}
     return [_with_references(item) for item in value] if isinstance(value, list) else value
 
