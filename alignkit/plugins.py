@@ -22,7 +22,6 @@ from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, plu
 from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
-COMMANDS = "alignkit.commands"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # that of a reader is a suffix
 _OF_FILES = "alignkit_plugin_file_"  # before a module's name, so that a file `json.py` does not hide the standard one
 

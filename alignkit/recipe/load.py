@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alignkit.algorithm import StageDefaults
 from alignkit.calls import blame, create
@@ -41,7 +41,7 @@ from alignkit.registry import Component, Registry
 from alignkit.sampling import Sampling, SamplingOptions
 from alignkit.settings import Rollout, Settings
 
-_KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
+_KINDS = ("algorithm", "step")
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
