@@ -141,13 +141,12 @@ class Registry:
         """Every registration of a kind, sorted by name."""
         return sorted((one for one in self._all if one.kind == kind), key=lambda one: one.name)
 
-    def usable(self, kind: str) -> list[Registration]:
-        """The registrations of a kind whose implementations can be imported."""
-        found = []
+    def usable(self, kind: str) -> dict[str, Any]:
+        """The implementations of a kind that can be imported, by name."""
+        found = {}
         for registration in self.registrations(kind):
             with suppress(PluginError):
-                _ = registration.implementation
-                found.append(registration)
+                found[registration.name] = registration.implementation
         return found
 
     def has(self, kind: str, name: str) -> bool:

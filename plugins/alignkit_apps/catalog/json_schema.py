@@ -61,7 +61,11 @@ class _Builder:
     """Combines pydantic's schemas of the models with the schemas of references, components and stages."""
 
     def __init__(self, registry: Registry):
-        self._options = {kind: {item.name: options_of(item) for item in registry.usable(kind)} for kind in _KINDS}
+        self._options: dict[str, dict[str, Any]] = {}
+        for kind in _KINDS:
+            usable = registry.usable(kind)
+            items = [item for item in registry.registrations(kind) if item.name in usable]
+            self._options[kind] = {item.name: options_of(item) for item in items}
         options = [model for models in self._options.values() for model in models.values()]
         models = list(dict.fromkeys([*_CORE, *options]))
         refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
