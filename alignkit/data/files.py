@@ -67,7 +67,7 @@ def kind_of(value: Any) -> str:
 
 def suffix_of(path: Path) -> str:
     """A file's last suffix in lower case, or the one before `.gz`."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
