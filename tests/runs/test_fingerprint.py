@@ -78,9 +78,8 @@ def test_a_big_file_that_changes_under_its_old_time_is_hashed_again(
 
 
 def _replace_format(monkeypatch: pytest.MonkeyPatch, changed: Registration) -> None:
-    formats = plugins()._registrations["format"]
-    others = [one for one in formats if one.name != changed.name]
-    monkeypatch.setitem(plugins()._registrations, "format", [*others, changed])
+    others = [one for one in plugins()._all if (one.kind, one.name) != (changed.kind, changed.name)]
+    monkeypatch.setattr(plugins(), "_all", [*others, changed])
 
 
 def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
