@@ -84,18 +84,12 @@ def _formats() -> dict[str, type[Format]]:
     return {entry.name: entry.implementation for entry in plugins().usable("format")}
 
 
-def stage_parts(
-    stage: Stage,
-    recipe: Recipe,
-    base: Any,
-    upstream: Mapping[str, str],
-    data: RunData | None = None,
-) -> dict[str, Any]:
+def stage_parts(stage: Stage, recipe: Recipe, base: Any, upstream: Mapping[str, str], data: RunData) -> dict[str, Any]:
     """Everything that the stage's result depends on, as plain data.
 
     base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
     """
-    fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
+    fingerprint = _Fingerprint(recipe, data)
     return {
         "component": fingerprint.of(stage.component),
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),

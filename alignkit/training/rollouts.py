@@ -186,7 +186,7 @@ class RolloutFiles:
         replayed: list[list[Group]] = []
         for stage in self.context.settings.replay_from:
             paths = sorted(
-                (self.context.folder_of(stage) / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
+                (self.context.folder.parent / stage / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
             )
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
