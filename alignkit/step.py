@@ -143,11 +143,11 @@ class Step(WithOptions):
         Args:
             name: One of `maps`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `mapper(name, context)`")
+        raise NotImplementedError
 
     def run(self, context: StepContext) -> Artifact:
         """Do the work. Called again from the beginning after an interruption; `context.map` keeps its results."""
-        raise NotImplementedError(f"{type(self).__name__} does not define `run(context)`")
+        raise NotImplementedError
 
 
 def run_step(step: Step, context: StepContext) -> Artifact:

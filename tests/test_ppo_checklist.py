@@ -1121,7 +1121,7 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
     with started(tmp_path, ppo_stage(max_length=limit)) as stage:
         kept = stage.prompts.prompts
-        left_out = stage.state.summary["prompts_without_room"]
+        left_out = stage.state.summary["encoding"]["no_room"]
         assert kept and left_out and len(kept) + left_out == 8
         lengths = {g.prompt[0]["content"]: len(stage.state.models.encoder.prompt(g.prompt)) for g in prompts(8)}
         assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}

@@ -115,18 +115,16 @@ def validated(
 
 def _mistakes(error: ValidationError, model: type[BaseModel], raw: Any, others: Mapping[str, str]) -> list[Mistake]:
     """A union causes one error per arm: what is wrong inside counts, else what a validator says, else the first."""
-    found: dict[Keys, Mistake] = {}
-    inner: list[Mistake] = []
+    found: dict[Keys, list[Mistake]] = {}
     for item in error.errors(include_url=False):
         place = _place(item, raw)
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Mistakes):
-            inner += [mistake.below(*place) for mistake in cause.mistakes]
+            found[place] = [mistake.below(*place) for mistake in cause.mistakes]
         elif place not in found or item["type"] == "value_error":
-            found[place] = replace(_mistake(item, place, model, others), keys=place)
-    parents = {mistake.keys[:end] for mistake in inner for end in range(len(mistake.keys) + 1)}
-    parents |= {place[:end] for place in found for end in range(len(place))}
-    return [*inner, *(mistake for place, mistake in found.items() if place not in parents)]
+            found[place] = [replace(_mistake(item, place, model, others), keys=place)]
+    parents = {place[:end] for place in found for end in range(len(place))}
+    return [mistake for place, mistakes in found.items() if place not in parents for mistake in mistakes]
 
 
 def _place(item: Any, raw: Any) -> Keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -47,31 +48,24 @@ def run_recipe(
     with ExitStack() as stack:
         if collectives.process == 0:
             stack.enter_context(locked(folder))
-            reporter.log.open(folder / "run.log")
+            reporter.log.path = folder / "run.log"
         stack.enter_context(stoppable())
         run = Run(recipe, folder, reporter, collectives)
-        error: BaseException | None = None
         try:
             run.execute()
         except BaseException as raised:
-            error = raised
             collectives.fail(raised)
             failure = with_help(raised, run.stage_name)
             run.reporter.log.write(message_of(failure))  # whoever called prints it
-            if failure is not raised:
-                raise failure from raised
-            raise
+            raise failure  # noqa: B904  (it may be the same one)
         finally:
             run.reporter.stop()
             try:
-                run.event("run_finished", error=error)
+                run.event("run_finished", error=sys.exception())
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
-        try:
-            run.should_stop()  # a signal came after the last stage
-        except Stopped as stopped:
-            raise with_help(stopped, "") from None
+        run.should_stop()  # a signal came after the last stage
 
 
 def with_help(error: BaseException, stage: str) -> BaseException:
@@ -124,7 +118,7 @@ class Run(Services):
         self.reporter.stop()
         if waits:
             first, text = waits[0], "\n".join(map(str, waits))
-            raise StageWaits(text, missing=first.missing, stage=first.stage, store=first.store)
+            raise StageWaits(text, missing=first.missing, store=first.store)
         self.collectives.on_rank0(self._show)
 
     def _begin(self) -> None:
@@ -139,7 +133,7 @@ class Run(Services):
     def _show(self) -> None:
         """Print the results. Raises RunFailed if one is no longer as its stage wrote it."""
         for name in self.stages:
-            if damage := damage_of(self.store.path(name)):
+            if damage := damage_of(self.folder / name):
                 raise RunFailed(f"{damage}, while later stages ran; repeat the command")
         for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
@@ -155,7 +149,7 @@ class Run(Services):
             try:
                 call(create(component), "check")
             except RunFailed as error:
-                mistakes.add([self.recipe.problem(("trackers", index), str(error))])
+                mistakes.add([self.recipe.document.problem(("trackers", index), str(error))])
         stages = [self.stages[name] for name in names]
         for stage in stages:
             self.should_stop()
@@ -221,7 +215,7 @@ class Run(Services):
         if self._reuse(name, parts):
             self.reporter.stop(f"{name}: unchanged, reused")
             return None
-        key, folder = self.hashes[name], self.store.path(name)
+        key, folder = self.hashes[name], self.folder / name
         if before.get("hash") == key:
             before = {}
         if exists(folder) and (damage := damage_of(folder)):
@@ -244,8 +238,8 @@ class Run(Services):
         took = duration(time.monotonic() - self.reporter.began)
         self.reporter.say(f"done in {took}; peak memory {self.peak_memory}")
         self.reporter.say(f"results: {self.folder}")
-        trained = [stage for stage in self.stages.values() if isinstance(stage, TrainingStage)]
-        policies = [stage.name for stage in trained if stage.trains_policy]
+        trained = [stage for stage in self.recipe.stages.values() if stage.kind == "algorithm"]
+        policies = [stage.name for stage in trained if not stage.trains_reward]
         if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self.records):
             self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
 

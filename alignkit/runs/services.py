@@ -134,16 +134,15 @@ CHUNK = 16  # rows that the function of a map sees together
 def resumable_map(
     path: Path,
     rows: Sequence[Any],
-    function: Callable[[Sequence[Any]], Iterable[Any]],
+    compute: Callable[[Iterable[Sequence[Any]]], Iterator[Iterable[Any]]],
     should_stop: Callable[[], None] = lambda: None,
     done: Callable[[int], None] = lambda rows: None,
-    elsewhere: Callable[[Iterable[Sequence[Any]]], Iterator[Iterable[Any]]] | None = None,
 ) -> list[Any]:
-    """The function's results over rows, computed in chunks and stored in `path` by the place and the content of each.
+    """A function's results over rows, computed in chunks and stored in `path` by the place and the content of each.
 
     Results must be JSON, one per row. Raises ValueError for another number of them.
-    should_stop: called before each chunk; may raise. done: is given the number of rows so far. elsewhere: computes the
-    results of chunks, in order; None: the function does.
+    compute: computes the results of chunks, in order, as `partial(map, function)` does here. should_stop: called before
+    each chunk; may raise. done: is given the number of rows so far.
     """
     chunks = {digest([at, rows[at : at + CHUNK]]): rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +156,7 @@ def resumable_map(
                 if check == digest([key, results]):
                     stored[key] = results
         missing = [chunk for key, chunk in chunks.items() if key not in stored]
-        computed = iter(elsewhere(missing) if elsewhere is not None else map(function, missing))
+        computed = iter(compute(missing))
         for key, chunk in chunks.items():
             should_stop()
             if key not in stored:

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
+from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import DataSpec, Loaded, SourceFacts
@@ -76,7 +76,7 @@ class Mistakes:
     def _at(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
         keys, (message, _, help) = self.recipe.option(stage, option), text.partition("\nhelp: ")
-        return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
+        return self.recipe.document.problem(keys, message, at_key=len(keys) == 2, help=help)
 
     def end(self) -> None:
         """Raise RecipeError with every problem."""
@@ -95,7 +95,7 @@ class RunStage:
     def __init__(self, services: Services, stage: Stage):
         self.services, self.stage, self.name = services, stage, stage.name
         self.recipe, self.reporter, self.seed = services.recipe, services.reporter, services.recipe.seed
-        self.folder = services.store.path(stage.name)
+        self.folder = services.folder / stage.name
         self.summary: dict[str, Any] = {}  # for stage.json
         self.facts: list[SourceFacts] = []
         self._plugins: dict[int, Any] = {}  # by the id of their component
@@ -196,7 +196,7 @@ class RunStage:
                     "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
                 )
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         """Read and check the data that are here.
 
         rows: of each source that the chat template renders; None: all.
@@ -281,7 +281,6 @@ class TrainingStage(RunStage, StageContext):
         super().__init__(services, stage)
         assert stage.settings is not None
         self.settings: Settings = stage.settings
-        self.folder_of = services.store.path
 
     # Before the weights
 
@@ -303,7 +302,7 @@ class TrainingStage(RunStage, StageContext):
                 factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
                 player().Episodes(factory, self.services.bases[BASE].encoder, settings.max_length)
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         self._check_entries(mistakes, filter(self._is_here, self.entries), rows)
 
     def _check_entries(self, mistakes: Mistakes, entries: Iterable[DataSpec], rows: int | None) -> None:
@@ -329,19 +328,15 @@ class TrainingStage(RunStage, StageContext):
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
-        from alignkit.tokens.encoder import RowRefused, skippable
-
-        seen, refused, kept = Counter[int](), list[RowRefused](), list[Group]()
+        encoder.forget_counts()
+        seen, kept = Counter[int](), list[Group]()
         for group in groups:
             assert group.origin is not None
             seen[group.origin.source] += 1
             is_looked_at = rows is None or seen[group.origin.source] <= rows
-            rendered = encoder.render(group) if is_looked_at else None
-            if isinstance(rendered, RowRefused):
-                refused.append(rendered)
-            else:
+            if not is_looked_at or encoder.accepted([group]):
                 kept.append(group)
-        if skipped := skippable(refused):
+        if skipped := encoder.count_refused():
             self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 
@@ -354,10 +349,10 @@ class TrainingStage(RunStage, StageContext):
                 f"stage '{self.name}': {component.name} learns from pairs of a better and a worse response, but no row "
                 f"of {files} has a pair\nhelp: `alignkit label FILE` asks people which of several responses is better"
             )
-        algorithm = self.take(component)  # whose state begins with its selection
-        if isinstance(algorithm, ExternalTrainer):
+        if isinstance(self.plugin(component), ExternalTrainer):
             return
-        call(algorithm, "check_data", self._selected(algorithm, loaded.groups))
+        selected = self.select(loaded.groups)
+        call(self.take(component), "check_data", selected)  # the state of another one begins with its own selection
 
     def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
         """Check that there are prompts."""
@@ -370,9 +365,7 @@ class TrainingStage(RunStage, StageContext):
 
     def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects. validation: of rows that are held out."""
-        return self._selected(self.plugin(self.stage.component), groups, validation)
-
-    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        algorithm = self.plugin(self.stage.component)
         if type(algorithm).select is Algorithm.select:
             return list(groups)
         from alignkit import seeds  # imports numpy
@@ -409,16 +402,11 @@ class TrainingStage(RunStage, StageContext):
         finally:
             trainer.close()
 
-    @property
-    def trains_policy(self) -> bool:
-        """Whether it trains a policy, and no reward model."""
-        return self.stage.component.registration.implementation.trains is not Trains.REWARD
-
 
 class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         options, component = self.stage.component.options, self.stage.component
         loaded = {id(spec): one.groups for spec, one in self._read(mistakes, filter(self._is_here, self.entries))}
 
@@ -444,8 +432,9 @@ class StepStage(RunStage):
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
                 elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
+                compute = next(iter(elsewhere), partial(map, function))
                 file = self.folder / "map" / f"{name}.jsonl"
-                return resumable_map(file, rows, function, services.should_stop, done, next(iter(elsewhere), None))
+                return resumable_map(file, rows, compute, services.should_stop, done)
 
         return StepContext(
             **vars(self.reward_context()),

@@ -108,9 +108,9 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    registry = load_plugins([Path(file) for file in plugins])
+    load_plugins([Path(file) for file in plugins])
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    checked = load_recipe(find_recipe(recipe), texts, registry)
+    checked = load_recipe(find_recipe(recipe), texts)
     folder = Path(out or folder_of(checked, None))
     from alignkit.runs.run import run_recipe  # imports torch
 
@@ -144,25 +144,16 @@ def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def launch(processes: int) -> int:
     """Start this command in several processes of this machine; returns the exit code of the first one that fails."""
+    from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # process 0 says what happened
     passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
-    config = LaunchConfig(
-        1,
-        1,
-        processes,
-        run_id="alignkit",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        signals_to_handle=passed_on,
-    )
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={passed_on}"]
     try:
-        elastic_launch(config, sys.executable)("-m", "alignkit", *sys.argv[1:])
+        torchrun.run(torchrun.parse_args([*options, "-m", "alignkit", *sys.argv[1:]]))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return max(1, failure.exitcode)

@@ -50,7 +50,7 @@ def problems(folder: Path, *overrides: str) -> list[Problem]:
     (folder / "d.jsonl").write_text('{"prompt": "q"}\n', encoding="utf-8")
     (folder / "r.yaml").write_text(RECIPE, encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        load_recipe(folder / "r.yaml", overrides, load_plugins())
+        load_recipe(folder / "r.yaml", overrides)
     return caught.value.problems
 
 

@@ -27,9 +27,9 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.kinds import Monitor
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.plugins import plugins
-from alignkit.recipe.load import load_recipe
+from alignkit.recipe.load import build
 from alignkit.recipe.schema import Recipe, RewardSpec
-from alignkit.recipe.yaml import dump
+from alignkit.recipe.yaml import dump, load_document
 from alignkit.registry import Origin, Registration, Registry
 
 
@@ -126,7 +126,7 @@ class Bench:
     def load(self, text: str, *overrides: str) -> Recipe:
         path = self.folder / "r.yaml"
         path.write_text(text)
-        return load_recipe(path, overrides, self.registry)
+        return build(load_document(path, overrides), self.registry)
 
     def stages(self, text: str, *overrides: str) -> Recipe:
         return self.load("model: {base: tiny}\nstages:\n" + text, *overrides)
@@ -428,7 +428,7 @@ stages:
 """
     recipe = bench.load(text, "stages.first.validation=d.jsonl")
     (bench.folder / "run/recipe.resolved.yaml").write_text(dump(recipe.resolved))
-    again = load_recipe(bench.folder / "run/recipe.resolved.yaml", (), registry)
+    again = build(load_document(bench.folder / "run/recipe.resolved.yaml"), registry)
     assert again.name == recipe.name == "r" and again.description == "1e-5"
     assert again.resolved == recipe.resolved and list(again.stages) == list(recipe.stages)
     for name, stage in recipe.stages.items():

@@ -97,7 +97,7 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
 def _recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Recipe:
     """A recipe whose only stage cleans a data entry. base: its model."""
     data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
-    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules], plugins())
+    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules])
 
 
 def _on_hub(word: str) -> bool:
