@@ -8,8 +8,7 @@ A `PackedWeight` is a copy of a weight in the library's own order, for many prod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -96,17 +95,8 @@ class PackedWeight:
         return capabilities.mkl_linear(padded, self._packed, self._shape, self.bias)[: len(x)]
 
 
-_packed_weights: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
-
-
-@contextmanager
-def using(packed: Mapping[int, PackedWeight]) -> Iterator[None]:
-    """Compute products without gradients by these weights, keyed by the `id` of the parameter that they replace."""
-    token = _packed_weights.set(packed)
-    try:
-        yield
-    finally:
-        _packed_weights.reset(token)
+# Products without gradients are computed by these weights, keyed by the `id` of the parameter that they replace.
+PACKED: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
 
 
 def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | None:
@@ -114,7 +104,7 @@ def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> Pack
 
     Without a gradient only.
     """
-    packed = _packed_weights.get({}).get(id(parameter))
+    packed = PACKED.get({}).get(id(parameter))
     if packed is None or torch.is_grad_enabled() or packed.bias is not bias:
         return None
     if packed.suits(x.numel() // x.shape[-1]):

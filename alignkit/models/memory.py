@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MethodType
@@ -133,29 +133,20 @@ def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[
 # second computation restores both; otherwise gradients would be wrong without an error.
 
 Restore = Callable[[], AbstractContextManager[Any]]
-_restore: ContextVar[Restore | None] = ContextVar("alignkit_restore", default=None)
+# Brings back a pass's role and layout in backward; None: layers are not recomputed.
+RECOMPUTING: ContextVar[Restore | None] = ContextVar("alignkit_restore", default=None)
 
 
 def make_recomputable(model: nn.Module) -> bool:
-    """Let `recomputing` act on the model's layers. Returns whether it has layers that support this."""
+    """Let `RECOMPUTING` act on the model's layers. Returns whether it has layers that support this."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return bool(layers)
 
 
-@contextmanager
-def recomputing(restore: Restore) -> Iterator[None]:
-    """Recompute the layers of forward passes inside. restore: brings back this pass's role and layout in backward."""
-    token = _restore.set(restore)
-    try:
-        yield
-    finally:
-        _restore.reset(token)
-
-
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    layer_forward, restore = type(self).forward, _restore.get()
+    layer_forward, restore = type(self).forward, RECOMPUTING.get()
     if restore is None:
         return layer_forward(self, *args, **kwargs)
 
