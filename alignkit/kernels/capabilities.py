@@ -6,11 +6,8 @@ Where torch was built without the private operators of a library, its public one
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +23,6 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 def default_device() -> torch.device:
     """The GPU if torch can use one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_count(kind: str) -> int:
-    """How many devices of a kind, such as `cuda`, torch can use here; any number of CPUs is one."""
-    if kind == "cpu":
-        return 1
-    try:
-        module = torch.get_device_module(kind)
-    except RuntimeError:  # a kind that is not built into this torch
-        return 0
-    if module.is_available():
-        return module.device_count()
-    return 0
 
 
 def on_gpu(device: torch.device, module: str) -> Any:
@@ -72,12 +56,6 @@ def _cpu_multiplies_bf16() -> bool:
         return False
     flags: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 does not tell
     return any(flags.get(name) for name in BF16_INSTRUCTIONS)
-
-
-@functools.cache
-def glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc's allocator; None if the C library has no such function."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 # Private operators of torch
