@@ -287,10 +287,11 @@ class SharedModel:
         role = self.roles[name]
         if role.head is None:
             raise RunFailed(f"'{name.replace('|', '/')}' is not a reward model: it has no scalar head")
-        if role.backbone_role is None:
-            return F.linear(hidden.float(), role.head)[:, 0]
-        # Adam changes every weight by about the same amount. The factor keeps one step far below the range of values.
-        return F.linear(hidden.detach().float() * self.hidden_size**-0.5, role.head)[:, 0]
+        hidden = hidden.float()
+        if role.backbone_role is not None:
+            # Adam changes every weight by about the same amount. The factor keeps a step far below the range of values.
+            hidden = hidden.detach() * self.hidden_size**-0.5
+        return F.linear(hidden, role.head)[:, 0]
 
     # Facts about the base
 
