@@ -130,10 +130,10 @@ class TextTokenizer:
 
 
 class RowRefused(DataError):
-    """The chat template refuses or changes a group. reason: why."""
+    """The chat template refuses or changes a group."""
 
     def __init__(self, group: Group, reason: str):
-        self.group, self.reason = group, reason
+        self.group = group
         super().__init__(f"{group.origin or f'the row {preview(group)}'}: {reason}")
 
 
