@@ -122,9 +122,6 @@ class RolloutTrainer:
         self.monitors.finish()
         return state.summary
 
-    def close(self) -> None:
-        self.state.close()
-
     def _after(self, iteration: Iteration, iterations: int) -> None:
         """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
@@ -417,4 +414,4 @@ def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Seq
     for response, ours, theirs in zip(responses, logprobs, reference, strict=True):
         # Tokens that do not count are 0 in both.
         kl += float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
-    return kl / len(responses) if responses else math.nan
+    return kl / len(responses)

@@ -113,7 +113,7 @@ class PromptSource:
 class RolloutFiles:
     """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
 
-    def __init__(self, context: StageContext, rewards: Rewards, learns_from_reward: bool = True):
+    def __init__(self, context: StageContext, rewards: Rewards, learns_from_reward: bool):
         """learns_from_reward: responses without a score are left out."""
         self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
         self.folder = context.folder / "rollouts"
