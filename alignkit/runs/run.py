@@ -126,7 +126,6 @@ class Run(Services):
         self.event("run_started")
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         make_folder(self.folder / "cache")
-        self.should_stop()
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
         self.prepare(incomplete)
 
