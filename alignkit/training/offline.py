@@ -88,10 +88,7 @@ class DatasetTrainer:
             )
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
-            read = self.state.reference_prompts.encoded(encoded)
-            models, name = self.state.reference_models, self.state.roles.reference_name
-            columns = self.state.measure(read, lambda parts: models.measure(name, parts))
-            examples.token_columns["reference_logprobs"] = columns
+            examples.token_columns["reference_logprobs"] = self.state.reference_logprobs(encoded)
         return examples
 
     def _validation(self, loaded: Loaded) -> Examples | None:

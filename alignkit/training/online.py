@@ -24,7 +24,6 @@ from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models import packing
 from alignkit.models.packing import Examples
-from alignkit.models.shared_model import SharedModel
 from alignkit.reward import LEARNED_KEY, REWARD_KEY
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext, select
@@ -79,8 +78,7 @@ class RolloutTrainer:
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
-        self.temperature = rollout.temperature
-        self.state = TrainerState(context, algorithm, self.temperature)
+        self.state = TrainerState(context, algorithm, rollout.temperature)
         self.algorithm, self.learner = self.state.algorithm, self.state.learner
         self.rewards = context.scorer(self.settings.reward)
         self.learns = self.rewards.root is not None and self.algorithm.needs.reward  # from it
@@ -262,11 +260,11 @@ class RolloutTrainer:
             # Two passes over every sample cost more than learning the best of each prompt: one response is measured.
             each = max(len(group.responses) for group in iteration.table.groups)
         groups, encoded = iteration.table.groups[::each], examples.groups[::each]
-        measured = self.measured(roles.trained, encoded, values=roles.values)
+        measured = self.measured(encoded, roles.values)
         old = [columns[0] for columns in measured]
         if roles.values is not None:
             examples.token_columns["old_values"] = [columns[1] for columns in measured]
-        reference = self.reference_logprobs(encoded)
+        reference = self.state.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -307,25 +305,19 @@ class RolloutTrainer:
             self.warned = True
             self.monitors.warn([text])
 
-    def reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
-        """The reference's log-probabilities, of the prompts that it reads."""
-        read = self.state.reference_prompts.encoded(encoded)
-        return self.logprobs(self.state.roles.reference, read, self.state.reference_models.model)
+    def measured(self, encoded: Sequence[Encoded], values: str | None = None) -> list[tuple[Tensor, ...]]:
+        """The policy's log-probabilities of each response in order, float32 [tokens], in nats.
 
-    def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
-        """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
-        return [columns[0] for columns in self.measured(role, encoded, model)]
-
-    def measured(
-        self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None, values: str | None = None
-    ) -> list[tuple[Tensor, ...]]:
-        """For each response its log-probabilities, and its values at the same tokens if a role has any."""
-        wants = packing.Wants(values=values, temperature=self.temperature)
+        values: a role whose values at the same tokens come second.
+        """
+        state = self.state
+        wants = packing.Wants(values=values, temperature=state.temperature)
 
         def work(groups: list[Encoded]) -> list[tuple[Tensor, ...]]:
-            return list(zip(*packing.measure_all(model or self.state.model, role, groups, wants).values(), strict=True))
+            outputs = packing.measure_all(state.model, state.roles.trained, groups, wants)
+            return list(zip(*outputs.values(), strict=True))
 
-        return self.state.measure(encoded, work)
+        return state.measure(encoded, work)
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         rollouts = iteration.examples.batch()
@@ -396,9 +388,10 @@ class RolloutTrainer:
         else:  # groups that `select` created, which have no reward and no signal
             examples = Examples(self.state.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
-                examples.token_columns["reference_logprobs"] = self.reference_logprobs(examples.groups)
+                examples.token_columns["reference_logprobs"] = self.state.reference_logprobs(examples.groups)
             if self.algorithm.needs.old_logprobs:
-                examples.token_columns["old_logprobs"] = self.logprobs(self.state.roles.trained, examples.groups)
+                old = [columns[0] for columns in self.measured(examples.groups)]
+                examples.token_columns["old_logprobs"] = old
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
         needs = self.algorithm.needs
         return examples.take([index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,36 +86,25 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-@dataclass(frozen=True)
 class StageRoles:
-    """Names of roles.
+    """Adds the stage's roles to the shared model, and names them.
 
-    trained: the policy or reward model. reference: a role of the base model, or of a whole model. start,
-    reference_name: as the recipe names them.
-    values: the value function's role, if the algorithm needs one.
+    trained: the policy or reward model. start, reference_name: as the recipe names them. values: the value function's
+    role, if the algorithm needs one.
     """
 
-    trained: str
-    start: str
-    reference: str
-    reference_name: str
-    values: str | None = None
-
-
-def add_roles(context: StageContext, algorithm: Algorithm) -> StageRoles:
-    """Add the stage's roles to the shared model."""
-    models, settings, needs = context.models, context.settings, algorithm.needs
-    context.model.seed = seeds.number(context.seed, context.name, "init")
-    start = settings.from_ or models.name
-    trained = f"{context.name}~new"
-    head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
-    context.model.add_role(trained, start=models.role(start), head=head)
-    reference_name = settings.reference or start
-    reference = context.models_of(reference_name).role(reference_name)
-    values = None
-    if needs.values:
-        values = add_value_role(context, needs, trained)
-    return StageRoles(trained, start, reference, reference_name, values)
+    def __init__(self, context: StageContext, algorithm: Algorithm):
+        models, settings = context.models, context.settings
+        context.model.seed = seeds.number(context.seed, context.name, "init")
+        self.start = settings.from_ or models.name
+        self.trained = f"{context.name}~new"
+        head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
+        context.model.add_role(self.trained, start=models.role(self.start), head=head)
+        self.reference_name = settings.reference or self.start
+        context.models_of(self.reference_name).role(self.reference_name)  # loads it
+        self.values = None
+        if algorithm.needs.values:
+            self.values = add_value_role(context, algorithm.needs, self.trained)
 
 
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str:
@@ -160,10 +148,10 @@ class TrainerState:
         self.context, self.settings = context, context.settings
         self.kept, self.keeps = context.folder / "kept", context.settings.keep_versions
         self.models, self.model = context.models, context.model
-        self.algorithm = algorithm
+        self.algorithm, self.temperature = algorithm, temperature
         self.summary = context.summary
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
-        self.roles = add_roles(context, self.algorithm)
+        self.roles = StageRoles(context, algorithm)
         self.reference_models = context.models_of(self.roles.reference_name)
         theirs, where = self.reference_models, f"stage '{context.name}': "
         self.reference_prompts = ReferencePrompts(algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where)
@@ -222,6 +210,12 @@ class TrainerState:
             return work([encoded[index] for index in own])
 
         return self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
+
+    def reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
+        """The reference's log-probabilities of each response, behind the prompts that it reads: see `measure`."""
+        read = self.reference_prompts.encoded(encoded)
+        models, name = self.reference_models, self.roles.reference_name
+        return self.measure(read, lambda groups: models.measure(name, groups, temperature=self.temperature))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write metrics and notify the event hooks."""
