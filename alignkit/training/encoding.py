@@ -13,7 +13,7 @@ from typing import Any
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
-from alignkit.data.group import Group, Message, preview, previews, resolved_pairs
+from alignkit.data.group import Group, Message, preview, previews, resolved_pairs, responses_of
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
@@ -94,8 +94,7 @@ class StageEncoder:
 
     def count_read(self, groups: Sequence[Group]) -> None:
         """Add the data that this stage encodes to the summary: `encoding` counts those of them that do not fit."""
-        responses = sum([len(group.responses) for group in groups])
-        self._add("encoded", {"rows": len(groups), "responses": responses})
+        self._add("encoded", {"rows": len(groups), "responses": len(responses_of(groups))})
 
     def _add(self, key: str, counts: Mapping[str, int]) -> None:
         """Add counts to those under a key of the summary."""
