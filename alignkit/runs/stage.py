@@ -395,7 +395,7 @@ class TrainingStage(RunStage, StageContext):
         try:
             return Artifact(summary={**trainer.run(), "learning_rate": rate})
         finally:
-            trainer.close()
+            trainer.state.close()
 
 
 class StepStage(RunStage):

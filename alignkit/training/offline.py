@@ -57,9 +57,6 @@ class DatasetTrainer:
             state.save()
         return state.summary
 
-    def close(self) -> None:
-        self.state.close()
-
     # Data
 
     def _prepare(self, loaded: Loaded, chosen: Sequence[Group]) -> None:

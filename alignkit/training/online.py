@@ -32,7 +32,7 @@ from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, scores_of, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
-from alignkit.training.stage import TrainerState, keep_mask
+from alignkit.training.stage import TrainerState, groups_kept
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
@@ -122,9 +122,6 @@ class RolloutTrainer:
         self.monitors.finish()
         return state.summary
 
-    def close(self) -> None:
-        self.state.close()
-
     def _after(self, iteration: Iteration, iterations: int) -> None:
         """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
@@ -213,7 +210,7 @@ class RolloutTrainer:
             kept = [*compress(groups, filter_mask(chooser, groups))]
             left_out[f"filtered/{name}"] += len(groups) - len(kept)
             groups = kept
-        kept = [*compress(groups, keep_mask(self.algorithm, groups))]
+        kept = groups_kept(self.algorithm, groups)
         if len(kept) < len(groups):
             left_out["groups_without_signal"] = len(groups) - len(kept)
         return kept, left_out
@@ -221,8 +218,8 @@ class RolloutTrainer:
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         table = iteration.table
-        if table.unscored:
-            self.context.say(f"{counted(table.unscored, 'response')} without a score{table.why_unscored()}")
+        if unscored := iteration.metrics.get("unscored"):
+            self.context.say(f"{counted(unscored, 'response')} without a score{table.why_unscored()}")
         if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
                 f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
@@ -233,7 +230,6 @@ class RolloutTrainer:
     def measure(self, iteration: Iteration) -> None:
         """Encode the rollouts, measure them before the first update, and compute the signal."""
         table = iteration.table
-        iteration.examples = Examples([])
         if not table.groups:
             return
         self.context.reporter.note("measuring")
@@ -418,4 +414,4 @@ def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Seq
     for response, ours, theirs in zip(responses, logprobs, reference, strict=True):
         # Tokens that do not count are 0 in both.
         kl += float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
-    return kl / len(responses) if responses else math.nan
+    return kl / len(responses)
