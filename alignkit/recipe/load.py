@@ -273,7 +273,6 @@ class _Blocks:
             keys: Keys = ("stages", name)
             if "repeat" not in children(content) or {"algorithm", "step"} & content.keys():
                 stages[name] = rewritten(content, self._meant, keys)
-                self.document.moved.pop(keys, None)
             elif block := self._block(content, keys):
                 firsts = {stage: block.start.get(stage, "") for stage in block.stages}
                 self.rounds |= {stage: self.rounds.get(first, [first])[-1:] for stage, first in firsts.items()}
@@ -281,7 +280,7 @@ class _Blocks:
                     for stage, inner in block.stages.items():
                         new, place = f"{stage}_{number}", (*keys, "stages", stage)
                         stages[new] = rewritten(inner, self._meant, place)
-                        self.document.moved["stages", new] = place
+                        self.document.copy_places(place, ("stages", new))
                         self.rounds[stage].append(new)
         if stages:
             self.document.data["stages"] = stages

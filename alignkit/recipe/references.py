@@ -112,7 +112,8 @@ class Reading:
             return value, {}
         if not isinstance(value, dict) or len(value) != 1:
             message = f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}"
-            unknown = [key for key in value if isinstance(value, dict) and not self.registry.has(kind, key)]
+            written = value if isinstance(value, dict) else {}
+            unknown = [key for key in written if not self.registry.has(kind, key)]
             raise wrong(message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown))
         ((name, options),) = value.items()
         return name, {} if options is None else options

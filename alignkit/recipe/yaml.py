@@ -48,19 +48,16 @@ _COMPONENTS = (
 class Document:
     """A recipe as plain data, and where it was written.
 
-    moved: keys of the stages that a block became -> keys as they are written. problems: of overrides, which were left
-    out.
+    problems: of overrides, which were left out.
     """
 
     path: Path
     data: Any
     places: Places
-    moved: dict[Keys, Keys] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
         """Return a problem at a key or its value. If the path is not in the file, point at its nearest parent's key."""
-        keys = (*self.moved.get(keys[:2], keys[:2]), *keys[2:])
         while keys not in self.places:
             keys, at_key = keys[:-1], True
         key, value = self.places[keys]
@@ -70,6 +67,11 @@ class Document:
         """Make the place of a key that of the override which sets or deletes it."""
         self.places = {each: at for each, at in self.places.items() if each[: len(keys)] != keys}
         self.places[keys] = place, place
+
+    def copy_places(self, start: Keys, new: Keys) -> None:
+        """Let what is copied from `start` to `new` have the places of the original."""
+        copied = {(*new, *keys[len(start) :]): at for keys, at in self.places.items() if keys[: len(start)] == start}
+        self.places = copied | self.places  # a stage that is written with this name keeps its own
 
 
 # --- one text

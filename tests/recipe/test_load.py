@@ -337,6 +337,7 @@ CASES = {
     "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
     "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (5, 3, 5), ""),
     "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'?"),
+    "a number as a name": ("  s: {algorithm: 3, data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 1), ""),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 7), ""),
     "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
 }  # fmt: skip

@@ -121,6 +121,15 @@ def test_a_mistake_in_a_block_is_reported_once(folder: Path) -> None:
     assert [problem.message for problem in found] == ["unknown key 'iteration'"]
 
 
+def test_what_a_run_finds_out_is_reported_at_the_option_in_the_block(folder: Path) -> None:
+    sampled = "      seen: {step: sample, policy: align, prompts: d.jsonl, sampling: {max_new_tokens: 4}}\n"
+    (folder / "r.yaml").write_text(HEAD + BLOCK.replace("  report:", sampled + "  report:"))
+    recipe = load_recipe(folder / "r.yaml")
+    problem = recipe.problem("seen_2", "the file is empty", ("prompts",))
+    line = (folder / "r.yaml").read_text().splitlines()[problem.line - 1]
+    assert line[problem.column - 1 :].startswith("d.jsonl, sampling")
+
+
 def test_rounds_run_and_resume_like_stages_and_another_round_reuses_them(folder: Path) -> None:
     recipe = load(folder, HEAD + BLOCK, "stages.rlhf.repeat=1")
     run_recipe(recipe, folder / "out")
