@@ -37,7 +37,7 @@ _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
 _MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups"
 _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
-_BY_REFERENCE = "return self.logprobs(self.state.roles.reference, read, self.state.reference_models.model)"
+_BY_REFERENCE = "return self.logprobs(self.reference_role, read, self.reference_models.model)"
 _TEACHER = "test_reference_check.py::test_a_whole_teacher_reads_the_policys_tokens"
 _NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
@@ -70,8 +70,8 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         REQUESTS,
-        "            state.roles.trained,",
-        "            state.roles.reference,",
+        "            state.role,",
+        "            state.reference_role,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
@@ -176,24 +176,24 @@ PLANTED = {
     # Measuring
     "no_reference": Planted(
         ROLES,
-        "reference_name = settings.reference or start",
-        "reference_name = start",
+        "self.reference_name = self.settings.reference or self.start",
+        "self.reference_name = self.start",
         f"{MEASURED}::test_the_reference_is_the_one_that_the_recipe_names",
     ),
     "reference_at_1": Planted(
-        ONLINE,
+        ROLES,
         _BY_REFERENCE,
-        'return packing.measure(self.state.reference_models.model, self.state.roles.reference, read, "logprobs")',
+        'return measure(self.reference_models.model, self.reference_role, read, "logprobs")',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
-        ONLINE,
+        ROLES,
         _BY_REFERENCE,
-        "return self.logprobs(self.state.roles.trained, read)",
+        "return self.logprobs(self.role, read)",
         _RECORDED,
     ),
     "teacher_on_the_policys_base": Planted(
-        ONLINE, _BY_REFERENCE, "return self.logprobs(self.state.roles.reference, read)", _TEACHER
+        ROLES, _BY_REFERENCE, "return self.logprobs(self.reference_role, read)", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/encoding.py",

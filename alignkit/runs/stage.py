@@ -404,11 +404,8 @@ class TrainingStage(RunStage, StageContext):
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
         if isinstance(algorithm, ExternalTrainer):
             return {**call(algorithm, "train", self), "learning_rate": rate}, Artifact()
-        trainer: RolloutTrainer | DatasetTrainer
-        if algorithm.source is Source.ROLLOUTS:
-            trainer = RolloutTrainer(self, algorithm)
-        else:
-            trainer = DatasetTrainer(self, algorithm)
+        trains = RolloutTrainer if algorithm.source is Source.ROLLOUTS else DatasetTrainer
+        trainer = trains(self, algorithm)
         try:
             return {**trainer.run(), "learning_rate": rate}, Artifact()
         finally:

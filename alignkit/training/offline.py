@@ -19,12 +19,12 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoding import requirement
 from alignkit.training.learner import schedule, share_of
 from alignkit.training.sampler import make_sampler
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 
 
-class DatasetTrainer:
+class DatasetTrainer(Trainer):
     """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result.
 
     encoded: the selected data in tokens. units: indices of groups that stay in one batch. draws: the order of the
@@ -32,17 +32,14 @@ class DatasetTrainer:
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
-        self.context, self.settings = context, context.settings
-        loaded = context.load(self.settings.data)
+        loaded = context.load(context.settings.data)
         chosen = context.select(loaded.groups)  # before the algorithm has the state of a checkpoint
-        self.state = TrainerState(context, algorithm)
-        self.algorithm, self.learner = self.state.algorithm, self.state.learner
+        super().__init__(context, algorithm)
         self._prepare(loaded, chosen)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; the summary is for stage.json."""
-        state, context = self.state, self.context
-        state.restore()
+        context = self.context
+        self.restore()
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             try:
@@ -53,12 +50,9 @@ class DatasetTrainer:
             with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in state.summary or not context.collectives.on_rank0(context.adapter.exists):
-            state.save()
-        return state.summary
-
-    def close(self) -> None:
-        self.state.close()
+        if "best_epoch" not in self.summary or not context.collectives.on_rank0(context.adapter.exists):
+            self.save()
+        return self.summary
 
     # Data
 
@@ -75,12 +69,12 @@ class DatasetTrainer:
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
         self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
-        self.state.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
+        self.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
 
     def _examples(self, groups: Sequence[Group]) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
-        self.state.encoder.count_read(groups)
-        encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
+        self.encoder.count_read(groups)
+        encoded = self.encoder.learnable(self.encoder.encode(groups))
         if not encoded:
             raise DataError(
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
@@ -88,10 +82,7 @@ class DatasetTrainer:
             )
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
-            read = self.state.reference_prompts.encoded(encoded)
-            models, name = self.state.reference_models, self.state.roles.reference_name
-            columns = self.state.measure(read, lambda parts: models.measure(name, parts))
-            examples.token_columns["reference_logprobs"] = columns
+            examples.token_columns["reference_logprobs"] = self.reference_logprobs(encoded)
         return examples
 
     def _validation(self, loaded: Loaded) -> Examples | None:
@@ -101,7 +92,7 @@ class DatasetTrainer:
             groups += held_out
             prompts = set(map(prompt_key, loaded.groups))
             if known := sum(prompt_key(group) in prompts for group in held_out):
-                self.state.summary["validation_trained_on"] = known
+                self.summary["validation_trained_on"] = known
                 self.context.say(
                     f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is "
                     "trained on, so the lowest validation loss may be the one of the epoch that remembers most"
@@ -131,11 +122,11 @@ class DatasetTrainer:
     def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
         steps = self.learner.steps
-        self.state.log(steps, metrics)
+        self.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
         if steps % self.per_epoch == 0 or steps == self.total:
             epoch = math.ceil(steps / self.per_epoch)
-            self.state.keep_version(epoch)
+            self.keep_version(epoch)
             if self.validation is not None:
                 self._validate(epoch, self.validation)
             # After validating, so that a resumed run knows the best loss and does not measure it again.
@@ -145,17 +136,17 @@ class DatasetTrainer:
 
     def _checkpoint(self) -> None:
         steps = self.learner.steps
-        self.state.checkpoint(steps, f"step {steps} of {self.total}")
+        self.checkpoint(steps, f"step {steps} of {self.total}")
 
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""
         metrics = self.learner.evaluate(validation)
-        self.state.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        self.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.context.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
-        best = self.state.summary.get("validation", {"loss": math.inf})
+        best = self.summary.get("validation", {"loss": math.inf})
         if metrics["loss"] < best["loss"]:  # false for NaN
-            self.state.save()
-            self.state.summary |= {"best_epoch": epoch, "validation": metrics}
+            self.save()
+            self.summary |= {"best_epoch": epoch, "validation": metrics}
