@@ -57,7 +57,9 @@ def ours(job: Job, gate: Gate) -> None:
         while True:
             gate.begin()
             seed += 1
-            sampled = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed, samples_per_prompt=samples)
+            streams = {"seed": seed, "path": (), "numbers": range(len(groups)), "samples_per_prompt": samples}
+            request = sampler.build_request(policy, BASE, encoder, groups, sampling, **streams)
+            sampled = sampler.attach(request, groups, sampler.generate(request))
             written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]
             assert [len(response.tokens or ()) for _, response in written] == ends
             seen = written[:: math.ceil(len(written) / CHECKED)]

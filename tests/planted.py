@@ -76,8 +76,8 @@ PLANTED = {
     ),
     "samples_by_order": Planted(
         SERVICE,
-        "                numbers=fitting,\n",
-        "",
+        "            numbers=fitting,\n",
+        "            numbers=range(len(fitting)),\n",
         "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
     ),
     "one_end": Planted(
@@ -183,7 +183,7 @@ PLANTED = {
     "reference_at_1": Planted(
         ROLES,
         _BY_REFERENCE,
-        'return measure(self.reference_models.model, self.reference_role, read, "logprobs")',
+        'return measure(self.reference_models.model, self.reference_role, read)["logprobs"]',
         _RECORDED,
     ),
     "policy_as_reference": Planted(

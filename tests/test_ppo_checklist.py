@@ -25,8 +25,7 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.generate import sample
-from alignkit.models.packing import Examples, measure, pack
+from alignkit.models.packing import Examples, Wants, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
@@ -39,6 +38,7 @@ from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.learner import Averages, Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.stage import add_value_role
+from tests.sampled import sample
 
 ITEMS = {
     1: "test_positions_do_not_depend_on_neighbours",
@@ -281,6 +281,7 @@ def by_hand(mask: Tensor, **columns: Tensor) -> Batch:
 
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+SCORES = Wants(logprobs=False, scores=True)
 NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
 
@@ -295,9 +296,10 @@ def test_positions_do_not_depend_on_neighbours(stage: RolloutTrainer) -> None:
     for what, role in (("logprobs", stage.role), ("values", stage.value_role or "")):
         if what == "values":
             disturb(policy, role, 0.2)
-        alone = [measure(policy, role, [written(prompt, row)], what)[0] for row in rows]
-        siblings = measure(policy, role, [written(prompt, *rows)], what)
-        packed = measure(policy, role, [other[0], written(prompt, *rows), other[1]], what)[1:4]
+        wants = Wants(what == "logprobs", values=role if what == "values" else None)
+        alone = [measure(policy, role, [written(prompt, row)], wants)[what][0] for row in rows]
+        siblings = measure(policy, role, [written(prompt, *rows)], wants)[what]
+        packed = measure(policy, role, [other[0], written(prompt, *rows), other[1]], wants)[what][1:4]
         for a, s, p in zip(alone, siblings, packed, strict=True):
             torch.testing.assert_close(s, a, atol=1e-5, rtol=0)
             torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
@@ -429,12 +431,12 @@ def test_a_value_is_read_before_its_token(stage: RolloutTrainer) -> None:
     policy, role = stage.model, stage.value_role or ""
     disturb(policy, role, 0.2)
     prompt, row = (20, 21, 22), (30, 31, 32, 33)
-    values = measure(policy, role, [written(prompt, row)], "values")[0]
+    values = measure(policy, role, [written(prompt, row)], Wants(False, values=role))["values"][0]
     layout = pack([written(prompt, row)])
     with torch.no_grad():
         everywhere = policy.scalars(role, policy.hidden(role, layout.layout, layout.tokens))
     torch.testing.assert_close(values, everywhere[2:6])
-    changed = measure(policy, role, [written(prompt, (30, 31, 99, 33))], "values")[0]
+    changed = measure(policy, role, [written(prompt, (30, 31, 99, 33))], Wants(False, values=role))["values"][0]
     assert torch.equal(changed[:3], values[:3]) and changed[3] != values[3]
 
 
@@ -516,9 +518,7 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTraine
     lengths = [len(r.tokens) for e in examples.groups for r in e.rows]
     for role, name in ((stage.role, "old_logprobs"), (BASE, "reference_logprobs")):
         with torch.no_grad():
-            logits = stage.model.next_logits(
-                role, stage.model.hidden(role, row.layout, row.tokens)[row.before]
-            )
+            logits = stage.model.next_logits(role, stage.model.hidden(role, row.layout, row.tokens)[row.before])
         wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0].split(lengths)
         for a, b in zip(examples.token_columns[name], wanted, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
@@ -609,7 +609,7 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     def save(self: SharedModel, name: str, target: Path, *whole: Any) -> None:
         encoder = Encoder(self.tokenizer)
         encoded = [e for g in questions() if (e := encoder.encode(g, 200, scoring=True)) is not None]
-        found.scores = [float(score) for score in measure(self, name, encoded, "scores")]
+        found.scores = [float(score) for score in measure(self, name, encoded, SCORES)["scores"]]
         original(self, name, target, *whole)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -626,7 +626,7 @@ def test_values_start_at_zero_or_at_the_reward_model(stage: RolloutTrainer, rewa
     try:
         groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
         encoded = [e for g in groups if (e := engine.encoder.encode(g, 200, scoring=True)) is not None]
-        scores = torch.stack(measure(engine.model, "value", encoded, "scores"))
+        scores = torch.stack(measure(engine.model, "value", encoded, SCORES)["scores"])
         assert scores.tolist() == pytest.approx(engine["rm"].scores(groups), abs=1e-5)
         assert float(scores.abs().max()) > 0
     finally:

@@ -19,7 +19,7 @@ from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.io.digest import file_digest
-from alignkit.models.packing import Wants, measure_all
+from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
@@ -221,7 +221,7 @@ class Trainer:
         def work(own: Sequence[int]) -> list[tuple[Tensor, ...]]:
             groups = [encoded[index] for index in own]
             with self.context.reporter.progress("measuring", len(groups)) as done:
-                columns = measure_all(model or self.model, role, groups, wants, done)
+                columns = measure(model or self.model, role, groups, wants, done)
             return list(zip(*columns.values(), strict=True))
 
         return self.context.collectives.map_sharded([len(group.rows) for group in encoded], work)
