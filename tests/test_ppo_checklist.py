@@ -1023,7 +1023,7 @@ def test_a_mismatch_is_seen(stage: RolloutTrainer, monkeypatch: pytest.MonkeyPat
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
     iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
     assert iteration.metrics["sampler_gap"] < 1e-4
-    stage.temperature = 1.4
+    stage.learner.temperature = 1.4
     stage.measure(iteration)
     assert iteration.metrics["sampler_gap"] > 0.05
     disturb(stage.model, stage.role, 0.1)
