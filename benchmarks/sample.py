@@ -57,7 +57,12 @@ def ours(job: Job, gate: Gate) -> None:
         while True:
             gate.begin()
             seed += 1
-            streams: dict[str, Any] = {"seed": seed, "path": (), "numbers": range(len(groups)), "samples_per_prompt": samples}
+            streams: dict[str, Any] = {
+                "seed": seed,
+                "path": (),
+                "numbers": range(len(groups)),
+                "samples_per_prompt": samples,
+            }
             request = sampler.build_request(policy, BASE, encoder, groups, sampling, **streams)
             sampled = sampler.attach(request, groups, sampler.generate(request))
             written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]

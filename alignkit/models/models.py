@@ -27,7 +27,7 @@ from alignkit.models.packing import Wants, cut, measure, read_prompts
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded, Ids
+from alignkit.tokens.encoder import Ids
 
 
 class LoadedBase:
@@ -89,17 +89,13 @@ class RolePolicy:
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """See `alignkit.Policy`."""
         self.encoder.forget_counts()
-        encoded = [self.encoder.encode(group, self.base.max_length, scoring=True) for group in groups]
+        scores = self._measured(groups, Wants(logprobs=False, scores=True))
         self.report_unread()
-        return [
-            None if score is None else float(score)
-            for score in self._measured(groups, encoded, Wants(logprobs=False, scores=True))
-        ]
+        return [None if score is None else float(score) for score in scores]
 
-    def _measured(
-        self, groups: Sequence[Group], encoded: Sequence[Encoded | None], wants: Wants
-    ) -> list[Tensor | None]:
+    def _measured(self, groups: Sequence[Group], wants: Wants) -> list[Tensor | None]:
         """One output for every response; None where the prompt does not fit."""
+        encoded = [self.encoder.encode(group, self.base.max_length, scoring=wants.scores) for group in groups]
         fitting = [e for e in encoded if e is not None and e.rows]
         role = self.base.role(self.reference)
         with self.base.progress(f"measuring {self.reference}", len(fitting)) as done:
@@ -123,8 +119,7 @@ class RolePolicy:
     def logprobs(self, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
-        encoded = [self.encoder.encode(group, self.base.max_length) for group in groups]
-        measured = self._measured(groups, encoded, Wants(temperature=temperature))
+        measured = self._measured(groups, Wants(temperature=temperature))
         return [torch.zeros(0) if logprobs is None else logprobs for logprobs in measured]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
-from alignkit.data.group import Group, Message, preview, previews, resolved_pairs
+from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import (
@@ -72,9 +72,7 @@ class StageEncoder:
                         refused.append(result)
                     elif result is not None:
                         encoded += map(compact, self._chunks(result) if whole else [result])
-        for row in skippable(refused):
-            self.encoder.count("refused", row.group)
-        self._tell(len(groups))
+        self._tell(len(groups), refused)
         self._warn_of_unknown(encoded)
         return encoded
 
@@ -99,14 +97,17 @@ class StageEncoder:
                 refused.append(rendered)
             else:
                 accepted.append(group)
-        for row in skippable(refused):
-            self.encoder.count("refused", row.group)
-        self._tell(len(groups))
+        self._tell(len(groups), refused)
         self.count_read(groups)
         return accepted
 
-    def _tell(self, total: int) -> None:
-        """Count what the encoder left out or changed, and print new reasons. total: groups."""
+    def _tell(self, total: int, refused: Sequence[RowRefused]) -> None:
+        """Count what the encoder left out or changed, and print new reasons. total: groups. refused: by the template.
+
+        Raises DataError for refused rows that their sources do not leave out.
+        """
+        for row in skippable(refused):
+            self.encoder.count("refused", row.group)
         counts = self.encoder.counts
         if counts:
             self._add("encoding", counts)
@@ -146,24 +147,6 @@ class StageEncoder:
         total.update(counts)
         self.summary[key] = dict(total)
 
-    def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """The groups with the responses and pairs that the algorithm needs.
-
-        Others are counted and told, but for those whose pairs the encoder left out, which it has counted.
-        """
-        needs = self.algorithm.needs
-        usable: list[Encoded] = []
-        lost: list[Group] = []
-        for e in encoded:
-            if len(e.rows) >= needs.min_samples and has_signal(e, needs):
-                usable.append(e)
-            elif not (needs.pairs and resolved_pairs(e.group)):
-                lost.append(e.group)
-        if lost:
-            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            self.context.say(f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}")
-        return usable
-
 
 def compact(encoded: Encoded) -> Encoded:
     """The same in 4 bytes for each number instead of 36: a data set may have a million rows."""
@@ -176,13 +159,6 @@ def has_signal(encoded: Encoded, needs: Needs) -> bool:
     if needs.pairs:
         return bool(encoded.pairs)
     return any(any(row.mask) for row in encoded.rows)
-
-
-def requirement(needs: Needs) -> str:
-    """The part that a row must have so that the algorithm can learn from it."""
-    if needs.pairs:
-        return "a pair of a better and a worse response"
-    return f"{counted(needs.min_samples, 'response')} with a token that counts"
 
 
 @dataclass

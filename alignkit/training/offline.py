@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
-from alignkit.data.group import Group
+from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
-from alignkit.tokens.encoder import counted
+from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoding import requirement
-from alignkit.training.learner import schedule, share_of
+from alignkit.training.encoding import has_signal
+from alignkit.training.learner import minibatch, schedule
 from alignkit.training.sampler import make_sampler
 from alignkit.training.stage import Trainer
 
@@ -35,7 +34,19 @@ class DatasetTrainer(Trainer):
         loaded = context.load(context.settings.data)
         chosen = context.select(loaded.groups)  # before the algorithm has the state of a checkpoint
         super().__init__(context, algorithm)
-        self._prepare(loaded, chosen)
+        self.encoded = self._examples(chosen)
+        groups = [encoded.group for encoded in self.encoded.groups]
+        call(self.algorithm, "check_data", groups)
+        self.validation = self._validation(loaded)
+        self.units = indivisible([group.bundle for group in groups])
+        self.per_epoch = math.ceil(len(self.units) / self.settings.batch_size)
+        steps = self.per_epoch * self.settings.epochs
+        self.total = min(steps, self.settings.max_steps or steps)
+        self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
+        # A bundle counts for the source of its first group.
+        firsts = [groups[unit[0]] for unit in self.units]
+        self.draws = make_sampler(loaded, firsts, context.seed, context.name, "shuffle")
+        self.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
 
     def run(self) -> dict[str, Any]:
         context = self.context
@@ -56,33 +67,31 @@ class DatasetTrainer(Trainer):
 
     # Data
 
-    def _prepare(self, loaded: Loaded, chosen: Sequence[Group]) -> None:
-        self.encoded = self._examples(chosen)
-        call(self.algorithm, "check_data", [encoded.group for encoded in self.encoded.groups])
-        self.validation = self._validation(loaded)
-        groups = [encoded.group for encoded in self.encoded.groups]
-        self.units = indivisible([group.bundle for group in groups])
-        self.per_epoch = math.ceil(len(self.units) / self.settings.batch_size)
-        steps = self.per_epoch * self.settings.epochs
-        self.total = min(steps, self.settings.max_steps or steps)
-        self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
-        # A bundle counts for the source of its first group.
-        firsts = [groups[unit[0]] for unit in self.units]
-        self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
-        self.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
-
     def _examples(self, groups: Sequence[Group]) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
         self.encoder.count_read(groups)
-        encoded = self.encoder.learnable(self.encoder.encode(groups))
-        if not encoded:
+        needs = self.algorithm.needs
+        part = f"{counted(needs.min_samples, 'response')} with a token that counts"
+        if needs.pairs:
+            part = "a pair of a better and a worse response"
+        usable: list[Encoded] = []
+        lost: list[Group] = []
+        for e in self.encoder.encode(groups):
+            if len(e.rows) >= needs.min_samples and has_signal(e, needs):
+                usable.append(e)
+            elif not (needs.pairs and resolved_pairs(e.group)):  # pairs that the encoder left out, it has counted
+                lost.append(e.group)
+        if lost:
+            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
+            self.context.say(f"left out {counted(len(lost), 'row')} without {part}: {previews(lost)}")
+        if not usable:
             raise DataError(
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
+                f"{counted(len(groups), 'row')}: each needs {part}"
             )
-        examples = Examples(encoded)
-        if self.algorithm.needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"] = self.reference_logprobs(encoded)
+        examples = Examples(usable)
+        if needs.reference_logprobs:
+            examples.token_columns["reference_logprobs"] = self.reference_logprobs(usable)
         return examples
 
     def _validation(self, loaded: Loaded) -> Examples | None:
@@ -115,9 +124,7 @@ class DatasetTrainer(Trainer):
         """The batch of a step: a slice of its epoch's order."""
         # Only the step decides, so that a resumed run learns from the same batches.
         epoch, index = divmod(step, self.per_epoch)
-        order = self.draws.epoch(epoch)
-        chosen = order[share_of(len(order), self.settings.batch_size, index)]
-        return self.encoded.take([*chain.from_iterable(self.units[unit] for unit in chosen)])
+        return minibatch(self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index)
 
     def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""

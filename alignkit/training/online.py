@@ -195,21 +195,18 @@ class RolloutTrainer(Trainer):
             why = self.rewards.nothing_scored(table)
             raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
         facts = table.summary()  # of all samples
-        return facts | self._choose(iteration)
-
-    def _choose(self, iteration: Iteration) -> dict[str, int]:
-        """Leave out what filters and the algorithm do not keep; returns how many groups, as metrics."""
-        table, left_out = iteration.table, Counter[str]()
         iteration.skipped = ""
         for name, chooser in self.filters:
-            left_out[f"filtered/{name}"] += table.take_groups(filter_mask(chooser, table.learned))
+            key = f"filtered/{name}"
+            facts[key] = facts.get(key, 0) + table.take_groups(filter_mask(chooser, table.learned))
         if not table.groups:
-            iteration.skipped = f"filters left out every group ({', '.join(left_out)})"
+            left_out = ", ".join(f"filtered/{name}" for name, _ in self.filters)
+            iteration.skipped = f"filters left out every group ({left_out})"
         if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
-            left_out["groups_without_signal"] = gone
+            facts["groups_without_signal"] = gone
             if not table.groups:
                 iteration.skipped = "the algorithm kept no group"
-        return left_out
+        return facts
 
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
@@ -346,7 +343,7 @@ class RolloutTrainer(Trainer):
         for epoch in range(epochs):
             # Named by phase and epoch: each pass has an order of its own, the same after a resume.
             stream = seeds.stream(self.context.seed, self.context.name, "minibatch", iteration.number, index, epoch)
-            batches = list(minibatches(examples, self.settings.batch_size, stream))
+            batches = minibatches(examples, self.settings.batch_size, stream)
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
