@@ -72,7 +72,7 @@ def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate:
     implementation, options = optimizer_parts(settings)
     try:
         made: Optimizer = implementation(groups, lr=rate, **options)
-        taken = chain.from_iterable(group["params"] for group in made.param_groups)
+        taken = chain.from_iterable(group["params"] for group in getattr(made, "param_groups", ()))
         if not isinstance(made, Optimizer) or {*map(id, taken)} != {*map(id, known)}:
             raise TypeError("it must be a torch.optim.Optimizer with all parameters in its groups")
     except (TypeError, ValueError, RuntimeError) as error:

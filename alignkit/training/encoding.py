@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
-from typing import Any
 
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
 from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import (
     WHOLE,
     Encoded,
@@ -35,18 +34,14 @@ UNKNOWN = 1 / 1000  # of the tokens; more are a warning
 
 
 class StageEncoder:
-    """Encodes groups for one stage. Reasons of rows left out or changed are counted in the summary and told once.
+    """Encodes groups for one stage. Reasons of rows left out or changed are counted in its summary and told once."""
 
-    summary: the stage's.
-    """
-
-    def __init__(self, context: StageContext, algorithm: Algorithm, summary: dict[str, Any]):
-        self.context, self.algorithm, self.summary = context, algorithm, summary
+    def __init__(self, context: StageContext, algorithm: Algorithm):
+        self.context, self.algorithm, self.summary = context, algorithm, context.summary
         self.encoder = context.models.encoder
         self._told: set[str] = set()  # reasons
-        self.max_length = min(context.settings.max_length, context.model.context)
-        if reference := context.settings.reference:  # which reads the same rows
-            self.max_length = min(self.max_length, context.models_of(reference).model.context)
+        reference = context.models_of(context.settings.reference or BASE)  # which reads the same rows
+        self.max_length = min(context.settings.max_length, context.model.context, reference.model.context)
 
     def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
         """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`; default: the algorithm's.

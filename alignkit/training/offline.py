@@ -113,18 +113,14 @@ class DatasetTrainer(Trainer):
     def _step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""
         step, began = self.learner.steps, time.monotonic()
-        batch = self._batch_at(step)
+        # Only the step decides, so that a resumed run learns from the same batches.
+        epoch, index = divmod(step, self.per_epoch)
+        batch = minibatch(self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index)
         factor = schedule(self.settings, self.learner.peak_rate, step, self.total)
         metrics: dict[str, Any] = self.learner.step(batch, factor)
         metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (time.monotonic() - began)
         metrics["epoch"] = (step + 1) / self.per_epoch
         return metrics
-
-    def _batch_at(self, step: int) -> Examples:
-        """The batch of a step: a slice of its epoch's order."""
-        # Only the step decides, so that a resumed run learns from the same batches.
-        epoch, index = divmod(step, self.per_epoch)
-        return minibatch(self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index)
 
     def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""

@@ -110,21 +110,17 @@ class RolloutTrainer(Trainer):
                 break
             self.context.should_stop()
             with error_context(f"in iteration {number} of {iterations}"):
-                self._after(self._iterate(number), iterations)
+                metrics = self._iterate(number).metrics
+                self.log(number, metrics)
+                self.context.reporter.advance(number, metrics)
+                self.keep_version(number)
+                if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
+                    self.checkpoint(number, f"iteration {number} of {iterations}")
         if remembered := self.rewards.state():
             self.summary["combinations"] = remembered
         self._report(iterations)
         self.monitors.finish()
         return self.summary
-
-    def _after(self, iteration: Iteration, iterations: int) -> None:
-        """Log an iteration, keep its version, and write a checkpoint if one is due."""
-        number = iteration.number
-        self.log(number, iteration.metrics)
-        self.context.reporter.advance(number, iteration.metrics)
-        self.keep_version(number)
-        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
-            self.checkpoint(number, f"iteration {number} of {iterations}")
 
     # The parts of an iteration, in order
 
@@ -223,7 +219,6 @@ class RolloutTrainer(Trainer):
     def measure(self, iteration: Iteration) -> None:
         """Encode the rollouts, measure them before the first update, and compute the signal."""
         table = iteration.table
-        iteration.examples = Examples([])
         if not table.groups:
             return
         encoded = self.encoder.encode(table.groups)
@@ -323,8 +318,7 @@ class RolloutTrainer(Trainer):
             iteration.metrics["empty_selection"] = 1.0
         learned = False
         for index, (phase, examples) in enumerate(zip(phases, chosen, strict=True)):
-            if examples.groups:
-                learned |= self.learn(iteration, index, phase, examples)
+            learned |= self.learn(iteration, index, phase, examples)
         if not learned:
             summary = self.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1

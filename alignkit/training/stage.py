@@ -136,7 +136,7 @@ class Trainer:
         self.context, self.settings, self.algorithm = context, context.settings, algorithm
         self.kept, self.keeps = context.folder / "kept", self.settings.keep_versions
         self.model, self.summary = context.model, context.summary
-        self.encoder = StageEncoder(context, algorithm, self.summary)
+        self.encoder = StageEncoder(context, algorithm)
         self.model.seed = seeds.number(context.seed, context.name, "init")
         self.start = self.settings.from_ or context.models.name
         self.role = f"{context.name}~new"
