@@ -296,14 +296,13 @@ PLANTED = {
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
-    "version_before": Planted(ONLINE, "self.state.keep_version(number)", "self.state.keep_version(number - 1)", _KEPT),
+    "version_before": Planted(ONLINE, "self.keep_version(number)", "self.keep_version(number - 1)", _KEPT),
     "version_before_learning": Planted(
         ONLINE,
-        "            self._after(self._iterate(number), iterations)\n",
-        "            self.state.keep_version(number)\n"
-        "            keep, self.state.keep_version = self.state.keep_version, lambda number: None\n"
-        "            self._after(self._iterate(number), iterations)\n"
-        "            self.state.keep_version = keep\n",
+        "                metrics = self._iterate(number).metrics\n",
+        "                self.keep_version(number)\n"
+        "                self.keep_version = lambda number: None\n"
+        "                metrics = self._iterate(number).metrics\n",
         _KEPT,
     ),
     "another_version": Planted(
