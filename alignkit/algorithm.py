@@ -267,7 +267,7 @@ class Algorithm(WithOptions):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         """The loss of a micro-batch, as named unreduced terms."""
-        raise NotImplementedError(f"{type(self).__name__} does not define a loss")
+        raise NotImplementedError
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Metrics of a micro-batch as unreduced terms, averaged like loss terms. NaN entries do not count."""
@@ -298,4 +298,4 @@ class ExternalTrainer(Algorithm):
         Args:
             stage: With its `settings`, `seed`, `models`, data (`load`), rewards (`scorer`), and progress.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not train anything")
+        raise NotImplementedError

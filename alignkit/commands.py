@@ -166,7 +166,7 @@ def load(
     for broken in loaded.broken:
         if broken.distribution in requested:
             raise PluginError(str(broken))
-    recipe = load_recipe(path, list(overrides or ()), loaded.registry)
+    recipe = load_recipe(path, list(overrides or ()))
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
     return recipe

@@ -141,7 +141,7 @@ class Engine(WithOptions):
                 base itself.
             version: At least 0 and below 2**31; other weights have another version.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define publish")
+        raise NotImplementedError
 
     def sample(
         self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
@@ -158,7 +158,7 @@ class Engine(WithOptions):
                 than the context's `max_length`, where the sample ends.
             sampling: The same for all prompts.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define sample")
+        raise NotImplementedError
 
     def idle(self) -> None:
         """Leave the device's memory to alignkit, which computes next, but keep the weights somewhere.

@@ -244,14 +244,14 @@ class Stopped(AlignkitError):
 class StageWaits(Stopped):
     """A stage waits for people, who label its items; the same command continues. Other stages run meanwhile.
 
-    missing: labels. stage, store: who waits, and where the labels go.
+    missing: labels. store: where they go.
     """
 
     prefix = ""
 
-    def __init__(self, message: str, *, missing: int, stage: str, store: Path):
+    def __init__(self, message: str, *, missing: int, store: Path):
         super().__init__(message)
-        self.missing, self.stage, self.store = missing, stage, store
+        self.missing, self.store = missing, store
 
 
 def request_stop(reason: str) -> None:

@@ -94,7 +94,7 @@ class Format:
 
     def read(self, row: Any) -> Group:
         """The group of a row, which is JSON data and usually a dict. Raises `BadRow(reason)`."""
-        raise NotImplementedError(f"{type(self).__name__} does not define `read(row)`")
+        raise NotImplementedError
 
     def groups(self, row: Any) -> Iterable[Group]:
         """The groups of a row. Default: the one that `read` returns.

@@ -34,7 +34,7 @@ class Filter(WithOptions):
         have the `learned_reward` (`LEARNED_KEY`), which a combination may have normalized. Samples of earlier
         iterations have only the first.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `keep(groups)`")
+        raise NotImplementedError
 
 
 REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
@@ -115,7 +115,7 @@ class Monitor(WithOptions):
             groups: Empty if their file was deleted before the stage resumed.
             metrics: Of the iteration so far, such as `reward` and `kl`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `look(iteration, groups, metrics)`")
+        raise NotImplementedError
 
     def finish(self, stopped: str) -> Observation:
         """What is to be said at the end of the stage; only warnings and summary count.
@@ -166,7 +166,7 @@ class Tracker(WithOptions):
             step: Counts from 1.
             metrics: Numbers by name.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `log(stage, step, metrics)`")
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Write what is pending; the last call."""
@@ -250,9 +250,9 @@ def reader_of(path: Path) -> Reader | None:
 def registration_of(path: Path) -> Registration | None:
     """Where the reader of a file is from. See `reader_of`."""
     suffix = suffix_of(path)
-    if not plugins().registry.has("reader", suffix):
+    if not plugins().has("reader", suffix):
         return None
-    return plugins().registry.get("reader", suffix)
+    return plugins().get("reader", suffix)
 
 
 ACCELERATE = "accelerate"  # the name of the one that runs use
@@ -290,7 +290,7 @@ class Launcher:
             folder: Of the run.
             world: Which process this is.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define join")
+        raise NotImplementedError
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> Any:
         """What asks the engine of a stage, and checks all that it returns; it samples instead of a `SharedModel`.
@@ -302,10 +302,10 @@ class Launcher:
             seed: The stage's.
             say: Prints a line.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define engine")
+        raise NotImplementedError
 
 
 def launcher() -> Launcher:
     """What starts several processes. Raises Unresolved if no plugin does."""
-    made: Launcher = plugins().registry.get("launcher", ACCELERATE).implementation()
+    made: Launcher = plugins().get("launcher", ACCELERATE).implementation()
     return made

@@ -29,16 +29,19 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     """What a stage names, and its options."""
     if isinstance(value, Component):
         return value.registration.implementation, value.options.model_dump(exclude_unset=True)
-    return plugins().registry.get(kind, value).implementation, {}
+    return plugins().get(kind, value).implementation, {}
 
 
-def optimizer_parts(settings: Settings) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What makes the optimizer, and its options: those of the recipe, else of the algorithm, else alignkit's."""
+def optimizer_parts(settings: Settings, suited: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What makes the optimizer, and its options: those of the recipe, else of the algorithm, else alignkit's.
+
+    suited: those of the algorithm, for Adam's family.
+    """
     implementation, options = _named("optimizer", settings.optimizer)
     options.pop("max_grad_norm", None)
     defaults: dict[str, Any] = {"weight_decay": 0.0}
     if "adam" in getattr(implementation, "__name__", "").lower():
-        defaults |= settings._optimizer_defaults
+        defaults |= suited
     taken = inspect.signature(implementation).parameters.keys()
     return implementation, {name: value for name, value in defaults.items() if name in taken} | options
 
@@ -60,16 +63,20 @@ def factor_of(schedule: Component | str, **given: float) -> float:
     return factor
 
 
-def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate: float) -> Optimizer:
+def make_optimizer(
+    settings: Settings, suited: Mapping[str, Any], parameters: Iterable[nn.Parameter], rate: float
+) -> Optimizer:
     """The stage's optimizer. Raises RunFailed if it needs a package that is not installed, or refuses a parameter.
 
     Weight decay shrinks matrices only: shrinking a norm's factor, which begins at 1, would switch its layer off.
+
+    suited: options that suit the algorithm, as in its `defaults`.
     """
     known = list(parameters)
     groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
     if vectors := [p for p in known if p.ndim < 2]:
         groups.append({"params": vectors, "weight_decay": 0.0})
-    implementation, options = optimizer_parts(settings)
+    implementation, options = optimizer_parts(settings, suited)
     try:
         made: Optimizer = implementation(groups, lr=rate, **options)
         taken = chain.from_iterable(group["params"] for group in getattr(made, "param_groups", ()))

@@ -67,8 +67,20 @@ class WithOptions:
 
 # Arguments that alignkit itself gives to functions and classes which are registered.
 GIVEN = {
-    *("params", "lr", "step", "total", "warmup", "rate", "cache", "path"),
-    *("optimizer", "last_epoch", "num_warmup_steps", "num_training_steps", "warmup_type"),  # transformers' schedules
+    "params",
+    "lr",
+    "step",
+    "total",
+    "warmup",
+    "rate",
+    "cache",
+    "path",
+    # of transformers' schedules
+    "optimizer",
+    "last_epoch",
+    "num_warmup_steps",
+    "num_training_steps",
+    "warmup_type",
 }
 
 

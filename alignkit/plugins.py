@@ -55,17 +55,16 @@ class _Plugin:
         self.added.append(registration)
 
 
-class Plugins:
-    """The installed plugins.
+class Plugins(Registry):
+    """The installed plugins, and what recipes can name of them.
 
-    registry: what recipes can name. broken: plugins that failed to load. manager: pluggy's, which calls event hooks.
-    files, without: the extra files and the disabled names; another process loads the same plugins with them.
+    manager: pluggy's, which calls event hooks. files, without: the extra files and the disabled names; another process
+    loads the same plugins with them.
     """
 
     def __init__(self, files: Iterable[Path] = (), without: Iterable[str] = ()) -> None:
+        super().__init__()
         self.files, self.without = tuple(dict.fromkeys(files)), tuple(without)
-        self.registry = Registry()
-        self.broken = self.registry.broken
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
 
@@ -100,8 +99,7 @@ class Plugins:
             reason = f"{reason_of(error)}{line_in(error, [plugin.module])}"
             self.broken.append(replace(plugin.origin, reason=reason))
         else:
-            for registration in plugin.added:
-                self.registry.add(registration.kind, registration)
+            self._all += plugin.added
 
 
 def _installed() -> list[_Plugin]:
@@ -168,4 +166,4 @@ def plugins() -> Plugins:
 def source_of(base: str) -> tuple[str, str]:
     """The model source that `model.base` names, and what follows its `NAME://`; both are empty for other bases."""
     name, _, path = base.partition("://")
-    return (name, path) if plugins().registry.has("model", name) else ("", "")
+    return (name, path) if plugins().has("model", name) else ("", "")

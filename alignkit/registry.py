@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -136,19 +135,19 @@ class Registry:
 
     def __init__(self) -> None:
         self.broken: list[Origin] = []
-        self._registrations: defaultdict[str, list[Registration]] = defaultdict(list)
+        self._all: list[Registration] = []
 
-    def add(self, kind: str, registration: Registration) -> None:
+    def add(self, registration: Registration) -> None:
         """Add a registration. A duplicate name becomes an error only when it is requested."""
-        self._registrations[kind].append(registration)
+        self._all.append(registration)
 
     def names(self, kind: str) -> list[str]:
         """Every name of a kind, sorted."""
-        return sorted({one.name for one in self._registrations[kind]})
+        return sorted({one.name for one in self._all if one.kind == kind})
 
     def registrations(self, kind: str) -> list[Registration]:
         """Every registration of a kind, sorted by name."""
-        return sorted(self._registrations[kind], key=lambda one: one.name)
+        return sorted((one for one in self._all if one.kind == kind), key=lambda one: one.name)
 
     def usable(self, kind: str) -> list[Registration]:
         """The registrations of a kind whose implementations can be imported."""
@@ -183,7 +182,7 @@ class Registry:
 
     def _matches(self, kind: str, name: str) -> list[Registration]:
         package, _, plain = name.rpartition(":")
-        candidates = [one for one in self._registrations[kind] if one.name == plain]
+        candidates = [one for one in self._all if one.kind == kind and one.name == plain]
         return [one for one in candidates if package in ("", one.distribution, one.plugin)]
 
 

@@ -110,7 +110,7 @@ class Reward(WithOptions):
 
         Return them as `{"": [...]}`. The empty name means the reward's own.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `score(groups)`")
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class RewardCombination(WithOptions):
 
     def parts(self) -> Mapping[str, Any]:
         """The rewards to combine: name -> value of a RewardRef option."""
-        raise NotImplementedError(f"{type(self).__name__} does not define `parts()`")
+        raise NotImplementedError
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
@@ -174,7 +174,7 @@ class RewardCombination(WithOptions):
             components: Name -> float64 [responses]. NaN if a part is a combination and returned it, or, with
                 `leaves_out`, if it does not apply. A response whose raw reward is NaN is dropped.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `combine(groups, components)`")
+        raise NotImplementedError
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         """The reward [responses] of these components: of whitened ones, it is learned from instead of `combine`'s.
@@ -184,7 +184,7 @@ class RewardCombination(WithOptions):
         Args:
             components: Name -> float64 [responses].
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `total(groups, components)`")
+        raise NotImplementedError
 
 
 class Judge(WithOptions):
@@ -216,7 +216,7 @@ class Judge(WithOptions):
         Args:
             items: (prompt, first, second).
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `compare(items)`")
+        raise NotImplementedError
 
     def question(self, item: tuple[Sequence[Message], str, str]) -> Sequence[Message]:
         """The messages that its model reads of a (prompt, first, second), for `alignkit check`; optional.
@@ -241,7 +241,7 @@ class Judge(WithOptions):
             items: (prompt, response).
             rubric: What is good: a text or a list of criteria; empty: the judge's own measure.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not rate single responses")
+        raise NotImplementedError
 
 
 Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]

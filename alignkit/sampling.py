@@ -54,9 +54,7 @@ class Sampling(Options):
         return self
 
 
-_DEFAULTS = Sampling()
 KEYS = tuple(Sampling.model_fields)
-_ALWAYS = ("max_new_tokens", "temperature")  # said even if they are the default
 
 
 class SamplingOptions(Options):
@@ -90,10 +88,10 @@ class SamplingOptions(Options):
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
-        values = dict(self.sampling)
+        values = {"max_new_tokens": self.sampling.max_new_tokens, "temperature": self.sampling.temperature}
         if self.greedy and "temperature" not in self.sampling.model_fields_set:
             values["temperature"] = 0.0
-        return {key: value for key, value in values.items() if key in _ALWAYS or value != getattr(_DEFAULTS, key)}
+        return self.sampling.model_dump(exclude_defaults=True) | values
 
     def described(self) -> str:
         """The keys in words: `temperature 0.7, max_new_tokens 32`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from alignkit.options import (
     DataRef,
@@ -140,7 +140,7 @@ class OptimizerOptions(Options):
 class Settings(Options):
     """The keys of a training stage."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     from_: Annotated[str, Ref("from")] | None = Field(
         default=None,
@@ -240,7 +240,6 @@ class Settings(Options):
         default_factory=list,
         description="earlier stages whose rollouts are replayed, rescored by this stage's reward; default: none",
     )
-    _optimizer_defaults: dict[str, Any] = PrivateAttr(default_factory=dict)  # of the algorithm
 
     @property
     def max_grad_norm(self) -> float:

@@ -31,7 +31,7 @@ def rows(job: Job) -> list[Group]:
         pairs = [json.loads(line) for line in file]
     demonstrations = [json.loads(line) for line in (DATA / "demos.jsonl").read_text(encoding="utf-8").splitlines()]
     for name, read in (("hh_rlhf", pairs), ("messages", demonstrations)):
-        format_ = plugins().registry.get("format", name).implementation()
+        format_ = plugins().get("format", name).implementation()
         found += [format_.read(row) for row in (read[:20] if job.short else read)]
     return found
 

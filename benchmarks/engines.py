@@ -145,7 +145,7 @@ def _engine(job: Job, options: dict[str, Any]) -> Any:
     from alignkit.plugins import plugins
     from alignkit.registry import Component
 
-    found = plugins().registry.get("engine", "vllm")
+    found = plugins().get("engine", "vllm")
     component = Component("engine", "vllm", found, found.implementation.Options(**options))
     return launcher().engine(component, Path(job.adapters) / "engine", stage="", seed=0, say=_say)
 

@@ -43,7 +43,7 @@ def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) ->
     from alignkit.settings import Settings
     from alignkit.training.learner import Learner
 
-    kind = plugins().registry.get("algorithm", algorithm).implementation
+    kind = plugins().get("algorithm", algorithm).implementation
     policy.add_role(ROLE, start=start, head="scalar" if kind.trains is Trains.REWARD else "language")
     return Learner(policy, kind(kind.Options(**options)), Settings(), ROLE)
 
@@ -98,7 +98,7 @@ def folder_of(model: str) -> str:
     from alignkit.models.loading import locate
     from alignkit.plugins import plugins
 
-    registry: Any = plugins().registry
+    registry: Any = plugins()
     if Path(model).is_dir():
         return str(Path(model).resolve())
     if model not in registry.names("model"):

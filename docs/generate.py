@@ -113,8 +113,8 @@ def part(what: str) -> str:
     if kind == "results":
         return result_table(name)
     names = name.split()
-    if kind in KINDS and names and all(plugins().registry.has(kind, each) for each in names):
-        return components(kind, [plugins().registry.get(kind, each) for each in names])
+    if kind in KINDS and names and all(plugins().has(kind, each) for each in names):
+        return components(kind, [plugins().get(kind, each) for each in names])
     known = [*MODELS, *tables, "api NAMES", "about MODULE", "example KIND", "results MACHINE", "KIND NAMES"]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
@@ -166,7 +166,7 @@ def plugin_table() -> str:
     """What comes with alignkit, by kind."""
     lines = []
     for kind in KINDS:
-        own = [one for one in plugins().registry.registrations(kind) if one.distribution == "alignkit"]
+        own = [one for one in plugins().registrations(kind) if one.distribution == "alignkit"]
         names = [f"`{one.name}`: {one.summary}" if one.summary else f"`{one.name}`" for one in own]
         lines.append((kind, "; ".join(names)))
     return markdown(("kind", "names"), [line for line in lines if line[1]])
@@ -174,7 +174,7 @@ def plugin_table() -> str:
 
 def format_table() -> str:
     """The formats that come with alignkit, the columns by which they recognize a row, and an example."""
-    formats = [entry for entry in plugins().registry.registrations("format") if entry.distribution == "alignkit"]
+    formats = [entry for entry in plugins().registrations("format") if entry.distribution == "alignkit"]
     formats = [entry for entry in formats if entry.name not in alignkit_plugins.formats.template.DATA_SETS]
     lines = []
     for entry in sorted(formats, key=lambda entry: entry.name):
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str]) -> int:
             stale.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
                 page.write_text(new, encoding="utf-8")
-    files = {SCHEMA: schema_text(load_plugins().registry)}
+    files = {SCHEMA: schema_text(load_plugins())}
     for file, text in files.items():
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             stale.append(str(file.relative_to(ROOT)))

@@ -215,7 +215,7 @@ def apps_do_not_import_each_other() -> Iterator[str]:
 def first_party_names() -> set[str]:
     """What first-party plugins are called in recipes, without names that are common words."""
     kinds = ("format", "algorithm", "reward", "judge", "environment", "step", "engine")
-    registry = load_plugins().registry
+    registry = load_plugins()
     own = [item for kind in kinds for item in registry.registrations(kind) if item.distribution == "alignkit"]
     return {item.name for item in own} - COMMON_WORDS
 

@@ -45,8 +45,8 @@ _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
 _COMBINED = "combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})"
-_WHOLE = "combined = self.root.reward(table.sampled, parts, ~failed)"
-_REJECTED = "return [*compress(groups, keep_mask(self.algorithm, groups))]"
+_WHOLE = "combined = self.root.reward(table.sampled, table.parts, answered)"
+_REJECTED = "return [self._kept(groups)[0] for groups in"
 
 PLANTED = {
     # Sampling
@@ -143,9 +143,9 @@ PLANTED = {
         f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
     ),
     "first_rewards": Planted(
-        SCORING,
-        "self.rows = self.rows[torch.tensor(keep, dtype=torch.bool)]",
-        "self.rows = self.rows[: sum(keep)]",
+        ONLINE,
+        "scores_of(table.groups, LEARNED_KEY)",
+        "table.reward[: len(responses_of(table.groups))]",
         f"{ITERATION}::test_kept_groups_keep_their_rewards",
     ),
     "rollout_order": Planted(
@@ -169,7 +169,7 @@ PLANTED = {
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),
     "current_is_earlier": Planted(ROLLOUTS, "range(1, iteration))", "range(1, iteration + 1))", _EARLIER),
-    "rejected_again": Planted(ONLINE, _REJECTED, "return groups", _EARLIER),
+    "rejected_again": Planted(ONLINE, _REJECTED, "return [groups for groups in", _EARLIER),
     "unscored_again": Planted(
         ROLLOUTS, "return [with_scores(groups) for groups in", "return [groups for groups in", _EARLIER
     ),
@@ -275,9 +275,9 @@ PLANTED = {
         "            sizes = [len(group.responses) for group in table.sampled]\n"
         "            def alone(own):\n"
         "                places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
-        "                some = {name: column[places] for name, column in parts.items()}\n"
+        "                some = {name: column[places] for name, column in table.parts.items()}\n"
         "                groups = [table.sampled[i] for i in own]\n"
-        "                return self.root.reward(groups, some, ~failed[places]).reward.tolist()\n"
+        "                return self.root.reward(groups, some, answered[places]).reward.tolist()\n"
         "            rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), dtype=torch.float64)\n"
         "            combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,

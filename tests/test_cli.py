@@ -119,7 +119,7 @@ def test_run_checks_first(recipe: list[str], runs: list[tuple]) -> None:
 
 def test_run_passes_the_recipe_and_the_folder_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
     assert cli.main(["run", *recipe, "stages.first.epochs=2", "--out", str(tmp_path / "o")]) == 0
-    ((checked, out, _),) = runs
+    ((checked, out, *_),) = runs
     assert (checked.stages["first"].settings.epochs, out) == (2, tmp_path / "o")
 
 
@@ -368,7 +368,7 @@ def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> 
 
 
 def test_everything_that_is_registered_can_be_imported() -> None:
-    registry = plugins_module.load_plugins().registry
+    registry = plugins_module.load_plugins()
     for kind in KINDS:
         assert registry.usable(kind) == registry.registrations(kind)
     assert not registry.broken

@@ -44,7 +44,7 @@ SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
-    for one in plugins().registry.registrations("format")
+    for one in plugins().registrations("format")
     if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
 }
 
@@ -451,7 +451,7 @@ def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) 
     path.write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\r\n\r\nthird\n")
     assert [g.responses[0].text for g in load(source(path)).groups] == ["first line\nsecond\n\nthird"]
     assert words(load(source(path, format=named("prompt_only"))).groups) == ["first line", "second", "third"]
-    with pytest.raises(DataError, match="a text file needs a format"):
+    with pytest.raises(DataError, match=r"no format matches the first row \(text\)"):
         load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
     assert bad_rows(path, format=named("prompt_only")) == [(2, "a text is not valid Unicode; save the file as UTF-8")]

@@ -17,7 +17,7 @@ from alignkit_plugins.data.shown import shortened
 PLUGINS = tuple(f"formats.{name}:" for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"))
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
-    for one in plugins().registry.registrations("format")
+    for one in plugins().registrations("format")
     if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
 }
 

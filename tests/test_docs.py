@@ -31,7 +31,7 @@ KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filte
 REGISTRATIONS = [
     (kind, registration)
     for kind in KINDS
-    for registration in load_plugins().registry.registrations(kind)
+    for registration in load_plugins().registrations(kind)
     if registration.distribution == "alignkit"
 ]
 
@@ -82,7 +82,7 @@ def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     loaded = load_plugins([tmp_path / name for name in files])
     assert loaded.broken == [] and len(files) == 4
-    found = [one for kind in ALL_KINDS for one in loaded.registry.registrations(kind) if one.distribution in files]
+    found = [one for kind in ALL_KINDS for one in loaded.registrations(kind) if one.distribution in files]
     assert {one.distribution for one in found} == files.keys()
     checked = [one.implementation for one in found if one.name in ("my_dpo", "distillation_example", "rated")]
     assert len(checked) == 3
@@ -105,7 +105,7 @@ def test_the_tutorial_is_a_plugin(tmp_path: Path) -> None:
     file.write_text(tutorial(), encoding="utf-8")
     loaded = load_plugins([file])
     assert loaded.broken == []
-    (registration,) = [c for c in loaded.registry.registrations("algorithm") if c.distribution == file.name]
+    (registration,) = [c for c in loaded.registrations("algorithm") if c.distribution == file.name]
     assert registration.name == "reinforce"
     check_algorithm(registration.implementation)
     load_plugins()

@@ -9,7 +9,6 @@ import pytest
 
 from alignkit import cli
 from alignkit.errors import RecipeError
-from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 
 PAGE = Path(__file__).parent.parent / "docs" / "what-is-not-here.md"
@@ -83,7 +82,7 @@ def test_a_key_of_what_is_gone_is_unknown(place: str, text: str, name: str, help
     (tmp_path / "d.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
     (tmp_path / "r.yaml").write_text(RECIPE.format(**WHOLE | {place: text}), encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        load_recipe(tmp_path / "r.yaml", (), load_plugins().registry)
+        load_recipe(tmp_path / "r.yaml", ())
     (problem,) = [one for one in caught.value.problems if f"'{name}'" in one.message]
     assert problem.line and problem.source[problem.column - 1 :].startswith(name)
     assert is_right(name, help, problem.help), problem.help

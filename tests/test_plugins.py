@@ -66,7 +66,7 @@ def reason(loaded: Plugins, plugin: str) -> str:
 
 def test_a_good_plugin_is_found(distribution: MakeDistribution) -> None:
     folder = distribution("x-good", GOOD.format(name="mine"))
-    registration = load_plugins().registry.get("algorithm", "mine")
+    registration = load_plugins().get("algorithm", "mine")
     facts = (registration.name, registration.summary, registration.plugin, registration.origin)
     assert facts == ("mine", "it", "x-good", "x-good 1.2")
     assert registration.source_path == folder / "fake_x_good.py"
@@ -116,26 +116,26 @@ def test_a_broken_plugin_breaks_only_itself(distribution: MakeDistribution, kind
     assert text.startswith(f"plugin 'x-{kind}' (x-{kind} 1.2) failed to load: ")
     assert message in text
     assert not loaded.manager.has_plugin(f"plugin 'x-{kind}' (x-{kind} 1.2)")
-    assert not loaded.registry.has("algorithm", "half")
-    assert loaded.registry.get("algorithm", "mine").distribution == "x-good"
+    assert not loaded.has("algorithm", "half")
+    assert loaded.get("algorithm", "mine").distribution == "x-good"
     assert not [broken for broken in loaded.broken if broken.plugin == "x-good"]
 
 
 def test_an_address_is_imported_when_it_is_asked_for(distribution: MakeDistribution) -> None:
     folder = distribution("x-late", adding("'step', 'late', 'fake_late:Late', 'later'"))
-    registry = load_plugins().registry
+    registry = load_plugins()
     (folder / "fake_late.py").write_text("from alignkit import Step\nclass Late(Step): ...\n", encoding="utf-8")
     assert "fake_late" not in sys.modules
     late = registry.get("step", "late")
     assert late.implementation.__name__ == "Late" and late.source_path == folder / "fake_late.py"
     distribution("x-bad", adding("'step', 'bad', 'fake_x_bad:nothing'"))
     loaded = load_plugins()
-    assert [one.name for one in loaded.registry.registrations("step") if one.distribution == "x-bad"] == ["bad"]
+    assert [one.name for one in loaded.registrations("step") if one.distribution == "x-bad"] == ["bad"]
     with pytest.raises(
         PluginError, match=r"^plugin 'x-bad' \(x-bad 1.2\) failed to load: step 'bad' is fake_x_bad:nothing: Attr"
     ):
-        loaded.registry.get("step", "bad")
-    assert not [one.name for one in loaded.registry.usable("step") if one.name == "bad"]
+        loaded.get("step", "bad")
+    assert not [one.name for one in loaded.usable("step") if one.name == "bad"]
 
 
 def test_a_keyboard_interrupt_is_not_swallowed(distribution: MakeDistribution) -> None:
@@ -148,15 +148,15 @@ def test_the_same_plugin_name_from_two_distributions(distribution: MakeDistribut
     distribution("x-one", GOOD.format(name="one"), point="same")
     distribution("x-two", GOOD.format(name="two"), point="same")
     loaded = load_plugins()
-    assert loaded.registry.has("algorithm", "one") and loaded.registry.has("algorithm", "two")
+    assert loaded.has("algorithm", "one") and loaded.has("algorithm", "two")
     chosen = load_plugins(disabled=["x-two:same"])
-    assert chosen.registry.has("algorithm", "one") and not chosen.registry.has("algorithm", "two")
+    assert chosen.has("algorithm", "one") and not chosen.has("algorithm", "two")
 
 
 def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDistribution) -> None:
     distribution("x-one", GOOD.format(name="same"))
     distribution("x-two", GOOD.format(name="same"))
-    registry = load_plugins().registry
+    registry = load_plugins()
     with pytest.raises(PluginError) as caught:
         registry.get("algorithm", "same")
     assert str(caught.value) == (
@@ -170,7 +170,7 @@ def test_disabling(distribution: MakeDistribution) -> None:
     distribution("x-one", GOOD.format(name="one"), point="alignkit_one")
     distribution("x-two", GOOD.format(name="two"))
     loaded = load_plugins(disabled=["alignkit_one", "x-two:x-two"])
-    assert not loaded.registry.has("algorithm", "one") and not loaded.registry.has("algorithm", "two")
+    assert not loaded.has("algorithm", "one") and not loaded.has("algorithm", "two")
     with pytest.raises(RecipeError, match=r"'x-tow'.*\n  help: did you mean 'x-two'"):
         load_plugins(disabled=["x-tow"])
 
@@ -180,7 +180,7 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     good.write_text(GOOD.format(name="filed"))
     bad.write_text("import no_such_module_at_all")
     loaded = load_plugins([good, bad, tmp_path / "missing.py"])
-    registration = loaded.registry.get("algorithm", "filed")
+    registration = loaded.get("algorithm", "filed")
     assert (registration.distribution, registration.source_path) == ("json.py", good)
     assert "no_such_module_at_all" in reason(loaded, "bad.py")
     assert "No such file" in reason(loaded, "missing.py")
@@ -191,8 +191,8 @@ def test_files_as_plugins(tmp_path: Path) -> None:
 
 def test_unknown_names() -> None:
     registry = Registry()
-    registry.add("algorithm", Registration("dpo", object))
-    registry.add("algorithm", Registration("ppo", object))
+    registry.add(Registration("dpo", object, kind="algorithm"))
+    registry.add(Registration("ppo", object, kind="algorithm"))
     with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\?$"):
         registry.get("algorithm", "pppo")
     assert PluginError.exit_code == 3
@@ -201,7 +201,7 @@ def test_unknown_names() -> None:
 def test_what_is_broken_is_named_when_a_name_is_unknown(distribution: MakeDistribution) -> None:
     distribution("x-pack", "import no_such_module_at_all\n" + GOOD.format(name="wanted"))
     with pytest.raises(PluginError, match=r"(?s)no algorithm 'wanted'.*plugin 'x-pack'.*no_such_module_at_all"):
-        load_plugins().registry.get("algorithm", "wanted")
+        load_plugins().get("algorithm", "wanted")
 
 
 def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
 
 def test_rewards_and_combinations_share_names() -> None:
     registry = Registry()
-    registry.add("reward", Registration("a", object, distribution="one"))
-    registry.add("reward", Registration("a", object, distribution="two"))
+    registry.add(Registration("a", object, distribution="one", kind="reward"))
+    registry.add(Registration("a", object, distribution="two", kind="reward"))
     with pytest.raises(PluginError, match="provided by one and two"):
         registry.get("reward", "a")
 

@@ -250,7 +250,7 @@ def written(prompt: Sequence[int], *rows: Sequence[int], name: str = "g") -> Enc
 
 
 def algorithm(name: str = "ppo", **options: Any) -> Any:
-    thing = plugins().registry.get("algorithm", name).implementation
+    thing = plugins().get("algorithm", name).implementation
     return thing(thing.Options(**options))
 
 
@@ -392,7 +392,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
             iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
             table = iteration.table
             found[penalty] = table.groups, table, iteration.examples.columns
-            assert table.groups == table.scored
+            assert len(table.groups) == len(table.scored)
     (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
     cut = torch.tensor([response.truncated for group in groups for response in group.responses])
     assert cut.any() and not cut.all()
@@ -1121,7 +1121,7 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
     with started(tmp_path, ppo_stage(max_length=limit)) as stage:
         kept = stage.prompts.prompts
-        left_out = stage.summary["prompts_without_room"]
+        left_out = stage.summary["encoding"]["no_room"]
         assert kept and left_out and len(kept) + left_out == 8
         lengths = {g.prompt[0]["content"]: len(stage.context.models.encoder.prompt(g.prompt)) for g in prompts(8)}
         assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}

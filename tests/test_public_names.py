@@ -84,7 +84,7 @@ def _lines() -> Iterator[str]:
             yield from _public(name, thing_of(name))
         yield ""
     yield "# what recipes can name"
-    registry = load_plugins().registry
+    registry = load_plugins()
     for kind in KINDS:
         for registration in registry.registrations(kind):
             if registration.distribution != "alignkit":

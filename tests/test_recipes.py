@@ -27,7 +27,7 @@ DATA = Path(__file__).parent.parent / "recipes" / "data"
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
 ON_POLICY = [
     registration.name
-    for registration in load_plugins().registry.registrations("algorithm")
+    for registration in load_plugins().registrations("algorithm")
     if registration.implementation.source is Source.ROLLOUTS
     and registration.name != "distillation"  # its teacher, by default the start, has nothing to teach without a context
 ]
@@ -390,7 +390,7 @@ def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
     from alignkit.plugins import plugins
     from alignkit.settings import ModelSpec
 
-    source = plugins().registry.get("model", "tiny").implementation(cache_folder())
+    source = plugins().get("model", "tiny").implementation(cache_folder())
     spec = ModelSpec.model_validate({"base": "tiny", "quantization": quantization})
     policy = SharedModel(spec, str(source))
     layer = policy.model.model.layers[1].mlp.down_proj

@@ -161,7 +161,7 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
     alignkit = stranger.parent / "alignkit"
     code = (
         "from alignkit.plugins import load_plugins; from pathlib import Path;"
-        "print(load_plugins().registry.get('model', 'tiny').implementation(Path('cache').absolute()))"
+        "print(load_plugins().get('model', 'tiny').implementation(Path('cache').absolute()))"
     )
     tiny = Path(call(stranger, "-c", code, cwd=tmp_path).strip())
     shutil.make_archive(str(tmp_path / "small"), "gztar", tiny.parent, tiny.name)

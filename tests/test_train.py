@@ -219,7 +219,7 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
     """The rates that transformers' own scheduler sets after the warmup, which rises here without a step of rate 0."""
     from transformers import get_scheduler
 
-    registration = plugins().registry.get("schedule", name)
+    registration = plugins().get("schedule", name)
     component = Component("schedule", name, registration, options_of(registration)(**options))
     settings = Settings(lr_scheduler_type=component, warmup_ratio=warmup / 12)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=2e-3)

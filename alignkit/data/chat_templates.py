@@ -27,7 +27,7 @@ MARKER = re.compile(r"<\|\w+\|>|<\w+_of_\w+>")  # which only one token can be
 
 def named_template(name: str) -> str | None:
     """The Jinja code of a template; None if no plugin has this name. Raises Unresolved if several have it."""
-    registry = plugins().registry
+    registry = plugins()
     code: str | None = registry.get("template", name).implementation if registry.has("template", name) else None
     return code
 
@@ -48,7 +48,7 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
         tokenizer.chat_template = _with_bos(tokenizer, code)
     elif name is not None:
         if not is_file(name):
-            known = ", ".join(plugins().registry.names("template"))
+            known = ", ".join(plugins().names("template"))
             raise RunFailed(f"model.chat_template: there is no template or file '{name}'; use {known} or a Jinja file")
         tokenizer.chat_template = read_template(Path(name))
     elif not tokenizer.chat_template:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Required
+from typing import Annotated, Any, ClassVar, Required
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainSerializer, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from alignkit.data.files import SkippedRow, bad_rows_error, jsonl_rows, parse, raise_if_bad
@@ -27,6 +27,14 @@ _VERSION = 1  # of a group's JSON
 _PREVIEW_LENGTH = 60  # characters of a prompt in a message
 _PREVIEWS = 3  # groups in a message
 _STORED = ConfigDict(extra="forbid")  # a key that is not known is a fault of the file
+
+
+def _stored_number(value: float) -> float | str:
+    """A number in JSON, which has no nan, inf and -inf: they are text."""
+    return value if math.isfinite(value) else str(value)
+
+
+_Number = Annotated[float, PlainSerializer(_stored_number)]
 
 
 class Message(TypedDict, total=False):
@@ -96,10 +104,10 @@ class Response:
     text: str = ""
     messages: tuple[Message, ...] | None = None
     rank: float | None = None
-    scores: dict[str, float | None] = field(default_factory=dict)
+    scores: dict[str, _Number | None] = field(default_factory=dict)
     label: bool | None = None
     tokens: tuple[int, ...] | None = None
-    logprobs: tuple[float, ...] | None = None
+    logprobs: tuple[_Number, ...] | None = None
     written: tuple[bool, ...] | None = None
     truncated: bool = False
     source: str | None = None
@@ -274,7 +282,7 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-# --- groups as JSON: keys with their default value are omitted, and nan, inf and -inf are written as strings
+# --- groups as JSON: keys with their default value are omitted
 
 
 @cache
@@ -288,11 +296,6 @@ def group_to_json(group: Group) -> str:
     Raises `ValueError` if `meta` holds a value that JSON cannot represent.
     """
     stored = _stored().dump_python(group, exclude_defaults=True, exclude={"origin"}, warnings=False)
-    for response in stored.get("responses", ()):
-        if "scores" in response:
-            response["scores"] = {name: _encoded(score) for name, score in response["scores"].items()}
-        if "logprobs" in response:
-            response["logprobs"] = [_encoded(value) for value in response["logprobs"]]
     row = {"alignkit": _VERSION, **stored}
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
@@ -303,12 +306,6 @@ def group_to_json(group: Group) -> str:
     except UnicodeEncodeError:  # UTF-8 cannot encode half a surrogate pair, but JSON can escape it
         line = json.dumps(row, allow_nan=False)
     return line
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:

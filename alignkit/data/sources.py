@@ -7,7 +7,6 @@ A source is read as numbered rows (`alignkit.data.files`), and a format plugin t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +29,6 @@ from alignkit.data.group import (
     Group,
     Origin,
     check_weights,
-    group_from_json,
     group_id,
     resolved_pairs,
     sha256_of,
@@ -239,27 +237,7 @@ def content_digest(path: Path) -> str:
     return file_digest(path) if reader is None else reader.digest(path)
 
 
-def recognized_format(source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf) -> str:
-    """The format that the source's first row decides; empty if the recipe names one, or if none can be found."""
-    if source.format is not None:
-        return ""
-    reader = SourceReader(source, formats, stage_data, commit)
-    with suppress(DataError):  # reported when the stage reads its data
-        any(reader.format_name for _ in reader.rows())
-    return reader.format_name
-
-
 # --- reading a source
-
-
-class _StoredGroups(Format):
-    """Groups that a stage wrote: alignkit made them, so only their shape is checked."""
-
-    def read(self, row: Any) -> Group:
-        return group_from_json(row)
-
-    def check(self, group: Group) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -290,7 +268,7 @@ class SourceReader:
             self.format = source.format.registration.implementation(source.format.options)
             self.format_name = source.format.name
         elif source.stage:
-            self.format, self.format_name = _StoredGroups(), "groups"
+            self._choose(["groups"], None)
 
     def rows(self) -> Iterator[ReadRow]:
         """The rows with their groups, up to the source's limit of good ones. Raises DataError for an unusable file."""
@@ -325,33 +303,42 @@ class SourceReader:
             return read(path)
         if reader := reader_of(path):
             return reader.rows_of(self.source, self.commit)
-        known = [*ours, *plugins().registry.names("reader")]
+        known = [*ours, *plugins().names("reader")]
         raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}")
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        if self.format is None:
-            plain = [name for name, cls in self.formats.items() if cls.plain_text]
-            if len(plain) != 1:
-                choices = ", ".join(self.formats)
-                raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`: {choices}")
-            self.format_name, self.format = plain[0], self.formats[plain[0]]()
-        return iter(self.format.rows_of_text((number, line.rstrip("\r\n")) for number, line in text_lines(path)))
+        format = self.format or self._choose([name for name, cls in self.formats.items() if cls.plain_text], "")
+        return iter(format.rows_of_text((number, line.rstrip("\r\n")) for number, line in text_lines(path)))
+
+    def _choose(self, matching: Sequence[str], row: Any) -> Format:
+        """Read the source in the only format that matches its first row. Raises `DataError` if none or several do."""
+        if len(matching) == 1:
+            (self.format_name,) = matching
+            self.format = self.formats[self.format_name]()
+            return self.format
+        content = f"columns {', '.join(row)}" if isinstance(row, Mapping) else kind_of(row)
+        if matching:
+            raise DataError(
+                f"{self.source.name}: several formats match the first row ({content}). "
+                f"Choose one, as in `data: {{FORMAT: FILE}}`: {', '.join(matching)}"
+            )
+        advice = filter(None, plugins().notify("format_unrecognized", row=row, formats=self.formats))
+        help = next(advice, f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}")
+        raise UnknownFormat(f"{self.source.name}: no format matches the first row ({content}). {help}")
 
     def _groups_of(self, number: int, raw: Any) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
         row = with_renamed_columns(raise_if_bad(raw), self.source.columns)
-        if self.format is None:
-            self.format_name = _detected_format(row, self.formats, self.source.name)
-            self.format = self.formats[self.format_name]()
+        format = self.format or self._choose([name for name, cls in self.formats.items() if matches(cls, row)], row)
         origin = Origin(self.source.name, number, self.source.on_bad_row == "skip", self.place)
         try:
-            groups = checked_groups(self.format, row, self.source.columns)
+            groups = checked_groups(format, row, self.source.columns)
             return [self._completed(group, raw, origin) for group in groups]
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
-            where = line_in(error, [type(self.format).__module__])
-            raise BadRow(f"the format {type(self.format).__name__} failed: {reason_of(error)}{where}") from error
+            where = line_in(error, [type(format).__module__])
+            raise BadRow(f"the format {type(format).__name__} failed: {reason_of(error)}{where}") from error
 
     def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
@@ -413,22 +400,6 @@ def with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
 
 class UnknownFormat(DataError):
     """No format recognizes a source, whose columns the user may name."""
-
-
-def _detected_format(row: Any, formats: Formats, source: str) -> str:
-    """The only format that matches a source's first row. Raises `DataError` if none or several do."""
-    matching = {name: cls for name, cls in formats.items() if matches(cls, row)}
-    if len(matching) == 1:
-        return next(iter(matching))
-    content = f"columns {', '.join(row)}" if isinstance(row, Mapping) else kind_of(row)
-    if matching:
-        raise DataError(
-            f"{source}: several formats match the first row ({content}). "
-            f"Choose one, as in `data: {{FORMAT: FILE}}`: {', '.join(matching)}"
-        )
-    advice = filter(None, plugins().notify("format_unrecognized", row=row, formats=formats))
-    help = next(advice, f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}")
-    raise UnknownFormat(f"{source}: no format matches the first row ({content}). {help}")
 
 
 def matches(format_class: type[Format], row: Any) -> bool:

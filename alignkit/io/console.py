@@ -174,7 +174,6 @@ class Metrics:
         self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
 
@@ -208,30 +207,22 @@ def _plain(value: Any) -> Any:
 class RunLog:
     """run.log: all that a run has said, over all its resumptions, each line with its time (UTC).
 
-    What is said before `open` is kept until then.
+    path: None until the run has its folder; what is said before is kept until then.
     """
 
-    _path: Path | None = None
+    path: Path | None = None
     _waiting = ""
-
-    def open(self, path: Path) -> None:
-        """Append to this file from now on."""
-        self._path = path
-        self._flush()
 
     def write(self, text: str) -> None:
         """Append a text without keys and control characters."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         for line in printable(redacted(text)).split("\n"):
             self._waiting += f"{stamp} {line}".rstrip() + "\n"
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._path is None:
+        if self.path is None:
             return
         # A full disk ends a run where it loses a result; a line that is lost must not hide that error.
         with suppress(OSError):
-            _append(self._path, self._waiting)
+            _append(self.path, self._waiting)
         self._waiting = ""
 
 

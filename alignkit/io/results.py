@@ -132,9 +132,9 @@ def is_result_name(reference: str) -> bool:
     return bool(_NAME.fullmatch(reference))
 
 
-def folders_of(run: Path, stage: str, kind: str = RESULTS) -> list[Path]:
-    """The folders of a stage's results, or of its unfinished work."""
-    return sorted((run / kind).glob(f"{stage}-{_KEY}"))
+def folders_of(run: Path, stage: str) -> list[Path]:
+    """The folders of a stage's results."""
+    return sorted((run / RESULTS).glob(f"{stage}-{_KEY}"))
 
 
 def results_of_stage(run: Path, stage: str) -> dict[str, Path]:
@@ -194,17 +194,13 @@ class Results:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def path(self, stage: str) -> Path:
-        """The current folder of a stage."""
-        return self.folder / stage
-
     def data(self, stage: str) -> Path:
         """The groups that a step made."""
-        return self.path(stage) / "data.jsonl"
+        return self.folder / stage / "data.jsonl"
 
     def record(self, stage: str) -> dict[str, Any]:
         """The stage's stage.json; empty if there is none, or if it is damaged."""
-        return read_record(self.path(stage))
+        return read_record(self.folder / stage)
 
     def of(self, kind: str, stage: str, key: str) -> Path:
         """The folder of a result for a key (kind: RESULTS), or of its unfinished work (kind: WORK)."""
@@ -215,10 +211,13 @@ class Results:
 
         Raises RunFailed if there are files in the place of the link.
         """
-        path, result = self.path(stage), self.of(RESULTS, stage, key)
-        if path.exists() and not path.is_symlink() and not is_empty(path):
-            text = f"{path} is no link to a result of this run"
-            raise RunFailed(f"{text}\nhelp: move it out of the folder of the run, or rename the stage")
+        path, result = self.folder / stage, self.of(RESULTS, stage, key)
+        if path.exists() and not path.is_symlink():
+            try:
+                path.rmdir()  # an empty folder
+            except OSError as error:
+                text = f"{path} is no link to a result of this run"
+                raise RunFailed(f"{text}\nhelp: move it out of the folder of the run, or rename the stage") from error
         if read_record(self.of(WORK, stage, key)).get("complete"):  # a run was killed before the rename
             self._put(stage, key)
         found = find(self.folder, stage, key, others)
@@ -241,17 +240,17 @@ class Results:
             discard_folder(result)
         move_folder(work, result)
 
-    def begin(self, stage: str, key: str, parts: Mapping[str, Any] | None = None) -> Path:
+    def begin(self, stage: str, key: str, parts: Mapping[str, Any]) -> Path:
         """Begin or continue a stage's work, and return its folder. parts: what the key is made of."""
         make_folder(work := self.of(WORK, stage, key))
-        write_record(work, {"hash": key, "complete": False, "depends_on": parts or {}})
+        write_record(work, {"hash": key, "complete": False, "depends_on": parts})
         self._link(stage, work)
-        return self.path(stage)
+        return self.folder / stage
 
     def wait(self, stage: str, labels: int, store: Path) -> None:
         """Write down that a stage that has begun waits for labels of people. store: that they go to."""
         waits = {"labels": labels, "store": str(store.resolve())}
-        write_record(self.path(stage), {**self.record(stage), "waits_for": waits})
+        write_record(self.folder / stage, {**self.record(stage), "waits_for": waits})
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result, whose checkpoints are no longer needed."""
@@ -262,11 +261,9 @@ class Results:
         self._link(stage, self.of(RESULTS, stage, key))
 
     def _link(self, stage: str, folder: Path) -> None:
-        path, target = self.path(stage), folder.relative_to(self.folder)
+        path, target = self.folder / stage, folder.relative_to(self.folder)
         if path.is_symlink() and path.readlink() == target:
             return
-        if is_empty(path):
-            path.rmdir()
         replace_link(path, target)
 
     def artifact(self, reference: str) -> Path:
@@ -282,16 +279,11 @@ class Results:
         stage, _, version = reference.partition("@")
         if selected := self.record(stage).get("policy"):
             return Path(selected) if Path(selected).is_absolute() else self.artifact(str(selected))
-        folder, help = self.path(stage) / "adapter", ""
+        folder, help = self.folder / stage / "adapter", ""
         if version:
-            folder = self.path(stage) / "kept" / version
+            folder = self.folder / stage / "kept" / version
             kept = sorted(path.name for path in folder.parent.glob("*"))
             help = f"\nhelp: set 'keep_versions: true' in stage '{stage}'; kept versions: {', '.join(kept) or 'none'}"
         if not folder.is_dir():
             raise RunFailed(f"'{reference}' does not exist: there is no folder {folder}{help}")
         return folder
-
-
-def is_empty(path: Path) -> bool:
-    """Whether this is a folder without files, as far as we may look into it."""
-    return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and not any(path.iterdir())

@@ -45,17 +45,17 @@ from alignkit.settings import Rollout, Settings
 _KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
-    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
+    return build(load_document(Path(path), overrides), plugins())
 
 
-def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
+def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Recipe:
     """Check a recipe that a command made. name: of the command, in errors. Relative paths start at the current folder.
 
     Raises RecipeError with every problem found.
     """
-    return build(parse_document(dump(data), Path(name), overrides), registry)
+    return build(parse_document(dump(data), Path(name), overrides), plugins())
 
 
 def build(document: Document, registry: Registry) -> Recipe:
@@ -127,7 +127,7 @@ class _Recipe:
             resolved={"name": name} | rewritten(data, self._portable) | {"name": name},
         )
 
-    def _portable(self, text: str) -> str:
+    def _portable(self, text: str, keys: Keys) -> str:
         """Files and folders that the recipe names are absolute, so that it works in any folder."""
         return text if self.reading.is_stage(text) else self.reading.located.get(text, text)
 
@@ -157,7 +157,7 @@ class _Recipe:
             if engine is not None:
                 stage.engine = self.reading.resolve("engine", engine)
         with mistakes.at():
-            stage.component = self.reading.with_options("step", name, stage.registration, written)
+            stage.component = self.reading.with_options(name, stage.registration, written)
             mistakes.add(data_mistakes(stage.component.options))
         mistakes.end()
 
@@ -186,7 +186,6 @@ class _Recipe:
             right = {key: value for key, value in keys.items() if key not in without}
             settings, _ = validated(Settings, right, self.reading)
         if settings is not None and stage.registration is not None:
-            settings._optimizer_defaults = dict(stage.plugin.defaults.optimizer)
             stage.settings, stage.engine = settings, settings.engine
             mistakes.add(stage_mistakes(stage, without))
             mistakes.add(mistake for mistake in data_mistakes(settings) if mistake.keys != ("data",))
@@ -279,7 +278,7 @@ class _Blocks:
         for name, content in _stages_of(self.document.data).items():
             keys: Keys = ("stages", name)
             if "repeat" not in children(content) or {"algorithm", "step"} & content.keys():
-                stages[name] = self._meant(content, keys)
+                stages[name] = rewritten(content, self._meant, keys)
                 self.document.moved.pop(keys, None)
             elif block := self._block(content, keys):
                 firsts = {stage: block.start.get(stage, "") for stage in block.stages}
@@ -287,7 +286,7 @@ class _Blocks:
                 for number in range(1, block.repeat + 1):
                     for stage, inner in block.stages.items():
                         new, place = f"{stage}_{number}", (*keys, "stages", stage)
-                        stages[new] = self._meant(inner, place)
+                        stages[new] = rewritten(inner, self._meant, place)
                         self.document.moved["stages", new] = place
                         self.rounds[stage].append(new)
         if stages:
@@ -305,17 +304,9 @@ class _Blocks:
         self.document.problems += problems_of(self.document, [mistake.below(*keys) for mistake in mistakes])
         return block
 
-    def _meant(self, value: Any, keys: Keys) -> Any:
-        """The value with the stages that its names mean: `NAME`, `NAME@VERSION`, and a list for `NAME@all`."""
-        if isinstance(value, dict):
-            return {key: self._meant(item, (*keys, key)) for key, item in value.items()}
-        if isinstance(value, list):
-            items: list[Any] = []
-            for index, item in enumerate(value):
-                meant = self._meant(item, (*keys, index))
-                items += meant if isinstance(item, str) and isinstance(meant, list) else [meant]
-            return items
-        name, at, version = str(value).partition("@")
+    def _meant(self, value: str, keys: Keys) -> Any:
+        """The stages that a text means: `NAME`, `NAME@VERSION`, and a list for `NAME@all`."""
+        name, at, version = value.partition("@")
         if name not in self.rounds or keys[-1] in NO_REFERENCES:
             return value
         if version == "all":

@@ -115,18 +115,16 @@ def validated(
 
 def _mistakes(error: ValidationError, model: type[BaseModel], raw: Any, others: Mapping[str, str]) -> list[Mistake]:
     """A union causes one error per arm: what is wrong inside counts, else what a validator says, else the first."""
-    found: dict[Keys, Mistake] = {}
-    inner: list[Mistake] = []
+    found: dict[Keys, list[Mistake]] = {}
     for item in error.errors(include_url=False):
         place = _place(item, raw)
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Mistakes):
-            inner += [mistake.below(*place) for mistake in cause.mistakes]
+            found[place] = [mistake.below(*place) for mistake in cause.mistakes]
         elif place not in found or item["type"] == "value_error":
-            found[place] = replace(_mistake(item, place, model, others), keys=place)
-    parents = {mistake.keys[:end] for mistake in inner for end in range(len(mistake.keys) + 1)}
-    parents |= {place[:end] for place in found for end in range(len(place))}
-    return [*inner, *(mistake for place, mistake in found.items() if place not in parents)]
+            found[place] = [replace(_mistake(item, place, model, others), keys=place)]
+    parents = {place[:end] for place in found for end in range(len(place))}
+    return [mistake for place, mistakes in found.items() if place not in parents for mistake in mistakes]
 
 
 def _place(item: Any, raw: Any) -> Keys:
@@ -167,17 +165,26 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 # Keys of TRL -> the key here.
 RENAMED = {
-    **dict.fromkeys(("num_train_epochs", "num_ppo_epochs"), "epochs"),
+    "num_train_epochs": "epochs",
+    "num_ppo_epochs": "epochs",
     "lora_r": "r",
     "model_name_or_path": "base",
-    **dict.fromkeys(("max_seq_length", "max_prompt_length"), "max_length"),
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), "batch_size"),
+    "max_seq_length": "max_length",
+    "max_prompt_length": "max_length",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "batch_size",
     "num_generations": "samples_per_prompt",
-    **dict.fromkeys(("max_completion_length", "response_length"), "max_new_tokens"),
+    "max_completion_length": "max_new_tokens",
+    "response_length": "max_new_tokens",
     "dataset_name": "data",
-    **dict.fromkeys(("reward_funcs", "reward_model_path"), "reward"),
+    "reward_funcs": "reward",
+    "reward_model_path": "reward",
     "load_in_4bit": "quantization",
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"), "optimizer"),
+    "adam_beta1": "optimizer",
+    "adam_beta2": "optimizer",
+    "adam_epsilon": "optimizer",
+    "weight_decay": "optimizer",
+    "max_grad_norm": "optimizer",
     "kl_coef": "kl_coefficient",
     "cliprange": "clip_range",
 }

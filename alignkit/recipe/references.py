@@ -41,13 +41,13 @@ HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}(/[\w.-]{1,96})?")
 _RESERVED = (BASE, "none", "folder", "cache", "trackers")  # the last two are folders of the run
 
 
-def options_of(registration: Registration, kind: str = "") -> type[Options]:
-    """Return the model of a plugin's options. kind: an optimizer has those of alignkit itself, too."""
+def options_of(registration: Registration) -> type[Options]:
+    """Return the model of a plugin's options. An optimizer has those of alignkit itself, too."""
     implementation = registration.implementation
     options: type[Options] = getattr(implementation, "Options", Options)
     if callable(implementation) and not hasattr(implementation, "Options"):
         options = options_of_call(implementation)
-    if kind == "optimizer":
+    if registration.kind == "optimizer":
         return create_model("Options", __base__=(options, OptimizerOptions))
     return options
 
@@ -79,15 +79,15 @@ class Reading:
     def component(self, kind: str, value: Any) -> Component:
         """Return a plugin with its options: `name`, or `name: {options}`."""
         name, registration, raw = self.plugin(kind, value)
-        return self.with_options(kind, name, registration, raw, name)
+        return self.with_options(name, registration, raw, name)
 
-    def with_options(self, kind: str, name: str, registration: Registration, raw: Any, *keys: str) -> Component:
+    def with_options(self, name: str, registration: Registration, raw: Any, *keys: str) -> Component:
         """Return a plugin with options, which are written below some keys."""
-        others = _COMMON if kind == "format" else {}
-        options, mistakes = validated(options_of(registration, kind), raw, self, others)
+        others = _COMMON if registration.kind == "format" else {}
+        options, mistakes = validated(options_of(registration), raw, self, others)
         if options is None:
             raise Mistakes(*(mistake.below(*keys) for mistake in mistakes))
-        return Component(kind, name, registration, options)
+        return Component(registration.kind, name, registration, options)
 
     def plugin(self, kind: str, value: Any) -> tuple[str, Registration, Any]:
         """Return the name of a plugin, the plugin and its raw options."""

@@ -145,8 +145,15 @@ def stage_mistakes(stage: Stage, without: Collection[str | int]) -> Iterator[Mis
 # Keys that are to be left out -> why.
 ONLY_ONLINE = dict.fromkeys(
     (
-        *("prompts", "rollout", "monitors", "environment", "engine", "prompts_per_iteration"),
-        *("reward", "iterations", "replay_from"),
+        "prompts",
+        "rollout",
+        "monitors",
+        "environment",
+        "engine",
+        "prompts_per_iteration",
+        "reward",
+        "iterations",
+        "replay_from",
     ),
     "it learns from 'data' and samples nothing",
 )

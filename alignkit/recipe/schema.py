@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 
 from alignkit.algorithm import Needs, Source, Trains
 from alignkit.data.sources import DataSpec
-from alignkit.errors import Problem
 from alignkit.io.text import is_file
 from alignkit.options import Options, in_recipe
 from alignkit.recipe.yaml import Document, Keys, children
@@ -109,10 +108,6 @@ class Recipe:
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
     document: Document = field(default=UNREAD, compare=False, repr=False)
-
-    def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
-        """A mistake at a key or its value, with the line of the recipe."""
-        return self.document.problem(keys, message, at_key=at_key, help=help)
 
     def option(self, stage: str, option: Keys) -> Keys:
         """The place of a stage's option in the document: next to `step: NAME`, or inside `step: {NAME: {...}}`."""

@@ -68,8 +68,8 @@ class Document:
 
     def put(self, keys: Keys, place: Problem) -> None:
         """Make the place of a key that of the override which sets or deletes it."""
-        inside = {each for each in self.places if each[: len(keys)] == keys}
-        self.places = {each: at for each, at in self.places.items() if each not in inside} | {keys: (place, place)}
+        self.places = {each: at for each, at in self.places.items() if each[: len(keys)] != keys}
+        self.places[keys] = place, place
 
 
 # --- one text
@@ -268,13 +268,17 @@ def children(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def rewritten(value: Any, change: Callable[[str], Any]) -> Any:
-    """Plain data with every text changed."""
+def rewritten(value: Any, change: Callable[[str, Keys], Any], keys: Keys = ()) -> Any:
+    """Plain data below some keys with every text changed. One that becomes a list joins the list that it is in."""
     if isinstance(value, dict):
-        return {key: rewritten(item, change) for key, item in value.items()}
+        return {key: rewritten(item, change, (*keys, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [rewritten(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
+        items: list[Any] = []
+        for index, item in enumerate(value):
+            new = rewritten(item, change, (*keys, index))
+            items += new if isinstance(item, str) and isinstance(new, list) else [new]
+        return items
+    return change(value, keys) if isinstance(value, str) else value
 
 
 def _with_absolute_paths(data: Any, start: Path, folder: Path) -> Any:
@@ -284,7 +288,7 @@ def _with_absolute_paths(data: Any, start: Path, folder: Path) -> Any:
     in the recipe's folder is missing.
     """
 
-    def change(text: str) -> str:
+    def change(text: str, keys: Keys) -> str:
         name, separator, rest = text.rpartition("://")
         path = absolute(start / expanded(rest))
         is_path = exists(path) or exists(folder / rest) or getattr(reader_of(path), "grows", False)

@@ -17,7 +17,7 @@ from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
 from alignkit.io.results import read_record, stage_folder
-from alignkit.io.text import cache_folder, is_dir, is_file, resolved
+from alignkit.io.text import cache_folder, is_dir, is_file
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, walk
@@ -44,7 +44,7 @@ def base_source(base: str) -> str:
     if is_dir(base) or not name:
         return base
     make_folder(cache := cache_folder())
-    return made_model(plugins().registry.get("model", name), cache, *filter(None, [path]))
+    return made_model(plugins().get("model", name), cache, *filter(None, [path]))
 
 
 def made_model(registration: Registration, cache: Path, *path: str) -> str:
@@ -184,14 +184,13 @@ class RunBase:
                 reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
                 text = f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: {reason}"
             message, _, help = text.partition("\nhelp: ")
-            raise RunFailed(str(self._recipe.problem(place, message, help=help))) from error
+            raise RunFailed(str(self._recipe.document.problem(place, message, help=help))) from error
 
 
 def place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
     """Where a recipe names a folder below some keys; these themselves if that is not written there."""
-    for keys, value in walk(recipe.document.data):
-        is_inside = keys[: len(start)] == start and isinstance(value, str)
-        if is_inside and resolved(recipe.folder / value) == resolved(Path(folder)):
+    for keys, value in walk(recipe.resolved):
+        if value == folder and keys[: len(start)] == start:
             return keys
     return start
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from pydantic import BaseModel
 
 from alignkit.data.chat_templates import named_template
 from alignkit.data.group import copies
-from alignkit.data.sources import DataSource, DataSpec, Loaded, content_digest, load, recognized_format
+from alignkit.data.sources import DataSource, DataSpec, Loaded, SourceReader, content_digest, load
+from alignkit.errors import DataError
 from alignkit.formats import Format
 from alignkit.io.digest import (
     commit_of,
@@ -56,11 +58,9 @@ class RunData:
 
     def _content(self, source: DataSource) -> Any:
         """What a source holds now: a digest, or the commit of a data set on the hub."""
-        if source.hub is not None and is_dir(source.hub):
-            return folder_digest(Path(source.hub))
-        if source.hub is not None:
+        if source.hub is not None and not is_dir(source.hub):
             return self._commits(source.hub, source.revision)
-        path = source.path or self._stage_data(source.stage or "")
+        path = source.path or Path(source.hub or self._stage_data(source.stage or ""))
         return content_digest(path) if path.exists() else str(path)
 
     def identity(self, source: DataSource) -> dict[str, Any]:
@@ -70,28 +70,26 @@ class RunData:
         facts = {"content": self._content(source)}
         if source.path is not None and (reader := registration_of(source.path)) and reader.distribution != GROUP:
             facts["reader"] = [reader.name, reader.version, source_digests(reader.source_path)]
-        if name := recognized_format(source, _formats(), self._stage_data, self._commits):
-            registration = plugins().registry.get("format", name)
-            facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
+        if source.format is None:
+            first = SourceReader(source, _formats(), self._stage_data, self._commits)
+            with suppress(DataError):  # reported when the stage reads its data
+                any(first.format_name for _ in first.rows())
+            if name := first.format_name:
+                registration = plugins().get("format", name)
+                facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
         return facts
 
 
 def _formats() -> dict[str, type[Format]]:
-    return {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
+    return {entry.name: entry.implementation for entry in plugins().usable("format")}
 
 
-def stage_parts(
-    stage: Stage,
-    recipe: Recipe,
-    base: Any,
-    upstream: Mapping[str, str],
-    data: RunData | None = None,
-) -> dict[str, Any]:
+def stage_parts(stage: Stage, recipe: Recipe, base: Any, upstream: Mapping[str, str], data: RunData) -> dict[str, Any]:
     """Everything that the stage's result depends on, as plain data.
 
     base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
     """
-    fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
+    fingerprint = _Fingerprint(recipe, data)
     return {
         "component": fingerprint.of(stage.component),
         "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),

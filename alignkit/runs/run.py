@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -22,56 +23,49 @@ from alignkit.errors import (
     no_disk,
     stoppable,
 )
-from alignkit.io.atomic import write_text
+from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, damage_of
 from alignkit.io.text import duration, exists, redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump
-from alignkit.runs.services import Services, begin, folder_of, locked, resume_command
-from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, TrainingStage, run_stage
+from alignkit.runs.services import Services, begin, locked, resume_command
+from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, StepStage, TrainingStage
 from alignkit.step import Artifact
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 
 def run_recipe(
-    recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
+    recipe: Recipe, folder: Path, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
 ) -> None:
-    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
+    """Run a recipe in a folder. Raises an AlignkitError, whose `exit_code` becomes the process's.
 
     reporter: of a run that has begun (`begin`). collectives: of the processes that
     run it together, each with the same call. The first one writes and speaks.
     """
-    folder, reporter = folder_of(recipe, out), reporter or begin(recipe, out)
+    reporter = reporter or begin(recipe, folder)
     with ExitStack() as stack:
         if collectives.process == 0:
             stack.enter_context(locked(folder))
-            reporter.log.open(folder / "run.log")
+            reporter.log.path = folder / "run.log"
         stack.enter_context(stoppable())
         run = Run(recipe, folder, reporter, collectives)
-        error: BaseException | None = None
         try:
             run.execute()
         except BaseException as raised:
-            error = raised
             collectives.fail(raised)
             failure = with_help(raised, run.stage_name)
             run.reporter.log.write(message_of(failure))  # whoever called prints it
-            if failure is not raised:
-                raise failure from raised
-            raise
+            raise failure  # noqa: B904  (it may be the same one)
         finally:
             run.reporter.stop()
             try:
-                run.event("run_finished", error=error)
+                run.event("run_finished", error=sys.exception())
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
-        try:
-            run.should_stop()  # a signal came after the last stage
-        except Stopped as stopped:
-            raise with_help(stopped, "") from None
+        run.should_stop()  # a signal came after the last stage
 
 
 def with_help(error: BaseException, stage: str) -> BaseException:
@@ -94,22 +88,25 @@ class Run(Services):
     @cached_property
     def stages(self) -> dict[str, RunStage]:
         """By name, in order."""
-        return {name: run_stage(self, stage) for name, stage in self.recipe.stages.items()}
+        kinds: dict[str, type[RunStage]] = {"algorithm": TrainingStage, "step": StepStage}
+        return {name: kinds[stage.kind](self, stage) for name, stage in self.recipe.stages.items()}
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
         self.collectives.on_rank0(self._begin)
-        waits: dict[str, StageWaits | None] = {}  # None: a stage needs one that waits
+        left: set[str] = set()  # stages that wait, or need one that does
+        waits: list[StageWaits] = []
         for name, stage in self.stages.items():
             self.collectives.should_stop(self.should_stop)
-            if not waits.keys().isdisjoint(stage.stage.upstream):
-                waits[name] = None
+            if not left.isdisjoint(stage.stage.upstream):
+                left.add(name)
                 continue
             stage.notify("stage_started")
             try:
                 reused = self._stage(stage)
             except StageWaits as error:
-                waits[name] = error
+                left.add(name)
+                waits.append(error)
                 if self.leads:
                     self.store.wait(name, error.missing, error.store)
                 self.say(f"{name}: waits for {error.missing} label{'s' * (error.missing != 1)}")
@@ -119,29 +116,24 @@ class Run(Services):
                 self.reused.append(name)
         self.stage_name = ""
         self.reporter.stop()
-        self._end_if_waiting(waits)
+        if waits:
+            first, text = waits[0], "\n".join(map(str, waits))
+            raise StageWaits(text, missing=first.missing, store=first.store)
         self.collectives.on_rank0(self._show)
-
-    def _end_if_waiting(self, waits: Mapping[str, StageWaits | None]) -> None:
-        """Raise StageWaits, with the texts of all, if a stage waits. waits: all stages that did not run."""
-        errors = [error for error in waits.values() if error is not None]
-        if not errors:
-            return
-        first, text = errors[0], "\n".join(map(str, errors))
-        raise StageWaits(text, missing=first.missing, stage=first.stage, store=first.store)
 
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""
         self.event("run_started")
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
-        self.cache()
+        make_folder(self.folder / "cache")
         self.should_stop()
-        self.prepare(self._incomplete())
+        incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
+        self.prepare(incomplete)
 
     def _show(self) -> None:
         """Print the results. Raises RunFailed if one is no longer as its stage wrote it."""
         for name in self.stages:
-            if damage := damage_of(self.store.path(name)):
+            if damage := damage_of(self.folder / name):
                 raise RunFailed(f"{damage}, while later stages ran; repeat the command")
         for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
             for text in texts:
@@ -157,7 +149,7 @@ class Run(Services):
             try:
                 call(create(component), "check")
             except RunFailed as error:
-                mistakes.add([self.recipe.problem(("trackers", index), str(error))])
+                mistakes.add([self.recipe.document.problem(("trackers", index), str(error))])
         stages = [self.stages[name] for name in names]
         for stage in stages:
             self.should_stop()
@@ -169,10 +161,6 @@ class Run(Services):
             self.stage_name = stage.name
             stage.check_data(mistakes, rows)
         mistakes.end_data()
-
-    def _incomplete(self) -> list[str]:
-        """The stages that will not be reused."""
-        return [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
 
     def _reuse(self, name: str, parts: Mapping[str, Any]) -> bool:
         """Whether a stage has a whole result for its key, of this run or of another one; its link then leads there."""
@@ -202,7 +190,7 @@ class Run(Services):
             self.hashes |= parts["upstream"]
             self.collectives.compare(f"stage '{name}'", stage.key)
         began = time.monotonic()
-        made: list[tuple[dict[str, Any], Artifact]] = []
+        made: list[Artifact] = []
         with self.models_for(stage.stage):
             if before:
                 stage.notify("stage_changed", record=before, parts=parts)
@@ -214,7 +202,7 @@ class Run(Services):
                 first(lambda: made.append(stage.run()))
         self.models.forget(name)
         seconds = time.monotonic() - began
-        first(lambda: self._finish(stage, stage.record(seconds, *made[0], parts)))
+        first(lambda: self._finish(stage, stage.record(seconds, made[0], parts)))
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
@@ -227,7 +215,7 @@ class Run(Services):
         if self._reuse(name, parts):
             self.reporter.stop(f"{name}: unchanged, reused")
             return None
-        key, folder = self.hashes[name], self.store.path(name)
+        key, folder = self.hashes[name], self.folder / name
         if before.get("hash") == key:
             before = {}
         if exists(folder) and (damage := damage_of(folder)):
@@ -250,8 +238,8 @@ class Run(Services):
         took = duration(time.monotonic() - self.reporter.began)
         self.reporter.say(f"done in {took}; peak memory {self.peak_memory}")
         self.reporter.say(f"results: {self.folder}")
-        trained = [stage for stage in self.stages.values() if isinstance(stage, TrainingStage)]
-        policies = [stage.name for stage in trained if stage.trains_policy]
+        trained = [stage for stage in self.recipe.stages.values() if stage.kind == "algorithm"]
+        policies = [stage.name for stage in trained if not stage.trains_reward]
         if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self.records):
             self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
 

@@ -19,8 +19,6 @@ from filelock import FileLock, Timeout
 
 import alignkit
 from alignkit import errors
-from alignkit.data.group import Group
-from alignkit.data.sources import DataSpec
 from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
@@ -71,34 +69,13 @@ class Services:
         self.reused: list[str] = []  # stages of this start
         self._attach: Callable[[LoadedBase], None] = lambda base: None  # the engine of the current stage
 
-    # Stopping
-
-    def request_stop(self, reason: str) -> None:
-        """Stop at the next opportunity; the run can be resumed."""
-        errors.request_stop(reason)
-
-    def should_stop(self) -> None:
-        """Raise Stopped if a stop was requested."""
-        errors.should_stop()
-
-    # Files and events
-
-    def cache(self) -> Path:
-        """The run's folder for what rewards, judges and engines keep."""
-        cache = self.folder / "cache"
-        if self.leads:
-            make_folder(cache)
-        return cache
+    request_stop, should_stop = staticmethod(errors.request_stop), staticmethod(errors.should_stop)
 
     def event(self, hook: str, **values: Any) -> list[Any]:
         """Call an event hook; returns what its observers do."""
         if self.leads:
             return plugins().notify(hook, run=self, **values)
         return []
-
-    def read(self, spec: DataSpec) -> list[Group]:
-        """The groups of a data entry, which may be of another stage or run than the current one."""
-        return self.data.read(spec).groups
 
     # Models
 
@@ -157,16 +134,15 @@ CHUNK = 16  # rows that the function of a map sees together
 def resumable_map(
     path: Path,
     rows: Sequence[Any],
-    function: Callable[[Sequence[Any]], Iterable[Any]],
+    compute: Callable[[Iterable[Sequence[Any]]], Iterator[Iterable[Any]]],
     should_stop: Callable[[], None] = lambda: None,
     done: Callable[[int], None] = lambda rows: None,
-    elsewhere: Callable[[Iterable[Sequence[Any]]], Iterator[Iterable[Any]]] | None = None,
 ) -> list[Any]:
-    """The function's results over rows, computed in chunks and stored in `path` by the place and the content of each.
+    """A function's results over rows, computed in chunks and stored in `path` by the place and the content of each.
 
     Results must be JSON, one per row. Raises ValueError for another number of them.
-    should_stop: called before each chunk; may raise. done: is given the number of rows so far. elsewhere: computes the
-    results of chunks, in order; None: the function does.
+    compute: computes the results of chunks, in order, as `partial(map, function)` does here. should_stop: called before
+    each chunk; may raise. done: is given the number of rows so far.
     """
     chunks = {digest([at, rows[at : at + CHUNK]]): rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +156,7 @@ def resumable_map(
                 if check == digest([key, results]):
                     stored[key] = results
         missing = [chunk for key, chunk in chunks.items() if key not in stored]
-        computed = iter(elsewhere(missing) if elsewhere is not None else map(function, missing))
+        computed = iter(compute(missing))
         for key, chunk in chunks.items():
             should_stop()
             if key not in stored:
@@ -196,12 +172,12 @@ def resumable_map(
     return mapped
 
 
-def begin(recipe: Recipe, out: Path | None = None) -> Reporter:
+def begin(recipe: Recipe, folder: Path) -> Reporter:
     """Say what will run, and where. Returns the run's reporter.
 
     Raises RecipeError if the run would replace what is in its folder and is no run's.
     """
-    folder, count = folder_of(recipe, out), len(recipe.stages)
+    count = len(recipe.stages)
     taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]  # a stage looks at its folder itself
     if taken and not exists(folder / RECIPE):
         text = f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"

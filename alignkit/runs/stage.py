@@ -15,12 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source, Trains
+from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import DataSpec, Loaded, SourceFacts
-from alignkit.engine import Engine
-from alignkit.environment import Environment, player
+from alignkit.environment import player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
@@ -28,7 +27,7 @@ from alignkit.kinds import reader_of
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
-from alignkit.reward import Context, Judge, Reward, RewardCombination
+from alignkit.reward import Context, Reward
 from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.services import Services, resumable_map
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 FIRST_ROWS = 200  # of each source that the chat template renders before a run
 SCORED = 64  # groups that a reward of a step scores at once
-CHECKED = (Judge, Environment, Engine, Reward, RewardCombination)
+CHECKED = {"judge", "environment", "engine", "reward"}  # kinds of plugins that check themselves before a run
 
 
 class Mistakes:
@@ -77,7 +76,7 @@ class Mistakes:
     def _at(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
         keys, (message, _, help) = self.recipe.option(stage, option), text.partition("\nhelp: ")
-        return self.recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
+        return self.recipe.document.problem(keys, message, at_key=len(keys) == 2, help=help)
 
     def end(self) -> None:
         """Raise RecipeError with every problem."""
@@ -96,7 +95,7 @@ class RunStage:
     def __init__(self, services: Services, stage: Stage):
         self.services, self.stage, self.name = services, stage, stage.name
         self.recipe, self.reporter, self.seed = services.recipe, services.reporter, services.recipe.seed
-        self.folder = services.store.path(stage.name)
+        self.folder = services.folder / stage.name
         self.summary: dict[str, Any] = {}  # for stage.json
         self.facts: list[SourceFacts] = []
         self._plugins: dict[int, Any] = {}  # by the id of their component
@@ -126,17 +125,18 @@ class RunStage:
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
         return stage_parts(self.stage, self.recipe, services.bases[BASE].digest, upstream, services.data)
 
-    def record(
-        self, seconds: float, summary: Mapping[str, Any], artifact: Artifact, parts: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def record(self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of stage.json, without the hash. parts: what the hash is made of."""
+        summary = dict(artifact.summary or {})
+        if self._bad_rows:
+            summary["bad_rows"] = list(self._bad_rows)
         return {
             "complete": True,
             "name": self.name,
             "plugin": self.stage.component.name,
             "log_odds": self.stage.log_odds,
             "seconds": round(seconds, 1),
-            "summary": {**summary, **({"bad_rows": list(self._bad_rows)} if self._bad_rows else {})},
+            "summary": summary,
             "policy": artifact.policy,
             "text": artifact.text,
             "report": artifact.report.plain() if artifact.report is not None else None,
@@ -155,19 +155,17 @@ class RunStage:
 
     def take(self, component: Component) -> Any:
         """The plugin of a component for whoever uses it; the next one who asks gets another."""
-        plugin = self.plugin(component)
-        del self._plugins[id(component)]
-        return plugin
+        self.plugin(component)
+        return self._plugins.pop(id(component))
 
     def check_plugins(self, mistakes: Mistakes) -> None:
         """Let the stage's plugins check what they can, and look for weights that do not fit their base models."""
         stage, folder = self.stage, self.recipe.folder
         self._check(mistakes, stage.component, "check", folder)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
-            kind = component.registration.implementation
-            if isinstance(kind, type) and issubclass(kind, CHECKED):
+            if component.kind in CHECKED:
                 self._check(mistakes, component, "check", folder)
-                if issubclass(kind, Reward) and self.services.download:
+                if issubclass(component.registration.implementation, Reward) and self.services.download:
                     self._check(mistakes, component, "check_machine")
         self.check_weights(mistakes)
 
@@ -198,7 +196,7 @@ class RunStage:
                     "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
                 )
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         """Read and check the data that are here.
 
         rows: of each source that the chat template renders; None: all.
@@ -223,8 +221,7 @@ class RunStage:
     def check_scoring(self, options: Any, rewards: Any, groups: Sequence[Group]) -> None:
         """Let rewards, combinations and environments say what the groups lack. options: in which they stand."""
         for component in specs(rewards, Component):
-            kind = component.registration.implementation
-            if isinstance(kind, type) and issubclass(kind, Environment | Reward | RewardCombination):
+            if component.kind in ("environment", "reward"):
                 try:
                     call(self.plugin(component), "check_prompts", groups)
                 except DataError as error:
@@ -235,8 +232,8 @@ class RunStage:
 
     # Its work
 
-    def run(self) -> tuple[dict[str, Any], Artifact]:
-        """Do the work, from the last checkpoint; returns the summary and what the stage made."""
+    def run(self) -> Artifact:
+        """Do the work, from the last checkpoint; returns what the stage made."""
         raise NotImplementedError
 
     def load(self, spec: DataSpec) -> Loaded:
@@ -268,7 +265,7 @@ class RunStage:
         """What rewards and judges can use."""
         return Context(
             self.services.models,
-            self.services.cache(),
+            self.services.folder / "cache",
             self.recipe.folder,
             self.seed,
             lambda spec: self.load(spec).groups,
@@ -284,7 +281,6 @@ class TrainingStage(RunStage, StageContext):
         super().__init__(services, stage)
         assert stage.settings is not None
         self.settings: Settings = stage.settings
-        self.folder_of = services.store.path
 
     # Before the weights
 
@@ -293,26 +289,24 @@ class TrainingStage(RunStage, StageContext):
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(mistakes, stage.component, "check_model", self.recipe.model)
         super().check_plugins(mistakes)
-        rewards = specs([settings.reward, settings.monitors], Component)
-        of_episodes = any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards)
-        if settings.environment is not None and of_episodes:
-            self.plugin(settings.environment).folder = self.recipe.folder
-            self._check(mistakes, settings.environment, "check_reward")
         for monitor in settings.monitors or ():
             self._check(mistakes, monitor, "check", settings)
-        if settings.environment is not None and self.services.download:
+        if settings.environment is None:
+            return
+        rewards = specs([settings.reward, settings.monitors], Component)
+        if any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards):
+            self.plugin(settings.environment).folder = self.recipe.folder
+            self._check(mistakes, settings.environment, "check_reward")
+        if self.services.download:
             with mistakes.gathering(self.name, ("environment",)):  # is the chat template fit for it?
                 factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
-                player().Episodes(factory, self._encoder(), settings.max_length)
+                player().Episodes(factory, self.services.bases[BASE].encoder, settings.max_length)
 
-    def _encoder(self) -> Encoder | None:
-        return self.services.bases[BASE].encoder
-
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         self._check_entries(mistakes, filter(self._is_here, self.entries), rows)
 
     def _check_entries(self, mistakes: Mistakes, entries: Iterable[DataSpec], rows: int | None) -> None:
-        settings, encoder = self.settings, self._encoder()
+        settings, encoder = self.settings, self.services.bases[BASE].encoder
         for spec, loaded in self._read(mistakes, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with mistakes.gathering(self.name, keys or ()):
@@ -334,19 +328,15 @@ class TrainingStage(RunStage, StageContext):
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
-        from alignkit.tokens.encoder import RowRefused, skippable
-
-        seen, refused, kept = Counter[int](), list[RowRefused](), list[Group]()
+        encoder.forget_counts()
+        seen, kept = Counter[int](), list[Group]()
         for group in groups:
             assert group.origin is not None
             seen[group.origin.source] += 1
             is_looked_at = rows is None or seen[group.origin.source] <= rows
-            rendered = encoder.render(group) if is_looked_at else None
-            if isinstance(rendered, RowRefused):
-                refused.append(rendered)
-            else:
+            if not is_looked_at or encoder.accepted([group]):
                 kept.append(group)
-        if skipped := skippable(refused):
+        if skipped := encoder.count_refused():
             self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")
         return kept
 
@@ -359,10 +349,10 @@ class TrainingStage(RunStage, StageContext):
                 f"stage '{self.name}': {component.name} learns from pairs of a better and a worse response, but no row "
                 f"of {files} has a pair\nhelp: `alignkit label FILE` asks people which of several responses is better"
             )
-        algorithm = self.take(component)  # whose state begins with its selection
-        if isinstance(algorithm, ExternalTrainer):
+        if isinstance(self.plugin(component), ExternalTrainer):
             return
-        call(algorithm, "check_data", self._selected(algorithm, loaded.groups))
+        selected = self.select(loaded.groups)
+        call(self.take(component), "check_data", selected)  # the state of another one begins with its own selection
 
     def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
         """Check that there are prompts."""
@@ -375,9 +365,7 @@ class TrainingStage(RunStage, StageContext):
 
     def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects. validation: of rows that are held out."""
-        return self._selected(self.plugin(self.stage.component), groups, validation)
-
-    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        algorithm = self.plugin(self.stage.component)
         if type(algorithm).select is Algorithm.select:
             return list(groups)
         from alignkit import seeds  # imports numpy
@@ -389,7 +377,7 @@ class TrainingStage(RunStage, StageContext):
 
     # Its work
 
-    def run(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> Artifact:
         from alignkit.training.learner import learning_rate
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
@@ -403,24 +391,19 @@ class TrainingStage(RunStage, StageContext):
         rate = learning_rate(self, algorithm.defaults)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
         if isinstance(algorithm, ExternalTrainer):
-            return {**call(algorithm, "train", self), "learning_rate": rate}, Artifact()
+            return Artifact(summary={**call(algorithm, "train", self), "learning_rate": rate})
         trains = RolloutTrainer if algorithm.source is Source.ROLLOUTS else DatasetTrainer
         trainer = trains(self, algorithm)
         try:
-            return {**trainer.run(), "learning_rate": rate}, Artifact()
+            return Artifact(summary={**trainer.run(), "learning_rate": rate})
         finally:
             trainer.close()
-
-    @property
-    def trains_policy(self) -> bool:
-        """Whether it trains a policy, and no reward model."""
-        return self.stage.component.registration.implementation.trains is not Trains.REWARD
 
 
 class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
-    def check_data(self, mistakes: Mistakes, rows: int | None = FIRST_ROWS) -> None:
+    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
         options, component = self.stage.component.options, self.stage.component
         loaded = {id(spec): one.groups for spec, one in self._read(mistakes, filter(self._is_here, self.entries))}
 
@@ -430,14 +413,14 @@ class StepStage(RunStage):
         data = StepData(load, partial(self.check_scoring, options), self.recipe, self.say)
         self._check(mistakes, component, "check_data", data)
 
-    def run(self) -> tuple[dict[str, Any], Artifact]:
+    def run(self) -> Artifact:
         artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))
         if artifact.groups is not None:
             write_groups(self.services.store.data(self.name), artifact.groups)
         if artifact.report is not None:
             write_text(self.folder / "report.txt", artifact.report.text() + "\n")
             write_text(self.folder / "report.md", artifact.report.markdown())
-        return dict(artifact.summary or {}), artifact
+        return artifact
 
     def context(self, metrics: Metrics) -> StepContext:
         """What the step can use."""
@@ -446,8 +429,9 @@ class StepStage(RunStage):
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
                 elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
+                compute = next(iter(elsewhere), partial(map, function))
                 file = self.folder / "map" / f"{name}.jsonl"
-                return resumable_map(file, rows, function, services.should_stop, done, next(iter(elsewhere), None))
+                return resumable_map(file, rows, compute, services.should_stop, done)
 
         return StepContext(
             **vars(self.reward_context()),
@@ -458,7 +442,7 @@ class StepStage(RunStage):
             say=self.reporter.say,
             base_of=services.models.base_of,
             recipe=self.recipe,
-            read=services.read,
+            read=lambda spec: services.data.read(spec).groups,
         )
 
     def _scorer(self, spec: RewardSpec) -> Any:
@@ -476,8 +460,3 @@ class StepStage(RunStage):
                 self.services.should_stop()
                 yield groups[start : start + SCORED]
                 done(min(start + SCORED, len(groups)))
-
-
-def run_stage(services: Services, stage: Stage) -> RunStage:
-    """The stage of a run that a recipe names."""
-    return TrainingStage(services, stage) if stage.kind == "algorithm" else StepStage(services, stage)

@@ -29,6 +29,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import find_recipe
 from alignkit.runs.services import begin, folder_of
+from alignkit.training.collectives import ONE_PROCESS
 
 RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
@@ -59,7 +60,7 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     recipe = load(warnings.append)
     folder = folder_of(recipe, out)
     if world.process == 0:
-        reporter = begin(recipe, out)
+        reporter = begin(recipe, folder)
     else:
         reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
@@ -71,12 +72,11 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     reporter.say("loading torch and transformers")
     from alignkit.runs.run import run_recipe
 
-    if world.processes == 1:
-        run_recipe(recipe, folder, reporter)
-    else:
+    collectives = ONE_PROCESS
+    if world.processes > 1:
         collectives = launcher().join(recipe, folder, world)
-        run_recipe(recipe, folder, reporter, collectives)
-        collectives.close()
+    run_recipe(recipe, folder, reporter, collectives)
+    collectives.close()
     return result_of(recipe, folder)
 
 
@@ -108,9 +108,9 @@ def run(
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
     """
-    registry = load_plugins([Path(file) for file in plugins]).registry
+    load_plugins([Path(file) for file in plugins])
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    checked = load_recipe(find_recipe(recipe), texts, registry)
+    checked = load_recipe(find_recipe(recipe), texts)
     folder = Path(out or folder_of(checked, None))
     from alignkit.runs.run import run_recipe  # imports torch
 
@@ -144,25 +144,16 @@ def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def launch(processes: int) -> int:
     """Start this command in several processes of this machine; returns the exit code of the first one that fails."""
+    from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # process 0 says what happened
     passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
-    config = LaunchConfig(
-        1,
-        1,
-        processes,
-        run_id="alignkit",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        signals_to_handle=passed_on,
-    )
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={passed_on}"]
     try:
-        elastic_launch(config, sys.executable)("-m", "alignkit", *sys.argv[1:])
+        torchrun.run(torchrun.parse_args([*options, "-m", "alignkit", *sys.argv[1:]]))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return max(1, failure.exitcode)

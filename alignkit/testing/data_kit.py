@@ -84,7 +84,7 @@ def _check_matches(around: Surroundings, format: Format, examples: Sequence[Any]
     for row in ODD_ROWS:
         if call(format, "matches", row):
             around.problems.append(f"`matches` recognizes {_shown(row)}: it must be strict")
-    for other in plugins().registry.registrations("format"):
+    for other in plugins().registrations("format"):
         theirs = other.implementation
         if theirs is type(format) or not theirs.example or not _recognizes(theirs):
             continue

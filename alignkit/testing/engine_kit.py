@@ -57,7 +57,7 @@ def _check_engine(around: Surroundings, component: Component, tolerance: float) 
     early = create(component)
     call(early, "check", around.folder)
     # Not the model that all checks of a process share: an engine reads the base from its folder.
-    model = SharedModel(SPEC, str(plugins().registry.get("model", "tiny").implementation(around.cache)))
+    model = SharedModel(SPEC, str(plugins().get("model", "tiny").implementation(around.cache)))
     model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
     engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=lambda text: None)
     model.add_role(POLICY)

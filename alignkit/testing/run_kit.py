@@ -88,7 +88,7 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
         **{field.name: getattr(context, field.name) for field in fields(Context)},
         out=out,
         scorer=lambda spec: Rewards(spec, context),
-        map=lambda name, rows, f: resumable_map(out / "map" / f"{name}.jsonl", rows, f),
+        map=lambda name, rows, f: resumable_map(out / "map" / f"{name}.jsonl", rows, partial(map, f)),
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,
     )

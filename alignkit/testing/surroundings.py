@@ -81,7 +81,7 @@ class Surroundings:
 
     @cached_property
     def reading(self) -> AnyNames:
-        return AnyNames(plugins().registry, self.folder)
+        return AnyNames(plugins(), self.folder)
 
     def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
         """The plugin with these options. Raises ConformanceError if a recipe with them would be refused."""

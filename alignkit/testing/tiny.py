@@ -34,7 +34,7 @@ class TinyModel(SharedModel):
 def tiny_model() -> TinyModel:
     """The model that all checks of a process share."""
     with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as folder:
-        return TinyModel(SPEC, str(plugins().registry.get("model", "tiny").implementation(Path(folder))))
+        return TinyModel(SPEC, str(plugins().get("model", "tiny").implementation(Path(folder))))
 
 
 def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:

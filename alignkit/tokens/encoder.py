@@ -24,7 +24,6 @@ Ids = tuple[int, ...]
 Mask = tuple[float, ...]  # true, false, or the weight of a turn
 # Characters that no tokenizer merges with what follows; a piece is read after an anchor.
 ANCHORS = ("\n", ":", "]", "a")
-WHOLE = 2**62  # a limit on the length that cuts nothing
 
 # Name of a count -> what is counted, and what happened to it, in words that fit one and several.
 DROP_REASONS = {
@@ -138,14 +137,6 @@ class RowRefused(DataError):
         super().__init__(f"{group.origin or f'the row {preview(group)}'}: {reason}")
 
 
-def skippable(refused: Sequence[RowRefused]) -> list[RowRefused]:
-    """The refused rows, all of which their sources leave out (`on_bad_row: skip`). Raises DataError with any others."""
-    bad = [row for row in refused if row.group.origin is None or not row.group.origin.skip]
-    if bad:
-        raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
-    return list(refused)
-
-
 @dataclass(frozen=True)
 class ResponseTokens:
     """A response in tokens. mask: whether each token counts, or how much. truncated: it has no end of turn."""
@@ -170,16 +161,17 @@ class Encoded:
         return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
 
 
-# A group's prompt as text, and its conversations as far as they become tokens; None for a response whose own tokens are
-# read.
-Rendered = tuple[str, list[Conversation | None]]
+# A group, its prompt as text, and its conversations as far as they become tokens; None for a response whose own tokens
+# are read.
+Rendered = tuple[Group, str, list[Conversation | None]]
 
 
 class Encoder:
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
-    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. foreign: whether
-    tokens whose tokenizer nobody named are those of another model, so that their text is read.
+    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. refused: rows that
+    `accepted` left out. foreign: whether tokens whose tokenizer nobody named are those of another model, so that their
+    text is read.
     """
 
     foreign = False
@@ -192,10 +184,12 @@ class Encoder:
         self.chat = ChatTemplate(tokenizer, template_kwargs, frozenset(ends))
         self.counts: Counter[str] = Counter()
         self.groups = defaultdict[str, list[Group]](list)
+        self.refused: list[RowRefused] = []
 
     def forget_counts(self) -> None:
         self.counts.clear()
         self.groups.clear()
+        self.refused.clear()
 
     def count(self, case: str, group: Group, count: int = 1) -> None:
         """Count a case of DROP_REASONS."""
@@ -337,44 +331,59 @@ class Encoder:
     def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
         """Encode a group, each prompt with a response in at most `max_length` tokens; None if its prompt does not fit.
 
-        turns: the assistant's turns that count in a demonstration, "all" or "last". scoring: read each response to the
-        end of what the template writes. Raises RowRefused if the template refuses or changes the conversation, or if a
-        response's `written` does not match its tokens.
+        Of a raw text that is longer, this is the first piece. turns: the assistant's turns that count in a
+        demonstration, "all" or "last". scoring: read each response to the end of what the template writes. Raises
+        RowRefused if the template refuses or changes the conversation, or if a response's `written` does not match its
+        tokens.
         """
-        (encoded,) = self.encode_batch([group], max_length, turns=turns, scoring=scoring)
-        if isinstance(encoded, RowRefused):
-            raise encoded
-        return encoded
+        rendered = [self.render(group, scoring)]
+        return next(iter(self.encode_batch(rendered, max_length, turns=turns, scoring=scoring)), None)
 
     def encode_batch(
-        self, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
-    ) -> list[Encoded | RowRefused | None]:
-        """`encode` groups, whose texts are tokenized on all cores. A refused group's error takes its place."""
-        rendered = [self.render(group, scoring) for group in groups]
+        self, rendered: Sequence[Rendered], max_length: int, *, turns: str = "all", scoring: bool = False
+    ) -> list[Encoded]:
+        """`encode` the groups that fit, and all pieces of raw texts. They are tokenized on all cores."""
         texts: list[str] = []  # for which `_continuation` will ask
-        for one in rendered:
-            if not isinstance(one, RowRefused):
-                prompt, conversations = one
-                cut = self._cut_of(prompt)
-                texts += [prompt, prompt[cut:]]
-                texts += [conversation.text[cut:] for conversation in conversations if conversation]
+        for _, prompt, conversations in rendered:
+            cut = self._cut_of(prompt)
+            texts += [prompt, prompt[cut:]]
+            texts += [conversation.text[cut:] for conversation in conversations if conversation]
         self.rendered.prepare(texts)
-        return [
-            one if isinstance(one, RowRefused) else self._encode(group, *one, max_length, turns, scoring)
-            for group, one in zip(groups, rendered, strict=True)
-        ]
+        encoded: list[Encoded] = []
+        for one in rendered:
+            encoded += self._encode(*one, max_length, turns, scoring)
+        return encoded
+
+    def accepted(self, groups: Iterable[Group], scoring: bool = False) -> list[Rendered]:
+        """Render the groups that the chat template accepts; `count_refused` tells of the others."""
+        accepted: list[Rendered] = []
+        for group in groups:
+            try:
+                accepted.append(self.render(group, scoring))
+            except RowRefused as error:
+                self.refused.append(error)
+        return accepted
+
+    def count_refused(self) -> list[RowRefused]:
+        """The refused rows, all of which their sources leave out (`on_bad_row: skip`). Raises DataError with others."""
+        bad = [row for row in self.refused if row.group.origin is None or not row.group.origin.skip]
+        if bad:
+            raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
+        for row in self.refused:
+            self.count("refused", row.group)
+        return self.refused
 
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
         own = response.tokenizer == self.digest if response.tokenizer else not self.foreign
         return response.tokens is not None and own
 
-    def render(self, group: Group, scoring: bool = False) -> Rendered | RowRefused:
-        """Render a group without tokenizing it, and count what the template leaves out."""
+    def render(self, group: Group, scoring: bool = False) -> Rendered:
+        """Render a group without tokenizing it, and count what the template leaves out. Raises RowRefused."""
         try:
             return self._render(group, scoring)
         except DataError as error:
-            return RowRefused(group, str(error))
+            raise RowRefused(group, str(error)) from error
 
     def _render(self, group: Group, scoring: bool) -> Rendered:
         prompt, whole = "", ""
@@ -410,7 +419,7 @@ class Encoder:
         for case, found in cases.items():
             if found:
                 self.count(case, group)
-        return prompt, conversations
+        return group, prompt, conversations
 
     def _ended(self, conversation: Conversation, truncated: bool, calls: bool) -> Conversation:
         """The conversation up to the end of its last turn, with EOS if the template writes no end, as in sampling."""
@@ -431,15 +440,17 @@ class Encoder:
         max_length: int,
         turns: str,
         scoring: bool,
-    ) -> Encoded | None:
-        scoring = scoring and bool(group.prompt)
+    ) -> list[Encoded]:
         prompt = self.rendered.ids(text) if group.prompt else self.bos
+        if is_document(group) and not scoring:
+            return self._pieces(Encoded(group, prompt, (self._own(group, group.responses[0], scoring),)), max_length)
+        scoring = scoring and bool(group.prompt)
         end = self.closing if scoring else ()  # which a response that is cut keeps
         room = max_length - len(prompt)
         keep = room - len(end)
         if keep < 1:
             self.count("no_room", group)
-            return None
+            return []
         rows = []
         for response, conversation in zip(group.responses, conversations, strict=True):
             if conversation is None:
@@ -458,7 +469,17 @@ class Encoder:
                 pairs.append(pair)
             else:
                 self.count("equal_pairs", group)
-        return Encoded(group, prompt, tuple(rows), tuple(pairs))
+        return [Encoded(group, prompt, tuple(rows), tuple(pairs))]
+
+    def _pieces(self, document: Encoded, max_length: int) -> list[Encoded]:
+        """A raw text in rows that fit, counted if there are several."""
+        pieces = chunks(document, max_length)
+        if not pieces:
+            self.count("no_room", document.group)
+        elif len(pieces) > 1:
+            self.count("split", document.group)
+            self.count("chunks", document.group, len(pieces))
+        return pieces
 
     # Responses
 

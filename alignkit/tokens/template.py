@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from os.path import commonprefix
 from typing import Any
 
 from alignkit.errors import DataError, reason_of
@@ -163,10 +164,6 @@ class ChatTemplate:
             raise DataError("the chat template renders the prompt as empty text")
         return text
 
-    def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
-        """Render a finished conversation. Raises DataError if the template refuses it."""
-        return self.render(self.prepare([*prompt, *answers]), False, tools)
-
     @cached_property
     def dropped_roles(self) -> set[str]:
         """Roles whose messages the template does not write, as seen on examples."""
@@ -300,8 +297,7 @@ def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
 
 def common_length(one: str, other: str) -> int:
     """The number of characters with which both texts begin."""
-    differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
+    return len(commonprefix([one, other]))  # noqa: RUF071  characters are meant, and no folders
 
 
 def has_names(text: str, functions: Sequence[Mapping[str, Any]]) -> bool:

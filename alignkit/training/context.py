@@ -27,7 +27,7 @@ class StageContext:
     """A training stage as its trainer sees it.
 
     stage: as the recipe has it. settings: with the learning rate that is used. folder: the stage's own. summary: for
-    stage.json. folder_of: the folder of an earlier stage. notify: calls an event hook. say: prints one line about this
+    stage.json. notify: calls an event hook. say: prints one line about this
     stage, which the user must know. metrics: opens the metrics file, of which `size` bytes stay. load: reads a data
     entry. select: returns the groups that the algorithm selects, which may be of rows that are held out. take: returns
     the plugin of a component, made once for each time that the recipe names it. reward_context: returns what the
@@ -42,7 +42,6 @@ class StageContext:
     seed: int
     summary: dict[str, Any]
     reporter: Reporter
-    folder_of: Callable[[str], Path]
     notify: Callable[..., Any]
     say: Callable[[str], None]
     metrics: Callable[[int], Metrics]

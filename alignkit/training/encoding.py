@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
@@ -15,18 +15,7 @@ from alignkit.calls import call
 from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.encoder import (
-    WHOLE,
-    Encoded,
-    Encoder,
-    Ids,
-    RowRefused,
-    chunks,
-    counted,
-    drop_reason,
-    is_document,
-    skippable,
-)
+from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
 from alignkit.training.context import StageContext
 
 BATCH = 256  # groups that are tokenized together
@@ -43,10 +32,11 @@ class StageEncoder:
         reference = context.models_of(context.settings.reference or BASE)  # which reads the same rows
         self.max_length = min(context.settings.max_length, context.model.context, reference.model.context)
 
-    def encode(self, groups: Sequence[Group], turns: str = "") -> list[Encoded]:
+    def encode(self, groups: Sequence[Group], turns: str = "", new_tokens: int = 1) -> list[Encoded]:
         """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`; default: the algorithm's.
 
-        Raises DataError that lists the rows which the chat template refuses.
+        new_tokens: for which a prompt must leave room. Raises DataError that lists the rows which the chat template
+        refuses.
         """
         scoring = self.algorithm.trains is Trains.REWARD
         turns = turns or call(self.algorithm, "trained_turns")
@@ -58,51 +48,17 @@ class StageEncoder:
             else:
                 self.encoder.count("weightless", group)
         encoded: list[Encoded] = []
-        refused: list[RowRefused] = []
+        limit = self.max_length + 1 - new_tokens  # with the first of them
         for start in range(0, len(weighted), BATCH):
-            for whole, run in groupby(weighted[start : start + BATCH], lambda g: is_document(g) and not scoring):
-                limit = WHOLE if whole else self.max_length
-                for result in self.encoder.encode_batch([*run], limit, turns=turns, scoring=scoring):
-                    if isinstance(result, RowRefused):
-                        refused.append(result)
-                    elif result is not None:
-                        encoded += map(compact, self._chunks(result) if whole else [result])
-        self._tell(len(groups), refused)
+            rendered = self.encoder.accepted(weighted[start : start + BATCH], scoring)
+            encoded += map(compact, self.encoder.encode_batch(rendered, limit, turns=turns, scoring=scoring))
+        self.encoder.count_refused()
+        self._tell(len(groups))
         self._warn_of_unknown(encoded)
         return encoded
 
-    def _chunks(self, document: Encoded) -> Sequence[Encoded]:
-        """A raw text in rows that fit, counted if there are several."""
-        parts = chunks(document, self.max_length)
-        if not parts:
-            self.encoder.count("no_room", document.group)
-        elif len(parts) > 1:
-            self.encoder.count("split", document.group)
-            self.encoder.count("chunks", document.group, len(parts))
-        return parts
-
-    def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        """The prompts that the chat template accepts, counted as read. Tokenizing them later cannot fail."""
-        self.encoder.forget_counts()
-        accepted: list[Group] = []
-        refused: list[RowRefused] = []
-        for group in groups:
-            rendered = self.encoder.render(group)
-            if isinstance(rendered, RowRefused):
-                refused.append(rendered)
-            else:
-                accepted.append(group)
-        self._tell(len(groups), refused)
-        self.count_read(groups)
-        return accepted
-
-    def _tell(self, total: int, refused: Sequence[RowRefused]) -> None:
-        """Count what the encoder left out or changed, and print new reasons. total: groups. refused: by the template.
-
-        Raises DataError for refused rows that their sources do not leave out.
-        """
-        for row in skippable(refused):
-            self.encoder.count("refused", row.group)
+    def _tell(self, total: int) -> None:
+        """Count what the encoder left out or changed, and print new reasons. total: groups."""
         counts = self.encoder.counts
         if counts:
             self._add("encoding", counts)

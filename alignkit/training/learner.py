@@ -86,7 +86,9 @@ class Learner:
                 self.clipped[metric] = list(trainable.values())
                 # With the role, because copies of a model (`lora: none`) name their parameters alike.
                 self.parameters |= {f"{role}:{name}": parameter for name, parameter in trainable.items()}
-        self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
+        self.optimizer = make_optimizer(
+            self.settings, self.algorithm.defaults.optimizer, self.parameters.values(), self.peak_rate
+        )
 
     @property
     def peak_rate(self) -> float:

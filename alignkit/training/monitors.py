@@ -43,8 +43,8 @@ class Monitors:
         self.context, self.trainer, self.rewards, self.files = context, trainer, rewards, files
         self.metrics: list[dict[str, Any]] = []
         components = list(settings.monitors or ())
-        if plugins().registry.has("monitor", REWARD_HACKING):
-            ours = plugins().registry.get("monitor", REWARD_HACKING)
+        if plugins().has("monitor", REWARD_HACKING):
+            ours = plugins().get("monitor", REWARD_HACKING)
             components.insert(0, Component("monitor", REWARD_HACKING, ours, options_of(ours)()))
         self.monitors: list[Monitor] = [context.take(component) for component in components]
         stage = MonitoredStage(

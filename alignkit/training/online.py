@@ -23,12 +23,13 @@ from alignkit.data.group import Group, length, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models.packing import Examples
+from alignkit.reward import LEARNED_KEY, REWARD_KEY
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
-from alignkit.training.rewards import RewardTable, filter_mask, with_scores
+from alignkit.training.rewards import RewardTable, filter_mask, scores_of, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.stage import Trainer, keep_mask
 
@@ -130,9 +131,7 @@ class RolloutTrainer(Trainer):
         self._roll_out_and_score(iteration)
         with iteration.timer("learn"):
             self.files.write(number, table.scored)
-            scored = table.scored
-            if table.reward is not None:
-                scored = with_scores(scored)
+            scored = with_scores(table.scored) if self.learns else table.scored
             self.context.notify("rollouts_scored", iteration=number, groups=scored)
             self.measure(iteration)
         with iteration.timer("watch"):
@@ -177,8 +176,7 @@ class RolloutTrainer(Trainer):
                 break
         iteration.metrics |= facts
         self.prompts.extra += len(table.sampled) - wanted
-        if bound is not None:  # groups beyond a full batch are left out
-            table.take_groups([number < wanted for number in range(len(table.groups))])
+        table.groups = table.groups[:wanted]  # those beyond a full batch are left out
         if not self.learns:  # what is only reported leaves no trace in later scores
             self.rewards.restore(before)
         self._tell(iteration)
@@ -191,18 +189,23 @@ class RolloutTrainer(Trainer):
             why = self.rewards.nothing_scored(table)
             raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
         facts = table.summary()  # of all samples
+        table.groups, left_out = self._kept(table.groups)
         iteration.skipped = ""
-        for name, chooser in self.filters:
-            key = f"filtered/{name}"
-            facts[key] = facts.get(key, 0) + table.take_groups(filter_mask(chooser, table.learned))
         if not table.groups:
-            left_out = ", ".join(f"filtered/{name}" for name, _ in self.filters)
-            iteration.skipped = f"filters left out every group ({left_out})"
-        if gone := table.take_groups(keep_mask(self.algorithm, table.learned)):
-            facts["groups_without_signal"] = gone
-            if not table.groups:
-                iteration.skipped = "the algorithm kept no group"
-        return facts
+            iteration.skipped = f"filters and the algorithm left out every group ({', '.join(left_out)})"
+        return facts | left_out
+
+    def _kept(self, groups: list[Group]) -> tuple[list[Group], Counter[str]]:
+        """The groups that filters and the algorithm keep, and how many each of them leaves out."""
+        left_out: Counter[str] = Counter()
+        for name, chooser in self.filters:
+            kept = [*compress(groups, filter_mask(chooser, groups))]
+            left_out[f"filtered/{name}"] += len(groups) - len(kept)
+            groups = kept
+        kept = [*compress(groups, keep_mask(self.algorithm, groups))]
+        if len(kept) < len(groups):
+            left_out["groups_without_signal"] = len(groups) - len(kept)
+        return kept, left_out
 
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
@@ -226,8 +229,9 @@ class RolloutTrainer(Trainer):
         if len(encoded) != len(table.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
-        if table.reward is not None and table.raw is not None:
-            examples.columns |= {"rewards": table.reward[table.rows], "raw_rewards": table.raw[table.rows]}
+        if self.learns:
+            examples.columns["rewards"] = scores_of(table.groups, LEARNED_KEY)
+            examples.columns["raw_rewards"] = scores_of(table.groups, REWARD_KEY)
         old = self._measure_logprobs(iteration, examples)
         iteration.examples = examples
         self._signal(iteration, old)
@@ -305,7 +309,7 @@ class RolloutTrainer(Trainer):
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
-            return [self._filtered(groups) for groups in self.files.before(number)]
+            return [self._kept(groups)[0] for groups in self.files.before(number)]
 
         phases: list[Phase] = []
         if not iteration.skipped:
@@ -323,11 +327,6 @@ class RolloutTrainer(Trainer):
             summary = self.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
             summary["idle_reason"] = iteration.skipped or "no sample was selected, or its loss was not finite"
-
-    def _filtered(self, groups: Sequence[Group]) -> list[Group]:
-        for _, chooser in self.filters:
-            groups = [*compress(groups, filter_mask(chooser, groups))]
-        return [*compress(groups, keep_mask(self.algorithm, groups))]
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""

@@ -24,7 +24,7 @@ from alignkit.judges import costs, spending
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
-from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
+from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Verdict
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 Column = list[float | None]
@@ -39,7 +39,8 @@ class RewardTable:
     parts: name of a single reward -> float64 [rows]. verdicts: of judges.
     raw: float64 [rows], before whitening; None without a reward. reward: the one that is learned from; None if none is.
     metrics: of the combination.
-    scored: the groups with their scores. groups, rows: what is left of them to learn from.
+    scored: the groups with their scores. groups: what is left of them to learn from; their scores include the reward
+    that is learned from.
     """
 
     sampled: list[Group] = field(default_factory=list)
@@ -50,54 +51,30 @@ class RewardTable:
     metrics: dict[str, float] = field(default_factory=dict)
     scored: list[Group] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
-    rows: Tensor = field(default_factory=lambda: torch.arange(0))
 
     @property
     def unscored(self) -> int:
         """The number of responses that could not be scored; 0 if there is no reward."""
         return 0 if self.raw is None else int(self.raw.isnan().sum())
 
-    def learn_from_all(self) -> None:
-        """Begin with all responses."""
-        self.groups = self.scored
-        self.rows = torch.arange(len(responses_of(self.scored)))
-
-    def take(self, keep: Sequence[bool]) -> None:
-        """Keep only some of the responses that are left, and the groups that have one."""
-        self.rows = self.rows[torch.tensor(keep, dtype=torch.bool)]
-        self.groups = taken(self.groups, keep)
-
-    def take_groups(self, keep: Sequence[bool]) -> int:
-        """Keep only some of the groups that are left; returns how many go."""
-        keep_responses: list[bool] = []
-        for group, kept in zip(self.groups, keep, strict=True):
-            keep_responses += [kept] * len(group.responses)
-        self.take(keep_responses)
-        return keep.count(False)
-
-    @property
-    def learned(self) -> list[Group]:
-        """What is left as filters and `keep_group` see it: scores include the reward that is learned from."""
-        if self.reward is None:
-            return self.groups
-        return with_columns(self.groups, {LEARNED_KEY: self.reward[self.rows]})
-
     def summary(self) -> dict[str, Any]:
-        """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what is left; as metrics.
+        """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what has one; as metrics.
 
         The raw reward includes the penalty for a missing end, and its parts do not.
         """
         metrics: dict[str, Any] = {}
         if self.raw is not None:
-            if len(raw := self.raw[~self.raw.isnan()]):
+            scored = ~self.raw.isnan()
+            if scored.any():
+                raw = self.raw[scored]
                 metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
             metrics["unscored"] = self.unscored
-        for name, column in self.parts.items():
-            if missing := int(column.isnan().sum()):
-                metrics[f"unscored/{name}"] = missing
-            left = column[self.rows]
-            if len(scores := left[~left.isnan()]) and name != REWARD_KEY:
-                metrics[f"score/{name}"] = float(scores.mean())
+            for name, column in self.parts.items():
+                if missing := int(column.isnan().sum()):
+                    metrics[f"unscored/{name}"] = missing
+                scores = column[scored & ~column.isnan()]
+                if len(scores) and name != REWARD_KEY:
+                    metrics[f"score/{name}"] = float(scores.mean())
         metrics |= self.metrics
         responses = responses_of(self.groups)
         metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
@@ -114,14 +91,6 @@ class RewardTable:
         return next(reasons, "")
 
 
-def _rows(groups: Sequence[Group]) -> list[Group]:
-    """For each response, its group."""
-    rows: list[Group] = []
-    for group in groups:
-        rows += [group] * len(group.responses)
-    return rows
-
-
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
     """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
     values = {name: column.tolist() for name, column in columns.items()}
@@ -134,6 +103,11 @@ def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list
             row += 1
         scored.append(replace(group, responses=tuple(responses)))
     return scored
+
+
+def scores_of(groups: Sequence[Group], name: str) -> Tensor:
+    """A score that all responses have, float64 [responses]."""
+    return torch.tensor([response.scores[name] for response in responses_of(groups)], dtype=torch.float64)
 
 
 def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
@@ -163,7 +137,8 @@ def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
 class Node:
     """A reward in an expression: a single one, or a combination of those below it.
 
-    name: for errors. place: in the expression, `weighted_sum/style/length`. plugin: None of a reward model.
+    name: for errors. place: in the expression, `weighted_sum/style`; of a single reward, the name of its scores, which
+    is its place below the root. plugin: None of a reward model.
     """
 
     spec: RewardSpec
@@ -171,12 +146,6 @@ class Node:
     place: str
     children: dict[str, Node]
     plugin: Any = None
-
-    @property
-    def whitens(self) -> bool:
-        """Whether its reward is on another scale than its raw one, because of its own or of a part."""
-        own = isinstance(self.plugin, RewardCombination) and self.plugin.whitens
-        return own or any(child.whitens for child in self.children.values())
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
@@ -192,7 +161,7 @@ class Node:
         return rows.any(dim=0) if self.plugin.leaves_out else rows.all(dim=0)
 
     def reward(self, groups: Sequence[Group], parts: Mapping[str, Tensor], rows: Tensor) -> CombinedReward:
-        """The rewards of these rows, float64, NaN elsewhere. parts: single rewards by their places."""
+        """The rewards of these rows, float64, NaN elsewhere. parts: of single rewards."""
         if not self.children:
             return CombinedReward(parts[self.place], parts[self.place], {})
         rows = rows & self.applies(parts)
@@ -203,7 +172,7 @@ class Node:
         some = taken(groups, rows.tolist())
         # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
         total = None
-        if any(child.whitens for child in self.children.values()):
+        if any(child.spec.whitens for child in self.children.values()):
             parts_of = {name: child.reward[rows] for name, child in children.items()}
             total = call(self.plugin, "total", copies(some), parts_of)
         combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})
@@ -237,27 +206,30 @@ class Rewards:
         self.context, self.collectives, self.chunks, self.by_engine = context, collectives, chunks, by_engine
         self._make = make or (lambda component: create(component, context.stage))
         self.name, self.root = "", None
-        self.nodes: list[Node] = []  # those below a node before it
+        self.leaves: dict[str, Node] = {}
+        self.combinations: dict[str, Node] = {}
         if spec is not None:
-            self.name, self.root = spec.name, self._node(spec, spec.name, spec.name)
-        # By the name of its scores, which is its place below the root.
-        self.leaves = {n.place.removeprefix(f"{self.name}/"): n for n in self.nodes if not n.children}
-        self.combinations = {n.place: n for n in self.nodes if n.children}
+            self.name = spec.name
+            self.root = self._node(spec, spec.name, spec.name)
 
     def _node(self, spec: RewardSpec, name: str, place: str) -> Node:
         children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
         node = Node(spec, name, place, children)
         if spec.component is not None:
             node.plugin = self._make(spec.component)
-        if isinstance(node.plugin, Reward):
+        if children:
+            self.combinations[place] = node
+            return node
+        node.place = place.removeprefix(f"{self.name}/")
+        self.leaves[node.place] = node
+        if node.plugin is not None:
             call(node.plugin, "prepare", self.context)
-        self.nodes.append(node)
         return node
 
     @property
     def within_group(self) -> bool:
         """Whether a score only ranks a response among its group's."""
-        return any(isinstance(node.plugin, Reward) and node.plugin.within_group for node in self.nodes)
+        return any(leaf.plugin is not None and leaf.plugin.within_group for leaf in self.leaves.values())
 
     @property
     def comparable(self) -> bool:
@@ -303,10 +275,7 @@ class Rewards:
 
     def _share(self, leaf: Node, some: Sequence[Group], own: Sequence[int]) -> Column:
         groups = [some[index] for index in own]
-        rows = _rows(groups)
-        if not rows:
-            return []
-        wanted = partial(shapes.scores, len(rows))
+        wanted = partial(shapes.scores, len(responses_of(groups)))
         if leaf.plugin is not None:
             (column,) = call(leaf.plugin, "score", copies(groups), returns=wanted).values()
             return list(shapes.plain(column))
@@ -324,31 +293,28 @@ class Rewards:
 
         penalty: subtracted from the rewards of truncated responses. learns: whether something is learned from them.
         """
+        table.scored = table.groups = table.sampled
         if self.root is None:
-            table.scored = table.sampled
-            table.learn_from_all()
             return table
-        failed = torch.zeros(len(responses_of(table.sampled)), dtype=torch.bool)
+        answered = torch.ones(len(responses_of(table.sampled)), dtype=torch.bool)
         for name, leaf in self.leaves.items():
             if not getattr(leaf.plugin, "may_not_apply", False):
-                failed |= table.parts[name].isnan()
-        parts = {leaf.place: table.parts[name].masked_fill(failed, math.nan) for name, leaf in self.leaves.items()}
-        combined = self.root.reward(table.sampled, parts, ~failed)
+                answered &= ~table.parts[name].isnan()
+        combined = self.root.reward(table.sampled, table.parts, answered)
         reward, raw = combined.reward, combined.raw
         table.metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
-        scored = ~raw.isnan()
         if penalty and learns:
             ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
             # After combining: whitening would rescale the penalty, and the scores of other responses with it.
             reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw))
+            scored = ~raw.isnan()
             if scored.any():
                 table.metrics["missing_eos_penalty"] = penalty * float((~ended[scored]).double().mean())
         table.raw = raw
-        table.scored = with_columns(table.sampled, {**table.parts, REWARD_KEY: raw})
-        table.learn_from_all()
+        table.scored = table.groups = with_columns(table.sampled, {**table.parts, REWARD_KEY: raw})
         if learns:
             table.reward = reward
-            table.take(scored.tolist())
+            table.groups = with_scores(with_columns(table.scored, {LEARNED_KEY: reward}))
         return table
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -364,9 +330,8 @@ class Rewards:
     def nothing_scored(self, table: RewardTable) -> str:
         """Why no response has a score: whose is missing, first for which row, and what a judge says."""
         for name, leaf in self.leaves.items():
-            missing = table.parts[name].isnan().nonzero()
-            if len(missing):
-                group = _rows(table.sampled)[int(missing[0])]
-                row = f"{preview(group)} ({group.origin})"
-                return f"reward '{leaf.name}' has no score, first in the row {row}{table.why_unscored()}"
+            for group in table.scored:
+                if any(response.scores[name] is None for response in group.responses):
+                    row = f"{preview(group)} ({group.origin})"
+                    return f"reward '{leaf.name}' has no score, first in the row {row}{table.why_unscored()}"
         return f"reward '{self.name}' makes no number of the scores of its parts"

@@ -19,7 +19,6 @@ from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.models.shared_model import SharedModel
-from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext
 from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards, with_scores
@@ -29,21 +28,17 @@ from alignkit.training.stage import Trainer
 
 def usable_prompts(state: Trainer, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
-    context, max_length = state.context, state.encoder.max_length
+    context = state.context
     new_tokens = context.settings.rollout.max_new_tokens
     loaded = context.load(spec)
     groups = prompts_of(loaded.groups)
     if episodes is not None:
         groups = episodes.with_tools(groups)
-    groups = state.encoder.prompts(groups)
-    read = context.models.encoder.prompt
-    usable = [group for group in groups if len(read(group.prompt, group.tools)) + new_tokens <= max_length]
-    room = f"no room for {new_tokens} new tokens in max_length {max_length}"
+    state.encoder.count_read(groups)
+    usable = [encoded.group for encoded in state.encoder.encode(groups, new_tokens=new_tokens)]
     if not usable:
+        room = f"no room for {new_tokens} new tokens in max_length {state.encoder.max_length}"
         raise DataError(f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}")
-    if without_room := len(groups) - len(usable):
-        state.summary[f"{key}_without_room"] = without_room
-        context.say(f"{key}: left out {without_room} of {counted(len(groups), 'prompt')}: {room}")
     return loaded, usable
 
 
@@ -191,7 +186,7 @@ class RolloutFiles:
         replayed: list[list[Group]] = []
         for stage in self.context.settings.replay_from:
             paths = sorted(
-                (self.context.folder_of(stage) / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
+                (self.context.folder.parent / stage / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
             )
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")

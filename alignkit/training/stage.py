@@ -18,7 +18,7 @@ from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
-from alignkit.io.digest import file_digest
+from alignkit.io.results import damage_of, manifest, write_record
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
@@ -28,7 +28,7 @@ from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
 from alignkit.training.sampler import auxiliary_loss
 
-FILE, SUM = "checkpoint.safetensors", "sha256"  # of a checkpoint
+FILE = "checkpoint.safetensors"
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int 
     target = folder / f"{number:09d}"
     with replace_folder(target) as new:
         save_file(tensors, new / FILE, {"state": plain})
-        (new / SUM).write_text(file_digest(new / FILE), encoding="utf-8")
+        write_record(new, {"files": manifest(new)})
     for old in _checkpoints(folder)[:-keep]:  # the new one is durable by now
         shutil.rmtree(old)
     return target
@@ -63,7 +63,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     Damaged ones are reported through `say`, and removed, or newer ones would count as older.
     """
     for path in reversed(_checkpoints(folder)):
-        if _is_whole(path):
+        if damage_of(path) is None:
             return _read(path)
         say(f"checkpoint {path} is damaged: the stage continues from the one before, or starts over")
         shutil.rmtree(path, ignore_errors=True)  # another process of the run may be faster
@@ -84,13 +84,6 @@ def _read(path: Path) -> dict[str, Any]:
 
     state: dict[str, Any] = json.loads(plain, object_hook=with_tensors)
     return state
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return file_digest(path / FILE) == (path / SUM).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
 
 
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str:

@@ -123,7 +123,7 @@ class Worker:
         from alignkit.runs.stage import StepStage
 
         torch.set_num_threads(work.threads)
-        registry = load_plugins(work.files, work.without).registry
+        registry = load_plugins(work.files, work.without)
         text = (work.run / RECIPE).read_text(encoding="utf-8")
         recipe = build(parse_document(text, work.recipe), registry)
         run = Run(recipe, work.run, Reporter(Console(quiet=True), Console(quiet=True)))

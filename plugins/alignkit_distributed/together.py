@@ -60,7 +60,7 @@ def check_stages(recipe: Recipe) -> None:
         if stage.kind == "algorithm" and issubclass(stage.component.registration.implementation, ExternalTrainer):
             text = f"stage '{stage.name}': {name} trains by itself, and in one process"
             help = "start the run with 'alignkit run RECIPE'"
-            problems.append(recipe.problem(("stages", stage.name), text, help=help))
+            problems.append(recipe.document.problem(("stages", stage.name), text, help=help))
     if problems:
         raise RecipeError(problems)
 
@@ -76,16 +76,16 @@ def check_bases(recipe: Recipe) -> None:
         name = getattr(settings.optimizer, "name", settings.optimizer)
         if name != "adamw":
             text = f"stage '{stage.name}': '{name}' cannot train weights that are cut into parts; 'adamw' can"
-            problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
+            problems.append(recipe.document.problem(("stages", stage.name, "optimizer"), text, help=help))
         if stage.engine is not None:
             text = f"stage '{stage.name}': the engine '{stage.engine.name}' needs all weights in process 0"
-            problems.append(recipe.problem(("stages", stage.name), text, help=help))
+            problems.append(recipe.document.problem(("stages", stage.name), text, help=help))
     if spec.lora is None and not sharded.can_learn():
         text = "model: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
-        problems.append(recipe.problem(("model", "lora"), text, help=help))
+        problems.append(recipe.document.problem(("model", "lora"), text, help=help))
     if spec.quantization != "none":
         text = "model: a quantized base model cannot be cut into parts"
-        problems.append(recipe.problem(("model", "quantization"), text, help=help))
+        problems.append(recipe.document.problem(("model", "quantization"), text, help=help))
     if problems:
         raise RecipeError(problems)
 

@@ -63,7 +63,8 @@ class WholeRewardModel(RolePolicy):
         """
         encoder = self.encoder
         try:
-            ids = encoder.rendered.ids(encoder.chat.whole(group.prompt, answers_of(response), group.tools))
+            text = encoder.chat.render(encoder.chat.prepare([*group.prompt, *answers_of(response)]), False, group.tools)
+            ids = encoder.rendered.ids(text)
             if len(ids) <= limit:
                 return ids
             prompt = encoder.prompt(group.prompt, group.tools)

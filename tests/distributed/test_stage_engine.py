@@ -25,7 +25,7 @@ from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.sampling import Sampling
 from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded, ResponseTokens
@@ -360,7 +360,7 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
 
     def hashed(step: dict[str, Any], **top: Any) -> str:
         recipe = load_recipe(written(tmp_path, {"align": STAGE, "after": step}, **top))
-        return digest(stage_parts(recipe.stages["after"], recipe, "base", {}))
+        return digest(stage_parts(recipe.stages["after"], recipe, "base", {}, RunData(Path, 0)))
 
     ours = hashed(step)
     assert (hashed(step, engine="vllm") != ours) == samples
@@ -472,7 +472,7 @@ def test_an_engine_plays_an_environment(tmp_path: Path) -> None:
 def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:
     def hashed(stage: dict[str, Any], **top: Any) -> str:
         recipe = load_recipe(written(tmp_path, {"align": {**STAGE, **stage}}, **top))
-        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}))
+        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}, RunData(Path, 0)))
 
     ours = hashed({})
     assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="vllm")

@@ -137,7 +137,7 @@ def plain_text(shown: io.StringIO) -> str:
 
 def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp_path: Path) -> None:
     reporter, shown = terminal()
-    reporter.log.open(tmp_path / "run.log")
+    reporter.log.path = tmp_path / "run.log"
     reporter.stage("sft", 1, 3, "sft")
     reporter.say("loading a base model")
     reporter.start("sft", 2)
@@ -164,7 +164,7 @@ def test_a_pipe_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
     os.close(read)
     with open(write, "w", encoding="utf-8") as gone:
         reporter = Reporter(Terminal(file=gone), Terminal(file=gone))
-        reporter.log.open(tmp_path / "run.log")
+        reporter.log.path = tmp_path / "run.log"
         for number in range(3):
             reporter.say(f"line {number}")
             reporter.result(f"result {number}")
@@ -204,7 +204,7 @@ def test_metrics_have_the_time_and_six_significant_digits(tmp_path: Path, monkey
 def test_the_log_has_all_that_is_said_and_plain_progress_even_in_a_terminal(tmp_path: Path) -> None:
     reporter, shown = terminal()
     reporter.say("the first line")
-    reporter.log.open(tmp_path / "run.log")
+    reporter.log.path = tmp_path / "run.log"
     reporter.start("sft", total=1)
     reporter.advance(1, {"loss": 0.5})
     reporter.stop()

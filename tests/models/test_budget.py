@@ -74,7 +74,7 @@ def memory_for(policy: SharedModel, tokens: int, pieces: int = 10**9) -> Iterato
 def learner(policy: SharedModel) -> Learner:
     from alignkit.plugins import plugins
 
-    sft = plugins().registry.get("algorithm", "sft").implementation
+    sft = plugins().get("algorithm", "sft").implementation
     policy.add_role("new")
     return Learner(
         policy,

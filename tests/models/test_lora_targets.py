@@ -54,7 +54,7 @@ def pairs() -> Examples:
 def learner(policy: SharedModel, algorithm: str, **options: Any) -> Learner:
     from alignkit.plugins import plugins
 
-    kind = plugins().registry.get("algorithm", algorithm).implementation
+    kind = plugins().get("algorithm", algorithm).implementation
     return Learner(
         policy,
         kind(kind.Options(**options)),

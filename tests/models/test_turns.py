@@ -54,7 +54,7 @@ def test_the_pieces_make_the_rendered_conversation() -> None:
     assert piece is not None
     ids = [*encoder.prompt([QUESTION], [TOOL]), *written, *end, *piece, *odd, *end]
     last: Message = {"role": "assistant", "content": "It is 4."}
-    whole = encoder.chat.whole([QUESTION], [first, *answers, last], [TOOL])
+    whole = encoder.chat.render(encoder.chat.prepare([QUESTION, first, *answers, last]), False, [TOOL])
     assert encoder.tokenizer.decode(ids) == whole.replace("\ufdd0", "").removesuffix("\n")
     assert list(piece).count(end[-1]) == 2, "a control token in an answer is only text"
 

@@ -19,4 +19,4 @@ from alignkit.testing import check_monitor
     ],
 )
 def test_it_conforms(name: str, options: dict[str, Any]) -> None:
-    check_monitor(plugins().registry.get("monitor", name).implementation, options)
+    check_monitor(plugins().get("monitor", name).implementation, options)

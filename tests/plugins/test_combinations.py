@@ -55,7 +55,7 @@ def test_the_smallest() -> None:
 )
 def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     """They have no part in their group's statistics, and the response keeps its other scores."""
-    thing = made(plugins().registry.get("reward", "gdpo").implementation, rewards={"a": "x", "b": "y"})
+    thing = made(plugins().get("reward", "gdpo").implementation, rewards={"a": "x", "b": "y"})
     found = combined(thing, groups(3, 2), a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
     assert found.reward.isnan().tolist() == found.raw.isnan().tolist() == [False, False, False, True, False]
     assert found.raw[:3].tolist() == numbers([5, 9, 5.5])

@@ -14,7 +14,7 @@ PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", 
 PLUGINS = tuple(f"formats.{name}:" for name in PLUGINS)
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
-    for one in plugins().registry.registrations("format")
+    for one in plugins().registrations("format")
     if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
 }
 

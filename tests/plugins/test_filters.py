@@ -24,7 +24,7 @@ def group(*scores: float | None, cut: int = 0) -> Group:
 
 
 def kept(name: str, groups: Sequence[Group], **options: Any) -> list[bool]:
-    cls = plugins().registry.get("filter", name).implementation
+    cls = plugins().get("filter", name).implementation
     check_filter(cls, options, groups=groups)
     return list(cls(cls.Options(**options)).keep(groups))
 
@@ -63,7 +63,7 @@ def test_reward_range_includes_its_limits() -> None:
 @pytest.mark.parametrize("options", [{}, {"low": 1, "high": 0}])
 def test_a_range_needs_limits_in_order(options: dict[str, float]) -> None:
     with pytest.raises(ConformanceError, match="is refused"):
-        check_filter(plugins().registry.get("filter", "reward_range").implementation, options)
+        check_filter(plugins().get("filter", "reward_range").implementation, options)
 
 
 # Broken ones
@@ -204,7 +204,7 @@ def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
 def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
     said = capsys.readouterr().err
-    assert "filters left out every group (filtered/reward_range)" in said
+    assert "filters and the algorithm left out every group (filtered/reward_range)" in said
 
 
 def test_a_filter_of_rewards_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "group
 PLUGINS = (*PLUGINS, "steps.evaluate_reward", "steps.feedback")
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
-    for one in plugins().registry.registrations("format")
+    for one in plugins().registrations("format")
     if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
 }
 

@@ -204,7 +204,7 @@ def test_what_learns_from_advantages_is_weighted(tmp_path: Path, algorithm: str)
 
 def test_every_policy_gradient_declares_its_advantages() -> None:
     """Whoever returns a signal of this name, so that a new one is not forgotten."""
-    classes = {entry.name: entry.implementation for entry in plugins().registry.registrations("algorithm")}
+    classes = {entry.name: entry.implementation for entry in plugins().registrations("algorithm")}
     found = {name: new(cls).needs.advantages for name, cls in classes.items() if cls.signal is not Algorithm.signal}
     tokens = dict.fromkeys(("distillation", "grpo", "ppo", "reinforce_pp"), "token")
     assert found == {**tokens, "rloo": "sequence"}

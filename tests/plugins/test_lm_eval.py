@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def context(folder: Path, models: Models) -> StepContext:
         out=folder / "out",
         load=lambda spec: [],
         scorer=lambda spec: None,
-        map=lambda name, rows, f: resumable_map(folder / "map" / f"{name}.jsonl", rows, f),
+        map=lambda name, rows, f: resumable_map(folder / "map" / f"{name}.jsonl", rows, partial(map, f)),
         log=lambda **values: None,
         say=lambda text: None,
         stage="bench",

@@ -1076,8 +1076,8 @@ def test_why_nothing_was_learned(problem: Problem) -> None:
         ("rejection_sampling", SAME, "no sample was selected"),
         ({"expert_iteration": {"threshold": 5.0}}, "[float(i % 3) for i in range(len(completions))]",
          "no sample was selected"),
-        ("rloo", "[1.0 if i % 4 == 0 else None for i in range(len(completions))]", "the algorithm kept no group"),
-        ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "the algorithm kept no group"),
+        ("rloo", "[1.0 if i % 4 == 0 else None for i in range(len(completions))]", "left out every group"),
+        ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "left out every group"),
     ):  # fmt: skip
         path = recipe(problem, reward, algorithm)
         with pytest.raises(RunFailed, match=f"1 of 1 iteration had nothing to learn from. Last reason: .*{why}"):

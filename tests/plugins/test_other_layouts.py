@@ -18,7 +18,7 @@ from alignkit.registry import Component
 from alignkit_apps.charts.data_lines import describe
 
 FORMATS: dict[str, type[Format]] = {
-    registration.name: registration.implementation for registration in load_plugins().registry.registrations("format")
+    registration.name: registration.implementation for registration in load_plugins().registrations("format")
 }
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 CHOICES = {"text": ["red", "blue"], "label": ["A", "B"]}
@@ -126,7 +126,7 @@ def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_
 
 def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "response_a": "one", "response_b": "two", "which": "response_b"}
-    [registration] = [r for r in load_plugins().registry.registrations("format") if r.name == "labeled_pairs"]
+    [registration] = [r for r in load_plugins().registrations("format") if r.name == "labeled_pairs"]
     options = registration.implementation.Options(label="which")
     format = Component("format", "labeled_pairs", registration, options)
     [group] = read(tmp_path / "d.jsonl", json.dumps(row), format=format).groups

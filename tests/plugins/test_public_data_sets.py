@@ -16,7 +16,7 @@ from alignkit.errors import LeftOut
 from alignkit.plugins import plugins
 from alignkit_plugins.formats.template.data_sets import DATA_SETS
 
-FORMATS = {one.name: one.implementation for one in plugins().registry.registrations("format")}
+FORMATS = {one.name: one.implementation for one in plugins().registrations("format")}
 
 ARC = {
     "id": "MCAS_2000_4_6",

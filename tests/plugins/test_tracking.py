@@ -147,7 +147,7 @@ def test_wrong_names(
 
 
 def test_trackers_without_their_package_say_so() -> None:
-    kind = plugins().registry.get("tracker", "clearml").implementation
+    kind = plugins().get("tracker", "clearml").implementation
     with pytest.raises(RunFailed, match="run `pip install clearml`"):
         kind(kind.Options()).check()
 

@@ -22,7 +22,7 @@ from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FORMATS: dict[str, type[Format]] = {
-    registration.name: registration.implementation for registration in load_plugins().registry.registrations("format")
+    registration.name: registration.implementation for registration in load_plugins().registrations("format")
 }
 WRITTEN = [
     ("1,234", 1234), ("$1,234", 1234), ("1234.00", 1234), ("1.5e3", 1500), ("1.5 × 10^3", 1500), ("-5", -5), ("−5", -5),

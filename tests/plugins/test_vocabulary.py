@@ -18,7 +18,7 @@ SAME_IDEA = {"loss"}
 def options() -> dict[str, dict[str, FieldInfo]]:
     """Fields by option and algorithm."""
     found: dict[str, dict[str, FieldInfo]] = defaultdict(dict)
-    for registration in plugins().registry.registrations("algorithm"):
+    for registration in plugins().registrations("algorithm"):
         for name, field in registration.implementation.Options.model_fields.items():
             found[name][registration.name] = field
     return found

@@ -16,7 +16,7 @@ from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
 
 
 def test_keys_of_other_tools_lead_to_keys_that_exist() -> None:
-    registrations = load_plugins().registry.registrations("algorithm")
+    registrations = load_plugins().registrations("algorithm")
     models = [ModelSpec, LoraSpec, Rollout, Settings, *map(options_of, registrations)]
     keys = {key for model in models for key in allowed_keys(model)}
     assert {*RENAMED.values()} <= keys and not keys & RENAMED.keys()
@@ -50,7 +50,7 @@ def problems(folder: Path, *overrides: str) -> list[Problem]:
     (folder / "d.jsonl").write_text('{"prompt": "q"}\n', encoding="utf-8")
     (folder / "r.yaml").write_text(RECIPE, encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        load_recipe(folder / "r.yaml", overrides, load_plugins().registry)
+        load_recipe(folder / "r.yaml", overrides)
     return caught.value.problems
 
 

@@ -13,7 +13,7 @@ from alignkit import cli
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import shipped_folder
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_apps.init.copying import copy_recipe
 from alignkit_plugins.constitution import Principle, shipped_constitutions
 
@@ -143,7 +143,7 @@ def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
 
     def hashed(text: str) -> str:
         loaded = load_recipe(recipe(tmp_path, text=text))
-        return digest(stage_parts(loaded.stages["revised"], loaded, "base", {}))
+        return digest(stage_parts(loaded.stages["revised"], loaded, "base", {}, RunData(Path, 0)))
 
     assert hashed(GOOD) == hashed(GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?"))
     assert (

@@ -27,9 +27,9 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.kinds import Monitor
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.plugins import plugins
-from alignkit.recipe.load import load_recipe
+from alignkit.recipe.load import build
 from alignkit.recipe.schema import Recipe, RewardSpec
-from alignkit.recipe.yaml import dump
+from alignkit.recipe.yaml import dump, load_document
 from alignkit.registry import Origin, Registration, Registry
 
 
@@ -97,10 +97,10 @@ class Preference:
 @pytest.fixture
 def registry() -> Registry:
     result = Registry()
-    result.add("monitor", Registration("reward_hacking", Monitor))
+    result.add(Registration("reward_hacking", Monitor, kind="monitor"))
     for kind in ("optimizer", "schedule"):
-        for registration in plugins().registry.registrations(kind):
-            result.add(kind, registration)
+        for registration in plugins().registrations(kind):
+            result.add(registration)
     things: dict[str, dict[str, Any]] = {
         "algorithm": {"plain": Plain, "scores": Scores, "online": Online, "critic": Critic},
         "reward": {"length": Length, "sum": Sum},
@@ -111,7 +111,7 @@ def registry() -> Registry:
     }
     for kind, table in things.items():
         for name, thing in table.items():
-            result.add(kind, Registration(name, thing, plugin="p", distribution="dist", version="1"))
+            result.add(Registration(name, thing, plugin="p", distribution="dist", version="1", kind=kind))
     return result
 
 
@@ -126,7 +126,7 @@ class Bench:
     def load(self, text: str, *overrides: str) -> Recipe:
         path = self.folder / "r.yaml"
         path.write_text(text)
-        return load_recipe(path, overrides, self.registry)
+        return build(load_document(path, overrides), self.registry)
 
     def stages(self, text: str, *overrides: str) -> Recipe:
         return self.load("model: {base: tiny}\nstages:\n" + text, *overrides)
@@ -396,7 +396,7 @@ class Reads(Step):
 
 
 def test_a_missing_file_next_to_a_wrong_option(bench: Bench, registry: Registry) -> None:
-    registry.add("step", Registration("reads", Reads))
+    registry.add(Registration("reads", Reads, kind="step"))
     problems = bench.problems("  s: {step: reads, file: no.py, limit: 0}\n")
     assert [problem.message for problem in problems] == [
         "no such file: no.py",
@@ -405,7 +405,7 @@ def test_a_missing_file_next_to_a_wrong_option(bench: Bench, registry: Registry)
 
 
 def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registry) -> None:
-    registry.add("step", Registration("reads", Reads))
+    registry.add(Registration("reads", Reads, kind="step"))
     for folder in ("sub", "ad", "rm", "run"):
         (bench.folder / folder).mkdir()
     for file in ("sub/own.jsonl", "sub/own.py", "t.jinja", "rm/config.json"):
@@ -428,7 +428,7 @@ stages:
 """
     recipe = bench.load(text, "stages.first.validation=d.jsonl")
     (bench.folder / "run/recipe.resolved.yaml").write_text(dump(recipe.resolved))
-    again = load_recipe(bench.folder / "run/recipe.resolved.yaml", (), registry)
+    again = build(load_document(bench.folder / "run/recipe.resolved.yaml"), registry)
     assert again.name == recipe.name == "r" and again.description == "1e-5"
     assert again.resolved == recipe.resolved and list(again.stages) == list(recipe.stages)
     for name, stage in recipe.stages.items():
@@ -514,7 +514,7 @@ def test_a_swap_is_one_line(bench: Bench) -> None:
 
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
-    registry.add("algorithm", Registration("plain", Plain, distribution="other", version="2"))
+    registry.add(Registration("plain", Plain, distribution="other", version="2", kind="algorithm"))
     assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"

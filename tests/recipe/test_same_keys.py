@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from alignkit.errors import RecipeError
-from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import find_recipe
 
@@ -22,13 +21,13 @@ def swapped(stage: dict[str, Any], folder: Path) -> list[str]:
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"s": stage}}), encoding="utf-8")
     (folder / "d.jsonl").touch()
     with pytest.raises(RecipeError) as raised:
-        load_recipe(recipe, [], load_plugins().registry)
+        load_recipe(recipe, [])
     return [str(problem) for problem in raised.value.problems]
 
 
 def test_from_ppo_to_dpo() -> None:
     with pytest.raises(RecipeError) as raised:
-        load_recipe(find_recipe("quickstart"), ["stages.align.algorithm=dpo"], load_plugins().registry)
+        load_recipe(find_recipe("quickstart"), ["stages.align.algorithm=dpo"])
     (problem,) = raised.value.problems
     assert "override 'stages.align.algorithm=dpo'" in str(problem)
     assert "dpo learns from 'data', but the stage has 'prompts'" in str(problem)
@@ -37,7 +36,7 @@ def test_from_ppo_to_dpo() -> None:
 
 def test_every_algorithm_that_is_named_takes_the_keys() -> None:
     for name in ("online_dpo", *ONLINE.split(", ")):
-        load_recipe(find_recipe("quickstart"), [f"stages.align.algorithm={name}"], load_plugins().registry)
+        load_recipe(find_recipe("quickstart"), [f"stages.align.algorithm={name}"])
 
 
 def test_from_sft_to_ppo(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from alignkit.errors import RecipeError
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.sampling import GreedyOptions, SamplingOptions
 
 RECIPE = """
@@ -79,7 +79,10 @@ def test_a_rewards_baseline_answers_like_the_stage_that_it_scores(tmp_path: Path
 def test_a_changed_rollout_changes_the_steps_that_follow_it(tmp_path: Path) -> None:
     def hashes(*overrides: str) -> list[str]:
         found = recipe(tmp_path, *overrides)
-        return [digest(stage_parts(found.stages[name], found, "base", {})) for name in ("labels", "choice")]
+        return [
+            digest(stage_parts(found.stages[name], found, "base", {}, RunData(Path, 0)))
+            for name in ("labels", "choice")
+        ]
 
     (labels, choice), (changed, same) = hashes(), hashes("stages.best.rollout.top_p=0.5")
     assert labels != changed and choice == same  # `labels` does not depend on the stage `best`, only on its rollout
@@ -100,7 +103,7 @@ def test_a_rollout_that_changes_nothing_leaves_the_steps_reusable(tmp_path: Path
             ),
             *((f"stages.more={{{keys}}}",) if rollout else ()),
         )
-        return digest(stage_parts(found.stages["report"], found, "base", {}))
+        return digest(stage_parts(found.stages["report"], found, "base", {}, RunData(Path, 0)))
 
     assert hashed("temperature: 0.7, min_new_tokens: 0, top_p: 1.0, top_k: 0, stop: []") == hashed()
     assert hashed("temperature: 0.7, top_k: 9") != hashed()

@@ -58,7 +58,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_first_line_names_version_recipe_stages_and_folder(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(load_recipe(recipe))
+    begin(load_recipe(recipe), Path("runs/short"))
     assert capsys.readouterr().err == "alignkit 0.1.0: short, 2 stages, runs/short\n"
     begin(load_recipe(recipe, ["~stages.report"]), Path("x"))
     assert capsys.readouterr().err == "alignkit 0.1.0: short, 1 stage, x\n"

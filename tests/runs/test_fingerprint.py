@@ -37,7 +37,7 @@ def hashed(folder: Path, recipe_seed: int = 0, **stage: Any) -> str:
     document = {"model": {"base": "tiny"}, "seed": recipe_seed, "stages": stages}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
-    parts = stage_parts(recipe.stages["s"], recipe, "base", {})
+    parts = stage_parts(recipe.stages["s"], recipe, "base", {}, RunData(Path, 0))
     return digest.digest({**parts, "seed": None})  # which is in every hash
 
 
@@ -78,15 +78,15 @@ def test_a_big_file_that_changes_under_its_old_time_is_hashed_again(
 
 
 def _replace_format(monkeypatch: pytest.MonkeyPatch, changed: Registration) -> None:
-    formats = plugins().registry._registrations["format"]
+    formats = plugins()._registrations["format"]
     others = [one for one in formats if one.name != changed.name]
-    monkeypatch.setitem(plugins().registry._registrations, "format", [*others, changed])
+    monkeypatch.setitem(plugins()._registrations, "format", [*others, changed])
 
 
 def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A format that the recipe does not name is in the hash like one that it names."""
     write(tmp_path / "d.jsonl", ROWS)
-    registry = plugins().registry
+    registry = plugins()
     found = {}
     whose = Registration.source_path.fget
     code = tmp_path / "format_plugin.py"
@@ -260,7 +260,7 @@ def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: p
     loaded.groups[0].meta["mine"] = loaded.groups[0].prompt[0]["content"] = "changed"
     assert two.load(two.settings.data).groups[0].meta == {}
     assert len(read) == 3
-    two.check_data(Mistakes(run.recipe))
+    two.check_data(Mistakes(run.recipe), None)
     write(file, ROWS[:2])
     assert [group.prompt[0]["content"] for group in two.load(two.settings.data).groups] == ["q0", "q1"]
     assert read[3:] == ["q0", "q1"]
@@ -342,9 +342,9 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
 
     def with_key(added: int | None) -> str:
         stage = replace(recipe.stages["s"], settings=Later.model_construct(**settings, added=added))
-        return digest.digest(stage_parts(stage, recipe, "base", {}))
+        return digest.digest(stage_parts(stage, recipe, "base", {}, RunData(Path, 0)))
 
-    before = digest.digest(stage_parts(recipe.stages["s"], recipe, "base", {}))
+    before = digest.digest(stage_parts(recipe.stages["s"], recipe, "base", {}, RunData(Path, 0)))
     assert with_key(None) == before != with_key(1)
 
 
@@ -362,7 +362,9 @@ def test_only_what_a_stage_uses_counts(tmp_path: Path, monkeypatch: pytest.Monke
         recipe = {"model": {"base": "tiny", **model}, "stages": stages}
         (tmp_path / "r.json").write_text(json.dumps(recipe), encoding="utf-8")
         loaded = load_recipe(tmp_path / "r.json")
-        return [digest.digest(stage_parts(stage, loaded, "base", {})) for stage in loaded.stages.values()]
+        return [
+            digest.digest(stage_parts(stage, loaded, "base", {}, RunData(Path, 0))) for stage in loaded.stages.values()
+        ]
 
     before, quantized = hashes(), hashes(quantization="nf4")
     real = importlib.metadata.version

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Results:
 def finished(store: Results, name: str, stage: str = "sft", **record: str) -> str:
     """Make a result, whose files say what it was made with. Returns its key."""
     key = digest(name)
-    folder = store.begin(stage, key)
+    folder = store.begin(stage, key, {})
     for file in FILES:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(name, encoding="utf-8")
@@ -44,12 +44,12 @@ def brought(store: Results, key: str, *others: Results) -> list[str] | None:
 
 
 def made_with(store: Results) -> str:
-    return (store.path("sft") / "made_with").read_text(encoding="utf-8")
+    return (store.folder / "sft" / "made_with").read_text(encoding="utf-8")
 
 
 def test_a_result_is_complete_or_absent(store: Results) -> None:
     key = digest("one")
-    folder = store.begin("sft", key)
+    folder = store.begin("sft", key, {})
     assert brought(store, key) is None and os.readlink(folder) == f".work/sft-{key[:16]}"
     finished(store, "one")
     assert brought(store, key) == [] and os.readlink(folder) == f".results/sft-{key[:16]}"
@@ -59,12 +59,12 @@ def test_a_result_is_complete_or_absent(store: Results) -> None:
 
 def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
     keys = {name: finished(store, name) for name in ("one", "two", "three")}
-    (store.begin("sft", digest("four")) / "checkpoints" / "000001").mkdir(parents=True)
+    (store.begin("sft", digest("four"), {}) / "checkpoints" / "000001").mkdir(parents=True)
     for name in ("one", "three", "two", "one"):
         assert brought(store, keys[name]) == ["sft: restored an earlier result for these settings"]
         assert made_with(store) == name
     assert brought(store, keys["one"]) == []
-    assert (store.begin("sft", digest("four")) / "checkpoints" / "000001").is_dir()
+    assert (store.begin("sft", digest("four"), {}) / "checkpoints" / "000001").is_dir()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -72,10 +72,10 @@ def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Resu
     key = finished(store, "one")
     (result,) = (store.folder / ".results").iterdir()
     (result / name).write_text("onE", encoding="utf-8")
-    assert module.damage_of(store.path("sft")) == f"{store.path('sft') / name} is not as the stage wrote it"
+    assert module.damage_of(store.folder / "sft") == f"{store.folder / 'sft' / name} is not as the stage wrote it"
     (result / name).unlink()
     assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
-    store.begin("sft", key)
+    store.begin("sft", key, {})
     assert result.exists()
     finished(store, "one")
     assert brought(store, key) == []
@@ -85,14 +85,14 @@ def test_a_large_file_is_read_only_if_its_size_or_time_differs(store: Results, m
     monkeypatch.setattr(module, "ALWAYS_READ", 3)
     finished(store, "one")
     monkeypatch.setattr(module, "file_digest", lambda path: "another")
-    assert module.damage_of(store.path("sft")) is None
-    os.utime(store.path("sft") / "data.jsonl", (1, 1))
-    assert str(module.damage_of(store.path("sft"))).endswith("data.jsonl is not as the stage wrote it")
+    assert module.damage_of(store.folder / "sft") is None
+    os.utime(store.folder / "sft" / "data.jsonl", (1, 1))
+    assert str(module.damage_of(store.folder / "sft")).endswith("data.jsonl is not as the stage wrote it")
 
 
 def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
     key = finished(store, "one")
-    file = store.path("sft") / "stage.json"
+    file = store.folder / "sft" / "stage.json"
     whole, read = file.read_bytes(), store.record("sft")
     for bit in range(0, len(whole) * 8, 7):
         flipped = bytearray(whole)
@@ -100,7 +100,7 @@ def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
         file.write_bytes(flipped)
         assert store.record("sft") in ({}, read)
     file.write_bytes(whole[:-20])
-    assert module.damage_of(store.path("sft")) == f"{file} is missing or damaged" and brought(store, key) is None
+    assert module.damage_of(store.folder / "sft") == f"{file} is missing or damaged" and brought(store, key) is None
 
 
 @pytest.mark.parametrize("step", ["move_folder", "replace_link"])
@@ -112,24 +112,24 @@ def test_a_kill_when_a_result_is_complete_loses_nothing(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        store.begin("sft", digest("one"))
+        store.begin("sft", digest("one"), {})
         patch.setattr(module, step, die)
         finished(store, "one")
     assert brought(store, digest("one")) == []
-    assert not (store.path("sft") / "checkpoints").exists(), "it is cleaned when it is found"
+    assert not (store.folder / "sft" / "checkpoints").exists(), "it is cleaned when it is found"
 
 
 def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path: Path) -> None:
     key = finished(store, "one")
-    store.begin("best", digest("two"))
+    store.begin("best", digest("two"), {})
     copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)))
-    assert copy.artifact("sft") == copy.path("sft") / "adapter" and module.damage_of(copy.path("sft")) is None
+    assert copy.artifact("sft") == copy.folder / "sft" / "adapter" and module.damage_of(copy.folder / "sft") is None
     assert brought(copy, key) == [] and read_record(copy.of(".work", "best", digest("two")))
 
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool) -> None:
-    notes = store.path("sft") / "notes" if folder else store.path("sft")
+    notes = store.folder / "sft" / "notes" if folder else (store.folder / "sft")
     notes.parent.mkdir(parents=True, exist_ok=True)
     notes.write_text("mine", encoding="utf-8")
     with pytest.raises(RunFailed, match="is no link to a result of this run"):
@@ -155,14 +155,14 @@ def test_what_is_damaged_or_asked_people_is_not_taken(store: Results, tmp_path: 
     second, third = Results(tmp_path / "second"), Results(tmp_path / "third")
     key = finished(store, "one")
     if harm == "changed":
-        (store.path("sft") / "adapter" / "weights").write_text("onE", encoding="utf-8")
+        (store.folder / "sft" / "adapter" / "weights").write_text("onE", encoding="utf-8")
     elif harm == "missing":
-        (store.path("sft") / "adapter" / "weights").unlink()
+        (store.folder / "sft" / "adapter" / "weights").unlink()
     elif harm == "record":
-        (store.path("sft") / "stage.json").write_text("{}", encoding="utf-8")
+        (store.folder / "sft" / "stage.json").write_text("{}", encoding="utf-8")
     else:
-        (store.path("sft") / "agreement.json").write_text("{}", encoding="utf-8")
-    assert brought(second, key, store) is None and not second.path("sft").exists()
+        (store.folder / "sft" / "agreement.json").write_text("{}", encoding="utf-8")
+    assert brought(second, key, store) is None and not (second.folder / "sft").exists()
     finished(third, "one")
     assert brought(second, key, store, third) == [f"sft: reused from {third.folder}"]
 
@@ -202,7 +202,7 @@ def named(tmp_path: Path) -> Results:
     settings = {"depends_on": {"settings": {"epochs": 1}}}
     for number, algorithm in enumerate(("ppo", "dpo", "ppo", "ppo"), 1):
         finished(store, f"{number}", "align", plugin=algorithm, **settings)
-        os.utime(store.path("align") / "stage.json", (9 - number, 9 - number))  # as a copy may have it
+        os.utime(store.folder / "align" / "stage.json", (9 - number, 9 - number))  # as a copy may have it
     return store
 
 
@@ -213,9 +213,9 @@ def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
     earlier = named.folder / ".results" / f"align-{digest('1')[:16]}"
     assert find_result(named.folder, "align@ppo~2") == earlier
     assert named.artifact("align@ppo~2") == earlier / "adapter"
-    assert stage_folder(earlier / "kept" / "2") == stage_folder(named.artifact("align")) == named.path("align")
+    assert stage_folder(earlier / "kept" / "2") == stage_folder(named.artifact("align")) == (named.folder / "align")
     named.bring("align", digest("2"), (), print)
-    assert find_result(named.folder, "align@dpo") == named.path("align").resolve()
+    assert find_result(named.folder, "align@dpo") == (named.folder / "align").resolve()
     assert read_record(find_result(named.folder, "align@ppo"))["hash"] == digest("4")
 
 
@@ -247,10 +247,10 @@ def test_versions_and_rounds_are_no_results() -> None:
 def test_artifacts(store: Results) -> None:
     finished(store, "one")
     finished(store, "one", "best", policy="sft@2")
-    assert store.artifact("sft") == store.path("sft") / "adapter"
-    assert store.artifact("best") == store.path("sft") / "kept" / "2"
+    assert store.artifact("sft") == store.folder / "sft" / "adapter"
+    assert store.artifact("best") == store.folder / "sft" / "kept" / "2"
     with pytest.raises(RunFailed, match=r"'sft@3' does not exist: .*(\n.*)kept versions: 2"):
         store.artifact("sft@3")
-    shutil.rmtree(store.path("sft") / "kept")
+    shutil.rmtree(store.folder / "sft" / "kept")
     with pytest.raises(RunFailed, match=r"set 'keep_versions: true' in stage 'sft'"):
         store.artifact("sft@3")

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,17 @@ DOUBLED = [2 * row for row in ROWS]
 
 def test_results_are_in_order_and_not_computed_again(tmp_path: Path) -> None:
     function = Doubling()
-    assert resumable_map(tmp_path / "map" / "x.jsonl", ROWS, function) == DOUBLED
-    assert resumable_map(tmp_path / "map" / "x.jsonl", ROWS, function) == DOUBLED
+    assert resumable_map(tmp_path / "map" / "x.jsonl", ROWS, partial(map, function)) == DOUBLED
+    assert resumable_map(tmp_path / "map" / "x.jsonl", ROWS, partial(map, function)) == DOUBLED
     assert function.calls == 3
 
 
 def test_a_killed_run_continues_after_the_last_complete_chunk(tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
-        resumable_map(tmp_path / "x.jsonl", ROWS, Doubling(fail_at=3))
+        resumable_map(tmp_path / "x.jsonl", ROWS, partial(map, Doubling(fail_at=3)))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     function = Doubling()
-    assert resumable_map(tmp_path / "x.jsonl", ROWS, function) == DOUBLED
+    assert resumable_map(tmp_path / "x.jsonl", ROWS, partial(map, function)) == DOUBLED
     assert function.calls == 1
 
 
@@ -49,38 +50,41 @@ def test_changed_rows_are_computed_again(tmp_path: Path) -> None:
     class Row:
         value: int
 
+    def values(rows: Sequence[Row]) -> list[int]:
+        return [row.value for row in rows]
+
     for value in (1, 2):
-        assert resumable_map(tmp_path / "x.jsonl", [Row(value)], lambda rows: [row.value for row in rows]) == [value]
+        assert resumable_map(tmp_path / "x.jsonl", [Row(value)], partial(map, values)) == [value]
 
 
 def test_a_stop_is_asked_for_before_each_chunk(tmp_path: Path) -> None:
     stops = []
-    resumable_map(tmp_path / "x.jsonl", ROWS, Doubling(), lambda: stops.append(1))
+    resumable_map(tmp_path / "x.jsonl", ROWS, partial(map, Doubling()), lambda: stops.append(1))
     assert len(stops) == 3
 
 
 def test_a_chunk_whose_bits_have_changed_is_computed_again(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    resumable_map(file, ROWS, Doubling())
+    resumable_map(file, ROWS, partial(map, Doubling()))
     whole = file.read_bytes()
     for place in range(0, len(whole), 61):
         flipped = bytearray(whole)
         flipped[place] ^= 1
         file.write_bytes(flipped)
-        assert resumable_map(file, ROWS, Doubling()) == DOUBLED, place
+        assert resumable_map(file, ROWS, partial(map, Doubling())) == DOUBLED, place
 
 
 def test_it_says_how_many_rows_are_done_also_those_of_an_earlier_run(tmp_path: Path) -> None:
     for _ in range(2):
         done: list[int] = []
-        resumable_map(tmp_path / "x.jsonl", ROWS, Doubling(), done=done.append)
+        resumable_map(tmp_path / "x.jsonl", ROWS, partial(map, Doubling()), done=done.append)
         assert done == [CHUNK, 2 * CHUNK, len(ROWS)]
 
 
 def test_a_result_per_row_is_required(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a result per row: 3 rows, 0 results"):
-        resumable_map(tmp_path / "map.jsonl", [1, 2, 3], lambda rows: [])
-    assert resumable_map(tmp_path / "map.jsonl", [1, 2, 3], lambda rows: list(rows)) == [1, 2, 3]
+        resumable_map(tmp_path / "map.jsonl", [1, 2, 3], partial(map, lambda rows: []))
+    assert resumable_map(tmp_path / "map.jsonl", [1, 2, 3], partial(map, list)) == [1, 2, 3]
 
 
 def test_missing_chunks_are_computed_elsewhere_in_order(tmp_path: Path) -> None:
@@ -92,6 +96,6 @@ def test_missing_chunks_are_computed_elsewhere_in_order(tmp_path: Path) -> None:
         return ([2 * row for row in chunk] for chunk in every)
 
     file = tmp_path / "x.jsonl"
-    resumable_map(file, ROWS[:CHUNK], Doubling())
-    assert resumable_map(file, ROWS, Doubling(fail_at=1), elsewhere=elsewhere) == DOUBLED
+    resumable_map(file, ROWS[:CHUNK], partial(map, Doubling()))
+    assert resumable_map(file, ROWS, elsewhere) == DOUBLED
     assert asked == [ROWS[CHUNK : 2 * CHUNK], ROWS[2 * CHUNK :]]

@@ -29,7 +29,7 @@ CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
 
 def first_party() -> dict[str, type]:
-    registrations = plugins().registry.registrations("reward")
+    registrations = plugins().registrations("reward")
     found = {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
     return {name: cls for name, cls in found.items() if issubclass(cls, RewardCombination)}
 

@@ -18,7 +18,7 @@ CALL = '<tool_call>{"name": "calculate", "arguments": {"expression": "2 + 3"}}</
 
 
 def test_every_first_party_environment_conforms() -> None:
-    registrations = plugins().registry.registrations("environment")
+    registrations = plugins().registrations("environment")
     ours = {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
     assert set(ours) == {"calculator"}
     check_environment(ours["calculator"], {"tolerance": 0.01}, rows=ROWS, turns=[CALL, "It is 5."])

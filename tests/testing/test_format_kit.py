@@ -13,7 +13,7 @@ from alignkit.testing import ConformanceError, check_format
 
 
 def first_party() -> dict[str, type[Format]]:
-    registrations = plugins().registry.registrations("format")
+    registrations = plugins().registrations("format")
     return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
 
 

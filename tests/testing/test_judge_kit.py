@@ -23,7 +23,7 @@ EXCEPTIONS = {"openai_judge": "asks a server; tests/plugins/test_rlaif.py starts
 
 
 def first_party() -> dict[str, type]:
-    registrations = plugins().registry.registrations("judge")
+    registrations = plugins().registrations("judge")
     return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
 
 

@@ -16,7 +16,7 @@ EXCEPTIONS = {"smollm2-135m-instruct": "downloads 93 MB; tests/plugins/test_mode
 
 
 def test_every_first_party_source_is_checked_or_excepted() -> None:
-    found = [one for one in plugins().registry.registrations("model") if one.distribution == "alignkit"]
+    found = [one for one in plugins().registrations("model") if one.distribution == "alignkit"]
     assert {one.name for one in found} == {"tiny", *EXCEPTIONS}
 
 

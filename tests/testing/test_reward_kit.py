@@ -57,7 +57,7 @@ CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
 
 def first_party() -> dict[str, type]:
-    registrations = plugins().registry.registrations("reward")
+    registrations = plugins().registrations("reward")
     return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
 
 
@@ -217,7 +217,7 @@ class NeedsKey(Fits):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (NoScore, r"does not define `score\(groups\)`"),
+    (NoScore, r"in `NoScore.score`: NotImplementedError"),
     (RanksInSecret, "`score`: a group for every response changes the score .* `within_group` must return True"),
     (OneTooFew, "[.]score`: return a list of 12, each a finite number.*, not "),
     (OnePerGroup, "[.]score`: return a list of 12, each a finite number.*, not "),

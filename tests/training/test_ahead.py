@@ -21,7 +21,7 @@ from alignkit.io.text import cache_folder
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.settings import LoraSpec, ModelSpec
 from tests.killed import forked
 from tests.patience import PATIENCE
@@ -397,6 +397,6 @@ def test_without_it_stages_are_the_same(tmp_path: Path) -> None:
     def hashed(**rollout: Any) -> str:
         place = Place(tmp_path, engine="vllm", rollout={"samples_per_prompt": 2, **rollout})
         recipe = load_recipe(place.recipe)
-        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}))
+        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}, RunData(Path, 0)))
 
     assert hashed() != hashed(ahead=1)

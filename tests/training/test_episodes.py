@@ -47,7 +47,7 @@ def test_every_on_policy_algorithm_is_played() -> None:
 
     online = {
         each.name
-        for each in plugins().registry.registrations("algorithm")
+        for each in plugins().registrations("algorithm")
         if each.distribution == "alignkit"
         and each.implementation.source is Source.ROLLOUTS
         and not issubclass(each.implementation, ExternalTrainer)
@@ -100,7 +100,9 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
         encoded = encoder.encode(group, 1024)
         assert encoded is not None
         for response, row in zip(group.responses, encoded.rows, strict=True):
-            whole = encoder.chat.whole(group.prompt, response.messages or (), group.tools)
+            whole = encoder.chat.render(
+                encoder.chat.prepare([*group.prompt, *(response.messages or ())]), False, group.tools
+            )
             assert tokenizer.decode([*encoded.prompt, *row.tokens]) + "\n" == whole
             written = [token for token, own in zip(row.tokens, row.mask, strict=True) if own]
             others = [token for token, own in zip(row.tokens, row.mask, strict=True) if not own]

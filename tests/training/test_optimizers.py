@@ -47,8 +47,8 @@ class Slow(torch.optim.Optimizer):
 
 def named(name: str, **options: Any) -> Any:
     """An optimizer as a recipe's stage has it."""
-    registration = Registration(name, Slow) if name == "slow" else plugins().registry.get("optimizer", name)
-    return Component("optimizer", name, registration, options_of(registration, "optimizer")(**options))
+    registration = Registration(name, Slow) if name == "slow" else plugins().get("optimizer", name)
+    return Component("optimizer", name, registration, options_of(registration)(**options))
 
 
 def learner(tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = "float32") -> Learner:
@@ -155,7 +155,7 @@ def test_what_is_no_optimizer_is_named(implementation: Any, why: str) -> None:
     settings = Settings(optimizer=Component("optimizer", "theirs", registration, options_of(registration)()))
     expected = pytest.raises(RunFailed, match=f"^optimizer 'theirs' cannot be used: .*{why}") if why else nullcontext()
     with expected:
-        make_optimizer(settings, [nn.Parameter(torch.zeros(16, 16))], 1e-3)
+        make_optimizer(settings, {}, [nn.Parameter(torch.zeros(16, 16))], 1e-3)
 
 
 @needs_bitsandbytes
@@ -166,7 +166,7 @@ def test_moments_take_a_quarter_and_steps_are_near(tmp_path: Path) -> None:
     ends, sizes = [], []
     for name in ("adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
         weight = nn.Parameter(start.clone())
-        optimizer = make_optimizer(Settings(optimizer=name), [weight], 1e-2)
+        optimizer = make_optimizer(Settings(optimizer=name), {}, [weight], 1e-2)
         for _ in range(20):
             optimizer.zero_grad()
             (weight - target).square().sum().backward()
@@ -183,7 +183,7 @@ def test_moments_take_a_quarter_and_steps_are_near(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(RunFailed, match="'optimizer: adamw_8bit' needs bitsandbytes"):
-        make_optimizer(Settings(optimizer="adamw_8bit"), [nn.Parameter(torch.ones(2))], 1e-3)
+        make_optimizer(Settings(optimizer="adamw_8bit"), {}, [nn.Parameter(torch.ones(2))], 1e-3)
 
 
 @pytest.mark.silent_bug(
@@ -197,7 +197,7 @@ def test_weight_decay_shrinks_matrices_and_no_norm() -> None:
     """A norm's factor begins at 1: decay would switch its layer off."""
     network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     rate = 0.1
-    optimizer = make_optimizer(Settings(optimizer=named("adamw", weight_decay=0.5)), network.parameters(), rate)
+    optimizer = make_optimizer(Settings(optimizer=named("adamw", weight_decay=0.5)), {}, network.parameters(), rate)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)

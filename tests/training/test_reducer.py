@@ -67,7 +67,7 @@ SAID = ("good bread", "no, it is bad", "the people in this house", "tell me", "m
 
 def registered() -> list[str]:
     """The algorithms that alignkit itself trains."""
-    registry = plugins().registry
+    registry = plugins()
     kinds = {name: registry.get("algorithm", name).implementation for name in registry.names("algorithm")}
     return [name for name, kind in kinds.items() if not issubclass(kind, ExternalTrainer)]
 
@@ -104,7 +104,7 @@ def labeled(group: Group, n: int) -> Group:
 
 def stage(name: str, options: Mapping[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
     """A stage that suits an algorithm."""
-    kind = plugins().registry.get("algorithm", name).implementation
+    kind = plugins().get("algorithm", name).implementation
     algorithm = {name: dict(options)} if options else name
     if kind.source is Source.ROLLOUTS:
         return {**ONLINE, "algorithm": algorithm, **keys}

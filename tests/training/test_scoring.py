@@ -18,12 +18,13 @@ from torch import Tensor
 
 import alignkit
 from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
+from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.rewards import Rewards, RewardTable
+from alignkit.training.rewards import Rewards, RewardTable, scores_of
 from alignkit_plugins.steps.rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
@@ -51,8 +52,7 @@ def learn(rewards: Rewards, groups: Sequence[Group], penalty: float = 0.0) -> Re
 
 def learned(table: RewardTable) -> tuple[list[float], list[float]]:
     """The rewards that are learned from, and the raw ones."""
-    assert table.reward is not None and table.raw is not None
-    return table.reward[table.rows].tolist(), table.raw[table.rows].tolist()
+    return scores_of(table.groups, "learned_reward").tolist(), scores_of(table.groups, "reward").tolist()
 
 
 GROUPS = [
@@ -70,7 +70,7 @@ GROUPS = [
 def test_responses_without_a_score_are_left_out() -> None:
     table = learn(scorer(), GROUPS)
     assert [group.id for group in table.groups] == ["a"] and len(table.groups[0].responses) == 2
-    assert table.rows.tolist() == [0, 2] and table.unscored == 2
+    assert table.unscored == 2
     assert learned(table) == ([1.0, 3.0], [1.0, 3.0])
     assert [len(group.responses) for group in table.scored] == [3, 1]
 
@@ -81,7 +81,7 @@ def test_the_penalty_is_in_every_reward_and_in_no_component() -> None:
     assert learned(table) == ([1.0, 2.5], [1.0, 2.5])
     scores = [r.scores for r in table.scored[0].responses]
     assert scores == [{"liked": 1.0, "reward": 1.0}, {"liked": None, "reward": None}, {"liked": 3.0, "reward": 2.5}]
-    assert [r.scores["learned_reward"] for r in table.learned[0].responses] == [1.0, 2.5]
+    assert [r.scores["learned_reward"] for r in table.groups[0].responses] == [1.0, 2.5]
     metrics = table.summary()
     assert (metrics["reward"], metrics["score/liked"], metrics["missing_eos_penalty"]) == (1.75, 2.0, 0.25)
     assert "missing_eos_penalty" not in learn(scorer(), GROUPS).summary()
@@ -139,7 +139,7 @@ def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path
         with pytest.raises(RecipeError, match="'llama2' compares raw scores, so its part 'helpful' cannot be whitened"):
             combination(tmp_path, {"llama2": {"helpful": part, "safety": WORDS}})
     raw = {"llama2": {**LLAMA2["llama2"], "whiten": False}}
-    assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).root.whitens
+    assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).root.spec.whitens
 
 
 def test_no_part_has_the_name_of_the_whole(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_win_rate_against_the_group_is_within_the_group(
 
 def test_nothing_that_can_be_scored() -> None:
     scored = learn(scorer(), GROUPS[1:])
-    assert scored.groups == [] and len(scored.rows) == 0 and scored.unscored == 1
+    assert scored.groups == [] and scored.unscored == 1
 
 
 @pytest.mark.parametrize("score", [math.inf, numpy.float32("inf")])
@@ -209,7 +209,7 @@ class Doubled(RewardCombination):
 def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
     registration = Registration(name, lambda options: Doubled())
     component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
-    return RewardSpec("combine", name, component, parts)
+    return RewardSpec("combine", name, component, parts, whitens=True)
 
 
 def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Rewards:
@@ -244,7 +244,7 @@ def test_a_response_that_lacks_a_part_has_no_score() -> None:
     spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scored = learn(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
     assert [r.scores["reward"] for group in scored.scored for r in group.responses] == [1.5, None, 3.5]
-    assert scored.rows.tolist() == [0, 2] and learned(scored)[1] == [1.5, 3.5]
+    assert learned(scored)[1] == [1.5, 3.5]
 
 
 # Parts that do not apply
@@ -296,7 +296,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     scorer.leaves["first"].plugin = SimpleNamespace(may_not_apply=True)
     scorer._share = lambda leaf, some, own: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
     table = learn(scorer, TWO)
-    assert table.rows.tolist() == [0]
+    assert [response.text for response in responses_of(table.groups)] == ["a"]
     counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
     assert counts == {"unscored/first": 1, "unscored/second": 1}
 

@@ -21,7 +21,7 @@ PLUGIN = [] if INSTALLED else ["--plugin", str(HERE / "alignkit_archive.py")]
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """The example next to an archive of the model `tiny`."""
-    tiny = load_plugins().registry.get("model", "tiny").implementation(tmp_path / "cache")
+    tiny = load_plugins().get("model", "tiny").implementation(tmp_path / "cache")
     shutil.make_archive(str(tmp_path / "small"), "gztar", tiny.parent, tiny.name)
     shutil.copy(HERE / "answers.jsonl", tmp_path)
     return Path(shutil.copy(HERE / "recipe.yaml", tmp_path))

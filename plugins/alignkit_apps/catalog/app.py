@@ -39,14 +39,14 @@ def plugins(
     if schema:
         from alignkit_apps.catalog.json_schema import schema_text
 
-        text = schema_text(loaded.registry)
+        text = schema_text(loaded)
         return Result("recipe_schema", json.loads(text), lambda: print(text, end=""))
     from alignkit_apps.catalog import listing
 
     if name is None:
-        rows, broken = listing.rows_of(loaded.registry), [str(one) for one in loaded.broken]
+        rows, broken = listing.rows_of(loaded), [str(one) for one in loaded.broken]
         return Result("plugins", {"plugins": rows, "broken": broken}, lambda: listing.show_names(rows, broken))
-    found = listing.described(name, loaded.registry)
+    found = listing.described(name, loaded)
     return Result("options", found, lambda: listing.show_options(name, found, console()))
 
 
@@ -76,7 +76,7 @@ def new(
     from alignkit_apps.catalog.new import write_package
 
     commands: Any = context.find_root().command
-    files = write_package(name, kind, load_plugins().registry, commands.commands)
+    files = write_package(name, kind, load_plugins(), commands.commands)
     return files_written(files, next=f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check")
 
 

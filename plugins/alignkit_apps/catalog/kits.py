@@ -55,7 +55,7 @@ def _own(request: Request) -> dict[tuple[str, str], Registration]:
 
     own = {}
     for kind in KINDS:
-        for one in plugins().registry.registrations(kind):
+        for one in plugins().registrations(kind):
             combines = isinstance(one.implementation, type) and issubclass(one.implementation, RewardCombination)
             if one.distribution in request["owners"]:
                 own["combination" if combines else kind, one.name] = one

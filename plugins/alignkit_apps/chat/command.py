@@ -109,9 +109,7 @@ def in_terminal(
             collection = stack.enter_context(closing(Collection(collect, names=names)))
             if agreed(collection, annotator, input if interactive() else None, reporter.say):
                 kept = Kept(annotator, collection)
-        models = stack.enter_context(
-            opened(named, overrides, plugins().registry, reporter, lambda: None, "alignkit chat")
-        )
+        models = stack.enter_context(opened(named, overrides, plugins(), reporter, lambda: None, "alignkit chat"))
         # All sample alike, so that their answers can be compared: as the first did that was trained so.
         sampling = sampling_of({**rollout_of(named.policies.values()), **options})
         reporter.say(printable(f"{' and '.join(models.policies)}: {described(sampling)}"))

@@ -280,7 +280,7 @@ def too_large(recipe: Recipe, plans: Sequence[StagePlan]) -> RecipeError | None:
         part = max(plan.memory, key=lambda name: plan.memory[name])
         needs, has = (f"{size / 1e9:.1f} GB" for size in (plan.peak, plan.room))
         text = f"stage '{plan.name}' needs about {needs}, most of it for {part}, but this machine has {has} for it"
-        problems.append(recipe.problem(("stages", plan.name), text, at_key=True, help=_SMALLER[part]))
+        problems.append(recipe.document.problem(("stages", plan.name), text, at_key=True, help=_SMALLER[part]))
     return RecipeError(problems) if problems else None
 
 

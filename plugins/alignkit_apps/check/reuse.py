@@ -32,7 +32,7 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
             return f"reused from {found.parent.parent}"
         return "reused" if record.get("hash") == key else "an earlier result is restored"
     if record.get("hash") == key and record.get("complete"):
-        return f"runs again, because {damage_of(run.store.path(name))}"
+        return f"runs again, because {damage_of(run.folder / name)}"
     if begun := read_record(run.store.of(WORK, name, key)):
         return "continues, if people have labeled enough" if begun.get("waits_for") else "continues"
     return f"starts over{change_since(record, parts, stage)}" if record else "runs"

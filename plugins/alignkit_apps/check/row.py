@@ -23,7 +23,7 @@ from alignkit.registry import Component
 from alignkit.reward import Judge
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.tokens.encoder import WHOLE, Encoded, Encoder, chunks, drop_reason, is_document
+from alignkit.tokens.encoder import Encoder, drop_reason
 from alignkit_apps.policies.row_tokens import Tokens, heading, marked, pieces
 from alignkit_plugins.data.shown import shown
 
@@ -119,22 +119,11 @@ def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder)
     turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
     assert stage.settings is not None
     encoder.forget_counts()
-    encoded = _encoded(encoder, group, stage.settings.max_length, turns, scoring)
+    encoded = encoder.encode(group, stage.settings.max_length, turns=turns, scoring=scoring)
     notes = [drop_reason(name, count) for name, count in encoder.counts.items() if count]
     notes += _columns(group)
     tokens = list(marked(encoder, encoded, scoring)) if encoded is not None else []
     return Inspection(_title(stage, group, row, len(chosen)), list(_turns(group)), notes, tokens)
-
-
-def _encoded(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bool) -> Encoded | None:
-    """A group in tokens; of a document, the first piece. None if it does not fit."""
-    if not is_document(group) or scoring:
-        return encoder.encode(group, limit, turns=turns, scoring=scoring)
-    whole = encoder.encode(group, WHOLE)
-    parts = chunks(whole, limit) if whole is not None else []
-    if len(parts) > 1:
-        encoder.counts["chunks"] = len(parts)
-    return parts[0] if parts else None
 
 
 # Prompts that a policy answers

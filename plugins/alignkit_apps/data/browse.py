@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from urllib.parse import urlencode
 
 from alignkit.data.group import Group
 from alignkit.errors import check_extra
-from alignkit.tokens.encoder import WHOLE, Encoder
+from alignkit.tokens.encoder import Encoder
 from alignkit_apps.data.clean import faults
 from alignkit_apps.data.rows import Row, Rows, encoder_of, entry, read_rows
 from alignkit_apps.policies.row_tokens import heading, marked
@@ -115,7 +116,7 @@ class Browsed:
         """The tokens of a group as a stage learns it, each with whether it is in the loss."""
         if self.encoder is None or len(_text(row.raw)) > TOKENIZED:
             return
-        encoded = self.encoder.encode(group, WHOLE)
+        encoded = self.encoder.encode(group, sys.maxsize)
         for one in marked(self.encoder, encoded, False) if encoded is not None else ():
             pieces = [visible(piece).replace("\n", "⏎\n") for piece in one.pieces]
             yield {"title": heading(one), "pieces": list(zip(pieces, one.counts, strict=True))}

@@ -61,7 +61,7 @@ def no_stage(name: str) -> Path:
 
 def read_rows(spec: DataSpec) -> Rows:
     """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
-    formats = {entry.name: entry.implementation for entry in plugins().registry.usable("format")}
+    formats = {entry.name: entry.implementation for entry in plugins().usable("format")}
     rows: list[Row] = []
     commit = partial(commit_of, "dataset")
     readers = [SourceReader(source, formats, no_stage, commit, place) for place, source in enumerate(spec.sources)]
@@ -97,7 +97,7 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
 def _recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Recipe:
     """A recipe whose only stage cleans a data entry. base: its model."""
     data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
-    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules], plugins().registry)
+    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules])
 
 
 def _on_hub(word: str) -> bool:

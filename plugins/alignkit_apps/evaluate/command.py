@@ -54,13 +54,14 @@ def evaluate(
     from alignkit.runs.start import result_of
     from alignkit_apps.policies.recipe import models_of, recipe_of, without_overrides
 
-    registry = load_plugins().registry
+    load_plugins()
     words, overrides = without_overrides(policies)
     if baseline is not None and baseline not in words:
         words.append(baseline)
     named = models_of(words, reward or (), judge or ())
-    recipe = made_recipe(recipe_of(named, prompts, baseline, limit), "alignkit evaluate", overrides, registry)
-    folder, reporter = folder_of(recipe, out), begin(recipe, out)
+    recipe = made_recipe(recipe_of(named, prompts, baseline, limit), "alignkit evaluate", overrides)
+    folder = folder_of(recipe, out)
+    reporter = begin(recipe, folder)
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(recipe, folder, reporter)

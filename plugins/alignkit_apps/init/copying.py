@@ -37,7 +37,7 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
     root = shipped_folder()
     extended = {Path(value.file).resolve() for _, value in load_document(recipe).places.values()}
     named = {recipe: None, **dict.fromkeys(sorted({*extended, *_named(load_recipe(recipe).resolved, root)}))}
-    line = schema_line(plugins().registry)
+    line = schema_line(plugins())
     copies = {folder / file.relative_to(root): file.read_bytes() for file in (*named, root / LICENSES)}
     return write_files({file: copy.replace(SCHEMA_LINE.encode(), line.encode(), 1) for file, copy in copies.items()})
 

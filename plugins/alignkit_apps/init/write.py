@@ -110,7 +110,7 @@ def write(
     sources = {kind: replace(source, path=named[kind]) for kind, source in sources.items()}
     files = Environment(loader=FileSystemLoader(STARTER), undefined=StrictUndefined, trim_blocks=True)
     recipe = files.get_template(f"{RECIPE}.j2").render(
-        schema=schema_line(plugins().registry),
+        schema=schema_line(plugins()),
         example=bool(example),
         name=quoted(re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"),
         base=quoted(base) if base else "",
@@ -172,7 +172,7 @@ def _read(kind: str, path: Path, reading: Reading) -> Source:
     wanted, names, fits = _KINDS[kind]
     named = None
     if reading.format and not reading.columns:
-        registration = plugins().registry.get("format", reading.format)
+        registration = plugins().get("format", reading.format)
         named = Component("format", registration.name, registration, registration.implementation.Options())
     source = DataSource(path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
     loaded = RunData(Path, 0).read(DataSpec((source.in_format(named),)))
@@ -201,7 +201,7 @@ def kind_of_file(path: Path) -> str:
 
 
 def _formats() -> Formats:
-    return {one.name: one.implementation for one in plugins().registry.usable("format")}
+    return {one.name: one.implementation for one in plugins().usable("format")}
 
 
 def _named(path: Path, folder: Path) -> str:

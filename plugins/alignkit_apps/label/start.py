@@ -114,14 +114,11 @@ def _groups(data: str) -> tuple[list[Group], str]:
 
 def entry_groups(text: str) -> list[Group]:
     """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
-    from alignkit.plugins import plugins
     from alignkit.recipe.load import made_recipe
     from alignkit.recipe.yaml import plain_data
 
     step = {"step": "people", "data": plain_data(text, f"'{text}'")}
-    recipe = made_recipe(
-        {"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), plugins().registry
-    )
+    recipe = made_recipe({"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", ())
     (spec,) = specs([recipe.stages["label"].component.options], DataSpec)
     return RunData(lambda stage: Path(stage), 0).read(spec).groups
 

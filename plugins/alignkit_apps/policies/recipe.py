@@ -152,7 +152,7 @@ def _check_reward(word: str, policies: Iterable[str]) -> None:
     if is_model(word):
         if not named_model(word).reward:
             refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
-    elif re.fullmatch(r"[A-Za-z][\w-]*", word) and not plugins().registry.has("reward", word):
+    elif re.fullmatch(r"[A-Za-z][\w-]*", word) and not plugins().has("reward", word):
         for policy in filter(in_run, policies):
             if near := near_run(Path(policy).parent / word):
                 refuse(f"no reward '{word}'", near)

@@ -18,7 +18,6 @@ KINDS = ("algorithm", "step")
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")  # of a source's card
 LEFT_OUT = {  # key of a summary -> what its count is of
     "without_signal": "rows left out: the algorithm learns nothing from them",
-    "prompts_without_room": "prompts left out: no room for a response",
 }
 OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
 

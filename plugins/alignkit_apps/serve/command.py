@@ -84,7 +84,7 @@ def start(
     from alignkit_apps.policies.recipe import models_of, without_overrides
     from alignkit_apps.web.hosting import interruptible, listening, server_of
 
-    registry, reporter = load_plugins().registry, Reporter()
+    registry, reporter = load_plugins(), Reporter()
     policies, overrides = without_overrides(words)
     named = models_of(policies)
     with ExitStack() as stack:

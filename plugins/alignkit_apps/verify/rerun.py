@@ -31,18 +31,18 @@ class Rerun(Run):
         old = Results(run)
         (folder / RESULTS).mkdir(parents=True)
         for other in recipe.stages:
-            if other != name and old.path(other).is_dir():
-                (folder / other).symlink_to(old.path(other).resolve(), target_is_directory=True)
+            if other != name and (run / other).is_dir():
+                (folder / other).symlink_to((run / other).resolve(), target_is_directory=True)
             for result in folders_of(run, other) if other != name else ():
                 (folder / RESULTS / result.name).symlink_to(result.resolve(), target_is_directory=True)
         if (run / "cache").is_dir():
             shutil.copytree(run / "cache", folder / "cache", ignore=shutil.ignore_patterns("engine-*"))
         super().__init__(replace(recipe, trackers=()), folder, reporter)
         self.others = []  # nothing is reused
-        self.stage, self.record, self.old = self.stages[name], old.record(name), old.path(name)
+        self.stage, self.record, self.old = self.stages[name], old.record(name), run / name
         for part in (name, *self.record.get("depends_on", {}).get("upstream", {})):
             self.hashes[part] = old.record(part).get("hash", "")
-            if damage := "it is not finished" if not old.record(part).get("complete") else damage_of(old.path(part)):
+            if damage := "it is not finished" if not old.record(part).get("complete") else damage_of(run / part):
                 refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run the recipe again")
         now = json.loads(json.dumps(self.stage.key(), default=str))
         changed = [*changes(self.record["depends_on"], now)]
@@ -74,7 +74,7 @@ class Rerun(Run):
 
     def differences(self) -> list[str]:
         """The files whose digests differ, but for those that differ only in times and places."""
-        new, found = self.store.path(self.stage.name), []
+        new, found = self.folder / self.stage.name, []
         made = self.store.record(self.stage.name)
         for change in changes(_digests(self.record), _digests(made)):
             name = str(change.path[0])

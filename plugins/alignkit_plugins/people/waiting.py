@@ -155,4 +155,4 @@ def _labels_needed(tally: Tally, annotators: int, stage: str, path: Path) -> Sta
         lines.append(f"  {tally.aside} flagged or skipped, of which {tally.short} needed: adjudicate them on the page")
     people = " --annotator NAME" * annotators if annotators > 1 else ""
     lines.append(f"  to label: alignkit label {shlex.quote(str(path))}{people}")
-    return StageWaits("\n".join(lines), missing=tally.missing, stage=stage, store=path)
+    return StageWaits("\n".join(lines), missing=tally.missing, store=path)

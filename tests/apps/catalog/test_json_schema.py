@@ -16,7 +16,7 @@ Schema = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def schema() -> Schema:
-    return recipe_schema(load_plugins().registry)
+    return recipe_schema(load_plugins())
 
 
 def fits(value: Any, schema: Schema) -> bool:

@@ -29,7 +29,7 @@ KINDS = (
 
 def packages(name: str, *chosen: str) -> list[Path]:
     """The folders of new packages, named `NAME_KIND`, in the current folder; each is installed there."""
-    registry, folders = load_plugins().registry, []
+    registry, folders = load_plugins(), []
     for kind in chosen:
         folder = write_package(f"{name}_{kind}"[:LONGEST].strip("_"), kind, registry, ())[0].parent
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -25,7 +25,7 @@ CORE = (TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Setti
 FIRST_PARTY = [
     registration
     for kind in KINDS
-    for registration in load_plugins().registry.registrations(kind)
+    for registration in load_plugins().registrations(kind)
     if registration.distribution == "alignkit" and hasattr(registration.implementation, "Options")
 ]
 

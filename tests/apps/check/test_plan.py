@@ -36,7 +36,7 @@ def planned(capfd: pytest.CaptureFixture[str], path: Path, *overrides: str) -> l
 
 def shapes(folder: Path, **sizes: Any) -> Path:
     """A folder with a tokenizer and a configuration, and no weights."""
-    made = load_plugins().registry.get("model", "tiny").implementation(folder / "cache")
+    made = load_plugins().get("model", "tiny").implementation(folder / "cache")
     base = folder / "base"
     base.mkdir()
     for file in Path(made).iterdir():

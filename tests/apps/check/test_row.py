@@ -10,7 +10,6 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import DataError, RecipeError
-from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit_apps.check.row import Inspection, inspect
 
@@ -66,7 +65,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": STAGES}), encoding="utf-8")
 
     def look(stage: str, *overrides: str, row: int = 1) -> Inspection:
-        checked = load_recipe(recipe, list(overrides), plugins().registry)
+        checked = load_recipe(recipe, list(overrides))
         return inspect(checked, stage, row, tmp_path / "run")
 
     monkeypatch.chdir(tmp_path)

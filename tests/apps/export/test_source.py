@@ -64,7 +64,7 @@ def test_a_step(run: Path) -> None:
 def test_a_stage_that_is_not_finished(run: Path) -> None:
     from alignkit.io.results import Results
 
-    Results(run).begin("sft", "0" * 64)
+    Results(run).begin("sft", "0" * 64, {})
     text = message(run / "sft")
     assert "stage 'sft'" in text and "is not finished" in text and "it resumes" in text
 

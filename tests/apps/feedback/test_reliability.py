@@ -78,7 +78,7 @@ def test_rows_that_cannot_be_read_are_left_to_the_format() -> None:
 def source(path: Path, **options: Any) -> Any:
     from alignkit.plugins import load_plugins
 
-    registration = load_plugins().registry.get("format", "feedback")
+    registration = load_plugins().get("format", "feedback")
     found = DataSource(path=path).in_format(Component("format", "feedback", registration, Feedback.Options(**options)))
     return load(DataSpec((found,)), formats={"feedback": Feedback}, seed=0, stage_data=lambda stage: path)
 

@@ -18,7 +18,7 @@ from alignkit.plugins import plugins
 from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.people.store import Store
 
-FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 
 
 def read(path: Path) -> Any:

@@ -16,7 +16,7 @@ from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 
-FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 FREE = {"license": "CC0-1.0"}
 WRITE = Item("demonstration", (turn("Write to me at ann@mail.example."),), **FREE)
 THUMB = Item("thumb", (turn("Good?"),), ("yes",), **FREE)

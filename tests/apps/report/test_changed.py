@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_apps.report.changed import carried_over, change_since
 
 ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}
@@ -26,11 +25,11 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
     stages = {"sft": {"algorithm": "sft", "data": "p.jsonl"}, "align": {**stage, "from": "sft"}}
     path = folder / "r.json"
     path.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
-    return load_recipe(path, [], load_plugins().registry)
+    return load_recipe(path, [])
 
 
 def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
-    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft})
+    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft}, RunData(Path, 0))
     return dict(json.loads(json.dumps(parts, default=str)))
 
 
@@ -144,7 +143,7 @@ def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> Non
         ),
         encoding="utf-8",
     )
-    step = load_recipe(tmp_path / "r.json", [], load_plugins().registry)
+    step = load_recipe(tmp_path / "r.json", [])
     before = {"plugin": "sample", "depends_on": parts_of(step), "data": [], "summary": {}}
     algorithm = recipe_of(tmp_path)
     assert change_since(before, parts_of(algorithm), algorithm.stages["align"])

@@ -18,13 +18,13 @@ def store(tmp_path: Path) -> Results:
     store = Results(tmp_path)
     (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
     for stage_hash in ("1" * 64, "2" * 64, "3" * 64):
-        folder = store.begin("sft", stage_hash)
+        folder = store.begin("sft", stage_hash, {})
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_bytes(bytes(1000))
         store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
         if stage_hash.startswith("2"):
-            (store.path("sft") / "adapter" / "weights").unlink()
-    store.begin("align", "4" * 64)
+            (store.folder / "sft" / "adapter" / "weights").unlink()
+    store.begin("align", "4" * 64, {})
     return store
 
 
@@ -53,7 +53,7 @@ def test_all_results_are_listed(store: Results, capsys: pytest.CaptureFixture[st
 def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
     assert prune(store.folder) == "deleted 2 results, 0 MB"
     assert [row[1] for row in results_table(store.folder).rows] == ["interrupted", "current"]
-    assert damage_of(store.path("sft")) is None
+    assert damage_of(store.folder / "sft") is None
 
 
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

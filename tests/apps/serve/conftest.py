@@ -115,7 +115,7 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
     named = models_of([str(run / "online"), str(run / "base")])
-    registry = load_plugins().registry
+    registry = load_plugins()
     with listening(0) as listener, opened(named, (), registry, Reporter(), lambda: None, "alignkit serve") as models:
         endpoint = Endpoint(models.policies, Collecting(collection))
         live = server_of(endpoint.application(Address(), None))

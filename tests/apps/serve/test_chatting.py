@@ -38,7 +38,7 @@ from tests.patience import PATIENCE
 @pytest.fixture(scope="module")
 def models(run: Path) -> Iterator[Opened]:
     named = models_of([str(run / "sft"), str(run / "online")], [str(run / "liked"), "length"])
-    with opened(named, (), load_plugins().registry, Reporter(), lambda: None, "alignkit chat") as found:
+    with opened(named, (), load_plugins(), Reporter(), lambda: None, "alignkit chat") as found:
         yield found
 
 

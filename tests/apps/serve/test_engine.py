@@ -37,7 +37,7 @@ def server() -> Iterator[FakeVllm]:
 def models(run: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
     words, found = without_overrides([str(run / "sft"), *overrides, str(run / "online")])
     assert found == list(overrides)
-    return opened(models_of(words), found, load_plugins().registry, Reporter(), should_stop, "alignkit chat")
+    return opened(models_of(words), found, load_plugins(), Reporter(), should_stop, "alignkit chat")
 
 
 def answers(found: Opened) -> tuple[list[Answer], list[str]]:
