@@ -231,7 +231,7 @@ def no_disk(error: BaseException) -> OutOfResource | None:
 
 
 # SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 _reasons: list[str] = []
 
 
@@ -291,9 +291,8 @@ def handling(signals: Iterable[signal.Signals], handler: Callable[[int, FrameTyp
 
 
 def _signalled(number: int, _frame: FrameType | None) -> None:
-    impatient = bool(_reasons)
     request_stop(signal.Signals(number).name)
-    if impatient:
+    if len(_reasons) > 1:
         should_stop()
 
 

@@ -308,7 +308,7 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
 
 def _check_number(value: Any, what: str) -> None:
     """Raise BadRow for what is neither a number nor None; a format may have passed on what a file has."""
-    if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
+    if to_number(value, what) != value:  # a text of digits, or an empty one
         raise BadRow(f"{what} must be a number, not {value!r}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -31,11 +31,6 @@ def spending() -> Iterator[list[Verdict | Rating]]:
         yield found
     finally:
         _spent.reset(token)
-
-
-def verdict_from(row: Mapping[str, Any]) -> Verdict:
-    """A verdict from its JSON form, a dictionary of its fields."""
-    return Verdict(**row)
 
 
 def rates(judge: type[Judge]) -> bool:

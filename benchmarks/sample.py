@@ -49,21 +49,21 @@ def ours(job: Job, gate: Gate) -> None:
     lengths_of = [ends[start : start + samples] for start in range(0, len(ends), samples)]
     work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, lengths_of, strict=True)])
 
-    def with_its_length(prompt: int, sample: int, draws: Any, *rest: Any, **more: Any) -> ActiveSequence:
-        return ActiveSequence(prompt, sample, draws[: lengths_of[prompt][sample]], *rest, **more)
+    left: list[int] = []
+
+    def with_its_length(prompt: int, draws: Any, *rest: Any, **more: Any) -> ActiveSequence:
+        return ActiveSequence(prompt, draws[: left.pop(0)], *rest, **more)
 
     seed = 0
     with patch.object(sampler, "ActiveSequence", with_its_length):
         while True:
             gate.begin()
             seed += 1
-            streams: dict[str, Any] = {
-                "seed": seed,
-                "path": (),
-                "numbers": range(len(groups)),
-                "samples_per_prompt": samples,
-            }
-            request = sampler.build_request(policy, BASE, encoder, groups, sampling, **streams)
+            left[:] = ends
+            numbers = range(len(groups))
+            request = sampler.build_request(
+                policy, BASE, encoder, groups, sampling, seed=seed, path=(), numbers=numbers, samples_per_prompt=samples
+            )
             sampled = sampler.attach(request, groups, sampler.generate(request))
             written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]
             assert [len(response.tokens or ()) for _, response in written] == ends

@@ -113,8 +113,8 @@ PLANTED = {
     ),
     "nested_raw_whitened": Planted(
         SCORING,
-        "raw[rows] = combined.raw.to(torch.float64)",
-        "raw[rows] = (combined.raw if total is None else total).to(torch.float64)",
+        "raw = missing.masked_scatter(rows, combined.raw.double())",
+        "raw = missing.masked_scatter(rows, (combined.raw if total is None else total).double())",
         _NESTED,
     ),
     "nested_not_whitened": Planted(

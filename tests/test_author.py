@@ -163,7 +163,6 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
             "Artifact(summary={'t': float('nan')})",
             "ValueError: Out of range float values are not JSON compliant",
         ),
-        ("source", "None", "return a model's folder, which has a config.json, or a hub id, not 'None'"),
     ],
 )
 def test_the_error_names_the_plugin(

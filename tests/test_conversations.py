@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -203,7 +204,7 @@ def test_a_bad_conversation_is_named_by_file_and_row_in_a_short_line_and_may_be_
 
     def loaded(on_bad_row: Any) -> Loaded:
         spec = DataSpec((DataSource(path=path, on_bad_row=on_bad_row),))
-        return load(spec, formats={"messages": Messages}, seed=0, stage_data=lambda name: path)
+        return load(spec, formats={"messages": Messages}, seed=0, commit=Mock(), stage_data=lambda name: path)
 
     with pytest.raises(DataError) as error:
         loaded("error")
@@ -217,7 +218,7 @@ def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write(json.dumps({"messages": [Q, A] * 20000}) + "\n")
     spec = DataSpec((DataSource(path=path),))
-    long, many = load(spec, formats={"messages": Messages}, seed=0, stage_data=lambda name: path).groups
+    long, many = load(spec, formats={"messages": Messages}, seed=0, commit=Mock(), stage_data=lambda name: path).groups
     assert len(long.prompt[0]["content"]) == 10**7 and len(many.responses[0].messages or ()) == 39999
 
 

@@ -62,7 +62,9 @@ def source(path: Path, format: Any = None, **keys: Any) -> DataSource:
 
 
 def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
-    return load_spec(DataSpec(sources), formats=formats, seed=seed, stage_data=stage_data)
+    return load_spec(
+        DataSpec(sources), formats=formats, seed=seed, stage_data=stage_data, commit=lambda name, revision: revision
+    )
 
 
 ASSISTANT = {"role": "assistant", "content": "a"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,7 +26,7 @@ FORMATS: dict[str, type[Format]] = {
 def loaded(path: Path, *rows: Any, format: Any = None, **keys: Any) -> Loaded:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = DataSource(path=path, **keys).in_format(format)
-    return load(DataSpec((source,)), formats=FORMATS, seed=0, stage_data=lambda name: path)
+    return load(DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=lambda name: path)
 
 
 def lines(tmp_path: Path, *rows: Any, **keys: Any) -> list[str]:

@@ -10,7 +10,6 @@ from jinja2 import Environment, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 
 from alignkit.errors import RunFailed, reason_of
-from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 
 # The white space before an answer belongs to it: words and the space before them are one token.
@@ -38,21 +37,21 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
     None keeps the tokenizer's own template, or sets the plain one if it has none. Raises `RunFailed` for an unknown
     name, or if the tokenizer lacks tokens of the template.
     """
-    if name is not None and (code := named_template(name)) is not None:
-        missing = [token for token in dict.fromkeys(MARKER.findall(code)) if token not in tokenizer.get_vocab()]
-        if missing:
-            raise RunFailed(
-                f"model.chat_template: this tokenizer lacks tokens that {name} needs: {', '.join(missing)}; "
-                "use another template"
-            )
-        tokenizer.chat_template = _with_bos(tokenizer, code)
-    elif name is not None:
-        if not is_file(name):
-            known = ", ".join(plugins().names("template"))
-            raise RunFailed(f"model.chat_template: there is no template or file '{name}'; use {known} or a Jinja file")
+    if name is None:
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
+        return
+    code = named_template(name)
+    if code is None:
         tokenizer.chat_template = read_template(Path(name))
-    elif not tokenizer.chat_template:
-        tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
+        return
+    missing = [token for token in dict.fromkeys(MARKER.findall(code)) if token not in tokenizer.get_vocab()]
+    if missing:
+        raise RunFailed(
+            f"model.chat_template: this tokenizer lacks tokens that {name} needs: {', '.join(missing)}; "
+            "use another template"
+        )
+    tokenizer.chat_template = _with_bos(tokenizer, code)
 
 
 def is_plain(tokenizer: Any) -> bool:
@@ -68,7 +67,7 @@ def read_template(path: Path) -> str:
     except TemplateSyntaxError as error:
         raise RunFailed(f"model.chat_template: {path}:{error.lineno}: {error.message}") from error
     # The latter two are of the Python code that Jinja writes, or of too many nested blocks.
-    except (UnicodeDecodeError, SyntaxError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, SyntaxError, RecursionError) as error:
         raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {reason_of(error)}") from error
     return code
 

@@ -67,13 +67,13 @@ def kind_of(value: Any) -> str:
 
 def suffix_of(path: Path) -> str:
     """A file's last suffix in lower case, or the one before `.gz`."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, without a byte order mark.
 
-    Bytes that are not UTF-8 become surrogates, which `decoded` refuses. Raises `DataError` that names the line at which
+    Bytes that are not UTF-8 become surrogates, which `parse` refuses. Raises `DataError` that names the line at which
     a damaged file ends.
     """
     number = 0
@@ -87,13 +87,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
-
-
-def decoded(text: str) -> str:
-    """A text of `text_lines`. Raises `BadRow` if it was not UTF-8."""
-    if not text.isascii() and (fault := UNDECODED.search(text)):
-        raise BadRow(f"not valid UTF-8 at character {fault.start() + 1} of the line; {RECODE}")
-    return text
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -122,7 +115,9 @@ _DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 
 def parse(line: str | bytes) -> Any:
     """The value of a text of JSON. Raises `BadRow` if it is not valid."""
-    text = decoded(line if isinstance(line, str) else line.decode(errors="surrogateescape"))
+    text = line if isinstance(line, str) else line.decode(errors="surrogateescape")
+    if not text.isascii() and (fault := UNDECODED.search(text)):
+        raise BadRow(f"not valid UTF-8 at character {fault.start() + 1} of the line; {RECODE}")
     try:
         return _DECODER.decode(text.strip())
     except (ValueError, RecursionError) as error:

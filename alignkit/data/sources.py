@@ -49,11 +49,6 @@ StageData = Callable[[str], Path]
 CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
 
 
-def as_written(name: str, revision: str | None) -> str | None:
-    """The revision as the recipe writes it, without asking the hub."""
-    return revision
-
-
 class DataSource(Options):
     """One source of groups, and the keys of every data source of a recipe."""
 
@@ -191,9 +186,7 @@ class Loaded:
         return tuple(weight / sum(filled) for weight in filled)
 
 
-def load(
-    spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, commit: CommitOf = as_written
-) -> Loaded:
+def load(spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, commit: CommitOf) -> Loaded:
     """Read all sources of a data entry.
 
     formats: by name; tried on the first row of a source without a format. seed: of the validation split.
@@ -256,9 +249,7 @@ class SourceReader:
     bad: the rows of which `rows` has found that they cannot be used.
     """
 
-    def __init__(
-        self, source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf = as_written, place: int = 0
-    ):
+    def __init__(self, source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf, place: int = 0):
         """place: the source's index in its data entry, which its groups' origin holds."""
         self.source, self.formats, self.stage_data, self.commit, self.place = source, formats, stage_data, commit, place
         self.format: Format | None = None

@@ -117,7 +117,8 @@ def replace_link(path: Path, target: Path) -> None:
 def discard_folder(folder: Path) -> None:
     """Delete a folder. A process that dies meanwhile leaves none that looks like a part of it."""
     discarded = folder.with_name(f".{folder.name}{DISCARDED}")
-    shutil.rmtree(discarded, ignore_errors=True)
+    if discarded.exists():
+        shutil.rmtree(discarded)
     folder.rename(discarded)
     shutil.rmtree(discarded)
 

@@ -9,6 +9,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -108,11 +109,10 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
         return None
     digests, waiting = dict[str, str](), [_whole(file)]
     for whole in waiting:  # which grows
-        found = dict[str, str]()
         if whole.is_dir():
             found = {f"{whole.name}/{name}": value for name, value in folder_digests(whole).items()}
         else:
-            found[whole.name] = file_digest(whole)
+            found = {whole.name: file_digest(whole)}
         digests |= found
         if _is_foreign(whole):
             continue
@@ -152,10 +152,8 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
         return revision
     from huggingface_hub import HfApi
 
-    try:
+    with suppress(Exception):  # of many kinds; whoever loads it looks into the cache, or says what is wrong
         return HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT).sha or revision
-    except Exception:  # of many kinds; whoever loads it looks into the cache, or says what is wrong
-        pass
     copy = _copy(kind, name, revision)
     if copy is not None:
         return copy.name

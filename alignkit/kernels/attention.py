@@ -8,8 +8,8 @@ does not know, so this is exact for every model that uses its attention interfac
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,20 +21,16 @@ from transformers import AttentionInterface
 
 from alignkit.kernels import capabilities, tiled_attention
 from alignkit.kernels.layout import AttentionArgs, GroupSpan, Layout
+from alignkit.kernels.scoped import setting
 
 NAME = "alignkit"
 
 _layout: ContextVar[Layout] = ContextVar("alignkit_layout")
 
 
-@contextmanager
-def using(layout: Layout) -> Iterator[None]:
+def using(layout: Layout) -> AbstractContextManager[None]:
     """Let the forward passes inside compute their attention by `layout`."""
-    token = _layout.set(layout)
-    try:
-        yield
-    finally:
-        _layout.reset(token)
+    return setting(_layout, layout)
 
 
 class UnsupportedAttention(NotImplementedError):

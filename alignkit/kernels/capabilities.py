@@ -1,4 +1,4 @@
-"""What this machine and this build of torch can do, and every private torch operator that the kernels call.
+"""What this machine and this build of torch can do.
 
 The answers follow from names and versions, never from timings: a resumed run must round exactly as the original did.
 Where torch was built without the private operators of a library, its public ones are used instead.
@@ -6,16 +6,12 @@ Where torch was built without the private operators of a library, its public one
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 # CPU flags of instructions that multiply bf16.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
@@ -27,19 +23,6 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 def default_device() -> torch.device:
     """The GPU if torch can use one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_count(kind: str) -> int:
-    """How many devices of a kind, such as `cuda`, torch can use here; any number of CPUs is one."""
-    if kind == "cpu":
-        return 1
-    try:
-        module = torch.get_device_module(kind)
-    except RuntimeError:  # a kind that is not built into this torch
-        return 0
-    if module.is_available():
-        return module.device_count()
-    return 0
 
 
 def on_gpu(device: torch.device, module: str) -> Any:
@@ -75,13 +58,7 @@ def _cpu_multiplies_bf16() -> bool:
     return any(flags.get(name) for name in BF16_INSTRUCTIONS)
 
 
-@functools.cache
-def glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc's allocator; None if the C library has no such function."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
-
-
-# Private operators
+# Private operators of torch
 
 
 def uses_onednn() -> bool:
@@ -89,37 +66,6 @@ def uses_onednn() -> bool:
     return is_amd() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b by oneDNN, without a gradient; W may be packed."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
-
-
 def can_pack_weights() -> bool:
     """Whether the library of fp32 products can reorder a weight in advance."""
     return uses_onednn() or hasattr(torch.ops.mkl, "_mkl_linear")
-
-
-def onednn_pack(weight: Tensor, rows: int) -> Tensor:
-    """The weight in oneDNN's order for products of `rows` rows."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return packed
-
-
-def mkl_pack(weight: Tensor, rows: int) -> Tensor:
-    """The weight in MKL's order for products of exactly `rows` rows."""
-    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
-    return packed
-
-
-def mkl_linear(x: Tensor, packed: Tensor, shape: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b by MKL for as many rows as W was packed for; `shape` is any tensor of W's shape."""
-    product: Tensor = torch.ops.mkl._mkl_linear(x, packed, shape, bias, len(x))
-    return product
-
-
-def softmax_backward_(gradient: Tensor, probabilities: Tensor) -> Tensor:
-    """The gradient of the last dimension's softmax, given that of its result; written over `gradient`."""
-    dtype = probabilities.dtype
-    torch.ops.aten._softmax_backward_data.out(gradient, probabilities, -1, dtype, grad_input=gradient)
-    return gradient

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from alignkit.functional import check_shapes
 from alignkit.functional.logprobs import entropy_of
 from alignkit.kernels.matmul import linear, matmul
 
@@ -56,9 +55,7 @@ def logprobs_and_entropy(
 
     hidden [N, D], tokens [N]; `chunk` rows are computed at a time. The product has the dtype of the head, the rest is
     float32, or float64 if the head is. Gradients reach the hidden states and the parameters of the head that learn.
-    Raises `ValueError` if tokens is not [N].
     """
-    check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
     if head.learns:
         # A chunk draws no random numbers, so there is no generator state to preserve.
         compute = functools.partial(checkpoint, _learned, use_reentrant=False, preserve_rng_state=False)

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from alignkit.errors import memory_ran_out
 from alignkit.kernels import capabilities, memory
-from alignkit.kernels.matmul import PackedWeight, linear, matmul, packed_weight_for, using
+from alignkit.kernels.matmul import PACKED, PackedWeight, linear, matmul, packed_weight_for
+from alignkit.kernels.scoped import setting
 
 
 def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -104,7 +105,7 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
         if not memory_ran_out(error):  # sampling works without copies
             raise
     try:
-        with using(packed):
+        with setting(PACKED, packed):
             yield
     finally:
         memory.trim()  # many small weights leave gaps that the next step's tensors do not fit

@@ -8,8 +8,7 @@ A `PackedWeight` is a copy of a weight in the library's own order, for many prod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -56,9 +55,11 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN, without a gradient; W may be packed."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()  # oneDNN multiplies other strides by a slow reference loop
-    return capabilities.onednn_linear(x, weight, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def _uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -75,8 +76,9 @@ class PackedWeight:
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
         self.bias, self.rows, self.outputs = bias, rows, len(weight)
         self._onednn = capabilities.uses_onednn()
-        pack = capabilities.onednn_pack if self._onednn else capabilities.mkl_pack
-        self._packed = pack(weight.detach(), rows)
+        mkl, onednn = torch.ops.mkl, torch.ops.mkldnn
+        reorder = onednn._reorder_linear_weight if self._onednn else mkl._mkl_reorder_linear_weight
+        self._packed = reorder(weight.detach(), rows)
         # MKL also takes the weight itself but reads only its shape; an expanded scalar has it without the memory.
         self._shape = weight.new_empty(1).expand(weight.shape)
 
@@ -93,20 +95,12 @@ class PackedWeight:
     def _mkl_product(self, x: Tensor) -> Tensor:
         missing = self.rows - len(x)
         padded = F.pad(x, (0, 0, 0, missing)) if missing else x
-        return capabilities.mkl_linear(padded, self._packed, self._shape, self.bias)[: len(x)]
+        product: Tensor = torch.ops.mkl._mkl_linear(padded, self._packed, self._shape, self.bias, self.rows)
+        return product[: len(x)]
 
 
-_packed_weights: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
-
-
-@contextmanager
-def using(packed: Mapping[int, PackedWeight]) -> Iterator[None]:
-    """Compute products without gradients by these weights, keyed by the `id` of the parameter that they replace."""
-    token = _packed_weights.set(packed)
-    try:
-        yield
-    finally:
-        _packed_weights.reset(token)
+# Products without gradients are computed by these weights, keyed by the `id` of the parameter that they replace.
+PACKED: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
 
 
 def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | None:
@@ -114,7 +108,7 @@ def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> Pack
 
     Without a gradient only.
     """
-    packed = _packed_weights.get({}).get(id(parameter))
+    packed = PACKED.get({}).get(id(parameter))
     if packed is None or torch.is_grad_enabled() or packed.bias is not bias:
         return None
     if packed.suits(x.numel() // x.shape[-1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from dataclasses import dataclass
@@ -9,8 +10,6 @@ from pathlib import Path
 
 import psutil
 import torch
-
-from alignkit.kernels import capabilities
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GROWTH = 512 * 2**20  # bytes
@@ -57,17 +56,20 @@ def release_cached(device: torch.device) -> None:
 
 def retain_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors. Returning it and faulting it in again takes a tenth of a step."""
-    mallopt = capabilities.glibc("mallopt")
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+    _glibc("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
+    _glibc("mallopt", M_MMAP_THRESHOLD, 2**31 - 1)
 
 
 def trim() -> None:
     """Let glibc, where it is the C library, return freed memory to the system."""
-    malloc_trim = capabilities.glibc("malloc_trim")
-    if malloc_trim is not None:
-        malloc_trim(0)
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(name: str, *arguments: int) -> None:
+    """Call a function of glibc's allocator, if the C library has it."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    if function is not None:
+        function(*arguments)
 
 
 @dataclass

@@ -133,9 +133,10 @@ class _TiledAttention(torch.autograd.Function):
             # The query heads of a key head are rows of one product, which adds up their gradients.
             tile.add_to_keys(v_grad, torch.bmm(probabilities.to(v.dtype).transpose(1, 2), gradient))
             # The scores are spent, so their memory takes the gradient of the probabilities, and then their own.
-            probability_grad = _product(gradient, tile.keys(v).transpose(1, 2), workspace[0])
+            grads = _product(gradient, tile.keys(v).transpose(1, 2), workspace[0])
             # The paper derives this from the outputs, which are rounded: inexact in bf16.
-            score_grad = capabilities.softmax_backward_(probability_grad, probabilities).mul_(ctx.scale).to(k.dtype)
+            torch.ops.aten._softmax_backward_data.out(grads, probabilities, -1, grads.dtype, grad_input=grads)
+            score_grad = grads.mul_(ctx.scale).to(k.dtype)
             _scatter(q_grad, torch.bmm(score_grad, tile.keys(k)), tile)
             tile.add_to_keys(k_grad, torch.bmm(score_grad.transpose(1, 2), queries))
         return q_grad, k_grad.to(k.dtype), v_grad.to(v.dtype), None, None

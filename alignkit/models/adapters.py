@@ -1,7 +1,7 @@
 """LoRA adapters on one base model: peft holds the weights, and a shared switch selects the adapter that layers add.
 
-peft's own switch would walk over all layers and change `requires_grad`. Here every LoRA layer reads `ActiveAdapter`,
-so selecting an adapter costs nothing and has no side effects.
+peft's own switch would walk over all layers and change `requires_grad`. Here every LoRA layer reads `ACTIVE`, so
+selecting an adapter costs nothing and has no side effects.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,18 +139,15 @@ WEIGHTS = "adapter_model.safetensors"
 SCORE = "base_model.model.score.weight"  # a scalar head, as peft names it
 
 
-@dataclass
-class ActiveAdapter:
-    """The adapter that the LoRA layers of a model add, or None for the base model."""
-
-    name: str | None = None
+# The adapter that LoRA layers add, or None for the base model.
+ACTIVE: ContextVar[str | None] = ContextVar("alignkit_adapter", default=None)
 
 
 class Adapters:
     """The adapters of one model. base: the model's name, for saved adapters."""
 
-    def __init__(self, model: Any, spec: LoraSpec, active: ActiveAdapter, base: Base):
-        self.model, self.spec, self.active, self.base = model, spec, active, base
+    def __init__(self, model: Any, spec: LoraSpec, base: Base):
+        self.model, self.spec, self.base = model, spec, base
         self._peft: Any = None
         self._targets: Any = None
 
@@ -241,7 +239,6 @@ class Adapters:
                 raise RunFailed(f"model.lora: {error}") from error
         tied = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
         for layer in lora_layers(self.model):
-            layer.alignkit_active = self.active
             layer.forward = MethodType(_forward, layer)
             kind = type(layer.get_base_layer()).__name__
             # A router may return a tuple, to which an adapter's term cannot be added. peft merges experts with their
@@ -270,7 +267,7 @@ class Adapters:
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer plus the active adapter, in the layer's dtype; adapters are stored in fp32."""
-    base, adapter = self.base_layer, self.alignkit_active.name
+    base, adapter = self.base_layer, ACTIVE.get()
     plain = type(base) is nn.Linear  # quantized layers are subclasses with their own matrix product
     if adapter is None:
         return matmul.linear(x, base.weight, base.bias) if plain else base(x, *args, **kwargs)

@@ -20,7 +20,7 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.lora import prepacked_weights
-from alignkit.kernels.memory import available, total
+from alignkit.kernels.memory import available
 from alignkit.models.loading import backbone, largest
 from alignkit.models.memory import last_states, within_memory
 from alignkit.models.next_token import choose
@@ -154,12 +154,11 @@ def generate(
 class ActiveSequence:
     """A response being written.
 
-    prompt, sample: index of its prompt and its number among that prompt's samples. draws: uniform in [0, 1), one for
-    each token that the policy may write. ended: by an end token or a stop string.
+    prompt: index of its prompt. draws: uniform in [0, 1), one for each token that the policy may write. ended: by an
+    end token or a stop string.
     """
 
     prompt: int
-    sample: int
     draws: np.ndarray
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -230,10 +229,10 @@ class Decoder:
         self.ends = torch.tensor(sorted(request.encoder.end_ids), dtype=torch.int64, device=self.model.device)
         self.sequences: list[ActiveSequence] = []
         for prompt, streams in enumerate(request.streams):
-            for number, stream in enumerate(streams):
+            for stream in streams:
                 # All draws in advance: they do not depend on when, or next to which rows, a token is written.
                 draws = seeds.generator(stream).random(request.room(prompt))
-                self.sequences.append(ActiveSequence(prompt, number, draws))
+                self.sequences.append(ActiveSequence(prompt, draws))
         self._clear()
 
     def _clear(self) -> None:
@@ -275,9 +274,8 @@ class Decoder:
         longest = max(map(len, prompts), default=0)
         new = max(map(self.request.room, range(len(prompts))), default=0)
         row = row_bytes(config, self.model.dtype.itemsize, longest, new)
-        if device.type == "cuda":
-            return most_rows(row, available(device), halvings, config.vocab_size)
-        return most_rows(row, total(device), halvings)
+        vocabulary = config.vocab_size if device.type == "cuda" else 0
+        return most_rows(row, available(device), halvings, vocabulary)
 
     def length(self, row: ActiveSequence) -> int:
         """Tokens of a row, with its prompt."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
-from alignkit.errors import RunFailed
+from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.tokens.check import check_ids, loaded_tokenizer
@@ -49,8 +49,7 @@ def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError, TypeError, AttributeError, LookupError, ImportError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise RunFailed(f"{source} cannot be read ({type(error).__name__}: {reason})\nhelp: {help}") from error
+        raise RunFailed(f"{source} cannot be read ({reason_of(error)})\nhelp: {help}") from error
 
 
 def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -122,10 +121,9 @@ def locate(source: str, revision: str | None = None) -> str:
     except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
         if (cached := cached_snapshot(source, revision)) is not None:
             return str(cached)
-        reason = " ".join(str(error).split())[:400]
         raise RunFailed(
             f"model.base '{source}' is neither a folder nor in the hub's cache, and {constants.ENDPOINT} does not "
-            f"serve it ({type(error).__name__}: {reason})\n"
+            f"serve it ({reason_of(error)})\n"
             "help: correct the name or model.revision, run `hf auth login` for a gated or private model, or download "
             "it where there is a network (`hf download`)"
         ) from error
@@ -136,12 +134,13 @@ def locate(source: str, revision: str | None = None) -> str:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that `model.device` names; `auto`: the GPU if there is one. Raises RunFailed if torch finds none."""
+    """The device that `model.device` names; `auto`: the GPU if there is one. Raises RunFailed if torch has none."""
     if name == "auto":
         return capabilities.default_device()
-    kind, _, number = name.partition(":")
-    if (count := capabilities.device_count(kind)) <= int(number or 0):
-        raise RunFailed(f"'device: {name}': torch finds {count} on this machine; 'device: auto' takes what there is")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise RunFailed(f"'device: {name}': {reason_of(error)}\nhelp: 'device: auto' takes what there is") from error
     return torch.device(name)
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -34,27 +35,34 @@ SHARE = 1 / 4  # of all memory, for the activations of a packed row
 class MemoryBudget:
     """Tokens per packed row with gradients, so that a step's memory does not depend on the batch size.
 
-    bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
-    row may take, read from the device when first needed. halvings: how often memory ran out and the budget was halved.
-    sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time. fixed: whether
-    work that ran out of memory cannot be repeated, because other processes wait in the middle of it.
+    bytes_per_token: activations that a forward pass stores for backward. halvings: how often memory ran out and the
+    budget was halved. sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time.
+    fixed: whether work that ran out of memory cannot be repeated, because other processes wait in the middle of it.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
 
     device: torch.device
     bytes_per_token: int
-    activation_bytes: float | None = None
     halvings: int = 0
     sampling_halvings: int = 0
     fixed: bool = False
 
+    @cached_property
+    def activation_bytes(self) -> float:
+        """Bytes that the activations of a packed row may take: a power of two, up to a quarter of all memory.
+
+        Depends on total memory, not on free memory, so that a machine always packs a recipe the same way. On a CPU at
+        most CPU_ACTIVATIONS. A checkpoint may bring the bytes of the machine that wrote it.
+        """
+        share = total(self.device) * SHARE
+        # Machines that differ by a little memory pack alike, and so get the same bits.
+        rounded = 2.0 ** math.floor(math.log2(share)) if share < math.inf else share
+        return rounded if self.device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
+
     @property
     def tokens(self) -> int:
         """The maximum number of tokens in a packed row."""
-        # Measured late, because a checkpoint may bring the bytes of the machine that wrote it.
-        if self.activation_bytes is None:
-            self.activation_bytes = activation_budget(self.device)
         least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
         tokens = int(min(MOST_TOKENS, max(least, self.activation_bytes // self.bytes_per_token)))
         # The floor ends the halving: `halve` then reports that nothing shrank.
@@ -85,7 +93,7 @@ class MemoryBudget:
         """Continue with a checkpoint's budget, or with this process's if that has been halved more often."""
         self.halvings = max(self.halvings, state["halvings"])
         self.sampling_halvings = max(self.sampling_halvings, state["sampling_halvings"])
-        self.activation_bytes = state["activation_bytes"] or self.activation_bytes
+        self.activation_bytes = state["activation_bytes"]
 
 
 def activation_bytes_per_token(config: Any, dtype: torch.dtype, *, frozen: bool) -> int:
@@ -98,18 +106,6 @@ def activation_bytes_per_token(config: Any, dtype: torch.dtype, *, frozen: bool)
     inner = largest(config, "intermediate_size") or 4 * hidden
     width = 16 * hidden + 4 * inner if frozen else 24 * hidden + 8 * inner
     return int(config.num_hidden_layers * width * (4 if dtype == torch.float32 else 2))
-
-
-def activation_budget(device: torch.device) -> float:
-    """Bytes that the activations of a packed row may take: a power of two, up to a quarter of all memory.
-
-    Depends on total memory, not on free memory, so that a machine always packs a recipe the same way. On a CPU at most
-    CPU_ACTIVATIONS.
-    """
-    share = total(device) * SHARE
-    # Machines that differ by a little memory pack alike, and so get the same bits.
-    rounded = 2.0 ** math.floor(math.log2(share)) if share < math.inf else share
-    return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 
 
 def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[], bool] | None = None) -> T:
@@ -133,29 +129,20 @@ def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[
 # second computation restores both; otherwise gradients would be wrong without an error.
 
 Restore = Callable[[], AbstractContextManager[Any]]
-_restore: ContextVar[Restore | None] = ContextVar("alignkit_restore", default=None)
+# Brings back a pass's role and layout in backward; None: layers are not recomputed.
+RECOMPUTING: ContextVar[Restore | None] = ContextVar("alignkit_restore", default=None)
 
 
 def make_recomputable(model: nn.Module) -> bool:
-    """Let `recomputing` act on the model's layers. Returns whether it has layers that support this."""
+    """Let `RECOMPUTING` act on the model's layers. Returns whether it has layers that support this."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return bool(layers)
 
 
-@contextmanager
-def recomputing(restore: Restore) -> Iterator[None]:
-    """Recompute the layers of forward passes inside. restore: brings back this pass's role and layout in backward."""
-    token = _restore.set(restore)
-    try:
-        yield
-    finally:
-        _restore.reset(token)
-
-
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    layer_forward, restore = type(self).forward, _restore.get()
+    layer_forward, restore = type(self).forward, RECOMPUTING.get()
     if restore is None:
         return layer_forward(self, *args, **kwargs)
 

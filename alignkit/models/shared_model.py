@@ -26,8 +26,9 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import Layout
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
+from alignkit.kernels.scoped import setting
 from alignkit.models import checked_model
-from alignkit.models.adapters import ActiveAdapter, Adapters, Base
+from alignkit.models.adapters import ACTIVE, Adapters, Base
 from alignkit.models.loading import (
     backbone,
     check_finite,
@@ -43,7 +44,7 @@ from alignkit.models.loading import (
     scorer,
     with_padding,
 )
-from alignkit.models.memory import MemoryBudget, Passes, activation_bytes_per_token, make_recomputable, recomputing
+from alignkit.models.memory import RECOMPUTING, MemoryBudget, Passes, activation_bytes_per_token, make_recomputable
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 
@@ -90,10 +91,8 @@ class SharedModel:
         self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
         if spec.chat_template is None and is_plain(self.tokenizer):
             self.chat_facts.append("it has no chat template, so the template 'plain' is used")
-        self.active_adapter = ActiveAdapter()
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
-        self.recomputed = 0  # number of packed rows for which it does
         self.engine: Any = None  # of `Launcher.engine`, which samples instead of this model
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self._load_base()
@@ -103,7 +102,7 @@ class SharedModel:
         self.memory = MemoryBudget(self.device, per_token)
         self.adapters: Adapters | None = None
         if spec.lora is not None:
-            self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base)
+            self.adapters = Adapters(self.model, spec.lora, self.base)
         if spec.mixed_precision != "none":  # after the checks, which compare in fp32
             self.autocast = torch.bfloat16
 
@@ -200,13 +199,9 @@ class SharedModel:
     def using_role(self, name: str, layout: Layout | None = None) -> Iterator[Any]:
         """Yield the model with the role's adapter active. layout: what attention follows, in a model that packs."""
         role = self.roles[name]
-        # Restored and not cleared afterwards, so that these contexts can be nested.
-        before, self.active_adapter.name = self.active_adapter.name, role.adapter
-        try:
-            with self.multiplying(), attention.using(layout) if layout else nullcontext():
-                yield role.model
-        finally:
-            self.active_adapter.name = before
+        following = attention.using(layout) if layout else nullcontext()
+        with self.multiplying(), setting(ACTIVE, role.adapter), following:
+            yield role.model
 
     def multiplying(self) -> AbstractContextManager[Any]:
         """Compute products inside in the dtype that `model.mixed_precision` names.
@@ -233,13 +228,12 @@ class SharedModel:
             return self._hidden_separately(name, layout, tokens)
 
         def run() -> Tensor:
-            again = recomputing(lambda: self.using_role(name, layout)) if recomputes else nullcontext()
-            with again, self.using_role(name, layout) as model:
+            restore = (lambda: self.using_role(name, layout)) if recomputes else None
+            with setting(RECOMPUTING, restore), self.using_role(name, layout) as model:
                 return self.passes.states(model, tokens[None].to(self.device), layout.position_ids.to(self.device))[0]
 
         always = self.spec.activation_checkpointing
         recomputes = self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens)))
-        self.recomputed += recomputes
         return self.passes.forward(name, run)
 
     def _hidden_separately(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
@@ -293,10 +287,11 @@ class SharedModel:
         role = self.roles[name]
         if role.head is None:
             raise RunFailed(f"'{name.replace('|', '/')}' is not a reward model: it has no scalar head")
-        if role.backbone_role is None:
-            return F.linear(hidden.float(), role.head)[:, 0]
-        # Adam changes every weight by about the same amount. The factor keeps one step far below the range of values.
-        return F.linear(hidden.detach().float() * self.hidden_size**-0.5, role.head)[:, 0]
+        hidden = hidden.float()
+        if role.backbone_role is not None:
+            # Adam changes every weight by about the same amount. The factor keeps a step far below the range of values.
+            hidden = hidden.detach() * self.hidden_size**-0.5
+        return F.linear(hidden, role.head)[:, 0]
 
     # Facts about the base
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.calls import blame
-from alignkit.errors import PluginError, RunFailed
+from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
@@ -22,7 +22,6 @@ from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, walk
 from alignkit.recipe.yaml import Keys
-from alignkit.registry import Registration
 from alignkit.runs.fingerprint import template_parts
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
@@ -44,21 +43,9 @@ def base_source(base: str) -> str:
     if is_dir(base) or not name:
         return base
     make_folder(cache := cache_folder())
-    return made_model(plugins().get("model", name), cache, *filter(None, [path]))
-
-
-def made_model(registration: Registration, cache: Path, *path: str) -> str:
-    """The folder that a model source makes. Raises PluginError, with the plugin, for its author's mistake.
-
-    path: what a recipe writes after `NAME://`, if the source takes it.
-    """
+    registration = plugins().get("model", name)
     with blame(registration.implementation, "", registration.label):
-        source = str(registration.implementation(cache, *path))
-        hub = source.count("/") == 1 and not is_dir(source) and not Path(source).is_absolute()
-        if not hub and not is_file(Path(source) / "config.json"):
-            text = f"return a model's folder, which has a config.json, or a hub id, not {source!r:.200}"
-            raise PluginError(text)
-    return source
+        return str(registration.implementation(cache, *filter(None, [path])))
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:

@@ -132,15 +132,15 @@ def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     return found
 
 
-def _packages(stage: Stage, model: ModelSpec) -> tuple[str, ...]:
+def _packages(stage: Stage, model: ModelSpec) -> list[str]:
     """The packages whose versions decide this stage's result, but not every stage's."""
-    own: tuple[str, ...] = ()
+    packages: list[str] = []
     for component in specs([stage.component, stage.settings, stage.engine], Component):
         for place in (component.options, component.registration.implementation):
-            own = (*own, *getattr(place, "packages", ()))
+            packages += getattr(place, "packages", ())
     if model.quantization != "none" or getattr(stage.settings, "optimizer", "adamw") != "adamw":
-        return (*own, "bitsandbytes")
-    return own
+        packages.append("bitsandbytes")
+    return packages
 
 
 class _Fingerprint:

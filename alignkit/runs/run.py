@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -51,17 +50,18 @@ def run_recipe(
             reporter.log.path = folder / "run.log"
         stack.enter_context(stoppable())
         run = Run(recipe, folder, reporter, collectives)
+        error: BaseException | None = None
         try:
             run.execute()
         except BaseException as raised:
             collectives.fail(raised)
-            failure = with_help(raised, run.stage_name)
-            run.reporter.log.write(message_of(failure))  # whoever called prints it
-            raise failure  # noqa: B904  (it may be the same one)
+            error = with_help(raised, run.stage_name)
+            run.reporter.log.write(message_of(error))  # whoever called prints it
+            raise error  # noqa: B904  (it may be the same one)
         finally:
             run.reporter.stop()
             try:
-                run.event("run_finished", error=sys.exception())
+                run.event("run_finished", error=error)
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
@@ -126,7 +126,6 @@ class Run(Services):
         self.event("run_started")
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         make_folder(self.folder / "cache")
-        self.should_stop()
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
         self.prepare(incomplete)
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.context import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.stage import keep_mask
+from alignkit.training.stage import groups_kept
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
@@ -115,7 +114,7 @@ class AlgorithmCheck:
         self.problems.must_be_json("`state` at first", algorithm.state)
         groups, rollouts = self.groups, Examples([])
         if self.rollouts:
-            groups = list(compress(groups, keep_mask(algorithm, groups)))
+            groups = groups_kept(algorithm, groups)
             rollouts = self._rolled_out(algorithm, groups)
             self._check_signal(algorithm, rollouts)
             self.problems.must_be_json("`state` after `signal`", algorithm.state)

@@ -13,11 +13,11 @@ from alignkit.data.group import Group
 from alignkit.data.sources import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import Format
+from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import Reader
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
-from alignkit.registry import Component
-from alignkit.runs.bases import made_model
+from alignkit.registry import Component, Registration
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
 from alignkit.testing.tiny import SPEC
 
@@ -164,8 +164,19 @@ def check_model_source(source: Callable[..., Path | str], *, cache: Path | None 
 
 
 def _check_source(around: Surroundings, component: Component, cache: Path | None, path: str) -> None:
-    make = partial(made_model, component.registration, cache or around.cache, *filter(None, [path]))
+    make = partial(_made_model, component.registration, cache or around.cache, *filter(None, [path]))
     folder = make()
     SharedModel(SPEC.model_copy(update={"base": folder}), folder)
     if (again := make()) != folder:
         around.problems.append(f"a second call returns '{again}' instead of '{folder}', which exists")
+
+
+def _made_model(registration: Registration, cache: Path, *path: str) -> str:
+    """The folder that a model source makes, or a hub id."""
+    with blame(registration.implementation, "", registration.label):
+        source = str(registration.implementation(cache, *path))
+        hub = source.count("/") == 1 and not is_dir(source) and not Path(source).is_absolute()
+        if not hub and not is_file(Path(source) / "config.json"):
+            text = f"return a model's folder, which has a config.json, or a hub id, not {source!r:.200}"
+            raise PluginError(text)
+    return source

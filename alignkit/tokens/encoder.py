@@ -130,10 +130,10 @@ class TextTokenizer:
 
 
 class RowRefused(DataError):
-    """The chat template refuses or changes a group. reason: why."""
+    """The chat template refuses or changes a group."""
 
     def __init__(self, group: Group, reason: str):
-        self.group, self.reason = group, reason
+        self.group = group
         super().__init__(f"{group.origin or f'the row {preview(group)}'}: {reason}")
 
 
@@ -443,7 +443,13 @@ class Encoder:
     ) -> list[Encoded]:
         prompt = self.rendered.ids(text) if group.prompt else self.bos
         if is_document(group) and not scoring:
-            return self._pieces(Encoded(group, prompt, (self._own(group, group.responses[0], scoring),)), max_length)
+            pieces = chunks(Encoded(group, prompt, (self._own(group, group.responses[0], scoring),)), max_length)
+            if not pieces:
+                self.count("no_room", group)
+            elif len(pieces) > 1:
+                self.count("split", group)
+                self.count("chunks", group, len(pieces))
+            return pieces
         scoring = scoring and bool(group.prompt)
         end = self.closing if scoring else ()  # which a response that is cut keeps
         room = max_length - len(prompt)
@@ -470,16 +476,6 @@ class Encoder:
             else:
                 self.count("equal_pairs", group)
         return [Encoded(group, prompt, tuple(rows), tuple(pairs))]
-
-    def _pieces(self, document: Encoded, max_length: int) -> list[Encoded]:
-        """A raw text in rows that fit, counted if there are several."""
-        pieces = chunks(document, max_length)
-        if not pieces:
-            self.count("no_room", document.group)
-        elif len(pieces) > 1:
-            self.count("split", document.group)
-            self.count("chunks", document.group, len(pieces))
-        return pieces
 
     # Responses
 

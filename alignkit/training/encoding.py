@@ -12,7 +12,7 @@ from itertools import chain
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
-from alignkit.data.group import Group, Message, preview, previews
+from alignkit.data.group import Group, Message, preview, previews, responses_of
 from alignkit.errors import DataError, RunFailed
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
@@ -89,8 +89,7 @@ class StageEncoder:
 
     def count_read(self, groups: Sequence[Group]) -> None:
         """Add the data that this stage encodes to the summary: `encoding` counts those of them that do not fit."""
-        responses = sum([len(group.responses) for group in groups])
-        self._add("encoded", {"rows": len(groups), "responses": responses})
+        self._add("encoded", {"rows": len(groups), "responses": len(responses_of(groups))})
 
     def _add(self, key: str, counts: Mapping[str, int]) -> None:
         """Add counts to those under a key of the summary."""

@@ -31,7 +31,7 @@ from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, scores_of, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
-from alignkit.training.stage import Trainer, keep_mask
+from alignkit.training.stage import Trainer, groups_kept
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
@@ -202,7 +202,7 @@ class RolloutTrainer(Trainer):
             kept = [*compress(groups, filter_mask(chooser, groups))]
             left_out[f"filtered/{name}"] += len(groups) - len(kept)
             groups = kept
-        kept = [*compress(groups, keep_mask(self.algorithm, groups))]
+        kept = groups_kept(self.algorithm, groups)
         if len(kept) < len(groups):
             left_out["groups_without_signal"] = len(groups) - len(kept)
         return kept, left_out
@@ -210,8 +210,8 @@ class RolloutTrainer(Trainer):
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         table = iteration.table
-        if table.unscored:
-            self.context.say(f"{counted(table.unscored, 'response')} without a score{table.why_unscored()}")
+        if unscored := iteration.metrics.get("unscored"):
+            self.context.say(f"{counted(unscored, 'response')} without a score{table.why_unscored()}")
         if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
                 f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
@@ -388,4 +388,4 @@ def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Seq
     for response, ours, theirs in zip(responses, logprobs, reference, strict=True):
         # Tokens that do not count are 0 in both.
         kl += float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
-    return kl / len(responses) if responses else math.nan
+    return kl / len(responses)

@@ -52,11 +52,6 @@ class RewardTable:
     scored: list[Group] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
 
-    @property
-    def unscored(self) -> int:
-        """The number of responses that could not be scored; 0 if there is no reward."""
-        return 0 if self.raw is None else int(self.raw.isnan().sum())
-
     def summary(self) -> dict[str, Any]:
         """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what has one; as metrics.
 
@@ -68,7 +63,7 @@ class RewardTable:
             if scored.any():
                 raw = self.raw[scored]
                 metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
-            metrics["unscored"] = self.unscored
+            metrics["unscored"] = int(self.raw.isnan().sum())
             for name, column in self.parts.items():
                 if missing := int(column.isnan().sum()):
                     metrics[f"unscored/{name}"] = missing
@@ -166,9 +161,9 @@ class Node:
             return CombinedReward(parts[self.place], parts[self.place], {})
         rows = rows & self.applies(parts)
         children = {name: child.reward(groups, parts, rows) for name, child in self.children.items()}
-        reward, raw = (torch.full(rows.shape, math.nan, dtype=torch.float64) for _ in range(2))
+        missing = torch.full(rows.shape, math.nan, dtype=torch.float64)
         if not rows.any():
-            return CombinedReward(reward, raw, {})
+            return CombinedReward(missing, missing, {})
         some = taken(groups, rows.tolist())
         # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
         total = None
@@ -180,8 +175,8 @@ class Node:
             combined = replace(combined, reward=total)
             with blame(self.plugin, "total"):
                 shapes.combined(int(rows.sum()), combined)
-        reward[rows] = combined.reward.to(torch.float64)
-        raw[rows] = combined.raw.to(torch.float64)
+        reward = missing.masked_scatter(rows, combined.reward.double())
+        raw = missing.masked_scatter(rows, combined.raw.double())
         return CombinedReward(reward, raw, combined.metrics)
 
 
@@ -200,11 +195,11 @@ class Rewards:
         collectives: Collectives = ONE_PROCESS,
         chunks: Chunks = lambda name, groups: [groups],
         by_engine: bool = False,
-        make: Callable[[Component], Any] | None = None,
+        make: Callable[[Component], Any] = create,
     ):
         """make: returns the plugin of a component, which may have been made before; default: a new one."""
         self.context, self.collectives, self.chunks, self.by_engine = context, collectives, chunks, by_engine
-        self._make = make or (lambda component: create(component, context.stage))
+        self._make = make
         self.name, self.root = "", None
         self.leaves: dict[str, Node] = {}
         self.combinations: dict[str, Node] = {}

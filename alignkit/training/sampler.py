@@ -65,20 +65,15 @@ class Sampler:
         # (place in [0, 1), row): a source's draws are evenly spaced over the epoch.
         drawn: list[tuple[float, int]] = []
         for source, (start, end) in enumerate(zip(before, after, strict=True)):
-            for position in range(start, end):
+            for position in range(start, end):  # of the source's own endless walk
                 place = (position - start + starts[source]) / (end - start)
-                drawn.append((place, self._walked(source, position)))
+                lap, index = divmod(position, len(self.rows[source]))
+                drawn.append((place, self._lap(source, lap)[index]))
         return [row for _, row in sorted(drawn)]
-
-    def _walked(self, source: int, position: int) -> int:
-        """The row at a position of a source's own endless walk."""
-        rows = self.rows[source]
-        lap, index = divmod(position, len(rows))
-        return rows[self._lap(source, lap)[index]]
 
     def _shuffled(self, source: int, lap: int) -> list[int]:
         # Laps, not epochs, name the stream: a walk continues across the ends of epochs.
-        return self.stream("source", source, lap).permutation(len(self.rows[source])).tolist()
+        return self.stream("source", source, lap).permutation(self.rows[source]).tolist()
 
 
 def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
@@ -99,13 +94,13 @@ def make_sampler(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str)
     stream = partial(seeds.stream, seed, *name)
     if loaded.weights is None:
         return Sampler([0] * len(groups), None, stream)
-    unknown = [group for group in groups if group.origin is None]
-    if unknown:
+    sources = [group.origin.source for group in groups if group.origin is not None]
+    if len(sources) < len(groups):
         raise RunFailed(
             f"stage '{name[0]}': 'weight' cannot be applied, because its algorithm makes groups without an 'origin'\n"
             "help: make them with dataclasses.replace, or remove 'weight'"
         )
-    return Sampler([group.origin.source for group in groups if group.origin], loaded.weights, stream)
+    return Sampler(sources, loaded.weights, stream)
 
 
 @dataclass

@@ -109,9 +109,9 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str
     return name
 
 
-def keep_mask(algorithm: Algorithm, groups: Sequence[Group]) -> list[bool]:
-    """Whether the algorithm learns from each group."""
-    return [bool(call(algorithm, "keep_group", group)) for group in groups]
+def groups_kept(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
+    """The groups that the algorithm learns from."""
+    return [group for group in groups if call(algorithm, "keep_group", group)]
 
 
 class Trainer:

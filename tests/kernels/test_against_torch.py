@@ -68,11 +68,11 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(tiled_attention, "QUERIES", 4)
     monkeypatch.setattr(tiled_attention, "SETUP", 0)
     monkeypatch.setattr(GroupSpan, "split_responses", property(lambda span: False))
-    spy("products", capabilities, "onednn_linear")
+    spy("products", torch.ops.mkldnn, "_linear_pointwise")
     spy("tiles", tiled_attention, "attention")
     spy("lora", lora._Adapted, "apply")
     spy("head", lm_head._FrozenHead, "apply")
-    spy("packing", capabilities, "onednn_pack")
+    spy("packing", torch.ops.mkldnn, "_reorder_linear_weight")
     return counts
 
 

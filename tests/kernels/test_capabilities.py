@@ -83,14 +83,3 @@ def test_without_private_operators_torchs_own_are_used(monkeypatch: pytest.Monke
     assert not capabilities.can_pack_weights()
     x, weight = torch.randn(300, 64), torch.randn(64, 64)
     assert torch.equal(matmul.linear(x, weight), torch.nn.functional.linear(x, weight))
-
-
-@torch.no_grad()
-def test_softmax_backward_is_torchs_in_place() -> None:
-    scores = torch.randn(3, 7, dtype=torch.float64)
-    with torch.enable_grad():
-        wanted = torch.autograd.functional.vjp(lambda s: s.softmax(-1), scores, scores.square())[1]
-    gradient = scores.square()
-    result = capabilities.softmax_backward_(gradient, scores.softmax(-1))
-    assert result is gradient
-    torch.testing.assert_close(result, wanted)

@@ -44,13 +44,13 @@ def test_linear_has_torchs_values_and_gradients(shape: tuple[int, ...], biased: 
 @needs_onednn
 def test_a_slice_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN's values would be right for other strides too, but take a thousand times as long."""
-    original, contiguous = capabilities.onednn_linear, []
+    original, contiguous = torch.ops.mkldnn._linear_pointwise, []
 
-    def spy(x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+    def spy(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:
         contiguous.append(weight.is_contiguous() or weight.t().is_contiguous())
-        return original(x, weight, bias)
+        return original(x, weight, *rest)
 
-    monkeypatch.setattr(capabilities, "onednn_linear", spy)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spy)
     a, b = torch.randn(6, 3), torch.randn(3, 9)[:, 2:6]
     for left, right in ((a, b), (a, torch.randn(4, 3).t()), (a, torch.randn(3, 1).expand(3, 4))):
         torch.testing.assert_close(matmul.matmul(left, right), left @ right)

@@ -15,7 +15,8 @@ from alignkit.data.group import Message
 from alignkit.kernels import capabilities, lora, matmul, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
+from alignkit.kernels.matmul import PACKED, PackedWeight, packed_weight_for
+from alignkit.kernels.scoped import setting
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
@@ -108,7 +109,7 @@ def test_a_packed_weight_is_a_copy(library: str) -> None:
 def test_which_products_a_packed_weight_replaces() -> None:
     weight, x = torch.randn(6, 5), torch.randn(3, 5)
     packed = {id(weight): PackedWeight(2 * weight, None, 3)}
-    with using(packed):
+    with setting(PACKED, packed):
         assert packed_weight_for(weight, x, None) is packed[id(weight)]
         torch.testing.assert_close(matmul.linear(x, weight), 2 * F.linear(x, weight))
         assert packed_weight_for(weight.clone(), x, None) is None
@@ -124,7 +125,7 @@ def test_which_products_a_packed_weight_replaces() -> None:
 def test_no_packed_weight_when_nearly_all_rows_have_left() -> None:
     weight = torch.randn(6, 5)
     rows = 2 * matmul.MAX_PADDING
-    with using({id(weight): PackedWeight(weight, None, rows)}):
+    with setting(PACKED, {id(weight): PackedWeight(weight, None, rows)}):
         counts = (1, 2, 3, rows, rows + 1)
         used = [packed_weight_for(weight, torch.zeros(count, 5), None) is not None for count in counts]
     assert used == [False, True, True, True, False]
@@ -190,7 +191,7 @@ def test_packed_weights_end_with_sampling_even_if_it_fails(
     monkeypatch.setattr(policy, "should_stop", stop)
     with pytest.raises(KeyboardInterrupt):
         written(policy, "one")
-    assert matmul._packed_weights.get({}) == {}
+    assert PACKED.get({}) == {}
 
 
 @pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
+from torch.utils.checkpoint import checkpoint
 
 from alignkit.kernels import capabilities, tiled_attention
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import generate as row_batch
+from alignkit.models import memory
 from alignkit.models.shared_model import SharedModel
 from alignkit_plugins.gpu import flex_attention
 from alignkit_plugins.gpu import sampling as static_decoding
@@ -48,6 +52,18 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
     )
     return str(request.param)
+
+
+def recomputed_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The layers that passes compute again in backward, from now on."""
+    found: list[Any] = []
+
+    def counted(run: Any, *args: Any, **options: Any) -> Any:
+        found.append(run)
+        return checkpoint(run, *args, **options)
+
+    monkeypatch.setattr(memory, "checkpoint", counted)
+    return found
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from alignkit.data.group import Message
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import memory as budget
-from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, activation_budget
+from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, MemoryBudget
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE, SharedModel
@@ -126,19 +126,19 @@ def test_other_errors_are_not_retried(policy: SharedModel) -> None:
 def test_little_memory_makes_a_small_budget(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "CPU_ACTIVATIONS", 2.0**26)
     most = policy.token_budget
-    policy.memory.activation_bytes = None
+    del policy.memory.activation_bytes
     monkeypatch.setattr(budget, "total", lambda device: 2.0**27 + 1)  # a quarter of it may be taken
     assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(most / 2, abs=1)
     monkeypatch.setattr(budget, "total", lambda device: 1.0)
     assert policy.token_budget == pytest.approx(most / 2, abs=1)  # read from the device once
-    policy.memory.activation_bytes = None
+    del policy.memory.activation_bytes
     assert policy.token_budget == LEAST_TOKENS
 
 
 def test_a_quarter_of_a_gpu_is_for_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
-    assert activation_budget(torch.device("cuda")) == 16 * 2**30
-    assert 0 < activation_budget(torch.device("cpu")) <= CPU_ACTIVATIONS
+    assert MemoryBudget(torch.device("cuda"), 1).activation_bytes == 16 * 2**30
+    assert 0 < MemoryBudget(torch.device("cpu"), 1).activation_bytes <= CPU_ACTIVATIONS
 
 
 def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
@@ -158,7 +158,8 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkey
     memory = policy.memory
     memory.halvings, memory.sampling_halvings = 2, 1
     tokens, state = policy.token_budget, memory.state()
-    memory.halvings, memory.sampling_halvings, memory.activation_bytes = 0, 0, None
+    memory.halvings, memory.sampling_halvings = 0, 0
+    del memory.activation_bytes
     monkeypatch.setattr(budget, "total", lambda device: 1.0)
     memory.restore(state)
     assert policy.token_budget == tokens

@@ -241,7 +241,7 @@ def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
 ) -> None:
     request = Generation(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], [[1]], Sampling(max_new_tokens=256))
     writer = decoder.Decoder(request, lambda: None)
-    monkeypatch.setattr(decoder, "total", lambda device: 2.0**21)
+    monkeypatch.setattr(decoder, "available", lambda device: 2.0**21)
     on_cpu = writer.most_rows()
     of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
     assert on_cpu == 2**18 // of_row < 128  # an eighth of little memory

@@ -361,7 +361,7 @@ def test_chatml_adds_no_words_of_its_own() -> None:
     assert render(CHATML) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     with pytest.raises(RunFailed, match=r"lacks tokens that chatml needs: <\|im_end\|>"):
         set_chat_template(Known("<|im_start|>"), "chatml")
-    with pytest.raises(RunFailed, match=r"no template or file 'chatlm'; use chatml, gemma, hermes, .* or a Jinja file"):
+    with pytest.raises(RunFailed, match=r"chatlm is not a Jinja template: FileNotFoundError"):
         set_chat_template(tokenizer, "chatlm")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -31,6 +32,7 @@ def read(path: Path, text: str, format: Any = None, **keys: Any) -> Loaded:
         formats=FORMATS,
         seed=0,
         stage_data=lambda name: path,
+        commit=Mock(),
     )
 
 

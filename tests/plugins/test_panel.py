@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from alignkit import Context, Judge, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
-from alignkit.judges import CheckedJudge, verdict_from
+from alignkit.judges import CheckedJudge
 from alignkit.report import Report
 from alignkit_plugins.evaluate.judge_card import card, trust_tables
 from alignkit_plugins.evaluate.judge_quality import judgment
@@ -169,8 +169,8 @@ def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
     """The panel alone would not show it: its mean is that of the others."""
     asked, items = judged(tmp_path, "text", "always 1", "text")
     verdicts = asked.compare(items)
-    assert all(verdict_from(json.loads(json.dumps(asdict(each)))) == each for each in verdicts)
-    stored = [verdict_from(json.loads(json.dumps(asdict(each)))).parts for each in verdicts]
+    assert all(Verdict(**json.loads(json.dumps(asdict(each)))) == each for each in verdicts)
+    stored = [Verdict(**json.loads(json.dumps(asdict(each)))).parts for each in verdicts]
     assert stored == [each.parts for each in verdicts]
     names = list(verdicts[0].parts)
     found = card([judgment(unit, v, *item[1:]) for unit, (v, item) in enumerate(zip(verdicts, items, strict=True))])

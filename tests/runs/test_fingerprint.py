@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit.data.sources import DataSource, as_written
+from alignkit.data.sources import DataSource
 from alignkit.errors import DataError, RunFailed
 from alignkit.io import digest
 from alignkit.io.digest import commit_of
@@ -78,9 +78,8 @@ def test_a_big_file_that_changes_under_its_old_time_is_hashed_again(
 
 
 def _replace_format(monkeypatch: pytest.MonkeyPatch, changed: Registration) -> None:
-    formats = plugins()._registrations["format"]
-    others = [one for one in formats if one.name != changed.name]
-    monkeypatch.setitem(plugins()._registrations, "format", [*others, changed])
+    others = [one for one in plugins()._all if (one.kind, one.name) != (changed.kind, changed.name)]
+    monkeypatch.setattr(plugins(), "_all", [*others, changed])
 
 
 def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +198,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def questions(name: Path | str, config: str | None = None, **keys: Any) -> list[str]:
     source = DataSource(hub=str(name), config=config, **keys)
-    return [row["question"] for _, row in tables.Hub().rows_of(source, as_written)]
+    return [row["question"] for _, row in tables.Hub().rows_of(source, lambda name, revision: revision)]
 
 
 def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> None:
@@ -236,7 +235,6 @@ def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folde
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert hashed(folder.parent, **stage) != one
     assert questions(folder, "main")[0] == "MAIN 0"
-    assert as_written("set", "v1") == "v1"
 
 
 def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -26,6 +27,7 @@ from alignkit.data.sources import (
     sides,
 )
 from alignkit.errors import AlignkitError, DataError, did_you_mean
+from alignkit.io.digest import commit_of
 from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.registry import Component
@@ -141,7 +143,7 @@ def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> Non
 
 def _first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
-    reader = SourceReader(DataSource(path=path.resolve()), _formats(), Path)
+    reader = SourceReader(DataSource(path=path.resolve()), _formats(), Path, partial(commit_of, "dataset"))
     row = next((row for _, row in reader.numbered_rows()), None)
     return row if isinstance(row, Mapping) else {}
 

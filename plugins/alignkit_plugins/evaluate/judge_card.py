@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.judges import Item, costs, verdict_from
+from alignkit.judges import Item, costs
 from alignkit.report import Table
 from alignkit.reward import Verdict
 from alignkit_plugins.evaluate.judge_quality import Judgment, by_unit, no_judge, side, verdict_facts
@@ -39,7 +39,7 @@ def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> C
     def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
         return [asdict(verdict) for verdict in compare([tuple(row) for row in chunk])]
 
-    return lambda items: [verdict_from(row) for row in map_rows(name, [list(item) for item in items], judged)]
+    return lambda items: [Verdict(**row) for row in map_rows(name, [list(item) for item in items], judged)]
 
 
 # Measures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -80,7 +81,9 @@ def source(path: Path, **options: Any) -> Any:
 
     registration = load_plugins().get("format", "feedback")
     found = DataSource(path=path).in_format(Component("format", "feedback", registration, Feedback.Options(**options)))
-    return load(DataSpec((found,)), formats={"feedback": Feedback}, seed=0, stage_data=lambda stage: path)
+    return load(
+        DataSpec((found,)), formats={"feedback": Feedback}, seed=0, commit=Mock(), stage_data=lambda stage: path
+    )
 
 
 def test_a_run_says_who_was_left_out(tmp_path: Path) -> None:

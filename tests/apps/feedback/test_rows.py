@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from stores import event, opened, pair, ranking
@@ -22,7 +23,7 @@ FORMATS = {entry.name: entry.implementation for entry in plugins().registrations
 
 
 def read(path: Path) -> Any:
-    return load(DataSpec((DataSource(path=path),)), formats=FORMATS, seed=0, stage_data=lambda stage: Path(stage))
+    return load(DataSpec((DataSource(path=path),)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path)
 
 
 def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:

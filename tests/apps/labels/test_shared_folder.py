@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from stores import event, opened, pair, ranking, scores, turn
@@ -125,7 +126,7 @@ def test_labels_are_read_as_the_store_is(tmp_path: Path) -> None:
         path = store.path
     out = exported(tmp_path, path)
     read = [
-        load(DataSpec((DataSource(path=file),)), formats=FORMATS, seed=0, stage_data=Path).groups
+        load(DataSpec((DataSource(path=file),)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path).groups
         for file in (out / "labels.jsonl", path)
     ]
     assert [group.pairs for group in read[0]] == [group.pairs for group in read[1][:6]] + [read[1][7].pairs]

@@ -42,7 +42,7 @@ from alignkit import (
     StepData,
     Verdict,
 )
-from alignkit.judges import Item, verdict_from
+from alignkit.judges import Item
 from alignkit.report import Report
 from alignkit.sampling import GreedyOptions
 from alignkit_plugins.constitution import ConstitutionRef
@@ -132,7 +132,7 @@ class JudgePairs(Step):
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         asked = self._asked(context, groups, places)
-        found = [verdict_from(row) for row in context.map("judge", [each.row for each in asked], judged)]
+        found = [Verdict(**row) for row in context.map("judge", [each.row for each in asked], judged)]
         verdicts = principled.joined(asked, found, len(places))
         tally = Tally(groups, places, verdicts, identical)
         labeled = self._label(groups, places, verdicts, tally)
