@@ -239,7 +239,7 @@ class Reader:
 def reader_of(path: Path) -> Reader | None:
     """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
 
-    Raises Unresolved if several plugins read it.
+    Raises PluginError if several plugins read it.
     """
     registration = registration_of(path)
     if registration is None:
@@ -306,6 +306,6 @@ class Launcher:
 
 
 def launcher() -> Launcher:
-    """What starts several processes. Raises Unresolved if no plugin does."""
+    """What starts several processes. Raises PluginError if no plugin does."""
     made: Launcher = plugins().get("launcher", ACCELERATE).implementation()
     return made

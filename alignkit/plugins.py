@@ -22,7 +22,6 @@ from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, plu
 from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
-COMMANDS = "alignkit.commands"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # that of a reader is a suffix
 _OF_FILES = "alignkit_plugin_file_"  # before a module's name, so that a file `json.py` does not hide the standard one
 
@@ -106,8 +105,8 @@ def _installed() -> list[_Plugin]:
     """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system has no order."""
     found = []
     for point in importlib.metadata.entry_points(group=GROUP):
-        name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-        origin = Origin(plugin=point.name, distribution=name, version=version)
+        assert point.dist is not None  # as it is installed
+        origin = Origin(plugin=point.name, distribution=point.dist.name, version=point.dist.version)
         found.append(_Plugin(origin, point.module, point.load))
     return sorted(found, key=lambda plugin: (plugin.origin.plugin, plugin.origin.distribution))
 

@@ -122,14 +122,6 @@ class Registration(Origin):
             raise TypeError(f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options")
 
 
-class Unresolved(PluginError):
-    """A name that no plugin provides, or several do."""
-
-    def __init__(self, message: str, help: str):
-        self.message, self.help = message, help
-        super().__init__(f"{message}\n  {help}")
-
-
 class Registry:
     """Registrations by kind and name. broken: plugins that failed to load."""
 
@@ -143,19 +135,18 @@ class Registry:
 
     def names(self, kind: str) -> list[str]:
         """Every name of a kind, sorted."""
-        return sorted({one.name for one in self._all if one.kind == kind})
+        return sorted({one.name for one in self.registrations(kind)})
 
     def registrations(self, kind: str) -> list[Registration]:
         """Every registration of a kind, sorted by name."""
         return sorted((one for one in self._all if one.kind == kind), key=lambda one: one.name)
 
-    def usable(self, kind: str) -> list[Registration]:
-        """The registrations of a kind whose implementations can be imported."""
-        found = []
+    def usable(self, kind: str) -> dict[str, Any]:
+        """The implementations of a kind that can be imported, by name."""
+        found = {}
         for registration in self.registrations(kind):
             with suppress(PluginError):
-                _ = registration.implementation
-                found.append(registration)
+                found[registration.name] = registration.implementation
         return found
 
     def has(self, kind: str, name: str) -> bool:
@@ -165,24 +156,25 @@ class Registry:
     def get(self, kind: str, name: str, others: Iterable[str] = ()) -> Registration:
         """The registration of `name` or `package:name`, with its implementation imported.
 
-        Raises Unresolved, which says what to do. others: names that mean something else there, and may have been meant.
+        Raises PluginError, which says what to do. others: names that mean something else there, and may have been
+        meant.
         """
         matches = self._matches(kind, name)
         if not matches:
             guess = did_you_mean(name.rpartition(":")[2], [*others, *self.names(kind)])
             help = guess or f"`alignkit plugins {kind}` lists all"
-            raise Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
+            raise PluginError("\n  ".join([f"no {kind} '{name}'", help, *map(str, self.broken)]))
         if len(matches) > 1:
             origins = " and ".join(one.origin for one in matches)
             choices = " or ".join(f"'{one.distribution}:{one.name}'" for one in matches)
             help = f"write {choices}, or disable one with --no-plugin"
-            raise Unresolved(f"{kind} '{name}' is provided by {origins}", help)
+            raise PluginError(f"{kind} '{name}' is provided by {origins}\n  {help}")
         _ = matches[0].implementation
         return matches[0]
 
     def _matches(self, kind: str, name: str) -> list[Registration]:
         package, _, plain = name.rpartition(":")
-        candidates = [one for one in self._all if one.kind == kind and one.name == plain]
+        candidates = [one for one in self.registrations(kind) if one.name == plain]
         return [one for one in candidates if package in ("", one.distribution, one.plugin)]
 
 

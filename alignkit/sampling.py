@@ -8,10 +8,9 @@ defaults of `rollout` apply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from alignkit.options import Options
 
@@ -64,7 +63,6 @@ class SamplingOptions(Options):
         default_factory=Sampling,
         description="how responses are sampled, such as {temperature: 0.7}; keys that are left out: as in training",
     )
-    greedy: ClassVar[bool] = False  # unless the recipe sets a temperature
 
     def policies_to_sample(self) -> list[str]:
         """The policies that respond, by whose training missing keys are filled in."""
@@ -74,24 +72,21 @@ class SamplingOptions(Options):
         """A step that reads data instead names no policies."""
         return type(self).policies_to_sample is SamplingOptions.policies_to_sample or bool(self.policies_to_sample())
 
-    def follow(self, values: Mapping[str, Any]) -> None:
+    def follow(self, sampling: Sampling) -> None:
         """Fill the keys that are left out.
 
         Args:
-            values: what they become.
+            sampling: What they become.
         """
-        sampling, written = self.sampling, {*self.sampling.model_fields_set, *(["temperature"] if self.greedy else [])}
-        taken = {key: values[key] for key in KEYS if key not in written and values.get(key) is not None}
-        self.sampling = sampling.model_copy(update=taken)
-        if self.sampling.min_new_tokens > self.sampling.max_new_tokens:
-            self.sampling = self.sampling.model_copy(update={"min_new_tokens": self.sampling.max_new_tokens})
+        taken = {key: getattr(sampling, key) for key in KEYS if key not in self.sampling.model_fields_set}
+        followed = self.sampling.model_copy(update=taken)
+        least = min(followed.min_new_tokens, followed.max_new_tokens)
+        self.sampling = followed.model_copy(update={"min_new_tokens": least})
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
         values = {"max_new_tokens": self.sampling.max_new_tokens, "temperature": self.sampling.temperature}
-        if self.greedy and "temperature" not in self.sampling.model_fields_set:
-            values["temperature"] = 0.0
-        return self.sampling.model_dump(exclude_defaults=True) | values
+        return values | self.sampling.model_dump(exclude_defaults=True)
 
     def described(self) -> str:
         """The keys in words: `temperature 0.7, max_new_tokens 32`."""
@@ -106,4 +101,8 @@ class GreedyOptions(SamplingOptions):
         description="how responses are sampled; temperature: 0, which is greedy; other keys that are left out: as in "
         "training",
     )
-    greedy = True
+
+    @field_validator("sampling")
+    @classmethod
+    def _greedy(cls, sampling: Sampling) -> Sampling:
+        return sampling.model_copy(update={"temperature": 0.0} | sampling.model_dump(exclude_unset=True))

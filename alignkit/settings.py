@@ -123,6 +123,7 @@ class Mix(Options):
     )
 
 
+TrainingDataRef = Annotated[Any, Ref("training_data")]  # of which rows may be held out for validation
 EngineRef = Annotated[Any, Ref("engine")]
 TrackerRef = Annotated[Any, Ref("tracker")]
 OptimizerRef = Annotated[Any, Ref("optimizer")]
@@ -153,7 +154,7 @@ class Settings(Options):
         description="policy that the trained one is kept close to: a stage, base, or a folder with an adapter or a "
         "whole model, such as a larger teacher; default: the starting weights",
     )
-    data: DataRef = Field(default=None, description="training data (offline algorithms)")
+    data: TrainingDataRef = Field(default=None, description="training data (offline algorithms)")
     validation: DataRef = Field(
         default=None,
         description="held-out data; its loss is measured after every epoch, and the best epoch is kept "

@@ -25,7 +25,7 @@ MARKER = re.compile(r"<\|\w+\|>|<\w+_of_\w+>")  # which only one token can be
 
 
 def named_template(name: str) -> str | None:
-    """The Jinja code of a template; None if no plugin has this name. Raises Unresolved if several have it."""
+    """The Jinja code of a template; None if no plugin has this name. Raises PluginError if several have it."""
     registry = plugins()
     code: str | None = registry.get("template", name).implementation if registry.has("template", name) else None
     return code

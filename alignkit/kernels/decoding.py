@@ -86,9 +86,8 @@ class Decoding:
         # Columns that only dropped rows had filled disappear.
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
-        for layer, pair in prefill.kv.items():  # a layer without a cache has no rows yet
-            keys, values = (x[None, :, :0] for x in pair)
-            self.cache.setdefault(layer, (keys[:0], values[:0]))
+        for layer, (keys, values) in prefill.kv.items():  # a layer without a cache has no rows yet
+            self.cache.setdefault(layer, (keys[None][:0], values[None][:0]))
         device = self.cache[min(self.cache)][0].device
         change = self.change(
             keep=torch.tensor(list(keep), dtype=torch.int64, device=device),
@@ -110,14 +109,10 @@ class Decoding:
             for row in range(0, len(self.starts), BLOCK)
         ]
         self._masks.clear()
-        self._updated(device)
 
     def _allocated(self, column: int, room: int) -> int:
         """Columns to allocate after `column`, of which `room` are needed."""
         return room
-
-    def _updated(self, device: torch.device) -> None:
-        """Called when rows have left or entered."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""

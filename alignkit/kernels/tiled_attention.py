@@ -37,9 +37,11 @@ def price(x: Tensor, *, masked: bool) -> float:
 
 def supported(x: Tensor) -> bool:
     """Whether tiles work for this device and dtype: on a CPU that multiplies the dtype natively."""
+    if x.device.type != "cpu":
+        return False
     if x.dtype == torch.bfloat16:
-        return x.device.type == "cpu" and capabilities.multiplies_bf16(x.device)
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        return capabilities.multiplies_bf16(x.device)
+    return x.dtype in (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def _last(cumulative: Tensor) -> Tensor:
 
 def _forbid_ends(scores: Tensor, early: Tensor | None, ends: Tensor) -> Tensor:
     """Mask the end tokens of rows that may not end yet."""
-    if early is None or not len(ends):
+    if early is None:
         return scores
     scores = scores.clone()
     scores[:, ends] = scores[:, ends].masked_fill(early[:, None], float("-inf"))

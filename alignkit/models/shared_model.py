@@ -154,12 +154,11 @@ class SharedModel:
         self.roles[name] = role
         return role
 
-    def add_head(self, name: str, backbone_role: str) -> Role:
+    def add_head(self, name: str, backbone_role: str) -> None:
         """Add a role that is only a scalar head, of zeros, on another role's hidden states."""
         head = nn.Parameter(torch.zeros(1, self.hidden_size, dtype=torch.float32, device=self.device))
         shared = self.roles[backbone_role]
         self.roles[name] = Role(shared.model, shared.adapter, head, backbone_role)
-        return self.roles[name]
 
     def drop_role(self, name: str) -> None:
         """Remove a role and free its memory."""
@@ -272,9 +271,8 @@ class SharedModel:
 
     def _head(self, name: str, temperature: float = 1.0) -> HeadSpec:
         layer, config = self.roles[name].model.get_output_embeddings(), self._config
-        cap = getattr(config, "final_logit_softcapping", None)
-        if cap is None:  # as RecurrentGemma calls it
-            cap = getattr(config, "logits_soft_cap", None)
+        # RecurrentGemma calls it otherwise.
+        cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         # The factor of the logits. Some models specify it as a divisor.
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         return HeadSpec(layer.weight, getattr(layer, "bias", None), temperature, cap, scale)

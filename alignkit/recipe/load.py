@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alignkit.algorithm import StageDefaults
 from alignkit.calls import blame, create
@@ -32,17 +32,16 @@ from alignkit.recipe.rules import (
     ENGINE,
     MODEL,
     broken,
-    data_mistakes,
     key_mistakes,
     stage_mistakes,
 )
-from alignkit.recipe.schema import BlockKeys, Recipe, RewardSpec, Stage, TopKeys, allowed_keys, specs
+from alignkit.recipe.schema import BlockKeys, Recipe, Stage, TopKeys, allowed_keys, specs
 from alignkit.recipe.yaml import Document, Keys, children, dump, load_document, parse_document, rewritten
 from alignkit.registry import Component, Registry
-from alignkit.sampling import SamplingOptions
+from alignkit.sampling import Sampling, SamplingOptions
 from alignkit.settings import Rollout, Settings
 
-_KINDS: tuple[Literal["algorithm"], Literal["step"]] = ("algorithm", "step")
+_KINDS = ("algorithm", "step")
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -158,7 +157,6 @@ class _Recipe:
                 stage.engine = self.reading.resolve("engine", engine)
         with mistakes.at():
             stage.component = self.reading.with_options(name, stage.registration, written)
-            mistakes.add(data_mistakes(stage.component.options))
         mistakes.end()
 
     def _read_training(self, stage: Stage) -> None:
@@ -188,8 +186,6 @@ class _Recipe:
         if settings is not None and stage.registration is not None:
             stage.settings, stage.engine = settings, settings.engine
             mistakes.add(stage_mistakes(stage, without))
-            mistakes.add(mistake for mistake in data_mistakes(settings) if mistake.keys != ("data",))
-            mistakes.add(data_mistakes(stage.component), "algorithm")
         mistakes.end()
 
     def _ordered(self) -> dict[str, Stage]:
@@ -235,19 +231,17 @@ def _samples(stage: Stage) -> bool:
 
 def fill_sampling(stages: Mapping[str, Stage]) -> None:
     """Fill the options of all stages, before anything depends on them: they are part of the stages' hashes."""
-    rollouts = {name: dict(stage.rollout) for name, stage in stages.items() if stage.online}
+    rollouts: dict[str, Sampling] = {name: stage.rollout for name, stage in stages.items() if stage.online}
     for stage in stages.values():
-        options, values = stage.component.options, rollouts.get(stage.name)
+        options, sampling = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):
             policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
             if policies and rollouts:
                 options.follow(next(rollouts[name] for name in (*policies, *rollouts) if name in rollouts))
-            values = options.sampled()
-        if values is None:
-            continue
-        for spec in specs([stage.settings, options], RewardSpec):
-            if spec.component is not None and isinstance(spec.component.options, SamplingOptions):
-                spec.component.options.follow(values)
+            sampling = options.sampling
+        for component in specs([stage.settings, options], Component):
+            if sampling is not None and isinstance(component.options, SamplingOptions):
+                component.options.follow(sampling)
 
 
 # --- blocks of stages that a recipe repeats

@@ -76,7 +76,7 @@ def wrong(message: str, help: str = "", keys: Keys = (), at_key: bool = False) -
 
 def path_text(keys: Iterable[str | int]) -> str:
     """Return a path as people write it: `stages.align.epochs`."""
-    return ".".join(str(key) for key in keys)
+    return ".".join(map(str, keys))
 
 
 def shown(value: Any) -> str:

@@ -25,7 +25,7 @@ from alignkit.options import Options, options_of_call
 from alignkit.recipe.mistakes import PATH, Collected, Mistakes, shown, validated, wrong
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys
 from alignkit.recipe.yaml import Keys
-from alignkit.registry import Component, Registration, Registry, Unresolved
+from alignkit.registry import Component, Registration, Registry
 from alignkit.reward import REWARD_KEY, RewardCombination
 from alignkit.settings import OptimizerOptions
 from alignkit.shapes import by_name
@@ -101,10 +101,9 @@ class Reading:
                 with blame(algorithm, "specialize", registration.label):
                     target = algorithm.specialize(options)
                 registration = replace(registration, target=target, file=registration.source_path)
-        except Unresolved as error:
-            raise wrong(error.message, error.help, keys, bool(keys)) from None
         except PluginError as error:
-            raise wrong(str(error), "", keys, bool(keys)) from None
+            message, _, help = str(error).partition("\n  ")
+            raise wrong(message, help, keys, bool(keys)) from None
         return name, registration, options
 
     def split(self, kind: str, value: Any) -> tuple[str, Any]:
@@ -247,6 +246,14 @@ class Reading:
     # --- data
 
     def read_data(self, value: Any) -> DataSpec:
+        """One source of data, or a list of them, where no rows are held out."""
+        data = self.read_training_data(value)
+        if any(source.validation and source.part is None for source in data.sources):
+            message = f"{PATH}: 'validation' holds out rows that nothing would read here"
+            raise wrong(message, "add 'part: training' or 'part: validation' to say which rows to read")
+        return data
+
+    def read_training_data(self, value: Any) -> DataSpec:
         """One source of data, or a list of them."""
         if not isinstance(value, list):
             return DataSpec((self._source(value),))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignkit.algorithm import Needs, Source
-from alignkit.data.sources import DataSpec
 from alignkit.recipe.mistakes import PATH, Mistake
-from alignkit.recipe.schema import BASE, Stage, specs, walk
+from alignkit.recipe.schema import BASE, Stage, specs
+from alignkit.recipe.yaml import children
 from alignkit.registry import Component
 from alignkit.settings import Settings
 
@@ -135,7 +135,7 @@ def stage_mistakes(stage: Stage, without: Collection[str | int]) -> Iterator[Mis
         keys = tuple(path.split("."))
         value: Any = stage.written
         for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
+            value = children(value).get(key)
         if value is not None:
             yield Mistake(f"{stage.registration.name} does not support '{path}'", reason, keys, at_key=True)
 
@@ -197,18 +197,6 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
         if key not in stage.written:
             help = Settings.model_fields[key].description or ""
             yield Mistake(f"'{PATH}' is missing: {name} requires it", help, (key,), at_key=True)
-
-
-# --- data
-
-
-def data_mistakes(options: Any) -> Iterator[Mistake]:
-    """Rows that are held out where nothing reads them. options: of a stage."""
-    for keys, spec in walk(options):
-        if isinstance(spec, DataSpec) and any(each.validation and each.part is None for each in spec.sources):
-            message = f"{PATH}: 'validation' holds out rows that nothing would read here"
-            help = "add 'part: training' or 'part: validation' to say which rows to read"
-            yield Mistake(message, help, keys)
 
 
 # --- engines

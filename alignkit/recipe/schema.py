@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from alignkit.algorithm import Needs, Source, Trains
 from alignkit.data.sources import DataSpec
+from alignkit.errors import Problem
 from alignkit.io.text import is_file
 from alignkit.options import Options, in_recipe
 from alignkit.recipe.yaml import Document, Keys, children
@@ -41,15 +42,15 @@ UNREAD: Any = None  # of a stage that is being read
 class Stage:
     """One named entry of a recipe.
 
-    written: its keys as plain data. registration: its plugin. settings, needs: None for a step. upstream: names of the
-    stages that must run before it. folders: those whose weights it starts from or compares, made by other runs;
-    absolute paths. roles: all models that it names: `base`, stages, and folders. engine: what samples; None: alignkit
-    itself. log_odds: as the algorithm says. model: the base model.
+    written: its keys as plain data. kind: `algorithm` or `step`. registration: its plugin. settings, needs: None for a
+    step. upstream: names of the stages that must run before it. folders: those whose weights it starts from or
+    compares, made by other runs; absolute paths. roles: all models that it names: `base`, stages, and folders. engine:
+    what samples; None: alignkit itself. log_odds: as the algorithm says. model: the base model.
     """
 
     name: str
     written: Mapping[str, Any] = field(default_factory=dict)
-    kind: Literal["algorithm", "step"] = "step"
+    kind: str = "step"
     registration: Any = None  # a Registration, if there is such a plugin
     component: Component = UNREAD
     settings: Settings | None = None
@@ -109,14 +110,17 @@ class Recipe:
     trackers: tuple[Component, ...] = ()
     document: Document = field(default=UNREAD, compare=False, repr=False)
 
-    def option(self, stage: str, option: Keys) -> Keys:
-        """The place of a stage's option in the document: next to `step: NAME`, or inside `step: {NAME: {...}}`."""
-        keys: Keys = ("stages", stage)
+    def problem(self, stage: str, text: str, option: Keys) -> Problem:
+        """A problem at a stage, or at one of its options: next to `step: NAME`, or inside `step: {NAME: {...}}`.
+
+        text: may end with a line that begins with `help: `.
+        """
+        message, _, help = text.partition("\nhelp: ")
         component = self.stages[stage].component
-        for start in (keys, (*keys, component.kind, component.name)):
+        for start in (("stages", stage), ("stages", stage, component.kind, component.name)):
             if (*start, *option[:1]) in self.document.places:
-                return (*start, *option)
-        return keys
+                return self.document.problem((*start, *option), message, at_key=not option, help=help)
+        return self.document.problem(("stages", stage), message, at_key=True, help=help)
 
 
 class TopKeys(Options):

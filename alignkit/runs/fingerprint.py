@@ -15,7 +15,6 @@ from alignkit.data.chat_templates import named_template
 from alignkit.data.group import copies
 from alignkit.data.sources import DataSource, DataSpec, Loaded, SourceReader, content_digest, load
 from alignkit.errors import DataError
-from alignkit.formats import Format
 from alignkit.io.digest import (
     commit_of,
     file_digest,
@@ -49,7 +48,13 @@ class RunData:
         contents = [self._content(source) for source in spec.sources]
         loaded = next((loaded for held, then, loaded in self._held if held == spec and then == contents), None)
         if loaded is None:
-            loaded = load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
+            loaded = load(
+                spec,
+                formats=plugins().usable("format"),
+                seed=self._seed,
+                stage_data=self._stage_data,
+                commit=self._commits,
+            )
             self._held = [one for one in self._held if one[0] != spec]
             if len(loaded.groups) + len(loaded.validation) > MOST_HELD:
                 return loaded  # nobody else has these rows
@@ -71,17 +76,13 @@ class RunData:
         if source.path is not None and (reader := registration_of(source.path)) and reader.distribution != GROUP:
             facts["reader"] = [reader.name, reader.version, source_digests(reader.source_path)]
         if source.format is None:
-            first = SourceReader(source, _formats(), self._stage_data, self._commits)
+            first = SourceReader(source, plugins().usable("format"), self._stage_data, self._commits)
             with suppress(DataError):  # reported when the stage reads its data
                 any(first.format_name for _ in first.rows())
             if name := first.format_name:
                 registration = plugins().get("format", name)
                 facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
         return facts
-
-
-def _formats() -> dict[str, type[Format]]:
-    return {entry.name: entry.implementation for entry in plugins().usable("format")}
 
 
 def stage_parts(stage: Stage, recipe: Recipe, base: Any, upstream: Mapping[str, str], data: RunData) -> dict[str, Any]:

@@ -64,19 +64,14 @@ class Mistakes:
             if not self.problems:  # else the plugin may have got what is wrong
                 raise
         except DataError as error:
-            self.add([self._at(stage, str(error), (*option, *(error.option or ())))])
+            self.add([self.recipe.problem(stage, str(error), (*option, *(error.option or ())))])
         except AlignkitError as error:
             prefix = f"stage '{stage}': "
-            self.add([self._at(stage, prefix + str(error).removeprefix(prefix), option)])
+            self.add([self.recipe.problem(stage, prefix + str(error).removeprefix(prefix), option)])
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Keep problems."""
         self.problems |= dict.fromkeys(problems)
-
-    def _at(self, stage: str, text: str, option: Keys) -> Problem:
-        """A problem at a stage, or at one of its options. text: may end with a line that begins with `help: `."""
-        keys, (message, _, help) = self.recipe.option(stage, option), text.partition("\nhelp: ")
-        return self.recipe.document.problem(keys, message, at_key=len(keys) == 2, help=help)
 
     def end(self) -> None:
         """Raise RecipeError with every problem."""

@@ -27,6 +27,7 @@ from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
+from alignkit.sampling import Sampling
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.evaluate.comparison import short_names, together, unit_of
 from alignkit_plugins.steps.evaluate.diversity import MEASURES
@@ -441,11 +442,11 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     asked = {"max_new_tokens": 9, "min_new_tokens": 2, "stop": ["\n"], "temperature": 0.5, "top_p": 0.9, "top_k": 3}
     text = said(step(sampling=asked).run(context(models, tmp_path)))
     assert models.sampled[0] == {"role": "base", "seed": 7, "samples_per_prompt": 1, **asked}
-    assert text.startswith("sampled with max_new_tokens 9, min_new_tokens 2, temperature 0.5, top_p 0.9, top_k 3, stop")
+    assert text.startswith("sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop")
     biased = "KL is biased: min_new_tokens 2, top_p 0.9, top_k 3 leaves tokens out of the answers"
     assert biased in text and "KL is biased" not in said(step(sampling=asked, kl=False).run(context(models, tmp_path)))
     followed = step(sampling={"max_new_tokens": 9})
-    followed.options.follow({"temperature": 0.7, "max_new_tokens": 4})
+    followed.options.follow(Sampling(temperature=0.7, max_new_tokens=4))
     artifact = followed.run(context(models, tmp_path))
     wanted = "sampled with max_new_tokens 9, temperature 0.7"
     assert said(artifact).splitlines()[0] == wanted

@@ -18,10 +18,11 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from alignkit.commands import GROUP as COMMANDS
 from alignkit.commands import Result, refuse
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.io.text import printable
-from alignkit.plugins import COMMANDS, GROUP
+from alignkit.plugins import GROUP
 
 LIMIT = 300.0  # seconds for each component
 GRACE = 10.0  # seconds for a process to say where it hangs

@@ -61,7 +61,11 @@ class _Builder:
     """Combines pydantic's schemas of the models with the schemas of references, components and stages."""
 
     def __init__(self, registry: Registry):
-        self._options = {kind: {item.name: options_of(item) for item in registry.usable(kind)} for kind in _KINDS}
+        self._options: dict[str, dict[str, Any]] = {}
+        for kind in _KINDS:
+            usable = registry.usable(kind)
+            items = [item for item in registry.registrations(kind) if item.name in usable]
+            self._options[kind] = {item.name: options_of(item) for item in items}
         options = [model for models in self._options.values() for model in models.values()]
         models = list(dict.fromkeys([*_CORE, *options]))
         refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
@@ -146,12 +150,16 @@ class _Builder:
         return self._defs[self._open[model]["$ref"].removeprefix("#/$defs/")]
 
 
+# Of references (`alignkit.options.Ref`), those whose shapes have other names.
+_NAMES = {"stage": "stage_name", "training_data": "data"}
+
+
 def _with_references(value: Any) -> Any:
     """The schema with every marked reference (see `Ref`) replaced by the schema of its kind."""
     if isinstance(value, dict):
         if kind := value.get("x-alignkit"):
             others = {key: item for key, item in value.items() if key != "x-alignkit"}
-            return {**others, **_ref("stage_name" if kind == "stage" else kind)}
+            return {**others, **_ref(_NAMES.get(str(kind), str(kind)))}
         return {key: _with_references(item) for key, item in value.items()}
     return [_with_references(item) for item in value] if isinstance(value, list) else value
 

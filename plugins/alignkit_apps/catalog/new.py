@@ -19,10 +19,11 @@ import yaml
 from packaging.version import Version
 
 from alignkit import __version__
+from alignkit.commands import GROUP as COMMANDS
 from alignkit.commands import refuse
 from alignkit.errors import did_you_mean
 from alignkit.io.atomic import write_text
-from alignkit.plugins import COMMANDS, GROUP
+from alignkit.plugins import GROUP
 from alignkit.registry import KINDS, Registry
 
 TEMPLATES = Path(__file__).with_name("templates")

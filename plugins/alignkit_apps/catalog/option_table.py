@@ -17,6 +17,7 @@ LONGEST_DEFAULT = 60  # characters; a longer default is a built-in text, such as
 _REFERENCES = {
     **dict.fromkeys(("policy", "reward_stage"), "stage"),
     "from": "stage or folder",
+    "training_data": "data",
 }
 _TYPES = {"string": "text", "boolean": "true | false", "object": "mapping"}
 _PLURALS = ("text", "integer", "number", "stage", "reward", "filter", "monitor")

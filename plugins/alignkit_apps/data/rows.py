@@ -61,7 +61,7 @@ def no_stage(name: str) -> Path:
 
 def read_rows(spec: DataSpec) -> Rows:
     """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
-    formats = {entry.name: entry.implementation for entry in plugins().usable("format")}
+    formats = plugins().usable("format")
     rows: list[Row] = []
     commit = partial(commit_of, "dataset")
     readers = [SourceReader(source, formats, no_stage, commit, place) for place, source in enumerate(spec.sources)]

@@ -21,7 +21,6 @@ from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import (
     DataSource,
     DataSpec,
-    Formats,
     SourceReader,
     UnknownFormat,
     sides,
@@ -143,7 +142,9 @@ def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> Non
 
 def _first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
-    reader = SourceReader(DataSource(path=path.resolve()), _formats(), Path, partial(commit_of, "dataset"))
+    reader = SourceReader(
+        DataSource(path=path.resolve()), plugins().usable("format"), Path, partial(commit_of, "dataset")
+    )
     row = next((row for _, row in reader.numbered_rows()), None)
     return row if isinstance(row, Mapping) else {}
 
@@ -157,7 +158,7 @@ def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
     chosen = {name: column for name, column in columns.items() if column in row}
     readings = [Reading("", chosen)]
     if not chosen:
-        readings += readings_of(row, _formats())
+        readings += readings_of(row, plugins().usable("format"))
     problems = []
     for reading in readings:
         try:
@@ -200,10 +201,6 @@ def kind_of_file(path: Path) -> str:
             _source(kind, path, {})
             return kind
     return "demos"
-
-
-def _formats() -> Formats:
-    return {one.name: one.implementation for one in plugins().usable("format")}
 
 
 def _named(path: Path, folder: Path) -> str:

@@ -102,7 +102,10 @@ class StaticDecoding(Decoding):
         # Up to a multiple of STEP, or `attended` could exceed the cache.
         return room + -(column + room) % STEP
 
-    def _updated(self, device: torch.device) -> None:
+    def update_rows(self, keep: Sequence[int], *entering: Any) -> None:
+        """See `Decoding.update_rows`."""
+        super().update_rows(keep, *entering)
+        device = self.cache[min(self.cache)][0].device
         self._place = torch.tensor([self.column], device=device)
         self._firsts = self.starts.to(device)
 
