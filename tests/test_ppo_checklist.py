@@ -208,7 +208,7 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollo
     try:
         yield found
     finally:
-        found.state.close()
+        found.close()
 
 
 def scored(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
