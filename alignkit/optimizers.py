@@ -79,17 +79,13 @@ def make_optimizer(
     implementation, options = optimizer_parts(settings, suited)
     try:
         made: Optimizer = implementation(groups, lr=rate, **options)
-        if not isinstance(made, Optimizer) or {*map(id, parameters_of(made))} != {*map(id, known)}:
+        taken = chain.from_iterable(group["params"] for group in getattr(made, "param_groups", ()))
+        if not isinstance(made, Optimizer) or {*map(id, taken)} != {*map(id, known)}:
             raise TypeError("it must be a torch.optim.Optimizer with all parameters in its groups")
     except (TypeError, ValueError, RuntimeError) as error:
         name = getattr(settings.optimizer, "name", settings.optimizer)
         raise RunFailed(f"optimizer '{name}' cannot be used: {reason_of(error)}") from error
     return made
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Its parameters, in the order of its groups."""
-    return [*chain.from_iterable(group["params"] for group in optimizer.param_groups)]
 
 
 def saved_state(

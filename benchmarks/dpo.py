@@ -37,14 +37,14 @@ def ours(job: Job, gate: Gate) -> None:
     while True:
         gate.begin()
         examples = Examples(encoded)
-        reference = measure(policy, BASE, encoded, "logprobs")
+        reference = measure(policy, BASE, encoded)["logprobs"]
         examples.token_columns["reference_logprobs"] = reference
         metrics = learner.step(examples, 0.0)
         losses = {"loss": metrics["loss"]}
         if gate.checking and job.options.get("compared") == "nll":
             # DPO's loss depends on sums over hundreds of tokens, whose rounding errors do not average out. So compare
             # two precisions by their mean log-probability.
-            trained = measure(policy, models.ROLE, encoded, "logprobs")
+            trained = measure(policy, models.ROLE, encoded)["logprobs"]
             losses = {"loss": -float(torch.cat([*trained, *reference]).mean()), "dpo": metrics["loss"]}
         gate.end(trl.real_tokens(encoded), losses, work.pieces)
 

@@ -83,7 +83,7 @@ def _checked(
         Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(tokens), (True,) * len(tokens)),))
         for prompt, tokens in gate.evidence
     ]
-    values = [value for row in measure(policy, models.ROLE, rows, "logprobs") for value in row.tolist()]
+    values = [value for row in measure(policy, models.ROLE, rows)["logprobs"] for value in row.tolist()]
     return -sum(values) / len(values), None
 
 

@@ -25,7 +25,7 @@ def ours(job: Job, gate: Gate) -> None:
     policy = models.load(job)
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY), beta=BETA)
     encoded = _pairs(job, policy)
-    examples = Examples(encoded, {"reference_logprobs": measure(policy, BASE, encoded, "logprobs")})
+    examples = Examples(encoded, {"reference_logprobs": measure(policy, BASE, encoded)["logprobs"]})
     steps = _steps(job)
     work = Work(Shape.of(job.source), job.dtype)
     for _ in range(steps):

@@ -60,7 +60,11 @@ def ours(job: Job, gate: Gate) -> None:
             gate.begin()
             seed += 1
             left[:] = ends
-            sampled = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed, samples_per_prompt=samples)
+            numbers = range(len(groups))
+            request = sampler.build_request(
+                policy, BASE, encoder, groups, sampling, seed=seed, path=(), numbers=numbers, samples_per_prompt=samples
+            )
+            sampled = sampler.attach(request, groups, sampler.generate(request))
             written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]
             assert [len(response.tokens or ()) for _, response in written] == ends
             seen = written[:: math.ceil(len(written) / CHECKED)]

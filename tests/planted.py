@@ -37,7 +37,7 @@ _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
 _MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups"
 _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
-_BY_REFERENCE = "return self.measure(read, lambda groups: models.measure(name, groups, temperature=self.temperature))"
+_BY_REFERENCE = "return self.logprobs(self.reference_role, read, self.reference_models.model)"
 _TEACHER = "test_reference_check.py::test_a_whole_teacher_reads_the_policys_tokens"
 _NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
@@ -70,14 +70,14 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         REQUESTS,
-        "            state.roles.trained,",
-        "            state.models.role(state.roles.reference_name),",
+        "            state.role,",
+        "            state.reference_role,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
         SERVICE,
-        "                numbers=fitting,\n",
-        "",
+        "            numbers=fitting,\n",
+        "            numbers=range(len(fitting)),\n",
         "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
     ),
     "one_end": Planted(
@@ -176,27 +176,24 @@ PLANTED = {
     # Measuring
     "no_reference": Planted(
         ROLES,
-        "self.reference_name = settings.reference or self.start",
+        "self.reference_name = self.settings.reference or self.start",
         "self.reference_name = self.start",
         f"{MEASURED}::test_the_reference_is_the_one_that_the_recipe_names",
     ),
     "reference_at_1": Planted(
         ROLES,
         _BY_REFERENCE,
-        "return self.measure(read, lambda groups: models.measure(name, groups))",
+        'return measure(self.reference_models.model, self.reference_role, read)["logprobs"]',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
         ROLES,
         _BY_REFERENCE,
-        _BY_REFERENCE.replace("measure(name", "measure(self.roles.trained"),
+        "return self.logprobs(self.role, read)",
         _RECORDED,
     ),
     "teacher_on_the_policys_base": Planted(
-        ROLES,
-        _BY_REFERENCE,
-        _BY_REFERENCE.replace("models.measure(name", "self.models.measure('base'"),
-        _TEACHER,
+        ROLES, _BY_REFERENCE, "return self.logprobs(self.reference_role, read)", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/encoding.py",
@@ -299,14 +296,13 @@ PLANTED = {
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
-    "version_before": Planted(ONLINE, "self.state.keep_version(number)", "self.state.keep_version(number - 1)", _KEPT),
+    "version_before": Planted(ONLINE, "self.keep_version(number)", "self.keep_version(number - 1)", _KEPT),
     "version_before_learning": Planted(
         ONLINE,
-        "            self._after(self._iterate(number), iterations)\n",
-        "            self.state.keep_version(number)\n"
-        "            keep, self.state.keep_version = self.state.keep_version, lambda number: None\n"
-        "            self._after(self._iterate(number), iterations)\n"
-        "            self.state.keep_version = keep\n",
+        "                metrics = self._iterate(number).metrics\n",
+        "                self.keep_version(number)\n"
+        "                self.keep_version = lambda number: None\n"
+        "                metrics = self._iterate(number).metrics\n",
         _KEPT,
     ),
     "another_version": Planted(

@@ -25,8 +25,7 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.generate import sample
-from alignkit.models.packing import Examples, measure, pack
+from alignkit.models.packing import Examples, Wants, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
@@ -39,6 +38,7 @@ from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.learner import Averages, Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.stage import add_value_role
+from tests.sampled import sample
 
 ITEMS = {
     1: "test_positions_do_not_depend_on_neighbours",
@@ -208,7 +208,7 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollo
     try:
         yield found
     finally:
-        found.state.close()
+        found.close()
 
 
 def scored(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
@@ -232,8 +232,8 @@ def rolled_out(stage: RolloutTrainer, count: int = 5) -> Examples:
 def move(stage: RolloutTrainer) -> None:
     """Policy and value role away from where they started, as after some steps."""
     stage.learner.steps = 1
-    disturb(stage.state.model, stage.state.roles.trained)
-    disturb(stage.state.model, stage.state.roles.values or "", 0.1)
+    disturb(stage.model, stage.role)
+    disturb(stage.model, stage.value_role or "", 0.1)
 
 
 def disturb(policy: SharedModel, role: str, size: float = 0.05) -> None:
@@ -281,6 +281,7 @@ def by_hand(mask: Tensor, **columns: Tensor) -> Batch:
 
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+SCORES = Wants(logprobs=False, scores=True)
 NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
 
@@ -288,16 +289,17 @@ NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
 
 def test_positions_do_not_depend_on_neighbours(stage: RolloutTrainer) -> None:
-    policy = stage.state.model
-    disturb(policy, stage.state.roles.trained)
+    policy = stage.model
+    disturb(policy, stage.role)
     prompt, rows = tuple(range(20, 26)), [tuple(range(30, 34)), (40,), tuple(range(50, 59))]
     other = [written((60, 61, 62), (70, 71), name="a"), written(tuple(range(80, 95)), (9, 10, 11), name="b")]
-    for what, role in (("logprobs", stage.state.roles.trained), ("values", stage.state.roles.values or "")):
+    for what, role in (("logprobs", stage.role), ("values", stage.value_role or "")):
         if what == "values":
             disturb(policy, role, 0.2)
-        alone = [measure(policy, role, [written(prompt, row)], what)[0] for row in rows]
-        siblings = measure(policy, role, [written(prompt, *rows)], what)
-        packed = measure(policy, role, [other[0], written(prompt, *rows), other[1]], what)[1:4]
+        wants = Wants(what == "logprobs", values=role if what == "values" else None)
+        alone = [measure(policy, role, [written(prompt, row)], wants)[what][0] for row in rows]
+        siblings = measure(policy, role, [written(prompt, *rows)], wants)[what]
+        packed = measure(policy, role, [other[0], written(prompt, *rows), other[1]], wants)[what][1:4]
         for a, s, p in zip(alone, siblings, packed, strict=True):
             torch.testing.assert_close(s, a, atol=1e-5, rtol=0)
             torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
@@ -305,7 +307,7 @@ def test_positions_do_not_depend_on_neighbours(stage: RolloutTrainer) -> None:
 
 def test_masks_come_from_lengths_not_from_ids(stage: RolloutTrainer) -> None:
     """Padding and end ids inside a response are tokens like others; shorter rows have none after their end."""
-    tokenizer = stage.state.model.tokenizer
+    tokenizer = stage.model.tokenizer
     row = (tokenizer.pad_token_id, 30, tokenizer.eos_token_id, 31, tokenizer.pad_token_id)
     batch = Examples([written((5, 6), row, (40, 41))]).batch()
     assert batch.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
@@ -315,12 +317,12 @@ def test_masks_come_from_lengths_not_from_ids(stage: RolloutTrainer) -> None:
 
 def test_the_end_of_turn_counts_and_nothing_follows_it(stage: RolloutTrainer) -> None:
     """Also with several end ids."""
-    encoder = Encoder(stage.state.model.tokenizer)
+    encoder = Encoder(stage.model.tokenizer)
     ends = set(range(1, 80))
     encoder.__dict__["end_ids"] = frozenset(ends)
     found = sample(
-        stage.state.model,
-        stage.state.roles.trained,
+        stage.model,
+        stage.role,
         encoder,
         prompts(6),
         Sampling(max_new_tokens=7),
@@ -340,7 +342,7 @@ def test_the_end_of_turn_counts_and_nothing_follows_it(stage: RolloutTrainer) ->
 def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
     """The reward here is the number of tokens, the end of turn included."""
     with started(tmp_path, ppo_stage(reward="length")) as stage:
-        stage.state.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+        stage.context.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
         examples = rolled_out(stage)
         rewards = examples.columns["raw_rewards"].tolist()
         assert rewards == [len(row.tokens) for e in examples.groups for row in e.rows] and len(set(rewards)) > 3
@@ -386,7 +388,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
         rollout = {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7, "missing_eos_penalty": penalty}
         (tmp_path / str(penalty)).mkdir()
         with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as stage:
-            stage.state.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+            stage.context.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
             iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
             table = iteration.table
             found[penalty] = table.groups, table, iteration.examples.columns
@@ -426,15 +428,15 @@ def test_a_cut_off_response_is_terminal() -> None:
 
 
 def test_a_value_is_read_before_its_token(stage: RolloutTrainer) -> None:
-    policy, role = stage.state.model, stage.state.roles.values or ""
+    policy, role = stage.model, stage.value_role or ""
     disturb(policy, role, 0.2)
     prompt, row = (20, 21, 22), (30, 31, 32, 33)
-    values = measure(policy, role, [written(prompt, row)], "values")[0]
+    values = measure(policy, role, [written(prompt, row)], Wants(False, values=role))["values"][0]
     layout = pack([written(prompt, row)])
     with torch.no_grad():
         everywhere = policy.scalars(role, policy.hidden(role, layout.layout, layout.tokens))
     torch.testing.assert_close(values, everywhere[2:6])
-    changed = measure(policy, role, [written(prompt, (30, 31, 99, 33))], "values")[0]
+    changed = measure(policy, role, [written(prompt, (30, 31, 99, 33))], Wants(False, values=role))["values"][0]
     assert torch.equal(changed[:3], values[:3]) and changed[3] != values[3]
 
 
@@ -514,11 +516,9 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTraine
     examples = rolled_out(stage)
     row = pack(examples.groups)
     lengths = [len(r.tokens) for e in examples.groups for r in e.rows]
-    for role, name in ((stage.state.roles.trained, "old_logprobs"), (BASE, "reference_logprobs")):
+    for role, name in ((stage.role, "old_logprobs"), (BASE, "reference_logprobs")):
         with torch.no_grad():
-            logits = stage.state.model.next_logits(
-                role, stage.state.model.hidden(role, row.layout, row.tokens)[row.before]
-            )
+            logits = stage.model.next_logits(role, stage.model.hidden(role, row.layout, row.tokens)[row.before])
         wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0].split(lengths)
         for a, b in zip(examples.token_columns[name], wanted, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
@@ -609,7 +609,7 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     def save(self: SharedModel, name: str, target: Path, *whole: Any) -> None:
         encoder = Encoder(self.tokenizer)
         encoded = [e for g in questions() if (e := encoder.encode(g, 200, scoring=True)) is not None]
-        found.scores = [float(score) for score in measure(self, name, encoded, "scores")]
+        found.scores = [float(score) for score in measure(self, name, encoded, SCORES)["scores"]]
         original(self, name, target, *whole)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -626,7 +626,7 @@ def test_values_start_at_zero_or_at_the_reward_model(stage: RolloutTrainer, rewa
     try:
         groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
         encoded = [e for g in groups if (e := engine.encoder.encode(g, 200, scoring=True)) is not None]
-        scores = torch.stack(measure(engine.model, "value", encoded, "scores"))
+        scores = torch.stack(measure(engine.model, "value", encoded, SCORES)["scores"])
         assert scores.tolist() == pytest.approx(engine["rm"].scores(groups), abs=1e-5)
         assert float(scores.abs().max()) > 0
     finally:
@@ -693,12 +693,12 @@ def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any, opt
             assert parameter.grad is not None
             norms[name.split(":")[0].split("~")[1]] += float(parameter.grad.norm())
         assert norms["new"] == 0 and norms["value"] > 1e-3
-        assert all(p.grad is None for p in fixed_weights(stage.state.model, stage.learner).values())
+        assert all(p.grad is None for p in fixed_weights(stage.model, stage.learner).values())
 
 
 def test_two_networks_share_the_memory_of_a_micro_batch(tmp_path: Path) -> None:
     with started(tmp_path, ppo_stage()) as stage:
-        assert stage.learner.token_budget == stage.state.model.token_budget // 2
+        assert stage.learner.token_budget == stage.model.token_budget // 2
 
 
 def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
@@ -720,29 +720,29 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
 def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora: Any) -> None:
     """The same numbers before and in training, no weights but the head's, and the adapter outlives it."""
     with started(tmp_path, ppo_stage(algorithm=SHARED), lora=lora) as stage:
-        policy, head = stage.state.model, stage.state.model.roles[stage.state.roles.values or ""].head
+        policy, head = stage.model, stage.model.roles[stage.value_role or ""].head
         assert head is not None and not bool(head.any())
         assert [name for name in stage.learner.parameters if "~value:" in name] == ["align~value:score.weight"]
         assert stage.learner.token_budget == policy.token_budget
         move(stage)
-        disturb(policy, stage.state.roles.values or "", 3.0)  # the tiny model's states are small
+        disturb(policy, stage.value_role or "", 3.0)  # the tiny model's states are small
         examples = rolled_out(stage)
         out, batch = stage.learner._forward(examples), examples.batch()
         assert out.values is not None and batch.old_values is not None and out.logprobs is not None
         assert batch.old_logprobs is not None
         row = pack(examples.groups)
-        states = policy.hidden(stage.state.roles.trained, row.layout, row.tokens)[row.before]
+        states = policy.hidden(stage.role, row.layout, row.tokens)[row.before]
         expected = row.unpack(states @ head[0] / math.sqrt(policy.hidden_size))
         for values in (out.values, batch.old_values):
             torch.testing.assert_close(values[batch.mask], expected[batch.mask], rtol=1e-4, atol=1e-5)
         assert float(expected[batch.mask].detach().std()) > 0.01
         torch.testing.assert_close(out.logprobs[batch.mask], batch.old_logprobs[batch.mask], rtol=1e-4, atol=1e-5)
-        before = {name: p.clone() for name, p in policy.parameters_of(stage.state.roles.trained).items()}
-        policy.drop_role(stage.state.roles.values or "")
-        assert {name: p.tolist() for name, p in policy.parameters_of(stage.state.roles.trained).items()} == {
+        before = {name: p.clone() for name, p in policy.parameters_of(stage.role).items()}
+        policy.drop_role(stage.value_role or "")
+        assert {name: p.tolist() for name, p in policy.parameters_of(stage.role).items()} == {
             name: p.tolist() for name, p in before.items()
         }
-        policy.add_head(stage.state.roles.values or "", stage.state.roles.trained)  # for the stage to close
+        policy.add_head(stage.value_role or "", stage.role)  # for the stage to close
 
 
 def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model: Trained) -> None:
@@ -805,7 +805,7 @@ def test_micro_batches_do_not_change_the_gradient(stage: RolloutTrainer, monkeyp
     generator = torch.Generator().manual_seed(0)
     examples = cut_short(examples, generator)
     assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
-    disturb(stage.state.model, stage.state.roles.trained)  # off policy: ratios differ from 1
+    disturb(stage.model, stage.role)  # off policy: ratios differ from 1
     found = []
     for budget in (10, 60, 10_000):
         monkeypatch.setattr(SharedModel, "token_budget", budget)
@@ -908,7 +908,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
     stage = ppo_stage(algorithm={"ppo": {"kl_coefficient": 0.1, "kl_target": 3.0, "kl_horizon": 100.0}}, iterations=1)
     with started(tmp_path, stage) as stage:
         stage.learner.steps = 1  # not the first step: policy and reference may differ
-        disturb(stage.state.model, stage.state.roles.trained, 0.1)
+        disturb(stage.model, stage.role, 0.1)
         iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
         metrics, columns = iteration.metrics, iteration.examples.token_columns
         gaps = [a - b for a, b in zip(columns["old_logprobs"], columns["reference_logprobs"], strict=True)]
@@ -1023,10 +1023,10 @@ def test_a_mismatch_is_seen(stage: RolloutTrainer, monkeypatch: pytest.MonkeyPat
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
     iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
     assert iteration.metrics["sampler_gap"] < 1e-4
-    stage.state.temperature = 1.4
+    stage.learner.temperature = 1.4
     stage.measure(iteration)
     assert iteration.metrics["sampler_gap"] > 0.05
-    disturb(stage.state.model, stage.state.roles.trained, 0.1)
+    disturb(stage.model, stage.role, 0.1)
     with pytest.raises(RunFailed, match="KL"):
         stage.measure(iteration)
 
@@ -1050,10 +1050,10 @@ def test_each_roles_gradient_is_clipped_after_accumulation(
 ) -> None:
     monkeypatch.setattr(Settings, "max_grad_norm", 0.01)
     monkeypatch.setattr(SharedModel, "token_budget", 60)  # several micro-batches
-    disturb(stage.state.model, stage.state.roles.values or "", 0.1)
+    disturb(stage.model, stage.value_role or "", 0.1)
     metrics = stage.learner.step(rolled_out(stage), 1.0)
     assert metrics["grad_norm"] > 0.02 and metrics["value_grad_norm"] > 0.02
-    for role in (stage.state.roles.trained, stage.state.roles.values):
+    for role in (stage.role, stage.value_role):
         own = [p for name, p in stage.learner.parameters.items() if name.startswith(f"{role}:")]
         assert float(torch.nn.utils.get_total_norm([p.grad for p in own])) == pytest.approx(0.01, rel=1e-3)
 
@@ -1086,13 +1086,13 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: RolloutTraine
     ids = [vocabulary[t] for t in ("[Q]", "bake", "bread", "good", "bread", "<eos>")]
     with torch.no_grad():
         wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
-    stage.state.models.artifact = lambda reference: folder
-    assert stage.state.models[str(folder)].scores([group]) == [pytest.approx(wanted, abs=1e-5)]
+    stage.context.models.artifact = lambda reference: folder
+    assert stage.context.models[str(folder)].scores([group]) == [pytest.approx(wanted, abs=1e-5)]
 
 
 def test_what_is_scored_ends_its_turn(stage: RolloutTrainer) -> None:
     """Reward models were trained on ended turns; a cut-off response is given one, also where it is cut to fit."""
-    encoder = stage.state.models.encoder
+    encoder = stage.context.models.encoder
     end = encoder.closing
     group = replace(prompts(1)[0], responses=(Response(text="", tokens=tuple(range(30, 60)), truncated=True),))
     room = len(encoder.prompt(group.prompt))
@@ -1121,16 +1121,16 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
     with started(tmp_path, ppo_stage(max_length=limit)) as stage:
         kept = stage.prompts.prompts
-        left_out = stage.state.summary["encoding"]["no_room"]
+        left_out = stage.summary["encoding"]["no_room"]
         assert kept and left_out and len(kept) + left_out == 8
-        lengths = {g.prompt[0]["content"]: len(stage.state.models.encoder.prompt(g.prompt)) for g in prompts(8)}
+        lengths = {g.prompt[0]["content"]: len(stage.context.models.encoder.prompt(g.prompt)) for g in prompts(8)}
         assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}
 
 
 def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
     """The end of turn as first token: one token, an empty text, and a batch of such rows is finite."""
-    encoder = stage.state.models.encoder
-    encoder.__dict__["end_ids"] = frozenset(range(stage.state.model.model.config.vocab_size))
+    encoder = stage.context.models.encoder
+    encoder.__dict__["end_ids"] = frozenset(range(stage.model.model.config.vocab_size))
     groups = stage.prompts.ask(prompts(5), 1).result()
     assert {(r.text, len(r.tokens or ()), r.truncated) for g in groups for r in g.responses} == {("", 1, False)}
     examples = measured(stage, groups).examples
@@ -1156,8 +1156,8 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         ppo = {name: p.grad.clone() for name, p in learner.parameters.items()}
         learner.optimizer.zero_grad()
         row = pack(demos)
-        hidden = stage.state.model.hidden(stage.state.roles.trained, row.layout, row.tokens)
-        nll = -stage.state.model.logprobs(stage.state.roles.trained, hidden[row.before], row.targets)[0].mean()
+        hidden = stage.model.hidden(stage.role, row.layout, row.tokens)
+        nll = -stage.model.logprobs(stage.role, hidden[row.before], row.targets)[0].mean()
         nll.backward()
         ptx = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.parameters.items()}
         learner.auxiliary = mix
@@ -1173,9 +1173,9 @@ def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
     def texts(**more: Any) -> list[Any]:
         place = more.pop("place", ("align", "rollout", 1))
         found = sample(
-            stage.state.model,
+            stage.model,
             BASE,
-            stage.state.models.encoder,
+            stage.context.models.encoder,
             [prompts(1)[0]] * 2,
             Sampling(max_new_tokens=7),
             samples_per_prompt=3,

@@ -82,24 +82,6 @@ class Generation:
 # What samples
 
 
-def sample(
-    model: SharedModel,
-    role: str,
-    encoder: Encoder,
-    groups: Sequence[Group],
-    sampling: Sampling,
-    *,
-    done: Callable[[int], None] = lambda responses: None,
-    **named: Any,
-) -> list[Group]:
-    """Sample a role's responses to the groups' prompts; they replace the groups' own responses.
-
-    done: is given the number of finished responses. named: see `build_request`. Raises DataError for an empty prompt.
-    """
-    request = build_request(model, role, encoder, groups, sampling, **named)
-    return attach(request, groups, generate(request, done=done))
-
-
 def build_request(
     model: SharedModel,
     role: str,
@@ -108,18 +90,18 @@ def build_request(
     sampling: Sampling,
     *,
     seed: int,
-    path: tuple[str | int, ...] = (),
-    numbers: Sequence[int] | None = None,
-    samples_per_prompt: int = 1,
+    path: tuple[str | int, ...],
+    numbers: Sequence[int],
+    samples_per_prompt: int,
 ) -> Generation:
     """Ask for responses to the groups' prompts.
 
-    seed, path: name the random streams, with each prompt's number (default: its index) and its sample's number.
+    seed, path: name the random streams, with each prompt's number and its sample's number.
     """
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
     labels = [str(group.origin or preview(group)) for group in groups]
     streams = []
-    for n in numbers or range(len(groups)):
+    for n in numbers:
         streams.append([seeds.number(seed, *path, n, k) for k in range(samples_per_prompt)])
     return Generation(model, role, encoder, prompts, streams, sampling, labels)
 
@@ -147,7 +129,10 @@ def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
 def generate(
     request: Generation, *, done: Callable[[int], None] = lambda responses: None, wrote: Wrote | None = None
 ) -> list[list[Continuation]]:
-    """Write the continuations of a request. done: see `sample`. wrote: called after every token; not by an engine."""
+    """Write the continuations of a request, of prompts that are not empty.
+
+    done: is given the number of finished responses. wrote: called after every token; not by an engine.
+    """
     model = request.model
     if not all(request.prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")

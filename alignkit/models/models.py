@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 import importlib
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +20,14 @@ from alignkit.data.group import Group, Message, preview
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
-from alignkit.models.generate import sample
+from alignkit.models.generate import attach, build_request, generate
 from alignkit.models.loading import has_score
 from alignkit.models.memory import within_memory
-from alignkit.models.packing import cut, measure, read_prompts
+from alignkit.models.packing import Wants, cut, measure, read_prompts
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded, Ids
+from alignkit.tokens.encoder import Ids
 
 
 class LoadedBase:
@@ -77,18 +78,6 @@ class LoadedBase:
             self.model.add_role(name, start=folder, head=head)
         return name
 
-    def measure(
-        self,
-        reference: str,
-        encoded: Sequence[Encoded],
-        what: Literal["logprobs", "scores"] = "logprobs",
-        temperature: float = 1.0,
-    ) -> list[Tensor]:
-        """Measure a role that is not trained: fp32 log-probabilities [tokens] or a score [] per response."""
-        role = self.role(reference)
-        with self.progress(f"{what} of {reference}", len(encoded)) as done:
-            return measure(self.model, role, encoded, what, temperature=temperature, done=done)
-
 
 class RolePolicy:
     """A role of a base model; implements `alignkit.Policy`."""
@@ -100,20 +89,18 @@ class RolePolicy:
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """See `alignkit.Policy`."""
         self.encoder.forget_counts()
-        encoded = [self.encoder.encode(group, self.base.max_length, scoring=True) for group in groups]
+        scores = self._measured(groups, Wants(logprobs=False, scores=True))
         self.report_unread()
-        return [None if score is None else float(score) for score in self._measured(groups, encoded, "scores")]
+        return [None if score is None else float(score) for score in scores]
 
-    def _measured(
-        self,
-        groups: Sequence[Group],
-        encoded: Sequence[Encoded | None],
-        what: Literal["logprobs", "scores"],
-        temperature: float = 1.0,
-    ) -> list[Tensor | None]:
+    def _measured(self, groups: Sequence[Group], wants: Wants) -> list[Tensor | None]:
         """One output for every response; None where the prompt does not fit."""
+        encoded = [self.encoder.encode(group, self.base.max_length, scoring=wants.scores) for group in groups]
         fitting = [e for e in encoded if e is not None and e.rows]
-        measured = iter(self.base.measure(self.reference, fitting, what, temperature))
+        role = self.base.role(self.reference)
+        with self.base.progress(f"measuring {self.reference}", len(fitting)) as done:
+            columns = measure(self.model, role, fitting, wants, done)
+        measured = chain.from_iterable(columns.values())
         outputs: list[Tensor | None] = []
         for group, e in zip(groups, encoded, strict=True):
             outputs += [None if e is None else next(measured) for _ in group.responses]
@@ -132,8 +119,7 @@ class RolePolicy:
     def logprobs(self, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
-        encoded = [self.encoder.encode(group, self.base.max_length) for group in groups]
-        measured = self._measured(groups, encoded, "logprobs", temperature)
+        measured = self._measured(groups, Wants(temperature=temperature))
         return [torch.zeros(0) if logprobs is None else logprobs for logprobs in measured]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:
@@ -201,18 +187,19 @@ class RolePolicy:
         fitting = [i for i, length in enumerate(self.prompt_lengths(groups)) if length <= room]
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
         answerable = [groups[i] for i in fitting]
+        request = build_request(
+            self.model,
+            role,
+            self.encoder,
+            answerable,
+            options,
+            seed=seed,
+            path=(),
+            numbers=fitting,
+            samples_per_prompt=samples_per_prompt,
+        )
         with base.progress(f"sampling from {self.reference}", len(fitting) * samples_per_prompt) as done:
-            sampled = sample(
-                self.model,
-                role,
-                self.encoder,
-                answerable,
-                options,
-                done=done,
-                seed=seed,
-                numbers=fitting,
-                samples_per_prompt=samples_per_prompt,
-            )
+            sampled = attach(request, answerable, generate(request, done=done))
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -321,29 +321,14 @@ def measure(
     model: SharedModel,
     role: str,
     groups: Sequence[Encoded],
-    what: Literal["logprobs", "values", "scores"],
-    *,
-    temperature: float = 1.0,
-    done: Callable[[int], None] = lambda groups: None,
-) -> list[Tensor]:
-    """Compute one output of a role for every response, without gradients, as fp32 tensors on the CPU.
-
-    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count; `scores` are []. done: is given
-    the number of groups measured so far.
-    """
-    wants = {"logprobs": Wants(temperature=temperature), "values": Wants(False, values=role),
-             "scores": Wants(False, scores=True)}[what]  # fmt: skip
-    return measure_all(model, role, groups, wants, done).get(what, [])
-
-
-def measure_all(
-    model: SharedModel,
-    role: str,
-    groups: Sequence[Encoded],
-    wants: Wants,
+    wants: Wants = Wants(),
     done: Callable[[int], None] = lambda groups: None,
 ) -> dict[str, list[Tensor]]:
-    """Compute several outputs; see `measure`. A backbone that roles share runs once."""
+    """Compute outputs of a role for every response, without gradients, as fp32 tensors on the CPU; none of no response.
+
+    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count; `scores` are []. A backbone that
+    roles share runs once. done: is given the number of groups measured so far.
+    """
     examples = Examples(list(groups))
 
     @torch.no_grad()

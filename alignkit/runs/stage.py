@@ -387,15 +387,12 @@ class TrainingStage(RunStage, StageContext):
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
         if isinstance(algorithm, ExternalTrainer):
             return Artifact(summary={**call(algorithm, "train", self), "learning_rate": rate})
-        trainer: RolloutTrainer | DatasetTrainer
-        if algorithm.source is Source.ROLLOUTS:
-            trainer = RolloutTrainer(self, algorithm)
-        else:
-            trainer = DatasetTrainer(self, algorithm)
+        trains = RolloutTrainer if algorithm.source is Source.ROLLOUTS else DatasetTrainer
+        trainer = trains(self, algorithm)
         try:
             return Artifact(summary={**trainer.run(), "learning_rate": rate})
         finally:
-            trainer.state.close()
+            trainer.close()
 
 
 class StepStage(RunStage):

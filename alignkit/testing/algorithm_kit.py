@@ -18,7 +18,7 @@ from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Sourc
 from alignkit.batch import Batch, Outputs
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
-from alignkit.models.packing import Examples, measure
+from alignkit.models.packing import Examples, Wants, measure
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
@@ -136,7 +136,9 @@ class AlgorithmCheck:
             column = torch.tensor(rewards, dtype=torch.float64)
             examples.columns |= {"rewards": column, "raw_rewards": column}
         if self.needs.values:
-            examples.token_columns["old_values"] = measure(self.model, VALUE_BEFORE, examples.groups, "values")
+            examples.token_columns["old_values"] = measure(
+                self.model, VALUE_BEFORE, examples.groups, Wants(False, values=VALUE_BEFORE)
+            )["values"]
         return examples
 
     def _selected(self, algorithm: Algorithm, groups: Sequence[Group], rollouts: Examples) -> Examples:
@@ -161,10 +163,10 @@ class AlgorithmCheck:
         encoded = encode_all(self.encoder, groups, LONGEST, turns=turns, scoring=self.scores)
         examples = Examples(encoded)
         if self.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded, "logprobs")
+            examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded)["logprobs"]
         if self.needs.reference_logprobs:
             read = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder).encoded(encoded)
-            examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read, "logprobs")
+            examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read)["logprobs"]
         return examples
 
     # Rules

@@ -13,7 +13,7 @@ from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.kinds import launcher
 from alignkit.models.generate import Generation, generate
-from alignkit.models.packing import measure
+from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.registry import Component
@@ -125,7 +125,7 @@ class EngineCheck:
         rows = []
         for prompt, response, _ in samples:
             rows.append(Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),)))
-        return list(measure(self.model, role, rows, "logprobs", temperature=temperature))
+        return list(measure(self.model, role, rows, Wants(temperature=temperature))["logprobs"])
 
     def _as_in_training(self, which: str, *, role: str = POLICY, temperature: float = 1.0) -> list[Ids]:
         """Compare the log-probabilities that the engine reports with those of the training path; returns responses."""

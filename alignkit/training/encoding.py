@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
-from alignkit.data.group import Group, Message, preview, previews, resolved_pairs, responses_of
+from alignkit.data.group import Group, Message, preview, previews, responses_of
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
 from alignkit.training.context import StageContext
 
@@ -24,18 +23,14 @@ UNKNOWN = 1 / 1000  # of the tokens; more are a warning
 
 
 class StageEncoder:
-    """Encodes groups for one stage. Reasons of rows left out or changed are counted in the summary and told once.
+    """Encodes groups for one stage. Reasons of rows left out or changed are counted in its summary and told once."""
 
-    summary: the stage's.
-    """
-
-    def __init__(self, context: StageContext, algorithm: Algorithm, summary: dict[str, Any]):
-        self.context, self.algorithm, self.summary = context, algorithm, summary
+    def __init__(self, context: StageContext, algorithm: Algorithm):
+        self.context, self.algorithm, self.summary = context, algorithm, context.summary
         self.encoder = context.models.encoder
         self._told: set[str] = set()  # reasons
-        self.max_length = min(context.settings.max_length, context.model.context)
-        if reference := context.settings.reference:  # which reads the same rows
-            self.max_length = min(self.max_length, context.models_of(reference).model.context)
+        reference = context.models_of(context.settings.reference or BASE)  # which reads the same rows
+        self.max_length = min(context.settings.max_length, context.model.context, reference.model.context)
 
     def encode(self, groups: Sequence[Group], turns: str = "", new_tokens: int = 1) -> list[Encoded]:
         """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`; default: the algorithm's.
@@ -102,24 +97,6 @@ class StageEncoder:
         total.update(counts)
         self.summary[key] = dict(total)
 
-    def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """The groups with the responses and pairs that the algorithm needs.
-
-        Others are counted and told, but for those whose pairs the encoder left out, which it has counted.
-        """
-        needs = self.algorithm.needs
-        usable: list[Encoded] = []
-        lost: list[Group] = []
-        for e in encoded:
-            if len(e.rows) >= needs.min_samples and has_signal(e, needs):
-                usable.append(e)
-            elif not (needs.pairs and resolved_pairs(e.group)):
-                lost.append(e.group)
-        if lost:
-            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            self.context.say(f"left out {counted(len(lost), 'row')} without {requirement(needs)}: {previews(lost)}")
-        return usable
-
 
 def compact(encoded: Encoded) -> Encoded:
     """The same in 4 bytes for each number instead of 36: a data set may have a million rows."""
@@ -132,13 +109,6 @@ def has_signal(encoded: Encoded, needs: Needs) -> bool:
     if needs.pairs:
         return bool(encoded.pairs)
     return any(any(row.mask) for row in encoded.rows)
-
-
-def requirement(needs: Needs) -> str:
-    """The part that a row must have so that the algorithm can learn from it."""
-    if needs.pairs:
-        return "a pair of a better and a worse response"
-    return f"{counted(needs.min_samples, 'response')} with a token that counts"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
@@ -197,7 +197,7 @@ class Learner:
         for name, term in terms.items():
             # The global denominator, not this micro-batch's: the shares then add up to one mean, however they are cut.
             unit = name if name in weights else term.per
-            share = weighted_sum(term, batch, weights.get(name)) / totals[unit]
+            share = weighted_sum(term.values, weights[unit]) / totals[unit]
             loss = loss + term.coefficient * share
             sums[name] += float(share.detach())
         sums["loss"] += float(loss.detach())
@@ -228,8 +228,7 @@ class Learner:
         """The denominator of each term: the sum of the weights of its entries in the global batch."""
         totals: dict[str | Per, float] = defaultdict(float)
         for batch in batches:
-            weights = {per: batch.weights(per) for per in Per} | term_weights(self.algorithm, batch)
-            for key, entries in weights.items():
+            for key, entries in term_weights(self.algorithm, batch).items():
                 totals[key] += float(entries.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
         return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
@@ -247,7 +246,7 @@ class Learner:
         for part in self._cuts(examples, lambda: self.model.token_budget)():
             if part.batch.mask.any():
                 logprobs = forward(self.model, self.role, part.examples, Wants()).logprobs
-                loss = -(logprobs * part.batch.weights(Per.TOKEN))[part.batch.mask].sum() / total
+                loss = weighted_sum(-logprobs, part.batch.weights(Per.TOKEN)) / total
                 self.model.passes.backward(auxiliary.weight * loss)
                 nll += float(loss.detach())
         return nll
@@ -294,10 +293,9 @@ class Averages:
 
     def add(self, terms: Mapping[str, Term], batch: Batch) -> None:
         for name, term in terms.items():
-            weight = batch.weights(term.per)
-            counted = (weight > 0) & ~term.values.isnan()
-            self.sums[name] += float((torch.where(counted, term.values, 0.0) * weight).sum())
-            self.totals[name] += float(weight[counted].sum())
+            weights = batch.weights(term.per).masked_fill(term.values.isnan(), 0.0)
+            self.sums[name] += float(weighted_sum(term.values, weights))
+            self.totals[name] += float(weights.sum())
 
     def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
         """The mean of every term with an entry that counts, over the micro-batches of all processes."""
@@ -314,16 +312,17 @@ def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(column) / len(column) for name, column in values.items()}
 
 
-def term_weights(algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None) -> dict[str, Tensor]:
-    """Weights by the name of their term, in its shape."""
-    return dict(call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {})))
+def term_weights(
+    algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None
+) -> dict[str | Per, Tensor]:
+    """Weights by the name of their term, in its shape, or by the unit of terms that have no weights of their own."""
+    own = call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {}))
+    return {per: batch.weights(per) for per in Per} | own
 
 
-def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:
-    """The sum of a term's entries, weighted: []. Entries of weight 0 may be anything, NaN included."""
-    if weights is None:
-        weights = batch.weights(term.per)
-    return (torch.where(weights > 0, term.values, 0.0) * weights).sum()
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """The sum of values times weights: []. Values of weight 0 may be anything, NaN included."""
+    return (torch.where(weights > 0, values, 0.0) * weights).sum()
 
 
 HIDDEN_SIZE = 576
@@ -342,26 +341,23 @@ def schedule(settings: Settings, rate: float, step: int, total: int, part: float
     return factor_of(settings.lr_scheduler_type, step=step, total=total, warmup=warmup, rate=rate)
 
 
-def share_of(total: int, size: int, index: int) -> slice:
-    """Place `index` of ceil(total / size) nearly equal parts of `total` entries.
+def minibatch(
+    examples: Examples, units: Sequence[Sequence[int]], order: Sequence[int], size: int, index: int
+) -> Examples:
+    """Batch `index` of ceil(units / size) nearly equal ones, of at most `size` units of groups, in an order of units.
 
-    Full parts and a remainder would make one entry as large a step as `size` of them, because a loss is a mean.
+    Full batches and a remainder would make one group as large a step as `size` of them, because a loss is a mean.
     """
-    parts = math.ceil(total / size)
-    return slice(index * total // parts, (index + 1) * total // parts)
+    total, parts = len(order), math.ceil(len(order) / size)
+    chosen = order[index * total // parts : (index + 1) * total // parts]
+    return examples.take([*chain.from_iterable(units[unit] for unit in chosen)])
 
 
-def minibatches(examples: Examples, size: int | None, random: Generator) -> Iterator[Examples]:
-    """Shuffled minibatches of nearly equal size, of at most `size` groups; None: one batch of all.
-
-    Bundles stay whole and count as one group.
-    """
+def minibatches(examples: Examples, size: int, random: Generator) -> list[Examples]:
+    """Shuffled minibatches. Bundles stay whole and count as one group."""
     units = indivisible([encoded.group.bundle for encoded in examples.groups])
     order = random.permutation(len(units)).tolist()
-    size = size or max(1, len(units))
-    for number in range(math.ceil(len(order) / size)):
-        chosen = order[share_of(len(order), size, number)]
-        yield examples.take([*chain.from_iterable(units[unit] for unit in chosen)])
+    return [minibatch(examples, units, order, size, index) for index in range(math.ceil(len(units) / size))]
 
 
 def scaled(rate: float, hidden_size: int, lora: bool) -> float:

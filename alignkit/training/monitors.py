@@ -22,7 +22,7 @@ from alignkit.registry import Component
 from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles, usable_prompts
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 
 
 def look(monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
@@ -38,7 +38,7 @@ class Monitors:
     files: of the stage's samples. metrics: of each iteration, as the monitors saw them.
     """
 
-    def __init__(self, trainer: TrainerState, rewards: Rewards, files: RolloutFiles):
+    def __init__(self, trainer: Trainer, rewards: Rewards, files: RolloutFiles):
         context, settings = trainer.context, trainer.settings
         self.context, self.trainer, self.rewards, self.files = context, trainer, rewards, files
         self.metrics: list[dict[str, Any]] = []

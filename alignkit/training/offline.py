@@ -5,26 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
-from alignkit.data.group import Group
+from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.data.sources import Loaded, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.models.packing import Examples, indivisible
-from alignkit.tokens.encoder import counted
+from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
-from alignkit.training.encoding import requirement
-from alignkit.training.learner import schedule, share_of
+from alignkit.training.encoding import has_signal
+from alignkit.training.learner import minibatch, schedule
 from alignkit.training.sampler import make_sampler
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 
 
-class DatasetTrainer:
+class DatasetTrainer(Trainer):
     """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result.
 
     encoded: the selected data in tokens. units: indices of groups that stay in one batch. draws: the order of the
@@ -32,17 +31,26 @@ class DatasetTrainer:
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
-        self.context, self.settings = context, context.settings
-        loaded = context.load(self.settings.data)
+        loaded = context.load(context.settings.data)
         chosen = context.select(loaded.groups)  # before the algorithm has the state of a checkpoint
-        self.state = TrainerState(context, algorithm)
-        self.algorithm, self.learner = self.state.algorithm, self.state.learner
-        self._prepare(loaded, chosen)
+        super().__init__(context, algorithm)
+        self.encoded = self._examples(chosen)
+        groups = [encoded.group for encoded in self.encoded.groups]
+        call(self.algorithm, "check_data", groups)
+        self.validation = self._validation(loaded)
+        self.units = indivisible([group.bundle for group in groups])
+        self.per_epoch = math.ceil(len(self.units) / self.settings.batch_size)
+        steps = self.per_epoch * self.settings.epochs
+        self.total = min(steps, self.settings.max_steps or steps)
+        self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
+        # A bundle counts for the source of its first group.
+        firsts = [groups[unit[0]] for unit in self.units]
+        self.draws = make_sampler(loaded, firsts, context.seed, context.name, "shuffle")
+        self.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; the summary is for stage.json."""
-        state, context = self.state, self.context
-        state.restore()
+        context = self.context
+        self.restore()
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             try:
@@ -53,39 +61,37 @@ class DatasetTrainer:
             with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in state.summary or not context.collectives.on_rank0(context.adapter.exists):
-            state.save()
-        return state.summary
+        if "best_epoch" not in self.summary or not context.collectives.on_rank0(context.adapter.exists):
+            self.save()
+        return self.summary
 
     # Data
 
-    def _prepare(self, loaded: Loaded, chosen: Sequence[Group]) -> None:
-        self.encoded = self._examples(chosen)
-        call(self.algorithm, "check_data", [encoded.group for encoded in self.encoded.groups])
-        self.validation = self._validation(loaded)
-        groups = [encoded.group for encoded in self.encoded.groups]
-        self.units = indivisible([group.bundle for group in groups])
-        self.per_epoch = math.ceil(len(self.units) / self.settings.batch_size)
-        steps = self.per_epoch * self.settings.epochs
-        self.total = min(steps, self.settings.max_steps or steps)
-        self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
-        # A bundle counts for the source of its first group.
-        firsts = [groups[unit[0]] for unit in self.units]
-        self.draws = make_sampler(loaded, firsts, self.context.seed, self.context.name, "shuffle")
-        self.state.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
-
     def _examples(self, groups: Sequence[Group]) -> Examples:
         """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
-        self.state.encoder.count_read(groups)
-        encoded = self.state.encoder.learnable(self.state.encoder.encode(groups))
-        if not encoded:
+        self.encoder.count_read(groups)
+        needs = self.algorithm.needs
+        part = f"{counted(needs.min_samples, 'response')} with a token that counts"
+        if needs.pairs:
+            part = "a pair of a better and a worse response"
+        usable: list[Encoded] = []
+        lost: list[Group] = []
+        for e in self.encoder.encode(groups):
+            if len(e.rows) >= needs.min_samples and has_signal(e, needs):
+                usable.append(e)
+            elif not (needs.pairs and resolved_pairs(e.group)):  # pairs that the encoder left out, it has counted
+                lost.append(e.group)
+        if lost:
+            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
+            self.context.say(f"left out {counted(len(lost), 'row')} without {part}: {previews(lost)}")
+        if not usable:
             raise DataError(
                 f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-                f"{counted(len(groups), 'row')}: each needs {requirement(self.algorithm.needs)}"
+                f"{counted(len(groups), 'row')}: each needs {part}"
             )
-        examples = Examples(encoded)
-        if self.algorithm.needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"] = self.state.reference_logprobs(encoded)
+        examples = Examples(usable)
+        if needs.reference_logprobs:
+            examples.token_columns["reference_logprobs"] = self.reference_logprobs(usable)
         return examples
 
     def _validation(self, loaded: Loaded) -> Examples | None:
@@ -95,7 +101,7 @@ class DatasetTrainer:
             groups += held_out
             prompts = set(map(prompt_key, loaded.groups))
             if known := sum(prompt_key(group) in prompts for group in held_out):
-                self.state.summary["validation_trained_on"] = known
+                self.summary["validation_trained_on"] = known
                 self.context.say(
                     f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is "
                     "trained on, so the lowest validation loss may be the one of the epoch that remembers most"
@@ -107,29 +113,23 @@ class DatasetTrainer:
     def _step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""
         step, began = self.learner.steps, time.monotonic()
-        batch = self._batch_at(step)
+        # Only the step decides, so that a resumed run learns from the same batches.
+        epoch, index = divmod(step, self.per_epoch)
+        batch = minibatch(self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index)
         factor = schedule(self.settings, self.learner.peak_rate, step, self.total)
         metrics: dict[str, Any] = self.learner.step(batch, factor)
         metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (time.monotonic() - began)
         metrics["epoch"] = (step + 1) / self.per_epoch
         return metrics
 
-    def _batch_at(self, step: int) -> Examples:
-        """The batch of a step: a slice of its epoch's order."""
-        # Only the step decides, so that a resumed run learns from the same batches.
-        epoch, index = divmod(step, self.per_epoch)
-        order = self.draws.epoch(epoch)
-        chosen = order[share_of(len(order), self.settings.batch_size, index)]
-        return self.encoded.take([*chain.from_iterable(self.units[unit] for unit in chosen)])
-
     def _after(self, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
         steps = self.learner.steps
-        self.state.log(steps, metrics)
+        self.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
         if steps % self.per_epoch == 0 or steps == self.total:
             epoch = math.ceil(steps / self.per_epoch)
-            self.state.keep_version(epoch)
+            self.keep_version(epoch)
             if self.validation is not None:
                 self._validate(epoch, self.validation)
             # After validating, so that a resumed run knows the best loss and does not measure it again.
@@ -139,17 +139,17 @@ class DatasetTrainer:
 
     def _checkpoint(self) -> None:
         steps = self.learner.steps
-        self.state.checkpoint(steps, f"step {steps} of {self.total}")
+        self.checkpoint(steps, f"step {steps} of {self.total}")
 
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""
         metrics = self.learner.evaluate(validation)
-        self.state.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        self.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.context.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
-        best = self.state.summary.get("validation", {"loss": math.inf})
+        best = self.summary.get("validation", {"loss": math.inf})
         if metrics["loss"] < best["loss"]:  # false for NaN
-            self.state.save()
-            self.state.summary |= {"best_epoch": epoch, "validation": metrics}
+            self.save()
+            self.summary |= {"best_epoch": epoch, "validation": metrics}

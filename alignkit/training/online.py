@@ -22,17 +22,16 @@ from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
-from alignkit.models import packing
 from alignkit.models.packing import Examples
 from alignkit.reward import LEARNED_KEY, REWARD_KEY
-from alignkit.tokens.encoder import Encoded, counted
+from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, scores_of, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
-from alignkit.training.stage import TrainerState, groups_kept
+from alignkit.training.stage import Trainer, groups_kept
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
@@ -71,28 +70,26 @@ class Iteration:
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
 
 
-class RolloutTrainer:
+class RolloutTrainer(Trainer):
     """Iterations over prompts: each samples responses with the current policy and learns from them."""
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
-        self.context, self.settings = context, context.settings
-        rollout = self.settings.rollout
+        rollout = context.settings.rollout
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
-        self.state = TrainerState(context, algorithm, rollout.temperature)
-        self.algorithm, self.learner = self.state.algorithm, self.state.learner
+        super().__init__(context, algorithm, rollout.temperature)
         self.rewards = context.scorer(self.settings.reward)
         self.learns = self.rewards.root is not None and self.algorithm.needs.reward  # from it
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
-        self.monitors = Monitors(self.state, self.rewards, self.files)
+        self.monitors = Monitors(self, self.rewards, self.files)
         self.warned = False  # that the sampler is not the policy
         self.importance = getattr(context.stage.engine and context.stage.engine.options, "importance", None)
         episodes = None
         if self.settings.environment is not None:
             episodes = player().episodes_of(context)
-        self.prompts = PromptSource(self.state, episodes)
+        self.prompts = PromptSource(self, episodes)
         # What a checkpoint keeps of each.
-        self.state.parts = {
+        self.parts = {
             "rollouts": self.files,
             "rewards": self.rewards,
             "monitors": self.monitors,
@@ -102,34 +99,29 @@ class RolloutTrainer:
             context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; the summary is for stage.json."""
-        state, iterations = self.state, self.settings.iterations
-        state.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations}
-        first = state.restore()
+        iterations = self.settings.iterations
+        self.summary |= {"prompts": len(self.prompts.prompts), "iterations": iterations}
+        first = self.restore()
         if not first:
             self.files.restore({})
-            state.keep_version(0)
+            self.keep_version(0)
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             if self.monitors.stopped:
                 break
             self.context.should_stop()
             with error_context(f"in iteration {number} of {iterations}"):
-                self._after(self._iterate(number), iterations)
+                metrics = self._iterate(number).metrics
+                self.log(number, metrics)
+                self.context.reporter.advance(number, metrics)
+                self.keep_version(number)
+                if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
+                    self.checkpoint(number, f"iteration {number} of {iterations}")
         if remembered := self.rewards.state():
-            state.summary["combinations"] = remembered
+            self.summary["combinations"] = remembered
         self._report(iterations)
         self.monitors.finish()
-        return state.summary
-
-    def _after(self, iteration: Iteration, iterations: int) -> None:
-        """Log an iteration, keep its version, and write a checkpoint if one is due."""
-        number = iteration.number
-        self.state.log(number, iteration.metrics)
-        self.context.reporter.advance(number, iteration.metrics)
-        self.state.keep_version(number)
-        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
-            self.state.checkpoint(number, f"iteration {number} of {iterations}")
+        return self.summary
 
     # The parts of an iteration, in order
 
@@ -232,8 +224,7 @@ class RolloutTrainer:
         table = iteration.table
         if not table.groups:
             return
-        self.context.reporter.note("measuring")
-        encoded = self.state.encoder.encode(table.groups)
+        encoded = self.encoder.encode(table.groups)
         # Rewards belong to groups by position, so none may be missing.
         if len(encoded) != len(table.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
@@ -250,17 +241,17 @@ class RolloutTrainer:
 
         The KL to the reference is logged even if the algorithm does not need it.
         """
-        roles, needs = self.state.roles, self.algorithm.needs
+        needs = self.algorithm.needs
         each = 1
         if not (needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance):
             # Two passes over every sample cost more than learning the best of each prompt: one response is measured.
             each = max(len(group.responses) for group in iteration.table.groups)
         groups, encoded = iteration.table.groups[::each], examples.groups[::each]
-        measured = self.measured(encoded, roles.values)
+        measured = self.measured(self.role, encoded, values=self.value_role)
         old = [columns[0] for columns in measured]
-        if roles.values is not None:
+        if self.value_role is not None:
             examples.token_columns["old_values"] = [columns[1] for columns in measured]
-        reference = self.state.reference_logprobs(encoded)
+        reference = self.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -271,7 +262,7 @@ class RolloutTrainer:
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
         # Before the first update, equal adapters behind the same prompts differ by rounding only.
-        same = roles.reference_name == roles.start and not self.state.reference_prompts.may_differ
+        same = self.reference_name == self.start and not self.reference_prompts.may_differ
         if same and not self.learner.steps and kl > SAME_ADAPTER:
             raise RunFailed(f"policy and reference begin as the same adapter, but their KL is {kl:.3g} nats")
         self._check_sampler(iteration, sampler_gap(groups, old))
@@ -285,7 +276,7 @@ class RolloutTrainer:
         text = "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
         if gap is not None:
             iteration.metrics["sampler_gap"] = gap
-            rounding = rounding_of(self.state.model)
+            rounding = rounding_of(self.model)
             if gap <= rounding:
                 return
             text = (
@@ -300,20 +291,6 @@ class RolloutTrainer:
         if not (self.warned or stale):
             self.warned = True
             self.monitors.warn([text])
-
-    def measured(self, encoded: Sequence[Encoded], values: str | None = None) -> list[tuple[Tensor, ...]]:
-        """The policy's log-probabilities of each response in order, float32 [tokens], in nats.
-
-        values: a role whose values at the same tokens come second.
-        """
-        state = self.state
-        wants = packing.Wants(values=values, temperature=state.temperature)
-
-        def work(groups: list[Encoded]) -> list[tuple[Tensor, ...]]:
-            outputs = packing.measure_all(state.model, state.roles.trained, groups, wants)
-            return list(zip(*outputs.values(), strict=True))
-
-        return state.measure(encoded, work)
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         rollouts = iteration.examples.batch()
@@ -345,10 +322,9 @@ class RolloutTrainer:
             iteration.metrics["empty_selection"] = 1.0
         learned = False
         for index, (phase, examples) in enumerate(zip(phases, chosen, strict=True)):
-            if examples.groups:
-                learned |= self.learn(iteration, index, phase, examples)
+            learned |= self.learn(iteration, index, phase, examples)
         if not learned:
-            summary = self.state.summary
+            summary = self.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
             summary["idle_reason"] = iteration.skipped or "no sample was selected, or its loss was not finite"
 
@@ -360,7 +336,7 @@ class RolloutTrainer:
         for epoch in range(epochs):
             # Named by phase and epoch: each pass has an order of its own, the same after a resume.
             stream = seeds.stream(self.context.seed, self.context.name, "minibatch", iteration.number, index, epoch)
-            batches = list(minibatches(examples, self.settings.batch_size, stream))
+            batches = minibatches(examples, self.settings.batch_size, stream)
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
@@ -382,12 +358,11 @@ class RolloutTrainer:
         if all(id(group) in index_of for group in phase.groups):
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
         else:  # groups that `select` created, which have no reward and no signal
-            examples = Examples(self.state.encoder.encode(phase.groups))
+            examples = Examples(self.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
-                examples.token_columns["reference_logprobs"] = self.state.reference_logprobs(examples.groups)
+                examples.token_columns["reference_logprobs"] = self.reference_logprobs(examples.groups)
             if self.algorithm.needs.old_logprobs:
-                old = [columns[0] for columns in self.measured(examples.groups)]
-                examples.token_columns["old_logprobs"] = old
+                examples.token_columns["old_logprobs"] = self.logprobs(self.role, examples.groups)
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
         needs = self.algorithm.needs
         return examples.take([index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)])
@@ -396,11 +371,10 @@ class RolloutTrainer:
 
     def _report(self, iterations: int) -> None:
         """Say how many iterations learned nothing. Raises RunFailed if none of them learned anything."""
-        summary = self.state.summary
-        idle = summary.get("idle_iterations", 0)
+        idle = self.summary.get("idle_iterations", 0)
         if not idle:
             return
-        why = summary["idle_reason"]
+        why = self.summary["idle_reason"]
         fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {why}"
         if idle == iterations:
             raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.models.generate import attach, build_request, generate
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 
 
 class Request:
@@ -23,7 +23,7 @@ class Request:
 
     def __init__(
         self,
-        state: TrainerState,
+        state: Trainer,
         prompts: Sequence[Group],
         samples: int,
         path: tuple[str | int, ...],
@@ -59,8 +59,8 @@ class Request:
             self.asked = episodes.begin(self.asked, samples, self.number, numbers)
         self.request = build_request(
             state.model,
-            state.roles.trained,
-            state.models.encoder,
+            state.role,
+            state.context.models.encoder,
             self.asked,
             state.settings.rollout,
             seed=self.context.seed,

@@ -23,10 +23,10 @@ from alignkit.training.context import StageContext
 from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import make_sampler
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 
 
-def usable_prompts(state: TrainerState, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
+def usable_prompts(state: Trainer, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
     context = state.context
     new_tokens = context.settings.rollout.max_new_tokens
@@ -49,7 +49,7 @@ class PromptSource:
     writes ahead.
     """
 
-    def __init__(self, trainer: TrainerState, episodes: Any):
+    def __init__(self, trainer: Trainer, episodes: Any):
         """episodes: of the stage's environment."""
         self.trainer, self.context, self.episodes = trainer, trainer.context, episodes
         settings = self.context.settings

@@ -1,4 +1,4 @@
-"""The parts that both kinds of training stage share: roles, encoder, learner, checkpoints, metrics, summary."""
+"""What both kinds of training stage share: roles, encoder, learner, checkpoints, metrics, summary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,7 +19,8 @@ from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.io.results import damage_of, manifest, write_record
-from alignkit.models.shared_model import HeadKind
+from alignkit.models.packing import Wants, measure
+from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
@@ -28,7 +29,6 @@ from alignkit.training.learner import Learner
 from alignkit.training.sampler import auxiliary_loss
 
 FILE = "checkpoint.safetensors"
-T = TypeVar("T")
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -86,27 +86,6 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-class StageRoles:
-    """Adds the stage's roles to the shared model, and names them.
-
-    trained: the policy or reward model. start, reference_name: as the recipe names them. values: the value function's
-    role, if the algorithm needs one.
-    """
-
-    def __init__(self, context: StageContext, algorithm: Algorithm):
-        models, settings = context.models, context.settings
-        context.model.seed = seeds.number(context.seed, context.name, "init")
-        self.start = settings.from_ or models.name
-        self.trained = f"{context.name}~new"
-        head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
-        context.model.add_role(self.trained, start=models.role(self.start), head=head)
-        self.reference_name = settings.reference or self.start
-        context.models_of(self.reference_name).role(self.reference_name)  # loads it
-        self.values = None
-        if algorithm.needs.values:
-            self.values = add_value_role(context, algorithm.needs, self.trained)
-
-
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str:
     """Add the value function's role; returns its name.
 
@@ -135,32 +114,39 @@ def groups_kept(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if call(algorithm, "keep_group", group)]
 
 
-class TrainerState:
-    """A stage that is ready to train, from its last checkpoint if it has one.
+class Trainer:
+    """Base class of what trains a stage, from its last checkpoint if it has one.
 
-    saved: that checkpoint's state, until it is restored. parts: what a checkpoint keeps in addition to weights and
-    optimizer, objects with `state()` and `restore(state)` by name. summary: for stage.json. reference_models: those on
-    the model that the reference is, or is on. kept: the folder of versions. keeps: whether it keeps any.
+    start, reference_name: as the recipe names them. role: of the policy or reward model that learns. value_role: of the
+    value function, if the algorithm needs one. reference_role: on the reference's own model. reference_models: those on
+    the model that the reference is, or is on. saved: the checkpoint's state, until it is restored. parts: what a
+    checkpoint keeps in addition to weights and optimizer, objects with `state()` and `restore(state)` by name. summary:
+    for stage.json. kept: the folder of versions. keeps: whether it keeps any.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
         """temperature: of the policy's distributions; rollouts are learned at the temperature they were sampled at."""
-        self.context, self.settings = context, context.settings
-        self.kept, self.keeps = context.folder / "kept", context.settings.keep_versions
-        self.models, self.model = context.models, context.model
-        self.algorithm, self.temperature = algorithm, temperature
-        self.summary = context.summary
-        self.encoder = StageEncoder(context, self.algorithm, self.summary)
-        self.roles = StageRoles(context, algorithm)
-        self.reference_models = context.models_of(self.roles.reference_name)
-        theirs, where = self.reference_models, f"stage '{context.name}': "
+        self.context, self.settings, self.algorithm = context, context.settings, algorithm
+        self.kept, self.keeps = context.folder / "kept", self.settings.keep_versions
+        self.model, self.summary = context.model, context.summary
+        self.encoder = StageEncoder(context, algorithm)
+        self.model.seed = seeds.number(context.seed, context.name, "init")
+        self.start = self.settings.from_ or context.models.name
+        self.role = f"{context.name}~new"
+        head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
+        self.model.add_role(self.role, start=context.models.role(self.start), head=head)
+        self.reference_name = self.settings.reference or self.start
+        theirs = self.reference_models = context.models_of(self.reference_name)
+        self.reference_role = theirs.role(self.reference_name)
+        self.value_role = add_value_role(context, algorithm.needs, self.role) if algorithm.needs.values else None
+        where = f"stage '{context.name}': "
         self.reference_prompts = ReferencePrompts(algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where)
         self.learner = Learner(
             self.model,
-            self.algorithm,
+            algorithm,
             self.settings,
-            self.roles.trained,
-            self.roles.values,
+            self.role,
+            self.value_role,
             temperature,
             auxiliary_loss(context, self.encoder),
             context.collectives,
@@ -170,7 +156,11 @@ class TrainerState:
         for base, state in self.saved.get("memory", {}).items():
             context.bases()[base].model.memory.restore(state)
         self.metrics = context.metrics(self.saved.get("metrics_bytes", 0))
-        context.say(f"from '{self.roles.start}', reference '{self.roles.reference_name}'")
+        context.say(f"from '{self.start}', reference '{self.reference_name}'")
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; the summary is for stage.json."""
+        raise NotImplementedError
 
     def restore(self) -> int:
         """Continue from the checkpoint, with its summary, which has this start's counts, and every part's state.
@@ -203,19 +193,31 @@ class TrainerState:
         path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, state))
         self.context.notify("checkpoint_saved", path=str(path))
 
-    def measure(self, encoded: Sequence[Encoded], work: Callable[[list[Encoded]], Sequence[T]]) -> list[T]:
-        """What `work` measures of each response, in order; each process does its share."""
-
-        def measured(own: Sequence[int]) -> Sequence[T]:
-            return work([encoded[index] for index in own])
-
-        return self.context.collectives.map_sharded([len(group.rows) for group in encoded], measured)
-
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
-        """The reference's log-probabilities of each response, behind the prompts that it reads: see `measure`."""
+        """The reference's log-probabilities, of the prompts that it reads."""
         read = self.reference_prompts.encoded(encoded)
-        models, name = self.reference_models, self.roles.reference_name
-        return self.measure(read, lambda groups: models.measure(name, groups, temperature=self.temperature))
+        return self.logprobs(self.reference_role, read, self.reference_models.model)
+
+    def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
+        """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
+        return [columns[0] for columns in self.measured(role, encoded, model)]
+
+    def measured(
+        self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None, values: str | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """For each response its log-probabilities, and its values at the same tokens if a role has any.
+
+        Each process does its share.
+        """
+        wants = Wants(values=values, temperature=self.learner.temperature)
+
+        def work(own: Sequence[int]) -> list[tuple[Tensor, ...]]:
+            groups = [encoded[index] for index in own]
+            with self.context.reporter.progress("measuring", len(groups)) as done:
+                columns = measure(model or self.model, role, groups, wants, done)
+            return list(zip(*columns.values(), strict=True))
+
+        return self.context.collectives.map_sharded([len(group.rows) for group in encoded], work)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write metrics and notify the event hooks."""
@@ -233,12 +235,12 @@ class TrainerState:
 
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""
-        role, network = self.roles.trained, self.model.passes.copied(self.roles.trained)
+        role, network = self.role, self.model.passes.copied(self.role)
         self.context.collectives.on_rank0(lambda: self.model.save(role, folder or self.context.adapter, network))
 
     def close(self) -> None:
         self.context.reporter.stop()
-        for role in (self.roles.trained, self.roles.values):
+        for role in (self.role, self.value_role):
             if role is not None:
                 self.model.drop_role(role)
         self.metrics.sync()  # last: on a full disk it raises

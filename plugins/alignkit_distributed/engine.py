@@ -355,5 +355,5 @@ def _probe(model: SharedModel) -> dict[str, Any]:
     """A text for `EngineContext`, with its tokens and the base's log-probabilities of them."""
     tokens = tuple(model.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     rest = ResponseTokens(tokens[1:], (True,) * (len(tokens) - 1))
-    (measured,) = measure(model, BASE, [Encoded(Group(()), tokens[:1], (rest,))], "logprobs")
+    (measured,) = measure(model, BASE, [Encoded(Group(()), tokens[:1], (rest,))])["logprobs"]
     return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}

@@ -410,7 +410,7 @@ def test_prompts_have_rooms_of_their_own(tmp_path: Path) -> None:
     for prompt, each, others in zip(prompts, found, plain, strict=True):
         for one, other in zip(each, others, strict=True):
             row = Encoded(Group(()), prompt, (ResponseTokens(one.tokens, (True,) * len(one.tokens)),))
-            (measured,) = measure(model, "one", [row], "logprobs")
+            (measured,) = measure(model, "one", [row])["logprobs"]
             assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4) and len(other.tokens) == len(one.tokens)
     asked.close()
 

@@ -18,11 +18,11 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lora import MIN_TOKENS
 from alignkit.models import adapters
-from alignkit.models.generate import sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
+from tests.sampled import sample
 
 # Relative and absolute; float32 has 1e-7, and sums over tokens and layers amplify it.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}

@@ -17,12 +17,12 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.matmul import PACKED, PackedWeight, packed_weight_for
 from alignkit.kernels.scoped import setting
-from alignkit.models.generate import sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.gpu import sampling as gpu
+from tests.sampled import sample
 
 pytestmark = [
     pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),

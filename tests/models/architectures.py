@@ -12,12 +12,12 @@ from torch import Tensor
 
 from alignkit import functional as F
 from alignkit.data.group import Group
-from alignkit.models.generate import sample
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from tests.sampled import sample
 
 VOCABULARY = 97
 ENDS = range(1, VOCABULARY, 9)  # a ninth of all tokens end a greedy answer, so rows finish at different steps

@@ -101,16 +101,16 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedMo
 
 def test_measuring_shrinks_too(policy: SharedModel) -> None:
     data = examples(policy)
-    whole = measure(policy, BASE, data.groups, "logprobs")
+    whole = measure(policy, BASE, data.groups)["logprobs"]
     with memory_for(policy, 700):
-        smaller = measure(policy, BASE, data.groups, "logprobs")
+        smaller = measure(policy, BASE, data.groups)["logprobs"]
     for one, other in zip(whole, smaller, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_memory_that_cannot_suffice_is_an_error(policy: SharedModel) -> None:
     with memory_for(policy, 5), pytest.raises(RuntimeError, match="can't allocate"):
-        measure(policy, BASE, examples(policy).groups, "logprobs")
+        measure(policy, BASE, examples(policy).groups)["logprobs"]
 
 
 def test_other_errors_are_not_retried(policy: SharedModel) -> None:
@@ -119,7 +119,7 @@ def test_other_errors_are_not_retried(policy: SharedModel) -> None:
 
     policy.hidden = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        measure(policy, BASE, examples(policy).groups, "logprobs")
+        measure(policy, BASE, examples(policy).groups)["logprobs"]
     assert policy.memory.halvings == 0
 
 

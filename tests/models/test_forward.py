@@ -9,11 +9,11 @@ import torch
 from tiny import encoded_groups, tiny_model
 
 from alignkit.data.group import Group, Response
-from alignkit.models.generate import sample
-from alignkit.models.packing import indivisible, measure
+from alignkit.models.packing import Wants, indivisible, measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
+from tests.sampled import sample
 
 
 @pytest.mark.silent_bug(
@@ -34,9 +34,10 @@ def test_measurements_keep_the_order_of_the_groups(tmp_path: Path) -> None:
     whole = [e for group in groups if (e := encoder.encode(group, 200)) is not None]
     assert [len(unit) for unit in indivisible([e.group.bundle for e in whole])] == [2, 2, 1]
     model.add_role("rm", head="scalar")
+    wanted = {"logprobs": Wants(), "values": Wants(False, values="rm"), "scores": Wants(False, scores=True)}
     for role, what in (("base", "logprobs"), ("rm", "values"), ("rm", "scores")):
-        alone = [row for e in whole for row in measure(model, role, [e], what)]
-        found = measure(model, role, whole, what)
+        alone = [row for e in whole for row in measure(model, role, [e], wanted[what])[what]]
+        found = measure(model, role, whole, wanted[what])[what]
         assert len(found) == len(alone) == 10
         for a, b in zip(found, alone, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -61,7 +62,7 @@ def test_a_long_pass_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model.should_stop = stop
     with pytest.raises(Enough):
         if what == "measured":
-            measure(model, "base", groups, "logprobs")
+            measure(model, "base", groups)["logprobs"]
         else:
             sampling = Sampling(max_new_tokens=50, min_new_tokens=40)
             sample(model, "base", Encoder(model.tokenizer), [e.group for e in groups], sampling, seed=0)

@@ -100,7 +100,7 @@ def check_steps(policy: SharedModel, folder: Path) -> None:
     nll.backward()
     check_gradients(policy, model)
 
-    examples.token_columns["reference_logprobs"] = measure(policy, BASE, examples.groups, "logprobs")
+    examples.token_columns["reference_logprobs"] = measure(policy, BASE, examples.groups)["logprobs"]
     dpo = learner(policy, "dpo", beta=BETA).step(examples, 0.0)
     with torch.no_grad(), model.disable_adapter():
         reference = sums(model, examples)
@@ -150,7 +150,7 @@ def test_merged_mixtures_have_the_same_logits(name: str, tmp_path: Path) -> None
     groups = ragged()
     wanted = torch.cat([logprobs_alone(merged, g.prompt, row.tokens) for g in groups for row in g.rows])
     for role in ("new", "again"):
-        torch.testing.assert_close(torch.cat(measure(policy, role, groups, "logprobs")), wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.cat(measure(policy, role, groups)["logprobs"]), wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from architectures import load, make, questions, ragged
 
-from alignkit.models.generate import sample
 from alignkit.models.packing import measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoder
+from tests.sampled import sample
 
 
 def mixed(folder: Path, name: str = "Llama") -> SharedModel:
@@ -53,7 +53,7 @@ def test_samples_have_the_log_probabilities_that_training_measures(tmp_path: Pat
     encoder = Encoder(model.tokenizer)
     groups = sample(model, "new", encoder, questions(4), Sampling(max_new_tokens=8), samples_per_prompt=2, seed=0)
     encoded = [found for group in groups if (found := encoder.encode(group, 200)) is not None]
-    measured = torch.cat(measure(model, "new", encoded, "logprobs"))
+    measured = torch.cat(measure(model, "new", encoded)["logprobs"])
     responses = [response for group in groups for response in group.responses]
     sampled = torch.tensor([value for response in responses for value in response.logprobs or ()])
     torch.testing.assert_close(sampled, measured, atol=0.03, rtol=0)

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from alignkit.data.group import Group
 from alignkit.models.loading import with_padding
-from alignkit.models.packing import measure
+from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, ResponseTokens
 
 EOS, BOS, LINE_BREAK = 1, 2, 9
+SCORES = Wants(logprobs=False, scores=True)
 PROMPTS = [(4, 5), (7, 6, 5), (4,)]
 RESPONSES = [tokens(5, 1), tokens(2, 2), tokens(8, 3)]
 ENDS = {"end of turn": (EOS,), "line break": (EOS, LINE_BREAK)}
@@ -101,9 +102,9 @@ def test_strangers_read_the_same_score(
     policy = reward_model(base(tmp_path / "base", padding, has_pad_token), lora)
     policy.save("reward", tmp_path / "reward")
     groups = rows(ENDS[end])
-    wanted = torch.stack(measure(policy, "reward", groups, "scores")).tolist()
+    wanted = torch.stack(measure(policy, "reward", groups, SCORES)["scores"]).tolist()
     policy.add_role("again", start=tmp_path / "reward", head="scalar")
-    assert torch.stack(measure(policy, "again", groups, "scores")).tolist() == pytest.approx(wanted, abs=1e-6)
+    assert torch.stack(measure(policy, "again", groups, SCORES)["scores"]).tolist() == pytest.approx(wanted, abs=1e-6)
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     model = stranger(tmp_path / "reward", lora)
@@ -132,10 +133,10 @@ def test_adapters_of_earlier_versions_are_read_at_the_last_token(tmp_path: Path)
     policy.add_role("old", start=tmp_path / "old", head="scalar")
     policy.roles["reward"].unread = None
     groups = rows((EOS,))
-    found, wanted = (torch.stack(measure(policy, role, groups, "scores")) for role in ("old", "reward"))
+    found, wanted = (torch.stack(measure(policy, role, groups, SCORES)["scores"]) for role in ("old", "reward"))
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     policy.roles["old"].unread = EOS
-    assert not torch.allclose(torch.stack(measure(policy, "old", groups, "scores")), wanted, atol=1e-3)
+    assert not torch.allclose(torch.stack(measure(policy, "old", groups, SCORES)["scores"]), wanted, atol=1e-3)
 
 
 def test_padding_is_a_token_that_ends_no_turn() -> None:

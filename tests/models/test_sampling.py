@@ -19,13 +19,14 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models import generate as row_batch
-from alignkit.models.generate import Generation, generate, sample
+from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.gpu import sampling as gpu
 from alignkit_plugins.gpu.sampling import StaticDecoding
+from tests.sampled import sample
 from tests.training.scripted import choosing
 
 

@@ -123,7 +123,7 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
     models["base"].logprobs(groups)
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows
     models["base"].next_token_logprobs(prompts, ["1", "2"])
-    totals = {"sampling from base": 6, "scores of judge": 3, "logprobs of base": 3, "asking base": 3}
+    totals = {"sampling from base": 6, "measuring judge": 3, "measuring base": 3, "asking base": 3}
     assert {what: done[0] for what, done in shown.items()} == totals
     assert all(done[1:] == sorted({*done[1:], done[0]}) for done in shown.values())  # rises up to the total
     assert len(shown["asking base"]) > 2

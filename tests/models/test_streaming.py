@@ -12,11 +12,11 @@ from tiny import tiny_model
 
 from alignkit import seeds
 from alignkit.data.group import Group, Message
-from alignkit.models.generate import sample
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit_apps.policies.streaming import Answer, answer, until_stop
+from tests.sampled import sample
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from architectures import STATE_SPACES, check_greedy, load, make, questions
 from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
-from alignkit.models.generate import sample
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
+from tests.sampled import sample
 
 
 @pytest.fixture

@@ -369,11 +369,11 @@ def test_chatml_adds_no_words_of_its_own() -> None:
 def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any, Any]) -> None:
     """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length together, unpadded."""
     from alignkit.data.group import Group
-    from alignkit.models.generate import sample
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.sampling import Sampling
     from alignkit.settings import ModelSpec
     from alignkit.tokens.encoder import Encoder
+    from tests.sampled import sample
 
     folder, model, _ = smollm2
     rows = (Path(__file__).parents[2] / "recipes" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()

@@ -104,7 +104,8 @@ def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Te
         weights = algorithm.term_weights(part)
         for name, term in algorithm.loss(part, out).items():
             over = totals[name if name in weights else term.per]
-            total = total + term.coefficient * weighted_sum(term, part, weights.get(name)) / over
+            each = weights.get(name, part.weights(term.per))
+            total = total + term.coefficient * weighted_sum(term.values, each) / over
     return total
 
 

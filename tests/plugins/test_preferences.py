@@ -71,8 +71,8 @@ def total(algorithm: Algorithm, batch: Batch, out: Outputs) -> Tensor:
     weights = algorithm.term_weights(batch)
     loss = torch.zeros((), dtype=torch.float64)
     for name, term in algorithm.loss(batch, out).items():
-        count = weights.get(name, batch.weights(term.per)).sum()
-        loss = loss + term.coefficient * weighted_sum(term, batch, weights.get(name)) / count
+        each = weights.get(name, batch.weights(term.per))
+        loss = loss + term.coefficient * weighted_sum(term.values, each) / each.sum()
     return loss
 
 
@@ -270,7 +270,7 @@ def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalized: 
     out = Outputs(logprobs=rows, entropy=torch.zeros_like(rows))
     term, weights = algorithm.loss(batch, out)["contrast"], algorithm.term_weights(batch)["contrast"]
     same(term.values.sum(), case["expected"]["contrastive_sum"])
-    contrast = weighted_sum(term, batch, weights) / weights.sum()
+    contrast = weighted_sum(term.values, weights) / weights.sum()
     same(contrast, case["expected"]["contrastive_mean"])
     same(torch.autograd.grad(contrast, table)[0], case["expected"]["grad_contrastive_mean"])
 
@@ -621,7 +621,7 @@ def test_a_token_mean_counts_responses_as_often_as_they_are_better(algorithm: Al
         for row, weight in ((better, p), (worse, 1 - p)):
             nll += weight * float(-numbers.logprobs[row][numbers.mask[row]].sum())
             tokens += weight * float(numbers.mask[row].sum())
-    assert float(weighted_sum(term, batch, weights) / weights.sum()) == pytest.approx(nll / tokens, rel=1e-9)
+    assert float(weighted_sum(term.values, weights) / weights.sum()) == pytest.approx(nll / tokens, rel=1e-9)
     # A response that is better in no pair is not learned: 3 loses surely or with p = 0 wins surely.
     assert float(weights[3].sum()) == float(numbers.mask[3].sum()) and not weights[6].any() and not weights[7].any()
 
@@ -652,7 +652,8 @@ def test_cpl_clones_every_segment() -> None:
         "nll"
     ]
     batch = make_batch(mask)
-    assert float(weighted_sum(term, batch, None) / batch.weights(term.per).sum()) == pytest.approx(11 / 5)
+    weights = batch.weights(term.per)
+    assert float(weighted_sum(term.values, weights) / weights.sum()) == pytest.approx(11 / 5)
     assert term.coefficient == 0.5
 
 

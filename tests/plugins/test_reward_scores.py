@@ -17,7 +17,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
 from alignkit.training.learner import Averages
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 from alignkit_plugins.algorithms.reward_scores import GAP, LearnedThresholds, RewardOrdinal, RewardRegression
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -254,16 +254,16 @@ def test_learned_thresholds_survive_an_interruption(tmp_path: Any, monkeypatch: 
         lines = [json.loads(text) for text in (tmp_path / name / "rm/metrics.jsonl").read_text().splitlines()]
         return [{key: line[key] for key in ("step", "loss", "threshold/0", "threshold/1")} for line in lines]
 
-    whole, log = metrics("whole"), TrainerState.log
+    whole, log = metrics("whole"), Trainer.log
 
-    def interrupted(work: TrainerState, step: int, values: dict[str, Any]) -> None:
+    def interrupted(work: Trainer, step: int, values: dict[str, Any]) -> None:
         if step == 4:
             raise KeyboardInterrupt
         log(work, step, values)
 
-    monkeypatch.setattr(TrainerState, "log", interrupted)
+    monkeypatch.setattr(Trainer, "log", interrupted)
     with pytest.raises(KeyboardInterrupt):
         metrics("continued")
-    monkeypatch.setattr(TrainerState, "log", log)
+    monkeypatch.setattr(Trainer, "log", log)
     assert metrics("continued") == whole
     assert len({line["threshold/0"] for line in whole}) > 2

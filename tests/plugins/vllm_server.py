@@ -137,7 +137,7 @@ class FakeVllm:
         choice["logprobs"] = {"token_logprobs": logprobs}
         if "prompt_logprobs" in body:
             rest = ResponseTokens(prompt[1:], (True,) * (len(prompt) - 1))
-            (measured,) = measure(self.model, role, [Encoded(Group(()), prompt[:1], (rest,))], "logprobs")
+            (measured,) = measure(self.model, role, [Encoded(Group(()), prompt[:1], (rest,))])["logprobs"]
             pairs = zip(prompt[1:], measured.tolist(), strict=True)
             choice["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in pairs)]
         return 200, {"model": name, "choices": [self.change(choice)]}

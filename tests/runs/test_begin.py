@@ -90,7 +90,7 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     assert lines[0].startswith("alignkit 0.1.0: short, 2 stages, ")
     assert "sft: stage 1 of 2, sft" in lines and "report: stage 2 of 2, evaluate" in lines
     counted = [line.split(" (")[0] for line in lines]
-    for line in ("sampling from base 1/1", "sampling from sft 1/1", "logprobs of sft 1/1"):
+    for line in ("sampling from base 1/1", "sampling from sft 1/1", "measuring sft 1/1"):
         assert f"report: {line}" in counted
     (tmp_path / "more.yaml").write_text(RECIPE + MORE, encoding="utf-8")
     run_recipe(load_recipe(tmp_path / "more.yaml"), tmp_path / "out")

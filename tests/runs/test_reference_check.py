@@ -25,7 +25,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
 from tests.killed import forked
@@ -179,22 +179,22 @@ def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def work(big: Path, tmp_path: Path) -> Callable[[], TrainerState]:
+def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
     """Starts a stage whose reference is the model `big`, in the folder of an earlier start."""
     run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
     stage = run.stages["student"]
     assert isinstance(stage, TrainingStage)
     stage.folder.mkdir(parents=True)
 
-    def start() -> TrainerState:
+    def start() -> Trainer:
         run.models.enter(())
         run.models.enter(stage.stage.whole_models)
-        return TrainerState(stage, Distillation(Distillation.Options()), TEMPERATURE)
+        return Trainer(stage, Distillation(Distillation.Options()), TEMPERATURE)
 
     return start
 
 
-def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], TrainerState]) -> None:
+def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Trainer]) -> None:
     """Another packing would change the last bits of a resumed run."""
     first = work()
     assert Path(first.reference_models.name).name.startswith("big") and first.model is not first.reference_models.model
@@ -206,7 +206,7 @@ def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Train
     again.close()
 
 
-def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], TrainerState]) -> None:
+def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], Trainer]) -> None:
     """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room in its template."""
     started = work()
     assert started.model.context > 512 and started.encoder.max_length == 512
@@ -216,7 +216,7 @@ def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], Tr
     started.close()
 
 
-def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], TrainerState]) -> None:
+def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], Trainer]) -> None:
     """Models may know more tokens than their tokenizers have, in another number for each size of the model."""
     started = work()
     group = Group(({"role": "user", "content": "hi"},), (Response("x"),))
@@ -229,7 +229,7 @@ def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], TrainerState
 
 
 def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
-    work: Callable[[], TrainerState],
+    work: Callable[[], Trainer],
 ) -> None:
     started = work()
     prompts = started.reference_prompts
@@ -238,6 +238,6 @@ def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
     assert prompts.encoded([raw])[0] is raw and prompts.encoded([chat])[0].prompt == prompts.encoder.prompt(
         chat.group.prompt
     )
-    prompts.encoder = started.models.encoder
+    prompts.encoder = started.context.models.encoder
     assert prompts.encoded([chat])[0] is chat
     started.close()

@@ -200,7 +200,7 @@ def gap(place: Place, groups: list[Group], updates: int) -> float:
     """The largest difference of the samples' log-probabilities from those of the policy after some updates."""
     model, role = policy(place, updates)
     encoded = [row for group in groups if (row := model.encoder().encode(group, 1024)) is not None]
-    measured = measure(model, role, encoded, "logprobs")
+    measured = measure(model, role, encoded)["logprobs"]
     sampled = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
     return max(float((a - b).abs().max()) for a, b in zip(sampled, measured, strict=True))
 

@@ -29,7 +29,7 @@ VALUES = torch.tensor([[1.0, 2.0], [6.0, math.nan]])
 
 
 def test_entries_outside_the_mask_do_not_count() -> None:
-    assert float(weighted_sum(per_token(VALUES), batch())) == 9
+    assert float(weighted_sum(VALUES, batch().weights("token"))) == 9
     assert batch().weights(per_token(VALUES).per).tolist() == [[1, 1], [1, 0]]
 
 
@@ -68,7 +68,9 @@ def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
     term = {"length": per_response(torch.tensor([4.0, math.nan]))}
     metrics = Averages()
     metrics.add(term, batch())
-    assert metrics.means() == {"length": 4.0} and math.isnan(float(weighted_sum(term["length"], batch())))
+    assert metrics.means() == {"length": 4.0} and math.isnan(
+        float(weighted_sum(term["length"].values, batch().weights("response")))
+    )
 
 
 def test_metrics_of_steps_are_averaged_over_those_that_have_them() -> None:

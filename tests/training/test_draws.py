@@ -172,7 +172,7 @@ def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     take, stopped = offline.DatasetTrainer._step, []
 
     def once(self: Any) -> Any:
-        if self.state.learner.steps == 7 and not stopped:
+        if self.learner.steps == 7 and not stopped:
             stopped.append(True)
             raise RunFailed("killed")
         return take(self)

@@ -18,7 +18,7 @@ from alignkit.data.group import Group
 from alignkit.models import generate as generate_module
 from alignkit.runs.run import Run
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.models.tiny import _tokenizer
 
@@ -181,15 +181,15 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest
     whole.execute()
     (tmp_path / "killed").mkdir()
     killed = run_of(tmp_path / "killed", Dice, iterations=3)
-    original, saves = TrainerState.checkpoint, iter(range(10))
+    original, saves = Trainer.checkpoint, iter(range(10))
 
-    def stop(self: TrainerState, *arguments: Any, **named: Any) -> None:
+    def stop(self: Trainer, *arguments: Any, **named: Any) -> None:
         original(self, *arguments, **named)
         if next(saves) == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainerState, "checkpoint", stop)
+        patch.setattr(Trainer, "checkpoint", stop)
         killed.execute()
     again = run_of(tmp_path / "killed", Dice, iterations=3)
     again.execute()

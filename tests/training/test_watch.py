@@ -18,7 +18,7 @@ from alignkit.plugins import load_plugins
 from alignkit.registry import Component, Registration
 from alignkit.training.monitors import Monitors, look
 from alignkit.training.rollouts import RolloutFiles
-from alignkit.training.stage import TrainerState
+from alignkit.training.stage import Trainer
 from alignkit_monitors.estimates import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,7 +183,7 @@ def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
 
 def test_weights_that_are_gone_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(History, "fell", lambda self: True)
-    monkeypatch.setattr(TrainerState, "keep_version", lambda self, number: None)
+    monkeypatch.setattr(Trainer, "keep_version", lambda self, number: None)
     with pytest.raises(RunFailed, match=r"the weights to go back to are gone(.*\n)*help: delete"):
         online(tmp_path, Watched(), monitors=STOPS, **KEYS)
 
