@@ -119,7 +119,7 @@ class RolloutTrainer(Trainer):
                     self.checkpoint(number, f"iteration {number} of {iterations}")
         if remembered := self.rewards.state():
             self.summary["combinations"] = remembered
-        self._report(iterations)
+        self._report()
         self.monitors.finish()
         return self.summary
 
@@ -369,14 +369,15 @@ class RolloutTrainer(Trainer):
 
     # The end
 
-    def _report(self, iterations: int) -> None:
+    def _report(self) -> None:
         """Say how many iterations learned nothing. Raises RunFailed if none of them learned anything."""
         idle = self.summary.get("idle_iterations", 0)
         if not idle:
             return
         why = self.summary["idle_reason"]
-        fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {why}"
-        if idle == iterations:
+        tried = self.summary["iterations"] - bool(self.monitors.stopped)  # what a monitor stops has not learned yet
+        fact = f"{idle} of {counted(tried, 'iteration')} had nothing to learn from. Last reason: {why}"
+        if idle == tried:
             raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")
         self.context.say(fact)
 
