@@ -139,7 +139,7 @@ def device_of(name: str) -> torch.device:
         return capabilities.default_device()
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise RunFailed(f"'device: {name}': {reason_of(error)}\nhelp: 'device: auto' takes what there is") from error
     return torch.device(name)
 
