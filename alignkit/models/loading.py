@@ -327,6 +327,13 @@ def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
     return model
 
 
+def has_classifier(config: Any) -> bool:
+    """Whether transformers has a classifier of a model's family, as which `scorer` is saved."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+
 def saved_head(folder: Path) -> Tensor:
     """Read the scalar head [1, hidden], fp32, of a saved reward model."""
     for file in sorted(folder.glob("*.safetensors")):
