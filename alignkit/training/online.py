@@ -200,7 +200,10 @@ class RolloutTrainer(Trainer):
         left_out: Counter[str] = Counter()
         for name, chooser in self.filters:
             kept = [*compress(groups, filter_mask(chooser, groups))]
-            left_out[f"filtered/{name}"] += len(groups) - len(kept)
+            key = f"filtered/{name}"
+            if key in left_out:
+                key += f"_{len(left_out) + 1}"  # its place among the filters
+            left_out[key] = len(groups) - len(kept)
             groups = kept
         kept = groups_kept(self.algorithm, groups)
         if len(kept) < len(groups):
