@@ -52,6 +52,12 @@ MODEL = (
         PATH + ": bfloat16 weights would lose most updates at the learning rates of fine-tuning",
         "leave 'dtype' out and write 'mixed_precision: bf16', or train a LoRA adapter",
     ),
+    Rule(
+        "mixed_precision",
+        lambda x: x.mixed_precision != "none" and x.lora is not None,
+        PATH + ": a LoRA adapter multiplies in the dtype of the base, which learns nothing",
+        "write 'dtype: bfloat16' instead, or train all weights with 'lora: none'",
+    ),
 )
 
 # --- a training stage, whose plugin is `{x.registration.name}`

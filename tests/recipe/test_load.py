@@ -490,6 +490,7 @@ extra: 1
         ),
         (["stages.first.data=gone"], "no such file: gone", "stages.first.data=gone"),
         (["model.lora=none", "model.quantization=nf4"], "nf4 weights cannot be trained", "model.quantization=nf4"),
+        (["model.mixed_precision=bf16"], "adapter multiplies in the dtype of the base", "model.mixed_precision=bf16"),
         (["model.quantization=nf5"], "got 'nf5'", "model.quantization=nf5"),
         (["model.lora={r: 4, fp: 1}"], "unknown key 'fp'", "model.lora={r: 4, fp: 1}"),
         (["mdoel.base=tiny"], "unknown key 'mdoel'", "mdoel.base=tiny"),
