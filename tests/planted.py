@@ -70,8 +70,8 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         REQUESTS,
-        "            state.role,",
-        "            state.reference_role,",
+        "            trainer.role,",
+        "            trainer.reference_role,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
