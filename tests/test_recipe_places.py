@@ -50,11 +50,13 @@ def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, capsys: 
     assert "has another tokenizer" in err and place == "./b"
 
 
-def test_a_device_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path, {"student": SFT}, model=SMALL | {"device": "cuda:99"})
+@pytest.mark.parametrize("device", ["cuda:99", "hpu"])
+def test_a_device_that_is_not_here(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a kind that this torch knows, or that a package brings."""
+    path = written(tmp_path, {"student": SFT}, model=SMALL | {"device": device})
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
-    assert "'device: cuda:99'" in err and f"{path}:" in err
+    assert f"'device: {device}': " in err and "help: 'device: auto'" in err and f"{path}:" in err
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

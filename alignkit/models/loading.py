@@ -139,7 +139,7 @@ def device_of(name: str) -> torch.device:
         return capabilities.default_device()
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise RunFailed(f"'device: {name}': {reason_of(error)}\nhelp: 'device: auto' takes what there is") from error
     return torch.device(name)
 
@@ -325,6 +325,13 @@ def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
     backbone(model).load_state_dict(backbone(network).state_dict())
     model.score.weight.data.copy_(head)
     return model
+
+
+def has_classifier(config: Any) -> bool:
+    """Whether transformers has a classifier of a model's family, as which `scorer` is saved."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 
 def saved_head(folder: Path) -> Tensor:

@@ -54,6 +54,7 @@ def run_recipe(
         try:
             run.execute()
         except BaseException as raised:
+            error = raised  # also if a signal ends the next line, which may wait for others
             collectives.fail(raised)
             error = with_help(raised, run.stage_name)
             run.reporter.log.write(message_of(error))  # whoever called prints it

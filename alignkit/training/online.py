@@ -121,7 +121,7 @@ class RolloutTrainer(Trainer):
                     self.checkpoint(number, f"iteration {number} of {iterations}")
         if remembered := self.rewards.state():
             self.summary["combinations"] = remembered
-        self._report(iterations)
+        self._report()
         self.monitors.finish()
         return self.summary
 
@@ -203,7 +203,10 @@ class RolloutTrainer(Trainer):
         left_out: Counter[str] = Counter()
         for name, chooser in self.filters:
             kept = [*compress(groups, filter_mask(chooser, groups))]
-            left_out[f"filtered/{name}"] += len(groups) - len(kept)
+            key = f"filtered/{name}"
+            if key in left_out:
+                key += f"_{len(left_out) + 1}"  # its place among the filters
+            left_out[key] = len(groups) - len(kept)
             groups = kept
         kept = groups_kept(self.algorithm, groups)
         if len(kept) < len(groups):
@@ -372,14 +375,15 @@ class RolloutTrainer(Trainer):
 
     # The end
 
-    def _report(self, iterations: int) -> None:
+    def _report(self) -> None:
         """Say how many iterations learned nothing. Raises RunFailed if none of them learned anything."""
         idle = self.summary.get("idle_iterations", 0)
         if not idle:
             return
         why = self.summary["idle_reason"]
-        fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {why}"
-        if idle == iterations:
+        tried = self.summary["iterations"] - bool(self.monitors.stopped)  # what a monitor stops has not learned yet
+        fact = f"{idle} of {counted(tried, 'iteration')} had nothing to learn from. Last reason: {why}"
+        if idle == tried:
             raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")
         self.context.say(fact)
 

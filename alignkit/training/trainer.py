@@ -19,6 +19,7 @@ from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.io.results import damage_of, manifest, write_record
+from alignkit.models.loading import has_classifier
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
@@ -133,13 +134,18 @@ class Trainer:
         self.model.seed = seeds.number(context.seed, context.name, "init")
         self.start = self.settings.from_ or context.models.name
         self.role = f"{context.name}~new"
+        where = f"stage '{context.name}': "
         head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
+        if head == "scalar" and self.model.adapters is None and not has_classifier(self.model.model.config):
+            raise RunFailed(
+                f"{where}a reward model of all weights is saved as a classifier, and transformers has none for "
+                f"{self.model.model.config.model_type}\nhelp: train an adapter instead, by options of 'model.lora'"
+            )
         self.model.add_role(self.role, start=context.models.role(self.start), head=head)
         self.reference_name = self.settings.reference or self.start
         theirs = self.reference_models = context.models_of(self.reference_name)
         self.reference_role = theirs.role(self.reference_name)
         self.value_role = add_value_role(context, algorithm.needs, self.role) if algorithm.needs.values else None
-        where = f"stage '{context.name}': "
         self.reference_prompts = ReferencePrompts(algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where)
         self.learner = Learner(
             self.model,

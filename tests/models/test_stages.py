@@ -63,6 +63,30 @@ def write_recipe(folder: Path, name: str) -> Path:
     return folder / "recipe.yaml"
 
 
+@pytest.mark.parametrize("name", ["Gemma4Text", "Llama"])
+def test_a_family_without_a_classifier_is_refused_before_a_reward_model_of_all_weights_trains(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what is saved as one: the value function of PPO is not."""
+    recipe = str(write_recipe(tmp_path, name))
+    (tmp_path / "odd.py").write_text("def odd(completions):\n    return [sum(c.encode()) % 7 for c in completions]\n")
+    reward = f'stages.ppo.reward={{"python": {{"path": "{tmp_path / "odd.py"}", "function": "odd"}}}}'
+    without = ["~stages.dpo", "~stages.report", "model.lora=none", reward]
+    command = ["run", recipe, "--out", str(tmp_path / "out"), *without, "~stages.liked"]
+    assert main(command) == 0
+    capsys.readouterr()
+    command[-1] = "~stages.ppo"
+    refused = name == "Gemma4Text"
+    assert main(command) == int(refused)
+    said = " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "out" / "liked" / "checkpoints").exists() is False
+    text = (
+        "error: stage 'liked': a reward model of all weights is saved as a classifier, and transformers has none for "
+        "gemma4_text help: train an adapter instead"
+    )
+    assert (text in said) == refused
+
+
 STOPPER = """
 import os
 from alignkit import hookimpl

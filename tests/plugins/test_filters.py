@@ -194,6 +194,17 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path) -> N
     assert total["spread"] > 0 and total["even"] > 0
 
 
+def test_filters_of_one_name_are_counted_by_their_places(tmp_path: Path) -> None:
+    filters = [{"reward_range": {"low": 0.4}}, {"reward_range": {"high": 1.4}}]
+    lines = run(tmp_path, filters)
+    for number, line in enumerate(lines, 1):
+        groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
+        means = [sum(response.reward for response in group.responses) / 2 for group in groups]
+        assert line["filtered/reward_range"] == sum(mean < 0.4 for mean in means)
+        assert line["filtered/reward_range_2"] == sum(mean > 1.4 for mean in means)
+    assert any(line["filtered/reward_range"] and line["filtered/reward_range_2"] for line in lines)
+
+
 def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
     """The files have all samples; what a filter leaves out is not learned from later, either."""
     first, second = run(tmp_path, ["even"], algorithm="replays")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from alignkit import RunFailed, cli
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.runs.run import Run, run_recipe
 from alignkit.runs.services import begin
+from alignkit.training.collectives import Collectives
 
 RECIPE = """
 name: short
@@ -116,6 +119,24 @@ def test_an_error_names_the_step_or_the_iteration(
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 1
     assert capsys.readouterr().err.endswith(f"error: it failed\n  {place}\n")
     assert logged(recipe.parent / "out")[-2:] == ["error: it failed", f"  {place}"]
+
+
+def test_a_run_that_failed_and_is_killed_while_it_tells_others_is_not_done(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waits(Collectives):
+        def fail(self, error: BaseException) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "execute", lambda self: failed())
+    out = recipe.parent / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(load_recipe(recipe), out, collectives=Waits())
+    assert json.loads((out / "starts.jsonl").read_text(encoding="utf-8").splitlines()[-1])["outcome"] == "failed"
+
+
+def failed() -> None:
+    raise RunFailed("it failed")
 
 
 def logged(folder: Path) -> list[str]:

@@ -278,6 +278,23 @@ def test_what_a_monitor_may_say(monitor: Any, error: type[Exception] | None, tex
         online(tmp_path, Watched(), monitors=[monitor], **KEYS)
 
 
+@pytest.mark.usefixtures("counts")
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_stage_that_is_stopped_before_it_learned_anything_fails(
+    kept: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the iterations that a monitor let learn: the one that it ends is neither idle nor planned any more."""
+    watched = Watched()
+    watched.keep = lambda group: len(watched.seen) < kept
+    keys: dict[str, Any] = {**KEYS, "monitors": [{"counts": {"most": 3}}]}
+    if kept:
+        assert online(tmp_path, watched, **keys).summary["iterations"] == 3
+        assert "1 of 2 iterations had nothing to learn from" in " ".join(capsys.readouterr().err.split())
+        return
+    with pytest.raises(RunFailed, match="2 of 2 iterations had nothing to learn from"):
+        online(tmp_path, watched, **keys)
+
+
 def test_a_monitor_goes_back_and_not_forward() -> None:
     class Late(Monitor):
         def look(self, iteration: int, groups: Any, metrics: Any) -> Observation:
