@@ -61,8 +61,7 @@ class Context:
 
 
 class Reward(WithOptions):
-    """Base class of a reward: scores responses. It must be pure: a response that is scored again, as after a resume, gets
-    the same score.
+    """Base class of a reward: scores responses. It must be pure, because a resumed run may score a response again.
 
     Attributes:
         may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so that a sum leaves

@@ -97,7 +97,7 @@ class RolloutTrainer(Trainer):
         }
         if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens):
             context.say(
-                "top_p, top_k and min_new_tokens leave tokens out of samples, but ratios and KL are of all tokens, thus biased"
+                "top_p, top_k and min_new_tokens leave tokens out of samples; ratios and KL are of all, and thus biased"
             )
 
     def run(self) -> dict[str, Any]:
