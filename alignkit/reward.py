@@ -61,7 +61,7 @@ class Context:
 
 
 class Reward(WithOptions):
-    """Base class of a reward: scores responses. It must be pure, because scores are cached.
+    """Base class of a reward: scores responses. It must be pure, because a resumed run may score a response again.
 
     Attributes:
         may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so that a sum leaves
@@ -131,7 +131,8 @@ class CombinedReward:
 class RewardCombination(WithOptions):
     """Base class of a combination: several rewards become one number per response, over the whole iteration's batch.
 
-    `combine` is called once an iteration, with the parts' raw scores. A combination that only adds and multiplies also
+    `combine` is called with the parts' raw scores of all samples of an iteration. If samples are added, it is called
+    again, with the state from before the iteration. A combination that only adds and multiplies also
     defines `total`, and may then have whitened parts. A recipe with a whitened part in any other one is refused.
 
     Attributes:

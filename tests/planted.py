@@ -28,7 +28,7 @@ ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
 REQUESTS = "alignkit/training/requests.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
-ROLES, MEASURED = "alignkit/training/stage.py", "test_reference_and_values.py"
+ROLES, MEASURED = "alignkit/training/trainer.py", "test_reference_and_values.py"
 SCORING, AUXILIARY = "alignkit/training/rewards.py", "alignkit/training/sampler.py"
 LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/models.py"
 
@@ -70,8 +70,8 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         REQUESTS,
-        "            state.role,",
-        "            state.reference_role,",
+        "            trainer.role,",
+        "            trainer.reference_role,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(

@@ -18,7 +18,7 @@ from alignkit import Group, Response, RunFailed
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.training.stage import load_checkpoint, save_checkpoint
+from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from alignkit_plugins.whole_reward_model import WholeRewardModel
 
 LORA = LoraSpec(r=2, lora_alpha=4)

@@ -37,7 +37,7 @@ from alignkit.settings import ModelSpec, Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit.training.learner import Averages, Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
-from alignkit.training.stage import add_value_role
+from alignkit.training.trainer import add_value_role
 from tests.sampled import sample
 
 ITEMS = {

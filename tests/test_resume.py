@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 
 from alignkit import cli
-from alignkit.training.stage import load_checkpoint
+from alignkit.training.trainer import load_checkpoint
 from alignkit_apps.report.write import SWITCH
 from tests.patience import PATIENCE
 
@@ -84,7 +84,7 @@ def at(hook, run, stage):
     elif place == f"half:{stage}:{count + 1}" and hook == "checkpoint_saved":
         from pathlib import Path
 
-        from alignkit.training import stage as saving
+        from alignkit.training import trainer as saving
 
         def half(tensors, name, metadata):
             Path(name).write_bytes(bytes(5000))

@@ -63,7 +63,7 @@ def ppo_policy_loss(
     """-min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A) per token: [B, T] -> [B, T], 0 on masked entries.
 
     Schulman et al. 2017, eq. (7). `clip_range_high` defaults to clip_range; a larger one is DAPO's clip-higher.
-    `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2019). Gradients flow through `logprobs` only. Works
+    `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2020). Gradients flow through `logprobs` only. Works
     for any shape: GSPO passes [B].
 
     Args:

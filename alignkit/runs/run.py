@@ -30,7 +30,7 @@ from alignkit.io.text import duration, exists, redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump
 from alignkit.runs.services import Services, begin, locked, resume_command
-from alignkit.runs.stage import FIRST_ROWS, Mistakes, RunStage, StepStage, TrainingStage
+from alignkit.runs.stage import FIRST_ROWS, Problems, RunStage, StepStage, TrainingStage
 from alignkit.step import Artifact
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
@@ -66,7 +66,10 @@ def run_recipe(
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
         run.say_end()
-        run.should_stop()  # a signal came after the last stage
+        try:
+            run.should_stop()
+        except Stopped as stopped:  # a signal came after the last stage
+            raise with_help(stopped, "") from None
 
 
 def with_help(error: BaseException, stage: str) -> BaseException:
@@ -140,27 +143,27 @@ class Run(Services):
                 self.reporter.result(text)
 
     def prepare(self, names: Iterable[str], rows: int | None = FIRST_ROWS) -> None:
-        """Prepare stages before the first of them runs. Raises RecipeError with all their mistakes.
+        """Prepare stages before the first of them runs. Raises RecipeError with all their problems.
 
-        Else DataError with all mistakes in their data. rows: see `RunStage.check_data`.
+        Else DataError with all problems in their data. rows: see `RunStage.check_data`.
         """
-        mistakes = Mistakes(self.recipe)
+        problems = Problems(self.recipe)
         for index, component in enumerate(self.recipe.trackers):
             try:
                 call(create(component), "check")
             except RunFailed as error:
-                mistakes.add([self.recipe.document.problem(("trackers", index), str(error))])
+                problems.add([self.recipe.document.problem(("trackers", index), str(error))])
         stages = [self.stages[name] for name in names]
         for stage in stages:
             self.should_stop()
             self.stage_name = stage.name
-            stage.check_plugins(mistakes)
-        mistakes.end()
+            stage.check_plugins(problems)
+        problems.end()
         for stage in stages:
             self.should_stop()
             self.stage_name = stage.name
-            stage.check_data(mistakes, rows)
-        mistakes.end_data()
+            stage.check_data(problems, rows)
+        problems.end_data()
 
     def _reuse(self, name: str, parts: Mapping[str, Any]) -> bool:
         """Whether a stage has a whole result for its key, of this run or of another one; its link then leads there."""

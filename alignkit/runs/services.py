@@ -87,10 +87,10 @@ class Services:
         return Models(self._open)
 
     def _open(self, base: str) -> LoadedBase:
-        service = self.bases[base].load(self.artifact, self.should_stop)
-        service.model.passes = self.collectives.passes_of(base, service)
-        self._attach(service)
-        return service
+        loaded = self.bases[base].load(self.artifact, self.should_stop)
+        loaded.model.passes = self.collectives.passes_of(base, loaded)
+        self._attach(loaded)
+        return loaded
 
     @contextmanager
     def models_for(self, stage: Stage) -> Iterator[None]:
@@ -99,20 +99,20 @@ class Services:
         numbers = count()
         with ExitStack() as engines:  # all are closed, also if closing one of them is interrupted
 
-            def attach(service: LoadedBase) -> None:
+            def attach(loaded: LoadedBase) -> None:
                 folder, say = self.folder / "cache" / f"engine-{next(numbers)}", self.reporter.say
                 engine = launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=say)
                 engines.callback(engine.close)
-                engines.callback(setattr, service.model, "engine", None)
-                service.model.engine = engine
+                engines.callback(setattr, loaded.model, "engine", None)
+                loaded.model.engine = engine
 
             if stage.engine is not None:
                 local = "log-probabilities, scores of reward models, verdicts of one token"
                 self.reporter.say(f"samples: {stage.engine.name}; local: {local}")
                 engines.callback(setattr, self, "_attach", self._attach)
                 self._attach = attach
-                for service in self.models.bases.values():
-                    attach(service)
+                for loaded in self.models.bases.values():
+                    attach(loaded)
             if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
                 for base in (BASE, *stage.whole_models):
                     self.models.of(base)

@@ -43,7 +43,7 @@ SCORED = 64  # groups that a reward of a step scores at once
 CHECKED = {"judge", "environment", "engine", "reward"}  # kinds of plugins that check themselves before a run
 
 
-class Mistakes:
+class Problems:
     """Mistakes in the stages of a recipe, or in their data, each once."""
 
     def __init__(self, recipe: Recipe):
@@ -153,22 +153,22 @@ class RunStage:
         self.plugin(component)
         return self._plugins.pop(id(component))
 
-    def check_plugins(self, mistakes: Mistakes) -> None:
+    def check_plugins(self, problems: Problems) -> None:
         """Let the stage's plugins check what they can, and look for weights that do not fit their base models."""
         stage, folder = self.stage, self.recipe.folder
-        self._check(mistakes, stage.component, "check", folder)
+        self._check(problems, stage.component, "check", folder)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             if component.kind in CHECKED:
-                self._check(mistakes, component, "check", folder)
+                self._check(problems, component, "check", folder)
                 if issubclass(component.registration.implementation, Reward) and self.services.download:
-                    self._check(mistakes, component, "check_machine")
-        self.check_weights(mistakes)
+                    self._check(problems, component, "check_machine")
+        self.check_weights(problems)
 
-    def _check(self, mistakes: Mistakes, component: Component, method: str, *arguments: Any) -> None:
-        with mistakes.gathering(self.name):
+    def _check(self, problems: Problems, component: Component, method: str, *arguments: Any) -> None:
+        with problems.gathering(self.name):
             call(self.plugin(component), method, *arguments)
 
-    def check_weights(self, mistakes: Mistakes) -> None:
+    def check_weights(self, problems: Problems) -> None:
         """Find weights of other runs that the stage cannot use, and a reference that reads other tokens."""
         stage, bases, start, reference = self.stage, self.services.bases, None, None
         if stage.settings is not None:
@@ -177,13 +177,13 @@ class RunStage:
         rewards = specs([stage.settings, stage.component.options], RewardSpec)
         uses |= {spec.name: "reward" for spec in rewards if spec.kind == "folder"}
         for folder, use in uses.items():
-            with mistakes.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
+            with problems.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
                 bases[BASE].check(Path(folder), use)
         if reference in stage.whole_models:  # which must read the tokens that the policy writes
             ours, theirs = bases[BASE].encoder, bases[reference].encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
-            with mistakes.gathering(self.name, ("reference",)):
+            with problems.gathering(self.name, ("reference",)):
                 raise RunFailed(
                     f"its reference {reference} has another tokenizer, or ends its turns with another token, than "
                     f"'model' ({self.recipe.model.base}): its log-probabilities would mean nothing\n"
@@ -191,19 +191,19 @@ class RunStage:
                     "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
                 )
 
-    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
+    def check_data(self, problems: Problems, rows: int | None) -> None:
         """Read and check the data that are here.
 
         rows: of each source that the chat template renders; None: all.
         """
         raise NotImplementedError
 
-    def _read(self, mistakes: Mistakes, entries: Iterable[DataSpec]) -> Iterator[tuple[DataSpec, Loaded]]:
+    def _read(self, problems: Problems, entries: Iterable[DataSpec]) -> Iterator[tuple[DataSpec, Loaded]]:
         for spec in entries:
             try:
                 loaded = self.services.data.read(spec)
             except DataError as error:  # with a place in its file
-                mistakes.add([Problem(str(error))])
+                problems.add([Problem(str(error))])
             else:
                 self.facts += loaded.sources
                 yield spec, loaded
@@ -279,39 +279,39 @@ class TrainingStage(RunStage, StageContext):
 
     # Before the weights
 
-    def check_plugins(self, mistakes: Mistakes) -> None:
+    def check_plugins(self, problems: Problems) -> None:
         stage, settings = self.stage, self.settings
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
-            self._check(mistakes, stage.component, "check_model", self.recipe.model)
-        super().check_plugins(mistakes)
+            self._check(problems, stage.component, "check_model", self.recipe.model)
+        super().check_plugins(problems)
         for monitor in settings.monitors or ():
-            self._check(mistakes, monitor, "check", settings)
+            self._check(problems, monitor, "check", settings)
         if settings.environment is None:
             return
         rewards = specs([settings.reward, settings.monitors], Component)
         if any(getattr(each.registration.implementation, "of_episodes", False) for each in rewards):
             self.plugin(settings.environment).folder = self.recipe.folder
-            self._check(mistakes, settings.environment, "check_reward")
+            self._check(problems, settings.environment, "check_reward")
         if self.services.download:
-            with mistakes.gathering(self.name, ("environment",)):  # is the chat template fit for it?
+            with problems.gathering(self.name, ("environment",)):  # is the chat template fit for it?
                 factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
                 player().Episodes(factory, self.services.bases[BASE].encoder, settings.max_length)
 
-    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
-        self._check_entries(mistakes, filter(self._is_here, self.entries), rows)
+    def check_data(self, problems: Problems, rows: int | None) -> None:
+        self._check_entries(problems, filter(self._is_here, self.entries), rows)
 
-    def _check_entries(self, mistakes: Mistakes, entries: Iterable[DataSpec], rows: int | None) -> None:
+    def _check_entries(self, problems: Problems, entries: Iterable[DataSpec], rows: int | None) -> None:
         settings, encoder = self.settings, self.services.bases[BASE].encoder
-        for spec, loaded in self._read(mistakes, entries):
+        for spec, loaded in self._read(problems, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
-            with mistakes.gathering(self.name, keys or ()):
+            with problems.gathering(self.name, keys or ()):
                 if encoder is not None:
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
                     self._check_learning(loaded)
                 elif keys and keys[0] in ("prompts", "monitors"):
                     self._check_prompts(prompts_of(groups), ".".join(map(str, keys)))
-            with mistakes.gathering(self.name, ()):
+            with problems.gathering(self.name, ()):
                 asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
                     asked = [each for each in settings.monitors or () if not specs(each, DataSpec)]
@@ -377,10 +377,10 @@ class TrainingStage(RunStage, StageContext):
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
 
-        mistakes = Mistakes(self.recipe)
+        problems = Problems(self.recipe)
         made = [spec for spec in self.entries if any(source.stage for source in spec.sources)]
-        self._check_entries(mistakes, made, FIRST_ROWS)
-        mistakes.end_data()
+        self._check_entries(problems, made, FIRST_ROWS)
+        problems.end_data()
         self.summary.clear()  # of what these checks selected
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)
@@ -398,15 +398,15 @@ class TrainingStage(RunStage, StageContext):
 class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
-    def check_data(self, mistakes: Mistakes, rows: int | None) -> None:
+    def check_data(self, problems: Problems, rows: int | None) -> None:
         options, component = self.stage.component.options, self.stage.component
-        loaded = {id(spec): one.groups for spec, one in self._read(mistakes, filter(self._is_here, self.entries))}
+        loaded = {id(spec): one.groups for spec, one in self._read(problems, filter(self._is_here, self.entries))}
 
         def load(spec: Any) -> list[Group] | None:
             return loaded.get(id(spec))
 
         data = StepData(load, partial(self.check_scoring, options), self.recipe, self.say)
-        self._check(mistakes, component, "check_data", data)
+        self._check(problems, component, "check_data", data)
 
     def run(self) -> Artifact:
         artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))

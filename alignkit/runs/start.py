@@ -112,7 +112,7 @@ def run(
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     checked = load_recipe(find_recipe(recipe), texts)
     folder = Path(out or folder_of(checked, None))
-    from alignkit.runs.run import run_recipe  # imports torch
+    from alignkit.runs.run import run_recipe
 
     run_recipe(checked, folder)
     return _results(checked, folder)

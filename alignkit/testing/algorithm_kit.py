@@ -30,7 +30,7 @@ from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.context import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.stage import groups_kept
+from alignkit.training.trainer import groups_kept
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite

@@ -67,9 +67,9 @@ class Collectives:
     def close(self) -> None:
         """End the connections to the other processes at the end of a run."""
 
-    def passes_of(self, base: str, service: Any) -> Any:
-        """How passes through a base model begin and end. service: a `LoadedBase`, of its roles."""
-        return service.model.passes
+    def passes_of(self, base: str, loaded: Any) -> Any:
+        """How passes through a base model begin and end. loaded: a `LoadedBase`, of its roles."""
+        return loaded.model.passes
 
     def map_sharded(
         self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False

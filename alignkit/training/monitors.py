@@ -22,7 +22,7 @@ from alignkit.registry import Component
 from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles, usable_prompts
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 
 
 def look(monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:

@@ -18,7 +18,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import minibatch, schedule
 from alignkit.training.sampler import make_sampler
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 

@@ -31,7 +31,7 @@ from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, scores_of, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
-from alignkit.training.stage import Trainer, groups_kept
+from alignkit.training.trainer import Trainer, groups_kept
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
@@ -95,8 +95,10 @@ class RolloutTrainer(Trainer):
             "monitors": self.monitors,
             "prompts": self.prompts,
         }
-        if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k):
-            context.say("top_p and top_k leave tokens out of samples, but ratios and KL are of all tokens, thus biased")
+        if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens):
+            context.say(
+                "top_p, top_k and min_new_tokens leave tokens out of samples; ratios and KL are of all, and thus biased"
+            )
 
     def run(self) -> dict[str, Any]:
         iterations = self.settings.iterations
@@ -152,7 +154,8 @@ class RolloutTrainer(Trainer):
     def _roll_out_and_score(self, iteration: Iteration) -> None:
         """Sample and score, in more batches as long as too few groups are left to learn from and the recipe allows it.
 
-        Only the parts of a reward are asked batch by batch. What combines them sees all samples of the iteration.
+        Only the parts of a reward are asked batch by batch. What combines them sees all samples so far, from the state
+        that it had before the iteration.
         """
         table, before = iteration.table, self.rewards.state()
         bound, wanted = self.settings.rollout.max_num_gen_batches, self.prompts.per_iteration
@@ -188,7 +191,7 @@ class RolloutTrainer(Trainer):
         if not table.groups:
             why = self.rewards.nothing_scored(table)
             raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
-        facts = table.summary()  # of all samples
+        facts = table.summary()
         table.groups, left_out = self._kept(table.groups)
         iteration.skipped = ""
         if not table.groups:
@@ -240,14 +243,14 @@ class RolloutTrainer(Trainer):
         self._signal(iteration, old)
 
     def _measure_logprobs(self, iteration: Iteration, examples: Examples) -> list[Tensor]:
-        """Log-probabilities and values; returns the policy's, of the responses that were measured.
+        """Log-probabilities and values; returns the policy's, of the groups that were measured.
 
         The KL to the reference is logged even if the algorithm does not need it.
         """
         needs = self.algorithm.needs
         each = 1
         if not (needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance):
-            # Two passes over every sample cost more than learning the best of each prompt: one response is measured.
+            # Two passes over every sample cost more than learning the best of each prompt: some groups are measured.
             each = max(len(group.responses) for group in iteration.table.groups)
         groups, encoded = iteration.table.groups[::each], examples.groups[::each]
         measured = self.measured(self.role, encoded, values=self.value_role)

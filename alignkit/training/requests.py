@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.models.generate import attach, build_request, generate
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 
 
 class Request:
@@ -23,7 +23,7 @@ class Request:
 
     def __init__(
         self,
-        state: Trainer,
+        trainer: Trainer,
         prompts: Sequence[Group],
         samples: int,
         path: tuple[str | int, ...],
@@ -37,7 +37,7 @@ class Request:
         with the iteration. lag: updates between the weights that write and those that learn. episodes: play the stage's
         environment. complete: what a checkpoint has of them.
         """
-        self.context, self.state, self.lag, self.episodes = state.context, state, lag, episodes
+        self.context, self.trainer, self.lag, self.episodes = trainer.context, trainer, lag, episodes
         self.sizes, self.number = [1] * len(prompts), int(path[-1])
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
@@ -46,7 +46,7 @@ class Request:
             for prompt, group in zip(prompts, complete["groups"], strict=True):
                 self.groups.append(replace(group_from_json(group), origin=prompt.origin))
             return
-        engine = state.model.engine  # the first process's, which samples for all
+        engine = trainer.model.engine  # the first process's, which samples for all
         self.led = engine is not None
         collectives = self.context.collectives
         own = collectives.partition(self.sizes, self.led)[collectives.process]
@@ -58,11 +58,11 @@ class Request:
                 episodes.forget()
             self.asked = episodes.begin(self.asked, samples, self.number, numbers)
         self.request = build_request(
-            state.model,
-            state.role,
-            state.context.models.encoder,
+            trainer.model,
+            trainer.role,
+            trainer.context.models.encoder,
             self.asked,
-            state.settings.rollout,
+            trainer.settings.rollout,
             seed=self.context.seed,
             path=path,
             numbers=numbers,
@@ -78,7 +78,7 @@ class Request:
         """Wait for the samples. Their source is the stage, the name that users know."""
         if not self.groups:
             groups = self.context.collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
-            if self.state.settings.rollout.ahead:
+            if self.trainer.settings.rollout.ahead:
                 self.metrics["staleness"] = self.lag
                 self.metrics["seconds/sampling"] = getattr(self.under_way, "seconds", 0.0)
             if self.episodes is not None:

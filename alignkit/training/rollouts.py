@@ -23,21 +23,21 @@ from alignkit.training.context import StageContext
 from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import make_sampler
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 
 
-def usable_prompts(state: Trainer, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
+def usable_prompts(trainer: Trainer, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
     """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
-    context = state.context
+    context = trainer.context
     new_tokens = context.settings.rollout.max_new_tokens
     loaded = context.load(spec)
     groups = prompts_of(loaded.groups)
     if episodes is not None:
         groups = episodes.with_tools(groups)
-    state.encoder.count_read(groups)
-    usable = [encoded.group for encoded in state.encoder.encode(groups, new_tokens=new_tokens)]
+    trainer.encoder.count_read(groups)
+    usable = [encoded.group for encoded in trainer.encoder.encode(groups, new_tokens=new_tokens)]
     if not usable:
-        room = f"no room for {new_tokens} new tokens in max_length {state.encoder.max_length}"
+        room = f"no room for {new_tokens} new tokens in max_length {trainer.encoder.max_length}"
         raise DataError(f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}")
     return loaded, usable
 

@@ -107,8 +107,8 @@ class LockstepCollectives(ProcessCollectives):
 
     # Passes
 
-    def passes_of(self, base: str, service: LoadedBase) -> Passes:
-        return LockstepPasses(base, service, self)
+    def passes_of(self, base: str, loaded: LoadedBase) -> Passes:
+        return LockstepPasses(base, loaded, self)
 
     def fail(self, error: BaseException) -> None:
         if self._broken is None:  # else the others wait in the middle of a pass
@@ -160,11 +160,11 @@ class LockstepCollectives(ProcessCollectives):
 class LockstepPasses(Passes):
     """Passes through one base model, which is cut at the first of them, or through its roles' own networks."""
 
-    def __init__(self, name: str, service: LoadedBase, collectives: LockstepCollectives):
+    def __init__(self, name: str, loaded: LoadedBase, collectives: LockstepCollectives):
         """Raises RunFailed if the model cannot be cut."""
-        _check(service.model)
-        self.name, self.model, self.collectives = name, service.model, collectives
-        self._role = service.role
+        _check(loaded.model)
+        self.name, self.model, self.collectives = name, loaded.model, collectives
+        self._role = loaded.role
         self._parts: dict[Any, ShardedNetwork] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process

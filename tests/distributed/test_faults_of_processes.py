@@ -14,7 +14,7 @@ from torch import nn
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
-from alignkit.training.stage import load_checkpoint
+from alignkit.training.trainer import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

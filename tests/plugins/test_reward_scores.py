@@ -17,7 +17,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
 from alignkit.training.learner import Averages
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.reward_scores import GAP, LearnedThresholds, RewardOrdinal, RewardRegression
 
 NOTHING = torch.zeros(0, dtype=torch.int64)

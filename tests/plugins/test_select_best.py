@@ -135,7 +135,7 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     models = Scripted(SCORES)
     text = said(run(tmp_path, models, sampling={"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}))
     assert models.sampled[0]["stop"] == ["\n"] and models.sampled[0]["top_k"] == 2
-    assert text.splitlines()[-1].startswith("sampled with max_new_tokens 128, min_new_tokens 1, temperature 1.0, top_p")
+    assert text.splitlines()[-1].startswith("sampled with max_new_tokens 128, temperature 1.0, min_new_tokens 1, top_p")
 
 
 def test_policies_must_be_two_and_distinct() -> None:

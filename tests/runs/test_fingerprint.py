@@ -23,7 +23,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.registry import Registration
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.runs.run import Run
-from alignkit.runs.stage import Mistakes, TrainingStage
+from alignkit.runs.stage import Problems, TrainingStage
 from alignkit.settings import Settings
 from alignkit_plugins.data import tables
 from alignkit_plugins.formats.trl import PromptCompletion
@@ -258,7 +258,7 @@ def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: p
     loaded.groups[0].meta["mine"] = loaded.groups[0].prompt[0]["content"] = "changed"
     assert two.load(two.settings.data).groups[0].meta == {}
     assert len(read) == 3
-    two.check_data(Mistakes(run.recipe), None)
+    two.check_data(Problems(run.recipe), None)
     write(file, ROWS[:2])
     assert [group.prompt[0]["content"] for group in two.load(two.settings.data).groups] == ["q0", "q1"]
     assert read[3:] == ["q0", "q1"]

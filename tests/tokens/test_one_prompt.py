@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import alignkit
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
-from alignkit.models import generate as sampling
+from alignkit.models import models
 from alignkit.recipe.schema import Stage
 from alignkit.runs.services import Services
 from alignkit.training import requests
@@ -108,7 +108,7 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     """The prompts that every stage's policies read."""
     asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
     begun: list[str] = []
-    generate, models_for, patch = sampling.generate, Services.models_for, pytest.MonkeyPatch()
+    generate, models_for, patch = models.generate, Services.models_for, pytest.MonkeyPatch()
 
     def noted(request: Any, **named: Any) -> Any:
         asked[begun[-1]].extend(request.prompts)
@@ -118,7 +118,7 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
         begun.append(stage.name)
         return models_for(services, stage)
 
-    patch.setattr(sampling, "generate", noted)
+    patch.setattr(models, "generate", noted)
     patch.setattr(requests, "generate", noted)
     patch.setattr(Services, "models_for", entered)
     # The last stage fails, because so short a revision has no end.

@@ -18,7 +18,7 @@ from alignkit.data.group import Group
 from alignkit.models import generate as generate_module
 from alignkit.runs.run import Run
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.models.tiny import _tokenizer
 

@@ -20,7 +20,7 @@ from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.training.learner import Learner
-from alignkit.training.stage import load_checkpoint, save_checkpoint
+from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from tests.test_train import Whole, encoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from alignkit.plugins import load_plugins
 from alignkit.registry import Component, Registration
 from alignkit.training.monitors import Monitors, look
 from alignkit.training.rollouts import RolloutFiles
-from alignkit.training.stage import Trainer
+from alignkit.training.trainer import Trainer
 from alignkit_monitors.estimates import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
