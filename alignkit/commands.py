@@ -110,7 +110,8 @@ def outcome(result: Result) -> str:
     """How a command ended, as JSON by `docs/assets/outcome.schema.json`; a number that is not finite is null."""
     problems: Sequence[Problem] = getattr(result.error, "problems", ())  # of a recipe
     if result.error is not None and not problems:
-        problems = [Problem(message_of(result.error).removeprefix("error: "))]
+        message, _, help = message_of(result.error).removeprefix("error: ").partition("\nhelp: ")
+        problems = [Problem(message, help=help)]
     errors = [
         {
             "code": result.exit_code,

@@ -26,6 +26,7 @@ class Planted:
 
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
 REQUESTS = "alignkit/training/requests.py"
+PACKING = "alignkit/models/packing.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/trainer.py", "test_reference_and_values.py"
@@ -143,9 +144,9 @@ PLANTED = {
         f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
     ),
     "first_rewards": Planted(
-        ONLINE,
-        "scores_of(table.groups, LEARNED_KEY)",
-        "table.reward[: len(responses_of(table.groups))]",
+        PACKING,
+        'scores_of(groups, LEARNED_KEY), "raw',
+        'scores_of(groups, LEARNED_KEY).flip(0), "raw',
         f"{ITERATION}::test_kept_groups_keep_their_rewards",
     ),
     "rollout_order": Planted(

@@ -72,7 +72,9 @@ def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixtur
     assert cli.main(["check", *recipe]) == 0
     folder = Path(recipe[0]).parent
     read = f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n  user       q\n  assistant  a\n"
-    looked = "org/model: not looked at: rows as its chat template writes them, because the model is not here yet\n"
+    looked = (
+        "org/model: not looked at: rows as its chat template writes them, because check makes and downloads no model\n"
+    )
     assert capsys.readouterr().out == f"{read}{looked}ok: small: stages first -> second\n"
 
 

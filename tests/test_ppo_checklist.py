@@ -25,11 +25,12 @@ from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit.models.packing import Examples, Wants, measure, pack
+from alignkit.models.packing import Examples, Wants, measure, pack, scores_of
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
+from alignkit.reward import LEARNED_KEY
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
@@ -344,7 +345,7 @@ def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
     with started(tmp_path, ppo_stage(reward="length")) as stage:
         stage.context.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
         examples = rolled_out(stage)
-        rewards = examples.columns["raw_rewards"].tolist()
+        rewards = examples.batch().raw_rewards.tolist()
         assert rewards == [len(row.tokens) for e in examples.groups for row in e.rows] and len(set(rewards)) > 3
 
 
@@ -391,17 +392,18 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
             stage.context.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
             iteration = measured(stage, stage.prompts.ask(prompts(5), 1).result())
             table = iteration.table
-            found[penalty] = table.groups, table, iteration.examples.columns
+            found[penalty] = table.groups, table, iteration.examples.batch()
             assert len(table.groups) == len(table.scored)
-    (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
+    (groups, without, plain), (again, combined, batch) = found[0.0], found[5.0]
     cut = torch.tensor([response.truncated for group in groups for response in group.responses])
     assert cut.any() and not cut.all()
     assert torch.equal(without.raw - combined.raw, 5.0 * cut)
-    assert torch.equal(without.reward - combined.reward, 5.0 * cut)
     seen = [[r.scores["reward"] for group in some for r in group.responses] for some in (groups, again)]
     assert torch.equal(torch.tensor(seen[0]) - torch.tensor(seen[1]), 5.0 * cut)  # what selection sees
-    assert columns["raw_rewards"].tolist() == seen[1] and torch.equal(columns["rewards"], combined.reward)
-    assert plain["raw_rewards"].tolist() == seen[0]
+    torch.testing.assert_close(plain.rewards - batch.rewards, 5.0 * cut)
+    assert torch.equal(batch.raw_rewards, torch.tensor(seen[1])) and torch.equal(
+        plain.raw_rewards, torch.tensor(seen[0])
+    )
 
 
 def test_an_end_at_the_very_last_place_is_an_end() -> None:
@@ -542,7 +544,7 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, capsys: pytest.Ca
     with started(tmp_path, stage) as stage:
         rollout = stage.settings.rollout
         assert (rollout.top_k, rollout.top_p) == (2, 0.5)
-        assert "ratios and KL are of all tokens" in capsys.readouterr().err
+        assert "ratios and KL are of all" in capsys.readouterr().err
         examples = rolled_out(stage)
         batch = examples.batch()
         assert bool(batch["advantages"].isfinite().all())
@@ -707,13 +709,13 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
     """The first of three groups goes: the other two keep their rewards."""
     with started(tmp_path, ppo_stage()) as stage:
         table = scored(stage, stage.prompts.ask(prompts(3), 1).result()).table
-        groups, reward = table.groups, table.reward
-        assert len(set(reward.tolist())) > 3
+        groups, rewards = table.groups, scores_of(table.groups, LEARNED_KEY).float()
+        assert len(set(rewards.tolist())) > 3
         monkeypatch.setattr(stage.algorithm, "keep_group", lambda group: group.id != groups[0].id)
         iteration = measured(stage, table.sampled)
         assert iteration.table.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
-        assert torch.equal(iteration.examples.columns["rewards"], reward[3:])
-        assert torch.equal(iteration.examples.columns["raw_rewards"], reward[3:])
+        batch = iteration.examples.batch()
+        assert torch.equal(batch.rewards, rewards[3:]) and torch.equal(batch.raw_rewards, rewards[3:])
 
 
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])
@@ -819,7 +821,7 @@ def test_micro_batches_do_not_change_the_gradient(stage: RolloutTrainer, monkeyp
 
 def cut_short(examples: Examples, generator: torch.Generator) -> Examples:
     """The same with rows cut to random lengths."""
-    lengths = torch.randint(1, 8, (len(examples.columns["rewards"]),), generator=generator).tolist()
+    lengths = torch.randint(1, 8, (len(examples.rows),), generator=generator).tolist()
     groups, at = [], 0
     for encoded in examples.groups:
         rows = []

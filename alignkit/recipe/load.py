@@ -80,6 +80,11 @@ class _Recipe:
     def read(self) -> Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
         data, stages = self.document.data, self.reading.stages
+        written = children(data).keys()
+        if written.isdisjoint({"model", "stages"}) and written - {*allowed_keys(TopKeys)}:
+            message = "this is no recipe: it has neither 'model' nor 'stages'"
+            help = "docs/migrate.md has the keys of TRL, LLaMA-Factory and axolotl, and what they are here"
+            raise RecipeError([self.document.problem((), message, help=help)])
         top, mistakes = validated(TopKeys, data, self.reading)
         self.mistakes += mistakes
         for name, raw in _stages_of(data).items():
@@ -174,6 +179,9 @@ class _Recipe:
                     raise wrong(str(error)) from None
             mistakes.add(key_mistakes(stage))
             keys = with_defaults(keys, stage.plugin.defaults)
+            if stage.online:
+                for key in allowed_keys(Rollout):
+                    others[key] = f"it is a key of rollout: write 'rollout: {{{key}: ...}}'"
             name = stage.registration.name
             for option in allowed_keys(options_of(stage.registration)):
                 others[option] = f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"

@@ -187,6 +187,9 @@ RENAMED = {
     "max_grad_norm": "optimizer",
     "kl_coef": "kl_coefficient",
     "cliprange": "clip_range",
+    "epsilon": "clip_range",
+    "epsilon_high": "clip_range_high",
+    "beta": "kl_coefficient",
 }
 
 
@@ -195,5 +198,9 @@ def advice(key: str, allowed: Collection[str], others: Mapping[str, str]) -> str
     name = RENAMED.get(key, key)
     if name in allowed:
         return f"use '{name}'"
-    near = others.get(name) or did_you_mean(key, [*allowed, *(other for other in others if not others[other])])
+    near = (
+        others.get(key)
+        or others.get(name)
+        or did_you_mean(key, [*allowed, *(other for other in others if not others[other])])
+    )
     return near or f"known keys: {', '.join(sorted(allowed)) or 'none'}"

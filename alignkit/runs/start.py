@@ -5,6 +5,7 @@ The first line comes before torch.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     for warning in warnings:
         reporter.say(warning)
     reporter.say("loading torch and transformers")
+    importlib.import_module("torch")  # here, because whoever interrupts it leaves half of torch, and no run to end
     from alignkit.runs.run import run_recipe
 
     collectives = ONE_PROCESS
@@ -89,7 +91,7 @@ class StageResult:
 
     folder: Path
     summary: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Mapping[str, Any]] = field(repr=False)
 
 
 def run(

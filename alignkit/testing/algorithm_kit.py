@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,10 @@ from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Sourc
 from alignkit.batch import Batch, Outputs
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
-from alignkit.models.packing import Examples, Wants, measure
+from alignkit.models.packing import Examples, Wants, measure, scores_of
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
-from alignkit.reward import REWARD_KEY
+from alignkit.reward import LEARNED_KEY, REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
@@ -30,6 +30,7 @@ from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.context import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
+from alignkit.training.rewards import with_columns
 from alignkit.training.trainer import groups_kept
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
@@ -115,6 +116,9 @@ class AlgorithmCheck:
         groups, rollouts = self.groups, Examples([])
         if self.rollouts:
             groups = groups_kept(algorithm, groups)
+            if self.needs.reward:
+                rewards = [response.scores[REWARD_KEY] or 0.0 for response in responses_of(groups)]
+                groups = _with_rewards(groups, torch.tensor(rewards, dtype=torch.float64))
             rollouts = self._rolled_out(algorithm, groups)
             self._check_signal(algorithm, rollouts)
             self.problems.must_be_json("`state` after `signal`", algorithm.state)
@@ -131,10 +135,6 @@ class AlgorithmCheck:
     def _rolled_out(self, algorithm: Algorithm, groups: Sequence[Group]) -> Examples:
         """All rollouts as `signal` sees them."""
         examples = self._measured(algorithm, groups)
-        if self.needs.reward:
-            rewards = [response.scores[REWARD_KEY] or 0.0 for response in responses_of(groups)]
-            column = torch.tensor(rewards, dtype=torch.float64)
-            examples.columns |= {"rewards": column, "raw_rewards": column}
         if self.needs.values:
             examples.token_columns["old_values"] = measure(
                 self.model, VALUE_BEFORE, examples.groups, Wants(False, values=VALUE_BEFORE)
@@ -189,9 +189,13 @@ class AlgorithmCheck:
                 self.problems.append(f"{name} is not finite everywhere")
                 return
         spoiled, backwards = GarbageExamples.of(rollouts), turned(rollouts)
-        later = Examples(rollouts.groups, dict(rollouts.token_columns), dict(rollouts.columns))
-        for name in later.columns.keys() & {"rewards", "raw_rewards"}:
-            later.columns[name] = 2 * later.columns[name]
+        later = Examples(list(rollouts.groups), dict(rollouts.token_columns), dict(rollouts.columns))
+        if self.needs.reward:
+            groups = [encoded.group for encoded in rollouts.groups]
+            doubled = _with_rewards(groups, 2 * scores_of(groups, REWARD_KEY))
+            later.groups = [
+                replace(encoded, group=group) for encoded, group in zip(rollouts.groups, doubled, strict=True)
+            ]
         resumed = _signals(self.new(algorithm.state), later)
         cause = "a second call of `signal` from the same state"
         self._compare(cause, expected, _signals(self.new(start), rollouts), SAME)
@@ -238,6 +242,11 @@ class AlgorithmCheck:
         if wrong:
             names = ", ".join(wrong)
             self.problems.append(f"{cause} changes {names} (relative; up to {TOLERANCE:g} is allowed): {help}")
+
+
+def _with_rewards(groups: Sequence[Group], rewards: Tensor) -> list[Group]:
+    """The groups with these rewards, raw and to learn from, [responses]."""
+    return with_columns(groups, {REWARD_KEY: rewards, LEARNED_KEY: rewards})
 
 
 def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:

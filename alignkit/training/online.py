@@ -23,13 +23,12 @@ from alignkit.data.group import Group, length, responses_of
 from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models.packing import Examples
-from alignkit.reward import LEARNED_KEY, REWARD_KEY
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
-from alignkit.training.rewards import RewardTable, filter_mask, scores_of, with_scores
+from alignkit.training.rewards import RewardTable, filter_mask, with_scores
 from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
 from alignkit.training.trainer import Trainer, groups_kept
 
@@ -235,9 +234,6 @@ class RolloutTrainer(Trainer):
         if len(encoded) != len(table.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
-        if self.learns:
-            examples.columns["rewards"] = scores_of(table.groups, LEARNED_KEY)
-            examples.columns["raw_rewards"] = scores_of(table.groups, REWARD_KEY)
         old = self._measure_logprobs(iteration, examples)
         iteration.examples = examples
         self._signal(iteration, old)
@@ -363,7 +359,7 @@ class RolloutTrainer(Trainer):
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if all(id(group) in index_of for group in phase.groups):
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
-        else:  # groups that `select` created, which have no reward and no signal
+        else:  # groups that `select` created, which have no signal
             examples = Examples(self.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
                 examples.token_columns["reference_logprobs"] = self.reference_logprobs(examples.groups)

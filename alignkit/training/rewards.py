@@ -37,8 +37,7 @@ class RewardTable:
     """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
 
     parts: name of a single reward -> float64 [rows]. verdicts: of judges.
-    raw: float64 [rows], before whitening; None without a reward. reward: the one that is learned from; None if none is.
-    metrics: of the combination.
+    raw: float64 [rows], before whitening; None without a reward. metrics: of the combination.
     scored: the groups with their scores. groups: what is left of them to learn from; their scores include the reward
     that is learned from.
     """
@@ -47,7 +46,6 @@ class RewardTable:
     parts: dict[str, Tensor] = field(default_factory=dict)
     verdicts: list[Verdict | Rating] = field(default_factory=list)
     raw: Tensor | None = None
-    reward: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     scored: list[Group] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
@@ -98,11 +96,6 @@ def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list
             row += 1
         scored.append(replace(group, responses=tuple(responses)))
     return scored
-
-
-def scores_of(groups: Sequence[Group], name: str) -> Tensor:
-    """A score that all responses have, float64 [responses]."""
-    return torch.tensor([response.scores[name] for response in responses_of(groups)], dtype=torch.float64)
 
 
 def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
@@ -308,7 +301,6 @@ class Rewards:
         table.raw = raw
         table.scored = table.groups = with_columns(table.sampled, {**table.parts, REWARD_KEY: raw})
         if learns:
-            table.reward = reward
             table.groups = with_scores(with_columns(table.scored, {LEARNED_KEY: reward}))
         return table
 

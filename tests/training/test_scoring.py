@@ -21,10 +21,12 @@ from alignkit import CombinedReward, Group, Message, RecipeError, Response, Rewa
 from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
+from alignkit.models.packing import scores_of
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.rewards import Rewards, RewardTable, scores_of
+from alignkit.reward import LEARNED_KEY
+from alignkit.training.rewards import Rewards, RewardTable
 from alignkit_plugins.steps.rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
@@ -131,7 +133,8 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
         thing = combination(tmp_path / str(number), reward)
         table = learn(thing, LENGTHS)
         torch.testing.assert_close(table.raw, 2 * raw + 0.5 * words + 7)
-        torch.testing.assert_close(table.reward, 2 * whiten(raw) + 0.5 * words + 7)
+        learned = scores_of(table.groups, LEARNED_KEY)
+        torch.testing.assert_close(learned, 2 * whiten(raw) + 0.5 * words + 7)
 
 
 def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path) -> None:

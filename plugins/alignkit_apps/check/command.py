@@ -98,7 +98,7 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     looked_at = "all rows" if full else f"the first {FIRST_ROWS} rows of each source"
     looks = {
         True: f"looked at {looked_at} as its chat template writes them",
-        False: "not looked at: rows as its chat template writes them, because the model is not here yet",
+        False: "not looked at: rows as its chat template writes them, because check makes and downloads no model",
     }
     for stage in run.stages.values():
         if isinstance(stage, TrainingStage) and stage.facts:
