@@ -80,11 +80,6 @@ class _Recipe:
     def read(self) -> Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
         data, stages = self.document.data, self.reading.stages
-        written = children(data).keys()
-        if written.isdisjoint({"model", "stages"}) and written - {*allowed_keys(TopKeys)}:
-            message = "this is no recipe: it has neither 'model' nor 'stages'"
-            help = "docs/migrate.md has the keys of TRL, LLaMA-Factory and axolotl, and what they are here"
-            raise RecipeError([self.document.problem((), message, help=help)])
         top, mistakes = validated(TopKeys, data, self.reading)
         self.mistakes += mistakes
         for name, raw in _stages_of(data).items():
