@@ -98,7 +98,8 @@ class Plugins(Registry):
             reason = f"{reason_of(error)}{line_in(error, [plugin.module])}"
             self.broken.append(replace(plugin.origin, reason=reason))
         else:
-            self._all += plugin.added
+            for registration in plugin.added:
+                self.add(registration)
 
 
 def _installed() -> list[_Plugin]:
