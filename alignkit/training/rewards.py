@@ -61,7 +61,7 @@ class RewardTable:
             if scored.any():
                 raw = self.raw[scored]
                 metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
-            metrics["unscored"] = int(self.raw.isnan().sum())
+            metrics["unscored"] = int((~scored).sum())
             for name, column in self.parts.items():
                 if missing := int(column.isnan().sum()):
                     metrics[f"unscored/{name}"] = missing
