@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.commands import RecipeName, Result, load, refuse
+from alignkit.commands import Only, RecipeName, Result, RunFolder, Until, load, refuse
 from alignkit_apps.catalog.printing import console, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def check(
         bool, typer.Option("--full", help="Let the chat template render all rows, not the first 200 of each source.")
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show about how much memory and time each stage takes.")] = False,
+    out: RunFolder = None,
+    only: Only = None,
+    until: Until = None,
 ) -> Result:
     """Check a recipe and its data without running it.
 
@@ -57,8 +60,8 @@ def check(
     if stages and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     overrides = [word for word in words or () if word not in stages]
-    checked = load(recipe, overrides)
-    folder = Path("runs") / checked.name
+    checked = load(recipe, overrides, only=only, until=until)
+    folder = out or Path("runs") / checked.name
     if stages:
         from alignkit_apps.check.row import inspect, show  # imports torch
 
@@ -74,8 +77,8 @@ def _check(recipe: Recipe, folder: Path, full: bool) -> Result:
         from alignkit_apps.check.reuse import planned
 
         lines += planned(Run(recipe, folder))
-    text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(recipe.stages)}"])
-    stages = {name: stage.component.name for name, stage in recipe.stages.items()}
+    stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
+    text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
     return Result("check", {"recipe": recipe.name, "stages": stages, "notes": lines}, lambda: print_lines(text))
 
 
