@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from alignkit import __version__
-from alignkit.commands import Only, Overrides, RecipeName, Result, RunFolder, Until, add_commands, load, outcome, refuse
+from alignkit.commands import Overrides, RecipeName, Result, add_commands, load, outcome, refuse
 from alignkit.errors import SIGNALS, as_shown, message_of, plugin_options, stoppable
 
 app = typer.Typer(
@@ -58,12 +60,13 @@ def _options(
 
 @app.command("run")
 def run(
-    context: typer.Context,
     recipe: RecipeName,
     overrides: Overrides = None,
-    out: RunFolder = None,
-    only: Only = None,
-    until: Until = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage only, on complete earlier stages.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and its data, as alignkit check does, and run nothing.")
     ] = False,
@@ -83,8 +86,8 @@ def run(
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
     if dry_run:
-        check: Any = context.parent.command.commands["check"]  # type: ignore[union-attr]
-        return check.callback(recipe=recipe, words=overrides, out=out, only=only, until=until)
+        check = import_module("alignkit_apps.check.command")
+        return check.checked(load(recipe, overrides, only=only, until=until), out)
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.runs.start import RANK, launch, start
 

@@ -147,9 +147,6 @@ RecipeName = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: a.b=c sets a key, ~a.b deletes it.")
 ]
-RunFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")]
-Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage only, on complete earlier stages.")]
-Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one.")]
 
 
 def load(
@@ -161,7 +158,7 @@ def load(
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
 
-    only, until: see `Only` and `Until`. Raises RecipeError for a stage that the recipe does not have.
+    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does not have.
     """
     from alignkit.io.results import RECIPE
     from alignkit.plugins import load_plugins
