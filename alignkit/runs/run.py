@@ -13,6 +13,8 @@ from alignkit.calls import call, create
 from alignkit.errors import (
     OutOfResource,
     PluginError,
+    Problem,
+    RecipeError,
     RemoteError,
     RunFailed,
     StageWaits,
@@ -91,9 +93,14 @@ class Run(Services):
 
     @cached_property
     def stages(self) -> dict[str, RunStage]:
-        """By name, in order."""
-        kinds: dict[str, type[RunStage]] = {"algorithm": TrainingStage, "step": StepStage}
-        return {name: kinds[stage.kind](self, stage) for name, stage in self.recipe.stages.items()}
+        """The chosen ones and those that they need, by name, in order."""
+        kinds = {"algorithm": TrainingStage, "step": StepStage}
+        stages = self.recipe.stages
+        needed = {*(self.recipe.chosen or stages)}
+        for name in reversed(stages):
+            if name in needed:
+                needed.update(stages[name].upstream)
+        return {name: kinds[stage.kind](self, stage) for name, stage in stages.items() if name in needed}
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
@@ -131,6 +138,9 @@ class Run(Services):
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         make_folder(self.folder / "cache")
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
+        if missing := [name for name in incomplete if name not in (self.recipe.chosen or incomplete)]:
+            text = f"--only needs results of {', '.join(missing)}, which are not complete with these settings"
+            raise RecipeError([Problem(text, help=f"--until {missing[-1]} makes them")])
         self.prepare(incomplete)
 
     def _show(self) -> None:
