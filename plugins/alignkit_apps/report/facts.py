@@ -254,8 +254,7 @@ class _Gathering:
         for name, rows in self.rows.items():
             found += curves.panels(name, rows, restarts)
             found.append(overoptimization.gold(name, rows))
-        for name in evaluations:
-            found.append(curves.alignment_path(name, read_object(self.folder / name / "figure.json")))
+        found += [curves.alignment_path(name, rows_of(summary)) for name, summary in evaluations.items()]
         return [figure for figure in found if figure is not None]
 
     def versions(self) -> dict[str, str]:

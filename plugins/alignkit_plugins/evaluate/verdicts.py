@@ -25,6 +25,7 @@ NO_PROOF = {
     True: "It was trained on this reward, so this is no independent proof.",
     None: "It is not known whether it was trained on this, so this may be no independent proof.",
 }
+MORE = "More examples or more training may show one."
 CHOSEN = "Its answers were chosen by this reward, so this is no independent proof."
 
 
@@ -66,7 +67,7 @@ def _verdict(rows: Sequence[Row], policy: str, chosen: bool) -> Verdict:
     first = _headline(head, rows)
     if head.clear == 1 and head.trained_on is not False:
         first += f" {CHOSEN if chosen else NO_PROOF[head.trained_on]}"
-    sentences = [first]
+    sentences = [first, *[MORE] * (head.clear == 0)]
     sentences += _bought(head, rows)
     for way, words in ((1, "Also better"), (-1, "Worse")):
         if found := [_difference(row) for row in others if row.clear == way]:
@@ -89,8 +90,7 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     metric = f"the reward {row.metric}" if row.kind == "reward" else row.metric
     metric += " (lower is better)" if row.lower else ""
     if row.clear == 0:
-        said = f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}"
-        return f"{said}. More examples or more training may show one."
+        return f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}."
     found = (one.estimate for one in rows if (one.policy, one.metric, one.kind) == (baseline, row.metric, row.kind))
     both = [shown({"mean": bounds(one)[0]}, percent=row.percent) for one in (row.estimate, next(found, {}))]
     gap = _shown(row).replace("%", "")

@@ -25,7 +25,7 @@ def runs(tmp_path: Path) -> list[Path]:
 def test_what_differs_is_named(runs: list[Path]) -> None:
     text = compared(runs).text(100)
     assert re.search(r"stages\.sft\.epochs +2 +3\n", text) and "stages.sft.data" not in text
-    assert re.search(r"^reward +3\.107 +6\.214$", text, flags=re.MULTILINE)
+    assert re.search(r"^align +reward 1.9 at first, 3.1 at last +reward 3.7 at first, 6.2 at last$", text, re.MULTILINE)
     assert re.search(r"stages\.labels\.step +judge_pairs +-\n", text)
     assert re.search(r"align: local_judge +31% \[22, 40\] +31% \[22, 40\]", text)
     assert re.search(r"align: helpful +1\.095 \[1\.067, 1\.123\] +1\.095 \[1\.067, 1\.123\]", text)
