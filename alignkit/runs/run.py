@@ -13,6 +13,8 @@ from alignkit.calls import call, create
 from alignkit.errors import (
     OutOfResource,
     PluginError,
+    Problem,
+    RecipeError,
     RemoteError,
     RunFailed,
     StageWaits,
@@ -92,9 +94,14 @@ class Run(Services):
 
     @cached_property
     def stages(self) -> dict[str, RunStage]:
-        """By name, in order."""
-        kinds: dict[str, type[RunStage]] = {"algorithm": TrainingStage, "step": StepStage}
-        return {name: kinds[stage.kind](self, stage) for name, stage in self.recipe.stages.items()}
+        """The chosen ones and those that they need, by name, in order."""
+        kinds = {"algorithm": TrainingStage, "step": StepStage}
+        stages = self.recipe.stages
+        needed = {*(self.recipe.chosen or stages)}
+        for name in reversed(stages):
+            if name in needed:
+                needed.update(stages[name].upstream)
+        return {name: kinds[stage.kind](self, stage) for name, stage in stages.items() if name in needed}
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
@@ -132,6 +139,9 @@ class Run(Services):
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         make_folder(self.folder / "cache")
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
+        if missing := [name for name in incomplete if name not in (self.recipe.chosen or incomplete)]:
+            text = f"--only needs results of {', '.join(missing)}, which are not complete with these settings"
+            raise RecipeError([Problem(text, help=f"--until {missing[-1]} makes them")])
         self.prepare(incomplete)
 
     def _show(self) -> None:
@@ -245,8 +255,8 @@ class Run(Services):
         took = duration(time.monotonic() - self.reporter.began)
         self.reporter.say(f"done in {took}; peak memory {self.peak_memory}")
         self.reporter.say(f"results: {self.folder}")
-        trained = [stage for stage in self.recipe.stages.values() if stage.kind == "algorithm"]
-        policies = [stage.name for stage in trained if not stage.trains_reward]
+        stages = [run.stage for run in self.stages.values()]
+        policies = [stage.name for stage in stages if stage.kind == "algorithm" and not stage.trains_reward]
         if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self.records):
             self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
 

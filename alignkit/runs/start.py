@@ -122,7 +122,7 @@ def run(
 
 def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
-    for name in recipe.stages:
+    for name in recipe.chosen or recipe.stages:
         made = folder / name
         results[name] = StageResult(made, read_record(made)["summary"], read_metrics(made))
     return results
@@ -130,11 +130,10 @@ def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
 
 def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a run that is complete has left, which is printed already."""
-    files = [folder / name for name in ("run.log", RECIPE, PAGE, FACTS)]
     stages = {}
     for name, made in _results(recipe, folder).items():
         stages[name] = {"folder": made.folder, "summary": made.summary, "metrics": [{}, *made.metrics][-1]}
-    written = {file.name: file for file in files if exists(file)}
+    written = {name: folder / name for name in ("run.log", RECIPE, PAGE, FACTS) if exists(folder / name)}
     return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import model_validator
 
-import alignkit
 from alignkit import (
     Artifact,
     CheckedJudge,
@@ -42,6 +41,7 @@ from alignkit_plugins.evaluate.comparison import (
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
 from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.sampling import AnswerOptions
 from alignkit_plugins.steps.evaluate import breakdown, examples, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
@@ -54,7 +54,7 @@ from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, rol
 class Evaluate(Step):
     """Sample from each policy, score with each reward, and compare each policy with the baseline."""
 
-    class Options(alignkit.SamplingOptions):
+    class Options(AnswerOptions):
         policies: list[PolicyRef | Variant] = Field(
             min_length=1,
             description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
