@@ -1098,3 +1098,41 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> No
     os.mkfifo(tmp_path / f"d.{suffix}")
     with pytest.raises(DataError, match=r"this is a pipe or a device"):
         load(source(tmp_path / f"d.{suffix}"))
+
+
+def talks(path: Path, count: int) -> Path:
+    """Conversations: the first question alone, and again with an answer and a second question."""
+    with path.open("w") as file:
+        for number in range(count):
+            first = {"role": "user", "content": f"Question {number}?"}
+            more = [first, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": f"And {number}?"}]
+            for turns in ([first], more):
+                file.write(json.dumps({"prompt": turns}) + "\n")
+    return path
+
+
+def test_shares_of_a_source_are_apart_and_are_all_of_it(tmp_path: Path) -> None:
+    path = talks(tmp_path / "d.jsonl", 60)
+    shares = [load(source(path, part=part)) for part in ((0.0, 0.2), (0.2, 0.6), (0.6, 1.0))]
+    found = [{group.id for group in loaded.groups} for loaded in shares]
+    assert sum(map(len, found)) == len(set.union(*found)) == 120
+    assert [round(len(ids) / 120, 1) for ids in found] == [0.2, 0.4, 0.4]
+    assert [(f.rows, f.held_out) for loaded in shares for f in loaded.sources] == [
+        (len(ids), 120 - len(ids)) for ids in found
+    ]
+    assert all(loaded.validation == [] for loaded in shares)
+
+
+def test_a_conversation_is_in_one_share_in_all_files(tmp_path: Path) -> None:
+    whole = talks(tmp_path / "d.jsonl", 60)
+    single = tmp_path / "others.jsonl"
+    single.write_text("".join(json.dumps({"prompt": f"question  {number}"}) + "\n" for number in range(60)))
+    asked = {group.prompt[0]["content"] for group in load(source(whole, part=(0.0, 0.3))).groups}
+    alone = {group.prompt[0]["content"] for group in load(source(single, part=(0.0, 0.3))).groups}
+    assert {f"Question {text.split()[-1]}?" for text in alone} == asked
+
+
+def test_the_seed_draws_the_shares(tmp_path: Path) -> None:
+    path = talks(tmp_path / "d.jsonl", 60)
+    one, other = (load(source(path, part=(0.0, 0.5)), seed=seed) for seed in (0, 1))
+    assert words(one.groups) != words(other.groups)

@@ -6,6 +6,7 @@ A source is read as numbered rows (`alignkit.data.files`), and a format plugin t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ from alignkit.plugins import plugins
 from alignkit.registry import Component
 
 OR_SKIP = ", or set 'on_bad_row: skip'"
-Part = Literal["training", "validation"]
+WORD = re.compile(r"\w+")
+Part = Literal["training", "validation"] | tuple[float, float]
 Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
 CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
@@ -77,8 +79,9 @@ class DataSource(Options):
     )
     part: Part | None = Field(
         default=None,
-        description="with validation: read only the rows to train on, or only those held out; default: both, where an "
-        "algorithm measures the loss of the latter",
+        description="rows to read: with validation, `training` or `validation` (default: both, where an algorithm "
+        "measures the loss of the latter); or a share of the conversations, such as [0.2, 0.6], by a digest of what "
+        "the user says first",
     )
     group: str | None = Field(
         default=None,
@@ -109,8 +112,14 @@ class DataSource(Options):
         hub_only = [key for key in ("config", "revision", "data_files", "split") if getattr(self, key)]
         if hub_only and self.hub is None:
             raise ValueError(f"only a hub data set has '{hub_only[0].replace('config', 'name')}'")
-        if self.part is not None and not self.validation:
-            raise ValueError("'part' needs 'validation', the share that is held out")
+        if isinstance(self.part, tuple):
+            low, high = self.part
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"'part: [{low:g}, {high:g}]' is no share: expected 0 <= LOW < HIGH <= 1")
+            if self.validation:
+                raise ValueError("'part: [LOW, HIGH]' and 'validation' both choose rows: leave one of them out")
+        elif self.part is not None and not self.validation:
+            raise ValueError("'part' needs 'validation', the share that is held out, or is a share such as [0.2, 1]")
         return self
 
     @property
@@ -204,7 +213,7 @@ def load(spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, 
     errors: list[SkippedRow] = []
     for reader in readers:
         bad = reader.bad
-        found = [group for row in reader.rows() for group in row.groups]
+        found = reader.of_part([group for row in reader.rows() for group in row.groups], seed)
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
@@ -255,6 +264,7 @@ class SourceReader:
         self.format: Format | None = None
         self.format_name = ""
         self.bad: list[SkippedRow] = []
+        self.others = 0  # rows that are not of the source's part
         if source.format is not None:
             self.format = source.format.registration.implementation(source.format.options)
             self.format_name = source.format.name
@@ -274,6 +284,15 @@ class SourceReader:
             good += row.bad is None
             if good == self.source.limit:
                 break
+
+    def of_part(self, groups: Sequence[Group], seed: int) -> list[Group]:
+        """The groups in the share of the conversations that the source names; all without one."""
+        if not isinstance(self.source.part, tuple):
+            return list(groups)
+        low, high = self.source.part
+        kept = [group for group in groups if low <= _number("part", seed, _opening(group, self.source.group)) < high]
+        self.others = len(groups) - len(kept)
+        return kept
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
@@ -355,10 +374,10 @@ class SourceReader:
             self.format_name,
             self.source.format is None,
             rows=len(kept),
-            held_out=sum(_place(group) == self.place for group in other),
+            held_out=self.others + sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
             weight=self.source.weight,
-            part=part,
+            part=part if isinstance(part, str) else None,
             sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
             notes=getattr(self.format, "notes", ()),
         )
@@ -467,6 +486,20 @@ def _place(group: Group) -> int:
     return 0
 
 
+def _opening(group: Group, column: str | None) -> str:
+    """What all turns and answers of a conversation share, in any file: what the user says first; see `_unit`."""
+    if column is not None:
+        return _unit(group, column)
+    first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
+    first_words = group if first is None else replace(group, prompt=(first,))
+    return prompt_key(first_words, lambda text: " ".join(WORD.findall(text.casefold())))
+
+
+def _number(purpose: str, seed: int, key: str) -> float:
+    """A key's number in [0, 1), which is a hash."""
+    return int(sha256_of([purpose, seed, key])[:13], 16) / 16**13
+
+
 def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) -> tuple[list[Group], list[Group]]:
     """The groups on either side: about the `validation` of each source's keys is held out, of all sources."""
     if not any(source.validation for source in sources):
@@ -477,8 +510,7 @@ def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) ->
         if not source.validation:
             continue
         keys = [key for key, group in keyed if _place(group) == place]
-        # A key's number in [0, 1) is a hash.
-        order = sorted((int(sha256_of(["validation", seed, key])[:13], 16) / 16**13, key) for key in set(keys))
+        order = sorted((_number("validation", seed, key), key) for key in set(keys))
         if len(order) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(

@@ -67,6 +67,11 @@ def _with_part(value: Any) -> Any:
 def test_a_part_needs_a_split_and_is_one_for_all_sources(tmp_path: Path) -> None:
     text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": "training"}})
     assert "'part' needs 'validation'" in text
+    for part, said in (([0.6, 0.2], "is no share"), ([0.2, 1.5], "is no share")):
+        text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": part}})
+        assert said in text
+    both = {"path": "p.jsonl", "part": [0.2, 1], "validation": 0.2}
+    assert "leave one of them out" in problems(tmp_path, s={"algorithm": "sft", "data": both})
     both = [{**SPLIT, "part": "training"}, {**SPLIT, "part": "validation"}]
     assert "'part' must be the same" in problems(tmp_path, s={"algorithm": "sft", "data": both})
 

@@ -180,7 +180,7 @@ def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:
         return "gold"
     if "validation" in names:
         return "validation"
-    if stage.kind == "algorithm" or "examples" in names:
+    if stage.kind == "algorithm" or "few_shot" in names:
         return TRAINING
     read = [
         _role(recipe, other, theirs)
@@ -194,7 +194,7 @@ def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:
 def _parts(spec: DataSpec, role: str, recipe: Recipe) -> Iterator[Part]:
     """An entry, or both sides of one that is split, as the recipe names its files."""
     name = ", ".join(short(source.name, recipe.folder) for source in spec.sources)
-    if not any(source.validation for source in spec.sources):
+    if not any(source.validation or source.part for source in spec.sources):
         yield part_of(spec, role, name)
         return
     loaded = RunData(no_stage, recipe.seed).read(spec)
