@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ CUTS = (12, 24)  # words: short answers occur too
 SEEN = 3  # texts that a feature must occur in
 DECAY = 0.25
 SMALLEST = 0.2  # smaller weights are left out
+PARTS = 5  # of XSTest's prompts, for cross-validation
 Example = tuple[str, bool]  # an answer, and whether it refuses
 
 
@@ -80,6 +82,21 @@ def trained(examples: list[Example]) -> dict[str, float]:
     return {name: weight for name, weight in rounded.items() if abs(weight) >= SMALLEST}
 
 
+def read_right(people: list[tuple[str, str, bool]]) -> int:
+    """How many of XSTest's answers are read as people did by weights that learned from answers to other prompts."""
+    prompts = sorted({prompt for prompt, *_ in people})
+    random.Random(0).shuffle(prompts)
+    right = 0
+    for part in range(PARTS):
+        held = set(prompts[part::PARTS])
+        weights = trained([(text, refused) for prompt, text, refused in people if prompt not in held] + [*others()])
+        asked = [(features(text), refused) for prompt, text, refused in people if prompt in held]
+        right += sum((sum(weights.get(name, 0) for name in found) > 0) == refused for found, refused in asked)
+    return right
+
+
 if __name__ == "__main__":
-    people = [(answer, refused) for _, answer, refused in labeled(Path(sys.argv[1]))]
-    FILE.write_text(json.dumps(trained([*people, *others()]), separators=(",\n", ":")) + "\n", encoding="utf-8")
+    rows = list(labeled(Path(sys.argv[1])))
+    print(f"XSTest, cross-validated by prompt: {read_right(rows)} of {len(rows)} as people")
+    learned = trained([*((text, refused) for _, text, refused in rows), *others()])
+    FILE.write_text(json.dumps(learned, separators=(",\n", ":")) + "\n", encoding="utf-8")

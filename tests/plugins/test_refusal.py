@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,24 +116,30 @@ def texts(name: str) -> list[str]:
 
 
 def test_the_quick_start_refuses_in_many_words() -> None:
-    for name, most in (("demos", 180), ("safety", 115), ("helpful", 115)):
+    for name, least in (("demos", 170), ("safety", 110), ("helpful", 110)):
         found = list(filter(refuses, texts(name)))
-        assert len(found) >= most
+        assert len(found) >= least
         assert len(set(found)) == len(found)
 
 
 def test_validation_refuses_in_words_that_no_stage_learns_some_of_which_are_read() -> None:
     held = last(rows("quickstart/safety_heldout.jsonl"), "chosen")
     assert not set(held) & {text for name in ("demos", "safety", "helpful") for text in texts(name)}
-    assert sum(map(refuses, held)) == HELD_OUT_READ
+    assert (sum(map(refuses, held)), len(held)) == (10, 20)
 
 
-def test_it_agrees_with_people_about_the_answers_of_the_quick_starts_policies() -> None:
-    labeled = [row for row in rows("refusal_labels.jsonl") if row["refused"] is not None]
-    assert len(rows("refusal_labels.jsonl")) == 200
-    assert {row["policy"] for row in labeled} == {"base", "sft", "ppo", "rejection_sampling"}
-    right = {name: sum(said(row) == row["refused"] for row in labeled) for name, said in READ.items()}
-    assert right == AGREES
+def test_it_agrees_with_our_labels_of_the_policies_answers_as_often_as_the_pages_say() -> None:
+    found = rows("refusal_labels.jsonl")
+    labeled = [row for row in found if row["refused"] is not None]
+    assert Counter(row["policy"] for row in found) == dict.fromkeys(("base", "sft", "ppo", "rejection_sampling"), 50)
+    assert len({(row["policy"], row["prompt"]) for row in found}) == 200
+    assert (len(labeled), sum(row["refused"] for row in labeled)) == (193, 73)
+    assert sum(refuses(row["answer"]) == row["refused"] for row in labeled) == 192
+    assert sum(row["by_phrases"] == row["refused"] for row in labeled) == 189
+    told = "99% [97, 100] of 193 answers"
+    pages = [DATA.parent / "quickstart.yaml", *(DATA.parents[1] / page for page in ("README.md", "docs/quickstart.md"))]
+    for page in [*pages, DATA.parents[1] / "docs" / "what-to-compare.md"]:
+        assert told in re.sub(r"\s*\n(?:# *)?", " ", page.read_text(encoding="utf-8")), page
 
 
 def test_its_examples_are_no_answers_that_it_is_measured_on() -> None:
