@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import model_validator
 
-import alignkit
 from alignkit import (
     Artifact,
     CheckedJudge,
@@ -42,6 +41,8 @@ from alignkit_plugins.evaluate.comparison import (
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
 from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.rows import as_csv, rows_of
+from alignkit_plugins.evaluate.sampling import AnswerOptions
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
@@ -54,7 +55,7 @@ from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, rol
 class Evaluate(Step):
     """Sample from each policy, score with each reward, and compare each policy with the baseline."""
 
-    class Options(alignkit.SamplingOptions):
+    class Options(AnswerOptions):
         policies: list[PolicyRef | Variant] = Field(
             min_length=1,
             description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
@@ -249,7 +250,9 @@ class Evaluate(Step):
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", numbers.figure(summary, measured.singles))
-        shown = report.report(summary, groups[: self.options.show])
+        rows = rows_of(summary)
+        (context.out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+        shown = report.report(summary, rows, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
 
     def _verdicts(
