@@ -24,10 +24,11 @@ from alignkit.errors import (
     no_disk,
     stoppable,
 )
+from alignkit.evaluation import held_out
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import RECIPE, damage_of
+from alignkit.io.results import RECIPE, damage_of, read_metrics
 from alignkit.io.text import duration, exists, redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump
@@ -243,8 +244,11 @@ class Run(Services):
         name = stage.name
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
-        told = [f"{key} {value}" for key, value in record["summary"].items() if value and isinstance(value, int | str)]
-        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {', '.join(told)}".removesuffix(": "))
+        summary, rows = record["summary"], read_metrics(self.folder / name)
+        told = ", ".join(held_out.facts(summary, rows))
+        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": "))
+        if doubt := held_out.doubt(summary, rows):
+            self.say(f"{name}: warning: {doubt}")
 
     def say_end(self) -> None:
         """The last line of a run that is complete: how long the command took, and where its results are."""

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from alignkit.errors import SIGNALS, Problem, RecipeError, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
-from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
+from alignkit.io.results import FACTS, PAGE, RECIPE, read_metrics, read_record
 from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
 from alignkit.plugins import load_plugins
@@ -124,9 +124,7 @@ def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
     for name in recipe.chosen or recipe.stages:
         made = folder / name
-        file = made / "metrics.jsonl"  # a step may write none
-        lines = file.read_text(encoding="utf-8").splitlines() if exists(file) else []
-        results[name] = StageResult(made, read_record(made)["summary"], [json.loads(line) for line in lines])
+        results[name] = StageResult(made, read_record(made)["summary"], read_metrics(made))
     return results
 
 
