@@ -179,9 +179,7 @@ def test_a_rater_is_needed() -> None:
         EvaluateReward.Options(pairs="x")
 
 
-def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model without training, as a judge of people's pairs and of policies."""
     monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
     rows = [{"prompt": f"q{n}", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(6)]
@@ -191,7 +189,7 @@ def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
     recipe = {"model": {"base": "tiny"}, "stages": {"check": step}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
-    assert "how far to trust the judges" in capsys.readouterr().out
+    assert "how far to trust the judges" in (tmp_path / "run" / "check" / "report.txt").read_text()
     (card,) = json.loads((tmp_path / "run" / "check" / "reward_evaluation.json").read_text())["judge_cards"].values()
     assert (card["comparisons"], card["calls"]) == (6, 12)
     assert "local_judge" in (tmp_path / "run" / "report.html").read_text()

@@ -213,10 +213,10 @@ HALF = 0.5  # the win rate of the baseline against itself
 def alignment_path(stage: str, rows: Sequence[Row]) -> Figure | None:
     """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023, arXiv:2307.09288).
 
-    The path of the versions by win rate against the baseline, by the first two metrics or rewards; None without two.
+    The path of the versions by win rate against the baseline, by the first two rewards; None without two.
     The baseline itself is in the middle. Versions without a win rate are left out. rows: of the evaluation.
     """
-    names = list(dict.fromkeys(row.metric for row in rows if row.kind in ("metric", "reward") and row.difference))[:2]
+    names = list(dict.fromkeys(row.metric for row in rows if row.kind == "reward" and row.difference))[:2]
     won = {(row.policy, row.metric): bounds(row.estimate) for row in rows if row.kind == "win rate"}
     baseline = next((row.baseline for row in rows if row.kind == "win rate"), "")
     won |= {(baseline, name): (HALF, None, None) for name in names}

@@ -10,7 +10,6 @@ from typing import Any
 from alignkit.report import Block, Report, Table
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import load_yaml
-from alignkit_apps.report.screen import learned
 from alignkit_apps.report.stages import flat
 from alignkit_plugins.evaluate.readable import duration, short
 from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
@@ -21,7 +20,7 @@ LONGEST = 24  # characters of a value
 
 def compared(folders: Sequence[Path]) -> Report:
     """A comparison of runs for the terminal. Raises RecipeError for a folder that is not a run's."""
-    facts, names = [facts_of(folder) for folder in folders], labels(folders)
+    facts, names = [facts_of(folder) for folder in folders], [str(folder) for folder in folders]
     recipes = [flat({**load_yaml(one["recipe"]), "name": ""}) for one in facts]
     versions = [{**one["reproduce"]["versions"], **one["reproduce"]["machine"], "memory": ""} for one in facts]
     blocks: list[Block] = [_overview(names, facts), *_evaluations(names, facts)]
@@ -30,23 +29,13 @@ def compared(folders: Sequence[Path]) -> Report:
     return Report(blocks)
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
-    """A short name per folder, with as many of its parents as tell it from the others."""
-    paths = [folder.resolve() for folder in folders]
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return [str(path) for path in paths]
-
-
 def _overview(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> Table:
     """How each run ended, and what its stages learned."""
     runs = [one["run"] for one in facts]
     rows = [["result", *(f"{one['outcome']}, {one['stages_done']} of {one['stages']} stages" for one in runs)]]
     rows.append(["time", *(duration(one["seconds"]) for one in runs)])
     rows.append(["peak memory", *(one["peak_memory"] or "-" for one in runs)])
-    told = [{stage["name"]: learned(stage) for stage in one["stages"]} for one in facts]
+    told = [{stage["name"]: stage["learned"] for stage in one["stages"]} for one in facts]
     stages = dict.fromkeys(name for one in told for name in one)
     rows += [[name, *(one.get(name) or "-" for one in told)] for name in stages]
     return Table("", ["", *names], [row for row in rows if {*row[1:]} != {"-"}])

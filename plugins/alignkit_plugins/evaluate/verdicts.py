@@ -17,8 +17,6 @@ from alignkit_plugins.evaluate.rows import ANSWERS, BASE_MODEL, KL, LENGTH, RATE
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
 CUT = 0.2  # share of answers that may be truncated without a warning
-ORDER_DECIDES = 0.25  # share of comparisons
-FAVORS = 0.1  # by which a judge may prefer a position without a warning
 # By whether the policy learned from what it gains by.
 GAINS = {False: "gained", True: "gained by its own reward", None: "gained, not verified"}
 NO_PROOF = {
@@ -129,6 +127,8 @@ def _adjusted(row: Row) -> str:
 
 
 def _and(names: Sequence[str]) -> str:
+    if any("," in name for name in names):
+        return "; ".join(names)
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -231,15 +231,8 @@ def _of_answers(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_judge(row: Row, result: Mapping[str, Any]) -> Iterator[str]:
     """What a judge did with the comparisons of a policy. result: of evaluation.json."""
-    judge, reasons = row.metric, {why: count for why, count in mapping(result.get("unjudged")).items() if count}
+    reasons = {why: count for why, count in mapping(result.get("unjudged")).items() if count}
     if reasons:
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
         asked = f"{sum(reasons.values()):,} of {result.get('comparisons'):,} comparisons of {row.policy}"
-        yield f"{judge} gave no verdict on {asked} ({why}); they do not count"
-    share, first = result.get("inconsistent"), result.get("first_position")
-    if (bounds(share)[0] or 0.0) > ORDER_DECIDES:
-        yield f"the order of two answers decides {shown(share, percent=True)} of {judge}'s comparisons of {row.policy}"
-    mean = bounds(first)[0]
-    if mean is not None and abs(mean - 0.5) > FAVORS and not _contains(first, 0.5):
-        which = "first" if mean > 0.5 else "second"
-        yield f"{judge} favors the {which} answer that it reads: it prefers the first in {shown(first, percent=True)}"
+        yield f"{row.metric} gave no verdict on {asked} ({why}); they do not count"
