@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
@@ -20,6 +21,7 @@ from alignkit_plugins.data.near import Kind, Match, Units
 from alignkit_plugins.data.rules import ACROSS, Rules, redacted
 from alignkit_plugins.data.shown import shortened
 from alignkit_plugins.evaluate.readable import percentage
+from alignkit_plugins.steps.clean import Clean
 
 EXAMPLES = 5  # of each finding
 TRAINING = "training"
@@ -157,19 +159,37 @@ def part_of(spec: DataSpec, role: str, name: str = "") -> Part:
 
 
 def parts_of_recipe(recipe: Recipe) -> list[Part]:
-    """Every file of a recipe, once for each role that it has. Data that stages make are not there yet."""
-    roles: list[tuple[DataSpec, str]] = []
+    """Every file of a recipe, once for each role that it has: what `clean` leaves of it, and what all others read.
+
+    Data that other stages make are not there yet.
+    """
+    data, roles, parts = RunData(no_stage, recipe.seed), list[tuple[DataSpec, str]](), list[Part]()
     for stage in recipe.stages.values():
         for spec in _specs(stage):
             files = DataSpec(tuple(source for source in spec.sources if not source.stage))
-            entry = files, _role(recipe, stage, spec)
-            if files.sources and entry not in roles:
-                roles.append(entry)
-    return [part for spec, role in roles for part in _parts(spec, role, recipe)]
+            role = _role(recipe, stage, spec)
+            if not files.sources or (files, role) in roles:
+                continue
+            roles.append((files, role))
+            found = list(_parts(files, role, recipe))
+            rules = stage.component.options
+            if isinstance(rules, Clean.Options):
+                others = data.read(rules.against).groups if rules.against else []
+                found = [_cleaned(part, rules, others) for part in found]
+            parts += found
+    return parts
 
 
 def _specs(stage: Stage) -> list[DataSpec]:
-    return specs([stage.settings, stage.component.options], DataSpec)
+    """The data that a stage uses; what `clean` compares them with is none."""
+    options = stage.component.options
+    return [options.data] if isinstance(options, Clean.Options) else specs([stage.settings, options], DataSpec)
+
+
+def _cleaned(part: Part, rules: Rules, others: Sequence[Group]) -> Part:
+    """What `clean` leaves of a part. others: which it compares it with."""
+    faults = rules.faults([row.groups for row in part.rows], part.rows, [[group] for group in others])
+    return replace(part, rows=[row for at, row in enumerate(part.rows) if at not in faults])
 
 
 def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:

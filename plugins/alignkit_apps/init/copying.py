@@ -1,4 +1,4 @@
-"""Shipped recipes: what each does, and copies of one, with every file that it names, which can be edited."""
+"""Copies of recipes, with every file that they name, which can be edited; and what each shipped recipe does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.commands import refuse
-from alignkit.errors import OutOfResource, did_you_mean
+from alignkit.errors import OutOfResource
 from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.yaml import SCHEMA_LINE, load_document, shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.yaml import SCHEMA_LINE, load_document
 from alignkit_apps.catalog.json_schema import schema_line
 
-LICENSES = "data/LICENSES.md"
+LICENSES = Path("data/LICENSES.md")
+STARTER = Path(__file__).with_name("starter") / "recipe.yaml"
 
 
 def summary(path: Path) -> str:
@@ -25,21 +26,18 @@ def summary(path: Path) -> str:
     return " ".join(words).partition(". ")[0].rstrip(".")
 
 
-def copy_recipe(name: str, folder: Path) -> list[Path]:
-    """Copy a shipped recipe and the files that it names; return the copies, the recipe first.
+def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
+    """Copy a recipe and the files next to it that it names; return the copies, the recipe first.
 
-    Raises RecipeError for an unknown name, or if a file with other contents is in the way; nothing is written then.
+    Raises RecipeError if a file with other contents is in the way; nothing is written then.
     """
-    recipe = shipped_recipe(name)
-    if recipe is None:
-        help = did_you_mean(name, shipped()) or f"shipped recipes: {', '.join(shipped())}"
-        refuse(f"no shipped recipe: {name}", help)
-    root = shipped_folder()
+    root = recipe.parent
     extended = {Path(value.file).resolve() for _, value in load_document(recipe).places.values()}
-    named = {recipe: None, **dict.fromkeys(sorted({*extended, *_named(load_recipe(recipe).resolved, root)}))}
-    line = schema_line(plugins())
-    copies = {folder / file.relative_to(root): file.read_bytes() for file in (*named, root / LICENSES)}
-    return write_files({file: copy.replace(SCHEMA_LINE.encode(), line.encode(), 1) for file, copy in copies.items()})
+    named = sorted({*extended, *_named(load_recipe(recipe).resolved, root)} - {recipe})
+    line = schema_line(plugins()).encode()
+    files = [recipe, *named, *filter(Path.is_file, [root / LICENSES])]
+    copies = {folder / file.relative_to(root): file.read_bytes() for file in files}
+    return write_files({file: copy.replace(SCHEMA_LINE.encode(), line, 1) for file, copy in copies.items()})
 
 
 def _named(value: Any, root: Path) -> Iterator[Path]:

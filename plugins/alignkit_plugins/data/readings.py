@@ -52,6 +52,7 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     questions, answers, better, worse = (
         [name for name in row if str(name).lower() in usual] for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
     )
+    answers.sort(key=lambda name: str(name).lower() == "answer")  # a solution may stand next to it
     prompt = {}
     if "prompt" not in row:
         if len(questions) != 1:
