@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
@@ -163,20 +162,15 @@ def parts_of_recipe(recipe: Recipe) -> list[Part]:
 
     Data that other stages make are not there yet.
     """
-    data, roles, parts = RunData(no_stage, recipe.seed), list[tuple[DataSpec, str]](), list[Part]()
+    roles: list[tuple[DataSpec, str]] = []
+    parts: list[Part] = []
     for stage in recipe.stages.values():
         for spec in _specs(stage):
             files = DataSpec(tuple(source for source in spec.sources if not source.stage))
-            role = _role(recipe, stage, spec)
-            if not files.sources or (files, role) in roles:
-                continue
-            roles.append((files, role))
-            found = list(_parts(files, role, recipe))
-            rules = stage.component.options
-            if isinstance(rules, Clean.Options):
-                others = data.read(rules.against).groups if rules.against else []
-                found = [_cleaned(part, rules, others) for part in found]
-            parts += found
+            entry = files, _role(recipe, stage, spec)
+            if files.sources and entry not in roles:
+                roles.append(entry)
+                parts += [_cleaned(part, stage.component.options, recipe) for part in _parts(*entry, recipe)]
     return parts
 
 
@@ -186,9 +180,12 @@ def _specs(stage: Stage) -> list[DataSpec]:
     return [options.data] if isinstance(options, Clean.Options) else specs([stage.settings, options], DataSpec)
 
 
-def _cleaned(part: Part, rules: Rules, others: Sequence[Group]) -> Part:
-    """What `clean` leaves of a part. others: which it compares it with."""
-    faults = rules.faults([row.groups for row in part.rows], part.rows, [[group] for group in others])
+def _cleaned(part: Part, options: Any, recipe: Recipe) -> Part:
+    """What a stage leaves of a part if it cleans it; else the part."""
+    if not isinstance(options, Clean.Options):
+        return part
+    others = RunData(no_stage, recipe.seed).read(options.against).groups if options.against else ()
+    faults = options.faults([row.groups for row in part.rows], part.rows, [[group] for group in others])
     return replace(part, rows=[row for at, row in enumerate(part.rows) if at not in faults])
 
 

@@ -60,7 +60,8 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         prompt = {"prompt": questions[0]}
     if len(better) == len(worse) == 1:
         yield {**prompt, "chosen": better[0], "rejected": worse[0]}
-    yield from ({**prompt, "completion": name} for name in answers)
+    for expected in ("completion", "answer"):
+        yield from ({**prompt, expected: name} for name in answers if name != expected)
     foreign = {f"other_{name}": name for name in row if name in FOREIGN}
     if prompt or foreign:
         yield prompt | foreign

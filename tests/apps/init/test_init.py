@@ -260,6 +260,12 @@ def test_answers_that_can_be_checked_are_recognized(
     assert kinds(recipe)["align"] == "grpo" and settings.reward.name == reward
 
 
+def test_an_answer_has_its_column_in_other_languages(write: Callable[..., str]) -> None:
+    recipe = made(write("q.jsonl", lambda number: {"Frage": f"Was ist {thing(number)}?", "Antwort": str(number)}))
+    settings: Any = recipe.stages["align"].settings
+    assert settings.prompts.sources[0].columns == {"prompt": "Frage", "answer": "Antwort"}
+
+
 def test_a_solution_next_to_the_answer_is_learned_first(write: Callable[..., str]) -> None:
     def row(number: int) -> Any:
         return {"problem": f"Of {thing(number)}?", "answer": str(number), "solution": f"I count {thing(number + 500)}."}
