@@ -446,7 +446,7 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     biased = "KL is biased: min_new_tokens 2, top_p 0.9, top_k 3 leaves tokens out of the answers"
     assert biased in text and "KL is biased" not in said(step(sampling=asked, kl=False).run(context(models, tmp_path)))
     followed = step(sampling={"max_new_tokens": 9})
-    followed.options.follow(Sampling(temperature=0.7, max_new_tokens=4))
+    followed.options.follow(Sampling(temperature=0.9, max_new_tokens=4))
     artifact = followed.run(context(models, tmp_path))
     wanted = "sampled with max_new_tokens 9, temperature 0.7"
     assert said(artifact).splitlines()[0] == wanted

@@ -174,7 +174,7 @@ def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
 def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*arguments: Any) -> Recipe:
+    def load(*arguments: Any, **options: Any) -> Recipe:
         arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 

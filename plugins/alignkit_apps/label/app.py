@@ -17,7 +17,7 @@ from alignkit_apps.label.label_api import LabelApi
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import Site, guarded, templates
 from alignkit_plugins.people.agreement import agreement, agreement_tables
-from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.effective_labels import disputes, labeled
 from alignkit_plugins.people.labels import TERMS
 from alignkit_plugins.people.store import Store
 
@@ -48,7 +48,8 @@ async def _label_page(site: Site, api: LabelApi, mode: str, session: Session) ->
 
 async def _quality_page(site: Site, store: Store, session: Session) -> Response:
     tables = await run_in_threadpool(quality, store, session.annotator, session.reviewer)
-    return site.page("quality.html.j2", session, tables=tables)
+    left = await run_in_threadpool(disputes, store, session.annotator)
+    return site.page("quality.html.j2", session, tables=tables, disputes=left)
 
 
 def quality(store: Store, annotator: str, reviewer: bool) -> list[Table]:

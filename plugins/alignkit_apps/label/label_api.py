@@ -57,7 +57,9 @@ class LabelApi:
     def next(self, annotator: str, message: Any) -> State:
         """The item to label now."""
         read(_Nothing, message)
-        return self._next(annotator)
+        state = self._next(annotator)
+        state["todo"]["adjudicate"] = bool(disputes(self.store, annotator))
+        return state
 
     def submit(self, annotator: str, message: Any) -> State:
         """Store a label, a skip or a flag, and return the next item. The same message again changes nothing."""
@@ -100,7 +102,7 @@ class LabelApi:
     # Adjudication
 
     def next_dispute(self, annotator: str, message: Any) -> State:
-        """The first item that someone should adjudicate, with what everyone said."""
+        """The first item that this person should adjudicate, with what everyone said."""
         read(_Nothing, message)
         return self._dispute(annotator)
 
@@ -109,20 +111,25 @@ class LabelApi:
         sent = read(_Submitted, message)
         if sent.kind != "adjudicate":
             raise BadLabel("expected an adjudication")
+        own = "SELECT 1 FROM current WHERE item = ? AND annotator = ? AND kind = 'label'"
+        if self.store.rows(own, sent.item, annotator):
+            raise BadLabel("you labeled this item, so somebody else settles it")
         notice = self._store(annotator, sent)
         return self._dispute(annotator, notice=notice)
 
     def _dispute(self, annotator: str, wanted: str | None = None, notice: str = "") -> State:
-        left = disputes(self.store)
+        left = disputes(self.store, annotator)
         entry = next((entry for entry in left if entry.stored.item.id == wanted), left[0] if left else None)
         shown = None if entry is None else assignment.assignment(self.store, annotator, entry.stored.item.id)
         state = self._state(annotator, shown, notice)
         query = "SELECT uuid FROM effective WHERE annotator = ? AND kind = 'adjudicate' ORDER BY created DESC"
         settled = self.store.rows(query, annotator)
         state["last"] = settled[0]["uuid"] if settled else None
-        state["progress"] = {"mine": len(settled), "skipped": 0, "done": 0, "total": len(left), "pace": None}
+        state["progress"] = {"mine": len(settled), "skipped": 0, "total": len(settled) + len(left), "pace": None}
         if entry is not None and shown is not None:
             state["votes"] = _votes(entry, shown.order)
+        elif disputes(self.store):
+            state["end"]["said"] = "What is left to settle has a label of yours, so it waits for somebody else."
         return state
 
     # Events
@@ -150,13 +157,20 @@ class LabelApi:
 
     def _state(self, annotator: str, shown: Assignment | None, notice: str = "") -> State:
         last = self.store.last(annotator)
+        progress = assignment.progress(self.store, annotator)
+        consent = consents(self.store).get(annotator)
+        people = self.store.rows("SELECT count(DISTINCT annotator) AS n FROM current WHERE kind = 'label'")[0]["n"]
+        todo = {"sharing": progress.mine > 0 or consent is not None, "quality": people > 1}
+        if shown is None:
+            todo["adjudicate"] = bool(disputes(self.store, annotator))
         return {
             "item": None if shown is None else shown_item(shown),
             "draft": None,
-            "progress": asdict(assignment.progress(self.store, annotator)),
+            "progress": asdict(progress),
+            "todo": todo,
             "last": None if last is None else last.uuid,
             "guidelines": self.guidelines.current()[0],
-            "consent": consents(self.store).get(annotator),
+            "consent": consent,
             "notice": notice,
             "end": None if shown else {"next": self.what_next(self.store)},
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.database import SUFFIX
+from alignkit_plugins.people.effective_labels import disputes
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import Store
 
@@ -174,5 +176,11 @@ def said_last(store: Store) -> str:
         return f"no labels yet; they will be in {path}"
     said = f"{count} labels are in {path}" if count > 1 else f"1 label is in {path}"
     if exists(there.parent / RECIPE):
-        return f"{said}; `alignkit run` with the same recipe continues"
-    return f"{said}; train on {'them' if count > 1 else 'it'} with `data: {path}`"
+        said += "; `alignkit run` with the same recipe continues"
+    else:
+        said += f"; train on {'them' if count > 1 else 'it'} with `data: {path}`"
+    if waiting := len(disputes(store)):
+        items = "1 item is" if waiting == 1 else f"{waiting} items are"
+        command = f"alignkit label {shlex.quote(str(path))} --annotator NAME"
+        said += f"\n{items} disputed or flagged; somebody who did not label them can adjudicate: {command}"
+    return said

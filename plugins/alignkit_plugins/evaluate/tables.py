@@ -59,7 +59,8 @@ def by_column(summary: Mapping[str, Any], column: str) -> Table:
     """For each value of a column, each policy against the baseline, or else its means."""
     values = summary["by"][column]
     kept = sorted(sorted(values, key=lambda value: -values[value]["prompts"])[:MOST_VALUES])
-    rewards, judges = list(summary["rewards"]), list(summary.get("judges") or ())
+    rewards = [name for name in summary["rewards"] if name in next(iter(values[kept[0]]["policies"].values()))]
+    judges = list(summary.get("judges") or ())
     policies = list(summary["against"] or summary.get("judged") or summary["policies"])
     compared = bool(summary["against"] or summary.get("judged"))
     rows = []

@@ -28,6 +28,7 @@ _UNSEEN = (
     "AND NOT EXISTS (SELECT 1 FROM effective AS f WHERE f.item = items.id AND f.annotator = :me AND f.kind = 'flag')"
 )
 _FREE = "labels + (SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me) < wanted"
+_MINE = f"SELECT count(*) AS n FROM items WHERE {_UNSEEN} AND (gold IS NOT NULL OR (labels < wanted AND {_FREE}))"
 _ANSWERS = (
     "SELECT items.*, e.kind, e.payload, e.display_order FROM items "
     "JOIN current AS c ON c.item = items.id AND c.annotator = ? JOIN events AS e ON e.uuid = c.uuid "
@@ -48,15 +49,15 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an annotator and the store are.
+    """How far an annotator is.
 
-    mine, skipped: items of the annotator. done, total: labels that the store has, and those it wants, without gold.
-    pace: the median seconds of the annotator's last labels; None before the first one.
+    mine, skipped: items that the annotator labeled and skipped. total: those labeled, and those that are left for the
+    annotator; gold items count, so that nobody recognizes them. pace: the median seconds of the annotator's last
+    labels; None before the first one.
     """
 
     mine: int
     skipped: int
-    done: int
     total: int
     pace: float | None
 
@@ -139,13 +140,15 @@ def order_of(item: str, annotator: str, count: int) -> tuple[int, ...]:
 
 
 def progress(store: Store, annotator: str) -> Progress:
-    """How far an annotator and the store are."""
-    mine = store.rows("SELECT kind, count(*) AS n FROM current WHERE annotator = ? GROUP BY kind", annotator)
-    counts = {row["kind"]: row["n"] for row in mine}
-    total = store.rows(
-        "SELECT coalesce(sum(min(labels, wanted)), 0) AS done, coalesce(sum(wanted), 0) AS total "
-        "FROM items WHERE retired = 0 AND gold IS NULL"
-    )[0]
+    """How far an annotator is."""
+    kinds = store.rows(
+        "SELECT kind, count(*) AS n FROM current JOIN items ON items.id = item "
+        "WHERE annotator = ? AND retired = 0 GROUP BY kind",
+        annotator,
+    )
+    counts = {row["kind"]: row["n"] for row in kinds}
+    mine = counts.get("label", 0)
+    left = store.rows(_MINE, me=annotator)[0]["n"]
     recent = store.rows(
         "SELECT seconds FROM events WHERE annotator = ? AND kind = 'label' AND seconds IS NOT NULL "
         "ORDER BY created DESC LIMIT ?",
@@ -154,7 +157,7 @@ def progress(store: Store, annotator: str) -> Progress:
     )
     seconds = [min(row["seconds"], IDLE) for row in recent]
     pace = median(seconds) if seconds else None
-    return Progress(counts.get("label", 0), counts.get("skip", 0), total["done"], total["total"], pace)
+    return Progress(mine, counts.get("skip", 0), mine + left, pace)
 
 
 def _assigned(stored: Stored, annotator: str) -> Assignment:

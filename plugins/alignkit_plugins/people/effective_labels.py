@@ -98,9 +98,10 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
     return list(found.values())
 
 
-def disputes(store: Store) -> list[Labeled]:
-    """The items that someone should adjudicate."""
-    return [entry for entry in labeled(store) if entry.disputed and not entry.stored.retired]
+def disputes(store: Store, annotator: str = "") -> list[Labeled]:
+    """The items that someone should adjudicate. annotator: without those that this person labeled."""
+    waiting = [entry for entry in labeled(store) if entry.disputed and not entry.stored.retired]
+    return [entry for entry in waiting if all(vote.annotator != annotator for vote in entry.votes)]
 
 
 def consents(store: Store) -> dict[str, bool]:

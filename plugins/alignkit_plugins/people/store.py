@@ -93,10 +93,10 @@ class Store:
                     self.connection.execute("ROLLBACK")
                 raise
 
-    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        """The rows of a query."""
+    def rows(self, query: str, *values: Any, **named: Any) -> list[sqlite3.Row]:
+        """The rows of a query, with its values in their order or by name."""
         with self._lock, in_words(self.path):
-            return self.connection.execute(query, values).fetchall()
+            return self.connection.execute(query, named or values).fetchall()
 
     @property
     def salt(self) -> str:

@@ -101,7 +101,8 @@ def test_gold_items_come_at_their_rate_to_everyone(tmp_path: Path) -> None:
             found = [answer(store, who) for _ in range(150)]
             count = sum(item.gold is not None for item in found)
             assert stats.binomtest(count, 150, GOLD_RATE).pvalue > 1e-3
-        assert progress(store, "ann").total == 400
+        of_bob = 150 - count  # which wanted one label, and have it
+        assert progress(store, "ann").total == 400 - of_bob + 60  # gold items count as others do
 
 
 def test_sides_are_balanced_and_differ_between_annotators() -> None:
@@ -126,6 +127,15 @@ def test_an_annotator_needs_a_name(tmp_path: Path) -> None:
             assignment(store, "ann", "missing")
 
 
+def test_my_progress_is_of_what_is_left_for_me(tmp_path: Path) -> None:
+    with opened(tmp_path, *pairs(4)) as store:
+        answer(store, "bob")
+        given(store, "bob")  # and nobody else gets it
+        answer(store, "ann")
+        found = progress(store, "ann")
+        assert (found.mine, found.total) == (1, 2)
+
+
 def test_progress_counts_what_stands(tmp_path: Path) -> None:
     with opened(tmp_path, *pairs(5), wanted=2) as store:
         item = answer(store, "ann")
@@ -134,6 +144,7 @@ def test_progress_counts_what_stands(tmp_path: Path) -> None:
         store.submit(event(skipped, {"reason": "no idea"}, kind="skip"))
         store.submit(event(item, who="bob", seconds=5000))
         found = progress(store, "ann")
-        assert (found.mine, found.skipped, found.done, found.total, found.pace) == (2, 1, 3, 10, 4)
-        assert progress(store, "bob").pace == 300  # a person who left the page
+        assert (found.mine, found.skipped, found.total, found.pace) == (2, 1, 4, 4)
+        bob = progress(store, "bob")
+        assert (bob.mine, bob.total, bob.pace) == (1, 5, 300)  # a person who left the page
         assert progress(store, "eve").pace is None

@@ -63,9 +63,10 @@ def test_no_text_makes_the_page_wider(browser: Any, tmp_path: Path, name: str, w
     with person(browser, tmp_path, items, width=width) as ada:
         for number, keys in enumerate((["Digit1"], [*"abcdefghi"], ["Digit4"] * 12), 1):
             assert ada.page.evaluate("document.documentElement.scrollWidth") <= width
-            stays_on_screen(ada, "#submit", "#prompt")
+            if width > 860 or number > 1:  # on a phone, the scale of a pair is under the answers
+                stays_on_screen(ada, "#submit")
             ada.press("End")
-            stays_on_screen(ada, "#submit", "#prompt")  # however long the answers are
+            stays_on_screen(ada, "#submit")  # however long the answers are
             ada.press(*keys, "Enter")
             ada.shows(f"{number} of ", "#counts")
         ada.finished()

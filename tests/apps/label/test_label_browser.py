@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from alignkit_plugins.people.items import Item
-from tests.apps.label.chromium import needed, person, send
+from tests.apps.label.chromium import expect, needed, person, send
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import pairs
 from tests.stores import ranking, review, reviewed, scores, turn
@@ -152,7 +152,7 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         ada.prompt_changes("first")
         assert ada.page.evaluate("document.body.classList.contains('covered')")
         ada.press("v", "Digit8", "Enter")
-        assert "P, B or X" in ada.page.locator("#missing").inner_text()
+        assert "whether they are safe" in ada.page.locator("#missing").inner_text()
         ada.press("x", "Enter")
         ada.prompt_changes("second")
         submit = ada.page.locator("#submit")
@@ -254,14 +254,58 @@ def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
 
 def test_consent(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(2)) as ada:
+        expect(ada.page.locator("#consent-button")).to_be_hidden()
+        ada.press("c", "Digit1", "Enter")
+        ada.shows("1 of 2", "#counts")
         ada.shows("not decided", "#consent")
         ada.page.locator("#consent-button").click()
         ada.page.locator("[data-granted=true]").click()
         ada.shows("yes", "#consent")
         ada.press("Digit1", "Enter")
-        ada.shows("1 of ", "#counts")
+        ada.shows("2 of 2", "#counts")
         ada.shows("yes", "#consent")
-        assert [event.kind for event in ada.store.events()] == ["consent", "label"]
+        assert [event.kind for event in ada.store.events()] == ["label", "consent", "label"]
+
+
+@pytest.mark.parametrize("width", [390, 860, 1440])
+def test_the_scale_reads_from_a_to_b(browser: Any, tmp_path: Path, width: int) -> None:
+    """In one row, or in one column on narrow screens; and what is missing is said without keys that are not shown."""
+    with person(browser, tmp_path, pairs(3), width=width) as ada:
+        boxes = ada.page.locator(".scale label").evaluate_all("all => all.map((one) => one.getBoundingClientRect())")
+        across, down = ([box[side] for box in boxes] for side in ("x", "y"))
+        one_column = width < 900
+        assert across == sorted(across) and down == sorted(down)
+        assert len(set(across)) == (1 if one_column else 8) and len(set(down)) == (8 if one_column else 1)
+        said = ada.page.locator(".scale input").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        assert (said[0], said[2], said[-1]) == (
+            "A is significantly better",
+            "A is slightly better",
+            said[0].replace("A", "B"),
+        )
+        assert not any(mark.isdigit() for mark in ada.page.locator("#missing").inner_text())
+        ada.shows("0 of 3 done", "#counts")
+        for link in ("#consent-button", "[data-todo=adjudicate] >> nth=0", "[data-todo=quality]"):
+            expect(ada.page.locator(link)).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> None:
+    """A long prompt scrolls with the page, so that its end can be read; a short one stays above long answers."""
+    long, last = "read this. " * 800, "And which is right?"
+    items = [Item("pair", (turn(long + last),), ("yes", "no")), Item("pair", (turn("short"),), (long, long + "end"))]
+    inside = "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
+    with person(browser, tmp_path, items, width=width) as ada:
+        prompt = ada.page.locator("#prompt")
+        assert prompt.evaluate(inside) == [0, "visible"]
+        ada.press("End")
+        expect(prompt).not_to_be_in_viewport(ratio=0.9)
+        ada.press("Digit1", "Enter")
+        ada.shows("short")
+        ada.press("End")
+        if width > 860:
+            expect(prompt).to_be_in_viewport(ratio=1)
+        else:
+            expect(prompt).not_to_be_in_viewport()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

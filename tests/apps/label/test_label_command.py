@@ -169,7 +169,12 @@ def test_what_it_says_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert said_last(store) == "1 label is in run/a.feedback; train on it with `data: run/a.feedback`"
         store.submit(event(store.items()[1].item))
         (tmp_path / "run" / "recipe.resolved.yaml").touch()
-        assert said_last(store) == "2 labels are in run/a.feedback; `alignkit run` with the same recipe continues"
+        continues = "2 labels are in run/a.feedback; `alignkit run` with the same recipe continues"
+        assert said_last(store) == continues
+        store.submit(event(store.items()[0].item, {"note": "cut off"}, who="bob", kind="flag"))
+        told, waits = said_last(store).split("\n")
+        assert told == continues and waits.startswith("1 item is disputed or flagged; ")
+        assert waits.endswith("alignkit label run/a.feedback --annotator NAME")
 
 
 def test_guidelines(tmp_path: Path) -> None:

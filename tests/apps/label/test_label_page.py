@@ -171,18 +171,24 @@ def test_thirty_people_at_two_servers(tmp_path: Path) -> None:
         assert len({event.item for event in one.events()}) == 90
 
 
-def test_adjudication(tmp_path: Path) -> None:
-    store = filled(tmp_path / "a.feedback", pairs(6), wanted=2)
-    app, sessions = application(store, ["ada", "bob"])
-    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+def disagreed(store: Store, *people: Page) -> None:
+    """The people label the first item, with different answers."""
     wanted = store.items()[0].item.id
-    for person, better in ((ada, "good"), (bob, "poor")):
+    for person, better in zip(people, ("good", "poor"), strict=True):
         item = person.next()["item"]
         assert item["id"] == wanted
         side = "A" if item["responses"][0][0]["text"].startswith(better) else "B"
         person.post("submit", person.event(item, {"side": side, "margin": "better"}))
+
+
+def test_adjudication(tmp_path: Path) -> None:
+    store = filled(tmp_path / "a.feedback", pairs(6), wanted=2)
+    app, sessions = application(store, ["ada", "bob", "carl"])
+    ada, bob, carl = (opened(app, sessions, who) for who in ("ada", "bob", "carl"))
+    wanted = store.items()[0].item.id
+    disagreed(store, bob, carl)
     state = ada.next("adjudicate")
-    assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == ["ada", "bob"]
+    assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == ["bob", "carl"]
     item = state["item"]
     sides = [vote["said"][0] for vote in state["votes"]]
     good = "AB"[[answer[0]["text"][:4] for answer in item["responses"]].index("good")]
@@ -195,6 +201,34 @@ def test_adjudication(tmp_path: Path) -> None:
     assert ada.post("submit", ada.event(item, LEFT), "adjudicate").status_code == 422
     back = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": after["last"]}, "adjudicate").json()
     assert back["item"]["id"] == wanted and labeled(store, [wanted])[0].adjudicated is None
+
+
+def test_who_labeled_an_item_does_not_settle_it(tmp_path: Path) -> None:
+    store = filled(tmp_path / "a.feedback", pairs(1), wanted=2)
+    app, sessions = application(store, ["ada", "bob"])
+    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+    item = ada.next()["item"]
+    disagreed(store, ada, bob)
+    state = ada.next("adjudicate")
+    assert state["item"] is None and "a label of yours" in state["end"]["said"]
+    answer = ada.post("submit", ada.event(item, LEFT, "adjudicate"), "adjudicate")
+    assert answer.status_code == 422 and "somebody else settles it" in answer.json()["error"]
+    app, sessions = application(store, ["carl"])
+    assert opened(app, sessions, "carl").next("adjudicate")["item"]["id"] == item["id"]
+
+
+def test_what_else_there_is_to_do(tmp_path: Path) -> None:
+    """Sharing after one's first label, quality if several people labeled, adjudication if something is left for one."""
+    store = filled(tmp_path / "a.feedback", pairs(2), wanted=2)
+    app, sessions = application(store, ["eve", "ada", "bob"])
+    eve, ada, bob = (opened(app, sessions, who) for who in ("eve", "ada", "bob"))
+    assert ada.next()["todo"] == {"sharing": False, "quality": False, "adjudicate": False}
+    disagreed(store, ada, bob)
+    assert ada.next()["todo"] == {"sharing": True, "quality": True, "adjudicate": False}
+    assert eve.next()["todo"] == {"sharing": False, "quality": True, "adjudicate": True}
+    message = {"uuid": str(uuid.uuid4()), "granted": False}
+    eve.post("consent", message)
+    assert eve.next()["todo"]["sharing"]  # an answer can be changed
 
 
 def test_consent(ada: Page, store: Store) -> None:

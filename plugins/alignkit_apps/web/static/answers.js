@@ -9,4 +9,5 @@ export function showItem(item) {
   const whole = item.task === "demonstration" ? [] : item.responses;
   byId("answers").replaceChildren(...whole.map((turns, index) => texts.answer(turns, index, item.responses.length)));
   showMarkdown();
+  byId("prompt").classList.toggle("stays", byId("prompt").offsetHeight < innerHeight / 4); // in sight
 }

@@ -20,15 +20,15 @@ const BINS = [
   ["both_unsafe", "X", "Both are unsafe"],
 ];
 
-// A row of radio buttons. options: {value, key, sign, words, short: for narrow screens, apart}
+// A row of radio buttons, or a column on narrow screens. options: {value, key, sign, words, spoken, apart}
 function choice(name, title, options, changed) {
   const inputs = new Map();
-  const labels = options.map(({ value, key, sign, words, short, spoken, apart }) => {
+  const labels = options.map(({ value, key, sign, words, spoken, apart }) => {
     const input = make("input", { type: "radio", name, value, "aria-label": spoken });
     input.addEventListener("change", changed);
     inputs.set(value, input);
     return make("label", { class: apart ? "apart" : null }, input, make("kbd", { "aria-hidden": "true" }, key), sign ? make("b", {}, sign) : null,
-      sign || words ? " " : null, words ? make("span", { class: short ? "long" : null }, words) : null, short ? make("span", { class: "short" }, short) : null);
+      sign || words ? " " : null, words ? make("span", {}, words) : null);
   });
   const element = make("fieldset", {}, make("legend", {}, title), make("div", { class: "scale" }, ...labels));
   return {
@@ -43,8 +43,8 @@ function choice(name, title, options, changed) {
 }
 
 function pairForm(item, changed) {
-  const options = SCALE.map(({ side, words, margin }, index) =>
-    ({ value: String(index), key: index + 1, sign: side, words, short: margin, spoken: `${side} ${words}`, apart: index === 4 }));
+  const options = SCALE.map(({ side, words }, index) =>
+    ({ value: String(index), key: index + 1, sign: side, words, spoken: `${side} ${words}`, apart: index === 4 }));
   const scale = choice("scale", "Which answer is better, and how much?", options, update);
   const bins = item.task !== "safety" ? null : choice("bin", "Are they safe?", BINS.map(([value, key, words]) => ({ value, key, words })), update);
   const cards = byId("answers").children;
@@ -54,7 +54,7 @@ function pairForm(item, changed) {
     changed();
   }
   return {
-    element: make("div", {}, scale.element, bins?.element),
+    element: make("div", { class: "pair" }, scale.element, bins?.element),
     letters: bins ? "PBX" : "",
     keys: [["1 to 4", "A is better: significantly … unsure"], ["5 to 8", "B is better: unsure … significantly"],
       ...(bins ? BINS.map(([, key, words]) => [key, words]) : [])],
@@ -67,7 +67,7 @@ function pairForm(item, changed) {
       update();
       return true;
     },
-    missing: () => (scale.get() === null ? "Choose 1 to 8" : bins && bins.get() === null ? "Choose P, B or X" : ""),
+    missing: () => (scale.get() === null ? "Choose how much better A or B is" : bins && bins.get() === null ? "Choose whether they are safe" : ""),
     value() {
       const { side, margin } = SCALE[scale.get()] ?? {};
       return { ...(side && { side, margin }), ...(bins?.get() && { safety: bins.get() }) };
@@ -93,7 +93,7 @@ function thumbForm(item, changed) {
       changed();
       return true;
     },
-    missing: () => (rating.get() === null ? "Choose 1 or 2" : ""),
+    missing: () => (rating.get() === null ? "Choose good or bad" : ""),
     value: () => (rating.get() === null ? {} : { good: rating.get() === "true" }),
     fill: ({ good }) => rating.set(String(good)),
   };
@@ -223,7 +223,7 @@ function demonstrationForm(item, changed) {
       box.focus();
       return true;
     },
-    missing: () => (box.value.trim() ? "" : "Write an answer: E"),
+    missing: () => (box.value.trim() ? "" : "Write an answer"),
     value: () => ({ text: box.value }),
     fill: ({ text }) => (box.value = text ?? item.text ?? ""),
   };

@@ -61,6 +61,7 @@ function show() {
   news = "";
   showProgress();
   showConsent(state.consent);
+  for (const element of document.querySelectorAll("[data-todo]")) element.hidden = !(state.todo[element.dataset.todo] ?? !element.hidden);
   if (!item) {
     for (const [name, text] of Object.entries(state.end ?? {})) byId(`end-${name}`).textContent = text;
     say(byId("end-heading").textContent);
@@ -92,14 +93,13 @@ function showVotes() {
 }
 
 function showProgress() {
-  const { mine, skipped, done, total, pace } = state.progress;
+  const { mine, skipped, total, pace } = state.progress;
   byId("bar").max = Math.max(total, 1);
-  byId("bar").value = done;
-  const parts = adjudicating ? [`${mine} settled`, `${total} left`] : [`${done} of ${total} done`];
-  if (!adjudicating && mine !== done) parts.push(`${mine} by you`);
+  byId("bar").value = mine;
+  const parts = [`${mine} of ${total} ${adjudicating ? "settled" : "done"}`];
   if (skipped) parts.push(`${skipped} skipped`);
   byId("counts").textContent = parts.join(" · ");
-  byId("pace").textContent = pace ? `${pace.toFixed(pace < 10 ? 1 : 0)} s each · about ${duration((total - done) * pace)} left · ` : "";
+  byId("pace").textContent = pace ? `${pace.toFixed(pace < 10 ? 1 : 0)} s each · about ${duration((total - mine) * pace)} left · ` : "";
 }
 
 function showTime() {
@@ -251,13 +251,13 @@ function showKeys() {
   const shift = (key) => (form?.letters.includes(key) ? `Shift ${key}` : key);
   const keys = [...(form?.keys ?? []), ["Enter", "submit"], [`${shift("U")} or Ctrl Z`, "undo, and change the last one"], ["S", "skip, with a reason"],
     [shift("F"), "flag, with a note"], ["N", "note"], [shift("G"), "guidelines"], ["M", "Markdown, or texts as written"],
-    ...(byId("reveal").hidden ? [] : [["V", "show or blur texts"]]), [shift("C"), "sharing"], ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
+    ...(byId("reveal").hidden ? [] : [["V", "show or blur texts"]]), ...(byId("consent-button")?.hidden ?? true ? [] : [[shift("C"), "sharing"]]), ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
 const SHIFTED = { "flag-key": "F", "guidelines-key": "G", ...(adjudicating ? {} : { "consent-key": "C" }) }; // letters of answers win
 const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
-  C: () => adjudicating || byId("consent-dialog").showModal() };
+  C: () => byId("consent-button")?.hidden === false && byId("consent-dialog").showModal() };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;

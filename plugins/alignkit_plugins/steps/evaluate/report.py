@@ -112,7 +112,7 @@ def _length_controlled(rate: Mapping[str, Any] | None) -> str:
 def side_by_side(group: Group, policies: Sequence[str], headline: str | None) -> SideBySide:
     """The last turn of a prompt, and each policy's first answer with its score."""
     answers = [answers_of(group, name)[0] for name in policies]
-    if headline is None:
+    if headline not in answers[0].scores:
         title = f"prompt: {excerpt(group.prompt[-1]['content'])}"
         return SideBySide(title, list(policies), [excerpt(answer.text) for answer in answers])
     scores = [answer.scores[headline] for answer in answers]

@@ -36,6 +36,7 @@ from alignkit import (
     Response,
     Reward,
     RunFailed,
+    Sampling,
     SamplingOptions,
     Step,
     StepContext,
@@ -44,12 +45,12 @@ from alignkit import (
 )
 from alignkit.judges import Item
 from alignkit.report import Report
-from alignkit.sampling import GreedyOptions
 from alignkit_plugins.constitution import ConstitutionRef
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.evaluate.comparison import prompts_to_compare
 from alignkit_plugins.evaluate.judge_card import judge_names, panel_table
+from alignkit_plugins.evaluate.sampling import AnswerOptions, sampled_at
 from alignkit_plugins.steps.rlaif import principled
 from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, none_labeled, report, stopped, surely_none, trust_of
 
@@ -259,7 +260,8 @@ def oriented(i: int, j: int, p: float) -> Pair:
 class RLAIF(Reward):
     """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not count."""
 
-    class Options(GreedyOptions):
+    class Options(AnswerOptions):
+        sampling: Sampling = sampled_at(0)
         judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
             "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"
