@@ -20,7 +20,6 @@ from alignkit.runs.fingerprint import RunData
 from alignkit_apps.data.rows import data_of
 from alignkit_plugins.data.readings import Reading, readings_of
 from alignkit_plugins.data.spoken import all_turns
-from alignkit_plugins.rewards.text.matching import ExactMatch
 
 MOST_ROWS = 100_000  # that are read to find out what a file holds
 ANSWER = "answer"  # the column in which rewards look for a known answer
@@ -207,8 +206,6 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
         raise DataError(f"{text}\nhelp: {help}, or say which columns are meant: --columns {expected.columns}")
     kind = kind or most
     bad = [*map(str, loaded.skipped)]
-    if kind == "known-answers":
-        ExactMatch(ExactMatch.Options()).check_prompts(loaded.groups)
     if kind == "demos":
         bad += [f"{row.origin}: the row {why}" for row in loaded.groups if (why := why_not_demonstration(row))]
     keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows == MOST_ROWS else {}

@@ -24,6 +24,7 @@ from alignkit_apps.init.copying import write_files
 from alignkit_apps.init.files import ANSWER, KINDS, DataFile, first_row, is_number, recognize
 from alignkit_plugins.data.rules import Rules
 from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.rewards.text.matching import ExactMatch
 
 RECIPE = "recipe.yaml"
 HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
@@ -99,8 +100,10 @@ class Plan:
 
     @property
     def reward(self) -> str:
-        """What compares a response with the known answer."""
-        answers = [str(row.meta[ANSWER]) for file in self.of("known-answers") for row in file.examples]
+        """What compares a response with the known answer. Raises DataError if a question has none."""
+        rows = [row for file in self.of("known-answers") for row in file.read]
+        ExactMatch(ExactMatch.Options()).check_prompts(rows)
+        answers = [str(row.meta[ANSWER]) for row in rows]
         if all(map(is_number, answers)):
             return flow({"exact_match": {"extract": r"-?\d[\d,]*(\.\d+)?"}})
         formulas = "\\" in "".join(answers) and find_spec("math_verify")

@@ -330,5 +330,5 @@ def test_a_recipe_runs_and_ends_in_its_answer(
         quick += ["stages.align.iterations=1", "stages.align.reward={length: {unit: characters}}"]
     assert main(["run", "new/recipe.yaml", *quick, "--out", "run"]) == 0
     found = json.loads(Path("run/report/evaluation.json").read_text(encoding="utf-8"))
-    first = {"demo": "pairs right", "solved": "right", "labeled": "next-token loss"}[files[0].__name__]
+    first = {"demo": "pairs right", "solved": "right", "labeled": "next tokens right"}[files[0].__name__]
     assert found["headline"] == first

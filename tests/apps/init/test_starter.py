@@ -54,9 +54,9 @@ def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
 
 
 def test_a_recipe_that_was_written_warns_about_nothing_in_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for kind in KINDS:
+    for kind in KINDS[:2]:
         (data / f"{kind}.jsonl").write_bytes((DATA / f"{kind}.jsonl").read_bytes())
-    files = [word for kind in KINDS for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
+    files = [word for kind in KINDS[:2] for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
     assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
     assert main(["check", str(data / "new" / "recipe.yaml")]) == 0
     out, err = capsys.readouterr()
