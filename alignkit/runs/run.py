@@ -251,14 +251,9 @@ class Run(Services):
             self.say(f"{name}: warning: {doubt}")
 
     def say_end(self) -> None:
-        """The last lines of a run that is complete: how long the command took, and what to do next."""
+        """The last line of a run that is complete: how long the command took, and where its results are."""
         took = duration(time.monotonic() - self.reporter.began)
-        self.reporter.say(f"done in {took}; peak memory {self.peak_memory}")
-        self.reporter.say(f"results: {self.folder}")
-        stages = [run.stage for run in self.stages.values()]
-        policies = [stage.name for stage in stages if stage.kind == "algorithm" and not stage.trains_reward]
-        if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self.records):
-            self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
+        self.reporter.say(f"done in {took}; peak memory {self.peak_memory}; results: {self.folder}")
 
     @property
     def peak_memory(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +11,18 @@ from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.charts.curves import Figure, worded
 from alignkit_apps.report.people import people_tables
 from alignkit_apps.report.samples import EACH
-from alignkit_apps.report.side_by_side import blocks
+from alignkit_apps.report.side_by_side import evaluated, not_compared
 from alignkit_apps.report.tables import (
     data_table,
-    evaluation_tables,
     facts_table,
     metrics_table,
     stage_table,
     stage_titles,
 )
-from alignkit_plugins.evaluate.readable import duration, short, size
+from alignkit_plugins.evaluate.judge_card import trust_tables
+from alignkit_plugins.evaluate.readable import duration, mapping, short, size
+from alignkit_plugins.evaluate.rows import main_rows, rows_of
+from alignkit_plugins.evaluate.tables import comparisons, details, table
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random"}
 SAMPLED = "The largest gains and losses, and some prompts at random. Look for answers that only please the reward."
@@ -87,16 +88,24 @@ def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
 
 
 def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
-    notes = summary.get("notes")
+    notes, folder = summary.get("notes"), facts["run"]["folder"]
     yield from (str(one) for one in (notes if isinstance(notes, list) else ()) if not str(one).startswith("warning: "))
-    tables, drawn = evaluation_tables(facts, stage), _figures(facts, stage)
-    first = [table for table in tables if table.title.startswith(("mean ", "against "))]
-    yield from first
-    yield from blocks([pair for pair in facts["swaps"] if pair["stage"] == stage], facts["run"]["folder"])
-    more = [table for table in tables if table not in first]
-    names = [re.split(r"[,(]| in ", table.title)[0].strip() for table in more] + ["figures"] * bool(drawn)
-    if names:
-        yield Part(", ".join(names).capitalize(), [*more, Figures(drawn)], folded=True)
+    pairs = [pair for pair in facts["swaps"] if pair["stage"] == stage]
+    rows = evaluated(facts)[stage]
+    yield table(main_rows(rows), f"mean and 95% interval over {short(summary.get('prompts'))} prompts")
+    yield from not_compared(pairs)
+    for against in (rows, *(rows_of(pair["evaluation"]) for pair in pairs if pair["evaluation"])):
+        if (found := comparisons(against)).rows:
+            yield found
+    for pair in pairs:
+        yield f"{pair['against']} is kept in {folder}/{pair['kept']}; {pair['result']} is in {folder}/{pair['folder']}."
+    judges = [*trust_tables(mapping(summary.get("judge_cards")))]
+    if judges:
+        yield Part("The judges", judges, folded=True)
+    more = details(rows)
+    drawn = _figures(facts, stage)
+    if more or drawn:
+        yield Part("Details: diversity, Elo points, columns", [*more, Figures(drawn)], folded=True)
 
 
 def _figures(facts: Mapping[str, Any], stage: str) -> list[Figure]:

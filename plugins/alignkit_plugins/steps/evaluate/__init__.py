@@ -41,6 +41,7 @@ from alignkit_plugins.evaluate.comparison import (
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
 from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
+from alignkit_plugins.evaluate.rows import as_csv, rows_of
 from alignkit_plugins.evaluate.sampling import AnswerOptions
 from alignkit_plugins.steps.evaluate import breakdown, examples, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
@@ -258,7 +259,9 @@ class Evaluate(Step):
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", numbers.figure(summary, measured.singles))
-        shown = report.report(summary, groups[: self.options.show])
+        rows = rows_of(summary)
+        (context.out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+        shown = report.report(summary, rows, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
 
     @property
