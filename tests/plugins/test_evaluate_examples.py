@@ -132,6 +132,8 @@ def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
     assert found["measures"][LOSS]["better"] == "lower" and found["measures"][PAIRS]["percent"]
     assert found["measures"][PAIRS]["prompts"] == 12
     assert [found["policies"][name]["rewards"][PAIRS]["mean"] for name in ("base", "sft", "dpo")] == [0.5, 1, 0]
+    share = found["policies"]["sft"]["rewards"][PAIRS]  # 12 of 12 hits, by the interval of shares
+    assert 0.6 < share["low"] < 0.9 and share["high"] == 1
     assert found["against"]["dpo"][PAIRS]["difference"]["mean"] == -1 and found["against"]["dpo"][PAIRS]["losses"] == 12
     assert found["against"]["dpo"]["words"] and "sft" not in found["against"] and "base" not in found["against"]
     assert found["against_base"]["dpo"][PAIRS]["mean"] == -0.5

@@ -59,30 +59,6 @@ def details(rows: Sequence[Row]) -> list[Table]:
 
 def by_column(rows: Sequence[Row], column: str) -> Table:
     """For each value of a column, each policy against the baseline, or else its means."""
-<<<<<<< HEAD
-    values = summary["by"][column]
-    kept = sorted(sorted(values, key=lambda value: -values[value]["prompts"])[:MOST_VALUES])
-    rewards = [name for name in summary["rewards"] if name in next(iter(values[kept[0]]["policies"].values()))]
-    judges = list(summary.get("judges") or ())
-    policies = list(summary["against"] or summary.get("judged") or summary["policies"])
-    compared = bool(summary["against"] or summary.get("judged"))
-    rows = []
-    for value in kept:
-        found = values[value]
-        for policy in policies:
-            if compared:
-                differences = [(name, found["against"][policy][name]["difference"]) for name in rewards]
-                cells = [shown(one, sign=True, percent=percent(summary, name)) for name, one in differences]
-                cells += [_preferred(found["judged"][policy][name], found["prompts"]) for name in judges]
-            else:
-                means = found["policies"][policy]
-                cells = [shown(means[name], percent=percent(summary, name)) for name in rewards]
-            rows.append([str(value), str(policy), short(found["prompts"]), *cells])
-    what = [f"{name}, difference" if compared else f"{name}, mean" for name in rewards]
-    heads = [column, "policy", "prompts", *what, *(f"preferred by {name}" for name in judges if compared)]
-    more = len(values) - len(kept)
-    notes = [f"{more} rarer values are left out; evaluation.json has them"] if more else []
-=======
     every = [row for row in rows if row.column == column]
     compared = [row for row in every if row.difference]
     found = {(row.value, row.policy, row.metric): row for row in compared or every}
@@ -99,7 +75,6 @@ def by_column(rows: Sequence[Row], column: str) -> Table:
             lines.append([value, policy, f"{sizes[value]:,}", *shown_cells])
     more = len(sizes) - len(kept)
     notes = [f"results.csv has {more} rarer values too"] if more else []
->>>>>>> main
     notes += ["of many values, one in twenty seems to differ by chance"] if len(kept) > 2 and compared else []
     title = f"by {column}{', differences from the baseline' if compared else ''}"
     return Table(title, [column, "policy", "prompts", *metrics], lines, keys=2, note="; ".join(notes))

@@ -18,7 +18,7 @@ from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import opening
 from alignkit.evaluation import statistics
 from alignkit_plugins.evaluate.compared import averages, compare, scale_of, scores_of
-from alignkit_plugins.evaluate.comparison import UNIT
+from alignkit_plugins.evaluate.comparison import UNIT, answers_of
 
 PAIRS, LONGER, SHORTER = "pairs right", "pairs right, better is longer", "pairs right, better is shorter"
 TOKENS, LOSS = "next tokens right", "next-token loss"
@@ -165,7 +165,9 @@ def _better(name: str) -> str:
 
 
 def _mean(groups: Sequence[Group], policy: str, name: str) -> dict[str, Any]:
-    return {**scale_of(groups, name).mean(*scores_of(averages(groups, policy, name))), "unscored": 0}
+    # By its own scores: those of the base model are ties, which are no shares of hits.
+    own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
+    return {**scale_of(own, name).mean(*scores_of(averages(own, policy, name))), "unscored": 0}
 
 
 def _against(groups: Sequence[Group], policy: str, baseline: str, metrics: Sequence[str]) -> dict[str, Any]:

@@ -29,19 +29,6 @@ def report(summary: Mapping[str, Any], rows: Sequence[Row], groups: Sequence[Gro
 
 def side_by_side(group: Group, policies: Sequence[str], headline: str | None) -> SideBySide:
     """The last turn of a prompt, and each policy's first answer with its score."""
-<<<<<<< HEAD
-    answers = [answers_of(group, name)[0] for name in policies]
-    if headline not in answers[0].scores:
-        title = f"prompt: {excerpt(group.prompt[-1]['content'])}"
-        return SideBySide(title, list(policies), [excerpt(answer.text) for answer in answers])
-    scores = [answer.scores[headline] for answer in answers]
-    heads = [
-        name if score is None else f"{name} ({headline} {score:.3g})"
-        for name, score in zip(policies, scores, strict=True)
-    ]
-    title = f"prompt: {excerpt(group.prompt[-1]['content'])}"
-    return SideBySide(title, heads, [excerpt(answer.text) for answer in answers])
-=======
     title, heads, texts = f"prompt: {excerpt(group.prompt[-1]['content'])}", [], []
     for name in policies:
         answer = answers_of(group, name)[0]
@@ -49,7 +36,6 @@ def side_by_side(group: Group, policies: Sequence[str], headline: str | None) ->
         heads.append(name if score is None else f"{name} ({headline} {score:.3g})")
         texts.append(excerpt(answer.text))
     return SideBySide(title, heads, texts)
->>>>>>> main
 
 
 def excerpt(text: str) -> str:
