@@ -96,7 +96,8 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
 
 def data_of(value: Any) -> DataSpec:
     """A data entry, as in a recipe."""
-    spec: DataSpec = _recipe_of(value).stages["data"].component.options.data  # type: ignore[union-attr]
+    options: Any = _recipe_of(value).stages["data"].component.options
+    spec: DataSpec = options.data
     return spec
 
 

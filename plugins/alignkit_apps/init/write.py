@@ -102,7 +102,7 @@ class Plan:
     def reward(self) -> str:
         """What compares a response with the known answer. Raises DataError if a question has none."""
         rows = [row for file in self.of("known-answers") for row in file.read]
-        ExactMatch(ExactMatch.Options()).check_prompts(rows)
+        ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
         answers = [str(row.meta[ANSWER]) for row in rows]
         if all(map(is_number, answers)):
             return flow({"exact_match": {"extract": r"-?\d[\d,]*(\.\d+)?"}})
@@ -138,7 +138,7 @@ def planned(files: Sequence[DataFile]) -> Plan:
 
 def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
     """How many held-out examples of a kind the step `clean` drops, if some repeat examples to learn from."""
-    rules = Rules(markdown=False, personal=False)
+    rules = Rules.model_validate({"markdown": False, "personal": False})
     training = [[row] for file in files for row in file.part(*TRAINING)]
     dropped: Counter[str] = Counter()
     for file in files:
