@@ -94,13 +94,6 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
     return _recipe_of(value, rules=rules).stages["data"].component.options
 
 
-def data_of(value: Any) -> DataSpec:
-    """A data entry, as in a recipe."""
-    options: Any = _recipe_of(value).stages["data"].component.options
-    spec: DataSpec = options.data
-    return spec
-
-
 def _recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Recipe:
     """A recipe whose only stage cleans a data entry. base: its model."""
     data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}

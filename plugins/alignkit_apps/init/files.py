@@ -11,13 +11,13 @@ from shlex import quote
 from typing import Any
 
 from alignkit.data.group import Group, Response, resolved_pairs, responses_of, why_not_demonstration
-from alignkit.data.sources import SourceReader, UnknownFormat
+from alignkit.data.sources import DataSpec, SourceReader, UnknownFormat
 from alignkit.errors import DataError
 from alignkit.evaluation.numbers import number_of
 from alignkit.io.digest import commit_of
 from alignkit.plugins import plugins
+from alignkit.recipe.load import made_recipe
 from alignkit.runs.fingerprint import RunData
-from alignkit_apps.data.rows import data_of
 from alignkit_plugins.data.readings import Reading, readings_of
 from alignkit_plugins.data.spoken import all_turns
 
@@ -125,7 +125,7 @@ class DataFile:
         return responses_of(self.examples)
 
     def limited(self, characters: float) -> DataFile:
-        """The file, read up to about the row by which it has so many characters."""
+        """The file, read up to about the row that brings its length to this many characters."""
         texts = [*(turn["content"] for group in self.read for turn in group.prompt), *map(all_turns, self.responses)]
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}"))
@@ -143,6 +143,15 @@ class DataFile:
         keys = {"path": self.path, **({"part": list(share)} if share else {}), **self.keys}
         entry = keys if len(keys) > 1 else self.path
         return {self.format: entry} if self.named else entry
+
+
+def data_of(entry: Any) -> DataSpec:
+    """A data entry, as in a recipe."""
+    stages = {"data": {"step": "clean", "data": entry}}
+    made = made_recipe({"model": {"base": "tiny"}, "stages": stages}, "alignkit init", [])
+    options: Any = made.stages["data"].component.options
+    spec: DataSpec = options.data
+    return spec
 
 
 def _reader(entry: Any) -> SourceReader:
