@@ -71,7 +71,7 @@ def test_a_judge_that_always_names_the_first_place_is_none(tmp_path: Path) -> No
     assert card["named_first"]["mean"] == 1 and card["inconsistent"]["mean"] == 1
     assert found["rewards"]["judge"]["ties"] == 40  # after averaging both orders
     assert (card["calls"], card["tokens"]) == (80, 4000)
-    assert "this is no judge: it names the first answer that it reads in 100% of questions" in shown
+    assert "it names the first answer that it reads in 100% of questions" in " ".join(shown.split())
 
 
 def test_a_judge_that_names_the_second_place_is_none_either(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_judge_with_73_percent_accuracy(tmp_path: Path) -> None:
     assert people["alpha"]["high"] == pytest.approx(0.46 + half, abs=0.04)
     assert found["rewards"]["judge"]["correct"] == 73 and card["no_judge"] == ""
     assert card["named_first"]["mean"] == 0.5 and card["inconsistent"]["mean"] == 0
-    assert "agrees with people" in shown and "73% [63, 81]" in shown
+    assert "judge agrees with people in 73% [63, 81] of its answers on 100 pairs" in " ".join(shown.split())
 
 
 def test_a_judge_that_only_counts_letters(tmp_path: Path) -> None:
@@ -108,15 +108,13 @@ def test_a_judge_that_only_counts_letters(tmp_path: Path) -> None:
     )
     card = found["judge_cards"]["judge"]
     assert card["people"]["same"]["mean"] == 0.75 and card["people"]["alpha"]["mean"] == pytest.approx(0.5, abs=0.01)
-    slope = card["length_slope"]  # from -1 to 1 doublings, P(chosen) goes from 0 to 1
-    assert slope["mean"] == pytest.approx(0.5) and slope["low"] is None
     assert found["rewards"]["judge"]["length"]["longer"]["accuracy"]["mean"] == 1
 
 
 def test_a_coin_is_no_judge_and_few_pairs_do_not_say_so(tmp_path: Path) -> None:
     half = measured(tmp_path / "a", pairs([(10, 10)] * 100), lambda n, a, b: right(n % 2 == 0, a))[0]
     assert half["judge_cards"]["judge"]["no_judge"] == (
-        "this is no judge: it agrees with people in 50% [40, 60], no better than a coin"
+        "its verdicts are of no use, because it agrees with people in 50% [40, 60], no better than chance"
     )
     few = measured(tmp_path / "b", pairs([(10, 10)] * 6), lambda n, a, b: right(n % 2 == 0, a))[0]
     assert few["judge_cards"]["judge"]["no_judge"] == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from alignkit.report import Table
 from alignkit_apps.charts.data_cards import brief_name
 from alignkit_apps.report.files import read_object
 from alignkit_apps.report.stages import sources_of
-from alignkit_plugins.people.agreement import agreement_tables
+from alignkit_plugins.people.agreement import people_table, sentence
 
 MOST = 12  # stores
 
@@ -32,7 +33,11 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
 
 def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
     """The tables of all stores. Stages that read the same labels share them. At the end, whose labels count."""
-    found = [table for title, agreement in _different(people) for table in agreement_tables(agreement, title)]
+    found = []
+    for title, agreement in _different(people):
+        table = people_table(agreement, f"how far annotators agree ({title})")
+        if table.rows:
+            found.append(replace(table, note=sentence(agreement)))
     notes = [[str(one["stage"]), brief_name(one["source"]), note] for one in people for note in one.get("notes", ())]
     return [*found, Table("whose labels count", ["stage", "source", "decision"], notes, keys=2)] if notes else found
 

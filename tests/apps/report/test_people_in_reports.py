@@ -54,7 +54,8 @@ def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> N
     assert markdown(facts).count("how far annotators agree") == 1  # both stages read the same labels
     for text in (markdown(facts), page(facts).replace("\xa0", " ")):
         assert "how far annotators agree (labels.feedback, sft, labels)" in text
-        assert "pair: which is better" in text and "bob" in text and "50% [9, 91]" in text
+        assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
+        assert "bob" in text and "50% [9, 91]" in text
     assert '<a href="#people">' in page(facts)
 
 

@@ -111,7 +111,8 @@ def test_a_run_on_a_store_shows_how_far_people_agree(
     run = tmp_path / "run"
     assert cli.main(["run", str(tmp_path / "recipe.yaml"), "--out", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "how far annotators agree (pairs.feedback, rm)" in said and "annotators (pairs.feedback, rm)" in said
+    assert "how far annotators agree (pairs.feedback, rm)" in said and "of labels agree" in said
+    assert "warning: 6 pairs are too few for a reward model" in said
     record = json.loads((run / "rm" / "stage.json").read_text())
     which = record["data"][0]["agreement"][0]
     assert which["same"]["mean"] == pytest.approx(4 / 6)

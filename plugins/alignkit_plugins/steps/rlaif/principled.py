@@ -126,10 +126,6 @@ def tables(facts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{share:.0%}"
 
-    columns = ["principle", "comparisons", "unusable", "certainty", "decides as the mean"]
-    rows = [
-        [name, str(f["comparisons"]), str(f["unusable"]), percent(f["certainty"]), percent(f["with_the_mean"])]
-        for name, f in facts.items()
-    ]
-    note = "certainty: 0% at a probability of one half, 100% at 0 or 1"
-    return [Table("by principle", columns, rows, note=note)] if rows else []
+    columns = ["principle", "comparisons", "no verdict", "same choice as all principles together"]
+    rows = [[name, str(f["comparisons"]), str(f["unusable"]), percent(f["with_the_mean"])] for name, f in facts.items()]
+    return [Table("by principle", columns, rows)] if rows else []
