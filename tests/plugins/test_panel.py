@@ -219,7 +219,6 @@ def test_a_judge_is_not_stopped_for_a_few_pairs_or_for_one_of_a_panel(tmp_path: 
     few = steered(tmp_path, (0.9, 0.2), count=3)
     assert few.summary["labeled"] == 3 and "decides 100% [" in few.report.text(200)
     assert steered(tmp_path, (0.9, 0.9), (0.1, 0.1)).summary["judge_cards"]["x"]["no_judge"] == ""
-    asked, _ = judged(tmp_path, "text", "always 1", "text")
-    items = judged(tmp_path, "text")[1]
+    asked, items = judged(tmp_path, "text", "always 1", "text")
     found = card([judgment(unit, verdict) for unit, verdict in enumerate(asked.compare(items))])
     assert found["no_judge"] and not refusal({**few.summary, "judge_cards": {"panel": found}}, "stop")

@@ -252,7 +252,9 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
 
 def test_a_judge_that_would_rather_say_something_else_labels_nothing(tmp_path: Path) -> None:
     models = BiasedModels(mass=0.005)  # it says "I" with 99.5%
-    with pytest.raises(RunFailed, match=r"too little probability: 0\.005, min_mass 0\.1: 1"):
+    with pytest.raises(
+        RunFailed, match=r"1 of 1 pairs dropped: the judge .* too little probability: 0\.005, min_mass 0\.1"
+    ):
         run_step(tmp_path, local_component(), [group("is 2", "is 1")], models)
     assert reward(tmp_path, local_component(), models).score([group("is 2", "is 1")]) == {"": [None, None]}
 
@@ -479,7 +481,7 @@ def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) ->
     artifact = run_step(tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")])
     assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
     said = artifact.report.text(200)
-    assert "counts with its largest probability: 1" in said and "could decide: 1" in said
+    assert "which count with their largest probability: 1" in said and "1 of 2 pairs dropped: an answer" in said
 
 
 def test_other_answers(remote: Any, server: Server) -> None:
@@ -949,7 +951,7 @@ def test_a_clamp_keeps_the_order_and_the_confidence_that_is_asked_for(tmp_path: 
     verdicts = [Verdict(0.1), Verdict(0.95), Verdict(0.55), Verdict(None, reason="x")]
     artifact = run_step(tmp_path, scripted(*verdicts), data, clamp=(0.3, 0.6), min_confidence=0.2)
     assert [g.pairs for g in artifact.groups] == [(Pair(1, 0, p=0.7),), (Pair(0, 1, p=0.6),)]
-    assert artifact.summary["dropped"] == {"unsure": 1}
+    assert artifact.summary["dropped"] == {"unsure": 1, "x": 1}
 
 
 @pytest.mark.parametrize(
@@ -972,7 +974,7 @@ def test_a_clamp_is_a_range_of_soft_labels(options: dict[str, Any], message: str
 
 
 def test_nothing_labeled_is_a_failure_with_reasons(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="HTTP 400: x: 1"):
+    with pytest.raises(RunFailed, match="1 of 1 pairs dropped: HTTP 400: x"):
         run_step(tmp_path, scripted(Verdict(None, reason="HTTP 400: x")), [group("a", "b")])
 
 

@@ -55,7 +55,8 @@ async def _quality_page(site: Site, store: Store, session: Session) -> Response:
 
 def quality(store: Store, annotator: str, reviewer: bool) -> list[Table]:
     """What `alignkit labels` reports; only their own lines for those who are no reviewers."""
-    tables = [block for block in blocks(overview(store)) if isinstance(block, Table)]
+    facts = overview(store)
+    tables = [block for block in blocks(facts) if isinstance(block, Table)] if facts["people"] else []
     if reviewer:
         return tables
     own = [(each, list(each.columns).index("annotator")) for each in tables if "annotator" in each.columns]

@@ -87,7 +87,7 @@ def told(summary: Mapping[str, Any]) -> list[str]:
     if lone := summary["groups_without_pairs"]:
         lines.append(f"rows with fewer than two responses: {lone}")
     if bounded := summary["bounded"]:
-        lines.append(f"{bounded} answers outside the server's tokens count with their largest probability")
+        lines.append(f"answers outside the server's tokens, which count with their largest probability: {bounded}")
     if (mass := summary["mass"]) is not None:
         lines.append(f"mean probability of both answers: {mass:.1%}")
     first = f"{summary['labeled']} of {summary['n']} pairs labeled\n{doubt}{sentence(name, card)}"
