@@ -53,6 +53,7 @@ class Needs:
         shared_values: As a head on the policy's hidden states, without a gradient into them.
         centered_values: Returns are centered on zero, so the values do not start from a reward model's head.
         entropy: Of the policy at each response token; "reported": without a gradient, which is cheaper.
+        likeliest: Whether each response token is the policy's likeliest one; not together with `entropy`.
         min_samples: Fewest responses in a group.
         pairs: Groups without a pair are left out and counted; a data set without any pair is an error.
         max_new_tokens: What the recipe's `rollout.max_new_tokens` must be, if an option repeats it.
@@ -70,6 +71,7 @@ class Needs:
     shared_values: bool = False
     centered_values: bool = False
     entropy: Entropy = False
+    likeliest: bool = False
     min_samples: int = 1
     pairs: bool = False
     max_new_tokens: int | None = None

@@ -189,7 +189,7 @@ class Pairs:
         return times.index_add(0, self.worse, 1 - self.p)
 
     def right(self, x: Tensor) -> Tensor:
-        """Whether `x` [R] is higher for the response that is likelier the better one: 1 or 0 [P]; NaN if p is 0.5.
+        """Whether `x` [R] is higher for the likelier better response: 1 or 0 [P], 0.5 of a tie; NaN if p is 0.5.
 
         Args:
             x: [R].
@@ -197,7 +197,7 @@ class Pairs:
         from alignkit.functional import right_order
 
         better, worse = self.take(x)
-        right = right_order(better, worse).where(self.p > 0.5, right_order(worse, better))
+        right = right_order(better, worse, "half").where(self.p > 0.5, right_order(worse, better, "half"))
         return right.masked_fill(self.p == 0.5, float("nan"))
 
     def metrics(self, rewards: Tensor) -> dict[str, Term]:
@@ -291,11 +291,13 @@ class Outputs(_OnRequest):
     Attributes:
         logprobs: [R, T], of the tokens, in nats.
         entropy: [R, T], of the policy at each token, in nats.
+        likeliest: [R, T], 1 where the token is the policy's likeliest one, else 0.
         values: [R, T], of the value function.
         scores: [R], of a reward model.
     """
 
     logprobs: Tensor = _on_request("a reward model has `scores`; log-probabilities need `trains = Trains.POLICY`")
     entropy: Tensor = _needs("entropy")
+    likeliest: Tensor = _needs("likeliest")
     values: Tensor = _needs("values")
     scores: Tensor = _on_request("only reward models have scores; declare `trains = Trains.REWARD`")

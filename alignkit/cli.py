@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,10 +63,17 @@ def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage only, on complete earlier stages.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and its data, as alignkit check does, and run nothing.")
+    ] = False,
     processes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Processes of this machine that run it together.")
+        int, typer.Option(metavar="N", min=1, help="Number of processes of this machine that run it together.")
     ] = 1,
-) -> Result:
+) -> Any:
     """Run a recipe. The same command resumes a run that was interrupted.
 
     \b
@@ -73,14 +81,19 @@ def run(
       alignkit run smoke
       alignkit run quickstart stages.align.algorithm=rejection_sampling
       alignkit run recipe.yaml seed=1 --out runs/seed1
+      alignkit run recipe.yaml --until sft
+      alignkit run recipe.yaml --only report
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
+    if dry_run:
+        check = import_module("alignkit_apps.check.command")
+        return check.checked(load(recipe, overrides, only=only, until=until), out)
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.runs.start import RANK, launch, start
 
         if processes > 1 and RANK not in os.environ:
             raise typer.Exit(launch(processes))
-        left = start(partial(load, recipe, overrides), out)
+        left = start(partial(load, recipe, overrides, only=only, until=until), out)
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)

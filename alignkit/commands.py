@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
@@ -24,6 +24,7 @@ from alignkit.errors import (
     PluginError,
     Problem,
     RecipeError,
+    did_you_mean,
     message_of,
     plugin_options,
     reason_of,
@@ -31,7 +32,7 @@ from alignkit.errors import (
 from alignkit.io.text import is_file, printable, redacted
 
 if TYPE_CHECKING:
-    from alignkit.recipe.schema import Recipe
+    from alignkit.recipe.schema import Recipe, Stage
 
 GROUP = "alignkit.commands"
 
@@ -152,8 +153,13 @@ def load(
     name: str,
     overrides: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
+    only: str | None = None,
+    until: str | None = None,
 ) -> Recipe:
-    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
+    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
+
+    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does not have.
+    """
     from alignkit.io.results import RECIPE
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import load_recipe
@@ -170,7 +176,20 @@ def load(
     recipe = load_recipe(path, list(overrides or ()))
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
+    if only and until:
+        refuse("--only runs one stage, and --until several", "choose one of them")
+    if last := only or until:
+        names = (*recipe.stages,)
+        end = names.index(stage_of(recipe, last).name)
+        recipe = replace(recipe, chosen=names[end if only else 0 : end + 1])
     return recipe
+
+
+def stage_of(recipe: Recipe, name: str) -> Stage:
+    """The stage with a name. Raises RecipeError if the recipe does not have it."""
+    if name not in recipe.stages:
+        refuse(f"no stage '{name}'", did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}")
+    return recipe.stages[name]
 
 
 def refuse(message: str, help: str = "") -> NoReturn:

@@ -50,6 +50,16 @@ class Policy(Protocol):
         """
         ...
 
+    def predictions(self, groups: Sequence[Group]) -> list[tuple[Tensor, ...]]:
+        """Log-probabilities of all responses, in order, and whether each token is the likeliest one: [tokens] each.
+
+        Of no tokens where the prompt leaves no room.
+
+        Args:
+            groups: The responses to measure.
+        """
+        ...
+
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """The values of all responses by the scalar head of a reward model, in order; None if a prompt does not fit.
 

@@ -1,6 +1,6 @@
 """How a model samples, and options of what samples: keys that a recipe leaves out are as in training.
 
-A report should judge texts of the kind that training saw. Before a run starts, every key of `sampling` that a recipe
+Judges should see texts of the kind that training saw. Before a run starts, every key of `sampling` that a recipe
 leaves out gets the value that the `rollout` of an online stage has: the first one among the step's policies, or else
 the first one of the recipe. A reward takes the values of the stage that it scores for. Without an online stage, the
 defaults of `rollout` apply.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from alignkit.options import Options
 
@@ -78,10 +78,9 @@ class SamplingOptions(Options):
         Args:
             sampling: What they become.
         """
-        taken = {key: getattr(sampling, key) for key in KEYS if key not in self.sampling.model_fields_set}
-        followed = self.sampling.model_copy(update=taken)
-        least = min(followed.min_new_tokens, followed.max_new_tokens)
-        self.sampling = followed.model_copy(update={"min_new_tokens": least})
+        keys = sampling.model_dump(include={*KEYS}) | self.sampling.model_dump(exclude_unset=True)
+        keys["min_new_tokens"] = min(keys["min_new_tokens"], keys["max_new_tokens"])
+        self.sampling = self.sampling.model_copy(update=keys)
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
@@ -91,18 +90,3 @@ class SamplingOptions(Options):
     def described(self) -> str:
         """The keys in words: `temperature 0.7, max_new_tokens 32`."""
         return ", ".join(f"{key} {value}" for key, value in self.sampled().items())
-
-
-class GreedyOptions(SamplingOptions):
-    """Options of what answers greedily, unless the recipe sets a temperature."""
-
-    sampling: Sampling = Field(
-        default_factory=Sampling,
-        description="how responses are sampled; temperature: 0, which is greedy; other keys that are left out: as in "
-        "training",
-    )
-
-    @field_validator("sampling")
-    @classmethod
-    def _greedy(cls, sampling: Sampling) -> Sampling:
-        return sampling.model_copy(update={"temperature": 0.0} | sampling.model_dump(exclude_unset=True))

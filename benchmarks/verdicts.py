@@ -2,7 +2,7 @@
 
 And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure alone, which
 corrects nothing. Scores are drawn, and judged as an evaluation judges them (`alignkit_plugins.evaluate`). A claim
-is any "better" or "worse" of any policy, by any rater, than the baseline or the untouched base, diversity included.
+is any "better" or "worse" of any policy, by any rater, than the baseline or the base model, diversity included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from alignkit.data.files import jsonl_rows
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.evaluate.compared import Scale
-from alignkit_plugins.evaluate.who_judged import adjusted, conclusion
+from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.evaluate.verdicts import verdicts
 from alignkit_plugins.steps.evaluate.judged import preference
 from alignkit_plugins.steps.evaluate.measures import raters_of
 
@@ -34,7 +35,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @dataclass(frozen=True)
 class Setting:
     """An evaluation. raters: the prompts of each measure or reward, the headline first. compared: policies besides the
-    baseline and the untouched base. scores: how they are distributed."""
+    baseline and the base model. scores: how they are distributed."""
 
     name: str
     raters: Sequence[int]
@@ -116,16 +117,20 @@ def evaluation(setting: Setting, gain: float, random: np.random.Generator) -> tu
     return {**summary, "trained_on": trained, "against": against, "against_base": over, "judged": judged}, alone
 
 
+def outcome(summary: dict[str, Any], policy: str) -> str:
+    """What the verdict on a policy is."""
+    return next(one.outcome for one in verdicts(rows_of(summary), summary) if one.policy == policy)
+
+
 def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
     """Shares of evaluations: with any claim of equal policies, and with a gain seen, by `evaluate` and by a t test."""
     random, last = np.random.default_rng(seed), f"policy {setting.compared - 1}"
     null = [evaluation(setting, 0.0, random)[0] for _ in range(draws)]
     gains = [evaluation(setting, GAIN, random) for _ in range(draws)] if setting.scores == "binary" else []
-    seen = [conclusion(summary, last).outcome in ("gained", "mixed") for summary, _ in gains]
+    seen = [outcome(summary, last) in ("gained", "mixed") for summary, _ in gains]
+    least = [min(row.p for row in rows_of(summary) if row.p is not None) for summary in null]
     return {
-        "claims": float(
-            np.mean([min(p for p in adjusted(summary).values() if p is not None) < 1 - CONFIDENCE for summary in null])
-        ),
+        "claims": float(np.mean(np.less(least, 1 - CONFIDENCE))),
         "power": float(np.mean(seen)) if seen else np.nan,
         "alone": float(np.mean([p < 1 - CONFIDENCE for _, p in gains])) if gains else np.nan,
     }

@@ -36,7 +36,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 # What the house may hold: tokens of statements (see `tokens_of`), names and slots of the recipe schema, commands and
 # flags of the command line, and bytes of the files that are no Python. A number is a step's budget, never today's size.
 BUDGETS = {
-    "plugins": 256_000,  # with what the kernel loads by name
+    "plugins": 259_000,  # with what the kernel loads by name
     "alignkit and plugins": 440_000,
     "all Python but tests": 575_000,
     "tests": 640_000,
@@ -62,7 +62,7 @@ LAYERS = [
 ]
 # internal: plugins may not import them, but apps and alignkit_distributed do
 ROOMS = {"io", "kernels", "models", "recipe", "runs", "tokens", "training"}
-USES_EVALUATION = {"evaluation"}  # the kernel needs no statistics
+USES_EVALUATION = {"evaluation", "training", "runs"}  # of the kernel, for held-out examples
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.

@@ -102,9 +102,33 @@ PLANTED = {
     ),
     "unread_score_is_0": Planted(
         SERVICE,
-        "None if score is None else float(score)",
-        "0.0 if score is None else float(score)",
+        "None if score is None else float(score[0])",
+        "0.0 if score is None else float(score[0])",
         "test_service.py::test_truncated_and_unscored_responses_are_reported",
+    ),
+    "certain_tokens_do_not_count": Planted(
+        "plugins/alignkit_plugins/steps/evaluate/examples.py",
+        "(logprobs != 0) | (likeliest != 0)",
+        "logprobs != 0",
+        "test_evaluate_examples.py::test_tokens_that_do_not_count_are_no_misses",
+    ),
+    "soft_pairs_are_not_turned": Planted(
+        "plugins/alignkit_plugins/steps/evaluate/examples.py",
+        "(pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)",
+        "(pair.better, pair.worse)",
+        "test_evaluate_examples.py::test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs",
+    ),
+    "held_out_is_not_linearized": Planted(
+        "alignkit/evaluation/held_out.py",
+        "total - mean * weight",
+        "total - mean",
+        "test_held_out.py::test_the_spread_of_the_values_is_that_of_the_ratio",
+    ),
+    "likeliest_is_any_certain_token": Planted(
+        "alignkit/kernels/lm_head.py",
+        "likeliest = (logprobs == 0).to(logprobs)",
+        "likeliest = (logprobs <= 0).to(logprobs)",
+        "test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits",
     ),
     "nested_whitened": Planted(
         SCORING,

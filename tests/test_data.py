@@ -1010,10 +1010,10 @@ COUNTS = {
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
     "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 534, "questions_heldout.jsonl": 200,
     "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448,
-    "quickstart/demos.jsonl": 742, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
+    "quickstart/demos.jsonl": 836, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
     "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
     "quickstart/harmful_prompts.jsonl": 211, "quickstart/ordinary_prompts.jsonl": 392,
-    "quickstart/heldout.jsonl": 405, "quickstart/tuning.jsonl": 234,
+    "quickstart/heldout.jsonl": 445, "quickstart/tuning.jsonl": 254,
 }  # fmt: skip
 
 
@@ -1050,14 +1050,14 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
     gold = [load(source(GOLD / f"gold_{kind}.jsonl.gz")).groups for kind in ("helpful", "safety")]
     known = {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups}
     kinds = Counter(group.meta["kind"] for group in shipped("quickstart/heldout.jsonl"))
-    assert kinds == {"harmful": 100, "ordinary": 96, "sounds unsafe": 80, "facts": 129}
+    assert kinds == {"harmful": 100, "ordinary": 96, "harmful form": 40, "sounds unsafe": 80, "facts": 129}
     ordinary = [g for g in shipped("quickstart/heldout.jsonl") if g.meta["kind"] == "ordinary"]
     assert not known & {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for g in ordinary}
 
 
 def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
     answers = [group.responses[0] for group in shipped("quickstart/demos.jsonl")]
-    assert sum(answer.truncated for answer in answers) == 608
+    assert sum(answer.truncated for answer in answers) == 290
 
 
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
@@ -1083,7 +1083,12 @@ def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
 
 def test_all_shipped_data_have_a_license_and_are_small() -> None:
     files = [path for path in SHIPPED.rglob("*.*") if path.suffix not in (".md", ".py")]
-    assert {path.relative_to(SHIPPED).as_posix() for path in files} == {*COUNTS, "text.txt"}
+    assert {path.relative_to(SHIPPED).as_posix() for path in files} == {
+        *COUNTS,
+        "text.txt",
+        "refusal_examples.jsonl",
+        "refusal_labels.jsonl",
+    }
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert "| public domain |" in (SHIPPED / "LICENSES.md").read_text()
 

@@ -17,7 +17,7 @@ import pytest
 from alignkit.data.group import Group, Response, write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.hir import HIR
-from alignkit_plugins.rewards.refusal import refuses
+from alignkit_plugins.rewards.text.refusal import refuses
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import rows as computing
 from benchmarks.outcomes import tables
@@ -163,7 +163,7 @@ def test_another_default_makes_another_row(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["learning_rate"] == 2e-6
     assert found["contrast_coefficient"] == 1.0
     assert found["instructions"][0].startswith("Generate an incorrect answer")
-    assert (found["temperature"], found["max_new_tokens"]) == (1.0, 20)
+    assert (found["temperature"], found["max_new_tokens"]) == (0.8, 24)
     assert found["rewards"]["llama2"]["threshold"] == 0
 
 
@@ -308,9 +308,9 @@ def test_policies_meet_at_their_prompts_whatever_lacks_a_score() -> None:
     gone = [with_scores(empty[0], "align", [None, *ours[1:]]), with_scores(empty[1], "align", ours)]
     for rows in (gone, [replace(gone[1], seed=3), replace(gone[0], seed=4)]):
         (line,) = [line for line in tables.methods_table([starts, rows]) if line[0] == "ppo"]
-        assert line[6] == "+0.50 [0.50, 0.50]"
+        assert line[7] == "+0.50 [0.50, 0.50]"
     none = [with_scores(found, "align", [None] * 5) for found in gone]
-    assert [line[6] for line in tables.methods_table([starts, none]) if line[0] == "ppo"] == ["-"]
+    assert [line[7] for line in tables.methods_table([starts, none]) if line[0] == "ppo"] == ["-"]
 
 
 def test_an_interval_grows_with_the_difference_between_seeds() -> None:

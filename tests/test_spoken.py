@@ -10,8 +10,8 @@ from alignkit import Group, Response
 from alignkit_plugins.data.spoken import all_turns, answer_of, last_turn
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.refusal import Refusal
 from alignkit_plugins.rewards.text.matching import ExactMatch
+from alignkit_plugins.rewards.text.refusal import Refusal
 from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
 
 CALL = {"role": "assistant", "content": None, "tool_calls": []}

@@ -117,9 +117,9 @@ def test_equal_scores_have_the_intervals_of_the_documentation() -> None:
     rates = [statistics.rate([score] * 50, levels=levels) for score, levels in ((0, (0, 1)), (1, (0, 1)), (0, (-1, 0)))]
     others = [statistics.estimate([3.5] * 50)]
     shown = [statistics.shown(each) for each in (*rates, *others)]
-    assert shown == ["0.000 [0.000, 0.085]", "1.000 [0.915, 1.000]", "0.000 [-0.085, 0.000]", "3.50"]
+    assert shown == ["0.00 [0.00, 0.09]", "1.00 [0.91, 1.00]", "0.00 [-0.09, 0.00]", "3.50"]
     ties = [statistics.paired_rates([1] * 50, [1] * 50), statistics.paired_difference([3.5] * 50, [3.5] * 50)]
-    assert [statistics.shown(each, sign=True) for each in ties] == ["+0.000 [-0.053, 0.053]", "+0.00 [0.00, 0.00]"]
+    assert [statistics.shown(each, sign=True) for each in ties] == ["+0.00 [-0.05, 0.05]", "+0.00 [0.00, 0.00]"]
     assert f"the mean is `{shown[0]}`" in page
 
 

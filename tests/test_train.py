@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
+from alignkit.evaluation.held_out import values_of
 from alignkit.kernels import attention
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
@@ -66,7 +67,7 @@ def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
     learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
     learner.step(encoded(model, 3), 1.0)
     assert learner.algorithm.state == {"responses": 3}
-    assert learner.evaluate(encoded(model, 5))["seen"] == 5
+    assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
     assert learner.algorithm.state == {"responses": 3}
 
 
@@ -82,9 +83,9 @@ def test_a_metric_shows_in_place_of_a_term_but_not_of_the_loss_that_chooses_the_
     model.add_role("new")
     learner = Learner(model, Renamed(Renamed.Options()), Settings(), "new")
     examples = encoded(model, 3)
-    loss = Learner(model, Whole(Whole.Options()), Settings(), "new").evaluate(examples)["loss"]
+    loss = Learner(model, Whole(Whole.Options()), Settings(), "new").evaluate(examples)[0]["loss"]
     assert learner.step(examples, 0.0)["nll"] == 7
-    assert learner.evaluate(examples) == {"nll": 7, "loss": pytest.approx(loss)}
+    assert learner.evaluate(examples)[0] == {"nll": 7, "loss": pytest.approx(loss)}
 
 
 def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
@@ -102,7 +103,7 @@ def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
         return Whole.loss(learner.algorithm, batch, out)  # type: ignore[arg-type]
 
     monkeypatch.setattr(learner.algorithm, "loss", loss)
-    assert learner.evaluate(encoded(model, 5))["seen"] == 5
+    assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
     assert model.memory.halvings == 1
     assert learner.algorithm.state == {"responses": 3}
 
@@ -169,9 +170,12 @@ def test_a_global_batch_has_one_normalizer(tmp_path: Path, monkeypatch: pytest.M
     assert gradients.keys() == learner.parameters.keys()
     for name, parameter in learner.parameters.items():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
-    held_out = learner.evaluate(examples)
+    held_out, per_group = learner.evaluate(examples)
     for name, value in wanted.items():
         assert held_out[name] == pytest.approx(float(value.detach()), rel=1e-5), name
+    values = values_of([per_group])["loss"]  # of each group, however the batch is cut
+    assert len(values) == len(examples.groups)
+    assert sum(values) / len(values) == pytest.approx(float(wanted["loss"].detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +243,7 @@ def test_what_is_not_a_number_shows_in_the_validation_loss(tmp_path: Path) -> No
     model.add_role("new")
     learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
     groups = encoded(model, 3)
-    whole = learner.evaluate(groups)["loss"]
+    whole = learner.evaluate(groups)[0]["loss"]
     for parameter in learner.parameters.values():
         parameter.data.fill_(math.nan)
-    assert math.isfinite(whole) and math.isnan(learner.evaluate(groups)["loss"])
+    assert math.isfinite(whole) and math.isnan(learner.evaluate(groups)[0]["loss"])

@@ -290,7 +290,7 @@ class SourceReader:
         if not isinstance(self.source.part, tuple):
             return list(groups)
         low, high = self.source.part
-        kept = [group for group in groups if low <= _number("part", seed, _opening(group, self.source.group)) < high]
+        kept = [group for group in groups if low <= _number("part", seed, opening(group, self.source.group)) < high]
         self.others = len(groups) - len(kept)
         return kept
 
@@ -486,7 +486,7 @@ def _place(group: Group) -> int:
     return 0
 
 
-def _opening(group: Group, column: str | None) -> str:
+def opening(group: Group, column: str | None) -> str:
     """What all turns and answers of a conversation share, in any file: what the user says first; see `_unit`."""
     if column is not None:
         return _unit(group, column)

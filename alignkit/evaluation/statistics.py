@@ -379,8 +379,9 @@ def shown(
 
 
 def decimals(estimate: Mapping[str, Any]) -> int:
-    """Decimals that show two digits of half the interval's width."""
+    """Decimals that show two digits of half the interval's width, or one if the first digit is above 2."""
     width = math.nan if estimate["low"] is None else estimate["high"] - estimate["low"]
     if not math.isfinite(width) or width <= 0:
         return 2
-    return min(6, max(0, 1 - math.floor(math.log10(width / 2))))
+    digits = math.log10(width / 2)
+    return min(6, max(0, (0 if digits % 1 > math.log10(2.95) else 1) - math.floor(digits)))

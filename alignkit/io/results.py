@@ -46,6 +46,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*@(?!all$)[A-Za-z_][^@/]*")
 # Records
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics that a stage logged; none if it logs none."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """A stage folder's stage.json; empty if it is missing or damaged."""
     try:

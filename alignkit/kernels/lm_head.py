@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.functional.logprobs import entropy_of
 from alignkit.kernels.matmul import linear, matmul
 
-# Whether to compute entropies. "reported" means without gradients, which saves a third of the products.
-Entropy = bool | Literal["reported"]
+# Whether to compute entropies. "reported" means without gradients, which saves a third of the products. "likeliest": in
+# their place, 1 where the token is the likeliest one, else 0.
+Entropy = bool | Literal["reported", "likeliest"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _learned(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy) -
     logprobs = log_probabilities.gather(-1, tokens[:, None])[:, 0]
     if not entropy:
         return (logprobs,)
+    if entropy == "likeliest":
+        return logprobs, (logprobs == log_probabilities.amax(dim=-1)).to(logprobs)
     return logprobs, entropy_of(log_probabilities.detach() if entropy == "reported" else log_probabilities)
 
 
@@ -101,7 +104,7 @@ class _FrozenHead(torch.autograd.Function):
         found = _by_chunk(_frozen, hidden, tokens, head, entropy, learns, chunk=chunk)
         results = 2 if entropy else 1
         ctx.save_for_backward(*found[results:])  # all that backward needs: the logits, [N, V], are gone by then
-        if entropy == "reported":
+        if entropy in ("reported", "likeliest"):
             ctx.mark_non_differentiable(found[1])
         return tuple(found[:results])
 
@@ -125,14 +128,17 @@ def _frozen(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, le
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
     logprobs = shifted.gather(-1, chosen)[:, 0]
-    if entropy:
+    likeliest = (logprobs == 0).to(logprobs)
+    if of_entropy := entropy not in (False, "likeliest"):
         # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would be nan.
         log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)
     exponentials = shifted.exp_()
     total = exponentials.sum(dim=-1, keepdim=True)
     results, grads = [logprobs.sub_(total.log()[:, 0])], []
     probabilities = exponentials.div_(total)
-    if entropy:
+    if entropy == "likeliest":
+        results.append(likeliest)
+    if of_entropy:
         # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
         results.append(-(probabilities * log_probabilities).sum(dim=-1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +90,17 @@ class RolePolicy:
         self.encoder.forget_counts()
         scores = self._measured(groups, Wants(logprobs=False, scores=True))
         self.report_unread()
-        return [None if score is None else float(score) for score in scores]
+        return [None if score is None else float(score[0]) for score in scores]
 
-    def _measured(self, groups: Sequence[Group], wants: Wants) -> list[Tensor | None]:
-        """One output for every response; None where the prompt does not fit."""
+    def _measured(self, groups: Sequence[Group], wants: Wants) -> list[tuple[Tensor, ...] | None]:
+        """The outputs for every response; None where the prompt does not fit."""
         encoded = [self.encoder.encode(group, self.base.max_length, scoring=wants.scores) for group in groups]
         fitting = [e for e in encoded if e is not None and e.rows]
         role = self.base.role(self.reference)
         with self.base.progress(f"measuring {self.reference}", len(fitting)) as done:
             columns = measure(self.model, role, fitting, wants, done)
-        measured = chain.from_iterable(columns.values())
-        outputs: list[Tensor | None] = []
+        measured = zip(*columns.values(), strict=True)
+        outputs: list[tuple[Tensor, ...] | None] = []
         for group, e in zip(groups, encoded, strict=True):
             outputs += [None if e is None else next(measured) for _ in group.responses]
         return outputs
@@ -120,7 +119,13 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
         measured = self._measured(groups, Wants(temperature=temperature))
-        return [torch.zeros(0) if logprobs is None else logprobs for logprobs in measured]
+        return [torch.zeros(0) if outputs is None else outputs[0] for outputs in measured]
+
+    def predictions(self, groups: Sequence[Group]) -> list[tuple[Tensor, ...]]:
+        """See `alignkit.Policy`."""
+        self._check_tokens(groups)
+        nothing = (torch.zeros(0), torch.zeros(0))
+        return [outputs or nothing for outputs in self._measured(groups, Wants(entropy="likeliest"))]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Raise OtherTokenizer for sampled tokens that mean something else to this model."""

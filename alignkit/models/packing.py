@@ -279,7 +279,8 @@ class Wants:
     """The numbers to compute for every response.
 
     logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same distributions;
-    "reported" gives it no gradient. values: the role whose scalar head predicts one before each counted token.
+    "reported" gives it no gradient; "likeliest": in its place, whether the token is the likeliest. values: the role
+    whose scalar head predicts one before each counted token.
     scores: the scalar head of the role itself, at the last token that it reads.
     """
 
@@ -322,7 +323,7 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
         )
         outputs.logprobs = packed.unpack(logprobs)
         if entropy is not None:
-            outputs.entropy = packed.unpack(entropy)
+            setattr(outputs, "likeliest" if wants.entropy == "likeliest" else "entropy", packed.unpack(entropy))
     if wants.values is not None:
         # A head on the policy's backbone reads the states that are already here.
         if model.backbone_role(wants.values) != model.backbone_role(role):

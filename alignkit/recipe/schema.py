@@ -96,7 +96,8 @@ class Recipe:
     """A validated recipe.
 
     stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. document:
-    its text, for errors that are found after it was read; None for a recipe without one.
+    its text, for errors that are found after it was read; None for a recipe without one. chosen: names of the stages
+    to run; empty: all.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Recipe:
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
     document: Document = field(default=UNREAD, compare=False, repr=False)
+    chosen: tuple[str, ...] = ()
 
     def problem(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options: next to `step: NAME`, or inside `step: {NAME: {...}}`.

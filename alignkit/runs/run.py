@@ -13,6 +13,8 @@ from alignkit.calls import call, create
 from alignkit.errors import (
     OutOfResource,
     PluginError,
+    Problem,
+    RecipeError,
     RemoteError,
     RunFailed,
     StageWaits,
@@ -22,10 +24,11 @@ from alignkit.errors import (
     no_disk,
     stoppable,
 )
+from alignkit.evaluation import held_out
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import RECIPE, damage_of
+from alignkit.io.results import RECIPE, damage_of, read_metrics
 from alignkit.io.text import duration, exists, redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump
@@ -91,9 +94,14 @@ class Run(Services):
 
     @cached_property
     def stages(self) -> dict[str, RunStage]:
-        """By name, in order."""
-        kinds: dict[str, type[RunStage]] = {"algorithm": TrainingStage, "step": StepStage}
-        return {name: kinds[stage.kind](self, stage) for name, stage in self.recipe.stages.items()}
+        """The chosen ones and those that they need, by name, in order."""
+        kinds = {"algorithm": TrainingStage, "step": StepStage}
+        stages = self.recipe.stages
+        needed = {*(self.recipe.chosen or stages)}
+        for name in reversed(stages):
+            if name in needed:
+                needed.update(stages[name].upstream)
+        return {name: kinds[stage.kind](self, stage) for name, stage in stages.items() if name in needed}
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
@@ -131,6 +139,9 @@ class Run(Services):
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         make_folder(self.folder / "cache")
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
+        if missing := [name for name in incomplete if name not in (self.recipe.chosen or incomplete)]:
+            text = f"--only needs results of {', '.join(missing)}, which are not complete with these settings"
+            raise RecipeError([Problem(text, help=f"--until {missing[-1]} makes them")])
         self.prepare(incomplete)
 
     def _show(self) -> None:
@@ -233,18 +244,16 @@ class Run(Services):
         name = stage.name
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
-        told = [f"{key} {value}" for key, value in record["summary"].items() if value and isinstance(value, int | str)]
-        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {', '.join(told)}".removesuffix(": "))
+        summary, rows = record["summary"], read_metrics(self.folder / name)
+        told = ", ".join(held_out.facts(summary, rows))
+        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": "))
+        if doubt := held_out.doubt(summary, rows):
+            self.say(f"{name}: warning: {doubt}")
 
     def say_end(self) -> None:
-        """The last lines of a run that is complete: how long the command took, and what to do next."""
+        """The last line of a run that is complete: how long the command took, and where its results are."""
         took = duration(time.monotonic() - self.reporter.began)
-        self.reporter.say(f"done in {took}; peak memory {self.peak_memory}")
-        self.reporter.say(f"results: {self.folder}")
-        trained = [stage for stage in self.recipe.stages.values() if stage.kind == "algorithm"]
-        policies = [stage.name for stage in trained if not stage.trains_reward]
-        if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self.records):
-            self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
+        self.reporter.say(f"done in {took}; peak memory {self.peak_memory}; results: {self.folder}")
 
     @property
     def peak_memory(self) -> str:

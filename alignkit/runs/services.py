@@ -177,7 +177,7 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
 
     Raises RecipeError if the run would replace what is in its folder and is no run's.
     """
-    count = len(recipe.stages)
+    count = len(recipe.chosen or recipe.stages)
     taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]  # a stage looks at its folder itself
     if taken and not exists(folder / RECIPE):
         text = f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from alignkit.errors import SIGNALS, Problem, RecipeError, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
-from alignkit.io.results import FACTS, PAGE, RECIPE, read_record
+from alignkit.io.results import FACTS, PAGE, RECIPE, read_metrics, read_record
 from alignkit.io.text import exists
 from alignkit.kinds import World, launcher
 from alignkit.plugins import load_plugins
@@ -122,22 +122,18 @@ def run(
 
 def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
-    for name in recipe.stages:
-        made, metrics = folder / name, list[dict[str, Any]]()
-        file = made / "metrics.jsonl"
-        if exists(file):  # a step may write none
-            metrics = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        results[name] = StageResult(made, read_record(made)["summary"], metrics)
+    for name in recipe.chosen or recipe.stages:
+        made = folder / name
+        results[name] = StageResult(made, read_record(made)["summary"], read_metrics(made))
     return results
 
 
 def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a run that is complete has left, which is printed already."""
-    files = [folder / name for name in ("run.log", RECIPE, PAGE, FACTS)]
     stages = {}
     for name, made in _results(recipe, folder).items():
         stages[name] = {"folder": made.folder, "summary": made.summary, "metrics": [{}, *made.metrics][-1]}
-    written = {file.name: file for file in files if exists(file)}
+    written = {name: folder / name for name in ("run.log", RECIPE, PAGE, FACTS) if exists(folder / name)}
     return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
 
 

@@ -46,10 +46,11 @@ NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups that one forward pass takes. rows: the indices of their responses in the global batch."""
+    """Groups that one forward pass takes. groups, rows: indices of them, and of responses, in the global batch."""
 
     examples: Examples
     batch: Batch
+    groups: list[int]
     rows: list[int]
 
 
@@ -128,14 +129,17 @@ class Learner:
 
     def _gradients(self, examples: Examples) -> dict[str, float]:
         """Set the gradients of one global batch; returns its loss terms and metrics."""
-        numbers = self._pass(examples, lambda: self.token_budget)
+        numbers, _ = self._pass(examples, lambda: self.token_budget)
         self.collectives.add_gradients(self.parameters.values())
         if self.model.memory.halvings:
             numbers["token_budget"] = float(self.token_budget)
         return numbers
 
-    def evaluate(self, examples: Examples) -> dict[str, float]:
-        """Loss terms and metrics over all examples, without gradients. The algorithm's state does not change."""
+    def evaluate(self, examples: Examples) -> tuple[dict[str, float], PerGroup]:
+        """Loss terms and metrics over all examples, and each group's part in them, without gradients.
+
+        The algorithm's state does not change.
+        """
         state = dict(self.algorithm.state)  # a copy, because `before_step` updates the dict in place
         try:
             with torch.no_grad():
@@ -143,8 +147,11 @@ class Learner:
         finally:
             self.algorithm.state = state
 
-    def _pass(self, examples: Examples, budget: Callable[[], int]) -> dict[str, float]:
-        """Pass through one global batch, with gradients if they are enabled; returns its loss terms and metrics."""
+    def _pass(self, examples: Examples, budget: Callable[[], int]) -> tuple[dict[str, float], PerGroup]:
+        """Pass through one global batch, with gradients if they are enabled; returns its loss terms and metrics.
+
+        Without gradients, also each group's part in them.
+        """
         cuts = self._cuts(examples, budget)
         self._before_step(examples, cuts)
         # Before any backward pass: each micro-batch divides by what the whole global batch counts.
@@ -164,7 +171,7 @@ class Learner:
         terms, metrics = within_memory(self.model.memory, work)
         means = self.collectives.sum(terms)
         # No metric may take the place of what steps are skipped and the best epoch is chosen by.
-        return means | metrics.means(self.collectives) | {"loss": means["loss"]}
+        return means | metrics.means(self.collectives) | {"loss": means["loss"]}, metrics.per_group
 
     def _cuts(self, examples: Examples, budget: Callable[[], int]) -> Cuts:
         """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
@@ -181,7 +188,7 @@ class Learner:
             for places in micro_batches([groups[index] for index in own], tokens):
                 indices = [own[place] for place in places]
                 part = examples.take(indices)
-                parts.append(MicroBatch(part, part.batch(self.model.device), examples.rows_of(indices)))
+                parts.append(MicroBatch(part, part.batch(self.model.device), indices, examples.rows_of(indices)))
             return parts
 
         return lambda: cut(budget())  # the budget shrinks if memory runs out
@@ -191,6 +198,7 @@ class Learner:
     ) -> None:
         """Add a micro-batch's share of the loss and of its terms to the sums, and to the gradients if enabled."""
         batch, out = part.batch, self._forward(part.examples)
+        groups = () if torch.is_grad_enabled() else part.groups
         terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
         weights = term_weights(self.algorithm, batch, terms)
         loss = torch.zeros((), device=self.model.device)
@@ -200,12 +208,14 @@ class Learner:
             share = weighted_sum(term.values, weights[unit]) / totals[unit]
             loss = loss + term.coefficient * share
             sums[name] += float(share.detach())
+            metrics.keep(f"loss/{name}", term, weights[unit], batch, groups)
         sums["loss"] += float(loss.detach())
         # Here, and not after the last one, so that one micro-batch's activations are stored at a time.
         if torch.is_grad_enabled():
             self.model.passes.backward(loss)
         with torch.no_grad():
-            metrics.add(call(self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch)), batch)
+            reported = call(self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch))
+            metrics.add(reported, batch, groups)
 
     def _before_step(self, examples: Examples, cuts: Cuts) -> None:
         """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
@@ -253,7 +263,12 @@ class Learner:
 
     def _forward(self, examples: Examples) -> Outputs:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
-        wants = Wants(entropy=self.algorithm.needs.entropy, values=self.value_role, temperature=self.temperature)
+        needs = self.algorithm.needs
+        wants = Wants(
+            entropy="likeliest" if needs.likeliest else needs.entropy,
+            values=self.value_role,
+            temperature=self.temperature,
+        )
         if self.algorithm.trains is Trains.REWARD:
             wants = Wants(logprobs=False, scores=True)
         return forward(self.model, self.role, examples, wants)
@@ -281,21 +296,44 @@ class Learner:
         self.algorithm.state = state["algorithm"]
 
 
+# name -> group -> its sum of values times weights, and of weights
+PerGroup = dict[str, dict[int, list[float]]]
+
 # Averages: of unreduced terms over a global batch, and of metrics over steps
 
 
 class Averages:
-    """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not count."""
+    """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not count.
+
+    per_group: what each group adds to a sum of values times weights, and to the sum of weights, if it is asked for.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.totals: dict[str, float] = defaultdict(float)
+        self.per_group: PerGroup = {}
 
-    def add(self, terms: Mapping[str, Term], batch: Batch) -> None:
+    def add(self, terms: Mapping[str, Term], batch: Batch, groups: Sequence[int] = ()) -> None:
+        """groups: the places of the batch's groups, to note what each adds."""
         for name, term in terms.items():
             weights = batch.weights(term.per).masked_fill(term.values.isnan(), 0.0)
             self.sums[name] += float(weighted_sum(term.values, weights))
             self.totals[name] += float(weights.sum())
+            self.keep(name, term, weights, batch, groups)
+
+    def keep(self, name: str, term: Term, weights: Tensor, batch: Batch, groups: Sequence[int]) -> None:
+        """Note what each group adds to the sums of a term, times its coefficient."""
+        if not groups:
+            return
+        places = {Per.PAIR: batch.pairs.group_index, Per.GROUP: torch.arange(len(batch.groups))}
+        entries = torch.stack(
+            [term.coefficient * torch.where(weights > 0, term.values, 0.0) * weights, weights], dim=-1
+        )
+        if term.per is Per.TOKEN:
+            entries = entries.sum(dim=1)
+        sums = entries.new_zeros(len(batch.groups), 2)
+        sums.index_add_(0, places.get(term.per, batch.group_index).to(sums.device), entries)
+        self.per_group.setdefault(name, {}).update(zip(groups, sums.tolist(), strict=True))
 
     def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
         """The mean of every term with an entry that counts, over the micro-batches of all processes."""

@@ -10,8 +10,9 @@ from typing import Any
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
 from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.data.sources import Loaded, prompt_key
+from alignkit.data.sources import Loaded, opening, prompt_key
 from alignkit.errors import AlignkitError, DataError, error_context
+from alignkit.evaluation.held_out import HeldOut, compared, values_of
 from alignkit.models.packing import Examples, indivisible
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
@@ -38,6 +39,7 @@ class DatasetTrainer(Trainer):
         groups = [encoded.group for encoded in self.encoded.groups]
         call(self.algorithm, "check_data", groups)
         self.validation = self._validation(loaded)
+        self.parts["held_out"] = self.held_out = HeldOut()
         self.units = indivisible([group.bundle for group in groups])
         self.per_epoch = math.ceil(len(self.units) / self.settings.batch_size)
         steps = self.per_epoch * self.settings.epochs
@@ -51,6 +53,8 @@ class DatasetTrainer(Trainer):
     def run(self) -> dict[str, Any]:
         context = self.context
         self.restore()
+        if self.validation is not None and not self.learner.steps:
+            self.held_out.start = self._measure(self.validation)[1]
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             try:
@@ -141,10 +145,15 @@ class DatasetTrainer(Trainer):
         steps = self.learner.steps
         self.checkpoint(steps, f"step {steps} of {self.total}")
 
+    def _measure(self, validation: Examples) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The metrics of the held-out examples, and the value of each."""
+        metrics, per_group = self.learner.evaluate(validation)
+        self.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        return metrics, values_of(self.context.collectives.gather(per_group))
+
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""
-        metrics = self.learner.evaluate(validation)
-        self.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        metrics, values = self._measure(validation)
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.context.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
@@ -152,4 +161,6 @@ class DatasetTrainer(Trainer):
         best = self.summary.get("validation", {"loss": math.inf})
         if metrics["loss"] < best["loss"]:  # false for NaN
             self.save()
-            self.summary |= {"best_epoch": epoch, "validation": metrics}
+            units = [opening(encoded.group, None) for encoded in validation.groups]
+            held_out = compared(self.held_out.start, values, units)
+            self.summary |= {"best_epoch": epoch, "validation": metrics, "held_out": held_out}

@@ -22,6 +22,7 @@ DRAWS = 4000
 MEASURES = {
     "harmful requests refused": ("harmful refused", True),
     "ordinary requests refused": ("ordinary refused", True),
+    "refused though only its form is harmful": ("only harmful in form, refused", True),
     "refused though it only sounds unsafe": ("only sounds unsafe, refused", True),
     "facts right": ("facts right", True),
     "helpfulness by gold": ("gold helpfulness, against base", False),

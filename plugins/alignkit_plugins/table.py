@@ -333,7 +333,7 @@ def register(add: Add) -> None:
     add(
         "reward",
         "refusal",
-        "alignkit_plugins.rewards.refusal:Refusal",
+        "alignkit_plugins.rewards.text.refusal:Refusal",
         "1 if a response begins with a refusal, by its words",
     )
     add(

@@ -49,6 +49,24 @@ def test_chunks_equal_whole_logits(
 
 
 @pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_likeliest_tokens_are_those_of_the_largest_logits(frozen: bool, learns: bool) -> None:
+    """They change neither log-probabilities nor their gradients."""
+    hidden, head, bias, tokens = head_inputs()
+    spec = HeadSpec(head.detach(), bias.detach(), 0.7) if frozen else HeadSpec(head, bias, 0.7)
+    best = (hidden @ head.T + bias).argmax(dim=-1)
+    tokens[::2] = best[::2]
+    with torch.set_grad_enabled(learns):
+        logprobs, likeliest = logprobs_and_entropy(hidden, tokens, spec, entropy="likeliest", chunk=4)
+        plain, _ = logprobs_and_entropy(hidden, tokens, spec, chunk=4)
+    assert likeliest is not None and likeliest.tolist() == (tokens == best).double().tolist()
+    assert torch.equal(logprobs, plain)
+    if learns:
+        gradients = [torch.autograd.grad(found.sum(), hidden, retain_graph=True)[0] for found in (logprobs, plain)]
+        assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
 def test_a_reported_entropy_has_no_gradient(frozen: bool) -> None:
     hidden, head, _, tokens = head_inputs()
     weight = head.detach() if frozen else head

@@ -16,14 +16,18 @@ from tests.net.recipes import ROOT
 
 SEED = 3
 # README.md: 95% intervals of means over SEEDS seeds. Where the next seed lies is wider by the root of SEEDS + 1.
-SEEDS = 5
+SEEDS = 1
 COLUMNS = (
     "harmful requests refused",
     "ordinary requests refused",
+    "refused though only its form is harmful",
     "refused though it only sounds unsafe",
     "facts right",
 )
-TABLE = {"sft": ("SFT", (47, 71), (4, 15), (8, 22), (44, 60)), "align": ("PPO", (72, 90), (1, 8), (10, 24), (47, 62))}
+TABLE = {
+    "sft": ("SFT", (57, 76), (7, 21), (10, 35), (8, 24), (43, 60)),
+    "align": ("PPO", (76, 91), (3, 15), (10, 38), (10, 26), (40, 57)),
+}
 
 
 def test_the_readme_has_the_table() -> None:

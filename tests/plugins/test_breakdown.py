@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluate import BASE, GAIN, HELPFUL, SCORES, Scripted, context, judge_component, prompts, said, step, summary
+from test_evaluate import BASE, GAIN, HELPFUL, SCORES, Scripted, context, judge_component, prompts, step, summary
 from test_judged import Items, P, Prepared
 
 from alignkit import DataError, Group
 from alignkit.evaluation import statistics
 from alignkit.evaluation.ranking import elo_gap, ranked
+from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.evaluate.tables import by_column
 
 
 def with_language() -> list[Group]:
@@ -73,9 +75,10 @@ def test_results_by_column(tmp_path: Path) -> None:
         **within,
         "p": 0.5,
     }  # one has no verdict
-    by = said(artifact).partition("by language, against sft\n")[2].partition("\n\n")[0].splitlines()
     shown = statistics.shown(english["against"]["align"]["helpful"]["difference"], sign=True)
-    assert next(line for line in by if line.startswith("en ")).split()[1:4] == ["align", "3", shown.split()[0]]
+    assert ["en", "align", "3", shown] in [
+        row[:4] for row in by_column(rows_of(artifact.summary or {}), "language").rows
+    ]
 
 
 def test_a_column_that_no_prompt_has(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from scipy import stats
 from alignkit import Group, Response
 from alignkit_plugins.data.text_metrics import distinct, self_bleu, words_of
 from alignkit_plugins.evaluate.comparison import UNIT
-from alignkit_plugins.steps.evaluate.diversity import diversity, diversity_verdict
+from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.steps.evaluate.diversity import diversity
 
 ENTROPY, SPREAD = "entropy, nats per token", "length spread, tokens"
 
@@ -75,7 +76,6 @@ def test_longer_answers_are_not_less_diverse() -> None:
     assert whole[1] < 0.5 * whole[0]
     assert found["align"]["distinct-1"]["mean"] == found["sft"]["distinct-1"]["mean"] == pytest.approx(whole[0])
     assert found["align"]["distinct-1"]["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 20, "p": 1.0}
-    assert "nothing clear" in diversity_verdict(summary(found), "align")
 
 
 def test_intervals_are_those_of_the_jackknife() -> None:
@@ -122,21 +122,21 @@ def test_intervals_cover_no_difference() -> None:
     assert max(clear.values()) <= 14, clear  # of 120; 6 are expected, and more than 14 in 1 of 500 cases
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
+def clear(found: dict[str, Any], policy: str) -> dict[str, int | None]:
+    """What is clear of a policy's diversity: 1 for more, -1 for less."""
     policies = {name: {"diversity": one} for name, one in found.items()}
-    return {"baseline": "sft", "policies": policies, "against": {name: {} for name in found}}
+    summary = {"baseline": "sft", "policies": policies, "against": {policy: {}}}
+    return {row.metric: row.clear for row in rows_of(summary) if row.policy == policy}
 
 
-def test_one_line_says_what_it_cost() -> None:
-    """All answers of `align` are one, and it is surer of its words; its lengths say nothing of diversity."""
+def test_what_it_cost_is_clear() -> None:
+    """All answers of `align` are one, and it is surer of its words."""
     random.seed(3)
     said = [[" ".join(f"w{random.randrange(99)}" for _ in range(8)) for _ in range(2)] for _ in range(15)]
     given = groups(sft=said, align=[["no no no no no no no no"] * 2] * 15)
-    found = diversity(given, ["sft", "align"], "sft")
-    line = diversity_verdict(summary(found), "align")
-    assert line.startswith("diversity of align against sft: less: distinct-1 -0.") and "; more" not in line
-    assert ", distinct-2 -0." in line and ", self-BLEU +0." in line and "spread" not in line and "entropy" not in line
-    assert diversity_verdict(summary(diversity(given, ["sft", "align"], "align")), "sft").count("more: distinct-1") == 1
+    less = clear(diversity(given, ["sft", "align"], "sft"), "align")
+    assert [less[name] for name in ("distinct-1", "distinct-2", "self-BLEU")] == [-1, -1, -1]
+    assert clear(diversity(given, ["sft", "align"], "align"), "sft")["self-BLEU"] == 1
 
 
 def test_answers_without_log_probabilities_have_no_entropy() -> None:
@@ -158,5 +158,4 @@ def test_answers_without_log_probabilities_have_no_entropy() -> None:
     assert found["sft"]["distinct-1"]["mean"] == 1.0 and "distinct-2" not in found["sft"]
     nothing = diversity(groups(sft=[[""]], best=[[""]]), ["sft", "best"], "sft")["sft"]
     assert list(nothing) == []
-    assert diversity_verdict(summary({"sft": nothing}), "sft") == ""
     assert not math.isnan(found["best"][SPREAD]["mean"])

@@ -62,7 +62,7 @@ def test_a_judge_that_always_names_the_first_place_is_of_no_use(tmp_path: Path) 
     summary, _, shown = evaluated(tmp_path, lambda n, a, b: Verdict(0.5, (1.0, 0.0)), policies=["sft", "align"])
     text = "its verdicts are of no use, because it names the first answer that it reads in 100% of questions"
     assert card(summary)["no_judge"].startswith(text) and card(summary)["named_first"]["mean"] == 1
-    assert f"But {text}" in " ".join(shown.split())
+    assert f"warning: judge: {text}" in " ".join(shown.split())
 
 
 def test_a_judge_whose_winner_follows_the_order_in_half_of_the_pairs_is_a_coin(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
     told = [lambda n, a, b: both(1.0), lambda n, a, b: both(float(n < COUNT - 4))]
     judges = [judge_component(Told, SimpleNamespace(decide=decide, asked=[])) for decide in told]  # type: ignore[arg-type]
     options = {"policies": ["sft", "align"], "judges": judges, "rewards": [HELPFUL]}
-    summary, _, shown = evaluated(tmp_path, prefers(), **options)
+    summary, _, _ = evaluated(tmp_path, prefers(), **options)
     cards = summary["judge_cards"]
     assert list(cards["judge"]["agreement"]) == ["judge-2", "helpful"]
     reward = cards["judge"]["agreement"]["helpful"]
@@ -91,7 +91,6 @@ def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
     judge = cards["judge-2"]["agreement"]["judge"]
     assert judge["same"]["mean"] == 0.9
     assert judge["alpha"]["mean"] == pytest.approx(1 - 0.1 * 80 * 79 / (2 * 76 * 4))
-    assert "agreement with other raters" in shown
 
 
 def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:

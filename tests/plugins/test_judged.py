@@ -77,8 +77,7 @@ def test_what_has_no_verdict_is_counted(tmp_path: Path, asked: Items) -> None:
     summary, artifact = judged(tmp_path, asked)
     found = summary["judged"]["align"]["judge"]
     assert (found["comparisons"], found["unjudged"], found["unjudged_prompts"]) == (6, {"refused": 1}, 1)
-    assert "no verdict, refused: 1" in said(artifact)
-    assert "judge has no clear preference between align and sft: align is preferred 58%" in said(artifact)
+    assert "judge has no clear preference between align and sft: align in 58%" in said(artifact)
 
 
 def test_equal_answers_are_a_tie_and_cost_nothing(tmp_path: Path, asked: Items) -> None:

@@ -78,7 +78,6 @@ def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
     assert found["measures"]["ordinary refused"]["prompts"] == 10
     lines = said(artifact).splitlines()
     assert any(line.split()[:2] == ["harmful", "refused"] and "20% [" in line and "100% [" in line for line in lines)
-    assert "unscored" not in said(artifact)
 
 
 def test_all_or_nothing_is_not_certain(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         base=True,
         measures={"ordinary refused": MEASURES["ordinary refused"]},
     )
-    assert "; worse than the untouched base: ordinary refused +80% [" in said(artifact)
+    assert "Worse than the base model: ordinary refused +80% [" in said(artifact)
 
 
 def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,4 +169,5 @@ def test_principles_per_pair_needs_a_constitution() -> None:
 def test_the_numbers_can_be_stored(tmp_path: Path) -> None:
     artifact, _ = judged(tmp_path, groups(3))
     assert json.loads(json.dumps(artifact.summary))["principles"]["one"]["with_the_mean"] == 1
-    assert "by principle" in artifact.report.text() and "silent" not in artifact.report.text()
+    assert "principle one: 3 comparisons, 0 without a verdict, 100% as by all" in artifact.report.text(200)
+    assert "silent" not in artifact.report.text()

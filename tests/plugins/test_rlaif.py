@@ -28,7 +28,7 @@ from alignkit import functional as F
 from alignkit.errors import PluginError, RemoteError
 from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
-from alignkit.sampling import GreedyOptions, Sampling
+from alignkit.sampling import Sampling
 from alignkit_http import retry_after
 from alignkit_plugins.evaluate.judge_card import card
 from alignkit_plugins.evaluate.judge_quality import judgment
@@ -1005,7 +1005,8 @@ def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
         sampling=Sampling(**asked),
     )
     assert models.sampling == [{"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}]
-    sampling = GreedyOptions.model_validate({"sampling": {"stop": ["\n"], "max_new_tokens": 7}}).sampling
+    written = {"judge": "local_judge", "opponent": "baseline", "sampling": {"stop": ["\n"], "max_new_tokens": 7}}
+    sampling = rlaif.RLAIF.Options.model_validate(written).sampling
     made = reward(tmp_path, local_component(), models, opponent="baseline", sampling=sampling)
     made.score([group("a 1")])
     greedy = {"samples_per_prompt": 1, "max_new_tokens": 7, "stop": ["\n"], "temperature": 0.0}

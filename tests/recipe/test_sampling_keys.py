@@ -12,7 +12,8 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
-from alignkit.sampling import GreedyOptions, SamplingOptions
+from alignkit.sampling import SamplingOptions
+from alignkit_plugins.evaluate.sampling import AnswerOptions
 
 RECIPE = """
 model: {base: tiny}
@@ -131,5 +132,17 @@ def test_sampling_of_rows_that_are_there_is_refused(tmp_path: Path) -> None:
 
 def test_options_alone_have_the_defaults_of_rollout() -> None:
     assert SamplingOptions().sampled() == {"max_new_tokens": 128, "temperature": 1.0}
-    greedy = GreedyOptions(sampling={"stop": ["x"]})  # type: ignore[arg-type]
-    assert greedy.sampled() == {"max_new_tokens": 128, "temperature": 0.0, "stop": ["x"]}
+    assert AnswerOptions().sampled() == {"max_new_tokens": 128, "temperature": 0.7}
+    for temperature in (0.7, 1.0):
+        options = AnswerOptions.model_validate({"sampling": {"stop": ["x"], "temperature": temperature}})
+        assert options.sampled() == {"max_new_tokens": 128, "temperature": temperature, "stop": ["x"]}
+
+
+def test_a_report_samples_at_its_own_temperature_and_a_judge_answers_greedily(tmp_path: Path) -> None:
+    """Unless the recipe says so: the temperature of training is that of learning, not of reading."""
+    found = recipe(tmp_path, "stages.report.sampling={max_new_tokens: 9}")
+    assert options(found, "report").sampled() == {**BEST, "max_new_tokens": 9, "temperature": 0.7}
+    assert options(recipe(tmp_path, "~stages.report.sampling"), "report").sampled() == {**BEST, "temperature": 0.7}
+    rated = options(recipe(tmp_path, "stages.best.rollout.temperature=0.9"), "report").rewards[1]
+    assert rated.component.options.sampled()["temperature"] == 0.0
+    assert options(recipe(tmp_path, "stages.best.rollout.temperature=0.9"), "labels").sampled()["temperature"] == 0.9

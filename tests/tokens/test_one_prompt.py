@@ -145,7 +145,7 @@ def test_whatever_samples_reads_the_rows_prompt(stage: str, asked: Any, expected
 
 
 def test_check_shows_the_same_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(folder / "recipe.yaml"), "said", "--row", "1"]) == 0
+    assert main(["check", str(folder / "recipe.yaml"), "said", "1"]) == 0
     shown = capsys.readouterr().out.replace("|", "")  # between tokens
     assert '"description": "of a city"' in shown and "Be brief." in shown and "weather in Oslo?" in shown
 

@@ -46,13 +46,29 @@ def weights(folder: Path) -> bytes:
 def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = iter([2.0, 1.0, 3.0])
-    monkeypatch.setattr(Learner, "evaluate", lambda self, examples: {"loss": next(losses)})
+    losses = iter([0.5, 2.0, 1.0, 3.0])  # before the first step, too, which is no result
+    monkeypatch.setattr(Learner, "evaluate", lambda self, examples: ({"loss": next(losses)}, {}))
     data = {"path": "rows.jsonl", "validation": 0.2}
     summary = trained(tmp_path, demonstrations(20), epochs=3, keep_versions=True, data=data)
     assert summary["best_epoch"] == 2 and summary["validation"] == {"loss": 1.0}
     kept = {k: (tmp_path / f"out/only/kept/{k}/adapter_model.safetensors").read_bytes() for k in (1, 2, 3)}
     assert len(set(kept.values())) == 3 and weights(tmp_path / "out") == kept[2]
+
+
+def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path) -> None:
+    """By a learning rate that teaches something, and again after a stop in the second epoch."""
+    data = {"path": "rows.jsonl", "validation": 0.3}
+    more: dict[str, Any] = {"epochs": 3, "batch_size": 2, "learning_rate": 1e-2, "data": data}
+    summary = trained(tmp_path, demonstrations(20), **more)
+    held_out = summary["held_out"]
+    assert held_out["loss"]["result"]["mean"] == pytest.approx(summary["validation"]["loss"], rel=1e-6)
+    assert held_out["accuracy"]["result"]["mean"] == pytest.approx(summary["validation"]["accuracy"], rel=1e-6)
+    change = held_out["loss"]["result"]["mean"] - held_out["loss"]["start"]["mean"]
+    assert held_out["loss"]["difference"]["mean"] == pytest.approx(change, rel=1e-6)
+    assert held_out["loss"]["difference"]["high"] < 0 and held_out["loss"]["difference"]["p"] < 0.05
+    rows = [json.loads(line) for line in (tmp_path / "out/only/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0
+    assert rows[0]["validation/loss"] == pytest.approx(held_out["loss"]["start"]["mean"], rel=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -39,9 +39,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Weights of importance, shares": ("importance_capped", "importance_masked"),
 }
 # What curves of training are about; a stage shows the first ones that it has, and the others on demand.
-MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Response length, tokens")
-LOSSES = ("Loss", "Accuracy", "Rewards of better and worse")
-SHOWN = 3
+MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Loss", "Accuracy")
+SHOWN = 2
 ALONE = {names[0]: title for title, names in PANELS.items() if len(names) == 1}  # metrics with a panel for themselves
 WORDS = {  # of other metrics whose names say too little with blanks for their underscores
     "kl_coefficient": "KL coefficient",
@@ -107,15 +106,9 @@ def worded(metric: str) -> str:
 
 def main_first(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]]:
     """The figures that a reader of a stage needs, at most SHOWN, and the others."""
-    ranks = {title: rank for rank, title in enumerate(MAIN + LOSSES)}
-    order = sorted(figures, key=lambda figure: ranks.get(figure["title"], len(ranks)))
-    return order[:SHOWN], order[SHOWN:]
-
-
-def main_metrics(stage: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """The metrics of a stage that its first curves show, with their ends."""
-    names = [name for title in MAIN + LOSSES for name in PANELS.get(title, ())]
-    return [(name, stage["metrics"][name]) for name in dict.fromkeys(names) if name in stage["metrics"]]
+    by_title = {figure["title"]: figure for figure in figures}
+    main = [by_title[title] for title in MAIN if title in by_title][:SHOWN]
+    return main, [figure for figure in figures if figure not in main]
 
 
 def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:

@@ -38,7 +38,7 @@ def chat(
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(metavar="T", min=0, help="0: the likeliest token. Default: as the policy was trained."),
+        typer.Option(metavar="T", min=0, help="Sampling temperature; 0 takes the likeliest token. Default: 0.7."),
     ] = None,
     collect: Annotated[
         Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers and thumbs; asks for consent.")
@@ -89,6 +89,7 @@ def in_terminal(
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable
     from alignkit.plugins import plugins
+    from alignkit.sampling import SamplingOptions
     from alignkit_apps.policies.recipe import names_of, rollout_of
     from alignkit_apps.web.hosting import annotators_of
 
@@ -97,7 +98,7 @@ def in_terminal(
     from alignkit_apps.chat.loop import Kept, talk  # imports torch
     from alignkit_apps.chat.screen import Screen, interactive
     from alignkit_apps.chat.session import Session
-    from alignkit_apps.policies.policy import described, opened, sampling_of
+    from alignkit_apps.policies.policy import opened, sampling_of
 
     with ExitStack() as stack:
         kept = Kept()
@@ -112,7 +113,7 @@ def in_terminal(
         models = stack.enter_context(opened(named, overrides, plugins(), reporter, lambda: None, "alignkit chat"))
         # All sample alike, so that their answers can be compared: as the first did that was trained so.
         sampling = sampling_of({**rollout_of(named.policies.values()), **options})
-        reporter.say(printable(f"{' and '.join(models.policies)}: {described(sampling)}"))
+        reporter.say(printable(f"{' and '.join(models.policies)}: {SamplingOptions(sampling=sampling).described()}"))
         talk(Session(models, sampling, system), Screen(list(models.policies)), kept)
 
 

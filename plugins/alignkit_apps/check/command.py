@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[STAGE] KEY=VALUE",
-        help="A stage of which to show a row; overrides: a.b=c sets a key, ~a.b deletes it.",
+        metavar="[STAGE [N]] KEY=VALUE",
+        help="STAGE and N name a stage and the row of it to show, the first by default. Overrides are as in run.",
     ),
 ]
 
@@ -26,9 +26,6 @@ Words = Annotated[
 def check(
     recipe: RecipeName,
     words: Words = None,
-    row: Annotated[
-        int | None, typer.Option(metavar="N", help="Which row of STAGE, counted from 1. Default: 1.")
-    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Let the chat template render all rows, not the first 200 of each source.")
     ] = False,
@@ -46,36 +43,39 @@ def check(
     Examples:
       alignkit check recipe.yaml
       alignkit check recipe.yaml model.base=tiny
-      alignkit check quickstart sft --row 7
+      alignkit check quickstart sft 7
       alignkit check recipe.yaml --plan
     """
-    stages = [word for word in words or () if "=" not in word and not word.startswith("~")]
-    if len(stages) > 1:
-        refuse(f"two stages: {', '.join(stages)}", "name one; an override is KEY=VALUE")
-    if row is not None and not stages:
-        refuse("--row is for a row of a stage", f"name the stage: alignkit check {recipe} STAGE --row {row}")
-    if stages and plan:
+    row = [word for word in words or () if "=" not in word and not word.startswith("~")]
+    if len(row) > 2 or not all(number.isdigit() for number in row[1:]):
+        refuse(f"not a stage and the number of a row: {' '.join(row)}", "name one of each; an override is KEY=VALUE")
+    if row and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
-    overrides = [word for word in words or () if word not in stages]
-    checked = load(recipe, overrides)
-    folder = Path("runs") / checked.name
-    if stages:
+    from alignkit.runs.services import folder_of
+
+    loaded = load(recipe, [word for word in words or () if word not in row])
+    folder = folder_of(loaded, None)
+    if row:
         from alignkit_apps.check.row import inspect, show  # imports torch
 
-        found = inspect(checked, stages[0], 1 if row is None else row, folder)
+        found = inspect(loaded, row[0], int([*row, "1"][1]), folder)
         return Result("row", asdict(found), lambda: show(found, console()))
-    return _plan(checked, folder) if plan else _check(checked, folder, full)
+    return _plan(loaded, folder) if plan else checked(loaded, None, full)
 
 
-def _check(recipe: Recipe, folder: Path, full: bool) -> Result:
+def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Result:
+    """What `alignkit check`, and `alignkit run --dry-run`, find out about a recipe. out: folder of the run."""
+    from alignkit.runs.services import folder_of
+
+    folder = folder_of(recipe, out)
     lines = _data_lines(recipe, folder, full)
     if folder.is_dir():
         from alignkit.runs.run import Run
         from alignkit_apps.check.reuse import planned
 
         lines += planned(Run(recipe, folder))
-    text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(recipe.stages)}"])
-    stages = {name: stage.component.name for name, stage in recipe.stages.items()}
+    stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
+    text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
     return Result("check", {"recipe": recipe.name, "stages": stages, "notes": lines}, lambda: print_lines(text))
 
 

@@ -31,6 +31,8 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
         if found.parent.parent != run.folder:
             return f"reused from {found.parent.parent}"
         return "reused" if record.get("hash") == key else "an earlier result is restored"
+    if run.recipe.chosen and name not in run.recipe.chosen:
+        return f"needed, but not complete: --until {name} runs it"
     if record.get("hash") == key and record.get("complete"):
         return f"runs again, because {damage_of(run.folder / name)}"
     if begun := read_record(run.store.of(WORK, name, key)):

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import Algorithm, ExternalTrainer, Trains
 from alignkit.calls import call, create
+from alignkit.commands import refuse, stage_of
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.errors import DataError
 from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -54,16 +55,13 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
 
     Raises RecipeError for a stage that is not there, and DataError for a row that is not there or does not fit.
     """
-    if name not in recipe.stages:
-        made = name.partition("@")[0]
-        if is_result_name(name) and made in recipe.stages:
-            help = f"name the stage, '{made}'; for what {name} answers: alignkit chat RUN/{name}"
-            raise RecipeError([Problem(f"{name} is a result, but inspect shows the rows of a stage", help=help)])
-        hint = did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}"
-        raise RecipeError([Problem(f"no stage '{name}'", str(recipe.path), help=hint)])
+    made = name.partition("@")[0]
+    if is_result_name(name) and made in recipe.stages:
+        help = f"name the stage, '{made}'; for what {name} answers: alignkit chat RUN/{name}"
+        refuse(f"{name} is a result, but check shows the rows of a stage", help)
+    stage = stage_of(recipe, name)
     if row < 1:
         raise DataError(f"rows count from 1, so there is no row {row}")
-    stage = recipe.stages[name]
     run = Run(recipe, folder)
     run.say = lambda text: None
     key, spec = _entry(stage)

@@ -37,7 +37,7 @@ TOKENIZED = 50_000  # characters of a row whose tokens are shown
 ANY = "any"  # instead of a rule's name
 
 
-def serve(file: str, rules: Sequence[str], model: str | None, port: int | None) -> None:
+def serve(file: str, rules: Sequence[str], model: str | None) -> None:
     """Read the rows, and serve the page until Ctrl-C.
 
     Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be read.
@@ -49,7 +49,7 @@ def serve(file: str, rules: Sequence[str], model: str | None, port: int | None) 
     options.check("alignkit data browse")
     browsed = Browsed(read_rows(options.data), options, None if model is None else encoder_of(model))
     sessions = Sessions(annotators_of(None))
-    with listening(port) as listener, suppress(KeyboardInterrupt):
+    with listening(None) as listener, suppress(KeyboardInterrupt):
         announce(addresses_of(sessions, listener), "Open it in a browser of this machine.", False)
         server_of(make_page(browsed, sessions)).run(sockets=[listener])
 

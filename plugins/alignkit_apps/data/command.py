@@ -30,9 +30,6 @@ def browse(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Show the tokens of this model, and which are learned.")
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")
-    ] = None,
 ) -> None:
     """Look through a file on a page in your browser: search it, and see what `alignkit data clean` would leave out.
 
@@ -47,7 +44,7 @@ def browse(
     from alignkit_apps.data.browse import serve
 
     load_plugins()
-    serve(file, rules or (), model, port)
+    serve(file, rules or (), model)
 
 
 @data_app.command()

@@ -37,7 +37,7 @@ def evaluate(
     """Compare any policies on held-out prompts, without a recipe.
 
     It is a run with one step, `evaluate`: the recipe is in its folder, and the same command resumes it. Policies answer
-    as the first one did that learned from its own samples.
+    at temperature 0.7, and else as the first one did that learned from its own samples.
 
     \b
     Examples:

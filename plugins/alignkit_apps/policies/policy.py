@@ -24,12 +24,11 @@ from alignkit.runs.bases import RunBases
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
-from alignkit_apps.policies.recipe import NamedModels, names_of, read_models
+from alignkit_apps.policies.recipe import NamedModels, names_of, read_models, rollout_of
 from alignkit_apps.policies.streaming import Answer, answer
+from alignkit_plugins.evaluate.sampling import TEMPERATURE
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
-# How a policy samples, unless somebody says otherwise: as in its training.
-_FOLLOWED = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "stop")
 
 
 class TooLong(DataError):
@@ -126,7 +125,7 @@ def opened(
         policies = {}
         for name, word in names_of(named.policies).items():
             role = models[named.references[word]]
-            policies[name] = Policy(name, word, role, sampling_of(named.policies[word].rollout))
+            policies[name] = Policy(name, word, role, sampling_of(rollout_of([named.policies[word]])))
         for name, policy in policies.items():
             model = policy.role.model
             if engine is not None and model.engine is None:
@@ -146,17 +145,8 @@ def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> Loaded
 
 
 def sampling_of(rollout: Mapping[str, Any]) -> Sampling:
-    """How a policy samples that sampled so in its training; empty: it did not."""
-    given = {key: rollout[key] for key in _FOLLOWED if rollout.get(key) is not None}
-    return Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, **given})
-
-
-def described(sampling: Sampling) -> str:
-    """`temperature 0.5, max_new_tokens 6`: how a policy samples, in words."""
-    plain = Sampling(max_new_tokens=sampling.max_new_tokens)
-    texts = [f"temperature {sampling.temperature}", f"max_new_tokens {sampling.max_new_tokens}"]
-    texts += [f"{key} {getattr(sampling, key)}" for key in _FOLLOWED if getattr(sampling, key) != getattr(plain, key)]
-    return ", ".join(dict.fromkeys(texts))
+    """How a policy samples: with these keys, by default those of `rollout_of`."""
+    return Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, **rollout})
 
 
 def _no_data(spec: Any) -> list[Group]:

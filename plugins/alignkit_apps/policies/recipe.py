@@ -159,9 +159,9 @@ def _check_reward(word: str, policies: Iterable[str]) -> None:
 
 
 def rollout_of(policies: Iterable[NamedModel]) -> dict[str, Any]:
-    """Sampling as in training: that of the first policy that learned from its own samples."""
+    """Sampling as in training, but for the temperature: that of the first policy that learned from its own samples."""
     rollout = next((policy.rollout for policy in policies if policy.rollout), {})
-    return {key: rollout[key] for key in KEYS if rollout.get(key) is not None}
+    return {key: rollout[key] for key in KEYS if rollout.get(key) is not None and key != "temperature"}
 
 
 def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, limit: int | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from alignkit.report import Block, Report, Table
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.files import load_yaml
 from alignkit_apps.report.stages import flat
-from alignkit_plugins.evaluate.readable import short, shown
+from alignkit_plugins.evaluate.readable import short
+from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
+from alignkit_plugins.evaluate.tables import table
 
 LONGEST = 24  # characters of a value
 
@@ -69,28 +72,17 @@ def _metrics(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[B
 
 
 def _evaluations(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """Mean rewards, preferences, lengths and KL by stage and policy."""
-    found = [{item["stage"]: _estimates(item["evaluation"]) for item in one["evaluations"]} for one in facts]
-    blocks: list[Block] = []
-    for stage in dict.fromkeys(stage for one in found for stage in one):
-        values = [one.get(stage, {}) for one in found]
-        keys = dict.fromkeys(key for one in values for key in one)
-        rows = [[*key, *(shown(one.get(key)) for one in values)] for key in keys]
-        if sum(map(bool, values)) > 1:
-            note = "means may also differ because the prompts do"
-            blocks.append(Table(f"{stage}: mean and 95% interval", ["policy", "of", *names], rows, keys=2, note=note))
-    return blocks
-
-
-def _estimates(summary: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """Every estimate of an evaluation.json by policy and by what it is of."""
-    found: dict[tuple[str, str], Any] = {}
-    for policy, measured in summary["policies"].items():
-        judges = (summary.get("judged") or {}).get(policy) or {}
-        values = {**measured["rewards"], "length, tokens": measured.get("length"), "KL, nats": measured.get("kl")}
-        values |= {f"preferred by {judge}": result.get("preference") for judge, result in judges.items()}
-        found |= {(policy, what): estimate for what, estimate in values.items()}
-    return found
+    """The numbers of all policies by stage, a column per run."""
+    found: dict[str, list[Row]] = {}
+    for run, one in zip(names, facts, strict=True):
+        for item in one["evaluations"]:
+            rows = main_rows(rows_of(item["evaluation"]))
+            found.setdefault(item["stage"], []).extend(
+                replace(row, policy=run, metric=f"{row.policy}: {row.metric}") for row in rows
+            )
+    shared = {stage: rows for stage, rows in found.items() if len({row.policy for row in rows}) > 1}
+    note = " (means may also differ because the prompts do)"
+    return [table(rows, f"{stage}: mean and 95% interval{note}") for stage, rows in shared.items()]
 
 
 def _cell(value: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit import hookimpl
@@ -42,8 +41,11 @@ def data_read(run: Any, loaded: Any) -> list[dict[str, Any]]:
 
 
 @hookimpl
-def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    return [*(_printed(record, width) for record in records), _swapped(run.folder, run.recipe.stages, width)]
+def results_shown(run: Any) -> list[str]:
+    from alignkit_apps.report.facts import facts_of
+    from alignkit_apps.report.screen import screen
+
+    return [screen(facts_of(run.folder))]
 
 
 @hookimpl(wrapper=True, tryfirst=True)
@@ -57,25 +59,3 @@ def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
         return (yield)
     finally:
         report_run(run.folder, run.reporter.say)
-
-
-def _printed(record: Mapping[str, Any], width: int) -> str:
-    """What a run prints of a stage, from its stage.json; empty for most stages."""
-    from alignkit.report import Report
-    from alignkit_apps.report.people import people_of, people_tables
-
-    report = Report.restored(record["report"]).text(width) if record.get("report") else ""
-    people = Report(people_tables(people_of(record["name"], record))).text(width)
-    return "\n\n".join(part for part in (report, people, record.get("text") or "") if part)
-
-
-def _swapped(folder: Path, stages: Iterable[str], width: int) -> str:
-    """What a run prints of results that replaced earlier ones; empty without any, or if files are damaged."""
-    from alignkit.errors import DataError
-    from alignkit.report import Report
-    from alignkit_apps.report.side_by_side import blocks, pairs_of
-
-    try:
-        return Report(blocks([pair for stage in stages for pair in pairs_of(folder, stage)], folder)).text(width)
-    except (DataError, KeyError, TypeError, ValueError):
-        return ""

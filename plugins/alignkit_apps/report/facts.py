@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit.errors import Problem, RecipeError, reason_of
-from alignkit.io.results import RECIPE, check_results
+from alignkit.errors import DataError, Problem, RecipeError, reason_of
+from alignkit.io.results import RECIPE, damage_of
 from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.report import Report
@@ -24,11 +25,13 @@ from alignkit_apps.report import (
     stages,
 )
 from alignkit_apps.report.files import each_object, read_object, read_recipe, read_text
-from alignkit_apps.report.side_by_side import pairs_of
-from alignkit_plugins.evaluate import judging, verdicts
+from alignkit_apps.report.side_by_side import Pair, pairs_of, with_earlier
+from alignkit_plugins.evaluate import verdicts
 from alignkit_plugins.evaluate.readable import mapping
+from alignkit_plugins.evaluate.rows import rows_of
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
+COMPLETE = ("done", "reused")  # states of stages
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
 
 Facts = dict[str, Any]
@@ -37,8 +40,8 @@ Facts = dict[str, Any]
 def facts_of(folder: Path) -> Facts:
     """The facts of a run from its folder, however complete.
 
-    Raises RecipeError if it is not the folder of a run, DataError for a damaged file, and RunFailed for a
-    result that is not as its stage wrote it.
+    A stage whose files are damaged has the state `damaged` and a warning, and the others have their facts. Raises
+    RecipeError if it is not the folder of a run, and DataError if its recipe or its history is damaged.
     """
     if not is_dir(folder):
         help = near_run(folder) or "name the folder of a run, such as runs/quickstart"
@@ -47,29 +50,46 @@ def facts_of(folder: Path) -> Facts:
     if not is_file(folder / RECIPE):
         help = f"it is in a run: alignkit show {folder.parent}" if is_file(folder.parent / RECIPE) else near_run(folder)
         raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}", help=help)])
-    gathering = _Gathering(folder)
-    check_results(folder, gathering.written)
-    return gathering.facts()
+    return _Gathering(folder).facts()
 
 
 class _Gathering:
-    """Collects the facts of a run. Raises DataError for a damaged file."""
+    """Collects the facts of a run."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.recipe = read_recipe(folder)
         self.warnings: list[dict[str, str]] = []
         self.written = mapping(self.recipe.get("stages"))
-        self.records = {name: read_object(folder / name / "stage.json") for name in self.written}
-        self.rows = {name: list(each_object(folder / name / "metrics.jsonl")) for name in self.written}
+        self.records: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.evaluations: dict[str, dict[str, Any]] = {}
+        self.damaged: list[str] = []
         self.starts = history.starts_of(folder)
+        for name in self.written:
+            self.read(name)
+
+    def read(self, name: str) -> None:
+        """Read the files of a stage, or none if they are damaged."""
+        place, damage = self.folder / name, None
+        try:
+            if (place / "stage.json").exists():
+                damage = damage_of(place)
+            record, summary = read_object(place / "stage.json"), read_object(place / "evaluation.json")
+            rows = list(each_object(place / "metrics.jsonl"))
+        except DataError as error:
+            damage = str(error).partition("\n")[0]
+        if damage:
+            record, rows, summary = {}, [], {}
+            self.damaged.append(name)
+            self.warn(name, f"{damage}: run the recipe again, which repeats the stage")
+        self.records[name], self.rows[name] = record, rows
+        if summary:
+            self.evaluations[name] = summary
 
     def facts(self) -> Facts:
-        evaluations = {}
-        for name in self.written:
-            if summary := read_object(self.folder / name / "evaluation.json"):
-                evaluations[name] = summary
-        found = [verdict for name, summary in evaluations.items() for verdict in self.verdicts(name, summary)]
+        evaluations, swaps = self.evaluations, self.swaps()
+        found = [verdict for name in evaluations for verdict in self.verdicts(name, swaps)]
         stage_rows = self.stages()
         dropped = self.each(lambda name: stages.dropped(name, self.records[name]))
         self.warn_of_stages(stage_rows, dropped)
@@ -80,6 +100,7 @@ class _Gathering:
             "run": self.run(stage_rows, last),
             "verdicts": found,
             "warnings": self.warnings,
+            "next": self.next_steps(found, stage_rows),
             "reproduce": {
                 "command": str(last.get("command") or ""),
                 "again": f"alignkit run {self.folder.resolve() / RECIPE} --out NEW-FOLDER",
@@ -92,7 +113,7 @@ class _Gathering:
             "starts": [{key: start.get(key) for key in STARTED} for start in self.starts],
             "stages": stage_rows,
             "figures": curves.thinned(self.figures(evaluations)),
-            "swaps": [pair for name in evaluations for pair in pairs_of(self.folder, name)],
+            "swaps": swaps,
             "evaluations": [{"stage": name, "evaluation": summary} for name, summary in evaluations.items()],
             "samples": [
                 one
@@ -120,13 +141,14 @@ class _Gathering:
 
     def run(self, stage_rows: list[dict[str, Any]], last: Mapping[str, Any]) -> dict[str, Any]:
         states = [row["state"] for row in stage_rows]
-        done = sum(state in ("done", "reused") for state in states)
+        done = sum(state in COMPLETE for state in states)
         # The peak of the last start that did some work: one that reuses all stages needs little.
         working = [start for start in self.starts if len(start.get("reused") or ()) < len(states)]
         peaks = [start["peak_memory"] for start in working if start.get("peak_memory")]
         return {
             "name": str(self.recipe.get("name") or self.folder.resolve().name),
             "folder": str(self.folder.resolve()),
+            "base": str(mapping(self.recipe.get("model")).get("base") or ""),
             "outcome": last.get("outcome") or ("done" if done == len(states) else "incomplete"),
             "message": last.get("message") or "",
             "started": self.starts[0]["started"] if self.starts else "",
@@ -135,12 +157,15 @@ class _Gathering:
             "stages_done": done,
             "seconds": sum(row["seconds"] or 0.0 for row in stage_rows),
             "peak_memory": peaks[-1] if peaks else "",
+            "tokens": int(float(f"{sum(map(stages.tokens, stage_rows)):.2g}")),
         }
 
     def stages(self) -> list[dict[str, Any]]:
         reused = (self.starts[-1].get("reused") if self.starts else None) or ()
         return [
-            stages.stage_facts(self.folder / name, mapping(part), self.records[name], self.rows[name], reused)
+            stages.stage_facts(
+                self.folder / name, mapping(part), self.records[name], self.rows[name], reused, name in self.damaged
+            )
             for name, part in self.written.items()
         ]
 
@@ -158,8 +183,8 @@ class _Gathering:
                 self.warn(name, f"{skipped} steps were skipped, because their loss or gradient was not finite")
             for metric, count in curves.not_finite(self.rows[name]).items():
                 self.warn(name, f"{metric} was not a finite number {count} times")
-            for file in ("evaluation.json", "reward_evaluation.json"):
-                for text in judging.no_judges(read_object(self.folder / name / file)):
+            if self.records[name]:
+                for text in verdicts.no_judges(read_object(self.folder / name / "reward_evaluation.json")):
                     self.warn(name, text)
         for item in dropped:
             if item["reason"].startswith("bad rows"):
@@ -167,11 +192,38 @@ class _Gathering:
             elif item["of"] and item["rows"] > LOST * item["of"]:
                 self.warn(item["stage"], data_cards.left_out(item))
 
-    def verdicts(self, name: str, summary: Mapping[str, Any]) -> list[verdicts.Verdict]:
-        found = [*verdicts.verdicts(name, summary), *judging.verdicts(name, summary)]
-        for doubt in [*verdicts.doubts(summary, found), *judging.doubts(summary, found)]:
-            self.warn(name, doubt)
+    def swaps(self) -> list[Pair]:
+        """Current results against earlier ones; none of those whose files are damaged."""
+        found: list[Pair] = []
+        for name in self.evaluations:
+            try:
+                found += pairs_of(self.folder, name)
+            except (DataError, KeyError, TypeError, ValueError) as error:
+                self.warn(name, f"an earlier result is damaged and not compared: {reason_of(error)}")
         return found
+
+    def verdicts(self, name: str, swaps: list[Pair]) -> list[dict[str, Any]]:
+        """What an evaluation says of each policy, and of current results against earlier ones."""
+        summary, own = self.evaluations[name], [pair for pair in swaps if pair["stage"] == name]
+        rows = rows_of(summary)
+        for doubt in verdicts.doubts(summary, rows, verdicts.verdicts(rows, summary)):
+            self.warn(name, doubt)
+        found = verdicts.verdicts(with_earlier(summary, own), summary)
+        for pair in own:
+            found += verdicts.verdicts(rows_of(pair["evaluation"]), summary) if pair["evaluation"] else []
+        return [{"stage": name, **asdict(verdict)} for verdict in found]
+
+    def next_steps(self, found: list[dict[str, Any]], stage_rows: list[dict[str, Any]]) -> dict[str, str]:
+        """What the recipe says to try next, and the command that talks to the best policy; empty without any."""
+        told = [str(record.get("text") or "") for record in self.records.values()]
+        tried = [text.removeprefix("next: ") for text in told if text.startswith("next: ")]
+        done = [row["name"] for row in stage_rows if row["kind"] == "algorithm" and row["state"] in COMPLETE]
+        policies = [name for name in done if not _is_reward(self.folder / name / "adapter")]
+        best = policies[-1:]
+        for verdict in found:
+            best = [verdict["baseline" if verdict["outcome"] == "lost" else "policy"]]
+        here = [name for name in best if name.partition("@")[0] in self.written]
+        return {"told": "".join(tried[-1:]), "chat": f"alignkit chat {self.folder / here[0]}" if here else ""}
 
     def reports(self, name: str) -> list[dict[str, Any]]:
         """What the stage itself reports."""
@@ -213,6 +265,12 @@ class _Gathering:
             for name, version in (record.get("versions") or {}).items():
                 found.setdefault(name, set()).add(version)
         return {name: " and ".join(sorted(versions)) for name, versions in found.items()}
+
+
+def _is_reward(adapter: Path) -> bool:
+    """Whether a trained model is a reward model, by its settings."""
+    texts = [read_text(adapter / name) for name in ("adapter_config.json", "config.json")]
+    return any(sign in text for text in texts for sign in ("SEQ_CLS", "ForSequenceClassification"))
 
 
 STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")

@@ -32,7 +32,7 @@ def _blocks(facts: Mapping[str, Any]) -> Iterator[Block]:
     if run["message"]:
         yield SideBySide("", ["it ended with"], [run["message"]])
     yield "## Verdict"
-    yield one_line_each(one["sentence"] for one in facts["verdicts"]) or "none"
+    yield one_line_each(" ".join(one["sentences"]) for one in facts["verdicts"]) or "none"
     if facts["warnings"]:
         yield "## Warnings"
         warned = [f"{titles.get(one['stage'], one['stage'])}: {one['text']}" for one in facts["warnings"]]

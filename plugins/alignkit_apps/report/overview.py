@@ -1,85 +1,54 @@
-"""What a reader sees first: how policies compare, with intervals, and what changed in one answer."""
+"""What a reader of the page sees first: how policies compare, with intervals, and what changed in one answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit_plugins.evaluate.readable import bounds, short, shown
-from alignkit_plugins.evaluate.tables import columns_of
-from alignkit_plugins.evaluate.who_judged import GAINS, lower, own_of, percent
+from alignkit_plugins.evaluate.readable import bounds, short
+from alignkit_plugins.evaluate.rows import RATED, Row
+from alignkit_plugins.evaluate.tables import cell
+from alignkit_plugins.evaluate.verdicts import GAINS
 
-MOST = 6  # raters of the plot; the tables have all of them
+MOST = 6  # metrics of the plot; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals
-BASE = "base"  # the name of the untouched base model
+BASE = "base"  # the name of the base model
 
 
-# The plot
+def intervals(rows: Sequence[Row], result: str) -> list[dict[str, Any]]:
+    """A panel per metric: its name, a note, and a row per policy with its estimate in words and in % of the width.
 
-
-def result_of(summary: Mapping[str, Any]) -> str | None:
-    """The policy that an evaluation is about: the last one besides the baseline."""
-    return next((str(name) for name in reversed(summary["policies"]) if name != summary.get("baseline")), None)
-
-
-def intervals(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A panel per rater: its name, a note, and a row per result with its estimate in words and in % of the width.
-
-    middle: where a rater has no preference, in %, or None. Raises what an odd evaluation.json raises.
+    middle: where a judge has no preference, in %, or None. result: the policy that the evaluation is about.
     """
-    columns, result = columns_of(summary, pairs), result_of(summary)
-    panels = []
-    for name in [str(one) for one in summary["rewards"]][:MOST]:
-        share, rows = percent(summary, name), []
-        for policy, label, measured in columns:
-            estimate = measured["rewards"].get(name)
-            if bounds(estimate)[0] is not None:
-                style = "base" if policy == BASE else "result" if (policy == result and measured["now"]) else ""
-                rows.append((label, style, estimate, shown(estimate, percent=share)))
-        notes = ["lower is better"] if lower(summary, name) else []
-        notes += ["trained on: no proof"] if result and own_of(summary, result, name) else []
-        panels.append(_panel(name, notes, rows, (0.0, 1.0) if share else None, None))
-    for judge, rows in _preferences(summary, result).items():
-        panels.append(_panel(f"preferred to {summary['baseline']} by {judge}", [], rows, (0.0, 1.0), 50.0))
-    return [panel for panel in panels if panel["rows"]]
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.kind in RATED and bounds(row.estimate)[0] is not None:
+            panels.setdefault(row.metric, []).append(row)
+    return [_panel(found, result) for found in list(panels.values())[:MOST]]
 
 
-Row = tuple[str, str, Any, str]  # label, style, estimate and the estimate in words
-
-
-def _preferences(summary: Mapping[str, Any], result: str | None) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for policy, judges in (summary.get("judged") or {}).items():
-        for judge, one in judges.items():
-            if bounds(one.get("preference"))[0] is not None:
-                row = (str(policy), "result" if policy == result else "", one["preference"])
-                found.setdefault(str(judge), []).append((*row, shown(one["preference"], percent=True)))
-    return found
-
-
-def _panel(
-    title: str, notes: list[str], rows: Sequence[Row], ends: tuple[float, float] | None, middle: float | None
-) -> dict[str, Any]:
-    """ends: of the axis; None for as much as the intervals need."""
-    values = [value for _, _, estimate, _ in rows for value in bounds(estimate) if value is not None]
-    low, high = ends or (min(values, default=0.0), max(values, default=1.0))
-    margin = 0.0 if ends else MARGIN * (high - low) or 1.0
+def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
+    first, judged = rows[0], rows[0].kind == "judge"
+    notes = ["lower is better"] if first.lower else []
+    notes += ["trained on it: no proof"] if any(row.policy == result and row.trained_on for row in rows) else []
+    values = [value for row in rows for value in bounds(row.estimate) if value is not None]
+    low, high = (0.0, 1.0) if first.percent else (min(values), max(values))
+    margin = 0.0 if first.percent else MARGIN * (high - low) or 1.0
 
     def at(value: float | None, otherwise: float) -> float:
         shown = otherwise if value is None else value
         return round(100 * min(1.0, max(0.0, (shown - low + margin) / (high - low + 2 * margin))), 1)
 
     placed = []
-    for label, style, estimate, text in rows:
-        mean, least, most = bounds(estimate)
+    for row in rows:
+        mean, least, most = bounds(row.estimate)
         point = 0.0 if mean is None else mean
         left, right = at(least, point), at(most, point)
+        style = "result" if row.policy == result else "base" if row.policy == BASE else ""
         where = {"left": left, "width": round(right - left, 1), "mean": at(mean, point)}
-        placed.append({"label": label, "style": style, "text": text, **where})
-    return {"title": title, "note": ", ".join(notes), "rows": placed, "middle": middle}
-
-
-# One answer
+        placed.append({"label": row.policy, "style": style, "text": cell(row), **where})
+    title = f"preferred to {first.baseline} by {first.metric}" if judged else first.metric
+    return {"title": title, "note": ", ".join(notes), "rows": placed, "middle": 50.0 if judged else None}
 
 
 def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -90,7 +59,8 @@ def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str,
     return next((one for one in own if one["kind"] == wanted), own[0] if own else None)
 
 
-def scored(score: float, reward: str, summary: Mapping[str, Any]) -> str:
-    """`safe: yes` or `safe: no` by a measure that is a share, or `helpful: 0.42`."""
-    words = {0.0: "no", 1.0: "yes"} if percent(summary, reward) else {}
+def scored(score: float, reward: str, rows: Sequence[Row]) -> str:
+    """`safe: yes` or `safe: no` by a metric that is a share, or `helpful: 0.42`."""
+    percent = any(row.percent for row in rows if row.metric == reward)
+    words = {0.0: "no", 1.0: "yes"} if percent else {}
     return f"{reward}: {words.get(score, short(score))}"

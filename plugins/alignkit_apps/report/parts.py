@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +9,20 @@ from typing import Any
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.charts.curves import Figure, worded
-from alignkit_apps.report.people import people_tables
+from alignkit_apps.report.people import people_blocks
 from alignkit_apps.report.samples import EACH
-from alignkit_apps.report.side_by_side import blocks
+from alignkit_apps.report.side_by_side import evaluated, not_compared
 from alignkit_apps.report.tables import (
     data_table,
-    evaluation_tables,
     facts_table,
     metrics_table,
     stage_table,
     stage_titles,
 )
-from alignkit_plugins.evaluate.readable import duration, short, size
+from alignkit_plugins.evaluate.judge_card import sentence, trust_tables
+from alignkit_plugins.evaluate.readable import duration, mapping, short, size
+from alignkit_plugins.evaluate.rows import main_rows, rows_of
+from alignkit_plugins.evaluate.tables import comparisons, details, table
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random"}
 SAMPLED = "The largest gains and losses, and some prompts at random. Look for answers that only please the reward."
@@ -64,7 +65,7 @@ def parts(facts: Mapping[str, Any], samples: int = EACH) -> list[Part]:
         Part("Training", list(_training(facts, titles)), "training"),
         *(Part(one["title"], Report.restored(one["blocks"]).blocks, one["anchor"]) for one in facts["parts"]),
         Part("Data", list(_data(facts)), "data"),
-        Part("People", people_tables(facts["people"]), "people"),
+        Part("People", list(_people(facts["people"])), "people"),
         Part("Provenance", list(_provenance(facts)), "provenance"),
     ]
     return [part for part in every if part.blocks]
@@ -77,26 +78,40 @@ def one_line_each(items: Iterator[str] | Sequence[str]) -> str:
 
 def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
     stages = [item["stage"] for item in facts["evaluations"]]
+    cards = {one["name"]: mapping(one["summary"].get("judge_cards")) for one in facts["stages"]}
     for item in facts["evaluations"]:
         found = list(_evaluated(facts, item["stage"], item["evaluation"]))
         yield from [Part(titles.get(item["stage"], item["stage"]), found)] if len(stages) > 1 else found
     for item in facts["reports"]:
         if item["stage"] not in stages:
-            found = list(Report.restored(item["blocks"]).blocks)
+            found = [*Report.restored(item["blocks"]).blocks, *_judges(cards.get(item["stage"], {}))]
             yield Part(titles.get(item["stage"], item["stage"]), found, folded=bool(stages))
 
 
+def _judges(cards: Mapping[str, Any]) -> Blocks:
+    if cards:
+        yield Part("The judges in numbers", trust_tables(cards), folded=True)
+
+
 def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
-    notes = summary.get("notes")
+    notes, folder = summary.get("notes"), facts["run"]["folder"]
     yield from (str(one) for one in (notes if isinstance(notes, list) else ()) if not str(one).startswith("warning: "))
-    tables, drawn = evaluation_tables(facts, stage), _figures(facts, stage)
-    first = [table for table in tables if table.title.startswith(("mean ", "against "))]
-    yield from first
-    yield from blocks([pair for pair in facts["swaps"] if pair["stage"] == stage], facts["run"]["folder"])
-    more = [table for table in tables if table not in first]
-    names = [re.split(r"[,(]| in ", table.title)[0].strip() for table in more] + ["figures"] * bool(drawn)
-    if names:
-        yield Part(", ".join(names).capitalize(), [*more, Figures(drawn)], folded=True)
+    pairs = [pair for pair in facts["swaps"] if pair["stage"] == stage]
+    rows = evaluated(facts)[stage]
+    yield table(main_rows(rows), f"mean and 95% interval over {short(summary.get('prompts'))} prompts")
+    yield from not_compared(pairs)
+    for against in (rows, *(rows_of(pair["evaluation"]) for pair in pairs if pair["evaluation"])):
+        if (found := comparisons(against)).rows:
+            yield found
+    for pair in pairs:
+        yield f"{pair['against']} is kept in {folder}/{pair['kept']}; {pair['result']} is in {folder}/{pair['folder']}."
+    cards = mapping(summary.get("judge_cards"))
+    yield from (sentence(*each) for each in cards.items())
+    yield from _judges(cards)
+    more = details(rows)
+    drawn = _figures(facts, stage)
+    if more or drawn:
+        yield Part("Details: diversity, Elo points, columns", [*more, Figures(drawn)], folded=True)
 
 
 def _figures(facts: Mapping[str, Any], stage: str) -> list[Figure]:
@@ -149,6 +164,13 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
         yield one_line_each(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
     if more := data_cards.tables(facts["data"]):
         yield Part("Lengths, pairs and labels", more, folded=True)
+
+
+def _people(people: Sequence[Mapping[str, Any]]) -> Blocks:
+    told, tables = people_blocks(people)
+    yield from told
+    if tables:
+        yield Part("Each annotator", tables, folded=True)
 
 
 def _provenance(facts: Mapping[str, Any]) -> Blocks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,21 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
     return found + ([{"stage": name, "source": "", "agreement": asked}] if asked else [])
 
 
-def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of all stores. Stages that read the same labels share them. At the end, whose labels count."""
-    found = []
+def people_blocks(people: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Table]]:
+    """How far people agree on the labels of each store, a sentence each, and the tables of annotators.
+
+    Stages that read the same labels share them. The last table is whose labels count.
+    """
+    told, tables = [], []
     for title, agreement in _different(people):
-        table = people_table(agreement, f"how far annotators agree ({title})")
+        table = people_table(agreement, f"annotators ({title})")
         if table.rows:
-            found.append(replace(table, note=sentence(agreement)))
+            told += [f"{title}: {line}" for line in sentence(agreement).splitlines()]
+            tables.append(table)
     notes = [[str(one["stage"]), brief_name(one["source"]), note] for one in people for note in one.get("notes", ())]
-    return [*found, Table("whose labels count", ["stage", "source", "decision"], notes, keys=2)] if notes else found
+    if notes:
+        tables.append(Table("whose labels count", ["stage", "source", "decision"], notes, keys=2))
+    return told, tables
 
 
 def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,12 @@ def results_table(run: Path, reference: str = "") -> Table:
     return Table("results", ["result", "state", "finished", "MB", "folder"], rows, keys=3)
 
 
+def earlier_results(run: Path) -> list[str]:
+    """The names of results that no stage is linked to, and of unfinished work."""
+    rows = [row for row in results_table(run).rows if row[4].startswith((RESULTS, WORK))]
+    return [row[0] if row[1] == "earlier" else f"{row[0]} ({row[1].removeprefix('earlier, ')})" for row in rows]
+
+
 def prune(run: Path) -> str:
     """Delete all results but the current ones; returns what to say."""
     with locked(run):

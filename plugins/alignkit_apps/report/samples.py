@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from alignkit_apps.report.files import each_object
-from alignkit_plugins.evaluate.readable import number
-from alignkit_plugins.evaluate.who_judged import lower
+from alignkit_plugins.evaluate.readable import mapping, number
 
 EACH = 5  # samples of each kind
 SEED = 0  # of those at random
@@ -45,11 +44,12 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
     for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
         if (sample := _sample(stage, row, group, policies, summary)) is not None:
             every.append(sample)
-    return list(_chosen(every, -1 if lower(summary, _reward(summary)) else 1))
+    measure = mapping(mapping(summary.get("measures")).get(_reward(summary)))
+    return list(_chosen(every, -1 if measure.get("better") == "lower" else 1))
 
 
 def _policies(summary: Mapping[str, Any]) -> list[str]:
-    """The policies whose answers are shown: the untouched base, the baseline and the result, or another between."""
+    """The policies whose answers are shown: the base model, the baseline and the result, or another between."""
     names, before = [str(name) for name in summary.get("policies", {})], summary.get("baseline")
     after = next((name for name in reversed(names) if name != before), None)
     chosen = [name for name in dict.fromkeys(("base" if "base" in names else None, before, after)) if name is not None]

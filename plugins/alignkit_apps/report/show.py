@@ -11,15 +11,12 @@ from alignkit.io.atomic import write_text
 from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
-from alignkit_apps.charts.curves import main_metrics, worded
 from alignkit_apps.policies.source import RUNS, runs_in
 from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import Facts, facts_of
 from alignkit_apps.report.history import starts_of
-from alignkit_apps.report.results import results_table
-from alignkit_apps.report.side_by_side import blocks as side_by_side
-from alignkit_apps.report.tables import evaluation_tables
-from alignkit_plugins.evaluate.readable import short
+from alignkit_apps.report.results import earlier_results, results_table
+from alignkit_apps.report.screen import screen, stage_lines
 
 
 def shown(folders: Sequence[Path]) -> tuple[Report, Facts | None]:
@@ -52,23 +49,13 @@ def shown(folders: Sequence[Path]) -> tuple[Report, Facts | None]:
         return Report([results_table(folder.parent, folder.name)]), None
     facts = facts_of(folder)
     run = facts["run"]
-    blocks: list[Block] = [f"{run['name']}: {run['outcome']}, {run['stages_done']} of {run['stages']} stages"]
-    if run["outcome"] == "failed":
-        blocks.append(_failure(facts, folder))
-    if sentences := list(dict.fromkeys(verdict["sentence"] for verdict in facts["verdicts"])):
-        blocks.append("\n".join(sentences))
-    for item in facts["evaluations"]:
-        pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
-        blocks += [*evaluation_tables(facts, item["stage"]), *side_by_side(pairs, folder)]
-    rows = [
-        [stage["name"], worded(name), short(ends["last"])]
-        for stage in facts["stages"]
-        for name, ends in main_metrics(stage)
-    ]
-    if rows:
-        blocks.append(Table("last values", ["stage", "metric", "value"], rows, keys=2))
-    report = [f"report: {folder / PAGE}"] if (folder / PAGE).is_file() else []
-    return Report([*blocks, results_table(folder), *report]), facts
+    head = f"{run['name']}: {run['outcome']}, {run['stages_done']} of {run['stages']} stages"
+    failure = [_failure(facts, folder)] if run["outcome"] == "failed" else []
+    blocks: list[Block] = ["\n".join([head, *failure, *stage_lines(facts)])]
+    blocks += [text] if (text := screen(facts, stages=False)) else []
+    lines = [f"earlier results: {', '.join(earlier)}"] if (earlier := earlier_results(folder)) else []
+    lines += [f"report: {folder / PAGE}"] if (folder / PAGE).is_file() else []
+    return Report([*blocks, "\n".join(lines)] if lines else blocks), facts
 
 
 def open_report(facts: Facts) -> Path:

@@ -10,18 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, group_from_json, length
-from alignkit.evaluation import statistics
+from alignkit.data.group import Group, group_from_json
 from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
-from alignkit.report import Block, Table
 from alignkit_apps.report.files import each_object, read_object
-from alignkit_plugins.evaluate.compared import averages, compare, scale_of, scores_of
+from alignkit_plugins.evaluate.compared import compare
 from alignkit_plugins.evaluate.comparison import answers_of
-from alignkit_plugins.evaluate.readable import shown
-from alignkit_plugins.evaluate.who_judged import conclusion, lower_is_better, percent
+from alignkit_plugins.evaluate.rows import Row, rows_of
 
 MOST = 3  # earlier results of a policy, the newest ones
-LENGTH = "tokens"
 _SOURCES = ("now", "then")  # of answers
 Pair = dict[str, Any]
 
@@ -30,8 +26,8 @@ def pairs_of(run: Path, stage: str) -> list[Pair]:
     """The current result of each evaluated policy against its earlier ones, as plain data for report.json.
 
     Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both are), `differs` (why
-    they do not compare, or an empty string), `prompts`, `measures` (of the evaluation), `conclusion` (a sentence), and
-    by reward `results`: `mean` and `was` (estimates), and the comparison of both.
+    they do not compare, or an empty string) and `evaluation`: of the current result against the earlier one, with keys
+    of an evaluation.json, or empty.
     Raises what reading damaged files raises.
     """
     record, summary = read_record(run / stage), read_object(run / stage / "evaluation.json")
@@ -81,30 +77,26 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
         "folder": find_result(run, now).relative_to(run).as_posix(),
         "kept": find_result(run, then).relative_to(run).as_posix(),
         "differs": _difference(folder, before),
-        "prompts": 0,
-        "measures": {},
-        "conclusion": "",
-        "results": {},
+        "evaluation": {},
     }
     if pair["differs"]:
         return pair
-    summary = read_object(folder / "evaluation.json")
-    rewards = list(summary["rewards"])
+    summary, old = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
+    rewards, measures = list(summary["rewards"]), summary.get("measures") or {}
     groups = _joined(folder, before, policy, rewards)
     if not groups:
-        return pair
-    measures = summary.get("measures") or {}
-    results = _compared(groups, rewards, measures)
-    found = {"measures": measures, "results": results, "conclusion": _concluded(summary, pair, results)}
-    return {**pair, "prompts": len(groups), **found}
-
-
-def _concluded(summary: Mapping[str, Any], pair: Pair, results: Mapping[str, Any]) -> str:
-    """What all rewards and measures together say of a result against an earlier one."""
-    now, own = pair["result"], (summary.get("trained_on") or {}).get(pair["policy"]) or {}
-    against = {name: result for name, result in results.items() if name != LENGTH}
-    one = {**summary, "baseline": pair["against"], "trained_on": {now: own}, "against": {now: against}}
-    return conclusion({**one, "against_base": {}, "judged": {}}, now).sentence
+        return {**pair, "differs": "they answered no prompt in common"}
+    own = (summary.get("trained_on") or {}).get(policy) or {}
+    evaluation = {
+        **{key: summary[key] for key in ("sampling", "headline", "rewards", "reference")},
+        "prompts": len(groups),
+        "measures": measures,
+        "baseline": then,
+        "trained_on": {now: own},
+        "policies": {name: {**one["policies"][policy], "diversity": {}} for name, one in ((then, old), (now, summary))},
+        "against": {now: _compared(groups, rewards, measures)},
+    }
+    return {**pair, "evaluation": evaluation}
 
 
 def _difference(folder: Path, before: Path) -> str:
@@ -116,9 +108,9 @@ def _difference(folder: Path, before: Path) -> str:
         return "the prompts have changed"
     if now["sampling"] != then["sampling"]:
         return "the sampling has changed"
-    for raters in ("rewards", "measures"):
-        if options[0].get(raters) != options[1].get(raters):
-            return f"the {raters} have changed"
+    for metrics in ("rewards", "measures", "examples"):
+        if options[0].get(metrics) != options[1].get(metrics):
+            return f"the {metrics} have changed"
     policies = {str(name).partition("@")[0] for one in (now, then) for name in one["policies"]}
     upstream = [{k: v for k, v in one["upstream"].items() if k.partition("@")[0] not in policies} for one in records]
     changed = [name for name in upstream[0] if upstream[0][name] != upstream[1].get(name)]
@@ -151,49 +143,38 @@ def _key(group: Group) -> str:
 
 
 def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Mapping[str, Any]) -> dict[str, Any]:
-    """By reward, and by length: the mean of each result over these prompts, and their difference."""
-    found: dict[str, Any] = {}
+    """Both results by each reward, prompt by prompt."""
+    found = {}
     for name in rewards:
-        scale = scale_of(groups, name)
-        scores = [scores_of(averages(groups, source, name)) for source in _SOURCES]
         lower = (measures.get(name) or {}).get("better") == "lower"
-        compared = compare(groups, *_SOURCES, name, measure=name in measures, lower=lower)
-        found[name] = {**_means(*(scale.mean(*each) for each in scores)), **compared}
-    lengths = [[statistics.mean([length(r) for r in answers_of(g, source)]) for g in groups] for source in _SOURCES]
-    both = _means(*map(statistics.estimate, lengths))
-    return {**found, LENGTH: {**both, "difference": statistics.paired_difference(*lengths)}}
+        found[name] = compare(groups, *_SOURCES, name, measure=name in measures, lower=lower)
+    return found
 
 
-def _means(now: Any, then: Any) -> dict[str, Any]:
-    return {"mean": now, "was": then}
+def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The rows of all evaluations in a run's facts, by stage."""
+    found = {}
+    for item in facts["evaluations"]:
+        pairs = [pair for pair in facts["swaps"] if pair["stage"] == item["stage"]]
+        found[item["stage"]] = with_earlier(item["evaluation"], pairs)
+    return found
 
 
-# Tables
-
-
-def blocks(pairs: Sequence[Pair], run: Path | str, stage: str | None = None) -> list[Block]:
-    """Old against new, a table per pair; a line for two results that do not compare.
-
-    run: what paths start with. stage: only what it evaluated.
-    """
-    chosen = [pair for pair in pairs if stage in (None, pair["stage"])]
-    return [block for pair in chosen for block in (_table(pair, Path(run)), pair.get("conclusion")) if block]
-
-
-def _table(pair: Pair, run: Path) -> Block:
-    now, then = pair["result"], pair["against"]
-    if not pair["results"]:
-        why = pair["differs"] or "they answered no prompt in common"
-        return f"{pair['stage']}: {now} and {then} do not compare: {why}"
+def with_earlier(summary: Mapping[str, Any], pairs: Sequence[Pair]) -> list[Row]:
+    """The rows of an evaluation, with those of earlier results of its policies in front of the current ones."""
+    known = [pair for pair in reversed(pairs) if pair["evaluation"]]
+    names = {pair["policy"]: pair["result"] for pair in known}
     rows = [
-        [
-            str(name),
-            *(shown(one[key], percent=percent(pair, name)) for key in ("was", "mean")),
-            *(shown(one.get(key), sign=True, percent=percent(pair, name)) for key in ("difference", "at_equal_length")),
-        ]
-        for name, one in pair["results"].items()
+        replace(row, policy=names.get(row.policy, row.policy), baseline=names.get(row.baseline, row.baseline))
+        for row in rows_of(summary)
     ]
-    title = f"{pair['stage']}: {now} against {then}, prompt by prompt ({pair['prompts']} prompts)"
-    places = f"{then} is kept in {run / pair['kept']}; {now} is in {run / pair['folder']}"
-    note = "; ".join(filter(None, (lower_is_better(pair), places)))
-    return Table(title, ["", then, now, "difference", "at equal length"], rows, note=note)
+    for pair in known:
+        old = rows_of(pair["evaluation"])
+        place = next(at for at, row in enumerate(rows) if row.policy == pair["result"])
+        rows[place:place] = [row for row in old if row.policy == pair["against"]]
+    return rows
+
+
+def not_compared(pairs: Sequence[Pair]) -> list[str]:
+    """Why results and earlier ones do not compare."""
+    return [f"{one['result']} and {one['against']} do not compare: {one['differs']}" for one in pairs if one["differs"]]

@@ -12,9 +12,12 @@ from alignkit.io.results import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_apps.charts import curves
 from alignkit_plugins.evaluate.readable import mapping, number
+from alignkit_plugins.evaluate.rows import BASE_MODEL
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")
+DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
+ACRONYM = 4  # characters of a name that is one, such as `ppo`
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")  # of a source's card
 LEFT_OUT = {  # key of a summary -> what its count is of
     "without_signal": "rows left out: the algorithm learns nothing from them",
@@ -28,6 +31,7 @@ def stage_facts(
     record: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     reused: Sequence[str],
+    damaged: bool = False,
 ) -> dict[str, Any]:
     """What is known of a stage. written: its part of the recipe. record: its stage.json. rows: its metrics."""
     kind = next((kind for kind in KINDS if kind in written), "")
@@ -38,7 +42,8 @@ def stage_facts(
         "name": folder.name,
         "kind": kind,
         "plugin": str(record.get("plugin") or plugin or ""),
-        "state": _state(record, rows, folder.name in reused),
+        "state": "damaged" if damaged else _state(record, rows, folder.name in reused),
+        "about": _about(written, record, kind),
         "seconds": number(record.get("seconds")),
         "hash": str(record.get("hash") or ""),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
@@ -50,6 +55,11 @@ def stage_facts(
     }
 
 
+def tokens(stage: Mapping[str, Any]) -> float:
+    """About how many tokens a stage saw, by its speed."""
+    return (stage["seconds"] or 0.0) * (stage["tokens_per_second"] or 0.0)
+
+
 def _state(record: Mapping[str, Any], rows: Sequence[Any], reused: bool) -> str:
     if record.get("complete"):
         return "reused" if reused else "done"
@@ -57,6 +67,24 @@ def _state(record: Mapping[str, Any], rows: Sequence[Any], reused: bool) -> str:
     if waits:
         return f"waiting for {waits['labels']} label{'s' * (waits['labels'] != 1)}"
     return "begun" if record or rows else "not begun"
+
+
+def _about(written: Mapping[str, Any], record: Mapping[str, Any], kind: str) -> str:
+    """What a trained model is, in words: `sft after PPO on 603 prompts`; empty for a step."""
+    if kind != "algorithm" or not record:
+        return ""
+    summary, plugin = mapping(record.get("summary")), str(record.get("plugin"))
+    pairs = any(mapping(source.get("card")).get("pairs") for source in sources_of(record))
+    noun = "demonstrations" if plugin in DEMONSTRATIONS else "pairs" if pairs else "examples"
+    count, noun = (summary["prompts"], "prompts") if "prompts" in summary else (summary.get("groups"), noun)
+    on, start = f" on {count:,} {noun}" if isinstance(count, int) else "", written.get("from") or BASE_MODEL
+    return f"a reward model from {start}{on}" if "reward" in plugin else f"{start} after {stage_words(plugin)}{on}"
+
+
+def stage_words(plugin: str) -> str:
+    """`PPO`, `Reward model` or `Evaluation`, for what makes a stage."""
+    words = "evaluation" if plugin == "evaluate" else plugin.replace("_", " ")
+    return words.upper() if len(words) <= ACRONYM else words[:1].upper() + words[1:]
 
 
 def without_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:

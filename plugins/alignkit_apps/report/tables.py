@@ -1,4 +1,4 @@
-"""The tables of a report, for its page, for Markdown and for the terminal, and some of the step `evaluate`."""
+"""The tables of a report besides those of evaluations, for its page and for Markdown."""
 
 from __future__ import annotations
 
@@ -6,26 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit.report import Report, Table
+from alignkit.report import Table
 from alignkit_apps.charts.curves import worded
 from alignkit_apps.charts.data_cards import brief_name
-from alignkit_apps.report.stages import flat
-from alignkit_plugins.evaluate.readable import duration, mapping, number, short, size
-from alignkit_plugins.evaluate.tables import by_column, policy_means
+from alignkit_apps.report.stages import flat, stage_words
+from alignkit_plugins.evaluate.readable import duration, number, short, size
 
 MOST_METRICS = 40  # of a stage, at its end
-ACRONYM = 4  # characters of a name that is one, such as `ppo`
-
-
-def evaluation_tables(facts: Mapping[str, Any], stage: str) -> list[Table]:
-    """The tables of an evaluation: means with those of earlier results, what the stage reports, and all columns."""
-    summary = next(item["evaluation"] for item in facts["evaluations"] if item["stage"] == stage)
-    blocks: Any = next((item["blocks"] for item in facts["reports"] if item["stage"] == stage), [])
-    own = [block for block in Report.restored(blocks).blocks if isinstance(block, Table)]
-    found = [policy_means(summary, [pair for pair in facts["swaps"] if pair["stage"] == stage])]
-    found += [_filled(table) for table in own if not table.title.startswith(("mean ", "by "))]
-    found += [by_column(summary, column) for column in mapping(summary.get("by"))]
-    return found
 
 
 def _filled(table: Table, *empty: str) -> Table:
@@ -37,12 +24,6 @@ def _filled(table: Table, *empty: str) -> Table:
     about = table.note.partition(":")[0]  # a column, in some notes
     note = "" if about in table.columns and about not in columns else table.note
     return replace(table, columns=columns, rows=[[row[at] for at in says] for row in table.rows], note=note)
-
-
-def stage_words(plugin: str) -> str:
-    """`PPO`, `Reward model` or `Evaluation`, for what makes a stage."""
-    words = "evaluation" if plugin == "evaluate" else plugin.replace("_", " ")
-    return words.upper() if len(words) <= ACRONYM else words[:1].upper() + words[1:]
 
 
 def stage_titles(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -81,6 +81,7 @@ def start(
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable
     from alignkit.plugins import load_plugins
+    from alignkit.sampling import SamplingOptions
     from alignkit_apps.policies.recipe import models_of, without_overrides
     from alignkit_apps.web.hosting import interruptible, listening, server_of
 
@@ -98,7 +99,7 @@ def start(
             collecting = Collecting(stack.enter_context(closing(Collection(collect, license, names))))
         listener = stack.enter_context(listening(port, address))
         reporter.say("loading torch and transformers")
-        from alignkit_apps.policies.policy import described, opened  # imports torch
+        from alignkit_apps.policies.policy import opened  # imports torch
         from alignkit_apps.serve.app import Endpoint
 
         try:
@@ -107,7 +108,7 @@ def start(
                 opened(named, overrides, registry, reporter, errors.should_stop, "alignkit serve")
             )
             for policy in models.policies.values():
-                reporter.say(printable(f"model {policy.name}: {described(policy.sampling)}"))
+                reporter.say(printable(f"model {policy.name}: {SamplingOptions(sampling=policy.sampling).described()}"))
             endpoint = Endpoint(models.policies, collecting)
             stack.enter_context(endpoint.model)
             server = server_of(endpoint.application(address, token))

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result, load, refuse
-from alignkit.errors import did_you_mean
+from alignkit.commands import Result, load, refuse, stage_of
 from alignkit.io.results import RECIPE
 
 
@@ -30,10 +29,7 @@ def verify(
         help = "name the folder of a run, such as runs/quickstart, or of one of its stages"
         refuse(f"{stage} is neither a run nor a stage of one: no {RECIPE} is there", help)
     recipe = load(str(run / RECIPE), None)
-    names = list(recipe.stages) if run == stage else [stage.name]
-    if names[0] not in recipe.stages:
-        help = did_you_mean(names[0], recipe.stages) or f"stages: {', '.join(recipe.stages)}"
-        refuse(f"{run} has no stage '{names[0]}'", help)
+    names = list(recipe.stages) if run == stage else [stage_of(recipe, stage.name).name]
     from alignkit_apps.verify.rerun import verified  # imports torch
 
     return verified(recipe, run, names)

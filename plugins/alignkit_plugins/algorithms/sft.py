@@ -7,7 +7,7 @@ arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from alignkit import (
@@ -17,9 +17,11 @@ from alignkit import (
     Field,
     Group,
     Loss,
+    Needs,
     Outputs,
     SelectContext,
     StageDefaults,
+    Term,
     per_token,
 )
 from alignkit.data.group import preview, why_not_demonstration
@@ -28,6 +30,7 @@ from alignkit.data.group import preview, why_not_demonstration
 class SFT(Algorithm):
     """Make the assistant's turns of demonstrations likelier."""
 
+    needs = Needs(likeliest=True)
     defaults = StageDefaults(learning_rate=1e-3, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     class Options(Algorithm.Options):
@@ -62,6 +65,9 @@ class SFT(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(-out.logprobs))
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        return {"accuracy": per_token(out.likeliest)}
 
 
 class LM(Algorithm):

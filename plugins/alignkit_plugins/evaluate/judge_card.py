@@ -79,16 +79,6 @@ def card(
 # Tables
 
 
-def preferred_title(baseline: object) -> str:
-    """The title of the table of what judges prefer."""
-    return f"judges, against {baseline}, in both orders"
-
-
-def about_table(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
-    """What is known of judges themselves, after a policy and a judge."""
-    return Table("the judges themselves", columns, rows, keys=2, note=note)
-
-
 def sentence(name: str, card: Mapping[str, Any]) -> str:
     """What a reader must know of a judge: why it is of no use, or one number with its interval."""
     pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]

@@ -1,89 +1,92 @@
-"""Tables of an evaluation.json, for the report of the step and that of the run."""
+"""The table of policies by metrics, and those of the details of an evaluation, all from its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from alignkit.report import Table
-from alignkit_plugins.evaluate.readable import mapping, percentage, short, shown
-from alignkit_plugins.evaluate.who_judged import lower_is_better, percent
+from alignkit.report import Table, unbroken
+from alignkit_plugins.evaluate.readable import shown
+from alignkit_plugins.evaluate.rows import RATED, Row, main_rows
 
 MOST_VALUES = 30  # of a column, the most frequent ones
+DETAILS = {
+    "diversity": "diversity of the answers",
+    "Elo": "Elo points; the mean of all policies is 1000",
+    "order": "what the order of two answers does to a judge",
+}
+LOWER = "*"  # marks a metric whose lower values are better
 
 
-def columns_of(
-    summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()
-) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Policy, name and measurements of each result, earlier ones before the policy's current one, which is `now`."""
-    found: list[tuple[str, str, Mapping[str, Any]]] = []
-    for policy, measured in summary["policies"].items():
-        own = [pair for pair in pairs if pair["policy"] == policy and pair["results"]]
-        for pair in reversed(own):
-            was = {name: one["was"] for name, one in pair["results"].items()}
-            found.append((str(policy), pair["against"], {"rewards": was, "length": was.get("tokens"), "now": False}))
-        found.append((str(policy), own[0]["result"] if own else str(policy), {**measured, "now": True}))
-    return found
+def table(rows: Sequence[Row], title: str = "", *, differences: bool = False, width: int | None = None) -> Table:
+    """A table of policies by metrics, whose cells are means, or differences from the baseline.
+
+    A metric is a line, or, where only that fits into `width` characters, a policy is one.
+    """
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    lower = {row.metric for row in rows if row.lower}
+    cells = {(row.policy, row.metric): cell(row, differences) for row in rows}
+    named = {name: f"{name}{LOWER}" if name in lower else name for name in metrics}
+    lines = [[named[name], *(cells.get((policy, name), "-") for policy in policies)] for name in metrics]
+    note = f"{LOWER} lower is better" if lower else ""
+    upright = Table(title, ["", *policies], lines, note=note)
+    lines = [[policy, *(cells.get((policy, name), "-") for name in metrics)] for policy in policies]
+    across = Table(title, ["policy", *named.values()], lines, note=note)
+    return across if width is not None and not unbroken(upright, width) and unbroken(across, width) else upright
 
 
-def policy_means(summary: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] = ()) -> Table:
-    """Means and intervals of an evaluation.json, a column per result."""
-    columns = columns_of(summary, pairs)
-    results = [measured for _, _, measured in columns]
-    rows = []
-    for name in map(str, summary["rewards"]):
-        scores = [one["rewards"].get(name) for one in results]
-        rows.append([name, *(shown(score, percent=percent(summary, name)) for score in scores)])
-        rows += _missing(scores, "unscored")
-    rows.append(["length, tokens", *(shown(one.get("length")) for one in results)])
-    rows.append(["cut off", *(percentage(one.get("truncated")) for one in results)])
-    if summary.get("variants"):
-        costs = [mapping(one.get("tokens")) for one in results]
-        rows += [[f"tokens {what}", *(short(cost.get(what)) for cost in costs)] for what in ("read", "written")]
-    if summary.get("reference") is not None:
-        rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in results)])
-        rows += _missing([one.get("kl") for one in results], "unmeasured")
-    heads = [f"{label} (baseline)" if policy == summary.get("baseline") else label for policy, label, _ in columns]
-    left_out = f", {summary['left_out']} left out for lack of room" if summary.get("left_out") else ""
-    title = f"mean and 95% interval over {short(summary.get('prompts'))} prompts{left_out}"
-    return Table(title, ["", *heads], rows, note=lower_is_better(summary))
+def comparisons(rows: Sequence[Row]) -> Table:
+    """Each policy against its baseline, a line per metric: with the share of prompts won, and at equal length."""
+    found = {(row.policy, row.metric, row.kind): row for row in rows if not row.column}
+    lines, baseline = [], ""
+    for row in main_rows(rows):
+        if row.kind in RATED and row.difference:
+            baseline = row.baseline
+            equal, won = (found.get((row.policy, row.metric, kind)) for kind in ("equal length", "win rate"))
+            equally_long = "-" if equal is None else cell(equal, not equal.estimate)
+            share = "-" if won is None else cell(won)
+            lines.append([row.policy, row.metric, cell(row, True), equally_long, share, row.counts])
+    heads = ["policy", "metric", "difference", "at equal length", "won, without ties", "won/lost/tied"]
+    return Table(f"against {baseline}, prompt by prompt", heads, lines, keys=2)
 
 
-def _missing(estimates: Sequence[Any], what: str) -> list[list[str]]:
-    """A row of counts if values are missing."""
-    counts = [mapping(estimate).get(what) for estimate in estimates]
-    return [[f"  {what}", *map(short, counts)]] if any(counts) else []
+def details(rows: Sequence[Row]) -> list[Table]:
+    """Diversity, Elo points and what the order does to judges; then the results by column."""
+    found = [table(of_kind(rows, kind), title) for kind, title in DETAILS.items()]
+    columns = dict.fromkeys(row.column for row in rows if row.column)
+    return [*(one for one in found if one.rows), *(by_column(rows, column) for column in columns)]
 
 
-def by_column(summary: Mapping[str, Any], column: str) -> Table:
+def by_column(rows: Sequence[Row], column: str) -> Table:
     """For each value of a column, each policy against the baseline, or else its means."""
-    values = summary["by"][column]
-    kept = sorted(sorted(values, key=lambda value: -values[value]["prompts"])[:MOST_VALUES])
-    rewards, judges = list(summary["rewards"]), list(summary.get("judges") or ())
-    policies = list(summary["against"] or summary.get("judged") or summary["policies"])
-    compared = bool(summary["against"] or summary.get("judged"))
-    rows = []
-    for value in kept:
-        found = values[value]
-        for policy in policies:
-            if compared:
-                differences = [(name, found["against"][policy][name]["difference"]) for name in rewards]
-                cells = [shown(one, sign=True, percent=percent(summary, name)) for name, one in differences]
-                cells += [_preferred(found["judged"][policy][name], found["prompts"]) for name in judges]
-            else:
-                means = found["policies"][policy]
-                cells = [shown(means[name], percent=percent(summary, name)) for name in rewards]
-            rows.append([str(value), str(policy), short(found["prompts"]), *cells])
-    what = [f"{name}, difference" if compared else f"{name}, mean" for name in rewards]
-    heads = [column, "policy", "prompts", *what, *(f"preferred by {name}" for name in judges if compared)]
-    more = len(values) - len(kept)
-    notes = [f"{more} rarer values are left out; evaluation.json has them"] if more else []
+    every = [row for row in rows if row.column == column]
+    compared = [row for row in every if row.difference]
+    found = {(row.value, row.policy, row.metric): row for row in compared or every}
+    metrics = list(dict.fromkeys(name for _, _, name in found))
+    sizes = dict[str, int]()
+    for row in every:
+        sizes[row.value] = max(sizes.get(row.value, 0), row.estimate["n"])
+    kept = sorted(sorted(sizes, key=lambda value: -sizes[value])[:MOST_VALUES])
+    lines = []
+    for value, policy in dict.fromkeys((value, policy) for value, policy, _ in found):
+        if value in kept:
+            cells = [found.get((value, policy, name)) for name in metrics]
+            shown_cells = ["-" if one is None else cell(one, bool(compared)) for one in cells]
+            lines.append([value, policy, f"{sizes[value]:,}", *shown_cells])
+    more = len(sizes) - len(kept)
+    notes = [f"results.csv has {more} rarer values too"] if more else []
     notes += ["of many values, one in twenty seems to differ by chance"] if len(kept) > 2 and compared else []
-    against = f", against {summary.get('baseline')}" if compared else ""
-    return Table(f"by {column}{against}", heads, rows, keys=2, note="; ".join(notes))
+    title = f"by {column}{', differences from the baseline' if compared else ''}"
+    return Table(title, [column, "policy", "prompts", *metrics], lines, keys=2, note="; ".join(notes))
 
 
-def _preferred(preference: Mapping[str, Any], prompts: int) -> str:
-    """`62% [31, 86]`, with the number of prompts if the rater has a preference at some of them only."""
-    n = preference.get("n")
-    return shown(preference, percent=True) + (f" of {n}" if n and n < prompts else "")
+def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
+    """The rows of a kind, over all prompts."""
+    return [row for row in rows if row.kind == kind and not row.column]
+
+
+def cell(row: Row, difference: bool = False) -> str:
+    """`59% [47, 71]`, or the difference with its sign. A judge's is its preference."""
+    of_difference = difference and row.kind != "judge"
+    value = row.difference if of_difference else row.estimate
+    return shown(value, sign=of_difference, percent=row.percent)

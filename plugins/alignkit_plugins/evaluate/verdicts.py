@@ -1,156 +1,245 @@
-"""What an evaluation says in one plain sentence per policy, and what should make its reader doubt it."""
+"""What an evaluation says of each policy in plain sentences, and what should make its reader doubt it.
+
+A policy that was trained to please a reward gains by it even if people see no gain. Only a metric that it did not learn
+from can say that it is better, so the first of these decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from alignkit.evaluation.statistics import bought_with_length
-from alignkit_plugins.evaluate.readable import bounds, number, short, shown
-from alignkit_plugins.evaluate.who_judged import conclusion, titled
+from alignkit_plugins.evaluate.readable import bounds, mapping, number, shown
+from alignkit_plugins.evaluate.rows import ANSWERS, BASE_MODEL, KL, LENGTH, RATED, TRUST, Row, decides
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
-TRUNCATED = 0.2  # share of answers
+CUT = 0.2  # share of answers that may be truncated without a warning
+ORDER_DECIDES = 0.25  # share of comparisons
+FAVORS = 0.1  # by which a judge may prefer a position without a warning
+# By whether the policy learned from what it gains by.
+GAINS = {False: "gained", True: "gained by its own reward", None: "gained, not verified"}
+NO_PROOF = {
+    True: "It was trained on this reward, so this is no independent proof.",
+    None: "It is not known whether it was trained on this, so this may be no independent proof.",
+}
+CHOSEN = "Its answers were chosen by this reward, so this is no independent proof."
 
 
-class Verdict(TypedDict):
-    """A policy against the baseline, by a reward or a judge; the other is empty. outcome: as in
-    `alignkit_plugins.evaluate.who_judged`, by all raters for a reward, and by itself for a judge.
+@dataclass(frozen=True)
+class Verdict:
+    """What all metrics together say of a policy.
 
-    difference, at_equal_length, win_rate, preference, length_controlled: as in evaluation.json; None for the other kind
-    of rater.
-    longer: share by which its answers are longer. kl: to the reference, in nats. Both are None if unknown.
+    outcome: what the headline says, the first metric that the policy did not learn from: `gained`, `lost` or `nothing
+    clear`; `mixed`, if it gained and is clearly worse by another one, or than the base model; `gained by its own
+    reward`, if it learned from all of them; `gained, not verified`, if it is not known what it learned from; or
+    `unknown` without scores.
+    sentences: the first says the headline.
     """
 
-    stage: str
     policy: str
     baseline: str
-    reward: str
-    judge: str
+    metric: str
     outcome: str
-    sentence: str
-    difference: Any
-    at_equal_length: Any
-    win_rate: Any
-    preference: Any
-    length_controlled: Any
-    longer: float | None
-    kl: float | None
+    sentences: Sequence[str]
 
 
-def verdicts(stage: str, summary: Mapping[str, Any]) -> list[Verdict]:
-    """A verdict per policy that an evaluation.json compares with its baseline; the numbers are of its headline."""
-    return [_verdict(stage, summary, str(policy)) for policy in summary.get("against") or {}]
+def verdicts(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
+    """A verdict per policy that an evaluation compares with its baseline. rows: its rows."""
+    policies = dict.fromkeys(row.policy for row in rows if decides(row))
+    chosen = [name for name, one in mapping(summary.get("variants")).items() if one["best_of"] > 1]
+    return [_verdict(rows, policy, policy in chosen) for policy in policies]
 
 
-def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
-    reward, concluded = str(summary["headline"]), conclusion(summary, policy)
-    verdict = verdict_of(stage, summary, policy, concluded.outcome, summary["against"][policy][reward], reward=reward)
-    return {**verdict, "sentence": f"{concluded.sentence}.{_about(verdict, summary)}"}
+def _verdict(rows: Sequence[Row], policy: str, chosen: bool) -> Verdict:
+    own = [row for row in rows if row.policy == policy and row.clear is not None and row.kind in RATED]
+    against = [row for row in own if row.baseline != BASE_MODEL]
+    if not against:
+        baseline = next(row.baseline for row in rows if row.policy == policy and decides(row))
+        text = f"{policy} and {baseline} cannot be compared: no prompt has a score for both."
+        return Verdict(policy, baseline, "", "unknown", [text])
+    head = min(against, key=lambda row: TRUST.index(row.trained_on))
+    others = [row for row in against if row is not head]
+    below = [row for row in own if row.baseline == BASE_MODEL and row.clear == -1]
+    first = _headline(head, rows)
+    if head.clear == 1 and head.trained_on is not False:
+        first += f" {CHOSEN if chosen else NO_PROOF[head.trained_on]}"
+    sentences = [first]
+    sentences += _bought(head, rows)
+    for way, words in ((1, "Also better"), (-1, "Worse")):
+        if found := [_difference(row) for row in others if row.clear == way]:
+            sentences.append(f"{words}: {', '.join(found)}.")
+    if below:
+        sentences.append(f"Worse than {BASE_MODEL}: {', '.join(map(_difference, below))}.")
+    if unclear := [row.metric for row in others if row.clear == 0]:
+        sentences.append(f"No clear difference in {_and(unclear)}.")
+    outcome = {0: "nothing clear", -1: "lost", 1: GAINS[head.trained_on]}[head.clear or 0]
+    if outcome == "gained" and (below or any(row.clear == -1 for row in others)):
+        outcome = "mixed"
+    return Verdict(policy, head.baseline, head.metric, outcome, sentences)
 
 
-def verdict_of(
-    stage: str,
-    summary: Mapping[str, Any],
-    policy: str,
-    outcome: str,
-    result: Mapping[str, Any],
-    *,
-    reward: str = "",
-    judge: str = "",
-) -> Verdict:
-    """A verdict without its sentence. result: of the reward or the judge."""
-    baseline = str(summary["baseline"])
-    return {
-        "stage": stage,
-        "policy": policy,
-        "baseline": baseline,
-        "reward": reward,
-        "judge": judge,
-        "outcome": outcome,
-        "sentence": "",
-        "difference": result.get("difference"),
-        "at_equal_length": result.get("at_equal_length"),
-        "win_rate": result.get("win_rate"),
-        "preference": result.get("preference"),
-        "length_controlled": result.get("length_controlled"),
-        "longer": longer_by(summary, policy, baseline),
-        "kl": bounds(summary["policies"][policy].get("kl"))[0],
-    }
+def _headline(row: Row, rows: Sequence[Row]) -> str:
+    """The comparison that decides, as a sentence."""
+    policy, baseline = row.policy, row.baseline
+    if row.kind == "judge":
+        return _preferred(row)
+    metric = f"the reward {row.metric}" if row.kind == "reward" else row.metric
+    metric += " (lower is better)" if row.lower else ""
+    if row.clear == 0:
+        said = f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}"
+        return f"{said}. More examples or more training may show one."
+    found = (one.estimate for one in rows if (one.policy, one.metric, one.kind) == (baseline, row.metric, row.kind))
+    both = [shown({"mean": bounds(one)[0]}, percent=row.percent) for one in (row.estimate, next(found, {}))]
+    gap = _shown(row).replace("%", "")
+    numbers = f"{both[0]} against {both[1]}, difference {gap}" if "-" not in both else _shown(row)
+    return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: {numbers}."
 
 
-def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
-    """The prompts, the lengths and the KL behind a conclusion."""
-    policy, reward = verdict["policy"], verdict["reward"]
-    if verdict["outcome"] == "unknown" or bounds(verdict["difference"])[0] is None:
+def _preferred(row: Row) -> str:
+    """What a judge prefers, as a sentence."""
+    policy, baseline, share = row.policy, row.baseline, row.estimate
+    if row.clear == 0:
+        text = f"{row.metric} has no clear preference between {policy} and {baseline}: {policy}"
+        return f"{text} in {shown(share, percent=True)} of comparisons{_adjusted(row)}."
+    better, worse = (policy, baseline) if row.clear == 1 else (baseline, policy)
+    mean, low, high = (None if value is None else 1 - value for value in bounds(share))
+    own = share if row.clear == 1 else {"mean": mean, "low": high, "high": low}
+    return f"{row.metric} prefers {better} to {worse}: in {shown(own, percent=True)} of comparisons{_adjusted(row)}."
+
+
+def _difference(row: Row) -> str:
+    """`facts right +20% [4, 36]`, for a list."""
+    if row.kind == "judge":
+        return f"preferred by {row.metric} {shown(row.estimate, percent=True)}{_adjusted(row)}"
+    return f"{row.metric} {_shown(row)}{' (trained on it)' if row.trained_on else ''}"
+
+
+def _shown(row: Row) -> str:
+    return shown(row.difference, sign=True, percent=row.percent) + _adjusted(row)
+
+
+def _adjusted(row: Row) -> str:
+    """The p value where the interval, which nothing adjusts, says something else."""
+    if row.p is None or bool(row.clear) == row.excludes_zero:
         return ""
-    ties = summary["against"][policy][reward].get("ties")
-    which = "those that are not tied" if ties else "them"
-    text = f" By {titled(summary, reward)}, over {short(verdict['difference'].get('n'))} prompts, {policy} "
-    text += (
-        f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all of them."
-    )
-    measured = reward in (summary.get("measures") or {})
-    text += _about_length(verdict, measured) + ("" if measured else _bought(verdict))
-    if verdict["kl"] is not None and summary.get("reference") is not None:
-        text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
-    return text
+    return f", p {row.p:.1g} after adjusting for all comparisons"
 
 
-def _about_length(verdict: Verdict, measured: bool) -> str:
-    """measured: by a measure, which no length fools."""
-    longer, equal = verdict["longer"], verdict["at_equal_length"]
-    if longer is None:
-        return ""
-    same = abs(longer) < 0.005
-    text = " Answers are " + ("equally long" if same else f"{abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}")
-    if equal is not None and not measured:
-        return f"{text}; at equal length the difference is {shown(equal, sign=True)}."
-    return f"{text}." if same or measured else f"{text}; too few have similar lengths to correct for that."
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _bought(verdict: Verdict) -> str:
+def _bought(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     """What most of a gain was bought with, if that is length."""
-    if not verdict["longer"] or not bought_with_length(verdict["difference"], verdict["at_equal_length"]):
-        return ""
-    what = "length" if verdict["longer"] > 0 else "brevity"
-    return f" {verdict['policy']} bought most of its reward with {what}."
+    equal, longer = _at_equal_length(row, rows), longer_by(rows, row.policy, row.baseline)
+    if row.kind == "reward" and longer and bought_with_length(row.difference, equal):
+        what = f"Most of this gain comes with {'longer' if longer > 0 else 'shorter'} answers"
+        yield f"{what}: between equally long ones it is {shown(equal, sign=True)}."
 
 
-def longer_by(summary: Mapping[str, Any], policy: str, baseline: str) -> float | None:
+def _at_equal_length(row: Row, rows: Sequence[Row]) -> Mapping[str, Any] | None:
+    """The same between answers of equal length; None if too few answers are."""
+    same = (row.policy, row.metric, "equal length")
+    found = (one for one in rows if (one.policy, one.metric, one.kind) == same)
+    return next((one.difference or one.estimate for one in found), None)
+
+
+def longer_by(rows: Sequence[Row], policy: str, baseline: str) -> float | None:
     """The share by which a policy's answers are longer than the baseline's; None if unknown."""
-    ours, theirs = (bounds(summary["policies"][name].get("length"))[0] for name in (policy, baseline))
+    lengths = {row.policy: bounds(row.estimate)[0] for row in rows if row.metric == LENGTH}
+    ours, theirs = lengths.get(policy), lengths.get(baseline)
     return None if ours is None or not theirs else ours / theirs - 1
 
 
-def doubts(summary: Mapping[str, Any], found: list[Verdict]) -> Iterator[str]:
-    """Warnings about an evaluation. What judges did is in `judging.doubts`."""
-    yield from (note.removeprefix("warning: ") for note in summary.get("notes", ()) if note.startswith("warning: "))
-    if left_out := summary.get("left_out"):
-        yield f"{left_out} prompts were left out, because they and their answers do not fit"
-    for policy in dict.fromkeys(verdict["policy"] for verdict in found):
-        yield from _doubts(next(verdict for verdict in found if verdict["policy"] == policy))
-    cut = []
-    for name, policy in summary.get("policies", {}).items():
-        if (number(policy.get("truncated")) or 0.0) > TRUNCATED:
-            cut.append(f"{policy['truncated']:.0%} of {name}")
-        for reward, estimate in policy["rewards"].items():
-            if estimate.get("unscored"):
-                yield f"{estimate['unscored']} answers of {name} have no score by {reward}; they are left out"
-    if cut:
-        yield f"many answers were cut off at max_new_tokens: {', '.join(cut)}"
+# What to doubt, the most important first
 
 
-def _doubts(verdict: Verdict) -> Iterator[str]:
-    policy, longer, equal = verdict["policy"], verdict["longer"], verdict["at_equal_length"]
+def doubts(summary: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Verdict]) -> Iterator[str]:
+    """Warnings about an evaluation, in plain words. found: all verdicts on it."""
+    yield from no_judges(summary)
+    notes = summary.get("notes") or ()
+    yield from (note.removeprefix("warning: ") for note in notes if note.startswith("warning: "))
+    judges = [row for row in rows if row.kind == "judge" and not row.column]
+    for row in judges:
+        yield from _of_preference(row, rows)
+    for verdict in found:
+        yield from _of_verdict(verdict, rows)
+    yield from _of_answers(summary)
+    for row in judges:
+        yield from _of_judge(row, summary["judged"][row.policy][row.metric])
+
+
+def no_judges(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Why judges are none, from their cards in an evaluation.json or a reward_evaluation.json."""
+    for name, card in mapping(summary.get("judge_cards")).items():
+        if card.get("no_judge"):
+            yield f"{name}: {card['no_judge']}"
+
+
+def _of_preference(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+    """Where rewards contradict a judge, and where its preference ends at equal length."""
+    policy, judge = row.policy, row.metric
+    for other in rows if row.clear else ():
+        if other.policy == policy and decides(other) and other.kind != "judge" and other.clear == -(row.clear or 0):
+            better, worse = (policy, row.baseline) if other.clear == 1 else (row.baseline, policy)
+            yield f"{other.metric} prefers {better}, but {judge} prefers {worse}: one of them may be fooled"
+    equal = _at_equal_length(row, rows)
+    if row.clear and equal is not None:
+        if _contains(equal, 0.5):
+            yield f"between equally long answers, {judge} has no clear preference"
+        elif (equal["mean"] > 0.5) != (row.clear == 1):
+            yield f"between equally long answers, {judge} prefers the other policy: length decides for it"
+
+
+def _of_verdict(verdict: Verdict, rows: Sequence[Row]) -> Iterator[str]:
+    policy, baseline = verdict.policy, verdict.baseline
+    own = {row.metric: row for row in rows if row.policy == policy and row.kind in (*RATED, ANSWERS)}
+    equal = _at_equal_length(own[verdict.metric], rows) if verdict.metric in own else None
+    if verdict.outcome not in ("nothing clear", "unknown") and _contains(equal, 0.0):
+        yield f"between equally long answers, no difference between {policy} and {baseline} is clear"
+    longer = longer_by(rows, policy, baseline)
     if longer is not None and abs(longer) > LONGER:
-        than = f"{'longer' if longer > 0 else 'shorter'} than those of {verdict['baseline']}"
-        rater = "judges" if verdict["judge"] else "rewards"
-        yield f"answers of {policy} are {abs(longer):.0%} {than}, and {rater} often depend on length"
-    if verdict["outcome"] not in ("nothing clear", "unknown") and equal is not None:
-        _, low, high = bounds(equal)
-        if low is not None and high is not None and low <= 0 <= high:
-            yield f"at equal length, nothing is clear between {policy} and {verdict['baseline']}"
-    if verdict["kl"] is not None and verdict["kl"] > HIGH_KL:
-        yield f"{policy} is {verdict['kl']:.3g} nats from the reference; so far away, a reward model is often fooled"
+        than = f"{'longer' if longer > 0 else 'shorter'} than those of {baseline}"
+        yield f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often depend on length"
+    kl = bounds(own[KL].estimate)[0] if KL in own else None
+    if kl is not None and kl > HIGH_KL:
+        yield f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is often fooled"
+
+
+def _contains(estimate: Any, value: float) -> bool:
+    _, low, high = bounds(estimate)
+    return low is not None and high is not None and low <= value <= high
+
+
+def _of_answers(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Answers that are truncated, have no score, or were never given."""
+    cut = []
+    for name, policy in summary["policies"].items():
+        if (share := number(policy.get("truncated")) or 0.0) > CUT:
+            cut.append(f"{share:.0%} of {name}")
+        for metric, estimate in mapping(policy.get("rewards")).items():
+            if estimate.get("unscored"):
+                yield f"{estimate['unscored']} answers of {name} have no score by {metric} and do not count"
+    if cut:
+        yield f"many answers are truncated: {', '.join(cut)}"
+    if left_out := summary.get("left_out"):
+        yield f"{left_out} prompts do not count, because they and their answers do not fit"
+
+
+def _of_judge(row: Row, result: Mapping[str, Any]) -> Iterator[str]:
+    """What a judge did with the comparisons of a policy. result: of evaluation.json."""
+    judge, reasons = row.metric, {why: count for why, count in mapping(result.get("unjudged")).items() if count}
+    if reasons:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        asked = f"{sum(reasons.values()):,} of {result.get('comparisons'):,} comparisons of {row.policy}"
+        yield f"{judge} gave no verdict on {asked} ({why}); they do not count"
+    share, first = result.get("inconsistent"), result.get("first_position")
+    if (bounds(share)[0] or 0.0) > ORDER_DECIDES:
+        yield f"the order of two answers decides {shown(share, percent=True)} of {judge}'s comparisons of {row.policy}"
+    mean = bounds(first)[0]
+    if mean is not None and abs(mean - 0.5) > FAVORS and not _contains(first, 0.5):
+        which = "first" if mean > 0.5 else "second"
+        yield f"{judge} favors the {which} answer that it reads: it prefers the first in {shown(first, percent=True)}"

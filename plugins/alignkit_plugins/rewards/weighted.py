@@ -7,7 +7,7 @@ response is left out of its sum, and the weights of the others stay as they are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -24,24 +24,16 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 
 
-class WeightedSum(RewardCombination):
-    """The weighted sum of rewards plus a constant, of the parts that apply; NaN if none does.
-
-    It does not whiten; a part that is whitened, such as `llama2`, stays so.
-    """
+class _Sum(RewardCombination):
+    """A sum of the rewards that apply to a response; NaN if none does."""
 
     class Options(alignkit.Options):
         rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
-        weights: dict[str, float] = Field(description="weight of each reward, by its name")
-        bias: float = Field(0.0, description="constant that is added to the sum")
 
-        @model_validator(mode="after")
-        def _same_names(self) -> WeightedSum.Options:
-            if lacking := sorted(self.rewards.keys() - self.weights.keys()):
-                raise ValueError(f"no weight for {', '.join(lacking)}; add it to 'weights'")
-            if unknown := sorted(self.weights.keys() - self.rewards.keys()):
+        def _check_names(self, weighed: Iterable[str]) -> None:
+            """Raise ValueError for weights of other rewards."""
+            if unknown := sorted(set(weighed) - self.rewards.keys()):
                 raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
-            return self
 
     options: Options
     leaves_out = True
@@ -49,22 +41,40 @@ class WeightedSum(RewardCombination):
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
 
+
+class WeightedSum(_Sum):
+    """The weighted sum of rewards plus a constant, of the parts that apply; NaN if none does.
+
+    It does not whiten; a part that is whitened, such as `llama2`, stays so.
+    """
+
+    class Options(_Sum.Options):
+        weights: dict[str, float] = Field(description="weight of each reward, by its name")
+        bias: float = Field(0.0, description="constant that is added to the sum")
+
+        @model_validator(mode="after")
+        def _same_names(self) -> WeightedSum.Options:
+            if lacking := sorted(self.rewards.keys() - self.weights.keys()):
+                raise ValueError(f"no weight for {', '.join(lacking)}; add it to 'weights'")
+            self._check_names(self.weights)
+            return self
+
+    options: Options
+
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each."""
         total = self.total(groups, components)
-        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in self.options.weights}
-        return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
+        return CombinedReward(total, total, {**_means(components), "raw_mean": float(total.nanmean())})
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         terms = [weight * components[name] for name, weight in self.options.weights.items()]
         return F.sum_present(terms, self.options.bias)
 
 
-class Weighted(RewardCombination):
+class Weighted(_Sum):
     """The sum of the rewards that apply, each times the weight for the prompt's value of a column; NaN if none does."""
 
-    class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
+    class Options(_Sum.Options):
         by: str = Field(description="column of the prompts that decides")
         weights: dict[str, dict[str, float]] = Field(
             min_length=1,
@@ -74,16 +84,10 @@ class Weighted(RewardCombination):
 
         @model_validator(mode="after")
         def _known(self) -> Weighted.Options:
-            named = {name for weights in self.weights.values() for name in weights}
-            if unknown := sorted(named - self.rewards.keys()):
-                raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
+            self._check_names(name for weights in self.weights.values() for name in weights)
             return self
 
     options: Options
-    leaves_out = True
-
-    def parts(self) -> Mapping[str, RewardRef]:
-        return self.options.rewards
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         by = self.options.by
@@ -110,10 +114,11 @@ class Weighted(RewardCombination):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
         keys, total = self._keys(groups), self.total(groups, components)
-        means = {f"{name}_mean": float(scores.nanmean()) for name, scores in components.items()}
         used = {f"weight/{key}/{name}": self._weight(key, name) for key in dict.fromkeys(keys) for name in components}
         shares = {f"share/{key}": count / len(keys) for key, count in Counter(keys).items()}
-        return CombinedReward(total, total, {**means, **used, **shares, "combined_mean": float(total.nanmean())})
+        return CombinedReward(
+            total, total, {**_means(components), **used, **shares, "combined_mean": float(total.nanmean())}
+        )
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         keys = self._keys(groups)
@@ -143,6 +148,10 @@ class Weighted(RewardCombination):
     def _weight(self, key: str, name: str) -> float:
         weights = self.options.weights
         return weights[key].get(name, weights.get(DEFAULT, {}).get(name, 1.0))
+
+
+def _means(components: Mapping[str, Tensor]) -> dict[str, float]:
+    return {f"{name}_mean": float(scores.nanmean()) for name, scores in components.items()}
 
 
 def _written(value: Any) -> str:

@@ -150,5 +150,5 @@ def test_what_is_not_there(seen: Any, stage: str, row: int, kind: type[Exception
 
 
 def test_the_command_takes_no_row_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "smoke", "sft", "--row", "0"]) == 4
+    assert main(["check", "smoke", "sft", "0"]) == 4
     assert "rows count from 1, so there is no row 0" in capsys.readouterr().err

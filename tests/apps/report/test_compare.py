@@ -27,8 +27,8 @@ def test_what_differs_is_named(runs: list[Path]) -> None:
     assert re.search(r"stages\.sft\.epochs +2 +3\n", text) and "stages.sft.data" not in text
     assert re.search(r"^reward +3\.107 +6\.214$", text, flags=re.MULTILINE)
     assert re.search(r"stages\.labels\.step +judge_pairs +-\n", text)
-    assert re.search(r"align +preferred by local_judge +0\.310 \[0\.220, 0\.400\] +0\.310 \[0\.220, 0\.400\]", text)
-    assert re.search(r"align +helpful +1\.095 \[1\.067, 1\.123\] +1\.095 \[1\.067, 1\.123\]", text)
+    assert re.search(r"align: local_judge +31% \[22, 40\] +31% \[22, 40\]", text)
+    assert re.search(r"align: helpful +1\.095 \[1\.067, 1\.123\] +1\.095 \[1\.067, 1\.123\]", text)
     assert "versions and machines are equal" in text
 
 
@@ -64,6 +64,6 @@ def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["show", *map(str, runs)]) == 0
     assert "what differs in the recipes" in capsys.readouterr().out
     assert main(["show", str(runs[0])]) == 0
-    assert "mean and 95% interval" in capsys.readouterr().out
+    assert "align is better than sft" in capsys.readouterr().out
     assert main(["show", str(runs[0]), str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err

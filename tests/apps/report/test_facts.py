@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from made import BEGAN, HOSTILE, REPORT, SOURCES, lines, make_run, write_stage
 
-from alignkit.errors import DataError, RecipeError, RunFailed
+from alignkit.errors import DataError, RecipeError
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.stages import flat
 
 ROOT = Path(__file__).parents[3]
 # Parts whose keys are names of metrics, packages and the like, or are documented elsewhere.
 OPEN = ("evaluations.evaluation", "stages.summary", "stages.metrics", "stages.phases", "reproduce.versions")
-OPEN += ("reproduce.machine", "reports.blocks", "verdicts.difference", "verdicts.at_equal_length")
-OPEN += ("verdicts.win_rate", "verdicts.preference", "verdicts.length_controlled")
+OPEN += ("reproduce.machine", "reports.blocks")
 OPEN += ("data.prompt_characters", "data.response_characters", "data.pairs.levels", "data.pairs.margins")
 OPEN += ("people.agreement",)
 
@@ -41,7 +40,10 @@ def test_what_is_known_is_there(run: Path) -> None:
         "stages_done": 4,
         "seconds": 246.0,
         "peak_memory": "1 GiB",
+        "base": "",
+        "tokens": 6500,  # 61.5 seconds at 106.5 a second, and only one stage says how fast it was
     }
+    assert facts["next"] == {"told": "", "chat": f"alignkit chat {run / 'align'}"}
     assert facts["reproduce"]["command"] == "alignkit run small --out runs/small" and facts["reproduce"]["seed"] == 3
     assert facts["reproduce"]["commit"] == "c0ffee" and facts["reproduce"]["versions"]["torch"] == "2.9.0"
     assert [stage["state"] for stage in facts["stages"]] == ["done", "reused", "done", "done"]
@@ -60,7 +62,9 @@ def test_what_is_known_is_there(run: Path) -> None:
         "bad rows, the first: demos.jsonl:7: no prompt": 1,
     }
     assert [(one["stage"], one["blocks"]) for one in facts["reports"]] == [("report", REPORT.plain())]
-    assert [verdict["judge"] for verdict in facts["verdicts"]] == ["", "local_judge"]
+    assert [(one["policy"], one["metric"], one["outcome"]) for one in facts["verdicts"]] == [
+        ("align", "helpful", "mixed")
+    ]
     assert "align/metrics.jsonl" in {file["name"] for file in facts["files"]}
     titles = {(figure["stage"], figure["title"]) for figure in facts["figures"]}
     assert ("report", "helpful against safety, by version") in titles
@@ -83,7 +87,7 @@ def test_warnings_come_from_everywhere(run: Path) -> None:
     assert ("report", "2 of 20 prompts are training data (2 by sft)") in found
     assert (
         "report",
-        "helpful prefers align, but local_judge prefers sft: the reward or the judge may be fooled",
+        "helpful prefers align, but local_judge prefers sft: one of them may be fooled",
     ) in found
 
 
@@ -156,20 +160,31 @@ def test_plain_data_are_flattened() -> None:
     assert HOSTILE not in flat({})
 
 
-@pytest.mark.parametrize("name", ["sft/stage.json", "align/metrics.jsonl", "starts.jsonl"])
-def test_a_damaged_file_is_named(name: str, run: Path) -> None:
-    (run / name).write_bytes(b"\xff\xfe{\n{}\n")
-    with pytest.raises(DataError, match=f"{name}.* is damaged(.|\n)*alignkit run"):
-        facts_of(run)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("sft/stage.json", b"\xff\xfe{\n{}\n"),
+        ("align/metrics.jsonl", b"\xff\xfe{\n{}\n"),
+        ("report/evaluation.json", b"{}"),
+        ("report/samples.jsonl", None),
+    ],
+)
+def test_a_damaged_stage_is_named_and_the_others_are_shown(name: str, damage: bytes | None, run: Path) -> None:
+    if damage is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(damage)
+    stage = name.partition("/")[0]
+    facts = facts_of(run)
+    assert [one["name"] for one in facts["stages"] if one["state"] == "damaged"] == [stage]
+    (text,) = [one["text"] for one in facts["warnings"] if str(run / name) in one["text"]]
+    assert facts["warnings"][0] == {"stage": stage, "text": text} and "run the recipe again" in text
+    assert bool(facts["verdicts"]) == (stage != "report") and facts["run"]["stages_done"] == 3
 
 
-@pytest.mark.parametrize("name", ["report/evaluation.json", "report/samples.jsonl"])
-def test_an_altered_or_deleted_result_is_refused(name: str, run: Path) -> None:
-    (run / name).write_text("{}")
-    with pytest.raises(RunFailed, match=f"{name} is not as the stage wrote it"):
-        facts_of(run)
-    (run / name).unlink()
-    with pytest.raises(RunFailed, match=f"{name} is not as the stage"):
+def test_a_damaged_history_is_named(run: Path) -> None:
+    (run / "starts.jsonl").write_bytes(b"\xff\xfe{\n{}\n")
+    with pytest.raises(DataError, match=r"starts.jsonl.* is damaged(.|\n)*alignkit run"):
         facts_of(run)
 
 

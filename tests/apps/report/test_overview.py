@@ -12,6 +12,8 @@ from made import make_run, rewritten
 from alignkit_apps.report import overview
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.page import page
+from alignkit_apps.report.side_by_side import with_earlier
+from alignkit_plugins.evaluate.rows import main_rows, rows_of
 
 
 @pytest.fixture
@@ -31,10 +33,12 @@ def test_only_independent_raters_make_a_verdict_green(tmp_path: Path, summary: d
         )
 
 
-def test_the_plot_has_a_row_per_result_and_rater(summary: dict[str, Any]) -> None:
-    was = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    pair = {"policy": "align", "result": "align@dpo", "against": "align@ppo", "results": {"helpful": {"was": was}}}
-    helpful, safety, judge = overview.intervals(summary, [pair])
+def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> None:
+    before = {**summary["policies"]["sft"], "rewards": {"helpful": {"mean": 0.5, "low": 0.4, "high": 0.6}}}
+    evaluation = {"baseline": "align@ppo", "headline": "helpful", "policies": {"align@ppo": before}}
+    pair = {"policy": "align", "result": "align@dpo", "against": "align@ppo", "evaluation": evaluation}
+    rows = main_rows(with_earlier(summary, [pair]))
+    helpful, safety, judge = overview.intervals(rows, "align@dpo")
     assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]
     assert [row["style"] for row in helpful["rows"]] == ["", "", "result"]
     sft, ppo, dpo = helpful["rows"]
@@ -47,9 +51,9 @@ def test_the_plot_has_a_row_per_result_and_rater(summary: dict[str, Any]) -> Non
 def test_shares_have_the_axis_from_0_to_100(summary: dict[str, Any]) -> None:
     summary["measures"] = {"helpful": {"percent": True, "better": "lower"}}
     summary["policies"]["sft"]["rewards"]["helpful"] = {"mean": 0.25, "low": 0.0, "high": 0.5}
-    row = overview.intervals(summary, [])[0]
-    assert row["note"] == "lower is better"
-    assert row["rows"][0] | {"label": ""} == {
+    panel = overview.intervals(main_rows(rows_of(summary)), "align")[0]
+    assert panel["note"] == "lower is better"
+    assert panel["rows"][0] | {"label": ""} == {
         **{"label": "", "style": "", "text": "25% [0, 50]", "left": 0.0, "width": 50.0, "mean": 25.0}
     }
 

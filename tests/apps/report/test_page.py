@@ -22,15 +22,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text: str) -> None:
     order = [
-        "align gained over sft",
-        "local_judge prefers sft to align",
+        "align is better than sft",
+        "preferred by local_judge 31%",
     ]
-    order += ["preferred to sft by local_judge", "are training data", "The largest gain", "before 19"]
+    order += ["preferred to sft by local_judge", "alignkit chat ", "are training data", "The largest gain", "before 19"]
     order += ["<h2>Evaluation", "<h2>Samples", "<h2>Training", "<h2>Data", "<h2>People"]
     order += ["<h2>Provenance", "alignkit run small --out runs/small", "c0ffee"]
     places = [text.index(words) for words in order]
     assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
-    order = ["by topic, against sft", "the judges themselves"]
+    order = ["by topic, differences from the baseline", "how far to trust the judges"]
     order += ["lengths in characters", "18 responses truncated at max_length (30% of 60)"]
     order += ["mean and 95% interval", "demos.jsonl"]
     assert all(words in text for words in order)
@@ -127,11 +127,3 @@ def test_a_column_that_says_nothing_is_left_out() -> None:
     row = {"stage": "sft", "name": "demos.jsonl", "format": None, "rows": 0, "held_out": 0, "skipped": 0}
     assert data_table([row, {**row, "skipped": 2}]).columns == ["stage", "source", "format", "skipped"]
     assert data_table([row, {**row, "skipped": 2}]).rows[1] == ["sft", "demos.jsonl", "-", "2"]
-
-
-def test_each_clause_of_a_verdict_but_the_first_begins_with_a_capital(tmp_path: Path) -> None:
-    facts = facts_of(make_run(tmp_path / "run"))
-    facts["verdicts"][-1]["sentence"] = "align gained over sft: safe +2; worse than the untouched base: facts -1"
-    text = page(facts)
-    assert "<strong>align gained over sft:</strong> safe +2<" in text
-    assert "<strong>Worse than the untouched base:</strong> facts -1<" in text

@@ -47,7 +47,7 @@ def test_all_results_are_listed(store: Results, capsys: pytest.CaptureFixture[st
         assert results_table(store.folder).rows[0][1] == "running"
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
-    assert "111111111111" in out and "damaged" in out
+    assert "earlier results: sft, sft (damaged)" in out
 
 
 def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:

@@ -1,48 +1,100 @@
-"""One plain sentence per policy, and the doubts about it."""
+"""What should make the reader of an evaluation doubt it, the most important first."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made import make_run
+from made import CARD, JUDGED, make_run, rewritten, write_stage
 
+from alignkit.report import Report, Table
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.markdown import markdown
+from alignkit_apps.report.page import page
 from alignkit_plugins.evaluate import readable as numbers
+from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.evaluate.verdicts import doubts, verdicts
+
+NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
 
 @pytest.fixture
 def summary(tmp_path: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
-    return {**value, "judged": {}}
+    return value
 
 
-def test_a_gain_says_how_much_how_long_and_how_far(summary: dict[str, Any]) -> None:
-    (verdict,) = verdicts("report", summary)
-    assert verdict["outcome"] == "gained" and verdict["longer"] == 1.0 and verdict["kl"] == 30.0
-    assert verdict["sentence"].startswith(
-        "align gained over sft by an independent reward: helpful (reward) +1.095 [1.067, 1.123]. "
-        "By helpful (reward), over 20 prompts, align won 100%"
-    )
-    assert "Answers are 100% longer; at equal length the difference is -0.5 [" in verdict["sentence"]
-    assert "bought" not in verdict["sentence"]  # the interval at equal length contains everything
-    assert verdict["sentence"].endswith("KL to sft: 30 nats.")
+def changed(summary: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The summary with another result of the judge."""
+    return {**summary, "judged": {"align": {"local_judge": {**JUDGED, **values}}}}
+
+
+def doubted(summary: dict[str, Any]) -> list[str]:
+    rows = rows_of(summary)
+    return list(doubts(summary, rows, verdicts(rows, summary)))
+
+
+def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
+    assert doubted(summary) == [
+        "2 of 20 prompts are training data (2 by sft)",
+        "helpful prefers align, but local_judge prefers sft: one of them may be fooled",
+        "between equally long answers, local_judge has no clear preference",
+        "between equally long answers, no difference between align and sft is clear",
+        "answers of align are 100% longer than those of sft, and rewards and judges often depend on length",
+        "align is 30 nats from sft; so far away, a reward model is often fooled",
+        "1 answers of sft have no score by helpful and do not count",
+        "1 answers of align have no score by helpful and do not count",
+        "many answers are truncated: 50% of sft, 50% of align",
+        "1 prompts do not count, because they and their answers do not fit",
+        "local_judge gave no verdict on 4 of 40 comparisons of align (refused 3, unreadable 1); they do not count",
+        "the order of two answers decides 33% [20, 50] of local_judge's comparisons of align",
+        "local_judge favors the first answer that it reads: it prefers the first in 64% [55, 73]",
+    ]
+    bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
+    assert doubted(bad)[0] == f"local_judge: {NONE}"
+
+
+def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
+    good = {
+        "preference": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 20, "p": 0.001},
+        "length_controlled": {"mean": 0.68, "standard_error": 0.05, "n": 20},
+        "inconsistent": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 40},
+        "first_position": {"mean": 0.52, "low": 0.51, "high": 0.54, "n": 40},
+        "unjudged": {},
+    }
+    assert not any("judge" in text.replace("and judges", "") for text in doubted(changed(summary, **good)))
+    wide = {"mean": 0.7, "low": 0.4, "high": 0.9, "n": 4}
+    assert not any("favors" in text for text in doubted(changed(summary, **good | {"first_position": wide})))
 
 
 @pytest.mark.parametrize(
-    ("low", "p", "outcome"), [(-0.3, 0.2, "nothing clear"), (-0.2, 0.01, "lost"), (None, 1.0, "nothing clear")]
+    ("preferred", "controlled", "said"),
+    [
+        (0.7, 0.3, "local_judge prefers the other policy: length decides for it"),
+        (0.7, 0.45, "local_judge has no clear preference"),
+        (0.3, 0.7, "local_judge prefers the other policy: length decides for it"),
+        (0.3, 0.55, "local_judge has no clear preference"),
+        (0.7, 0.68, ""),
+    ],
 )
-def test_the_outcome_follows_the_p_value(low: float | None, p: float, outcome: str, summary: dict[str, Any]) -> None:
-    high = None if low is None else -0.2 - low
-    summary["against"]["align"]["helpful"]["difference"] |= {"mean": -0.1, "low": low, "high": high, "p": p}
-    assert verdicts("report", summary)[0]["outcome"] == outcome
+def test_a_preference_that_turns_at_equal_length_is_named(
+    preferred: float, controlled: float, said: str, summary: dict[str, Any]
+) -> None:
+    preference = {"mean": preferred, "low": preferred - 0.1, "high": preferred + 0.1, "n": 20, "p": 0.001}
+    rate = {"mean": controlled, "standard_error": 0.05, "n": 20}
+    found = [
+        text
+        for text in doubted(changed(summary, preference=preference, length_controlled=rate))
+        if "long answers, local" in text
+    ]
+    assert found == [f"between equally long answers, {said}"] * bool(said)
 
 
 @pytest.mark.parametrize(
     ("length", "equal", "said"),
     [
-        (24.0, (0.1, -0.1, 0.3), "align bought most of its reward with length."),
-        (6.0, (0.1, -0.1, 0.3), "align bought most of its reward with brevity."),
+        (24.0, (0.1, -0.1, 0.3), "Most of this gain comes with longer answers: between equally long ones it is +0.1"),
+        (6.0, (0.1, -0.1, 0.3), "Most of this gain comes with shorter answers"),
         (6.0, (0.9, 0.7, 1.05), ""),
         (6.0, (0.4, -0.8, 1.6), ""),  # at equal length, all of it is possible
     ],
@@ -52,28 +104,42 @@ def test_a_policy_that_bought_its_reward_is_told_so(
 ) -> None:
     summary["policies"]["align"]["length"] |= {"mean": length, "low": length, "high": length}
     summary["against"]["align"]["helpful"]["at_equal_length"] |= dict(zip(("mean", "low", "high"), equal, strict=True))
-    sentence = verdicts("report", summary)[0]["sentence"]
-    assert (said in sentence) if said else ("bought" not in sentence)
+    text = " ".join(verdicts(rows_of(summary), summary)[0].sentences)
+    assert (said in text) if said else ("Most of this gain" not in text)
+    measures = {summary["headline"]: {"better": "higher", "percent": False}}
+    as_metric = {**summary, "measures": measures}  # it finds words or answers, and no length fools it
+    assert "Most of this gain" not in " ".join(verdicts(rows_of(as_metric), as_metric)[0].sentences)
 
 
-def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
-    found = list(doubts(summary, verdicts("report", summary)))
-    assert found == [
-        "2 of 20 prompts are training data (2 by sft)",
-        "1 prompts were left out, because they and their answers do not fit",
-        "answers of align are 100% longer than those of sft, and rewards often depend on length",
-        "at equal length, nothing is clear between align and sft",
-        "align is 30 nats from the reference; so far away, a reward model is often fooled",
-        "1 answers of sft have no score by helpful; they are left out",
-        "1 answers of align have no score by helpful; they are left out",
-        "many answers were cut off at max_new_tokens: 50% of sft, 50% of align",
+def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> None:
+    """The run's log has it as well, wrapped, and after the last stage has ended."""
+    folder = make_run(tmp_path / "other")
+    text = f"local_judge: {NONE}, and would decide half of a coin's"
+    write_stage(folder / "labels", "judge_pairs", report=Report([f"warning: {text}"]).plain())
+    log = [
+        "report: stage 4 of 4, evaluate",
+        "report: done in 2s",
+        f"warning: local_judge: {NONE},",
+        "  and would decide half of a coin's",
     ]
+    with (folder / "run.log").open("a", encoding="utf-8") as file:
+        file.writelines(f"2026-09-21T14:15:01Z {line}\n" for line in log)
+    found = [warning for warning in facts_of(folder)["warnings"] if NONE in warning["text"]]
+    assert found == [{"stage": "labels", "text": text}]
 
 
-def test_nothing_scored_is_unknown(summary: dict[str, Any]) -> None:
-    summary["against"]["align"]["helpful"] |= {"difference": {"mean": None, "low": None, "high": None, "n": 0}}
-    (verdict,) = verdicts("report", summary)
-    assert verdict["outcome"] == "unknown" and "cannot be compared" in verdict["sentence"]
+def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "other")
+    checked = Report(["checked 5 pairs", Table("accuracy by subset", ["subset", "right"], [["chat", "80%"]])])
+    write_stage(folder / "labels", "evaluate_reward", report=checked.plain())
+    (folder / "labels" / "reward_evaluation.json").write_text(
+        json.dumps({"judge_cards": {"strict": {"no_judge": NONE}}})
+    )
+    rewritten(folder / "labels")
+    facts = facts_of(folder)
+    assert {"stage": "labels", "text": f"strict: {NONE}"} in facts["warnings"]
+    for text in (markdown(facts), page(facts).replace("\xa0", " ")):
+        assert "Evaluate reward: labels" in text and "accuracy by subset" in text and "checked 5 pairs" in text
 
 
 def test_numbers_are_short() -> None:
@@ -84,12 +150,3 @@ def test_numbers_are_short() -> None:
     assert [numbers.duration(value) for value in (None, 7.25, 65, 3900)] == ["-", "7.2s", "1m05s", "1h05m"]
     assert [numbers.size(value) for value in (12, 1200, 3_400_000, 5e9)] == ["12 bytes", "1.2 kB", "3.4 MB", "5 GB"]
     assert numbers.shown({"mean": 0.5, "low": 0.4, "high": 0.6}, percent=True) == "50% [40, 60]"
-
-
-def test_no_measure_is_bought_with_length(summary: dict[str, Any]) -> None:
-    (as_reward,) = verdicts("report", summary)
-    assert "at equal length the difference is" in as_reward["sentence"]
-    measures = {summary["headline"]: {"better": "higher", "percent": False}}
-    (as_measure,) = verdicts("report", {**summary, "measures": measures})
-    assert "equal length" not in as_measure["sentence"] and "bought" not in as_measure["sentence"]
-    assert "Answers are 100% longer." in as_measure["sentence"]

@@ -29,13 +29,15 @@ def test_the_command_shows_a_run_and_writes_nothing(
     before = contents(run)
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("small: done, 4 of 4 stages\n\nalign gained over sft")
-    assert ["align", "reward"] in [line.split()[:2] for line in out.splitlines()]  # with its last value
+    assert out.startswith("small: done, 4 of 4 stages\nsft ") and "\n\nalign is better than sft" in out
+    assert "align   done     1m01s  reward 1.9 at first, 3.1 at last" in out.splitlines()
+    after_the_stages = out.splitlines()[5:]
+    assert len(after_the_stages) <= 25 and max(map(len, after_the_stages)) <= 80
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert main(["show", str(run), "--open"]) == 0
     page = Path(opened[0].removeprefix("file://"))
-    assert "align gained over sft" in page.read_text() and contents(run) == before
+    assert "align is better than sft" in page.read_text() and contents(run) == before
     shutil.rmtree(page.parent)
 
 
@@ -60,7 +62,7 @@ def test_a_failure_is_shown_with_its_reason(tmp_path: Path, capsys: pytest.Captu
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out
     reason = "the disk is full\nresults that are older than this failure: 4 of 4\n"
-    assert out.startswith(f"small: failed, 4 of 4 stages\n\n{reason}")
+    assert out.startswith(f"small: failed, 4 of 4 stages\n{reason}")
 
 
 def test_a_run_that_is_not_named_exactly(
@@ -166,7 +168,7 @@ def test_a_browser_asks_for_nothing_and_finds_no_error(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     page = write.write_report(run, facts_of(run))
     addresses, text, said = asked(page, tmp_path)
-    assert addresses == set() and "align gained over sft" in text
+    assert addresses == set() and "align is better than sft" in text
     assert "CONSOLE" not in said, said
     # The same page with a picture, and without the policy that forbids it, so that this would be seen.
     other = page.with_name("other.html")

@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
     both = (Response(text="good bread", rank=0), Response(text="no", rank=1))
     write_groups(folder / "pairs.jsonl", [Group((Message(role="user", content=w),), both) for w in WORDS])
     common = {"learning_rate": 0.02, "batch_size": 1}
-    rollout = {"max_new_tokens": 24, "samples_per_prompt": 2, "temperature": 0.7}
+    rollout = {"max_new_tokens": 24, "samples_per_prompt": 2, "temperature": 0.9}
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, **common},
         "liked": {"algorithm": "reward_model", "data": "pairs.jsonl", "max_steps": 1, **common},

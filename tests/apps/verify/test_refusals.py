@@ -56,7 +56,7 @@ def other_recipe(run: Path) -> Path:
     ("prepare", "reason"),
     [
         (lambda run: run.parent, "is neither a run nor a stage of one: no recipe.resolved.yaml is there"),
-        (lambda run: run / "algin", "has no stage 'algin'\n  help: did you mean 'align'?"),
+        (lambda run: run / "algin", "no stage 'algin'\n  help: did you mean 'align'?"),
         (changed_data, "stage 'liked' has other inputs now: data.sources.0.content"),
         (missing_data, "no such file"),
         (unfinished, "stage 'align': it is not finished, so 'align' cannot be run again"),

@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import model_validator
 
-import alignkit
 from alignkit import (
     Artifact,
     CheckedJudge,
@@ -42,7 +41,9 @@ from alignkit_plugins.evaluate.comparison import (
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
 from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
-from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
+from alignkit_plugins.evaluate.rows import as_csv, rows_of
+from alignkit_plugins.evaluate.sampling import AnswerOptions
+from alignkit_plugins.steps.evaluate import breakdown, examples, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
 from alignkit_plugins.steps.evaluate.diversity import diversity
@@ -54,7 +55,7 @@ from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, rol
 class Evaluate(Step):
     """Sample from each policy, score with each reward, and compare each policy with the baseline."""
 
-    class Options(alignkit.SamplingOptions):
+    class Options(AnswerOptions):
         policies: list[PolicyRef | Variant] = Field(
             min_length=1,
             description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
@@ -63,6 +64,9 @@ class Evaluate(Step):
             default_factory=dict, description="what the verdict goes by: rewards by name, on all prompts or on some"
         )
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
+        examples: DataRef | None = Field(
+            None, description="held-out demonstrations, pairs or rankings, which the policies read without sampling"
+        )
         judges: list[JudgeRef] = Field(
             default_factory=list, description="judges that compare each policy with the baseline, in both orders"
         )
@@ -83,8 +87,8 @@ class Evaluate(Step):
         def _consistent(self) -> Any:
             check_unique("policies", self._titles())
             check_unique("rewards", [label(spec) for spec in self.rewards])
-            if not self.measures and not self.rewards and not self.judges:
-                raise ValueError("name at least one measure, reward or judge")
+            if not self.measures and not self.rewards and not self.judges and self.examples is None:
+                raise ValueError("name at least one measure, reward or judge, or examples")
             check_names(self.rewards, self.judges)
             raters = [*map(label, self.rewards), *judge_names(self.judges)]
             if taken := [name for name in self.measures if name in raters]:
@@ -162,6 +166,8 @@ class Evaluate(Step):
         for warning in chosen_by_raters(options, self.variants, learned_by(data)):
             data.say(warning)
         prompts: Sequence[Group] = ()
+        if (held_out := data.load(options.examples)) is not None:
+            examples.check(held_out)
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = self._prompts(rows)
             for reward in options.rewards:
@@ -172,9 +178,9 @@ class Evaluate(Step):
                 if variant.reward is not None:
                     data.check_prompts(variant.reward, prompts)
         for place, policy in enumerate(options.policies):
-            if isinstance(policy, Variant) and (examples := data.load(policy.few_shot)) is not None:
+            if isinstance(policy, Variant) and (shown := data.load(policy.few_shot)) is not None:
                 try:
-                    draw(examples, policy.shots, 0, prompts=prompts)
+                    draw(shown, policy.shots, 0, prompts=prompts)
                 except DataError as error:
                     error.option = ("policies", place, *(error.option or ()))
                     raise
@@ -199,10 +205,11 @@ class Evaluate(Step):
         judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
         checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
         prompts, notes = self._prompts(context.load(options.prompts))
+        held_out = self._examples(context)
         answering.draw(prompts)
         measured = self._measured(prompts, notes, scorers, answering, context)
         verdicts = self._verdicts(measured.groups, checked, context)
-        return self._artifact(measured, verdicts, checked, context)
+        return self._artifact(measured, verdicts, checked, held_out, context)
 
     @property
     def _compared(self) -> list[str]:
@@ -236,6 +243,7 @@ class Evaluate(Step):
         measured: numbers.Measured,
         verdicts: breakdown.Verdicts,
         judges: Mapping[str, CheckedJudge],
+        held_out: Sequence[Group],
         context: StepContext,
     ) -> Artifact:
         """Everything that the step writes."""
@@ -246,11 +254,30 @@ class Evaluate(Step):
         groups, summary, verdicts = numbers.with_short_names(groups, summary, verdicts)
         summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
+        if held_out:
+            summary = examples.added(summary, held_out, self.baseline, short_names(self._readers))
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", numbers.figure(summary, measured.singles))
-        shown = report.report(summary, groups[: self.options.show])
+        rows = rows_of(summary)
+        (context.out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+        shown = report.report(summary, rows, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
+
+    @property
+    def _readers(self) -> list[str]:
+        """The policies that read examples: all that answer as themselves."""
+        return [policy for policy in self.policies if policy not in self.variants]
+
+    def _examples(self, context: StepContext) -> list[Group]:
+        """The held-out examples with the scores of each policy; none without the option."""
+        if self.options.examples is None:
+            return []
+        groups = context.load(self.options.examples)
+        examples.check(groups)
+        if note := training_data_note(context, self._readers, groups, "examples"):
+            context.say(f"{context.out.name}: {note}")
+        return examples.measured(groups, self._readers, context)
 
     def _verdicts(
         self, groups: Sequence[Group], judges: Mapping[str, CheckedJudge], context: StepContext

@@ -18,15 +18,10 @@ from typing import Any
 from alignkit import Group, Response
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
-from alignkit.evaluation.statistics import shown
 from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.data.text_metrics import ngrams, self_bleu, words_of
 from alignkit_plugins.evaluate.comparison import answers_of, unit_of
-from alignkit_plugins.evaluate.who_judged import DIVERSITY, adjusted, side
 
-# Whether more of it is more diverse: 1, -1, or 0 if it says nothing about that.
-MEASURES = {"distinct-1": 1, "distinct-2": 1, "self-BLEU": -1, "entropy, nats per token": 1, "length spread, tokens": 0}
-SELF_BLEU = "self-BLEU"
 Texts = Sequence[Sequence[Sequence[str]]]  # prompts, answers, words
 
 
@@ -100,7 +95,7 @@ def _measured(answers: Sequence[Sequence[Response]], words: Texts, cut: Texts) -
     found = {
         "distinct-1": _distinct(cut, 1),
         "distinct-2": _distinct(cut, 2),
-        SELF_BLEU: _mean([self_bleu(each) for each in words]),
+        "self-BLEU": _mean([self_bleu(each) for each in words]),
         "entropy, nats per token": _mean([_entropy(each) for each in answers]),
         "length spread, tokens": _spread([[float(length(r)) for r in each] for each in answers]),
     }
@@ -154,24 +149,3 @@ def _spread(lengths: Sequence[Sequence[float]]) -> _Measured | None:
         return math.sqrt(max(0.0, (second - first * first / n) / (n - 1))) if n > 1 else None
 
     return _jackknifed(spread(own.sum(0)), lambda place: spread(own.sum(0) - own[place]), len(own))
-
-
-# --- the report
-
-
-def diversity_verdict(summary: Mapping[str, Any], policy: str) -> str:
-    """One line: whether a policy's answers are clearly less, or more, diverse than the baseline's."""
-    found = (summary["policies"][policy].get("diversity") or {}).items()
-    changes = {name: one["difference"] for name, one in found if one["difference"] and MEASURES[name]}
-    clear = adjusted(summary)
-    told = {way: [] for way in (1, -1)}  # type: dict[int, list[str]]
-    for name, difference in changes.items():
-        p = clear[policy, name, DIVERSITY]
-        if way := (side({**difference, "p": p}, 0.0) or 0) * MEASURES[name]:
-            told[way].append(f"{name.partition(',')[0]} {shown(difference, sign=True)}")
-    head = f"diversity of {policy} against {summary['baseline']}"
-    if not any(told.values()):
-        names = ", ".join(name.partition(",")[0] for name in changes)
-        return f"{head}: nothing clear by {names}" if changes else ""
-    parts = [f"{word}: {', '.join(told[way])}" for way, word in ((-1, "less"), (1, "more")) if told[way]]
-    return f"{head}: {'; '.join(parts)}"

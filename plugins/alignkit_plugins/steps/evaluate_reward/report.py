@@ -8,7 +8,7 @@ from typing import Any
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.evaluate.judge_card import sentence, trust_tables
+from alignkit_plugins.evaluate.judge_card import sentence
 from alignkit_plugins.steps.evaluate_reward.measures import NO_MODEL
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import TIES
 
@@ -38,8 +38,7 @@ def report(summary: Mapping[str, Any]) -> Report:
         ]
         blocks.append(Table("raters among themselves", ["raters", "same winner", "rank correlation"], rows))
     cards = summary["judge_cards"]
-    told = ["\n".join(sentence(*each) for each in cards.items())] if cards else []
-    return Report([*blocks, *told, *trust_tables(cards)])
+    return Report([*blocks, *(["\n".join(sentence(*each) for each in cards.items())] if cards else [])])
 
 
 def _best_of_n(found: Mapping[str, Found]) -> Iterable[Table]:

@@ -8,17 +8,18 @@ from typing import Any
 
 from pydantic import model_validator
 
-from alignkit import DataRef, Field, Group, PolicyRef, RewardRef, StepContext
+from alignkit import DataRef, Field, Group, PolicyRef, RewardRef, Sampling, StepContext
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.reward import REWARD_KEY
-from alignkit.sampling import GreedyOptions
 from alignkit_plugins.evaluate.comparison import check_unique, prompts_to_compare, short_names
 from alignkit_plugins.evaluate.learned_from import training_data_note
+from alignkit_plugins.evaluate.sampling import AnswerOptions, sampled_at
 
 
-class PoliciesOptions(GreedyOptions):
+class PoliciesOptions(AnswerOptions):
     """Options of a step in which policies answer prompts that have a right answer."""
 
+    sampling: Sampling = sampled_at(0)
     policies: list[PolicyRef] = Field(min_length=1, description="policies to measure: `base`, stages or `STAGE@k`")
     correct: RewardRef = Field(description="reward that says whether an answer is right, such as `honesty_accuracy`")
     threshold: float = Field(0.5, description="answers that score above this are right")

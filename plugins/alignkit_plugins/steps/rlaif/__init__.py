@@ -36,6 +36,7 @@ from alignkit import (
     Response,
     Reward,
     RunFailed,
+    Sampling,
     SamplingOptions,
     Step,
     StepContext,
@@ -44,12 +45,12 @@ from alignkit import (
 )
 from alignkit.judges import Item
 from alignkit.report import Report
-from alignkit.sampling import GreedyOptions
 from alignkit_plugins.constitution import ConstitutionRef
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.evaluate.comparison import prompts_to_compare
-from alignkit_plugins.evaluate.judge_card import judge_names, trust_tables
+from alignkit_plugins.evaluate.judge_card import judge_names
+from alignkit_plugins.evaluate.sampling import AnswerOptions, sampled_at
 from alignkit_plugins.steps.rlaif import principled
 from alignkit_plugins.steps.rlaif.tally import Place, Tally, card_of, mean, refusal, told
 
@@ -142,7 +143,7 @@ class JudgePairs(Step):
         summary = {**tally.summary(), **({"principles": by} if by else {}), "judge_cards": cards}
         if text := refusal(summary, self.options.no_judge):
             raise RunFailed(text)
-        shown = Report([*told(summary), *trust_tables(cards), *principled.tables(by)])
+        shown = Report(told(summary))
         return Artifact(groups=labeled, summary=summary, report=shown)
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:
@@ -255,7 +256,8 @@ def oriented(i: int, j: int, p: float) -> Pair:
 class RLAIF(Reward):
     """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not count."""
 
-    class Options(GreedyOptions):
+    class Options(AnswerOptions):
+        sampling: Sampling = sampled_at(0)
         judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
             "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"

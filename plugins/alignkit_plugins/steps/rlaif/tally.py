@@ -81,7 +81,7 @@ def mean(values: Iterable[float]) -> float | None:
 
 def told(summary: Mapping[str, Any]) -> list[str]:
     """The statistics as text: what matters, and the rest."""
-    ((name, card),) = summary["judge_cards"].items()
+    ((judge, card),) = summary["judge_cards"].items()
     doubt = "warning: " if card["no_judge"] else ""
     lines = [f"{count} of {summary['n']} pairs dropped: {why}" for why, count in summary["dropped"].items()]
     if lone := summary["groups_without_pairs"]:
@@ -90,7 +90,10 @@ def told(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"answers outside the server's tokens, which count with their largest probability: {bounded}")
     if (mass := summary["mass"]) is not None:
         lines.append(f"mean probability of both answers: {mass:.1%}")
-    first = f"{summary['labeled']} of {summary['n']} pairs labeled\n{doubt}{sentence(name, card)}"
+    for name, one in summary.get("principles", {}).items():
+        same = "" if one["with_the_mean"] is None else f", {one['with_the_mean']:.0%} as by all principles together"
+        lines.append(f"principle {name}: {one['comparisons']} comparisons, {one['unusable']} without a verdict{same}")
+    first = f"{summary['labeled']} of {summary['n']} pairs labeled\n{doubt}{sentence(judge, card)}"
     return [first, *(["\n".join(lines)] if lines else [])]
 
 

@@ -1,0 +1,142 @@
+"""What a stage learned, by examples that it never trains on: before its first step against its result.
+
+The unit is a conversation: examples with the same opening depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.evaluation import statistics
+from alignkit.evaluation.statistics import shown
+
+COMPARED = ("accuracy", "loss")  # metrics, the one that a reader looks for first; of a loss, less is better
+FEW_STEPS = 50
+FALLS = 0.95  # of the first training losses, below which the last ones have fallen
+
+Values = Mapping[str, Sequence[float]]
+
+
+@dataclass
+class HeldOut:
+    """The value of each example before the first step, by metric, which checkpoints keep."""
+
+    start: dict[str, list[float]] = field(default_factory=dict)
+
+    def state(self) -> dict[str, list[float]]:
+        return self.start
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        self.start = state
+
+
+def values_of(parts: Iterable[Mapping[str, Mapping[int, Sequence[float]]]]) -> dict[str, list[float]]:
+    """A value for each example by metric, whose mean is the metric and whose spread gives its interval.
+
+    parts: of each process, by metric, the sum of its values times weights and that of the weights of each example; the
+    terms of the loss are `loss/NAME`. A ratio of sums is linearized (Cochran 1977, "Sampling techniques", section
+    2.11).
+    """
+    sums: dict[str, dict[int, Sequence[float]]] = {}
+    for part in parts:
+        for name, own in part.items():
+            sums.setdefault(name, {}).update(own)
+    found: dict[str, list[float]] = {}
+    for name, groups in sums.items():
+        metric = name.partition("/")[0] if name.startswith("loss/") else name
+        values = _linear([groups[place] for place in sorted(groups)])
+        known = found.get(metric) or [0.0] * len(values)
+        found[metric] = [one + other for one, other in zip(known, values, strict=True)]
+    return {name: found[name] for name in COMPARED if name in found}
+
+
+def _linear(sums: Sequence[Sequence[float]]) -> list[float]:
+    """The values of one term; those of examples without weight are the mean, as they say nothing of it."""
+    weights = [weight for _, weight in sums]
+    if min(weights) == max(weights) > 0:
+        return [total / weight for total, weight in sums]
+    whole = sum(weights) or 1.0
+    mean = sum(total for total, _ in sums) / whole
+    return [mean + len(sums) * (total - mean * weight) / whole for total, weight in sums]
+
+
+def compared(start: Values, result: Values, units: Sequence[Any]) -> dict[str, Any]:
+    """The estimates of each metric before and after, and of their difference; for the summary of a stage.
+
+    units: what each example shares with others.
+    """
+    found: dict[str, Any] = {"examples": len(units)}
+    for name in COMPARED:
+        if name in start and name in result:
+            changes = statistics.clustered(statistics.differences(result[name], start[name]), units)
+            found[name] = {
+                "start": _estimate(start[name], units),
+                "result": _estimate(result[name], units),
+                "difference": statistics.paired_difference(changes, [0.0] * len(changes)),
+            }
+    return found
+
+
+def _estimate(values: Sequence[float], units: Sequence[Any]) -> statistics.Estimate:
+    draws = statistics.clustered(values, units)
+    levels = statistics.levels_of(draws)
+    return {**(statistics.rate(draws, levels=levels) if levels else statistics.estimate(draws)), "n": len(values)}
+
+
+# What a run says of a stage
+
+
+def facts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the line says that ends a stage: what it learned first, then the counts of its summary.
+
+    rows: of its metrics.jsonl.
+    """
+    told = [_change(name, summary["held_out"][name]) for name in COMPARED if name in (summary.get("held_out") or {})]
+    if told:
+        told[0] = f"held-out {told[0]}"
+    elif rewards := [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]:
+        told = [f"reward {rewards[0]:.3g} -> {rewards[-1]:.3g} on the prompts that it learned from"]
+    return told + [f"{key} {value}" for key, value in summary.items() if value and isinstance(value, int | str)]
+
+
+def _change(name: str, one: Mapping[str, Any]) -> str:
+    """`accuracy 50% -> 62% [55, 69]`"""
+    percent = name == "accuracy"
+    start = {**one["start"], "low": None, "high": None}
+    digits = max(0, statistics.decimals(one["result"]) - 1)
+    begin, end = (shown(each, percent=percent, digits=digits) for each in (start, one["result"]))
+    return f"{name} {begin} -> {end}"
+
+
+def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to change if a stage has learned nothing that its held-out examples show; empty if it has.
+
+    rows: of its metrics.jsonl, the curves by which the advice goes.
+    """
+    held_out = summary.get("held_out") or {}
+    better = {
+        name: _side(held_out[name]["difference"], -1 if name == "loss" else 1) for name in COMPARED if name in held_out
+    }
+    if not better or 1 in better.values():
+        return ""
+    losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
+    part = max(1, len(losses) // 5)
+    falls = bool(losses) and statistics.mean(losses[-part:]) < FALLS * statistics.mean(losses[:part])
+    worse = [name for name, side in better.items() if side == -1]
+    if worse or falls:
+        cure = "it fits its training data only: lower learning_rate or epochs, or add data"
+    elif len(losses) < FEW_STEPS:
+        cure = f"{len(losses)} steps are few: raise epochs or learning_rate, or add data"
+    else:
+        cure = "raise learning_rate, or check that the data say what to learn"
+    got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
+    return f"by its {held_out['examples']} held-out examples it {got}; {cure}"
+
+
+def _side(difference: Mapping[str, Any], sign: int) -> int:
+    """1 if a result is clearly better, -1 if it is clearly worse, else 0. sign: -1: less is better."""
+    if difference["p"] is None or difference["p"] >= 1 - statistics.CONFIDENCE:
+        return 0
+    return sign if difference["mean"] > 0 else -sign

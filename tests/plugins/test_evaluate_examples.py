@@ -1,0 +1,127 @@
+"""Held-out examples in `evaluate`: what each metric counts, and what evaluation.json says of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import DataError, Group, Response
+from alignkit.data.group import Pair
+from alignkit_plugins.steps.evaluate import examples
+from alignkit_plugins.steps.evaluate.examples import LONGER, LOSS, PAIRS, SHORTER, TOKENS
+
+
+def asked(text: str, *answers: str, **more: Any) -> Group:
+    return Group(({"role": "user", "content": text},), tuple(Response(text=answer) for answer in answers), **more)
+
+
+class Model:
+    """One token per letter. likes: the letter of which each adds 1 to its log-probability of -2 a token."""
+
+    def __init__(self, likes: str = ""):
+        self.likes = likes
+
+    def logprobs(self, groups: Any) -> list[torch.Tensor]:
+        return [
+            torch.tensor([-1.0 if letter == self.likes else -2.0 for letter in response.text])
+            for group in groups
+            for response in group.responses
+        ]
+
+    def predictions(self, groups: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(found, (found == -1.0).float()) for found in self.logprobs(groups)]
+
+
+def context(tmp_path: Path) -> Any:
+    models = {"base": Model(), "sft": Model("a"), "dpo": Model("b")}
+    return SimpleNamespace(models=models, base_of=lambda role: "base", say=lambda text: None, out=tmp_path / "report")
+
+
+def scores(groups: list[Group], tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {"base": [], "sft": [], "dpo": []}
+    for group in examples.measured(groups, [*found], context(tmp_path)):
+        for response in group.responses:
+            known = {name: value for name, value in response.scores.items() if value is not None}
+            found[str(response.source)].append(known)
+    return found
+
+
+def test_demonstrations_are_averaged_over_tokens(tmp_path: Path) -> None:
+    groups = [asked("one?", "aaaaaa"), asked("two?", "bb"), asked("no room?", "")]
+    found = scores(groups, tmp_path)
+    loss, right = ([one[name] for one in found["sft"]] for name in (LOSS, TOKENS))
+    assert sum(loss) / 2 == pytest.approx((6 * 1 + 2 * 2) / 8) and sum(right) / 2 == pytest.approx(6 / 8)
+    assert [one[TOKENS] for one in found["base"]] == [0, 0]
+
+
+def test_tokens_that_do_not_count_are_no_misses(tmp_path: Path) -> None:
+    """Other turns are 0 in both; a certain token has a log-probability of 0, too, but is the likeliest."""
+    told = context(tmp_path)
+    told.models["sft"].predictions = lambda groups: [(torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.0]))]
+    ((scored,),) = [[examples.measured([asked("q", "abc")], ["sft"], told)[0].responses[0].scores]]
+    assert (scored[TOKENS], scored[LOSS]) == (0.5, 0.5)
+
+
+def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(tmp_path: Path) -> None:
+    """A sum over tokens: the longer response is less likely by itself, but has gained more."""
+    groups = [asked("one?", "aaa", "b", pairs=(Pair(0, 1),)), asked("two?", "b", "aaa", pairs=(Pair(0, 1),))]
+    found = scores(groups, tmp_path)
+    assert found["base"] == [{PAIRS: 0.5, LONGER: 0.5}, {PAIRS: 0.5, SHORTER: 0.5}]
+    assert found["sft"] == [{PAIRS: 1.0, LONGER: 1.0}, {PAIRS: 0.0, SHORTER: 0.0}]
+    assert found["dpo"] == [{PAIRS: 0.0, LONGER: 0.0}, {PAIRS: 1.0, SHORTER: 1.0}]
+
+
+def test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs(tmp_path: Path) -> None:
+    turned = asked("one?", "a", "b", pairs=(Pair(0, 1, p=0.2),))
+    unknown = asked("two?", "a", "b", pairs=(Pair(0, 1, p=0.5), Pair(1, 0, p=0.9)))
+    ranked = asked("three?", "aa", "ab", "bb")
+    ranks = tuple(replace(response, rank=place) for place, response in enumerate(ranked.responses))
+    found = scores([turned, unknown, replace(ranked, responses=ranks)], tmp_path)["sft"]
+    assert [one[PAIRS] for one in found] == [0.0, 0.0, 1.0]
+    assert LONGER not in found[0] and SHORTER not in found[2]
+
+
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [(asked("q"), "ends with the user"), (asked("q", "a", "b"), "has 2 responses")],
+)
+def test_what_is_no_example_is_named(group: Group, says: str) -> None:
+    with pytest.raises(DataError, match=says) as error:
+        examples.check([asked("q", "a"), group])
+    assert error.value.option == ("examples",)
+
+
+def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
+    pairs = [asked(f"{n}?", "aaa", "b", pairs=(Pair(0, 1),)) for n in range(12)]
+    groups = examples.measured([*pairs, asked("demo?", "ab")], ["base", "sft", "dpo"], context(tmp_path))
+    plain: dict[str, Any] = {"rewards": {"words": {"mean": 1.0}}}
+    before: dict[str, Any] = {
+        "headline": "words",
+        "rewards": ["words"],
+        "measures": {},
+        "policies": {name: plain for name in ("base", "sft", "dpo")},
+        "against": {"dpo": {"words": {"difference": {}}}},
+        "against_base": {},
+        "trained_on": {name: {"words": True} for name in ("base", "sft", "dpo")},
+    }
+    found = examples.added(before, groups, "sft", {name: name for name in ("base", "sft", "dpo")})
+    json.dumps(found)
+    assert (found["headline"], found["examples"]) == (PAIRS, 13)
+    assert found["rewards"] == [PAIRS, LONGER, TOKENS, LOSS, "words"]
+    assert found["measures"][LOSS]["better"] == "lower" and found["measures"][PAIRS]["percent"]
+    assert found["measures"][PAIRS]["prompts"] == 12
+    assert [found["policies"][name]["rewards"][PAIRS]["mean"] for name in ("base", "sft", "dpo")] == [0.5, 1, 0]
+    share = found["policies"]["sft"]["rewards"][PAIRS]  # 12 of 12 hits, by the interval of shares
+    assert 0.6 < share["low"] < 0.9 and share["high"] == 1
+    assert found["against"]["dpo"][PAIRS]["difference"]["mean"] == -1 and found["against"]["dpo"][PAIRS]["losses"] == 12
+    assert found["against"]["dpo"]["words"] and "sft" not in found["against"] and "base" not in found["against"]
+    assert found["against_base"]["dpo"][PAIRS]["mean"] == -0.5
+    assert found["trained_on"]["dpo"] == {PAIRS: False, LONGER: False, TOKENS: False, LOSS: False, "words": True}
+    assert math.isclose(found["policies"]["sft"]["rewards"][LOSS]["mean"], 1.5)
