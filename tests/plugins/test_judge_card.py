@@ -114,8 +114,8 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     verdicts = [Verdict(0.5, (1.0, 0.0) if unit % 6 else (1.0, 1.0)) for unit in range(90)]
     swayed = judge_card.card([judgment(unit, verdict) for unit, verdict in enumerate(verdicts)])
     told = judge_card.sentence("words", swayed)
-    assert told.startswith("words: its verdicts are of no use, because ")
-    assert told.endswith("the order of the answers decides 83% [74, 90] of pairs.")
+    assert told.startswith("warning: words: its verdicts are of no use, because ")
+    assert told.endswith("the order of the answers decides 83% [74, 90] of pairs")
     silent = judge_card.card([judgment(0, Verdict(None, reason="broken"))])
     assert judge_card.sentence("words", silent) == "words has no verdict on any of 1 pairs."
 

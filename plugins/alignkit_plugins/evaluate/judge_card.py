@@ -83,7 +83,7 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
     """What a reader must know of a judge: why it is of no use, or one number with its interval."""
     pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]
     if card["no_judge"]:
-        return f"{name}: {card['no_judge']}."
+        return f"warning: {name}: {card['no_judge']}"
     if sum(card["unjudged"].values()) == pairs:
         return f"{name} has no verdict on any of {pairs:,} pairs."
     if people:

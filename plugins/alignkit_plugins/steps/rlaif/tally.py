@@ -82,7 +82,6 @@ def mean(values: Iterable[float]) -> float | None:
 def told(summary: Mapping[str, Any]) -> list[str]:
     """The statistics as text: what matters, and the rest."""
     ((judge, card),) = summary["judge_cards"].items()
-    doubt = "warning: " if card["no_judge"] else ""
     lines = [f"{count} of {summary['n']} pairs dropped: {why}" for why, count in summary["dropped"].items()]
     if lone := summary["groups_without_pairs"]:
         lines.append(f"rows with fewer than two responses: {lone}")
@@ -93,7 +92,7 @@ def told(summary: Mapping[str, Any]) -> list[str]:
     for name, one in summary.get("principles", {}).items():
         same = "" if one["with_the_mean"] is None else f", {one['with_the_mean']:.0%} as by all principles together"
         lines.append(f"principle {name}: {one['comparisons']} comparisons, {one['unusable']} without a verdict{same}")
-    first = f"{summary['labeled']} of {summary['n']} pairs labeled\n{doubt}{sentence(judge, card)}"
+    first = f"{summary['labeled']} of {summary['n']} pairs labeled\n{sentence(judge, card)}"
     return [first, *(["\n".join(lines)] if lines else [])]
 
 
