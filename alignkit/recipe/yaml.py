@@ -101,9 +101,10 @@ for _name, _pattern in _CORE.items():
         _class.add_implicit_resolver(TAG + _name, re.compile(f"(?:{_pattern})\\Z"), None)
 
 
-def dump(data: Any) -> str:
-    """Return plain data as YAML that is read as the same data."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump(data: Any, flow: bool = False) -> str:
+    """Return plain data as YAML that is read as the same data. flow: on one line."""
+    layout: dict[str, Any] = {"default_flow_style": True, "width": MAX_BYTES} if flow else {}
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **layout)
     return text
 
 

@@ -60,7 +60,8 @@ def check(
     """Show what a file holds, rows that repeat each other, and held-out data in training data.
 
     Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by response, and across
-    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if anything is repeated.
+    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if a file repeats itself,
+    or of a recipe, if its held-out data are in its training data.
 
     \b
     Examples:
@@ -76,7 +77,8 @@ def check(
     from alignkit_apps.data.rows import entry
 
     check_extra("alignkit data check", "data", "rensa")
-    if Path(file).suffix in (".yaml", ".yml") or file in shipped():
+    recipe = Path(file).suffix in (".yaml", ".yml") or file in shipped()
+    if recipe:
         if against:
             refuse("--against is for a file", "a recipe says what its stages train on and hold out")
         parts = checking.parts_of_recipe(load(file, []))
@@ -87,7 +89,8 @@ def check(
     checked = checking.check(parts, near)
     result = reported(Report(checked.blocks()), "data_check", checked.facts())
     what = "held-out data are in training data" if checked.leaks else "in a file"
-    return replace(result, error=Repeated(f"rows are repeated: {what}") if checked.findings else None)
+    repeated = checked.leaks if recipe else checked.findings
+    return replace(result, error=Repeated(f"rows are repeated: {what}") if repeated else None)
 
 
 @data_app.command()

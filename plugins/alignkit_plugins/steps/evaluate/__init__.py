@@ -167,7 +167,7 @@ class Evaluate(Step):
             data.say(warning)
         prompts: Sequence[Group] = ()
         if (held_out := data.load(options.examples)) is not None:
-            examples.check(held_out)
+            examples.usable(held_out)
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = self._prompts(rows)
             for reward in options.rewards:
@@ -273,8 +273,7 @@ class Evaluate(Step):
         """The held-out examples with the scores of each policy; none without the option."""
         if self.options.examples is None:
             return []
-        groups = context.load(self.options.examples)
-        examples.check(groups)
+        groups = examples.usable(context.load(self.options.examples))
         if note := training_data_note(context, self._readers, groups, "examples"):
             context.say(f"{context.out.name}: {note}")
         return examples.measured(groups, self._readers, context)
