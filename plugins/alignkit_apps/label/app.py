@@ -15,11 +15,11 @@ from starlette.routing import Route
 from alignkit.report import Table
 from alignkit_apps.label.guidelines import rendered
 from alignkit_apps.label.label_api import LabelApi
-from alignkit_apps.labels.overview import blocks, overview
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import Site, guarded, templates
 from alignkit_plugins.people.effective_labels import disputes
 from alignkit_plugins.people.labels import TERMS
+from alignkit_plugins.people.overview import blocks, overview
 from alignkit_plugins.people.store import Store
 
 
