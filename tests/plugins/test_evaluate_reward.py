@@ -238,8 +238,8 @@ def test_scores_that_are_no_log_odds_have_no_calibration(
     """Ratings are on the data's scale, and a margin pushes pairs further apart than their odds."""
     model = run_model(tmp_path, algorithm, data)["rewards"]["model"]
     assert (model["calibration"], model["uncalibrated"]) == (None, "its algorithm does not call them log-odds")
-    shown = " ".join((tmp_path / "run" / "check" / "report.txt").read_text().split())
-    assert "not read as probabilities: model: its algorithm does not call them log-odds" in shown
+    told = " ".join((tmp_path / "run" / "check" / "report.txt").read_text(encoding="utf-8").split())
+    assert "not read as probabilities: model: its algorithm does not call them log-odds" in told
 
 
 def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) -> None:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
     from alignkit.report import Report
 
+Policies = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="POLICY...",
+        help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub. Then overrides, "
+        "KEY=VALUE, such as sampling.temperature=0 (default: 0.7) or engine.vllm.url=URL.",
+    ),
+]
 Rewards = Annotated[
     list[str] | None,
     typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),

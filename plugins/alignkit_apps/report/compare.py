@@ -20,7 +20,7 @@ LONGEST = 24  # characters of a value
 
 def compared(folders: Sequence[Path]) -> Report:
     """A comparison of runs for the terminal. Raises RecipeError for a folder that is not a run's."""
-    facts, names = [facts_of(folder) for folder in folders], [_cell(str(folder)) for folder in folders]
+    facts, names = [facts_of(folder) for folder in folders], ["/".join(folder.parts[-2:]) for folder in folders]
     recipes = [flat({**load_yaml(one["recipe"]), "name": ""}) for one in facts]
     versions = [{**one["reproduce"]["versions"], **one["reproduce"]["machine"], "memory": ""} for one in facts]
     blocks: list[Block] = [_overview(names, facts), *_evaluations(names, facts)]

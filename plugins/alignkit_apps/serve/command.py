@@ -12,6 +12,7 @@ import typer
 
 from alignkit.commands import refuse
 from alignkit.errors import check_extra
+from alignkit_apps.catalog.printing import Policies
 
 if TYPE_CHECKING:
     from alignkit_apps.web.address import Address
@@ -22,14 +23,7 @@ PACKAGES = ("starlette", "uvicorn")
 
 
 def serve(
-    policies: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="POLICY...",
-            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
-            "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
-        ),
-    ],
+    policies: Policies,
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")] = PORT,
     host: Annotated[
         str,
