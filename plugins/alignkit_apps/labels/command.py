@@ -38,7 +38,7 @@ def report(
     if not store.suffix and not store.exists():
         refuse(f"no command and no store is called {store}", did_you_mean(str(store), ("export", "merge")))
     from alignkit.report import Report
-    from alignkit_apps.labels.overview import blocks, overview
+    from alignkit_plugins.people.overview import blocks, overview
     from alignkit_plugins.people.store import Store
 
     with Store.open(store, write=False) as opened:

@@ -130,14 +130,14 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
-        from alignkit_plugins.people.agreement import agreement, agreement_tables  # only here: it is slow
+        from alignkit_plugins.people.agreement import agreement, sentence  # only here: it is slow
 
         facts = facts_of(entries, left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])
         context.write_json("agreement.json", {"questions": agreed})
         facts["wins"] = wins(entries)
         preferred = [wins_table(facts["wins"])] if facts["wins"] else []
-        shown = Report([lines_of(facts), *preferred, *agreement_tables(agreed)])
+        shown = Report([f"{lines_of(facts)}\n{sentence(agreed)}", *preferred])
         return Artifact(groups=groups, summary=facts, report=shown)
 
     def _questions(self, rows: Sequence[Group], left_out: list[str] | None = None) -> list[Group]:
