@@ -42,9 +42,10 @@ def init(
 ) -> Result:
     """Write the recipe that answers what your data can answer.
 
-    Without data it is a tiny example, or a copy. Each file is recognized by its columns: demonstrations, pairs or rankings, labels, questions with a known answer,
-    prompts. A fifth of the conversations is held out, and the run ends in what was learned about them. Where the
-    columns do not tell, an option says what a file is, or which columns are meant. No file is ever replaced.
+    Without data it is a tiny example, or a copy. Each file is recognized by its columns: demonstrations, pairs or
+    rankings, labels, questions with a known answer, prompts. A fifth of the conversations is held out, and the run
+    ends in what was learned about them. Where the columns do not tell, an option says what a file is, or which
+    columns are meant. No file is ever replaced.
 
     \b
     Examples:
