@@ -113,15 +113,14 @@ def _joined(text: str) -> str:
 
 
 def unbroken(block: Table, width: int) -> list[int]:
-    """The widths of a table's columns in which no cell is broken, and its heads only between words; empty if it is too
-    wide for that.
-    """
+    """The widths of columns in which no cell is broken, and heads only between words; empty if that is too wide."""
     from rich.cells import cell_len
 
-    cells = [max([cell_len(row[index]) for row in block.rows], default=1) for index in range(len(block.columns))]
-    words = [max(map(cell_len, head.split()), default=0) for head in block.columns]
-    for heads in (list(map(cell_len, block.columns)), words):
-        widths = [max(pair) for pair in zip(cells, heads, strict=True)]
+    for words in (False, True):
+        widths = []
+        for index, head in enumerate(block.columns):
+            heads = head.split() if words else [head]
+            widths.append(max(map(cell_len, [*heads, "", *(row[index] for row in block.rows)])))
         if sum(widths) + GAP * (len(widths) - 1) <= width:
             return widths
     return []
@@ -134,11 +133,11 @@ def _grid(block: Table, width: int) -> str:
     from rich.console import Console
 
     grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    widths = unbroken(block, width)
+    widths: Sequence[int | None] = unbroken(block, width) or [None] * len(block.columns)
     for index, head in enumerate(block.columns):
         words = " ".join(_joined(row[index]) for row in block.rows).split()
-        least = widths[index] if widths else max(map(cell_len, words), default=1)
-        grid.add_column(_joined(head), overflow="fold", min_width=least, max_width=widths[index] if widths else None)
+        least = max(map(cell_len, words), default=1)
+        grid.add_column(_joined(head), overflow="fold", min_width=least, width=widths[index])
         if index >= block.keys:
             grid.columns[index].justify = "right"
     for row in block.rows:

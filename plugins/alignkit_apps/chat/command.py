@@ -24,19 +24,19 @@ MOST_POLICIES = 2
 def chat(
     policies: Policies,
     reward: Rewards = None,
-    system: Annotated[str, typer.Option(metavar="TEXT", help="The system message.")] = "",
+    system: Annotated[str, typer.Option(metavar="TEXT", help="System message before the first question.")] = "",
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Answer a file of prompts instead, in any format; needs --out."),
+        typer.Option(metavar="FILE", help="File of prompts, in any format, to answer instead of a talk. Needs --out."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File for the answers to --prompts, as .jsonl.")
+        Path | None, typer.Option(metavar="FILE", help="File that the answers to --prompts are written to, as .jsonl.")
     ] = None,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers and thumbs; asks for consent.")
+        Path | None, typer.Option(metavar="FILE.feedback", help="File that keeps answers and thumbs, once you agree.")
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page", help="Talk on the page of `alignkit serve`, which opens in a browser.")
+        bool, typer.Option("--page", help="Talk on the page of `alignkit serve`, which opens in your browser.")
     ] = False,
 ) -> Result | None:
     """Talk to one policy or two, or let them answer a file of prompts.

@@ -27,9 +27,12 @@ def check(
     recipe: RecipeName,
     words: Words = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Let the chat template render all rows, not the first 200 of each source.")
+        bool,
+        typer.Option("--full", help="Let the chat template render all rows, not only the first 200 of each source."),
     ] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Show about how much memory and time each stage takes.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show about how much memory and time each stage will take.")
+    ] = False,
 ) -> Result:
     """Check a recipe and its data without running it.
 

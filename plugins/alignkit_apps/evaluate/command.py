@@ -41,7 +41,10 @@ def evaluate(
             help="Folder of the run, by default runs/evaluate; or file for the scores of answers, by default stdout.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N prompts or rows.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Use only the first N prompts, or the first N examples of FILE."),
+    ] = None,
 ) -> Result:
     """Compare policies on held-out prompts, or score given answers.
 

@@ -44,7 +44,9 @@ def comparisons(rows: Sequence[Row]) -> Table:
             baseline = row.baseline
             equal, won = (found.get((row.policy, row.metric, kind)) for kind in ("equal length", "win rate"))
             equally_long = "-" if equal is None else cell(equal, not equal.estimate)
-            share = "-" if won is None else cell(won)
+            share = (
+                "-" if won is None or won.estimate.get("n") == 1 else cell(won)
+            )  # a share of one prompt says nothing
             lines.append([row.policy, row.metric, cell(row, True), equally_long, share, row.counts])
     heads = ["policy", "metric", "difference", "at equal length", "won, without ties", "won/lost/tied"]
     return Table(f"against {baseline}, prompt by prompt", heads, lines, keys=2)

@@ -115,7 +115,7 @@ def _calibration(rewards: Mapping[str, Found]) -> Iterable[Block]:
     left_out = f"not read as probabilities: {'; '.join(others)}" if others else ""
     if known:
         rows = [[name, shown(found["error"]), f"{found['log_loss']:.3f}"] for name, found in known.items()]
-        note = "0.693 nats is a coin; the bins are in reward_evaluation.json"
+        note = "0.693 nats is chance; the bins are in reward_evaluation.json"
         heads = ["reward model", "calibration error", "log loss, nats"]
         yield Table("scores as probabilities", heads, rows, note="; ".join(filter(None, [note, left_out])))
     elif left_out:

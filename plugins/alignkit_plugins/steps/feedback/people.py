@@ -56,18 +56,21 @@ class People(Step):
         )
         task: Task | None = Field(
             None,
-            description="default: by a row's responses: 2 are a pair, 3 to 9 a ranking, 1 or none a demonstration",
+            description="what people do with each item; default: by its responses: 2 are a pair, 3 to 9 a ranking, 1 "
+            "or none a demonstration",
         )
         join_prompts: bool = Field(
             False, description="rows with the same prompt are one, such as the samples of several policies"
         )
         limit: int | None = Field(None, ge=1, description="use only the first N rows")
         labels: int | None = Field(
-            None, ge=1, description="items that are enough; default: all that nobody skipped or flagged"
+            None,
+            ge=1,
+            description="number of labeled items that are enough; default: all that nobody skipped or flagged",
         )
-        annotators: int = Field(1, ge=1, le=100, description="people who label each item")
+        annotators: int = Field(1, ge=1, le=100, description="number of people who label each item")
         gold: DataRef | None = Field(
-            None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
+            None, description="items with known labels, mixed in unseen to check people; nobody waits for them"
         )
         rewards: list[RewardRef] = Field(
             default_factory=list,

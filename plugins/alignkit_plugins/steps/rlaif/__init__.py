@@ -75,7 +75,7 @@ class JudgePairs(Step):
         min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
         no_judge: Literal["stop", "warn"] = Field(
             "stop",
-            description="what to do if the verdicts show that this is no judge: `stop` before a stage learns from its "
+            description="what to do if the verdicts are no better than chance: `stop` before a stage learns from the "
             "labels, or `warn`",
         )
         constitution: ConstitutionRef | None = Field(
