@@ -474,7 +474,7 @@ def test_the_report_of_a_stage_says_how_far_people_agree(tmp_path: Path, capsys:
     found = report(tmp_path)
     which = found["people"][0]["agreement"][0]
     assert which["shared"] == 4 and which["same"]["mean"] == 1
-    assert "how far annotators agree (labels)" in html_of(found)
+    assert "100% of labels agree" in html_of(found)
 
 
 def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path: Path) -> None:
