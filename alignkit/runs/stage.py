@@ -98,7 +98,7 @@ class RunStage(StageContext):
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
-        return stage_parts(self.stage, self.recipe, services.bases[BASE].digest, upstream, services.data)
+        return stage_parts(self.stage, self.recipe, services.base(BASE).digest, upstream, services.data)
 
     def record(self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of stage.json, without the hash. parts: what the hash is made of."""
@@ -139,7 +139,7 @@ class RunStage(StageContext):
 
     def check_weights(self, problems: Problems) -> None:
         """Find weights of other runs that the stage cannot use, and a reference that reads other tokens."""
-        stage, bases, start, reference = self.stage, self.services.bases, None, None
+        stage, base, start, reference = self.stage, self.services.base, None, None
         if stage.settings is not None:
             start, reference = stage.settings.from_, stage.settings.reference
         uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
@@ -147,9 +147,9 @@ class RunStage(StageContext):
         uses |= {spec.name: "reward" for spec in rewards if spec.kind == "folder"}
         for folder, use in uses.items():
             with problems.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
-                bases[BASE].check(Path(folder), use)
+                base(BASE).check(Path(folder), use)
         if reference in stage.whole_models:  # which must read the tokens that the policy writes
-            ours, theirs = bases[BASE].encoder, bases[reference].encoder
+            ours, theirs = base(BASE).encoder, base(reference).encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
             with problems.gathering(self.name, ("reference",)):
@@ -227,13 +227,13 @@ class TrainingStage(RunStage):
         if self.services.download:
             with problems.gathering(self.name, ("environment",)):  # is the chat template fit for it?
                 factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
-                player().Episodes(factory, self.services.bases[BASE].encoder, settings.max_length)
+                player().Episodes(factory, self.services.base(BASE).encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         self._check_entries(problems, filter(self._is_here, self.entries), rows)
 
     def _check_entries(self, problems: Problems, entries: Iterable[DataSpec], rows: int | None) -> None:
-        settings, encoder = self.settings, self.services.bases[BASE].encoder
+        settings, encoder = self.settings, self.services.base(BASE).encoder
         for spec, loaded in self._read(problems, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with problems.gathering(self.name, keys or ()):

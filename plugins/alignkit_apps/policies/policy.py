@@ -20,7 +20,7 @@ from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.recipe.schema import ADAPTER, BASE
 from alignkit.registry import Registry
 from alignkit.reward import REWARD_KEY, Context, no_progress
-from alignkit.runs.bases import RunBases
+from alignkit.runs.bases import RunBase
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
@@ -118,8 +118,7 @@ def opened(
     """
     recipe, rewards, engine = read_models(named, command, overrides, registry)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
-        bases = RunBases(recipe, reporter)
-        models = Models(lambda name: _load(bases, name, should_stop))
+        models = Models(lambda name: _load(RunBase(name, recipe, reporter, download=True), should_stop))
         models.enter([each for each in named.references.values() if each != BASE and not is_file(Path(each) / ADAPTER)])
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
@@ -138,8 +137,8 @@ def opened(
         yield Opened(policies, [Rewards(reward, context) for reward in rewards])
 
 
-def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> LoadedBase:
-    base = bases[name].load(Path, should_stop)
+def _load(found: RunBase, should_stop: Callable[[], None]) -> LoadedBase:
+    base = found.load(Path, should_stop)
     base.max_length, base.progress = base.model.context, no_progress
     return base
 
