@@ -61,7 +61,7 @@ class Plugins(Registry):
     loads the same plugins with them.
     """
 
-    def __init__(self, files: Iterable[Path] = (), without: Iterable[str] = ()) -> None:
+    def __init__(self, files: Iterable[Path], without: Iterable[str]) -> None:
         super().__init__()
         self.files, self.without = tuple(dict.fromkeys(files)), tuple(without)
         self.manager = pluggy.PluginManager(GROUP)

@@ -113,7 +113,7 @@ def test_groups_without_an_origin_cannot_be_weighted() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1, weight=0.5) for name in "ab")
     known = Group((), origin=Origin("a", 1))
     with pytest.raises(RunFailed, match="stage 'sft': 'weight' cannot be applied"):
-        make_sampler(Loaded([], sources=facts), [known, Group(())], 0, "sft", "shuffle")
+        make_sampler(Loaded([], [], [], facts), [known, Group(())], 0, "sft", "shuffle")
 
 
 # In stages
