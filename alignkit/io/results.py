@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.errors import RunFailed, did_you_mean, refuse
 from alignkit.io.atomic import (
     discard_folder,
     make_folder,
@@ -168,7 +168,7 @@ def find_result(run: Path, reference: str) -> Path:
     if reference in results:
         return results[reference]
     text = f"{run} has no result {reference}; results of {stage}: {', '.join(results) or 'none'}"
-    raise RecipeError([Problem(text, help=did_you_mean(reference, results))])
+    refuse(text, did_you_mean(reference, results))
 
 
 # Results by key

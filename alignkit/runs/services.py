@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 import alignkit
 from alignkit import errors
-from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
+from alignkit.errors import OutOfResource, RunFailed, refuse
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
@@ -181,7 +181,7 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
     taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]  # a stage looks at its folder itself
     if taken and not exists(folder / RECIPE):
         text = f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"
-        raise RecipeError([Problem(text, help="choose another folder, such as --out runs/NAME")])
+        refuse(text, "choose another folder, such as --out runs/NAME")
     reporter = Reporter()
     reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, {folder}")
     return reporter
