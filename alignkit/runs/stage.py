@@ -21,6 +21,7 @@ from alignkit.environment import player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
+from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
@@ -28,7 +29,6 @@ from alignkit.reward import Reward
 from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.services import Services, resumable_map
-from alignkit.settings import Settings
 from alignkit.step import Artifact, StepContext, StepData, run_step
 from alignkit.training.context import StageContext
 
@@ -207,7 +207,7 @@ class TrainingStage(RunStage):
     def __init__(self, services: Services, stage: Stage):
         super().__init__(services, stage)
         assert stage.settings is not None
-        self.settings: Settings = stage.settings
+        self.settings = stage.settings
 
     # Before the weights
 
@@ -241,8 +241,11 @@ class TrainingStage(RunStage):
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
                     self._check_learning(loaded)
-                elif keys and keys[0] in ("prompts", "monitors"):
-                    self._check_prompts(prompts_of(groups), ".".join(map(str, keys)))
+                elif keys and keys[0] in ("prompts", "monitors") and not prompts_of(groups):
+                    of_key = f"the rows of '{path_text(keys)}'"
+                    raise DataError(f"stage '{self.name}': {of_key} are raw text, without a prompt to answer")
+                elif keys == ("prompts",):
+                    call(self.plugin(self.stage.component), "check_prompts", prompts_of(groups))
             with problems.gathering(self.name, ()):
                 asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
@@ -280,13 +283,6 @@ class TrainingStage(RunStage):
             return
         selected = self.select(loaded.groups)
         call(self.take(component), "check_data", selected)  # the state of another one begins with its own selection
-
-    def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
-        """Check that there are prompts."""
-        if not prompts:
-            raise DataError(f"stage '{self.name}': the rows of '{key}' are raw text, without a prompt to answer")
-        if key == "prompts":
-            call(self.plugin(self.stage.component), "check_prompts", prompts)
 
     # Its work
 
