@@ -163,8 +163,8 @@ PLANTED = {
     # Selecting
     "same_selection": Planted(
         ONLINE,
-        'seeds.stream(seed, name, "select", number)',
-        'seeds.stream(seed, name, "select")',
+        'self.context.rng("select", number)',
+        'self.context.rng("select")',
         f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
     ),
     "first_rewards": Planted(

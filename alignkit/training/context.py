@@ -21,6 +21,8 @@ from alignkit.reward import Context
 from alignkit.settings import Settings
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
+
     from alignkit.models.models import LoadedBase
     from alignkit.models.shared_model import SharedModel
     from alignkit.training.collectives import Collectives
@@ -54,6 +56,10 @@ class StageContext:
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""
         self.services.say(f"{self.name}: {text}")
+
+    def rng(self, *name: str | int) -> Generator:
+        """The stage's random generator of a name."""
+        return seeds.stream(self.seed, self.name, *name)
 
     def plugin(self, component: Component) -> Any:
         """The plugin of a component, made once."""
@@ -108,8 +114,8 @@ class StageContext:
         algorithm = self.plugin(self.stage.component)
         if type(algorithm).select is Algorithm.select:
             return list(groups)
-        random = seeds.stream(self.seed, self.name, "select")
-        context = SelectContext(0, self.seed, list, self.summary.update, random, validation, self.say)
+        log, rng = self.summary.update, self.rng("select")
+        context = SelectContext(0, self.seed, list, log, rng, validation, self.say)
         phases = select(algorithm, list(groups), context)
         return [*chain.from_iterable(phase.groups for phase in phases)]
 

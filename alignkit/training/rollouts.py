@@ -55,7 +55,7 @@ class PromptSource:
         settings = self.context.settings
         loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
-        self.draws = make_sampler(loaded, self.prompts, self.context.seed, self.context.name, "prompts")
+        self.draws = make_sampler(self.context, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
         self.request: Request | None = None
 
