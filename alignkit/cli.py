@@ -62,11 +62,17 @@ def _options(
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Run this stage only, on complete earlier stages.")
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME, by the name of the recipe."),
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Run only this stage, on the complete results of the stages that it needs."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one, and leave the later ones.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and its data, as alignkit check does, and run nothing.")
     ] = False,

@@ -145,7 +145,8 @@ RecipeName = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: a.b=c sets a key, ~a.b deletes it.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe: a.b=c sets a key, and ~a.b deletes one."),
 ]
 
 

@@ -83,6 +83,11 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         (of([0.5] * 40, [1.0] * 22 + [0.0] * 18, "accuracy"), FLAT, "learned nothing measurable"),
         (of([0.5] * 40, [1.0] * 33 + [0.0] * 7, "accuracy"), FLAT, ""),
         ({}, FELL, ""),
+        ({}, [{"reward": 0.0}] * 6, "its reward is 0 in every iteration"),
+        ({}, [{"reward": value} for value in (0.1, 0.2, 0.1, 0.2, 0.1, 0.2)], "does not rise measurably"),
+        ({}, [{"reward": value} for value in (0.6, 0.5, 0.6, 0.2, 0.1, 0.2)], "does not rise measurably"),
+        ({}, [{"reward": value} for value in (0.1, 0.2, 0.1, 0.8, 0.9, 0.8)], ""),
+        ({}, [{"reward": 0.1}, {"reward": 0.1}], ""),
     ],
 )
 def test_a_stage_that_learned_nothing_says_what_to_change(summary: Any, rows: Any, said: str) -> None:

@@ -14,6 +14,7 @@ from alignkit.evaluation.statistics import shown
 
 COMPARED = ("accuracy", "loss")  # metrics, the one that a reader looks for first; of a loss, less is better
 FEW_STEPS = 50
+FEW_ITERATIONS = 4
 FALLS = 0.95  # of the first training losses, below which the last ones have fallen
 
 Values = Mapping[str, Sequence[float]]
@@ -105,7 +106,7 @@ def _change(name: str, one: Mapping[str, Any]) -> str:
     """`accuracy 50% -> 62% [55, 69]`"""
     percent = name == "accuracy"
     start = {**one["start"], "low": None, "high": None}
-    digits = max(0, statistics.decimals(one["result"]) - 1)
+    digits = statistics.decimals(one["result"])
     begin, end = (shown(each, percent=percent, digits=digits) for each in (start, one["result"]))
     return f"{name} {begin} -> {end}"
 
@@ -119,7 +120,9 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     better = {
         name: _side(held_out[name]["difference"], -1 if name == "loss" else 1) for name in COMPARED if name in held_out
     }
-    if not better or 1 in better.values():
+    if not better:
+        return _still([row["reward"] for row in rows if isinstance(row.get("reward"), int | float)])
+    if 1 in better.values():
         return ""
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
     part = max(1, len(losses) // 5)
@@ -133,6 +136,19 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         cure = "raise learning_rate, or check that the data say what to learn"
     got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
     return f"by its {held_out['examples']} held-out examples it {got}; {cure}"
+
+
+def _still(rewards: Sequence[float]) -> str:
+    """What to change if the rewards of an online stage's iterations do not rise; empty if they do, or are few."""
+    if len(rewards) < FEW_ITERATIONS:
+        return ""
+    if min(rewards) == max(rewards):
+        return f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better or worse"
+    half = len(rewards) // 2
+    first, last = statistics.estimate(rewards[:half]), statistics.estimate(rewards[-half:])
+    if (last["low"] or last["mean"] or 0.0) > (first["high"] or first["mean"] or 0.0):
+        return ""
+    return "its reward does not rise measurably; raise iterations or learning_rate, or begin with a better policy"
 
 
 def _side(difference: Mapping[str, Any], sign: int) -> int:

@@ -469,8 +469,8 @@ def test_the_report_of_a_stage_says_how_far_people_agree(tmp_path: Path, capsys:
     for who in ("ann", "bob"):
         label(store, who, answer=lambda given: {"side": "AB"[given.order[0]], "margin": "better"})
     assert run(tmp_path, stages) == 0
-    assert "how far annotators agree" in capsys.readouterr().out
-    assert "how far annotators agree" in (tmp_path / "run" / "labels" / "report.md").read_text()
+    assert "pair: 100% of labels agree, alpha 1.00 over 4 items: too few items to say" in capsys.readouterr().out
+    assert "pair: 100% of labels agree" in (tmp_path / "run" / "labels" / "report.md").read_text()
     found = report(tmp_path)
     which = found["people"][0]["agreement"][0]
     assert which["shared"] == 4 and which["same"]["mean"] == 1

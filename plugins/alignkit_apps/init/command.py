@@ -24,24 +24,28 @@ def init(
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the recipes that come with alignkit.")] = False,
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A hub id, a folder, or a name of `alignkit plugins model`.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Base model: a hub id, a folder, or a name of `alignkit plugins model`."),
     ] = None,
     demos: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with one good response each.")] = None,
-    pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with a better and a worse one.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts with a better and a worse response each.")
+    ] = None,
     rankings: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with ranked responses.")] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts to learn on. Needs --pairs.")] = None,
     known_answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Questions with the right answer in a column.")
     ] = None,
     columns: Annotated[
-        str, typer.Option(metavar="NAME=COLUMN,...", help="Your columns, by the names that a format expects.")
+        str, typer.Option(metavar="NAME=COLUMN,...", help="Names of your columns, by those that a format expects.")
     ] = "",
 ) -> Result:
-    """Write the recipe that answers what your data can answer: without data a tiny example, or a copy.
+    """Write the recipe that answers what your data can answer.
 
-    Each file is recognized by its columns: demonstrations, pairs or rankings, labels, questions with a known answer,
-    prompts. A fifth of the conversations is held out, and the run ends in what was learned about them. Where the
-    columns do not tell, an option says what a file is, or which columns are meant. No file is ever replaced.
+    Without data it is a tiny example, or a copy. Each file is recognized by its columns: demonstrations, pairs or
+    rankings, labels, questions with a known answer, prompts. A fifth of the conversations is held out, and the run
+    ends in what was learned about them. Where the columns do not tell, an option says what a file is, or which
+    columns are meant. No file is ever replaced.
 
     \b
     Examples:

@@ -128,10 +128,11 @@ class DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
         texts = [*(turn["content"] for group in self.read for turn in group.prompt), *map(all_turns, self.responses)]
         rows = list(dict.fromkeys(group.origin for group in self.read))
-        limit = int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}"))
+        limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):
             return self
-        read = [group for group in self.read if group.origin in rows[:limit]]
+        kept = set(rows[:limit])
+        read = [group for group in self.read if group.origin in kept]
         return replace(self, keys={**self.keys, "limit": limit}, read=read)
 
     def part(self, *share: float) -> list[Group]:
@@ -181,7 +182,7 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     problems: list[DataError] = []
     for reading in readings:
         try:
-            found.append(_read(path, name, kind, reading))
+            found.append(_read(path, name, kind, reading, row))
         except UnknownFormat as error:
             help = f"say which columns are meant: --columns {KINDS[kind or 'demos'].columns}"
             problems.append(DataError(f"{error}\nhelp: {help}"))
@@ -194,8 +195,8 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     return found[0]
 
 
-def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
-    """A file, read in one way. Raises DataError like `recognize`."""
+def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str, Any]) -> DataFile:
+    """A file, read in one way. first: its first row. Raises DataError like `recognize`."""
     keys: dict[str, Any] = {"columns": dict(reading.columns)} if reading.columns else {}
     named = bool(reading.format and not reading.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
@@ -209,17 +210,16 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
     expected, holds = KINDS[kind or most], KINDS[most].words if told[most] else "none"
     if not rows[kind or most]:
         text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
-        help = (
-            f"give such a file as --{most}" if told[most] else f"compare responses: alignkit label {quote(str(path))}"
-        )
+        label = f"compare responses: alignkit label {quote(str(path))}"
+        help = "leave out the option, and it is read as these" if told[most] else label
         raise DataError(f"{text}\nhelp: {help}, or say which columns are meant: --columns {expected.columns}")
     kind = kind or most
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
         bad += [f"{row.origin}: the row {why}" for row in loaded.groups if (why := why_not_demonstration(row))]
-    keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows == MOST_ROWS else {}
+    keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows >= MOST_ROWS else {}
     keys |= {"on_bad_row": "skip"} if bad else {}
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
     renamed = [f"{expected} is {column}" for expected, column in reading.columns.items()]
-    used = [column for column in first_row(path) if column == ANSWER or column not in rows[kind][0].meta]
+    used = [column for column in first if column == ANSWER or column not in rows[kind][0].meta]
     return DataFile(path, name, kind, keys, format, named, renamed or used, loaded.groups, bad)

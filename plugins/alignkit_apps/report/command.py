@@ -13,7 +13,9 @@ from alignkit.commands import Result
 def show(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", help="Folders of runs, or one result: RUN/align@ppo. Default: list runs/."),
+        typer.Argument(
+            metavar="RUN", help="Folders of the runs to show, or one result: RUN/align@ppo. Default: list runs/."
+        ),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the report of a run in a browser.")] = False,

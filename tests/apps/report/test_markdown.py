@@ -14,11 +14,11 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
     headings = re.findall("^#+ (.*)$", text, flags=re.MULTILINE)
     assert headings == [
         *("small: done", "Verdict", "Warnings", "Evaluation"),
-        *("The judges", "Details: diversity, Elo points, columns"),
+        *("The judges in numbers", "Details: diversity, Elo points, columns"),
         *("Samples", "Largest gains", "At random"),
         *("Training", "SFT", "1 more curves and all numbers", "Judge pairs: labels", "All numbers"),
         *("PPO: align", "1 more curves and all numbers"),
-        *("Data", "Lengths, pairs and labels", "People"),
+        *("Data", "Lengths, pairs and labels", "People", "Each annotator"),
         *("Provenance", "How it was made", "The recipe with all overrides applied", "7 files with their SHA-256"),
     ]
     assert (

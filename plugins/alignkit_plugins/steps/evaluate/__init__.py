@@ -71,7 +71,7 @@ class Evaluate(Step):
             default_factory=list, description="judges that compare each policy with the baseline, in both orders"
         )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
-        base: bool = Field(True, description="show the untouched base model too")
+        base: bool = Field(True, description="show the base model too")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the first but `base`, or else `base`"
         )
@@ -79,8 +79,8 @@ class Evaluate(Step):
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
         by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts, of each measure")
-        show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts of each metric")
+        show: int = Field(3, ge=0, description="number of prompts whose responses are printed side by side")
         next: str = Field("", description="command to try next, printed last")
 
         @model_validator(mode="after")
