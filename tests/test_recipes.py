@@ -157,7 +157,7 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
             evaluation = done.json(f"{stage.name}/evaluation.json")
             policies = stage.component.options.policies
             assert list(evaluation["policies"]) == [*(["base"] if "base" not in policies else []), *policies]
-            assert set(done.json(f"{stage.name}/figure.json")) > set()
+            assert (folder / "results.csv").is_file()
             assert (folder / "samples.jsonl").is_file()
             assert "prompt: " in done.out
 
@@ -472,7 +472,7 @@ def check_rounds_with_people(done: Done) -> None:
     """The run stopped for each round's pairs, and each round's reward model learned old and new labels."""
     assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [1] * 5
     policies = ["base", "sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
-    assert [version["policy"] for version in done.json("report/figure.json")["versions"]] == policies
+    assert list(done.json("report/evaluation.json")["policies"]) == policies
     for k in range(1, 6):
         pairs = [pair for group in done.lines(f"labels_{k}/data.jsonl") for pair in group["pairs"]]
         assert len(pairs) == 4 and all(pair["margin"] in LEVELS for pair in pairs)

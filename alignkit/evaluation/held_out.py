@@ -89,17 +89,14 @@ def _estimate(values: Sequence[float], units: Sequence[Any]) -> statistics.Estim
 # What a run says of a stage
 
 
-def facts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the line says that ends a stage: what it learned first, then the counts of its summary.
-
-    rows: of its metrics.jsonl.
-    """
+def learned(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a stage learned, in words, by each metric; nothing if no number says so. rows: of its metrics.jsonl."""
     told = [_change(name, summary["held_out"][name]) for name in COMPARED if name in (summary.get("held_out") or {})]
     if told:
         told[0] = f"held-out {told[0]}"
     elif rewards := [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]:
         told = [f"reward {rewards[0]:.3g} -> {rewards[-1]:.3g} on the prompts that it learned from"]
-    return told + [f"{key} {value}" for key, value in summary.items() if value and isinstance(value, int | str)]
+    return told
 
 
 def _change(name: str, one: Mapping[str, Any]) -> str:

@@ -245,7 +245,8 @@ class Run(Services):
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
         summary, rows = record["summary"], read_metrics(self.folder / name)
-        told = ", ".join(held_out.facts(summary, rows))
+        counts = [f"{key} {value}" for key, value in summary.items() if value and isinstance(value, int | str)]
+        told = ", ".join([*held_out.learned(summary, rows), *counts])
         self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": "))
         if doubt := held_out.doubt(summary, rows):
             self.say(f"{name}: warning: {doubt}")

@@ -178,9 +178,7 @@ def test_a_rater_is_needed() -> None:
         EvaluateReward.Options(pairs="x")
 
 
-def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model without training, as a judge of people's pairs and of policies."""
     monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
     rows = [{"prompt": f"q{n}", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(6)]

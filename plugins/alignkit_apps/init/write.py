@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.commands import refuse
 from alignkit.data.group import resolved_pairs
+from alignkit.data.sources import opening
 from alignkit.errors import did_you_mean
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import dump
@@ -74,8 +75,9 @@ class Plan:
 
     @property
     def points(self) -> int:
-        """How exact a share of the held-out examples is, in percentage points (95%)."""
-        return round(98 / math.sqrt(sum(len(file.part(*HELD_OUT)) for file in self.of(self.goal))))
+        """How exact a share of the held-out conversations is, in percentage points (95%)."""
+        openings = {opening(row, None) for file in self.of(self.goal) for row in file.part(*HELD_OUT)}
+        return round(98 / math.sqrt(len(openings)))
 
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
         """A data entry of the recipe."""

@@ -22,8 +22,8 @@ def show(
 ) -> Result | None:
     """Show what a run found so far, or compare several.
 
-    Of one run: a line per stage, and the screen that it prints at its end. Of several: the evaluations, then how
-    recipes, versions and metrics differ. Nothing is written.
+    Of one run: a line per stage, and the screen that it prints at its end. Of several: what
+    their stages learned, the evaluations, and how recipes and versions differ. Nothing is written.
 
     align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before. evaluate, chat, serve and
     export take RUN/align@ppo. Earlier results are restored when the recipe is changed back.

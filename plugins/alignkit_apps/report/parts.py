@@ -15,6 +15,7 @@ from alignkit_apps.report.side_by_side import evaluated, not_compared
 from alignkit_apps.report.tables import (
     data_table,
     facts_table,
+    filled,
     metrics_table,
     stage_table,
     stage_titles,
@@ -102,7 +103,7 @@ def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any])
     yield from not_compared(pairs)
     for against in (rows, *(rows_of(pair["evaluation"]) for pair in pairs if pair["evaluation"])):
         if (found := comparisons(against)).rows:
-            yield found
+            yield filled(found)
     for pair in pairs:
         yield f"{pair['against']} is kept in {folder}/{pair['kept']}; {pair['result']} is in {folder}/{pair['folder']}."
     cards = mapping(summary.get("judge_cards"))
@@ -160,7 +161,7 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
     if facts["data"]:
         yield data_table(facts["data"])
     if facts["dropped"]:
-        yield "Left out or cut:"
+        yield "Dropped or truncated:"
         yield one_line_each(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
     if more := data_cards.tables(facts["data"]):
         yield Part("Lengths, pairs and labels", more, folded=True)

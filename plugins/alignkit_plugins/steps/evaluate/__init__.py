@@ -207,9 +207,9 @@ class Evaluate(Step):
         prompts, notes = self._prompts(context.load(options.prompts))
         held_out = self._examples(context)
         answering.draw(prompts)
-        measured = self._measured(prompts, notes, scorers, answering, context)
-        verdicts = self._verdicts(measured.groups, checked, context)
-        return self._artifact(measured, verdicts, checked, held_out, context)
+        groups, summary = self._measured(prompts, notes, scorers, answering, context)
+        verdicts = self._verdicts(groups, checked, context)
+        return self._artifact(groups, summary, verdicts, checked, held_out, context)
 
     @property
     def _compared(self) -> list[str]:
@@ -223,8 +223,8 @@ class Evaluate(Step):
         scorers: Sequence[Any],
         answering: Answering,
         context: StepContext,
-    ) -> numbers.Measured:
-        """The answers with their scores, and the numbers without judges."""
+    ) -> tuple[list[Group], dict[str, Any]]:
+        """The answers with their scores, and what evaluation.json says without judges."""
 
         def say(name: str) -> None:
             context.say(f"{context.out.name}: scoring with {name}")
@@ -235,19 +235,18 @@ class Evaluate(Step):
         groups = measures.scored(groups, self.options.measures, scorers[:own], say)
         summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
         summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
-        singles = [*self.options.measures, *(column.name for column in columns if column.single)]
-        return numbers.Measured(groups, summary, singles)
+        return groups, summary
 
     def _artifact(
         self,
-        measured: numbers.Measured,
+        groups: Sequence[Group],
+        summary: dict[str, Any],
         verdicts: breakdown.Verdicts,
         judges: Mapping[str, CheckedJudge],
         held_out: Sequence[Group],
         context: StepContext,
     ) -> Artifact:
         """Everything that the step writes."""
-        groups, summary = measured.groups, {**measured.summary}
         summary["judges"] = [*judges]
         summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
         summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], context)
@@ -256,9 +255,9 @@ class Evaluate(Step):
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         if held_out:
             summary = examples.added(summary, held_out, self.baseline, short_names(self._readers))
+            write_groups(context.out / "held_out.jsonl", held_out)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
-        context.write_json("figure.json", numbers.figure(summary, measured.singles))
         rows = rows_of(summary)
         (context.out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
         shown = report.report(summary, rows, groups[: self.options.show])
