@@ -46,6 +46,8 @@ class AlignkitError(Exception):
 class RunFailed(AlignkitError):
     """A stage failed; the run can be resumed."""
 
+    exit_code = 1
+
 
 class OtherTokenizer(RunFailed):
     """Token by token, a model was asked about responses that were sampled with another tokenizer."""

@@ -53,8 +53,8 @@ PLANTED = {
     # Sampling
     "same_prompts": Planted(
         ROLLOUTS,
-        "first = (iteration - 1) * self.per_iteration + self.extra + sampled",
-        "first = sampled",
+        "start = (number - 1) * self.per_iteration + self.extra + first",
+        "start = first",
         f"{ITERATION}::test_iterations_walk_through_the_prompts",
     ),
     "same_epochs": Planted(
