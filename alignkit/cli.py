@@ -91,15 +91,15 @@ def run(
       alignkit run recipe.yaml --only report
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
+    chosen = partial(load, recipe, overrides, only=only, until=until)
     if dry_run:
-        check = import_module("alignkit_apps.check.command")
-        return check.checked(load(recipe, overrides, only=only, until=until), out)
+        return import_module("alignkit_apps.check.command").checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.runs.start import RANK, launch, start
 
         if processes > 1 and RANK not in os.environ:
             raise typer.Exit(launch(processes))
-        left = start(partial(load, recipe, overrides, only=only, until=until), out)
+        left = start(chosen, out)
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)

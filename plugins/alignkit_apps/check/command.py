@@ -105,7 +105,7 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     }
     for stage in run.stages.values():
         if isinstance(stage, TrainingStage) and stage.facts:
-            is_here = run.bases[BASE].encoder is not None
+            is_here = run.base(BASE).encoder is not None
             notes[f"{recipe.model.base}: {looks[is_here]}"] = None
         for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
             if getattr(part.registration.implementation, "runs_code", False):

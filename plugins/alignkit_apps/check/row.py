@@ -72,7 +72,7 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
                 f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
-    loaded, encoder, found = run.data.read(spec), run.bases[BASE].encoder, run.stages[name]
+    loaded, encoder, found = run.data.read(spec), run.base(BASE).encoder, run.stages[name]
     assert encoder is not None
     if key == "data" and isinstance(found, TrainingStage):
         return _learned(found, loaded, row, encoder)

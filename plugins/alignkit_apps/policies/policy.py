@@ -20,7 +20,7 @@ from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec
 from alignkit.registry import Component, Registry
 from alignkit.reward import REWARD_KEY, Context, Progress, no_progress
-from alignkit.runs.bases import RunBases
+from alignkit.runs.bases import RunBase
 from alignkit.runs.fingerprint import RunData
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
@@ -133,8 +133,7 @@ def opened(
             refuse(f"--out {out}: the file is JSON lines, and never the one that is read", "name a new FILE.jsonl")
         data, progress = RunData(Path, recipe.seed).read(words.data).groups, reporter.progress
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
-        bases = RunBases(recipe, reporter)
-        models = Models(lambda name: _load(bases, name, should_stop, progress))
+        models = Models(lambda name: _load(RunBase(name, recipe, reporter, download=True), should_stop, progress))
         models.enter([each for each in named.references.values() if each != BASE and not is_file(Path(each) / ADAPTER)])
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
@@ -155,8 +154,8 @@ def opened(
         yield Opened(policies, scorers, words.rewards, sampling, data)
 
 
-def _load(bases: RunBases, name: str, should_stop: Callable[[], None], progress: Progress) -> LoadedBase:
-    base = bases[name].load(Path, should_stop)
+def _load(found: RunBase, should_stop: Callable[[], None], progress: Progress) -> LoadedBase:
+    base = found.load(Path, should_stop)
     base.max_length, base.progress = base.model.context, progress
     return base
 
