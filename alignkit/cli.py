@@ -62,11 +62,17 @@ def _options(
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Run this stage only, on complete earlier stages.")
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME, by the name of the recipe."),
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Run only this stage, on the complete results of the stages that it needs."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one, and leave the later ones.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and its data, as alignkit check does, and run nothing.")
     ] = False,
@@ -85,15 +91,15 @@ def run(
       alignkit run recipe.yaml --only report
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
+    chosen = partial(load, recipe, overrides, only=only, until=until)
     if dry_run:
-        check = import_module("alignkit_apps.check.command")
-        return check.checked(load(recipe, overrides, only=only, until=until), out)
+        return import_module("alignkit_apps.check.command").checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.runs.start import RANK, launch, start
 
         if processes > 1 and RANK not in os.environ:
             raise typer.Exit(launch(processes))
-        left = start(partial(load, recipe, overrides, only=only, until=until), out)
+        left = start(chosen, out)
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from typer.core import TyperGroup
@@ -23,12 +23,12 @@ from alignkit.errors import (
     AlignkitError,
     PluginError,
     Problem,
-    RecipeError,
     did_you_mean,
     message_of,
     plugin_options,
     reason_of,
 )
+from alignkit.errors import refuse as refuse
 from alignkit.io.text import is_file, printable, redacted
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ RecipeName = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: a.b=c sets a key, ~a.b deletes it.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe: a.b=c sets a key, and ~a.b deletes one."),
 ]
 
 
@@ -190,8 +191,3 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
     if name not in recipe.stages:
         refuse(f"no stage '{name}'", did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}")
     return recipe.stages[name]
-
-
-def refuse(message: str, help: str = "") -> NoReturn:
-    """Raise RecipeError for what a user typed. help: what to type instead."""
-    raise RecipeError([Problem(message, help=help)])

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from alignkit.io.text import redacted
 
@@ -163,6 +164,11 @@ class Problem:
         if self.help:
             lines.append(f"  help: {self.help}")
         return redacted("\n".join(lines))  # a key may be in the line, or in the override
+
+
+def refuse(message: str, help: str = "") -> NoReturn:
+    """Raise RecipeError for what a user typed. help: what to type instead."""
+    raise RecipeError([Problem(message, help=help)])
 
 
 @contextmanager

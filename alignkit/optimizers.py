@@ -32,20 +32,6 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     return plugins().get(kind, value).implementation, {}
 
 
-def optimizer_parts(settings: Settings, suited: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What makes the optimizer, and its options: those of the recipe, else of the algorithm, else alignkit's.
-
-    suited: those of the algorithm, for Adam's family.
-    """
-    implementation, options = _named("optimizer", settings.optimizer)
-    options.pop("max_grad_norm", None)
-    defaults: dict[str, Any] = {"weight_decay": 0.0}
-    if "adam" in getattr(implementation, "__name__", "").lower():
-        defaults |= suited
-    taken = inspect.signature(implementation).parameters.keys()
-    return implementation, {name: value for name, value in defaults.items() if name in taken} | options
-
-
 def factor_of(schedule: Component | str, **given: float) -> float:
     """The factor on the learning rate at a step after the warmup. given: what a schedule may take, see above.
 
@@ -70,13 +56,20 @@ def make_optimizer(
 
     Weight decay shrinks matrices only: shrinking a norm's factor, which begins at 1, would switch its layer off.
 
-    suited: options that suit the algorithm, as in its `defaults`.
+    suited: options that suit the algorithm, as in its `defaults`, if the optimizer is of Adam's family. They count more
+    than alignkit's, and those of the recipe more than both.
     """
     known = list(parameters)
     groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
     if vectors := [p for p in known if p.ndim < 2]:
         groups.append({"params": vectors, "weight_decay": 0.0})
-    implementation, options = optimizer_parts(settings, suited)
+    implementation, options = _named("optimizer", settings.optimizer)
+    options.pop("max_grad_norm", None)
+    defaults: dict[str, Any] = {"weight_decay": 0.0}
+    if "adam" in getattr(implementation, "__name__", "").lower():
+        defaults |= suited
+    known_options = inspect.signature(implementation).parameters.keys()
+    options = {name: value for name, value in defaults.items() if name in known_options} | options
     try:
         made: Optimizer = implementation(groups, lr=rate, **options)
         taken = chain.from_iterable(group["params"] for group in getattr(made, "param_groups", ()))

@@ -18,7 +18,7 @@ import pluggy
 
 from alignkit import hookspecs
 from alignkit.calls import blame, line_in
-from alignkit.errors import PluginError, Problem, RecipeError, did_you_mean, plugin_options, reason_of
+from alignkit.errors import PluginError, did_you_mean, plugin_options, reason_of, refuse
 from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
@@ -61,7 +61,7 @@ class Plugins(Registry):
     loads the same plugins with them.
     """
 
-    def __init__(self, files: Iterable[Path] = (), without: Iterable[str] = ()) -> None:
+    def __init__(self, files: Iterable[Path], without: Iterable[str]) -> None:
         super().__init__()
         self.files, self.without = tuple(dict.fromkeys(files)), tuple(without)
         self.manager = pluggy.PluginManager(GROUP)
@@ -148,7 +148,7 @@ def load_plugins(extra_files: Iterable[Path] | None = None, disabled: Sequence[s
     for name in disabled:
         if name not in names:
             help = did_you_mean(name, names) or "`alignkit plugins` lists what is installed"
-            raise RecipeError([Problem(f"cannot disable plugin '{name}': no such plugin is installed", help=help)])
+            refuse(f"cannot disable plugin '{name}': no such plugin is installed", help)
     for plugin in found:
         if plugin.names.isdisjoint(disabled):
             result.load(plugin)

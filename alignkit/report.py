@@ -18,7 +18,6 @@ from pydantic import TypeAdapter
 from alignkit.io.text import printable
 
 WIDTH = 80  # of files and pipes, in characters
-GAP = 2  # characters between the columns of a table
 MOST = 1_000_000  # of texts in Markdown, which are not wrapped
 INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
 JOINT = "\ue000"  # stands for the space in an interval while lines are broken
@@ -112,21 +111,6 @@ def _joined(text: str) -> str:
     return INTERVAL.sub(lambda match: match[0].replace(" ", JOINT), printable(text))
 
 
-def unbroken(block: Table, width: int) -> list[int]:
-    """The widths of a table's columns in which no cell is broken, and its heads only between words; empty if it is too
-    wide for that.
-    """
-    from rich.cells import cell_len
-
-    cells = [max([cell_len(row[index]) for row in block.rows], default=1) for index in range(len(block.columns))]
-    words = [max(map(cell_len, head.split()), default=0) for head in block.columns]
-    for heads in (list(map(cell_len, block.columns)), words):
-        widths = [max(pair) for pair in zip(cells, heads, strict=True)]
-        if sum(widths) + GAP * (len(widths) - 1) <= width:
-            return widths
-    return []
-
-
 def _grid(block: Table, width: int) -> str:
     """A table in lines, with words and intervals in one piece."""
     from rich import box, table
@@ -134,11 +118,9 @@ def _grid(block: Table, width: int) -> str:
     from rich.console import Console
 
     grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    widths = unbroken(block, width)
     for index, head in enumerate(block.columns):
         words = " ".join(_joined(row[index]) for row in block.rows).split()
-        least = widths[index] if widths else max(map(cell_len, words), default=1)
-        grid.add_column(_joined(head), overflow="fold", min_width=least, max_width=widths[index] if widths else None)
+        grid.add_column(_joined(head), overflow="fold", min_width=max(map(cell_len, words), default=1))
         if index >= block.keys:
             grid.columns[index].justify = "right"
     for row in block.rows:

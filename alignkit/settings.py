@@ -211,8 +211,8 @@ class Settings(Options):
     )
     optimizer: OptimizerRef = Field(
         default="adamw",
-        description="of torch, bitsandbytes, transformers or a plugin, with its options, as in {adamw: {betas: [0.9, "
-        "0.95], eps: 1.0e-8, weight_decay: 0.1, max_grad_norm: 1}}",
+        description="optimizer of torch, bitsandbytes, transformers or a plugin, with its options, as in "
+        "{adamw: {betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1, max_grad_norm: 1}}",
     )
     warmup_ratio: float = Field(
         default=0.0,

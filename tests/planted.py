@@ -53,8 +53,8 @@ PLANTED = {
     # Sampling
     "same_prompts": Planted(
         ROLLOUTS,
-        "first = (iteration - 1) * self.per_iteration + self.extra + sampled",
-        "first = sampled",
+        "start = (number - 1) * self.per_iteration + self.extra + first",
+        "start = first",
         f"{ITERATION}::test_iterations_walk_through_the_prompts",
     ),
     "same_epochs": Planted(
@@ -163,8 +163,8 @@ PLANTED = {
     # Selecting
     "same_selection": Planted(
         ONLINE,
-        'seeds.stream(seed, name, "select", number)',
-        'seeds.stream(seed, name, "select")',
+        'self.context.rng("select", number)',
+        'self.context.rng("select")',
         f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
     ),
     "first_rewards": Planted(

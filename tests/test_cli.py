@@ -256,10 +256,9 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
             "run it, then name a result: alignkit run x.yaml; then runs/NAME/STAGE",
         ),
         (
-            "chat x --max-new-tokens y",
-            "Invalid value for '--max-new-tokens': Input should be a valid integer, unable to parse string as an "
-            "integer",
-            "alignkit chat --help lists arguments and options",
+            "run x --processes y",
+            "Invalid value for '--processes': Input should be a valid integer, unable to parse string as an integer",
+            "alignkit run --help lists arguments and options",
         ),
         (
             "chat x --model gpt2",

@@ -733,7 +733,7 @@ def test_an_undetected_format_lists_the_lines_that_read_it(tmp_path: Path) -> No
     assert "columns question, reply" in text
     assert [line.strip() for line in text.splitlines()[1:]] == [
         "data: {path: FILE, columns: {prompt: question, completion: reply}}  # prompt_completion",
-        "data: {path: FILE, columns: {prompt: question}}  # prompt_only",
+        "data: {path: FILE, columns: {prompt: question, answer: reply}}  # prompt_only",
     ]
     renamed = load(source(path, columns={"prompt": "question", "completion": "reply"}))
     assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (Response(text="a"),)

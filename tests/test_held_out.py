@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.evaluation.held_out import compared, doubt, facts, values_of
+from alignkit.evaluation.held_out import compared, doubt, learned, values_of
 
 UNEQUAL = {0: [2.0, 4.0], 1: [3.0, 3.0], 2: [0.0, 1.0], 3: [8.0, 10.0]}  # sums, weights
 
@@ -65,11 +65,11 @@ FELL, FLAT = [{"loss": 2.0 - place / 40} for place in range(40)], [{"loss": 2.0}
 
 def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
     summary = {**of(START, BETTER), "groups": 30, "encoding": {}}
-    (change, groups) = facts(summary, FELL)
-    assert change.startswith("held-out loss 2.49 -> 2.09 [") and groups == "groups 30"
+    (change,) = learned(summary, FELL)
+    assert change.startswith("held-out loss 2.49 -> 2.09 [")
     ties = of([0.5] * 40, [1.0] * 30 + [0.0] * 10, "accuracy")
-    assert facts(ties, FELL) == ["held-out accuracy 50% -> 75% [60, 86]"]
-    assert facts({}, [{"reward": 0.5}, {"reward": -0.25}])[0].startswith("reward 0.5 -> -0.25 on the prompts")
+    assert learned(ties, FELL) == ["held-out accuracy 50% -> 75% [60, 86]"]
+    assert learned({}, [{"reward": 0.5}, {"reward": -0.25}])[0].startswith("reward 0.5 -> -0.25 on the prompts")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,11 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         (of([0.5] * 40, [1.0] * 22 + [0.0] * 18, "accuracy"), FLAT, "learned nothing measurable"),
         (of([0.5] * 40, [1.0] * 33 + [0.0] * 7, "accuracy"), FLAT, ""),
         ({}, FELL, ""),
+        ({}, [{"reward": 0.0}] * 6, "its reward is 0 in every iteration"),
+        ({}, [{"reward": value} for value in (0.1, 0.2, 0.1, 0.2, 0.1, 0.2)], "does not rise measurably"),
+        ({}, [{"reward": value} for value in (0.6, 0.5, 0.6, 0.2, 0.1, 0.2)], "does not rise measurably"),
+        ({}, [{"reward": value} for value in (0.1, 0.2, 0.1, 0.8, 0.9, 0.8)], ""),
+        ({}, [{"reward": 0.1}, {"reward": 0.1}], ""),
     ],
 )
 def test_a_stage_that_learned_nothing_says_what_to_change(summary: Any, rows: Any, said: str) -> None:

@@ -116,6 +116,7 @@ KINDS = {
     "export": ["runs/r/sft", "exported"],
     "verify": ["runs/r"],
     "evaluate": ["runs/r/base", "runs/r/sft", "--prompts", "rows.jsonl", "--reward", "length", "--limit", "2"],
+    "evaluate ": ["rows.jsonl", "--reward", "repetition"],
 }
 TALK = {"chat", "serve", "label", "data browse"}
 

@@ -757,7 +757,7 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
     assert ours == pytest.approx(reward_model.scores, abs=1e-5)
     assert len(set(ours)) == len(ours)
     is_adapter = (folder / "adapter_config.json").exists()
-    source = run.bases["base"].source if is_adapter else folder
+    source = run.base("base").source if is_adapter else folder
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
     if is_adapter:
         model = PeftModel.from_pretrained(model, folder)

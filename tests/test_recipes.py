@@ -157,7 +157,7 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
             evaluation = done.json(f"{stage.name}/evaluation.json")
             policies = stage.component.options.policies
             assert list(evaluation["policies"]) == [*(["base"] if "base" not in policies else []), *policies]
-            assert set(done.json(f"{stage.name}/figure.json")) > set()
+            assert (folder / "results.csv").is_file()
             assert (folder / "samples.jsonl").is_file()
             assert "prompt: " in done.out
 
@@ -221,7 +221,7 @@ def test_every_recipe_says_what_it_is(name: str) -> None:
 
 def test_smoke_runs_whole(smoke: Done) -> None:
     check_artifacts("smoke", smoke, [])
-    assert re.search(r"^sft: done in [0-9ms.]+: groups [0-9]+, steps [0-9]+", smoke.err, re.MULTILINE)
+    assert re.search(r"^sft: done in [0-9ms.]+: .*groups [0-9]+, steps [0-9]+", smoke.err, re.MULTILINE)
     assert "{" not in smoke.err
     (said,) = {r["source"] for group in smoke.lines("align/rollouts/0001.jsonl") for r in group["responses"]}
     assert said == "align"
@@ -447,7 +447,7 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
         assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
         assert all("mix/nll" in row for row in done.lines("align/metrics.jsonl"))
     if name == "rlaif":
-        assert "same position preferred in both orders" in done.out
+        assert "the order of the answers decides" in " ".join(done.out.split())
         assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
 
 
@@ -472,7 +472,7 @@ def check_rounds_with_people(done: Done) -> None:
     """The run stopped for each round's pairs, and each round's reward model learned old and new labels."""
     assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [1] * 5
     policies = ["base", "sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
-    assert [version["policy"] for version in done.json("report/figure.json")["versions"]] == policies
+    assert list(done.json("report/evaluation.json")["policies"]) == policies
     for k in range(1, 6):
         pairs = [pair for group in done.lines(f"labels_{k}/data.jsonl") for pair in group["pairs"]]
         assert len(pairs) == 4 and all(pair["margin"] in LEVELS for pair in pairs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -182,9 +182,9 @@ class Loaded:
     """
 
     groups: list[Group]
-    validation: list[Group] = field(default_factory=list)
-    skipped: list[SkippedRow] = field(default_factory=list)
-    sources: tuple[SourceFacts, ...] = ()
+    validation: list[Group]
+    skipped: list[SkippedRow]
+    sources: tuple[SourceFacts, ...]
 
     @property
     def weights(self) -> tuple[float, ...] | None:

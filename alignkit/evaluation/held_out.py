@@ -14,6 +14,7 @@ from alignkit.evaluation.statistics import shown
 
 COMPARED = ("accuracy", "loss")  # metrics, the one that a reader looks for first; of a loss, less is better
 FEW_STEPS = 50
+FEW_ITERATIONS = 4
 FALLS = 0.95  # of the first training losses, below which the last ones have fallen
 
 Values = Mapping[str, Sequence[float]]
@@ -88,24 +89,21 @@ def _estimate(values: Sequence[float], units: Sequence[Any]) -> statistics.Estim
 # What a run says of a stage
 
 
-def facts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the line says that ends a stage: what it learned first, then the counts of its summary.
-
-    rows: of its metrics.jsonl.
-    """
+def learned(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a stage learned, in words, by each metric; nothing if no number says so. rows: of its metrics.jsonl."""
     told = [_change(name, summary["held_out"][name]) for name in COMPARED if name in (summary.get("held_out") or {})]
     if told:
         told[0] = f"held-out {told[0]}"
     elif rewards := [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]:
         told = [f"reward {rewards[0]:.3g} -> {rewards[-1]:.3g} on the prompts that it learned from"]
-    return told + [f"{key} {value}" for key, value in summary.items() if value and isinstance(value, int | str)]
+    return told
 
 
 def _change(name: str, one: Mapping[str, Any]) -> str:
     """`accuracy 50% -> 62% [55, 69]`"""
     percent = name == "accuracy"
     start = {**one["start"], "low": None, "high": None}
-    digits = max(0, statistics.decimals(one["result"]) - 1)
+    digits = statistics.decimals(one["result"])
     begin, end = (shown(each, percent=percent, digits=digits) for each in (start, one["result"]))
     return f"{name} {begin} -> {end}"
 
@@ -119,7 +117,9 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     better = {
         name: _side(held_out[name]["difference"], -1 if name == "loss" else 1) for name in COMPARED if name in held_out
     }
-    if not better or 1 in better.values():
+    if not better:
+        return _still([row["reward"] for row in rows if isinstance(row.get("reward"), int | float)])
+    if 1 in better.values():
         return ""
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
     part = max(1, len(losses) // 5)
@@ -133,6 +133,19 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         cure = "raise learning_rate, or check that the data say what to learn"
     got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
     return f"by its {held_out['examples']} held-out examples it {got}; {cure}"
+
+
+def _still(rewards: Sequence[float]) -> str:
+    """What to change if the rewards of an online stage's iterations do not rise; empty if they do, or are few."""
+    if len(rewards) < FEW_ITERATIONS:
+        return ""
+    if min(rewards) == max(rewards):
+        return f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better or worse"
+    half = len(rewards) // 2
+    first, last = statistics.estimate(rewards[:half]), statistics.estimate(rewards[-half:])
+    if (last["low"] or last["mean"] or 0.0) > (first["high"] or first["mean"] or 0.0):
+        return ""
+    return "its reward does not rise measurably; raise iterations or learning_rate, or begin with a better policy"
 
 
 def _side(difference: Mapping[str, Any], sign: int) -> int:

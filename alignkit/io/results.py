@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.errors import RunFailed, did_you_mean, refuse
 from alignkit.io.atomic import (
     discard_folder,
     make_folder,
@@ -168,7 +168,7 @@ def find_result(run: Path, reference: str) -> Path:
     if reference in results:
         return results[reference]
     text = f"{run} has no result {reference}; results of {stage}: {', '.join(results) or 'none'}"
-    raise RecipeError([Problem(text, help=did_you_mean(reference, results))])
+    refuse(text, did_you_mean(reference, results))
 
 
 # Results by key
@@ -248,12 +248,11 @@ class Results:
             discard_folder(result)
         move_folder(work, result)
 
-    def begin(self, stage: str, key: str, parts: Mapping[str, Any]) -> Path:
-        """Begin or continue a stage's work, and return its folder. parts: what the key is made of."""
+    def begin(self, stage: str, key: str, parts: Mapping[str, Any]) -> None:
+        """Begin or continue a stage's work. parts: what the key is made of."""
         make_folder(work := self.of(WORK, stage, key))
         write_record(work, {"hash": key, "complete": False, "depends_on": parts})
         self._link(stage, work)
-        return self.folder / stage
 
     def wait(self, stage: str, labels: int, store: Path) -> None:
         """Write down that a stage that has begun waits for labels of people. store: that they go to."""

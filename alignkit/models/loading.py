@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
-from alignkit.errors import RunFailed, reason_of
+from alignkit.errors import AlignkitError, RunFailed, memory_ran_out, reason_of
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
-from alignkit.tokens.check import check_ids, loaded_tokenizer
+from alignkit.tokens.check import check_ids
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -48,7 +48,9 @@ def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
     """Report what a library says of a model's files. It may raise anything for a file that it does not expect."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError, TypeError, AttributeError, LookupError, ImportError) as error:
+    except Exception as error:
+        if isinstance(error, AlignkitError) or memory_ran_out(error):
+            raise
         raise RunFailed(f"{source} cannot be read ({reason_of(error)})\nhelp: {help}") from error
 
 
@@ -196,14 +198,21 @@ def load_base(
 
 def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
     """What an `Encoder` of a base model is made of, without its weights: tokenizer, template arguments, end tokens."""
-    from transformers import AutoTokenizer
-
     options: Any = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
     config = load_config(source, **options)
-    tokenizer = loaded_tokenizer(lambda: AutoTokenizer.from_pretrained(source, **options), spec.base)
+    tokenizer = load_tokenizer(source, spec.base, **options)
     check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
     set_chat_template(tokenizer, spec.chat_template)
     return tokenizer, spec.chat_template_kwargs, end_ids(source, revision)
+
+
+def load_tokenizer(source: str | Path, name: str, **options: Any) -> Any:
+    """A tokenizer. name: of what it belongs to, in the error. Raises RunFailed for files that are damaged."""
+    from transformers import AutoTokenizer
+
+    with reading(f"{name}: its tokenizer", "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, "
+                 "or set model.trust_remote_code if it has code of its own that you trust"):  # fmt: skip
+        return AutoTokenizer.from_pretrained(source, **options)
 
 
 def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
@@ -225,7 +234,7 @@ def ends_of(generation: Any) -> list[Any]:
     return [*ids] if isinstance(ids, list | tuple) else [ids]
 
 
-def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> Any:
+def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **options: Any) -> Any:
     """Call `kind.from_pretrained`.
 
     spare: endings of names that may be missing. Raises RunFailed if other weights are missing or have the wrong shape:

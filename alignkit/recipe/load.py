@@ -274,7 +274,7 @@ class _Blocks:
         stages = {}
         for name, content in _stages_of(self.document.data).items():
             keys: Keys = ("stages", name)
-            if "repeat" not in children(content) or {"algorithm", "step"} & content.keys():
+            if "repeat" not in children(content) or content.keys() & _KINDS:
                 stages[name] = rewritten(content, self._meant, keys)
             elif block := self._block(content, keys):
                 firsts = {stage: block.start.get(stage, "") for stage in block.stages}

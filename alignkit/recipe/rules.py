@@ -24,7 +24,7 @@ class Rule:
     place: str
     broken: Callable[[Any], Any]
     message: str
-    help: str = ""
+    help: str
     key: bool = False
 
 

@@ -96,8 +96,7 @@ class Recipe:
     """A validated recipe.
 
     stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. document:
-    its text, for errors that are found after it was read; None for a recipe without one. chosen: names of the stages
-    to run; empty: all.
+    its text, for errors that are found after it was read. chosen: names of the stages to run; empty: all.
     """
 
     name: str
@@ -108,8 +107,8 @@ class Recipe:
     model: ModelSpec
     stages: dict[str, Stage]
     resolved: dict[str, Any]
-    trackers: tuple[Component, ...] = ()
-    document: Document = field(default=UNREAD, compare=False, repr=False)
+    trackers: tuple[Component, ...]
+    document: Document = field(compare=False, repr=False)
     chosen: tuple[str, ...] = ()
 
     def problem(self, stage: str, text: str, option: Keys) -> Problem:

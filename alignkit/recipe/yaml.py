@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from alignkit.errors import Problem, RecipeError, did_you_mean
+from alignkit.errors import Problem, RecipeError, did_you_mean, refuse
 from alignkit.io.text import absolute, exists, expanded, is_file, resolved
 from alignkit.kinds import reader_of
 
@@ -101,9 +101,10 @@ for _name, _pattern in _CORE.items():
         _class.add_implicit_resolver(TAG + _name, re.compile(f"(?:{_pattern})\\Z"), None)
 
 
-def dump(data: Any) -> str:
-    """Return plain data as YAML that is read as the same data."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump(data: Any, flow: bool = False) -> str:
+    """Return plain data as YAML that is read as the same data. flow: on one line."""
+    layout: dict[str, Any] = {"default_flow_style": True, "width": MAX_BYTES} if flow else {}
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **layout)
     return text
 
 
@@ -318,7 +319,7 @@ def _override(document: Document, text: str) -> None:
     names = path.strip().removeprefix("~").split(".")
     if not all(names) or path.startswith("~") == bool(equals) or names[0] == "extends":
         message = "an override must be key.path=value, or ~key.path to delete a key; 'extends' cannot be overridden"
-        raise RecipeError([Problem(message)])
+        refuse(message)
     reader = _Reader(value, "", [])
     new = _with_absolute_paths(reader.read(), Path.cwd(), document.path.parent)
     if reader.problems:
@@ -334,7 +335,7 @@ def _override(document: Document, text: str) -> None:
             if not equals or misspelled or not isinstance(inside, dict):
                 known = [str(each) for each in there]
                 help = did_you_mean(name, known) or f"keys there: {', '.join(known) or 'none'}"
-                raise RecipeError([Problem(f"no such key: '{'.'.join(names[:depth])}'", help=help)])
+                refuse(f"no such key: '{'.'.join(names[:depth])}'", help)
             document.put(keys, place)
         if depth < len(names):
             if there.get(key) in (None, names[depth]):  # `ppo` becomes `{ppo: {}}`
@@ -375,4 +376,4 @@ def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
     if found := shipped_recipe(str(name)):
         return found
     help = did_you_mean(path.stem, shipped()) or f"shipped recipes: {', '.join(shipped())}"
-    raise RecipeError([Problem(f"no such recipe: {name}", help=help)])
+    refuse(f"no such recipe: {name}", help)

@@ -61,7 +61,7 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
 class RunBase:
     """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
 
-    def __init__(self, name: str, recipe: Recipe, reporter: Reporter, download: bool = True):
+    def __init__(self, name: str, recipe: Recipe, reporter: Reporter, download: bool):
         """name: BASE, or the folder of a whole model. download: whether a model may be fetched or made."""
         self.name, self._recipe, self._reporter, self._download = name, recipe, reporter, download
         self.spec = recipe.model
@@ -180,15 +180,3 @@ def place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
         if value == folder and keys[: len(start)] == start:
             return keys
     return start
-
-
-class RunBases(dict[str, RunBase]):
-    """The base models of a run: BASE, and the folders of whole models that its stages use."""
-
-    def __init__(self, recipe: Recipe, reporter: Reporter, download: bool = True):
-        """download: see `RunBase`."""
-        self._recipe, self._reporter, self._download = recipe, reporter, download
-
-    def __missing__(self, name: str) -> RunBase:
-        self[name] = RunBase(name, self._recipe, self._reporter, self._download)
-        return self[name]

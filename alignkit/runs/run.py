@@ -13,8 +13,6 @@ from alignkit.calls import call, create
 from alignkit.errors import (
     OutOfResource,
     PluginError,
-    Problem,
-    RecipeError,
     RemoteError,
     RunFailed,
     StageWaits,
@@ -22,6 +20,7 @@ from alignkit.errors import (
     memory_ran_out,
     message_of,
     no_disk,
+    refuse,
     stoppable,
 )
 from alignkit.evaluation import held_out
@@ -68,7 +67,8 @@ def run_recipe(
                 run.event("run_finished", error=error)
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
-        run.say_end()
+        took = duration(time.monotonic() - reporter.began)
+        reporter.say(f"done in {took}; peak memory {run.peak_memory}; results: {folder}")
         try:
             run.should_stop()
         except Stopped as stopped:  # a signal came after the last stage
@@ -141,7 +141,7 @@ class Run(Services):
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
         if missing := [name for name in incomplete if name not in (self.recipe.chosen or incomplete)]:
             text = f"--only needs results of {', '.join(missing)}, which are not complete with these settings"
-            raise RecipeError([Problem(text, help=f"--until {missing[-1]} makes them")])
+            refuse(text, f"--until {missing[-1]} makes them")
         self.prepare(incomplete)
 
     def _show(self) -> None:
@@ -245,15 +245,11 @@ class Run(Services):
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
         summary, rows = record["summary"], read_metrics(self.folder / name)
-        told = ", ".join(held_out.facts(summary, rows))
+        counts = [f"{key} {value}" for key, value in summary.items() if value and isinstance(value, int | str)]
+        told = ", ".join([*held_out.learned(summary, rows), *counts])
         self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": "))
         if doubt := held_out.doubt(summary, rows):
             self.say(f"{name}: warning: {doubt}")
-
-    def say_end(self) -> None:
-        """The last line of a run that is complete: how long the command took, and where its results are."""
-        took = duration(time.monotonic() - self.reporter.began)
-        self.reporter.say(f"done in {took}; peak memory {self.peak_memory}; results: {self.folder}")
 
     @property
     def peak_memory(self) -> str:

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 import alignkit
 from alignkit import errors
-from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed
+from alignkit.errors import OutOfResource, RunFailed, refuse
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
@@ -28,7 +28,7 @@ from alignkit.io.text import exists, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, Stage
-from alignkit.runs.bases import RunBases
+from alignkit.runs.bases import RunBase
 from alignkit.runs.fingerprint import RunData
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class Services:
     """What the stages of a run share.
 
-    say: prints a line that the user must know. hashes: of the keys of stages. ready: stages whose results are those
-    for their keys. others: runs whose results may be reused.
+    say: prints a line that the user must know. base: returns the base model of a name, made once. hashes: of the keys
+    of stages. ready: stages whose results are those for their keys. others: runs whose results may be reused.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Services:
         self.say: Callable[[str], None] = self.reporter.say
         self.store = Results(folder)
         self.others = other_runs(folder)
-        self.bases = RunBases(recipe, self.reporter, download)
+        self.base = cache(partial(RunBase, recipe=recipe, reporter=self.reporter, download=download))
         self.data = RunData(self.store.data, recipe.seed)
         self.hashes: dict[str, str] = {}
         self.ready: set[str] = set()
@@ -87,7 +87,7 @@ class Services:
         return Models(self._open)
 
     def _open(self, base: str) -> LoadedBase:
-        loaded = self.bases[base].load(self.artifact, self.should_stop)
+        loaded = self.base(base).load(self.artifact, self.should_stop)
         loaded.model.passes = self.collectives.passes_of(base, loaded)
         self._attach(loaded)
         return loaded
@@ -181,7 +181,7 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
     taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]  # a stage looks at its folder itself
     if taken and not exists(folder / RECIPE):
         text = f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"
-        raise RecipeError([Problem(text, help="choose another folder, such as --out runs/NAME")])
+        refuse(text, "choose another folder, such as --out runs/NAME")
     reporter = Reporter()
     reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, {folder}")
     return reporter

@@ -9,31 +9,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, ExternalTrainer, SelectContext, Source
-from alignkit.calls import call, create
+from alignkit.algorithm import Algorithm, ExternalTrainer, Source
+from alignkit.calls import call
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
-from alignkit.data.sources import DataSpec, Loaded, SourceFacts
+from alignkit.data.sources import DataSpec, Loaded
 from alignkit.environment import player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
-from alignkit.kinds import reader_of
+from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
-from alignkit.reward import Context, Reward
+from alignkit.reward import Reward
 from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import result_hashes, stage_parts
 from alignkit.runs.services import Services, resumable_map
-from alignkit.settings import Settings
 from alignkit.step import Artifact, StepContext, StepData, run_step
-from alignkit.training.context import StageContext, select
+from alignkit.training.context import StageContext
 
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
@@ -84,32 +81,15 @@ class Problems:
             raise DataError("\n\n".join(map(str, self.problems)).removeprefix("error: "))
 
 
-class RunStage:
-    """One stage of a run. facts: how its sources were read."""
+class RunStage(StageContext):
+    """One stage of a run."""
 
-    def __init__(self, services: Services, stage: Stage):
-        self.services, self.stage, self.name = services, stage, stage.name
-        self.recipe, self.reporter, self.seed = services.recipe, services.reporter, services.recipe.seed
-        self.folder = services.folder / stage.name
-        self.summary: dict[str, Any] = {}  # for stage.json
-        self.facts: list[SourceFacts] = []
-        self._plugins: dict[int, Any] = {}  # by the id of their component
-        self._sources: list[dict[str, Any]] = []  # what stage.json says of them
-        self._described: list[DataSpec] = []
-        self._bad_rows: dict[str, None] = {}  # an ordered set: entries may share a file
+    services: Services
 
     @property
     def entries(self) -> list[DataSpec]:
         """The data entries of the stage."""
         return specs([self.stage.settings, self.stage.component.options], DataSpec)
-
-    def notify(self, hook: str, **values: Any) -> Any:
-        """Call an event hook."""
-        return self.services.event(hook, stage=self.name, **values)
-
-    def say(self, text: str) -> None:
-        """Print one line about this stage, which the user must know."""
-        self.services.say(f"{self.name}: {text}")
 
     # What the result depends on
 
@@ -118,7 +98,7 @@ class RunStage:
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
-        return stage_parts(self.stage, self.recipe, services.bases[BASE].digest, upstream, services.data)
+        return stage_parts(self.stage, self.recipe, services.base(BASE).digest, upstream, services.data)
 
     def record(self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The contents of stage.json, without the hash. parts: what the hash is made of."""
@@ -142,17 +122,6 @@ class RunStage:
 
     # Before the weights
 
-    def plugin(self, component: Component) -> Any:
-        """The plugin of a component, made once."""
-        if id(component) not in self._plugins:
-            self._plugins[id(component)] = create(component, self.name)
-        return self._plugins[id(component)]
-
-    def take(self, component: Component) -> Any:
-        """The plugin of a component for whoever uses it; the next one who asks gets another."""
-        self.plugin(component)
-        return self._plugins.pop(id(component))
-
     def check_plugins(self, problems: Problems) -> None:
         """Let the stage's plugins check what they can, and look for weights that do not fit their base models."""
         stage, folder = self.stage, self.recipe.folder
@@ -170,7 +139,7 @@ class RunStage:
 
     def check_weights(self, problems: Problems) -> None:
         """Find weights of other runs that the stage cannot use, and a reference that reads other tokens."""
-        stage, bases, start, reference = self.stage, self.services.bases, None, None
+        stage, base, start, reference = self.stage, self.services.base, None, None
         if stage.settings is not None:
             start, reference = stage.settings.from_, stage.settings.reference
         uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
@@ -178,9 +147,9 @@ class RunStage:
         uses |= {spec.name: "reward" for spec in rewards if spec.kind == "folder"}
         for folder, use in uses.items():
             with problems.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
-                bases[BASE].check(Path(folder), use)
+                base(BASE).check(Path(folder), use)
         if reference in stage.whole_models:  # which must read the tokens that the policy writes
-            ours, theirs = bases[BASE].encoder, bases[reference].encoder
+            ours, theirs = base(BASE).encoder, base(reference).encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
             with problems.gathering(self.name, ("reference",)):
@@ -231,51 +200,14 @@ class RunStage:
         """Do the work, from the last checkpoint; returns what the stage made."""
         raise NotImplementedError
 
-    def load(self, spec: DataSpec) -> Loaded:
-        """Read a data entry; report what was understood, and the bad rows that it skips."""
-        loaded = self.services.data.read(spec)
-        if spec in self._described:
-            return loaded
-        self._described.append(spec)
-        told = self.notify("data_read", loaded=loaded)
-        for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
-            if source.path is not None and (reader := reader_of(source.path)) is not None:
-                more.append(reader.facts(source.path))
-            record = dict(vars(replace(facts, sample=None)))
-            for each in more:
-                record |= each
-            self._sources.append(record)
-        if bad := list(map(str, loaded.skipped)):
-            self._bad_rows |= dict.fromkeys(bad)
-            self.say(f"bad rows skipped: {len(bad)}, the first: {bad[0]}")
-        return loaded
 
-    def metrics(self, size: int = 0) -> Metrics:
-        """Open the metrics file, of which `size` bytes stay."""
-        metrics = Metrics(self.folder / "metrics.jsonl" if self.services.leads else None, size)
-        self.notify("metrics_opened", metrics=metrics)
-        return metrics
-
-    def reward_context(self) -> Context:
-        """What rewards and judges can use."""
-        return Context(
-            self.services.models,
-            self.services.folder / "cache",
-            self.recipe.folder,
-            self.seed,
-            lambda spec: self.load(spec).groups,
-            stage=self.name,
-            progress=self.reporter.progress,
-        )
-
-
-class TrainingStage(RunStage, StageContext):
-    """A stage that trains. settings: with the learning rate that is used."""
+class TrainingStage(RunStage):
+    """A stage that trains."""
 
     def __init__(self, services: Services, stage: Stage):
         super().__init__(services, stage)
         assert stage.settings is not None
-        self.settings: Settings = stage.settings
+        self.settings = stage.settings
 
     # Before the weights
 
@@ -295,13 +227,13 @@ class TrainingStage(RunStage, StageContext):
         if self.services.download:
             with problems.gathering(self.name, ("environment",)):  # is the chat template fit for it?
                 factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
-                player().Episodes(factory, self.services.bases[BASE].encoder, settings.max_length)
+                player().Episodes(factory, self.services.base(BASE).encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         self._check_entries(problems, filter(self._is_here, self.entries), rows)
 
     def _check_entries(self, problems: Problems, entries: Iterable[DataSpec], rows: int | None) -> None:
-        settings, encoder = self.settings, self.services.bases[BASE].encoder
+        settings, encoder = self.settings, self.services.base(BASE).encoder
         for spec, loaded in self._read(problems, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with problems.gathering(self.name, keys or ()):
@@ -309,8 +241,11 @@ class TrainingStage(RunStage, StageContext):
                     groups = self._rendered(groups, encoder, rows)
                 if keys == ("data",):
                     self._check_learning(loaded)
-                elif keys and keys[0] in ("prompts", "monitors"):
-                    self._check_prompts(prompts_of(groups), ".".join(map(str, keys)))
+                elif keys and keys[0] in ("prompts", "monitors") and not prompts_of(groups):
+                    of_key = f"the rows of '{path_text(keys)}'"
+                    raise DataError(f"stage '{self.name}': {of_key} are raw text, without a prompt to answer")
+                elif keys == ("prompts",):
+                    call(self.plugin(self.stage.component), "check_prompts", prompts_of(groups))
             with problems.gathering(self.name, ()):
                 asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
@@ -348,27 +283,6 @@ class TrainingStage(RunStage, StageContext):
             return
         selected = self.select(loaded.groups)
         call(self.take(component), "check_data", selected)  # the state of another one begins with its own selection
-
-    def _check_prompts(self, prompts: Sequence[Group], key: str) -> None:
-        """Check that there are prompts."""
-        if not prompts:
-            raise DataError(f"stage '{self.name}': the rows of '{key}' are raw text, without a prompt to answer")
-        if key == "prompts":
-            call(self.plugin(self.stage.component), "check_prompts", prompts)
-
-    # Its data
-
-    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """The groups that the algorithm selects. validation: of rows that are held out."""
-        algorithm = self.plugin(self.stage.component)
-        if type(algorithm).select is Algorithm.select:
-            return list(groups)
-        from alignkit import seeds  # imports numpy
-
-        random = seeds.stream(self.seed, self.name, "select")
-        context = SelectContext(0, self.seed, list, self.summary.update, random, validation, self.say)
-        phases = select(algorithm, list(groups), context)
-        return [*chain.from_iterable(phase.groups for phase in phases)]
 
     # Its work
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import SIGNALS, Problem, RecipeError, Stopped, message_of, should_stop
+from alignkit.errors import SIGNALS, Stopped, message_of, refuse, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_metrics, read_record
 from alignkit.io.text import exists
@@ -170,5 +170,5 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
         return World(int(environment[RANK]), int(environment["WORLD_SIZE"]), shard)
     if environment.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}:
         text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
-        raise RecipeError([Problem(text, help="add --multi_gpu, which also starts processes on CPUs, or use torchrun")])
+        refuse(text, "add --multi_gpu, which also starts processes on CPUs, or use torchrun")
     return World(shard=shard)

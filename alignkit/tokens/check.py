@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from alignkit.errors import DataError, RunFailed, reason_of
+from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.encoder import Encoder
 from alignkit.tokens.template import TODAY
 
 SHOWN = 24  # characters of a prompt's end, in an error
-
-
-def loaded_tokenizer(load: Callable[[], Any], source: str) -> Any:
-    """Call `load`. Raises RunFailed if the tokenizer's files are missing or damaged."""
-    try:
-        return load()
-    except Exception as error:  # of any class: tokenizers are read by several libraries
-        raise RunFailed(
-            f"{source}: its tokenizer cannot be read ({reason_of(error)})\n"
-            "help: copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, or set "
-            "model.trust_remote_code if it has code of its own that you trust"
-        ) from error
 
 
 def check_ids(tokenizer: Any, rows: int, source: str) -> None:

@@ -340,7 +340,7 @@ class Encoder:
         return next(iter(self.encode_batch(rendered, max_length, turns=turns, scoring=scoring)), None)
 
     def encode_batch(
-        self, rendered: Sequence[Rendered], max_length: int, *, turns: str = "all", scoring: bool = False
+        self, rendered: Sequence[Rendered], max_length: int, *, turns: str, scoring: bool
     ) -> list[Encoded]:
         """`encode` the groups that fit, and all pieces of raw texts. They are tokenized on all cores."""
         texts: list[str] = []  # for which `_continuation` will ask

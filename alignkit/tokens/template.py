@@ -101,7 +101,7 @@ class Shape:
 class ChatTemplate:
     """A tokenizer's chat template. kwargs: its arguments. ends: the texts of tokens that end a response."""
 
-    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None, ends: frozenset[str] = frozenset()):
+    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None, ends: frozenset[str] = frozenset()):
         self.tokenizer, self.kwargs = tokenizer, kwargs or {}
         self.source = str(tokenizer.chat_template)
         added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]

@@ -1,22 +1,28 @@
-"""What a trainer asks of its stage."""
+"""What a stage's work asks of its stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import shapes
+from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext
-from alignkit.calls import call
+from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.data.sources import DataSpec, Loaded
-from alignkit.io.console import Metrics, Reporter
+from alignkit.data.sources import DataSpec, Loaded, SourceFacts
+from alignkit.io.console import Metrics
+from alignkit.kinds import reader_of
 from alignkit.recipe.schema import BASE, RewardSpec, Stage
+from alignkit.registry import Component
 from alignkit.reward import Context
 from alignkit.settings import Settings
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
+
     from alignkit.models.models import LoadedBase
     from alignkit.models.shared_model import SharedModel
     from alignkit.training.collectives import Collectives
@@ -24,31 +30,94 @@ if TYPE_CHECKING:
 
 
 class StageContext:
-    """A training stage as its trainer sees it.
+    """A stage as its work sees it.
 
-    stage: as the recipe has it. settings: with the learning rate that is used. folder: the stage's own. summary: for
-    stage.json. notify: calls an event hook. say: prints one line about this
-    stage, which the user must know. metrics: opens the metrics file, of which `size` bytes stay. load: reads a data
-    entry. select: returns the groups that the algorithm selects, which may be of rows that are held out. take: returns
-    the plugin of a component, made once for each time that the recipe names it. reward_context: returns what the
-    stage's rewards can use.
+    services: what the stages of the run share. stage: as the recipe has it. settings: of one that trains, with the
+    learning rate that is used. folder: the stage's own. summary: for stage.json. facts: how its sources were read.
     """
 
-    services: Any  # what the stages of the run share
-    name: str
-    stage: Stage
     settings: Settings
-    folder: Path
-    seed: int
-    summary: dict[str, Any]
-    reporter: Reporter
-    notify: Callable[..., Any]
-    say: Callable[[str], None]
-    metrics: Callable[[int], Metrics]
-    load: Callable[[DataSpec], Loaded]
-    select: Callable[..., list[Group]]
-    take: Callable[[Any], Any]
-    reward_context: Callable[[], Context]
+
+    def __init__(self, services: Any, stage: Stage):
+        self.services, self.stage, self.name = services, stage, stage.name
+        self.recipe, self.reporter, self.seed = services.recipe, services.reporter, services.recipe.seed
+        self.folder = services.folder / stage.name
+        self.summary: dict[str, Any] = {}
+        self.facts: list[SourceFacts] = []
+        self._plugins: dict[int, Any] = {}  # by the id of their component
+        self._sources: list[dict[str, Any]] = []  # what stage.json says of them
+        self._described: list[DataSpec] = []
+        self._bad_rows: dict[str, None] = {}  # an ordered set: entries may share a file
+
+    def notify(self, hook: str, **values: Any) -> Any:
+        """Call an event hook."""
+        return self.services.event(hook, stage=self.name, **values)
+
+    def say(self, text: str) -> None:
+        """Print one line about this stage, which the user must know."""
+        self.services.say(f"{self.name}: {text}")
+
+    def rng(self, *name: str | int) -> Generator:
+        """The stage's random generator of a name."""
+        return seeds.stream(self.seed, self.name, *name)
+
+    def plugin(self, component: Component) -> Any:
+        """The plugin of a component, made once."""
+        if id(component) not in self._plugins:
+            self._plugins[id(component)] = create(component, self.name)
+        return self._plugins[id(component)]
+
+    def take(self, component: Component) -> Any:
+        """The plugin of a component for whoever uses it; the next one who asks gets another."""
+        self.plugin(component)
+        return self._plugins.pop(id(component))
+
+    def load(self, spec: DataSpec) -> Loaded:
+        """Read a data entry; report what was understood, and the bad rows that it skips."""
+        loaded = self.services.data.read(spec)
+        if spec in self._described:
+            return loaded
+        self._described.append(spec)
+        told = self.notify("data_read", loaded=loaded)
+        for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
+            if source.path is not None and (reader := reader_of(source.path)) is not None:
+                more.append(reader.facts(source.path))
+            record = dict(vars(replace(facts, sample=None)))
+            for each in more:
+                record |= each
+            self._sources.append(record)
+        if bad := list(map(str, loaded.skipped)):
+            self._bad_rows |= dict.fromkeys(bad)
+            self.say(f"bad rows skipped: {len(bad)}, the first: {bad[0]}")
+        return loaded
+
+    def metrics(self, size: int = 0) -> Metrics:
+        """Open the metrics file, of which `size` bytes stay."""
+        metrics = Metrics(self.folder / "metrics.jsonl" if self.services.leads else None, size)
+        self.notify("metrics_opened", metrics=metrics)
+        return metrics
+
+    def reward_context(self) -> Context:
+        """What rewards and judges can use."""
+        return Context(
+            self.services.models,
+            self.services.folder / "cache",
+            self.recipe.folder,
+            self.seed,
+            lambda spec: self.load(spec).groups,
+            stage=self.name,
+            progress=self.reporter.progress,
+        )
+
+    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        """The groups that the algorithm selects. validation: of rows that are held out."""
+        algorithm = self.plugin(self.stage.component)
+        if type(algorithm).select is Algorithm.select:
+            return list(groups)
+        log, rng = self.summary.update, self.rng("select")
+        context = SelectContext(0, self.seed, list, log, rng, validation, self.say)
+        phases = select(algorithm, list(groups), context)
+        return [*chain.from_iterable(phase.groups for phase in phases)]
 
     @property
     def models(self) -> LoadedBase:

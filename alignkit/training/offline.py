@@ -47,7 +47,7 @@ class DatasetTrainer(Trainer):
         self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
-        self.draws = make_sampler(loaded, firsts, context.seed, context.name, "shuffle")
+        self.draws = make_sampler(context, loaded, firsts, "shuffle")
         self.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
 
     def run(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit import seeds, shapes
+from alignkit import shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import call, create, remembered
@@ -308,15 +308,15 @@ class RolloutTrainer(Trainer):
 
     def _learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""
-        name, seed, number = self.context.name, self.context.seed, iteration.number
+        number = iteration.number
 
         def replay() -> list[list[Group]]:
             return [self._kept(groups)[0] for groups in self.files.before(number)]
 
         phases: list[Phase] = []
         if not iteration.skipped:
-            random = seeds.stream(seed, name, "select", number)
-            context = SelectContext(number, seed, replay, iteration.metrics.update, random, say=self.context.say)
+            log, rng = iteration.metrics.update, self.context.rng("select", number)
+            context = SelectContext(number, self.context.seed, replay, log, rng, say=self.context.say)
             phases = select(self.algorithm, iteration.table.groups, context)
         # Measure all phases before learning from any: "old" is the policy at the start of the iteration.
         chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
@@ -337,7 +337,7 @@ class RolloutTrainer(Trainer):
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs
         for epoch in range(epochs):
             # Named by phase and epoch: each pass has an order of its own, the same after a resume.
-            stream = seeds.stream(self.context.seed, self.context.name, "minibatch", iteration.number, index, epoch)
+            stream = self.context.rng("minibatch", iteration.number, index, epoch)
             batches = minibatches(examples, self.settings.batch_size, stream)
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()

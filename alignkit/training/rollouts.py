@@ -55,7 +55,7 @@ class PromptSource:
         settings = self.context.settings
         loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
-        self.draws = make_sampler(loaded, self.prompts, self.context.seed, self.context.name, "prompts")
+        self.draws = make_sampler(self.context, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
         self.request: Request | None = None
 
@@ -71,32 +71,29 @@ class PromptSource:
         self.extra = state["extra"]
         if ahead := state.get("ahead"):
             number = ahead["number"]
-            self.request = self.ask(self.draw(number), number, lag=1, complete=ahead)
+            self.request = self.ask(number, lag=1, complete=ahead)
 
-    def draw(self, iteration: int, sampled: int = 0, count: int | None = None) -> list[Group]:
-        """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources.
+    def ask(self, number: int, first: int = 0, count: int | None = None, **more: Any) -> Request:
+        """The current policy's responses to prompts of an iteration, from 1.
 
-        sampled: prompts of this iteration that were drawn before. count: default: `per_iteration`.
+        Prompts are drawn in shuffled epochs over all of them, or by the weights of their sources. first: those of this
+        iteration that were drawn before. count: default: `per_iteration`.
         """
-        count = count or self.per_iteration
         # Positions run through all iterations, so a resumed run draws the same prompts.
-        first = (iteration - 1) * self.per_iteration + self.extra + sampled
-        return [self.prompts[self.draws.at(first + place)] for place in range(count)]
-
-    def ask(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
-        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
+        start = (number - 1) * self.per_iteration + self.extra + first
+        prompts = [self.prompts[self.draws.at(start + place)] for place in range(count or self.per_iteration)]
         path = self.context.name, "rollout", number
         samples = self.context.settings.rollout.samples_per_prompt
         return Request(self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more)
 
     def samples(self, number: int, first: int, count: int) -> Request:
         """Complete samples, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
-        request = self.request or self.ask(self.draw(number, first, count), number, first)
+        request = self.request or self.ask(number, first, count)
         request.result()
         self.request = None
         settings = self.context.settings
         if settings.rollout.ahead and number < settings.iterations:
-            self.request = self.ask(self.draw(number + 1), number + 1, lag=1)
+            self.request = self.ask(number + 1, lag=1)
         return request
 
     def wait(self, *, stopped: bool) -> None:

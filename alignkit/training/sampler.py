@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from alignkit import seeds
 from alignkit.data.group import Group, preview, why_not_demonstration
 from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
@@ -89,16 +88,16 @@ def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def make_sampler(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str) -> Sampler:
+def make_sampler(context: StageContext, loaded: Loaded, groups: Sequence[Group], name: str) -> Sampler:
     """The draws of a data entry from those of its groups that can be used. name: of the random streams."""
-    stream = partial(seeds.stream, seed, *name)
+    stream = partial(context.rng, name)
     if loaded.weights is None:
         return Sampler([0] * len(groups), None, stream)
     sources = [group.origin.source for group in groups if group.origin is not None]
     if len(sources) < len(groups):
         raise RunFailed(
-            f"stage '{name[0]}': 'weight' cannot be applied, because its algorithm makes groups without an 'origin'\n"
-            "help: make them with dataclasses.replace, or remove 'weight'"
+            f"stage '{context.name}': 'weight' cannot be applied, because its algorithm makes groups without an "
+            "'origin'\nhelp: make them with dataclasses.replace, or remove 'weight'"
         )
     return Sampler(sources, loaded.weights, stream)
 
@@ -141,5 +140,5 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     encoded = encoder.encode(groups, turns="all")
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")
-    draws = make_sampler(loaded, [e.group for e in encoded], context.seed, context.name, "mix")
+    draws = make_sampler(context, loaded, [e.group for e in encoded], "mix")
     return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size, draws)

@@ -32,8 +32,8 @@ from alignkit.training.sampler import auxiliary_loss
 FILE = "checkpoint.safetensors"
 
 
-def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write `folder/NUMBER`, then remove all but the newest `keep` checkpoints.
+def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
+    """Write `folder/NUMBER`, then remove all but the newest two checkpoints.
 
     state: everything that the stage's numbers depend on, as JSON with tensors anywhere in it.
     """
@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any], keep: int 
     with replace_folder(target) as new:
         save_file(tensors, new / FILE, {"state": plain})
         write_record(new, {"files": manifest(new)})
-    for old in _checkpoints(folder)[:-keep]:  # the new one is durable by now
+    for old in _checkpoints(folder)[:-2]:  # the new one is durable by now
         shutil.rmtree(old)
     return target
 

@@ -23,7 +23,7 @@ class Principle(Options):
     A principle without `compare` judges no pairs, and one without `critique` and `revise` revises nothing.
     """
 
-    name: str = Field(min_length=1, max_length=60, description="its name in reports")
+    name: str = Field(min_length=1, max_length=60, description="name in reports")
     critique: str | None = Field(None, description="what a critic is asked about an answer")
     revise: str | None = Field(None, description="how the answer is to be rewritten")
     compare: str | None = Field(None, description="which of two answers is better, in a sentence that a judge reads")

@@ -525,7 +525,7 @@ def register(add: Add) -> None:
         "filter",
         "spread",
         "alignkit_plugins.filters.scores:Spread",
-        "leave out groups whose rewards are all equal (DAPO)",
+        "drop groups whose rewards are all equal (DAPO)",
     )
     add(
         "filter",

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
-from alignkit.models.loading import load_weights
+from alignkit.models.loading import load_tokenizer, load_weights
 from alignkit.models.memory import within_memory
 from alignkit.models.models import LoadedBase, RolePolicy
-from alignkit.tokens.check import loaded_tokenizer
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
@@ -31,10 +30,7 @@ class WholeRewardModel(RolePolicy):
         self.network = load_weights(AutoModelForSequenceClassification, folder, ("lm_head.weight",), **options)
         self.network.to(self.model.device).eval()
         self.memory = self.model.memory
-        tokenizer = loaded_tokenizer(
-            lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust), str(folder)
-        )
-        self.encoder = Encoder(tokenizer)
+        self.encoder = Encoder(load_tokenizer(folder, str(folder), trust_remote_code=trust))
 
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> list[float | None]:

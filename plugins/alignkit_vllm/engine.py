@@ -71,7 +71,9 @@ class Vllm(Engine):
             description="weights that correct for samples whose probabilities differ from those of training, such as "
             "{cap: 2}; default: none",
         )
-        concurrency: int = Field(256, ge=1, le=4096, description="samples that each server is asked for at once")
+        concurrency: int = Field(
+            256, ge=1, le=4096, description="number of samples that each server is asked for at once"
+        )
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
             *("url", "api_key_env", "command", "flags", "sleep", "concurrency")
         }

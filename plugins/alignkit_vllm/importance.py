@@ -31,7 +31,8 @@ class Importance(Options):
         description="bounds of the ratio, such as [0.5, 2]: outside of them the weight is 0; default: none",
     )
     level: Literal["token", "sequence"] | None = Field(
-        default=None, description="of each token or of whole responses; default: token if the algorithm learns by token"
+        default=None,
+        description="level of the ratio: token or whole response; default: token if the algorithm learns by token",
     )
 
     @model_validator(mode="after")

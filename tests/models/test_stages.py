@@ -145,6 +145,6 @@ def test_every_stage_loads_what_another_one_saved(name: str, tmp_path: Path, mon
     assert (tmp_path / "run" / "report" / "report.md").is_file()
     assert stopped_and_resumed(tmp_path, monkeypatch) == weights(tmp_path / "run")
     monkeypatch.setattr("sys.stdin", io.StringIO("t20 t31\n"))
-    assert main(["chat", str(tmp_path / "run" / "ppo"), "--max-new-tokens", "4"]) == 0
+    assert main(["chat", str(tmp_path / "run" / "ppo"), "sampling.max_new_tokens=4"]) == 0
     assert main(["export", str(tmp_path / "run" / "ppo"), str(tmp_path / "merged"), "--merge"]) == 0
     check_merged(tmp_path / "run", tmp_path / "merged")

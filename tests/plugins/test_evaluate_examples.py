@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alignkit import DataError, Group, Response
-from alignkit.data.group import Pair
+from alignkit.data.group import Origin, Pair
 from alignkit_plugins.steps.evaluate import examples
 from alignkit_plugins.steps.evaluate.examples import LONGER, LOSS, PAIRS, SHORTER, TOKENS
 
@@ -92,10 +92,24 @@ def test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pair
     ("group", "says"),
     [(asked("q"), "ends with the user"), (asked("q", "a", "b"), "has 2 responses")],
 )
-def test_what_is_no_example_is_named(group: Group, says: str) -> None:
+def test_what_is_no_example_is_named_if_there_is_none(group: Group, says: str) -> None:
     with pytest.raises(DataError, match=says) as error:
-        examples.check([asked("q", "a"), group])
+        examples.usable([group])
     assert error.value.option == ("examples",)
+    assert examples.usable([group, asked("q", "a")]) == [asked("q", "a")]
+
+
+def test_ties_and_single_replies_next_to_comparisons_are_no_examples() -> None:
+    pair, tie = asked("one?", "a", "b", pairs=(Pair(0, 1),)), asked("two?", "a", "b", pairs=())
+    here, there = Origin("trees.jsonl", 1), Origin("demos.jsonl", 1, source=1)
+    groups = [pair, tie, asked("three?", "a"), replace(asked("four?", "a"), origin=there)]
+    groups = [group if group.origin else replace(group, origin=here) for group in groups]
+    assert examples.usable(groups) == [groups[0], groups[3]]
+
+
+def test_bad_responses_are_no_demonstrations() -> None:
+    good, bad = (replace(asked("q", "a"), responses=(Response("a", label=label),)) for label in (True, False))
+    assert examples.usable([bad, good]) == [good]
 
 
 def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:

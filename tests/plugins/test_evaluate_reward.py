@@ -190,14 +190,14 @@ ROWS = [
 PAIRS = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in ROWS]
 
 
-def test_a_run_writes_the_numbers_and_rewardbench_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_the_numbers_and_rewardbench_sections(tmp_path: Path) -> None:
     folder = run(tmp_path, ROWS)
     found = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
     python = found["rewards"]["python"]
     assert (python["pairs"], python["correct"], python["calibration"]) == (3, 2, None)
     assert found["rewards"]["length"]["pairs"] == 4 and found["rewards"]["length"]["ties"] == 1
     assert python["sections"] == {"Reasoning": 0.5}
-    shown = capsys.readouterr().out
+    shown = (folder / "report.txt").read_text()
     assert re.search(r"^python +67% \[2\d, 9\d\] +0 +1$", shown, re.MULTILINE)
     assert "accuracy by subset" in shown and "RewardBench's sections" in shown
 
@@ -233,13 +233,13 @@ LEVELED = [{**row, "margin": "better"} for row in PAIRS]
     [("reward_regression", SCORED), ({"reward_model": {"margin": "llama2-small"}}, LEVELED)],
 )
 def test_scores_that_are_no_log_odds_have_no_calibration(
-    algorithm: Any, data: Sequence[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    algorithm: Any, data: Sequence[dict[str, Any]], tmp_path: Path
 ) -> None:
     """Ratings are on the data's scale, and a margin pushes pairs further apart than their odds."""
     model = run_model(tmp_path, algorithm, data)["rewards"]["model"]
     assert (model["calibration"], model["uncalibrated"]) == (None, "its algorithm does not call them log-odds")
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "not read as probabilities: model: its algorithm does not call them log-odds" in shown
+    told = " ".join((tmp_path / "run" / "check" / "report.txt").read_text(encoding="utf-8").split())
+    assert "not read as probabilities: model: its algorithm does not call them log-odds" in told
 
 
 def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) -> None:

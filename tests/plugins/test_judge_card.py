@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from test_evaluate import HELPFUL, Scripted, context, documented, judge_component, paths, prompts, said, step
 
 from alignkit import Judge, Verdict
 from alignkit_plugins.evaluate import judge_card
-from alignkit_plugins.evaluate.judge_quality import Judgment, judgment, length_slope, raters_agree
+from alignkit_plugins.evaluate.judge_quality import judgment, raters_agree, with_people
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")
@@ -59,9 +58,9 @@ def card(summary: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_a_judge_that_always_names_the_first_place_is_called_none(tmp_path: Path) -> None:
+def test_a_judge_that_always_names_the_first_place_is_of_no_use(tmp_path: Path) -> None:
     summary, _, shown = evaluated(tmp_path, lambda n, a, b: Verdict(0.5, (1.0, 0.0)), policies=["sft", "align"])
-    text = "this is no judge: it names the first answer that it reads in 100% of questions"
+    text = "its verdicts are of no use, because it names the first answer that it reads in 100% of questions"
     assert card(summary)["no_judge"].startswith(text) and card(summary)["named_first"]["mean"] == 1
     assert f"warning: judge: {text}" in " ".join(shown.split())
 
@@ -72,7 +71,7 @@ def test_a_judge_whose_winner_follows_the_order_in_half_of_the_pairs_is_a_coin(t
     decide = lambda n, a, b: Verdict(sum(outcomes[n % 4]) / 2, outcomes[n % 4])  # noqa: E731
     found = card(evaluated(tmp_path, decide, policies=["sft", "align"], count=60)[0])
     assert found["inconsistent"]["mean"] == 0.5 and found["named_first"]["mean"] == 0.5
-    assert found["no_judge"].startswith("this is no judge: the order decides 50% [")
+    assert found["no_judge"].startswith("its verdicts are of no use, because the order of the answers decides 50% [")
 
 
 def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
@@ -101,28 +100,37 @@ def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
     assert card(found)["comparisons"] == 0 and card(found)["no_judge"] == ""
 
 
-def test_a_prompt_is_the_unit_of_the_slope() -> None:
-    """Eight policies meet the same baseline's answer at each prompt, so their comparisons are not independent."""
-    draws, covered = np.random.default_rng(0), 0
-    for _ in range(200):
-        judgments = []
-        for prompt in range(30):
-            quality, length = draws.normal(size=2)
-            for policy in range(8):
-                p = 1 / (1 + math.exp(2 * (quality - draws.normal())))
-                judgments.append(Judgment(prompt, Verdict(p), draws.normal() - length, (), f"policy {policy}"))
-        slope = length_slope(judgments)
-        assert slope["low"] is not None and slope["high"] is not None and slope["n"] == 30
-        covered += slope["low"] <= 0 <= slope["high"]
-    assert covered >= 180  # 150 by the interval of 240 independent comparisons
+def test_one_sentence_says_what_a_reader_must_know() -> None:
+    """Of 100 pairs, people's choice in 61 and in one of both orders in 20; so in 71% of answers."""
+    orders = [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 61 + [(0.0, 0.0)] * 19
+    judgments = [judgment(unit, Verdict(sum(p) / 2, p)) for unit, p in enumerate(orders)]
+    alone = judge_card.sentence("words", judge_card.card(judgments))
+    unknown = "words compared 100 pairs, and how far people agree with it is not known"
+    assert alone == f"{unknown}; the order of the answers decides 20% [13, 29]."
+    people = judge_card.card(judgments, people=with_people(judgments, [True] * 100, seed=0))
+    assert people["people"]["questions"] == 200
+    told = judge_card.sentence("words", people)
+    assert re.fullmatch(r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; the .* 20%\.", told)
+    verdicts = [Verdict(0.5, (1.0, 0.0) if unit % 6 else (1.0, 1.0)) for unit in range(90)]
+    swayed = judge_card.card([judgment(unit, verdict) for unit, verdict in enumerate(verdicts)])
+    told = judge_card.sentence("words", swayed)
+    assert told.startswith("warning: words: its verdicts are of no use, because ")
+    assert told.endswith("the order of the answers decides 83% [74, 90] of pairs")
+    silent = judge_card.card([judgment(0, Verdict(None, reason="broken"))])
+    assert judge_card.sentence("words", silent) == "words has no verdict on any of 1 pairs."
 
 
-def test_a_slope_needs_three_prompts_of_different_lengths() -> None:
-    def of(*lengths: float) -> Any:
-        return length_slope([Judgment(n, Verdict(0.5 + x / 10), x, ()) for n, x in enumerate(lengths)])
-
-    assert of(0.0, 1.0, 3.0)["mean"] == pytest.approx(0.1) and of(0.0, 1.0, 3.0)["low"] is None
-    assert of(0.0, 1.0)["mean"] is of(1.0, 1.0, 1.0)["mean"] is of()["mean"] is None
+def test_people_and_a_judge_name_places() -> None:
+    """Of two questions about a pair, the second one shows the other answer first."""
+    judgments = [
+        judgment(0, Verdict(0.5, (0.9, 0.1))),
+        judgment(1, Verdict(0.8, (0.9, 0.7))),
+        judgment(2, Verdict(0.5)),
+    ]
+    found = with_people(judgments, [True, False, True], seed=0)
+    assert found is not None and found["questions"] == 4
+    assert found["same"]["mean"] == 0.25  # half of the first pair's questions, none of the second one's
+    assert with_people(judgments, [None, None, True], seed=0) is None
 
 
 def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
@@ -137,7 +145,5 @@ def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
     assert keys - known.keys() - estimates == {"judge_cards", CARD}
     assert known.keys() - keys == {f"{CARD}.members"}  # of a panel, as below
     panel = Verdict(0.9, (0.9, 0.9), parts={"one": both(0.9)})
-    asked = judge_card.card([judgment(0, panel, "a", "b")])
-    assert asked.keys() - found.keys() == {"members"}
-    assert asked["members"]["one"].keys() - asked.keys() == {"with_panel", "spread"}  # which its row names
-    assert all(f"`{key}`" in known[f"{CARD}.members"] for key in ("with_panel", "spread"))
+    asked = judge_card.card([judgment(0, panel)])
+    assert asked.keys() - found.keys() == {"members"} and asked["members"]["one"].keys() == found.keys()

@@ -16,7 +16,8 @@ from test_evaluate import context, judge_component, said
 
 from alignkit import Group, Judge, Pair, Response, Verdict
 from alignkit.cli import main
-from alignkit_plugins.steps.evaluate_reward import EvaluateReward, report
+from alignkit_plugins.evaluate.judge_card import trust_tables
+from alignkit_plugins.steps.evaluate_reward import EvaluateReward
 
 ALWAYS_FIRST = (1.0, 0.0)  # P(first) if shown first, and if shown second
 
@@ -71,7 +72,7 @@ def test_a_judge_that_always_names_the_first_place_is_none(tmp_path: Path) -> No
     assert card["named_first"]["mean"] == 1 and card["inconsistent"]["mean"] == 1
     assert found["rewards"]["judge"]["ties"] == 40  # after averaging both orders
     assert (card["calls"], card["tokens"]) == (80, 4000)
-    assert "this is no judge: it names the first answer that it reads in 100% of questions" in shown
+    assert "it names the first answer that it reads in 100% of questions" in " ".join(shown.split())
 
 
 def test_a_judge_that_names_the_second_place_is_none_either(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_judge_with_73_percent_accuracy(tmp_path: Path) -> None:
     assert people["alpha"]["high"] == pytest.approx(0.46 + half, abs=0.04)
     assert found["rewards"]["judge"]["correct"] == 73 and card["no_judge"] == ""
     assert card["named_first"]["mean"] == 0.5 and card["inconsistent"]["mean"] == 0
-    assert "agrees with people" in shown and "73% [63, 81]" in shown
+    assert "judge agrees with people in 73% [63, 81] of its answers on 100 pairs" in " ".join(shown.split())
 
 
 def test_a_judge_that_only_counts_letters(tmp_path: Path) -> None:
@@ -108,15 +109,13 @@ def test_a_judge_that_only_counts_letters(tmp_path: Path) -> None:
     )
     card = found["judge_cards"]["judge"]
     assert card["people"]["same"]["mean"] == 0.75 and card["people"]["alpha"]["mean"] == pytest.approx(0.5, abs=0.01)
-    slope = card["length_slope"]  # from -1 to 1 doublings, P(chosen) goes from 0 to 1
-    assert slope["mean"] == pytest.approx(0.5) and slope["low"] is None
     assert found["rewards"]["judge"]["length"]["longer"]["accuracy"]["mean"] == 1
 
 
 def test_a_coin_is_no_judge_and_few_pairs_do_not_say_so(tmp_path: Path) -> None:
     half = measured(tmp_path / "a", pairs([(10, 10)] * 100), lambda n, a, b: right(n % 2 == 0, a))[0]
     assert half["judge_cards"]["judge"]["no_judge"] == (
-        "this is no judge: it agrees with people in 50% [40, 60], no better than a coin"
+        "its verdicts are of no use, because it agrees with people in 50% [40, 60], no better than chance"
     )
     few = measured(tmp_path / "b", pairs([(10, 10)] * 6), lambda n, a, b: right(n % 2 == 0, a))[0]
     assert few["judge_cards"]["judge"]["no_judge"] == ""
@@ -179,9 +178,7 @@ def test_a_rater_is_needed() -> None:
         EvaluateReward.Options(pairs="x")
 
 
-def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model without training, as a judge of people's pairs and of policies."""
     monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
     rows = [{"prompt": f"q{n}", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(6)]
@@ -191,16 +188,17 @@ def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
     recipe = {"model": {"base": "tiny"}, "stages": {"check": step}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
-    assert "how far to trust the judges" in capsys.readouterr().out
+    said = " ".join((tmp_path / "run" / "check" / "report.txt").read_text().split())
+    assert "local_judge agrees with people in " in said or "its verdicts are of no use, because " in said
     (card,) = json.loads((tmp_path / "run" / "check" / "reward_evaluation.json").read_text())["judge_cards"].values()
     assert (card["comparisons"], card["calls"]) == (6, 12)
-    assert "local_judge" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "how far to trust the judges" in page and "<summary>The judges in numbers" in page
 
 
-def test_the_report_shows_the_card(tmp_path: Path) -> None:
+def test_the_details_of_the_card(tmp_path: Path) -> None:
     found, _, _ = measured(tmp_path, pairs([(10, 20), (20, 10)] * 20), lambda n, a, b: right(n < 30, a))
-    tables = [block for block in report.report(found).blocks if hasattr(block, "rows")]
-    trust = next(table for table in tables if table.title == "how far to trust the judges")
+    (trust,) = trust_tables(found["judge_cards"])
     rows = {row[0]: row[1] for row in trust.rows}
     assert rows["pairs"] == "40" and rows["agrees with people"].startswith("75% [")
     assert rows["questions"] == "80"

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from alignkit import Context, Group, Response, RunFailed, Verdict
 from alignkit.judges import CheckedJudge, costs
 from alignkit_http.chat import PROBE
+from alignkit_plugins.evaluate.judge_card import card, trust_tables
+from alignkit_plugins.evaluate.judge_quality import judgment
 from alignkit_plugins.judges.llm.form import CUT, NO_LINE, THINKING
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.llm.server import OpenAIJudge
-from alignkit_plugins.steps.rlaif.tally import Tally, report
 from tests.plugins.judge_server import Reply, Server, asked_for, opinion, options_of, said, serving, texts_of, thinking
 from tests.plugins.test_rlaif import component
 
@@ -327,14 +328,14 @@ def test_without_reasons_a_local_rating_is_the_mean_by_its_probabilities(tmp_pat
     assert long.score is None and "longer than the judge's context" in long.reason
 
 
-def test_the_report_of_labels_says_what_they_cost(judge: Any, server: Server, tmp_path: Path) -> None:
-    pairs = [(0, 0, 1)]
-    groups = [Group(tuple(PROMPT), (Response("is 7"), Response("is 3")))]
-    summary = Tally(groups, pairs, judge(price=[1.0, 10.0]).compare([BETTER]), 0).summary()
-    assert (summary["calls"], summary["tokens"], summary["cost"]) == (2, 280, pytest.approx(1.0))
-    assert report(summary).endswith("\n2 questions, 280 tokens, at a cost of 1")
-    free = Tally(groups, pairs, [Verdict(0.5)], 0).summary()
-    assert free["cost"] is None and "cost" not in report(free) and "questions" not in report(free)
+def test_the_card_of_a_judge_says_what_it_cost(judge: Any, server: Server) -> None:
+    (verdict,) = judge(price=[1.0, 10.0]).compare([BETTER])
+    cards = {"judge": card([judgment(0, verdict)])}
+    assert [cards["judge"][key] for key in ("calls", "tokens", "cost")] == [2, 280, pytest.approx(1.0)]
+    rows = {row[0]: row[1] for row in trust_tables(cards)[0].rows}
+    assert (rows["questions"], rows["tokens"], rows["cost"]) == ("2", "280", "1")
+    free = {row[0] for row in trust_tables({"judge": card([judgment(0, Verdict(0.5))])})[0].rows}
+    assert "cost" not in free
 
 
 def test_a_rubric_has_a_frame(judge: Any, server: Server) -> None:

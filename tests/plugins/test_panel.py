@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkit import Context, Judge, Rating, RunFailed, Verdict
+from alignkit import Context, Judge, Pair, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
 from alignkit.judges import CheckedJudge
 from alignkit.report import Report
@@ -20,8 +20,7 @@ from alignkit_plugins.evaluate.judge_quality import judgment
 from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.llm.panel import Panel
 from alignkit_plugins.judges.reward_judge import RewardJudge
-from alignkit_plugins.steps.rlaif.principled import Asked
-from alignkit_plugins.steps.rlaif.tally import none_labeled, surely_none, trust_of
+from alignkit_plugins.steps.rlaif.tally import refusal
 from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]
@@ -173,28 +172,13 @@ def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
     stored = [Verdict(**json.loads(json.dumps(asdict(each)))).parts for each in verdicts]
     assert stored == [each.parts for each in verdicts]
     names = list(verdicts[0].parts)
-    found = card([judgment(unit, v, *item[1:]) for unit, (v, item) in enumerate(zip(verdicts, items, strict=True))])
+    found = card([judgment(unit, verdict) for unit, verdict in enumerate(verdicts)])
     first, always, third = (found["members"][name] for name in names)
     assert found["no_judge"] == f"{names[1]} in it: {always['no_judge']}"
-    assert "this is no judge: it names the first answer that it reads in 100% of questions" in always["no_judge"]
-    assert always["named_first"]["mean"] == 1.0 and always["spread"] == 0.0 and always["with_panel"]["n"] == 0
-    assert first["no_judge"] == third["no_judge"] == "" and first["with_panel"]["mean"] == 1.0
-    assert first["spread"] == pytest.approx(0.4, abs=0.02)
+    assert "because it names the first answer that it reads in 100% of questions" in always["no_judge"]
+    assert always["named_first"]["mean"] == 1.0 and first["no_judge"] == third["no_judge"] == ""
     text = Report(trust_tables({"panel": found})).text(200)
     assert "the judges of panel" in text and names[1] in text
-
-
-def test_the_step_names_a_judge_that_always_says_1(tmp_path: Path) -> None:
-    asked, items = judged(tmp_path, "always 1", "always 1", count=3)
-    verdicts = asked.compare(items)
-    rows = [Asked(number, list(item)) for number, item in enumerate(items)]
-    trust = trust_of(rows, verdicts, [(number, 0, 1) for number in range(3)])
-    assert set(trust["members"]) == set(verdicts[0].parts)
-    text = none_labeled("panel", trust, "0 of 3 pairs labeled")
-    assert text.startswith(
-        "judge_pairs: judge 'panel': no pair was labeled\n0 of 3 pairs labeled\npanel: this is no judge"
-    )
-    assert "names the first answer that it reads in all 6 questions\nhelp: ask another model" in text
 
 
 def steered(tmp_path: Path, *orders: tuple[float, float], count: int = 20, **options: Any) -> Any:
@@ -208,18 +192,33 @@ def test_nothing_learns_from_a_judge_that_is_none(tmp_path: Path) -> None:
     """It leans to a place, so every pair has a soft label. In a real run, DPO learned from two of 40 pairs."""
     with pytest.raises(RunFailed) as raised:
         steered(tmp_path, (0.9, 0.2))
-    assert "nothing should learn from its labels\n20 of 20 pairs labeled" in str(raised.value)
-    assert "x: this is no judge: the order decides 100% [" in str(raised.value)
-    assert "`no_judge: warn` learns from its labels anyway" in str(raised.value)
+    text = str(raised.value)
+    assert "nothing should learn from its labels\n20 of 20 pairs labeled" in text
+    assert "warning: x: its verdicts are of no use, because the order of the answers decides 100% [" in text
+    assert "`no_judge: warn` learns from its labels anyway" in text
     artifact = steered(tmp_path, (0.9, 0.2), no_judge="warn")
-    assert artifact.summary["labeled"] == 20 and artifact.summary["no_judge"].startswith("this is no judge")
+    assert artifact.summary["labeled"] == 20 and artifact.summary["judge_cards"]["x"]["no_judge"]
+
+
+def test_the_step_says_what_to_do_about_a_judge_that_always_says_1(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed) as raised:
+        steered(tmp_path, (1.0, 0.0), count=3)
+    lines = str(raised.value).splitlines()
+    assert lines[:2] == ["judge_pairs: judge 'x': no pair was labeled", "0 of 3 pairs labeled"]
+    assert "the order of the answers decides 100% [" in lines[2] and lines[-1].startswith("help: ask another model")
+
+
+def test_a_judge_that_people_contradict_as_often_as_not_stops_the_run(tmp_path: Path) -> None:
+    verdicts = [Verdict(p, (p, p), calls=2) for p in (0.9, 0.1) * 50]
+    data = [group("this", "that", prompt=str(number), pairs=(Pair(0, 1),)) for number in range(100)]
+    with pytest.raises(RunFailed, match=r"agrees with people in 50% \[40, 60\], no better than chance"):
+        run_step(tmp_path, component(Scripted, verdicts), data)
 
 
 def test_a_judge_is_not_stopped_for_a_few_pairs_or_for_one_of_a_panel(tmp_path: Path) -> None:
     few = steered(tmp_path, (0.9, 0.2), count=3)
-    assert few.summary["labeled"] == 3 and "in all 6 questions" in few.summary["no_judge"]
-    assert steered(tmp_path, (0.9, 0.9), (0.1, 0.1)).summary["no_judge"] == ""
+    assert few.summary["labeled"] == 3 and "decides 100% [" in few.report.text(200)
+    assert steered(tmp_path, (0.9, 0.9), (0.1, 0.1)).summary["judge_cards"]["x"]["no_judge"] == ""
     asked, items = judged(tmp_path, "text", "always 1", "text")
-    rows = [Asked(number, list(item)) for number, item in enumerate(items)]
-    found, places = asked.compare(items), [(number, 0, 1) for number in range(len(items))]
-    assert trust_of(rows, found, places)["no_judge"] and not surely_none(rows, found, places)
+    found = card([judgment(unit, verdict) for unit, verdict in enumerate(asked.compare(items))])
+    assert found["no_judge"] and not refusal({**few.summary, "judge_cards": {"panel": found}}, "stop")

@@ -109,13 +109,13 @@ class Silent(ByRubric):
 
 def test_a_principle_without_a_verdict_does_not_count(tmp_path: Path) -> None:
     artifact, _ = judged(tmp_path, groups(2), Gaps)
-    assert artifact.summary["unusable"] == {} and len(artifact.groups) == 2
+    assert artifact.summary["dropped"] == {} and len(artifact.groups) == 2
     assert [group.pairs[0].p for group in artifact.groups] == pytest.approx([0.55, 0.55])  # 1 - (0.6 + 0.3) / 2
     facts = artifact.summary["principles"]
     assert (facts["one"]["comparisons"], facts["one"]["unusable"], facts["one"]["certainty"]) == (2, 2, None)
     assert facts["two"]["certainty"] == pytest.approx(0.2) and facts["two"]["with_the_mean"] == 0
     assert facts["three"]["certainty"] == pytest.approx(0.4) and facts["three"]["with_the_mean"] == 1
-    with pytest.raises(RunFailed, match=r"no pair was labeled(.|\n)*unusable, the judge refused: no: 2"):
+    with pytest.raises(RunFailed, match=r"no pair was labeled(.|\n)*2 of 2 pairs dropped: the judge refused: no"):
         judged(tmp_path, groups(2), Silent)
 
 
@@ -169,4 +169,5 @@ def test_principles_per_pair_needs_a_constitution() -> None:
 def test_the_numbers_can_be_stored(tmp_path: Path) -> None:
     artifact, _ = judged(tmp_path, groups(3))
     assert json.loads(json.dumps(artifact.summary))["principles"]["one"]["with_the_mean"] == 1
-    assert "by principle" in artifact.report.text() and "silent" not in artifact.report.text()
+    assert "principle one: 3 comparisons, 0 without a verdict, 100% as by all" in artifact.report.text(200)
+    assert "silent" not in artifact.report.text()

@@ -30,6 +30,8 @@ from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
 from alignkit_http import retry_after
+from alignkit_plugins.evaluate.judge_card import card
+from alignkit_plugins.evaluate.judge_quality import judgment
 from alignkit_plugins.judges.llm.completion import read_answer
 from alignkit_plugins.judges.llm.fence import transcript
 from alignkit_plugins.judges.llm.local import LocalJudge
@@ -37,7 +39,6 @@ from alignkit_plugins.judges.llm.question import TEMPLATE, question
 from alignkit_plugins.judges.llm.server import OpenAIJudge
 from alignkit_plugins.judges.llm.verdict import Answer, verdicts
 from alignkit_plugins.judges.reward_judge import RewardJudge
-from alignkit_plugins.steps.rlaif.tally import inconsistent
 from tests.plugins.judge_server import Reply, Server, options_of, serving
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
@@ -251,7 +252,9 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
 
 def test_a_judge_that_would_rather_say_something_else_labels_nothing(tmp_path: Path) -> None:
     models = BiasedModels(mass=0.005)  # it says "I" with 99.5%
-    with pytest.raises(RunFailed, match=r"too little probability: 0\.005, min_mass 0\.1: 1"):
+    with pytest.raises(
+        RunFailed, match=r"1 of 1 pairs dropped: the judge .* too little probability: 0\.005, min_mass 0\.1"
+    ):
         run_step(tmp_path, local_component(), [group("is 2", "is 1")], models)
     assert reward(tmp_path, local_component(), models).score([group("is 2", "is 1")]) == {"": [None, None]}
 
@@ -478,7 +481,7 @@ def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) ->
     artifact = run_step(tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")])
     assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
     said = artifact.report.text(200)
-    assert "counts with its largest probability: 1" in said and "could decide: 1" in said
+    assert "which count with their largest probability: 1" in said and "1 of 2 pairs dropped: an answer" in said
 
 
 def test_other_answers(remote: Any, server: Server) -> None:
@@ -841,20 +844,20 @@ def test_pairs_point_from_better_to_worse_in_either_order_of_the_data(tmp_path: 
     assert (first.better, first.worse) == (0, 1) and (second.better, second.worse) == (1, 0)
     assert first.p == pytest.approx(second.p, abs=1e-6) and 0.5 < first.p < 1
     summary = artifact.summary
-    assert (summary["n"], summary["labeled"], summary["unusable"]) == (2, 2, {})
-    assert summary["position_bias"] == 1.0 and summary["p_first_position"] > 0.7
-    assert summary["mass"] == pytest.approx(0.9, abs=1e-6) and summary["agreement"] is None
+    assert (summary["n"], summary["labeled"], summary["dropped"]) == (2, 2, {})
+    (card,) = summary["judge_cards"].values()
+    assert card["inconsistent"]["mean"] == 1.0 and card["named_first"]["mean"] == 1.0 and card["people"] is None
+    assert summary["mass"] == pytest.approx(0.9, abs=1e-6)
 
 
 def test_a_group_of_four_has_six_pairs_and_agreement_with_its_ranks(tmp_path: Path) -> None:
     data = [group("a 4", "b 3", "c 2", "d 1", ranks=[1, 2, 3, 3]), group("a 1", "b 5", pairs=(Pair(0, 1),))]
     artifact = run_step(tmp_path, local_component(), data, BiasedModels())
     assert len(artifact.groups[0].pairs) == 6
-    agreement = artifact.summary["agreement"]
-    assert (agreement["n"], agreement["rate"]) == (6, pytest.approx(5 / 6))  # the tie in rank does not count
-    assert (agreement["low"], agreement["high"]) == pytest.approx((0.4365, 0.9699), abs=1e-3)  # Wilson, 5 of 6
-    said = artifact.report.text(200)
-    assert "agreement with the data's labels: 83.3%" in said and "6 of 6" not in said
+    (card,) = artifact.summary["judge_cards"].values()
+    assert card["people"]["questions"] == 12  # two for each pair; the tie in rank does not count
+    assert card["people"]["same"]["mean"] == pytest.approx(1 / 2)  # of one prompt all, of the other none
+    assert "agrees with people in 50% [" in artifact.report.text(200)
 
 
 def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None:
@@ -864,7 +867,7 @@ def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None
     )
     artifact = run_step(tmp_path, judge, data)
     assert [g.pairs for g in artifact.groups] == [(Pair(0, 1, p=0.8),)]
-    assert artifact.summary["unusable"] == {"HTTP 400": 2, "identical responses": 1}
+    assert artifact.summary["dropped"] == {"HTTP 400: too long": 2, "identical responses": 1}
     assert (artifact.summary["n"], artifact.summary["labeled"]) == (4, 1)
     assert artifact.summary["groups_without_pairs"] == 2
     assert "HTTP 400: " in artifact.report.text(200)
@@ -881,7 +884,8 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     artifact = run_step(tmp_path, scripted(*verdicts), data, min_confidence=0.2)
     assert [g.pairs for g in artifact.groups] == [(Pair(1, 0, p=0.9),)]
     assert artifact.summary["dropped"] == {"unsure": 3}
-    assert artifact.summary["position_bias"] == 0.5
+    (card,) = artifact.summary["judge_cards"].values()
+    assert card["inconsistent"]["mean"] == 0.5
     hard = run_step(tmp_path, scripted(*verdicts), data, soft=False)
     assert [p for g in hard.groups for p in g.pairs] == [Pair(0, 1), Pair(1, 0), Pair(0, 1)]  # a tie is no hard label
     assert hard.summary["dropped"] == {"unsure": 1}
@@ -901,9 +905,12 @@ def test_a_judge_of_positions_decides_no_pair(soft: bool, noise: float, tmp_path
             return rows + noise * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
 
     ranked = group(*"abcd", ranks=[1, 2, 3, 4])
-    with pytest.raises(RunFailed, match=r"no pair was labeled\n0 of 6 pairs labeled\n  dropped, unsure: 6") as caught:
+    with pytest.raises(
+        RunFailed, match=r"no pair was labeled\n0 of 6 pairs labeled\n(.|\n)*6 of 6 pairs dropped: unsure"
+    ) as caught:
         run_step(tmp_path, local_component(), [ranked], First(), soft=soft)
-    assert "agreement" not in str(caught.value) and "in both orders: 100.0%" in str(caught.value)
+    assert "the order of the answers decides 100%" in str(caught.value)
+    assert "6 of 6 pairs dropped: unsure" in str(caught.value)
     # As a reward, all responses are exactly equal, so that online DPO forms no pair.
     assert reward(tmp_path, local_component(), First()).score([ranked]) == {"": [0.0] * 4}
 
@@ -944,7 +951,7 @@ def test_a_clamp_keeps_the_order_and_the_confidence_that_is_asked_for(tmp_path: 
     verdicts = [Verdict(0.1), Verdict(0.95), Verdict(0.55), Verdict(None, reason="x")]
     artifact = run_step(tmp_path, scripted(*verdicts), data, clamp=(0.3, 0.6), min_confidence=0.2)
     assert [g.pairs for g in artifact.groups] == [(Pair(1, 0, p=0.7),), (Pair(0, 1, p=0.6),)]
-    assert artifact.summary["dropped"] == {"unsure": 1}
+    assert artifact.summary["dropped"] == {"unsure": 1, "x": 1}
 
 
 @pytest.mark.parametrize(
@@ -967,7 +974,7 @@ def test_a_clamp_is_a_range_of_soft_labels(options: dict[str, Any], message: str
 
 
 def test_nothing_labeled_is_a_failure_with_reasons(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="HTTP 400: x: 1"):
+    with pytest.raises(RunFailed, match="1 of 1 pairs dropped: HTTP 400: x"):
         run_step(tmp_path, scripted(Verdict(None, reason="HTTP 400: x")), [group("a", "b")])
 
 
@@ -1080,6 +1087,6 @@ def test_reward_against_a_baseline(tmp_path: Path) -> None:
 
 def test_step_uses_the_functional_mathematics() -> None:
     verdicts = [Verdict(0.5, (1.0, 0.0)), Verdict(0.5, (0.5, 0.5)), Verdict(0.9, (1.0, 0.8)), Verdict(0.6)]
-    assert inconsistent(verdicts) == [True, False, False, False]
-    assert inconsistent([]) == []
+    of_orders = [verdict for verdict in verdicts if verdict.p_orders]
+    assert card([judgment(unit, verdict) for unit, verdict in enumerate(of_orders)])["inconsistent"]["mean"] == 1 / 3
     assert F.judge_probability(torch.tensor([[-0.1, -9.0]]), torch.tensor([[-9.0, -0.1]])).item() > 0.99

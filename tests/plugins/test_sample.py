@@ -147,7 +147,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         assert (made["temperature"], made["max_new_tokens"]) == (0.3, 6)  # as the server was told
         assert facts["bill"]["tokens"] == 7 * 14 and facts["bill"]["cost"] == pytest.approx(7 * (10 + 2 * 4) / 1000)
         assert facts["bill"]["refused"] == {"the server refused": 1} and facts["unanswered"] == 1
-        out = capsys.readouterr().out
+        out = (folder / "report.txt").read_text()
         assert "7 questions, 98 tokens, cost 0.126" in out and "cut off at max_new_tokens: 1" in out
         assert "no response: the server refused: 1" in out
         before = (folder / "data.jsonl").read_bytes()

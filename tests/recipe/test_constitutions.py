@@ -12,7 +12,7 @@ import yaml
 from alignkit import cli
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.yaml import shipped_folder
+from alignkit.recipe.yaml import shipped, shipped_folder
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_apps.init.copying import copy_recipe
 from alignkit_plugins.constitution import Principle, shipped_constitutions
@@ -163,7 +163,7 @@ def test_shipped_principles_can_do_everything(name: str, tmp_path: Path) -> None
 
 
 def test_the_constitution_is_copied_with_the_recipe(tmp_path: Path) -> None:
-    copies = copy_recipe("constitutional", tmp_path / "mine")
+    copies = copy_recipe(shipped()["constitutional"], tmp_path / "mine")
     assert tmp_path / "mine" / "constitutions" / "harmless.yaml" in copies
     assert load_recipe(tmp_path / "mine" / "constitutional.yaml").stages["revised"]
 

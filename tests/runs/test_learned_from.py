@@ -77,6 +77,22 @@ def test_a_policy_and_a_reward_model_learned_from_the_same_pairs(recipe: Recipe,
     assert learned(recipe, "dpo", raters) == {"helpful", "other"}
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("[0, 0.6]", {"helpful", "other"}), ("[0.2, 0.61]", {"helpful", "other"}), ("[0.1, 0.29]", set())],
+)
+def test_other_shares_of_a_file_are_other_pairs(recipe: Recipe, tmp_path: Path, part: str, said: set[str]) -> None:
+    text = TEXT.replace("data: pairs.jsonl", "data: {path: pairs.jsonl, part: [0.29, 1]}")
+    text = text.replace(
+        "dpo, from: sft, data: {path: pairs.jsonl, part: [0.29, 1]",
+        f"dpo, from: sft, data: {{path: pairs.jsonl, part: {part}",
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    shares = load_recipe(tmp_path / "recipe.yaml")
+    options: Any = shares.stages["report"].component.options
+    assert learned(shares, "dpo", {spec.name: spec for spec in options.rewards}) == said
+
+
 def test_labels_and_earlier_stages_count(recipe: Recipe, raters: dict[str, Any]) -> None:
     assert learned(recipe, "labeled", raters) == {"helpful", "other", "length", "local_judge"}
 

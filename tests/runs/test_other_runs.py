@@ -14,7 +14,7 @@ from alignkit.errors import RecipeError
 from alignkit.io.console import Reporter
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
-from alignkit.runs.bases import RunBases
+from alignkit.runs.bases import RunBase
 
 MODEL = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
 WEIGHTS = "adapter_model.safetensors"
@@ -138,7 +138,7 @@ def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "config.json").write_text("{}", encoding="utf-8")
     recipe = load_recipe(compare(tmp_path, "base"), ["stages.report.rewards=[{folder: whole}]"])
-    RunBases(recipe, Reporter())[BASE].check(tmp_path / "whole", "reward")
+    RunBase(BASE, recipe, Reporter(), download=True).check(tmp_path / "whole", "reward")
 
 
 def tiny_with_other_weights(folder: Path) -> Path:

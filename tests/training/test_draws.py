@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from alignkit.data.group import Origin
 from alignkit.data.sources import Loaded, SourceFacts
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
+from alignkit.training.context import StageContext
 from alignkit.training.sampler import Sampler, apportioned, make_sampler
 
 
@@ -112,8 +114,10 @@ def test_a_source_whose_rows_are_all_left_out_leaves_its_share_to_the_others() -
 def test_groups_without_an_origin_cannot_be_weighted() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1, weight=0.5) for name in "ab")
     known = Group((), origin=Origin("a", 1))
+    context = Mock(spec=StageContext)
+    context.name = "sft"
     with pytest.raises(RunFailed, match="stage 'sft': 'weight' cannot be applied"):
-        make_sampler(Loaded([], sources=facts), [known, Group(())], 0, "sft", "shuffle")
+        make_sampler(context, Loaded([], [], [], facts), [known, Group(())], "shuffle")
 
 
 # In stages

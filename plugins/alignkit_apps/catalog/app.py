@@ -16,7 +16,10 @@ plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 @plugins_app.callback(invoke_without_command=True)
 def plugins(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A plugin, or a kind of plugins.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Name of a plugin, whose options are shown, or of a kind of plugins."),
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
 ) -> Result | None:
     """Show the installed plugins, or the options of one.
@@ -53,12 +56,14 @@ def plugins(
 @plugins_app.command()
 def new(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in recipes, such as `calm` or `my_judge`.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the plugin in recipes, such as `calm` or `my_judge`.")
+    ],
     kind: Annotated[
         str,
         typer.Option(
             metavar="KIND",
-            help="algorithm, reward, judge, combination, environment, step, format or command.",
+            help="Kind of plugin: algorithm, reward, judge, combination, environment, step, format or command.",
         ),
     ],
 ) -> Result:
@@ -84,10 +89,15 @@ def new(
 def check_plugin(
     what: Annotated[
         str,
-        typer.Argument(metavar="PACKAGE|FILE", help="A package, a folder with a pyproject.toml, or a module."),
+        typer.Argument(
+            metavar="PACKAGE|FILE", help="Plugin to check: a package, a folder with a pyproject.toml, or a module."
+        ),
     ] = ".",
     options: Annotated[
-        str, typer.Option(metavar="YAML", help="Options of components: '{calm: {marks: \"?\"}, other: {...}}'.")
+        str,
+        typer.Option(
+            metavar="YAML", help="Options of the plugin's components: '{calm: {marks: \"?\"}, other: {...}}'."
+        ),
     ] = "{}",
 ) -> Result:
     """Check a plugin by the rules of its kind.

@@ -17,13 +17,25 @@ if TYPE_CHECKING:
 
     from alignkit.report import Report
 
+Policies = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="POLICY...",
+        help="Policies: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or an id on the hub. Then "
+        "overrides, KEY=VALUE, such as sampling.temperature=0 (default: 0.7) or engine.vllm.url=URL.",
+    ),
+]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
+    typer.Option(
+        metavar="REWARD", help="Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. Repeatable."
+    ),
 ]
 Judges = Annotated[
     list[str] | None,
-    typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
+    typer.Option(
+        metavar="JUDGE", help="Judge that compares answers, as in a recipe: '{openai_judge: {...}}'. Repeatable."
+    ),
 ]
 PIPE_WIDTH = 100  # characters
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
 from alignkit_plugins.evaluate.readable import bounds, number
+from alignkit_plugins.evaluate.rows import Row
 
 POINTS = 300  # of a series
 OTHERS = 8  # panels of a stage for metrics that have no place of their own
@@ -209,27 +210,24 @@ def spikes(values: Sequence[float], limit: int) -> list[int]:
 HALF = 0.5  # the win rate of the baseline against itself
 
 
-def alignment_path(stage: str, saved: Mapping[str, Any]) -> Figure | None:
+def alignment_path(stage: str, rows: Sequence[Row]) -> Figure | None:
     """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023, arXiv:2307.09288).
 
-    The path of the versions by win rate against the baseline, with 95% intervals; None without two rewards. saved: what
-    figure.json holds. The baseline itself is in the middle. Versions without a win rate are left out.
+    The path of the versions by win rate against the baseline, by the first two rewards; None without two.
+    The baseline itself is in the middle. Versions without a win rate are left out. rows: of the evaluation.
     """
-    rewards, baseline = [str(name) for name in saved.get("rewards") or ()], saved.get("baseline")
-    if len(rewards) < 2 or baseline is None:
-        return None
-    x_name, y_name = rewards[:2]
+    names = list(dict.fromkeys(row.metric for row in rows if row.kind == "reward" and row.difference))[:2]
+    won = {(row.policy, row.metric): bounds(row.estimate) for row in rows if row.kind == "win rate"}
+    baseline = next((row.baseline for row in rows if row.kind == "win rate"), "")
+    won |= {(baseline, name): (HALF, None, None) for name in names}
     points = []
-    for version in saved["versions"]:
-        own = version["policy"] == baseline
-        x, y = (
-            (HALF, None, None) if own else bounds(version["rewards"].get(name, {}).get("win_rate"))
-            for name in (x_name, y_name)
-        )
-        if x[0] is not None and y[0] is not None:
-            points.append((str(version["policy"]), x, y))
+    for policy in dict.fromkeys(row.policy for row in rows):
+        places = [won.get((policy, name), (None, None, None)) for name in names]
+        if len(places) == 2 and all(mean is not None for mean, _, _ in places):
+            points.append((policy, *places))
     if len(points) < 2:
         return None
+    x_name, y_name = names
     return figure(
         stage,
         f"{x_name} against {y_name}, by version",

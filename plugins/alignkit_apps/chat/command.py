@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 import typer
 
-from alignkit.commands import refuse
+from alignkit.commands import Result, refuse
+from alignkit_apps.catalog.printing import Policies, Rewards
 
 if TYPE_CHECKING:
     from alignkit_apps.policies.recipe import NamedModels
@@ -20,37 +22,27 @@ MOST_POLICIES = 2
 
 
 def chat(
-    policies: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="POLICY [POLICY]",
-            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
-            "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
-        ),
-    ],
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REWARD", help="Show the score of each answer: RUN/STAGE of a reward model; repeatable."),
+    policies: Policies,
+    reward: Rewards = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="System message before the first question.")] = "",
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="File of prompts, in any format, to answer instead of a talk. Needs --out."),
     ] = None,
-    system: Annotated[str, typer.Option(metavar="TEXT", help="The system message.")] = "",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Longest answer. Default: as the policy was trained.")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(metavar="T", min=0, help="Sampling temperature; 0 takes the likeliest token. Default: 0.7."),
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File that the answers to --prompts are written to, as .jsonl.")
     ] = None,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers and thumbs; asks for consent.")
+        Path | None, typer.Option(metavar="FILE.feedback", help="File that keeps answers and thumbs, once you agree.")
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page", help="Talk on the page of `alignkit serve`, which opens in a browser.")
+        bool, typer.Option("--page", help="Talk on the page of `alignkit serve`, which opens in your browser.")
     ] = False,
-) -> None:
-    """Talk to one policy, or to two side by side, with rewards.
+) -> Result | None:
+    """Talk to one policy or two, or let them answer a file of prompts.
 
     In the terminal, or with --page in your browser. /help lists what else can be entered in the terminal. Ctrl-C stops
-    an answer, and Ctrl-D leaves.
+    an answer, and Ctrl-D leaves. Answers to a file are rows that `alignkit evaluate FILE` and recipes read.
 
     \b
     Examples:
@@ -58,6 +50,7 @@ def chat(
       alignkit chat runs/demo/sft runs/demo/align --reward runs/demo/helpful
       alignkit chat runs/demo/align --collect chats.feedback
       alignkit chat runs/demo/align --page
+      alignkit chat runs/demo/align --prompts prompts.jsonl --out answers.jsonl
     """
     from alignkit_apps.policies.recipe import models_of, without_overrides
 
@@ -66,31 +59,34 @@ def chat(
         refuse(f"{len(words)} policies; at most {MOST_POLICIES} can be talked to", "alignkit evaluate compares more")
     if page and reward:
         refuse("the page shows no rewards", "leave out --page, or --reward")
+    if (prompts is None) != (out is None) or (prompts is not None and (page or collect or system)):
+        refuse("--prompts and --out answer a file, without a talk", "--prompts FILE --out ANSWERS.jsonl")
     if page:
         from alignkit_apps.serve.command import start
         from alignkit_apps.web.address import Address
 
-        given = {"system": system, "temperature": temperature, "max": max_new_tokens}
-        shown = {key: value for key, value in given.items() if value not in ("", None)}
-        start(policies, None, Address(), collect=collect, page=f"/#{urlencode(shown)}")
-        return
+        start(policies, None, Address(), collect=collect, page=f"/#{urlencode({'system': system})}" if system else "/")
+        return None
     from alignkit.plugins import load_plugins
 
     load_plugins()
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    sampling = {key: value for key, value in given.items() if value is not None}
-    in_terminal(models_of(words, reward or ()), overrides, sampling, system, collect)
+    named = models_of(words, reward or (), data=prompts)
+    if out is not None:
+        print("loading torch and transformers", file=sys.stderr)
+        from alignkit_apps.policies.files import answer_and_score
+
+        return answer_and_score(named, overrides, out)
+    in_terminal(named, overrides, system, collect)
+    return None
 
 
-def in_terminal(
-    named: NamedModels, overrides: Sequence[str], options: dict[str, Any], system: str, collect: Path | None
-) -> None:
-    """Talk in the terminal until the input ends. options: of sampling."""
+def in_terminal(named: NamedModels, overrides: Sequence[str], system: str, collect: Path | None) -> None:
+    """Talk in the terminal until the input ends."""
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable
     from alignkit.plugins import plugins
     from alignkit.sampling import SamplingOptions
-    from alignkit_apps.policies.recipe import names_of, rollout_of
+    from alignkit_apps.policies.recipe import names_of
     from alignkit_apps.web.hosting import annotators_of
 
     reporter = Reporter()
@@ -98,7 +94,7 @@ def in_terminal(
     from alignkit_apps.chat.loop import Kept, talk  # imports torch
     from alignkit_apps.chat.screen import Screen, interactive
     from alignkit_apps.chat.session import Session
-    from alignkit_apps.policies.policy import opened, sampling_of
+    from alignkit_apps.policies.policy import opened
 
     with ExitStack() as stack:
         kept = Kept()
@@ -111,10 +107,9 @@ def in_terminal(
             if agreed(collection, annotator, input if interactive() else None, reporter.say):
                 kept = Kept(annotator, collection)
         models = stack.enter_context(opened(named, overrides, plugins(), reporter, lambda: None, "alignkit chat"))
-        # All sample alike, so that their answers can be compared: as the first did that was trained so.
-        sampling = sampling_of({**rollout_of(named.policies.values()), **options})
-        reporter.say(printable(f"{' and '.join(models.policies)}: {SamplingOptions(sampling=sampling).described()}"))
-        talk(Session(models, sampling, system), Screen(list(models.policies)), kept)
+        sampling = SamplingOptions(sampling=models.sampling)
+        reporter.say(printable(f"{' and '.join(models.policies)}: {sampling.described()}"))
+        talk(Session(models, models.sampling, system), Screen(list(models.policies)), kept)
 
 
 def agreed(

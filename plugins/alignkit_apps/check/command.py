@@ -27,9 +27,12 @@ def check(
     recipe: RecipeName,
     words: Words = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Let the chat template render all rows, not the first 200 of each source.")
+        bool,
+        typer.Option("--full", help="Let the chat template render all rows, not only the first 200 of each source."),
     ] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Show about how much memory and time each stage takes.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show about how much memory and time each stage will take.")
+    ] = False,
 ) -> Result:
     """Check a recipe and its data without running it.
 
@@ -102,17 +105,15 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     }
     for stage in run.stages.values():
         if isinstance(stage, TrainingStage) and stage.facts:
-            is_here = run.bases[BASE].encoder is not None
+            is_here = run.base(BASE).encoder is not None
             notes[f"{recipe.model.base}: {looks[is_here]}"] = None
-    for stage in run.stages.values():
         for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
             if getattr(part.registration.implementation, "runs_code", False):
                 notes[f"{stage.name}: imported the code of {part.kind} '{part.name}'"] = None
-    hub: dict[str, None] = {}
-    for stage in run.stages.values():
         for spec in stage.entries:
-            hub |= {source.name: None for source in spec.sources if source.hub}
-    return [*shown, *notes, *(f"not read yet: {name}, which the run downloads" for name in hub)]
+            hub = [source.name for source in spec.sources if source.hub]
+            notes |= dict.fromkeys(f"not read yet: {name}, which the run downloads" for name in hub)
+    return [*shown, *notes]
 
 
 def _plan(recipe: Recipe, folder: Path) -> Result:

@@ -146,7 +146,7 @@ class _Planner:
         self.run = Run(recipe, folder)
         self.run.say = lambda text: None
         self.store, self.data = self.run.store, self.run.data
-        base = self.run.bases[BASE]
+        base = self.run.base(BASE)
         assert base.encoder is not None
         self.shapes = Shapes(base.spec, base.source, base.commit or base.spec.revision, base.encoder)
         self.done: dict[str, Work] = {}

@@ -5,6 +5,7 @@ Everything is computed as the stage will compute it, with the same tokenizer, te
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,9 +20,8 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError
 from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, Stage, specs
 from alignkit.registry import Component
-from alignkit.reward import Judge
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.encoder import Encoder, drop_reason
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Turns = Sequence[tuple[str, str]]  # who, and what
+RATERS = {"reward", "rewards", "judge", "judges", "measures"}  # keys of a stage that say what rates responses
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
                 f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
-    loaded, encoder, found = run.data.read(spec), run.bases[BASE].encoder, run.stages[name]
+    loaded, encoder, found = run.data.read(spec), run.base(BASE).encoder, run.stages[name]
     assert encoder is not None
     if key == "data" and isinstance(found, TrainingStage):
         return _learned(found, loaded, row, encoder)
@@ -132,41 +133,12 @@ def _prompt(stage: Stage, group: Group, row: int, count: int, encoder: Encoder) 
     notes: list[str] = []
     ids = encoder.prompt(group.prompt, group.tools)
     tokens = [Tokens("prompt, after which the policy writes", pieces(encoder, (), ids), (False,) * len(ids))]
-    raters = _raters(stage.settings, stage.component.options)
-    for verb, judges in {"scored": False, "judged": True}.items():
-        names = [_rater(rater) for rater in raters if _is_judge(rater) == judges]
-        notes += [f"{verb} by {', '.join(names)}"] if names else []
+    for key in sorted(RATERS.intersection(stage.written)):
+        notes.append(f"{key}: {json.dumps(stage.written[key], ensure_ascii=False)}")
     notes += _columns(group)
     return Inspection(
         _title(stage, group, row, count), list(_turns(group)), notes, tokens, list(_questions(stage, group))
     )
-
-
-def _raters(*holders: Any) -> list[RewardSpec | Component]:
-    """The rewards and judges inside, without those that belong to one of the others, such as a judge's reward model."""
-    found: list[RewardSpec | Component] = [*specs(holders, RewardSpec)]
-    found += filter(_is_judge, specs(holders, Component))
-    owned = {id(part) for rater in found for part in _raters(*_parts(rater))}
-    return [rater for rater in found if id(rater) not in owned]
-
-
-def _is_judge(item: RewardSpec | Component) -> bool:
-    return isinstance(item, Component) and issubclass(item.registration.implementation, Judge)
-
-
-def _parts(rater: RewardSpec | Component) -> list[Any]:
-    if isinstance(rater, Component):
-        return [rater.options]
-    return [rater.component.options if rater.component else None, *rater.children.values()]
-
-
-def _rater(rater: RewardSpec | Component) -> str:
-    """A reward or a judge with those that it asks in parentheses."""
-    children = rater.children if isinstance(rater, RewardSpec) else {}
-    parts = [f"{name}: {_rater(child)}" for name, child in children.items()]
-    known = {id(child) for child in children.values()}
-    parts += [_rater(part) for part in _raters(*_parts(rater)) if id(part) not in known]
-    return f"{rater.name} ({', '.join(parts)})" if parts else rater.name
 
 
 def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:

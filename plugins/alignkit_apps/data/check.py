@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from alignkit_plugins.data.near import Kind, Match, Units
 from alignkit_plugins.data.rules import ACROSS, Rules, redacted
 from alignkit_plugins.data.shown import shortened
 from alignkit_plugins.evaluate.readable import percentage
+from alignkit_plugins.steps.clean import Clean
 
 EXAMPLES = 5  # of each finding
 TRAINING = "training"
@@ -157,19 +158,35 @@ def part_of(spec: DataSpec, role: str, name: str = "") -> Part:
 
 
 def parts_of_recipe(recipe: Recipe) -> list[Part]:
-    """Every file of a recipe, once for each role that it has. Data that stages make are not there yet."""
+    """Every file of a recipe, once for each role that it has: what `clean` leaves of it, and what all others read.
+
+    Data that other stages make are not there yet.
+    """
     roles: list[tuple[DataSpec, str]] = []
+    parts: list[Part] = []
     for stage in recipe.stages.values():
         for spec in _specs(stage):
             files = DataSpec(tuple(source for source in spec.sources if not source.stage))
             entry = files, _role(recipe, stage, spec)
             if files.sources and entry not in roles:
                 roles.append(entry)
-    return [part for spec, role in roles for part in _parts(spec, role, recipe)]
+                parts += [_cleaned(part, stage.component.options, recipe) for part in _parts(*entry, recipe)]
+    return parts
 
 
 def _specs(stage: Stage) -> list[DataSpec]:
-    return specs([stage.settings, stage.component.options], DataSpec)
+    """The data that a stage uses; what `clean` compares them with is none."""
+    options = stage.component.options
+    return [options.data] if isinstance(options, Clean.Options) else specs([stage.settings, options], DataSpec)
+
+
+def _cleaned(part: Part, options: Any, recipe: Recipe) -> Part:
+    """What a stage leaves of a part if it cleans it; else the part."""
+    if not isinstance(options, Clean.Options):
+        return part
+    others = RunData(no_stage, recipe.seed).read(options.against).groups if options.against else ()
+    faults = options.faults([row.groups for row in part.rows], part.rows, [[group] for group in others])
+    return replace(part, rows=[row for at, row in enumerate(part.rows) if at not in faults])
 
 
 def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:

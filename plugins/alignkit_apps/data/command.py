@@ -15,11 +15,11 @@ data_app = typer.Typer(rich_markup_mode=None, help="Look at files of rows, check
 
 File = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="A file, a folder, a hub data set, or YAML: '{alpaca: my.csv}'."),
+    typer.Argument(metavar="FILE", help="Data: a file, a folder, a hub data set, or YAML such as '{alpaca: my.csv}'."),
 ]
 RuleWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`: `alignkit plugins clean`."),
+    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`; `alignkit plugins clean` lists them."),
 ]
 
 
@@ -28,7 +28,7 @@ def browse(
     file: File,
     rules: RuleWords = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Show the tokens of this model, and which are learned.")
+        str | None, typer.Option(metavar="MODEL", help="Model whose tokens are shown, with those that are learned.")
     ] = None,
 ) -> None:
     """Look through a file on a page in your browser: search it, and see what `alignkit data clean` would leave out.
@@ -49,18 +49,22 @@ def browse(
 
 @data_app.command()
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Training data as in `browse`, or a RECIPE.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Training data: a file, a folder, a hub data set, YAML, or a recipe.")
+    ],
     against: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Data that must not be trained on; repeatable.")
+        list[str] | None, typer.Option(metavar="FILE", help="Held-out data that must not be in FILE. Repeatable.")
     ] = None,
     near: Annotated[
-        float, typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0: only equal.")
+        float,
+        typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0 finds only equal rows."),
     ] = 0.8,
 ) -> Result:
     """Show what a file holds, rows that repeat each other, and held-out data in training data.
 
     Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by response, and across
-    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if anything is repeated.
+    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if a file repeats itself,
+    or of a recipe, if its held-out data are in its training data.
 
     \b
     Examples:
@@ -76,7 +80,8 @@ def check(
     from alignkit_apps.data.rows import entry
 
     check_extra("alignkit data check", "data", "rensa")
-    if Path(file).suffix in (".yaml", ".yml") or file in shipped():
+    recipe = Path(file).suffix in (".yaml", ".yml") or file in shipped()
+    if recipe:
         if against:
             refuse("--against is for a file", "a recipe says what its stages train on and hold out")
         parts = checking.parts_of_recipe(load(file, []))
@@ -87,7 +92,8 @@ def check(
     checked = checking.check(parts, near)
     result = reported(Report(checked.blocks()), "data_check", checked.facts())
     what = "held-out data are in training data" if checked.leaks else "in a file"
-    return replace(result, error=Repeated(f"rows are repeated: {what}") if checked.findings else None)
+    repeated = checked.leaks if recipe else checked.findings
+    return replace(result, error=Repeated(f"rows are repeated: {what}") if repeated else None)
 
 
 @data_app.command()
@@ -95,7 +101,7 @@ def clean(
     file: File,
     rules: RuleWords = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="What is left, as .jsonl or .jsonl.gz.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the rows that are left, as .jsonl or .jsonl.gz.")],
 ) -> Result:
     """Write a file without the rows that break a rule of the step `clean`.
 
@@ -121,8 +127,11 @@ def clean(
 @data_app.command()
 def convert(
     file: File,
-    to: Annotated[str, typer.Option(metavar="LAYOUT", help="messages, sft, preference, ranked, kto or prompts.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The rows, as .jsonl or .jsonl.gz.")],
+    to: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="Layout of the rows: messages, sft, preference, ranked, kto or prompts."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the rows, as .jsonl or .jsonl.gz.")],
 ) -> Result:
     """Write the rows of any format in a layout that TRL and other tools read; all turns are lists of messages.
 

@@ -109,9 +109,9 @@ def encoder_of(model: str) -> Encoder:
     """The encoder of a model, named as in a recipe."""
     from alignkit.io.console import Reporter
     from alignkit.recipe.schema import BASE
-    from alignkit.runs.bases import RunBases
+    from alignkit.runs.bases import RunBase
 
-    encoder = RunBases(_recipe_of([{"text": __file__}], model), Reporter())[BASE].encoder
+    encoder = RunBase(BASE, _recipe_of([{"text": __file__}], model), Reporter(), download=True).encoder
     assert encoder is not None
     return encoder
 

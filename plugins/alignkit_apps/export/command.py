@@ -17,20 +17,24 @@ def export(
         str,
         typer.Argument(
             metavar="RUN/STAGE",
-            help="A stage in a run's folder; RUN/STAGE@K: a kept version; RUN/align@ppo: a result.",
+            help="Stage of a run to export; RUN/STAGE@K is a kept version, RUN/align@ppo a result.",
         ),
     ],
     out: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="A new folder. Default: exports/RUN-STAGE.")
+        Path | None, typer.Argument(metavar="FOLDER", help="New folder for the export. Default: exports/RUN-STAGE.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write a whole model instead of an adapter.")] = False,
     base: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="The base's id on the hub, if the run used a copy.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Id of the base model on the hub, if the run used a copy.")
     ] = None,
-    license: Annotated[str | None, typer.Option(metavar="ID", help="License of the export, for its card.")] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="License of the export, for its model card.")
+    ] = None,
     push: Annotated[
         str | None,
-        typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face hub; a new repository is private."),
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload the export to the Hugging Face hub, too; a new repository is private."
+        ),
     ] = None,
 ) -> Result:
     """Write a trained model, with a model card, for other programs.

@@ -16,9 +16,8 @@ from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.digest import cached_snapshot
 from alignkit.io.text import redacted
 from alignkit.models.adapters import ORIGIN, Base
-from alignkit.models.loading import DTYPES, dtype_of, end_ids, read_json
+from alignkit.models.loading import DTYPES, dtype_of, end_ids, load_tokenizer, read_json
 from alignkit.runs.bases import base_source
-from alignkit.tokens.check import loaded_tokenizer
 from alignkit.tokens.encoder import Encoder
 from alignkit_apps.export.card import Use, card, recipe_text
 from alignkit_apps.export.request import Request
@@ -117,12 +116,7 @@ def _folder_of(base: Base) -> Path | None:
 
 
 def _tokenizer(source: Source) -> Any:
-    from transformers import AutoTokenizer
-
-    trust = source.spec.trust_remote_code
-    return loaded_tokenizer(
-        lambda: AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust), source.reference
-    )
+    return load_tokenizer(source.folder, source.reference, trust_remote_code=source.spec.trust_remote_code)
 
 
 def _ends(source: Source, tokenizer: Any, base_folder: Path | None) -> frozenset[int]:

@@ -1,21 +1,19 @@
-"""Shipped recipes: what each does, and copies of one, with every file that it names, which can be edited."""
+"""Copies of recipes, with every file that they name, which can be edited; and what each shipped recipe does."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from alignkit.commands import refuse
-from alignkit.errors import OutOfResource, did_you_mean
-from alignkit.io.text import is_file
+from alignkit.errors import OutOfResource
 from alignkit.plugins import plugins
-from alignkit.recipe.load import load_recipe
-from alignkit.recipe.yaml import SCHEMA_LINE, load_document, shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE
 from alignkit_apps.catalog.json_schema import schema_line
 
-LICENSES = "data/LICENSES.md"
+_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # of files
+STARTER = Path(__file__).with_name("starter") / "recipe.yaml"
 
 
 def summary(path: Path) -> str:
@@ -25,30 +23,19 @@ def summary(path: Path) -> str:
     return " ".join(words).partition(". ")[0].rstrip(".")
 
 
-def copy_recipe(name: str, folder: Path) -> list[Path]:
-    """Copy a shipped recipe and the files that it names; return the copies, the recipe first.
+def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
+    """Copy a recipe and the files below its folder that it names; return the copies, the recipe first.
 
-    Raises RecipeError for an unknown name, or if a file with other contents is in the way; nothing is written then.
+    Raises RecipeError if a file with other contents is in the way; nothing is written then.
     """
-    recipe = shipped_recipe(name)
-    if recipe is None:
-        help = did_you_mean(name, shipped()) or f"shipped recipes: {', '.join(shipped())}"
-        refuse(f"no shipped recipe: {name}", help)
-    root = shipped_folder()
-    extended = {Path(value.file).resolve() for _, value in load_document(recipe).places.values()}
-    named = {recipe: None, **dict.fromkeys(sorted({*extended, *_named(load_recipe(recipe).resolved, root)}))}
-    line = schema_line(plugins())
-    copies = {folder / file.relative_to(root): file.read_bytes() for file in (*named, root / LICENSES)}
-    return write_files({file: copy.replace(SCHEMA_LINE.encode(), line.encode(), 1) for file, copy in copies.items()})
-
-
-def _named(value: Any, root: Path) -> Iterator[Path]:
-    """The files below `root` that plain data names by absolute paths."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for child in children:
-        yield from _named(child, root)
-    if isinstance(value, str) and Path(value).is_relative_to(root) and is_file(value):
-        yield Path(value)
+    root = recipe.parent
+    files = [recipe, *root.glob("data/LICENSES.md")]
+    for file in files:  # a recipe names others, which name further ones
+        words = _NAMES.findall(file.read_text(encoding="utf-8")) if file.suffix == ".yaml" else ()
+        files += dict.fromkeys(root / word for word in words if (root / word).is_file() and root / word not in files)
+    line = schema_line(plugins()).encode()
+    copies = {folder / file.relative_to(root): file.read_bytes() for file in files if file.name != SCHEMA}
+    return write_files({file: copy.replace(SCHEMA_LINE.encode(), line, 1) for file, copy in copies.items()})
 
 
 def write_files(files: Mapping[Path, bytes]) -> list[Path]:

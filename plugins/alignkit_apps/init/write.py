@@ -1,208 +1,179 @@
-"""Recognizes the data, and writes the recipe that follows from them."""
+"""Writes the recipe that answers what the data can answer, with examples that no stage learns from."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.commands import refuse
-from alignkit.data.group import Group, resolved_pairs, why_not_demonstration
-from alignkit.data.sources import (
-    DataSource,
-    DataSpec,
-    SourceReader,
-    UnknownFormat,
-    sides,
-)
-from alignkit.errors import AlignkitError, DataError, did_you_mean
-from alignkit.io.digest import commit_of
-from alignkit.io.text import is_file
+from alignkit.data.group import resolved_pairs
+from alignkit.data.sources import opening
+from alignkit.errors import did_you_mean
 from alignkit.plugins import plugins
-from alignkit.registry import Component
-from alignkit.runs.fingerprint import RunData
+from alignkit.recipe.yaml import dump
 from alignkit_apps.catalog.json_schema import schema_line
 from alignkit_apps.init.copying import write_files
-from alignkit_plugins.data.readings import Reading, readings_of
+from alignkit_apps.init.files import ANSWER, KINDS, DataFile, first_row, is_number, recognize
+from alignkit_plugins.data.rules import Rules
+from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.rewards.text.matching import ExactMatch
 
 RECIPE = "recipe.yaml"
-STARTER = Path(__file__).with_name("starter")  # the template of a recipe, and the data of the example
-_ROWS = 100_000  # that are read at most to find out what a file holds
-_HELD_OUT = 0.2  # of the prompts
-# What a file may hold, the likeliest first: in words, how its columns are named, and what is true of such a row.
-_KINDS: Mapping[str, tuple[str, str, Callable[[Group], Any]]] = {
-    "pairs": ("pairs of a better and a worse response", "prompt=A,chosen=B,rejected=C", resolved_pairs),
-    "demos": (
-        "prompts with one good response each",
-        "prompt=A,completion=B",
-        lambda row: not why_not_demonstration(row),
-    ),
-    "prompts": ("prompts without responses", "prompt=A", lambda row: row.prompt and not row.responses),
+HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
+LEAST_PAIRS = 200  # of which a half teaches a reward model something
+TOKENS = 120_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
+CHARACTERS = 4  # of a token, about
+# The first of these kinds that is there decides what is written; which others may be there, too.
+GOALS: Mapping[str, Sequence[str]] = {
+    "known-answers": ("demos",),
+    "prompts": ("pairs", "demos"),
+    "pairs": ("demos",),
+    "labels": ("demos",),
+    "demos": (),
 }
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data file as the recipe names it, and its format.
+class Plan:
+    """What a recipe does with files.
 
-    named: whether the recipe must name the format. columns: those that the recipe renames: expected -> actual.
-    several: whether some prompts can be held out. skipped: rows that the recipe cannot use, and why, in words.
+    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see `_repeated`.
     """
 
-    path: str
-    format: str
-    named: bool = False
-    columns: Mapping[str, str] = field(default_factory=dict)
-    several: bool = True
-    skipped: str = ""
+    goal: str
+    files: Sequence[DataFile]
+    held_out: bool = False
+    repeated: Mapping[str, int] = field(default_factory=dict)
 
-    def assumed(self) -> list[str]:
-        """What the file does not say, in a line; none if it says everything."""
-        means = [f"the {name} is '{column}'" for name, column in self.columns.items()]
-        means += [f"the format is {self.format}"] if self.named else []
-        lines = [f"assumed of {self.path}: {', '.join(means)}"] if means else []
-        return [*lines, f"left out of {self.path}: {self.skipped}"] if self.skipped else lines
+    def of(self, kind: str) -> list[DataFile]:
+        """The files of a kind."""
+        return [file for file in self.files if file.kind == kind]
 
-    def yaml(self, part: str = "") -> str:
-        """The source in a recipe, with some prompts held out. part: training or validation; empty: both."""
-        keys = {"path": quoted(self.path)}
-        if self.columns:
-            pairs = [f"{quoted(name)}: {quoted(column)}" for name, column in self.columns.items()]
-            keys["columns"] = f"{{{', '.join(pairs)}}}"
-        if self.several:
-            keys["validation"] = str(_HELD_OUT)
-            keys |= {"part": part} if part else {}
-        if self.skipped:
-            keys["on_bad_row"] = "skip"
-        text = f"{{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}" if len(keys) > 1 else keys["path"]
-        if self.named:
-            return f"{{{self.format}: {text}}}"
-        return text if self.columns else f"{text} # recognized: {self.format}"
+    @property
+    def taught(self) -> list[DataFile]:
+        """The files that SFT learns from: demonstrations, and questions with solutions."""
+        return self.of("demos") + [file for file in self.of("known-answers") if file.responses]
+
+    @property
+    def gold(self) -> bool:
+        """Whether there are enough pairs for a reward model that judges what learned from the others."""
+        return self.held_out and self.goal in ("pairs", "prompts") and self.count("pairs", *TRAINING) >= LEAST_PAIRS
+
+    def count(self, kind: str, *share: float) -> int:
+        """The number of examples of a kind, of rankings the number of pairs, in a share of the conversations."""
+        rows = [row for file in self.of(kind) for row in file.part(*share)]
+        return sum(len(resolved_pairs(row)) for row in rows) if kind == "pairs" else len(rows)
+
+    @property
+    def points(self) -> int:
+        """How exact a share of the held-out conversations is, in percentage points (95%)."""
+        openings = {opening(row, None) for file in self.of(self.goal) for row in file.part(*HELD_OUT)}
+        return round(98 / math.sqrt(len(openings)))
+
+    def entry(self, files: Sequence[DataFile], *share: float) -> str:
+        """A data entry of the recipe."""
+        entries = [file.entry(*(share if self.held_out else ())) for file in files]
+        return flow(entries if len(entries) > 1 else entries[0])
+
+    def held(self, files: Sequence[DataFile]) -> str:
+        """A data entry of the held-out examples, without those that repeat examples to learn from."""
+        cleaned = dict.fromkeys(f"held_out_{file.kind}" for file in files if file.kind in self.repeated)
+        entries = [*cleaned, *(file.entry(*HELD_OUT) for file in files if file.kind not in self.repeated)]
+        return flow(entries if len(entries) > 1 else entries[0])
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for nine of ten responses; for solutions, more: each digit is a token."""
+        lengths = sorted(len(all_turns(response)) for file in self.files for response in file.responses)
+        if not lengths:
+            return 64
+        factor, most = (1.5, 256) if self.goal == "known-answers" else (1.25, 128)
+        tokens = lengths[len(lengths) * 9 // 10] / CHARACTERS * factor
+        return min(most, max(32, math.ceil(tokens / 16) * 16))
+
+    @property
+    def reward(self) -> str:
+        """What compares a response with the known answer. Raises DataError if a question has none."""
+        rows = [row for file in self.of("known-answers") for row in file.read]
+        ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
+        answers = [str(row.meta[ANSWER]) for row in rows]
+        if all(map(is_number, answers)):
+            return flow({"exact_match": {"extract": r"-?\d[\d,]*(\.\d+)?"}})
+        formulas = "\\" in "".join(answers) and find_spec("math_verify")
+        return "math_verify" if formulas else "exact_match"
+
+
+def flow(value: Any) -> str:
+    """Plain data as YAML in one line."""
+    return dump(value, flow=True).removesuffix("...\n").strip()
+
+
+def planned(files: Sequence[DataFile]) -> Plan:
+    """What a recipe does with files, of which it reads what there is time for.
+
+    Raises RecipeError if there is nothing to learn from, or if they need several recipes.
+    """
+    kinds = {file.kind for file in files}
+    goal = next(goal for goal in GOALS if goal in kinds)
+    if goal == "prompts" and "pairs" not in kinds:
+        help = "add --pairs FILE, or say --known-answers if a column has the right answer"
+        refuse("--prompts needs --pairs: without a reward, nothing can be learned on prompts", help)
+    if others := kinds - {goal, *GOALS[goal]}:
+        refuse(f"{KINDS[goal].words} and {KINDS[min(others)].words} need a recipe each", "leave out one of the files")
+    plan = Plan(goal, files)
+    weights = [1 if file in plan.taught else 2 * (file.kind in ("pairs", "labels")) for file in files]
+    sampling = 2 * (goal in ("known-answers", "prompts"))
+    most = TOKENS * CHARACTERS / (sum(weights) + sampling)
+    limited = [file.limited(most * weight) if weight else file for file, weight in zip(files, weights, strict=True)]
+    held_out = all(file.part(*HELD_OUT) and file.part(*TRAINING) for file in limited)
+    return Plan(goal, limited, held_out, _repeated(limited) if held_out and find_spec("rensa") else {})
+
+
+def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
+    """How many held-out examples of a kind the step `clean` drops, if some repeat examples to learn from."""
+    rules = Rules.model_validate({"markdown": False, "personal": False})
+    training = [[row] for file in files for row in file.part(*TRAINING)]
+    dropped: Counter[str] = Counter()
+    for file in files:
+        rows = file.part(*HELD_OUT)
+        faults = rules.faults([[row] for row in rows], [row.origin for row in rows], training)
+        if any(fault.rule == "against" for fault in faults.values()):
+            dropped[file.kind] += len(faults)
+    return dropped
 
 
 def write(
-    folder: Path, base: str | None, given: Mapping[str, Path], columns: Mapping[str, str]
+    folder: Path, base: str | None, given: Sequence[tuple[str, Path]], columns: Mapping[str, str]
 ) -> tuple[list[Path], list[str]]:
-    """Write a recipe and, without data, those of an example.
+    """Write a recipe for data. Returns the file, and in lines what was assumed.
 
-    Returns the files, the recipe first, and in lines what was assumed about the data.
-
-    base: None: a small model. given: files by kind: demos, pairs, prompts. columns: of any of the files, by the names
-    that a format expects.
+    base: None: a small model. given: files, each with the kind that it is said to be of, or "". columns: of any of the
+    files, by the names that a format expects.
     Raises RecipeError or DataError if nothing can be made of the data, or if a file is in the way.
     """
-    if "prompts" in given and "pairs" not in given:
-        refuse("--prompts needs --pairs: without a reward, nothing can be learned on prompts", "add --pairs FILE")
-    _check_columns(given, columns)
-    example = {} if given else {kind: STARTER / f"{kind}.jsonl" for kind in _KINDS}
-    named = {kind: f"data/{path.name}" for kind, path in example.items()}
-    named |= {kind: _named(path, folder) for kind, path in given.items()}
-    sources = {kind: _source(kind, path, columns) for kind, path in (given or example).items()}
-    sources = {kind: replace(source, path=named[kind]) for kind, source in sources.items()}
-    files = Environment(loader=FileSystemLoader(STARTER), undefined=StrictUndefined, trim_blocks=True)
-    recipe = files.get_template(f"{RECIPE}.j2").render(
-        schema=schema_line(plugins()),
-        example=bool(example),
-        name=quoted(re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"),
-        base=quoted(base) if base else "",
-        **{kind: sources.get(kind) for kind in _KINDS},
-    )
-    data = {folder / named[kind]: path.read_bytes() for kind, path in example.items()}
-    assumed = [line for source in sources.values() for line in source.assumed()]
-    return write_files({folder / RECIPE: recipe.encode(), **data}), assumed
-
-
-def quoted(text: str) -> str:
-    """A text as YAML, in quotes if it needs them."""
-    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", text) and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text, ensure_ascii=False)
-
-
-def _check_columns(given: Mapping[str, Path], columns: Mapping[str, str]) -> None:
-    """Raise RecipeError if there is no such file, or if `columns` has a column that no file has."""
-    for kind, path in given.items():
-        if not is_file(path):
-            refuse(f"--{kind}: no such file: {path}")
-    have = [name for path in given.values() for name in _first_row(path)] if columns else []
+    have = [column for _, path in given for column in first_row(path)]
     for name, column in columns.items():
         if column not in have:
             help = did_you_mean(column, have) or f"columns: {', '.join(have)}"
             refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
-
-
-def _first_row(path: Path) -> Mapping[str, Any]:
-    """The first row of a file; empty if it is no table."""
-    reader = SourceReader(
-        DataSource(path=path.resolve()), plugins().usable("format"), Path, partial(commit_of, "dataset")
+    names = [os.path.relpath(path.resolve(), folder.resolve()) for _, path in given]
+    plan = planned([recognize(path, name, kind, columns) for (kind, path), name in zip(given, names, strict=True)])
+    texts = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")), undefined=StrictUndefined, trim_blocks=True
     )
-    row = next((row for _, row in reader.numbered_rows()), None)
-    return row if isinstance(row, Mapping) else {}
-
-
-def _source(kind: str, path: Path, columns: Mapping[str, str]) -> Source:
-    """A data file and its format, with `columns`, or else with those by which a format recognizes the file.
-
-    Raises DataError if it holds something else than such data.
-    """
-    row = _first_row(path)
-    chosen = {name: column for name, column in columns.items() if column in row}
-    readings = [Reading("", chosen)]
-    if not chosen:
-        readings += readings_of(row, plugins().usable("format"))
-    problems = []
-    for reading in readings:
-        try:
-            return _read(kind, path, reading)
-        except UnknownFormat as error:
-            problems.append(DataError(f"{error}\nhelp: say which columns are meant: --columns {_KINDS[kind][1]}"))
-        except DataError as error:
-            problems.append(error)
-    raise problems[0]
-
-
-def _read(kind: str, path: Path, reading: Reading) -> Source:
-    """A data file and its format, read in one way. Raises DataError like `_source`."""
-    wanted, names, fits = _KINDS[kind]
-    named = None
-    if reading.format and not reading.columns:
-        registration = plugins().get("format", reading.format)
-        named = Component("format", registration.name, registration, registration.implementation.Options())
-    source = DataSource(path=path.resolve(), limit=_ROWS, columns=dict(reading.columns), on_bad_row="skip")
-    loaded = RunData(Path, 0).read(DataSpec((source.in_format(named),)))
-    found = loaded.sources[0].format
-    if not any(map(fits, loaded.groups)):
-        others = {name: words for name, (words, _, fit) in _KINDS.items() if any(map(fit, loaded.groups))}
-        other = next(iter(others), "")
-        text = f"--{kind} {path}: expected {wanted}, but the file holds {others.get(other, 'none')} (format {found})"
-        help = f"give such a file as --{other}" if other else f"compare responses: alignkit label {quote(str(path))}"
-        raise DataError(f"{text}\nhelp: {help}, or say which columns are meant: --columns {names}")
-    several = len(set(sides(loaded.groups, [None]))) > 1
-    demonstrations = loaded.groups if kind == "demos" else []
-    unfit = [f"{group.origin}: the row {why}" for group in demonstrations if (why := why_not_demonstration(group))]
-    bad = [*map(str, loaded.skipped), *unfit]
-    skipped = f"{len(bad)} rows, the first {bad[0]}" if bad else ""
-    return Source(str(path.resolve()), found, named is not None, reading.columns, several, skipped)
-
-
-def kind_of_file(path: Path) -> str:
-    """What a data file holds: pairs, demos or prompts; demos, if the file does not say it."""
-    for kind in _KINDS:
-        with suppress(AlignkitError):
-            _source(kind, path, {})
-            return kind
-    return "demos"
-
-
-def _named(path: Path, folder: Path) -> str:
-    """A file as a recipe in the folder names it: both can be moved together."""
-    return os.path.relpath(path.resolve(), folder.resolve())
+    paragraphs = texts.get_template("assumed.txt.j2").render(plan=plan).split("\n\n")
+    assumed = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"
+    recipe = texts.get_template(f"{RECIPE}.j2").render(
+        schema=schema_line(plugins()), assumed=assumed, name=flow(name), base=base and flow(base), plan=plan
+    )
+    return write_files({folder / RECIPE: recipe.encode()}), assumed

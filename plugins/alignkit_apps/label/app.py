@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,9 @@ from alignkit_apps.label.guidelines import rendered
 from alignkit_apps.label.label_api import LabelApi
 from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import Site, guarded, templates
-from alignkit_plugins.people.agreement import agreement, agreement_tables
-from alignkit_plugins.people.effective_labels import disputes, labeled
+from alignkit_plugins.people.effective_labels import disputes
 from alignkit_plugins.people.labels import TERMS
+from alignkit_plugins.people.overview import blocks, overview
 from alignkit_plugins.people.store import Store
 
 
@@ -53,20 +54,10 @@ async def _quality_page(site: Site, store: Store, session: Session) -> Response:
 
 
 def quality(store: Store, annotator: str, reviewer: bool) -> list[Table]:
-    """How much each annotator labeled and how far they agree; only their own lines for those who are no reviewers."""
-    entries = [entry for entry in labeled(store) if not entry.stored.retired]
-    counts: dict[str, list[int]] = {}
-    for entry in entries:
-        votes = [vote.annotator for vote in entry.votes]
-        skips, flags = ([who for who, _ in notes] for notes in (entry.skips, entry.flags))
-        for column, names in enumerate((votes, skips, flags)):
-            for name in names:
-                counts.setdefault(name, [0, 0, 0])[column] += 1
-    rows = [[who, *map(str, row)] for who, row in sorted(counts.items()) if reviewer or who == annotator]
-    tables = agreement_tables(agreement(entries))
-    if not reviewer:
-        tables = [
-            Table(each.title, each.columns, [row for row in each.rows if row[1] == annotator], keys=2)
-            for each in tables[1:]
-        ]
-    return [Table("labels", ["annotator", "labels", "skipped", "flagged"], rows), *tables]
+    """What `alignkit labels` reports; only their own lines for those who are no reviewers."""
+    facts = overview(store)
+    tables = [block for block in blocks(facts) if isinstance(block, Table)] if facts["people"] else []
+    if reviewer:
+        return tables
+    own = [(each, list(each.columns).index("annotator")) for each in tables if "annotator" in each.columns]
+    return [replace(each, rows=[row for row in each.rows if row[at] == annotator], note="") for each, at in own]

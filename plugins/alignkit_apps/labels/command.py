@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
-StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
+StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="Store of labels, such as labels.feedback.")]
 
 
 @labels_app.callback(invoke_without_command=True)
@@ -38,7 +38,7 @@ def report(
     if not store.suffix and not store.exists():
         refuse(f"no command and no store is called {store}", did_you_mean(str(store), ("export", "merge")))
     from alignkit.report import Report
-    from alignkit_apps.labels.overview import blocks, overview
+    from alignkit_plugins.people.overview import blocks, overview
     from alignkit_plugins.people.store import Store
 
     with Store.open(store, write=False) as opened:
@@ -48,8 +48,10 @@ def report(
 
 @labels_app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores, or folders of exports.")],
-    into: Annotated[Path, typer.Option(metavar="STORE", help="The store to add them to; made if it does not exist.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores, or folders of exports, to add.")],
+    into: Annotated[
+        Path, typer.Option(metavar="STORE", help="Store to add them to, which is made if it does not exist.")
+    ],
 ) -> Result:
     """Add the items and labels of stores or exports to a store. Doing it twice changes nothing.
 
@@ -80,8 +82,8 @@ def merge(
 @labels_app.command()
 def export(
     store: StoreFile,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
-    license: Annotated[str, typer.Option(metavar="NAME", help="License of items that state none.")] = "",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the export.")],
+    license: Annotated[str, typer.Option(metavar="NAME", help="License of items that state none themselves.")] = "",
 ) -> Result:
     """Write a folder of what may be shared: redacted, with pseudonyms.
 

@@ -6,6 +6,7 @@ folder with an adapter or a whole model, the name of a model plugin, or an id on
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 from alignkit.commands import refuse
 from alignkit.io.results import RECIPE
-from alignkit.io.text import is_dir, is_file
+from alignkit.io.text import is_dir, is_file, printable
+from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.yaml import plain_data
 from alignkit.settings import ModelSpec
@@ -59,6 +61,8 @@ def named_model(word: str) -> NamedModel:
     # OWNER/NAME is an id on the hub, unless OWNER is a folder of runs.
     if len(path.parts) > 2 or word.startswith((".", "/")) or (len(path.parts) == 2 and runs_in(path.parent)):
         refuse(f"there is no folder {word}", near_run(path) or WORDS)
+    if len(path.parts) == 1 and not plugins().has("model", word) and (near := near_run(path)):
+        print(printable(f"note: {word} is no run, so it is taken as a model of the hub; {near}"), file=sys.stderr)
     return NamedModel({"base": word}, label=path.name)
 
 

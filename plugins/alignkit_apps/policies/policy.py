@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alignkit import seeds
+from alignkit.commands import refuse
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
@@ -17,13 +17,15 @@ from alignkit.io.results import stage_folder
 from alignkit.io.text import is_file
 from alignkit.kinds import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
-from alignkit.recipe.schema import ADAPTER, BASE
-from alignkit.registry import Registry
-from alignkit.reward import REWARD_KEY, Context, no_progress
-from alignkit.runs.bases import RunBases
+from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec
+from alignkit.registry import Component, Registry
+from alignkit.reward import REWARD_KEY, Context, Progress, no_progress
+from alignkit.runs.bases import RunBase
+from alignkit.runs.fingerprint import RunData
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
+from alignkit_apps.policies.named_models import NamedModel
 from alignkit_apps.policies.recipe import NamedModels, names_of, read_models, rollout_of
 from alignkit_apps.policies.streaming import Answer, answer
 from alignkit_plugins.evaluate.sampling import TEMPERATURE
@@ -80,10 +82,16 @@ class Policy:
 
 @dataclass(frozen=True)
 class Opened:
-    """Policies by name, and the scorers of rewards, in the order in which they were named."""
+    """Policies by name, and the rewards with their scorers, in the order in which they were named.
+
+    sampling: what all policies have in common, so that their answers can be compared. data: the rows of the file.
+    """
 
     policies: Mapping[str, Policy]
-    scorers: Sequence[Rewards] = field(default_factory=list)
+    scorers: Sequence[Rewards] = ()
+    specs: Sequence[RewardSpec] = ()
+    sampling: Sampling = Sampling()
+    data: Sequence[Group] = ()
 
     def rewards(self, policy: Policy, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
         """The score of a policy's answer by every reward."""
@@ -111,45 +119,54 @@ def opened(
     reporter: Reporter,
     should_stop: Callable[[], None],
     command: str,
+    out: Path | None = None,
 ) -> Iterator[Opened]:
-    """Load the models that a command names.
+    """Load the models that a command names. out: the file that it will write, which must not be the one that it reads.
 
     Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long passes.
     """
-    recipe, rewards, engine = read_models(named, command, overrides, registry)
+    recipe, words = read_models(named, command, overrides, registry)
+    data, progress = list[Group](), no_progress  # a talk shows its own
+    if words.data is not None:
+        files = [source.path.resolve() for source in words.data.sources if source.path is not None]
+        if out is not None and (out.suffix != ".jsonl" or out.resolve() in files):
+            refuse(f"--out {out}: the file is JSON lines, and never the one that is read", "name a new FILE.jsonl")
+        data, progress = RunData(Path, recipe.seed).read(words.data).groups, reporter.progress
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
-        bases = RunBases(recipe, reporter)
-        models = Models(lambda name: _load(bases, name, should_stop))
+        models = Models(lambda name: _load(RunBase(name, recipe, reporter, download=True), should_stop, progress))
         models.enter([each for each in named.references.values() if each != BASE and not is_file(Path(each) / ADAPTER)])
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
         for name, word in names_of(named.policies).items():
             role = models[named.references[word]]
-            policies[name] = Policy(name, word, role, sampling_of(rollout_of([named.policies[word]])))
+            policies[name] = Policy(name, word, role, sampling_of([named.policies[word]], words.sampling))
         for name, policy in policies.items():
             model = policy.role.model
-            if engine is not None and model.engine is None:
+            if isinstance(words.engine, Component) and model.engine is None:
                 place = Path(folder) / f"engine-{name}"
-                model.engine = launcher().engine(engine, place, stage="", seed=recipe.seed, say=reporter.say)
+                model.engine = launcher().engine(words.engine, place, stage="", seed=recipe.seed, say=reporter.say)
                 engines.callback(model.engine.close)
             # Asked for no answer, it reads the weights, and an engine starts and takes them: now, because that can fail
             # or take minutes.
             policy.role.sample([], seed=0)
-        yield Opened(policies, [Rewards(reward, context) for reward in rewards])
+        sampling = sampling_of(named.policies.values(), words.sampling)
+        scorers = [Rewards(reward, context) for reward in words.rewards]
+        yield Opened(policies, scorers, words.rewards, sampling, data)
 
 
-def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> LoadedBase:
-    base = bases[name].load(Path, should_stop)
-    base.max_length, base.progress = base.model.context, no_progress
+def _load(found: RunBase, should_stop: Callable[[], None], progress: Progress) -> LoadedBase:
+    base = found.load(Path, should_stop)
+    base.max_length, base.progress = base.model.context, progress
     return base
 
 
-def sampling_of(rollout: Mapping[str, Any]) -> Sampling:
-    """How a policy samples: with these keys, by default those of `rollout_of`."""
-    return Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, **rollout})
+def sampling_of(models: Iterable[NamedModel], overrides: Sampling) -> Sampling:
+    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that overrides set."""
+    default = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, **rollout_of(models)}
+    return Sampling(**default | overrides.model_dump(exclude_unset=True))
 
 
-def _no_data(spec: Any) -> list[Group]:
+def _no_data(spec: object) -> list[Group]:
     raise DataError("this reward reads data, which only a stage of a recipe can give it")
 
 

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from alignkit.commands import refuse
 from alignkit.errors import RecipeError
 from alignkit.io.text import is_dir, is_file, printable
-from alignkit.options import Options, RewardRef
+from alignkit.options import DataRef, Options, RewardRef
 from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import problems_of, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.rules import MODEL, broken
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec
-from alignkit.recipe.yaml import dump, parse_document, plain_data
-from alignkit.registry import Component, Registry
+from alignkit.recipe.schema import BASE, Recipe
+from alignkit.recipe.yaml import Keys, dump, parse_document, plain_data, rewritten
+from alignkit.registry import Registry
 from alignkit.runs.bases import base_source
-from alignkit.sampling import KEYS
+from alignkit.sampling import KEYS, Sampling
 from alignkit.settings import EngineRef, ModelSpec
 from alignkit_apps.policies.named_models import NamedModel, in_run, is_model, named_model
 from alignkit_apps.policies.source import near_run
 
 STAGE = "evaluate"
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
-_PATHS = ("path", "folder", "file")  # keys whose values are never models
+_PATHS = {"path", "folder", "file"}  # keys whose values are never models
 
 
 @dataclass
@@ -36,7 +38,7 @@ class NamedModels:
     """Models that are named on the command line.
 
     spec: the keys of `model` in a recipe, which all adapters share. policies: what each word means. references: what a
-    recipe calls each policy. rewards, judges: as options of a step.
+    recipe calls each policy. rewards, judges: as options of a step. data: a file of prompts or answers, as in a recipe.
     """
 
     spec: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class NamedModels:
     references: dict[str, str] = field(default_factory=dict)
     rewards: list[Any] = field(default_factory=list)
     judges: list[Any] = field(default_factory=list)
+    data: Any = None
 
     def share(self, models: Sequence[NamedModel]) -> None:
         """Choose `model`: the base of the adapters, or else the first model."""
@@ -67,30 +70,24 @@ class NamedModels:
 
     def value(self, value: Any) -> Any:
         """A reward or a judge, with models as a recipe names them."""
-        if isinstance(value, str) and is_model(value):
-            model = named_model(value)
+
+        def written(model: NamedModel) -> Any:
             if not model.reward:
                 return self.reference(model)
             if model.spec:
                 self.reference(model)
             return {"folder": str(model.folder)}
-        if isinstance(value, list):
-            return [self.value(item) for item in value]
-        if isinstance(value, dict):
-            return {key: item if key in _PATHS else self.value(item) for key, item in value.items()}
-        return value
+
+        return _with_models(value, written)
 
 
-def _models_in(value: Any) -> Iterator[NamedModel]:
-    """The models that a reward or a judge names."""
-    if isinstance(value, str) and is_model(value):
-        yield named_model(value)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _models_in(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from () if key in _PATHS else _models_in(item)
+def _with_models(value: Any, change: Callable[[NamedModel], Any]) -> Any:
+    """A reward or a judge, with something else in the place of each model that it names."""
+
+    def changed(text: str, keys: Keys) -> Any:
+        return change(named_model(text)) if _PATHS.isdisjoint(keys) and is_model(text) else text
+
+    return rewritten(value, changed)
 
 
 def _same_base(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -114,12 +111,14 @@ def _note_difference(model: NamedModel, spec: Mapping[str, Any]) -> None:
         print(printable(text), file=sys.stderr)
 
 
-def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = ()) -> NamedModels:
-    """What policies, rewards and judges mean.
+def models_of(
+    words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = (), data: str | None = None
+) -> NamedModels:
+    """What policies, rewards, judges and a file mean.
 
     Raises RecipeError for a word that means no model, and RunFailed for a damaged one.
     """
-    named = NamedModels()
+    named = NamedModels(data=None if data is None else _value(data))
     for word in words:
         model = named_model(word)
         if model.reward:
@@ -128,7 +127,9 @@ def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequenc
     for word in rewards:
         _check_reward(word, words)
     read = [_value(word) for word in rewards], [_value(word) for word in judges]
-    named.share([*named.policies.values(), *_models_in([*read[0], *read[1]])])
+    raters: list[NamedModel] = []
+    _with_models([*read[0], *read[1]], raters.append)
+    named.share([*named.policies.values(), *raters])
     for word, model in named.policies.items():
         reference = named.reference(model)
         if reference in named.references.values():
@@ -182,32 +183,31 @@ def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return policies, [word for word in words if word not in policies]
 
 
-def read_models(
-    named: NamedModels, command: str, overrides: Sequence[str], registry: Registry
-) -> tuple[Recipe, list[RewardSpec], Component | None]:
-    """A recipe without stages, the rewards, and the engine or None. overrides: `KEY=VALUE`, as for a recipe.
+def read_models(named: NamedModels, command: str, overrides: Sequence[str], registry: Registry) -> tuple[Recipe, Words]:
+    """A recipe without stages, and what else was said. overrides: `KEY=VALUE`, as for a recipe.
 
     Raises RecipeError for a mistake in the words or in an override.
     """
-    given = {"model": named.spec, "rewards": named.rewards}
-    document = parse_document(dump(given), Path(command), overrides)
+    written = {"model": named.spec or {"base": "no-model-is-named"}, "rewards": named.rewards, "data": named.data}
+    document = parse_document(dump(written), Path(command), overrides)
     path, data = document.path, document.data
-    words, mistakes = validated(_Words, data, Reading(registry, path.parent))
+    words, mistakes = validated(Words, data, Reading(registry, path.parent))
     if words is not None:
         mistakes += [mistake.below("model") for mistake in broken(MODEL, words.model)]
     problems = [*document.problems, *problems_of(document, mistakes)]
     if problems or words is None:
         raise RecipeError(problems)
-    recipe = Recipe(path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document)
-    return recipe, words.rewards, words.engine if isinstance(words.engine, Component) else None
+    return Recipe(path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document), words
 
 
-class _Words(Options):
-    """What the words of a command and its overrides may say."""
+class Words(Options):
+    """What the words of a command and its overrides may say. sampling: keys that replace those of `sampling_of`."""
 
     model: ModelSpec
     engine: EngineRef = None
     rewards: list[RewardRef]
+    data: DataRef | None = None
+    sampling: Sampling = Field(default_factory=Sampling)
 
 
 def _value(text: str) -> Any:

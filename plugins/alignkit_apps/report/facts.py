@@ -11,6 +11,7 @@ from typing import Any
 
 import alignkit
 from alignkit.errors import DataError, Problem, RecipeError, reason_of
+from alignkit.evaluation import held_out
 from alignkit.io.results import RECIPE, damage_of
 from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
@@ -59,7 +60,7 @@ class _Gathering:
     def __init__(self, folder: Path):
         self.folder = folder
         self.recipe = read_recipe(folder)
-        self.warnings: list[dict[str, str]] = []
+        self.warnings: list[dict[str, Any]] = []
         self.written = mapping(self.recipe.get("stages"))
         self.records: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
@@ -129,9 +130,10 @@ class _Gathering:
             "files": stages.files_of(self.folder, self.records),
         }
 
-    def warn(self, stage: str, text: str) -> None:
-        if {"stage": stage, "text": text} not in self.warnings:
-            self.warnings.append({"stage": stage, "text": text})
+    def warn(self, stage: str, text: str, logged: bool = False) -> None:
+        """logged: whether only the log has it, so that a run that reuses the stage does not say it."""
+        if (stage, text) not in [(one["stage"], one["text"]) for one in self.warnings]:
+            self.warnings.append({"stage": stage, "text": text, "logged": logged})
 
     def each(self, read: Callable[[str], list[Any]]) -> list[Any]:
         """What `read` gives for each stage, one after the other."""
@@ -170,11 +172,14 @@ class _Gathering:
         ]
 
     def warn_of_stages(self, rows: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> None:
+        for name, record in self.records.items():
+            if doubt := held_out.doubt(mapping(record.get("summary")), self.rows[name]):
+                self.warn(name, doubt)
         reported = self.each(lambda name: [(name, text) for text in stages.warnings(self.records[name])])
         for stage, text in history.warnings_of(self.folder):
             # At its end, a run prints the stages' reports, with long lines wrapped.
             if stage or not any(whole.startswith(text) for _, whole in reported):
-                self.warn(stage if stage in self.written else "", text)
+                self.warn(stage if stage in self.written else "", text, logged=True)
         for stage, text in reported:
             self.warn(stage, text)
         for row in rows:
@@ -254,8 +259,7 @@ class _Gathering:
         for name, rows in self.rows.items():
             found += curves.panels(name, rows, restarts)
             found.append(overoptimization.gold(name, rows))
-        for name in evaluations:
-            found.append(curves.alignment_path(name, read_object(self.folder / name / "figure.json")))
+        found += [curves.alignment_path(name, rows_of(summary)) for name, summary in evaluations.items()]
         return [figure for figure in found if figure is not None]
 
     def versions(self) -> dict[str, str]:

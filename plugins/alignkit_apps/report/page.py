@@ -12,7 +12,6 @@ from typing import Any
 from alignkit_apps.charts.page import templates
 from alignkit_apps.report import overview
 from alignkit_apps.report.parts import parts
-from alignkit_apps.report.screen import learned
 from alignkit_apps.report.side_by_side import evaluated
 from alignkit_apps.report.tables import stage_titles
 from alignkit_plugins.evaluate import readable as numbers
@@ -49,7 +48,7 @@ def _overview(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> di
     }
     found["models"] = [("base", f"{facts['run']['base']}, the base model")] if facts["run"]["base"] else []
     for stage in facts["stages"]:
-        if text := "; ".join(filter(None, [stage["about"], learned(stage)])):
+        if text := "; ".join(filter(None, [stage["about"], stage["learned"]])):
             found["models"].append((stage["name"], text))
     if own := rows.get(last["stage"]):
         found["plot"] = overview.intervals(own, last["policy"] or own[-1].policy)

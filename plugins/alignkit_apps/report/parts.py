@@ -9,17 +9,18 @@ from typing import Any
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_apps.charts import curves, data_cards
 from alignkit_apps.charts.curves import Figure, worded
-from alignkit_apps.report.people import people_tables
+from alignkit_apps.report.people import people_blocks
 from alignkit_apps.report.samples import EACH
 from alignkit_apps.report.side_by_side import evaluated, not_compared
 from alignkit_apps.report.tables import (
     data_table,
     facts_table,
+    filled,
     metrics_table,
     stage_table,
     stage_titles,
 )
-from alignkit_plugins.evaluate.judge_card import trust_tables
+from alignkit_plugins.evaluate.judge_card import sentence, trust_tables
 from alignkit_plugins.evaluate.readable import duration, mapping, short, size
 from alignkit_plugins.evaluate.rows import main_rows, rows_of
 from alignkit_plugins.evaluate.tables import comparisons, details, table
@@ -65,7 +66,7 @@ def parts(facts: Mapping[str, Any], samples: int = EACH) -> list[Part]:
         Part("Training", list(_training(facts, titles)), "training"),
         *(Part(one["title"], Report.restored(one["blocks"]).blocks, one["anchor"]) for one in facts["parts"]),
         Part("Data", list(_data(facts)), "data"),
-        Part("People", people_tables(facts["people"]), "people"),
+        Part("People", list(_people(facts["people"])), "people"),
         Part("Provenance", list(_provenance(facts)), "provenance"),
     ]
     return [part for part in every if part.blocks]
@@ -78,13 +79,19 @@ def one_line_each(items: Iterator[str] | Sequence[str]) -> str:
 
 def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
     stages = [item["stage"] for item in facts["evaluations"]]
+    cards = {one["name"]: mapping(one["summary"].get("judge_cards")) for one in facts["stages"]}
     for item in facts["evaluations"]:
         found = list(_evaluated(facts, item["stage"], item["evaluation"]))
         yield from [Part(titles.get(item["stage"], item["stage"]), found)] if len(stages) > 1 else found
     for item in facts["reports"]:
         if item["stage"] not in stages:
-            found = list(Report.restored(item["blocks"]).blocks)
+            found = [*Report.restored(item["blocks"]).blocks, *_judges(cards.get(item["stage"], {}))]
             yield Part(titles.get(item["stage"], item["stage"]), found, folded=bool(stages))
+
+
+def _judges(cards: Mapping[str, Any]) -> Blocks:
+    if cards:
+        yield Part("The judges in numbers", trust_tables(cards), folded=True)
 
 
 def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
@@ -96,12 +103,12 @@ def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any])
     yield from not_compared(pairs)
     for against in (rows, *(rows_of(pair["evaluation"]) for pair in pairs if pair["evaluation"])):
         if (found := comparisons(against)).rows:
-            yield found
+            yield filled(found)
     for pair in pairs:
         yield f"{pair['against']} is kept in {folder}/{pair['kept']}; {pair['result']} is in {folder}/{pair['folder']}."
-    judges = [*trust_tables(mapping(summary.get("judge_cards")))]
-    if judges:
-        yield Part("The judges", judges, folded=True)
+    cards = mapping(summary.get("judge_cards"))
+    yield from (sentence(*each) for each in cards.items())
+    yield from _judges(cards)
     more = details(rows)
     drawn = _figures(facts, stage)
     if more or drawn:
@@ -154,10 +161,17 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
     if facts["data"]:
         yield data_table(facts["data"])
     if facts["dropped"]:
-        yield "Left out or cut:"
+        yield "Dropped or truncated:"
         yield one_line_each(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
     if more := data_cards.tables(facts["data"]):
         yield Part("Lengths, pairs and labels", more, folded=True)
+
+
+def _people(people: Sequence[Mapping[str, Any]]) -> Blocks:
+    told, tables = people_blocks(people)
+    yield from told
+    if tables:
+        yield Part("Each annotator", tables, folded=True)
 
 
 def _provenance(facts: Mapping[str, Any]) -> Blocks:

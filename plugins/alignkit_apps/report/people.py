@@ -11,7 +11,7 @@ from alignkit.report import Table
 from alignkit_apps.charts.data_cards import brief_name
 from alignkit_apps.report.files import read_object
 from alignkit_apps.report.stages import sources_of
-from alignkit_plugins.people.agreement import agreement_tables
+from alignkit_plugins.people.agreement import people_table, sentence
 
 MOST = 12  # stores
 
@@ -30,11 +30,21 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
     return found + ([{"stage": name, "source": "", "agreement": asked}] if asked else [])
 
 
-def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of all stores. Stages that read the same labels share them. At the end, whose labels count."""
-    found = [table for title, agreement in _different(people) for table in agreement_tables(agreement, title)]
+def people_blocks(people: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Table]]:
+    """How far people agree on the labels of each store, a sentence each, and the tables of annotators.
+
+    Stages that read the same labels share them. The last table is whose labels count.
+    """
+    told, tables = [], []
+    for title, agreement in _different(people):
+        table = people_table(agreement, f"annotators ({title})")
+        if table.rows:
+            told += [f"{title}: {line}" for line in sentence(agreement).splitlines()]
+            tables.append(table)
     notes = [[str(one["stage"]), brief_name(one["source"]), note] for one in people for note in one.get("notes", ())]
-    return [*found, Table("whose labels count", ["stage", "source", "decision"], notes, keys=2)] if notes else found
+    if notes:
+        tables.append(Table("whose labels count", ["stage", "source", "decision"], notes, keys=2))
+    return told, tables
 
 
 def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +48,10 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
 
 
 def _policies(summary: Mapping[str, Any]) -> list[str]:
-    """The policies whose answers are shown: the base model, the baseline and the result, or another between."""
+    """The policies whose answers are shown: the base model, the baseline and the result."""
     names, before = [str(name) for name in summary.get("policies", {})], summary.get("baseline")
-    after = next((name for name in reversed(names) if name != before), None)
-    chosen = [name for name in dict.fromkeys(("base" if "base" in names else None, before, after)) if name is not None]
-    between = [name for name in names if name not in chosen] if before == "base" else []
-    return [*chosen[:-1], *between[:1], *chosen[-1:]]
+    after = [name for name in names if name != before][-1:]
+    return [name for name in names if name in ("base", before, *after)]
 
 
 def _reward(summary: Mapping[str, Any]) -> str:
@@ -62,23 +59,19 @@ def _reward(summary: Mapping[str, Any]) -> str:
 
 
 def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
-    """sign: -1 if lower scores are better."""
-    taken: set[int] = set()
-
-    def take(kind: str, found: Sequence[Sample]) -> Iterator[Sample]:
-        for sample in found:
-            taken.add(sample["row"])
-            yield {**sample, "kind": kind}
-
-    compared = [sample for sample in every if sample["difference"] is not None]
+    """The largest gains and losses, and others by chance. sign: -1 if lower scores are better."""
 
     def gain(sample: Sample) -> float:
         return sign * (sample["difference"] or 0.0)
 
-    yield from take("gain", heapq.nlargest(EACH, [one for one in compared if gain(one) > 0], key=gain))
-    yield from take("loss", heapq.nsmallest(EACH, [one for one in compared if gain(one) < 0], key=gain))
-    rest = [sample for sample in every if sample["row"] not in taken]
-    yield from take("random", random.Random(SEED).sample(rest, min(EACH, len(rest))))
+    kinds = {"gain": [one for one in sorted(every, key=gain, reverse=True) if gain(one) > 0][:EACH]}
+    kinds["loss"] = [one for one in sorted(every, key=gain) if gain(one) < 0][:EACH]
+    taken = [one["row"] for found in kinds.values() for one in found]
+    rest = [one for one in every if one["row"] not in taken]
+    kinds["random"] = random.Random(SEED).sample(rest, min(EACH, len(rest)))
+    for kind, found in kinds.items():
+        for one in found:
+            yield {**one, "kind": kind}
 
 
 def _sample(

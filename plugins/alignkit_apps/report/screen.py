@@ -4,44 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
 from alignkit.io.text import printable
-from alignkit.report import WIDTH, Block, Report, Table
+from alignkit.report import WIDTH, Block, Report
 from alignkit_apps.report.overview import BASE, chosen
 from alignkit_apps.report.side_by_side import evaluated
-from alignkit_plugins.evaluate.readable import bounds, duration, mapping, shown
+from alignkit_plugins.evaluate.readable import duration
 from alignkit_plugins.evaluate.rows import ANSWERS, main_rows
 from alignkit_plugins.evaluate.tables import table
 
 LINES = 23  # of the screen; what a run or `show` says besides makes up to 25
-OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE = 4, 3, 2, 3  # lines at most; of a sample, at least
-WARNINGS = 2
+OF_STAGES, OF_SAMPLE = 3, 3  # lines: at most of what stages learned; at least of a sample
+ROOMY, TIGHT = (4, 2), (2, 1)  # lines at most of the verdict, and of a warning
 
 
 def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     """The screen of a run, at most LINES lines of WIDTH characters. stages: whether it says what they learned."""
-    verdict, warnings = _verdict(facts["verdicts"]), [f"Warning: {one['text']}" for one in facts["warnings"]]
-    told = [f"{one['name']}: {text}" for one in facts["stages"] if stages and (text := learned(one))]
-    results = _laid_out("; ".join(told))[:OF_STAGES] if told else []
-    follow = facts["next"]["told"] or facts["next"]["chat"]
-    warned = [line for text in warnings[:1] for line in _wrapped(text, OF_WARNING)]
-    last = _wrapped(f"next: {follow}" if follow else "")
     sample = _sample_of(facts)
-    room = LINES - sum(len(part) + bool(part) for part in (verdict, results)) - len(warned) - len(last)
+    parts = _parts(facts, stages, sample, *ROOMY)
+    if sample and not parts["answers"]:
+        parts = _parts(facts, stages, sample, *TIGHT)
+    return "\n\n".join("\n".join(part) for part in parts.values() if part)
+
+
+def _parts(
+    facts: Mapping[str, Any], stages: bool, sample: Mapping[str, Any] | None, of_verdict: int, of_warning: int
+) -> dict[str, list[str]]:
+    """The lines of each part. What was planned to be short comes first, and the others have the rest of the room."""
+    told = [f"{one['name']}: {one['learned']}" for one in facts["stages"] if stages and one["learned"]]
+    warnings = [f"Warning: {one['text']}" for one in facts["warnings"] if not one["logged"]]
+    parts = {name: list[str]() for name in ("verdict", "numbers", "others", "learned", "answers", "last")}
+    parts["verdict"] = _verdict(facts["verdicts"], of_verdict)
+    parts["learned"] = _laid_out("; ".join(told))[:OF_STAGES] if told else []
+    parts["last"] = [line for text in warnings[:1] for line in _wrapped(text, of_warning)]
+    next_step = facts["next"]["told"] or facts["next"]["chat"]
+    parts["last"] += _wrapped(f"next: {next_step}" if next_step else "")
+
+    def room() -> int:
+        return LINES - sum(len(part) + bool(part) for part in parts.values())
+
     for_sample = 1 + OF_SAMPLE if sample else 0
     for_others = 2 if len(facts["reports"]) > len(facts["evaluations"]) else 0
-    numbers = _numbers(facts, room - for_sample - for_others - 1, room - for_others - 1)
-    room -= len(numbers) + bool(numbers)
-    others = _others(facts, room - for_sample - 1)
-    room -= len(others) + bool(others)
-    answers = _side_by_side(sample, room - 1) if sample and room > OF_SAMPLE else []
-    room -= len(answers) + bool(answers)
-    for text in warnings[1:WARNINGS]:
-        warned += _wrapped(text, room) if room > 0 else []
-    parts = [verdict, numbers, others, results, answers, [*warned, *last]]
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    parts["numbers"] = _numbers(facts, room() - for_sample - for_others, room() - for_others)
+    parts["others"] = _others(facts, room() - for_sample)
+    if sample and room() >= OF_SAMPLE:
+        parts["answers"] = _side_by_side(sample, room())
+    if warnings[1:] and room() >= 0:
+        parts["last"] = [*_wrapped(warnings[1], room() + 1), *parts["last"]]
+    return parts
 
 
 def stage_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -49,33 +62,22 @@ def stage_lines(facts: Mapping[str, Any]) -> list[str]:
     names = max((len(stage["name"]) for stage in facts["stages"]), default=0)
     states = max((len(stage["state"]) for stage in facts["stages"]), default=0)
     return [
-        _one_line(f"{one['name']:<{names}}  {one['state']:<{states}}  {duration(one['seconds']):>6}  {learned(one)}")
+        _one_line(f"{one['name']:<{names}}  {one['state']:<{states}}  {duration(one['seconds']):>6}  {one['learned']}")
         for one in facts["stages"]
     ]
 
 
-def learned(stage: Mapping[str, Any]) -> str:
-    """What a stage learned, by held-out examples or by the rewards of its samples; empty if nothing says so."""
-    known, reward = mapping(stage["summary"].get("held_out")), stage["metrics"].get("reward")
-    for name, one in known.items():
-        if isinstance(one, Mapping):
-            percent = name == "accuracy"
-            start = shown({"mean": bounds(one["start"])[0]}, percent=percent)
-            return f"held-out {name} {shown(one['result'], percent=percent)}, before {start}"
-    return f"reward {reward['first']:.2g} at first, {reward['last']:.2g} at last" if reward else ""
-
-
-def _verdict(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
     """What is said of the last policies, and more of each where there is room."""
     told: list[list[str]] = []
     verdicts = [one for one in reversed(verdicts) if one["policy"] != BASE] or verdicts
     for verdict in verdicts:
-        if len(_paragraphs([*told, verdict["sentences"][:1]])) <= OF_VERDICT:
+        if len(_paragraphs([*told, verdict["sentences"][:1]])) <= most:
             told.append(verdict["sentences"][:1])
     for said, verdict in zip(told, verdicts, strict=False):
         for sentence in verdict["sentences"][1:]:
             said.append(sentence)
-            if len(_paragraphs(told)) > OF_VERDICT:
+            if len(_paragraphs(told)) > most:
                 said.pop()
     return _paragraphs(told)
 
@@ -101,17 +103,21 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
 
 
 def _others(facts: Mapping[str, Any], room: int) -> list[str]:
-    """The first tables of what other steps report, as far as there is room, and where the rest is."""
+    """What other steps report, as far as there is room, and where the rest is."""
     evaluations = {item["stage"] for item in facts["evaluations"]}
-    lines, left = list[str](), list[str]()
-    for item in facts["reports"]:
-        if item["stage"] not in evaluations:
-            blocks = Report.restored(item["blocks"]).blocks
-            found = _laid_out(next((one for one in blocks if isinstance(one, Table)), blocks[0]))
+    reports = {}
+    for one in facts["reports"]:
+        if one["stage"] not in evaluations:
+            blocks = Report.restored(one["blocks"]).blocks
+            reports[one["stage"]] = [block for block in blocks if not isinstance(block, str)] or blocks
+    lines, left = list[str](), dict[str, None]()
+    for together in zip_longest(*reports.values()):
+        for stage, block in zip(reports, together, strict=True):
+            found = _laid_out(block) if block else []
             if len(lines) + len(found) < room:
                 lines += found
             else:
-                left.append(item["stage"])
+                left[stage] = None
     return [*lines, f"{', '.join(left)}: see report.txt in the folder of the stage"] if left else lines
 
 

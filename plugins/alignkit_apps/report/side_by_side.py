@@ -135,7 +135,9 @@ def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> 
 
 
 def _groups(folder: Path) -> list[Group]:
-    return [group_from_json(row) for row in each_object(folder / "samples.jsonl")]
+    """The answers to the prompts, and the scores of held-out examples."""
+    files = [folder / name for name in ("samples.jsonl", "held_out.jsonl")]
+    return [group_from_json(row) for file in files for row in each_object(file)]
 
 
 def _key(group: Group) -> str:

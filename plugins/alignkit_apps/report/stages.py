@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.evaluation import held_out
 from alignkit.io.digest import file_digest
 from alignkit.io.results import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
@@ -52,6 +53,7 @@ def stage_facts(
         "phases": _phases(rows),
         "metrics": curves.ends(rows),
         "summary": without_evaluation(record),
+        "learned": "".join(held_out.learned(mapping(record.get("summary")), rows)[:1]),
     }
 
 

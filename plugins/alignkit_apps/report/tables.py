@@ -15,7 +15,7 @@ from alignkit_plugins.evaluate.readable import duration, number, short, size
 MOST_METRICS = 40  # of a stage, at its end
 
 
-def _filled(table: Table, *empty: str) -> Table:
+def filled(table: Table, *empty: str) -> Table:
     """A table without columns, other than its keys, in which every cell is `-` or one of `empty`."""
     says = [
         at for at in range(len(table.columns)) if at < table.keys or {row[at] for row in table.rows} - {"-", *empty}
@@ -74,7 +74,7 @@ def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in rows
     ]
     heads = ["stage", "source", "format", "rows", "held out", "skipped"]
-    return _filled(Table("", heads, cells, keys=3), "0")
+    return filled(Table("", heads, cells, keys=3), "0")
 
 
 def facts_table(title: str, facts: Mapping[str, Any], name: Callable[[str], str] = str) -> Table:

@@ -12,6 +12,7 @@ import typer
 
 from alignkit.commands import refuse
 from alignkit.errors import check_extra
+from alignkit_apps.catalog.printing import Policies
 
 if TYPE_CHECKING:
     from alignkit_apps.web.address import Address
@@ -22,27 +23,27 @@ PACKAGES = ("starlette", "uvicorn")
 
 
 def serve(
-    policies: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="POLICY...",
-            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
-            "then overrides, KEY=VALUE, such as engine.vllm.url=URL.",
-        ),
-    ],
-    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")] = PORT,
+    policies: Policies,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+    ] = PORT,
     host: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="For others, who need --token: its address, or https://NAME of a proxy."),
+        typer.Option(
+            metavar="ADDRESS", help="Address that other machines use, or https://NAME of a proxy. They need --token."
+        ),
     ] = "127.0.0.1",
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="What clients must send as their API key."),
+        typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="API key that clients must send."),
     ] = None,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE.feedback", help="Keep answers and thumbs of users who agreed.")
+        Path | None,
+        typer.Option(metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."),
     ] = None,
-    license: Annotated[str, typer.Option(metavar="NAME", help="Of what is kept, so that it can be shared.")] = "",
+    license: Annotated[
+        str, typer.Option(metavar="NAME", help="License of what --collect keeps, so that it can be shared.")
+    ] = "",
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 

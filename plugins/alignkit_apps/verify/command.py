@@ -12,7 +12,9 @@ from alignkit.io.results import RECIPE
 
 
 def verify(
-    stage: Annotated[Path, typer.Argument(metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages.")],
+    stage: Annotated[
+        Path, typer.Argument(metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages, to run again.")
+    ],
 ) -> Result:
     """Run stages again and say whether the bytes are the same.
 

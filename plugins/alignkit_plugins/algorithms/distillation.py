@@ -39,8 +39,8 @@ ROUNDING = 1e-5  # nats; smaller differences between teacher and policy are roun
 class ContextTurn(alignkit.Options):
     """A message that only the teacher reads."""
 
-    role: Literal["system", "user", "assistant"] = Field(description="who says it")
-    content: str = Field(description="what is said")
+    role: Literal["system", "user", "assistant"] = Field(description="who says the message")
+    content: str = Field(description="text of the message")
 
 
 class Distillation(Algorithm):

@@ -128,7 +128,7 @@ class GRPO(_Clipped):
             "sequence_mean",
             description="how the policy loss is averaged: per response first, over tokens, or as sum / max_tokens",
         )
-        dynamic_sampling: bool = Field(False, description="leave out groups whose rewards are all equal (DAPO)")
+        dynamic_sampling: bool = Field(False, description="drop groups whose rewards are all equal (DAPO)")
         max_tokens: int | None = Field(
             None,
             ge=1,

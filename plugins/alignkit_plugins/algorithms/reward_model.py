@@ -33,6 +33,8 @@ from alignkit.data.group import resolved_pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
+FEW = 50  # pairs, from which nothing general is learned
+
 
 class RewardModel(Algorithm):
     """Score the better response of a pair higher than the worse."""
@@ -54,11 +56,16 @@ class RewardModel(Algorithm):
         return self.options.margin == "none"
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raise DataError if no pair has the kind of margin that the options ask for; count the pairs that lack it."""
+        """Raise DataError if no pair has the kind of margin that the options ask for; count the pairs that lack it.
+
+        Warn of too few pairs.
+        """
         kind = self.options.margin
+        margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
+        if not context.validation and len(margins) < FEW:
+            context.say(f"warning: {len(margins)} pairs are too few for a reward model; expected {FEW} or more")
         if kind == "none" or context.validation:
             return groups
-        margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
         wanted = (int, float) if kind == "data" else str
         missing = sum(not isinstance(margin, wanted) for margin in margins)
         if missing == len(margins):

@@ -52,6 +52,7 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     questions, answers, better, worse = (
         [name for name in row if str(name).lower() in usual] for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
     )
+    answers.sort(key=lambda name: str(name).lower() == "answer")  # a solution may stand next to it
     prompt = {}
     if "prompt" not in row:
         if len(questions) != 1:
@@ -59,7 +60,8 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         prompt = {"prompt": questions[0]}
     if len(better) == len(worse) == 1:
         yield {**prompt, "chosen": better[0], "rejected": worse[0]}
-    yield from ({**prompt, "completion": name} for name in answers)
+    for expected in ("completion", "answer"):
+        yield from ({**prompt, expected: name} for name in answers if name != expected)
     foreign = {f"other_{name}": name for name in row if name in FOREIGN}
     if prompt or foreign:
         yield prompt | foreign

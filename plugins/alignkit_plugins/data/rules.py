@@ -49,20 +49,20 @@ class Rules(alignkit.Options):
     """
 
     near: float = Field(
-        0.8, ge=0, le=1, description="leave out rows at least this similar to an earlier one, with the same numbers; "
+        0.8, ge=0, le=1, description="drop rows at least this similar to an earlier one, with the same numbers; "
         "0: none")  # fmt: skip
     languages: list[str] = Field(
-        [], description="leave out answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
+        [], description="drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
     )
     markdown: bool = Field(
-        True, description="leave out answers with broken Markdown: an open block of code, or an uneven table"
+        True, description="drop answers with broken Markdown: an open block of code, or an uneven table"
     )
     personal: bool = Field(
         True, description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***"
     )
     against: DataRef = Field(
         None,
-        description="held-out data; leave out rows with its prompts or responses, or nearly equal ones",
+        description="held-out data; drop rows with its prompts or responses, or nearly equal ones",
     )
 
     def check(self, user: str) -> None:

@@ -1,20 +1,28 @@
-"""How far a judge can be trusted: its order, length, its agreement with people, and its calls.
+"""How far a judge can be trusted: one sentence, and tables of its order, agreement with people, and calls.
 
-Agreement in percent flatters a judge, because a coin agrees with half of the pairs; Krippendorff's alpha of a coin is
-0. A card is a plain dictionary, as docs/plugins/api/files.md describes it. The unit of all intervals is a prompt.
+Agreement in percent flatters a judge, because chance agrees with half of the pairs; its Krippendorff's alpha is 0. A
+card is a plain dictionary, as docs/plugins/api/files.md describes it. The unit of all intervals is a prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from alignkit.evaluation import statistics
 from alignkit.judges import Item, costs
 from alignkit.report import Table
 from alignkit.reward import Verdict
-from alignkit_plugins.evaluate.judge_quality import Judgment, by_unit, no_judge, side, verdict_facts
+from alignkit_plugins.evaluate.judge_quality import (
+    CHANCE,
+    Judgment,
+    by_unit,
+    judgment,
+    named_first,
+    no_judge,
+    unjudged,
+)
 from alignkit_plugins.evaluate.reward_columns import label
 
 Compare = Callable[[Sequence[Item]], list[Verdict]]
@@ -42,58 +50,68 @@ def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> C
     return lambda items: [Verdict(**row) for row in map_rows(name, [list(item) for item in items], judged)]
 
 
-# Measures
-
-
-def measured(judgments: Sequence[Judgment]) -> dict[str, Any]:
-    """The parts of a card that follow from the verdicts alone, and of a panel those of each of its judges."""
-    panel = members(judgments)
-    return {**verdict_facts(judgments), **({"members": panel} if panel else {})}
-
-
 def card(
     judgments: Sequence[Judgment],
     *,
     people: Mapping[str, Any] | None = None,
     agreement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole card. people, agreement: of `agreement_of`."""
-    parts = {
-        **measured(judgments),
+    """The whole card, and of a panel those of its judges. people: of `with_people`. agreement: of `raters_agree` with
+    each other rater."""
+    verdicts = [each.verdict for each in judgments]
+    orders = [(each.unit, each.verdict.p_orders) for each in judgments if each.named_first]
+    swayed = [(unit, float((p[0] - CHANCE) * (p[1] - CHANCE) < 0)) for unit, p in orders if p]
+    facts: dict[str, Any] = {
+        "comparisons": len(judgments),
+        "unjudged": dict(unjudged(verdicts).most_common()),
+        "inconsistent": by_unit(swayed),
+        "named_first": named_first(judgments),
         "people": people,
-        "agreement": dict(agreement or {}),
-        **costs([each.verdict for each in judgments]),
     }
-    return {"no_judge": no_judge(parts), **parts}
+    if panel := dict.fromkeys(name for each in judgments for name in each.verdict.parts):
+        facts["members"] = {}
+        for name in panel:
+            own = [judgment(each.unit, each.verdict.parts[name]) for each in judgments if name in each.verdict.parts]
+            facts["members"][name] = card(own)
+    return {"no_judge": no_judge(facts), **facts, "agreement": dict(agreement or {}), **costs(verdicts)}
 
 
 # Tables
 
 
-def preferred_title(baseline: object) -> str:
-    """The title of the table of what judges prefer."""
-    return f"judges, against {baseline}, in both orders"
+def sentence(name: str, card: Mapping[str, Any]) -> str:
+    """What a reader must know of a judge: why it is of no use, or one number with its interval."""
+    pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]
+    if card["no_judge"]:
+        return f"warning: {name}: {card['no_judge']}"
+    if sum(card["unjudged"].values()) == pairs:
+        return f"{name} has no verdict on any of {pairs:,} pairs."
+    if people:
+        agreed = statistics.shown(people["same"], percent=True)
+        told = f"{name} agrees with people in {agreed} of its answers on {pairs:,} pairs"
+        order = {"mean": swayed["mean"], "low": None, "high": None}
+    else:
+        told = f"{name} compared {pairs:,} pairs, and how far people agree with it is not known"
+        order = swayed
+    if order["mean"] is not None:
+        told += f"; the order of the answers decides {statistics.shown(order, percent=True)}"
+    return f"{told}."
 
 
-def about_table(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
-    """What is known of judges themselves, after a policy and a judge."""
-    return Table("the judges themselves", columns, rows, keys=2, note=note)
-
-
-def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """The cards of judges, a column each, and their agreement with other raters."""
+def trust_tables(cards: Mapping[str, Mapping[str, Any]], title: str = "how far to trust the judges") -> list[Table]:
+    """The details of judges' cards, a column each, and their agreement with other raters."""
     if not cards:
         return []
     rows = [[what, *cells] for what, cells in _rows(list(cards.values())) if any(cell != "-" for cell in cells)]
-    note = "; ".join(f"{name}: {card['no_judge']}" for name, card in cards.items() if card["no_judge"])
-    tables = [Table("how far to trust the judges", ["", *cards], rows, note=note)]
+    tables = [Table(title, ["", *cards], rows)]
     shown = statistics.shown
     pairs = [
         [name, other, shown(found["same"], percent=True), shown(found["alpha"])]
         for name, card in cards.items()
         for other, found in card["agreement"].items()
     ]
-    tables += [panel_table(name, card["members"]) for name, card in cards.items() if card.get("members")]
+    for name, card in cards.items():
+        tables += trust_tables(card.get("members") or {}, f"the judges of {name}")
     heads = ["judge", "and", "same winner", "Krippendorff's alpha"]
     return [*tables, Table("agreement with other raters", heads, pairs, keys=2)] if pairs else tables
 
@@ -112,57 +130,11 @@ def _rows(cards: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[str]]]
     yield "no verdict", count(sum(card["unjudged"].values()) for card in cards)
     yield "agrees with people", percent("people", "same")
     yield "Krippendorff's alpha", number("people", "alpha")
-    yield "names the first (unbiased: 50%)", [statistics.shown(card["named_first"], percent=True) for card in cards]
-    yield "order decides", [statistics.shown(card["inconsistent"], percent=True) for card in cards]
-    yield "twice as long: P(better)", [statistics.shown(card["length_slope"], sign=True) for card in cards]
+    yield (
+        "names the first answer (50% without bias)",
+        [statistics.shown(card["named_first"], percent=True) for card in cards],
+    )
+    yield "the order decides", [statistics.shown(card["inconsistent"], percent=True) for card in cards]
     yield "questions", count(card["calls"] for card in cards)
     yield "tokens", count(card["tokens"] for card in cards)
     yield "cost", ["-" if card.get("cost") is None else f"{card['cost']:,.4g}" for card in cards]
-
-
-# The judges of a panel
-
-
-def members(judgments: Sequence[Judgment]) -> dict[str, dict[str, Any]]:
-    """For each judge: the parts of a card that follow from verdicts, and these; empty if no panel was asked.
-
-    with_panel: the share of pairs in which it prefers what the panel prefers, ties of either left out. spread: the
-    standard deviation of its P(first is better) over pairs; 0 says the same of all. no_judge: why it is none.
-    """
-    names = dict.fromkeys(name for each in judgments for name in each.verdict.parts)
-    return {name: _member([each for each in judgments if name in each.verdict.parts], name) for name in names}
-
-
-def _member(judgments: Sequence[Judgment], name: str) -> dict[str, Any]:
-    own = [_own(each, name) for each in judgments]
-    sides = [(side(each.verdict.p_first), side(its.verdict.p_first)) for each, its in zip(judgments, own, strict=True)]
-    both = zip(judgments, sides, strict=True)
-    same = [(each.unit, float(panel == its)) for each, (panel, its) in both if panel is not None and its is not None]
-    known = [each.verdict.p_first for each in own if each.verdict.p_first is not None]
-    middle = statistics.mean(known) if known else 0.0
-    spread = statistics.mean([(p - middle) ** 2 for p in known]) ** 0.5 if known else None
-    card = {**verdict_facts(own), "with_panel": by_unit(same), "spread": spread}
-    return {"no_judge": no_judge(card), **card}
-
-
-def _own(judgment: Judgment, name: str) -> Judgment:
-    """What one judge of the panel said."""
-    verdict = judgment.verdict.parts[name]
-    orders = verdict.p_orders if verdict.p_first is not None else None
-    return replace(judgment, verdict=verdict, named_first=(orders[0], 1 - orders[1]) if orders else ())
-
-
-def panel_table(panel: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The judges of a panel, a row each."""
-    columns = ["judge", "pairs", "no verdict", "names the first", "order decides", "same as the panel", "spread"]
-    rows = [
-        [
-            name,
-            f"{card['comparisons']:,}",
-            f"{sum(card['unjudged'].values()):,}",
-            *(statistics.shown(card[key], percent=True) for key in ("named_first", "inconsistent", "with_panel")),
-            "-" if card["spread"] is None else f"{card['spread']:.2f}",
-        ]
-        for name, card in found.items()
-    ]
-    return Table(f"the judges of {panel}", columns, rows)

@@ -1,7 +1,8 @@
 """What a model learned from, and who then cannot say whether it is better: a reward, a judge, prompts that it has seen.
 
 A policy learned from what occurs in its stage, or in a stage before it: the rewards and judges of training, of labels,
-of filters and of chosen samples. A reward model is also its own if both learned from the same pairs. That of a monitor,
+of filters and of chosen samples. A reward model is also its own if both learned from the same pairs, but not if from
+shares of a file that do not overlap. That of a monitor,
 such as `gold`, counts if it chooses the result, by `stop`, and not if it only watches.
 
 An evaluation on prompts that were trained on says little about others.
@@ -140,12 +141,15 @@ def _teaching(stage: Stage) -> list[Any]:
 
 
 def _pairs_of(stage: Stage) -> Marks:
-    """The files and hub data sets of a stage's preference data."""
+    """The files and hub data sets of a stage's preference data, each hundredth that it reads of them."""
     if stage.settings is None or stage.settings.data is None:
         return frozenset()
-    sources = [source for spec in specs(stage.settings.data, DataSpec) for source in spec.sources]
-    named = [source.path or source.hub or f"stage {source.stage}" for source in sources]
-    return frozenset(f"pairs {name}" for name in named)
+    found = set()
+    for source in chain.from_iterable(spec.sources for spec in specs(stage.settings.data, DataSpec)):
+        low, high = source.part if isinstance(source.part, tuple) else (0, 1)
+        name = source.path or source.hub or f"stage {source.stage}"
+        found |= {f"pairs {name} {percent}" for percent in range(round(low * 100), round(high * 100))}
+    return frozenset(found)
 
 
 def _in_other_run(folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:

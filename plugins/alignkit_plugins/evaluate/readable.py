@@ -32,11 +32,11 @@ def short(value: Any) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False, whole: bool = False) -> str:
-    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean. whole: no decimals."""
+def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
+    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean."""
     mean, low, high = bounds(estimate)
     ends = {"low": low, "high": high} if low is not None and high is not None else {"low": None, "high": None}
-    return statistics.shown({"mean": mean, **ends}, sign=sign, percent=percent, digits=0 if whole else None)
+    return statistics.shown({"mean": mean, **ends}, sign=sign, percent=percent)
 
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:

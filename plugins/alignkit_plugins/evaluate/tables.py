@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from textwrap import wrap
 
-from alignkit.report import Table, unbroken
+from alignkit.report import Table
 from alignkit_plugins.evaluate.readable import shown
 from alignkit_plugins.evaluate.rows import RATED, Row, main_rows
 
+GAP = 2  # characters between columns
 MOST_VALUES = 30  # of a column, the most frequent ones
 DETAILS = {
     "diversity": "diversity of the answers",
@@ -32,7 +35,19 @@ def table(rows: Sequence[Row], title: str = "", *, differences: bool = False, wi
     upright = Table(title, ["", *policies], lines, note=note)
     lines = [[policy, *(cells.get((policy, name), "-") for name in metrics)] for policy in policies]
     across = Table(title, ["policy", *named.values()], lines, note=note)
-    return across if width is not None and not unbroken(upright, width) and unbroken(across, width) else upright
+    return upright if width is None else _fitting(upright, width) or _fitting(across, width) or upright
+
+
+def _fitting(one: Table, width: int) -> Table | None:
+    """A table whose cells are whole, with heads in several lines if it is else too wide; None if it still is."""
+    cells = [max(len(row[at]) for row in one.rows) if one.rows else 0 for at in range(len(one.columns))]
+    words = [max(map(len, head.split()), default=0) for head in one.columns]
+    for heads in (list(map(len, one.columns)), words):
+        widths = [max(pair) for pair in zip(cells, heads, strict=True)]
+        if sum(widths) + GAP * (len(widths) - 1) <= width:
+            lines = [wrap(head, size or 1) for head, size in zip(one.columns, widths, strict=True)]
+            return replace(one, columns=list(map("\n".join, lines)))
+    return None
 
 
 def comparisons(rows: Sequence[Row]) -> Table:
@@ -44,7 +59,9 @@ def comparisons(rows: Sequence[Row]) -> Table:
             baseline = row.baseline
             equal, won = (found.get((row.policy, row.metric, kind)) for kind in ("equal length", "win rate"))
             equally_long = "-" if equal is None else cell(equal, not equal.estimate)
-            share = "-" if won is None else cell(won)
+            share = (
+                "-" if won is None or won.estimate.get("n") == 1 else cell(won)
+            )  # a share of one prompt says nothing
             lines.append([row.policy, row.metric, cell(row, True), equally_long, share, row.counts])
     heads = ["policy", "metric", "difference", "at equal length", "won, without ties", "won/lost/tied"]
     return Table(f"against {baseline}, prompt by prompt", heads, lines, keys=2)

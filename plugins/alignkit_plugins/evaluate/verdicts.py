@@ -17,14 +17,13 @@ from alignkit_plugins.evaluate.rows import ANSWERS, BASE_MODEL, KL, LENGTH, RATE
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
 CUT = 0.2  # share of answers that may be truncated without a warning
-ORDER_DECIDES = 0.25  # share of comparisons
-FAVORS = 0.1  # by which a judge may prefer a position without a warning
 # By whether the policy learned from what it gains by.
 GAINS = {False: "gained", True: "gained by its own reward", None: "gained, not verified"}
 NO_PROOF = {
     True: "It was trained on this reward, so this is no independent proof.",
     None: "It is not known whether it was trained on this, so this may be no independent proof.",
 }
+MORE = "More examples or more training may show one."
 CHOSEN = "Its answers were chosen by this reward, so this is no independent proof."
 
 
@@ -66,7 +65,7 @@ def _verdict(rows: Sequence[Row], policy: str, chosen: bool) -> Verdict:
     first = _headline(head, rows)
     if head.clear == 1 and head.trained_on is not False:
         first += f" {CHOSEN if chosen else NO_PROOF[head.trained_on]}"
-    sentences = [first]
+    sentences = [first, *[MORE] * (head.clear == 0)]
     sentences += _bought(head, rows)
     for way, words in ((1, "Also better"), (-1, "Worse")):
         if found := [_difference(row) for row in others if row.clear == way]:
@@ -89,8 +88,7 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     metric = f"the reward {row.metric}" if row.kind == "reward" else row.metric
     metric += " (lower is better)" if row.lower else ""
     if row.clear == 0:
-        said = f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}"
-        return f"{said}. More examples or more training may show one."
+        return f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}."
     found = (one.estimate for one in rows if (one.policy, one.metric, one.kind) == (baseline, row.metric, row.kind))
     both = [shown({"mean": bounds(one)[0]}, percent=row.percent) for one in (row.estimate, next(found, {}))]
     gap = _shown(row).replace("%", "")
@@ -129,6 +127,8 @@ def _adjusted(row: Row) -> str:
 
 
 def _and(names: Sequence[str]) -> str:
+    if any("," in name for name in names):
+        return "; ".join(names)
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -231,15 +231,8 @@ def _of_answers(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_judge(row: Row, result: Mapping[str, Any]) -> Iterator[str]:
     """What a judge did with the comparisons of a policy. result: of evaluation.json."""
-    judge, reasons = row.metric, {why: count for why, count in mapping(result.get("unjudged")).items() if count}
+    reasons = {why: count for why, count in mapping(result.get("unjudged")).items() if count}
     if reasons:
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
         asked = f"{sum(reasons.values()):,} of {result.get('comparisons'):,} comparisons of {row.policy}"
-        yield f"{judge} gave no verdict on {asked} ({why}); they do not count"
-    share, first = result.get("inconsistent"), result.get("first_position")
-    if (bounds(share)[0] or 0.0) > ORDER_DECIDES:
-        yield f"the order of two answers decides {shown(share, percent=True)} of {judge}'s comparisons of {row.policy}"
-    mean = bounds(first)[0]
-    if mean is not None and abs(mean - 0.5) > FAVORS and not _contains(first, 0.5):
-        which = "first" if mean > 0.5 else "second"
-        yield f"{judge} favors the {which} answer that it reads: it prefers the first in {shown(first, percent=True)}"
+        yield f"{row.metric} gave no verdict on {asked} ({why}); they do not count"

@@ -16,7 +16,7 @@ from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.krippendorff import Level, agreement_of, categories
 from alignkit_plugins.people.labels import Label, degree
 
-ALONE = "no item has labels of two people: a larger overlap shows how far they agree"
+FEW = 50  # items of several people, below which their agreement is hardly known
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,33 @@ def _share(cases: Iterable[tuple[str, float]]) -> Share | None:
     return clustered_share(list(clusters.values()))
 
 
-def agreement_tables(facts: Sequence[Mapping[str, Any]], name: str = "") -> list[Table]:
-    """Tables of what `agreement` returned; none without labels. name: of the store or stage, for the titles."""
-    of = f" ({name})" if name else ""
-    questions, people, counted = [], [], list[str]()
-    for each in facts:
-        percents = [shown(each[key], percent=True) for key in ("same", "gold")]
-        questions.append([each["question"], str(each["shared"]), percents[0], shown(each["alpha"]), percents[1]])
-        if each.get("categories"):
-            values = ", ".join(f"{count} times {value}" for value, count in each["categories"].items())
-            counted.append(f"{each['question']}: {values}")
+def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
+    """How far people agree on the first question of each task, of what `agreement` returned; empty without labels."""
+    told = []
+    for task, each in _main(facts).items():
+        alpha = each["alpha"]
+        if not each["shared"]:
+            told.append(f"{task}: no item has labels of two people, so how far they agree is not known")
+            continue
+        same = shown(each["same"] if alpha["mean"] is None else {**each["same"], "low": None}, percent=True)
+        text = f"{task}: {same} of labels agree" + ("" if alpha["mean"] is None else f", alpha {shown(alpha)}")
+        told.append(f"{text} over {each['shared']} items" + (": too few items to say" if each["shared"] < FEW else ""))
+    return "\n".join(told)
+
+
+def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") -> Table:
+    """How often the others say the same as each person, and how often it is the gold label, for the same questions."""
+    rows = []
+    for task, each in _main(facts).items():
         for who, person in each["people"].items():
             shares = [shown(person[key], percent=True) for key in ("with_others", "with_gold")]
-            people.append([each["question"], who, str(person["items"]), *shares])
-    note = f"Ratings counted: {'; '.join(counted)}" if counted else ALONE
-    heads = ["question", "items of several", "same", "Krippendorff's alpha", "right on gold items"]
-    tables = [Table(f"how far annotators agree{of}", heads, questions, note=note)]
-    heads = ["question", "annotator", "items", "same as others", "right on gold items"]
-    tables.append(Table(f"annotators{of}", heads, people, keys=2))
-    return [table for table in tables if table.rows]
+            rows.append([task, who, str(person["items"]), *shares])
+    return Table(title, ["task", "annotator", "items", "same as others", "right on gold items"], rows, keys=2)
+
+
+def _main(facts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The first question of each task."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for each in facts:
+        first.setdefault(each["question"].partition(":")[0], each)
+    return first

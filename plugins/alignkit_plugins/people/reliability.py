@@ -23,7 +23,7 @@ def chosen_rows(
 
     Raises `BadRow` for an unknown name, for `min_gold` without gold items, and if nobody is left.
     """
-    used = [row for _, row in rows if _is_usable(row) and read(row)]
+    used = [row for _, row in rows if is_usable(row) and read(row)]
     people = sorted({_author(vote) for row in used for vote in row["votes"]})
     notes: list[str] = []
     kept = set(people if annotators is None else _named(annotators, people))
@@ -36,7 +36,7 @@ def chosen_rows(
     return [(number, row) for number, row in found if row is not None], notes
 
 
-def _is_usable(row: Any) -> bool:
+def is_usable(row: Any) -> bool:
     """Whether the labels of a row can be compared; the format says what is wrong with others."""
     try:
         task, final = row["item"]["task"], row.get("final")

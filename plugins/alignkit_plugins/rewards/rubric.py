@@ -40,7 +40,7 @@ class Rated(Reward):
 
     class Options(Options):
         judge: JudgeRef = Field(description="judge that rates the responses")
-        rubric: str | list[str] = Field("", description="what a good response is; default: the judge's own measure")
+        rubric: str | list[str] = Field("", description="what a good response is; default: the judge's own rubric")
 
     options: Options
 
@@ -62,7 +62,7 @@ class Criterion(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
     text: str = Field(min_length=1, description="what a response has to do, such as `It names the dose.`")
-    weight: float = Field(1.0, description="its share of the score; below 0: what a bad response does")
+    weight: float = Field(1.0, description="share of the criterion in the score; below 0: what a bad response does")
 
 
 CRITERIA: pydantic.TypeAdapter[list[Criterion]] = pydantic.TypeAdapter(list[Criterion])

@@ -75,7 +75,7 @@ class Weighted(_Sum):
     """The sum of the rewards that apply, each times the weight for the prompt's value of a column; NaN if none does."""
 
     class Options(_Sum.Options):
-        by: str = Field(description="column of the prompts that decides")
+        by: str = Field(description="column of the prompts that decides which weights apply")
         weights: dict[str, dict[str, float]] = Field(
             min_length=1,
             description="for each value of the column, the weight of each reward by its name; `default` is for other "

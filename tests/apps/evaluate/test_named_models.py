@@ -77,3 +77,18 @@ def test_all_weights_of_a_stage_are_a_base(whole_run: Path) -> None:
 def test_words_that_mean_no_model(first_run: Path, word: str, said: str) -> None:
     with pytest.raises((RecipeError, Exception), match=said):
         named_model(f"{first_run}/{word}" if word else str(first_run))
+
+
+def test_a_word_that_is_almost_a_run_is_said_before_the_hub_is_asked(
+    first_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs := first_run.parent / "elsewhere" / "runs").mkdir(parents=True)
+    (runs / "quickstart").symlink_to(first_run)
+    monkeypatch.chdir(runs.parent)
+    assert named_model("quickstrat").spec == {"base": "quickstrat"}
+    assert "note: quickstrat is no run, so it is taken as a model of the hub; did you mean 'runs/quickstart'?" in (
+        capsys.readouterr().err
+    )
+    for word in ("tiny", "gpt2", "my-org/quickstrat"):
+        named_model(word)
+    assert capsys.readouterr().err == ""

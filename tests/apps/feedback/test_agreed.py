@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
-from alignkit_plugins.people.agreement import ALONE, agreement, agreement_tables
+from alignkit.evaluation.statistics import shown
+from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.krippendorff import krippendorff_alpha
@@ -124,22 +124,31 @@ def test_people_who_say_the_same_of_an_item_are_no_more_items(tmp_path: Path) ->
 
 
 def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One sentence, and a line per person; the JSON has all questions."""
     rows = [(pair(f"prompt {n}"), {"ann": side("A"), "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
     path = store_of(tmp_path, *rows).path
     assert main(["labels", str(path)]) == 0
-    said = capfd.readouterr().out
-    assert "Krippendorff's alpha" in said and "annotators" in said and "67% [" in said
-    counted = re.search(r"pair: which is better: (\d+) times 0, (\d+) times 1", " ".join(said.split()))
-    assert counted is not None and int(counted[1]) + int(counted[2]) == 24
+    said = " ".join(capfd.readouterr().out.split())
+    assert "pair: 67% of labels agree, alpha 0." in said and "over 12 items: too few items to say" in said
+    assert "how much better" not in said
     assert main(["labels", str(path), "--json"]) == 0
     which, _ = json.loads(capfd.readouterr().out)["result"]["agreement"]
     assert which["same"]["mean"] == pytest.approx(8 / 12)
 
 
+def test_enough_items_say_how_far_people_agree(tmp_path: Path) -> None:
+    rows = [(pair(f"prompt {n}", f"good {n}"), {"ann": side("A"), "bob": side("AB"[n % 5 == 0])}) for n in range(50)]
+    with store_of(tmp_path, *rows) as store:
+        found = agreement(labeled(store))
+    told, alpha = sentence(found), shown(found[0]["alpha"])
+    assert told == f"pair: 80% of labels agree, alpha {alpha} over 50 items" and "[" in alpha
+    assert people_table(found).rows[0] == ["pair", "ann", "50", shown(found[0]["same"], percent=True), "-"]
+
+
 def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
     with opened(tmp_path, pair(), scores()) as store:
         store.submit(event(pair()))
-        table, people = agreement_tables(agreement(labeled(store)), "labels.feedback")
-    assert table.note == ALONE and {tuple(row[1:]) for row in table.rows} == {("0", "-", "-", "-")}
-    assert {tuple(row[1:]) for row in people.rows} == {("ann", "1", "-", "-")}
-    assert table.title == "how far annotators agree (labels.feedback)" and agreement_tables([]) == []
+        found = agreement(labeled(store))
+    assert sentence(found) == "pair: no item has labels of two people, so how far they agree is not known"
+    assert people_table(found).rows == [["pair", "ann", "1", "-", "-"]]
+    assert sentence([]) == "" and people_table([]).rows == []

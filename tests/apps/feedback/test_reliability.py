@@ -99,6 +99,8 @@ def test_a_run_says_who_was_left_out(tmp_path: Path) -> None:
     note = "left out, gold below 80%: bob 0 of 5"
     assert list(loaded.sources[0].notes) == [note]
     assert f"read {path}: {note}" in source_lines(loaded.sources[0])
-    assert not source(path).sources[0].notes
+    (tied,) = source(path).sources[0].notes
+    assert tied == "pairs with as many votes on both sides, to adjudicate on the page: 1"
+    assert not source(path, votes="each").sources[0].notes
     with pytest.raises(DataError, match=r"labels\.feedback: 'annotators': nobody called 'adam'"):
         source(path, annotators=["adam"])

@@ -13,11 +13,11 @@ from alignkit.errors import BadRow
 from alignkit.report import Report
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.label.label_api import in_words
-from alignkit_apps.labels.overview import blocks, overview
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.effective_labels import disputes, labeled
 from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed
+from alignkit_plugins.people.overview import blocks, overview
 from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions
 

@@ -15,7 +15,7 @@ from alignkit_apps.init.copying import copy_recipe, summary
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_plugins()  # without those of other tests
-    copies = copy_recipe(name, tmp_path)
+    copies = copy_recipe(shipped()[name], tmp_path)
     assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
     line = copies[0].read_text(encoding="utf-8").partition("\n")[0]
     assert line == f"# yaml-language-server: $schema={(shipped_folder() / SCHEMA).as_uri()}"
@@ -30,14 +30,14 @@ def test_a_users_file_stays(tmp_path: Path) -> None:
     recipe = tmp_path / "smoke.yaml"
     recipe.write_text("mine", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder"):
-        copy_recipe("smoke", tmp_path)
+        copy_recipe(shipped()["smoke"], tmp_path)
     assert recipe.read_text(encoding="utf-8") == "mine"
 
 
 def test_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:
-    first = copy_recipe("smoke", tmp_path)
+    first = copy_recipe(shipped()["smoke"], tmp_path)
     before = {path: path.stat().st_ino for path in first}
-    assert copy_recipe("smoke", tmp_path) == first
+    assert copy_recipe(shipped()["smoke"], tmp_path) == first
     assert {path: path.stat().st_ino for path in first} == before
 
 
@@ -49,9 +49,9 @@ def test_the_default_folder_is_the_current_one(
     assert (tmp_path / "smoke.yaml").is_file() and capsys.readouterr().out.startswith("smoke.yaml\n")
 
 
-def test_an_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no shipped recipe: sum\n  help: did you mean 'sums'"):
-        copy_recipe("sum", tmp_path)
+def test_an_unknown_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path), "--from", "sum"]) == 2
+    assert "no such recipe: sum\n  help: did you mean 'sums'" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

@@ -14,9 +14,10 @@ import yaml
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA, shipped_folder
-from alignkit_apps.init.write import STARTER
+from alignkit_apps.init.copying import STARTER
 
 KINDS = ("demos", "pairs", "prompts")
+DATA = STARTER.parent / "data"
 
 
 @pytest.fixture
@@ -39,54 +40,27 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"next: alignkit run {folder / 'recipe.yaml'}" and len(lines) == 5
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
-    done = [name for name in ("sft", "dpo", "reward", "ppo") if (tmp_path / "run" / name / "adapter").is_dir()]
-    assert len(done) == 4 and (tmp_path / "run" / "report" / "evaluation.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("given", "stages", "start"),
-    [
-        (["demos"], ["sft", "report"], None),
-        (["pairs"], ["dpo", "report"], "base"),
-        (["demos", "pairs"], ["sft", "dpo", "report"], "sft"),
-        (["demos", "pairs", "prompts"], ["sft", "dpo", "reward", "ppo", "report"], "sft"),
-        (["pairs", "prompts"], ["dpo", "reward", "ppo", "report"], "base"),
-    ],
-)
-def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], start: str | None, data: Path) -> None:
-    files = [word for kind in given for word in (f"--{kind}", str(data / f"{kind} of 'me'.jsonl"))]
-    assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
-    recipe = load_recipe(data / "new" / "recipe.yaml")
-    assert list(recipe.stages) == stages and recipe.model.base == "tiny" and recipe.name == "new"
-    report: Any = recipe.stages["report"].component.options
-    policies = {"demos": "sft", "pairs": "dpo", "prompts": "ppo"}
-    assert report.policies == ["base", *(policies[kind] for kind in given)]
-    assert all(source.part == "validation" for source in report.prompts.sources)
-    if start:
-        settings = recipe.stages["dpo"].settings
-        assert settings is not None and settings.from_ == start
-    text = (data / "new" / "recipe.yaml").read_text(encoding="utf-8")
-    assert ("# recognized: messages" in text) == ("demos" in given)
-    assert [path.name for path in (data / "new").iterdir()] == ["recipe.yaml"]
+    done = [name for name in ("sft", "reward", "align") if (tmp_path / "run" / name / "adapter").is_dir()]
+    assert len(done) == 3 and (tmp_path / "run" / "report" / "evaluation.json").is_file()
 
 
 def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
-    (data / "rows.jsonl").write_bytes((STARTER / "demos.jsonl").read_bytes())
+    (data / "rows.jsonl").write_bytes((DATA / "demos.jsonl").read_bytes())
     assert main(["init", str(data), "--demos", str(data / "rows.jsonl")]) == 0
     text = (data / "recipe.yaml").read_text(encoding="utf-8")
-    assert "    data: {path: rows.jsonl, validation: 0.2} # recognized: prompt_completion\n" in text
+    assert "    data: {path: rows.jsonl, part: [0.2, 1]}\n" in text
     assert main(["init", str(data / "a" / "b"), "--demos", str(data / "rows.jsonl")]) == 0
-    assert "data: {path: ../../rows.jsonl, validation: 0.2}" in (data / "a" / "b" / "recipe.yaml").read_text()
+    assert "data: {path: ../../rows.jsonl, part: [0.2, 1]}" in (data / "a" / "b" / "recipe.yaml").read_text()
 
 
 def test_a_recipe_that_was_written_warns_about_nothing_in_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for kind in KINDS:
-        (data / f"{kind}.jsonl").write_bytes((STARTER / f"{kind}.jsonl").read_bytes())
-    files = [word for kind in KINDS for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
+    for kind in KINDS[:2]:
+        (data / f"{kind}.jsonl").write_bytes((DATA / f"{kind}.jsonl").read_bytes())
+    files = [word for kind in KINDS[:2] for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
     assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
     assert main(["check", str(data / "new" / "recipe.yaml")]) == 0
     out, err = capsys.readouterr()
-    assert "warning" not in out + err and "3 rows, 1 held out" in out
+    assert "warning" not in out + err
 
 
 def test_one_prompt_is_held_out_of_nothing(data: Path) -> None:
@@ -95,12 +69,11 @@ def test_one_prompt_is_held_out_of_nothing(data: Path) -> None:
     assert list(load_recipe(data / "new" / "recipe.yaml").stages) == ["sft"]
 
 
-@pytest.mark.parametrize(("count", "entry"), [(1, "g.jsonl"), (2, "{path: g.jsonl, validation: 0.2}")])
-def test_a_format_that_must_be_named_is_named(count: int, entry: str, data: Path) -> None:
-    rows = [{"question": f"How many are {n}?", "answer": f"Many.\n#### 1,00{n}"} for n in range(count)]
-    (data / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def test_a_format_that_must_be_named_is_named(data: Path) -> None:
+    row = {"question": "How many are 1?", "answer": "Many.\n#### 1,001"}
+    (data / "g.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     assert main(["init", str(data), "--demos", str(data / "g.jsonl")]) == 0
-    assert f"    data: {{gsm8k: {entry}}}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
+    assert "    data: {gsm8k: g.jsonl}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
     assert load_recipe(data / "recipe.yaml").stages["sft"].component.name == "sft"
 
 
@@ -187,7 +160,7 @@ def test_which_response_is_better_is_not_guessed(data: Path, capsys: pytest.Capt
     ("name", "text", "stage"),
     [
         ("a.csv", "question,answer\nIs it?,Yes.\n", "sft"),
-        ("a.csv", "prompt,good,bad\nIs it?,Yes.,No.\n", "dpo"),
+        ("a.csv", "prompt,good,bad\nIs it?,Yes.,No.\n", "align"),
         ("a.jsonl", '{"prompt": "Is it?", "reply": "Yes."}\n', "sft"),
     ],
 )
@@ -208,7 +181,7 @@ def test_a_file_alone_is_recognized(
         ("a.csv", "prompt\nIs it?\n", 2, "--prompts needs --pairs"),
         ("a.csv", "x\n1\n", 4, "no format matches the first row (columns x)"),
         ("a.jsonl", "", 4, "it has no row that the recipe reads"),
-        ("a.yaml", "stages: {}\n", 2, "to run this recipe: alignkit run {}"),
+        ("a.yaml", "stages: {}\n", 2, "to run it: alignkit run {}"),
     ],
 )
 def test_a_file_that_is_no_data_for_a_recipe(
@@ -222,15 +195,9 @@ def test_a_file_that_is_no_data_for_a_recipe(
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
-def test_two_files_of_the_same_kind_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(data / f"{kind} of 'me'.jsonl") for kind in ("demos", "pairs")]
-    assert main(["init", files[0], "--demos", files[0]]) == 2
-    assert "and --demos are the same kind of data" in capsys.readouterr().err
-
-
 def test_a_copy_takes_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path), "--from", "smoke", "--base", "tiny"]) == 2
-    assert "--from copies a recipe unchanged" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "a recipe is copied unchanged" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "data/pairs.jsonl"])
@@ -249,14 +216,18 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         (["--prompts", "{prompts}"], 2, "--prompts needs --pairs"),
         (["--demos", "nowhere.jsonl"], 2, "--demos: no such file: nowhere.jsonl"),
         (["--demos", "{prompts}"], 4, "but the file holds prompts without responses (format prompt_only)"),
-        (["--demos", "{pairs}"], 4, "(format preference)\nhelp: give such a file as --pairs, or say which columns"),
+        (
+            ["--demos", "{pairs}"],
+            4,
+            "(format preference)\nhelp: leave out the option, and it is read as these, or",
+        ),
         (
             ["--demos", "{bad}"],
             4,
             "the file holds none (format prompt_completion)\nhelp: compare responses: alignkit label ",
         ),
         (["--demos", "{text}"], 4, "but the file holds none (format text)"),
-        (["--pairs", "{demos}"], 4, "(format messages)\nhelp: give such a file as --demos"),
+        (["--pairs", "{demos}"], 4, "(format messages)\nhelp: leave out the option"),
         (["--pairs", "{prompts}"], 4, "expected pairs of a better and a worse response, but the file holds prompts"),
         (["--pairs", "{open}"], 4, "the file holds none (format unlabeled)\nhelp: compare responses: alignkit label "),
         (["--demos", "{broken}"], 4, "no usable row; bad rows skipped: 1, the first: "),
@@ -286,6 +257,20 @@ def schema_of(recipe: Path) -> dict[str, Any]:
     uri = line.removeprefix("# yaml-language-server: $schema=")
     found: dict[str, Any] = json.loads(Path(url2pathname(urlsplit(uri).path)).read_text(encoding="utf-8"))
     return found
+
+
+def test_the_example_is_what_init_writes_for_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for its size, and what it says of itself."""
+    assert main(["init", str(tmp_path / "example")]) == 0
+    monkeypatch.chdir(tmp_path / "example")
+    assert main(["init", "own", "--base", "tiny", *(f"data/{kind}.jsonl" for kind in KINDS)]) == 0
+    example, own = (load_recipe(Path(path)) for path in ("recipe.yaml", "own/recipe.yaml"))
+    assert [*example.stages] == [*own.stages] and example.resolved["model"]["base"] == own.resolved["model"]["base"]
+    for name, stage in example.stages.items():
+        theirs = own.stages[name]
+        assert stage.component == theirs.component or name == "report"
+        if stage.settings is not None and theirs.settings is not None:
+            assert stage.settings.data == theirs.settings.data and stage.settings.prompts == theirs.settings.prompts
 
 
 def test_the_first_line_names_a_schema_that_accepts_the_recipe(tmp_path: Path) -> None:
@@ -321,7 +306,7 @@ def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
         rows.append({"messages": [{"role": "user", "content": f"NUMBER  {number}?"}, {**turns[1], "content": "Well."}]})
     (tmp_path / "demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert main(["init", str(tmp_path / "new"), "--demos", str(tmp_path / "demos.jsonl")]) == 0
-    assert "left out of" in capsys.readouterr().out
+    assert "dropped of demos.jsonl: bad rows, 1; the first is demos.jsonl:1: " in capsys.readouterr().out
     assert main(["check", str(tmp_path / "new" / "recipe.yaml"), "model.base=tiny"]) == 0
     assert main(["data", "check", str(tmp_path / "new" / "recipe.yaml")]) == 0
     assert "nothing is repeated" in capsys.readouterr().out

@@ -221,18 +221,6 @@ def write_evaluation(folder: Path) -> None:
         "by": {"topic": {value: at_value(value) for value in ("cooking", "sport")}},
     }
     (folder / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
-    versions = [
-        {
-            "policy": name,
-            "rewards": {
-                reward: {**one, "win_rate": None if name == "sft" else against[reward]["win_rate"]}
-                for reward, one in policy["rewards"].items()
-            },
-        }
-        for name, policy in policies.items()
-    ]
-    figure = {"baseline": "sft", "rewards": ["helpful", "safety"], "versions": versions}
-    (folder / "figure.json").write_text(json.dumps(figure), encoding="utf-8")
 
 
 # 20 prompts with two samples each: the judge prefers the baseline, and its order decides often.

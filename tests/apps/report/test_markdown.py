@@ -14,12 +14,12 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
     headings = re.findall("^#+ (.*)$", text, flags=re.MULTILINE)
     assert headings == [
         *("small: done", "Verdict", "Warnings", "Evaluation"),
-        *("The judges", "Details: diversity, Elo points, columns"),
+        *("The judges in numbers", "Details: diversity, Elo points, columns"),
         *("Samples", "Largest gains", "At random"),
         *("Training", "SFT", "1 more curves and all numbers", "Judge pairs: labels", "All numbers"),
         *("PPO: align", "1 more curves and all numbers"),
-        *("Data", "Lengths, pairs and labels", "People"),
-        *("Provenance", "How it was made", "The recipe with all overrides applied", "7 files with their SHA-256"),
+        *("Data", "Lengths, pairs and labels", "People", "Each annotator"),
+        *("Provenance", "How it was made", "The recipe with all overrides applied", "6 files with their SHA-256"),
     ]
     assert (
         "align is better than sft in the reward helpful: 1.09 against 0.00, difference +1.095 [1.067, 1.123]. "

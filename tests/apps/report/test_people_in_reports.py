@@ -14,7 +14,7 @@ from alignkit.io.results import AGREEMENT
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
-from alignkit_apps.report.people import people_of, people_tables
+from alignkit_apps.report.people import people_blocks, people_of
 from alignkit_apps.report.stages import dropped
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.effective_labels import labeled
@@ -51,10 +51,11 @@ def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> N
         ("sft", "/data/labels.feedback"),
         ("labels", "/data/labels.feedback"),
     ]
-    assert markdown(facts).count("how far annotators agree") == 1  # both stages read the same labels
+    assert markdown(facts).count("of labels agree") == 1  # both stages read the same labels
     for text in (markdown(facts), page(facts).replace("\xa0", " ")):
-        assert "how far annotators agree (labels.feedback, sft, labels)" in text
-        assert "pair: which is better" in text and "bob" in text and "50% [9, 91]" in text
+        assert "labels.feedback, sft, labels: pair: " in text
+        assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
+        assert "bob" in text and "50% [9, 91]" in text
     assert '<a href="#people">' in page(facts)
 
 
@@ -63,7 +64,7 @@ def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
     (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
-    assert "how far annotators agree (labels)" in markdown(facts)
+    assert "labels: pair: 50% of labels agree" in markdown(facts)
 
 
 def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
 def test_the_report_says_whose_labels_count() -> None:
     notes = ["left out, gold below 80%: bob 6 of 9; cleo 3 of 9", "kept, under 5 gold items: eve 0 of 1"]
     source = {"name": "/x/labels.feedback", "agreement": [], "notes": notes}
-    (table,) = people_tables(people_of("reward", {"data": [source]}))
+    _, (table,) = people_blocks(people_of("reward", {"data": [source]}))
     assert table.rows == [["reward", "labels.feedback", note] for note in notes]
 
 

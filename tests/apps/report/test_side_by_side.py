@@ -192,7 +192,7 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["show", str(swapped / "align@ppo")]) == 0
     assert ".results/align-" in capsys.readouterr().out
     assert main(["check", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
-    assert "inspect shows the rows of a stage" in capsys.readouterr().err
+    assert "check shows the rows of a stage" in capsys.readouterr().err
 
 
 @pytest.mark.silent_bug(

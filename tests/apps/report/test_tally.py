@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,9 @@ def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
     assert cut["responses truncated at max_length"] == (12, 24)
 
 
-def test_a_run_on_a_store_shows_how_far_people_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_store_shows_how_far_people_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNKIT_REPORT", "1")
     with opened(tmp_path, *(pair(f"prompt {n}") for n in range(6)), name="pairs.feedback") as store:
         for n, stored in enumerate(store.items()):
@@ -108,9 +111,11 @@ def test_a_run_on_a_store_shows_how_far_people_agree(tmp_path: Path, monkeypatch
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{path: pairs.jsonl, validation: 0.3}", "pairs.feedback"))
     run = tmp_path / "run"
     assert cli.main(["run", str(tmp_path / "recipe.yaml"), "--out", str(run)]) == 0
+    assert re.search(r"warning: \d pairs are too few for a reward model", capsys.readouterr().err)
     record = json.loads((run / "rm" / "stage.json").read_text())
     which = record["data"][0]["agreement"][0]
     assert which["same"]["mean"] == pytest.approx(4 / 6)
     assert '"agreement"' not in json.dumps(record["depends_on"])
     for name in ("report.md", "report.html"):
-        assert "how far annotators agree (pairs.feedback, rm)" in (run / name).read_text()
+        text = (run / name).read_text().replace("\xa0", " ")
+        assert "pairs.feedback, rm" in text and "67% of labels agree" in text

@@ -30,7 +30,7 @@ def test_the_command_shows_a_run_and_writes_nothing(
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("small: done, 4 of 4 stages\nsft ") and "\n\nalign is better than sft" in out
-    assert "align   done     1m01s  reward 1.9 at first, 3.1 at last" in out.splitlines()
+    assert "align   done     1m01s  reward 1.91 -> 3.11 on the prompts that it learned from" in out.splitlines()
     after_the_stages = out.splitlines()[5:]
     assert len(after_the_stages) <= 25 and max(map(len, after_the_stages)) <= 80
     opened: list[str] = []

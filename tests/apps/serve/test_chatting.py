@@ -205,7 +205,7 @@ def sampled_long(models: Opened) -> str:
 
 def test_in_a_pipe(run: Path) -> None:
     """In Latin-1, with bytes that no encoding has."""
-    words = ["chat", str(run / "sft"), "--max-new-tokens", "8", "--temperature", "0.8"]
+    words = ["chat", str(run / "sft"), "sampling.max_new_tokens=8", "sampling.temperature=0.8"]
     environment = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
     lines = b"bread is good\n/reset\nbread is g\xe9\xff\n\x1b[A\n"
     done = subprocess.run(
@@ -218,15 +218,23 @@ def test_in_a_pipe(run: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     out = done.stdout.decode("latin-1")
     assert "\x1b" not in out and "the conversation is forgotten" in out and "> " not in out.splitlines()[0]
-    assert b"run-sft: temperature 0.8, max_new_tokens 8" in done.stderr
+    assert b"run-sft: max_new_tokens 8, temperature 0.8" in done.stderr
 
 
 def test_two_policies_sample_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the first that learned from its own samples, so that temperature decides no comparison."""
     monkeypatch.setattr("sys.stdin", io.StringIO("a"))
-    words = [sys.executable, "-m", "alignkit", "chat", str(run / "sft"), str(run / "online"), "--temperature", "0.2"]
+    words = [
+        sys.executable,
+        "-m",
+        "alignkit",
+        "chat",
+        str(run / "sft"),
+        str(run / "online"),
+        "sampling.temperature=0.2",
+    ]
     done = subprocess.run(words, input=b"/quit", capture_output=True, timeout=PATIENCE)
-    assert b"run-sft and run-online: temperature 0.2, max_new_tokens 24" in done.stderr
+    assert b"run-sft and run-online: max_new_tokens 24, temperature 0.2" in done.stderr
 
 
 # --- what is kept
@@ -281,13 +289,13 @@ def test_answers_that_nobody_could_label_are_not_kept(models: Opened, kept: Kept
 def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr("alignkit_apps.serve.command.start", lambda *given, **more: started.append((given, more)))
-    assert main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "--temperature", "0"]) == 0
+    assert main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
     ((words, port, address), more) = started[0]
     assert (words, port, address.host, more["page"]) == (
-        [str(run / "sft")],
+        [str(run / "sft"), "sampling.top_k=1"],
         None,
         "127.0.0.1",
-        "/#system=Be+kind&temperature=0.0",
+        "/#system=Be+kind",
     )
 
 

@@ -44,7 +44,7 @@ export function rankingForm(item, changed, clicked = () => true) {
   function showOrder() {
     const held = document.activeElement?.dataset?.name;
     tray.replaceChildren(...places.map((place, index) => make("div", { class: "place" }, make("span", { class: "rank" }, index + 1), ...place.map(chip))));
-    if (!places.length) tray.append(make("span", { class: "muted" }, "Type, tap or drag the letters, the best first"));
+    if (!places.length) tray.append(make("span", { class: "muted" }, "Type, tap or drag letters, the best first"));
     const open = names.filter((name) => placeOf(name) < 0);
     rest.replaceChildren(...(open.length ? [make("span", { class: "muted" }, "not ranked "), ...open.map(chip)] : []));
     if (held) byId("controls").querySelector(`[data-name="${held}"]`)?.focus();

@@ -32,7 +32,7 @@ class TemplateOptions(alignkit.Options):
 
     prompt: str | None = Field(None, description="user's message, or a column with messages")
     system: str | None = Field(None, description="system message")
-    response: str | None = Field(None, description="demonstration")
+    response: str | None = Field(None, description="good response, to learn from")
     label: str | None = Field(None, description="whether the response is good: true or false")
     chosen: str | None = Field(None, description="better response of a pair")
     rejected: str | None = Field(None, description="worse response of a pair")
@@ -49,7 +49,7 @@ class TemplateOptions(alignkit.Options):
     answer: str | None = Field(None, description="right answer, which rewards find in the column `answer`")
     required: list[str] = Field(
         default_factory=list,
-        description="what must not be empty, such as ['{answer}']: other rows are left out and counted",
+        description="what must not be empty, such as ['{answer}']: other rows are dropped and counted",
     )
 
     @field_validator("*")

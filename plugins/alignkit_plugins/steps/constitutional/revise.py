@@ -113,12 +113,14 @@ class Revise(Step):
     """
 
     class Options(alignkit.SamplingOptions):
-        policy: PolicyRef = Field("base", description="who answers")
+        policy: PolicyRef = Field("base", description="policy that answers")
         prompts: DataRef = Field(description="prompts; rows that repeat words and columns count once")
         constitution: ConstitutionRef = Field(
             description="file with principles, `harmless` or `helpful_honest`, or a list of principles"
         )
-        rounds: int = Field(2, ge=1, le=16, description="critiques and revisions of each answer; the paper has 4")
+        rounds: int = Field(
+            2, ge=1, le=16, description="number of critiques and revisions of each answer; the paper has 4"
+        )
         critic: PolicyRef | Server | None = Field(
             None,
             description="who criticizes and revises: `base`, a stage, or a model behind an OpenAI-compatible server, "

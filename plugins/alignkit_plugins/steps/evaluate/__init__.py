@@ -71,7 +71,7 @@ class Evaluate(Step):
             default_factory=list, description="judges that compare each policy with the baseline, in both orders"
         )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
-        base: bool = Field(True, description="show the untouched base model too")
+        base: bool = Field(True, description="show the base model too")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the first but `base`, or else `base`"
         )
@@ -79,8 +79,8 @@ class Evaluate(Step):
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
         by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts, of each measure")
-        show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts of each metric")
+        show: int = Field(3, ge=0, description="number of prompts whose responses are printed side by side")
         next: str = Field("", description="command to try next, printed last")
 
         @model_validator(mode="after")
@@ -167,7 +167,7 @@ class Evaluate(Step):
             data.say(warning)
         prompts: Sequence[Group] = ()
         if (held_out := data.load(options.examples)) is not None:
-            examples.check(held_out)
+            examples.usable(held_out)
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = self._prompts(rows)
             for reward in options.rewards:
@@ -207,9 +207,9 @@ class Evaluate(Step):
         prompts, notes = self._prompts(context.load(options.prompts))
         held_out = self._examples(context)
         answering.draw(prompts)
-        measured = self._measured(prompts, notes, scorers, answering, context)
-        verdicts = self._verdicts(measured.groups, checked, context)
-        return self._artifact(measured, verdicts, checked, held_out, context)
+        groups, summary = self._measured(prompts, notes, scorers, answering, context)
+        verdicts = self._verdicts(groups, checked, context)
+        return self._artifact(groups, summary, verdicts, checked, held_out, context)
 
     @property
     def _compared(self) -> list[str]:
@@ -223,8 +223,8 @@ class Evaluate(Step):
         scorers: Sequence[Any],
         answering: Answering,
         context: StepContext,
-    ) -> numbers.Measured:
-        """The answers with their scores, and the numbers without judges."""
+    ) -> tuple[list[Group], dict[str, Any]]:
+        """The answers with their scores, and what evaluation.json says without judges."""
 
         def say(name: str) -> None:
             context.say(f"{context.out.name}: scoring with {name}")
@@ -235,19 +235,18 @@ class Evaluate(Step):
         groups = measures.scored(groups, self.options.measures, scorers[:own], say)
         summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
         summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
-        singles = [*self.options.measures, *(column.name for column in columns if column.single)]
-        return numbers.Measured(groups, summary, singles)
+        return groups, summary
 
     def _artifact(
         self,
-        measured: numbers.Measured,
+        groups: Sequence[Group],
+        summary: dict[str, Any],
         verdicts: breakdown.Verdicts,
         judges: Mapping[str, CheckedJudge],
         held_out: Sequence[Group],
         context: StepContext,
     ) -> Artifact:
         """Everything that the step writes."""
-        groups, summary = measured.groups, {**measured.summary}
         summary["judges"] = [*judges]
         summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
         summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], context)
@@ -256,9 +255,9 @@ class Evaluate(Step):
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         if held_out:
             summary = examples.added(summary, held_out, self.baseline, short_names(self._readers))
+            write_groups(context.out / "held_out.jsonl", held_out)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
-        context.write_json("figure.json", numbers.figure(summary, measured.singles))
         rows = rows_of(summary)
         (context.out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
         shown = report.report(summary, rows, groups[: self.options.show])
@@ -273,8 +272,7 @@ class Evaluate(Step):
         """The held-out examples with the scores of each policy; none without the option."""
         if self.options.examples is None:
             return []
-        groups = context.load(self.options.examples)
-        examples.check(groups)
+        groups = examples.usable(context.load(self.options.examples))
         if note := training_data_note(context, self._readers, groups, "examples"):
             context.say(f"{context.out.name}: {note}")
         return examples.measured(groups, self._readers, context)

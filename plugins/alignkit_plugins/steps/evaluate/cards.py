@@ -13,7 +13,8 @@ from alignkit_plugins.evaluate.judge_card import card
 from alignkit_plugins.evaluate.judge_quality import Judgment, judgment, raters_agree, side
 from alignkit_plugins.steps.evaluate.judged import Judged
 
-Ratings = dict[tuple[int, str, int], int]  # (prompt, policy, sample) -> 1 if the policy's answer is better, -1
+Place = tuple[int, str, int]  # prompt, policy, sample
+Ratings = dict[Place, int]  # 1 if the policy's answer is better, else -1
 
 
 @dataclass(frozen=True)
@@ -29,39 +30,37 @@ class Cards:
 
     def all(self, rewards: Sequence[str]) -> dict[str, Any]:
         """A card for each rater. rewards: which else rate the answers."""
-        ratings = {name: self._judged(name) for name in self.judges}
+        judged = {name: self._judgments(name) for name in self.judges}
+        ratings = {}
+        for name, found in judged.items():
+            sides = {key: side(each.verdict.p_first) for key, each in found.items()}
+            ratings[name] = {key: better for key, better in sides.items() if better is not None}
         ratings |= {reward: self._scored(reward) for reward in rewards}
-        return {name: card(self._judgments(name), agreement=self._with_others(name, ratings)) for name in self.judges}
+        with_others = {name: self._with_others(name, ratings) for name in judged}
+        return {name: card(list(found.values()), agreement=with_others[name]) for name, found in judged.items()}
 
-    def _compared(self) -> Iterator[tuple[int, str, int, str, str]]:
-        """Every two different answers: prompt, policy, sample, the policy's words and the baseline's."""
+    def _compared(self) -> Iterator[Place]:
+        """Where the policy's answer and the baseline's differ."""
         for policy in self.verdicts:
             for place, group in enumerate(self.groups):
                 pairs = zip(answers_of(group, policy), answers_of(group, self.baseline), strict=True)
                 for sample, (ours, theirs) in enumerate(pairs):
                     if all_turns(ours) != all_turns(theirs):
-                        yield place, policy, sample, all_turns(ours), all_turns(theirs)
+                        yield place, policy, sample
 
-    def _judgments(self, name: str) -> list[Judgment]:
-        return [
-            judgment(place, verdict, ours, theirs, policy)
-            for place, policy, sample, ours, theirs in self._compared()
-            if (verdict := self.verdicts[policy][name].of(place, sample)) is not None
-        ]
+    def _judgments(self, name: str) -> dict[Place, Judgment]:
+        found = {}
+        for place, policy, sample in self._compared():
+            verdict = self.verdicts[policy][name].of(place, sample)
+            if verdict is not None:
+                found[place, policy, sample] = judgment(place, verdict)
+        return found
 
     # Other raters
 
-    def _judged(self, name: str) -> Ratings:
-        return {
-            (place, policy, sample): found
-            for place, policy, sample, *_ in self._compared()
-            if (verdict := self.verdicts[policy][name].of(place, sample)) is not None
-            and (found := side(verdict.p_first)) is not None
-        }
-
     def _scored(self, reward: str) -> Ratings:
         found: Ratings = {}
-        for place, policy, sample, *_ in self._compared():
+        for place, policy, sample in self._compared():
             group = self.groups[place]
             ours, theirs = (answers_of(group, who)[sample].scores[reward] for who in (policy, self.baseline))
             if ours is not None and theirs is not None and ours != theirs:

@@ -27,15 +27,22 @@ METRICS = (PAIRS, LONGER, SHORTER, TOKENS, LOSS)
 Scores = list[dict[str, float]]  # of each example, by metric
 
 
-def check(groups: Sequence[Group]) -> None:
-    """Raise DataError for a row that is neither a demonstration nor a comparison."""
+def usable(groups: Sequence[Group]) -> list[Group]:
+    """The comparisons; of a source without any, the demonstrations. Raises DataError if there are neither."""
+    compared = {group.origin and group.origin.source for group in groups if resolved_pairs(group)}
+    found = []
     for group in groups:
-        if not resolved_pairs(group) and (fault := why_not_demonstration(group)):
-            raise DataError(
-                f"{group.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the row "
-                f"{preview(group)} {fault}",
-                option=("examples",),
-            )
+        alone = (group.origin and group.origin.source) not in compared
+        if resolved_pairs(group) or (alone and not why_not_demonstration(group)):
+            found.append(group)
+    if not found and groups:
+        first = groups[0]
+        raise DataError(
+            f"{first.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the row "
+            f"{preview(first)} {why_not_demonstration(first)}",
+            option=("examples",),
+        )
+    return found
 
 
 def measured(groups: Sequence[Group], policies: Sequence[str], context: StepContext) -> list[Group]:

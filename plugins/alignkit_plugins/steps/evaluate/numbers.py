@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from alignkit import Group, StepContext
@@ -16,15 +16,6 @@ from alignkit_plugins.evaluate.compared import compare as compare_scores
 from alignkit_plugins.evaluate.comparison import Prompted, answers_of, short_names, unit_of
 from alignkit_plugins.steps.evaluate.judged import Judged
 from alignkit_plugins.steps.evaluate.measures import Measure
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known without judges. summary: for evaluation.json. singles: rewards without combinations."""
-
-    groups: Sequence[Group]
-    summary: Mapping[str, Any]
-    singles: Sequence[str]
 
 
 def measure(
@@ -66,21 +57,6 @@ def compare(
 def _counted(groups: Sequence[Group], name: str, measures: Mapping[str, Measure]) -> Sequence[Group]:
     """The groups that are part of a measure; all, for a reward."""
     return [group for group in groups if measures[name].counts(group)] if name in measures else groups
-
-
-def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
-    """The data of a figure like Llama 2's figure 11: single rewards of each policy, and win rates against the baseline,
-    null for the baseline itself.
-    """
-    versions = []
-    for policy, numbers in summary["policies"].items():
-        against = summary["against"].get(policy, {})
-        rewards = {
-            name: {**numbers["rewards"][name], "win_rate": against[name]["win_rate"] if against else None}
-            for name in singles
-        }
-        versions.append({"policy": policy, "rewards": rewards})
-    return {"baseline": summary["baseline"], "rewards": list(singles), "versions": versions}
 
 
 def with_short_names(

@@ -8,9 +8,10 @@ from typing import Any
 from alignkit import Group
 from alignkit.report import WIDTH, Block, Report, SideBySide
 from alignkit_plugins.evaluate.comparison import answers_of
+from alignkit_plugins.evaluate.judge_card import sentence
 from alignkit_plugins.evaluate.rows import Row, main_rows
 from alignkit_plugins.evaluate.tables import table
-from alignkit_plugins.evaluate.verdicts import no_judges, verdicts
+from alignkit_plugins.evaluate.verdicts import verdicts
 
 EXCERPT = 300  # longest text of a sample, in characters
 
@@ -18,7 +19,7 @@ EXCERPT = 300  # longest text of a sample, in characters
 def report(summary: Mapping[str, Any], rows: Sequence[Row], groups: Sequence[Group]) -> Report:
     """All of it. rows: of the summary. groups: the prompts whose answers are shown."""
     told = [" ".join(verdict.sentences) for verdict in verdicts(rows, summary)]
-    told += [f"warning: {text}" for text in no_judges(summary)]
+    told += [sentence(*each) for each in summary.get("judge_cards", {}).items()]
     title = f"mean and 95% interval over {summary['prompts']:,} prompts"
     blocks: list[Block] = ["\n".join(summary["notes"])]
     blocks += ["\n".join(told)] if told else []

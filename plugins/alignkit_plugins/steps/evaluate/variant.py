@@ -31,11 +31,11 @@ class Variant(alignkit.Options):
     few_shot: DataRef | None = Field(
         None, description="demonstrations to draw examples from, or texts to put in front of the prompts"
     )
-    shots: int = Field(4, ge=1, le=1024, description="examples in front of each prompt")
+    shots: int = Field(4, ge=1, le=1024, description="number of examples in front of each prompt")
     best_of: int = Field(1, ge=1, le=1024, description="how many answers `reward` chooses each answer from")
     reward: RewardRef | None = Field(None, description="what chooses among `best_of` answers")
-    name: str = Field("", description="what results call it; default: such as `sft, best of 4 by helpful`")
-    baseline: bool = Field(False, description="whether the others are compared with it")
+    name: str = Field("", description="name of the policy in results; default: such as `sft, best of 4 by helpful`")
+    baseline: bool = Field(False, description="compare the other policies with this one")
 
     @model_validator(mode="after")
     def _differs(self) -> Any:

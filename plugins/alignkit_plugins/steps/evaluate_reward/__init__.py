@@ -42,7 +42,7 @@ class EvaluateReward(Step):
 
     class Options(alignkit.Options):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
-        judges: list[JudgeRef] = Field(default_factory=list, description="judges to evaluate, as raters of the pairs")
+        judges: list[JudgeRef] = Field(default_factory=list, description="judges to evaluate on the pairs")
         pairs: DataRef = Field(description="held-out preference pairs")
         by: list[str] = Field(default_factory=list, description="columns of the pairs to break accuracy down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,8 @@ from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.judges import Item
 from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.evaluate.judge_card import card, mapped
-from alignkit_plugins.evaluate.judge_quality import Judgment, raters_agree, side, times_longer
+from alignkit_plugins.evaluate.judge_quality import Judgment, with_people
 from alignkit_plugins.steps.evaluate_reward.comparisons import Choice, Comparison, choices
-
-FIRST, SECOND = "first", "second"  # positions, which are what people and a judge name
 
 
 def judged(
@@ -38,7 +36,8 @@ def judged(
         p = verdicts.get((choice.row, choice.pair), Verdict(0.5)).p_first
         if p is not None:
             found.append(choice.scored(p, 1 - p))
-    return found, card(judgments, people=_people(judgments, turned, context.seed))
+    better_first = [not turn for turn in turned]
+    return found, card(judgments, people=with_people(judgments, better_first, context.seed))
 
 
 def _item(choice: Choice, turn: bool) -> Item:
@@ -52,8 +51,7 @@ def _judgment(choice: Choice, verdict: Verdict, turn: bool) -> Judgment:
     if verdict.p_first is not None:
         orders = verdict.p_orders
         named = (orders[0], 1 - orders[1]) if orders else (verdict.p_first,)
-    longer = times_longer(all_turns(choice.better), all_turns(choice.worse))
-    return Judgment(choice.prompt, _turned(verdict) if turn else verdict, longer, named)
+    return Judgment(choice.prompt, _turned(verdict) if turn else verdict, named)
 
 
 def _turned(verdict: Verdict) -> Verdict:
@@ -64,18 +62,3 @@ def _turned(verdict: Verdict) -> Verdict:
     orders = verdict.p_orders
     swapped = (1 - orders[1], 1 - orders[0]) if orders else None
     return replace(verdict, p_first=1 - verdict.p_first, p_orders=swapped, parts=parts)
-
-
-def _people(judgments: Sequence[Judgment], turned: Sequence[bool], seed: int) -> Mapping[str, Any] | None:
-    """Agreement over the questions, each with the place that people and the judge name. A tie is no answer."""
-    answers: list[tuple[int, str, str]] = []
-    for each, turn in zip(judgments, turned, strict=True):
-        if each.verdict.p_first is None:
-            continue
-        orders = each.verdict.p_orders
-        questions = [(orders[0], FIRST, SECOND), (orders[1], SECOND, FIRST)] if orders else []
-        own, other = (SECOND, FIRST) if turn else (FIRST, SECOND)
-        for p, place, elsewhere in questions or [(each.verdict.p_first, own, other)]:
-            if (chosen := side(p)) is not None:
-                answers.append((each.unit, place, place if chosen > 0 else elsewhere))
-    return {**raters_agree(answers, seed), "questions": len(answers)} if answers else None

@@ -8,7 +8,7 @@ from typing import Any
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.evaluate.judge_card import trust_tables
+from alignkit_plugins.evaluate.judge_card import sentence
 from alignkit_plugins.steps.evaluate_reward.measures import NO_MODEL
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import TIES
 
@@ -37,7 +37,8 @@ def report(summary: Mapping[str, Any]) -> Report:
             for both, found in summary["agreement"].items()
         ]
         blocks.append(Table("raters among themselves", ["raters", "same winner", "rank correlation"], rows))
-    return Report([*blocks, *trust_tables(summary["judge_cards"])])
+    cards = summary["judge_cards"]
+    return Report([*blocks, *(["\n".join(sentence(*each) for each in cards.items())] if cards else [])])
 
 
 def _best_of_n(found: Mapping[str, Found]) -> Iterable[Table]:
@@ -114,7 +115,7 @@ def _calibration(rewards: Mapping[str, Found]) -> Iterable[Block]:
     left_out = f"not read as probabilities: {'; '.join(others)}" if others else ""
     if known:
         rows = [[name, shown(found["error"]), f"{found['log_loss']:.3f}"] for name, found in known.items()]
-        note = "0.693 nats is a coin; the bins are in reward_evaluation.json"
+        note = "0.693 nats is chance; the bins are in reward_evaluation.json"
         heads = ["reward model", "calibration error", "log loss, nats"]
         yield Table("scores as probabilities", heads, rows, note="; ".join(filter(None, [note, left_out])))
     elif left_out:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from alignkit import BadRow, Field, Group, Options, Pair, Response
 from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.people.effective_labels import majority, review_columns
-from alignkit_plugins.people.reliability import chosen_rows
+from alignkit_plugins.people.reliability import chosen_rows, is_usable
 
 Task = Literal["pair", "safety", "ranking", "scores", "review", "demonstration", "thumb"]
 Labels = Sequence[dict[str, Any]]
@@ -65,13 +65,21 @@ class Feedback(ColumnFormat):
         return cls.has(row, "feedback", "item", "votes")
 
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        options = self.options
-        if options.annotators is None and options.min_gold is None:
-            return rows
-        chosen, self.notes = chosen_rows(
-            list(rows), options.annotators, options.min_gold, lambda row: self._reads(row["item"])
-        )
+        options, chosen = self.options, list(rows)
+        if options.annotators is not None or options.min_gold is not None:
+            chosen, self.notes = chosen_rows(
+                chosen, options.annotators, options.min_gold, lambda row: self._reads(row["item"])
+            )
+        if tied := sum(self._tied(row) for _, row in chosen):
+            self.notes = [*self.notes, f"pairs with as many votes on both sides, to adjudicate on the page: {tied}"]
         return iter(chosen)
+
+    def _tied(self, row: Any) -> bool:
+        """Whether as many people prefer one response as the other, so that there is nothing to learn."""
+        if self.options.votes != "soft" or not is_usable(row) or row.get("final") or not self._reads(row["item"]):
+            return False
+        first = [vote["label"]["better"] == 0 for vote in row["votes"] if "better" in vote["label"]]
+        return bool(first) and 2 * sum(first) == len(first)
 
     def read(self, row: Any) -> Group:
         for group in self.groups(row):

@@ -56,18 +56,21 @@ class People(Step):
         )
         task: Task | None = Field(
             None,
-            description="default: by a row's responses: 2 are a pair, 3 to 9 a ranking, 1 or none a demonstration",
+            description="what people do with each item; default: by its responses: 2 are a pair, 3 to 9 a ranking, 1 "
+            "or none a demonstration",
         )
         join_prompts: bool = Field(
             False, description="rows with the same prompt are one, such as the samples of several policies"
         )
         limit: int | None = Field(None, ge=1, description="use only the first N rows")
         labels: int | None = Field(
-            None, ge=1, description="items that are enough; default: all that nobody skipped or flagged"
+            None,
+            ge=1,
+            description="number of labeled items that are enough; default: all that nobody skipped or flagged",
         )
-        annotators: int = Field(1, ge=1, le=100, description="people who label each item")
+        annotators: int = Field(1, ge=1, le=100, description="number of people who label each item")
         gold: DataRef | None = Field(
-            None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
+            None, description="items with known labels, mixed in unseen to check people; nobody waits for them"
         )
         rewards: list[RewardRef] = Field(
             default_factory=list,
@@ -127,14 +130,14 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
-        from alignkit_plugins.people.agreement import agreement, agreement_tables  # only here: it is slow
+        from alignkit_plugins.people.agreement import agreement, sentence  # only here: it is slow
 
         facts = facts_of(entries, left_out) | {"notes": notes}
         agreed = agreement([*entries, *gold])
         context.write_json("agreement.json", {"questions": agreed})
         facts["wins"] = wins(entries)
         preferred = [wins_table(facts["wins"])] if facts["wins"] else []
-        shown = Report([lines_of(facts), *preferred, *agreement_tables(agreed)])
+        shown = Report([f"{lines_of(facts)}\n{sentence(agreed)}", *preferred])
         return Artifact(groups=groups, summary=facts, report=shown)
 
     def _questions(self, rows: Sequence[Group], left_out: list[str] | None = None) -> list[Group]:

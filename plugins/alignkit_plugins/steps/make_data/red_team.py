@@ -103,7 +103,7 @@ class RedTeam(Asking):
         )
         policies: list[PolicyRef] = Field(min_length=1, description="policies to attack: `base`, stages or `STAGE@k`")
         goals: DataRef = Field(description="what the attacker wants from a policy: prompts, one goal each")
-        turns: int = Field(3, ge=1, le=32, description="messages of the attacker in a conversation at most")
+        turns: int = Field(3, ge=1, le=32, description="most messages of the attacker in a conversation")
         reward: RewardRef = Field(
             description="scores each reply as an answer to the goal: a classifier, or a judge by "
             "`{rating: {judge: ..., rubric: ...}}`"

@@ -43,8 +43,8 @@ class SelfInstruct(Asking):
 
     class Options(Writing):
         tasks: DataRef = Field(description="tasks of people, which are shown as examples: prompts")
-        count: int = Field(100, ge=1, description="tasks to write")
-        questions: int = Field(200, ge=1, description="questions to ask the writer at most, for 8 tasks each")
+        count: int = Field(100, ge=1, description="number of tasks to write")
+        questions: int = Field(200, ge=1, description="most questions to ask the writer, for 8 tasks each")
 
     options: Options
 

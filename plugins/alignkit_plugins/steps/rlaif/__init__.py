@@ -49,10 +49,10 @@ from alignkit_plugins.constitution import ConstitutionRef
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import all_turns
 from alignkit_plugins.evaluate.comparison import prompts_to_compare
-from alignkit_plugins.evaluate.judge_card import judge_names, panel_table
+from alignkit_plugins.evaluate.judge_card import judge_names
 from alignkit_plugins.evaluate.sampling import AnswerOptions, sampled_at
 from alignkit_plugins.steps.rlaif import principled
-from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, none_labeled, report, stopped, surely_none, trust_of
+from alignkit_plugins.steps.rlaif.tally import Place, Tally, card_of, mean, refusal, told
 
 # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class JudgePairs(Step):
         min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
         no_judge: Literal["stop", "warn"] = Field(
             "stop",
-            description="what to do if the verdicts show that this is no judge: `stop` before a stage learns from its "
+            description="what to do if the verdicts are no better than chance: `stop` before a stage learns from the "
             "labels, or `warn`",
         )
         constitution: ConstitutionRef | None = Field(
@@ -139,15 +139,11 @@ class JudgePairs(Step):
         labeled = self._label(groups, places, verdicts, tally)
         by = principled.tally(asked, found, verdicts)
         (name,) = judge_names([self.options.judge])
-        trust = trust_of(asked, found, places)
-        summary = {**tally.summary(), **({"principles": by} if by else {}), **trust}
-        if not labeled:
-            raise RunFailed(none_labeled(name, trust, report(summary)))
-        if self.options.no_judge == "stop" and (reason := surely_none(asked, found, places)):
-            raise RunFailed(stopped(name, reason, report(summary)))
-        doubt = [f"warning: {name}: {trust['no_judge']}"] if trust["no_judge"] else []
-        panel = [panel_table(name, trust["members"])] if "members" in trust else []
-        shown = Report([report(summary), *doubt, *panel, *principled.tables(by)])
+        cards = {name: card_of(asked, found, tally, context.seed)}
+        summary = {**tally.summary(), **({"principles": by} if by else {}), "judge_cards": cards}
+        if text := refusal(summary, self.options.no_judge):
+            raise RunFailed(text)
+        shown = Report(told(summary))
         return Artifact(groups=labeled, summary=summary, report=shown)
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:

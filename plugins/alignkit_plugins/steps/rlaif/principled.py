@@ -7,7 +7,7 @@ is more robust than one principle.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from alignkit import CheckedJudge, RunFailed, Verdict
 from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
-from alignkit.report import Table
 from alignkit_plugins.constitution import Principle, drawn
 
 
@@ -118,18 +117,3 @@ def tally(asked: Sequence[Asked], found: Sequence[Verdict], joint: Sequence[Verd
             "with_the_mean": sum(decided) / len(decided) if decided else None,
         }
     return facts
-
-
-def tables(facts: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """The same for people; no table without a constitution."""
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{share:.0%}"
-
-    columns = ["principle", "comparisons", "unusable", "certainty", "decides as the mean"]
-    rows = [
-        [name, str(f["comparisons"]), str(f["unusable"]), percent(f["certainty"]), percent(f["with_the_mean"])]
-        for name, f in facts.items()
-    ]
-    note = "certainty: 0% at a probability of one half, 100% at 0 or 1"
-    return [Table("by principle", columns, rows, note=note)] if rows else []

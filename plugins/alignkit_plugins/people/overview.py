@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from alignkit.evaluation.statistics import rate, shown
 from alignkit.report import Block, Table
-from alignkit_plugins.people.agreement import agreement, agreement_tables
+from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.effective_labels import Labeled, consents, labeled
 from alignkit_plugins.people.labels import FLAGS
 from alignkit_plugins.people.rows import counts
@@ -94,4 +95,5 @@ def blocks(facts: dict[str, Any]) -> list[Block]:
         people.append((name, *numbers, seconds, SHARES[row["shares"]]))
     heads = ["annotator", "labels", "skips", "undone", "median seconds", "agreed to share"]
     parts.append(Table("People", heads, people) if people else "no labels yet")
-    return [*parts, *agreement_tables(facts["agreement"])]
+    table = people_table(facts["agreement"], "how far they agree")
+    return [*parts, replace(table, note=sentence(facts["agreement"]))] if table.rows else parts
