@@ -146,7 +146,7 @@ def test_many_pairs_are_halved_and_a_reward_model_judges_what_learned_from_the_o
     settings = {name: stage.settings for name, stage in recipe.stages.items() if stage.settings is not None}
     assert part(settings[goal].data) == (0.2, 0.6) and part(settings["gold"].data) == (0.6, 1)
     report: Any = recipe.stages["report"].component.options
-    assert [measure.reward.name for measure in report.measures.values()] == ["gold"]
+    assert [measure.reward.name for measure in report.metrics.values()] == ["gold"]
     assert report.examples is None if goal == "reward" else part(report.examples) == (0, 0.2)
     seen = {source: {group.id for group in read(source)} for source in ((0, 0.2), (0.2, 0.6), (0.6, 1))}
     assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 300
