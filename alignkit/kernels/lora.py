@@ -108,6 +108,7 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
         with setting(PACKED, packed):
             yield
     finally:
+        packed.clear()  # or trimming would find them in use
         memory.trim()  # many small weights leave gaps that the next step's tensors do not fit
 
 

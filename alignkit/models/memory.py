@@ -86,8 +86,11 @@ class MemoryBudget:
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        names = ("halvings", "sampling_halvings", "activation_bytes")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "halvings": self.halvings,
+            "sampling_halvings": self.sampling_halvings,
+            "activation_bytes": self.activation_bytes,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue with a checkpoint's budget, or with this process's if that has been halved more often."""

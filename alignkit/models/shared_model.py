@@ -25,7 +25,7 @@ from alignkit.kernels import attention, capabilities, matmul
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import Layout
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
-from alignkit.kernels.memory import retain_freed_memory
+from alignkit.kernels.memory import prepare_cpu
 from alignkit.kernels.scoped import setting
 from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, Base
@@ -84,7 +84,7 @@ class SharedModel:
         self.device = device_of(spec.device)
         self.dtype = dtype_of(spec, self.device)
         if self.device.type == "cpu":
-            retain_freed_memory()
+            prepare_cpu()
         if (gpu := capabilities.on_gpu(self.device, "flex_attention")) is not None:
             gpu.prepare()
         self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,23 @@ def test_packed_weights_end_with_sampling_even_if_it_fails(
     with pytest.raises(KeyboardInterrupt):
         written(policy, "one")
     assert PACKED.get({}) == {}
+
+
+def test_packed_weights_are_freed_before_memory_is_returned(
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, made, alive = lora._pack, [], []
+
+    def watched(*of: Any) -> dict[int, PackedWeight]:
+        packed = pack(*of)
+        made.extend(map(weakref.ref, packed.values()))
+        return packed
+
+    monkeypatch.setattr(lora, "_pack", watched)
+    monkeypatch.setattr(memory, "trim", lambda: alive.append(sum(one() is not None for one in made)))
+    written(policy, "one")
+    assert made
+    assert alive == [0, 0]  # before packing and after sampling
 
 
 @pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch"])
