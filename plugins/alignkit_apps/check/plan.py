@@ -34,7 +34,6 @@ from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
-from alignkit.tokens.encoder import Encoder
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
@@ -83,10 +82,10 @@ class StagePlan:
 class Shapes:
     """The matrices of a base model, without numbers, and how fast this machine multiplies by them."""
 
-    def __init__(self, spec: ModelSpec, source: str, commit: str | None, encoder: Encoder):
+    def __init__(self, spec: ModelSpec, source: str, commit: str | None):
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self.spec, self.encoder, self.device = spec, encoder, device_of(spec.device)
+        self.spec, self.device = spec, device_of(spec.device)
         self.dtype = dtype_of(spec, self.device)
         remote: Any = {"trust_remote_code": spec.trust_remote_code}
         config = AutoConfig.from_pretrained(source, revision=commit, **remote)
@@ -148,28 +147,29 @@ class _Planner:
         self.store, self.data = self.run.store, self.run.data
         base = self.run.base(BASE)
         assert base.encoder is not None
-        self.shapes = Shapes(base.spec, base.source, base.commit or base.spec.revision, base.encoder)
+        self.encoder = base.encoder
+        self.shapes = Shapes(base.spec, base.source, base.commit or base.spec.revision)
         self.done: dict[str, Work] = {}
 
     def plan(self, stage: Stage) -> StagePlan:
         shapes = self.shapes
-        shapes.encoder.forget_counts()
-        work = self._work(stage, shapes.encoder, shapes)
+        self.encoder.forget_counts()
+        work = self._work(stage)
         self.done[stage.name] = work
         parts = _memory(shapes, stage, work)
         peak = sum(parts.values()) - min(parts["activations"], parts["cache"])  # one after the other
         seconds, room = STARTUP + shapes.seconds(work), total(shapes.device)
         return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, room)
 
-    def _work(self, stage: Stage, encoder: Encoder, shapes: Shapes) -> Work:
+    def _work(self, stage: Stage) -> Work:
         settings = stage.settings
         if settings is None:
-            return self._step(stage, encoder)
+            return self._step(stage)
         algorithm = create(stage.component, stage.name)
         if not isinstance(algorithm, Algorithm):
             return Work(note="another library trains: its memory and time are not planned")
         if algorithm.source is Source.ROLLOUTS:
-            return self._online(settings, algorithm, encoder)
+            return self._online(settings, algorithm)
         found, note = self._groups(settings.data)
         trained = self.run.stages[stage.name]
         assert isinstance(trained, TrainingStage)
@@ -177,20 +177,20 @@ class _Planner:
         turns = call(algorithm, "trained_turns")
         scoring = algorithm.trains is Trains.REWARD
         read = groups[:: max(1, math.ceil(len(groups) / READ))]
-        encoded = [encoder.encode(group, settings.max_length, turns=turns, scoring=scoring) for group in read]
+        encoded = [self.encoder.encode(group, settings.max_length, turns=turns, scoring=scoring) for group in read]
         lengths = [one.length for one in encoded if one is not None] or [0]
         mean, kept = sum(lengths) / len(lengths), len(groups) * len(lengths) / max(1, len(read))
         steps = math.ceil(kept / settings.batch_size) * settings.epochs
         rows = min(kept * settings.epochs, (settings.max_steps or steps) * settings.batch_size)
         held = len(self._groups(settings.validation)[0]) if settings.validation is not None else 0
         measured = kept * mean * algorithm.needs.reference_logprobs + held * mean * settings.epochs
-        batch = max(max(lengths), min(shapes.budget.tokens, round(mean * min(kept, settings.batch_size))))
+        batch = max(max(lengths), min(self.shapes.budget.tokens, round(mean * min(kept, settings.batch_size))))
         return Work(len(groups), round(mean * kept), round(mean * rows), round(measured), batch=batch, note=note)
 
-    def _online(self, settings: Settings, algorithm: Algorithm, encoder: Encoder) -> Work:
+    def _online(self, settings: Settings, algorithm: Algorithm) -> Work:
         rollout = settings.rollout
         groups, note = self._groups(settings.prompts)
-        lengths = self._prompt_lengths(groups, encoder)
+        lengths = self._prompt_lengths(groups)
         new, samples = rollout.max_new_tokens, rollout.samples_per_prompt
         mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration
         prompts = settings.iterations * asked
@@ -202,11 +202,11 @@ class _Planner:
         work = Work(len(groups), round(mean * len(groups)), round(learned), round(measured), prompts * samples * new)
         return replace(work, batch=round(batch), together=asked * samples, prompt=max(lengths), new=new, note=note)
 
-    def _step(self, stage: Stage, encoder: Encoder) -> Work:
+    def _step(self, stage: Stage) -> Work:
         options, work = stage.component.options, Work()
         for spec in specs(options, DataSpec):
             groups, note = self._groups(spec)
-            lengths = self._prompt_lengths(groups, encoder)
+            lengths = self._prompt_lengths(groups)
             tokens = work.tokens + round(sum(lengths) / len(lengths) * len(groups))
             work = Work(work.rows + len(groups), tokens, measured=tokens, prompt=max(lengths), note=work.note or note)
         if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
@@ -233,10 +233,10 @@ class _Planner:
         names = ", ".join(f"'{source.stage}'" for source in missing)
         return groups, f"rows are those that {names} may make" if names else ""
 
-    def _prompt_lengths(self, groups: Sequence[Group], encoder: Encoder) -> list[int]:
+    def _prompt_lengths(self, groups: Sequence[Group]) -> list[int]:
         prompts = prompts_of(groups)
         read = prompts[:: max(1, math.ceil(len(prompts) / READ))]
-        return [len(encoder.prompt(group.prompt, group.tools)) for group in read] or [0]
+        return [len(self.encoder.prompt(group.prompt, group.tools)) for group in read] or [0]
 
 
 def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:

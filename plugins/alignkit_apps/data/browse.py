@@ -20,6 +20,7 @@ from alignkit_apps.policies.row_tokens import heading, marked
 from alignkit_apps.web.formatted import cut
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 from alignkit_apps.web.messages import visible
+from alignkit_plugins.data.columns import words_in
 from alignkit_plugins.data.rules import Fault, Rules, redacted
 from alignkit_plugins.data.shown import shortened, shown
 
@@ -90,7 +91,7 @@ class Browsed:
     def _fits(self, at: int, text: str, fault: str) -> bool:
         if fault and (at not in self.faults or fault not in (ANY, self.faults[at].rule)):
             return False
-        return text.lower() in " ".join(_texts(self.rows[at].raw)).lower()
+        return text.lower() in " ".join(words_in(self.rows[at].raw)).lower()
 
     def _line(self, at: int) -> dict[str, Any]:
         row = self.rows[at]
@@ -137,15 +138,6 @@ def _shown(text: str) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """What plain data say, however deep."""
-    if isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
-    elif value is not None:
-        yield _text(value)
 
 
 def make_page(browsed: Browsed, sessions: Sessions) -> Starlette:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alignkit.data.group import Group
 from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
-from alignkit.errors import DataError, Problem, RecipeError, check_extra, did_you_mean
+from alignkit.errors import DataError, check_extra, did_you_mean, refuse
 from alignkit.io.results import RECIPE
 from alignkit.io.text import exists, is_file, printable
 from alignkit.recipe.schema import specs
@@ -69,16 +69,15 @@ def prepared(
     """
     check_extra("the page", "label", *PACKAGES)
     if task is not None and task not in TASKS:
-        hint = did_you_mean(task, TASKS) or f"tasks: {', '.join(TASKS)}"
-        raise RecipeError([Problem(f"--task: unknown task '{task}'", help=hint)])
+        refuse(f"--task: unknown task '{task}'", did_you_mean(task, TASKS) or f"tasks: {', '.join(TASKS)}")
     is_store = data.endswith(SUFFIX)
     if is_store and path is not None:
-        raise RecipeError([Problem("DATA is a store already", help="leave out --store")])
+        refuse("DATA is a store already", "leave out --store")
     groups, name = ([], "") if is_store else _groups(data)
     path = Path(data) if is_store else path or Path(f"{name}{SUFFIX}")
     if path.suffix != SUFFIX:
         help = f"recipes recognize stores by their name: {path.with_suffix(SUFFIX)}"
-        raise RecipeError([Problem(f"--store: {path}: the name must end in {SUFFIX}", help=help)])
+        refuse(f"--store: {path}: the name must end in {SUFFIX}", help)
     if task is None:
         _check_writing(groups, data)
     right = items_of(file_groups(gold), task, gold=True) if gold else []
@@ -109,7 +108,7 @@ def _groups(data: str) -> tuple[list[Group], str]:
         return entry_groups(data), "labels"
     if data.endswith((".yaml", ".yml")):
         help = "ask in the recipe, with `step: people`, or name the file of rows that a stage wrote"
-        raise RecipeError([Problem(f"{data}: a recipe is no data to label", help=help)])
+        refuse(f"{data}: a recipe is no data to label", help)
     path = Path(data)
     return file_groups(path), path.name.split(".")[0] or "labels"
 
@@ -130,7 +129,7 @@ def file_groups(path: Path) -> list[Group]:
     from alignkit.plugins import plugins
 
     if not is_file(path):
-        raise RecipeError([Problem(f"no such file: {path}", help="name a file with rows, or a store")])
+        refuse(f"no such file: {path}", "name a file with rows, or a store")
     plugins()  # which have readers and formats
     spec = DataSpec((DataSource(path=path.resolve()),))
     try:
@@ -147,14 +146,14 @@ def _check_writing(groups: Sequence[Group], data: str) -> None:
             if texts and not group.responses:
                 text = f"{data}: people would write answers, and see nothing of the texts in column '{name}'"
                 compare = f"to compare them: alignkit label '{{unlabeled: {data}}}'"
-                raise RecipeError([Problem(text, help=f"{compare}; to write: --task demonstration")])
+                refuse(text, f"{compare}; to write: --task demonstration")
 
 
 def _check_qualification(store: Store, qualify: int) -> None:
     have = store.rows("SELECT count(*) AS n FROM items WHERE gold IS NOT NULL AND retired = 0")[0]["n"]
     if qualify > have:
         text = f"--qualify {qualify}: the store has only {have} gold item{'s' * (have != 1)}"
-        raise RecipeError([Problem(text, help="add rows whose labels are right: --gold FILE")])
+        refuse(text, "add rows whose labels are right: --gold FILE")
 
 
 def _greet(store: Store, people: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.errors import BadRow
@@ -16,35 +17,23 @@ from alignkit_plugins.people.records import Event, Stored
 from alignkit_plugins.people.redaction import redact
 from alignkit_plugins.people.store import Store
 
+UNLICENSED = "items without a license"
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 
 
 @dataclass
 class LeftOut:
-    """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
-    version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
-    of their annotator. redacted: texts in which something was replaced.
+    """What is not exported: how many items and events for each reason.
+
+    redacted: texts in which something was replaced.
     """
 
-    unlicensed: int = 0
-    unconsented_items: int = 0
-    retired: int = 0
-    unlabeled: int = 0
-    meaningless: int = 0
-    unconsented_events: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     redacted: int = 0
 
     def lines(self) -> list[str]:
         """What was left out, one reason per line."""
-        texts = {
-            "items without a license": self.unlicensed,
-            "items whose author has not agreed to share them": self.unconsented_items,
-            "items whose row has changed since": self.retired,
-            "items without a label that may be shared": self.unlabeled,
-            "items that mean nothing once they are redacted": self.meaningless,
-            "events of people who have not agreed to share them": self.unconsented_events,
-        }
-        return [f"left out: {text}: {count}" for text, count in texts.items() if count]
+        return [f"left out: {reason}: {count}" for reason, count in self.reasons.items() if count]
 
 
 def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
@@ -56,7 +45,6 @@ def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
     content, out = content_of(store), LeftOut()
     agreed = {name for name, granted in consents(store).items() if granted}
     events = [event for event in content.events if event.annotator in agreed]
-    out.unconsented_events = len(content.events) - len(events)
     labeled = {event.item for event in events if event.kind in ("label", "adjudicate")}
     names: dict[str, str] = {}  # an item's id -> the id of its redacted form
     items: dict[str, Stored] = {}
@@ -66,6 +54,7 @@ def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
         if redacted is not None:
             names[stored.item.id] = redacted.item.id
             items.setdefault(redacted.item.id, redacted)
+    out.reasons["events of people who have not agreed to share them"] = len(content.events) - len(events)
     kept = [_event(event, names, store.salt, out) for event in events if event.item is None or event.item in names]
     present = {event.annotator for event in kept if event.item} | {stored.item.author for stored in items.values()}
     kept = [event for event in kept if event.annotator in present]  # consent of the others shares nothing
@@ -128,18 +117,18 @@ def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str,
     """The item as it is exported; None if it may not be, which is counted."""
     item = stored.item
     if stored.retired:
-        out.retired += 1
+        out.reasons["items whose row has changed since"] += 1
     elif not item.license:
-        out.unlicensed += 1
+        out.reasons[UNLICENSED] += 1
     elif item.author and item.author not in agreed:
-        out.unconsented_items += 1
+        out.reasons["items whose author has not agreed to share them"] += 1
     elif item.id not in labeled:
-        out.unlabeled += 1
+        out.reasons["items without a label that may be shared"] += 1
     else:
         try:
             return replace(stored, item=_redacted(item, salt, out).checked())
         except BadRow:
-            out.meaningless += 1
+            out.reasons["items that mean nothing once they are redacted"] += 1
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from alignkit.data.files import SkippedRow, bad_rows_error, jsonl_rows, raise_if_bad
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
-from alignkit_apps.labels.consent import LeftOut, shareable
+from alignkit_apps.labels.consent import UNLICENSED, LeftOut, shareable
 from alignkit_plugins.people import records
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item, tupled
@@ -46,7 +46,8 @@ def export(store: Store, out: Path, license: str = "") -> Export:
     if not content.items:
         reasons = "; ".join(left_out.lines()) or "it has no labels"
         needs = "An item needs a license, and its annotators' consent"
-        help = "\n  help: name the license of items that state none: --license NAME" if left_out.unlicensed else ""
+        unlicensed = left_out.reasons[UNLICENSED]
+        help = "\n  help: name the license of items that state none: --license NAME" if unlicensed else ""
         raise DataError(f"{store.path}: nothing may be exported: {reasons}. {needs}{help}")
     tables: dict[str, list[dict[str, Any]]] = {ITEMS: [], EVENTS: [asdict(event) for event in content.events]}
     for stored in content.items:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import refuse
 from alignkit.io.text import printable
 
 HOST = "127.0.0.1"
@@ -66,7 +66,7 @@ def address_of(host: str | None) -> Address:
         name = None if name is None or ipaddress.ip_address(name).is_unspecified else name
     if name is None or not re.fullmatch(r"[\w.:-]+", name):
         help = "name the address at which others reach this machine, or https://NAME of a proxy"
-        raise RecipeError([Problem(f"--host {host}: no address that browsers can open", help=help)])
+        refuse(f"--host {host}: no address that browsers can open", help)
     return Address(HOST if public else host, (name,), public)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from alignkit import errors
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import refuse
 from alignkit.io.text import printable
 from alignkit_apps.web.address import HOST, Address
 from alignkit_plugins.people.records import check_annotator
@@ -39,7 +39,7 @@ def annotators_of(named: Sequence[str] | None) -> list[str]:
     names = list(named or ())
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         help = "each person needs a name of their own, which says whose a label is"
-        raise RecipeError([Problem(f"--annotator {twice[0]} is there twice", help=help)])
+        refuse(f"--annotator {twice[0]} is there twice", help)
     if not names:
         with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
             names = [getpass.getuser()]
@@ -62,8 +62,8 @@ def listening(port: int | None, address: Address | None = None) -> socket.socket
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 help = "name an address of this machine, or https://NAME of a proxy, and a port that you may use"
-                raise RecipeError([Problem(f"--host {host}: {error.strerror}", help=help)]) from None
-    raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
+                refuse(f"--host {host}: {error.strerror}", help)
+    refuse(f"port {tried[0]} is in use", "name another one with --port")
 
 
 def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:

@@ -387,15 +387,15 @@ class ColumnFormat(Format):
 
 def _says(row: Mapping[str, Any], used: Iterable[str], choices: Any) -> bool:
     """Whether the columns that a format uses say all of the choices, as questions do that end with them."""
-    words, said = list(_words(choices)), "\n".join(_words([row.get(name) for name in used]))
+    words, said = list(words_in(choices)), "\n".join(words_in([row.get(name) for name in used]))
     return any(len(word) > 1 for word in words) and all(word in said for word in words)
 
 
-def _words(value: Any) -> Iterator[str]:
+def words_in(value: Any) -> Iterator[str]:
     """The texts and numbers in a value of JSON."""
     if isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _words(inner)
+            yield from words_in(inner)
     elif value is not None:
         yield str(value).strip()
 

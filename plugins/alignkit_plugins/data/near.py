@@ -9,9 +9,9 @@ that is not so. A pair at 0.8 is missed in about 1 of 400 cases, also among rows
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -86,11 +86,6 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def key(text: str) -> int:
-    """A number that equal texts share."""
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), signed=True)
-
-
 def _grams(text: str) -> set[str]:
     text = text[:MOST]
     return {text[at : at + GRAM] for at in range(max(1, len(text) - GRAM + 1))}
@@ -117,12 +112,11 @@ def _alike(first: str, second: str) -> float:
 
 @dataclass(frozen=True)
 class Units:
-    """Texts of rows. rows, turns: where each is from. keys: hashes of them. bands: (texts, BANDS), of signatures."""
+    """Texts of rows. rows, turns: where each is from. bands: (texts, BANDS), of signatures."""
 
     rows: Ints
     turns: Ints
     texts: list[str]
-    keys: Ints
     bands: Ints
 
     @classmethod
@@ -144,16 +138,22 @@ class Units:
             rows=np.array([row for row, _ in found], dtype=np.int64),
             turns=np.array([unit.turn for _, unit in found], dtype=np.int64),
             texts=[unit.text for _, unit in found],
-            keys=np.array([key(unit.text) for _, unit in found], dtype=np.int64),
             bands=(digests.reshape(-1, BANDS, PER_BAND) * _MIXERS).sum(axis=2).view(np.int64),
         )
 
     def rare(self, most: int) -> Units:
         """The texts that occur at most this often."""
-        _, which, counts = np.unique(self.keys, return_inverse=True, return_counts=True)
-        at = np.flatnonzero(counts[which] <= most)
+        counts = Counter(self.texts)
+        at = [place for place, text in enumerate(self.texts) if counts[text] <= most]
         texts = [self.texts[place] for place in at]
-        return Units(self.rows[at], self.turns[at], texts, self.keys[at], self.bands[at])
+        return Units(self.rows[at], self.turns[at], texts, self.bands[at])
+
+    def first_places(self) -> dict[str, int]:
+        """Where each text occurs first."""
+        first: dict[str, int] = {}
+        for at, text in enumerate(self.texts):
+            first.setdefault(text, at)
+        return first
 
 
 class Match(NamedTuple):
@@ -166,13 +166,10 @@ class Match(NamedTuple):
 
 def repeated(units: Units, threshold: float) -> list[Match]:
     """Units that repeat an earlier one, which itself repeats none. threshold: of near duplicates; 0: only equal."""
-    _, first, which = np.unique(units.keys, return_index=True, return_inverse=True)
-    original = first[which]
-    found = {
-        int(at): Match(int(at), int(original[at]), 1.0) for at in np.flatnonzero(original != np.arange(len(which)))
-    }
+    first = units.first_places()
+    found = {at: Match(at, first[text], 1.0) for at, text in enumerate(units.texts) if first[text] != at}
     if threshold:
-        alive = np.sort(first)  # the other copies need no comparison
+        alive = np.array([*first.values()], dtype=np.int64)  # the other copies need no comparison
         # Whether an earlier unit is a repetition itself is known when it is the turn of a later one.
         for place, likely in _candidates(units.bands[alive], units.bands[alive], earlier=True):
             two = int(alive[place])
@@ -213,22 +210,12 @@ def _candidates(bands: Ints, others: Ints, *, earlier: bool = False) -> Iterator
 
 def shared(units: Units, others: Units, threshold: float) -> list[Match]:
     """Units that are in `others`, too, each with one of these."""
-    place = _lookup(others.keys, units.keys)
-    found = {int(at): Match(int(at), int(place[at]), 1.0) for at in np.flatnonzero(place >= 0)}
-    if threshold and len(others.keys):
+    first = others.first_places()
+    found = {at: Match(at, first[text], 1.0) for at, text in enumerate(units.texts) if text in first}
+    if threshold and others.texts:
         for at, likely in _candidates(units.bands, others.bands):
             for other in likely.tolist() if at not in found else ():
                 if (like := similarity(units.texts[at], others.texts[other])) >= threshold:
                     found[at] = Match(at, other, like)
                     break
     return [found[at] for at in sorted(found)]
-
-
-def _lookup(values: Ints, wanted: Ints) -> Ints:
-    """The first place of each wanted number among values; -1 where there is none."""
-    different, first = np.unique(values, return_index=True)
-    if not len(different):
-        return np.full(len(wanted), -1)
-    at = np.minimum(np.searchsorted(different, wanted), len(different) - 1)
-    found: Ints = np.where(different[at] == wanted, first[at], -1)
-    return found
