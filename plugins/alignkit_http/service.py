@@ -106,23 +106,17 @@ class Remote:
                     stored = f"{len(missing)} of {len(asked)} replies are not stored in {self.folder}"
                     raise RemoteError(f"{self.name}: {stored}, and nothing is asked or paid for here")
                 with progress(f"asking {self.name}", len(missing)) as done:
-                    replies |= ask_all(self, missing, store, done)
+                    replies |= asyncio.run(_ask_all(self, missing, store, done))
         return [replies[key] for key in keys]
 
 
 # Requests
 
 
-def ask_all(
-    remote: Remote, bodies: Mapping[str, Any], store: ReplyStore, done: Callable[[int], None]
-) -> dict[str, Reply]:
-    """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
-    return asyncio.run(_ask_all(remote, bodies, store, done))
-
-
 async def _ask_all(
     remote: Remote, bodies: Mapping[str, Any], store: ReplyStore, done: Callable[[int], None]
 ) -> dict[str, Reply]:
+    """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
     import httpx2
 
     options, key = remote.options, remote.key()

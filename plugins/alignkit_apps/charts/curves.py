@@ -156,14 +156,15 @@ def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[flo
     grouped |= {worded(name).capitalize(): [name] for name in others[:OTHERS]}
     marks = _marks(rows, restarts)
     return [
-        figure(stage, title, [_line(name, *found[name]) for name in names], marks=marks)
+        figure(
+            stage,
+            title,
+            [{"name": name, "style": "line", "x": found[name][0], "y": found[name][1]} for name in names],
+            marks=marks,
+        )
         for title, names in grouped.items()
         if names
     ]
-
-
-def _line(name: str, x: list[float], y: list[float]) -> Series:
-    return {"name": name, "style": "line", "x": x, "y": y}
 
 
 def _belongs(name: str, wanted: Iterable[str]) -> bool:
@@ -207,50 +208,37 @@ def spikes(values: Sequence[float], limit: int) -> list[int]:
     return sorted(kept)
 
 
-HALF = 0.5  # the win rate of the baseline against itself
+HALF = 50.0  # the win rate of the baseline against itself, in %
 
 
-def alignment_path(stage: str, rows: Sequence[Row]) -> Figure | None:
+def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
     """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023, arXiv:2307.09288).
 
-    The path of the versions by win rate against the baseline, by the first two rewards; None without two.
+    The path of the versions by win rate against the baseline, by the first two rewards; none without two.
     The baseline itself is in the middle. Versions without a win rate are left out. rows: of the evaluation.
     """
     names = list(dict.fromkeys(row.metric for row in rows if row.kind == "reward" and row.difference))[:2]
-    won = {(row.policy, row.metric): bounds(row.estimate) for row in rows if row.kind == "win rate"}
+    won = {(row.policy, row.metric): row.estimate for row in rows if row.kind == "win rate"}
     baseline = next((row.baseline for row in rows if row.kind == "win rate"), "")
-    won |= {(baseline, name): (HALF, None, None) for name in names}
-    points = []
+    won |= {(baseline, name): {"mean": HALF / 100} for name in names}
+    path: dict[str, Any] = {key: [] for key in ("labels", "x", "x_low", "x_high", "y", "low", "high")}
     for policy in dict.fromkeys(row.policy for row in rows):
-        places = [won.get((policy, name), (None, None, None)) for name in names]
-        if len(places) == 2 and all(mean is not None for mean, _, _ in places):
-            points.append((policy, *places))
-    if len(points) < 2:
-        return None
+        places = [end for name in names for end in bounds(won.get((policy, name)))]
+        if len(places) == 6 and None not in (places[0], places[3]):
+            percent = [None if end is None else 100 * end for end in places]
+            for values, value in zip(path.values(), [policy, *percent], strict=True):
+                values.append(value)
+    if len(path["x"]) < 2:
+        return []
     x_name, y_name = names
-    return figure(
-        stage,
-        f"{x_name} against {y_name}, by version",
-        [_path(points)],
-        x_label=f"{x_name}: won against {baseline}, %",
-        y_label=f"{y_name}: won against {baseline}, %",
-        lines=[100 * HALF, 100 * HALF],
-        note=f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of the policies",
-    )
-
-
-def _path(points: Sequence[Any]) -> Series:
-    def column(axis: int, part: int) -> list[Any]:
-        return [None if point[axis][part] is None else 100 * point[axis][part] for point in points]
-
-    return {
-        "name": "versions",
-        "style": "path",
-        "x": column(1, 0),
-        "y": column(2, 0),
-        "x_low": column(1, 1),
-        "x_high": column(1, 2),
-        "low": column(2, 1),
-        "high": column(2, 2),
-        "labels": [point[0] for point in points],
-    }
+    return [
+        figure(
+            stage,
+            f"{x_name} against {y_name}, by version",
+            [cast(Series, {"name": "versions", "style": "path", **path})],
+            x_label=f"{x_name}: won against {baseline}, %",
+            y_label=f"{y_name}: won against {baseline}, %",
+            lines=[HALF, HALF],
+            note=f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of the policies",
+        )
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_plugins.evaluate.readable import mapping, number, percentage, short
+from alignkit_plugins.evaluate.readable import percentage, short
 
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 
@@ -19,61 +19,45 @@ def brief_name(name: Any) -> str:
 
 def tables(data: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Lengths, and pairs and labels; empty for runs that did not record them."""
-    return [table for table in (_length_table(data), _pair_table(data), _label_table(data)) if table.rows]
-
-
-def _length_table(data: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        [
-            str(source["stage"]),
-            brief_name(source["name"]),
-            what,
-            *(short(number(source[key].get(fact))) for fact in ("count", "least", "median", "p95", "most")),
-        ]
-        for source in data
-        for key, what in LENGTHS.items()
-        if isinstance(source.get(key), Mapping)
-    ]
-    columns = ["stage", "source", "of", "count", "shortest", "median", "95% up to", "longest"]
-    return Table("lengths in characters", columns, rows, keys=3)
-
-
-def _pair_table(data: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
+    lengths, pairs, labels = list[list[str]](), list[list[str]](), list[list[str]]()
     for source in data:
-        pairs = mapping(source.get("pairs"))
-        if count := number(pairs.get("count")):
-            shares = [percentage(pairs.get(key), count) for key in ("better_longer", "equally_long")]
-            rows.append([str(source["stage"]), brief_name(source["name"]), short(count), *shares, _described(pairs)])
-    columns = ["stage", "source", "pairs", "better is longer", "equally long", "margins"]
-    note = "a reward model learns that longer is better if the better response often is"
-    return Table("pairs", columns, rows, keys=2, note=note)
+        keys = [str(source["stage"]), brief_name(source["name"])]
+        for key, what in LENGTHS.items():
+            if found := source[key]:
+                lengths.append([*keys, what, *_cells(found, "count", "least", "median", "p95", "most")])
+        if found := source["pairs"]:
+            shares = [percentage(found[key], found["count"]) for key in ("better_longer", "equally_long")]
+            pairs.append([*keys, short(found["count"]), *shares, _described(found)])
+        if found := source["labels"]:
+            labels.append([*keys, *_cells(found, "good", "bad")])
+    heads, note = ["stage", "source"], "a reward model learns that longer is better if the better response often is"
+    columns = [*heads, "of", "count", "shortest", "median", "95% up to", "longest"]
+    every = [
+        Table("lengths in characters", columns, lengths, keys=3),
+        Table("pairs", [*heads, "pairs", "better is longer", "equally long", "margins"], pairs, keys=2, note=note),
+        Table("labels", [*heads, "good", "bad"], labels, keys=2),
+    ]
+    return [table for table in every if table.rows]
+
+
+def _cells(facts: Mapping[str, Any], *names: str) -> list[str]:
+    return [short(facts[name]) for name in names]
 
 
 def _described(pairs: Mapping[str, Any]) -> str:
     """`median 0.5, from 0 to 3`, or `better 12, unsure 3`; `none` if no pair has a margin."""
-    margins, levels, parts = pairs.get("margins"), pairs.get("levels"), []
-    if isinstance(margins, Mapping):
-        median, least, most = (short(number(margins.get(key))) for key in ("median", "least", "most"))
+    parts = []
+    if pairs["margins"]:
+        median, least, most = _cells(pairs["margins"], "median", "least", "most")
         parts.append(f"median {median}, from {least} to {most}")
-    if isinstance(levels, Mapping):
-        parts += [f"{level} {short(number(count))}" for level, count in levels.items()]
-    if parts and (without := number(pairs.get("without_margin"))):
-        parts.append(f"without {short(without)}")
+    parts += [f"{level} {short(count)}" for level, count in pairs["levels"].items()]
+    if parts and pairs["without_margin"]:
+        parts.append(f"without {short(pairs['without_margin'])}")
     return ", ".join(parts) or "none"
-
-
-def _label_table(data: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        [str(s["stage"]), brief_name(s["name"]), *(short(number(s["labels"].get(key))) for key in ("good", "bad"))]
-        for s in data
-        if isinstance(s.get("labels"), Mapping)
-    ]
-    return Table("labels", ["stage", "source", "good", "bad"], rows, keys=2)
 
 
 def left_out(item: Mapping[str, Any]) -> str:
     """`3 responses truncated at max_length (6% of 48)`"""
-    of = number(item.get("of"))
+    of = item["of"]
     share = f" ({percentage(item['rows'], of)} of {short(of)})" if of else ""
     return f"{short(item['rows'])} {item['reason']}{share}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Turns = Sequence[tuple[str, str]]  # who, and what
-RATERS = {"reward", "rewards", "judge", "judges", "measures"}  # keys of a stage that say what rates responses
+RATERS = {"reward", "rewards", "judge", "judges", "metrics"}  # keys of a stage that say what rates responses
 
 
 @dataclass(frozen=True)

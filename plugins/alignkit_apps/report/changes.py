@@ -17,11 +17,6 @@ class Change(NamedTuple):
     new: Any
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """What differs between the parts of two results: `learning_rate: 0.001 -> 0.002`, `data.0 has changed`."""
-    return [shown(change) for change in changes(old, new)]
-
-
 def changes(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> Iterator[Change]:
     """The values that differ between two pieces of plain data, in their order. Missing keys count as None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -255,12 +255,13 @@ class _Gathering:
 
     def figures(self, evaluations: Mapping[str, Any]) -> list[curves.Figure]:
         restarts = [start["time"] for start in self.starts[1:]]
-        found: list[curves.Figure | None] = []
+        found: list[curves.Figure] = []
         for name, rows in self.rows.items():
             found += curves.panels(name, rows, restarts)
-            found.append(overoptimization.gold(name, rows))
-        found += [curves.alignment_path(name, rows_of(summary)) for name, summary in evaluations.items()]
-        return [figure for figure in found if figure is not None]
+            found += overoptimization.gold(name, rows)
+        for name, summary in evaluations.items():
+            found += curves.alignment_path(name, rows_of(summary))
+        return found
 
     def versions(self) -> dict[str, str]:
         """Of the packages that the stages used, with all that differ."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from alignkit.io.results import STARTS
 from alignkit_apps.report.files import each_object, read_text
@@ -40,15 +38,10 @@ def starts_of(folder: Path) -> list[dict[str, Any]]:
 def in_use(folder: Path) -> bool:
     """Whether another process holds the run's lock."""
     try:
-        if sys.platform == "win32":
-            with FileLock(folder / ".lock", timeout=0):
-                return False
-        import fcntl
-
         with (folder / ".lock").open("rb") as file:  # FileLock would write
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except (BlockingIOError, Timeout):
+    except BlockingIOError:
         return True
     except OSError:
         return False

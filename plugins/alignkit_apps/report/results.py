@@ -11,6 +11,7 @@ from alignkit.io.results import RESULTS, WORK, damage_of, find_result, read_reco
 from alignkit.report import Table
 from alignkit.runs.services import locked
 from alignkit_apps.report.history import in_use
+from alignkit_apps.report.stages import size_of
 
 
 def results_table(run: Path, reference: str = "") -> Table:
@@ -37,7 +38,7 @@ def prune(run: Path) -> str:
     """Delete all results but the current ones; returns what to say."""
     with locked(run):
         others = list(_others(run))
-        size = sum(map(_size, others))
+        size = sum(map(size_of, others))
         for folder in others:
             discard_folder(folder)
     return f"deleted {len(others)} results, {size / 1e6:.0f} MB"
@@ -61,8 +62,4 @@ def _row(run: Path, folder: Path, state: str, name: str | None) -> list[str]:
         ended = "waiting" if "waits_for" in record else "running" if works else "interrupted"
         state, finished = (ended if state == "current" else f"{state}, {ended}"), ""
     stage = folder.name if folder.parent == run else stage_of(folder)
-    return [name or stage, state, finished, f"{_size(folder) / 1e6:.1f}", str(folder.relative_to(run))]
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return [name or stage, state, finished, f"{size_of(folder) / 1e6:.1f}", str(folder.relative_to(run))]

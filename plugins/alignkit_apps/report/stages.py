@@ -20,9 +20,7 @@ KINDS = ("algorithm", "step")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")  # of a source's card
-LEFT_OUT = {  # key of a summary -> what its count is of
-    "without_signal": "rows left out: the algorithm learns nothing from them",
-}
+NO_SIGNAL = "rows left out: the algorithm learns nothing from them"
 OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
 
 
@@ -47,7 +45,7 @@ def stage_facts(
         "about": _about(written, record, kind),
         "seconds": number(record.get("seconds")),
         "hash": str(record.get("hash") or ""),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
+        "bytes": size_of(folder),
         "lines": len(rows),
         "tokens_per_second": statistics.median(rates) if rates else None,
         "phases": _phases(rows),
@@ -55,6 +53,11 @@ def stage_facts(
         "summary": without_evaluation(record),
         "learned": "".join(held_out.learned(mapping(record.get("summary")), rows)[:1]),
     }
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files in a folder; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def tokens(stage: Mapping[str, Any]) -> float:
@@ -137,17 +140,20 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows that a stage left out or changed, by reason: `{stage, reason, rows, of}`."""
     summary = mapping(record.get("summary"))
     totals = _totals(record, summary)
+    labeled = any(source.get("format") == "feedback" for source in sources_of(record))
+    unlearned = f"{NO_SIGNAL}, {OF_PEOPLE}" if labeled else NO_SIGNAL
     found: list[tuple[str, Any, int | None]] = []
     for reason, count in mapping(summary.get("encoding")).items():
         noun, happened = DROP_REASONS.get(str(reason), ("text", str(reason)))
         found.append((f"{noun}s {happened}", count, totals.get(noun)))
-    found += [(reason, summary.get(key), totals["row"]) for key, reason in _left_out(record).items()]
+    found.append((unlearned, summary.get("without_signal"), totals["row"]))
     bad = summary.get("bad_rows")
     if bad:
         found.append((f"bad rows, the first: {bad[0]}", len(bad), None))
     found += [(str(reason), count, None) for reason, count in mapping(summary.get("dropped")).items()]
     return [
-        {"stage": name, "reason": reason, "rows": count, "of": _whole(count, total)}
+        # A text that was counted twice has no total.
+        {"stage": name, "reason": reason, "rows": count, "of": total if total and count <= total else None}
         for reason, count, total in found
         if count
     ]
@@ -160,25 +166,12 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
     return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
 
 
-def _left_out(record: Mapping[str, Any]) -> dict[str, str]:
-    """LEFT_OUT, with the likely cause if the stage read labels of people."""
-    if not any(source.get("format") == "feedback" for source in sources_of(record)):
-        return LEFT_OUT
-    return {**LEFT_OUT, "without_signal": f"{LEFT_OUT['without_signal']}, {OF_PEOPLE}"}
-
-
-def _whole(count: Any, total: int | None) -> int | None:
-    """The total of what was counted; None if that is not known, as for texts that were counted twice."""
-    known = number(count)
-    return total if total and known is not None and known <= total else None
-
-
 def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, int]:
     """The totals of the nouns of DROP_REASONS in what the stage encoded; pairs are those of its sources."""
     encoded = mapping(summary.get("encoded"))
-    rows, responses = (int(number(encoded.get(key)) or 0) for key in ("rows", "responses"))
+    rows, responses = (encoded.get(key, 0) for key in ("rows", "responses"))
     pairs = [mapping(mapping(source.get("card")).get("pairs")) for source in sources_of(record)]
-    compared = sum(int(number(one.get("count")) or 0) for one in pairs)
+    compared = sum(one.get("count", 0) for one in pairs)
     return {"row": rows, "document": rows, "response": responses, "pair": compared}
 
 

@@ -16,7 +16,7 @@ from alignkit.io.console import Reporter
 from alignkit.io.results import RESULTS, Results, damage_of, folders_of
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from alignkit_apps.report.changes import changes, differences, shown
+from alignkit_apps.report.changes import changes, shown
 from alignkit_http.stored_replies import stored_replies_only
 from alignkit_plugins.people.waiting import NobodyAsked
 
@@ -80,7 +80,7 @@ class Rerun(Run):
             name = str(change.path[0])
             texts = ["other bytes" if change.old and change.new else "only in one of the two"]
             if change.old and change.new and Path(name).suffix in (".json", ".jsonl"):
-                texts = differences(_facts(self.old / name), _facts(new / name))[:1]
+                texts = [shown(one) for one in changes(_facts(self.old / name), _facts(new / name))][:1]
             found += [f"{name}: {text}" for text in texts]
         return [text for text in found if not text.startswith("map/")]  # a store of unfinished work
 

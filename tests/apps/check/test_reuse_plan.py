@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit_apps.report.changes import differences
+from alignkit_apps.report.changes import changes, shown
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from alignkit_apps.report.changes import differences
     ],
 )
 def test_differences(old: object, new: object, found: list[str]) -> None:
-    assert differences(old, new) == found
+    assert [shown(one) for one in changes(old, new)] == found
 
 
 @pytest.mark.silent_bug(

@@ -12,8 +12,7 @@ def gold_rows(golds: list[float]) -> list[dict[str, float]]:
 
 
 def test_gold_and_reward_are_drawn_as_gains_in_their_own_deviations() -> None:
-    figure = overoptimization.gold("align", gold_rows([1.0, 1.5, 2.0, 1.25]))
-    assert figure is not None
+    (figure,) = overoptimization.gold("align", gold_rows([1.0, 1.5, 2.0, 1.25]))
     reward, gold = figure["series"]
     assert reward["name"] == "reward" and gold["name"] == "gold"
     assert reward["x"] == gold["x"] == [1.0, 2.0, 3.0, 4.0]
@@ -26,15 +25,15 @@ def test_gold_and_reward_are_drawn_as_gains_in_their_own_deviations() -> None:
 
 
 def test_gold_that_still_rises_is_not_over_optimized() -> None:
-    figure = overoptimization.gold("align", gold_rows([1.0, 1.5, 2.0]))
-    assert figure is not None and figure["note"].endswith("the last one: no over-optimization so far")
+    (figure,) = overoptimization.gold("align", gold_rows([1.0, 1.5, 2.0]))
+    assert figure["note"].endswith("the last one: no over-optimization so far")
 
 
 def test_iterations_without_gold_are_left_out_and_two_are_too_few() -> None:
     rows = gold_rows([1.0, 1.5, 2.0, 2.5])
     del rows[1]["gold"]
-    figure = overoptimization.gold("align", rows)
-    assert figure is not None and figure["series"][1]["y"] == [0.0, 2.0, 3.0]
+    (figure,) = overoptimization.gold("align", rows)
+    assert figure["series"][1]["y"] == [0.0, 2.0, 3.0]
     del rows[2]["gold"]
-    assert overoptimization.gold("align", rows) is None
-    assert overoptimization.gold("align", [{"step": 1, "kl": 1.0, "reward": 2.0}]) is None
+    assert overoptimization.gold("align", rows) == []
+    assert overoptimization.gold("align", [{"step": 1, "kl": 1.0, "reward": 2.0}]) == []

@@ -135,7 +135,7 @@ class JudgePairs(Step):
         asked = self._asked(context, groups, places)
         found = [Verdict(**row) for row in context.map("judge", [each.row for each in asked], judged)]
         verdicts = principled.joined(asked, found, len(places))
-        tally = Tally(groups, places, verdicts, identical)
+        tally = Tally(groups, places, verdicts, len(identical))
         labeled = self._label(groups, places, verdicts, tally)
         by = principled.tally(asked, found, verdicts)
         (name,) = judge_names([self.options.judge])
@@ -224,16 +224,14 @@ class JudgePairs(Step):
         return labels
 
 
-def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
-    """All pairs i < j of every group, and the number of pairs left out because their texts are identical."""
-    places, identical = [], 0
+def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], list[Place]]:
+    """All pairs i < j of every group, and those left out because their texts are identical."""
+    places: list[Place] = []
+    identical: list[Place] = []
     for g, group in enumerate(groups):
         said = [all_turns(response) for response in group.responses]
         for i, j in itertools.combinations(range(len(said)), 2):
-            if said[i] == said[j]:
-                identical += 1
-            else:
-                places.append((g, i, j))
+            (identical if said[i] == said[j] else places).append((g, i, j))
     return places, identical
 
 
@@ -297,13 +295,13 @@ class RLAIF(Reward):
                 "help: raise rollout.samples_per_prompt, or set `opponent: baseline`"
             )
         won: list[list[list[float]]] = [[[] for _ in group.responses] for group in groups]
-        places, _ = pairs_to_judge(groups)
+        places, identical = pairs_to_judge(groups)
         verdicts = self._judge.compare(items_at(groups, places))
         for (g, i, j), p in zip(places, (verdict.p_first for verdict in verdicts), strict=True):
             if p is not None:
                 won[g][i].append(p)
                 won[g][j].append(1.0 - p)
-        for g, i, j in identical_pairs(groups):  # identical texts: 0.5 by symmetry, without a question
+        for g, i, j in identical:  # identical texts: 0.5 by symmetry, without a question
             won[g][i].append(0.5)
             won[g][j].append(0.5)
         return [centered(mean(games)) for group in won for games in group]
@@ -337,16 +335,6 @@ class RLAIF(Reward):
             for key, group in zip(new, sampled, strict=True):
                 self._baselines[key] = all_turns(group.responses[0]) if group.responses else None
         return [self._baselines[key] for key in keys]
-
-
-def identical_pairs(groups: Sequence[Group]) -> list[Place]:
-    """The pairs i < j of each group whose texts are identical."""
-    return [
-        (g, i, j)
-        for g, group in enumerate(groups)
-        for i, j in itertools.combinations(range(len(group.responses)), 2)
-        if all_turns(group.responses[i]) == all_turns(group.responses[j])
-    ]
 
 
 def centered(p: float | None) -> float | None:
