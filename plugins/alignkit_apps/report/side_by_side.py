@@ -69,6 +69,7 @@ def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path) -> Pair:
     folder = run / stage
+    summary, old = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
     pair: Pair = {
         "stage": stage,
         "policy": policy,
@@ -76,12 +77,11 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
         "against": then,
         "folder": find_result(run, now).relative_to(run).as_posix(),
         "kept": find_result(run, then).relative_to(run).as_posix(),
-        "differs": _difference(folder, before),
+        "differs": _difference(summary, old, [read_record(folder)["depends_on"], read_record(before)["depends_on"]]),
         "evaluation": {},
     }
     if pair["differs"]:
         return pair
-    summary, old = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
     rewards, measures = list(summary["rewards"]), summary.get("measures") or {}
     groups = _joined(folder, before, policy, rewards)
     if not groups:
@@ -99,10 +99,8 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
     return {**pair, "evaluation": evaluation}
 
 
-def _difference(folder: Path, before: Path) -> str:
-    """Why two evaluations do not compare; empty if they do."""
-    now, then = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
-    records = [read_record(folder)["depends_on"], read_record(before)["depends_on"]]
+def _difference(now: Mapping[str, Any], then: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """Why two evaluations do not compare; empty if they do. records: what they depend on."""
     options = [one["component"]["options"] for one in records]
     if options[0].get("prompts") != options[1].get("prompts"):
         return "the prompts have changed"
