@@ -53,7 +53,7 @@ class StepContext(Context):
             `self.mapper(name, context)`.
         log: Called as `log(**metrics)`: writes metrics.
         say: Tells what the step does now; a terminal keeps only lines with `warning: `.
-        base_of: Called as `base_of(policy)`: the name of the untouched base model that a policy is on; None if that is
+        base_of: Called as `base_of(policy)`: the name of the base model that a policy is on; None if that is
             unknown.
         recipe: The recipe of the run, as it was read; the folders of its stages are next to `out`.
         read: Reads a DataRef of any stage, as `load` does, but not as data of this stage.

@@ -24,17 +24,17 @@ from alignkit_plugins.evaluate.compared import Scale
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.evaluate.verdicts import verdicts
 from alignkit_plugins.steps.evaluate.judged import preference
-from alignkit_plugins.steps.evaluate.measures import raters_of
+from alignkit_plugins.steps.evaluate.metrics import raters_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2
-DIVERSITY = 4  # measures that every evaluation tests
+DIVERSITY = 4  # metrics that every evaluation tests
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An evaluation. raters: the prompts of each measure or reward, the headline first. compared: policies besides the
+    """An evaluation. raters: the prompts of each metric or reward, the headline first. compared: policies besides the
     baseline and the base model. scores: how they are distributed."""
 
     name: str
@@ -47,10 +47,10 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """1, 4 and 7 measures with and without judges, other scores, and the evaluations of the shipped recipes."""
+    """1, 4 and 7 metrics with and without judges, other scores, and the evaluations of the shipped recipes."""
     for count in (1, 4, 7):
         for judges in (0, 2):
-            yield from (Setting("measures", [64] * count, judges, compared) for compared in (1, 2))
+            yield from (Setting("metrics", [64] * count, judges, compared) for compared in (1, 2))
     yield from (Setting(f"{scores} scores", [40] * 4, 1, scores=scores) for scores in ("normal", "skewed"))
     yield Setting("few prompts", [8] * 4, 1)
     yield Setting("rare", [20] * 4, rate=0.1)
@@ -61,7 +61,7 @@ def settings() -> Iterator[Setting]:
             if part.component.name == "evaluate" and len(options.policies) > 1:
                 rows = [SimpleNamespace(meta=row) for _, row in jsonl_rows(options.prompts.sources[0].path)]
                 rows = rows[: options.prompts.sources[0].limit]
-                counted = [sum(map(one.counts, rows)) for one in options.measures.values()]
+                counted = [sum(map(one.counts, rows)) for one in options.metrics.values()]
                 others = len(raters_of(options)) - len(counted) - len(options.judges)
                 raters, compared = [*counted, *[len(rows)] * others], len({*options.policies} - {"base"}) - 1
                 yield Setting(
@@ -113,7 +113,7 @@ def evaluation(setting: Setting, gain: float, random: np.random.Generator) -> tu
             diverse[policy]["diversity"][str(number)] = {"difference": plain.difference(values, [0.0] * len(values))}
     own = dict.fromkeys([*names, *(f"judge {number}" for number in range(setting.judges))], False)
     trained = dict.fromkeys(policies, own)
-    summary = {"baseline": "baseline", "headline": names[0], "measures": {}, "policies": diverse}
+    summary = {"baseline": "baseline", "headline": names[0], "metrics": {}, "policies": diverse}
     return {**summary, "trained_on": trained, "against": against, "against_base": over, "judged": judged}, alone
 
 

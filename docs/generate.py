@@ -2,7 +2,7 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `data`,
-`measures`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
+`metrics`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
 `data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
 `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name
 (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
@@ -42,7 +42,7 @@ from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 from alignkit_apps.init.copying import summary
 from alignkit_http.server import Server
-from alignkit_plugins.steps.evaluate.measures import Measure
+from alignkit_plugins.steps.evaluate.metrics import Metric
 from alignkit_plugins.steps.evaluate.variant import Variant
 from alignkit_vllm.importance import Importance
 from benchmarks.catalogue import BENCHMARKS
@@ -58,7 +58,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "importance": Importance,
     "mix": Mix,
     "data": DataSource,
-    "measures": Measure,
+    "metrics": Metric,
     "variant": Variant,
     "server": Server,
 }
@@ -225,7 +225,7 @@ def layout_table() -> str:
 
 
 def outcomes() -> str:
-    """What each method's policies do by the quick start's measures, all seeds of a method in a line."""
+    """What each method's policies do by the quick start's metrics, all seeds of a method in a line."""
     rows, tables = (importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables"))
     header, *lines = tables.methods_table(rows.shipped())
     left_out = {"minutes", "GiB"}  # of a machine that other work shared

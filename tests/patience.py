@@ -1,4 +1,4 @@
-"""How long a test waits for another process before it gives up. It ends hangs; no test measures time by it."""
+"""How long a test waits for another process before it gives up. It ends hangs; no test metrics time by it."""
 
 import os
 

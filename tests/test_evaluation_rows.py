@@ -35,7 +35,7 @@ def summary(own: dict[str, bool | None], **scores: Any) -> dict[str, Any]:
         "baseline": "sft",
         "headline": next(iter(named)),
         "rewards": list(named),
-        "measures": {name: MEASURES[name] for name in named if name in MEASURES},
+        "metrics": {name: MEASURES[name] for name in named if name in MEASURES},
         "trained_on": {"align": own},
         "policies": means,
         "against": {"align": {name: {"difference": estimate(triple)} for name, triple in named.items()}},
@@ -164,14 +164,14 @@ def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> di
         for policy in policies
     }
     own = {policy: dict.fromkeys(names, False) for policy in policies}
-    measures = {**MEASURES, "facts": {}}
+    metrics = {**MEASURES, "facts": {}}
     means = {policy: {"rewards": {}} for policy in policies}
-    found = {"baseline": "sft", "headline": "facts", "measures": measures, "trained_on": own, "against": against}
+    found = {"baseline": "sft", "headline": "facts", "metrics": metrics, "trained_on": own, "against": against}
     return {**found, "policies": means}
 
 
 @pytest.mark.silent_bug(
-    "statistics: several measures",
+    "statistics: several metrics",
     "Each measure has its own 95% interval, and any that excludes 0 is a finding.",
     "The first measure decides; the others are adjusted together with Holm's method, with a twentieth of the error.",
 )

@@ -87,9 +87,17 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         ({}, [{"reward": value} for value in (0.1, 0.2, 0.1, 0.2, 0.1, 0.2)], "does not rise measurably"),
         ({}, [{"reward": value} for value in (0.6, 0.5, 0.6, 0.2, 0.1, 0.2)], "does not rise measurably"),
         ({}, [{"reward": value} for value in (0.1, 0.2, 0.1, 0.8, 0.9, 0.8)], ""),
+        ({}, [{"reward": place / 10} for place in range(1, 9)], ""),
         ({}, [{"reward": 0.1}, {"reward": 0.1}], ""),
     ],
 )
 def test_a_stage_that_learned_nothing_says_what_to_change(summary: Any, rows: Any, said: str) -> None:
     found = doubt(summary, rows)
     assert said in found and bool(found) == bool(said)
+
+
+def test_a_few_changed_conversations_are_no_finding() -> None:
+    """Three of four that happen to change alike look certain to a t test."""
+    start, result = {"accuracy": [0.0] * 8}, {"accuracy": [1.0] * 6 + [0.0] * 2}
+    found = compared(start, result, [place // 2 for place in range(8)])["accuracy"]["difference"]
+    assert found["p"] == pytest.approx(0.25) and found["mean"] == pytest.approx(0.75)

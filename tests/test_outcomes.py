@@ -172,7 +172,7 @@ def test_another_judge_makes_another_row(tmp_path: Path) -> None:
     shutil.copytree(JUDGES / "gold_helpful", copy)
 
     def key(judge: Path) -> str:
-        measure = f"stages.report.measures.helpfulness by gold.reward={{folder: {judge}}}"
+        measure = f"stages.report.metrics.helpfulness by gold.reward={{folder: {judge}}}"
         return key_of(recipe_of([], 3, [measure])[0])
 
     assert key(copy) == key(JUDGES / "gold_helpful")

@@ -71,11 +71,12 @@ def compared(start: Values, result: Values, units: Sequence[Any]) -> dict[str, A
     found: dict[str, Any] = {"examples": len(units)}
     for name in COMPARED:
         if name in start and name in result:
-            changes = statistics.clustered(statistics.differences(result[name], start[name]), units)
+            changes = statistics.differences(result[name], start[name])
+            draws = statistics.clustered(changes, units)
             found[name] = {
                 "start": _estimate(start[name], units),
                 "result": _estimate(result[name], units),
-                "difference": statistics.paired_difference(changes, [0.0] * len(changes)),
+                "difference": {**statistics.estimate(draws), "p": statistics.clustered_p(changes, units)},
             }
     return found
 
@@ -141,11 +142,17 @@ def _still(rewards: Sequence[float]) -> str:
         return ""
     if min(rewards) == max(rewards):
         return f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better or worse"
-    half = len(rewards) // 2
-    first, last = statistics.estimate(rewards[:half]), statistics.estimate(rewards[-half:])
-    if (last["low"] or last["mean"] or 0.0) > (first["high"] or first["mean"] or 0.0):
+    if _rises(rewards):
         return ""
     return "its reward does not rise measurably; raise iterations or learning_rate, or begin with a better policy"
+
+
+def _rises(rewards: Sequence[float]) -> bool:
+    """Whether a line through the rewards clearly rises, by the t test of its slope."""
+    from scipy import stats
+
+    slope = stats.linregress(range(len(rewards)), rewards)
+    return bool(slope.slope > 0 and slope.pvalue < 1 - statistics.CONFIDENCE)
 
 
 def _side(difference: Mapping[str, Any], sign: int) -> int:

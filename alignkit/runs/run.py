@@ -136,12 +136,12 @@ class Run(Services):
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""
         self.event("run_started")
-        write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         make_folder(self.folder / "cache")
         incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
         if missing := [name for name in incomplete if name not in (self.recipe.chosen or incomplete)]:
             text = f"--only needs results of {', '.join(missing)}, which are not complete with these settings"
             refuse(text, f"--until {missing[-1]} makes them")
+        write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         self.prepare(incomplete)
 
     def _show(self) -> None:

@@ -53,7 +53,7 @@ def write_recipe(folder: Path, name: str) -> Path:
             "report": {
                 "step": "evaluate",
                 "policies": ["dpo", "ppo"],
-                "measures": {"liked": {"reward": "liked"}},
+                "metrics": {"liked": {"reward": "liked"}},
                 "prompts": "rows.jsonl",
                 "sampling": {"max_new_tokens": 3},
             },

@@ -1,4 +1,4 @@
-"""The step `calibration`: scripted probabilities and answers, with measures worked out by hand."""
+"""The step `calibration`: scripted probabilities and answers, with metrics worked out by hand."""
 
 from __future__ import annotations
 

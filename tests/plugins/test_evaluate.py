@@ -474,7 +474,7 @@ def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> Non
         ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
         ({"rewards": ["helpful", {"helpful": {}}]}, "rewards has duplicates: helpful"),
         ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards has duplicates: x"),
-        ({"rewards": []}, "name at least one measure, reward or judge"),
+        ({"rewards": []}, "name at least one metric, reward or judge"),
         ({"judges": ["judge"], "policies": ["sft"]}, "name at least two"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
@@ -534,7 +534,7 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     groups = [replace(group, meta={"language": "en"}) for group in prompts(40)]
     for scripted in (models.scripted, models.lengths, models.per_token):
         scripted["sft, 2 shots"] = scripted["sft"]
-    options["measures"] = {"measure": {"reward": HELPFUL, "where": {}}}
+    options["metrics"] = {"metric": {"reward": HELPFUL, "where": {}}}
     there = context(models, tmp_path, groups)
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
@@ -552,7 +552,7 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     names |= (
         {"language": "COLUMN", "en": "VALUE"}
         | dict.fromkeys(DIVERSITY, "MEASURE")
-        | dict.fromkeys(["helpful", "llama2", "llama2/safety", "measure"], "REWARD")
+        | dict.fromkeys(["helpful", "llama2", "llama2/safety", "metric"], "REWARD")
     )
     written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
     found, known = set(paths(written, names)), documented(file)

@@ -119,7 +119,7 @@ def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
     before: dict[str, Any] = {
         "headline": "words",
         "rewards": ["words"],
-        "measures": {},
+        "metrics": {},
         "policies": {name: plain for name in ("base", "sft", "dpo")},
         "against": {"dpo": {"words": {"difference": {}}}},
         "against_base": {},
@@ -129,8 +129,8 @@ def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
     json.dumps(found)
     assert (found["headline"], found["examples"]) == (PAIRS, 13)
     assert found["rewards"] == [PAIRS, LONGER, TOKENS, LOSS, "words"]
-    assert found["measures"][LOSS]["better"] == "lower" and found["measures"][PAIRS]["percent"]
-    assert found["measures"][PAIRS]["prompts"] == 12
+    assert found["metrics"][LOSS]["better"] == "lower" and found["metrics"][PAIRS]["percent"]
+    assert found["metrics"][PAIRS]["prompts"] == 12
     assert [found["policies"][name]["rewards"][PAIRS]["mean"] for name in ("base", "sft", "dpo")] == [0.5, 1, 0]
     share = found["policies"]["sft"]["rewards"][PAIRS]  # 12 of 12 hits, by the interval of shares
     assert 0.6 < share["low"] < 0.9 and share["high"] == 1

@@ -22,7 +22,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit_plugins.evaluate import calibration
 from alignkit_plugins.evaluate.calibration import Cases
 from alignkit_plugins.evaluate.learned_from import log_odds
-from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
+from alignkit_plugins.steps.evaluate_reward import metrics, rewardbench
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons
 
 SCORE = """
@@ -55,7 +55,7 @@ def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
         group(5.0, 1.0, pairs=[Pair(0, 1, p=0.5)]),
         group(None, 1.0),
     ]
-    found = measures.accuracy(comparisons(groups, "r"))
+    found = metrics.accuracy(comparisons(groups, "r"))
     assert (found["pairs"], found["correct"], found["ties"]) == (4, 2, 1)
     assert found["accuracy"]["mean"] == 0.5 and found["accuracy"]["n"] == 4
     turned = comparisons(groups[3:4], "r")[0]
@@ -65,7 +65,7 @@ def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
 def test_a_prompt_is_the_unit_of_the_interval() -> None:
     """Ten pairs of one prompt are not ten prompts."""
     many = [Pair(0, worse) for worse in range(1, 11)]
-    one = measures.accuracy(comparisons([group(1.0, *[0.0] * 10, pairs=many), group(0.0, 1.0)], "r"))
+    one = metrics.accuracy(comparisons([group(1.0, *[0.0] * 10, pairs=many), group(0.0, 1.0)], "r"))
     assert (one["pairs"], one["correct"]) == (11, 10)
     assert one["accuracy"]["mean"] == 0.5 and one["accuracy"]["n"] == 2
 
@@ -73,37 +73,37 @@ def test_a_prompt_is_the_unit_of_the_interval() -> None:
 def test_rows_with_the_same_prompt_are_one_unit() -> None:
     """Data with a row per pair have the same interval as with a row per prompt. Raw texts have no prompt to share."""
     flat = comparisons([*(group(1.0, 0.0, prompt="same") for _ in range(10)), group(0.0, 1.0)], "r")
-    found = measures.accuracy(flat)
+    found = metrics.accuracy(flat)
     assert (found["pairs"], found["correct"]) == (11, 10)
     assert found["accuracy"]["mean"] == 0.5 and found["accuracy"]["n"] == 2
     raw = [replace(group(1.0, 0.0), prompt=()) for _ in range(3)]
-    assert measures.accuracy(comparisons(raw, "r"))["accuracy"]["n"] == 3
-    same = measures.agreement({"a": flat, "b": flat})["a, b"]["same"]
+    assert metrics.accuracy(comparisons(raw, "r"))["accuracy"]["n"] == 3
+    same = metrics.agreement({"a": flat, "b": flat})["a, b"]["same"]
     assert (same["mean"], same["n"]) == (1.0, 11)  # rows, of which none replaces another
 
 
 def test_close_margins_have_rows_of_their_own() -> None:
     close = [1.0, 1.0000001, 1.0000002]
-    found = measures.by_margin(comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in close], "r"))
+    found = metrics.by_margin(comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in close], "r"))
     assert list(found) == ["1.0000002", "1.0000001", "1.0"]
     many = [1 + n * 1e-8 for n in range(12)]
-    found = measures.by_margin(comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in many], "r"))
+    found = metrics.by_margin(comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in many], "r"))
     assert [row["pairs"] for row in found.values()] == [3, 3, 3, 3]
 
 
 def test_margins_by_level_and_by_quarter() -> None:
     named = [group(1.0, 0.0, pairs=[Pair(0, 1, margin=name)]) for name in ("unsure", "significantly", "slightly")]
     named += [group(0.0, 1.0, pairs=[Pair(0, 1, margin="unsure")]), group(1.0, 0.0)]
-    found = measures.by_margin(comparisons(named, "r"))
+    found = metrics.by_margin(comparisons(named, "r"))
     assert list(found) == ["significantly", "slightly", "unsure", "(none)"]
     assert found["unsure"]["accuracy"]["mean"] == 0.5 and found["significantly"]["pairs"] == 1
 
     numbers = comparisons([group(n - 5.5, 0.0, pairs=[Pair(0, 1, margin=n)]) for n in range(1, 13)], "r")
-    found = measures.by_margin(numbers)
+    found = metrics.by_margin(numbers)
     assert list(found) == ["10 to 12", "7 to 9", "4 to 6", "1 to 3"]
     assert [row["correct"] for row in found.values()] == [3, 3, 1, 0]
-    assert list(measures.by_margin(rows([1.0, 1.0], margin=2))) == ["2"]
-    assert measures.by_margin(rows([1.0])) == {}
+    assert list(metrics.by_margin(rows([1.0, 1.0], margin=2))) == ["2"]
+    assert metrics.by_margin(rows([1.0])) == {}
 
 
 def test_scores_drawn_from_bradley_terry_are_calibrated() -> None:
@@ -111,9 +111,9 @@ def test_scores_drawn_from_bradley_terry_are_calibrated() -> None:
     drawn = random.Random(0)
     gaps = [drawn.gauss(0, 1.5) for _ in range(20_000)]
     right = [gap if drawn.random() < 1 / (1 + math.exp(-gap)) else -gap for gap in gaps]
-    calibrated = measures.calibration(rows(right))
+    calibrated = metrics.calibration(rows(right))
     assert calibrated is not None and calibrated["error"]["mean"] < 0.01
-    doubled = measures.calibration(rows([2 * gap for gap in right]))
+    doubled = metrics.calibration(rows([2 * gap for gap in right]))
     expected = sum(1 / (1 + math.exp(-2 * abs(g))) - 1 / (1 + math.exp(-abs(g))) for g in right) / len(right)
     assert doubled is not None and doubled["error"]["mean"] == pytest.approx(expected, abs=0.01)
     assert sum(row["n"] for row in doubled["bins"]) == 20_000
@@ -121,7 +121,7 @@ def test_scores_drawn_from_bradley_terry_are_calibrated() -> None:
 
 def test_calibration_by_hand() -> None:
     """Confidences 0.731 (twice, once right), 0.5 (a tie) and nearly 1."""
-    found = measures.calibration(rows([1.0, -1.0, 0.0, 50.0]))
+    found = metrics.calibration(rows([1.0, -1.0, 0.0, 50.0]))
     assert found is not None
     confidence = 1 / (1 + math.exp(-1))
     assert [(row["low"], row["n"], row["accuracy"]) for row in found["bins"]] == [
@@ -133,7 +133,7 @@ def test_calibration_by_hand() -> None:
     assert found["error"] == calibration.error(Cases.of(zip(sure, [1, 0, 0.5, 1], strict=True)), 0)
     losses = [-math.log(confidence), -math.log(1 - confidence), math.log(2), 0.0]
     assert found["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-12)
-    soft = measures.calibration(rows([1.0], p=0.8))
+    soft = metrics.calibration(rows([1.0], p=0.8))
     assert soft is not None
     assert soft["log_loss"] == pytest.approx(-0.8 * math.log(confidence) - 0.2 * math.log(1 - confidence), abs=1e-12)
 
@@ -141,9 +141,9 @@ def test_calibration_by_hand() -> None:
 def test_labels_with_probabilities_are_calibrated_if_the_scores_say_the_same() -> None:
     gaps = [0.3, 1.0, 2.0]
     pairs = [row for gap in gaps for row in rows([gap], p=1 / (1 + math.exp(-gap)))]
-    found = measures.calibration(pairs)
+    found = metrics.calibration(pairs)
     assert found is not None and found["error"]["mean"] == pytest.approx(0, abs=1e-12)
-    turned = measures.calibration(rows([-1.0], p=0.8))
+    turned = metrics.calibration(rows([-1.0], p=0.8))
     assert turned is not None and turned["bins"][0]["accuracy"] == pytest.approx(0.2)
 
 
@@ -151,13 +151,13 @@ def test_length() -> None:
     """The first response is the shorter one, and chosen unless the pair says otherwise."""
     groups = [group(float(n), 0.0, pairs=[Pair(*order)]) for n, order in enumerate([(0, 1), (1, 0), (0, 1), (1, 0)])]
     pairs = comparisons(groups, "r")
-    found = measures.length(pairs)
+    found = metrics.length(pairs)
     assert found["chosen_longer"]["mean"] == 0.5
     assert found["shorter"]["pairs"] == 2 and found["shorter"]["correct"] == 1  # gaps 0 and 2
     assert found["longer"]["pairs"] == 2 and found["longer"]["correct"] == 0  # gaps -1 and -3
     expected = stats.spearmanr([0, -1, 2, -3], [-1, 1, -1, 1]).statistic
     assert found["correlation"] == pytest.approx(expected)
-    assert measures.length(rows([1.0, 1.0, 1.0]))["correlation"] is None
+    assert metrics.length(rows([1.0, 1.0, 1.0]))["correlation"] is None
 
 
 def test_rewardbench_weights_sections_by_its_rows() -> None:

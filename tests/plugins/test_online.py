@@ -474,7 +474,7 @@ def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
         assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
         assert found["ratio"] == pytest.approx(expected["mean_ratio"])
         assert found["approx_kl"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
-    # GRPO measures the same.
+    # GRPO metrics the same.
     other = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
     other.signals = {"advantages": double(inputs["advantages"])[:, 0]}
     measured = reported(new(GRPO), other, Outputs(logprobs=double(inputs["logprob"])))

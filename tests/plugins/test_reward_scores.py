@@ -239,7 +239,7 @@ def test_a_run_recovers_order_and_expected_score(
 
 
 def test_learned_thresholds_survive_an_interruption(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`select` measures the thresholds' start again when a run continues; what was learned since must not be lost."""
+    """`select` metrics the thresholds' start again when a run continues; what was learned since must not be lost."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     rows = [{"prompt": "which?", "response": answer, "score": n % 3} for n, answer in enumerate(ANSWERS)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

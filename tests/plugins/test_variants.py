@@ -371,10 +371,10 @@ def test_the_expected_maximum_of_known_scores() -> None:
 def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict says that it is no independent rater, and a note warns of it; another measure is independent."""
     own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
-    measures = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
+    metrics = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
     shares = lambda one, rater: True if one == rater else None  # noqa: E731
     monkeypatch.setattr("alignkit_plugins.steps.evaluate.learned_by", lambda step: shares)
-    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], measures=measures)
+    found, _, _ = evaluate(tmp_path, [], policies=["sft", own], metrics=metrics)
     name = "sft, best of 4 by length"
     assert found["trained_on"][name] == {"long": True, "other": None}
     assert f"warning: {name} is judged by the reward it was chosen with: long" in found["notes"]

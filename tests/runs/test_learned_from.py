@@ -157,7 +157,7 @@ stages:
     step: evaluate
     policies: [base, align, {policy: base, best_of: 2, reward: TAUGHT, name: best}]
     baseline: base
-    measures: {m: {reward: MEASURED}}
+    metrics: {m: {reward: MEASURED}}
     prompts: PROMPTS.jsonl
     sampling: {max_new_tokens: 4}
     kl: false
@@ -197,7 +197,7 @@ def test_a_measure_is_its_own_reward_with_other_options(taught: str, measured: s
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "recipe.yaml")
     options: Any = recipe.stages["report"].component.options
-    rater = options.measures["m"].reward
+    rater = options.metrics["m"].reward
     assert learned_from("align", rater, recipe) is own
     assert options.policies[2].chosen_by(rater, partial(learned_from, recipe=recipe)) is own
 

@@ -26,7 +26,8 @@ def store(tmp_path: Path) -> Results:
 def finished(store: Results, name: str, stage: str = "sft", **record: str) -> str:
     """Make a result, whose files say what it was made with. Returns its key."""
     key = digest(name)
-    folder = store.begin(stage, key, {})
+    store.begin(stage, key, {})
+    folder = (store.folder / stage).resolve()
     for file in FILES:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(name, encoding="utf-8")
@@ -49,7 +50,8 @@ def made_with(store: Results) -> str:
 
 def test_a_result_is_complete_or_absent(store: Results) -> None:
     key = digest("one")
-    folder = store.begin("sft", key, {})
+    store.begin("sft", key, {})
+    folder = store.folder / "sft"
     assert brought(store, key) is None and os.readlink(folder) == f".work/sft-{key[:16]}"
     finished(store, "one")
     assert brought(store, key) == [] and os.readlink(folder) == f".results/sft-{key[:16]}"
@@ -59,12 +61,14 @@ def test_a_result_is_complete_or_absent(store: Results) -> None:
 
 def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
     keys = {name: finished(store, name) for name in ("one", "two", "three")}
-    (store.begin("sft", digest("four"), {}) / "checkpoints" / "000001").mkdir(parents=True)
+    store.begin("sft", digest("four"), {})
+    (store.folder / "sft" / "checkpoints" / "000001").mkdir(parents=True)
     for name in ("one", "three", "two", "one"):
         assert brought(store, keys[name]) == ["sft: restored an earlier result for these settings"]
         assert made_with(store) == name
     assert brought(store, keys["one"]) == []
-    assert (store.begin("sft", digest("four"), {}) / "checkpoints" / "000001").is_dir()
+    store.begin("sft", digest("four"), {})
+    assert (store.folder / "sft" / "checkpoints" / "000001").is_dir()
 
 
 @pytest.mark.parametrize("name", FILES)

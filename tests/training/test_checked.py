@@ -217,7 +217,7 @@ def test_a_mistake_in_an_offline_stage(
 def test_log_probabilities_that_were_not_requested_are_absent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An online stage measures both for the KL that it logs."""
+    """An online stage metrics both for the KL that it logs."""
     methods = "needs = Needs()\ndef signal(self, rollouts): return {'advantages': rollouts.old_logprobs}"
     assert run(tmp_path, methods, ONLINE) == 3
     assert (

@@ -1,4 +1,4 @@
-"""What an online stage measures with other roles than the policy: the reference, and the start of the values."""
+"""What an online stage metrics with other roles than the policy: the reference, and the start of the values."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class _Planner:
             tokens = work.tokens + round(sum(lengths) / len(lengths) * len(groups))
             work = Work(work.rows + len(groups), tokens, measured=tokens, prompt=max(lengths), note=work.note or note)
         if isinstance(options, SamplingOptions) and (policies := options.policies_to_sample()) and work.rows:
-            limit = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "measures", ())))
+            limit = (getattr(options, "limit", None) or work.rows) * max(1, len(getattr(options, "metrics", ())))
             rows = min(work.rows, limit)
             samples, new = getattr(options, "samples_per_prompt", None) or 1, options.sampling.max_new_tokens
             together, count = rows * samples, len(policies) + getattr(options, "base", False)

@@ -32,6 +32,7 @@ HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
 LEAST_PAIRS = 200  # of which a half teaches a reward model something
 TOKENS = 120_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
 CHARACTERS = 4  # of a token, about
+NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"  # has no group, which would be all that counts
 # The first of these kinds that is there decides what is written; which others may be there, too.
 GOALS: Mapping[str, Sequence[str]] = {
     "known-answers": ("demos",),
@@ -107,7 +108,7 @@ class Plan:
         ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
         answers = [str(row.meta[ANSWER]) for row in rows]
         if all(map(is_number, answers)):
-            return flow({"exact_match": {"extract": r"-?\d[\d,]*(\.\d+)?"}})
+            return flow({"exact_match": {"extract": NUMBER}})
         formulas = "\\" in "".join(answers) and find_spec("math_verify")
         return "math_verify" if formulas else "exact_match"
 

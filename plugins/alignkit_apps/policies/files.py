@@ -23,7 +23,7 @@ from alignkit_plugins.evaluate.comparison import prompts_to_compare, sample_poli
 from alignkit_plugins.evaluate.readable import shown
 from alignkit_plugins.evaluate.reward_columns import scored_by
 from alignkit_plugins.steps.evaluate_reward.comparisons import comparisons
-from alignkit_plugins.steps.evaluate_reward.measures import accuracy
+from alignkit_plugins.steps.evaluate_reward.metrics import accuracy
 
 AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
 

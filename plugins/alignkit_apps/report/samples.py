@@ -43,8 +43,8 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
     for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
         if (sample := _sample(stage, row, group, policies, summary)) is not None:
             every.append(sample)
-    measure = mapping(mapping(summary.get("measures")).get(str(summary.get("headline"))))
-    return list(_chosen(every, -1 if measure.get("better") == "lower" else 1))
+    metric = mapping(mapping(summary.get("metrics")).get(str(summary.get("headline"))))
+    return list(_chosen(every, -1 if metric.get("better") == "lower" else 1))
 
 
 def _policies(summary: Mapping[str, Any]) -> list[str]:

@@ -82,7 +82,7 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
     }
     if pair["differs"]:
         return pair
-    rewards, measures = list(summary["rewards"]), summary.get("measures") or {}
+    rewards, metrics = list(summary["rewards"]), summary.get("metrics") or {}
     groups = _joined(folder, before, policy, rewards)
     if not groups:
         return {**pair, "differs": "they answered no prompt in common"}
@@ -90,11 +90,11 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
     evaluation = {
         **{key: summary[key] for key in ("sampling", "headline", "rewards", "reference")},
         "prompts": len(groups),
-        "measures": measures,
+        "metrics": metrics,
         "baseline": then,
         "trained_on": {now: own},
         "policies": {name: {**one["policies"][policy], "diversity": {}} for name, one in ((then, old), (now, summary))},
-        "against": {now: _compared(groups, rewards, measures)},
+        "against": {now: _compared(groups, rewards, metrics)},
     }
     return {**pair, "evaluation": evaluation}
 
@@ -106,9 +106,9 @@ def _difference(now: Mapping[str, Any], then: Mapping[str, Any], records: Sequen
         return "the prompts have changed"
     if now["sampling"] != then["sampling"]:
         return "the sampling has changed"
-    for metrics in ("rewards", "measures", "examples"):
-        if options[0].get(metrics) != options[1].get(metrics):
-            return f"the {metrics} have changed"
+    for kind in ("rewards", "metrics", "examples"):
+        if options[0].get(kind) != options[1].get(kind):
+            return f"the {kind} have changed"
     policies = {str(name).partition("@")[0] for one in (now, then) for name in one["policies"]}
     upstream = [{k: v for k, v in one["upstream"].items() if k.partition("@")[0] not in policies} for one in records]
     changed = [name for name in upstream[0] if upstream[0][name] != upstream[1].get(name)]
@@ -142,12 +142,12 @@ def _key(group: Group) -> str:
     return repr((group.prompt, sorted(group.meta.items())))
 
 
-def _compared(groups: Sequence[Group], rewards: Sequence[str], measures: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Both results by each reward, prompt by prompt."""
     found = {}
     for name in rewards:
-        lower = (measures.get(name) or {}).get("better") == "lower"
-        found[name] = compare(groups, *_SOURCES, name, measure=name in measures, lower=lower)
+        lower = (metrics.get(name) or {}).get("better") == "lower"
+        found[name] = compare(groups, *_SOURCES, name, metric=name in metrics, lower=lower)
     return found
 
 

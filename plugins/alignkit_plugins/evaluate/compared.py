@@ -76,11 +76,11 @@ def scale_of(groups: Sequence[Group], score: str) -> Scale:
 
 
 def compare(
-    groups: Sequence[Group], policy: str, baseline: str, name: str, *, measure: bool = False, lower: bool = False
+    groups: Sequence[Group], policy: str, baseline: str, name: str, *, metric: bool = False, lower: bool = False
 ) -> dict[str, Any]:
     """A policy against the baseline by one reward, over the prompts at which both have a score.
 
-    measure: by a measure, of which nothing is said at equal length: it finds words or answers, and no length fools it.
+    metric: by a metric, of which nothing is said at equal length: it finds words or answers, and no length fools it.
     lower: whether lower scores are better. Differences keep the sign of the scores; a win is the better score.
     unpaired: prompts that lack a score. at_equal_length: see `statistics`. win_rate: among the prompts
     without a tie, as in a sign test, because its interval needs independent wins and losses.
@@ -99,7 +99,7 @@ def compare(
             decided.setdefault(place if unit is None else unit, []).append(float((gap < 0) == lower))
     return {
         "difference": scale_of(groups, name).difference(*scores, units),
-        "at_equal_length": None if measure else statistics.at_equal_length(differences, longer, lengths, units),
+        "at_equal_length": None if metric else statistics.at_equal_length(differences, longer, lengths, units),
         "win_rate": statistics.clustered_share(list(decided.values())),
         "wins": wins,
         "losses": losses,

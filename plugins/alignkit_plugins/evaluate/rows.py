@@ -17,7 +17,7 @@ ANSWERS = "answers"  # the kind of what describes the answers
 LENGTH, TRUNCATED, KL = "length, tokens", "truncated", "KL, nats"
 TRUST = (False, None, True)  # the order in which metrics decide, by whether the policy was trained on them
 STANDARD_ERRORS = 1.96  # of half an interval of 95%
-FALLS = "self-BLEU"  # the measure of diversity that is lower for more diverse answers
+FALLS = "self-BLEU"  # the metric of diversity that is lower for more diverse answers
 ENDS = ("mean", "low", "high")
 NAMES = ("policy", "baseline", "metric", "kind", "column", "value")
 FACTS = ("p_adjusted", "clear", "better", "percent", "trained_on", "won/lost/tied")
@@ -100,21 +100,21 @@ def _rated(
     summary: Mapping[str, Any], means: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]
 ) -> Iterator[Row]:
     """How good each policy is. found: the evaluation, or its part at a value of a column."""
-    measures, baseline = mapping(summary.get("measures")), str(summary.get("baseline"))
+    metrics, baseline = mapping(summary.get("metrics")), str(summary.get("baseline"))
     for policy, scores in means.items():
         own, results = mapping(mapping(summary.get("trained_on")).get(policy)), mapping(found.get("against"))
         results = mapping(results.get(policy))
-        decide = {*own, *measures}.intersection(results) or {str(summary.get("headline"))}
+        decide = {*own, *metrics}.intersection(results) or {str(summary.get("headline"))}
         over_base = mapping(mapping(found.get("against_base")).get(policy))
         for name in dict.fromkeys([*scores, *results]):
-            measure = mapping(measures.get(name))
+            metric = mapping(metrics.get(name))
             row = Row(
                 policy,
                 name,
-                "metric" if name in measures else "reward",
+                "metric" if name in metrics else "reward",
                 mapping(scores.get(name)),
-                percent=bool(measure.get("percent")),
-                lower=measure.get("better") == "lower",
+                percent=bool(metric.get("percent")),
+                lower=metric.get("better") == "lower",
                 trained_on=own.get(name),
             )
             if result := results.get(name):
@@ -186,7 +186,7 @@ def _details(summary: Mapping[str, Any]) -> Iterator[Row]:
     baseline = str(summary.get("baseline"))
     for policy, results in mapping(summary.get("against")).items():
         for name, result in results.items():
-            percent = bool(mapping(mapping(summary.get("measures")).get(name)).get("percent"))
+            percent = bool(mapping(mapping(summary.get("metrics")).get(name)).get("percent"))
             yield Row(policy, name, "win rate", mapping(result.get("win_rate")), baseline, percent=True)
             if equal := result.get("at_equal_length"):
                 yield Row(policy, name, "equal length", {}, baseline, equal, percent=percent)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
@@ -146,7 +147,7 @@ def test_many_pairs_are_halved_and_a_reward_model_judges_what_learned_from_the_o
     settings = {name: stage.settings for name, stage in recipe.stages.items() if stage.settings is not None}
     assert part(settings[goal].data) == (0.2, 0.6) and part(settings["gold"].data) == (0.6, 1)
     report: Any = recipe.stages["report"].component.options
-    assert [measure.reward.name for measure in report.measures.values()] == ["gold"]
+    assert [measure.reward.name for measure in report.metrics.values()] == ["gold"]
     assert report.examples is None if goal == "reward" else part(report.examples) == (0, 0.2)
     seen = {source: {group.id for group in read(source)} for source in ((0, 0.2), (0.2, 0.6), (0.6, 1))}
     assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 300
@@ -155,9 +156,9 @@ def test_many_pairs_are_halved_and_a_reward_model_judges_what_learned_from_the_o
 def read(share: tuple[float, float]) -> list[Any]:
     """The pairs in a share."""
     from alignkit.runs.fingerprint import RunData
-    from alignkit_apps.init.files import data_of
+    from alignkit_plugins.data.entries import data_of
 
-    return RunData(Path, 0).read(data_of({"path": "pairs.jsonl", "part": list(share)})).groups
+    return RunData(Path, 0).read(data_of({"path": "pairs.jsonl", "part": list(share)}, "alignkit init")).groups
 
 
 def test_the_lines_count_what_the_stages_read(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +267,17 @@ def test_answers_that_can_be_checked_are_recognized(
     recipe = made(write("q.jsonl", lambda number: {"problem": f"Of {thing(number)}?", "answer": answers(number)}))
     settings: Any = recipe.stages["align"].settings
     assert kinds(recipe)["align"] == "grpo" and settings.reward.name == reward
+
+
+@pytest.mark.parametrize("answer", ["42", "1,234", "-5", "0.75", "1/2", ".5"])
+def test_the_reward_of_the_recipe_finds_the_number_in_a_sentence(answer: str, write: Callable[..., str]) -> None:
+    recipe = made(write("q.jsonl", lambda number: {"problem": f"Of {thing(number)}?", "answer": answer}))
+    settings: Any = recipe.stages["align"].settings
+    component = settings.reward.component
+    reward = component.registration.implementation(component.options)
+    said = [f"First 7, so it is {answer}.", "It is 43.", f"**{answer}**"]
+    group = Group(({"role": "user", "content": "?"},), tuple(map(Response, said)), meta={"answer": answer})
+    assert [list(scores) for scores in reward.score([group]).values()] == [[1.0, 0.0, 1.0]]
 
 
 def test_an_answer_has_its_column_in_other_languages(write: Callable[..., str]) -> None:

@@ -49,7 +49,7 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
 
 
 def test_shares_have_the_axis_from_0_to_100(summary: dict[str, Any]) -> None:
-    summary["measures"] = {"helpful": {"percent": True, "better": "lower"}}
+    summary["metrics"] = {"helpful": {"percent": True, "better": "lower"}}
     summary["policies"]["sft"]["rewards"]["helpful"] = {"mean": 0.25, "low": 0.0, "high": 0.5}
     panel = overview.intervals(main_rows(rows_of(summary)), "align")[0]
     assert panel["note"] == "lower is better"

@@ -101,7 +101,7 @@ def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
     assert breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
     assert breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
     assert breakable("rejection_sampling") == "rejection_sampling"
-    assert breakable("add `measures: <x>`") == "add <code>measures: &lt;x&gt;</code>"
+    assert breakable("add `metrics: <x>`") == "add <code>metrics: &lt;x&gt;</code>"
     assert breakable("set `conversations_of_a_person`") == "set <code>conversations_<wbr>of_a_person</code>"
     assert breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 

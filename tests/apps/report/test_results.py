@@ -18,7 +18,8 @@ def store(tmp_path: Path) -> Results:
     store = Results(tmp_path)
     (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
     for stage_hash in ("1" * 64, "2" * 64, "3" * 64):
-        folder = store.begin("sft", stage_hash, {})
+        store.begin("sft", stage_hash, {})
+        folder = (tmp_path / "sft").resolve()
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_bytes(bytes(1000))
         store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})

@@ -115,8 +115,8 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
         (lambda record, summary: record["component"]["options"].update(prompts=[]), "the prompts have changed"),
         (lambda record, summary: record["component"]["options"].update(rewards=[]), "the rewards have changed"),
         (
-            lambda record, summary: record["component"]["options"].update(measures={"x": {}}),
-            "the measures have changed",
+            lambda record, summary: record["component"]["options"].update(metrics={"x": {}}),
+            "the metrics have changed",
         ),
         (lambda record, summary: record["upstream"].update(helpful="0"), "helpful has changed"),
     ],

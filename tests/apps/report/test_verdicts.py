@@ -99,8 +99,8 @@ def test_a_policy_that_bought_its_reward_is_told_so(
     summary["against"]["align"]["helpful"]["at_equal_length"] |= dict(zip(("mean", "low", "high"), equal, strict=True))
     text = " ".join(verdicts(rows_of(summary), summary)[0].sentences)
     assert (said in text) if said else ("Most of this gain" not in text)
-    measures = {summary["headline"]: {"better": "higher", "percent": False}}
-    as_metric = {**summary, "measures": measures}  # it finds words or answers, and no length fools it
+    metrics = {summary["headline"]: {"better": "higher", "percent": False}}
+    as_metric = {**summary, "metrics": metrics}  # it finds words or answers, and no length fools it
     assert "Most of this gain" not in " ".join(verdicts(rows_of(as_metric), as_metric)[0].sentences)
 
 

@@ -43,11 +43,11 @@ from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, 
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.evaluate.rows import as_csv, rows_of
 from alignkit_plugins.evaluate.sampling import AnswerOptions
-from alignkit_plugins.steps.evaluate import breakdown, examples, judged, measures, numbers, report
+from alignkit_plugins.steps.evaluate import breakdown, examples, judged, metrics, numbers, report
 from alignkit_plugins.steps.evaluate.answering import Answering
 from alignkit_plugins.steps.evaluate.cards import Cards
 from alignkit_plugins.steps.evaluate.diversity import diversity
-from alignkit_plugins.steps.evaluate.measures import Measure, chosen_by_raters, raters_of, warn_of_own_raters
+from alignkit_plugins.steps.evaluate.metrics import Metric, chosen_by_raters, raters_of, warn_of_own_raters
 from alignkit_plugins.steps.evaluate.numbers import kl_of
 from alignkit_plugins.steps.evaluate.variant import Variant, by_title, draw, role_of
 
@@ -60,7 +60,7 @@ class Evaluate(Step):
             min_length=1,
             description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
         )
-        measures: dict[str, Measure] = Field(
+        metrics: dict[str, Metric] = Field(
             default_factory=dict, description="what the verdict goes by: rewards by name, on all prompts or on some"
         )
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
@@ -87,12 +87,12 @@ class Evaluate(Step):
         def _consistent(self) -> Any:
             check_unique("policies", self._titles())
             check_unique("rewards", [label(spec) for spec in self.rewards])
-            if not self.measures and not self.rewards and not self.judges and self.examples is None:
-                raise ValueError("name at least one measure, reward or judge, or examples")
+            if not self.metrics and not self.rewards and not self.judges and self.examples is None:
+                raise ValueError("name at least one metric, reward or judge, or examples")
             check_names(self.rewards, self.judges)
             raters = [*map(label, self.rewards), *judge_names(self.judges)]
-            if taken := [name for name in self.measures if name in raters]:
-                raise ValueError(f"'{taken[0]}' is the name of a measure, and of a reward or judge; rename the measure")
+            if taken := [name for name in self.metrics if name in raters]:
+                raise ValueError(f"'{taken[0]}' is the name of a metric, and of a reward or judge; rename the metric")
             if self.kl and self.sampling.temperature == 0:
                 raise ValueError("the KL is measured at the sampling temperature: set one above 0, or `kl: false`")
             if not self.kl and self.reference is not None:
@@ -120,7 +120,7 @@ class Evaluate(Step):
             return list(dict.fromkeys(map(role_of, self.policies)))
 
     options: Options
-    _base: str | None = None  # the untouched base model of all policies
+    _base: str | None = None  # the base model of all policies
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -130,7 +130,7 @@ class Evaluate(Step):
 
     @property
     def policies(self) -> list[str]:
-        """All that answer: those that are compared, behind the untouched base model."""
+        """All that answer: those that are compared, behind the base model."""
         shown = [] if self._base is None or self._base in self._named else [self._base]
         return [*shown, *self._named]
 
@@ -172,8 +172,8 @@ class Evaluate(Step):
             prompts, _ = self._prompts(rows)
             for reward in options.rewards:
                 data.check_prompts(reward, prompts)
-            for measure in options.measures.values():
-                data.check_prompts(measure.reward, [group for group in prompts if measure.counts(group)])
+            for metric in options.metrics.values():
+                data.check_prompts(metric.reward, [group for group in prompts if metric.counts(group)])
             for variant in self.variants.values():
                 if variant.reward is not None:
                     data.check_prompts(variant.reward, prompts)
@@ -186,10 +186,10 @@ class Evaluate(Step):
                     raise
 
     def _prompts(self, rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
-        """The prompts of rows, and notes. Raises DataError if they lack what measures or breakdowns need."""
+        """The prompts of rows, and notes. Raises DataError if they lack what metrics or breakdowns need."""
         different, notes = prompts_to_compare(rows)
-        measures.check_where(self.options.measures, different)
-        prompts = measures.limited(self.options.measures, different, self.options.limit)
+        metrics.check_where(self.options.metrics, different)
+        prompts = metrics.limited(self.options.metrics, different, self.options.limit)
         prompts, shared = together(prompts, self.options.prompts)
         breakdown.check_columns(prompts, self.options.by)
         return prompts, [*notes, *shared]
@@ -199,7 +199,7 @@ class Evaluate(Step):
         bases = {context.base_of(policy) for policy in options.policies_to_sample()}
         self._base = bases.pop() if options.base and len(bases) == 1 else None
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
-        measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
+        measured_by = [spec for spec, _ in metrics.distinct_rewards(options.metrics)]
         scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
         answering = Answering(self.variants, options.samples_per_prompt, context)
         judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
@@ -232,7 +232,7 @@ class Evaluate(Step):
         warning = self._warning(prompts, context)
         groups, own = self._sample(prompts, answering, context), len(scorers) - len(self.options.rewards)
         groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
-        groups = measures.scored(groups, self.options.measures, scorers[:own], say)
+        groups = metrics.scored(groups, self.options.metrics, scorers[:own], say)
         summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
         summary["notes"] += [*notes, *answering.notes(self.reference), *filter(None, [warning])]
         return groups, summary
@@ -300,14 +300,14 @@ class Evaluate(Step):
     ) -> dict[str, Any]:
         if not verdicts:
             return {}
-        lower = frozenset(name for name, measure in self.options.measures.items() if measure.better == "lower")
+        lower = frozenset(name for name, metric in self.options.metrics.items() if metric.better == "lower")
         cards = Cards(groups, str(self.baseline), verdicts, list(judges), context, lower)
         return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """What is known of prompts that policies or reward models were trained on; empty without such prompts."""
         policies, texts = self.options.policies_to_sample(), self._chosen(context)
-        models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
+        models = (*policies, *self.options.rewards, *(one.reward for one in self.options.metrics.values()))
         others = {policy: name for policy, name in short_names(policies).items() if name != policy}
         if unknown := [name for policy, name in others.items() if not trained_prompts(context, policy, prompts)]:
             texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
@@ -344,7 +344,7 @@ class Evaluate(Step):
         options, baseline = self.options, self.baseline
         combined = [column.name for column in columns if not column.single]
         rewards = [column.name for column in columns]
-        names = [*options.measures, *rewards]
+        names = [*options.metrics, *rewards]
         sampling = options.sampled()
         kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
         cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
@@ -358,8 +358,8 @@ class Evaluate(Step):
             "notes": [f"sampled with {options.described()}", *(biased if self.reference else ())],
             "baseline": baseline,
             "reference": self.reference,
-            "headline": next(iter([*options.measures, *combined, *rewards]), None),
-            "measures": measures.described(options.measures, groups),
+            "headline": next(iter([*options.metrics, *combined, *rewards]), None),
+            "metrics": metrics.described(options.metrics, groups),
             "rewards": names,
             "trained_on": {
                 policy: {name: learned(policy, rater) for name, rater in raters.items()} for policy in self.policies
@@ -367,7 +367,7 @@ class Evaluate(Step):
             "variants": {name: answering.facts(name) for name in self.variants},
             "policies": {
                 policy: {
-                    **numbers.measure(groups, policy, names, options.measures),
+                    **numbers.measure(groups, policy, names, options.metrics),
                     "kl": kls[policy],
                     "tokens": answering.tokens(policy, groups),
                     "diversity": varied[policy],
@@ -381,10 +381,10 @@ class Evaluate(Step):
             },
             "against_base": {
                 policy: {
-                    name: self._compare(groups, policy, self._base, name)["difference"] for name in options.measures
+                    name: self._compare(groups, policy, self._base, name)["difference"] for name in options.metrics
                 }
                 for policy in self._named
-                if self._base not in (None, baseline, policy) and options.measures
+                if self._base not in (None, baseline, policy) and options.metrics
             },
         }
 
@@ -408,18 +408,18 @@ class Evaluate(Step):
             if variant is not None and variant.chosen_by(rater, known):
                 return True
             own = known(role, rater)
-            return False if own and measures.verifies(rater) and held_out(role, rater) else own
+            return False if own and metrics.verifies(rater) and held_out(role, rater) else own
 
         def held_out(role: str, rater: Any) -> bool:
             if context is None:
                 return True
             if role.startswith("/") or known(context.base_of(role) or "base", rater) is not False:
                 return False  # nobody says what another run has learned from
-            own = [measure for measure in self.options.measures.values() if measure.reward == rater]
-            asked = [group for group in groups if not own or any(measure.counts(group) for measure in own)]
+            own = [metric for metric in self.options.metrics.values() if metric.reward == rater]
+            asked = [group for group in groups if not own or any(metric.counts(group) for metric in own)]
             return not any(trained_prompts(context, role, asked).values())
 
         return learned
 
     def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
-        return numbers.compare(groups, policy, baseline, name, self.options.measures)
+        return numbers.compare(groups, policy, baseline, name, self.options.metrics)

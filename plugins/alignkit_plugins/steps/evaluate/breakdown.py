@@ -31,7 +31,7 @@ def rankings(groups: Sequence[Group], summary: Mapping[str, Any], verdicts: Verd
     policies = list(summary["policies"])
     if len(policies) < 2:
         return {}
-    lower = {name for name, measure in summary["measures"].items() if measure["better"] == "lower"}
+    lower = {name for name, metric in summary["metrics"].items() if metric["better"] == "lower"}
     games = {name: _reward_games(groups, policies, name, name in lower) for name in summary["rewards"]}
     for judge in summary["judges"]:
         games[judge] = _judge_games(len(groups), str(summary["baseline"]), verdicts, judge)

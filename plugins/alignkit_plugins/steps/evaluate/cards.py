@@ -26,7 +26,7 @@ class Cards:
     verdicts: Mapping[str, Mapping[str, Judged]]
     judges: Sequence[str]
     context: StepContext
-    lower: frozenset[str] = frozenset()  # measures whose lower scores are better
+    lower: frozenset[str] = frozenset()  # metrics whose lower scores are better
 
     def all(self, rewards: Sequence[str]) -> dict[str, Any]:
         """A card for each rater. rewards: which else rate the answers."""

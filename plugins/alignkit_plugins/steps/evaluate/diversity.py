@@ -2,7 +2,7 @@
 
 Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are distinct-n over all answers
 (Li et al. 2016), self-BLEU among the answers to a prompt (Zhu et al. 2018), an estimate of the entropy of tokens, and
-the spread of lengths. A prompt is the unit: what a measure of all answers owes to each prompt is its jackknife
+the spread of lengths. A prompt is the unit: what a metric of all answers owes to each prompt is its jackknife
 pseudo-value (Tukey 1958; Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11), and intervals are
 those of the mean of such values.
 """
@@ -27,7 +27,7 @@ Texts = Sequence[Sequence[Sequence[str]]]  # prompts, answers, words
 
 @dataclass(frozen=True)
 class _Measured:
-    """A measure of all answers. values: what it owes to each prompt; their mean estimates it with less bias."""
+    """A metric of all answers. values: what it owes to each prompt; their mean estimates it with less bias."""
 
     whole: float
     values: Sequence[float]
@@ -43,7 +43,7 @@ class _Measured:
 
 
 def _around(whole: float, spread: Mapping[str, Any]) -> dict[str, Any]:
-    """The interval of pseudo-values around the measure itself."""
+    """The interval of pseudo-values around the metric itself."""
     low, high, middle = spread["low"], spread["high"], spread["mean"]
     if low is None or high is None or middle is None:
         return {**spread, "mean": whole, "low": None, "high": None}
@@ -53,7 +53,7 @@ def _around(whole: float, spread: Mapping[str, Any]) -> dict[str, Any]:
 def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | None) -> dict[str, dict[str, Any]]:
     """For each policy and measure, an estimate, with that of its paired difference from the baseline as `difference`.
 
-    A measure that a policy does not have is left out: self-BLEU with one answer to a prompt, and entropy of answers
+    A metric that a policy does not have is left out: self-BLEU with one answer to a prompt, and entropy of answers
     whose log-probabilities are not known.
     """
     answers = {policy: [answers_of(group, policy) for group in groups] for policy in policies}
@@ -68,9 +68,9 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
                 **one.estimate(units),
                 "difference": one.difference(theirs[name], units) if name in theirs and policy != baseline else None,
             }
-            for name, one in measures.items()
+            for name, one in metrics.items()
         }
-        for policy, measures in found.items()
+        for policy, metrics in found.items()
     }
 
 
@@ -91,7 +91,7 @@ def _of_equal_length(words: Mapping[str, Texts]) -> Mapping[str, Texts]:
 
 
 def _measured(answers: Sequence[Sequence[Response]], words: Texts, cut: Texts) -> dict[str, _Measured]:
-    """The measures of a policy. words: of its answers; cut: as many as those of the other policies have."""
+    """The metrics of a policy. words: of its answers; cut: as many as those of the other policies have."""
     found = {
         "distinct-1": _distinct(cut, 1),
         "distinct-2": _distinct(cut, 2),
@@ -115,7 +115,7 @@ def _mean(values: Sequence[float | None]) -> _Measured | None:
 
 
 def _jackknifed(whole: float | None, without: Callable[[int], float | None], prompts: int) -> _Measured | None:
-    """A measure with its pseudo-values; None if it does not exist. without: the same without a prompt."""
+    """A metric with its pseudo-values; None if it does not exist. without: the same without a prompt."""
     if whole is None:
         return None
     rest = [whole if (value := without(place)) is None else value for place in range(prompts)]

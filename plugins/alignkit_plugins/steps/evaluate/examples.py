@@ -152,7 +152,7 @@ def added(
         "examples": len(groups),
         "headline": next(iter(metrics), summary["headline"]),
         "rewards": [*metrics, *summary["rewards"]],
-        "measures": {**described, **summary["measures"]},
+        "metrics": {**described, **summary["metrics"]},
         "policies": policies,
         "against": against,
         "against_base": above,
@@ -172,5 +172,5 @@ def _mean(groups: Sequence[Group], policy: str, name: str) -> dict[str, Any]:
 
 def _against(groups: Sequence[Group], policy: str, baseline: str, metrics: Sequence[str]) -> dict[str, Any]:
     return {
-        name: compare(groups, policy, baseline, name, measure=True, lower=_better(name) == "lower") for name in metrics
+        name: compare(groups, policy, baseline, name, metric=True, lower=_better(name) == "lower") for name in metrics
     }

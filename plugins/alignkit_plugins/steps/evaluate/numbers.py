@@ -15,17 +15,17 @@ from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
 from alignkit_plugins.evaluate.compared import compare as compare_scores
 from alignkit_plugins.evaluate.comparison import Prompted, answers_of, short_names, unit_of
 from alignkit_plugins.steps.evaluate.judged import Judged
-from alignkit_plugins.steps.evaluate.measures import Measure
+from alignkit_plugins.steps.evaluate.metrics import Metric
 
 
 def measure(
-    groups: Sequence[Group], policy: str, names: Sequence[str], measures: Mapping[str, Measure]
+    groups: Sequence[Group], policy: str, names: Sequence[str], metrics: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    """The results of one policy, without comparisons. names: of rewards and measures."""
+    """The results of one policy, without comparisons. names: of rewards and metrics."""
     answers = [response for group in groups for response in answers_of(group, policy)]
     rewards = {}
     for name in names:
-        counted = _counted(groups, name, measures)
+        counted = _counted(groups, name, metrics)
         unscored = sum(r.scores[name] is None for group in counted for r in answers_of(group, policy))
         rewards[name] = {
             **scale_of(groups, name).mean(*scores_of(averages(counted, policy, name))),
@@ -45,18 +45,16 @@ def _mean(values: Sequence[float], groups: Sequence[Group]) -> statistics.Estima
 
 
 def compare(
-    groups: Sequence[Group], policy: str, baseline: str, name: str, measures: Mapping[str, Measure]
+    groups: Sequence[Group], policy: str, baseline: str, name: str, metrics: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    """A policy against the baseline by a reward or a measure, as in `alignkit_plugins.evaluate.comparison.compare`."""
-    lower = name in measures and measures[name].better == "lower"
-    return compare_scores(
-        _counted(groups, name, measures), policy, baseline, name, measure=name in measures, lower=lower
-    )
+    """A policy against the baseline by a reward or a metric, as in `alignkit_plugins.evaluate.comparison.compare`."""
+    lower = name in metrics and metrics[name].better == "lower"
+    return compare_scores(_counted(groups, name, metrics), policy, baseline, name, metric=name in metrics, lower=lower)
 
 
-def _counted(groups: Sequence[Group], name: str, measures: Mapping[str, Measure]) -> Sequence[Group]:
-    """The groups that are part of a measure; all, for a reward."""
-    return [group for group in groups if measures[name].counts(group)] if name in measures else groups
+def _counted(groups: Sequence[Group], name: str, metrics: Mapping[str, Metric]) -> Sequence[Group]:
+    """The groups that are part of a metric; all, for a reward."""
+    return [group for group in groups if metrics[name].counts(group)] if name in metrics else groups
 
 
 def with_short_names(

@@ -32,7 +32,7 @@ from alignkit_plugins.evaluate.comparison import check_unique
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names
 from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
-from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
+from alignkit_plugins.steps.evaluate_reward import metrics, report, rewardbench, rewardbench2
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons, prompts_of
 from alignkit_plugins.steps.evaluate_reward.judged import judged
 
@@ -81,7 +81,7 @@ class EvaluateReward(Step):
         )
         rows = {column.name: comparisons(groups, column.name) for column in columns}
         why = {column.name: _uncalibrated(column, context) for column in columns} | dict.fromkeys(
-            checked, measures.NO_MODEL
+            checked, metrics.NO_MODEL
         )
         cards = {}
         for name, judge in checked.items():
@@ -96,7 +96,7 @@ class EvaluateReward(Step):
             "ties": sum(pair.p == 0.5 for group in groups for pair in resolved_pairs(group)),
             "notes": self._notes(read, groups, context),
             "rewards": {name: {**each, "best_of_n": best.get(name)} for name, each in found.items()},
-            "agreement": measures.agreement(rows),
+            "agreement": metrics.agreement(rows),
             "judge_cards": cards,
         }
         write_groups(context.out / "samples.jsonl", groups)
@@ -133,7 +133,7 @@ class EvaluateReward(Step):
 def _uncalibrated(column: Column, context: StepContext) -> str:
     """Why the differences of a column's scores cannot be read as log-odds; empty if they can."""
     if column.model is None:
-        return measures.NO_MODEL
+        return metrics.NO_MODEL
     known = log_odds(column.model, context.out.parent) if context.recipe is not None else None
     if known is None:
         return "nothing says whether its scores are log-odds"
@@ -143,11 +143,11 @@ def _uncalibrated(column: Column, context: StepContext) -> str:
 def _measured(pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str) -> Mapping[str, Any]:
     """What is known of one column. uncalibrated: why its differences are no log-odds; empty if they are."""
     found = {
-        **measures.accuracy(pairs),
-        "by_margin": measures.by_margin(pairs),
-        "by": {column: measures.by_column(pairs, column) for column in by},
-        "length": measures.length(pairs),
-        "calibration": None if uncalibrated else measures.calibration(pairs),
+        **metrics.accuracy(pairs),
+        "by_margin": metrics.by_margin(pairs),
+        "by": {column: metrics.by_column(pairs, column) for column in by},
+        "length": metrics.length(pairs),
+        "calibration": None if uncalibrated else metrics.calibration(pairs),
         "uncalibrated": uncalibrated,
     }
     subsets = found["by"].get(rewardbench.COLUMN, {})

@@ -9,7 +9,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.evaluate.judge_card import sentence
-from alignkit_plugins.steps.evaluate_reward.measures import NO_MODEL
+from alignkit_plugins.steps.evaluate_reward.metrics import NO_MODEL
 from alignkit_plugins.steps.evaluate_reward.rewardbench2 import TIES
 
 Found = Mapping[str, Any]  # what was measured of one reward

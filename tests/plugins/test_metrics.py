@@ -16,7 +16,7 @@ from alignkit import Artifact, DataError, Group
 from alignkit.recipe.schema import RewardSpec
 from alignkit.step import StepData
 from alignkit_plugins.steps import evaluate
-from alignkit_plugins.steps.evaluate.measures import Measure, limited
+from alignkit_plugins.steps.evaluate.metrics import Metric, limited
 
 COUNT = 20
 REFUSAL = RewardSpec("reward", "refusal")
@@ -61,10 +61,14 @@ class Refusals:
         return float(i < REFUSED[response.source])
 
 
+def rows_of(spec: Any) -> list[Group] | None:
+    return mixed() if spec is not None else None
+
+
 def evaluated(folder: Path, scorer: Any, **options: Any) -> Artifact:
     made = context(models(), folder, mixed())
     made = replace(made, scorer=lambda spec: scorer if spec != HELPFUL else context(models(), folder).scorer(spec))
-    return step(**{"rewards": [], "measures": MEASURES, **options}).run(made)
+    return step(**{"rewards": [], "metrics": MEASURES, **options}).run(made)
 
 
 def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
     assert harmful["difference"]["n"] == 10 and harmful["difference"]["mean"] == pytest.approx(0.8)
     assert harmful["at_equal_length"] is None  # no length fools it
     assert found["policies"]["align"]["rewards"]["harmful refused"]["unscored"] == 0 and harmful["unpaired"] == 0
-    assert found["measures"]["ordinary refused"]["prompts"] == 10
+    assert found["metrics"]["ordinary refused"]["prompts"] == 10
     lines = said(artifact).splitlines()
     assert any(line.split()[:2] == ["harmful", "refused"] and "20% [" in line and "100% [" in line for line in lines)
 
@@ -106,7 +110,7 @@ def test_less_is_a_win_where_lower_is_better(tmp_path: Path) -> None:
 
 def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> None:
     refusals = Refusals()
-    evaluated(tmp_path, refusals, measures={"harmful refused": MEASURES["harmful refused"]}, rewards=[HELPFUL])
+    evaluated(tmp_path, refusals, metrics={"harmful refused": MEASURES["harmful refused"]}, rewards=[HELPFUL])
     assert refusals.asked == [[str(i) for i in range(10)]]
     refusals.asked.clear()
     evaluated(tmp_path, refusals)
@@ -123,37 +127,42 @@ def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> N
     ],
 )
 def test_a_measure_without_prompts_is_refused_before_any_work(where: Any, message: str) -> None:
-    made = step(rewards=[], measures={"refused": {"reward": REFUSAL, "where": where}})
+    made = step(rewards=[], metrics={"refused": {"reward": REFUSAL, "where": where}})
     with pytest.raises(DataError) as raised:
-        made.check_data(StepData(lambda spec: mixed(), lambda reward, groups: None))
-    assert message in str(raised.value) and raised.value.option[:2] == ("measures", "refused")
+        made.check_data(StepData(rows_of, lambda reward, groups: None))
+    assert message in str(raised.value) and raised.value.option[:2] == ("metrics", "refused")
 
 
 def test_a_limit_leaves_prompts_for_each_measure() -> None:
-    """The ordinary prompts come last. A measure of all prompts has the first ones, as without measures."""
-    asked = [Measure.model_validate(one) for one in MEASURES.values()]
+    """The ordinary prompts come last. A measure of all prompts has the first ones, as without metrics."""
+    asked = [Metric.model_validate(one) for one in MEASURES.values()]
 
-    def ids(*measures: Measure) -> list[str]:
-        return [group.id for group in limited(dict(enumerate(measures)), mixed(), 2)]  # type: ignore[arg-type]
+    def ids(*metrics: Metric) -> list[str]:
+        return [group.id for group in limited(dict(enumerate(metrics)), mixed(), 2)]  # type: ignore[arg-type]
 
     assert ids(*asked) == ["0", "1", "10", "11"]
-    assert ids(Measure(reward=EXACT)) == ids() == ["0", "1"]
-    made, seen = step(rewards=[], measures=MEASURES, limit=2), []
-    made.check_data(StepData(lambda spec: mixed(), lambda reward, groups: seen.append(len(groups))))
+    assert ids(Metric(reward=EXACT)) == ids() == ["0", "1"]
+    made, seen = step(rewards=[], metrics=MEASURES, limit=2), []
+    made.check_data(StepData(rows_of, lambda reward, groups: seen.append(len(groups))))
     assert seen == [2, 2]
 
 
 def test_a_reward_checks_only_the_prompts_of_its_measure() -> None:
     seen: list[tuple[str, int]] = []
-    made = step(rewards=[HELPFUL], measures={"right": {"reward": EXACT, "where": {"kind": "harmful"}}})
-    made.check_data(StepData(lambda spec: mixed(), lambda reward, groups: seen.append((reward.name, len(groups)))))
+    made = step(rewards=[HELPFUL], metrics={"right": {"reward": EXACT, "where": {"kind": "harmful"}}})
+    made.check_data(
+        StepData(
+            rows_of,
+            lambda reward, groups: seen.append((reward.name, len(groups))),
+        )
+    )
     assert seen == [("helpful", 20), ("exact_match", 10)]
 
 
 def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
     scripted = models()
     made = replace(context(scripted, tmp_path, mixed()), scorer=lambda spec: SimpleNamespace(score=Refusals().score))
-    artifact = step(rewards=[], measures=MEASURES, kl=False).run(made)
+    artifact = step(rewards=[], metrics=MEASURES, kl=False).run(made)
     assert scripted.measured == [] and "KL" not in said(artifact)
     assert dict(artifact.summary or {})["policies"]["align"]["kl"] is None
 
@@ -161,9 +170,9 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"measures": {"helpful": {"reward": HELPFUL}}}, "'helpful' is the name of a measure, and of a reward"),
+        ({"metrics": {"helpful": {"reward": HELPFUL}}}, "'helpful' is the name of a metric, and of a reward"),
         ({"kl": False, "reference": "base"}, "reference is the policy to measure the KL to, and kl is false"),
-        ({"measures": {"x": {"reward": HELPFUL, "better": "more"}}}, "higher"),
+        ({"metrics": {"x": {"reward": HELPFUL, "better": "more"}}}, "higher"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -201,7 +210,7 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         Refusals(),
         policies=["align", "sft"],
         base=True,
-        measures={"ordinary refused": MEASURES["ordinary refused"]},
+        metrics={"ordinary refused": MEASURES["ordinary refused"]},
     )
     assert "Worse than the base model: ordinary refused +80% [" in said(artifact)
 
@@ -211,15 +220,15 @@ def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(monk
 
     def check(learned: Any, **options: Any) -> None:
         monkeypatch.setattr(evaluate, "learned_by", lambda step: learned)
-        data = StepData(lambda spec: mixed(), lambda reward, groups: None, None, lines.append)
+        data = StepData(rows_of, lambda reward, groups: None, None, lines.append)
         step(policies=["sft", "align"], **options).check_data(data)
 
     check(lambda policy, rater: policy == "align" and rater == HELPFUL)
     assert lines == [
         "warning: nothing in this evaluation judges align independently: training was to please helpful. "
-        "Add `measures:` with a reward that nothing was trained on"
+        "Add `metrics:` with a reward that nothing was trained on"
     ]
     lines.clear()
-    check(lambda policy, rater: policy == "align" and rater == HELPFUL, measures=MEASURES)
+    check(lambda policy, rater: policy == "align" and rater == HELPFUL, metrics=MEASURES)
     check(lambda policy, rater: None)
     assert lines == []

@@ -1,6 +1,6 @@
-"""Measures: named rewards on those of the prompts whose columns match, such as the refusals of harmful requests.
+"""Metrics: named rewards on those of the prompts whose columns match, such as the refusals of harmful requests.
 
-The verdict goes by them. A measure is a column of scores like a reward's; answers to other prompts have no score by it.
+The verdict goes by them. A metric is a column of scores like a reward's; answers to other prompts have no score by it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alignkit_plugins.steps.evaluate.variant import Variant
 SHOWN = 8  # columns or values that an error lists
 
 
-class Measure(alignkit.Options):
+class Metric(alignkit.Options):
     """A reward on some of the prompts."""
 
     reward: RewardRef = Field(description="reward that scores the responses, such as refusal")
@@ -31,7 +31,7 @@ class Measure(alignkit.Options):
     better: Literal["higher", "lower"] = Field("higher", description="which scores are better")
 
     def counts(self, group: Group) -> bool:
-        """Whether a prompt is part of the measure."""
+        """Whether a prompt is part of the metric."""
         return all(
             column in group.meta and any(one in _values(value) for one in _values(group.meta[column]))
             for column, value in self.where.items()
@@ -42,32 +42,30 @@ def _values(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def limited(measures: Mapping[str, Measure], prompts: Sequence[Group], limit: int | None) -> list[Group]:
-    """The first `limit` prompts, or those of each measure: `where` may choose others than the first."""
-    if limit is None or not measures:
+def limited(metrics: Mapping[str, Metric], prompts: Sequence[Group], limit: int | None) -> list[Group]:
+    """The first `limit` prompts, or those of each metric: `where` may choose others than the first."""
+    if limit is None or not metrics:
         return list(prompts[:limit])
-    counted = [[place for place, group in enumerate(prompts) if one.counts(group)] for one in measures.values()]
+    counted = [[place for place, group in enumerate(prompts) if one.counts(group)] for one in metrics.values()]
     return [prompts[place] for place in sorted({place for places in counted for place in places[:limit]})]
 
 
-def check_where(measures: Mapping[str, Measure], prompts: Sequence[Group]) -> None:
-    """Raise DataError for a measure without prompts."""
-    for name, measure in measures.items():
-        for column, value in measure.where.items():
+def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group]) -> None:
+    """Raise DataError for a metric without prompts."""
+    for name, metric in metrics.items():
+        for column, value in metric.where.items():
             _check_column(name, column, _values(value), prompts)
-        if not any(map(measure.counts, prompts)):
-            message = (
-                f"evaluate: measure '{name}': no prompt matches all of 'where'\nhelp: leave out one of its columns"
-            )
-            raise DataError(message, option=("measures", name, "where"))
+        if not any(map(metric.counts, prompts)):
+            message = f"evaluate: metric '{name}': no prompt matches all of 'where'\nhelp: leave out one of its columns"
+            raise DataError(message, option=("metrics", name, "where"))
 
 
 def _check_column(name: str, column: str, wanted: Sequence[Any], prompts: Sequence[Group]) -> None:
     columns = sorted({key for group in prompts for key in group.meta})
     if column not in columns:
         near = did_you_mean(column, columns) or f"the prompts have {', '.join(columns[:SHOWN]) or 'no columns'}"
-        message = f"evaluate: measure '{name}': no prompt has the column '{column}'\nhelp: {near}"
-        raise DataError(message, option=("measures", name, "where", column))
+        message = f"evaluate: metric '{name}': no prompt has the column '{column}'\nhelp: {near}"
+        raise DataError(message, option=("metrics", name, "where", column))
     there = [value for group in prompts if column in group.meta for value in _values(group.meta[column])]
     for value in wanted:
         if value not in there:
@@ -75,31 +73,31 @@ def _check_column(name: str, column: str, wanted: Sequence[Any], prompts: Sequen
             near = did_you_mean(str(value), known) or f"its values are {', '.join(known[:SHOWN])}"
             if str(value) in known:
                 near = f"{value} is a {'number' if isinstance(value, str) else 'text, in quotes,'} there"
-            message = f"evaluate: measure '{name}': no prompt has {column}: {value}\nhelp: {near}"
-            raise DataError(message, option=("measures", name, "where", column))
+            message = f"evaluate: metric '{name}': no prompt has {column}: {value}\nhelp: {near}"
+            raise DataError(message, option=("metrics", name, "where", column))
 
 
-def distinct_rewards(measures: Mapping[str, Measure]) -> list[tuple[Any, dict[str, Measure]]]:
-    """Each reward once, with the measures that it scores."""
-    found: list[tuple[Any, dict[str, Measure]]] = []
-    for name, measure in measures.items():
-        same = next((named for spec, named in found if spec == measure.reward), None)
+def distinct_rewards(metrics: Mapping[str, Metric]) -> list[tuple[Any, dict[str, Metric]]]:
+    """Each reward once, with the metrics that it scores."""
+    found: list[tuple[Any, dict[str, Metric]]] = []
+    for name, metric in metrics.items():
+        same = next((named for spec, named in found if spec == metric.reward), None)
         if same is None:
-            found.append((measure.reward, {name: measure}))
+            found.append((metric.reward, {name: metric}))
         else:
-            same[name] = measure
+            same[name] = metric
     return found
 
 
 def scored(
-    groups: Sequence[Group], measures: Mapping[str, Measure], scorers: Sequence[Any], say: Callable[[str], None]
+    groups: Sequence[Group], metrics: Mapping[str, Metric], scorers: Sequence[Any], say: Callable[[str], None]
 ) -> list[Group]:
-    """The groups with a score per measure, under its name; None at prompts that are not part of it.
+    """The groups with a score per metric, under its name; None at prompts that are not part of it.
 
-    scorers: those of `distinct_rewards`. Each scores only the prompts that count for a measure of its.
+    scorers: those of `distinct_rewards`. Each scores only the prompts that count for a metric of its.
     """
     merged = list(groups)
-    for (spec, named), scorer in zip(distinct_rewards(measures), scorers, strict=True):
+    for (spec, named), scorer in zip(distinct_rewards(metrics), scorers, strict=True):
         places = [place for place, group in enumerate(groups) if any(m.counts(group) for m in named.values())]
         say(f"{label(spec)}, for {', '.join(named)}")
         found = dict(
@@ -119,17 +117,17 @@ def _with_scores(group: Group, scores: Sequence[Any], counted: Sequence[str], na
     return replace(group, responses=tuple(responses))
 
 
-def described(measures: Mapping[str, Measure], groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
-    """What evaluation.json says of each measure. percent: whether all of its scores are 0 or 1."""
+def described(metrics: Mapping[str, Metric], groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    """What evaluation.json says of each metric. percent: whether all of its scores are 0 or 1."""
     return {
         name: {
-            "reward": label(measure.reward),
-            "where": measure.where,
-            "better": measure.better,
-            "prompts": sum(map(measure.counts, groups)),
+            "reward": label(metric.reward),
+            "where": metric.where,
+            "better": metric.better,
+            "prompts": sum(map(metric.counts, groups)),
             "percent": statistics.levels_of(_scores(groups, name)) == (0.0, 1.0),
         }
-        for name, measure in measures.items()
+        for name, metric in metrics.items()
     }
 
 
@@ -138,15 +136,15 @@ def _scores(groups: Sequence[Group], name: str) -> list[float]:
 
 
 def raters_of(options: Any) -> dict[str, Any]:
-    """Measures, the first combination, reward models, and judges, by name; without measures the first reward too.
+    """Metrics, the first combination, reward models, and judges, by name; without metrics the first reward too.
 
     Other rewards, such as length, are shown but do not say which policy is better. options: of `evaluate`.
     """
     rewards = {label(spec): spec for spec in options.rewards}
     combined = [name for name, spec in rewards.items() if spec.kind == "combine"]
     models = [name for name, spec in rewards.items() if spec.kind in ("stage", "folder")]
-    kept = dict.fromkeys([*(combined or ([] if options.measures else list(rewards)))[:1], *models])
-    measured = {name: measure.reward for name, measure in options.measures.items()}
+    kept = dict.fromkeys([*(combined or ([] if options.metrics else list(rewards)))[:1], *models])
+    measured = {name: metric.reward for name, metric in options.metrics.items()}
     judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
     return {**measured, **{name: rewards[name] for name in kept}, **judges}
 
@@ -178,5 +176,5 @@ def warn_of_own_raters(
     if alone:
         data.say(
             f"warning: nothing in this evaluation judges {', '.join(alone)} independently: training was to please "
-            f"{', '.join(raters)}. Add `measures:` with a reward that nothing was trained on"
+            f"{', '.join(raters)}. Add `metrics:` with a reward that nothing was trained on"
         )
