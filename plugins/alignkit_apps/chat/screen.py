@@ -47,7 +47,7 @@ class Screen:
 
     def more(self, text: str) -> None:
         """More of its answer."""
-        shown = self._safe(text)
+        shown = printable(text)
         self._texts[self._current] += shown
         if not self.columns:
             self.console.file.write(shown)
@@ -72,10 +72,7 @@ class Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """A line that is no part of an answer."""
-        self.console.print(Text(self._safe(text), style), soft_wrap=True)
-
-    def _safe(self, text: str) -> str:
-        return printable(text)
+        self.console.print(Text(printable(text), style), soft_wrap=True)
 
     def _table(self, most: int | None = None) -> Table:
         """All answers in columns. most: lines of each, the last ones; None: all."""
@@ -86,7 +83,7 @@ class Screen:
             table.add_column(width=width, overflow="fold")
             lines = Text(self._texts[name]).wrap(self.console, width)
             cells.append(Text("\n").join(lines if most is None else lines[-max(1, most) :]))
-        table.add_row(*(Text(self._safe(name), "bold") for name in self.names))
+        table.add_row(*(Text(printable(name), "bold") for name in self.names))
         table.add_row(*cells)
         table.add_row(*(Text(self._remarks[name], "dim") for name in self.names))
         return table

@@ -176,29 +176,21 @@ STYLES = {True: ("green", "bold green"), False: ("dim", "none")}  # of every oth
 
 def show(found: Inspection, console: Console) -> None:
     """Print an inspection: in a terminal learned tokens have a color, and everywhere they have a mark."""
+    from rich.padding import Padding
     from rich.text import Text
 
     console.print(Text(printable(found.title), style="bold"))
     for note in found.notes:
         console.print(Text(f"note: {printable(note)}"))
-    for who, what in found.turns:
-        _print_block(console, who, what)
-    for who, what in found.questions:
-        _print_block(console, who, what)
+    for who, what in [*found.turns, *found.questions]:
+        console.print()
+        console.print(Text(printable(who), style="bold"))
+        console.print(Padding(Text(printable(what)), (0, 0, 0, 2), expand=False))
     for tokens in found.tokens:
         console.print()
         console.print(Text(heading(tokens), style="bold"))
         for line in _lines(tokens):
             console.print(line, soft_wrap=not console.is_terminal)
-
-
-def _print_block(console: Console, who: str, what: str) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console.print()
-    console.print(Text(printable(who), style="bold"))
-    console.print(Padding(Text(printable(what)), (0, 0, 0, 2), expand=False))
 
 
 def _lines(tokens: Tokens) -> Iterator[Text]:

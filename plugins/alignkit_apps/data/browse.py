@@ -51,7 +51,7 @@ def serve(file: str, rules: Sequence[str], model: str | None) -> None:
     browsed = Browsed(read_rows(options.data), options, None if model is None else encoder_of(model))
     sessions = Sessions(annotators_of(None))
     with listening(None) as listener, suppress(KeyboardInterrupt):
-        announce(addresses_of(sessions, listener), "Open it in a browser of this machine.", False)
+        announce(addresses_of(sessions, listener), "Open it in a browser of this machine.")
         server_of(make_page(browsed, sessions)).run(sockets=[listener])
 
 

@@ -18,9 +18,8 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import whole_file
 from alignkit.io.digest import commit_of
 from alignkit.plugins import plugins
-from alignkit.recipe.load import made_recipe
-from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import plain_data
+from alignkit_plugins.data.entries import recipe_of
 
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
@@ -91,13 +90,7 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
     value = plain_data(word, f"'{word}'")
     if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
         value = {"hub": value}
-    return _recipe_of(value, rules=rules).stages["data"].component.options
-
-
-def _recipe_of(value: Any, base: str = "tiny", rules: Sequence[str] = ()) -> Recipe:
-    """A recipe whose only stage cleans a data entry. base: its model."""
-    data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
-    return made_recipe(data, "alignkit data", [f"stages.data.{rule}" for rule in rules])
+    return recipe_of(value, "alignkit data", rules).stages["data"].component.options
 
 
 def _on_hub(word: str) -> bool:
@@ -111,7 +104,8 @@ def encoder_of(model: str) -> Encoder:
     from alignkit.recipe.schema import BASE
     from alignkit.runs.bases import RunBase
 
-    encoder = RunBase(BASE, _recipe_of([{"text": __file__}], model), Reporter(), download=True).encoder
+    recipe = recipe_of([{"text": __file__}], "alignkit data", base=model)
+    encoder = RunBase(BASE, recipe, Reporter(), download=True).encoder
     assert encoder is not None
     return encoder
 

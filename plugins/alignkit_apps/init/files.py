@@ -11,16 +11,17 @@ from shlex import quote
 from typing import Any
 
 from alignkit.data.group import Group, Response, resolved_pairs, responses_of, why_not_demonstration
-from alignkit.data.sources import DataSpec, SourceReader, UnknownFormat
+from alignkit.data.sources import SourceReader, UnknownFormat
 from alignkit.errors import DataError
 from alignkit.evaluation.numbers import number_of
 from alignkit.io.digest import commit_of
 from alignkit.plugins import plugins
-from alignkit.recipe.load import made_recipe
 from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.data.entries import data_of
 from alignkit_plugins.data.readings import Reading, readings_of
 from alignkit_plugins.data.spoken import all_turns
 
+COMMAND = "alignkit init"
 MOST_ROWS = 100_000  # that are read to find out what a file holds
 ANSWER = "answer"  # the column in which rewards look for a known answer
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
@@ -146,18 +147,9 @@ class DataFile:
         return {self.format: entry} if self.named else entry
 
 
-def data_of(entry: Any) -> DataSpec:
-    """A data entry, as in a recipe."""
-    stages = {"data": {"step": "clean", "data": entry}}
-    made = made_recipe({"model": {"base": "tiny"}, "stages": stages}, "alignkit init", [])
-    options: Any = made.stages["data"].component.options
-    spec: DataSpec = options.data
-    return spec
-
-
 def _reader(entry: Any) -> SourceReader:
     """What reads a data entry."""
-    (source,) = data_of(entry).sources
+    (source,) = data_of(entry, COMMAND).sources
     return SourceReader(source, plugins().usable("format"), Path, partial(commit_of, "dataset"))
 
 
@@ -200,7 +192,7 @@ def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str
     keys: dict[str, Any] = {"columns": dict(reading.columns)} if reading.columns else {}
     named = bool(reading.format and not reading.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
-    loaded = RunData(Path, 0).read(data_of({reading.format: entry} if named else entry))
+    loaded = RunData(Path, 0).read(data_of({reading.format: entry} if named else entry, COMMAND))
     format = loaded.sources[0].format
     rows = {word: list(filter(one.holds, loaded.groups)) for word, one in KINDS.items()}
     if len({row.responses[0].label for row in rows["labels"]}) < 2:

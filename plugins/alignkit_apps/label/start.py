@@ -14,11 +14,11 @@ from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
 from alignkit.errors import DataError, check_extra, did_you_mean, refuse
 from alignkit.io.results import RECIPE
 from alignkit.io.text import exists, is_file, printable
-from alignkit.recipe.schema import specs
 from alignkit.runs.fingerprint import RunData
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.address import address_of
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
+from alignkit_plugins.data.entries import data_of
 from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.database import SUFFIX
 from alignkit_plugins.people.effective_labels import disputes
@@ -95,7 +95,10 @@ def prepared(
         if is_store and overlap > 1:
             with store.transaction() as connection:
                 connection.execute("UPDATE items SET wanted = ? WHERE retired = 0", (overlap,))
-        _check_qualification(store, qualify)
+        have = store.rows("SELECT count(*) AS n FROM items WHERE gold IS NOT NULL AND retired = 0")[0]["n"]
+        if qualify > have:
+            text = f"--qualify {qualify}: the store has only {have} gold item{'s' * (have != 1)}"
+            refuse(text, "add rows whose labels are right: --gold FILE")
     except BaseException:
         store.close()
         raise
@@ -115,13 +118,9 @@ def _groups(data: str) -> tuple[list[Group], str]:
 
 def entry_groups(text: str) -> list[Group]:
     """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
-    from alignkit.recipe.load import made_recipe
     from alignkit.recipe.yaml import plain_data
 
-    step = {"step": "people", "data": plain_data(text, f"'{text}'")}
-    recipe = made_recipe({"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", ())
-    (spec,) = specs([recipe.stages["label"].component.options], DataSpec)
-    return RunData(lambda stage: Path(stage), 0).read(spec).groups
+    return RunData(Path, 0).read(data_of(plain_data(text, f"'{text}'"), "alignkit label")).groups
 
 
 def file_groups(path: Path) -> list[Group]:
@@ -133,7 +132,7 @@ def file_groups(path: Path) -> list[Group]:
     plugins()  # which have readers and formats
     spec = DataSpec((DataSource(path=path.resolve()),))
     try:
-        return RunData(lambda stage: path, 0).read(spec).groups
+        return RunData(Path, 0).read(spec).groups
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
 
@@ -147,13 +146,6 @@ def _check_writing(groups: Sequence[Group], data: str) -> None:
                 text = f"{data}: people would write answers, and see nothing of the texts in column '{name}'"
                 compare = f"to compare them: alignkit label '{{unlabeled: {data}}}'"
                 refuse(text, f"{compare}; to write: --task demonstration")
-
-
-def _check_qualification(store: Store, qualify: int) -> None:
-    have = store.rows("SELECT count(*) AS n FROM items WHERE gold IS NOT NULL AND retired = 0")[0]["n"]
-    if qualify > have:
-        text = f"--qualify {qualify}: the store has only {have} gold item{'s' * (have != 1)}"
-        refuse(text, "add rows whose labels are right: --gold FILE")
 
 
 def _greet(store: Store, people: int) -> None:

@@ -50,7 +50,9 @@ def named_model(word: str) -> NamedModel:
     if path.name == "adapter" and is_file(path.parent.parent / RECIPE):
         path = path.parent
     if in_run(str(path)):
-        return _base_of_run(path) or _of_stage(find(str(path)))
+        if path.name == BASE:
+            return NamedModel(_plain(_model_of(path.parent)), label=f"{path.parent.resolve().name}-{BASE}")
+        return _of_stage(find(str(path)))
     if is_file(path / RECIPE):
         find(word)  # which says that it is a run, and lists its stages
     if is_dir(path):
@@ -75,13 +77,6 @@ def in_run(word: str) -> bool:
 def is_model(word: str) -> bool:
     """Whether a word names a stage of a run, or a folder with a model."""
     return in_run(word) or is_file(Path(word) / ADAPTER) or is_file(Path(word) / CONFIG)
-
-
-def _base_of_run(path: Path) -> NamedModel | None:
-    """The base model of a run, for `RUN/base`; None for anything else."""
-    if path.name != BASE:
-        return None
-    return NamedModel(_plain(_model_of(path.parent)), label=f"{path.parent.resolve().name}-{BASE}")
 
 
 def _model_of(run: Path) -> ModelSpec:

@@ -63,7 +63,10 @@ class NamedModels:
             text = f"{model.label} is an adapter for the base model {model.spec['base']}, not for {self.spec['base']}"
             refuse(text, "make it a whole model: alignkit export RUN/STAGE --merge; then name the new folder")
         if shared and len(model.spec) > 1:
-            _note_difference(model, self.spec)
+            keys = {**self.spec, **model.spec}.keys() - {"lora"}
+            if different := sorted(key for key in keys if self.spec.get(key) != model.spec.get(key)):
+                used = f"note: {model.label} is used with the {', '.join(different)} of the policy before it"
+                print(printable(f"{used}, on the same base"), file=sys.stderr)
         if model.folder is not None:
             return str(model.folder)
         return BASE if shared else _whole_folder(model.spec)
@@ -102,13 +105,6 @@ def _whole_folder(spec: Mapping[str, Any]) -> str:
 
     source = locate(base_source(spec["base"]), spec.get("revision"))
     return str(source if is_dir(source) else snapshot_download(source, revision=spec.get("revision")))
-
-
-def _note_difference(model: NamedModel, spec: Mapping[str, Any]) -> None:
-    keys = {**spec, **model.spec}.keys() - {"lora"}
-    if different := sorted(key for key in keys if spec.get(key) != model.spec.get(key)):
-        text = f"note: {model.label} is used with the {', '.join(different)} of the policy before it, on the same base"
-        print(printable(text), file=sys.stderr)
 
 
 def models_of(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from alignkit.io.text import REPLACEMENT, printable
-from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit_plugins.data.shown import response_names
 
 BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
@@ -32,14 +32,10 @@ def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens
     if ids:
         yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
     for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
-        yield _response(encoder, ", ".join(name), encoded.prompt, response, scoring)
-
-
-def _response(encoder: Encoder, name: str, prompt: Sequence[int], response: ResponseTokens, scoring: bool) -> Tokens:
-    last = len(response.tokens) - 1
-    counts = tuple(place == last for place in range(last + 1)) if scoring else tuple(map(bool, response.mask))
-    end = ", truncated" if response.truncated else ""
-    return Tokens(f"{name}{end}", pieces(encoder, prompt, response.tokens), counts, scoring)
+        title = ", ".join([*name, *(["truncated"] if response.truncated else [])])
+        last = len(response.tokens) - 1
+        counts = tuple(place == last for place in range(last + 1)) if scoring else tuple(map(bool, response.mask))
+        yield Tokens(title, pieces(encoder, encoded.prompt, response.tokens), counts, scoring)
 
 
 def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 PORT = 8000
 LEAST_TOKEN = 16  # characters
-PACKAGES = ("starlette", "uvicorn")
 
 
 def serve(
@@ -77,6 +76,8 @@ def start(
     page: str = "",
 ) -> None:
     """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address that is opened."""
+    from alignkit_apps.web.hosting import PACKAGES, interruptible, listening, server_of
+
     check_extra("alignkit serve", "serve", *PACKAGES)
     from alignkit import errors
     from alignkit.io.console import Reporter
@@ -84,7 +85,6 @@ def start(
     from alignkit.plugins import load_plugins
     from alignkit.sampling import SamplingOptions
     from alignkit_apps.policies.recipe import models_of, without_overrides
-    from alignkit_apps.web.hosting import interruptible, listening, server_of
 
     registry, reporter = load_plugins(), Reporter()
     policies, overrides = without_overrides(words)

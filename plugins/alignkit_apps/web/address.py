@@ -36,10 +36,7 @@ class Address:
 
     def url(self, listener: socket.socket) -> str:
         """How addresses begin in browsers."""
-        if self.public or self.names is None:
-            return self.public or url(listener)
-        name = f"[{self.names[0]}]" if ":" in self.names[0] else self.names[0]
-        return f"http://{name}:{listener.getsockname()[1]}"
+        return self.public or url(listener, self.names)
 
     def warn(self, listener: socket.socket) -> None:
         """Print what it means that others than this machine can reach the page."""
@@ -84,7 +81,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def url(listener: socket.socket) -> str:
-    """The address of a socket."""
+def url(listener: socket.socket, names: Sequence[str] | None = None) -> str:
+    """The address of a socket. names: of its host, of which the first is shown."""
     host, port = listener.getsockname()[:2]
+    host = names[0] if names else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -7,7 +7,6 @@ import getpass
 import signal
 import socket
 import sys
-import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -72,13 +71,11 @@ def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
     return {name: f"{start}/?token={quote(token)}" for name, token in sessions.links.items()}
 
 
-def announce(addresses: Mapping[str, str], what: str, open_page: bool = False) -> None:
-    """Print the address of each annotator, and what to do with it. open_page: the first one in a browser, too."""
+def announce(addresses: Mapping[str, str], what: str) -> None:
+    """Print the address of each annotator, and what to do with it."""
     for name, address in addresses.items():
         print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
     print(f"{what} Ctrl-C stops.", file=sys.stderr, flush=True)
-    if open_page:
-        webbrowser.open(next(iter(addresses.values())))
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:

@@ -61,14 +61,14 @@ class Site:
         response.set_cookie(cookie_name(request), cookie, httponly=True, secure=secure, samesite="strict", path="/")
         return response
 
-    def page(self, name: str, session: Session, **more: Any) -> Response:
+    def page(self, name: str, session: Session | None, status: int = 200, **more: Any) -> Response:
         """A page from its template."""
-        return HTMLResponse(self.pages.get_template(name).render(title=self.title, session=session, **more))
+        page = self.pages.get_template(name)
+        return HTMLResponse(page.render(title=self.title, session=session, **more), status)
 
     def closed(self, session: Session | None) -> Response:
         """What somebody sees who may not open a page."""
-        page = self.pages.get_template("closed.html.j2")
-        return HTMLResponse(page.render(title=self.title, session=session), 403 if session else 401)
+        return self.page("closed.html.j2", session, 403 if session else 401)
 
     async def action(self, request: Request, act: Callable[[str, Any], Any], review: bool = False) -> Response:
         """What `act` returns for the annotator and the message that the page sent, as JSON."""

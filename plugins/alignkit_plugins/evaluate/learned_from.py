@@ -145,7 +145,7 @@ def _pairs_of(stage: Stage) -> Marks:
     if stage.settings is None or stage.settings.data is None:
         return frozenset()
     found = set()
-    for source in chain.from_iterable(spec.sources for spec in specs(stage.settings.data, DataSpec)):
+    for source in stage.settings.data.sources:
         low, high = source.part if isinstance(source.part, tuple) else (0, 1)
         name = source.path or source.hub or f"stage {source.stage}"
         found |= {f"pairs {name} {percent}" for percent in range(round(low * 100), round(high * 100))}
@@ -155,13 +155,18 @@ def _pairs_of(stage: Stage) -> Marks:
 def _in_other_run(folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
     """What `read` finds for the stage of another run that made a model; None if that is not known."""
     stage = stage_folder(folder)
-    if not is_file(stage.parent / RECIPE):
+    other = _recipe_at(stage.parent)
+    if other is None or stage.name not in other.stages:
         return None
+    return read(_Lineage(other, stage.parent), stage.name)
+
+
+def _recipe_at(run: Path) -> Recipe | None:
+    """The recipe of a run; None if it is gone or cannot be read."""
     try:
-        other = _Lineage(load_recipe(stage.parent / RECIPE), stage.parent)
+        return load_recipe(run / RECIPE) if is_file(run / RECIPE) else None
     except AlignkitError:
         return None
-    return read(other, stage.name) if stage.name in other.recipe.stages else None
 
 
 def trained_on(
@@ -240,12 +245,9 @@ def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> 
 def _trained_stages(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[tuple[str, Stage]]:
     """The training stages that a model of this run or of another one went through, with their names."""
     folder = stage_folder(Path(name))
-    if name.partition("@")[0] in recipe.stages or not is_file(folder.parent / RECIPE):
+    other = None if name.partition("@")[0] in recipe.stages else _recipe_at(folder.parent)
+    if other is None:
         yield from ((stage.name, stage) for stage in _lineage(name, recipe, chosen))
-        return
-    try:
-        other = load_recipe(folder.parent / RECIPE)
-    except AlignkitError:
         return
     for stage in _lineage(folder.name, other, lambda name: read_record(folder.parent / name).get("policy")):
         yield f"{folder.parent.name}/{stage.name}", stage
@@ -254,21 +256,15 @@ def _trained_stages(name: str, recipe: Recipe, chosen: Callable[[str], str | Non
 def _read_by(stage: Stage, read: Callable[[DataSpec], Iterable[Group]], *, own: bool) -> list[Group]:
     """What a stage trained on. own: of this run; of another one, what its stages made or what is gone is left out."""
     groups: list[Group] = []
-    for spec in _training_data(stage):
+    settings = stage.settings
+    assert settings is not None
+    for spec in specs([settings.data, settings.prompts, settings.mix], DataSpec):
         try:
             groups += read(spec) if own or not any(source.stage for source in spec.sources) else ()
         except DataError:
             if own:
                 raise
     return groups
-
-
-def _training_data(stage: Stage) -> list[DataSpec]:
-    settings = stage.settings
-    if settings is None:
-        return []
-    entries = [settings.data, settings.prompts, settings.mix.data if settings.mix else None]
-    return [entry for entry in entries if entry is not None]
 
 
 def _words(group: Group) -> str:

@@ -156,9 +156,9 @@ def test_many_pairs_are_halved_and_a_reward_model_judges_what_learned_from_the_o
 def read(share: tuple[float, float]) -> list[Any]:
     """The pairs in a share."""
     from alignkit.runs.fingerprint import RunData
-    from alignkit_apps.init.files import data_of
+    from alignkit_plugins.data.entries import data_of
 
-    return RunData(Path, 0).read(data_of({"path": "pairs.jsonl", "part": list(share)})).groups
+    return RunData(Path, 0).read(data_of({"path": "pairs.jsonl", "part": list(share)}, "alignkit init")).groups
 
 
 def test_the_lines_count_what_the_stages_read(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_a_reward_model_answers_nothing(run: Path, capsys: pytest.CaptureFixture
 def test_a_missing_package_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("alignkit_apps.serve.command.PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("alignkit_apps.web.hosting.PACKAGES", ("no_such_package",))
     assert main(["serve", str(run / "sft")]) == 1
     said = capsys.readouterr().err
     assert "alignkit serve needs the package no_such_package\nhelp: " in said
