@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,19 +21,20 @@ from alignkit import (
     PolicyRef,
     Response,
     RunFailed,
+    Step,
     StepContext,
     StepData,
     seeds,
 )
 from alignkit.evaluation import statistics
 from alignkit.report import Report, SideBySide, Table
+from alignkit_http import key_of
 from alignkit_http.server import Server
 from alignkit_http.writers import Writer, Written, writer_of
 from alignkit_plugins.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.data.groups import prompt_to_row, prompts_from_rows
 from alignkit_plugins.data.spoken import answer_of
 from alignkit_plugins.evaluate.comparison import prompts_to_compare
-from alignkit_plugins.steps.make_data.writing import Asking, policies_of, write_lines
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (
@@ -101,7 +103,7 @@ def _asked(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-class Revise(Asking):
+class Revise(Step):
     """Answer prompts, then criticize and rewrite each answer by a principle in every round.
 
     The rows are prompts with the last revision, which `sft` learns. Their column `revise` has the first answer, and
@@ -131,7 +133,7 @@ class Revise(Asking):
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         def policies_to_sample(self) -> list[str]:
-            return policies_of(self.policy, self.critic)
+            return list(dict.fromkeys([self.policy, *([self.critic] if isinstance(self.critic, str) else [])]))
 
     options: Options
 
@@ -147,7 +149,8 @@ class Revise(Asking):
         if unknown := [each.principle for each in self.options.examples if each.principle not in names]:
             known = ", ".join(names)
             raise RunFailed(f"an example names '{unknown[0]}', but the principles with 'critique' are: {known}")
-        super().check(folder)
+        if isinstance(self.options.critic, Server):
+            key_of("revise", self.options.critic)
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
@@ -165,7 +168,8 @@ class Revise(Asking):
         for number in range(options.rounds):
             self._revise(context, critic, [chain for chain in chains if not chain.dropped], number)
         kept = [chain for chain in chains if not chain.dropped]
-        write_lines(context, "dropped.jsonl", [_told(chain) for chain in chains if chain.dropped])
+        gone = [json.dumps(_told(chain), ensure_ascii=False) for chain in chains if chain.dropped]
+        context.write_text("dropped.jsonl", "".join(line + "\n" for line in gone))
         facts = facts_of(chains, critic.name)
         facts["notes"] = [f"sampled with {options.described()}", *notes]
         if not kept:
