@@ -78,6 +78,15 @@ def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(tmp
     assert found["dpo"] == [{PAIRS: 0.0, LONGER: 0.0}, {PAIRS: 1.0, SHORTER: 1.0}]
 
 
+def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(tmp_path: Path) -> None:
+    told = context(tmp_path)
+    told.base_of = lambda role: role if role == "dpo" else "base"
+    group = asked("one?", "aaa", "b", pairs=(Pair(0, 1),))
+    (scored,) = examples.measured([group], ["base", "sft", "dpo"], told)
+    assert [response.scores[PAIRS] for response in scored.responses] == [0.5, 1.0, None]
+    assert [response.scores[PAIRS] for response in examples.measured([group], ["base"], told)[0].responses] == [0.5]
+
+
 def test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs(tmp_path: Path) -> None:
     turned = asked("one?", "a", "b", pairs=(Pair(0, 1, p=0.2),))
     unknown = asked("two?", "a", "b", pairs=(Pair(0, 1, p=0.5), Pair(1, 0, p=0.9)))
@@ -125,7 +134,8 @@ def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
         "against_base": {},
         "trained_on": {name: {"words": True} for name in ("base", "sft", "dpo")},
     }
-    found = examples.added(before, groups, "sft", {name: name for name in ("base", "sft", "dpo")})
+    names = {name: name for name in ("base", "sft", "dpo")}
+    found = examples.added(before, groups, "sft", names, {"base": False, "sft": False, "dpo": False})
     json.dumps(found)
     assert (found["headline"], found["examples"]) == (PAIRS, 13)
     assert found["rewards"] == [PAIRS, LONGER, TOKENS, LOSS, "words"]

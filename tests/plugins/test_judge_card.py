@@ -116,7 +116,11 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     told = judge_card.sentence("words", swayed)
     assert told.startswith("warning: words: its verdicts are of no use, because ")
     assert told.endswith("the order of the answers decides 83% [74, 90] of pairs")
-    silent = judge_card.card([judgment(0, Verdict(None, reason="broken"))])
+    broken = judgment(0, Verdict(None, reason="broken"))
+    told = judge_card.sentence("words", judge_card.card([*judgments, broken]))
+    order = "the order of the answers decides 20% [13, 29]"
+    assert told == f"{unknown.replace('100', '101')}; {order}; no verdict on 1 (broken)."
+    silent = judge_card.card([broken])
     assert judge_card.sentence("words", silent) == "words has no verdict on any of 1 pairs."
 
 

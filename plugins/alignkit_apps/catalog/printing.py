@@ -53,18 +53,10 @@ def files_written(files: Sequence[Path], notes: Sequence[str] = (), next: str = 
     return Result("files", facts, lambda: print(printable(text or "\n".join(lines))))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Console:
-    from rich.table import Table
-    from rich.text import Text
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from alignkit.report import Report, Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    out = console()
-    out.print(table)
-    return out
+    print(Report([Table("", columns, rows, keys=len(columns))]).text(console().width))
 
 
 def print_lines(text: str) -> None:

@@ -68,7 +68,7 @@ def _write_adapter(source: Source, new: Path, base_name: str) -> list[str]:
     shutil.copytree(source.folder, new, dirs_exist_ok=True)
     config = read_json(source.folder / "adapter_config.json")
     write_json(new / "adapter_config.json", config | {"base_model_name_or_path": base_name})
-    origin = read_json(source.folder / ORIGIN) if (source.folder / ORIGIN).is_file() else {}
+    origin = read_json(source.folder / ORIGIN, optional=True)
     if isinstance(origin.get("base"), dict):
         write_json(new / ORIGIN, origin | {"base": origin["base"] | {"name": base_name}})
     if source.spec.quantization == "none":
@@ -86,7 +86,7 @@ def _dtype(source: Source, base: Base) -> torch.dtype:
 
 def stored_dtype(folder: Path | None) -> str:
     """The dtype that a model's configuration names; empty if it names none."""
-    config = read_json(folder / "config.json") if folder is not None and (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json", optional=True) if folder is not None else {}
     return str(config.get("dtype") or config.get("torch_dtype") or "")
 
 
@@ -138,8 +138,7 @@ def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> N
 
 def _sampling_notes(folder: Path) -> list[str]:
     """How programs sample by themselves with the base's generation settings, which alignkit does not apply."""
-    file = folder / "generation_config.json"
-    found = read_json(file) if file.is_file() else {}
+    found = read_json(folder / "generation_config.json", optional=True)
     given = ", ".join(f"{key} {found[key]}" for key in SAMPLED_WITH if found.get(key) is not None)
     return [f"vLLM and transformers sample with the base's settings ({given}), which the run did not use"] * bool(given)
 
@@ -147,11 +146,10 @@ def _sampling_notes(folder: Path) -> list[str]:
 def _forget_names(folder: Path) -> None:
     """Take names of this machine's folders out of the configuration."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        if file.is_file():
-            found = read_json(file)
-            kept = {key: value for key, value in found.items() if key not in ("_name_or_path", "name_or_path")}
-            if kept != found:
-                file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        found = read_json(file, optional=True)
+        kept = {key: value for key, value in found.items() if key not in ("_name_or_path", "name_or_path")}
+        if kept != found:
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_private(new: Path, folders: Sequence[Path]) -> None:

@@ -43,7 +43,7 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
     for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
         if (sample := _sample(stage, row, group, policies, summary)) is not None:
             every.append(sample)
-    metric = mapping(mapping(summary.get("metrics")).get(_reward(summary)))
+    metric = mapping(mapping(summary.get("metrics")).get(str(summary.get("headline"))))
     return list(_chosen(every, -1 if metric.get("better") == "lower" else 1))
 
 
@@ -52,10 +52,6 @@ def _policies(summary: Mapping[str, Any]) -> list[str]:
     names, before = [str(name) for name in summary.get("policies", {})], summary.get("baseline")
     after = [name for name in names if name != before][-1:]
     return [name for name in names if name in ("base", before, *after)]
-
-
-def _reward(summary: Mapping[str, Any]) -> str:
-    return str(summary.get("headline"))
 
 
 def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
@@ -78,7 +74,7 @@ def _sample(
     stage: str, row: int, group: Mapping[str, Any], policies: Sequence[str], summary: Mapping[str, Any]
 ) -> Sample | None:
     """A group as a sample, compact; None if a policy has no answer in it."""
-    reward, answers = _reward(summary), []
+    reward, answers = str(summary.get("headline")), []
     for policy in policies:
         if (answer := _answer(group["responses"], policy, reward)) is None:
             return None

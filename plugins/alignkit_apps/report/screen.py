@@ -70,15 +70,18 @@ def stage_lines(facts: Mapping[str, Any]) -> list[str]:
 def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
     """What is said of the last policies, and more of each where there is room."""
     told: list[list[str]] = []
-    verdicts = [one for one in reversed(verdicts) if one["policy"] != BASE] or verdicts
-    for verdict in verdicts:
-        if len(_paragraphs([*told, verdict["sentences"][:1]])) <= most:
-            told.append(verdict["sentences"][:1])
-    for said, verdict in zip(told, verdicts, strict=False):
-        for sentence in verdict["sentences"][1:]:
+    more: list[Sequence[str]] = []
+    for verdict in [one for one in reversed(verdicts) if one["policy"] != BASE] or verdicts:
+        first, *others = verdict["sentences"]
+        if len(_paragraphs([*told, [first]])) <= most:
+            told.append([first])
+            more.append(sorted(others, key=lambda sentence: not sentence.startswith("Worse")))
+    for said, others in zip(told, more, strict=True):
+        for sentence in others:
             said.append(sentence)
             if len(_paragraphs(told)) > most:
                 said.pop()
+                break
     return _paragraphs(told)
 
 

@@ -5,6 +5,7 @@ Nothing is sampled again: an evaluation that was set aside has the answers of an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,7 @@ def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path) -> Pair:
     folder = run / stage
+    summary, old = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
     pair: Pair = {
         "stage": stage,
         "policy": policy,
@@ -76,12 +78,11 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
         "against": then,
         "folder": find_result(run, now).relative_to(run).as_posix(),
         "kept": find_result(run, then).relative_to(run).as_posix(),
-        "differs": _difference(folder, before),
+        "differs": _difference(summary, old, [read_record(folder)["depends_on"], read_record(before)["depends_on"]]),
         "evaluation": {},
     }
     if pair["differs"]:
         return pair
-    summary, old = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
     rewards, metrics = list(summary["rewards"]), summary.get("metrics") or {}
     groups = _joined(folder, before, policy, rewards)
     if not groups:
@@ -99,10 +100,8 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
     return {**pair, "evaluation": evaluation}
 
 
-def _difference(folder: Path, before: Path) -> str:
-    """Why two evaluations do not compare; empty if they do."""
-    now, then = read_object(folder / "evaluation.json"), read_object(before / "evaluation.json")
-    records = [read_record(folder)["depends_on"], read_record(before)["depends_on"]]
+def _difference(now: Mapping[str, Any], then: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """Why two evaluations do not compare; empty if they do. records: what they depend on."""
     options = [one["component"]["options"] for one in records]
     if options[0].get("prompts") != options[1].get("prompts"):
         return "the prompts have changed"
@@ -119,29 +118,32 @@ def _difference(folder: Path, before: Path) -> str:
 
 def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> list[Group]:
     """The prompts that both evaluations have, with the answers of both results, whose sources are `now` and `then`."""
-    then = {_key(group): group for group in _groups(before)}
+    then = _groups(before)
     return [
         replace(
             group,
             responses=tuple(
                 replace(response, source=source, scores={name: response.scores.get(name) for name in rewards})
-                for source, one in zip(_SOURCES, (group, then[_key(group)]), strict=True)
+                for source, one in zip(_SOURCES, (group, then[key]), strict=True)
                 for response in answers_of(one, policy)
             ),
         )
-        for group in _groups(folder)
-        if _key(group) in then
+        for key, group in _groups(folder).items()
+        if key in then
     ]
 
 
-def _groups(folder: Path) -> list[Group]:
-    """The answers to the prompts, and the scores of held-out examples."""
-    files = [folder / name for name in ("samples.jsonl", "held_out.jsonl")]
-    return [group_from_json(row) for file in files for row in each_object(file)]
-
-
-def _key(group: Group) -> str:
-    return repr((group.prompt, sorted(group.meta.items())))
+def _groups(folder: Path) -> dict[str, Group]:
+    """The answers to the prompts, and the scores of held-out examples, of which several may have one prompt."""
+    found: dict[str, Group] = {}
+    counts = Counter[str]()
+    for name in ("samples.jsonl", "held_out.jsonl"):
+        for row in each_object(folder / name):
+            group = group_from_json(row)
+            words = repr((group.prompt, sorted(group.meta.items())))
+            counts[words] += 1
+            found[f"{counts[words]} {words}"] = group
+    return found
 
 
 def _compared(groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
     pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]
     if card["no_judge"]:
         return f"warning: {name}: {card['no_judge']}"
-    if sum(card["unjudged"].values()) == pairs:
+    silent = sum(card["unjudged"].values())
+    if silent == pairs:
         return f"{name} has no verdict on any of {pairs:,} pairs."
     if people:
         agreed = statistics.shown(people["same"], percent=True)
@@ -95,6 +96,8 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
         order = swayed
     if order["mean"] is not None:
         told += f"; the order of the answers decides {statistics.shown(order, percent=True)}"
+    if silent:
+        told += f"; no verdict on {silent:,} ({', '.join(card['unjudged'])})"
     return f"{told}."
 
 

@@ -162,14 +162,12 @@ def doubts(summary: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Verd
     yield from no_judges(summary)
     notes = summary.get("notes") or ()
     yield from (note.removeprefix("warning: ") for note in notes if note.startswith("warning: "))
-    judges = [row for row in rows if row.kind == "judge" and not row.column]
-    for row in judges:
-        yield from _of_preference(row, rows)
+    for row in rows:
+        if row.kind == "judge" and not row.column:
+            yield from _of_preference(row, rows)
     for verdict in found:
         yield from _of_verdict(verdict, rows)
     yield from _of_answers(summary)
-    for row in judges:
-        yield from _of_judge(row, summary["judged"][row.policy][row.metric])
 
 
 def no_judges(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -227,12 +225,3 @@ def _of_answers(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"many answers are truncated: {', '.join(cut)}"
     if left_out := summary.get("left_out"):
         yield f"{left_out} prompts do not count, because they and their answers do not fit"
-
-
-def _of_judge(row: Row, result: Mapping[str, Any]) -> Iterator[str]:
-    """What a judge did with the comparisons of a policy. result: of evaluation.json."""
-    reasons = {why: count for why, count in mapping(result.get("unjudged")).items() if count}
-    if reasons:
-        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-        asked = f"{sum(reasons.values()):,} of {result.get('comparisons'):,} comparisons of {row.policy}"
-        yield f"{row.metric} gave no verdict on {asked} ({why}); they do not count"

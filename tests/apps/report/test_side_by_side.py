@@ -157,6 +157,24 @@ def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: 
     assert found["length"]["difference"]["mean"] == 0.0
 
 
+def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -> None:
+    from alignkit_apps.report.side_by_side import _compared, _joined
+
+    for folder in ("now", "then"):
+        (tmp_path / folder).mkdir()
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": "q"}],
+                "responses": [{"text": "", "source": "a", "scores": {"x": x}}],
+            }
+            for x in (1.0, 0.0, 1.0, 0.0)
+        ]
+        (tmp_path / folder / "held_out.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    groups = _joined(tmp_path / "now", tmp_path / "then", "a", ["x"])
+    found = _compared(groups, ["x"], {"x": {}})["x"]
+    assert len(groups) == 4 and (found["wins"], found["losses"], found["ties"]) == (0, 0, 4)
+
+
 def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["align@ppo", "align"]
     recipe = write_recipe(swapped.parent, names)

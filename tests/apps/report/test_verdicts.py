@@ -46,7 +46,6 @@ def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
         "1 answers of align have no score by helpful and do not count",
         "many answers are truncated: 50% of sft, 50% of align",
         "1 prompts do not count, because they and their answers do not fit",
-        "local_judge gave no verdict on 4 of 40 comparisons of align (refused 3, unreadable 1); they do not count",
     ]
     bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
     assert doubted(bad)[0] == f"local_judge: {NONE}"

@@ -254,7 +254,9 @@ class Evaluate(Step):
         summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         if held_out:
-            summary = examples.added(summary, held_out, self.baseline, short_names(self._readers))
+            summary["notes"] += filter(None, [training_data_note(context, self._readers, held_out, "examples")])
+            learned = {policy: bool(trained_prompts(context, policy, held_out)) for policy in self._readers}
+            summary = examples.added(summary, held_out, self.baseline, short_names(self._readers), learned)
             write_groups(context.out / "held_out.jsonl", held_out)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
@@ -273,8 +275,6 @@ class Evaluate(Step):
         if self.options.examples is None:
             return []
         groups = examples.usable(context.load(self.options.examples))
-        if note := training_data_note(context, self._readers, groups, "examples"):
-            context.say(f"{context.out.name}: {note}")
         return examples.measured(groups, self._readers, context)
 
     def _verdicts(

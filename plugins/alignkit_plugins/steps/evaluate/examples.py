@@ -24,7 +24,7 @@ PAIRS, LONGER, SHORTER = "pairs right", "pairs right, better is longer", "pairs 
 TOKENS, LOSS = "next tokens right", "next-token loss"
 METRICS = (PAIRS, LONGER, SHORTER, TOKENS, LOSS)
 
-Scores = list[dict[str, float]]  # of each example, by metric
+Scores = list[dict[str, float | None]]  # of each example, by metric
 
 
 def usable(groups: Sequence[Group]) -> list[Group]:
@@ -61,10 +61,12 @@ def measured(groups: Sequence[Group], policies: Sequence[str], context: StepCont
             responses = [Response(text="", source=name, scores=_all(scores)) for name, scores in own.items()]
             meta = {**group.meta, UNIT: opening(group, None)}
             scored.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
+    if dropped := len(groups) - len(scored):
+        context.say(f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in max_length")
     return scored
 
 
-def _all(scores: Mapping[str, float]) -> dict[str, float | None]:
+def _all(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: scores.get(name) for name in METRICS}
 
 
@@ -87,10 +89,11 @@ def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) ->
 
 
 def _pairs(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
-    if not groups:
-        return []
-    ours, theirs = (iter(context.models[one].logprobs(groups)) for one in (role, context.base_of(role) or role))
-    scores = []
+    base = context.base_of(role) or role
+    if base == role != "base":  # a whole model of its own, whose base model is not known
+        return [dict.fromkeys(METRICS) for _ in groups]
+    ours, theirs = (iter(context.models[one].logprobs(groups)) for one in (role, base))
+    scores: Scores = []
     for group in groups:
         logprobs = [(next(ours), next(theirs)) for _ in group.responses]
         gains = [float(own.double().sum() - base.double().sum()) for own, base in logprobs]
@@ -98,7 +101,7 @@ def _pairs(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
     return scores
 
 
-def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> dict[str, float]:
+def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> dict[str, float | None]:
     """gains: of the responses, their log-probabilities against those by the base model. lengths: in tokens."""
     found: dict[str, list[float]] = {}
     for pair in resolved_pairs(group):
@@ -118,10 +121,12 @@ def added(
     groups: Sequence[Group],
     baseline: str | None,
     names: Mapping[str, str],
+    learned: Mapping[str, bool],
 ) -> dict[str, Any]:
     """The contents of evaluation.json with the metrics of examples before all others.
 
-    groups: of `measured`. names: how `summary` names each policy.
+    groups: of `measured`. names: how `summary` names each policy. learned: whether a policy was
+    trained on one of the prompts.
     """
     scores = [response.scores for group in groups for response in group.responses]
     metrics = [name for name in METRICS if any(one[name] is not None for one in scores)]
@@ -130,7 +135,7 @@ def added(
     for policy, short in names.items():
         means = {name: _mean(groups, policy, name) for name in metrics}
         policies[short] = {**policies[short], "rewards": {**means, **policies[short]["rewards"]}}
-        trained[short] = {**dict.fromkeys(metrics, False), **trained[short]}
+        trained[short] = {**dict.fromkeys(metrics, learned[policy]), **trained[short]}
         if baseline is not None and policy not in (baseline, "base"):
             against[short] = {**_against(groups, policy, baseline, metrics), **against.get(short, {})}
             if baseline != "base" and "base" in names:
