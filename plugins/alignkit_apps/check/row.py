@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ class Inspection:
     turns: Turns
     notes: Sequence[str] = ()
     tokens: Sequence[Tokens] = ()
-    questions: Sequence[tuple[str, str]] = field(default=())
+    questions: Turns = ()
 
 
 def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:

@@ -29,7 +29,7 @@ BINS = {"preferred_safe": "only the better one is safe", "both_safe": "both are 
 
 class _Submitted(StrictModel):
     uuid: str
-    kind: Literal["label", "skip", "flag", "adjudicate"]
+    kind: Literal["label", "skip", "flag"]
     item: str
     revision: int
     shown: list[str] = Field(max_length=9)
@@ -38,8 +38,8 @@ class _Submitted(StrictModel):
     seconds: float | None = None
 
 
-class _Nothing(StrictModel):
-    pass
+class _Settled(_Submitted):
+    kind: Literal["adjudicate"]  # type: ignore[assignment]
 
 
 @dataclass
@@ -55,8 +55,7 @@ class LabelApi:
     what_next: Callable[[Store], str] = lambda store: ""
 
     def next(self, annotator: str, message: Any) -> State:
-        """The item to label now."""
-        read(_Nothing, message)
+        """The item to label now. The message says nothing."""
         state = self._next(annotator)
         state["todo"]["adjudicate"] = bool(disputes(self.store, annotator))
         return state
@@ -64,8 +63,6 @@ class LabelApi:
     def submit(self, annotator: str, message: Any) -> State:
         """Store a label, a skip or a flag, and return the next item. The same message again changes nothing."""
         sent = read(_Submitted, message)
-        if sent.kind == "adjudicate":
-            raise BadLabel("adjudicate on the page for it")
         exam = qualification(self.store, annotator, self.qualify)
         if not exam.passed and self.store.item(sent.item).item.gold is None:
             raise BadLabel(_closed(exam) if exam.failed else "some other items come first; reload the page")
@@ -102,15 +99,12 @@ class LabelApi:
     # Adjudication
 
     def next_dispute(self, annotator: str, message: Any) -> State:
-        """The first item that this person should adjudicate, with what everyone said."""
-        read(_Nothing, message)
+        """The first item that this person should adjudicate, with what everyone said. The message says nothing."""
         return self._dispute(annotator)
 
     def adjudicate(self, annotator: str, message: Any) -> State:
         """Store the label that settles an item, and return the next item."""
-        sent = read(_Submitted, message)
-        if sent.kind != "adjudicate":
-            raise BadLabel("expected an adjudication")
+        sent = read(_Settled, message)
         own = "SELECT 1 FROM current WHERE item = ? AND annotator = ? AND kind = 'label'"
         if self.store.rows(own, sent.item, annotator):
             raise BadLabel("you labeled this item, so somebody else settles it")

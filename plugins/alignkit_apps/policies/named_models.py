@@ -94,14 +94,12 @@ def _of_stage(source: Source) -> NamedModel:
     return _whole(source.folder.resolve(), spec, source.is_reward, source.label, rollout)
 
 
-def _whole(
-    folder: Path, spec: Mapping[str, Any], reward: bool, label: str, rollout: Mapping[str, Any] | None = None
-) -> NamedModel:
+def _whole(folder: Path, spec: Mapping[str, Any], reward: bool, label: str, rollout: Mapping[str, Any]) -> NamedModel:
     """A whole model: a base of its own, or a reward model that needs none."""
     if reward:
         return NamedModel({}, folder, True, label)
     own = {key: value for key, value in spec.items() if key not in _NOT_OF_WHOLE}
-    return NamedModel({**own, "base": str(folder)}, label=label, rollout=rollout or {})
+    return NamedModel({**own, "base": str(folder)}, label=label, rollout=rollout)
 
 
 def _spec_of(source: Source) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def _of_folder(folder: Path) -> NamedModel:
         spec = {"base": base_name(folder), "revision": saved.get("revision"), "lora": lora}
         return NamedModel(_plain(ModelSpec.model_validate(spec)), folder, has_score(folder), folder.name)
     if is_file(folder / CONFIG):
-        return _whole(folder, {}, has_score(folder), folder.name)
+        return _whole(folder, {}, has_score(folder), folder.name, {})
     inner = next((name for name in ("adapter", "model") if is_dir(folder / name)), None)
     help = f"did you mean {folder / inner}?" if inner else WORDS
     refuse(f"folder {folder} holds neither an adapter ({ADAPTER}) nor a model ({CONFIG})", help)

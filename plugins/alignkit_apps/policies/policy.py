@@ -19,7 +19,7 @@ from alignkit.kinds import launcher
 from alignkit.models.models import LoadedBase, Models, RolePolicy
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec
 from alignkit.registry import Component, Registry
-from alignkit.reward import REWARD_KEY, Context, Progress, no_progress
+from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.bases import RunBase
 from alignkit.runs.fingerprint import RunData
 from alignkit.sampling import Sampling
@@ -133,7 +133,13 @@ def opened(
             refuse(f"--out {out}: the file is JSON lines, and never the one that is read", "name a new FILE.jsonl")
         data, progress = RunData(Path, recipe.seed).read(words.data).groups, reporter.progress
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
-        models = Models(lambda name: _load(RunBase(name, recipe, reporter, download=True), should_stop, progress))
+
+        def load(name: str) -> LoadedBase:
+            base = RunBase(name, recipe, reporter, download=True).load(Path, should_stop)
+            base.max_length, base.progress = base.model.context, progress
+            return base
+
+        models = Models(load)
         models.enter([each for each in named.references.values() if each != BASE and not is_file(Path(each) / ADAPTER)])
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
@@ -152,12 +158,6 @@ def opened(
         sampling = sampling_of(named.policies.values(), words.sampling)
         scorers = [Rewards(reward, context) for reward in words.rewards]
         yield Opened(policies, scorers, words.rewards, sampling, data)
-
-
-def _load(found: RunBase, should_stop: Callable[[], None], progress: Progress) -> LoadedBase:
-    base = found.load(Path, should_stop)
-    base.max_length, base.progress = base.model.context, progress
-    return base
 
 
 def sampling_of(models: Iterable[NamedModel], overrides: Sampling) -> Sampling:

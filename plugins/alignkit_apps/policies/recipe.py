@@ -163,13 +163,17 @@ def rollout_of(policies: Iterable[NamedModel]) -> dict[str, Any]:
 
 def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, limit: int | None = None) -> Any:
     """The recipe of `alignkit evaluate` as plain data. baseline: one of the words."""
-    step: dict[str, Any] = {"step": "evaluate", "policies": list(named.references.values()), "rewards": named.rewards}
-    step |= {"judges": named.judges} if named.judges else {}
-    step |= {"prompts": _value(prompts)}
-    sampling = rollout_of(named.policies.values())
-    step |= {"sampling": sampling} if sampling else {}
-    step |= {"baseline": named.references[baseline]} if baseline is not None else {}
-    step |= {"limit": limit} if limit is not None else {}
+    keys = {
+        "step": "evaluate",
+        "policies": list(named.references.values()),
+        "rewards": named.rewards,
+        "judges": named.judges,
+        "prompts": _value(prompts),
+        "sampling": rollout_of(named.policies.values()),
+        "baseline": None if baseline is None else named.references[baseline],
+        "limit": limit,
+    }
+    step = {key: value for key, value in keys.items() if value}
     return {"name": STAGE, "model": named.spec, "stages": {STAGE: step}}
 
 

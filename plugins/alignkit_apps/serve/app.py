@@ -56,7 +56,7 @@ class Endpoint:
             Route("/v1/consent", self.consent, methods=["GET", "POST"]),
             Route("/v1/feedback", self.feedback, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = {RequestError: _refused, Refused: _no_json, HTTPException: _not_found}
+        handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _not_found}
         guard = Middleware(Guard, address=address, token=token)
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
 
@@ -212,14 +212,11 @@ def _request_error(error: Exception) -> RequestError:
     return RequestError(400 if isinstance(error, DataError) else 500, str(error) or repr(error))
 
 
-async def _refused(received: Received, error: RequestError) -> Response:
+async def _refused(received: Received, error: Refused) -> Response:
+    if not isinstance(error, RequestError):
+        error = RequestError(error.status, str(error), code="request_too_large" if error.status == 413 else None)
     headers = {"Retry-After": "1"} if error.status == 503 else None
     return JSONResponse(error.body(), error.status, headers)
-
-
-async def _no_json(received: Received, error: Refused) -> Response:
-    code = "request_too_large" if error.status == 413 else None
-    return await _refused(received, RequestError(error.status, str(error), code=code))
 
 
 async def _not_found(received: Received, error: HTTPException) -> Response:

@@ -17,6 +17,7 @@ from alignkit.errors import BadRow
 from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit_apps.policies.streaming import Answer
+from alignkit_apps.web.guard import Refused
 from alignkit_plugins.data.columns import read_message
 
 DONE = "data: [DONE]\n\n"
@@ -40,17 +41,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier")
 
 
-class RequestError(Exception):
+class RequestError(Refused):
     """A request that cannot be answered. status: of HTTP. param: the key that is wrong. code: for programs."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        super().__init__(status, message)
+        self.param, self.code = param, code
 
     def body(self) -> dict[str, Any]:
         """OpenAI's JSON of an error."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 class StreamOptions(Options):

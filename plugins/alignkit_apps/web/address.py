@@ -53,10 +53,13 @@ class Address:
         print(printable(text), file=sys.stderr)
 
 
+THIS_MACHINE = Address()
+
+
 def address_of(host: str | None) -> Address:
     """The address that `--host` names: this machine's own by default. Raises RecipeError for one that is none."""
     if host is None or host in HOSTS:
-        return Address()
+        return THIS_MACHINE
     public = host.rstrip("/") if host.startswith("https://") else ""
     name = host_name(public.removeprefix("https://") or (f"[{host}]" if ":" in host else host))
     with suppress(ValueError):

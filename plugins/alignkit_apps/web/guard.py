@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from alignkit_apps.web.address import Address, host_name
+from alignkit_apps.web.address import THIS_MACHINE, Address, host_name
 
 MOST_BYTES = 1 << 20  # of a request
 MOST_SESSIONS = 1000
@@ -61,7 +61,7 @@ class Sessions:
     """
 
     annotators: Sequence[str]
-    address: Address = Address()
+    address: Address = THIS_MACHINE
     links: dict[str, str] = field(default_factory=dict)  # annotator -> token
     _known: dict[str, Session] = field(default_factory=dict)  # cookie -> session
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from alignkit import errors
 from alignkit.errors import refuse
 from alignkit.io.text import printable
-from alignkit_apps.web.address import HOST, Address
+from alignkit_apps.web.address import THIS_MACHINE, Address
 from alignkit_plugins.people.records import check_annotator
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def annotators_of(named: Sequence[str] | None) -> list[str]:
     return names or ["annotator"]
 
 
-def listening(port: int | None, address: Address | None = None) -> socket.socket:
+def listening(port: int | None, address: Address = THIS_MACHINE) -> socket.socket:
     """A socket on a free port, or on the first one if a proxy in front of the page has to know it.
 
     Raises RecipeError if the port that was asked for is taken, or the host is another's.
     """
-    host, ports = (address.host, 1 if address.public else PORTS) if address else (HOST, PORTS)
+    host, ports = address.host, 1 if address.public else PORTS
     tried = [port] if port is not None else range(PORT, PORT + ports)
     for number in tried:
         try:

@@ -53,8 +53,10 @@ def units_of(groups: Sequence[Group], kind: Kind) -> Iterator[Unit]:
     response: each response, and each assistant turn before it. Raw text has no prompt, and is a response.
     """
     if kind == "row":
-        texts = [normalized(text) for group in groups for text in _texts(group)]
-        yield Unit(0, PART.join(texts))
+        texts: list[str] = []
+        for group in groups:
+            texts += [said(group.prompt), *(said(_turns(response)) for response in group.responses)]
+        yield Unit(0, PART.join(map(normalized, texts)))
         return
     for group in groups:
         turns = [turn for turn in group.prompt if turn["role"] != "system"]
@@ -69,11 +71,6 @@ def units_of(groups: Sequence[Group], kind: Kind) -> Iterator[Unit]:
                 text = normalized(said([turn]))
                 if len(text) >= LEAST:
                     yield Unit(number, text)
-
-
-def _texts(group: Group) -> Iterator[str]:
-    yield said(group.prompt)
-    yield from (said(_turns(response)) for response in group.responses)
 
 
 def _turns(response: Response) -> Sequence[Message]:

@@ -109,14 +109,15 @@ class _Lineage:
     def _marks(self, value: Any) -> Marks:
         """The models and plugins that rate, without combinations, which only add up."""
         found = set()
+        components = [component for component in specs(value, Component) if component.kind == "judge"]
         for spec in specs(value, RewardSpec):
             if spec.kind == "stage":
                 found.add(f"model {self.run / spec.name.partition('@')[0]}")
             elif spec.kind == "folder":
                 found.add(f"model {stage_folder(Path(spec.name))}")
-        rewards = [spec.component for spec in specs(value, RewardSpec) if spec.kind == "reward" and spec.component]
-        judges = [component for component in specs(value, Component) if component.kind == "judge"]
-        for component in (*rewards, *judges):
+            elif spec.kind == "reward" and spec.component is not None:
+                components.append(spec.component)
+        for component in components:
             others = [part for part in specs(component.options, Component) if part.kind in ("reward", "judge")]
             if not others and not specs(component.options, RewardSpec):  # else it only passes on what these say
                 grader = getattr(component.options, "grader", component.name)

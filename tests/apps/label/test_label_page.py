@@ -105,7 +105,7 @@ def test_skips_and_flags(ada: Page, store: Store) -> None:
         ({"item": "none"}, "no item"),
         ({"uuid": "1"}, "uuid"),
         ({"seconds": -1.0}, "seconds"),
-        ({"kind": "adjudicate"}, "adjudicate"),
+        ({"kind": "adjudicate"}, "kind"),
         ({"kind": "consent"}, "kind"),
         ({"revision": "1"}, "revision"),
     ],
