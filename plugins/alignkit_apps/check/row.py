@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignkit.algorithm import Algorithm, ExternalTrainer, Trains
 from alignkit.calls import call, create
@@ -163,8 +163,8 @@ def _turns(group: Group) -> Iterator[tuple[str, str]]:
 
 def _columns(group: Group) -> list[str]:
     """The row's other columns, which rewards can read."""
-    columns: dict[str, Any] = dict(group.meta)
-    return [f"other columns: {', '.join(f'{name}: {value!r:.200}' for name, value in columns.items())}"] * bool(columns)
+    columns = ", ".join(f"{name}: {value!r:.200}" for name, value in group.meta.items())
+    return [f"other columns: {columns}"] if columns else []
 
 
 # For people

@@ -96,11 +96,9 @@ class Browsed:
     def _line(self, at: int) -> dict[str, Any]:
         row = self.rows[at]
         text = row.bad or " ".join(one.text for one in _said(row)[:1])
-        return {"where": visible(str(row)), "preview": visible(shortened(text)), "fault": self._fault(at)}
-
-    def _fault(self, at: int) -> str:
         fault = self.faults.get(at)
-        return visible(f"{fault.rule.replace('_', ' ')}: {fault.reason}") if fault else ""
+        why = visible(f"{fault.rule.replace('_', ' ')}: {fault.reason}") if fault else ""
+        return {"where": visible(str(row)), "preview": visible(shortened(text)), "fault": why}
 
     def _row(self, at: int) -> dict[str, Any]:
         row = self.rows[at]

@@ -192,7 +192,7 @@ def _cleaned(part: Part, options: Any, recipe: Recipe) -> Part:
 def _role(recipe: Recipe, stage: Stage, spec: DataSpec) -> str:
     """What a stage does with an entry; if it makes rows of it, what the stages do that read these."""
     keys = next((keys for options in (stage.settings, stage.component.options) if (keys := keys_of(options, spec))), ())
-    names = {str(key): key for key in keys}
+    names = set(map(str, keys))
     if "gold" in names:
         return "gold"
     if "validation" in names:

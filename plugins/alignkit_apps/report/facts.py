@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -95,7 +94,6 @@ class _Gathering:
         dropped = self.each(lambda name: stages.dropped(name, self.records[name]))
         self.warn_of_stages(stage_rows, dropped)
         last = self.starts[-1] if self.starts else {}
-        text = read_text(self.folder / RECIPE)
         return {
             "alignkit": alignkit.__version__,
             "run": self.run(stage_rows, last),
@@ -105,7 +103,6 @@ class _Gathering:
             "reproduce": {
                 "command": str(last.get("command") or ""),
                 "again": f"alignkit run {self.folder.resolve() / RECIPE} --out NEW-FOLDER",
-                "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "seed": self.recipe.get("seed", 0),
                 "versions": self.versions(),
                 "machine": {name: last[name] for name in MACHINE if last.get(name) is not None},
@@ -126,7 +123,7 @@ class _Gathering:
             "dropped": dropped,
             "reports": self.each(self.reports),
             "parts": self.parts_of_plugins(),
-            "recipe": text,
+            "recipe": read_text(self.folder / RECIPE),
             "files": stages.files_of(self.folder, self.records),
         }
 

@@ -44,7 +44,6 @@ def stage_facts(
         "state": "damaged" if damaged else _state(record, rows, folder.name in reused),
         "about": _about(written, record, kind),
         "seconds": number(record.get("seconds")),
-        "hash": str(record.get("hash") or ""),
         "bytes": size_of(folder),
         "lines": len(rows),
         "tokens_per_second": statistics.median(rates) if rates else None,
