@@ -36,7 +36,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 # What the house may hold: tokens of statements (see `tokens_of`), names and slots of the recipe schema, commands and
 # flags of the command line, and bytes of the files that are no Python. A number is a step's budget, never today's size.
 BUDGETS = {
-    "plugins": 259_000,  # with what the kernel loads by name
+    "plugins": 256_000,  # with what the kernel loads by name
     "alignkit and plugins": 440_000,
     "all Python but tests": 575_000,
     "tests": 640_000,
