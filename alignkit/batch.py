@@ -189,7 +189,7 @@ class Pairs:
         return times.index_add(0, self.worse, 1 - self.p)
 
     def right(self, x: Tensor) -> Tensor:
-        """Whether `x` [R] is higher for the likelier better response: 1 or 0 [P], 0.5 of a tie; NaN if p is 0.5.
+        """Whether `x` [R] is higher for the likelier better response: 1 or 0 [P]; NaN if p is 0.5.
 
         Args:
             x: [R].
@@ -197,7 +197,7 @@ class Pairs:
         from alignkit.functional import right_order
 
         better, worse = self.take(x)
-        right = right_order(better, worse, "half").where(self.p > 0.5, right_order(worse, better, "half"))
+        right = right_order(better, worse).where(self.p > 0.5, right_order(worse, better))
         return right.masked_fill(self.p == 0.5, float("nan"))
 
     def metrics(self, rewards: Tensor) -> dict[str, Term]:

@@ -79,9 +79,8 @@ class DataSource(Options):
     )
     part: Part | None = Field(
         default=None,
-        description="rows to read: with validation, `training` or `validation` (default: both, where an algorithm "
-        "measures the loss of the latter); or a share of the conversations, such as [0.2, 0.6], by a digest of what "
-        "the user says first",
+        description="rows to read: with validation, `training` or `validation` (default: both); or a share of the "
+        "conversations by their first message, such as [0.2, 0.6]",
     )
     group: str | None = Field(
         default=None,

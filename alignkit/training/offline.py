@@ -55,6 +55,9 @@ class DatasetTrainer(Trainer):
         self.restore()
         if self.validation is not None and not self.learner.steps:
             self.held_out.start = self._measure(self.validation)[1]
+            if self.algorithm.needs.reference_logprobs and self.reference_name == self.start:
+                # Of a policy that equals its reference all pairs are ties: as good as chance.
+                self.held_out.start["accuracy"] = [0.5] * len(self.validation.groups)
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             try:

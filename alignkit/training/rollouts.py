@@ -71,29 +71,31 @@ class PromptSource:
         self.extra = state["extra"]
         if ahead := state.get("ahead"):
             number = ahead["number"]
-            self.request = self.ask(number, lag=1, complete=ahead)
+            self.request = self.ask(self.draw(number), number, lag=1, complete=ahead)
 
-    def ask(self, number: int, first: int = 0, count: int | None = None, **more: Any) -> Request:
-        """The current policy's responses to prompts of an iteration, from 1.
+    def draw(self, number: int, first: int = 0, count: int | None = None) -> list[Group]:
+        """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources.
 
-        Prompts are drawn in shuffled epochs over all of them, or by the weights of their sources. first: those of this
-        iteration that were drawn before. count: default: `per_iteration`.
+        first: prompts of this iteration that were drawn before. count: default: `per_iteration`.
         """
         # Positions run through all iterations, so a resumed run draws the same prompts.
         start = (number - 1) * self.per_iteration + self.extra + first
-        prompts = [self.prompts[self.draws.at(start + place)] for place in range(count or self.per_iteration)]
+        return [self.prompts[self.draws.at(start + place)] for place in range(count or self.per_iteration)]
+
+    def ask(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
         path = self.context.name, "rollout", number
         samples = self.context.settings.rollout.samples_per_prompt
         return Request(self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more)
 
     def samples(self, number: int, first: int, count: int) -> Request:
         """Complete samples, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
-        request = self.request or self.ask(number, first, count)
+        request = self.request or self.ask(self.draw(number, first, count), number, first)
         request.result()
         self.request = None
         settings = self.context.settings
         if settings.rollout.ahead and number < settings.iterations:
-            self.request = self.ask(number + 1, lag=1)
+            self.request = self.ask(self.draw(number + 1), number + 1, lag=1)
         return request
 
     def wait(self, *, stopped: bool) -> None:

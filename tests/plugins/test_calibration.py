@@ -227,7 +227,7 @@ def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> Non
     (line,) = [
         line for line in text.splitlines() if line.strip().startswith("confidence when wrong") and "+" not in line
     ]
-    assert line.split()[3] == "0.25" and "0.875 [" in line and "careful (baseline)" in text
+    assert line.split()[3] == "0.25" and "0.87 [" in line and "careful (baseline)" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary
 
 

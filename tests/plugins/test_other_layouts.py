@@ -110,7 +110,7 @@ def test_the_yaml_that_an_error_names_reads_the_row(row: Any, ways: list[list[st
         read(tmp_path / "d.jsonl", json.dumps(row))
     lines = re.findall(r"^  data: (\{.*\})  # (\w+)", str(error.value), re.MULTILINE)
     loaded = [read(tmp_path / "d.jsonl", json.dumps(row), columns=yaml.safe_load(line)["columns"]) for line, _ in lines]
-    assert [said(each.groups[0]) for each in loaded] == ways
+    assert [said(each.groups[0]) for each in loaded][: len(ways)] == ways  # the likeliest first
     assert [each.sources[0].format for each in loaded] == [name for _, name in lines]
     if "choices" in row:
         with pytest.raises(DataError, match="column 'choices' means something in other tools"):

@@ -8,7 +8,6 @@ import pytest
 
 from alignkit import cli
 from alignkit.report import Report, Table
-from alignkit_apps.report.events import _printed as printed
 
 REPORT = Report(["notes", Table("means", ["", "sft"], [["helpful", "0.1 [0.0, 0.2]"]])])
 RECIPE = """
@@ -29,14 +28,6 @@ class Reported(Step):
 def register(add):
     add("step", "reported", Reported, "a report")
 """
-
-
-def test_what_is_printed_is_laid_out_again_and_the_text_is_below() -> None:
-    record = {"name": "x", "report": REPORT.plain(), "text": "next: x"}
-    assert printed(record, 80) == f"{REPORT.text(80)}\n\nnext: x"
-    assert printed(record, 15) == f"{REPORT.text(15)}\n\nnext: x" != printed(record, 80)
-    assert printed({"name": "x", "text": "only"}, 80) == "only"
-    assert printed({"name": "x", "text": ""}, 80) == ""
 
 
 def test_a_step_reports_to_a_pipe_in_80_columns_also_when_it_is_reused(
