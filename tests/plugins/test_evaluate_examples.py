@@ -87,6 +87,15 @@ def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(tmp_p
     assert [response.scores[PAIRS] for response in examples.measured([group], ["base"], told)[0].responses] == [0.5]
 
 
+def test_the_base_model_reads_the_pairs_once(tmp_path: Path) -> None:
+    told, read = context(tmp_path), list[str]()
+    for name, model in told.models.items():
+        model.logprobs = lambda groups, name=name, own=model.logprobs: [read.append(name), own(groups)][1]
+    group = asked("one?", "aaa", "b", pairs=(Pair(0, 1),))
+    examples.measured([group], ["base", "sft", "dpo"], told)
+    assert sorted(read) == ["base", "dpo", "sft"]
+
+
 def test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs(tmp_path: Path) -> None:
     turned = asked("one?", "a", "b", pairs=(Pair(0, 1, p=0.2),))
     unknown = asked("two?", "a", "b", pairs=(Pair(0, 1, p=0.5), Pair(1, 0, p=0.9)))

@@ -10,7 +10,7 @@ An evaluation on prompts that were trained on says little about others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -210,9 +210,14 @@ def trained_prompts(context: StepContext, model: Any, prompts: Sequence[Group]) 
 
 def training_data_note(context: StepContext, models: Iterable[Any], groups: Sequence[Group], what: str) -> str:
     """A warning of groups that models learned from; empty without any. what: the name of groups, such as `prompts`."""
+    return note_on([trained_prompts(context, model, groups) for model in models], groups, what)
+
+
+def note_on(trained: Iterable[Mapping[str, set[int]]], groups: Sequence[Group], what: str) -> str:
+    """See `training_data_note`. trained: of each model, what `trained_prompts` says."""
     seen: dict[str, set[int]] = {}
-    for model in models:
-        seen |= trained_prompts(context, model, groups)
+    for one in trained:
+        seen |= one
     if not seen:
         return ""
     stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())

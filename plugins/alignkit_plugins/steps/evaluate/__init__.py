@@ -39,7 +39,7 @@ from alignkit_plugins.evaluate.comparison import (
     together,
 )
 from alignkit_plugins.evaluate.judge_card import check_names, judge_names, mapped
-from alignkit_plugins.evaluate.learned_from import learned_by, trained_prompts, training_data_note
+from alignkit_plugins.evaluate.learned_from import learned_by, note_on, trained_prompts, training_data_note
 from alignkit_plugins.evaluate.reward_columns import Column, label, scored_by
 from alignkit_plugins.evaluate.rows import as_csv, rows_of
 from alignkit_plugins.evaluate.sampling import AnswerOptions
@@ -254,8 +254,9 @@ class Evaluate(Step):
         summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
         summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         if held_out:
-            summary["notes"] += filter(None, [training_data_note(context, self._readers, held_out, "examples")])
-            learned = {policy: bool(trained_prompts(context, policy, held_out)) for policy in self._readers}
+            trained = {policy: trained_prompts(context, policy, held_out) for policy in self._readers}
+            summary["notes"] += filter(None, [note_on(trained.values(), held_out, "examples")])
+            learned = {policy: bool(places) for policy, places in trained.items()}
             summary = examples.added(summary, held_out, self.baseline, short_names(self._readers), learned)
             write_groups(context.out / "held_out.jsonl", held_out)
         write_groups(context.out / "samples.jsonl", groups)

@@ -9,9 +9,10 @@ conversation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from alignkit import DataError, Group, Response, StepContext
 from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
@@ -20,11 +21,15 @@ from alignkit.evaluation import statistics
 from alignkit_plugins.evaluate.compared import averages, compare, scale_of, scores_of
 from alignkit_plugins.evaluate.comparison import UNIT, answers_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PAIRS, LONGER, SHORTER = "pairs right", "pairs right, better is longer", "pairs right, better is shorter"
 TOKENS, LOSS = "next tokens right", "next-token loss"
 METRICS = (PAIRS, LONGER, SHORTER, TOKENS, LOSS)
 
 Scores = list[dict[str, float | None]]  # of each example, by metric
+Logprobs = Callable[[str], "Sequence[Tensor]"]
 
 
 def usable(groups: Sequence[Group]) -> list[Group]:
@@ -50,10 +55,13 @@ def measured(groups: Sequence[Group], policies: Sequence[str], context: StepCont
 
     An example that does not fit is dropped for all.
     """
+    compared = [group for group in groups if resolved_pairs(group)]
+    # Cached, because each policy is compared with the base model.
+    logprobs = cache(lambda role: context.models[role].logprobs(compared))
     found = {}
     for policy in policies:
         context.say(f"{context.out.name}: {policy} reads {len(groups)} held-out examples")
-        found[policy] = _scores(groups, policy, context)
+        found[policy] = _scores(groups, compared, policy, logprobs, context)
     scored = []
     for place, group in enumerate(groups):
         own = {policy: scores[place] for policy, scores in found.items()}
@@ -70,11 +78,13 @@ def _all(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: scores.get(name) for name in METRICS}
 
 
-def _scores(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
-    """The scores of one policy; empty for an example that does not fit."""
+def _scores(
+    groups: Sequence[Group], compared: Sequence[Group], role: str, logprobs: Logprobs, context: StepContext
+) -> Scores:
+    """The scores of one policy; empty for an example that does not fit. compared: those of the groups with pairs."""
     alone = [group for group in groups if not resolved_pairs(group)]
-    compared = [group for group in groups if resolved_pairs(group)]
-    demonstrations, pairs = iter(_demonstrations(alone, role, context)), iter(_pairs(compared, role, context))
+    demonstrations = iter(_demonstrations(alone, role, context))
+    pairs = iter(_pairs(compared, role, context.base_of(role) or role, logprobs))
     return [next(pairs if resolved_pairs(group) else demonstrations) for group in groups]
 
 
@@ -88,16 +98,16 @@ def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) ->
     return [{LOSS: loss / average, TOKENS: right / average} if tokens else {} for tokens, loss, right in sums]
 
 
-def _pairs(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
-    base = context.base_of(role) or role
+def _pairs(groups: Sequence[Group], role: str, base: str, logprobs: Logprobs) -> Scores:
+    """logprobs: of all responses of the groups, by a role."""
     if base == role != "base":  # a whole model of its own, whose base model is not known
         return [dict.fromkeys(METRICS) for _ in groups]
-    ours, theirs = (iter(context.models[one].logprobs(groups)) for one in (role, base))
+    both = zip(logprobs(role), logprobs(base), strict=True)
     scores: Scores = []
     for group in groups:
-        logprobs = [(next(ours), next(theirs)) for _ in group.responses]
-        gains = [float(own.double().sum() - base.double().sum()) for own, base in logprobs]
-        scores.append(_of_pairs(group, gains, [len(own) for own, _ in logprobs]))
+        responses = [next(both) for _ in group.responses]
+        gains = [float(ours.double().sum() - theirs.double().sum()) for ours, theirs in responses]
+        scores.append(_of_pairs(group, gains, [len(ours) for ours, _ in responses]))
     return scores
 
 
