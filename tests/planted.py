@@ -126,8 +126,8 @@ PLANTED = {
     ),
     "likeliest_is_any_certain_token": Planted(
         "alignkit/kernels/lm_head.py",
-        "likeliest = (logprobs == 0).to(logprobs)",
-        "likeliest = (logprobs <= 0).to(logprobs)",
+        "likeliest = [(logprobs == 0).to(logprobs)]",
+        "likeliest = [(logprobs <= 0).to(logprobs)]",
         "test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits",
     ),
     "nested_whitened": Planted(

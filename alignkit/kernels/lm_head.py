@@ -128,16 +128,14 @@ def _frozen(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, le
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
     logprobs = shifted.gather(-1, chosen)[:, 0]
-    likeliest = (logprobs == 0).to(logprobs)
-    if of_entropy := entropy not in (False, "likeliest"):
+    likeliest = [(logprobs == 0).to(logprobs)] if entropy == "likeliest" else []
+    if of_entropy := entropy and not likeliest:
         # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would be nan.
         log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)
     exponentials = shifted.exp_()
     total = exponentials.sum(dim=-1, keepdim=True)
-    results, grads = [logprobs.sub_(total.log()[:, 0])], []
+    results, grads = [logprobs.sub_(total.log()[:, 0]), *likeliest], []
     probabilities = exponentials.div_(total)
-    if entropy == "likeliest":
-        results.append(likeliest)
     if of_entropy:
         # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
