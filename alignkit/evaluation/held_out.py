@@ -95,9 +95,14 @@ def learned(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
     told = [_change(name, summary["held_out"][name]) for name in COMPARED if name in (summary.get("held_out") or {})]
     if told:
         told[0] = f"held-out {told[0]}"
-    elif rewards := [row["reward"] for row in rows if isinstance(row.get("reward"), int | float)]:
+    elif rewards := _curve(rows, "reward"):
         told = [f"reward {rewards[0]:.3g} -> {rewards[-1]:.3g} on the prompts that it learned from"]
     return told
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """The values of a metric, without those that are not finite, which are texts."""
+    return [row[metric] for row in rows if isinstance(row.get(metric), int | float)]
 
 
 def _change(name: str, one: Mapping[str, Any]) -> str:
@@ -119,10 +124,10 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         name: _side(held_out[name]["difference"], -1 if name == "loss" else 1) for name in COMPARED if name in held_out
     }
     if not better:
-        return _still([row["reward"] for row in rows if isinstance(row.get("reward"), int | float)])
+        return _still(_curve(rows, "reward"))
     if 1 in better.values():
         return ""
-    losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
+    losses = _curve(rows, "loss")
     part = max(1, len(losses) // 5)
     falls = bool(losses) and statistics.mean(losses[-part:]) < FALLS * statistics.mean(losses[:part])
     worse = [name for name, side in better.items() if side == -1]
