@@ -112,7 +112,7 @@ def _joined(text: str) -> str:
 
 
 def _grid(block: Table, width: int) -> str:
-    """A table in lines, with words and intervals in one piece."""
+    """A table in lines, with intervals, and words of up to half a line, in one piece."""
     from rich import box, table
     from rich.cells import cell_len
     from rich.console import Console
@@ -120,7 +120,8 @@ def _grid(block: Table, width: int) -> str:
     grid = table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, head in enumerate(block.columns):
         words = " ".join(_joined(row[index]) for row in block.rows).split()
-        grid.add_column(_joined(head), overflow="fold", min_width=max(map(cell_len, words), default=1))
+        longest = max(map(cell_len, words), default=1)
+        grid.add_column(_joined(head), overflow="fold", min_width=min(longest, width // 2))
         if index >= block.keys:
             grid.columns[index].justify = "right"
     for row in block.rows:

@@ -164,6 +164,7 @@ def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -
         (tmp_path / folder).mkdir()
         rows = [
             {
+                "alignkit": 1,
                 "prompt": [{"role": "user", "content": "q"}],
                 "responses": [{"text": "", "source": "a", "scores": {"x": x}}],
             }
