@@ -124,10 +124,10 @@ PLANTED = {
         "total - mean",
         "test_held_out.py::test_the_spread_of_the_values_is_that_of_the_ratio",
     ),
-    "likeliest_is_any_certain_token": Planted(
+    "likeliest_is_any_of_equal_tokens": Planted(
         "alignkit/kernels/lm_head.py",
-        "likeliest = [(logprobs == 0).to(logprobs)]",
-        "likeliest = [(logprobs <= 0).to(logprobs)]",
+        "likeliest = [(logits.argmax(dim=-1) == tokens).to(logits)]",
+        "likeliest = [(logits.amax(dim=-1) == logits.gather(-1, tokens[:, None])[:, 0]).to(logits)]",
         "test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits",
     ),
     "nested_whitened": Planted(

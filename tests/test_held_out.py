@@ -53,6 +53,17 @@ def test_examples_of_one_conversation_are_one_draw() -> None:
     assert alone["n"] == together["n"] == 60
 
 
+def test_a_term_of_some_batches_is_its_mean_elsewhere() -> None:
+    whole = {"loss/nll": {place: [2.0, 2.0] for place in range(4)}}
+    assert values_of([{**whole, "loss/extra": {1: [3.0, 6.0]}}])["loss"] == [1.5] * 4
+
+
+def test_an_interval_of_a_share_ends_at_its_bounds() -> None:
+    values = values_of([{"accuracy": {0: [1.0, 1.0], 1: [60.0, 60.0], 2: [9.0, 10.0]}}])
+    found = compared(values, values, [0, 1, 2])["accuracy"]["result"]
+    assert found["low"] < found["mean"] < found["high"] == 1.0
+
+
 def of(start: list[float], result: list[float], metric: str = "loss") -> dict[str, Any]:
     return {"held_out": compared({metric: start}, {metric: result}, list(range(len(start))))}
 

@@ -45,9 +45,10 @@ def values_of(parts: Iterable[Mapping[str, Mapping[int, Sequence[float]]]]) -> d
         for name, own in part.items():
             sums.setdefault(name, {}).update(own)
     found: dict[str, list[float]] = {}
+    places = sorted(set().union(*sums.values()))
     for name, groups in sums.items():
         metric = name.partition("/")[0] if name.startswith("loss/") else name
-        values = _linear([groups[place] for place in sorted(groups)])
+        values = _linear([groups.get(place, (0.0, 0.0)) for place in places])
         known = found.get(metric) or [0.0] * len(values)
         found[metric] = [one + other for one, other in zip(known, values, strict=True)]
     return {name: found[name] for name in COMPARED if name in found}
@@ -74,17 +75,18 @@ def compared(start: Values, result: Values, units: Sequence[Any]) -> dict[str, A
             changes = statistics.differences(result[name], start[name])
             draws = statistics.clustered(changes, units)
             found[name] = {
-                "start": _estimate(start[name], units),
-                "result": _estimate(result[name], units),
+                "start": _estimate(name, start[name], units),
+                "result": _estimate(name, result[name], units),
                 "difference": {**statistics.estimate(draws), "p": statistics.clustered_p(changes, units)},
             }
     return found
 
 
-def _estimate(values: Sequence[float], units: Sequence[Any]) -> statistics.Estimate:
+def _estimate(name: str, values: Sequence[float], units: Sequence[Any]) -> statistics.Estimate:
     draws = statistics.clustered(values, units)
     levels = statistics.levels_of(draws)
-    return {**(statistics.rate(draws, levels=levels) if levels else statistics.estimate(draws)), "n": len(values)}
+    found = statistics.rate(draws, levels=levels) if levels else statistics.estimate(draws)
+    return {**(statistics.of_share(found) if name == "accuracy" else found), "n": len(values)}
 
 
 # What a run says of a stage

@@ -108,6 +108,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     return {"mean": middle, "low": low, "high": high, "n": n}
 
 
+def of_share(found: Estimate) -> Estimate:
+    """An estimate of a share by values that may be outside of 0 and 1, where its interval ends."""
+    if found["low"] is None or found["high"] is None:
+        return found
+    return {**found, "low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
+
+
 def equal(one: float, other: float) -> bool:
     """Whether two numbers differ by no more than rounding, as `alignkit.functional.nearly_equal`, but without torch."""
     return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-12)

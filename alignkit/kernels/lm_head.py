@@ -87,7 +87,7 @@ def _learned(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy) -
     if not entropy:
         return (logprobs,)
     if entropy == "likeliest":
-        return logprobs, (logprobs == log_probabilities.amax(dim=-1)).to(logprobs)
+        return logprobs, (log_probabilities.argmax(dim=-1) == tokens).to(logprobs)
     return logprobs, entropy_of(log_probabilities.detach() if entropy == "reported" else log_probabilities)
 
 
@@ -124,11 +124,12 @@ def _frozen(hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, le
     """
     logits, softcap_grad = _logits(hidden, head)
     chosen = tokens[:, None]
+    # Only one of several equal logits, which bfloat16 makes frequent, is what greedy sampling takes.
+    likeliest = [(logits.argmax(dim=-1) == tokens).to(logits)] if entropy == "likeliest" else []
     # The largest logit becomes 0: exp cannot overflow, and log softmax does not change.
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
     logprobs = shifted.gather(-1, chosen)[:, 0]
-    likeliest = [(logprobs == 0).to(logprobs)] if entropy == "likeliest" else []
     if of_entropy := entropy and not likeliest:
         # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would be nan.
         log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)

@@ -56,10 +56,14 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(frozen: bool, lear
     spec = HeadSpec(head.detach(), bias.detach(), 0.7) if frozen else HeadSpec(head, bias, 0.7)
     best = (hidden @ head.T + bias).argmax(dim=-1)
     tokens[::2] = best[::2]
+    with torch.no_grad():  # the largest logit of the last row, twice: the first token is the likeliest one
+        head[-1], bias[-1] = head[best[0]], bias[best[0]]
+        tokens[0] = len(bias) - 1
     with torch.set_grad_enabled(learns):
         logprobs, likeliest = logprobs_and_entropy(hidden, tokens, spec, entropy="likeliest", chunk=4)
         plain, _ = logprobs_and_entropy(hidden, tokens, spec, chunk=4)
     assert likeliest is not None and likeliest.tolist() == (tokens == best).double().tolist()
+    assert tokens[0] != best[0]
     assert torch.equal(logprobs, plain)
     if learns:
         gradients = [torch.autograd.grad(found.sum(), hidden, retain_graph=True)[0] for found in (logprobs, plain)]

@@ -134,6 +134,8 @@ def test_people_and_a_judge_name_places() -> None:
     found = with_people(judgments, [True, False, True], seed=0)
     assert found is not None and found["questions"] == 4
     assert found["same"]["mean"] == 0.25  # half of the first pair's questions, none of the second one's
+    of_unknown_order = with_people([judgment(0, Verdict(0.9)), judgment(1, Verdict(0.9))], [True, False], seed=0)
+    assert of_unknown_order is not None and of_unknown_order["same"]["mean"] == 0.5
     assert with_people(judgments, [None, None, True], seed=0) is None
 
 

@@ -117,6 +117,24 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
     assert learned_from(folder, raters["length"], recipe) is None
 
 
+@pytest.mark.parametrize(("seed", "known"), [(0, False), (1, True)])
+def test_shares_of_runs_with_other_seeds_overlap(recipe: Recipe, tmp_path: Path, seed: int, known: bool) -> None:
+    """The seed decides which conversations are in a share."""
+    run = tmp_path / "run"
+    run.mkdir()
+    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(": prompts.", f": {tmp_path}/prompts.")
+    text = text.replace(": gold_pairs", f": {tmp_path}/gold_pairs")
+    part = "data: {{path: {}/pairs.jsonl, part: {}}}"
+    (run / RECIPE).write_text(
+        text.replace("data: pairs.jsonl", part.format(tmp_path, [0, 0.5])) + f"seed: {seed}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(TEXT.replace("data: pairs.jsonl", part.format(tmp_path, [0.5, 1])))
+    mine = load_recipe(tmp_path / "recipe.yaml")
+    options: Any = mine.stages["report"].component.options
+    helpful = next(spec for spec in options.rewards if spec.name == "helpful")
+    assert learned_from(str(run / "dpo" / "adapter"), helpful, mine) is known
+
+
 def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
     path = recipe.folder / "recipe.yaml"
     path.write_text(TEXT.replace("{reward: gold}", "{reward: gold, stop: true}"))

@@ -23,7 +23,7 @@ from alignkit_apps.report.tables import (
 from alignkit_plugins.evaluate.judge_card import sentence, trust_tables
 from alignkit_plugins.evaluate.readable import duration, mapping, short, size
 from alignkit_plugins.evaluate.rows import main_rows, rows_of
-from alignkit_plugins.evaluate.tables import comparisons, details, table
+from alignkit_plugins.evaluate.tables import comparisons, details, over, table
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random"}
 SAMPLED = "The largest gains and losses, and some prompts at random. Look for answers that only please the reward."
@@ -99,7 +99,7 @@ def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any])
     yield from (str(one) for one in (notes if isinstance(notes, list) else ()) if not str(one).startswith("warning: "))
     pairs = [pair for pair in facts["swaps"] if pair["stage"] == stage]
     rows = evaluated(facts)[stage]
-    yield table(main_rows(rows), f"mean and 95% interval over {short(summary.get('prompts'))} prompts")
+    yield table(main_rows(rows), over(summary))
     yield from not_compared(pairs)
     for against in (rows, *(rows_of(pair["evaluation"]) for pair in pairs if pair["evaluation"])):
         if (found := comparisons(against)).rows:

@@ -85,7 +85,7 @@ def with_people(judgments: Sequence[Judgment], preferred: Sequence[bool | None],
     """
     answers = []
     for each, first in zip(judgments, preferred, strict=True):
-        for question, p in enumerate(each.named_first):
+        for question, p in enumerate(each.named_first or [each.verdict.p_first]):
             named = side(p)
             if first is not None and named is not None:
                 answers.append((each.unit, 1 if first == (question == 0) else -1, named))

@@ -49,10 +49,11 @@ def learned_by(step: StepContext | StepData) -> Callable[[Any, Any], bool | None
 
 
 class _Lineage:
-    """The marks of a recipe's stages. run: the folder in which they are."""
+    """The marks of a recipe's stages. run: the folder in which they are. seed: of the recipe that asks."""
 
-    def __init__(self, recipe: Recipe, run: Path):
+    def __init__(self, recipe: Recipe, run: Path, seed: int | None = None):
         self.recipe, self.run = recipe, run.resolve()
+        self.seed = recipe.seed if seed is None else seed
 
     def of_policy(self, policy: str) -> Marks | None:
         """Everything that a policy learned from; None if a part of that is not known."""
@@ -63,13 +64,13 @@ class _Lineage:
             return self._of_base()
         if name in self.recipe.stages:
             return self._of_stage(name)
-        return _in_other_run(Path(policy), lambda other, stage: other._of_stage(stage))
+        return self._in_other_run(Path(policy), lambda other, stage: other._of_stage(stage))
 
     def _of_base(self) -> Marks | None:
         """A base learned from nothing of ours, unless another run made it."""
         base = self.recipe.model.base
         made = is_file(stage_folder(Path(base)).parent / RECIPE)
-        return _in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
+        return self._in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
 
     def _of_stage(self, name: str) -> Marks | None:
         of_base = self._of_base()
@@ -92,7 +93,7 @@ class _Lineage:
             names += [before for before in stage.upstream if before not in watched - used]
             found |= self._marks(_teaching(stage))
             if stage.needs is not None and stage.needs.pairs:
-                found |= _pairs_of(stage)
+                found |= self._pairs_of(stage)
         return frozenset(found)
 
     def of_rater(self, rater: Any) -> Marks:
@@ -100,9 +101,9 @@ class _Lineage:
         found = set(self._marks(rater))
         for spec in specs(rater, RewardSpec):
             if spec.kind == "stage":
-                found |= _pairs_of(self.recipe.stages[spec.name.partition("@")[0]])
+                found |= self._pairs_of(self.recipe.stages[spec.name.partition("@")[0]])
             elif spec.kind == "folder":
-                pairs = _in_other_run(Path(spec.name), lambda other, name: _pairs_of(other.recipe.stages[name]))
+                pairs = self._in_other_run(Path(spec.name), lambda run, name: run._pairs_of(run.recipe.stages[name]))
                 found |= pairs or frozenset()
         return frozenset(found)
 
@@ -124,6 +125,28 @@ class _Lineage:
                 found.add(f"{component.kind} {grader} {_which(component)}")
         return frozenset(found)
 
+    def _pairs_of(self, stage: Stage) -> Marks:
+        """The files and hub data sets of a stage's preference data, each hundredth that it reads of them.
+
+        The seed decides which conversations are in a share, so those of another seed may be any.
+        """
+        if stage.settings is None or stage.settings.data is None:
+            return frozenset()
+        found = set()
+        for source in stage.settings.data.sources:
+            low, high = source.part if isinstance(source.part, tuple) and self.recipe.seed == self.seed else (0, 1)
+            name = source.path or source.hub or f"stage {source.stage}"
+            found |= {f"pairs {name} {percent}" for percent in range(round(low * 100), round(high * 100))}
+        return frozenset(found)
+
+    def _in_other_run(self, folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
+        """What `read` finds for the stage of another run that made a model; None if that is not known."""
+        stage = stage_folder(folder)
+        other = _recipe_at(stage.parent)
+        if other is None or stage.name not in other.stages:
+            return None
+        return read(_Lineage(other, stage.parent, self.seed), stage.name)
+
 
 def _which(component: Component) -> str:
     """The model, the file or the words behind a reward or judge. Other options make it no other one."""
@@ -139,27 +162,6 @@ def _teaching(stage: Stage) -> list[Any]:
     monitors = settings.pop("monitors", None) or ()
     settings["monitors"] = [each for each in monitors if getattr(each.options, "stop", True)]
     return [settings, stage.component.options]
-
-
-def _pairs_of(stage: Stage) -> Marks:
-    """The files and hub data sets of a stage's preference data, each hundredth that it reads of them."""
-    if stage.settings is None or stage.settings.data is None:
-        return frozenset()
-    found = set()
-    for source in stage.settings.data.sources:
-        low, high = source.part if isinstance(source.part, tuple) else (0, 1)
-        name = source.path or source.hub or f"stage {source.stage}"
-        found |= {f"pairs {name} {percent}" for percent in range(round(low * 100), round(high * 100))}
-    return frozenset(found)
-
-
-def _in_other_run(folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
-    """What `read` finds for the stage of another run that made a model; None if that is not known."""
-    stage = stage_folder(folder)
-    other = _recipe_at(stage.parent)
-    if other is None or stage.name not in other.stages:
-        return None
-    return read(_Lineage(other, stage.parent), stage.name)
 
 
 def _recipe_at(run: Path) -> Recipe | None:

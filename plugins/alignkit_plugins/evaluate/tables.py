@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from textwrap import wrap
+from typing import Any
 
 from alignkit.report import Table
-from alignkit_plugins.evaluate.readable import shown
+from alignkit_plugins.evaluate.readable import short, shown
 from alignkit_plugins.evaluate.rows import RATED, Row, main_rows
 
 GAP = 2  # characters between columns
@@ -18,6 +19,13 @@ DETAILS = {
     "order": "what the order of two answers does to a judge",
 }
 LOWER = "*"  # marks a metric whose lower values are better
+
+
+def over(summary: Mapping[str, Any]) -> str:
+    """What the numbers of an evaluation's table are over."""
+    examples = summary.get("examples")
+    held_out = f" and {short(examples)} held-out examples" if examples else ""
+    return f"mean and 95% interval over {short(summary.get('prompts'))} prompts{held_out}"
 
 
 def table(rows: Sequence[Row], title: str = "", *, differences: bool = False, width: int | None = None) -> Table:

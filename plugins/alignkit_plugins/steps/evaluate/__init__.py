@@ -275,7 +275,10 @@ class Evaluate(Step):
         """The held-out examples with the scores of each policy; none without the option."""
         if self.options.examples is None:
             return []
-        groups = examples.usable(context.load(self.options.examples))
+        loaded = context.load(self.options.examples)
+        groups, _ = together(examples.usable(loaded), self.options.examples)
+        if others := len(loaded) - len(groups):
+            context.say(f"{context.out.name}: dropped {others} of {len(loaded)} examples: they compare nothing")
         return examples.measured(groups, self._readers, context)
 
     def _verdicts(

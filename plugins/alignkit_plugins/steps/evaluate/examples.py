@@ -67,7 +67,7 @@ def measured(groups: Sequence[Group], policies: Sequence[str], context: StepCont
         own = {policy: scores[place] for policy, scores in found.items()}
         if all(own.values()):
             responses = [Response(text="", source=name, scores=_all(scores)) for name, scores in own.items()]
-            meta = {**group.meta, UNIT: opening(group, None)}
+            meta = {UNIT: opening(group, None), **group.meta}
             scored.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
     if dropped := len(groups) - len(scored):
         context.say(f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in max_length")
@@ -182,7 +182,8 @@ def _better(name: str) -> str:
 def _mean(groups: Sequence[Group], policy: str, name: str) -> dict[str, Any]:
     # By its own scores: those of the base model are ties, which are no shares of hits.
     own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
-    return {**scale_of(own, name).mean(*scores_of(averages(own, policy, name))), "unscored": 0}
+    found = scale_of(own, name).mean(*scores_of(averages(own, policy, name)))
+    return {**(found if name == LOSS else statistics.of_share(found)), "unscored": 0}
 
 
 def _against(groups: Sequence[Group], policy: str, baseline: str, metrics: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from alignkit.report import WIDTH, Block, Report, SideBySide
 from alignkit_plugins.evaluate.comparison import answers_of
 from alignkit_plugins.evaluate.judge_card import sentence
 from alignkit_plugins.evaluate.rows import Row, main_rows
-from alignkit_plugins.evaluate.tables import table
+from alignkit_plugins.evaluate.tables import over, table
 from alignkit_plugins.evaluate.verdicts import verdicts
 
 EXCERPT = 300  # longest text of a sample, in characters
@@ -20,10 +20,9 @@ def report(summary: Mapping[str, Any], rows: Sequence[Row], groups: Sequence[Gro
     """All of it. rows: of the summary. groups: the prompts whose answers are shown."""
     told = [" ".join(verdict.sentences) for verdict in verdicts(rows, summary)]
     told += [sentence(*each) for each in summary.get("judge_cards", {}).items()]
-    title = f"mean and 95% interval over {summary['prompts']:,} prompts"
     blocks: list[Block] = ["\n".join(summary["notes"])]
     blocks += ["\n".join(told)] if told else []
-    blocks.append(table(main_rows(rows), title, width=WIDTH))
+    blocks.append(table(main_rows(rows), over(summary), width=WIDTH))
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
     return Report(blocks)
 
