@@ -125,9 +125,7 @@ def test_shares_of_runs_with_other_seeds_overlap(recipe: Recipe, tmp_path: Path,
     text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(": prompts.", f": {tmp_path}/prompts.")
     text = text.replace(": gold_pairs", f": {tmp_path}/gold_pairs")
     part = "data: {{path: {}/pairs.jsonl, part: {}}}"
-    (run / RECIPE).write_text(
-        text.replace("data: pairs.jsonl", part.format(tmp_path, [0, 0.5])) + f"seed: {seed}\n"
-    )
+    (run / RECIPE).write_text(text.replace("data: pairs.jsonl", part.format(tmp_path, [0, 0.5])) + f"seed: {seed}\n")
     (tmp_path / "recipe.yaml").write_text(TEXT.replace("data: pairs.jsonl", part.format(tmp_path, [0.5, 1])))
     mine = load_recipe(tmp_path / "recipe.yaml")
     options: Any = mine.stages["report"].component.options
