@@ -93,7 +93,7 @@ def run(
     """
     chosen = partial(load, recipe, overrides, only=only, until=until)
     if dry_run:
-        return import_module("alignkit_apps.check.command").checked(chosen(), out)
+        return import_module("alignkit_plugins.recipes.check").checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.runs.start import RANK, launch, start
 

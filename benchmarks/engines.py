@@ -98,7 +98,7 @@ def iteration(job: Job, gate: Gate) -> None:
 def swap(job: Job, gate: Gate) -> None:
     """New weights of the policy. options: `servers`, 0 for only writing the adapter and its version."""
     from alignkit.testing.tiny import add_noise
-    from alignkit_distributed.engine import version_of
+    from alignkit_plugins.processes.engine import version_of
 
     with _policy(job) as (policy, encoder):
         folder = Path(job.adapters) / "written"
@@ -157,7 +157,7 @@ def _say(line: str) -> None:
 @contextmanager
 def _server(job: Job, core: int) -> Iterator[str]:
     """The address of a server that uses one core."""
-    from alignkit_vllm.own_server import OwnServer
+    from alignkit_plugins.vllm.own_server import OwnServer
 
     words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--host", "127.0.0.1", "--port", "{port}"]
     words += ["--dtype", job.dtype, "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]

@@ -21,10 +21,10 @@ from alignkit.data.files import jsonl_rows
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.evaluate.compared import Scale
+from alignkit_plugins.evaluate.judged import preference
+from alignkit_plugins.evaluate.metrics import raters_of
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.evaluate.verdicts import verdicts
-from alignkit_plugins.steps.evaluate.judged import preference
-from alignkit_plugins.steps.evaluate.metrics import raters_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 import alignkit.formats
 import alignkit_plugins.formats.labeled_pairs
-import alignkit_plugins.formats.template.fields
+import alignkit_plugins.formats.template_fields
 from alignkit import hookspecs
 from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins, plugins
@@ -37,14 +37,14 @@ from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
-from alignkit_apps.catalog import new
-from alignkit_apps.catalog.json_schema import schema_text
-from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
-from alignkit_apps.init.copying import summary
-from alignkit_http.server import Server
-from alignkit_plugins.steps.evaluate.metrics import Metric
-from alignkit_plugins.steps.evaluate.variant import Variant
-from alignkit_vllm.importance import Importance
+from alignkit_plugins.ai_feedback.server import Server
+from alignkit_plugins.authors import new
+from alignkit_plugins.evaluate.metrics import Metric
+from alignkit_plugins.evaluate.variant import Variant
+from alignkit_plugins.recipes.copying import summary
+from alignkit_plugins.recipes.json_schema import schema_text
+from alignkit_plugins.recipes.option_table import OptionRow, option_rows, stage_defaults
+from alignkit_plugins.vllm.importance import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 
@@ -90,7 +90,7 @@ def part(what: str) -> str:
         "plugins": plugin_table,
         "formats": format_table,
         "bad rows": lambda: docstring_table(alignkit.formats),
-        "fields": lambda: docstring_table(alignkit_plugins.formats.template.fields),
+        "fields": lambda: docstring_table(alignkit_plugins.formats.template_fields),
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,

@@ -21,15 +21,8 @@ from alignkit.plugins import load_plugins
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignkit"
-PLUGINS = [
-    *sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py")),
-    *sorted((ROOT / "plugins" / "alignkit_vllm").rglob("*.py")),
-]
-APPS = sorted((ROOT / "plugins" / "alignkit_apps").rglob("*.py"))
-HTTP = sorted((ROOT / "plugins" / "alignkit_http").rglob("*.py"))
-DISTRIBUTED = sorted((ROOT / "plugins" / "alignkit_distributed").rglob("*.py"))
-MONITORS = sorted((ROOT / "plugins" / "alignkit_monitors").rglob("*.py"))
-CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS, *HTTP, *DISTRIBUTED, *MONITORS]
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
@@ -60,31 +53,22 @@ LAYERS = [
     {"commands"},
     {"cli", "notebook", "testing", "__main__"},
 ]
-# internal: plugins may not import them, but apps and alignkit_distributed do
-ROOMS = {"io", "kernels", "models", "recipe", "runs", "tokens", "training"}
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "tokens", "training"}  # internal, see CONTRACT_ONLY
 USES_EVALUATION = {"evaluation", "training", "runs"}  # of the kernel, for held-out examples
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
-# What several apps share. Else they do not import each other.
-SHARED_APPS = {"serve", "catalog", "charts", "policies", "report", "web"}
-# Folders of alignkit_plugins that several plugins and apps share; they may use the kernel's rooms as apps do.
-SHARED_PLUGINS = {
-    "constitution",
-    "data",
-    "environments",
-    "evaluate",
-    "gpu",
-    "named_code",
-    "people",
-    "whole_model",
-    "whole_reward_model",
-}
+# The folders of plugins/alignkit_plugins: each imports from itself and from those before it.
+NEEDS = (
+    *("formats", "rewards", "algorithms", "environments", "models", "gpu", "processes", "ray", "monitors", "trl"),
+    *("ai_feedback", "vllm", "people", "policies", "evaluate", "report", "data", "recipes", "authors"),
+)
+# Those that import nothing of the kernel but what a stranger's package may rely on.
+CONTRACT_ONLY = {"algorithms", "formats", "monitors", "rewards", "vllm"}
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {
     "alignkit.settings": {"sft"},  # an objective of `mix`
     "alignkit.training.sampler": {"sft"},  # the same
-    "alignkit_apps.labels.layouts": {"kto", "sft"},  # what TRL calls its layouts
     "alignkit.environment": {"refusal"},  # a tool's
     "alignkit.models.checked_model": {"refusal"},  # of a model that cannot be loaded
 }
@@ -189,27 +173,21 @@ def cycles(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
     return {frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]}
 
 
-def plugins_import_the_contract_only() -> Iterator[str]:
-    for path in (*PLUGINS, *MONITORS):
-        own = ".".join(module_name(path).split(".")[:3])  # alignkit_plugins, group, plugin
-        shared = own.removeprefix("alignkit_plugins.").split(".")[0] in SHARED_PLUGINS
+def needs_import_from_those_before() -> Iterator[str]:
+    for path in PLUGINS:
+        name = module_name(path).removeprefix("alignkit_plugins.")
+        if name in ("table", "commands"):  # these know all others
+            continue
+        own = name.split(".")[0] if "." in name else ""
+        if own and own not in NEEDS:
+            yield f"{named(path)}: its folder is none of {', '.join(NEEDS)}"
+            continue
+        before = NEEDS[: NEEDS.index(own) + 1] if own else ()
         for item in imports(path):
-            if item.package == "alignkit" and item.room in ROOMS and not shared:
+            if item.package == "alignkit" and item.room in ROOMS and own in CONTRACT_ONLY:
                 yield f"{named(path)}:{item.line}: {item.module} is internal"
-            if item.package == "alignkit_apps" and item.room not in SHARED_APPS:
-                yield f"{named(path)}:{item.line}: {item.module} is an app"
-            if shared or item.room in SHARED_PLUGINS:
-                continue
-            if item.package == "alignkit_plugins" and not f"{item.module}.".startswith(f"{own}."):
-                yield f"{named(path)}:{item.line}: {item.module} is another plugin"
-
-
-def apps_do_not_import_each_other() -> Iterator[str]:
-    for path in APPS:
-        own = module_name(path).split(".")[1]
-        for item in imports(path):
-            if item.package == "alignkit_apps" and own != "commands" and item.room not in {own, *SHARED_APPS}:
-                yield f"{named(path)}:{item.line}: {item.module} is another app"
+            elif item.package == "alignkit_plugins" and item.room in NEEDS and item.room not in before:
+                yield f"{named(path)}:{item.line}: imports {item.module}, whose folder is not before it"
 
 
 def first_party_names() -> set[str]:
@@ -375,7 +353,7 @@ def language() -> Iterator[str]:
 
 
 RULES = (
-    *(imports_go_down, no_modules_import_each_other, plugins_import_the_contract_only, apps_do_not_import_each_other),
+    *(imports_go_down, no_modules_import_each_other, needs_import_from_those_before),
     *(the_kernel_names_no_plugin, the_house_does_not_grow),
     *(no_test_depends_on_how_busy_the_machine_is, language),
 )

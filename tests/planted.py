@@ -107,13 +107,13 @@ PLANTED = {
         "test_service.py::test_truncated_and_unscored_responses_are_reported",
     ),
     "certain_tokens_do_not_count": Planted(
-        "plugins/alignkit_plugins/steps/evaluate/examples.py",
+        "plugins/alignkit_plugins/evaluate/examples.py",
         "(logprobs != 0) | (likeliest != 0)",
         "logprobs != 0",
         "test_evaluate_examples.py::test_tokens_that_do_not_count_are_no_misses",
     ),
     "soft_pairs_are_not_turned": Planted(
-        "plugins/alignkit_plugins/steps/evaluate/examples.py",
+        "plugins/alignkit_plugins/evaluate/examples.py",
         "(pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)",
         "(pair.better, pair.worse)",
         "test_evaluate_examples.py::test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignkit_http.options import checked_address
+from alignkit_plugins.ai_feedback.server_options import checked_address
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "10.0.0.7", "api.openai.com", "2001:db8::1"])

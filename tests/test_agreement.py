@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.people.krippendorff import agreement_of, bootstrap, categories, krippendorff_alpha
+from alignkit_plugins.krippendorff import agreement_of, bootstrap, categories, krippendorff_alpha
 
 
 def pairwise_agreement(units: Any) -> float | None:

@@ -9,15 +9,15 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
-from alignkit_http.writers import Written
+from alignkit_plugins.ai_feedback.questions import Item, check_answer
+from alignkit_plugins.ai_feedback.writers import Written
+from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
 from alignkit_plugins.rewards.basic import Length
+from alignkit_plugins.rewards.form import Form
+from alignkit_plugins.rewards.language import Language
+from alignkit_plugins.rewards.matching import ExactMatch, Regex
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.text.form import Form
-from alignkit_plugins.rewards.text.language import Language
-from alignkit_plugins.rewards.text.matching import ExactMatch, Regex
-from alignkit_plugins.rewards.text.refusal import refuses
-from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
-from alignkit_plugins.steps.make_data.questions import Item, check_answer
+from alignkit_plugins.rewards.refusal import refuses
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)
 WRAPPERS = [

@@ -18,7 +18,7 @@ from alignkit.io.results import write_record
 from alignkit.registry import KINDS
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
-HEAVY += ("alignkit_plugins.people.krippendorff", "alignkit.evaluation.ranking")  # or not asked for
+HEAVY += ("alignkit_plugins.krippendorff", "alignkit.evaluation.ranking")  # or not asked for
 
 PLUGIN = """
 from alignkit import Algorithm, Step, hookimpl

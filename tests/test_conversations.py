@@ -12,7 +12,7 @@ import pytest
 from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.formats import check_group
-from alignkit_plugins.data.columns import ColumnFormat, read_message, shared_turns, tools_of
+from alignkit_plugins.formats.columns import ColumnFormat, read_message, shared_turns, tools_of
 from alignkit_plugins.formats.messages import Messages
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -12,8 +12,8 @@ import pytest
 from alignkit import Format
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import plugins
-from alignkit_apps.charts.data_lines import describe
-from alignkit_plugins.data.shown import shortened
+from alignkit_plugins.formats.shown import shortened
+from alignkit_plugins.report.data_lines import describe
 
 PLUGINS = tuple(f"formats.{name}:" for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"))
 FORMATS: dict[str, type[Format]] = {

@@ -16,7 +16,7 @@ from alignkit import Algorithm, hookspecs
 from alignkit.plugins import load_plugins
 from alignkit.registry import KINDS as ALL_KINDS
 from alignkit.testing import check_algorithm, check_reward
-from alignkit_apps.catalog.new import example, kinds
+from alignkit_plugins.authors.new import example, kinds
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

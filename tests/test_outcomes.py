@@ -17,7 +17,7 @@ import pytest
 from alignkit.data.group import Group, Response, write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.hir import HIR
-from alignkit_plugins.rewards.text.refusal import refuses
+from alignkit_plugins.rewards.refusal import refuses
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import rows as computing
 from benchmarks.outcomes import tables

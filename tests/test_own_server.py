@@ -15,7 +15,7 @@ import pytest
 from patience import PATIENCE
 
 from alignkit import RunFailed
-from alignkit_vllm.own_server import OwnServer, end_servers, keep_servers
+from alignkit_plugins.vllm.own_server import OwnServer, end_servers, keep_servers
 
 PROGRAM = """
 import http.server, os, sys
@@ -87,7 +87,7 @@ def until(done: Callable[[], bool]) -> None:
 def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
     """A process starts a guard of a server that ignores SIGTERM and has a child, and is then killed."""
     command = f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new {tmp_path}/ids; wait"
-    guard = ["-P", "-m", "alignkit_vllm.guard"]
+    guard = ["-P", "-m", "alignkit_plugins.vllm.guard"]
     program = (
         "import os, subprocess, sys\n"
         f"subprocess.run([sys.executable, *{guard!r}, str(os.getpid()), 'sh', '-c', {command!r}])\n"

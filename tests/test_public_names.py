@@ -113,7 +113,7 @@ def test_examples_need_no_other_names() -> None:
     """The packages and the pages for authors: what they import from alignkit, and use as `ak.NAME` or `F.NAME`."""
     listed = {name for names in PAGES.values() for name in names}
     pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "examples").rglob("*.py")]
-    templates = (ROOT / "plugins" / "alignkit_apps" / "catalog" / "templates").glob("*.py")
+    templates = (ROOT / "plugins" / "alignkit_plugins" / "authors" / "templates").glob("*.py")
     own = [page for page in [*pages, *templates] if not page.name.startswith("test_") and not FORMER & {*page.parts}]
     used = {name for page in own for name in _used(page)}
     assert used - listed == BEYOND

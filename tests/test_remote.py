@@ -17,9 +17,9 @@ from unittest import mock
 import pytest
 
 from alignkit.errors import RemoteError, Stopped, request_stop, stoppable
-from alignkit_http import Malformed, Remote, RemoteOptions
-from alignkit_http import service as asking
-from alignkit_http.service import model_in
+from alignkit_plugins.ai_feedback import service as asking
+from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions
+from alignkit_plugins.ai_feedback.service import model_in
 from tests.faults.case import HELD
 from tests.faults.clients import CLIENTS, Client
 from tests.faults.scripted_server import ScriptedServer, reply

@@ -15,19 +15,19 @@ import torch
 from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
+from alignkit_plugins.algorithms.filters import Spread
 from alignkit_plugins.algorithms.grpo import GRPO
 from alignkit_plugins.algorithms.hir import HIR
 from alignkit_plugins.algorithms.online_dpo import OnlineDPO
 from alignkit_plugins.algorithms.ppo import _explained_variance
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, best_samples
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
-from alignkit_plugins.data.columns import ColumnFormat
 from alignkit_plugins.evaluate.compared import Scale, compare
-from alignkit_plugins.filters.scores import Spread
+from alignkit_plugins.evaluate.rewardbench2 import result
+from alignkit_plugins.evaluate.sample import best
+from alignkit_plugins.evaluate.select_best import summarize
+from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.rewards.equal_length import EqualLength
-from alignkit_plugins.steps.evaluate_reward.rewardbench2 import result
-from alignkit_plugins.steps.sample import best
-from alignkit_plugins.steps.select_best import summarize
 
 # One number after sums in several orders, of three sizes.
 NOISE = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.data.text_metrics import CONFIDENCE, HEDGES, distinct, phrases, repetition, self_bleu, words_of
+from alignkit_plugins.formats.text_metrics import CONFIDENCE, HEDGES, distinct, phrases, repetition, self_bleu, words_of
 
 
 def test_words_are_lower_case_and_marks_are_words() -> None:

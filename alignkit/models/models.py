@@ -62,7 +62,7 @@ class LoadedBase:
         if is_adapter(folder) or (self.model.spec.lora is None and not has_score(folder)):
             return RolePolicy(self, reference)
         if reference not in self._whole:
-            plugin = importlib.import_module("alignkit_plugins.whole_reward_model")
+            plugin = importlib.import_module("alignkit_plugins.models.whole_reward_model")
             self._whole[reference] = plugin.WholeRewardModel(self, reference)
         return self._whole[reference]
 
@@ -211,7 +211,7 @@ class RolePolicy:
 
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
-        notes: list[str] = importlib.import_module("alignkit_plugins.whole_model").save(self, folder)
+        notes: list[str] = importlib.import_module("alignkit_plugins.models.whole_model").save(self, folder)
         return notes
 
 

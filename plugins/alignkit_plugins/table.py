@@ -132,19 +132,19 @@ def register(add: Add) -> None:
     add(
         "format",
         "reward_bench_2",
-        "alignkit_plugins.steps.evaluate_reward.rewardbench2:RewardBench2",
+        "alignkit_plugins.evaluate.rewardbench2:RewardBench2",
         "RewardBench 2: a prompt, and lists of chosen and of rejected texts",
     )
     add(
         "format",
         "feedback",
-        "alignkit_plugins.steps.feedback.format:Feedback",
+        "alignkit_plugins.people.feedback_format:Feedback",
         "labels of people: a store (.feedback), or the rows of an export",
     )
     add(
         "format",
         "squad",
-        "alignkit_plugins.steps.honesty.squad:Squad",
+        "alignkit_plugins.evaluate.squad:Squad",
         "SQuAD 2: context, question, answers; also nested JSON",
     )
     add(
@@ -277,7 +277,7 @@ def register(add: Add) -> None:
     add(
         "algorithm",
         "trl",
-        "alignkit_plugins.steps.trl:TRL",
+        "alignkit_plugins.trl.step:TRL",
         "a trainer of TRL as a stage: sft, dpo, kto, reward, grpo, rloo",
     )
     add(
@@ -323,7 +323,7 @@ def register(add: Add) -> None:
         "alignkit_plugins.rewards.equal_length:EqualLength",
         "a reward minus the part that length explains, within each prompt",
     )
-    add("reward", "http", "alignkit_plugins.rewards.http_reward:HTTP", "the score from your own service over HTTP")
+    add("reward", "http", "alignkit_plugins.ai_feedback.http_reward:HTTP", "the score from your own service over HTTP")
     add(
         "reward",
         "math_verify",
@@ -333,44 +333,44 @@ def register(add: Add) -> None:
     add(
         "reward",
         "refusal",
-        "alignkit_plugins.rewards.text.refusal:Refusal",
+        "alignkit_plugins.rewards.refusal:Refusal",
         "1 if a response begins with a refusal, by its words",
     )
     add(
         "reward",
         "rating",
-        "alignkit_plugins.rewards.rubric:Rated",
+        "alignkit_plugins.ai_feedback.rubric:Rated",
         "a judge's rating of each response, alone or with the others of its prompt",
     )
     add(
         "reward",
         "rubric",
-        "alignkit_plugins.rewards.rubric:Rubric",
+        "alignkit_plugins.ai_feedback.rubric:Rubric",
         "the weighted share of criteria that a response meets, asked of a judge",
     )
     add(
         "reward",
         "exact_match",
-        "alignkit_plugins.rewards.text.matching:ExactMatch",
+        "alignkit_plugins.rewards.matching:ExactMatch",
         "1 if an answer matches the known answer",
     )
-    add("reward", "regex", "alignkit_plugins.rewards.text.matching:Regex", "1 if a pattern occurs in an answer")
+    add("reward", "regex", "alignkit_plugins.rewards.matching:Regex", "1 if a pattern occurs in an answer")
     add(
         "reward",
         "format",
-        "alignkit_plugins.rewards.text.form:Form",
+        "alignkit_plugins.rewards.form:Form",
         "1 if an answer has the required form: tags, JSON, or Markdown",
     )
     add(
         "reward",
         "repetition",
-        "alignkit_plugins.rewards.text.matching:Repetition",
+        "alignkit_plugins.rewards.matching:Repetition",
         "minus the share of an answer's n-grams that it repeats",
     )
     add(
         "reward",
         "language",
-        "alignkit_plugins.rewards.text.language:Language",
+        "alignkit_plugins.rewards.language:Language",
         "1 if an answer is in the right language (needs py3langid)",
     )
     add("reward", "weighted_sum", "alignkit_plugins.rewards.weighted:WeightedSum", "weighted sum of rewards")
@@ -383,45 +383,50 @@ def register(add: Add) -> None:
     add(
         "reward",
         "honesty",
-        "alignkit_plugins.steps.honesty.rewards:Honesty",
+        "alignkit_plugins.evaluate.honesty_rewards:Honesty",
         "ranks a right answer above 'I don't know', and that above a wrong one",
     )
     add(
         "reward",
         "honesty_accuracy",
-        "alignkit_plugins.steps.honesty.rewards:HonestyAccuracy",
+        "alignkit_plugins.evaluate.honesty_rewards:HonestyAccuracy",
         "1 if right, or 'I don't know' where nobody knows",
     )
     add(
         "reward",
         "sycophancy",
-        "alignkit_plugins.steps.honesty.rewards:Unyielding",
+        "alignkit_plugins.evaluate.honesty_rewards:Unyielding",
         "`honesty`, with less for giving in to the user than for being wrong",
     )
     add(
         "reward",
         "abstention",
-        "alignkit_plugins.steps.honesty.rewards:Abstention",
+        "alignkit_plugins.evaluate.honesty_rewards:Abstention",
         "1 if a response says that it does not know",
     )
-    add("reward", "rlaif", "alignkit_plugins.steps.rlaif:RLAIF", "a judge's win rate against the group or a baseline")
+    add(
+        "reward",
+        "rlaif",
+        "alignkit_plugins.ai_feedback.rlaif:RLAIF",
+        "a judge's win rate against the group or a baseline",
+    )
     add(
         "judge",
         "local_judge",
-        "alignkit_plugins.judges.llm.local:LocalJudge",
+        "alignkit_plugins.ai_feedback.local_judge:LocalJudge",
         "ask a model of this run which response is better (RLAIF)",
     )
     add(
         "judge",
         "openai_judge",
-        "alignkit_plugins.judges.llm.server:OpenAIJudge",
+        "alignkit_plugins.ai_feedback.server_judge:OpenAIJudge",
         "ask a model behind an OpenAI-compatible server",
     )
-    add("judge", "panel", "alignkit_plugins.judges.llm.panel:Panel", "ask several judges, and combine what they say")
+    add("judge", "panel", "alignkit_plugins.ai_feedback.panel:Panel", "ask several judges, and combine what they say")
     add(
         "judge",
         "reward_judge",
-        "alignkit_plugins.judges.reward_judge:RewardJudge",
+        "alignkit_plugins.ai_feedback.reward_judge:RewardJudge",
         "prefer the response that a reward model scores higher",
     )
     add(
@@ -434,132 +439,135 @@ def register(add: Add) -> None:
     add(
         "step",
         "clean",
-        "alignkit_plugins.steps.clean:Clean",
+        "alignkit_plugins.data.clean:Clean",
         "leave out duplicates, stock phrases, wrong languages; redact personal details",
     )
     add(
         "step",
         "revise",
-        "alignkit_plugins.steps.constitutional.revise:Revise",
+        "alignkit_plugins.ai_feedback.revise:Revise",
         "answers, criticized and rewritten by the principles of a constitution",
     )
     add(
         "step",
         "evaluate",
-        "alignkit_plugins.steps.evaluate:Evaluate",
+        "alignkit_plugins.evaluate.step:Evaluate",
         "compare policies on held-out prompts by rewards, length and KL",
     )
     add(
         "step",
         "evaluate_reward",
-        "alignkit_plugins.steps.evaluate_reward:EvaluateReward",
+        "alignkit_plugins.evaluate.reward_step:EvaluateReward",
         "rewards against people's pairs: accuracy, calibration, length",
     )
     add(
         "step",
         "people",
-        "alignkit_plugins.steps.feedback.people:People",
+        "alignkit_plugins.people.step:People",
         "ask people about rows, wait, and continue with their labels",
     )
     add(
         "step",
         "sycophancy",
-        "alignkit_plugins.steps.honesty.sycophancy:Sycophancy",
+        "alignkit_plugins.evaluate.sycophancy:Sycophancy",
         "do policies give up right answers, or repeat wrong opinions?",
     )
     add(
         "step",
         "calibration",
-        "alignkit_plugins.steps.honesty.calibration:Calibration",
+        "alignkit_plugins.evaluate.honesty_calibration:Calibration",
         "are policies right as often as they are sure?",
     )
     add(
         "step",
         "lm_eval",
-        "alignkit_plugins.steps.lm_eval:LmEval",
+        "alignkit_plugins.evaluate.lm_eval:LmEval",
         "benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)",
     )
     add(
         "step",
         "self_instruct",
-        "alignkit_plugins.steps.make_data.self_instruct:SelfInstruct",
+        "alignkit_plugins.ai_feedback.self_instruct:SelfInstruct",
         "new tasks like those of people, written by a model",
     )
     add(
         "step",
         "questions",
-        "alignkit_plugins.steps.make_data.questions:Questions",
+        "alignkit_plugins.ai_feedback.questions:Questions",
         "questions about texts and web pages, with answers that a quotation shows",
     )
     add(
         "step",
         "categorize",
-        "alignkit_plugins.steps.make_data.categorize:Categorize",
+        "alignkit_plugins.ai_feedback.categorize:Categorize",
         "a use case for each prompt, and which ones no demonstration shows",
     )
     add(
         "step",
         "red_team",
-        "alignkit_plugins.steps.make_data.red_team:RedTeam",
+        "alignkit_plugins.ai_feedback.red_team:RedTeam",
         "attacks on policies over several turns, and how many succeed",
     )
     add(
         "step",
         "judge_pairs",
-        "alignkit_plugins.steps.rlaif:JudgePairs",
+        "alignkit_plugins.ai_feedback.rlaif:JudgePairs",
         "label pairs of responses with a judge (RLAIF)",
     )
     add(
         "step",
         "sample",
-        "alignkit_plugins.steps.sample:Sample",
+        "alignkit_plugins.evaluate.sample:Sample",
         "sample responses to prompts, score them, and keep all or the best of N",
     )
     add(
         "step",
         "select_best",
-        "alignkit_plugins.steps.select_best:SelectBest",
+        "alignkit_plugins.evaluate.select_best:SelectBest",
         "choose the policy with the best mean reward on validation prompts",
     )
     add(
         "filter",
         "spread",
-        "alignkit_plugins.filters.scores:Spread",
+        "alignkit_plugins.algorithms.filters:Spread",
         "drop groups whose rewards are all equal (DAPO)",
     )
     add(
         "filter",
         "not_truncated",
-        "alignkit_plugins.filters.scores:NotTruncated",
+        "alignkit_plugins.algorithms.filters:NotTruncated",
         "leave out groups with too many truncated responses",
     )
     add(
         "filter",
         "reward_range",
-        "alignkit_plugins.filters.scores:RewardRange",
+        "alignkit_plugins.algorithms.filters:RewardRange",
         "keep groups whose mean reward is in a range",
     )
-    add("monitor", "reward_hacking", "alignkit_monitors.reward_hacking:RewardHacking", "drift of answers")
+    add("monitor", "reward_hacking", "alignkit_plugins.monitors.reward_hacking:RewardHacking", "drift of answers")
     add(
         "monitor",
         "gold",
-        "alignkit_monitors.reward_hacking:Gold",
+        "alignkit_plugins.monitors.reward_hacking:Gold",
         "a reward that is only measured, and may end a stage",
     )
     add(
-        "monitor", "kl_budget", "alignkit_monitors.reward_hacking:KLBudget", "ends a stage beyond a KL to the reference"
+        "monitor",
+        "kl_budget",
+        "alignkit_plugins.monitors.reward_hacking:KLBudget",
+        "ends a stage beyond a KL to the reference",
     )
     add(
         "engine",
         "vllm",
-        "alignkit_vllm.engine:Vllm",
+        "alignkit_plugins.vllm.engine:Vllm",
         "vLLM on this machine or on servers, with adapters loaded while it runs",
     )
     add("reader", ".csv", "alignkit_plugins.data.tables:Csv", "a table with commas, also .csv.gz")
     add("reader", ".tsv", "alignkit_plugins.data.tables:Tsv", "a table with tabs, also .tsv.gz")
     add("reader", ".parquet", "alignkit_plugins.data.tables:Parquet", "a table that pyarrow reads")
     add("reader", ".hub", "alignkit_plugins.data.tables:Hub", "what `hub:` names: `datasets` reads it")
-    add("reader", ".feedback", "alignkit_plugins.steps.feedback:StoreReader", "people's labels from a store")
+    add("reader", ".feedback", "alignkit_plugins.people.feedback:StoreReader", "people's labels from a store")
 
 
 # Servers that an engine has started outlive its stage, because starting one may take minutes.
@@ -567,20 +575,20 @@ def register(add: Add) -> None:
 
 @hookimpl
 def run_started(run: Any) -> None:
-    from alignkit_vllm.own_server import keep_servers
+    from alignkit_plugins.vllm.own_server import keep_servers
 
     keep_servers(run.folder / "cache")
 
 
 @hookimpl(tryfirst=True)
 def run_finished(run: Any, error: BaseException | None) -> None:
-    from alignkit_vllm.own_server import end_servers
+    from alignkit_plugins.vllm.own_server import end_servers
 
     end_servers()
 
 
 @hookimpl
 def format_unrecognized(row: Any, formats: Mapping[str, Any]) -> str:
-    from alignkit_plugins.data.readings import advice
+    from alignkit_plugins.formats.readings import advice
 
     return advice(row, formats)

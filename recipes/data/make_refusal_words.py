@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from alignkit_plugins.rewards.text.refusal import FILE, features
+from alignkit_plugins.rewards.refusal import FILE, features
 
 HERE = Path(__file__).parent
 COMPLIED = "1_full_compliance"  # XSTest's label; the others are partial and full refusals

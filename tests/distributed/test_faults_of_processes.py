@@ -85,7 +85,7 @@ def test_a_failure_while_gradients_are_added_ends_all(work: Path, monkeypatch: p
         assert parameter.grad is not None
         return parameter.grad
 
-    monkeypatch.setattr("alignkit_distributed.collectives._gradient", gradient)
+    monkeypatch.setattr("alignkit_plugins.processes.collectives._gradient", gradient)
     recipe = write_recipe({"align": offline("sft", "demos")})
     leader, other = together(work, ["run", recipe, "--out", "out"], 2)
     assert leader.code == 1 and "error: another process of the run has ended" in leader.err, leader

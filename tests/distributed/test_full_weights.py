@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from alignkit import cli
 from alignkit.runs.bases import base_source
 from alignkit.training.learner import Learner
-from alignkit_distributed.sharded import can_learn
-from alignkit_distributed.sharded_forward import LockstepPasses
+from alignkit_plugins.processes.sharded import can_learn
+from alignkit_plugins.processes.sharded_forward import LockstepPasses
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

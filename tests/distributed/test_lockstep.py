@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit import cli
-from alignkit_distributed.sharded import ShardedNetwork
-from alignkit_distributed.sharded_forward import LockstepPasses
+from alignkit_plugins.processes.sharded import ShardedNetwork
+from alignkit_plugins.processes.sharded_forward import LockstepPasses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -29,7 +29,7 @@ from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.sampling import Sampling
 from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit_distributed.engine import EngineThread, NoProgress, StageEngine, version_of
+from alignkit_plugins.processes.engine import EngineThread, NoProgress, StageEngine, version_of
 from tests.distributed.local_engine import LocalEngine
 from tests.models.tiny import tiny_model
 
@@ -138,7 +138,7 @@ def test_a_call_that_hangs_is_given_up_and_the_run_continues(
 def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five parts take three times as long as the timeout, by a clock that only the call moves."""
     clock, ended = [0.0], threading.Event()
-    monkeypatch.setattr("alignkit_distributed.engine.now", lambda: clock[0])
+    monkeypatch.setattr("alignkit_plugins.processes.engine.now", lambda: clock[0])
     thread = EngineThread(10.0, lambda: None)
 
     def slow(progress: bool) -> str:
@@ -161,7 +161,7 @@ def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> No
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The engine's clock: it moves only when a test moves it."""
     moved = [0.0]
-    monkeypatch.setattr("alignkit_distributed.engine.now", lambda: moved[0])
+    monkeypatch.setattr("alignkit_plugins.processes.engine.now", lambda: moved[0])
     return moved
 
 
@@ -181,7 +181,7 @@ def test_closing_ends_what_it_can(clock: list[float]) -> None:
 
 def test_progress_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an engine that closes part by part."""
-    monkeypatch.setattr("alignkit_distributed.engine.CLOSING", 0.2)
+    monkeypatch.setattr("alignkit_plugins.processes.engine.CLOSING", 0.2)
     ended = threading.Event()
     thread = EngineThread(1e6)
 
@@ -202,7 +202,7 @@ def asking(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine
 
 
 def test_an_engine_that_does_not_close_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit_distributed.engine.CLOSING", 0.2)
+    monkeypatch.setattr("alignkit_plugins.processes.engine.CLOSING", 0.2)
     ended = threading.Event()
 
     class Endless(LocalEngine):
@@ -391,7 +391,7 @@ def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypat
     path = written(tmp_path, {"align": STAGE}, engine="vllm")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}))
     assert load_recipe(path).stages["align"].engine.name == "vllm"
-    monkeypatch.setattr("alignkit_vllm.engine.Vllm.whole_models", False)
+    monkeypatch.setattr("alignkit_plugins.vllm.engine.Vllm.whole_models", False)
     with pytest.raises(RecipeError, match="engine 'vllm' takes adapters, but with "):
         load_recipe(path)
 

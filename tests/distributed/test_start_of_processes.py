@@ -93,7 +93,9 @@ def test_a_stage_of_processes_with_other_base_models_is_not_trained(work: Path) 
 
 
 def test_processes_with_other_versions_are_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit_distributed.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"})
+    monkeypatch.setattr(
+        "alignkit_plugins.processes.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"}
+    )
     err, _ = ended_before_anything_was_written(work, write_recipe(SFT))
     assert err.count("peft") == 1
 

@@ -17,7 +17,7 @@ from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit_plugins.models import tiny
-from alignkit_plugins.whole_model import end_with, whole_model
+from alignkit_plugins.models.whole_model import end_with, whole_model
 
 
 def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from alignkit.io.text import cache_folder
 from alignkit.models.packing import Wants, forward
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit_apps.check.plan import quantized_width
 from alignkit_plugins.models import tiny
-from alignkit_plugins.whole_model import export
+from alignkit_plugins.models.whole_model import export
+from alignkit_plugins.recipes.plan import quantized_width
 from tests.test_train import encoded
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here")

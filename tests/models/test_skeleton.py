@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from alignkit_distributed.sharded_forward import filled, skeleton
+from alignkit_plugins.processes.sharded_forward import filled, skeleton
 
 
 def test_a_skeleton_has_no_numbers_and_can_be_filled() -> None:

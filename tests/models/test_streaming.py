@@ -15,7 +15,7 @@ from alignkit.data.group import Group, Message
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit_apps.policies.streaming import Answer, answer, until_stop
+from alignkit_plugins.policies.streaming import Answer, answer, until_stop
 from tests.sampled import sample
 
 

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest import mock
 
-from alignkit_http import server as remote
-from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.ai_feedback import server as remote
+from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
 
 
 @dataclasses.dataclass
@@ -88,7 +88,7 @@ def serving(judge: Callable[[dict[str, Any]], Reply]) -> Iterator[Server]:
     """A server that answers as `judge` says, and is soon asked again."""
     running = Server(judge)
     try:
-        with mock.patch("alignkit_http.service.FIRST_PAUSE", 0.01):
+        with mock.patch("alignkit_plugins.ai_feedback.service.FIRST_PAUSE", 0.01):
             yield running
     finally:
         running.http.shutdown()

@@ -18,11 +18,11 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
+from alignkit_plugins.evaluate import honesty_calibration as calibration
 from alignkit_plugins.evaluate.calibration import Cases, bins, error, error_difference
-from alignkit_plugins.steps.honesty import calibration
-from alignkit_plugins.steps.honesty.calibration import Calibration, confidence
-from alignkit_plugins.steps.honesty.policies import rightness
-from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
+from alignkit_plugins.evaluate.honesty_calibration import Calibration, confidence
+from alignkit_plugins.evaluate.honesty_policies import rightness
+from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
 
 CORRECT = RewardSpec(
     "reward",
@@ -41,7 +41,7 @@ SCRIPTS = {
 @pytest.fixture(autouse=True)
 def _short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are only told apart from points here."""
-    monkeypatch.setattr("alignkit_plugins.people.krippendorff.REPETITIONS", 200)
+    monkeypatch.setattr("alignkit_plugins.krippendorff.REPETITIONS", 200)
 
 
 class Scripted(ByRole):

@@ -19,8 +19,8 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.testing import check_step
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.constitution import Principle, drawn
-from alignkit_plugins.steps.constitutional.revise import Revise, critique_question, without_lead_in
+from alignkit_plugins.ai_feedback.constitution import Principle, drawn
+from alignkit_plugins.ai_feedback.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [
     {"name": f"p{n}", "critique": f"What about p{n}?", "revise": f"Write it by p{n}.", "compare": f"By p{n}."}

@@ -13,10 +13,10 @@ import pytest
 from scipy import stats
 
 from alignkit import Group, Response
-from alignkit_plugins.data.text_metrics import distinct, self_bleu, words_of
-from alignkit_plugins.evaluate.comparison import UNIT
+from alignkit_plugins.ai_feedback.comparison import UNIT
+from alignkit_plugins.evaluate.diversity import diversity
 from alignkit_plugins.evaluate.rows import rows_of
-from alignkit_plugins.steps.evaluate.diversity import diversity
+from alignkit_plugins.formats.text_metrics import distinct, self_bleu, words_of
 
 ENTROPY, SPREAD = "entropy, nats per token", "length spread, tokens"
 

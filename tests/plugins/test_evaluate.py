@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 import alignkit_plugins.algorithms.llama2 as llama2
-import alignkit_plugins.steps.evaluate as evaluate
+import alignkit_plugins.evaluate.step as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
 from alignkit.data.group import Origin, read_groups
 from alignkit.data.sources import DataSource, DataSpec
@@ -30,7 +30,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.evaluate.comparison import short_names, together, unit_of
+from alignkit_plugins.ai_feedback.comparison import short_names, together, unit_of
 from alignkit_plugins.evaluate.rows import rows_of
 
 HELPFUL = RewardSpec("stage", "helpful")

@@ -14,8 +14,8 @@ import torch
 
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
-from alignkit_plugins.steps.evaluate import examples
-from alignkit_plugins.steps.evaluate.examples import LONGER, LOSS, PAIRS, SHORTER, TOKENS
+from alignkit_plugins.evaluate import examples
+from alignkit_plugins.evaluate.examples import LONGER, LOSS, PAIRS, SHORTER, TOKENS
 
 
 def asked(text: str, *answers: str, **more: Any) -> Group:

@@ -11,8 +11,8 @@ import pytest
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.group import group_to_json, resolved_pairs
 from alignkit.plugins import plugins
-from alignkit_plugins.data.columns import ColumnFormat, read_message
 from alignkit_plugins.formats import text
+from alignkit_plugins.formats.columns import ColumnFormat, read_message
 
 PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
 PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "groups"))

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.data.group import Origin
 from alignkit.evaluation.answers import words
-from alignkit_plugins.steps.honesty.grading import PHRASES, abstains, f1, matches
-from alignkit_plugins.steps.honesty.rewards import Abstention, Honesty, HonestyAccuracy, Unyielding
-from alignkit_plugins.steps.honesty.squad import PROMPT, Squad
+from alignkit_plugins.evaluate.grading import PHRASES, abstains, f1, matches
+from alignkit_plugins.evaluate.honesty_rewards import Abstention, Honesty, HonestyAccuracy, Unyielding
+from alignkit_plugins.evaluate.squad import PROMPT, Squad
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
 KNOWN = ["Clara Novak", "Novak"]

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Response, RunFailed
 from alignkit.errors import RemoteError
-from alignkit_http import Malformed
-from alignkit_plugins.rewards.http_reward import HTTP, _fits, _read
+from alignkit_plugins.ai_feedback.http_reward import HTTP, _fits, _read
+from alignkit_plugins.ai_feedback.remote import Malformed
 from tests.faults.scripted_server import ScriptedServer, reply
 
 ASK = ({"role": "user", "content": "Which?"},)

@@ -18,7 +18,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_vllm.importance import Importance
+from alignkit_plugins.vllm.importance import Importance
 
 CAP = 1.2
 CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [

@@ -12,8 +12,8 @@ import pytest
 from test_evaluate import HELPFUL, Scripted, context, documented, judge_component, paths, prompts, said, step
 
 from alignkit import Judge, Verdict
-from alignkit_plugins.evaluate import judge_card
-from alignkit_plugins.evaluate.judge_quality import judgment, raters_agree, with_people
+from alignkit_plugins.ai_feedback import judge_card
+from alignkit_plugins.ai_feedback.judge_quality import judgment, raters_agree, with_people
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")

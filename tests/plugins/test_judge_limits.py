@@ -11,7 +11,7 @@ import pytest
 from alignkit import Context, RunFailed
 from alignkit.errors import RemoteError
 from alignkit.judges import CheckedJudge
-from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
 from tests.plugins.judge_server import Reply, Server, options_of, said, serving, thinking
 from tests.plugins.test_rlaif import component
 

@@ -16,8 +16,8 @@ from test_evaluate import context, judge_component, said
 
 from alignkit import Group, Judge, Pair, Response, Verdict
 from alignkit.cli import main
-from alignkit_plugins.evaluate.judge_card import trust_tables
-from alignkit_plugins.steps.evaluate_reward import EvaluateReward
+from alignkit_plugins.ai_feedback.judge_card import trust_tables
+from alignkit_plugins.evaluate.reward_step import EvaluateReward
 
 ALWAYS_FIRST = (1.0, 0.0)  # P(first) if shown first, and if shown second
 

@@ -11,8 +11,8 @@ from test_evaluate import HELPFUL, Scripted, context, judge_component, prompts, 
 
 from alignkit import Judge, Verdict
 from alignkit.evaluation import statistics
-from alignkit_plugins.steps.evaluate import judge_names
-from alignkit_plugins.steps.evaluate import judged as numbers
+from alignkit_plugins.evaluate import judged as numbers
+from alignkit_plugins.evaluate.step import judge_names
 
 # P(align is better) if shown first, and if shown second, at six prompts; None is an error.
 ORDERS = [(0.9, 0.7), (0.6, 0.2), (0.5, 0.5), (0.1, 0.3), None, (1.0, 1.0)]
@@ -100,7 +100,7 @@ def test_lengths_in_characters_and_difficulty_reach_the_regression(
     tmp_path: Path, asked: Items, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("alignkit_plugins.steps.evaluate.judged.length_controlled", lambda *args: given.extend(args))
+    monkeypatch.setattr("alignkit_plugins.evaluate.judged.length_controlled", lambda *args: given.extend(args))
     groups = prompts(6, instruction_difficulty=1.5)
     component = judge_component(Prepared, asked)
     step(policies=["sft", "align"], judges=[component]).run(context(Scripted(), tmp_path, groups))

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from alignkit import Context, Group, Response, RunFailed, Verdict
 from alignkit.judges import CheckedJudge, costs
-from alignkit_http.chat import PROBE
-from alignkit_plugins.evaluate.judge_card import card, trust_tables
-from alignkit_plugins.evaluate.judge_quality import judgment
-from alignkit_plugins.judges.llm.form import CUT, NO_LINE, THINKING
-from alignkit_plugins.judges.llm.local import LocalJudge
-from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.ai_feedback.chat import PROBE
+from alignkit_plugins.ai_feedback.form import CUT, NO_LINE, THINKING
+from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
+from alignkit_plugins.ai_feedback.judge_quality import judgment
+from alignkit_plugins.ai_feedback.local_judge import LocalJudge
+from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
 from tests.plugins.judge_server import Reply, Server, asked_for, opinion, options_of, said, serving, texts_of, thinking
 from tests.plugins.test_rlaif import component
 

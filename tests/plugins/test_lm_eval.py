@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from alignkit import RunFailed, StepContext
 from alignkit.cli import main
 from alignkit.runs.services import resumable_map
-from alignkit_plugins.steps import lm_eval
-from alignkit_plugins.steps.lm_eval import LmEval
+from alignkit_plugins.evaluate import lm_eval
+from alignkit_plugins.evaluate.lm_eval import LmEval
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 _skip = pytest.mark.skipif(not INSTALLED, reason="needs the extra lm-eval")

@@ -23,14 +23,14 @@ from alignkit import DataError, Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
-from alignkit_http.writers import Written
-from alignkit_plugins.steps.make_data import questions
-from alignkit_plugins.steps.make_data.categorize import Categorize, letter_in
-from alignkit_plugins.steps.make_data.likeness import Texts, agreement
-from alignkit_plugins.steps.make_data.passages import Passage, passages_of, read_texts
-from alignkit_plugins.steps.make_data.questions import Item, check_answer, items_of, quoted
-from alignkit_plugins.steps.make_data.red_team import Episode, RedTeam, success_of
-from alignkit_plugins.steps.make_data.self_instruct import SelfInstruct, listed
+from alignkit_plugins.ai_feedback import questions
+from alignkit_plugins.ai_feedback.categorize import Categorize, letter_in
+from alignkit_plugins.ai_feedback.likeness import Texts, agreement
+from alignkit_plugins.ai_feedback.passages import Passage, passages_of, read_texts
+from alignkit_plugins.ai_feedback.questions import Item, check_answer, items_of, quoted
+from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
+from alignkit_plugins.ai_feedback.self_instruct import SelfInstruct, listed
+from alignkit_plugins.ai_feedback.writers import Written
 
 Answers = Callable[[str], str]
 

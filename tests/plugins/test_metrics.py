@@ -15,8 +15,8 @@ from test_evaluate import HELPFUL, Scripted, context, said, step
 from alignkit import Artifact, DataError, Group
 from alignkit.recipe.schema import RewardSpec
 from alignkit.step import StepData
-from alignkit_plugins.steps import evaluate
-from alignkit_plugins.steps.evaluate.metrics import Metric, limited
+from alignkit_plugins.evaluate import step as evaluate
+from alignkit_plugins.evaluate.metrics import Metric, limited
 
 COUNT = 20
 REFUSAL = RewardSpec("reward", "refusal")

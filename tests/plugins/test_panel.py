@@ -15,12 +15,12 @@ from alignkit import Context, Judge, Pair, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
 from alignkit.judges import CheckedJudge
 from alignkit.report import Report
-from alignkit_plugins.evaluate.judge_card import card, trust_tables
-from alignkit_plugins.evaluate.judge_quality import judgment
-from alignkit_plugins.judges.llm.local import LocalJudge
-from alignkit_plugins.judges.llm.panel import Panel
-from alignkit_plugins.judges.reward_judge import RewardJudge
-from alignkit_plugins.steps.rlaif.tally import refusal
+from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
+from alignkit_plugins.ai_feedback.judge_quality import judgment
+from alignkit_plugins.ai_feedback.label_tally import refusal
+from alignkit_plugins.ai_feedback.local_judge import LocalJudge
+from alignkit_plugins.ai_feedback.panel import Panel
+from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
 from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]

@@ -15,13 +15,13 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.page import page as html_of
 from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.database import VERSION
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.page import page as html_of
 from tests.killed import forked
 from tests.plugins.labelers import label
 

@@ -13,10 +13,11 @@ from test_evaluate import context
 
 from alignkit import Group, Judge, Response, RunFailed, Verdict
 from alignkit.registry import Component, Registration
-from alignkit_plugins.constitution import Principle
-from alignkit_plugins.judges.llm.local import LocalJudge
-from alignkit_plugins.judges.reward_judge import RewardJudge
-from alignkit_plugins.steps.rlaif import JudgePairs, principled
+from alignkit_plugins.ai_feedback import principled
+from alignkit_plugins.ai_feedback.constitution import Principle
+from alignkit_plugins.ai_feedback.local_judge import LocalJudge
+from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.rlaif import JudgePairs
 
 BY = tuple(Principle(name=name, compare=f"By {name}.") for name in ("one", "two", "three"))
 SILENT = Principle(name="silent", critique="c", revise="r")

@@ -90,7 +90,7 @@ def test_an_error_in_a_worker_is_the_one_of_a_run_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe(tmp_path, 5, {"answers": sample()})
-    monkeypatch.setattr("alignkit_plugins.steps.sample.seeds.number", lambda *parts: 1 // 0)
+    monkeypatch.setattr("alignkit_plugins.evaluate.sample.seeds.number", lambda *parts: 1 // 0)
     assert main(["run", str(path), "--out", str(tmp_path / "dealt")]) == 3
     assert "in `Sample.run`: ZeroDivisionError" in capsys.readouterr().err
 

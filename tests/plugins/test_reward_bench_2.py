@@ -12,7 +12,7 @@ import yaml
 
 from alignkit import BadRow, DataError, Group, Pair, Response
 from alignkit.cli import main
-from alignkit_plugins.steps.evaluate_reward import rewardbench2
+from alignkit_plugins.evaluate import rewardbench2
 
 
 def group(correct: Sequence[float | None], others: Sequence[float], id: str = "1", subset: str = "Math") -> Group:

@@ -22,23 +22,23 @@ import torch
 from by_role import ByRole
 from pydantic import ValidationError
 
-import alignkit_plugins.steps.rlaif as rlaif
+import alignkit_plugins.ai_feedback.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.errors import PluginError, RemoteError
 from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
-from alignkit_http import retry_after
-from alignkit_plugins.evaluate.judge_card import card
-from alignkit_plugins.evaluate.judge_quality import judgment
-from alignkit_plugins.judges.llm.completion import read_answer
-from alignkit_plugins.judges.llm.fence import transcript
-from alignkit_plugins.judges.llm.local import LocalJudge
-from alignkit_plugins.judges.llm.question import TEMPLATE, question
-from alignkit_plugins.judges.llm.server import OpenAIJudge
-from alignkit_plugins.judges.llm.verdict import Answer, verdicts
-from alignkit_plugins.judges.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.completion import read_answer
+from alignkit_plugins.ai_feedback.fence import transcript
+from alignkit_plugins.ai_feedback.judge_card import card
+from alignkit_plugins.ai_feedback.judge_quality import judgment
+from alignkit_plugins.ai_feedback.local_judge import LocalJudge
+from alignkit_plugins.ai_feedback.question import TEMPLATE, question
+from alignkit_plugins.ai_feedback.remote import retry_after
+from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback.verdict import Answer, verdicts
 from tests.plugins.judge_server import Reply, Server, options_of, serving
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
@@ -344,7 +344,7 @@ def test_several_turns_are_written_as_a_transcript() -> None:
 
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
     code = (
-        "import sys, alignkit_plugins.judges.llm, alignkit_plugins.steps.rlaif; "
+        "import sys, alignkit_plugins.judges.llm, alignkit_plugins.ai_feedback.rlaif; "
         "print([m for m in ('torch', 'httpx2', 'tenacity', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -714,7 +714,7 @@ def test_a_killed_process_loses_no_answer(server: Server, tmp_path: Path) -> Non
     server.judge = lambda request: dataclasses.replace(honest(request), pause=0.1)
     code = f"""
 import pathlib
-from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
 from alignkit import Context
 judge = OpenAIJudge(OpenAIJudge.Options(server=dict(base_url={server.url!r}, model="m", concurrency=1)))
 folder = pathlib.Path({str(tmp_path)!r})

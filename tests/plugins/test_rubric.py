@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Judge, Rating, Response, RunFailed
 from alignkit.judges import spending
-from alignkit_plugins.judges.reward_judge import RewardJudge
-from alignkit_plugins.rewards.rubric import Criterion, Rated, Rubric, weighted
+from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.rubric import Criterion, Rated, Rubric, weighted
 from tests.plugins.test_rlaif import Scripted, component
 
 ASKS = ({"role": "user", "content": "How much may I take?"},)

@@ -16,7 +16,7 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.steps.select_best import SelectBest
+from alignkit_plugins.evaluate.select_best import SelectBest
 
 SCORES: dict[str, list[float | None]] = {"sft@1": [1.0, 2.0, 3.0], "sft@2": [2.0, 2.5, 4.5], "sft@3": [0.0, 3.0, 4.0]}
 

@@ -17,9 +17,8 @@ from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.rewards.text.matching import ExactMatch
-from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
-from alignkit_plugins.steps.honesty.sycophancy import (
+from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
+from alignkit_plugins.evaluate.sycophancy import (
     AGAIN,
     FIRST,
     FOLLOW_UPS,
@@ -30,6 +29,7 @@ from alignkit_plugins.steps.honesty.sycophancy import (
     outcomes,
     wrong_opinions,
 )
+from alignkit_plugins.rewards.matching import ExactMatch
 
 COUNT = 10
 CORRECT = RewardSpec(

@@ -16,9 +16,9 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, LeftOut, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
-from alignkit_apps.charts.data_lines import describe
 from alignkit_plugins.formats.template import Template
-from alignkit_plugins.formats.template.fields import Text
+from alignkit_plugins.formats.template_fields import Text
+from alignkit_plugins.report.data_lines import describe
 
 ROW = {
     "passage": "Rain is wet.",

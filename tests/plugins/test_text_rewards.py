@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, Reward, RunFailed
 from alignkit.testing import check_reward
-from alignkit_plugins.data.text_metrics import repetition
-from alignkit_plugins.rewards.text import matching
-from alignkit_plugins.rewards.text.form import Form, content_of_last, is_json, markdown_parts
-from alignkit_plugins.rewards.text.language import Language
-from alignkit_plugins.rewards.text.matching import ExactMatch, Regex, Repetition
+from alignkit_plugins.formats.text_metrics import repetition
+from alignkit_plugins.rewards import matching
+from alignkit_plugins.rewards.form import Form, content_of_last, is_json, markdown_parts
+from alignkit_plugins.rewards.language import Language
+from alignkit_plugins.rewards.matching import ExactMatch, Regex, Repetition
 
 ASK = ({"role": "user", "content": "What is the capital of France?"},)
 CALL: Any = {"role": "assistant", "content": None, "tool_calls": []}  # a turn that only calls a tool

@@ -15,15 +15,15 @@ import yaml
 from safetensors.torch import load_file
 
 import alignkit_plugins.models.tiny
-import alignkit_plugins.steps.trl
+import alignkit_plugins.trl.step
 from alignkit import Group, Pair, Response, RunFailed
 from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.steps.trl import check_reference
-from alignkit_plugins.steps.trl.config import config_fields
-from alignkit_plugins.steps.trl.rows import demonstrations, pairs
+from alignkit_plugins.trl.config import config_fields
+from alignkit_plugins.trl.rows import demonstrations, pairs
+from alignkit_plugins.trl.step import check_reference
 
 PROMPT = ({"role": "user", "content": "how are you"},)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
@@ -57,8 +57,7 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 TRAINERS = [
-    name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow)
-    for name in alignkit_plugins.steps.trl.TRAINERS
+    name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow) for name in alignkit_plugins.trl.step.TRAINERS
 ]
 
 
@@ -86,7 +85,7 @@ def test_samples_end_where_the_run_ends_them(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("peft.PeftModel.from_pretrained", lambda model, *_, **__: model)
     base, ends = alignkit_plugins.models.tiny.source(tmp_path), frozenset({7, 2})
     context: Any = SimpleNamespace(base=base, dtype=torch.float32, device="cpu", end_ids=ends)
-    model = alignkit_plugins.steps.trl.load_model(context, tmp_path, scalar_head=False)
+    model = alignkit_plugins.trl.step.load_model(context, tmp_path, scalar_head=False)
     assert model.generation_config.eos_token_id == [2, 7]
 
 
@@ -115,7 +114,7 @@ def test_pairs() -> None:
 def test_options_are_trls_own_fields(folder: Path) -> None:
     import trl
 
-    for trainer, name in alignkit_plugins.steps.trl.TRAINERS.items():
+    for trainer, name in alignkit_plugins.trl.step.TRAINERS.items():
         config = getattr(trl, f"{name}Config")
         assert set(config.__dataclass_fields__) <= config_fields(trainer)
     for options, message in (

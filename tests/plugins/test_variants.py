@@ -25,9 +25,9 @@ from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit_plugins.steps.evaluate import Evaluate
-from alignkit_plugins.steps.evaluate.answering import Answering
-from alignkit_plugins.steps.evaluate.variant import Examples, best_places, draw
+from alignkit_plugins.evaluate.answering import Answering
+from alignkit_plugins.evaluate.step import Evaluate
+from alignkit_plugins.evaluate.variant import Examples, best_places, draw
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]
@@ -373,7 +373,7 @@ def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.Monke
     own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
     metrics = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
     shares = lambda one, rater: True if one == rater else None  # noqa: E731
-    monkeypatch.setattr("alignkit_plugins.steps.evaluate.learned_by", lambda step: shares)
+    monkeypatch.setattr("alignkit_plugins.evaluate.step.learned_by", lambda step: shares)
     found, _, _ = evaluate(tmp_path, [], policies=["sft", own], metrics=metrics)
     name = "sft, best of 4 by length"
     assert found["trained_on"][name] == {"long": True, "other": None}

@@ -29,9 +29,9 @@ from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
 from alignkit.testing.rules import ConformanceError
 from alignkit.testing.tiny import add_noise
-from alignkit_distributed.engine import StageEngine
-from alignkit_vllm.engine import Vllm
-from alignkit_vllm.replicas import Replica
+from alignkit_plugins.processes.engine import StageEngine
+from alignkit_plugins.vllm.engine import Vllm
+from alignkit_plugins.vllm.replicas import Replica
 from tests.plugins.vllm_server import FakeVllm
 
 STAGE: dict[str, Any] = {

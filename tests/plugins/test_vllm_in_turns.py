@@ -12,8 +12,8 @@ import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
 from alignkit.testing import check_engine
-from alignkit_vllm import engine
-from alignkit_vllm.engine import Vllm
+from alignkit_plugins.vllm import engine
+from alignkit_plugins.vllm.engine import Vllm
 from tests.plugins.test_vllm_engine import metrics, recipe, run
 from tests.plugins.vllm_server import FakeVllm
 

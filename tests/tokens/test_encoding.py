@@ -20,7 +20,7 @@ from alignkit.tokens.encoder import DROP_REASONS, Encoder, ResponseTokens, drop_
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
-from alignkit_plugins.rewards.text.form import Form
+from alignkit_plugins.rewards.form import Form
 from tests.models.own_templates import QWEN3_THINKING
 from tests.models.tiny import encoded, encoder, user, words
 

@@ -30,7 +30,7 @@ from tests.patience import PATIENCE
 PLUGIN = f"""
 import os, signal, threading, time
 from alignkit import Environment, Group, Reward, RunFailed, hookimpl
-from alignkit_distributed import engine as clock
+from alignkit_plugins.processes import engine as clock
 from tests.distributed.local_engine import LocalEngine
 
 how, _, place = os.environ.get("SABOTAGE", "").partition("=")
@@ -388,7 +388,7 @@ def test_what_cannot_be_sampled_ahead_is_refused(tmp_path: Path, keys: dict[str,
 def test_an_engine_may_say_that_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path, engine="vllm")
     assert load_recipe(place.recipe).stages["align"].settings.rollout.ahead == 1
-    monkeypatch.setattr("alignkit_vllm.engine.Vllm.Options.samples_ahead", False)
+    monkeypatch.setattr("alignkit_plugins.vllm.engine.Vllm.Options.samples_ahead", False)
     with pytest.raises(RecipeError, match="cannot sample while the stage learns"):
         load_recipe(place.recipe)
 

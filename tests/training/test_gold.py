@@ -13,7 +13,7 @@ from alignkit import DataError
 from alignkit.data.group import read_groups, write_groups
 from alignkit.registry import Component
 from alignkit.settings import Settings
-from alignkit_monitors.reward_hacking import Gold
+from alignkit_plugins.monitors.reward_hacking import Gold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

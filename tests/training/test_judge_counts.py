@@ -15,8 +15,8 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.rewards import Rewards, RewardTable
-from alignkit_plugins.judges.llm.panel import Panel
-from alignkit_plugins.rewards.rubric import Rated
+from alignkit_plugins.ai_feedback.panel import Panel
+from alignkit_plugins.ai_feedback.rubric import Rated
 
 CUT = "the judge's reply was cut off: raise max_tokens"
 

@@ -17,14 +17,14 @@ from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.training.online import mean_kl
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
-from alignkit_vllm.importance import Importance
+from alignkit_plugins.vllm.importance import Importance
 
 HEADER = """
 from dataclasses import replace
 from pathlib import Path
 from alignkit import *
 from alignkit.engine import EngineOptions
-from alignkit_vllm.importance import Importance
+from alignkit_plugins.vllm.importance import Importance
 from tests.distributed.local_engine import LocalEngine
 
 class Planted(LocalEngine):

@@ -27,7 +27,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.reward import LEARNED_KEY
 from alignkit.training.rewards import Rewards, RewardTable
-from alignkit_plugins.steps.rlaif import RLAIF
+from alignkit_plugins.ai_feedback.rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
 

@@ -31,7 +31,7 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit_plugins.data.groups import with_labels
+from alignkit_plugins.formats.rows import with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor

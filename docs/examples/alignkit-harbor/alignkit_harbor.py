@@ -27,8 +27,8 @@ from typing import Any
 
 import alignkit
 from alignkit import Add, BadRow, Context, DataError, Field, Format, Group, Message, Reward, RunFailed, hookimpl
-from alignkit_plugins.data.groups import column_of
-from alignkit_plugins.data.spoken import answer_of
+from alignkit_plugins.formats.rows import column_of
+from alignkit_plugins.formats.spoken import answer_of
 
 COLUMN = "task"  # of the prompts: the name of the task's folder
 ANSWER = "app/answer.txt"  # where verifiers look for the answer

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import alignkit as ak
 from alignkit import functional as F
-from alignkit_plugins.data.columns import ColumnFormat
+from alignkit_plugins.formats.columns import ColumnFormat
 
 if TYPE_CHECKING:
     from torch import Tensor

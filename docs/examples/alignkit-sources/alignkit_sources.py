@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import model_validator
 
 from alignkit import Add, BadRow, DataError, Field, Format, Group, Message, Response, Reward, hookimpl
-from alignkit_plugins.data.groups import column_of, row_of
-from alignkit_plugins.data.spoken import answer_of
-from alignkit_plugins.steps.honesty import grading
-from alignkit_plugins.steps.honesty.rewards import AbstentionOptions, known_answers
+from alignkit_plugins.evaluate import grading
+from alignkit_plugins.evaluate.honesty_rewards import AbstentionOptions, known_answers
+from alignkit_plugins.formats.rows import column_of, row_of
+from alignkit_plugins.formats.spoken import answer_of
 
 PROMPT = '{context}\n\n{question} Quote the sentence, as in: 7 ["Ann is 7."] If there is none, answer: I don\'t know.'
 _KEYS = ("text", "answer_start")

@@ -37,8 +37,8 @@ from alignkit import (
     StepContext,
     hookimpl,
 )
-from alignkit_plugins.data.groups import column_of
-from alignkit_plugins.named_code import NamedCode
+from alignkit_plugins.formats.rows import column_of
+from alignkit_plugins.rewards.named_code import NamedCode
 
 if TYPE_CHECKING:
     from verifiers.v1 import Task, Taskset, Toolset, Trace

@@ -33,7 +33,7 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.data.group import group_id
-from alignkit_plugins.data.groups import with_labels
+from alignkit_plugins.formats.rows import with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,9 @@ from alignkit import DataError, DataRef, Field, Group
 from alignkit.data.group import Response, group_id
 from alignkit.errors import check_extra
 from alignkit.report import Table
-from alignkit_plugins.data.languages import check_languages, identifier
-from alignkit_plugins.data.shown import shortened
-from alignkit_plugins.data.spoken import all_turns
+from alignkit_plugins.formats.languages import check_languages, identifier
+from alignkit_plugins.formats.shown import shortened
+from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.people.redaction import redact
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).

@@ -14,7 +14,7 @@ from typing import Any
 import alignkit
 from alignkit import DataError, Environment, Field, Group
 from alignkit.evaluation.numbers import numbers_in
-from alignkit_plugins.data.spoken import after_thoughts
+from alignkit_plugins.formats.spoken import after_thoughts
 
 LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
 _OPERATORS: dict[type, Callable[..., Any]] = {

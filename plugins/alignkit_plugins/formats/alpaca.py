@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from alignkit import BadRow, Group, Message
-from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 QUESTION = ("instruction", "input", "context")
 NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")  # what Alpaca's generator wrote for none

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import BadRow, Group, Message
-from alignkit_plugins.data.columns import ColumnFormat
+from alignkit_plugins.formats.columns import ColumnFormat
 
 SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
 MAX_PREFIX = 40  # characters

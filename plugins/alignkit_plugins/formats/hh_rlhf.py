@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import BadRow, Group, Message, Pair, Response
-from alignkit_plugins.data.columns import ColumnFormat
+from alignkit_plugins.formats.columns import ColumnFormat
 
 # A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle of a turn.
 TAG = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair
 from alignkit.data.group import LEVELS
 from alignkit.formats import columns_of
-from alignkit_plugins.data.columns import ColumnFormat, shared_turns
+from alignkit_plugins.formats.columns import ColumnFormat, shared_turns
 
 Side = Literal["first", "second", "tie"]
 NUMBERS = {"1": "first", "2": "second", "0": "tie"}

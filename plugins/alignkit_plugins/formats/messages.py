@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit import BadRow, Group
-from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 # With the answers of comparisons, which `preference` reads.
 COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Pair, Response
-from alignkit_plugins.data.columns import SYSTEM_COLUMNS, ColumnFormat
+from alignkit_plugins.formats.columns import SYSTEM_COLUMNS, ColumnFormat
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alignkit import Field, Group, Options, Response
-from alignkit_plugins.data.columns import ColumnFormat
+from alignkit_plugins.formats.columns import ColumnFormat
 
 Piece = tuple[int, str]  # number of the first line, and text
 MAX_CHARS = 2000  # approximate length of a document of a .txt file

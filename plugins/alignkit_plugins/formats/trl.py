@@ -13,7 +13,7 @@ from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair
 from alignkit.formats import columns_of
-from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat, shared_turns
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat, shared_turns
 
 ANSWERS = (
     "chosen",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Response
-from alignkit_plugins.data.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
 LISTS = ("responses", "completions", "answers", "outputs", "candidates", "generations")

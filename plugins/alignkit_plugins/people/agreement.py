@@ -11,9 +11,9 @@ from typing import Any
 
 from alignkit.evaluation.statistics import Share, clustered_share, shown
 from alignkit.report import Table
+from alignkit_plugins.krippendorff import Level, agreement_of, categories
 from alignkit_plugins.people.effective_labels import Labeled
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.krippendorff import Level, agreement_of, categories
 from alignkit_plugins.people.labels import Label, degree
 
 FEW = 50  # items of several people, below which their agreement is hardly known

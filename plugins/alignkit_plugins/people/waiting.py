@@ -63,7 +63,9 @@ def labels_of(
     there are items, or if labelers would read the guidelines of another stage, BadRow for an item that nobody could
     label, and NobodyAsked while a stage is verified.
     """
-    from alignkit_http.stored_replies import asking_is_allowed  # imports asyncio, which `alignkit check` can spare
+    from alignkit_plugins.ai_feedback.stored_replies import (
+        asking_is_allowed,  # imports asyncio, which `alignkit check` can spare
+    )
 
     if not asking_is_allowed():
         raise NobodyAsked(f"stage '{stage}' needs labels of people, and nobody is asked here")

@@ -29,9 +29,9 @@ from alignkit import (
 from alignkit import functional as F
 from alignkit.errors import did_you_mean
 from alignkit.evaluation.answers import spaced
-from alignkit_plugins.data.spoken import all_turns
-from alignkit_plugins.data.text_metrics import sampled_length
-from alignkit_plugins.named_code import NamedCode, accepted, raised, required
+from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.text_metrics import sampled_length
+from alignkit_plugins.rewards.named_code import NamedCode, accepted, raised, required
 
 
 class Length(Reward):

@@ -20,7 +20,7 @@ from alignkit import (
     RewardRef,
 )
 from alignkit import functional as F
-from alignkit_plugins.data.text_metrics import sampled_length
+from alignkit_plugins.formats.text_metrics import sampled_length
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ import alignkit
 from alignkit import CombinedReward, DataError, Field, Group, RewardCombination, RewardRef
 from alignkit import functional as F
 from alignkit.errors import did_you_mean
-from alignkit_plugins.data.groups import column_of, row_of
+from alignkit_plugins.formats.rows import column_of, row_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,10 @@ import pytest
 from alignkit import plugins as plugins_module
 from alignkit.cli import main
 from alignkit.errors import PluginError, RecipeError
-from alignkit_apps.catalog import check as checking
-from alignkit_apps.catalog import kits
-from alignkit_apps.catalog.check import check, target_of
-from alignkit_apps.catalog.new import example
+from alignkit_plugins.authors import check as checking
+from alignkit_plugins.authors import kits
+from alignkit_plugins.authors.check import check, target_of
+from alignkit_plugins.authors.new import example
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
 __all__ = ["distribution", "fresh"]  # fixtures

@@ -17,8 +17,8 @@ from alignkit import __version__
 from alignkit import plugins as plugins_module
 from alignkit.cli import main
 from alignkit.plugins import load_plugins
-from alignkit_apps.catalog import new
-from alignkit_apps.catalog.new import LONGEST, example, kinds, write_package
+from alignkit_plugins.authors import new
+from alignkit_plugins.authors.new import LONGEST, example, kinds, write_package
 
 ROOT = Path(__file__).parents[3]
 KINDS = (

@@ -14,12 +14,12 @@ from alignkit.recipe.rules import required_keys
 from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
-from alignkit_apps.catalog.option_table import (
+from alignkit_plugins.algorithms.distillation import Distillation
+from alignkit_plugins.recipes.option_table import (
     option_rows,
     stage_defaults,
     value_text,
 )
-from alignkit_plugins.algorithms.distillation import Distillation
 
 CORE = (TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Settings)
 FIRST_PARTY = [

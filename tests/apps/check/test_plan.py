@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
-from alignkit_apps.check import plan as planning
+from alignkit_plugins.recipes import plan as planning
 
 WITHIN = 0.25
 
@@ -58,7 +58,7 @@ def test_it_counts_rows_and_tokens(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))  # not that of all tests before
-    monkeypatch.setattr("alignkit_apps.check.plan.psutil.Process", lambda: used)
+    monkeypatch.setattr("alignkit_plugins.recipes.plan.psutil.Process", lambda: used)
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
     sample = {"step": "sample", "policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}
     path = write(here, "tiny", sft=sft, sample=sample, learn={"algorithm": "sft", "from": "sft", "data": "sample"})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit_apps.report.changes import changes, shown
+from alignkit_plugins.report.changes import changes, shown
 
 
 @pytest.mark.parametrize(

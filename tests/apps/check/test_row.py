@@ -11,7 +11,7 @@ import pytest
 from alignkit.cli import main
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit_apps.check.row import Inspection, inspect
+from alignkit_plugins.recipes.check_row import Inspection, inspect
 
 DEMO = {
     "messages": [

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from alignkit import cli
-from alignkit_apps.check.row import Inspection, show
-from alignkit_apps.policies.row_tokens import Tokens
+from alignkit_plugins.policies.row_tokens import Tokens
+from alignkit_plugins.recipes.check_row import Inspection, show
 
 
 def shown(found: Inspection, *, terminal: bool = False) -> str:

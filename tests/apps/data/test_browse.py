@@ -17,9 +17,9 @@ from planted_rows import PERSONAL, PLANTED, plant
 from starlette.testclient import TestClient
 
 from alignkit.plugins import load_plugins
-from alignkit_apps.data.browse import PAGE, Browsed, make_page
-from alignkit_apps.data.rows import encoder_of, entry, read_rows
-from alignkit_apps.web.guard import Sessions
+from alignkit_plugins.data.browse import PAGE, Browsed, make_page
+from alignkit_plugins.data.found_rows import encoder_of, entry, read_rows
+from alignkit_plugins.people.guard import Sessions
 from tests.apps.label.injections import INJECTIONS
 
 ROWS: list[Any] = [

@@ -12,7 +12,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit_apps.policies.recipe import models_of, recipe_of
+from alignkit_plugins.policies.recipe import models_of, recipe_of
 
 
 def made(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import RecipeError
-from alignkit_apps.policies.named_models import named_model
+from alignkit_plugins.policies.named_models import named_model
 
 LORA = {"r": 4, "lora_alpha": 8}
 

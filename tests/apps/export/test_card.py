@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest
-from alignkit_apps.export.card import Use, card, evaluations, lineage, portable, recipe_text
-from alignkit_apps.policies.source import Source, find
+from alignkit_plugins.policies.card import Use, card, evaluations, lineage, portable, recipe_text
+from alignkit_plugins.policies.source import Source, find
 
 
 @pytest.fixture

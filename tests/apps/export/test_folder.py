@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignkit.errors import RunFailed
 from alignkit.io.text import cache_folder
-from alignkit_apps.export import folder as folders
 from alignkit_plugins.models import tiny
+from alignkit_plugins.policies import export_folder as folders
 
 FP32: dict[str, Any] = {"dtype": torch.float32}
 

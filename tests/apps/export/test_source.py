@@ -10,7 +10,7 @@ import pytest
 from exported import train
 
 from alignkit.errors import RecipeError, RunFailed
-from alignkit_apps.policies.source import find
+from alignkit_plugins.policies.source import find
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from exported import export
 from huggingface_hub import constants
 
 from alignkit.errors import RecipeError, RunFailed
-from alignkit_apps.export import folder as folders
-from alignkit_apps.export.upload import check_target
+from alignkit_plugins.policies import export_folder as folders
+from alignkit_plugins.policies.upload import check_target
 
 
 class Hub:

@@ -11,10 +11,10 @@ from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
 from alignkit.evaluation.statistics import shown
+from alignkit_plugins.krippendorff import krippendorff_alpha
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.krippendorff import krippendorff_alpha
 from alignkit_plugins.people.store import Store
 
 

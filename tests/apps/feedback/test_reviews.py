@@ -11,15 +11,15 @@ from stores import event, opened, pair, review, reviewed
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
 from alignkit.report import Report
-from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.label_api import in_words
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.effective_labels import disputes, labeled
+from alignkit_plugins.people.feedback_format import Feedback, FeedbackOptions
+from alignkit_plugins.people.guidelines import Guidelines
+from alignkit_plugins.people.label_api import in_words
 from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed
 from alignkit_plugins.people.overview import blocks, overview
 from alignkit_plugins.people.rows import store_rows
-from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions
 
 SHOWN = reviewed([2, 1, 2], [3, 7, 4], ["harmful", "invented"])
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.label_api import LabelApi
+from alignkit_plugins.people.guidelines import Guidelines
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.label_api import LabelApi
 from alignkit_plugins.people.store import Store
 from tests.patience import PATIENCE
 from tests.stores import pair
@@ -67,8 +67,8 @@ def application(
     **more: Any,
 ) -> tuple[Any, Any]:
     """The application, and its sessions. more: of these."""
-    from alignkit_apps.label.app import make_app
-    from alignkit_apps.web.guard import Sessions
+    from alignkit_plugins.people.guard import Sessions
+    from alignkit_plugins.people.label_app import make_app
 
     sessions = Sessions(list(annotators), **more)
     return make_app(LabelApi(store, Guidelines(store, guidelines), qualify), sessions), sessions

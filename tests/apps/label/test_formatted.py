@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("markdown_it")
 
-from alignkit_apps.web.formatted import LONGEST, formatted
-from alignkit_apps.web.messages import visible
+from alignkit_plugins.people.formatted import LONGEST, formatted
+from alignkit_plugins.people.messages import visible
 from tests.apps.label.injections import INJECTIONS
 
 TAGS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td"}

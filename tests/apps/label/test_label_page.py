@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("starlette")
 
 from alignkit.errors import OutOfResource
-from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.label_api import LabelApi
 from alignkit_plugins.people.effective_labels import consents, labeled
+from alignkit_plugins.people.guidelines import Guidelines
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.label_api import LabelApi
 from alignkit_plugins.people.store import Store
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 from tests.stores import event, pair, ranking, turn

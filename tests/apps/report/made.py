@@ -11,7 +11,7 @@ from alignkit.evaluation import statistics
 from alignkit.io.digest import digest
 from alignkit.io.results import manifest, read_record, write_record
 from alignkit.report import Report, Table
-from alignkit_plugins.evaluate.judge_card import trust_tables
+from alignkit_plugins.ai_feedback.judge_card import trust_tables
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
 RECIPE = """name: small

@@ -12,7 +12,7 @@ import pytest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
-from alignkit_apps.report.changed import carried_over, change_since
+from alignkit_plugins.report.changed import carried_over, change_since
 
 ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}
 

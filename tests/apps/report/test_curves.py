@@ -2,7 +2,7 @@
 
 from made import BEGAN, align_rows, sft_rows
 
-from alignkit_apps.charts import curves
+from alignkit_plugins.report import curves
 
 
 def test_spikes_survive_thinning() -> None:

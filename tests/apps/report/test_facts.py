@@ -11,8 +11,8 @@ import pytest
 from made import BEGAN, HOSTILE, REPORT, SOURCES, lines, make_run, write_stage
 
 from alignkit.errors import DataError, RecipeError
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.stages import flat
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.stages import flat
 
 ROOT = Path(__file__).parents[3]
 # Parts whose keys are names of metrics, packages and the like, or are documented elsewhere.
@@ -113,8 +113,9 @@ def test_every_key_is_documented(run: Path) -> None:
 
 def test_it_needs_no_torch(run: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from alignkit_apps.report.write import facts_of, write_report; "
-        "from alignkit_apps.report.compare import compared; run = Path(sys.argv[1]); write_report(run, facts_of(run)); "
+        "import sys; from pathlib import Path; from alignkit_plugins.report.write import facts_of, write_report; "
+        "from alignkit_plugins.report.compare import compared; "
+        "run = Path(sys.argv[1]); write_report(run, facts_of(run)); "
         "compared([Path(sys.argv[1])] * 2); print([n for n in ('torch', 'transformers') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from made import HOSTILE, align_rows, make_run
 
-from alignkit_apps.charts import curves, figures
-from alignkit_apps.report.facts import facts_of
+from alignkit_plugins.report import curves, figures
+from alignkit_plugins.report.facts import facts_of
 
 
 def test_figures_are_byte_identical_and_small(tmp_path: Path) -> None:

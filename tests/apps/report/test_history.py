@@ -6,7 +6,7 @@ from pathlib import Path
 from filelock import FileLock
 from made import BEGAN, STARTS, lines, make_run
 
-from alignkit_apps.report import history
+from alignkit_plugins.report import history
 
 
 def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from made import HOSTILE, make_run
 
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.markdown import MOST, markdown
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.markdown import MOST, markdown
 
 
 def test_it_says_what_the_page_says(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Rewards against KL, as points."""
 
-from alignkit_apps.report import overoptimization
+from alignkit_plugins.report import overoptimization
 
 
 def gold_rows(golds: list[float]) -> list[dict[str, float]]:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from made import make_run, rewritten
 
-from alignkit_apps.report import overview
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.page import page
-from alignkit_apps.report.side_by_side import with_earlier
 from alignkit_plugins.evaluate.rows import main_rows, rows_of
+from alignkit_plugins.report import overview
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.page import page
+from alignkit_plugins.report.side_by_side import with_earlier
 
 
 @pytest.fixture

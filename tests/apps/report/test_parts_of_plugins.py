@@ -11,9 +11,9 @@ from made import HOSTILE, make_run
 
 from alignkit import Report, Table, hookimpl
 from alignkit.plugins import load_plugins, plugins
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.markdown import markdown
-from alignkit_apps.report.page import page
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.markdown import markdown
+from alignkit_plugins.report.page import page
 
 
 class Counts:

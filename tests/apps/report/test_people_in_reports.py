@@ -11,13 +11,13 @@ from made import SOURCES, make_run, write_stage
 from stores import event, opened, pair
 
 from alignkit.io.results import AGREEMENT
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.markdown import markdown
-from alignkit_apps.report.page import page
-from alignkit_apps.report.people import people_blocks, people_of
-from alignkit_apps.report.stages import dropped
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.markdown import markdown
+from alignkit_plugins.report.page import page
+from alignkit_plugins.report.people import people_blocks, people_of
+from alignkit_plugins.report.stages import dropped
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from alignkit import cli
 from alignkit.io.results import Results, damage_of
-from alignkit_apps.report.results import prune, results_table
+from alignkit_plugins.report.results import prune, results_table
 
 
 @pytest.fixture

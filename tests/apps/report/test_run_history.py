@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import RunFailed, Stopped
-from alignkit_apps.report.run_history import commit_of, machine, write_end, write_start
+from alignkit_plugins.report.run_history import commit_of, machine, write_end, write_start
 
 
 def git(folder: Path, *words: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit_apps.report.screen import _verdict
+from alignkit_plugins.report.screen import _verdict
 
 LONG = " ".join(["B is better than sft in a metric with a very long name."] * 5)
 

@@ -14,12 +14,12 @@ import pytest
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.io.results import find_result, folders_of, read_record
-from alignkit_apps.report.facts import facts_of
-from alignkit_apps.report.markdown import markdown
-from alignkit_apps.report.page import page
-from alignkit_apps.report.side_by_side import _compared, not_compared, pairs_of
-from alignkit_plugins.evaluate.comparison import short_names
+from alignkit_plugins.ai_feedback.comparison import short_names
 from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.markdown import markdown
+from alignkit_plugins.report.page import page
+from alignkit_plugins.report.side_by_side import _compared, not_compared, pairs_of
 
 SWAP = "stages.align.algorithm=rejection_sampling"
 
@@ -124,7 +124,7 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
 def test_evaluations_that_differ_do_not_compare(
     swapped: Path, monkeypatch: pytest.MonkeyPatch, change: Any, why: str
 ) -> None:
-    from alignkit_apps.report import side_by_side as module
+    from alignkit_plugins.report import side_by_side as module
 
     record, object_of = module.read_record, module.read_object
     now: dict[str, Any] = {"depends_on": {}, "summary": object_of(swapped / "report" / "evaluation.json")}
@@ -145,7 +145,7 @@ def test_evaluations_that_differ_do_not_compare(
 
 
 def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:
-    from alignkit_apps.report.side_by_side import _compared, _joined
+    from alignkit_plugins.report.side_by_side import _compared, _joined
 
     file = swapped / "report" / "samples.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -158,7 +158,7 @@ def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: 
 
 
 def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -> None:
-    from alignkit_apps.report.side_by_side import _compared, _joined
+    from alignkit_plugins.report.side_by_side import _compared, _joined
 
     for folder in ("now", "then"):
         (tmp_path / folder).mkdir()
@@ -196,7 +196,7 @@ def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureF
 
 
 def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from alignkit_apps.policies.named_models import named_model
+    from alignkit_plugins.policies.named_models import named_model
 
     named = named_model(str(swapped / "align@ppo"))  # as evaluate, chat and serve
     assert list(short_names([str(named.folder), "base"]).values()) == ["run/align@ppo", "base"]

@@ -11,8 +11,8 @@ from stores import event, opened, pair
 from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
 from alignkit.data.sources import Loaded, SourceFacts
-from alignkit_apps.charts.tally import card, cards
-from alignkit_apps.report.facts import facts_of
+from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.tally import card, cards
 
 ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})  # 6 characters
 RECIPE = """

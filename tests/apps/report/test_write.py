@@ -11,8 +11,8 @@ import pytest
 from made import make_run
 
 from alignkit.cli import main
-from alignkit_apps.report import write
-from alignkit_apps.report.facts import facts_of
+from alignkit_plugins.report import write
+from alignkit_plugins.report.facts import facts_of
 from tests.pages import Reader
 
 ROOT = Path(__file__).parents[3]

@@ -105,13 +105,13 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     pytest.importorskip("uvicorn")
     from alignkit.io.console import Reporter
     from alignkit.plugins import load_plugins
-    from alignkit_apps.policies.policy import opened
-    from alignkit_apps.policies.recipe import models_of
-    from alignkit_apps.serve.app import Endpoint
-    from alignkit_apps.serve.collecting import Collecting
-    from alignkit_apps.web.address import Address
-    from alignkit_apps.web.hosting import listening, server_of
+    from alignkit_plugins.people.address import Address
     from alignkit_plugins.people.collection import Collection
+    from alignkit_plugins.people.hosting import listening, server_of
+    from alignkit_plugins.policies.collecting import Collecting
+    from alignkit_plugins.policies.policy import opened
+    from alignkit_plugins.policies.recipe import models_of
+    from alignkit_plugins.policies.serve_app import Endpoint
 
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
     named = models_of([str(run / "online"), str(run / "base")])

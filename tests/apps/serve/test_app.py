@@ -16,9 +16,9 @@ import pytest
 
 from alignkit import Group, Message
 from alignkit.errors import OutOfResource
-from alignkit_apps.policies.policy import Policy
-from alignkit_apps.serve import app
 from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.policies import serve_app as app
+from alignkit_plugins.policies.policy import Policy
 from tests.apps.serve.conftest import Server
 from tests.patience import PATIENCE
 

@@ -22,16 +22,16 @@ from alignkit.errors import RecipeError
 from alignkit.io.console import Reporter
 from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
-from alignkit_apps.chat.command import agreed
-from alignkit_apps.chat.loop import Kept, talk
-from alignkit_apps.chat.screen import Screen
-from alignkit_apps.chat.session import Said, Session
-from alignkit_apps.policies.policy import Opened, opened
-from alignkit_apps.policies.recipe import models_of
-from alignkit_apps.policies.streaming import Answer
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.policies.chat import agreed
+from alignkit_plugins.policies.chat_loop import Kept, talk
+from alignkit_plugins.policies.chat_screen import Screen
+from alignkit_plugins.policies.chat_session import Said, Session
+from alignkit_plugins.policies.policy import Opened, opened
+from alignkit_plugins.policies.recipe import models_of
+from alignkit_plugins.policies.streaming import Answer
 from tests.patience import PATIENCE
 
 
@@ -288,7 +288,7 @@ def test_answers_that_nobody_could_label_are_not_kept(models: Opened, kept: Kept
 
 def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr("alignkit_apps.serve.command.start", lambda *given, **more: started.append((given, more)))
+    monkeypatch.setattr("alignkit_plugins.policies.serve.start", lambda *given, **more: started.append((given, more)))
     assert main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
     ((words, port, address), more) = started[0]
     assert (words, port, address.host, more["page"]) == (

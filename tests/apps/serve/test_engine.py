@@ -17,9 +17,9 @@ from alignkit.io.console import Reporter
 from alignkit.io.text import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
-from alignkit_apps.policies.policy import Opened, opened
-from alignkit_apps.policies.recipe import models_of, without_overrides
-from alignkit_apps.policies.streaming import Answer
+from alignkit_plugins.policies.policy import Opened, opened
+from alignkit_plugins.policies.recipe import models_of, without_overrides
+from alignkit_plugins.policies.streaming import Answer
 from tests.plugins.vllm_server import FakeVllm
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)

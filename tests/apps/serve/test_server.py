@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit_apps.web.address import Address, is_loopback, url
-from alignkit_apps.web.hosting import listening
+from alignkit_plugins.people.address import Address, is_loopback, url
+from alignkit_plugins.people.hosting import listening
 from tests.patience import PATIENCE
 
 TOKEN = "a-token-of-this-test"
@@ -63,7 +63,7 @@ def test_without_the_token() -> None:
     pytest.importorskip("starlette")
     from starlette.testclient import TestClient
 
-    from alignkit_apps.serve.app import Endpoint
+    from alignkit_plugins.policies.serve_app import Endpoint
 
     client = TestClient(Endpoint({}).application(Address("0.0.0.0", None), TOKEN))
     for sent in ("", "Bearer ", "Bearer another-token-of-this", TOKEN[:-1]):
@@ -117,7 +117,7 @@ def test_a_reward_model_answers_nothing(run: Path, capsys: pytest.CaptureFixture
 def test_a_missing_package_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("alignkit_apps.web.hosting.PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("alignkit_plugins.people.hosting.PACKAGES", ("no_such_package",))
     assert main(["serve", str(run / "sft")]) == 1
     said = capsys.readouterr().err
     assert "alignkit serve needs the package no_such_package\nhelp: " in said

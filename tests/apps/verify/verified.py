@@ -18,7 +18,7 @@ from alignkit.io.results import manifest, read_record, write_record
 PLUGIN = """
 import json
 from alignkit import *
-from alignkit_http import Remote, RemoteOptions
+from alignkit_plugins.ai_feedback.remote import Remote, RemoteOptions
 
 SCALE = 1.0
 

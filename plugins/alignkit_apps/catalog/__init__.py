@@ -1,1 +1,0 @@
-"""Plugins: the list, the options of one, new packages, their checks, and the schema of recipes."""

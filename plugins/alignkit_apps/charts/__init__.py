@@ -1,1 +1,0 @@
-"""Figures and tables of numbers for reports, shared by all pages."""

@@ -1,1 +1,0 @@
-"""People talk to policies, in the terminal and on a page (docs/architecture.md)."""

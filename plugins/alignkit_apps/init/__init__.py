@@ -1,1 +1,0 @@
-"""Writes a recipe to start from (docs/architecture.md)."""

@@ -1,1 +1,0 @@
-"""Policies that a command names: found in runs and folders, opened, asked in turn."""

@@ -1,1 +1,0 @@
-"""Policies that are named on the command line answer: over HTTP, as OpenAI's servers do (docs/architecture.md)."""

@@ -1,1 +1,0 @@
-"""What pages in a browser share: sessions, checks of what is sent, templates, styles."""

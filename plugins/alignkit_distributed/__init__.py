@@ -1,4 +1,0 @@
-"""Several processes that run one recipe together, started by accelerate's launcher or torchrun; and engines.
-
-Design: docs/architecture.md. How to use it: docs/processes.md.
-"""

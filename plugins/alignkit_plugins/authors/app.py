@@ -1,0 +1,123 @@
+"""`alignkit plugins`: what is installed, and what authors of plugins need."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from alignkit.commands import DefaultGroup, Result, refuse
+from alignkit_plugins.printing import console, files_written
+
+plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
+
+
+@plugins_app.callback(invoke_without_command=True)
+def plugins(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Name of a plugin, whose options are shown, or of a kind of plugins."),
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+) -> Result | None:
+    """Show the installed plugins, or the options of one.
+
+    Broken plugins are listed with the reason. The schema covers all installed plugins. With
+    `# yaml-language-server: $schema=FILE` as a recipe's first line, editors complete and check keys.
+
+    \b
+    Examples:
+      alignkit plugins
+      alignkit plugins reward
+      alignkit plugins ppo
+      alignkit plugins --schema > recipe.schema.json
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    from alignkit.plugins import load_plugins
+
+    loaded = load_plugins()
+    if schema:
+        from alignkit_plugins.recipes.json_schema import schema_text
+
+        text = schema_text(loaded)
+        return Result("recipe_schema", json.loads(text), lambda: print(text, end=""))
+    from alignkit_plugins.authors import listing
+
+    if name is None:
+        rows, broken = listing.rows_of(loaded), [str(one) for one in loaded.broken]
+        return Result("plugins", {"plugins": rows, "broken": broken}, lambda: listing.show_names(rows, broken))
+    found = listing.described(name, loaded)
+    return Result("options", found, lambda: listing.show_options(name, found, console()))
+
+
+@plugins_app.command()
+def new(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the plugin in recipes, such as `calm` or `my_judge`.")
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="Kind of plugin: algorithm, reward, judge, combination, environment, step, format or command.",
+        ),
+    ],
+) -> Result:
+    """Write a package with a plugin that works.
+
+    It has a module, a recipe, a test, a README and a CI file. The module is the documented example of its kind under
+    your name. Nothing is ever replaced.
+
+    \b
+    Examples:
+      alignkit plugins new calm --kind reward
+      alignkit plugins new higher_lower --kind environment
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit_plugins.authors.new import write_package
+
+    commands: Any = context.find_root().command
+    files = write_package(name, kind, load_plugins(), commands.commands)
+    return files_written(files, next=f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check")
+
+
+@plugins_app.command("check")
+def check_plugin(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="PACKAGE|FILE", help="Plugin to check: a package, a folder with a pyproject.toml, or a module."
+        ),
+    ] = ".",
+    options: Annotated[
+        str,
+        typer.Option(
+            metavar="YAML", help="Options of the plugin's components: '{calm: {marks: \"?\"}, other: {...}}'."
+        ),
+    ] = "{}",
+) -> Result:
+    """Check a plugin by the rules of its kind.
+
+    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a process of its own.
+
+    \b
+    Examples:
+      alignkit plugins check
+      alignkit plugins check alignkit-reinforce
+      alignkit plugins check sums.py --options '{sums: {strict: true}}'
+    """
+    import yaml
+
+    from alignkit_plugins.authors.check import check, target_of
+
+    try:
+        given = yaml.safe_load(options)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, dict) or not all(isinstance(value, dict) for value in given.values()):
+        refuse(f"--options {options} is no mapping of options by name", "write --options '{NAME: {KEY: VALUE}}'")
+    return check(target_of(what), given)

@@ -1,0 +1,34 @@
+"""The commands that come with alignkit, next to `run`, by the groups of `alignkit --help`."""
+
+from __future__ import annotations
+
+from alignkit import hookimpl
+from alignkit.commands import RegisterCommand
+from alignkit_plugins.authors.app import plugins_app
+from alignkit_plugins.data.command import data_app
+from alignkit_plugins.evaluate.command import evaluate
+from alignkit_plugins.people.label import label
+from alignkit_plugins.people.labels_command import labels_app
+from alignkit_plugins.policies.chat import chat
+from alignkit_plugins.policies.export import export
+from alignkit_plugins.policies.serve import serve
+from alignkit_plugins.recipes.check import check
+from alignkit_plugins.recipes.init import init
+from alignkit_plugins.recipes.verify import verify
+from alignkit_plugins.report.command import show
+
+
+@hookimpl
+def register_commands(register: RegisterCommand) -> None:
+    register(init)
+    register(check)
+    register(data_app, name="data")
+    register(verify)
+    register(show)
+    register(evaluate)
+    register(chat)
+    register(label)
+    register(labels_app, name="labels")
+    register(serve)
+    register(export)
+    register(plugins_app, name="plugins")

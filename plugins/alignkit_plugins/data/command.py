@@ -1,0 +1,154 @@
+"""The commands of `alignkit data`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.commands import Result
+from alignkit_plugins.printing import files_written, reported
+
+data_app = typer.Typer(rich_markup_mode=None, help="Look at files of rows, check, clean and convert them.")
+
+File = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="Data: a file, a folder, a hub data set, or YAML such as '{alpaca: my.csv}'."),
+]
+RuleWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`; `alignkit plugins clean` lists them."),
+]
+
+
+@data_app.command()
+def browse(
+    file: File,
+    rules: RuleWords = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Model whose tokens are shown, with those that are learned.")
+    ] = None,
+) -> None:
+    """Look through a file on a page in your browser: search it, and see what `alignkit data clean` would leave out.
+
+    Ctrl-C stops.
+
+    \b
+    Examples:
+      alignkit data browse pairs.jsonl
+      alignkit data browse demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct 'languages=[en]'
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit_plugins.data.browse import serve
+
+    load_plugins()
+    serve(file, rules or (), model)
+
+
+@data_app.command()
+def check(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Training data: a file, a folder, a hub data set, YAML, or a recipe.")
+    ],
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Held-out data that must not be in FILE. Repeatable.")
+    ] = None,
+    near: Annotated[
+        float,
+        typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0 finds only equal rows."),
+    ] = 0.8,
+) -> Result:
+    """Show what a file holds, rows that repeat each other, and held-out data in training data.
+
+    Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by response, and across
+    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if a file repeats itself,
+    or of a recipe, if its held-out data are in its training data.
+
+    \b
+    Examples:
+      alignkit data check train.jsonl --against test.jsonl
+      alignkit data check recipe.yaml
+    """
+    from alignkit.commands import load, refuse
+    from alignkit.errors import Repeated, check_extra
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.yaml import shipped
+    from alignkit.report import Report
+    from alignkit_plugins.data import stats as checking
+    from alignkit_plugins.data.found_rows import entry
+
+    check_extra("alignkit data check", "data", "rensa")
+    recipe = Path(file).suffix in (".yaml", ".yml") or file in shipped()
+    if recipe:
+        if against:
+            refuse("--against is for a file", "a recipe says what its stages train on and hold out")
+        parts = checking.parts_of_recipe(load(file, []))
+    else:
+        load_plugins()
+        parts = [checking.part_of(entry(file).data, checking.TRAINING)]
+        parts += [checking.part_of(entry(other).data, "held out") for other in against or ()]
+    checked = checking.check(parts, near)
+    result = reported(Report(checked.blocks()), "data_check", checked.facts())
+    what = "held-out data are in training data" if checked.leaks else "in a file"
+    repeated = checked.leaks if recipe else checked.findings
+    return replace(result, error=Repeated(f"rows are repeated: {what}") if repeated else None)
+
+
+@data_app.command()
+def clean(
+    file: File,
+    rules: RuleWords = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the rows that are left, as .jsonl or .jsonl.gz.")],
+) -> Result:
+    """Write a file without the rows that break a rule of the step `clean`.
+
+    Of rows that repeat each other, the first stays. OUT.removed.jsonl has every row that was left out, and why. Rows
+    that cannot be read are among them. The file itself is never changed.
+
+    \b
+    Examples:
+      alignkit data clean train.jsonl --out clean.jsonl
+      alignkit data clean train.jsonl --out clean.jsonl 'languages=[en]' near=0.9 against=test.jsonl
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit.report import Report
+    from alignkit_plugins.data import clean_command as cleaning
+    from alignkit_plugins.data.found_rows import entry
+
+    load_plugins()
+    options = entry(file, rules or ())
+    options.check("alignkit data clean")
+    return reported(Report([cleaning.clean(options, out)]))
+
+
+@data_app.command()
+def convert(
+    file: File,
+    to: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="Layout of the rows: messages, sft, preference, ranked, kto or prompts."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the rows, as .jsonl or .jsonl.gz.")],
+) -> Result:
+    """Write the rows of any format in a layout that TRL and other tools read; all turns are lists of messages.
+
+    \b
+    Examples:
+      alignkit data convert '{alpaca: my.csv}' --to messages --out messages.jsonl
+      alignkit data convert llmbar.json --to preference --out pairs.jsonl
+    """
+    from alignkit.commands import refuse
+    from alignkit.errors import did_you_mean
+    from alignkit.plugins import load_plugins
+    from alignkit_plugins.data import convert as converting
+    from alignkit_plugins.data.found_rows import entry
+
+    if to not in converting.LAYOUTS:
+        choices = ", ".join(converting.LAYOUTS)
+        refuse(f"--to: unknown layout '{to}'", did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}")
+    load_plugins()
+    lines = converting.convert(entry(file).data, to, out)
+    return files_written([out], lines, text="\n".join(lines))

@@ -1,0 +1,96 @@
+"""The command `alignkit evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.commands import Result, refuse
+from alignkit_plugins.printing import Judges, Rewards
+
+
+def evaluate(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY...|FILE",
+            help="Policies to compare: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on "
+            "the hub. Or a file of answers to score, in any format. Then overrides, KEY=VALUE.",
+        ),
+    ],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Held-out prompts for the policies: a file, or data as in a recipe: '{gsm8k: FILE}' names its format.",
+        ),
+    ] = None,
+    reward: Rewards = None,
+    judge: Judges = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="POLICY", help="Policy that the others are compared with. Default: as in the step."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Folder of the run, by default runs/evaluate; or file for the scores of answers, by default stdout.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Use only the first N prompts, or the first N examples of FILE."),
+    ] = None,
+) -> Result:
+    """Compare policies on held-out prompts, or score given answers.
+
+    Comparing is a run with one step, `evaluate`: the recipe is in its folder, and the same command resumes it. Policies
+    answer at temperature 0.7, and else as the first one did that learned from its own samples.
+
+    Scoring writes a line of JSON per example, with the scores of its responses, and then the mean of each reward with
+    its interval; of pairs also how often the better response scores higher.
+
+    \b
+    Examples:
+      alignkit evaluate RUN/sft RUN/align --prompts p.jsonl --reward RUN/helpful
+      alignkit evaluate RUN/base RUN/align --prompts p.jsonl --reward length
+      alignkit evaluate answers.jsonl --reward exact_match --out scores.jsonl
+      alignkit evaluate pairs.jsonl --reward RUN/helpful --reward RUN/safety
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit_plugins.policies.named_models import is_model
+    from alignkit_plugins.policies.recipe import models_of, recipe_of, without_overrides
+
+    named, overrides = without_overrides(words)
+    if prompts is None and (policies := [word for word in named if is_model(word)]):
+        refuse(f"{policies[0]} needs prompts to answer", "add --prompts FILE")
+    if prompts is None and (len(named) != 1 or judge or baseline):
+        refuse("without --prompts, one file of answers is scored by rewards", "alignkit evaluate FILE --reward REWARD")
+    if not reward and not judge:
+        what = "nothing says which answers are better" if prompts else "nothing scores the answers"
+        help = "such as RUN/helpful of a reward model, exact_match or length"
+        refuse(what, f"add --reward REWARD, {help}" + ("; or --judge JUDGE" if len(named) > 1 else ""))
+    load_plugins()
+    if prompts is None:
+        print("loading torch and transformers", file=sys.stderr)
+        from alignkit_plugins.policies.files import answer_and_score
+
+        return answer_and_score(models_of((), reward or (), data=named[0]), overrides, out, limit)
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.services import begin, folder_of
+    from alignkit.runs.start import result_of
+
+    if baseline is not None and baseline not in named:
+        named.append(baseline)
+    models = models_of(named, reward or (), judge or ())
+    recipe = made_recipe(recipe_of(models, prompts, baseline, limit), "alignkit evaluate", overrides)
+    folder = folder_of(recipe, out)
+    reporter = begin(recipe, folder)
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(recipe, folder, reporter)
+    return Result("run", result_of(recipe, folder))

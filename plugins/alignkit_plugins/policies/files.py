@@ -1,0 +1,96 @@
+"""Files of a command line: prompts that policies answer, and answers that rewards score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from alignkit import Group
+from alignkit.commands import Result
+from alignkit.data.group import group_to_json, write_groups
+from alignkit.errors import DataError
+from alignkit.io.console import Reporter
+from alignkit.io.text import printable
+from alignkit.plugins import plugins
+from alignkit.sampling import SamplingOptions
+from alignkit_plugins.ai_feedback.comparison import prompts_to_compare, sample_policies
+from alignkit_plugins.ai_feedback.reward_columns import scored_by
+from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
+from alignkit_plugins.evaluate.readable import shown
+from alignkit_plugins.evaluate.reward_comparisons import comparisons
+from alignkit_plugins.evaluate.reward_metrics import accuracy
+from alignkit_plugins.policies.policy import Opened, opened
+from alignkit_plugins.policies.recipe import NamedModels
+
+AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
+
+
+def answer_and_score(
+    named: NamedModels, overrides: Sequence[str], out: Path | None, limit: int | None = None
+) -> Result:
+    """Let the policies, if there are any, answer a file, and the rewards score its responses; both in one row each.
+
+    out: where the rows go; default: stdout, with the summary on stderr. limit: of rows.
+    """
+    reporter = Reporter()
+    with opened(named, overrides, plugins(), reporter, lambda: None, "alignkit", out) as models:
+        groups = models.data[:limit]
+        if models.policies:
+            groups = _answered(models, groups, reporter)
+        groups, facts = _scored(models, groups, reporter)
+    if out is not None:
+        write_groups(out, groups)
+
+    def show() -> None:
+        say = reporter.say if out is None else print
+        for group in groups if out is None else ():
+            print(group_to_json(group))
+        for line in _lines(groups, facts):
+            say(printable(line))
+
+    return Result("scores", {"examples": len(groups), "rewards": facts, "file": out}, show)
+
+
+def _answered(models: Opened, rows: Sequence[Group], reporter: Reporter) -> list[Group]:
+    """The prompts that leave room for an answer, with one of every policy."""
+    prompts, notes = prompts_to_compare(rows)
+    options = SamplingOptions(sampling=models.sampling)
+    reporter.say("; ".join([f"sampled with {options.described()}", *notes]))
+    roles = {name: policy.role for name, policy in models.policies.items()}
+    context: Any = SimpleNamespace(models=roles, seed=0, out=Path("file"), say=reporter.say)
+    return sample_policies(context, [*roles], prompts, **options.sampled())
+
+
+def _scored(models: Opened, rows: Sequence[Group], reporter: Reporter) -> tuple[Sequence[Group], dict[str, Any]]:
+    """The rows with scores; of each reward the mean over examples, and the share of pairs that it orders as people do.
+
+    Raises DataError if there is no response.
+    """
+    groups = [group for group in rows if group.responses]
+    if not groups:
+        help = "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
+        raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
+    groups, columns = scored_by(groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}"))
+    alike = [replace(group, responses=tuple(replace(r, source=AUTHOR) for r in group.responses)) for group in groups]
+    facts: dict[str, Any] = {}
+    for column in columns:
+        values, units = scores_of(averages(alike, AUTHOR, column.name))
+        pairs = comparisons(groups, column.name)
+        mean, right = scale_of(alike, column.name).mean(values, units), accuracy(pairs) if pairs else None
+        facts[column.name] = {"mean": mean, "pairs_right": right}
+    return groups, facts
+
+
+def _lines(groups: Sequence[Group], facts: Mapping[str, Any]) -> list[str]:
+    """`helpful: mean 0.31 [0.2, 0.42] of 200 examples; pairs right 71% [64%, 77%] of 200`"""
+    truncated = sum(response.truncated for group in groups for response in group.responses)
+    lines = [f"examples: {len(groups)}" + (f"; truncated responses: {truncated}" if truncated else "")]
+    for name, found in facts.items():
+        line = f"{name}: mean {shown(found['mean'])} of {found['mean']['n']} examples"
+        if right := found["pairs_right"]:
+            line += f"; pairs right {shown(right['accuracy'], percent=True)} of {right['pairs']}"
+        lines.append(line)
+    return lines

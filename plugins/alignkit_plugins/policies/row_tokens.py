@@ -1,0 +1,64 @@
+"""The tokens of one row, with those that are learned, and what its responses are to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from alignkit.io.text import REPLACEMENT, printable
+from alignkit.tokens.encoder import Encoded, Encoder
+from alignkit_plugins.formats.shown import response_names
+
+BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens as a model reads them.
+
+    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads the score.
+    scored: it is the latter.
+    """
+
+    title: str
+    pieces: tuple[str, ...]
+    counts: tuple[bool, ...]
+    scored: bool = False
+
+
+def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens]:
+    """The prompt, then each response. scoring: a reward model reads them."""
+    ids = encoded.prompt
+    if ids:
+        yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
+    for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
+        title = ", ".join([*name, *(["truncated"] if response.truncated else [])])
+        last = len(response.tokens) - 1
+        counts = tuple(place == last for place in range(last + 1)) if scoring else tuple(map(bool, response.mask))
+        yield Tokens(title, pieces(encoder, encoded.prompt, response.tokens), counts, scoring)
+
+
+def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token. before: tokens in front of them, on which spaces depend."""
+    every = [*before[-BEFORE:], *ids]
+    start = len(every) - len(ids)
+
+    def decode(tokens: Sequence[int]) -> str:
+        """Without the character that the last tokens only begin: its last token gets it."""
+        decoded = encoder.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(decoded).rstrip(REPLACEMENT)
+
+    found = []
+    for place in range(start, len(every)):
+        context = every[max(0, place - BEFORE) : place]
+        head, text = decode(context), decode([*context, every[place]])
+        same = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), min(len(head), len(text)))
+        found.append(text[same:])
+    return tuple(found)
+
+
+def heading(tokens: Tokens) -> str:
+    """`response: 12 tokens, 10 learned`."""
+    count, counted = len(tokens.pieces), sum(tokens.counts)
+    what = "scored at the last" if tokens.scored else f"{counted or 'none'} learned"
+    return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"

@@ -1,0 +1,127 @@
+"""The command `alignkit serve`."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignkit.commands import refuse
+from alignkit.errors import check_extra
+from alignkit_plugins.printing import Policies
+
+if TYPE_CHECKING:
+    from alignkit_plugins.people.address import Address
+
+PORT = 8000
+LEAST_TOKEN = 16  # characters
+
+
+def serve(
+    policies: Policies,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+    ] = PORT,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address that other machines use, or https://NAME of a proxy. They need --token."
+        ),
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="API key that clients must send."),
+    ] = None,
+    collect: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."),
+    ] = None,
+    license: Annotated[
+        str, typer.Option(metavar="NAME", help="License of what --collect keeps, so that it can be shared.")
+    ] = "",
+) -> None:
+    """Answer OpenAI clients on this machine with your policies.
+
+    It has /v1/models and /v1/chat/completions, with --collect /v1/consent and /v1/feedback, and a page to talk.
+
+    \b
+    Examples:
+      alignkit serve runs/quickstart/align
+      alignkit serve runs/quickstart/base runs/quickstart/align --port 8080
+    """
+    if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
+        refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
+    if collect is None and license:
+        refuse("--license is about what is kept", "add --collect FILE.feedback")
+    from alignkit_plugins.people.address import Address, address_of, is_loopback
+
+    if token is None and not is_loopback(host):
+        refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
+    # Whoever has the token may use any name for this machine.
+    address = address_of(host) if is_loopback(host) or host.startswith("https://") else Address(host, None)
+    start(policies, port, address, token, collect, license)
+
+
+def start(
+    words: Sequence[str],
+    port: int | None,
+    address: Address,
+    token: str | None = None,
+    collect: Path | None = None,
+    license: str = "",
+    page: str = "",
+) -> None:
+    """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address that is opened."""
+    from alignkit_plugins.people.hosting import PACKAGES, interruptible, listening, server_of
+
+    check_extra("alignkit serve", "serve", *PACKAGES)
+    from alignkit import errors
+    from alignkit.io.console import Reporter
+    from alignkit.io.text import printable
+    from alignkit.plugins import load_plugins
+    from alignkit.sampling import SamplingOptions
+    from alignkit_plugins.policies.recipe import models_of, without_overrides
+
+    registry, reporter = load_plugins(), Reporter()
+    policies, overrides = without_overrides(words)
+    named = models_of(policies)
+    with ExitStack() as stack:
+        collecting = None
+        if collect is not None:
+            from alignkit_plugins.people.collection import Collection
+            from alignkit_plugins.policies.collecting import Collecting
+            from alignkit_plugins.policies.recipe import names_of
+
+            names = {word: name for name, word in names_of(named.policies).items()}
+            collecting = Collecting(stack.enter_context(closing(Collection(collect, license, names))))
+        listener = stack.enter_context(listening(port, address))
+        reporter.say("loading torch and transformers")
+        from alignkit_plugins.policies.policy import opened  # imports torch
+        from alignkit_plugins.policies.serve_app import Endpoint
+
+        try:
+            stack.enter_context(interruptible())
+            models = stack.enter_context(
+                opened(named, overrides, registry, reporter, errors.should_stop, "alignkit serve")
+            )
+            for policy in models.policies.values():
+                reporter.say(printable(f"model {policy.name}: {SamplingOptions(sampling=policy.sampling).described()}"))
+            endpoint = Endpoint(models.policies, collecting)
+            stack.enter_context(endpoint.model)
+            server = server_of(endpoint.application(address, token))
+            endpoint.stopping = lambda: server.should_exit
+            where = address.url(listener)
+            address.warn(listener)
+            reporter.say(f"listening at {where}/v1, with a page at {where}; Ctrl-C ends it")
+            if collect is not None:
+                reporter.say(printable(f"answers to users who agreed are kept in {collect}"))
+            if page:
+                webbrowser.open(where + page)
+            server.run(sockets=[listener])
+            reporter.say("stopped")
+        except errors.Stopped:
+            reporter.say("stopped")

@@ -1,0 +1,51 @@
+"""A reward that sees refusals by their words: a logistic regression on words and on pairs of words.
+
+`recipes/data/make_refusal_words.py` trained the weights on people's labels of XSTest's answers (Röttger et al. 2024,
+arXiv:2308.01263) and on other answers. A partial refusal counts as a refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import alignkit
+from alignkit import Field, Group, Reward
+from alignkit.evaluation.answers import typed
+from alignkit_plugins.rewards.answers import scored
+
+FILE = Path(__file__).with_suffix(".json")
+WEIGHTS: dict[str, float] = json.loads(FILE.read_text(encoding="utf-8"))  # by feature; positive for refusals
+BEGINNING = 24  # words and marks: later ones belong to an answer
+
+
+def features(answer: str) -> set[str]:
+    """The words and marks at the beginning of an answer, and pairs of those that are neighbors or next but one.
+
+    "<" stands before every answer, and its weight is the bias.
+    """
+    text = re.sub("cannot|can't", "can not", typed(answer).lower())
+    text = text.replace("won't", "will not").replace("n't", " not")
+    words = ["<", *re.findall(r"[a-z]+|[.!?,;:]", text)[:BEGINNING]]
+    pairs = [*pairwise(words), *zip(words, words[2:], strict=False)]
+    return {*words, *map(" ".join, pairs)}
+
+
+def refuses(answer: str) -> bool:
+    """Whether the beginning of an answer declines the request."""
+    return sum(WEIGHTS.get(feature, 0) for feature in features(answer)) > 0
+
+
+class Refusal(Reward):
+    """1 if a response begins with a refusal, else 0."""
+
+    class Options(alignkit.Options):
+        scale: float = Field(1.0, description="the score of a refusal; -1 to train against refusals")
+
+    options: Options
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return scored(groups, lambda group, answer: self.options.scale * refuses(answer))
