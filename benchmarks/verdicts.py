@@ -20,7 +20,7 @@ from scipy import special
 from alignkit.data.files import jsonl_rows
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
-from alignkit_plugins.evaluate.compared import Scale
+from alignkit_plugins.compare.compared import Scale
 from alignkit_plugins.evaluate.judged import preference
 from alignkit_plugins.evaluate.metrics import raters_of
 from alignkit_plugins.evaluate.rows import rows_of

@@ -60,7 +60,7 @@ BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # The folders of plugins/alignkit_plugins: each imports from itself and from those before it.
 NEEDS = (
     *("formats", "rewards", "algorithms", "environments", "models", "gpu", "processes", "ray", "monitors", "trl"),
-    *("ai_feedback", "vllm", "people", "policies", "evaluate", "report", "data", "recipes", "authors"),
+    *("compare", "ai_feedback", "vllm", "people", "policies", "evaluate", "report", "data", "recipes", "authors"),
 )
 # Those that import nothing of the kernel but what a stranger's package may rely on.
 CONTRACT_ONLY = {"algorithms", "formats", "monitors", "rewards", "vllm"}

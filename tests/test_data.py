@@ -30,7 +30,7 @@ from alignkit.errors import BadRow, DataError
 from alignkit.formats import Format
 from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
-from alignkit_plugins.ai_feedback.comparison import distinct_prompts
+from alignkit_plugins.compare.comparison import distinct_prompts
 
 PLUGINS = (
     "steps.honesty",

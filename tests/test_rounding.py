@@ -22,7 +22,7 @@ from alignkit_plugins.algorithms.online_dpo import OnlineDPO
 from alignkit_plugins.algorithms.ppo import _explained_variance
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, best_samples
 from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
-from alignkit_plugins.evaluate.compared import Scale, compare
+from alignkit_plugins.compare.compared import Scale, compare
 from alignkit_plugins.evaluate.rewardbench2 import result
 from alignkit_plugins.evaluate.sample import best
 from alignkit_plugins.evaluate.select_best import summarize

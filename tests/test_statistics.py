@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from alignkit.evaluation import statistics
-from alignkit_plugins.evaluate import calibration
-from alignkit_plugins.evaluate.calibration import Cases
+from alignkit_plugins.compare import calibration
+from alignkit_plugins.compare.calibration import Cases
 
 Array = Any
 PROMPTS = (20, 50, 150)

@@ -22,7 +22,7 @@ from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
-from alignkit_plugins.ai_feedback.comparison import answers_of
+from alignkit_plugins.compare.comparison import answers_of
 
 FOLDER = Path(__file__).resolve().parent
 RECIPE = FOLDER / "outcomes.yaml"

@@ -18,8 +18,8 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
+from alignkit_plugins.compare.calibration import Cases, bins, error, error_difference
 from alignkit_plugins.evaluate import honesty_calibration as calibration
-from alignkit_plugins.evaluate.calibration import Cases, bins, error, error_difference
 from alignkit_plugins.evaluate.honesty_calibration import Calibration, confidence
 from alignkit_plugins.evaluate.honesty_policies import rightness
 from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from alignkit import Group, Response
-from alignkit_plugins.ai_feedback.comparison import UNIT
+from alignkit_plugins.compare.comparison import UNIT
 from alignkit_plugins.evaluate.diversity import diversity
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.formats.text_metrics import distinct, self_bleu, words_of

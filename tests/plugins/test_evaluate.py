@@ -30,7 +30,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.ai_feedback.comparison import short_names, together, unit_of
+from alignkit_plugins.compare.comparison import short_names, together, unit_of
 from alignkit_plugins.evaluate.rows import rows_of
 
 HELPFUL = RewardSpec("stage", "helpful")

@@ -19,11 +19,12 @@ from scipy import stats
 from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
 from alignkit.recipe.schema import RewardSpec
-from alignkit_plugins.evaluate import calibration, rewardbench
-from alignkit_plugins.evaluate import reward_metrics as metrics
-from alignkit_plugins.evaluate.calibration import Cases
+from alignkit_plugins.compare import calibration
+from alignkit_plugins.compare import pair_metrics as metrics
+from alignkit_plugins.compare.calibration import Cases
+from alignkit_plugins.compare.pairs import Comparison, comparisons
+from alignkit_plugins.evaluate import rewardbench
 from alignkit_plugins.evaluate.learned_from import log_odds
-from alignkit_plugins.evaluate.reward_comparisons import Comparison, comparisons
 
 SCORE = """
 def score(completions):

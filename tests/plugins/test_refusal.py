@@ -13,7 +13,7 @@ import pytest
 
 from alignkit import Group, Message, Response
 from alignkit.data.group import group_from_json, group_to_json
-from alignkit_plugins.evaluate.compared import scale_of
+from alignkit_plugins.compare.compared import scale_of
 from alignkit_plugins.rewards.refusal import Refusal, refuses
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"

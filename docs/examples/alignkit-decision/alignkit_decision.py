@@ -49,7 +49,7 @@ from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.judges import Item
 from alignkit.report import Report, Table
-from alignkit_plugins.evaluate import calibration
+from alignkit_plugins.compare import calibration
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.formats.spoken import last_turn
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import alignkit as ak
 from alignkit import functional as F
 from alignkit.data.group import group_from_json, group_to_json
-from alignkit_plugins.ai_feedback.comparison import prompts_to_compare, sample_policies
+from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
 
 if TYPE_CHECKING:
     from torch import Tensor

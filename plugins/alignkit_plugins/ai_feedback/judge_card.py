@@ -23,7 +23,7 @@ from alignkit_plugins.ai_feedback.judge_quality import (
     no_judge,
     unjudged,
 )
-from alignkit_plugins.ai_feedback.reward_columns import label
+from alignkit_plugins.compare.reward_columns import label
 
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 

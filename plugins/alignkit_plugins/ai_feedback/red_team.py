@@ -31,10 +31,10 @@ from alignkit import (
 from alignkit.evaluation import statistics
 from alignkit.report import SideBySide, Table
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.comparison import check_unique, prompts_to_compare
 from alignkit_plugins.ai_feedback.server import Server
 from alignkit_plugins.ai_feedback.writers import NO_ROOM, PolicyWriter, Writer, Written, ask, origin_of, writer_of
 from alignkit_plugins.ai_feedback.writing import WHO, Asking, Desk, asked, filled, policies_of, row, write_lines
+from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare
 from alignkit_plugins.formats.shown import shortened
 
 ATTACK_TOKENS = 200  # of the attacker's longest message

@@ -28,11 +28,11 @@ from alignkit import (
 )
 from alignkit.evaluation import statistics
 from alignkit.report import Report, SideBySide, Table
-from alignkit_plugins.ai_feedback.comparison import prompts_to_compare
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.ai_feedback.remote import key_of
 from alignkit_plugins.ai_feedback.server import Server
 from alignkit_plugins.ai_feedback.writers import Writer, Written, writer_of
+from alignkit_plugins.compare.comparison import prompts_to_compare
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import answer_of
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, StepContext, StepData, seeds
 from alignkit.report import Table
-from alignkit_plugins.ai_feedback.comparison import distinct_prompts
 from alignkit_plugins.ai_feedback.likeness import Texts
 from alignkit_plugins.ai_feedback.writers import Written, origin_of, writer_of
 from alignkit_plugins.ai_feedback.writing import Asking, Desk, Writing, asked, filled, row
+from alignkit_plugins.compare.comparison import distinct_prompts
 
 ROUND = 8  # questions that read the same tasks; the next ones read what these have brought
 IDLE = 2  # rounds without a new task after which the writer is asked no more

@@ -19,7 +19,7 @@ from alignkit.io.atomic import whole_file
 from alignkit.io.digest import commit_of
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import plain_data
-from alignkit_plugins.formats.entries import recipe_of
+from alignkit_plugins.entries import recipe_of
 
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder

@@ -12,12 +12,12 @@ from alignkit.data.sources import DataSpec
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.report import Block, Table
 from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.compare.readable import percentage
 from alignkit_plugins.data import near
 from alignkit_plugins.data.clean import Clean
 from alignkit_plugins.data.found_rows import Row, no_stage, read_rows, short
 from alignkit_plugins.data.near import Kind, Match, Units
 from alignkit_plugins.data.rules import ACROSS, Rules, redacted
-from alignkit_plugins.evaluate.readable import percentage
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.report import data_cards
 from alignkit_plugins.report.tally import card

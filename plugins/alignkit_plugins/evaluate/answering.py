@@ -10,8 +10,8 @@ from alignkit import Group, Response, StepContext
 from alignkit.data.group import length, write_groups
 from alignkit.evaluation import statistics
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.comparison import Prompted, answers_of, short_names
-from alignkit_plugins.ai_feedback.reward_columns import bare, label
+from alignkit_plugins.compare.comparison import Prompted, answers_of, short_names
+from alignkit_plugins.compare.reward_columns import bare, label
 from alignkit_plugins.evaluate.variant import Examples, Variant, best_places, draw
 
 EXAMPLES = "examples.jsonl"  # those of all policies, with the column `policy`

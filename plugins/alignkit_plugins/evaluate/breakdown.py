@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import DataError, Group
 from alignkit.errors import did_you_mean
-from alignkit_plugins.ai_feedback.comparison import unit_of
-from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
+from alignkit_plugins.compare.compared import averages, scale_of, scores_of
+from alignkit_plugins.compare.comparison import unit_of
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.judged import preference as judged_preference
 

@@ -18,7 +18,7 @@ from typing import Any
 from alignkit import Group, Response
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.comparison import answers_of, unit_of
+from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import ngrams, self_bleu, words_of
 

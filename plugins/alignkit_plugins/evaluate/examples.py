@@ -18,8 +18,8 @@ from alignkit import DataError, Group, Response, StepContext
 from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import opening
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.comparison import UNIT, answers_of
-from alignkit_plugins.evaluate.compared import averages, compare, scale_of, scores_of
+from alignkit_plugins.compare.compared import averages, compare, scale_of, scores_of
+from alignkit_plugins.compare.comparison import UNIT, answers_of
 
 if TYPE_CHECKING:
     from torch import Tensor

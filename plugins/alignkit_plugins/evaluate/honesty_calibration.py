@@ -4,7 +4,7 @@ A policy's confidence in an answer is the probability that it gives to the token
 temperature 1: of all of them together, or per token (the geometric mean), which suits long answers. Kadavath et al.
 2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report, arXiv:2303.08774, figure 8: reinforcement learning
 makes it worse. Intervals are bootstrapped over prompts, the same ones for all policies, except for the share that is
-right, which has those of rates, and the calibration error (`alignkit_plugins.evaluate.calibration.error`).
+right, which has those of rates, and the calibration error (`alignkit_plugins.compare.calibration.error`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepD
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.ai_feedback.comparison import answers_of, prompts_to_compare, sample_policies
-from alignkit_plugins.evaluate.calibration import Cases, bins, error, error_difference
+from alignkit_plugins.compare.calibration import Cases, bins, error, error_difference
+from alignkit_plugins.compare.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit_plugins.evaluate.honesty_policies import PoliciesOptions, rightness, title_and_heads
 
 

@@ -11,8 +11,8 @@ from pydantic import model_validator
 from alignkit import DataRef, Field, Group, PolicyRef, RewardRef, Sampling, StepContext
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.comparison import check_unique, prompts_to_compare, short_names
-from alignkit_plugins.ai_feedback.sampling import AnswerOptions, sampled_at
+from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare, short_names
+from alignkit_plugins.compare.sampling import AnswerOptions, sampled_at
 from alignkit_plugins.evaluate.learned_from import training_data_note
 
 

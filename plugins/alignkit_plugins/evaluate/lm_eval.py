@@ -25,7 +25,7 @@ from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
 from alignkit.errors import check_extra, should_stop
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Report, Table
-from alignkit_plugins.ai_feedback.comparison import short_names
+from alignkit_plugins.compare.comparison import short_names
 
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")
 LOG = "lm_eval.log"

@@ -15,7 +15,7 @@ from alignkit.errors import did_you_mean
 from alignkit.evaluation import statistics
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.judge_card import judge_names
-from alignkit_plugins.ai_feedback.reward_columns import bare, label
+from alignkit_plugins.compare.reward_columns import bare, label
 from alignkit_plugins.evaluate.variant import Variant
 
 SHOWN = 8  # columns or values that an error lists

@@ -11,9 +11,9 @@ from alignkit import Group, StepContext
 from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.comparison import Prompted, answers_of, short_names, unit_of
-from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
-from alignkit_plugins.evaluate.compared import compare as compare_scores
+from alignkit_plugins.compare.compared import averages, scale_of, scores_of
+from alignkit_plugins.compare.compared import compare as compare_scores
+from alignkit_plugins.compare.comparison import Prompted, answers_of, short_names, unit_of
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.metrics import Metric
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.report import WIDTH, Block, Report, SideBySide
-from alignkit_plugins.ai_feedback.comparison import answers_of
 from alignkit_plugins.ai_feedback.judge_card import sentence
+from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.evaluate.rows import Row, main_rows
 from alignkit_plugins.evaluate.tables import over, table
 from alignkit_plugins.evaluate.verdicts import verdicts

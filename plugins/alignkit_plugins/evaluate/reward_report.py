@@ -9,7 +9,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence
-from alignkit_plugins.evaluate.reward_metrics import NO_MODEL
+from alignkit_plugins.compare.pair_metrics import NO_MODEL
 from alignkit_plugins.evaluate.rewardbench2 import TIES
 
 Found = Mapping[str, Any]  # what was measured of one reward

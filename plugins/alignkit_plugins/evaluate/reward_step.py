@@ -28,14 +28,14 @@ from alignkit import (
 )
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
-from alignkit_plugins.ai_feedback.comparison import check_unique
 from alignkit_plugins.ai_feedback.judge_card import check_names, judge_names
-from alignkit_plugins.ai_feedback.reward_columns import Column, label, scored_by
-from alignkit_plugins.evaluate import reward_metrics as metrics
+from alignkit_plugins.compare import pair_metrics as metrics
+from alignkit_plugins.compare.comparison import check_unique
+from alignkit_plugins.compare.pairs import Comparison, comparisons, prompts_of
+from alignkit_plugins.compare.reward_columns import Column, label, scored_by
 from alignkit_plugins.evaluate import reward_report as report
 from alignkit_plugins.evaluate import rewardbench, rewardbench2
 from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
-from alignkit_plugins.evaluate.reward_comparisons import Comparison, comparisons, prompts_of
 from alignkit_plugins.evaluate.reward_judged import judged
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.evaluation.statistics import CONFIDENCE, holm
-from alignkit_plugins.evaluate.readable import bounds, mapping, number
+from alignkit_plugins.compare.readable import bounds, mapping, number
 
 BASE_MODEL = "the base model"
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is

@@ -28,10 +28,10 @@ from alignkit.data.group import group_from_json, group_to_json
 from alignkit.evaluation import statistics
 from alignkit.report import Report, Table
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.comparison import prompts_to_compare
 from alignkit_plugins.ai_feedback.remote import key_of
 from alignkit_plugins.ai_feedback.server import Server
 from alignkit_plugins.ai_feedback.writers import ServerWriter, ask, bill, billed, check_sampling, origin_of
+from alignkit_plugins.compare.comparison import prompts_to_compare
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
 

@@ -28,8 +28,8 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Report, Table
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.comparison import check_unique, prompts_to_compare, sample_policies
-from alignkit_plugins.evaluate.compared import Scale, averages, scale_of
+from alignkit_plugins.compare.compared import Scale, averages, scale_of
+from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare, sample_policies
 
 
 class SelectBest(Step):

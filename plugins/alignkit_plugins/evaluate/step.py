@@ -31,16 +31,16 @@ from alignkit import (
     StepData,
 )
 from alignkit.data.group import write_groups
-from alignkit_plugins.ai_feedback.comparison import (
+from alignkit_plugins.ai_feedback.judge_card import check_names, judge_names, mapped
+from alignkit_plugins.compare.comparison import (
     check_unique,
     prompts_to_compare,
     sample_policies,
     short_names,
     together,
 )
-from alignkit_plugins.ai_feedback.judge_card import check_names, judge_names, mapped
-from alignkit_plugins.ai_feedback.reward_columns import Column, label, scored_by
-from alignkit_plugins.ai_feedback.sampling import AnswerOptions
+from alignkit_plugins.compare.reward_columns import Column, label, scored_by
+from alignkit_plugins.compare.sampling import AnswerOptions
 from alignkit_plugins.evaluate import breakdown, examples, judged, metrics, numbers, report
 from alignkit_plugins.evaluate.answering import Answering
 from alignkit_plugins.evaluate.cards import Cards

@@ -20,7 +20,7 @@ from alignkit import Artifact, DataError, Field, Group, Message, Response, RunFa
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, SideBySide, Table
-from alignkit_plugins.ai_feedback.comparison import prompts_to_compare
+from alignkit_plugins.compare.comparison import prompts_to_compare
 from alignkit_plugins.evaluate import grading
 from alignkit_plugins.evaluate.honesty_policies import PoliciesOptions, rightness, title_and_heads
 from alignkit_plugins.formats.rows import column_of

@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_plugins.evaluate.readable import short, shown
+from alignkit_plugins.compare.readable import short, shown
 from alignkit_plugins.evaluate.rows import RATED, Row, main_rows
 
 GAP = 2  # characters between columns

@@ -20,8 +20,8 @@ from pydantic import model_validator
 import alignkit
 from alignkit import DataError, DataRef, Field, Group, Message, PolicyRef, RewardRef, seeds
 from alignkit.data.group import preview, prompts_of, sha256_of
-from alignkit_plugins.ai_feedback.comparison import short_names
-from alignkit_plugins.ai_feedback.reward_columns import label
+from alignkit_plugins.compare.comparison import short_names
+from alignkit_plugins.compare.reward_columns import label
 
 
 class Variant(alignkit.Options):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.evaluation.statistics import bought_with_length
-from alignkit_plugins.evaluate.readable import bounds, mapping, number, shown
+from alignkit_plugins.compare.readable import bounds, mapping, number, shown
 from alignkit_plugins.evaluate.rows import ANSWERS, BASE_MODEL, KL, LENGTH, RATED, TRUST, Row, decides
 
 LONGER = 0.2  # share by which lengths may differ without a warning

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group, group_from_json, group_to_json
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.reward_columns import label
+from alignkit_plugins.compare.reward_columns import label
 from alignkit_plugins.people.items import Item, response_of
 
 if TYPE_CHECKING:

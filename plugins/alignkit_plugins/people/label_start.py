@@ -15,7 +15,7 @@ from alignkit.errors import DataError, check_extra, did_you_mean, refuse
 from alignkit.io.results import RECIPE
 from alignkit.io.text import exists, is_file, printable
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.formats.entries import data_of
+from alignkit_plugins.entries import data_of
 from alignkit_plugins.people.address import address_of
 from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.database import SUFFIX

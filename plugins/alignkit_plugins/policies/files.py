@@ -16,12 +16,12 @@ from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.plugins import plugins
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.ai_feedback.comparison import prompts_to_compare, sample_policies
-from alignkit_plugins.ai_feedback.reward_columns import scored_by
-from alignkit_plugins.evaluate.compared import averages, scale_of, scores_of
-from alignkit_plugins.evaluate.readable import shown
-from alignkit_plugins.evaluate.reward_comparisons import comparisons
-from alignkit_plugins.evaluate.reward_metrics import accuracy
+from alignkit_plugins.compare.compared import averages, scale_of, scores_of
+from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
+from alignkit_plugins.compare.pair_metrics import accuracy
+from alignkit_plugins.compare.pairs import comparisons
+from alignkit_plugins.compare.readable import shown
+from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.recipe import NamedModels
 

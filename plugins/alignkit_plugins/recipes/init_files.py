@@ -17,7 +17,7 @@ from alignkit.evaluation.numbers import number_of
 from alignkit.io.digest import commit_of
 from alignkit.plugins import plugins
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.formats.entries import data_of
+from alignkit_plugins.entries import data_of
 from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.formats.spoken import all_turns
 

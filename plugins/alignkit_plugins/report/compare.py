@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.evaluate.readable import duration, short
+from alignkit_plugins.compare.readable import duration, short
 from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
 from alignkit_plugins.evaluate.tables import table
 from alignkit_plugins.report.facts import facts_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
-from alignkit_plugins.evaluate.readable import bounds, number
+from alignkit_plugins.compare.readable import bounds, number
 from alignkit_plugins.evaluate.rows import Row
 
 POINTS = 300  # of a series

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_plugins.evaluate.readable import percentage, short
+from alignkit_plugins.compare.readable import percentage, short
 
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 

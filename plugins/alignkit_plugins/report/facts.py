@@ -15,8 +15,8 @@ from alignkit.io.results import RECIPE, damage_of
 from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.report import Report
+from alignkit_plugins.compare.readable import mapping
 from alignkit_plugins.evaluate import verdicts
-from alignkit_plugins.evaluate.readable import mapping
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.policies.source import near_run
 from alignkit_plugins.report import curves, data_cards, history, overoptimization, people, samples, stages

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignkit.report import Block, Report, SideBySide
-from alignkit_plugins.evaluate.readable import duration, short
+from alignkit_plugins.compare.readable import duration, short
 from alignkit_plugins.report.parts import Figures, Part, Sample, one_line_each, parts
 from alignkit_plugins.report.tables import stage_titles
 

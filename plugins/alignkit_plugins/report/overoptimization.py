@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit_plugins.evaluate.readable import number, short
+from alignkit_plugins.compare.readable import number, short
 from alignkit_plugins.report.curves import Figure, Series, figure
 
 DRAWABLE = 3  # points

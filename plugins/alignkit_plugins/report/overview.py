@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit_plugins.evaluate.readable import bounds, short
+from alignkit_plugins.compare.readable import bounds, short
 from alignkit_plugins.evaluate.rows import RATED, Row
 from alignkit_plugins.evaluate.tables import cell
 from alignkit_plugins.evaluate.verdicts import GAINS

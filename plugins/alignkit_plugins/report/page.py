@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit_plugins.evaluate import readable as numbers
+from alignkit_plugins.compare import readable as numbers
 from alignkit_plugins.evaluate.rows import Row, main_rows
 from alignkit_plugins.report import overview
 from alignkit_plugins.report.jinja import templates

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from alignkit_plugins.evaluate.readable import mapping, number
+from alignkit_plugins.compare.readable import mapping, number
 from alignkit_plugins.report.files import each_object
 
 EACH = 5  # samples of each kind

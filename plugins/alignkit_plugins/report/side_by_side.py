@@ -13,8 +13,8 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json
 from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
-from alignkit_plugins.ai_feedback.comparison import answers_of
-from alignkit_plugins.evaluate.compared import compare
+from alignkit_plugins.compare.compared import compare
+from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.evaluate.rows import Row, rows_of
 from alignkit_plugins.report.files import each_object, read_object
 

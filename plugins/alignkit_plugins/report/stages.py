@@ -11,7 +11,7 @@ from alignkit.evaluation import held_out
 from alignkit.io.digest import file_digest
 from alignkit.io.results import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
-from alignkit_plugins.evaluate.readable import mapping, number
+from alignkit_plugins.compare.readable import mapping, number
 from alignkit_plugins.evaluate.rows import BASE_MODEL
 from alignkit_plugins.report import curves
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_plugins.evaluate.readable import duration, number, short, size
+from alignkit_plugins.compare.readable import duration, number, short, size
 from alignkit_plugins.report.curves import worded
 from alignkit_plugins.report.data_cards import brief_name
 from alignkit_plugins.report.stages import flat, stage_words

@@ -156,7 +156,7 @@ def test_many_pairs_are_halved_and_a_reward_model_judges_what_learned_from_the_o
 def read(share: tuple[float, float]) -> list[Any]:
     """The pairs in a share."""
     from alignkit.runs.fingerprint import RunData
-    from alignkit_plugins.formats.entries import data_of
+    from alignkit_plugins.entries import data_of
 
     return RunData(Path, 0).read(data_of({"path": "pairs.jsonl", "part": list(share)}, "alignkit init")).groups
 

@@ -14,7 +14,7 @@ import pytest
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.io.results import find_result, folders_of, read_record
-from alignkit_plugins.ai_feedback.comparison import short_names
+from alignkit_plugins.compare.comparison import short_names
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.markdown import markdown

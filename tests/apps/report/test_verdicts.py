@@ -8,7 +8,7 @@ import pytest
 from made import CARD, JUDGED, make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
-from alignkit_plugins.evaluate import readable as numbers
+from alignkit_plugins.compare import readable as numbers
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.evaluate.verdicts import doubts, verdicts
 from alignkit_plugins.report.facts import facts_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.data.group import Group
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.ai_feedback.comparison import folder_parts
+from alignkit_plugins.compare.comparison import folder_parts
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from alignkit.data.group import LEVELS
 from alignkit.evaluation import statistics
-from alignkit_plugins.evaluate.calibration import Cases, bins, error
-from alignkit_plugins.evaluate.reward_comparisons import Comparison
+from alignkit_plugins.compare.calibration import Cases, bins, error
+from alignkit_plugins.compare.pairs import Comparison
 
 BUCKETS = 4  # of margins, as in Llama 2's table 8
 NO_MODEL = "no reward model"  # why there is no calibration

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, length
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.comparison import answers_of, unit_of
+from alignkit_plugins.compare.comparison import answers_of, unit_of
 
 
 @dataclass(frozen=True)
