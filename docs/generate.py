@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 import alignkit.formats
 import alignkit_plugins.formats.labeled_pairs
-import alignkit_plugins.formats.template_fields
+import alignkit_plugins.formats.template.fields
 from alignkit import hookspecs
 from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins, plugins
@@ -90,7 +90,7 @@ def part(what: str) -> str:
         "plugins": plugin_table,
         "formats": format_table,
         "bad rows": lambda: docstring_table(alignkit.formats),
-        "fields": lambda: docstring_table(alignkit_plugins.formats.template_fields),
+        "fields": lambda: docstring_table(alignkit_plugins.formats.template.fields),
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,

@@ -138,7 +138,7 @@ def register(add: Add) -> None:
     add(
         "format",
         "feedback",
-        "alignkit_plugins.people.feedback_format:Feedback",
+        "alignkit_plugins.people.feedback.format:Feedback",
         "labels of people: a store (.feedback), or the rows of an export",
     )
     add(
@@ -463,7 +463,7 @@ def register(add: Add) -> None:
     add(
         "step",
         "people",
-        "alignkit_plugins.people.step:People",
+        "alignkit_plugins.people.feedback.people:People",
         "ask people about rows, wait, and continue with their labels",
     )
     add(

@@ -14,7 +14,7 @@ from alignkit import BadRow, Group, Message, Pair, Response
 from alignkit.data.sources import checked_groups
 from alignkit.errors import LeftOut
 from alignkit.plugins import plugins
-from alignkit_plugins.formats.template_sets import DATA_SETS
+from alignkit_plugins.formats.template.data_sets import DATA_SETS
 
 FORMATS = {one.name: one.implementation for one in plugins().registrations("format")}
 

@@ -17,7 +17,7 @@ from alignkit.errors import DataError, LeftOut, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.formats.template import Template
-from alignkit_plugins.formats.template_fields import Text
+from alignkit_plugins.formats.template.fields import Text
 from alignkit_plugins.report.data_lines import describe
 
 ROW = {

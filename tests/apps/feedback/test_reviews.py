@@ -14,7 +14,7 @@ from alignkit.report import Report
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.effective_labels import disputes, labeled
-from alignkit_plugins.people.feedback_format import Feedback, FeedbackOptions
+from alignkit_plugins.people.feedback.format import Feedback, FeedbackOptions
 from alignkit_plugins.people.guidelines import Guidelines
 from alignkit_plugins.people.label_api import in_words
 from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed

@@ -16,8 +16,8 @@ from alignkit.data.files import kind_of
 from alignkit.errors import LeftOut
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
-from alignkit_plugins.formats.template_fields import Missing, Text, texts_of
-from alignkit_plugins.formats.template_sets import DATA_SETS, DataSet
+from alignkit_plugins.formats.template.data_sets import DATA_SETS, DataSet
+from alignkit_plugins.formats.template.fields import Missing, Text, texts_of
 
 Texts = str | list[str]
 KINDS = ("response", "chosen", "responses", "turns")  # of what follows the prompt: at most one

@@ -28,7 +28,7 @@ from alignkit.report import Report, Table
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.asking import LabelPlaces, items_of, joined, questions_of, shortage, with_rewards
 from alignkit_plugins.people.effective_labels import Labeled, labeled
-from alignkit_plugins.people.feedback_format import Feedback, FeedbackOptions, Task, VoteOptions
+from alignkit_plugins.people.feedback.format import Feedback, FeedbackOptions, Task, VoteOptions
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.rows import counts, row_of
 from alignkit_plugins.people.store import Store
