@@ -14,7 +14,7 @@ from alignkit.evaluation.statistics import shown
 
 COMPARED = ("accuracy", "loss")  # metrics, the one that a reader looks for first; of a loss, less is better
 FEW_STEPS = 50
-FEW_ITERATIONS = 4
+FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10  # each has other prompts, whose rewards differ more than the policy's do
 FALLS = 0.95  # of the first training losses, below which the last ones have fallen
 
 Values = Mapping[str, Sequence[float]]
@@ -149,7 +149,7 @@ def _still(rewards: Sequence[float]) -> str:
         return ""
     if min(rewards) == max(rewards):
         return f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better or worse"
-    if _rises(rewards):
+    if len(rewards) < FEW_FOR_A_TREND or _rises(rewards):
         return ""
     return "its reward does not rise measurably; raise iterations or learning_rate, or begin with a better policy"
 

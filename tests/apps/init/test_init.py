@@ -226,7 +226,7 @@ def test_responses_have_room(write: Callable[..., str]) -> None:
     settings: Any = recipe.stages["align"].settings
     report: Any = recipe.stages["report"].component.options
     assert settings.rollout.max_new_tokens == report.sampling.max_new_tokens == 160
-    assert settings.iterations == 8
+    assert settings.iterations == 4
 
 
 def test_held_out_examples_that_repeat_others_are_dropped(
