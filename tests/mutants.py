@@ -54,9 +54,9 @@ TESTS = {
     "combinations": [*GOLDEN, "test_combinations.py"],
     # Plugins that are no algorithms.
     **{name: [f"test_{name}.py"] for name in ("sample", "calculator")},
-    "scores": ["test_filters.py"],
+    "filters": ["test_filters.py"],
     "episode_reward": ["test_calculator.py", "test_episodes.py"],
-    "accelerate": ["test_tracking.py"],
+    "trackers": ["test_tracking.py"],
     # Core modules that every algorithm depends on.
     "encoding": ["test_encoding.py", "test_testing.py"],
     "training/rewards": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],

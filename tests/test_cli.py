@@ -361,9 +361,7 @@ def test_what_newcomers_type(
 
 def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> None:
     code = f"import sys; from alignkit.cli import main; main(['check', *{recipe}, 'model.base=tiny'])\n"
-    code += (
-        "print([m in sys.modules for m in ('alignkit_plugins.models.tiny', 'alignkit_plugins.steps.constitutional')])"
-    )
+    code += "print([m in sys.modules for m in ('alignkit_plugins.models.tiny', 'alignkit_plugins.ai_feedback.revise')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[True, False]"
 

@@ -17,6 +17,7 @@ from importlib.metadata import (
     packages_distributions,
     version,
 )
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,11 @@ from alignkit_plugins import table
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
-SHARED = ("data", "environments", "evaluate", "gpu", "people")  # what plugins share, and what the kernel loads
+OWN = ("algorithms", "rewards", "formats")  # folders with a module or a package for each plugin
+HELPERS = {
+    *("answers", "named_code"),
+    *("columns", "languages", "readings", "rows", "shown", "spoken", "text_metrics"),
+}
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 
@@ -44,15 +49,14 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_every_plugin_file_is_in_the_table_and_back() -> None:
-    files = (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*/[a-z]*")
-    modules = {f"alignkit_plugins.{path.parent.name}.{path.stem}" for path in files if path.parent.name not in SHARED}
     named: set[str] = set()
     table.register(lambda kind, name, address, summary="": named.add(address.partition(":")[0]))
     named |= set(DECLARED.values())  # what others may disable has an entry point of its own
-    held = {".".join(name.split(".")[:3]) for name in named if name.startswith("alignkit_plugins.")}
-    held = {name for name in held if name.split(".")[1] not in SHARED}
-    held -= {"alignkit_plugins.table"}
-    assert held == modules
+    assert [name for name in named if find_spec(name) is None] == []
+    held = {tuple(name.split(".")[1:3]) for name in named if name.count(".") > 1}
+    folders = [ROOT / "plugins" / "alignkit_plugins" / need for need in OWN]
+    files = {(folder.name, path.stem) for folder in folders for path in folder.glob("[a-z]*")}
+    assert {file for file in files if file[1] not in HELPERS} == {name for name in held if name[0] in OWN}
 
 
 def test_entry_points_are_installed() -> None:
@@ -74,7 +78,7 @@ def test_statistics_and_dialogues_load_without_torch() -> None:
     code = (
         "import json, sys; from alignkit_plugins.formats import dialogues; "
         "from alignkit.evaluation import ranking, statistics; "
-        "from alignkit_plugins.people import krippendorff; krippendorff.LEVELS; "
+        "from alignkit_plugins import krippendorff; krippendorff.LEVELS; "
         "dialogues.find_dialogues(''); statistics.share(1, 2); "
         "ranking.ranked([[(1, 2, 1.0)]], [1, 2], ridge=1.0, seed=0); print(json.dumps('torch' in sys.modules))"
     )

@@ -612,7 +612,7 @@ def test_digits_follow_the_interval(low: float, high: float, digits: int) -> Non
 
 def test_the_plugin_is_light_to_import() -> None:
     code = (
-        "import sys; from alignkit_plugins.steps import evaluate, select_best; "
+        "import sys; from alignkit_plugins.evaluate import select_best, step; "
         "print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

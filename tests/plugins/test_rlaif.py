@@ -344,7 +344,7 @@ def test_several_turns_are_written_as_a_transcript() -> None:
 
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
     code = (
-        "import sys, alignkit_plugins.judges.llm, alignkit_plugins.ai_feedback.rlaif; "
+        "import sys, alignkit_plugins.ai_feedback.server_judge, alignkit_plugins.ai_feedback.rlaif; "
         "print([m for m in ('torch', 'httpx2', 'tenacity', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
