@@ -158,3 +158,9 @@ def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
     assert found["against_base"]["dpo"][PAIRS]["mean"] == -0.5
     assert found["trained_on"]["dpo"] == {PAIRS: False, LONGER: False, TOKENS: False, LOSS: False, "words": True}
     assert math.isclose(found["policies"]["sft"]["rewards"][LOSS]["mean"], 1.5)
+
+
+def test_long_demonstrations_count_more_and_spread_no_more(tmp_path: Path) -> None:
+    """Equal losses per token of unequal demonstrations are no spread."""
+    groups = [asked(f"{length}?", "a" * length) for length in (1, 10, 100)]
+    assert [one[LOSS] for one in scores(groups, tmp_path)["sft"]] == pytest.approx([1, 1, 1])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit import DataError, Group, Response, StepContext
 from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import opening
-from alignkit.evaluation import statistics
+from alignkit.evaluation import held_out, statistics
 from alignkit_plugins.compare.compared import averages, compare, scale_of, scores_of
 from alignkit_plugins.compare.comparison import UNIT, answers_of
 
@@ -89,13 +89,20 @@ def _scores(
 
 
 def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
-    """Sums over tokens, divided by the average number of tokens: their mean is that over all tokens."""
-    sums = []
-    for logprobs, likeliest in context.models[role].predictions(groups) if groups else ():
+    """Values whose mean is that over all tokens, and whose spread is that of the mean; see `held_out.values_of`."""
+    losses, hits = dict[int, Sequence[float]](), dict[int, Sequence[float]]()
+    read = context.models[role].predictions(groups) if groups else ()
+    for place, (logprobs, likeliest) in enumerate(read):
         tokens = int(((logprobs != 0) | (likeliest != 0)).sum())  # a token that does not count has 0 in both
-        sums.append((tokens, -float(logprobs.sum()), float(likeliest.sum())))
-    average = statistics.mean([tokens for tokens, *_ in sums if tokens] or [1])
-    return [{LOSS: loss / average, TOKENS: right / average} if tokens else {} for tokens, loss, right in sums]
+        if tokens:
+            losses[place], hits[place] = (-float(logprobs.sum()), tokens), (float(likeliest.sum()), tokens)
+    scores: Scores = [{} for _ in groups]
+    if not losses:
+        return scores
+    values = held_out.values_of([{"loss": losses, "accuracy": hits}])
+    for place, loss, right in zip(sorted(losses), values["loss"], values["accuracy"], strict=True):
+        scores[place] = {LOSS: loss, TOKENS: right}
+    return scores
 
 
 def _pairs(groups: Sequence[Group], role: str, base: str, logprobs: Logprobs) -> Scores:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.evaluation.statistics import bought_with_length
+from alignkit.recipe.schema import BASE
 from alignkit_plugins.compare.readable import bounds, mapping, number, shown
 from alignkit_plugins.evaluate.rows import ANSWERS, BASE_MODEL, KL, LENGTH, RATED, TRUST, Row, decides
 
@@ -203,7 +204,7 @@ def _of_verdict(verdict: Verdict, rows: Sequence[Row]) -> Iterator[str]:
         than = f"{'longer' if longer > 0 else 'shorter'} than those of {baseline}"
         yield f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often depend on length"
     kl = bounds(own[KL].estimate)[0] if KL in own else None
-    if kl is not None and kl > HIGH_KL:
+    if kl is not None and kl > HIGH_KL and policy != BASE:
         yield f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is often fooled"
 
 

@@ -30,7 +30,7 @@ from alignkit_plugins.rewards.matching import ExactMatch
 RECIPE = "recipe.yaml"
 HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
 LEAST_PAIRS = 200  # of which a half teaches a reward model something
-TOKENS = 120_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
+TOKENS = 90_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
 CHARACTERS = 4  # of a token, about
 NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"  # has no group, which would be all that counts
 # The first of these kinds that is there decides what is written; which others may be there, too.

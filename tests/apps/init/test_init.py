@@ -213,7 +213,7 @@ def test_a_large_file_is_limited_to_ten_minutes(write: Callable[..., str], capsy
     limit = settings.data.sources[0].limit
     rows = Path("demos.jsonl").read_text(encoding="utf-8").splitlines()[:limit]
     texts = ("".join(json.loads(row).values()) for row in rows)
-    assert 0.9 < sum(map(len, texts)) / 480_000 < 1.1
+    assert 0.9 < sum(map(len, texts)) / 360_000 < 1.1
     assert f", of its first {limit} rows" in capsys.readouterr().out
     assert "To use all rows, remove it everywhere." in Path("new/recipe.yaml").read_text(encoding="utf-8")
 
