@@ -33,7 +33,7 @@ from alignkit.registry import Component, Registration
 from alignkit_plugins.compare.comparison import distinct_prompts
 
 PLUGINS = (
-    "steps.honesty",
+    "evaluate.squad",
     *(
         f"formats.{name}"
         for name in ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "text", "dialogues", "groups")

@@ -16,7 +16,7 @@ from alignkit_plugins.formats.columns import ColumnFormat, read_message
 
 PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
 PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "groups"))
-PLUGINS = (*PLUGINS, "steps.evaluate_reward", "steps.feedback")
+PLUGINS = (*PLUGINS, "evaluate.rewardbench2", "people.feedback")
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
     for one in plugins().registrations("format")

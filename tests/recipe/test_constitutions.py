@@ -170,7 +170,7 @@ def test_the_constitution_is_copied_with_the_recipe(tmp_path: Path) -> None:
 
 def test_editors_know_what_a_constitution_may_be() -> None:
     schema = json.loads((shipped_folder() / "recipe.schema.json").read_text(encoding="utf-8"))
-    text, inline = schema["$defs"]["alignkit_plugins__steps__constitutional__revise__Revise__Options"]["properties"][
+    text, inline = schema["$defs"]["alignkit_plugins__ai_feedback__revise__Revise__Options"]["properties"][
         "constitution"
     ]["anyOf"]
     assert text == {"type": "string"} and inline["items"]["$ref"] == "#/$defs/Principle"

@@ -122,7 +122,7 @@ def test_the_page_and_the_recipe_name_the_plugin() -> None:
         (["length", "--kind", "step"], "there is a reward 'length' already", "such as my_length"),
         (["verify", "--kind", "command"], "there is a command 'verify' already", "such as my_verify"),
         (["http_chat", "--kind", "rewrad"], "no kind 'rewrad'", "did you mean 'reward'?"),
-        (["apps", "--kind", "reward"], "there is a module alignkit_apps already", "such as my_apps"),
+        (["plugins", "--kind", "reward"], "there is a module alignkit_plugins already", "such as my_plugins"),
     ],
 )
 def test_names_that_cannot_be(
