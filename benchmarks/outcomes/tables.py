@@ -36,7 +36,7 @@ def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
 
     Of START, base and SFT are lines; without it, there is no comparison with them.
     """
-    yield ["policy", "seeds", *(column for column, _ in MEASURES.values()), "words", "cut off", "minutes", "GiB"]
+    yield ["policy", "seeds", *(column for column, _ in MEASURES.values()), "words", "truncated", "minutes", "GiB"]
     base = {row.seed: row for rows in groups for row in rows if row.method == START}
     for rows in groups:
         for policy in rows[0].asked[0].answers if rows[0].method == START else (None,):

@@ -48,7 +48,7 @@ def _overview(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> di
     }
     found["models"] = [("base", f"{facts['run']['base']}, the base model")] if facts["run"]["base"] else []
     for stage in facts["stages"]:
-        if text := "; ".join(filter(None, [stage["about"], stage["learned"]])):
+        if text := "; ".join(filter(None, [stage["about"], stage["learned"].replace("->", "→")])):
             found["models"].append((stage["name"], text))
     if own := rows.get(last["stage"]):
         found["plot"] = overview.intervals(own, last["policy"] or own[-1].policy)
