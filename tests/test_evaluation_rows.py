@@ -66,7 +66,7 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"refused": False, "llama2": True}, refused=UP, llama2=UP),
             "gained",
-            "align is better than sft in refused: 70% against 40%, difference +30 [20, 40]. "
+            "align is better than sft in refused: 70% against 40%, difference +30 points [20, 40]. "
             "Also better: llama2 +0.30 [0.20, 0.40] (trained on it).",
         ),
         (
@@ -83,25 +83,29 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"llama2": True, "refused": False}, llama2=UP, refused=UNCLEAR),
             "nothing clear",
-            "No clear difference between align and sft in refused: +10% [-10, 30]. "
+            "No clear difference between align and sft in refused: +10 points [-10, 30]. "
             "More examples or more training may show one. Also better: llama2 +0.30 [0.20, 0.40] (trained on it).",
         ),
         (
             summary({"llama2": True, "refused": False}, llama2=UP, refused=DOWN),
             "lost",
-            "align is worse than sft in refused: 70% against 40%, difference -30 [-40, -20].",
+            "align is worse than sft in refused: 70% against 40%, difference -30 points [-40, -20].",
         ),
         (
             summary(IN_VAIN, refused=UP, refused_in_vain=UP),
             "mixed",
-            "difference +30 [20, 40]. Worse: refused in vain +30% [20, 40].",
+            "difference +30 points [20, 40]. Worse: refused in vain +30 points [20, 40].",
         ),
-        (summary(IN_VAIN, refused=UP, refused_in_vain=DOWN), "gained", "Also better: refused in vain -30% [-40, -20]."),
+        (
+            summary(IN_VAIN, refused=UP, refused_in_vain=DOWN),
+            "gained",
+            "Also better: refused in vain -30 points [-40, -20].",
+        ),
         (summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR), "gained", "No clear difference in refused in vain."),
         (
             summary({"refused in vain": False}, refused_in_vain=DOWN),
             "gained",
-            "better than sft in refused in vain (lower is better): 70% against 40%, difference -30 [-40, -20].",
+            "better than sft in refused in vain (lower is better): 70% against 40%, difference -30 points [-40, -20].",
         ),
         (
             summary({"refused": False, "llama2": True}, refused=UP, llama2=DOWN),
@@ -153,7 +157,7 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
     found = summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR)
     found["against_base"] = {"align": {"refused": estimate(UP), "refused in vain": estimate(UP)}}
     assert verdict(found).outcome == "mixed"
-    assert f"Worse than {BASE_MODEL}: refused in vain +30% [20, 40]." in text(found)
+    assert f"Worse than {BASE_MODEL}: refused in vain +30 points [20, 40]." in text(found)
 
 
 def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> dict[str, Any]:

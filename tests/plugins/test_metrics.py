@@ -212,7 +212,7 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         base=True,
         metrics={"ordinary refused": MEASURES["ordinary refused"]},
     )
-    assert "Worse than the base model: ordinary refused +80% [" in said(artifact)
+    assert "Worse than the base model: ordinary refused +80 points [" in said(artifact)
 
 
 def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

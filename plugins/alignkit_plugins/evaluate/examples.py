@@ -29,6 +29,7 @@ TOKENS, LOSS = "next tokens right", "next-token loss"
 METRICS = (PAIRS, LONGER, SHORTER, TOKENS, LOSS)
 
 Scores = list[dict[str, float | None]]  # of each example, by metric
+Sums = dict[str, tuple[float, int]]
 Logprobs = Callable[[str], "Sequence[Tensor]"]
 
 
@@ -89,19 +90,26 @@ def _scores(
 
 
 def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
-    """Values whose mean is that over all tokens, and whose spread is that of the mean; see `held_out.values_of`."""
-    losses, hits = dict[int, Sequence[float]](), dict[int, Sequence[float]]()
-    read = context.models[role].predictions(groups) if groups else ()
-    for place, (logprobs, likeliest) in enumerate(read):
+    sums: list[Sums] = []
+    for logprobs, likeliest in context.models[role].predictions(groups) if groups else ():
         tokens = int(((logprobs != 0) | (likeliest != 0)).sum())  # a token that does not count has 0 in both
-        if tokens:
-            losses[place], hits[place] = (-float(logprobs.sum()), tokens), (float(likeliest.sum()), tokens)
-    scores: Scores = [{} for _ in groups]
-    if not losses:
-        return scores
-    values = held_out.values_of([{"loss": losses, "accuracy": hits}])
-    for place, loss, right in zip(sorted(losses), values["loss"], values["accuracy"], strict=True):
-        scores[place] = {LOSS: loss, TOKENS: right}
+        loss, right = (-float(logprobs.sum()), tokens), (float(likeliest.sum()), tokens)
+        sums.append({LOSS: loss, TOKENS: right} if tokens else {})
+    return _values(sums)
+
+
+def _values(sums: Sequence[Sums]) -> Scores:
+    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean; as a stage's own.
+
+    sums: of each example, by metric, with the number of its tokens or pairs.
+    """
+    scores: Scores = [{} for _ in sums]
+    for name in METRICS:
+        known = {place: one[name] for place, one in enumerate(sums) if name in one}
+        if known:
+            values = held_out.values_of([{"accuracy": known}])["accuracy"]
+            for place, value in zip(known, values, strict=True):
+                scores[place][name] = value
     return scores
 
 
@@ -110,15 +118,15 @@ def _pairs(groups: Sequence[Group], role: str, base: str, logprobs: Logprobs) ->
     if base == role != "base":  # a whole model of its own, whose base model is not known
         return [dict.fromkeys(METRICS) for _ in groups]
     both = zip(logprobs(role), logprobs(base), strict=True)
-    scores: Scores = []
+    sums = []
     for group in groups:
         responses = [next(both) for _ in group.responses]
         gains = [float(ours.double().sum() - theirs.double().sum()) for ours, theirs in responses]
-        scores.append(_of_pairs(group, gains, [len(ours) for ours, _ in responses]))
-    return scores
+        sums.append(_of_pairs(group, gains, [len(ours) for ours, _ in responses]))
+    return _values(sums)
 
 
-def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> dict[str, float | None]:
+def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> Sums:
     """gains: of the responses, their log-probabilities against those by the base model. lengths: in tokens."""
     found: dict[str, list[float]] = {}
     for pair in resolved_pairs(group):
@@ -130,7 +138,7 @@ def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> d
         found.setdefault(PAIRS, []).append(right)
         if longer:
             found.setdefault(LONGER if longer > 0 else SHORTER, []).append(right)
-    return {name: statistics.mean(values) for name, values in found.items()}
+    return {name: (sum(values), len(values)) for name, values in found.items()}
 
 
 def added(

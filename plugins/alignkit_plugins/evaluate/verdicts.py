@@ -92,8 +92,7 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
         return f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}."
     found = (one.estimate for one in rows if (one.policy, one.metric, one.kind) == (baseline, row.metric, row.kind))
     both = [shown({"mean": bounds(one)[0]}, percent=row.percent) for one in (row.estimate, next(found, {}))]
-    gap = _shown(row).replace("%", "")
-    numbers = f"{both[0]} against {both[1]}, difference {gap}" if "-" not in both else _shown(row)
+    numbers = f"{both[0]} against {both[1]}, difference {_shown(row)}" if "-" not in both else _shown(row)
     return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: {numbers}."
 
 
@@ -110,14 +109,14 @@ def _preferred(row: Row) -> str:
 
 
 def _difference(row: Row) -> str:
-    """`facts right +20% [4, 36]`, for a list."""
+    """`facts right +20 points [4, 36]`, for a list."""
     if row.kind == "judge":
         return f"preferred by {row.metric} {shown(row.estimate, percent=True)}{_adjusted(row)}"
     return f"{row.metric} {_shown(row)}{' (trained on it)' if row.trained_on else ''}"
 
 
 def _shown(row: Row) -> str:
-    return shown(row.difference, sign=True, percent=row.percent) + _adjusted(row)
+    return shown(row.difference, sign=True, percent=row.percent).replace("%", " points") + _adjusted(row)
 
 
 def _adjusted(row: Row) -> str:

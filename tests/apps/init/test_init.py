@@ -127,7 +127,7 @@ def test_the_recipe_answers_what_the_data_can(
     lines = capsys.readouterr().out.splitlines()
     assert kinds(recipe) == stages | {"report": "evaluate"}
     assert [line.partition(":")[0] for line in lines[1:5]] == ["read", "held out", "answer", "next"]
-    assert answer in lines[3] and "a fifth of the conversations" in lines[2]
+    assert answer in lines[3] and "about a fifth of the conversations" in lines[2]
     report: Any = recipe.stages["report"].component.options
     assert report.policies == ["base", *(name for name in ("sft", "align") if name in stages)]
     assert part(report.prompts) == (0, 0.2) and report.sampling.temperature == 0.7
@@ -166,7 +166,8 @@ def test_the_lines_count_what_the_stages_read(write: Callable[..., str], capsys:
     out = capsys.readouterr().out
     assert "read: pairs.jsonl as 300 pairs (preference: prompt, chosen, rejected)" in out
     assert (
-        f"a fifth of the conversations, {len(read((0, 0.2)))} pairs; and {len(read((0.6, 1)))} pairs for `gold`" in out
+        f"about a fifth of the conversations, {len(read((0, 0.2)))} pairs; and {len(read((0.6, 1)))} pairs for `gold`"
+        in out
     )
     assert f"within {round(98 / len(read((0, 0.2))) ** 0.5)} points" in out
     assert "# read: pairs.jsonl as 300 pairs" in Path("new/recipe.yaml").read_text(encoding="utf-8")
