@@ -77,8 +77,9 @@ class Site:
             return error(401, STALE)
         try:
             message = json.loads(await checked_body(request, session))
-            found = await run_in_threadpool(act, session.annotator, message)
-            return found if isinstance(found, Response) else JSONResponse(found)
+            if not isinstance(message, dict):
+                raise BadLabel("a message is a JSON object")
+            return JSONResponse(await run_in_threadpool(act, session.annotator, message))
         except Refused as refused:
             return error(refused.status, str(refused))
         except (BadLabel, ValueError, RecursionError) as bad:

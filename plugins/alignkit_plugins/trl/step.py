@@ -117,8 +117,9 @@ class TRL(ExternalTrainer):
 
     def _trainer(self, context: TRLStage, model: Any, folder: Path) -> tuple[Any, int]:
         """The trainer, and the number of rows that it was given."""
-        import trl
         from transformers import PrinterCallback
+
+        import trl
 
         kind = self.options.trainer
         with self._rejections():
