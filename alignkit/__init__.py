@@ -1,6 +1,7 @@
 """alignkit: align language models with human and AI feedback, from YAML recipes and plugins.
 
-This is the name that plugins import. Importing it does not load torch; using some of its names does.
+This is the name that plugins import. Importing it does not load torch; using some of its names
+does.
 """
 
 from __future__ import annotations
@@ -38,8 +39,26 @@ __all__ = [*sorted(_HOME), *_MODULES]
 if TYPE_CHECKING:
     from alignkit import evaluation as evaluation
     from alignkit import functional as functional
-    from alignkit.algorithm import Algorithm, Needs, SelectContext, Skip, Source, StageDefaults, Trains
-    from alignkit.batch import Batch, Loss, Outputs, Pairs, Term, per_group, per_pair, per_response, per_token
+    from alignkit.algorithm import (
+        Algorithm,
+        Needs,
+        SelectContext,
+        Skip,
+        Source,
+        StageDefaults,
+        Trains,
+    )
+    from alignkit.batch import (
+        Batch,
+        Loss,
+        Outputs,
+        Pairs,
+        Term,
+        per_group,
+        per_pair,
+        per_response,
+        per_token,
+    )
     from alignkit.commands import RegisterCommand
     from alignkit.data.group import Group, Message, Pair, Response
     from alignkit.engine import Completion, Engine, EngineContext
@@ -67,10 +86,13 @@ if TYPE_CHECKING:
 
 
 class _Lazy(ModuleType):
-    """A module that is imported on first use, so that `from alignkit import functional` does not load torch."""
+    """A module that is imported on first use, so that `from alignkit import functional` does not
+    load torch.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for by pluggy and inspect, which need nothing of the real module
+        # Asked for by pluggy and inspect, which need nothing of the real module
+        if name.startswith("__"):
             raise AttributeError(name)
         return getattr(importlib.import_module(self.__name__), name)
 

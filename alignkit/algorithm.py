@@ -41,27 +41,32 @@ class Trains(enum.Enum):
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class Needs:
-    """The inputs of an algorithm. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
+    """The inputs of an algorithm. Fields of `Batch` and `Outputs` that are not declared here raise
+    an error when read.
 
     Attributes:
         old_logprobs: Log-probabilities of the policy that wrote the rollouts.
         reference_logprobs: Of the reference.
-        advantages: The loss is linear in the signal of this name, up to terms without it, for weights of 0 and more:
-            then `rollout.importance` can weight it. "token": also token by token, so that it is [R, T]; "sequence":
-            whole responses.
+        advantages: The loss is linear in the signal of this name, up to terms without it, for
+            weights of 0 and more: then `rollout.importance` can weight it. "token": also token by
+            token, so that it is [R, T]; "sequence": whole responses.
         values: Train a value function.
         shared_values: As a head on the policy's hidden states, without a gradient into them.
-        centered_values: Returns are centered on zero, so the values do not start from a reward model's head.
-        entropy: Of the policy at each response token; "reported": without a gradient, which is cheaper.
-        likeliest: Whether each response token is the policy's likeliest one; not together with `entropy`.
+        centered_values: Returns are centered on zero, so the values do not start from a reward
+            model's head.
+        entropy: Of the policy at each response token; "reported": without a gradient, which is
+            cheaper.
+        likeliest: Whether each response token is the policy's likeliest one; not together with
+            `entropy`.
         min_samples: Fewest responses in a group.
-        pairs: Groups without a pair are left out and counted; a data set without any pair is an error.
+        pairs: Groups without a pair are left out and counted; a data set without any pair is an
+            error.
         max_new_tokens: What the recipe's `rollout.max_new_tokens` must be, if an option repeats it.
         replay: `select` calls `context.replay()`.
-        teacher: There is nothing to learn from a reference that equals the policy's start. A name: unless this option
-            is set, which lets the reference read another prompt.
-        reward: Rollouts have a reward to learn from. Without, a recipe need not name one; if it does, it is only
-            reported.
+        teacher: There is nothing to learn from a reference that equals the policy's start. A name:
+            unless this option is set, which lets the reference read another prompt.
+        reward: Rollouts have a reward to learn from. Without, a recipe need not name one; if it
+            does, it is only reported.
     """
 
     old_logprobs: bool = False
@@ -82,7 +87,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """Stage-level settings that suit an algorithm, for keys that the recipe does not set. None: the general default.
+    """Stage-level settings that suit an algorithm, for keys that the recipe does not set. None: the
+    general default.
 
     Attributes:
         learning_rate: For LoRA on a hidden size of 576; a stage scales it to its model.
@@ -105,7 +111,8 @@ class StageDefaults:
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of an iteration: learn from `groups` in `epochs` passes at `lr_scale` times the stage's learning rate.
+    """Part of an iteration: learn from `groups` in `epochs` passes at `lr_scale` times the stage's
+    learning rate.
 
     epochs: None: the stage's.
     """
@@ -117,7 +124,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Skip:
-    """Returned by `signal` instead of tensors: there is nothing to learn in this iteration, and why."""
+    """Returned by `signal` instead of tensors: there is nothing to learn in this iteration, and
+    why.
+    """
 
     reason: str
 
@@ -129,8 +138,8 @@ class SelectContext:
     Attributes:
         iteration: Counts from 1; 0 for a data set.
         seed: The stage's.
-        replay: Called as `replay()`: scored rollouts of earlier iterations, oldest first, one list of groups each; with
-            the recipe's `replay_from` those of earlier stages come first.
+        replay: Called as `replay()`: scored rollouts of earlier iterations, oldest first, one list
+            of groups each; with the recipe's `replay_from` those of earlier stages come first.
         log: Called as `log(name=value)`: add metrics to this iteration.
         rng: Numpy's generator for this stage and iteration.
         validation: The groups are held out; nothing is learned from them.
@@ -146,7 +155,8 @@ class SelectContext:
     say: Callable[[str], None] = lambda text: None
 
     def left_out(self, name: str, count: int, groups: Sequence[Group]) -> None:
-        """Log and report that `count` responses (or rows) of these groups are not learned from; `name` says why.
+        """Log and report that `count` responses (or rows) of these groups are not learned from;
+        `name` says why.
 
         Args:
             name: The metric.
@@ -183,29 +193,36 @@ class Algorithm(WithOptions):
 
     @property
     def log_odds(self) -> bool:
-        """Whether the difference of two scores of the trained reward model is meant as the log-odds of a preference.
+        """Whether the difference of two scores of the trained reward model is meant as the log-odds
+        of a preference.
 
-        True of Bradley-Terry models, sigmoid of whose difference is P(first is better): `evaluate_reward` then says how
-        well such probabilities are calibrated.
+        True of Bradley-Terry models, sigmoid of whose difference is P(first is better):
+        `evaluate_reward` then says how well such probabilities are calibrated.
         """
         return False
 
     @property
     def needs(self) -> Needs:
-        """The algorithm's inputs. Set `needs = Needs(...)`, or override this property if it depends on options."""
+        """The algorithm's inputs. Set `needs = Needs(...)`, or override this property if it depends
+        on options.
+        """
         return Needs()
 
     @classmethod
     def specialize(cls, options: Any) -> type[Algorithm]:
-        """The class for a recipe's raw options, if they decide what is trained or where groups come from.
+        """The class for a recipe's raw options, if they decide what is trained or where groups come
+        from.
 
         Args:
             options: As the recipe has them.
         """
         return cls
 
-    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
-        """Choose, pair or relabel groups before they are tokenized. Return groups or phases; by default all groups.
+    def select(
+        self, groups: Sequence[Group], context: SelectContext
+    ) -> Sequence[Group] | list[Phase]:
+        """Choose, pair or relabel groups before they are tokenized. Return groups or phases; by
+        default all groups.
 
         Args:
             groups: Rows of the data set, or scored rollouts.
@@ -217,23 +234,28 @@ class Algorithm(WithOptions):
         return "all"
 
     def reference_prompt(self, group: Group) -> Sequence[Message]:
-        """The prompt behind which the reference reads a group's responses: by default the group's own.
+        """The prompt behind which the reference reads a group's responses: by default the group's
+        own.
 
-        With another one, such as the prompt after a few examples, the policy learns what the reference says there
-        (context distillation). The response tokens are the same. It may depend on the group and the options only.
+        With another one, such as the prompt after a few examples, the policy learns what the
+        reference says there (context distillation). The response tokens are the same. It may depend
+        on the group and the options only.
         """
         return group.prompt
 
     def keep_group(self, group: Group) -> bool:
-        """Whether to learn from a group, scored if there is a reward; others are counted and left out.
+        """Whether to learn from a group, scored if there is a reward; others are counted and left
+        out.
 
-        A group has fewer than `needs.min_samples` responses if some could not be scored. Next to the raw `reward`, the
-        scores have the `learned_reward`, which a combination may have normalized; replayed samples have only the first.
+        A group has fewer than `needs.min_samples` responses if some could not be scored. Next to
+        the raw `reward`, the scores have the `learned_reward`, which a combination may have
+        normalized; replayed samples have only the first.
         """
         return len(group.responses) >= self.needs.min_samples
 
     def check(self, folder: Path) -> None:
-        """Raise RunFailed for a mistake of the user that shows without models and data, such as in a file's content.
+        """Raise RunFailed for a mistake of the user that shows without models and data, such as in
+        a file's content.
 
         Called by `alignkit check` and before the first stage of a run.
 
@@ -242,13 +264,18 @@ class Algorithm(WithOptions):
         """
 
     def check_data(self, groups: Sequence[Group]) -> None:
-        """Raise DataError if nothing can be learned from these groups of a data set. They are all that remain."""
+        """Raise DataError if nothing can be learned from these groups of a data set. They are all
+        that remain.
+        """
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
-        """Raise DataError if these prompts lack a column that the algorithm needs; see `Reward.check_prompts`."""
+        """Raise DataError if these prompts lack a column that the algorithm needs; see
+        `Reward.check_prompts`.
+        """
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
-        """Tensors [R, T] or [R], such as advantages, computed once per iteration over all rollouts; or a `Skip`.
+        """Tensors [R, T] or [R], such as advantages, computed once per iteration over all rollouts;
+        or a `Skip`.
 
         Args:
             rollouts: All rollouts of the iteration as one batch.
@@ -256,14 +283,18 @@ class Algorithm(WithOptions):
         return {}
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
-        """Statistics over the global batch, without a gradient, which `loss` finds in `self.state`."""
+        """Statistics over the global batch, without a gradient, which `loss` finds in
+        `self.state`.
+        """
         return {}
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Weights of the entries of a loss term, by its name and in its shape. By default `batch.weights` of its unit.
+        """Weights of the entries of a loss term, by its name and in its shape. By default
+        `batch.weights` of its unit.
 
-        The term's average is sum(values * weights) / sum(weights over the global batch). Weights of your own start from
-        `batch.weights("token")`, which knows what does not count, and the weights of rows and turns in the data.
+        The term's average is sum(values * weights) / sum(weights over the global batch). Weights of
+        your own start from `batch.weights("token")`, which knows what does not count, and the
+        weights of rows and turns in the data.
         """
         return {}
 
@@ -272,12 +303,15 @@ class Algorithm(WithOptions):
         raise NotImplementedError
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Metrics of a micro-batch as unreduced terms, averaged like loss terms. NaN entries do not count."""
+        """Metrics of a micro-batch as unreduced terms, averaged like loss terms. NaN entries do not
+        count.
+        """
         return {}
 
 
 class ExternalTrainer(Algorithm):
-    """Base class of an algorithm that another library trains; alignkit provides everything around the training.
+    """Base class of an algorithm that another library trains; alignkit provides everything around
+    the training.
 
     It learns from data, and cannot resume inside a stage: a stage that was killed starts over.
 
@@ -288,7 +322,8 @@ class ExternalTrainer(Algorithm):
     packages: ClassVar[tuple[str, ...]] = ()
 
     def check_model(self, model: Any) -> None:
-        """Called before a run's first stage. Raise RunFailed if the trainer does not support this model.
+        """Called before a run's first stage. Raise RunFailed if the trainer does not support this
+        model.
 
         Args:
             model: The recipe's keys of it.
@@ -298,6 +333,7 @@ class ExternalTrainer(Algorithm):
         """Train, save the adapter in `stage.adapter`, and return a JSON summary for stage.json.
 
         Args:
-            stage: With its `settings`, `seed`, `models`, data (`load`), rewards (`scorer`), and progress.
+            stage: With its `settings`, `seed`, `models`, data (`load`), rewards (`scorer`), and
+                progress.
         """
         raise NotImplementedError

@@ -1,7 +1,9 @@
-"""What an algorithm takes and returns: responses under one mask (`Batch`), outputs of the roles, and a `Loss`.
+"""What an algorithm takes and returns: responses under one mask (`Batch`), outputs of the roles,
+and a `Loss`.
 
-A loss has named terms of unreduced values, each averaged over the whole global batch.
-Shapes: R responses, T response tokens (padded), P pairs, G groups. Algorithms never see prompts, packing, or devices.
+A loss has named terms of unreduced values, each averaged over the whole global batch. Shapes: R
+responses, T response tokens (padded), P pairs, G groups. Algorithms never see prompts, packing, or
+devices.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Per(enum.Enum):
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a loss, not yet averaged. `per_token`, `per_pair`, `per_response` and `per_group` make one.
+    """One part of a loss, not yet averaged. `per_token`, `per_pair`, `per_response` and `per_group`
+    make one.
 
     Attributes:
         values: [R, T] per token, [P] per pair, [R] per response, or [G] per group.
@@ -83,7 +86,8 @@ def per_group(values: Tensor, coefficient: float = 1.0) -> Term:
 
 
 class Loss(dict[str, Term]):
-    """Named terms: the loss is the sum of their averages over the global batch, times their coefficients.
+    """Named terms: the loss is the sum of their averages over the global batch, times their
+    coefficients.
 
     Args:
         terms: By name, under which each is logged without its coefficient.
@@ -95,7 +99,9 @@ class Loss(dict[str, Term]):
 
 @dataclass(eq=False, repr=False)
 class _OnRequest:
-    """Base of dataclasses that have only those attributes that are not None: what was computed, by `vars`."""
+    """Base of dataclasses that have only those attributes that are not None: what was computed, by
+    `vars`.
+    """
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -110,7 +116,8 @@ class _OnRequest:
         raise PluginError(f"{type(self).__name__}.{name} was not computed: {how}")
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed. `dataclasses.replace` would read fields that were not requested.
+        """Return a copy with some fields changed. `dataclasses.replace` would read fields that were
+        not requested.
 
         Args:
             changes: New values by field.
@@ -127,14 +134,18 @@ def _needs(name: str) -> Any:
     return _on_request(f"add {name}=True to `needs = Needs(...)`")
 
 
-_ROLLOUTS = "only rollouts with a reward have it; declare `source = Source.ROLLOUTS`, and not `Needs(reward=False)`"
+_ROLLOUTS = (
+    "only rollouts with a reward have it; declare `source = Source.ROLLOUTS`, and not "
+    "`Needs(reward=False)`"
+)
 
 
 def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
-    """How much likelier each token is than for the older weights that wrote it: [R, T]; 1 if the policy wrote it.
+    """How much likelier each token is than for the older weights that wrote it: [R, T]; 1 if the
+    policy wrote it.
 
-    Without these weights, the KL of a policy that samples ahead is too small by as much as it has moved since, and may
-    be negative. `logprobs` [R, T] are the policy's.
+    Without these weights, the KL of a policy that samples ahead is too small by as much as it has
+    moved since, and may be negative. `logprobs` [R, T] are the policy's.
     """
     import torch
 
@@ -180,7 +191,8 @@ class Pairs:
         return x[self.better], x[self.worse]
 
     def times_better(self, count: int) -> Tensor:
-        """How often each of `count` responses is the better one of a pair, weighted by p. Returns [R].
+        """How often each of `count` responses is the better one of a pair, weighted by p. Returns
+        [R].
 
         Args:
             count: R.
@@ -201,7 +213,8 @@ class Pairs:
         return right.masked_fill(self.p == 0.5, float("nan"))
 
     def metrics(self, rewards: Tensor) -> dict[str, Term]:
-        """The metrics of methods that learn from pairs, from the rewards [R] of their responses, under TRL's names.
+        """The metrics of methods that learn from pairs, from the rewards [R] of their responses,
+        under TRL's names.
 
         Args:
             rewards: [R].
@@ -217,7 +230,8 @@ class Pairs:
 
 @dataclass(eq=False, repr=False)
 class Batch(_OnRequest):
-    """The responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: nothing is shifted.
+    """The responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: nothing
+    is shifted.
 
     Reading a field that was not requested through `Needs` raises PluginError.
 
@@ -252,7 +266,8 @@ class Batch(_OnRequest):
     turn_weights: Tensor | None = None
 
     def weights(self, per: Per | Literal["token", "pair", "response", "group"]) -> Tensor:
-        """The weight of each entry of a term: 0 if it does not count, else the weight of its row, and of its turn.
+        """The weight of each entry of a term: 0 if it does not count, else the weight of its row,
+        and of its turn.
 
         Args:
             per: The term's unit; the result has its shape, [R, T], [R], [P] or [G].
@@ -277,7 +292,9 @@ class Batch(_OnRequest):
         if name not in self.signals:
             known = ", ".join(f"'{known}'" for known in self.signals) or "none"
             guess = did_you_mean(name, self.signals)
-            raise PluginError(f"no signal '{name}'; `signal` returned {known}" + (f"; {guess}" if guess else ""))
+            raise PluginError(
+                f"no signal '{name}'; `signal` returned {known}" + (f"; {guess}" if guess else "")
+            )
         return self.signals[name]
 
 
@@ -285,8 +302,8 @@ class Batch(_OnRequest):
 class Outputs(_OnRequest):
     """The outputs of the trained roles for a batch, with gradients.
 
-    With `Needs(entropy="reported")` the entropy has no gradient. Reading a field that was not requested raises
-    PluginError.
+    With `Needs(entropy="reported")` the entropy has no gradient. Reading a field that was not
+    requested raises PluginError.
 
     Attributes:
         logprobs: [R, T], of the tokens, in nats.
@@ -296,7 +313,9 @@ class Outputs(_OnRequest):
         scores: [R], of a reward model.
     """
 
-    logprobs: Tensor = _on_request("a reward model has `scores`; log-probabilities need `trains = Trains.POLICY`")
+    logprobs: Tensor = _on_request(
+        "a reward model has `scores`; log-probabilities need `trains = Trains.POLICY`"
+    )
     entropy: Tensor = _needs("entropy")
     likeliest: Tensor = _needs("likeliest")
     values: Tensor = _needs("values")

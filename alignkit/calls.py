@@ -1,4 +1,6 @@
-"""The one way to call a plugin: an error names the plugin, its class and method, the line, and what was expected."""
+"""The one way to call a plugin: an error names the plugin, its class and method, the line, and what
+was expected.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
-from alignkit.errors import AlignkitError, DataError, PluginError, memory_ran_out, no_disk, reason_of
+from alignkit.errors import (
+    AlignkitError,
+    DataError,
+    PluginError,
+    memory_ran_out,
+    no_disk,
+    reason_of,
+)
 from alignkit.registry import Component
 
 
@@ -30,8 +39,11 @@ def create(component: Component, stage: str = "") -> Any:
     return plugin
 
 
-def call(plugin: Any, method: str, *args: Any, returns: Callable[[Any], object] = lambda value: None) -> Any:
-    """The result of a method. Raises CallError for an exception in it, and for a result that it must not return.
+def call(
+    plugin: Any, method: str, *args: Any, returns: Callable[[Any], object] = lambda value: None
+) -> Any:
+    """The result of a method. Raises CallError for an exception in it, and for a result that it
+    must not return.
 
     returns: raises for a result that is wrong.
     """
@@ -42,7 +54,9 @@ def call(plugin: Any, method: str, *args: Any, returns: Callable[[Any], object] 
 
 
 def remembered(plugin: Any, method: str, name: str = "state") -> dict[str, Any]:
-    """A copy of an attribute that a method changes, such as `state`. Raises CallError if it is not JSON."""
+    """A copy of an attribute that a method changes, such as `state`. Raises CallError if it is not
+    JSON.
+    """
     try:
         values: dict[str, Any] = json.loads(json.dumps(getattr(plugin, name)))
     except (TypeError, ValueError) as error:
@@ -51,7 +65,9 @@ def remembered(plugin: Any, method: str, name: str = "state") -> dict[str, Any]:
 
 
 def mistake(plugin: Any, method: str, text: str, label: str = "") -> CallError:
-    """An error about a plugin's method. label: of a class or a function, which `create` did not make."""
+    """An error about a plugin's method. label: of a class or a function, which `create` did not
+    make.
+    """
     label = label_of(plugin) or label
     place = getattr(plugin, "__name__", type(plugin).__name__)
     if method:
@@ -69,8 +85,9 @@ def label_of(plugin: Any) -> str:
 def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator[None]:
     """Report an exception in a plugin's code as the plugin's.
 
-    owner: what `create` made, or a class or a function, with the label of its registration.
-    Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
+    owner: what `create` made, or a class or a function, with the label of its registration. Data
+    errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or
+    disk space.
     """
     _, stage = getattr(owner, "called_in", (label, stage))
     torch: Any = sys.modules.get("torch")
@@ -90,18 +107,24 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
         if memory_ran_out(error) or no_disk(error):
             raise
         classes = getattr(owner, "__mro__", (owner,) if callable(owner) else type(owner).__mro__)
-        modules = [each.__module__ for each in classes if not each.__module__.startswith("alignkit.")]
+        modules = [
+            each.__module__ for each in classes if not each.__module__.startswith("alignkit.")
+        ]
         raise mistake(owner, method, reason_of(error) + line_in(error, modules), label) from error
     finally:
         changed = torch is not None and torch.is_grad_enabled() != gradients
         if changed:
             torch.set_grad_enabled(gradients)
     if changed:
-        raise mistake(owner, method, "it changed torch's gradient mode; write `with torch.no_grad()`", label)
+        raise mistake(
+            owner, method, "it changed torch's gradient mode; write `with torch.no_grad()`", label
+        )
 
 
 def line_in(error: BaseException, modules: Collection[str]) -> str:
-    """` (file.py:12)`: the innermost line of these modules in the traceback; empty if none of their code ran."""
+    """` (file.py:12)`: the innermost line of these modules in the traceback; empty if none of their
+    code ran.
+    """
     innermost = ""
     for frame, line in walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__") in modules:

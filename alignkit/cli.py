@@ -1,4 +1,5 @@
-"""The command line. Results go to stdout, everything else to stderr; the exit code says what kind of error occurred.
+"""The command line. Results go to stdout, everything else to stderr; the exit code says what kind
+of error occurred.
 
 Each command imports what it needs when it runs, so that `--help` is fast.
 """
@@ -64,20 +65,35 @@ def run(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME, by the name of the recipe."),
+        typer.Option(
+            metavar="DIR", help="Folder of the run. Default: runs/NAME, by the name of the recipe."
+        ),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Run only this stage, on the complete results of the stages that it needs."),
+        typer.Option(
+            metavar="STAGE",
+            help="Run only this stage, on the complete results of the stages that it needs.",
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Run the stages up to this one, and leave the later ones.")
+        str | None,
+        typer.Option(
+            metavar="STAGE", help="Run the stages up to this one, and leave the later ones."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe and its data, as alignkit check does, and run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe and its data, as alignkit check does, and run nothing.",
+        ),
     ] = False,
     processes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of processes of this machine that run it together.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Number of processes of this machine that run it together."
+        ),
     ] = 1,
 ) -> Any:
     """Run a recipe. The same command resumes a run that was interrupted.
@@ -113,9 +129,12 @@ def program() -> typer.Typer:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. argv: default: that of this process, which then ends."""
+    """Run the command line and return its exit code. argv: default: that of this process, which
+    then ends.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a character that Latin-1 does not have must not end a command
+        # A character that Latin-1 does not have must not end a command
+        sys.stdout.reconfigure(errors="replace")
     if argv is not None:
         return _main(argv)
     code = _main(sys.argv[1:])
@@ -126,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    if "_ALIGNKIT_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(words):
+    if "_ALIGNKIT_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(
+        words
+    ):
         program()(words, prog_name="alignkit")  # which ends the process
     if "--json" not in words:
         return _call(words, show=True).exit_code
@@ -201,7 +222,9 @@ def _quiet_stdout() -> Iterator[None]:
 
 @contextmanager
 def nobody_need_read() -> Iterator[None]:
-    """Let it be no error if nobody reads what is printed to the end, as in `alignkit plugins | head`."""
+    """Let it be no error if nobody reads what is printed to the end, as in `alignkit plugins |
+    head`.
+    """
     try:
         yield
         sys.stdout.flush()

@@ -1,8 +1,8 @@
 """Commands: how packages add them, what they return, and the arguments that several take.
 
-Packages name modules with `register_commands` in the entry-point group `alignkit.commands`. It is not that of plugins,
-so that `alignkit --help` loads none. A module of this group should import little: it is loaded whenever `alignkit`
-starts.
+Packages name modules with `register_commands` in the entry-point group `alignkit.commands`. It is
+not that of plugins, so that `alignkit --help` loads none. A module of this group should import
+little: it is loaded whenever `alignkit` starts.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ GROUP = "alignkit.commands"
 
 
 class RegisterCommand(Protocol):
-    """Adds a command to `alignkit`: a function with typer's annotations, or a `typer.Typer` with commands."""
+    """Adds a command to `alignkit`: a function with typer's annotations, or a `typer.Typer` with
+    commands.
+    """
 
     def __call__(self, command: Callable[..., Any] | typer.Typer, name: str = "") -> None: ...
 
 
 def register_commands(register: RegisterCommand) -> None:
-    """Commands: functions with typer's annotations, whose first docstring line is what `alignkit --help` shows."""
+    """Commands: functions with typer's annotations, whose first docstring line is what `alignkit
+    --help` shows.
+    """
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -56,10 +60,15 @@ def add_commands(app: typer.Typer) -> None:
         try:
             entry.load().register_commands(partial(add_command, app))
         except (Exception, SystemExit) as error:
-            print(printable(f"warning: no commands of {entry.name}: {reason_of(error)}"), file=sys.stderr)
+            print(
+                printable(f"warning: no commands of {entry.name}: {reason_of(error)}"),
+                file=sys.stderr,
+            )
 
 
-def add_command(app: typer.Typer, command: Callable[..., Any] | typer.Typer, name: str = "") -> None:
+def add_command(
+    app: typer.Typer, command: Callable[..., Any] | typer.Typer, name: str = ""
+) -> None:
     """See `RegisterCommand`. Raises PluginError for a name that a command has already."""
     name = name or getattr(command, "__name__", "").replace("_", "-")
     others: list[Any] = [*app.registered_commands, *app.registered_groups]
@@ -72,11 +81,12 @@ def add_command(app: typer.Typer, command: Callable[..., Any] | typer.Typer, nam
 
 
 class DefaultGroup(TyperGroup):
-    """A group of commands that is a command itself: `alignkit plugins ppo` next to `alignkit plugins new`.
+    """A group of commands that is a command itself: `alignkit plugins ppo` next to `alignkit
+    plugins new`.
 
-    Words that do not begin with the name of a command are arguments of the group's callback, which is registered with
-    `invoke_without_command=True`. It is called before a command of the group, too, and returns if its
-    `context.invoked_subcommand` is one.
+    Words that do not begin with the name of a command are arguments of the group's callback, which
+    is registered with `invoke_without_command=True`. It is called before a command of the group,
+    too, and returns if its `context.invoked_subcommand` is one.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -91,8 +101,9 @@ class DefaultGroup(TyperGroup):
 class Result:
     """What a command returns, for programs and for people.
 
-    kind: the name of its schema in `docs/assets/outcome.schema.json`; empty if there is none. facts: plain data and
-    paths. show: prints the result. error: how the command then ends. code: its exit code without an error.
+    kind: the name of its schema in `docs/assets/outcome.schema.json`; empty if there is none.
+    facts: plain data and paths. show: prints the result. error: how the command then ends. code:
+    its exit code without an error.
     """
 
     kind: str = ""
@@ -108,7 +119,9 @@ class Result:
 
 
 def outcome(result: Result) -> str:
-    """How a command ended, as JSON by `docs/assets/outcome.schema.json`; a number that is not finite is null."""
+    """How a command ended, as JSON by `docs/assets/outcome.schema.json`; a number that is not
+    finite is null.
+    """
     problems: Sequence[Problem] = getattr(result.error, "problems", ())  # of a recipe
     if result.error is not None and not problems:
         message, _, help = message_of(result.error).removeprefix("error: ").partition("\nhelp: ")
@@ -124,7 +137,12 @@ def outcome(result: Result) -> str:
         }
         for problem in problems
     ]
-    document = {"exit_code": result.exit_code, "errors": errors, "kind": result.kind, "result": result.facts}
+    document = {
+        "exit_code": result.exit_code,
+        "errors": errors,
+        "kind": result.kind,
+        "result": result.facts,
+    }
     plain = json.loads(json.dumps(document, default=str), parse_constant=lambda name: None)
     return json.dumps(plain, indent=1)
 
@@ -146,7 +164,9 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe: a.b=c sets a key, and ~a.b deletes one."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Overrides of the recipe: a.b=c sets a key, and ~a.b deletes one."
+    ),
 ]
 
 
@@ -157,9 +177,11 @@ def load(
     only: str | None = None,
     until: str | None = None,
 ) -> Recipe:
-    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file.
+    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a
+    file.
 
-    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does not have.
+    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does
+    not have.
     """
     from alignkit.io.results import RECIPE
     from alignkit.plugins import load_plugins
@@ -167,7 +189,10 @@ def load(
     from alignkit.recipe.yaml import find_recipe
 
     if is_file(Path(name) / RECIPE):
-        refuse(f"{name} is the folder of a run, not a recipe", f"`alignkit run {Path(name) / RECIPE}` continues it")
+        refuse(
+            f"{name} is the folder of a run, not a recipe",
+            f"`alignkit run {Path(name) / RECIPE}` continues it",
+        )
     path = find_recipe(name)
     loaded = load_plugins()
     requested = {file.name for file in loaded.files}
@@ -189,5 +214,8 @@ def load(
 def stage_of(recipe: Recipe, name: str) -> Stage:
     """The stage with a name. Raises RecipeError if the recipe does not have it."""
     if name not in recipe.stages:
-        refuse(f"no stage '{name}'", did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}")
+        refuse(
+            f"no stage '{name}'",
+            did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}",
+        )
     return recipe.stages[name]

@@ -1,4 +1,6 @@
-"""The errors that users see, and requests to stop. Each class has the exit code of the command line."""
+"""The errors that users see, and requests to stop. Each class has the exit code of the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _DISK = re.compile(
     r"No space left|Disk quota exceeded|File too large|disk is full|Read-only file system|"
     r"\[Errno 13\] Permission denied|Input/output error|Stale file handle"
 )
-# In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
+# In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of
+# their own.
 _OUT_OF_MEMORY = re.compile(
     "out of memory|can't allocate|_status_alloc_failed|error_out_of_memory|errormemoryallocation"
 )
@@ -50,7 +53,9 @@ class RunFailed(AlignkitError):
 
 
 class OtherTokenizer(RunFailed):
-    """Token by token, a model was asked about responses that were sampled with another tokenizer."""
+    """Token by token, a model was asked about responses that were sampled with another
+    tokenizer.
+    """
 
 
 class SameFirstToken(RunFailed):
@@ -83,8 +88,8 @@ class DataError(AlignkitError):
 
     Args:
         message: What is wrong, where, and what to do.
-        option: The keys of an option that the data do not suit, as in `("by", 0)`; before the first stage, the message
-            points at it in the recipe.
+        option: The keys of an option that the data do not suit, as in `("by", 0)`; before the first
+            stage, the message points at it in the recipe.
     """
 
     exit_code = 4
@@ -101,7 +106,8 @@ class OutOfResource(AlignkitError):
 
 
 class RemoteError(AlignkitError):
-    """The server of a judge or a reward is unavailable after all retries, or refuses the key or the address.
+    """The server of a judge or a reward is unavailable after all retries, or refuses the key or the
+    address.
 
     The run can be resumed.
     """
@@ -230,7 +236,9 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def no_disk(error: BaseException) -> OutOfResource | None:
-    """The error to show if the disk is full, read-only or gone, however a library reported it, or one that it met."""
+    """The error to show if the disk is full, read-only or gone, however a library reported it, or
+    one that it met.
+    """
     if _DISK.search("".join(traceback.format_exception(error))):
         return OutOfResource(f"the disk is full, or cannot be read or written: {reason_of(error)}")
     return None
@@ -248,7 +256,8 @@ class Stopped(AlignkitError):
 
 
 class StageWaits(Stopped):
-    """A stage waits for people, who label its items; the same command continues. Other stages run meanwhile.
+    """A stage waits for people, who label its items; the same command continues. Other stages run
+    meanwhile.
 
     missing: labels. store: where they go.
     """
@@ -273,7 +282,9 @@ def should_stop() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let signals request a stop; a second signal stops at once. Only the main thread receives signals."""
+    """Let signals request a stop; a second signal stops at once. Only the main thread receives
+    signals.
+    """
     if signal.getsignal(SIGNALS[0]) is _signalled:  # within a block that does this already
         yield
         return
@@ -286,7 +297,9 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def handling(signals: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handling(
+    signals: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
     """Let a function receive signals; afterward, whoever received them before does."""
     previous = {number: signal.signal(number, handler) for number in signals}
     try:
@@ -308,7 +321,8 @@ def _signalled(number: int, _frame: FrameType | None) -> None:
 def check_extra(user: str, extra: str, *modules: str) -> None:
     """Raise RunFailed if a module of an extra is not installed.
 
-    user: what needs it, such as `reward 'language'`. extra: its name in pyproject.toml, such as `language`.
+    user: what needs it, such as `reward 'language'`. extra: its name in pyproject.toml, such as
+    `language`.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:

@@ -10,7 +10,8 @@
 | a NUL character or invalid Unicode in a text                         | bad        |
 | demonstration: a blank response, or no turn that is learned          | bad        |
 | comparison: both responses blank                                     | bad        |
-| comparison: one response blank                                       | good: only the end of turn |
+| comparison: one response blank                                       | good: only the end of turn
+|
 | comparison: responses that differ only in surrounding white space    | bad        |
 | ranking: fewer than 2 responses, or a rank missing                   | bad        |
 | a tie: of ranks, of scores, or by a label                            | good: ties make no pair |
@@ -67,7 +68,8 @@ FOREIGN = (
 
 
 class Format:
-    """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
+    """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group
+    (`read`).
 
     Attributes:
         wants: The columns it expects, for the error if rows match no format.
@@ -105,7 +107,8 @@ class Format:
         return (self.read(row),)
 
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        """All numbered rows of a source whose recipe names the format, for one that must see them together.
+        """All numbered rows of a source whose recipe names the format, for one that must see them
+        together.
 
         A row that cannot be parsed is a `BadRow`. Default: as they are.
 
@@ -115,7 +118,8 @@ class Format:
         return rows
 
     def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
-        """Raise BadRow if renamed columns ({expected: actual}) would be misread next to the others of the row.
+        """Raise BadRow if renamed columns ({expected: actual}) would be misread next to the others
+        of the row.
 
         Args:
             columns: {expected: actual}.
@@ -126,7 +130,8 @@ class Format:
         check_group(group, needs_prompt=self.needs_prompt)
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-        """Cut a .txt file, given as numbered lines, into numbered rows. Default: every line that is not blank.
+        """Cut a .txt file, given as numbered lines, into numbered rows. Default: every line that is
+        not blank.
 
         Args:
             lines: Numbered from 1.
@@ -206,8 +211,9 @@ class Format:
         for name in FOREIGN:
             if unused.get(name) not in (None, "", [], {}):
                 raise BadRow(
-                    f"column '{name}' means something in other tools, which this format would lose; say which column "
-                    f"it is, as in `columns: {{COLUMN: {name}}}`, or rename it: `columns: {{other_{name}: {name}}}`"
+                    f"column '{name}' means something in other tools, which this format would "
+                    f"lose; say which column it is, as in `columns: {{COLUMN: {name}}}`, or "
+                    f"rename it: `columns: {{other_{name}: {name}}}`"
                 )
         return unused
 
@@ -251,12 +257,23 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
             raise BadRow(f"label must be true or false, not {response.label!r}")
         _check_number(response.rank, "rank")
     check_weights(group)
-    compared = len(group.responses) > 1 or any(one.label is not None or one.scores for one in group.responses)
-    if compared and any(not isinstance(turn.get("train", True), bool) for turn in every_turn(group)):
-        raise BadRow("only demonstrations have turns of a weight other than 0 and 1; to weigh a row, use 'weight'")
+    compared = len(group.responses) > 1 or any(
+        one.label is not None or one.scores for one in group.responses
+    )
+    if compared and any(
+        not isinstance(turn.get("train", True), bool) for turn in every_turn(group)
+    ):
+        raise BadRow(
+            "only demonstrations have turns of a weight other than 0 and 1; to weigh a row, use "
+            "'weight'"
+        )
     if needs_prompt and not group.prompt:
         raise BadRow("there is no prompt")
-    if needs_prompt and group.prompt[-1]["role"] != "tool" and not group.prompt[-1]["content"].strip():
+    if (
+        needs_prompt
+        and group.prompt[-1]["role"] != "tool"
+        and not group.prompt[-1]["content"].strip()
+    ):
         raise BadRow("the last turn of the prompt is empty")
     if group.prompt and group.prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt must not end with an assistant turn")
@@ -307,7 +324,9 @@ def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
 
 
 def _check_number(value: Any, what: str) -> None:
-    """Raise BadRow for what is neither a number nor None; a format may have passed on what a file has."""
+    """Raise BadRow for what is neither a number nor None; a format may have passed on what a file
+    has.
+    """
     if to_number(value, what) != value:  # a text of digits, or an empty one
         raise BadRow(f"{what} must be a number, not {value!r}")
 

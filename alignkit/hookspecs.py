@@ -1,7 +1,8 @@
-"""Every hook that a plugin may implement: `register`, and the events in the order in which a run calls them.
+"""Every hook that a plugin may implement: `register`, and the events in the order in which a run
+calls them.
 
-A plugin is a module named in the entry-point group `alignkit`, with functions decorated by `@alignkit.hookimpl`.
-They may take fewer arguments than the hook has.
+A plugin is a module named in the entry-point group `alignkit`, with functions decorated by
+`@alignkit.hookimpl`. They may take fewer arguments than the hook has.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ class Add(Protocol):
     """Provides an implementation under a kind and a name. May be called several times.
 
     Args:
-        kind: One of `alignkit.registry.KINDS`. `format`, `algorithm`, `reward`, `judge`, `environment`, `step`,
-            `filter`, `monitor`, `tracker`, `engine`, `reader` and `launcher` take a subclass of the class of this name;
-            `reward` also takes a `RewardCombination`. `model` takes a function `source(cache) -> Path` that returns a
-            local transformers folder for `model.base`; with `source(cache, path)`, recipes write `NAME://PATH`.
-            `optimizer` takes a class of `torch.optim.Optimizer` or a function that makes one, and `schedule` a function
-            `factor(step, total) -> float`; their other arguments are options. `template` takes Jinja code.
-        name: What recipes write; of a reader the suffix of its files. If two plugins provide it, recipes must write
-            `PACKAGE:NAME`.
-        implementation: The class, function or text, or where it is: `"module:Class"` is imported when it is used.
+        kind: One of `alignkit.registry.KINDS`. `format`, `algorithm`, `reward`, `judge`,
+            `environment`, `step`, `filter`, `monitor`, `tracker`, `engine`, `reader` and `launcher`
+            take a subclass of the class of this name; `reward` also takes a `RewardCombination`.
+            `model` takes a function `source(cache) -> Path` that returns a local transformers
+            folder for `model.base`; with `source(cache, path)`, recipes write `NAME://PATH`.
+            `optimizer` takes a class of `torch.optim.Optimizer` or a function that makes one, and
+            `schedule` a function `factor(step, total) -> float`; their other arguments are options.
+            `template` takes Jinja code.
+        name: What recipes write; of a reader the suffix of its files. If two plugins provide it,
+            recipes must write `PACKAGE:NAME`.
+        implementation: The class, function or text, or where it is: `"module:Class"` is imported
+            when it is used.
         summary: One line for `alignkit plugins`.
     """
 
@@ -73,7 +77,9 @@ def stage_started(run: Any, stage: str) -> None:
 
 
 @hookspec
-def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def stage_changed(
+    run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
+) -> None:
     """A stage that has changed starts over, with its models loaded.
 
     Args:
@@ -84,7 +90,8 @@ def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mappin
 
 @hookspec
 def data_read(run: Any, stage: str, loaded: Any) -> Sequence[Mapping[str, Any]] | None:
-    """A stage has read a data entry. Return what its stage.json keeps of each source, next to the counts of its rows.
+    """A stage has read a data entry. Return what its stage.json keeps of each source, next to the
+    counts of its rows.
 
     Args:
         loaded: Its `groups`, those for `validation`, and `sources`.
@@ -95,7 +102,8 @@ def data_read(run: Any, stage: str, loaded: Any) -> Sequence[Mapping[str, Any]] 
 def map_elsewhere(
     run: Any, stage: str, folder: Path, name: str
 ) -> Callable[[Iterable[Sequence[Any]]], Iterator[Sequence[Any]]] | None:
-    """A step maps rows (`StepContext.map`). Return what computes the results of chunks, in order; None: this process.
+    """A step maps rows (`StepContext.map`). Return what computes the results of chunks, in order;
+    None: this process.
 
     Args:
         run: Has `folder`, `recipe` and `should_stop()`.
@@ -171,7 +179,9 @@ def stage_finished(run: Any, stage: str, reused: bool) -> None:
 
 
 @hookspec
-def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) -> Sequence[str] | None:
+def results_shown(
+    run: Any, records: Sequence[Mapping[str, Any]], width: int
+) -> Sequence[str] | None:
     """All stages are complete. Return what the run prints.
 
     Args:
@@ -193,7 +203,8 @@ def run_finished(run: Any, error: BaseException | None) -> None:
 
 @hookspec
 def report_parts(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Report] | None:
-    """The report of a run is written. Return what it also says: an `alignkit.Report` under each title.
+    """The report of a run is written. Return what it also says: an `alignkit.Report` under each
+    title.
 
     Args:
         folder: The run's.

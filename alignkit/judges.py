@@ -24,7 +24,9 @@ _spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=
 
 @contextmanager
 def spending() -> Iterator[list[Verdict | Rating]]:
-    """Gather everything that judges say, for what it costs. What a panel's judges say is part of the panel's."""
+    """Gather everything that judges say, for what it costs. What a panel's judges say is part of
+    the panel's.
+    """
     found: list[Verdict | Rating] = []
     token = _spent.set(found)
     try:
@@ -46,11 +48,15 @@ def _with_parts(component: Any) -> Iterator[Any]:
 
 
 def _own_measure(component: Any) -> RunFailed:
-    return RunFailed(f"judge '{component.name}' has its own measure and reads no rubric; leave the rubric out")
+    return RunFailed(
+        f"judge '{component.name}' has its own measure and reads no rubric; leave the rubric out"
+    )
 
 
 class CheckedJudge:
-    """Calls a judge. Raises PluginError, with the judge's plugin and method, for an author's mistake."""
+    """Calls a judge. Raises PluginError, with the judge's plugin and method, for an author's
+    mistake.
+    """
 
     def __init__(self, component: Any, context: Context):
         """
@@ -64,7 +70,8 @@ class CheckedJudge:
 
     @staticmethod
     def check_rates(component: Any, rubric: Rubric = "") -> None:
-        """Check that the judge of an option rates responses. It needs no models: call it in your plugin's `check`.
+        """Check that the judge of an option rates responses. It needs no models: call it in your
+        plugin's `check`.
 
         Args:
             component: The value of a JudgeRef option.
@@ -76,13 +83,16 @@ class CheckedJudge:
         for part in _with_parts(component):
             kind = part.registration.implementation
             if not rates(kind):
-                raise RunFailed(f"judge '{part.name}' only compares, and ratings are needed; use another one")
+                raise RunFailed(
+                    f"judge '{part.name}' only compares, and ratings are needed; use another one"
+                )
             if rubric and not kind.reads_rubric:
                 raise _own_measure(part)
 
     @staticmethod
     def check_compares(component: Any, rubric: Rubric) -> None:
-        """Raise RunFailed if the judge of a JudgeRef option cannot compare responses by this rubric.
+        """Raise RunFailed if the judge of a JudgeRef option cannot compare responses by this
+        rubric.
 
         A plugin that compares by a rubric calls it in its own `check`, as `check_rates`.
 
@@ -120,7 +130,9 @@ class CheckedJudge:
             RunFailed: As `check_rates` does.
         """
         self.check_rates(self.component, rubric)
-        return self._ask("rate", items, rubric, returns=partial(shapes.ratings, len(items), self.scale))
+        return self._ask(
+            "rate", items, rubric, returns=partial(shapes.ratings, len(items), self.scale)
+        )
 
     def _ask(self, method: str, *args: Any, returns: Callable[[Any], None]) -> list[Any]:
         """What the judge says, which `spending` gathers."""

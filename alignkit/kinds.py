@@ -1,4 +1,6 @@
-"""The interfaces of five small kinds of plugins: filters, monitors, trackers, readers and launchers."""
+"""The interfaces of five small kinds of plugins: filters, monitors, trackers, readers and
+launchers.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,26 @@ from alignkit.settings import Settings
 
 
 class Filter(WithOptions):
-    """Base class of a filter: chooses among the scored groups of an iteration before the algorithm sees them.
+    """Base class of a filter: chooses among the scored groups of an iteration before the algorithm
+    sees them.
 
-    It must be a pure function of the groups: the same choice on every call, in any order of the groups.
+    It must be a pure function of the groups: the same choice on every call, in any order of the
+    groups.
 
     Attributes:
-        reads_rewards: Whether it needs the responses' `reward`; a stage without one is then refused.
+        reads_rewards: Whether it needs the responses' `reward`; a stage without one is then
+            refused.
     """
 
     reads_rewards: ClassVar[bool] = True
 
     def keep(self, groups: Sequence[Group]) -> Sequence[bool]:
-        """Whether to learn from each group, in order. They are all groups of the iteration that earlier filters kept.
+        """Whether to learn from each group, in order. They are all groups of the iteration that
+        earlier filters kept.
 
-        Responses that could not be scored are already left out. Next to the raw `reward` (`REWARD_KEY`), the scores
-        have the `learned_reward` (`LEARNED_KEY`), which a combination may have normalized. Samples of earlier
-        iterations have only the first.
+        Responses that could not be scored are already left out. Next to the raw `reward`
+        (`REWARD_KEY`), the scores have the `learned_reward` (`LEARNED_KEY`), which a combination
+        may have normalized. Samples of earlier iterations have only the first.
         """
         raise NotImplementedError
 
@@ -49,9 +55,10 @@ class Observation:
         warnings: What the run prints.
         summary: JSON values for stage.json.
         stop: Why the stage ends now; empty if it continues.
-        best: The iteration whose policy is then the result: this one, or the `best` of the last look, as only its
-            weights are kept; 0: this one, and none are kept. It is the policy that the iteration began with: with
-            `rollout.ahead` one update newer than the one that wrote its samples, but the one that `answer` asks.
+        best: The iteration whose policy is then the result: this one, or the `best` of the last
+            look, as only its weights are kept; 0: this one, and none are kept. It is the policy
+            that the iteration began with: with `rollout.ahead` one update newer than the one that
+            wrote its samples, but the one that `answer` asks.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -71,8 +78,8 @@ class MonitoredStage:
         done: The iterations before the stage resumed, whose files a monitor has written.
         scorer: Returns what scores groups, by `score(groups)`, with a RewardRef option.
         prompts: Returns the prompts of a DataRef option that leave room for a response.
-        answer: Returns the current policy's answers to prompts, scored by the stage's reward: `answer(prompts, samples,
-            iteration)`.
+        answer: Returns the current policy's answers to prompts, scored by the stage's reward:
+            `answer(prompts, samples, iteration)`.
         on_rank0: Calls a function in the first process of the run only.
     """
 
@@ -86,14 +93,17 @@ class MonitoredStage:
 
 
 class Monitor(WithOptions):
-    """Base class of a monitor: looks at the samples of every iteration, before they are learned from.
+    """Base class of a monitor: looks at the samples of every iteration, before they are learned
+    from.
 
-    When a stage resumes, a new monitor looks at all earlier samples again, from the run's files, and must say the same.
-    Rewards in its options are never learned from; data in its options are prompts.
+    When a stage resumes, a new monitor looks at all earlier samples again, from the run's files,
+    and must say the same. Rewards in its options are never learned from; data in its options are
+    prompts.
     """
 
     def check(self, settings: Settings) -> None:
-        """Called before the run's first stage. Raise DataError for options that do not go with the stage's keys.
+        """Called before the run's first stage. Raise DataError for options that do not go with the
+        stage's keys.
 
         Args:
             settings: The stage's keys.
@@ -107,7 +117,9 @@ class Monitor(WithOptions):
         """
         return ()
 
-    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+    def look(
+        self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
+    ) -> Observation:
         """Look at an iteration's scored samples.
 
         Args:
@@ -144,13 +156,18 @@ class TrackedRun:
 
 
 class Tracker(WithOptions):
-    """Base class of a tracker. It observes: what it does, and whether it fails, changes no result."""
+    """Base class of a tracker. It observes: what it does, and whether it fails, changes no
+    result.
+    """
 
     def check(self) -> None:
-        """Raise RunFailed for a mistake of the user, such as a missing package; called before the run's first stage."""
+        """Raise RunFailed for a mistake of the user, such as a missing package; called before the
+        run's first stage.
+        """
 
     def start(self, run: TrackedRun) -> None:
-        """Begin, or continue after an interruption; called before the first line, in a run that has a new one.
+        """Begin, or continue after an interruption; called before the first line, in a run that has
+        a new one.
 
         Args:
             run: Its name, folder and recipe.
@@ -189,12 +206,14 @@ HUB = Path("data.hub")  # stands for what `hub:` names
 
 
 class Reader:
-    """Reads the files with one suffix, such as tables or databases, as rows. JSON and text need none.
+    """Reads the files with one suffix, such as tables or databases, as rows. JSON and text need
+    none.
 
     It is registered under its suffix, as in `add("reader", ".notes", Notes)`.
 
     Attributes:
-        grows: Whether runs write into such files, so that a recipe may name one that does not exist yet.
+        grows: Whether runs write into such files, so that a recipe may name one that does not exist
+            yet.
     """
 
     grows: ClassVar[bool] = False
@@ -210,7 +229,9 @@ class Reader:
         """
         raise NotImplementedError
 
-    def rows_of(self, source: Any, commit: Callable[[str, str | None], str | None]) -> Iterator[tuple[int, Any]]:
+    def rows_of(
+        self, source: Any, commit: Callable[[str, str | None], str | None]
+    ) -> Iterator[tuple[int, Any]]:
         """The rows of a source of a recipe. Default: those of its file.
 
         Args:
@@ -274,16 +295,18 @@ class World:
 
 
 class Launcher:
-    """Base class of a launcher: whatever lets several processes run one recipe together, and asks engines.
+    """Base class of a launcher: whatever lets several processes run one recipe together, and asks
+    engines.
 
     A run of one process with its own sampler needs none.
     """
 
     def join(self, recipe: Any, folder: Path, world: World) -> Any:
-        """Meet the other processes, each of which runs the recipe; returns the `Collectives` of the run.
+        """Meet the other processes, each of which runs the recipe; returns the `Collectives` of the
+        run.
 
-        Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do not meet or differ in
-        what they run.
+        Raises RecipeError if several processes cannot run the recipe, and RunFailed if they do not
+        meet or differ in what they run.
 
         Args:
             recipe: The recipe.
@@ -292,8 +315,11 @@ class Launcher:
         """
         raise NotImplementedError
 
-    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> Any:
-        """What asks the engine of a stage, and checks all that it returns; it samples instead of a `SharedModel`.
+    def engine(
+        self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
+    ) -> Any:
+        """What asks the engine of a stage, and checks all that it returns; it samples instead of a
+        `SharedModel`.
 
         Args:
             component: The recipe's engine.

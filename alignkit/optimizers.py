@@ -1,7 +1,8 @@
 """The optimizer and the schedule of a stage: made, and kept in checkpoints.
 
-A schedule is `factor(step, total)` for step 0, 1, ... of `total`, so that a resumed run needs none of its past. It may
-take `warmup`, the steps in which alignkit lets the rate rise and after which it is asked, and `rate`, the highest one.
+A schedule is `factor(step, total)` for step 0, 1, ... of `total`, so that a resumed run needs none
+of its past. It may take `warmup`, the steps in which alignkit lets the rate rise and after which it
+is asked, and `rate`, the highest one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
 
 
 def factor_of(schedule: Component | str, **given: float) -> float:
-    """The factor on the learning rate at a step after the warmup. given: what a schedule may take, see above.
+    """The factor on the learning rate at a step after the warmup. given: what a schedule may take,
+    see above.
 
     Raises RunFailed for what is no factor: a negative one would unlearn.
     """
@@ -52,12 +54,14 @@ def factor_of(schedule: Component | str, **given: float) -> float:
 def make_optimizer(
     settings: Settings, suited: Mapping[str, Any], parameters: Iterable[nn.Parameter], rate: float
 ) -> Optimizer:
-    """The stage's optimizer. Raises RunFailed if it needs a package that is not installed, or refuses a parameter.
+    """The stage's optimizer. Raises RunFailed if it needs a package that is not installed, or
+    refuses a parameter.
 
-    Weight decay shrinks matrices only: shrinking a norm's factor, which begins at 1, would switch its layer off.
+    Weight decay shrinks matrices only: shrinking a norm's factor, which begins at 1, would switch
+    its layer off.
 
-    suited: options that suit the algorithm, as in its `defaults`, if the optimizer is of Adam's family. They count more
-    than alignkit's, and those of the recipe more than both.
+    suited: options that suit the algorithm, as in its `defaults`, if the optimizer is of Adam's
+    family. They count more than alignkit's, and those of the recipe more than both.
     """
     known = list(parameters)
     groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
@@ -84,12 +88,18 @@ def make_optimizer(
 def saved_state(
     optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], whole: Callable[[Tensor], Tensor]
 ) -> dict[str, Any]:
-    """What a checkpoint keeps of an optimizer: its state by the name of the parameter, and its groups.
+    """What a checkpoint keeps of an optimizer: its state by the name of the parameter, and its
+    groups.
 
     whole: returns all of a tensor that may be cut between processes.
     """
-    state = {name: dict(optimizer.state.get(parameter, {})) for name, parameter in parameters.items()}
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    state = {
+        name: dict(optimizer.state.get(parameter, {})) for name, parameter in parameters.items()
+    }
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
     return {"state": tree_map_only(Tensor, whole, state), "groups": groups}
 
 
@@ -101,11 +111,14 @@ def restore_state(
 ) -> None:
     """The inverse of `saved_state`. part: returns what this process holds of a tensor.
 
-    Not by `load_state_dict`, which rounds what an optimizer keeps in fp32 to the dtype of the weights.
+    Not by `load_state_dict`, which rounds what an optimizer keeps in fp32 to the dtype of the
+    weights.
     """
     for name, parameter in parameters.items():
         state = saved["state"][name]
         if state:
-            optimizer.state[parameter] = tree_map_only(Tensor, partial(part, parameter=parameter), state)
+            optimizer.state[parameter] = tree_map_only(
+                Tensor, partial(part, parameter=parameter), state
+            )
     for group, kept in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(kept)

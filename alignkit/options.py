@@ -26,18 +26,22 @@ class Options(BaseModel):
 
     Unknown keys are errors. Give every field a description and, if possible, a range.
 
-    Properties of a reward's options say more of its scores. `packages`: names of packages whose versions decide them.
-    `grader`: a name that it shares with rewards that say the same, so that one of them is no independent measure of
-    what the other one taught. `verifies`: whether they say that an answer is the prompt's known one, and nothing else,
-    so that on prompts that were not trained on they are independent of training.
+    Properties of a reward's options say more of its scores. `packages`: names of packages whose
+    versions decide them. `grader`: a name that it shares with rewards that say the same, so that
+    one of them is no independent measure of what the other one taught. `verifies`: whether they say
+    that an answer is the prompt's known one, and nothing else, so that on prompts that were not
+    trained on they are independent of training.
 
-    changes_no_result: options, such as an address, that may change without making a stage's result another one.
+    changes_no_result: options, such as an address, that may change without making a stage's result
+    another one.
     """
 
     changes_no_result: ClassVar[frozenset[str]] = frozenset()
 
     # A reference may be the default of an option.
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True
+    )
 
     @field_validator("*")
     @classmethod
@@ -48,7 +52,9 @@ class Options(BaseModel):
         return value
 
     def asks_engine(self) -> bool:
-        """Whether what has these options samples from models, so that the recipe's engine is its stage's, too."""
+        """Whether what has these options samples from models, so that the recipe's engine is its
+        stage's, too.
+        """
         return False
 
 
@@ -85,15 +91,21 @@ GIVEN = {
 
 
 def options_of_call(function: Callable[..., Any]) -> type[Options]:
-    """The options of a function or class without `Options`: its arguments, but for those that alignkit gives."""
+    """The options of a function or class without `Options`: its arguments, but for those that
+    alignkit gives.
+    """
     try:
         hints = get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
     except (NameError, TypeError):  # names that only type checkers import
         hints = {}
     fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if argument.default is argument.empty else argument.default)
+        name: (
+            hints.get(name, Any),
+            ... if argument.default is argument.empty else argument.default,
+        )
         for name, argument in inspect.signature(function).parameters.items()
-        if name not in GIVEN and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        if name not in GIVEN
+        and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
     }
     return create_model("Options", __base__=Options, **fields)
 
@@ -105,12 +117,16 @@ class Ref:
     kind: str  # `read_KIND` of `alignkit.recipe.references.Reading` reads it
 
     def read(self, value: Any, info: ValidationInfo) -> Any:
-        """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it means."""
+        """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it
+        means.
+        """
         if value is None or info.context is None:
             return value
         return info.context.resolve(self.kind, value)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         schema = handler(source)
         if schema["type"] == "any":  # else it is checked first
             return core_schema.with_info_before_validator_function(self.read, schema)
@@ -132,7 +148,8 @@ FilterRef = Annotated[Any, Ref("filter")]  # a filter of scored groups; becomes 
 MonitorRef = Annotated[Any, Ref("monitor")]  # a monitor of samples; becomes a component
 JudgeRef = Annotated[Any, Ref("judge")]
 """An option that names a judge. Becomes what `CheckedJudge` takes."""
-EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response
+# An environment; a stage plays it with every response
+EnvironmentRef = Annotated[Any, Ref("environment")]
 
 
 def in_recipe(kind: str) -> AfterValidator:

@@ -23,7 +23,8 @@ from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # that of a reader is a suffix
-_OF_FILES = "alignkit_plugin_file_"  # before a module's name, so that a file `json.py` does not hide the standard one
+# Before a module's name, so that a file `json.py` does not hide the standard one
+_OF_FILES = "alignkit_plugin_file_"
 
 
 @dataclass
@@ -41,11 +42,17 @@ class _Plugin:
         return {self.origin.plugin, f"{self.origin.distribution}:{self.origin.plugin}"}
 
     def add(self, kind: str, name: str, implementation: Any, summary: str = "") -> None:
-        """See `hookspecs.Add`. What is no address is checked here, so that a traceback points at the plugin."""
+        """See `hookspecs.Add`. What is no address is checked here, so that a traceback points at
+        the plugin.
+        """
         if kind not in KINDS:
-            raise ValueError(f"no kind '{kind}'; {did_you_mean(kind, KINDS) or 'kinds: ' + ', '.join(KINDS)}")
+            raise ValueError(
+                f"no kind '{kind}'; {did_you_mean(kind, KINDS) or 'kinds: ' + ', '.join(KINDS)}"
+            )
         if not _NAME.fullmatch(name) or name.startswith(".") != (kind == "reader"):
-            rule = "a name has letters, digits, '.', '_' and '-', and only a reader's begins with '.'"
+            rule = (
+                "a name has letters, digits, '.', '_' and '-', and only a reader's begins with '.'"
+            )
             raise ValueError(f"{kind} {name!r}: {rule}")
         file = Path(str(sys.modules[self.module].__file__))
         registration = Registration(name, implementation, summary, kind, file, **vars(self.origin))
@@ -57,8 +64,8 @@ class _Plugin:
 class Plugins(Registry):
     """The installed plugins, and what recipes can name of them.
 
-    manager: pluggy's, which calls event hooks. files, without: the extra files and the disabled names; another process
-    loads the same plugins with them.
+    manager: pluggy's, which calls event hooks. files, without: the extra files and the disabled
+    names; another process loads the same plugins with them.
     """
 
     def __init__(self, files: Iterable[Path], without: Iterable[str]) -> None:
@@ -68,13 +75,16 @@ class Plugins(Registry):
         self.manager.add_hookspecs(hookspecs)
 
     def notify(self, hook: str, **kwargs: Any) -> list[Any]:
-        """Call an event hook; returns what the observers do. One that fails stops the run, which is then unobserved."""
+        """Call an event hook; returns what the observers do. One that fails stops the run, which is
+        then unobserved.
+        """
         caller = getattr(self.manager.hook, hook)
         try:
             return list(caller(**kwargs) or ())  # None: a wrapper dropped the results
         except (Exception, SystemExit) as error:
             ran = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
-            for impl in caller.get_hookimpls():  # wrappers, which are in the traceback of all others, are last
+            # Wrappers, which are in the traceback of all others, are last
+            for impl in caller.get_hookimpls():
                 if impl.function.__module__ in ran:
                     with blame(impl.function, "", impl.plugin_name):
                         raise
@@ -103,7 +113,9 @@ class Plugins(Registry):
 
 
 def _installed() -> list[_Plugin]:
-    """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system has no order."""
+    """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system
+    has no order.
+    """
     found = []
     for point in importlib.metadata.entry_points(group=GROUP):
         assert point.dist is not None  # as it is installed
@@ -118,7 +130,9 @@ def _of_file(path: Path) -> _Plugin:
 
 
 def import_file(path: Path) -> ModuleType:
-    """The module of a file that is not on Python's path. Raises what its import raises, and for a path without one."""
+    """The module of a file that is not on Python's path. Raises what its import raises, and for a
+    path without one.
+    """
     name = f"{_OF_FILES}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -132,10 +146,13 @@ def import_file(path: Path) -> ModuleType:
 _current: Plugins | None = None
 
 
-def load_plugins(extra_files: Iterable[Path] | None = None, disabled: Sequence[str] | None = None) -> Plugins:
+def load_plugins(
+    extra_files: Iterable[Path] | None = None, disabled: Sequence[str] | None = None
+) -> Plugins:
     """Load the installed plugins and the extra files; `plugins()` returns the result from then on.
 
-    extra_files, disabled: None: what the command line names. Raises RecipeError for a disabled name that no plugin has.
+    extra_files, disabled: None: what the command line names. Raises RecipeError for a disabled name
+    that no plugin has.
     """
     global _current
     if extra_files is None:
@@ -164,6 +181,8 @@ def plugins() -> Plugins:
 
 
 def source_of(base: str) -> tuple[str, str]:
-    """The model source that `model.base` names, and what follows its `NAME://`; both are empty for other bases."""
+    """The model source that `model.base` names, and what follows its `NAME://`; both are empty for
+    other bases.
+    """
     name, _, path = base.partition("://")
     return (name, path) if plugins().has("model", name) else ("", "")

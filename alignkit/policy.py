@@ -1,4 +1,5 @@
-"""The interface of a policy: what rewards, judges, steps, engines and apps can ask a model of the run.
+"""The interface of a policy: what rewards, judges, steps, engines and apps can ask a model of the
+run.
 
 Shapes are in brackets, log-probabilities in nats and in float32, on the CPU.
 """
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """A model of the run: a base model with the adapter and the scalar head of one stage.
 
-    It is loaded by its reference (see `Models`). Not thread-safe: all policies on a base model share one network, which
-    takes one adapter at a time.
+    It is loaded by its reference (see `Models`). Not thread-safe: all policies on a base model
+    share one network, which takes one adapter at a time.
     """
 
     def sample(
@@ -29,7 +30,8 @@ class Policy(Protocol):
         """Sample responses to prompts. A prompt that leaves no room for `max_new_tokens` gets none.
 
         Args:
-            prompts: Of which only `prompt` and `tools` are read; the groups that come back have no more of them.
+            prompts: Of which only `prompt` and `tools` are read; the groups that come back have no
+                more of them.
             seed: The same seed gives the same responses.
             samples_per_prompt: Responses to each prompt.
             sampling: The keys of `Sampling`, such as `temperature=0.7`.
@@ -42,7 +44,8 @@ class Policy(Protocol):
     def logprobs(self, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """Log-probabilities of all responses, in order: [tokens] each, computed as in training.
 
-        A response that was truncated to fit has fewer tokens; one whose prompt leaves no room has none.
+        A response that was truncated to fit has fewer tokens; one whose prompt leaves no room has
+        none.
 
         Args:
             groups: The responses to measure.
@@ -51,7 +54,8 @@ class Policy(Protocol):
         ...
 
     def predictions(self, groups: Sequence[Group]) -> list[tuple[Tensor, ...]]:
-        """Log-probabilities of all responses, in order, and whether each token is the likeliest one: [tokens] each.
+        """Log-probabilities of all responses, in order, and whether each token is the likeliest
+        one: [tokens] each.
 
         Of no tokens where the prompt leaves no room.
 
@@ -61,7 +65,8 @@ class Policy(Protocol):
         ...
 
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
-        """The values of all responses by the scalar head of a reward model, in order; None if a prompt does not fit.
+        """The values of all responses by the scalar head of a reward model, in order; None if a
+        prompt does not fit.
 
         Args:
             groups: The responses to score.
@@ -73,8 +78,8 @@ class Policy(Protocol):
     ) -> Tensor:
         """log P(first token of each answer | templated prompt + prefill), [prompts, answers].
 
-        Not renormalized: the sum of the probabilities is the mass that the model puts on the answers. NaN if a prompt
-        exceeds the model's context.
+        Not renormalized: the sum of the probabilities is the mass that the model puts on the
+        answers. NaN if a prompt exceeds the model's context.
 
         Args:
             prompts: Conversations.
@@ -92,7 +97,8 @@ class Policy(Protocol):
         ...
 
     def save(self, folder: Path) -> list[str]:
-        """Write the whole model for transformers, with its tokenizer; an adapter is merged into the base.
+        """Write the whole model for transformers, with its tokenizer; an adapter is merged into the
+        base.
 
         Returns what a user must know of it, in sentences.
 
@@ -103,12 +109,15 @@ class Policy(Protocol):
 
 
 class Models(Protocol):
-    """The policies and reward models of a run, by reference: `context.models["sft"].sample(prompts, seed=0)`."""
+    """The policies and reward models of a run, by reference: `context.models["sft"].sample(prompts,
+    seed=0)`.
+    """
 
     def __getitem__(self, reference: str) -> Policy:
         """Return a policy, whose weights are loaded when it is first asked.
 
         Args:
-            reference: `base`, a stage such as `sft`, a version that it kept such as `sft@2`, or an adapter's folder.
+            reference: `base`, a stage such as `sft`, a version that it kept such as `sft@2`, or an
+                adapter's folder.
         """
         ...

@@ -15,8 +15,8 @@ import alignkit
 from alignkit.errors import PluginError, did_you_mean, reason_of
 from alignkit.options import Options
 
-# Kind -> the classes, by their names in `alignkit`, that its implementations derive from; none: any function will do.
-# A combination can be used wherever a reward can.
+# Kind -> the classes, by their names in `alignkit`, that its implementations derive from; none: any
+# function will do. A combination can be used wherever a reward can.
 KINDS: dict[str, tuple[str, ...]] = {
     "model": (),
     "format": ("Format",),
@@ -40,7 +40,8 @@ _ADDRESS = re.compile(r"[\w.]+:\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A plugin: a module of an installed distribution, or a file, which is a distribution of its own.
+    """A plugin: a module of an installed distribution, or a file, which is a distribution of its
+    own.
 
     reason: why it failed to load.
     """
@@ -83,7 +84,9 @@ class Registration(Origin):
 
     @cached_property
     def implementation(self) -> Any:
-        """What is registered; imported on first use. Raises PluginError if it cannot be, or is a wrong one."""
+        """What is registered; imported on first use. Raises PluginError if it cannot be, or is a
+        wrong one.
+        """
         if not self.is_address:
             return self.target
         module, _, name = self.target.partition(":")
@@ -117,9 +120,13 @@ class Registration(Origin):
         else:
             good, wanted = callable(implementation), "a function"
         if not good:
-            raise TypeError(f"{self.kind} '{self.name}' must be {wanted}, not {implementation!r:.100}")
+            raise TypeError(
+                f"{self.kind} '{self.name}' must be {wanted}, not {implementation!r:.100}"
+            )
         if bases and not issubclass(getattr(implementation, "Options", Options), Options):
-            raise TypeError(f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options")
+            raise TypeError(
+                f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options"
+            )
 
 
 class Registry:
@@ -156,8 +163,8 @@ class Registry:
     def get(self, kind: str, name: str, others: Iterable[str] = ()) -> Registration:
         """The registration of `name` or `package:name`, with its implementation imported.
 
-        Raises PluginError, which says what to do. others: names that mean something else there, and may have been
-        meant.
+        Raises PluginError, which says what to do. others: names that mean something else there, and
+        may have been meant.
         """
         matches = self._matches(kind, name)
         if not matches:

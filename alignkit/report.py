@@ -1,7 +1,7 @@
 """The report of a step: lines, tables and texts to compare, laid out for any width or as Markdown.
 
-No number and no interval such as `[0.21, 0.63]` is ever broken across lines. A table that is too wide gets cells of
-several lines; its words decide how narrow it can be.
+No number and no interval such as `[0.21, 0.63]` is ever broken across lines. A table that is too
+wide gets cells of several lines; its words decide how narrow it can be.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Report:
         return "\n\n".join(_text(block, width) for block in self.blocks).replace(JOINT, " ")
 
     def markdown(self) -> str:
-        """The report for an issue or a wiki. Texts are in fences, so that nothing in them is a mention or a link."""
+        """The report for an issue or a wiki. Texts are in fences, so that nothing in them is a
+        mention or a link.
+        """
         return "\n\n".join(_markdown(block) for block in self.blocks) + "\n"
 
     def plain(self) -> list[Any]:
@@ -128,7 +130,9 @@ def _grid(block: Table, width: int) -> str:
         grid.add_row(*map(_joined, row))
     out = StringIO()
     # Nothing in a cell has a meaning.
-    console = Console(file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=out, width=width, color_system=None, markup=False, emoji=False, highlight=False
+    )
     console.print(grid, crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 

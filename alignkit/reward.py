@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# A judge's probability this close to 0.5 is a tie. fp32 log-probabilities of the same text differ by up to 1e-5 nats
-# between batches, and servers round theirs to four decimals, which moves a probability by up to 5e-5.
+# A judge's probability this close to 0.5 is a tie. fp32 log-probabilities of the same text differ
+# by up to 1e-5 nats between batches, and servers round theirs to four decimals, which moves a
+# probability by up to 5e-5.
 TIE = 1e-4
 REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
-LEARNED_KEY = "learned_reward"  # what a combination made of it for learning, where filters and `keep_group` choose
+# What a combination made of it for learning, where filters and `keep_group` choose
+LEARNED_KEY = "learned_reward"
 
 
-# `with progress(what, total) as done:` shows how many of `total` parts of some work are done: `done(3)`.
+# `with progress(what, total) as done:` shows how many of `total` parts of some work are done:
+# `done(3)`.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -47,8 +50,8 @@ class Context:
         seed: The stage's.
         load: Reads the groups of a DataRef option.
         stage: Its name.
-        progress: Shows how far some work is: `with context.progress("asking", 100) as done: done(1)`. Work of `models`
-            is shown already.
+        progress: Shows how far some work is: `with context.progress("asking", 100) as done:
+            done(1)`. Work of `models` is shown already.
     """
 
     models: Models
@@ -61,12 +64,14 @@ class Context:
 
 
 class Reward(WithOptions):
-    """Base class of a reward: scores responses. It must be pure, because a resumed run may score a response again.
+    """Base class of a reward: scores responses. It must be pure, because a resumed run may score a
+    response again.
 
     Attributes:
-        may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so that a sum leaves
-            it out; otherwise None says that scoring failed.
-        runs_code: Whether its checks run code that the recipe names, which `alignkit check` then says.
+        may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so
+            that a sum leaves it out; otherwise None says that scoring failed.
+        runs_code: Whether its checks run code that the recipe names, which `alignkit check` then
+            says.
         of_episodes: Whether it needs a stage with an environment.
     """
 
@@ -83,7 +88,8 @@ class Reward(WithOptions):
         return False
 
     def check(self, folder: Path) -> None:
-        """Raise RunFailed for a mistake of the user that shows without models, such as a missing file or key.
+        """Raise RunFailed for a mistake of the user that shows without models, such as a missing
+        file or key.
 
         Called before the first stage of a run, which reports what all rewards and judges raise.
 
@@ -92,13 +98,16 @@ class Reward(WithOptions):
         """
 
     def check_machine(self) -> None:
-        """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by `alignkit check`."""
+        """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by
+        `alignkit check`.
+        """
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
-        """Raise DataError if these prompts lack something that scoring needs; called after `check`, before training.
+        """Raise DataError if these prompts lack something that scoring needs; called after `check`,
+        before training.
 
-        Prompts that an earlier stage makes are checked once they exist. They have responses if those are what will be
-        scored.
+        Prompts that an earlier stage makes are checked once they exist. They have responses if
+        those are what will be scored.
         """
 
     def prepare(self, context: Context) -> None:
@@ -106,7 +115,8 @@ class Reward(WithOptions):
         self.context = context
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        """One score per response of all groups, in order; None for a response that cannot be scored, never 0 or NaN.
+        """One score per response of all groups, in order; None for a response that cannot be
+        scored, never 0 or NaN.
 
         Return them as `{"": [...]}`. The empty name means the reward's own.
         """
@@ -129,17 +139,20 @@ class CombinedReward:
 
 
 class RewardCombination(WithOptions):
-    """Base class of a combination: several rewards become one number per response, over the whole iteration's batch.
+    """Base class of a combination: several rewards become one number per response, over the whole
+    iteration's batch.
 
-    `combine` is called with the parts' raw scores of all samples of an iteration. If samples are added, it is called
-    again, with the state from before the iteration. A combination that only adds and multiplies also
-    defines `total`, and may then have whitened parts. A recipe with a whitened part in any other one is refused.
+    `combine` is called with the parts' raw scores of all samples of an iteration. If samples are
+    added, it is called again, with the state from before the iteration. A combination that only
+    adds and multiplies also defines `total`, and may then have whitened parts. A recipe with a
+    whitened part in any other one is refused.
 
     Attributes:
-        leaves_out: Whether `combine` leaves out a part that does not apply to a response; otherwise the combination
-            does not apply to it either, and `combine` does not see it.
-        state: Small JSON values that checkpoints keep, such as a multiplier. `combine` may change them; the change
-            lasts if the rewards are learned from, and is undone where they are only reported.
+        leaves_out: Whether `combine` leaves out a part that does not apply to a response; otherwise
+            the combination does not apply to it either, and `combine` does not see it.
+        state: Small JSON values that checkpoints keep, such as a multiplier. `combine` may change
+            them; the change lasts if the rewards are learned from, and is undone where they are
+            only reported.
     """
 
     leaves_out: ClassVar[bool] = False
@@ -163,22 +176,28 @@ class RewardCombination(WithOptions):
         raise NotImplementedError
 
     def check(self, folder: Path) -> None:
-        """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
+        """Raise RunFailed for a mistake of the user that shows without models; see
+        `Reward.check`.
+        """
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
-        """Raise DataError if these prompts lack a column that `combine` needs; see `Reward.check_prompts`."""
+        """Raise DataError if these prompts lack a column that `combine` needs; see
+        `Reward.check_prompts`.
+        """
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Combine the scores of responses of which none failed.
 
         Args:
-            components: Name -> float64 [responses]. NaN if a part is a combination and returned it, or, with
-                `leaves_out`, if it does not apply. A response whose raw reward is NaN is dropped.
+            components: Name -> float64 [responses]. NaN if a part is a combination and returned it,
+                or, with `leaves_out`, if it does not apply. A response whose raw reward is NaN is
+                dropped.
         """
         raise NotImplementedError
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        """The reward [responses] of these components: of whitened ones, it is learned from instead of `combine`'s.
+        """The reward [responses] of these components: of whitened ones, it is learned from instead
+        of `combine`'s.
 
         Called before `combine`. It must not change `state`.
 
@@ -189,22 +208,27 @@ class RewardCombination(WithOptions):
 
 
 class Judge(WithOptions):
-    """Base class of a judge: a model that is asked in words which response is better, or how good one is.
+    """Base class of a judge: a model that is asked in words which response is better, or how good
+    one is.
 
     Attributes:
         reads_rubric: Whether `rate` can be given a rubric.
-        compares_by_rubric: Whether `compare` can, as a second argument, `compare(items, rubric)`; it is called with one
-            argument if there is no rubric.
+        compares_by_rubric: Whether `compare` can, as a second argument, `compare(items, rubric)`;
+            it is called with one argument if there is no rubric.
     """
 
     reads_rubric: ClassVar[bool] = True
     compares_by_rubric: ClassVar[bool] = False
 
     def check(self, folder: Path) -> None:
-        """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
+        """Raise RunFailed for a mistake of the user that shows without models; see
+        `Reward.check`.
+        """
 
     def parts(self) -> Sequence[Any]:
-        """The judges that it asks, as values of JudgeRef options; it can do what all of them can."""
+        """The judges that it asks, as values of JudgeRef options; it can do what all of them
+        can.
+        """
         return ()
 
     def prepare(self, context: Context) -> None:
@@ -220,7 +244,8 @@ class Judge(WithOptions):
         raise NotImplementedError
 
     def question(self, item: tuple[Sequence[Message], str, str]) -> Sequence[Message]:
-        """The messages that its model reads of a (prompt, first, second), for `alignkit check`; optional.
+        """The messages that its model reads of a (prompt, first, second), for `alignkit check`;
+        optional.
 
         Args:
             item: (prompt, first, second).
@@ -232,11 +257,13 @@ class Judge(WithOptions):
         """The lowest and the highest rating; None if ratings have no bounds."""
         return None
 
-    def rate(self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = "") -> list[Rating]:
+    def rate(
+        self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = ""
+    ) -> list[Rating]:
         """One rating of each (prompt, response), in order; optional.
 
-        A rating depends only on its own item and the rubric: a text, or a list of criteria, that says what is good.
-        With an empty one the judge decides.
+        A rating depends only on its own item and the rubric: a text, or a list of criteria, that
+        says what is good. With an empty one the judge decides.
 
         Args:
             items: (prompt, response).
@@ -276,7 +303,8 @@ class Verdict:
         p_orders: P(first is better) if shown first, and if shown second.
         mass: Probability of the two answers together.
         reason: Why there is none; such verdicts are counted by its text before a colon.
-        bounded: An answer was not among the tokens that a server returned; its largest possible probability was used.
+        bounded: An answer was not among the tokens that a server returned; its largest possible
+            probability was used.
         calls: Questions that the model was asked; None if that is not known.
         tokens: Those that it read and wrote; None if that is not known.
         cost: What they cost, in the currency of the judge's price; None without a price.

@@ -1,9 +1,10 @@
-"""How a model samples, and options of what samples: keys that a recipe leaves out are as in training.
+"""How a model samples, and options of what samples: keys that a recipe leaves out are as in
+training.
 
-Judges should see texts of the kind that training saw. Before a run starts, every key of `sampling` that a recipe
-leaves out gets the value that the `rollout` of an online stage has: the first one among the step's policies, or else
-the first one of the recipe. A reward takes the values of the stage that it scores for. Without an online stage, the
-defaults of `rollout` apply.
+Judges should see texts of the kind that training saw. Before a run starts, every key of `sampling`
+that a recipe leaves out gets the value that the `rollout` of an online stage has: the first one
+among the step's policies, or else the first one of the recipe. A reward takes the values of the
+stage that it scores for. Without an online stage, the defaults of `rollout` apply.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from alignkit.options import Options
 class Sampling(Options):
     """How a model samples.
 
-    These are the keys under `sampling:` of what samples, and under `rollout:` of a stage that trains. Models and
-    engines are asked with them.
+    These are the keys under `sampling:` of what samples, and under `rollout:` of a stage that
+    trains. Models and engines are asked with them.
 
     Attributes:
         max_new_tokens: Of a response, and in an episode of all turns of the policy.
@@ -35,21 +36,33 @@ class Sampling(Options):
     max_new_tokens: int = Field(default=128, ge=1, description="maximum response length, in tokens")
     min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
     temperature: float = Field(
-        default=1.0, ge=0, description="sampling temperature, which log-probabilities also use; 0 is greedy"
+        default=1.0,
+        ge=0,
+        description="sampling temperature, which log-probabilities also use; 0 is greedy",
     )
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="sample from the most likely tokens with this total probability; 1: all"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sample from the most likely tokens with this total probability; 1: all",
     )
-    top_k: int = Field(default=0, ge=0, description="sample from this many most likely tokens; 0: all")
+    top_k: int = Field(
+        default=0, ge=0, description="sample from this many most likely tokens; 0: all"
+    )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
-        description="texts that end a response, even before min_new_tokens; they stay part of the response",
+        description=(
+            "texts that end a response, even before min_new_tokens; they stay part of the response"
+        ),
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Sampling:
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} is above max_new_tokens "
+                f"{self.max_new_tokens}"
+            )
         return self
 
 
@@ -61,7 +74,10 @@ class SamplingOptions(Options):
 
     sampling: Sampling = Field(
         default_factory=Sampling,
-        description="how responses are sampled, such as {temperature: 0.7}; keys that are left out: as in training",
+        description=(
+            "how responses are sampled, such as {temperature: 0.7}; keys that are left out: as "
+            "in training"
+        ),
     )
 
     def policies_to_sample(self) -> list[str]:
@@ -70,7 +86,9 @@ class SamplingOptions(Options):
 
     def asks_engine(self) -> bool:
         """A step that reads data instead names no policies."""
-        return type(self).policies_to_sample is SamplingOptions.policies_to_sample or bool(self.policies_to_sample())
+        return type(self).policies_to_sample is SamplingOptions.policies_to_sample or bool(
+            self.policies_to_sample()
+        )
 
     def follow(self, sampling: Sampling) -> None:
         """Fill the keys that are left out.
@@ -84,7 +102,10 @@ class SamplingOptions(Options):
 
     def sampled(self) -> dict[str, Any]:
         """The keys as `Models.sample` takes them, without those that change nothing."""
-        values = {"max_new_tokens": self.sampling.max_new_tokens, "temperature": self.sampling.temperature}
+        values = {
+            "max_new_tokens": self.sampling.max_new_tokens,
+            "temperature": self.sampling.temperature,
+        }
         return values | self.sampling.model_dump(exclude_defaults=True)
 
     def described(self) -> str:

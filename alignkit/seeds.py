@@ -1,4 +1,6 @@
-"""Random numbers from named streams: a draw depends on the seed and the stream's name, never on earlier draws."""
+"""Random numbers from named streams: a draw depends on the seed and the stream's name, never on
+earlier draws.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
-    """A generator for one stream, such as `stream(seed, "align", "rollout", iteration, prompt, sample)`."""
+    """A generator for one stream, such as `stream(seed, "align", "rollout", iteration, prompt,
+    sample)`.
+    """
     return generator(number(seed, *name))
 
 

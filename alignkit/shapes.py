@@ -1,7 +1,8 @@
 """What a plugin's methods must return: each function raises for a value of another shape.
 
-They are for `calls.call`, which says whose mistake it is: `call(plugin, "keep", groups, returns=partial(mask, 12))`.
-They refuse what would end in a wrong number or an unreadable error; the kits of `alignkit.testing` check the rest.
+They are for `calls.call`, which says whose mistake it is: `call(plugin, "keep", groups,
+returns=partial(mask, 12))`. They refuse what would end in a wrong number or an unreadable error;
+the kits of `alignkit.testing` check the rest.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def listing(values: Any, item: str, fits: Callable[[Any], bool], count: int | No
 
 
 def by_name(values: Any, items: str, fits: Callable[[str, Any], bool]) -> None:
-    """Check a dict. items: in words, such as `tensors`. fits: whether a value is right under its name."""
+    """Check a dict. items: in words, such as `tensors`. fits: whether a value is right under its
+    name.
+    """
     need(isinstance(values, Mapping), f"a dict of {items}", values)
     for name, value in values.items():
         need(fits(name, value), f"{items}, as '{name}'", value)
@@ -65,7 +68,8 @@ def selection(chosen: Any) -> None:
 def messages(values: Any) -> None:
     """Messages that can be rendered, or None."""
     for message in values or ():
-        _MESSAGE.validate_python(message, strict=True)["content"].encode()  # which halves of characters have not
+        # Which halves of characters have not
+        _MESSAGE.validate_python(message, strict=True)["content"].encode()
 
 
 def prompt(group: Group, values: Any) -> None:
@@ -120,10 +124,17 @@ def signals(batch: Batch, values: Any) -> None:
     names = {field.name for field in fields(Batch)}
 
     def fits(name: str, value: Any) -> bool:
-        return name not in names and value.shape in (of_tokens, of_tokens[:1]) and value.is_floating_point()
+        return (
+            name not in names
+            and value.shape in (of_tokens, of_tokens[:1])
+            and value.is_floating_point()
+        )
 
     if not isinstance(values, Skip):
-        of = f"[responses, tokens] = {list(of_tokens)} or [responses] in floating point, not named as a field of Batch"
+        of = (
+            f"[responses, tokens] = {list(of_tokens)} or [responses] in floating point, not named "
+            "as a field of Batch"
+        )
         by_name(values, f'tensors {of}, or Skip("reason")', fits)
 
 
@@ -140,17 +151,24 @@ def terms(batch: Batch, values: Any) -> None:
     def fits(name: str, term: Any) -> bool:
         return isinstance(term, Term) and term.values.shape == shapes[term.per]
 
-    by_name(values, f"unreduced terms, such as Loss(name=per_token(...)) of {list(of_tokens)}", fits)
+    by_name(
+        values, f"unreduced terms, such as Loss(name=per_token(...)) of {list(of_tokens)}", fits
+    )
 
 
 def loss(batch: Batch, values: Any) -> None:
-    """The terms of a loss. Where gradients are computed they must have them, or the run would only appear to work."""
+    """The terms of a loss. Where gradients are computed they must have them, or the run would only
+    appear to work.
+    """
     import torch
 
     terms(batch, values)
     learned = [term.values for term in values.values() if term.coefficient]
     has_gradients = bool(learned) and all(each.requires_grad for each in learned)
-    wanted = "terms with gradients, computed from `out` without detach(); the entropy needs `Needs(entropy=True)`"
+    wanted = (
+        "terms with gradients, computed from `out` without detach(); the entropy needs "
+        "`Needs(entropy=True)`"
+    )
     need(has_gradients or not torch.is_grad_enabled(), wanted, list(values))
 
 
@@ -171,7 +189,11 @@ def observation(iteration: int, seen: Any) -> None:
     """What a monitor says of an iteration; 0: at the end."""
     need(isinstance(seen, Observation), "an alignkit.Observation", seen)
     json.dumps([seen.metrics, seen.summary])
-    need(seen.best in range(iteration + 1), f"as `best` an iteration up to this one, {iteration}", seen.best)
+    need(
+        seen.best in range(iteration + 1),
+        f"as `best` an iteration up to this one, {iteration}",
+        seen.best,
+    )
 
 
 def verdicts(count: int, values: Any) -> None:

@@ -27,11 +27,13 @@ class Artifact:
     """The result of a step.
 
     Attributes:
-        groups: Written to `data.jsonl`; later stages read them with `data: STAGE` or `prompts: STAGE`.
+        groups: Written to `data.jsonl`; later stages read them with `data: STAGE` or `prompts:
+            STAGE`.
         policy: A stage reference such as `sft@2`; `from: STAGE` then starts from it.
         summary: Small JSON, stored in stage.json.
         text: Printed below it.
-        report: Printed at the end of the run, as wide as the terminal, and written to `report.txt` and `report.md`.
+        report: Printed at the end of the run, as wide as the terminal, and written to `report.txt`
+            and `report.md`.
     """
 
     groups: Sequence[InstanceOf[Group]] | None = None
@@ -47,14 +49,15 @@ class StepContext(Context):
 
     Attributes:
         out: The stage's folder.
-        scorer: Makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups with their scores.
-        map: Called as `map(name, rows, f)`: the results of f over rows. They are stored by the content of the rows, so
-            a run that was killed continues after the last complete chunk. For a name in `Step.maps`, f is
-            `self.mapper(name, context)`.
+        scorer: Makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups
+            with their scores.
+        map: Called as `map(name, rows, f)`: the results of f over rows. They are stored by the
+            content of the rows, so a run that was killed continues after the last complete chunk.
+            For a name in `Step.maps`, f is `self.mapper(name, context)`.
         log: Called as `log(**metrics)`: writes metrics.
         say: Tells what the step does now; a terminal keeps only lines with `warning: `.
-        base_of: Called as `base_of(policy)`: the name of the base model that a policy is on; None if that is
-            unknown.
+        base_of: Called as `base_of(policy)`: the name of the base model that a policy is on; None
+            if that is unknown.
         recipe: The recipe of the run, as it was read; the folders of its stages are next to `out`.
         read: Reads a DataRef of any stage, as `load` does, but not as data of this stage.
     """
@@ -92,10 +95,10 @@ class StepData:
     """The data of a step before the first stage, for `Step.check_data`.
 
     Attributes:
-        load: The groups of a DataRef option, as `StepContext.load` will return them; None if the option is not set, and
-            for data that a stage makes or the hub has.
-        check_prompts: Lets the rewards of a RewardRef option check the prompts of the responses that they will score;
-            see `Reward.check_prompts`.
+        load: The groups of a DataRef option, as `StepContext.load` will return them; None if the
+            option is not set, and for data that a stage makes or the hub has.
+        check_prompts: Lets the rewards of a RewardRef option check the prompts of the responses
+            that they will score; see `Reward.check_prompts`.
         recipe: As in `StepContext`.
         say: Prints a line.
     """
@@ -116,7 +119,8 @@ class Step(WithOptions):
     maps: ClassVar[tuple[str, ...]] = ()
 
     def check(self, folder: Path) -> None:
-        """Raise RunFailed for a mistake of the user that shows without models, such as a missing package or file.
+        """Raise RunFailed for a mistake of the user that shows without models, such as a missing
+        package or file.
 
         Called by `alignkit check` and before the first stage of a run.
 
@@ -125,10 +129,12 @@ class Step(WithOptions):
         """
 
     def check_data(self, data: StepData) -> None:
-        """Raise DataError for data that the step cannot use, so that no earlier stage trains in vain.
+        """Raise DataError for data that the step cannot use, so that no earlier stage trains in
+        vain.
 
-        Called by `alignkit check` and before the first stage of a run, after `check`. `DataError.option` says where in
-        the recipe the mistake is. Data of other stages are seen by `run` only.
+        Called by `alignkit check` and before the first stage of a run, after `check`.
+        `DataError.option` says where in the recipe the mistake is. Data of other stages are seen by
+        `run` only.
 
         Args:
             data: Reads the data of an option.
@@ -137,8 +143,9 @@ class Step(WithOptions):
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """The function of `context.map` for a name in `maps`: a result for each row of a chunk.
 
-        Called in this process, and once in each worker: it depends on the options, the context's models, seed, stage
-        and folders, and nothing that `run` found out. Rows and results are JSON, so tuples become lists.
+        Called in this process, and once in each worker: it depends on the options, the context's
+        models, seed, stage and folders, and nothing that `run` found out. Rows and results are
+        JSON, so tuples become lists.
 
         Args:
             name: One of `maps`.
@@ -146,12 +153,16 @@ class Step(WithOptions):
         raise NotImplementedError
 
     def run(self, context: StepContext) -> Artifact:
-        """Do the work. Called again from the beginning after an interruption; `context.map` keeps its results."""
+        """Do the work. Called again from the beginning after an interruption; `context.map` keeps
+        its results.
+        """
         raise NotImplementedError
 
 
 def run_step(step: Step, context: StepContext) -> Artifact:
-    """What a step makes. Raises PluginError, with the step's plugin and method, for a mistake in it."""
+    """What a step makes. Raises PluginError, with the step's plugin and method, for a mistake in
+    it.
+    """
     artifact: Artifact = call(step, "run", context, returns=_check_artifact)
     return artifact
 

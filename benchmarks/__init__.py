@@ -1,4 +1,6 @@
-"""alignkit compared with other libraries, alternately on one machine: `python -m benchmarks --help`."""
+"""alignkit compared with other libraries, alternately on one machine: `python -m benchmarks
+--help`.
+"""
 
 import os
 

@@ -29,24 +29,37 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def main(
-    only: Annotated[str, typer.Option(metavar="NAME,...", help="Benchmarks to run; default: all.")] = "",
+    only: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Benchmarks to run; default: all.")
+    ] = "",
     short: Annotated[
         bool, typer.Option("--short", help="Tiny model and sizes, to check that everything works.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per side; medians count.")] = 3,
     model: Annotated[
-        str | None, typer.Option(help=f"Base model: a plugin's name, a folder or a hub id; default: {MODEL}.")
+        str | None,
+        typer.Option(help=f"Base model: a plugin's name, a folder or a hub id; default: {MODEL}."),
     ] = None,
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Let TRL recompute activations: less memory, more work.")
+        bool,
+        typer.Option(
+            "--checkpointing", help="Let TRL recompute activations: less memory, more work."
+        ),
     ] = False,
     gpu: Annotated[
-        str | None, typer.Option(metavar="|".join(SHAPES), help="GPU sizes in bf16, for a model of this shape.")
+        str | None,
+        typer.Option(
+            metavar="|".join(SHAPES), help="GPU sizes in bf16, for a model of this shape."
+        ),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the benchmarks and exit.")] = False,
 ) -> None:
-    """Compare alignkit with other libraries: speed, peak memory, and the time relative to the hardware limit."""
+    """Compare alignkit with other libraries: speed, peak memory, and the time relative to the
+    hardware limit.
+    """
     if gpu is not None and gpu not in SHAPES:
         raise typer.BadParameter(f"--gpu: no shape '{gpu}'; choose from {', '.join(SHAPES)}")
     chosen = _chosen(only, BENCHMARKS if gpu is None else GPU)
@@ -58,7 +71,9 @@ def main(
         raise typer.BadParameter("--short uses the tiny model: remove --model")
     if gpu is not None:
         if short or model:
-            raise typer.BadParameter("--gpu brings its own model and sizes: remove --short and --model")
+            raise typer.BadParameter(
+                "--gpu brings its own model and sizes: remove --short and --model"
+            )
         if because := refusal():
             raise typer.BadParameter(because)
         model = random_model(gpu, cache_folder())
@@ -66,13 +81,16 @@ def main(
         _write([], out)
     with tempfile.TemporaryDirectory(prefix="alignkit-benchmarks-") as folder:
         starts = StartingPoints(
-            Job("", dtype="bfloat16" if gpu else "float32", short=short, checkpointing=checkpointing),
+            Job(
+                "", dtype="bfloat16" if gpu else "float32", short=short, checkpointing=checkpointing
+            ),
             TINY if short else model or MODEL,
             Path(folder),
         )
         try:
             for benchmark in chosen:
-                starts.of(benchmark)  # a model that is not there is reported before the machine is probed
+                # A model that is not there is reported before the machine is probed
+                starts.of(benchmark)
             probed = ask_once(replace(starts.job, function="floor:probe"))
             _print_machine(probed["machine"], probed["rates"])
             failed = _measure(chosen, starts, rounds, probed["machine"], probed["rates"], out)
@@ -83,7 +101,9 @@ def main(
 
 
 class StartingPoints:
-    """The base models, and the adapters in `folder`, that both sides start from; made when first needed."""
+    """The base models, and the adapters in `folder`, that both sides start from; made when first
+    needed.
+    """
 
     def __init__(self, job: Job, model: str, folder: Path):
         self.job, self.model, self._folder = job, model, folder
@@ -106,7 +126,9 @@ def _chosen(only: str, known: Mapping[str, Benchmark]) -> list[Benchmark]:
         names = [name for name in known if name.startswith("engines_") or name in names]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; choose from {', '.join(known)}")
+        raise typer.BadParameter(
+            f"no benchmark {', '.join(unknown)}; choose from {', '.join(known)}"
+        )
     return [known[name] for name in names]
 
 
@@ -118,7 +140,9 @@ def _measure(
     rates: Mapping[str, Any],
     out: Path | None,
 ) -> int:
-    """Run the benchmarks and return the number that failed. Results are written after each, so that none is lost."""
+    """Run the benchmarks and return the number that failed. Results are written after each, so that
+    none is lost.
+    """
     rows: list[dict[str, Any]] = []
     failed = 0
     for benchmark in chosen:
@@ -126,7 +150,10 @@ def _measure(
             print(f"{benchmark.name}: skipped: {because}", file=sys.stderr)
             failed += len(chosen) < len(BENCHMARKS)  # it was requested by name
             continue
-        print(f"{benchmark.name}: {benchmark.description}; peer: {benchmark.peer_name}", file=sys.stderr)
+        print(
+            f"{benchmark.name}: {benchmark.description}; peer: {benchmark.peer_name}",
+            file=sys.stderr,
+        )
         try:
             model, job = starts.of(benchmark)
             row = run(benchmark, job, rounds, rates)
@@ -163,16 +190,26 @@ def _write(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def _print_machine(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> None:
-    products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates["flop"].items())
-    hardware = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
-    packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "trl", "peft"))
+    products = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates["flop"].items()
+    )
+    hardware = (
+        machine["gpu"]
+        or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    )
+    packages = ", ".join(
+        f"{name} {machine[name]}" for name in ("torch", "transformers", "trl", "peft")
+    )
     print(f"machine: {hardware}, {machine['memory_gib']} GiB; {packages}")
     print(f"hardware limit: matrix products {products}; memory {rates['bandwidth'] / 1e9:.1f} GB/s")
 
 
 def _line(row: Mapping[str, Any]) -> str:
     ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
-    text = f"{row['name']}: {row['ratio']:.2f} times the speed of {row['peer_name']} (rounds: {ratios})"
+    text = (
+        f"{row['name']}: {row['ratio']:.2f} times the speed of {row['peer_name']} (rounds: "
+        f"{ratios})"
+    )
     if not row["losses_agree"]:
         text += f"; LOSSES DIFFER: alignkit {row['ours_losses']}, peer {row['peer_losses']}"
     return text
@@ -198,7 +235,12 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     memory = [number(row[key] / 2**30) for key in ("ours_memory", "peer_memory")]
     differs = number(row["loss_difference"], ".1e") + ("" if row["losses_agree"] else " !")
     speeds = [number(row["ours"], ".4g"), number(row["peer"], ".4g"), number(row["ratio"])]
-    more = [number(row["memory_ratio"]), number(row["floor_ratio"], ".1f"), differs, str(row["rounds"])]
+    more = [
+        number(row["memory_ratio"]),
+        number(row["floor_ratio"], ".1f"),
+        differs,
+        str(row["rounds"]),
+    ]
     return [row["name"], row["unit"], *speeds, *memory, *more]
 
 

@@ -17,10 +17,11 @@ BF16 = "bfloat16"
 class Benchmark:
     """Two programs that do the same work.
 
-    description: the work of one round. unit: counted by the rates. ours, peer: `module:function` of this package.
-    peer_name: for messages. environment: the peer's Python, see `measure.ENVIRONMENTS`. extra_memory: subtract the
-    memory in use before the work. tiny: use the tiny model for any --model. same_loss: whether the losses of both
-    sides must agree. peer_options: None means the same options.
+    description: the work of one round. unit: counted by the rates. ours, peer: `module:function` of
+    this package. peer_name: for messages. environment: the peer's Python, see
+    `measure.ENVIRONMENTS`. extra_memory: subtract the memory in use before the work. tiny: use the
+    tiny model for any --model. same_loss: whether the losses of both sides must agree.
+    peer_options: None means the same options.
     """
 
     name: str
@@ -120,7 +121,15 @@ BENCHMARKS = {
             environment="ppo",
             options={"shared_value": True},
         ),
-        Benchmark("ppo_bf16", "PPO step in bf16", "new tokens/s", "ppo:ours", "ppo:ours", OURS_FP32, dtype=BF16),
+        Benchmark(
+            "ppo_bf16",
+            "PPO step in bf16",
+            "new tokens/s",
+            "ppo:ours",
+            "ppo:ours",
+            OURS_FP32,
+            dtype=BF16,
+        ),
         Benchmark(
             "ppo_memory",
             "PPO step with two reward models; only its memory counts",

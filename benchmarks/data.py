@@ -1,6 +1,8 @@
-"""Seeded random texts of given lengths, so that nothing is downloaded: common words, long-tailed (lognormal) lengths.
+"""Seeded random texts of given lengths, so that nothing is downloaded: common words, long-tailed
+(lognormal) lengths.
 
-A word is one token in common vocabularies, about three in the tiny model's. The chat template adds its own tokens.
+A word is one token in common vocabularies, about three in the tiny model's. The chat template adds
+its own tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from alignkit.data.group import Group, Message, Response
 
 SPREAD = 0.8  # standard deviation of a length's logarithm
 COMMON = (
-    "the of and to in is that it was for on are as with they be at one have this from by had not but some what there "
-    "we can out other were all your when up use word how said each she which their time will way about many then them "
-    "would write like so these her long make thing see him two has look more day could go come did my sound no most "
-    "number who over know water than call first people may down side been now find any new work part take get place "
-    "made live where after back little only round man year came show every good give our under name very through just "
-    "form great think say help low line before turn cause same mean differ move right boy old too does tell"
+    "the of and to in is that it was for on are as with they be at one have this from by had not "
+    "but some what there we can out other were all your when up use word how said each she which "
+    "their time will way about many then them would write like so these her long make thing see "
+    "him two has look more day could go come did my sound no most number who over know water "
+    "than call first people may down side been now find any new work part take get place made "
+    "live where after back little only round man year came show every good give our under name "
+    "very through just form great think say help low line before turn cause same mean differ "
+    "move right boy old too does tell"
 )
 WORDS = COMMON.split()
 
@@ -34,8 +38,11 @@ def text(rng: np.random.Generator, words: int) -> str:
     return " ".join(rng.choice(WORDS, words).tolist()).capitalize()
 
 
-def groups(count: int, responses: int, prompt: float, response: float, *, fixed_prompt: bool = False) -> list[Group]:
-    """Prompts with ranked responses, the best first; `prompt` and `response` are mean lengths in words.
+def groups(
+    count: int, responses: int, prompt: float, response: float, *, fixed_prompt: bool = False
+) -> list[Group]:
+    """Prompts with ranked responses, the best first; `prompt` and `response` are mean lengths in
+    words.
 
     fixed_prompt: all prompts have exactly that length.
     """
@@ -61,7 +68,9 @@ def prompts(count: int, mean: float) -> list[Group]:
 def long_tailed_caps(count: int, most: int) -> list[int]:
     """Long-tailed response lengths, at most `most` tokens; half of them are below a fifth of it."""
     rng = np.random.default_rng(1)
-    return [int(n) for n in np.clip(rng.lognormal(math.log(most / 5), SPREAD, count), 1, most).round()]
+    return [
+        int(n) for n in np.clip(rng.lognormal(math.log(most / 5), SPREAD, count), 1, most).round()
+    ]
 
 
 def answers(count: int, tokens: int) -> list[str]:

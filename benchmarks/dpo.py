@@ -1,4 +1,6 @@
-"""A DPO step on long-tailed pairs; the reference is computed in every step, or read from the cache."""
+"""A DPO step on long-tailed pairs; the reference is computed in every step, or read from the
+cache.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
     from alignkit.testing.examples import encode_all
     from alignkit.tokens.encoder import Encoder
 
-    groups = data.groups(4, 2, 6, 6) if job.short else data.groups(job.options.get("count", 8), 2, 64, 128)
+    groups = (
+        data.groups(4, 2, 6, 6)
+        if job.short
+        else data.groups(job.options.get("count", 8), 2, 64, 128)
+    )
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
 
 
@@ -42,10 +48,13 @@ def ours(job: Job, gate: Gate) -> None:
         metrics = learner.step(examples, 0.0)
         losses = {"loss": metrics["loss"]}
         if gate.checking and job.options.get("compared") == "nll":
-            # DPO's loss depends on sums over hundreds of tokens, whose rounding errors do not average out. So compare
-            # two precisions by their mean log-probability.
+            # DPO's loss depends on sums over hundreds of tokens, whose rounding errors do not
+            # average out. So compare two precisions by their mean log-probability.
             trained = measure(policy, models.ROLE, encoded)["logprobs"]
-            losses = {"loss": -float(torch.cat([*trained, *reference]).mean()), "dpo": metrics["loss"]}
+            losses = {
+                "loss": -float(torch.cat([*trained, *reference]).mean()),
+                "dpo": metrics["loss"],
+            }
         gate.end(trl.real_tokens(encoded), losses, work.pieces)
 
 
@@ -62,7 +71,10 @@ def peer(job: Job, gate: Gate) -> None:
     tokenizer = trl.tokenizer(job)
     encoded = pairs(job, tokenizer)
     micro = min(job.options.get("micro", MICRO_BATCH), len(encoded))
-    steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(encoded) // micro}
+    steps = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": len(encoded) // micro,
+    }
     trainer = Prepared(
         model=trl.causal(job),
         args=DPOConfig(**trl.arguments(job), **steps, beta=0.1),

@@ -1,7 +1,8 @@
-"""From text to tokens: the encoder, compared with transformers' `apply_chat_template` on the same conversations.
+"""From text to tokens: the encoder, compared with transformers' `apply_chat_template` on the same
+conversations.
 
-The encoder also finds the assistant's tokens, checks that each answer follows its prompt, and reads a prompt once for
-both answers; transformers only renders and tokenizes.
+The encoder also finds the assistant's tokens, checks that each answer follows its prompt, and reads
+a prompt once for both answers; transformers only renders and tokenizes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def rows(job: Job) -> list[Group]:
     found: list[Group] = []
     with gzip.open(DATA / "helpful.jsonl.gz", "rt", encoding="utf-8") as file:
         pairs = [json.loads(line) for line in file]
-    demonstrations = [json.loads(line) for line in (DATA / "demos.jsonl").read_text(encoding="utf-8").splitlines()]
+    demonstrations = [
+        json.loads(line) for line in (DATA / "demos.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     for name, read in (("hh_rlhf", pairs), ("messages", demonstrations)):
         format_ = plugins().get("format", name).implementation()
         found += [format_.read(row) for row in (read[:20] if job.short else read)]
@@ -45,7 +48,9 @@ def ours(job: Job, gate: Gate) -> None:
     while True:
         gate.begin()
         encoded = encode_all(Encoder(tokenizer), groups, MAX_LENGTH, scoring=True)
-        gate.end(texts, _sums([[*group.prompt, *row.tokens] for group in encoded for row in group.rows]))
+        gate.end(
+            texts, _sums([[*group.prompt, *row.tokens] for group in encoded for row in group.rows])
+        )
 
 
 def peer(job: Job, gate: Gate) -> None:
@@ -57,7 +62,10 @@ def peer(job: Job, gate: Gate) -> None:
     ]
     while True:
         gate.begin()
-        ids = [tokenizer.apply_chat_template(one, tokenize=True, return_dict=False) for one in conversations]
+        ids = [
+            tokenizer.apply_chat_template(one, tokenize=True, return_dict=False)
+            for one in conversations
+        ]
         gate.end(len(conversations), _sums(ids))
 
 

@@ -1,4 +1,5 @@
-"""The engine `vllm` and alignkit's own sampler, with servers of vLLM that the benchmark starts on this machine.
+"""The engine `vllm` and alignkit's own sampler, with servers of vLLM that the benchmark starts on
+this machine.
 
 ALIGNKIT_TEST_VLLM holds the command that starts one, such as `/opt/vllm/bin/vllm serve`.
 """
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
 MISSING = "it needs vLLM: write the command that starts a server into ALIGNKIT_TEST_VLLM"
-# For a CPU: without compiling, with room for the 128 samples only, and so that no prompt is read in parts: vLLM 0.32
-# then ends on a CPU if the prompt's sample has a seed.
+# For a CPU: without compiling, with room for the 128 samples only, and so that no prompt is read in
+# parts: vLLM 0.32 then ends on a CPU if the prompt's sample has a seed.
 FLAGS = "--max-model-len 1024 --max-num-seqs 128 --max-num-batched-tokens 32768 --enforce-eager"
 STARTING = 900.0  # seconds
 SWAPS = 4  # of a round
@@ -43,7 +44,9 @@ def missing() -> str:
 
 
 def sampled(job: Job, gate: Gate) -> None:
-    """32 prompts x 4 samples x 64 tokens, by the policy's adapter. options: `servers`, 0 for alignkit's own sampler."""
+    """32 prompts x 4 samples x 64 tokens, by the policy's adapter. options: `servers`, 0 for
+    alignkit's own sampler.
+    """
     with _policy(job) as (policy, encoder):
         groups, samples, tokens, ends = sample.plan(job)
         prompts = [encoder.prompt(group.prompt) for group in groups]
@@ -59,7 +62,10 @@ def sampled(job: Job, gate: Gate) -> None:
                 gate.end(1, {"loss": loss}, evidence=evidence)
                 continue
             sampling = _sampling(tokens, tokens)
-            streams = [[seed * 10_000 + len(groups) * k + p for k in range(samples)] for p in range(len(groups))]
+            streams = [
+                [seed * 10_000 + len(groups) * k + p for k in range(samples)]
+                for p in range(len(groups))
+            ]
             _generate(policy, encoder, prompts, streams, sampling)
             gate.end(sum(ends), {"loss": 0.0}, pieces)
 
@@ -67,7 +73,9 @@ def sampled(job: Job, gate: Gate) -> None:
 def _checked(
     gate: Gate, policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], tokens: int
 ) -> tuple[float, Any]:
-    """The mean -log P of the first side's samples: as its engine reports it, and as training measures it."""
+    """The mean -log P of the first side's samples: as its engine reports it, and as training
+    measures it.
+    """
     from alignkit.data.group import Group
     from alignkit.models.packing import measure
     from alignkit.tokens.encoder import Encoded, ResponseTokens
@@ -75,7 +83,9 @@ def _checked(
     if gate.evidence is None:
         # An engine tells log-probabilities without filters only, so some samples may be shorter.
         streams = [[number] for number in range(len(prompts))]
-        written = [one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(tokens))]
+        written = [
+            one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(tokens))
+        ]
         values = [value for one in written for value in one.logprobs or ()]
         evidence = [[list(p), list(one.tokens)] for p, one in zip(prompts, written, strict=True)]
         return -sum(values) / len(values), evidence
@@ -83,7 +93,9 @@ def _checked(
         Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(tokens), (True,) * len(tokens)),))
         for prompt, tokens in gate.evidence
     ]
-    values = [value for row in measure(policy, models.ROLE, rows)["logprobs"] for value in row.tolist()]
+    values = [
+        value for row in measure(policy, models.ROLE, rows)["logprobs"] for value in row.tolist()
+    ]
     return -sum(values) / len(values), None
 
 
@@ -96,7 +108,9 @@ def iteration(job: Job, gate: Gate) -> None:
 
 
 def swap(job: Job, gate: Gate) -> None:
-    """New weights of the policy. options: `servers`, 0 for only writing the adapter and its version."""
+    """New weights of the policy. options: `servers`, 0 for only writing the adapter and its
+    version.
+    """
     from alignkit.testing.tiny import add_noise
     from alignkit_plugins.processes.engine import version_of
 
@@ -109,7 +123,8 @@ def swap(job: Job, gate: Gate) -> None:
                 number += 1
                 add_noise(policy, models.ROLE, 1e-4, number)
                 if policy.engine is not None:
-                    _generate(policy, encoder, [], [], _sampling(1))  # asked for nothing, it takes the weights
+                    # Asked for nothing, it takes the weights
+                    _generate(policy, encoder, [], [], _sampling(1))
                 else:
                     version_of(policy, models.ROLE)
                     policy.save(models.ROLE, folder)
@@ -121,7 +136,9 @@ def swap(job: Job, gate: Gate) -> None:
 
 @contextmanager
 def _policy(job: Job) -> Iterator[tuple[SharedModel, Encoder]]:
-    """The base with the policy's adapter, and an engine if `servers` is above 0, each server on a core of its own."""
+    """The base with the policy's adapter, and an engine if `servers` is above 0, each server on a
+    core of its own.
+    """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     policy, count = models.load(job), int(job.options["servers"])
     policy.add_role(models.ROLE, start=job.adapter(models.POLICY))
@@ -159,8 +176,26 @@ def _server(job: Job, core: int) -> Iterator[str]:
     """The address of a server that uses one core."""
     from alignkit_plugins.vllm.own_server import OwnServer
 
-    words = ["taskset", "-c", str(core), *shlex.split(COMMAND), job.source, "--host", "127.0.0.1", "--port", "{port}"]
-    words += ["--dtype", job.dtype, "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
+    words = [
+        "taskset",
+        "-c",
+        str(core),
+        *shlex.split(COMMAND),
+        job.source,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+    ]
+    words += [
+        "--dtype",
+        job.dtype,
+        "--enable-lora",
+        "--max-lora-rank",
+        "16",
+        "--logprobs-mode",
+        "processed_logprobs",
+    ]
     words += ["--generation-config", "vllm", *shlex.split(FLAGS)]
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     server = OwnServer.of("vLLM", words, Path(job.adapters) / f"server-{core}", environment)
@@ -178,7 +213,11 @@ def _sampling(tokens: int, least: int = 0) -> Sampling:
 
 
 def _generate(
-    policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], streams: Sequence[Any], sampling: Sampling
+    policy: SharedModel,
+    encoder: Encoder,
+    prompts: Sequence[Any],
+    streams: Sequence[Any],
+    sampling: Sampling,
 ) -> list[list[Continuation]]:
     from alignkit.models.generate import Generation, generate
 

@@ -1,8 +1,8 @@
 """The hardware limit: rates measured in the same run, and the least work that a benchmark needs.
 
-The floor is the shortest possible time: FLOP at the measured rate of matrix products, or bytes at the measured memory
-rate, whichever takes longer. It counts every prompt once, no padding, no recomputation, the language head for scored
-tokens only, and no gradients of frozen weights.
+The floor is the shortest possible time: FLOP at the measured rate of matrix products, or bytes at
+the measured memory rate, whichever takes longer. It counts every prompt once, no padding, no
+recomputation, the language head for scored tokens only, and no gradients of frozen weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ class Shape:
 
     @property
     def linear(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the linear layers in one transformer layer: q, k, v, o, gate, up, down."""
+        """(inputs, outputs) of the linear layers in one transformer layer: q, k, v, o, gate, up,
+        down.
+        """
         h, q, kv = self.hidden, self.heads * self.head_size, self.kv_heads * self.head_size
         return [(h, q), (h, kv), (h, kv), (q, h), (h, self.inner), (h, self.inner), (self.inner, h)]
 
@@ -96,20 +99,25 @@ class Work:
         """A forward and a backward pass; only the adapter's weights get gradients."""
         s = self.shape
         tokens = sum(prompt + sum(responses) for prompt, responses in groups)
-        # The backward pass of a product has two products of its size: frozen weights need only the gradient of the
-        # input, adapters both; attention has twice as many. Nothing before the first layer learns, so its q, k and v
-        # need no gradient of their input.
+        # The backward pass of a product has two products of its size: frozen weights need only the
+        # gradient of the input, adapters both; attention has twice as many. Nothing before the
+        # first layer learns, so its q, k and v need no gradient of their input.
         first = sum(i * o + (RANK * i if self.lora else 0) for i, o in s.linear[:3])
-        backward = 2.0 * tokens * (s.weights + 2 * self._adapter - first) + 2 * self._attention(groups)
+        backward = 2.0 * tokens * (s.weights + 2 * self._adapter - first) + 2 * self._attention(
+            groups
+        )
         heads = 2 * self._head(groups) if head else 0.0
         self.pieces.append((self._forward(groups) + backward + heads, 2 * self._weights(head)))
 
     def write(self, groups: Sequence[Lengths]) -> None:
-        """Sampling: each prompt is read once, then one token at a time of all responses that have not ended."""
+        """Sampling: each prompt is read once, then one token at a time of all responses that have
+        not ended.
+        """
         s = self.shape
         self.read([(prompt, ()) for prompt, _ in groups], head=False)
         rows = [(prompt, length) for prompt, responses in groups for length in responses]
-        cached = 2 * s.layers * s.kv_heads * s.head_size * BYTES[self.dtype]  # keys and values of a token
+        # Keys and values of a token
+        cached = 2 * s.layers * s.kv_heads * s.head_size * BYTES[self.dtype]
         for step in range(max((length for _, length in rows), default=0)):
             seen = [prompt + step for prompt, length in rows if length > step]
             flop = 2.0 * len(seen) * (s.weights + self._adapter + s.head)
@@ -118,7 +126,9 @@ class Work:
 
     def score_head(self, positions: int) -> None:
         """Only the language head, forward and backward to the hidden states."""
-        self.pieces.append((4.0 * positions * self.shape.head, 2.0 * self.shape.head * BYTES[self.dtype]))
+        self.pieces.append(
+            (4.0 * positions * self.shape.head, 2.0 * self.shape.head * BYTES[self.dtype])
+        )
 
     @property
     def _adapter(self) -> int:
@@ -126,7 +136,10 @@ class Work:
 
     def _weights(self, head: bool) -> float:
         """Bytes of all weights."""
-        return float(BYTES[self.dtype] * (self.shape.weights + self._adapter + (self.shape.head if head else 0)))
+        return float(
+            BYTES[self.dtype]
+            * (self.shape.weights + self._adapter + (self.shape.head if head else 0))
+        )
 
     def _forward(self, groups: Sequence[Lengths]) -> float:
         tokens = sum(prompt + sum(responses) for prompt, responses in groups)
@@ -134,7 +147,10 @@ class Work:
 
     def _attention(self, groups: Sequence[Lengths]) -> float:
         """FLOP of two products over all pairs of a query and a key that it attends to."""
-        pairs = sum(p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in responses) for p, responses in groups)
+        pairs = sum(
+            p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in responses)
+            for p, responses in groups
+        )
         return 4.0 * self.shape.layers * self.shape.heads * self.shape.head_size * pairs
 
     def _head(self, groups: Sequence[Lengths]) -> float:
@@ -151,9 +167,11 @@ def seconds(pieces: Sequence[Sequence[float]], rates: Mapping[str, Any], dtype: 
 
 
 def probe(job: Job, gate: Gate) -> None:
-    """Worker function: the machine and its rates, in FLOP/s by dtype and bytes/s, each the best of several tries.
+    """Worker function: the machine and its rates, in FLOP/s by dtype and bytes/s, each the best of
+    several tries.
 
-    There is no rate of bf16 on a machine without instructions that multiply it: one product would take minutes.
+    There is no rate of bf16 on a machine without instructions that multiply it: one product would
+    take minutes.
     """
     gate.begin()
     import torch
@@ -165,9 +183,11 @@ def probe(job: Job, gate: Gate) -> None:
     width = 8192 if device == "cuda" else 256 if job.short else 2048
     rates: dict[str, Any] = {"flop": {}}
     for name in BYTES if multiplies_bf16(torch.device(device)) else ["float32"]:
-        a, b = (torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2))
+        a, b = (
+            torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2)
+        )
         # The faster of torch's product and ours: a low rate would flatter us.
-        best = min(_best(lambda a=a, b=b, product=product: product(a, b)) for product in (torch.mm, matmul))  # type: ignore[misc]
+        best = min(_best(partial(product, a, b)) for product in (torch.mm, matmul))
         rates["flop"][name] = 2 * width**3 / best
     x = torch.ones((32 if job.short else 256) * 2**20, device=device)
     rates["bandwidth"] = x.numel() * 4 / _best(x.sum)
@@ -195,7 +215,9 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(_memory() / 2**30, 1),
         "gpu": gpu,
@@ -218,7 +240,9 @@ def _cpu() -> str:
     facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     known = {key.strip(): value.strip() for key, value in facts.items()}
     name = known.get("model name") or platform.processor() or platform.machine()
-    model = f" (family {known['cpu family']}, model {known['model']})" if "cpu family" in known else ""
+    model = (
+        f" (family {known['cpu family']}, model {known['model']})" if "cpu family" in known else ""
+    )
     return name + model
 
 

@@ -1,4 +1,5 @@
-"""GPU sizes: models of real shapes with random weights, 32 groups and more per step, both sides in bf16.
+"""GPU sizes: models of real shapes with random weights, 32 groups and more per step, both sides in
+bf16.
 
 With fewer groups a GPU waits for Python, and the benchmark would measure that.
 """
@@ -14,12 +15,22 @@ from benchmarks.catalogue import BF16, TRL, Benchmark
 SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {
         "kind": "Qwen2",
-        **{"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+        **{
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+        },
         **{"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
     },
     "8b": {
         "kind": "Llama",
-        **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+        **{
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
         **{"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
     },
 }
@@ -43,7 +54,10 @@ GPU = {
     benchmark.name: benchmark
     for benchmark in (
         *(_step("sft", "SFT step", count, "SFTTrainer") for count in (32, 128)),
-        *(_step("dpo", "DPO step, reference computed in the step", count, "DPOTrainer") for count in (32, 128)),
+        *(
+            _step("dpo", "DPO step, reference computed in the step", count, "DPOTrainer")
+            for count in (32, 128)
+        ),
     )
 }
 
@@ -54,11 +68,16 @@ def refusal() -> str | None:
 
     if torch.cuda.is_available():
         return None
-    return "--gpu needs a GPU, and torch finds none on this machine; without --gpu the sizes suit a CPU"
+    return (
+        "--gpu needs a GPU, and torch finds none on this machine; without --gpu the sizes suit a "
+        "CPU"
+    )
 
 
 def random_model(shape: str, folder: Path) -> str:
-    """The folder of a model with random weights in bf16, made once, with the tokenizer of the tiny model."""
+    """The folder of a model with random weights in bf16, made once, with the tokenizer of the tiny
+    model.
+    """
     import torch
     import transformers
 

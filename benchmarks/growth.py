@@ -1,4 +1,6 @@
-"""Costs that must not grow faster than the work: with the responses of a group, and with the rows of a data set."""
+"""Costs that must not grow faster than the work: with the responses of a group, and with the rows
+of a data set.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ from benchmarks.worker import Gate, Job
 
 
 def responses(job: Job, gate: Gate) -> None:
-    """SFT steps on groups of `responses` responses; the total number of tokens is always the same."""
+    """SFT steps on groups of `responses` responses; the total number of tokens is always the
+    same.
+    """
     from alignkit.data.group import Group
     from alignkit.models.packing import Examples
     from alignkit.tokens.encoder import Encoded, ResponseTokens
 
     k, prompt, length = job.options["responses"], *((8, 4) if job.short else (64, 21))
     tokens = 11 * (prompt + 9 * length)
-    scored = round(length * (prompt + k * length) / (prompt + length) / k)  # the same share of the tokens for any k
+    # The same share of the tokens for any k
+    scored = round(length * (prompt + k * length) / (prompt + length) / k)
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))
     rng = np.random.default_rng(0)
@@ -35,7 +40,10 @@ def responses(job: Job, gate: Gate) -> None:
         Encoded(
             Group((), id=str(number)),
             draw(prompt),
-            tuple(ResponseTokens(draw(length), tuple(t < scored for t in range(length))) for _ in range(k)),
+            tuple(
+                ResponseTokens(draw(length), tuple(t < scored for t in range(length)))
+                for _ in range(k)
+            ),
         )
         for number in range(round(tokens / (prompt + k * length)))
     ]
@@ -71,5 +79,8 @@ def _write(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             drawn = words[rng.integers(len(words), size=80)].tolist()
-            row = {"prompt": " ".join([str(number), *drawn[:20]]), "completion": " ".join(drawn[20:])}
+            row = {
+                "prompt": " ".join([str(number), *drawn[:20]]),
+                "completion": " ".join(drawn[20:]),
+            }
             file.write(json.dumps(row) + "\n")

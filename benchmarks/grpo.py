@@ -1,4 +1,6 @@
-"""A GRPO cycle: 8 prompts with 8 responses of 64 tokens, a reward function, two epochs, KL to the base model."""
+"""A GRPO cycle: 8 prompts with 8 responses of 64 tokens, a reward function, two epochs, KL to the
+base model.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def ours(job: Job, gate: Gate, more: Mapping[str, Any] | None = None) -> None:
         gate,
         stage,
         samples(job),
-        lambda metrics: {"loss": metrics["loss"], "kl": metrics["kl_loss"], "reward": metrics["reward"]},
+        lambda metrics: {
+            "loss": metrics["loss"],
+            "kl": metrics["kl_loss"],
+            "reward": metrics["reward"],
+        },
         _floor,
     )
 
@@ -68,11 +74,18 @@ def peer(job: Job, gate: Gate) -> None:
         model=trl.causal(job),
         reward_funcs=rewards.even,
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": [dict(m) for m in group.prompt]} for group in groups]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": [dict(m) for m in group.prompt]} for group in groups]
+        ),
         processing_class=tokenizer,
         peft_config=trl.lora(job),
         callbacks=[
-            trl.pace(gate, rows * length, lambda logs: {name: logs[name] for name in ("loss", "kl", "reward")}, EPOCHS)
+            trl.pace(
+                gate,
+                rows * length,
+                lambda logs: {name: logs[name] for name in ("loss", "kl", "reward")},
+                EPOCHS,
+            )
         ],
     )
     trl.load_adapter(trainer.model, job.adapter(models.POLICY))
@@ -80,7 +93,9 @@ def peer(job: Job, gate: Gate) -> None:
     trl.run(trainer)
 
 
-def _use_fixed_responses(gate: Gate, trainer: Any, fixed: dict[tuple[int, ...], list[tuple[int, ...]]]) -> None:
+def _use_fixed_responses(
+    gate: Gate, trainer: Any, fixed: dict[tuple[int, ...], list[tuple[int, ...]]]
+) -> None:
     """Make TRL's generation return the fixed responses during the check."""
     generate = trainer._generate_single_turn
 

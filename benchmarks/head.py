@@ -1,4 +1,6 @@
-"""Log-probabilities from hidden states, forward and backward: 4096 positions, of which 37% are scored."""
+"""Log-probabilities from hidden states, forward and backward: 4096 positions, of which 37% are
+scored.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SCORED = 0.37
 
 @dataclass
 class Problem:
-    """hidden [B, T, H], tokens [B, T], scored [B, T], weight [V, H]; `hidden[:, t]` predicts `tokens[:, t + 1]`."""
+    """hidden [B, T, H], tokens [B, T], scored [B, T], weight [V, H]; `hidden[:, t]` predicts
+    `tokens[:, t + 1]`.
+    """
 
     hidden: Tensor
     tokens: Tensor
@@ -38,17 +42,23 @@ class Problem:
         tokens = torch.randint(shape.vocabulary, (rows, length), generator=generator).to(device)
         scored = torch.zeros(rows, length, dtype=torch.bool, device=device)
         scored[:, -round(SCORED * length) :] = True  # responses follow their prompts
-        weight = torch.randn(shape.vocabulary, shape.hidden, generator=generator) / shape.hidden**0.5
+        weight = (
+            torch.randn(shape.vocabulary, shape.hidden, generator=generator) / shape.hidden**0.5
+        )
         return cls(hidden, tokens, scored, weight.to(device, dtype))
 
     def warm_up(self) -> Problem:
         """A few positions, whose first pass allocates what libraries allocate once."""
         last = slice(-4, None)
-        return Problem(self.hidden[:1, last], self.tokens[:1, last], self.scored[:1, last], self.weight)
+        return Problem(
+            self.hidden[:1, last], self.tokens[:1, last], self.scored[:1, last], self.weight
+        )
 
 
 def run(job: Job, gate: Gate, score: Callable[[Problem, Tensor], Tensor]) -> None:
-    """Run rounds of `score`, which returns the mean of -log P over the scored tokens, given the hidden states."""
+    """Run rounds of `score`, which returns the mean of -log P over the scored tokens, given the
+    hidden states.
+    """
     problem = Problem.of(job)
     work = Work(Shape.of(job.source), job.dtype)
     work.score_head(int(problem.scored[:, 1:].sum()))
@@ -70,13 +80,17 @@ def ours(job: Job, gate: Gate) -> None:
     def score(problem: Problem, hidden: Tensor) -> Tensor:
         counts = problem.scored[:, 1:]
         tokens = problem.tokens[:, 1:][counts]
-        return -logprobs_and_entropy(hidden[:, :-1][counts], tokens, HeadSpec(problem.weight))[0].mean()
+        return -logprobs_and_entropy(hidden[:, :-1][counts], tokens, HeadSpec(problem.weight))[
+            0
+        ].mean()
 
     run(job, gate, score)
 
 
 def peer(job: Job, gate: Gate) -> None:
-    """The head that TRL's trainers add to a model, with log-probabilities only: the least that they use it for."""
+    """The head that TRL's trainers add to a model, with log-probabilities only: the least that they
+    use it for.
+    """
     from torch import nn
     from trl.trainer.utils import add_fused_lm_head
 

@@ -1,4 +1,6 @@
-"""Two processes that take turns: medians of speed and memory, their ratios, and whether the losses agree."""
+"""Two processes that take turns: medians of speed and memory, their ratios, and whether the losses
+agree.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,13 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = {name: Path(sys.executable) for name in ("trl", "vllm")} | {
     "ppo": ROOT / ".venv-bench-ppo" / "bin" / "python"
 }
-OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-# The largest relative difference between losses, and the size below which the difference is relative to that size.
+OFFLINE = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+# The largest relative difference between losses, and the size below which the difference is
+# relative to that size.
 TOLERANCES = {"float32": (1e-3, 0.01), "bfloat16": (1e-2, 1.0)}
 LOG_LINES = 15  # shown from the end of a failed worker's log
 
@@ -74,7 +81,10 @@ class Side:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -98,7 +108,9 @@ def run(benchmark: Benchmark, job: Job, rounds: int, rates: Mapping[str, Any]) -
     """Measure one benchmark and return its row. job: shared by both sides. Raises `Failed`."""
     job = replace(job, options=dict(benchmark.options))
     with ExitStack() as stack:
-        ours = stack.enter_context(Side(replace(job, function=benchmark.ours, dtype=benchmark.dtype)))
+        ours = stack.enter_context(
+            Side(replace(job, function=benchmark.ours, dtype=benchmark.dtype))
+        )
         theirs = replace(job, function=benchmark.peer, dtype=benchmark.peer_dtype)
         if benchmark.peer_options is not None:
             theirs = replace(theirs, options=dict(benchmark.peer_options))
@@ -118,7 +130,9 @@ def row(
     answers: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     rates: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The results of a benchmark. ours, peer: medians in units per second; memory: bytes at the peak."""
+    """The results of a benchmark. ours, peer: medians in units per second; memory: bytes at the
+    peak.
+    """
     ours, peer = ([round_[side] for round_ in answers] for side in (0, 1))
     speeds = [[answer["units"] / answer["seconds"] for answer in side] for side in (ours, peer)]
     ratios = [a / b for a, b in zip(*speeds, strict=True)]
@@ -127,7 +141,9 @@ def row(
     took = [median(answer["seconds"] for answer in side) for side in (ours, peer)]
     difference: float | None = None
     if benchmark.same_loss:
-        difference = relative_difference(checks[0]["losses"], checks[1]["losses"], benchmark.precision)
+        difference = relative_difference(
+            checks[0]["losses"], checks[1]["losses"], benchmark.precision
+        )
     return {
         "name": benchmark.name,
         "ours": median(speeds[0]),
@@ -146,21 +162,30 @@ def row(
         "peer_name": benchmark.peer_name,
         "ours_losses": checks[0]["losses"],
         "peer_losses": checks[1]["losses"],
-        "loss_difference": difference if difference is not None and math.isfinite(difference) else None,
+        "loss_difference": difference
+        if difference is not None and math.isfinite(difference)
+        else None,
         "losses_agree": difference is None or difference <= TOLERANCES[benchmark.precision][0],
     }
 
 
-def relative_difference(ours: Mapping[str, float], peer: Mapping[str, float], precision: str) -> float:
-    """The largest relative difference between losses of the same name; infinite if one is missing or nan.
+def relative_difference(
+    ours: Mapping[str, float], peer: Mapping[str, float], precision: str
+) -> float:
+    """The largest relative difference between losses of the same name; infinite if one is missing
+    or nan.
 
-    In bfloat16, only "loss" is compared: a gradient norm or a KL summed over tokens has fewer correct digits.
+    In bfloat16, only "loss" is compared: a gradient norm or a KL summed over tokens has fewer
+    correct digits.
     """
     least = TOLERANCES[precision][1]
     if "loss" not in ours or ours.keys() != peer.keys():
         return math.inf
     names = ["loss"] if precision == "bfloat16" else list(ours)
-    differences = [abs(ours[name] - peer[name]) / max(abs(ours[name]), abs(peer[name]), least) for name in names]
+    differences = [
+        abs(ours[name] - peer[name]) / max(abs(ours[name]), abs(peer[name]), least)
+        for name in names
+    ]
     return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 

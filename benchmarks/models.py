@@ -1,8 +1,8 @@
 """The starting point of both sides: the base model, and adapters that change its outputs.
 
-With a new adapter, which changes nothing, comparing first losses would be pointless: DPO's is log 2 for any code. So
-the adapters get random weights that change a layer's output by a few percent, less in deep models, where changes add
-up.
+With a new adapter, which changes nothing, comparing first losses would be pointless: DPO's is log 2
+for any code. So the adapters get random weights that change a layer's output by a few percent, less
+in deep models, where changes add up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def load(job: Job) -> SharedModel:
 
 
 def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) -> Learner:
-    """A learner as a training stage creates it, from a saved adapter. algorithm, options: as in a recipe.
+    """A learner as a training stage creates it, from a saved adapter. algorithm, options: as in a
+    recipe.
 
     The benchmarks take steps with a learning-rate factor of 0.
     """
@@ -44,12 +45,16 @@ def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) ->
     from alignkit.training.learner import Learner
 
     kind = plugins().get("algorithm", algorithm).implementation
-    policy.add_role(ROLE, start=start, head="scalar" if kind.trains is Trains.REWARD else "language")
+    policy.add_role(
+        ROLE, start=start, head="scalar" if kind.trains is Trains.REWARD else "language"
+    )
     return Learner(policy, kind(kind.Options(**options)), Settings(), ROLE)
 
 
 def bytes_of(policy: SharedModel) -> int:
-    """Bytes of a model's tensors, each storage once: base, adapters, heads, and the tables of quantized layers."""
+    """Bytes of a model's tensors, each storage once: base, adapters, heads, and the tables of
+    quantized layers.
+    """
     import torch
 
     sizes: dict[int, int] = {}
@@ -70,7 +75,9 @@ def bytes_of(policy: SharedModel) -> int:
 
 
 def prepare(job: Job, gate: Gate) -> None:
-    """Worker function: create the base model's folder and the adapters; the evidence is the folder."""
+    """Worker function: create the base model's folder and the adapters; the evidence is the
+    folder.
+    """
     import torch
 
     from alignkit.models.shared_model import SharedModel
@@ -78,7 +85,9 @@ def prepare(job: Job, gate: Gate) -> None:
 
     gate.begin()
     source = folder_of(job.options["model"])
-    policy = SharedModel(ModelSpec(base=source, dtype=job.options.get("dtype", "float32"), device="cpu"), source)
+    policy = SharedModel(
+        ModelSpec(base=source, dtype=job.options.get("dtype", "float32"), device="cpu"), source
+    )
     generator = torch.Generator().manual_seed(0)
     size = LORA_STD / Shape.of(source).layers ** 0.5
     for name in (POLICY, REWARD):

@@ -1,6 +1,7 @@
 """Our side of PPO and GRPO: a stage of a recipe, which an event hook holds between iterations.
 
-Losses on sampled responses could not agree, so in the check both sides learn from the same fixed responses.
+Losses on sampled responses could not agree, so in the check both sides learn from the same fixed
+responses.
 """
 
 from __future__ import annotations
@@ -35,18 +36,25 @@ def new_tokens(job: Job) -> int:
 
 
 def fixed_responses(job: Job, encoder: Encoder, samples: int) -> dict[Ids, list[Ids]]:
-    """The responses to each tokenized prompt that the check learns from; all end with an end of turn."""
+    """The responses to each tokenized prompt that the check learns from; all end with an end of
+    turn.
+    """
     length = new_tokens(job)
     questions = [encoder.prompt(group.prompt) for group in prompts(job)]
     texts = iter(data.answers(len(questions) * samples, length))
     return {
-        question: [data.truncated(encoder.text(next(texts)), length, encoder.end_of_turn) for _ in range(samples)]
+        question: [
+            data.truncated(encoder.text(next(texts)), length, encoder.end_of_turn)
+            for _ in range(samples)
+        ]
         for question in questions
     }
 
 
 def lengths(job: Job, encoder: Encoder, samples: int) -> list[Lengths]:
-    return [(len(encoder.prompt(group.prompt)), [new_tokens(job)] * samples) for group in prompts(job)]
+    return [
+        (len(encoder.prompt(group.prompt)), [new_tokens(job)] * samples) for group in prompts(job)
+    ]
 
 
 def run(
@@ -60,8 +68,9 @@ def run(
 ) -> None:
     """Run a recipe with one on-policy stage, one iteration per round.
 
-    stage: keys of the stage in addition to the shared ones. losses: picks the losses to compare from the metrics.
-    floor: adds the work other than sampling; None means no floor. units: of an iteration; None means its new tokens.
+    stage: keys of the stage in addition to the shared ones. losses: picks the losses to compare
+    from the metrics. floor: adds the work other than sampling; None means no floor. units: of an
+    iteration; None means its new tokens.
     """
     from transformers import AutoTokenizer
 
@@ -107,7 +116,11 @@ def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int
         "from": str(job.adapter(models.POLICY)),
         "reference": "base",
         "prompts": "prompts.jsonl",
-        "rollout": {"samples_per_prompt": samples, "max_new_tokens": length, "min_new_tokens": length},
+        "rollout": {
+            "samples_per_prompt": samples,
+            "max_new_tokens": length,
+            "min_new_tokens": length,
+        },
         "prompts_per_iteration": len(groups),
         "batch_size": len(groups),
         "epochs": 2,
@@ -116,7 +129,10 @@ def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int
         "learning_rate": NO_CHANGE,
         "lr_scheduler_type": "constant",
     }
-    recipe = {"model": {"base": job.source, "dtype": job.dtype}, "stages": {"benchmark": {**shared, **stage}}}
+    recipe = {
+        "model": {"base": job.source, "dtype": job.dtype},
+        "stages": {"benchmark": {**shared, **stage}},
+    }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
@@ -131,6 +147,9 @@ def _with_fixed_responses(
     def generate_or_fixed(request: Any, **named: Any) -> Any:
         if not gate.checking:
             return generate(request, **named)
-        return [[Continuation(tokens, None, ended=True) for tokens in fixed[prompt]] for prompt in request.prompts]
+        return [
+            [Continuation(tokens, None, ended=True) for tokens in fixed[prompt]]
+            for prompt in request.prompts
+        ]
 
     return generate_or_fixed

@@ -1,4 +1,5 @@
-"""The overhead of alignkit: a DPO step on the tiny model, compared with only its forward, backward and optimizer.
+"""The overhead of alignkit: a DPO step on the tiny model, compared with only its forward, backward
+and optimizer.
 
 With such a small model nearly everything is overhead; 1 - ratio is its share of the step.
 """

@@ -1,7 +1,9 @@
-"""A PPO step: 8 prompts with one response of 64 tokens, a reward model, two epochs, LoRA for policy and value model.
+"""A PPO step: 8 prompts with one response of 64 tokens, a reward model, two epochs, LoRA for policy
+and value model.
 
-The peer is TRL 1.12, the last version with PPO, in its own environment. It trains all weights of the value model;
-to compare the same work, its value model gets LoRA instead, with the same initial weights as ours.
+The peer is TRL 1.12, the last version with PPO, in its own environment. It trains all weights of
+the value model; to compare the same work, its value model gets LoRA instead, with the same initial
+weights as ours.
 """
 
 from __future__ import annotations
@@ -28,16 +30,27 @@ def ours(job: Job, gate: Gate) -> None:
     }
     stage = {"algorithm": {"ppo": options}, "reward": {"folder": str(job.adapter(models.REWARD))}}
     floor = _shared_floor if shared else _floor
-    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"], "kl": m["kl"], "reward": m["reward"]}, floor)
+    online.run(
+        job,
+        gate,
+        stage,
+        1,
+        lambda m: {"loss": m["loss"], "kl": m["kl"], "reward": m["reward"]},
+        floor,
+    )
 
 
 def two_rewards(job: Job, gate: Gate) -> None:
-    """With Llama 2's helpfulness and safety models: policy, reference, value and both rewards on one base."""
+    """With Llama 2's helpfulness and safety models: policy, reference, value and both rewards on
+    one base.
+    """
     first = job.adapter(models.REWARD)
     shutil.copytree(first, second := first.with_name("reward_2"), dirs_exist_ok=True)
     stage = {
         "algorithm": {"ppo": {"kl_coefficient": 0.05}},
-        "reward": {"llama2": {"helpful": {"folder": str(first)}, "safety": {"folder": str(second)}}},
+        "reward": {
+            "llama2": {"helpful": {"folder": str(first)}, "safety": {"folder": str(second)}}
+        },
     }
     online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"]}, None, units=1)
 
@@ -72,7 +85,10 @@ def peer(job: Job, gate: Gate) -> None:
     encoder = Encoder(tokenizer)
     queries = [list(encoder.prompt(group.prompt)) for group in online.prompts(job)]
     length = online.new_tokens(job)
-    batch = {"per_device_train_batch_size": len(queries), "local_rollout_forward_batch_size": len(queries)}
+    batch = {
+        "per_device_train_batch_size": len(queries),
+        "local_rollout_forward_batch_size": len(queries),
+    }
     shared = trl.arguments(job)
     del shared["max_steps"]
     args = PPOConfig(
@@ -110,14 +126,21 @@ def _losses(logs: Mapping[str, float]) -> dict[str, float]:
 
 
 def _reward_model(job: Job) -> Any:
-    """The reward model with its adapter merged, so that LoRA costs nothing and TRL finds its layers."""
+    """The reward model with its adapter merged, so that LoRA costs nothing and TRL finds its
+    layers.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(trl.scorer(job), job.adapter(models.REWARD)).merge_and_unload().eval()
+    return (
+        PeftModel.from_pretrained(trl.scorer(job), job.adapter(models.REWARD))
+        .merge_and_unload()
+        .eval()
+    )
 
 
 def _value_model(job: Job) -> Any:
-    """The base with the policy's adapter and a zero head, both trained, in a form in which TRL finds its layers.
+    """The base with the policy's adapter and a zero head, both trained, in a form in which TRL
+    finds its layers.
 
     For `shared_value`, as TRL ships it: all weights are trained.
     """
@@ -132,8 +155,12 @@ def _value_model(job: Job) -> Any:
     return model
 
 
-def _use_fixed_responses(gate: Gate, fixed: Mapping[tuple[int, ...], list[tuple[int, ...]]]) -> None:
-    """Make TRL's generation return the fixed responses and the policy's logits for them during the check."""
+def _use_fixed_responses(
+    gate: Gate, fixed: Mapping[tuple[int, ...], list[tuple[int, ...]]]
+) -> None:
+    """Make TRL's generation return the fixed responses and the policy's logits for them during the
+    check.
+    """
     import torch
     from trl.experimental.ppo import ppo_trainer
 

@@ -1,4 +1,6 @@
-"""A reward-model step on long-tailed pairs, or on rankings of K responses, which are K(K-1)/2 pairs for TRL."""
+"""A reward-model step on long-tailed pairs, or on rankings of K responses, which are K(K-1)/2 pairs
+for TRL.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 
 def comparisons(job: Job, tokenizer: Any) -> list[Encoded]:
-    """Groups encoded for scoring: each sequence ends with an end of turn, whose position holds the score."""
+    """Groups encoded for scoring: each sequence ends with an end of turn, whose position holds the
+    score.
+    """
     from alignkit.testing.examples import encode_all
     from alignkit.tokens.encoder import Encoder
 
@@ -56,11 +60,17 @@ def peer(job: Job, gate: Gate) -> None:
     tokenizer = trl.tokenizer(job)
     encoded = comparisons(job, tokenizer)
     rows = [
-        {"chosen_ids": row["prompt_ids"] + row["chosen_ids"], "rejected_ids": row["prompt_ids"] + row["rejected_ids"]}
+        {
+            "chosen_ids": row["prompt_ids"] + row["chosen_ids"],
+            "rejected_ids": row["prompt_ids"] + row["rejected_ids"],
+        }
         for row in trl.preferences(encoded)
     ]
     micro = min(MICRO_BATCH, len(rows))
-    steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(rows) // micro}
+    steps = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": len(rows) // micro,
+    }
     base = trl.scorer(job)
     base.config.pad_token_id = tokenizer.pad_token_id
     trainer = RewardTrainer(

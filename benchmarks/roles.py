@@ -1,4 +1,6 @@
-"""Five roles on one base (policy, reference, value, two reward models): their memory, and the time of a switch."""
+"""Five roles on one base (policy, reference, value, two reward models): their memory, and the time
+of a switch.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def growth(before: int) -> int:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    _ours(replace(job, source=models.folder_of("tiny"), adapters=""))  # allocates what libraries allocate once
+    # Allocates what libraries allocate once
+    _ours(replace(job, source=models.folder_of("tiny"), adapters=""))
     before = growth(0)
     policy, losses = _ours(job)
     grown = growth(before)
@@ -62,7 +65,9 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def _ours(job: Job) -> tuple[SharedModel, dict[str, float]]:
-    """The base with its roles, and each role's loss on a text. Roles without saved adapters get new ones."""
+    """The base with its roles, and each role's loss on a text. Roles without saved adapters get new
+    ones.
+    """
     import torch
 
     from alignkit.kernels.attention import TreeLayout
@@ -122,13 +127,17 @@ def _peer(job: Job) -> tuple[Any, dict[str, float]]:
     with torch.no_grad():
         for role in ROLES:
             model.set_adapter(role)
-            logprobs = torch.log_softmax(model(input_ids=tokens[None]).logits[0, :-1].float(), dim=-1)
+            logprobs = torch.log_softmax(
+                model(input_ids=tokens[None]).logits[0, :-1].float(), dim=-1
+            )
             losses[role] = float(-logprobs.gather(1, tokens[1:, None]).mean())
     return model, {"loss": sum(losses.values()), **losses}
 
 
 def _without_head(folder: Path) -> Path:
-    """A copy of an adapter without a reward model's head, which peft would look for in the language model."""
+    """A copy of an adapter without a reward model's head, which peft would look for in the language
+    model.
+    """
     import json
 
     from safetensors.torch import load_file, save_file
@@ -138,6 +147,9 @@ def _without_head(folder: Path) -> Path:
     new = folder.with_name(folder.name + "_without_head")
     new.mkdir(exist_ok=True)
     save_file(tensors, new / weights.name, metadata={"format": "pt"})
-    settings = json.loads(config.read_text(encoding="utf-8")) | {"task_type": "CAUSAL_LM", "modules_to_save": None}
+    settings = json.loads(config.read_text(encoding="utf-8")) | {
+        "task_type": "CAUSAL_LM",
+        "modules_to_save": None,
+    }
     (new / config.name).write_text(json.dumps(settings), encoding="utf-8")
     return new

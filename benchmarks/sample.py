@@ -1,7 +1,8 @@
-"""Sampling 4 responses of 64 tokens to 32 prompts; the peer is transformers' `generate` at its best batch size.
+"""Sampling 4 responses of 64 tokens to 32 prompts; the peer is transformers' `generate` at its best
+batch size.
 
-Both sides write equally long responses, because they may not sample an end of turn: all responses have 64 tokens, or
-with `long_tail` each has its own long-tailed length, at which it ends.
+Both sides write equally long responses, because they may not sample an end of turn: all responses
+have 64 tokens, or with `long_tail` each has its own long-tailed length, at which it ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ CHECKED = 8  # responses whose log-probabilities are compared
 
 
 def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
-    """Prompts, samples per prompt, new tokens, and the length of each response, prompt by prompt."""
+    """Prompts, samples per prompt, new tokens, and the length of each response, prompt by
+    prompt.
+    """
     groups = data.prompts(3, 6) if job.short else data.prompts(32, 64)
     samples, tokens = (2, 8) if job.short else (4, 64)
     rows = len(groups) * samples
@@ -47,7 +50,9 @@ def ours(job: Job, gate: Gate) -> None:
     work = Work(Shape.of(job.source), job.dtype, lora=False)
     prompts = [encoder.prompt(group.prompt) for group in groups]
     lengths_of = [ends[start : start + samples] for start in range(0, len(ends), samples)]
-    work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, lengths_of, strict=True)])
+    work.write(
+        [(len(prompt), lengths) for prompt, lengths in zip(prompts, lengths_of, strict=True)]
+    )
 
     left: list[int] = []
 
@@ -62,15 +67,27 @@ def ours(job: Job, gate: Gate) -> None:
             left[:] = ends
             numbers = range(len(groups))
             request = sampler.build_request(
-                policy, BASE, encoder, groups, sampling, seed=seed, path=(), numbers=numbers, samples_per_prompt=samples
+                policy,
+                BASE,
+                encoder,
+                groups,
+                sampling,
+                seed=seed,
+                path=(),
+                numbers=numbers,
+                samples_per_prompt=samples,
             )
             sampled = sampler.attach(request, groups, sampler.generate(request))
-            written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]
+            written = [
+                (p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses
+            ]
             assert [len(response.tokens or ()) for _, response in written] == ends
             seen = written[:: math.ceil(len(written) / CHECKED)]
             logprobs = [logprob for _, response in seen for logprob in response.logprobs or ()]
             evidence = [[list(prompt), list(response.tokens or ())] for prompt, response in seen]
-            gate.end(sum(ends), {"loss": -sum(logprobs) / len(logprobs)}, work.pieces, evidence=evidence)
+            gate.end(
+                sum(ends), {"loss": -sum(logprobs) / len(logprobs)}, work.pieces, evidence=evidence
+            )
 
 
 def peer(job: Job, gate: Gate) -> None:
@@ -105,7 +122,9 @@ def _nll(model: Any, evidence: list[list[list[int]]]) -> float:
     for prompt, response in evidence:
         ids = torch.tensor([prompt + response], device=model.device)
         with torch.no_grad():
-            logprobs = torch.log_softmax(model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float(), dim=-1)
+            logprobs = torch.log_softmax(
+                model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float(), dim=-1
+            )
         total -= float(logprobs.gather(1, ids[0, len(prompt) :, None]).sum())
         count += len(response)
     return total / count

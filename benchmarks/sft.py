@@ -20,7 +20,11 @@ def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
     from alignkit.testing.examples import encode_all
     from alignkit.tokens.encoder import Encoder
 
-    groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(job.options.get("count", 8), 64, 128)
+    groups = (
+        data.demonstrations(4, 6, 6)
+        if job.short
+        else data.demonstrations(job.options.get("count", 8), 64, 128)
+    )
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
 
 
@@ -50,9 +54,11 @@ def step(job: Job, gate: Gate, memory: Callable[[SharedModel], int | None]) -> N
 
 
 def peer(job: Job, gate: Gate) -> None:
-    """Padded batches, by default one, or packed (best fit) with one pack per forward pass; the labels are tokens.
+    """Padded batches, by default one, or packed (best fit) with one pack per forward pass; the
+    labels are tokens.
 
-    Equal to TRL's `assistant_only_loss` on conversations, without the line break that its template adds.
+    Equal to TRL's `assistant_only_loss` on conversations, without the line break that its template
+    adds.
     """
     from datasets import Dataset
     from peft import PeftModel
@@ -70,10 +76,16 @@ def peer(job: Job, gate: Gate) -> None:
     ]
     packed = job.options.get("packed", False)
     micro = 1 if packed else min(job.options.get("micro", len(rows)), len(rows))
-    # One epoch is one step: the trainer also steps at the end of an epoch, before the accumulation is full.
-    steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(rows) // micro}
+    # One epoch is one step: the trainer also steps at the end of an epoch, before the accumulation
+    # is full.
+    steps = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": len(rows) // micro,
+    }
     trainer = SFTTrainer(
-        model=PeftModel.from_pretrained(trl.causal(job), job.adapter(models.POLICY), is_trainable=True),
+        model=PeftModel.from_pretrained(
+            trl.causal(job), job.adapter(models.POLICY), is_trainable=True
+        ),
         args=SFTConfig(**trl.arguments(job), **steps, packing=packed, max_length=models.MAX_LENGTH),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 ENDLESS = 1_000_000  # steps; the worker exits when there are no more requests
 
 
-def pace(gate: Gate, units: float, losses: Callable[[Mapping[str, float]], dict[str, float]], steps: int = 1) -> Any:
+def pace(
+    gate: Gate,
+    units: float,
+    losses: Callable[[Mapping[str, float]], dict[str, float]],
+    steps: int = 1,
+) -> Any:
     """A callback that makes every `steps` steps a round; it reports the losses of the first one."""
     from transformers import TrainerCallback
 
@@ -99,13 +104,21 @@ def lora(job: Job) -> Any:
 
 
 def load_adapter(model: Any, adapter: Path) -> None:
-    """Load saved weights into a model's adapter `default`; the reference remains the base without an adapter."""
+    """Load saved weights into a model's adapter `default`; the reference remains the base without
+    an adapter.
+    """
     import torch
     from safetensors.torch import load_file
 
     prefix = "base_model.model."
-    parameters = {name.removeprefix(prefix): parameter for name, parameter in model.named_parameters()}
-    saved = {key: value for key, value in load_file(adapter / "adapter_model.safetensors").items() if "lora_" in key}
+    parameters = {
+        name.removeprefix(prefix): parameter for name, parameter in model.named_parameters()
+    }
+    saved = {
+        key: value
+        for key, value in load_file(adapter / "adapter_model.safetensors").items()
+        if "lora_" in key
+    }
     with torch.no_grad():
         for key, value in saved.items():
             parameters[key.removeprefix(prefix).replace(".weight", ".default.weight")].copy_(value)
@@ -116,7 +129,11 @@ def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:
     for group in groups:
         for pair in group.pairs:
             better, worse = group.rows[pair.better].tokens, group.rows[pair.worse].tokens
-            yield {"prompt_ids": list(group.prompt), "chosen_ids": list(better), "rejected_ids": list(worse)}
+            yield {
+                "prompt_ids": list(group.prompt),
+                "chosen_ids": list(better),
+                "rejected_ids": list(worse),
+            }
 
 
 def real_tokens(groups: Sequence[Encoded]) -> int:

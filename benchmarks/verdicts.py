@@ -1,8 +1,9 @@
 """How often `evaluate` claims something of equal policies: `python -m benchmarks.verdicts`.
 
-And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure alone, which
-corrects nothing. Scores are drawn, and judged as an evaluation judges them (`alignkit_plugins.evaluate`). A claim
-is any "better" or "worse" of any policy, by any rater, than the baseline or the base model, diversity included.
+And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure
+alone, which corrects nothing. Scores are drawn, and judged as an evaluation judges them
+(`alignkit_plugins.evaluate`). A claim is any "better" or "worse" of any policy, by any rater, than
+the baseline or the base model, diversity included.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @dataclass(frozen=True)
 class Setting:
-    """An evaluation. raters: the prompts of each metric or reward, the headline first. compared: policies besides the
-    baseline and the base model. scores: how they are distributed."""
+    """An evaluation. raters: the prompts of each metric or reward, the headline first. compared:
+    policies besides the baseline and the base model. scores: how they are distributed.
+    """
 
     name: str
     raters: Sequence[int]
@@ -47,11 +49,15 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """1, 4 and 7 metrics with and without judges, other scores, and the evaluations of the shipped recipes."""
+    """1, 4 and 7 metrics with and without judges, other scores, and the evaluations of the shipped
+    recipes.
+    """
     for count in (1, 4, 7):
         for judges in (0, 2):
             yield from (Setting("metrics", [64] * count, judges, compared) for compared in (1, 2))
-    yield from (Setting(f"{scores} scores", [40] * 4, 1, scores=scores) for scores in ("normal", "skewed"))
+    yield from (
+        Setting(f"{scores} scores", [40] * 4, 1, scores=scores) for scores in ("normal", "skewed")
+    )
     yield Setting("few prompts", [8] * 4, 1)
     yield Setting("rare", [20] * 4, rate=0.1)
     yield Setting("4 answers to a prompt", [40] * 4, samples=4)
@@ -59,32 +65,56 @@ def settings() -> Iterator[Setting]:
         for stage, part in load_recipe(path).stages.items():
             options: Any = part.component.options
             if part.component.name == "evaluate" and len(options.policies) > 1:
-                rows = [SimpleNamespace(meta=row) for _, row in jsonl_rows(options.prompts.sources[0].path)]
+                rows = [
+                    SimpleNamespace(meta=row)
+                    for _, row in jsonl_rows(options.prompts.sources[0].path)
+                ]
                 rows = rows[: options.prompts.sources[0].limit]
                 counted = [sum(map(one.counts, rows)) for one in options.metrics.values()]
                 others = len(raters_of(options)) - len(counted) - len(options.judges)
-                raters, compared = [*counted, *[len(rows)] * others], len({*options.policies} - {"base"}) - 1
+                raters, compared = (
+                    [*counted, *[len(rows)] * others],
+                    len({*options.policies} - {"base"}) - 1,
+                )
                 yield Setting(
-                    f"{path.stem}: {stage}", raters, len(options.judges), max(1, compared), options.samples_per_prompt
+                    f"{path.stem}: {stage}",
+                    raters,
+                    len(options.judges),
+                    max(1, compared),
+                    options.samples_per_prompt,
                 )
 
 
-def drawn(setting: Setting, prompts: int, gain: float, random: np.random.Generator) -> list[list[float]]:
-    """Scores of each policy at each prompt: base, baseline and those that are compared, of which the last gains."""
+def drawn(
+    setting: Setting, prompts: int, gain: float, random: np.random.Generator
+) -> list[list[float]]:
+    """Scores of each policy at each prompt: base, baseline and those that are compared, of which
+    the last gains.
+    """
     size = (setting.compared + 2, prompts, setting.samples)
     if setting.scores == "binary":
-        rates = random.beta(4 * setting.rate, 4 - 4 * setting.rate, (1, prompts, 1)) * (1 - gain) + np.zeros(size)
+        rates = random.beta(4 * setting.rate, 4 - 4 * setting.rate, (1, prompts, 1)) * (
+            1 - gain
+        ) + np.zeros(size)
         rates[-1] += gain
         scores: Any = random.random(size) < rates
     else:
-        noise = random.normal(size=size) if setting.scores == "normal" else random.lognormal(0, 1.5, size)
+        noise = (
+            random.normal(size=size)
+            if setting.scores == "normal"
+            else random.lognormal(0, 1.5, size)
+        )
         scores = random.normal(size=(1, prompts, 1)) + noise
     found: list[list[float]] = scores.mean(2).tolist()
     return found
 
 
-def evaluation(setting: Setting, gain: float, random: np.random.Generator) -> tuple[dict[str, Any], float]:
-    """An evaluation.json, as far as verdicts read it, and the p value of a paired t test of the headline alone."""
+def evaluation(
+    setting: Setting, gain: float, random: np.random.Generator
+) -> tuple[dict[str, Any], float]:
+    """An evaluation.json, as far as verdicts read it, and the p value of a paired t test of the
+    headline alone.
+    """
     policies = [f"policy {number}" for number in range(setting.compared)]
     names = [f"rater {number}" for number in range(len(setting.raters))]
     against: dict[str, Any] = {policy: {} for policy in policies}
@@ -103,18 +133,30 @@ def evaluation(setting: Setting, gain: float, random: np.random.Generator) -> tu
             over[policy][name] = scale.difference(scores, base)
         if not number and ours[-1] != baseline:
             gap = np.subtract(ours[-1], baseline)
-            alone = 2 * float(special.stdtr(prompts - 1, -abs(gap.mean()) / (gap.std(ddof=1) / np.sqrt(prompts))))
+            alone = 2 * float(
+                special.stdtr(prompts - 1, -abs(gap.mean()) / (gap.std(ddof=1) / np.sqrt(prompts)))
+            )
     for policy in policies:
         for number in range(setting.judges):
             values = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35)).tolist()
-            judged[policy][f"judge {number}"] = {"preference": preference(values, [None] * len(values))}
+            judged[policy][f"judge {number}"] = {
+                "preference": preference(values, [None] * len(values))
+            }
         for number in range(DIVERSITY):
             values = random.normal(size=setting.raters[0]).tolist()
-            diverse[policy]["diversity"][str(number)] = {"difference": plain.difference(values, [0.0] * len(values))}
+            diverse[policy]["diversity"][str(number)] = {
+                "difference": plain.difference(values, [0.0] * len(values))
+            }
     own = dict.fromkeys([*names, *(f"judge {number}" for number in range(setting.judges))], False)
     trained = dict.fromkeys(policies, own)
     summary = {"baseline": "baseline", "headline": names[0], "metrics": {}, "policies": diverse}
-    return {**summary, "trained_on": trained, "against": against, "against_base": over, "judged": judged}, alone
+    return {
+        **summary,
+        "trained_on": trained,
+        "against": against,
+        "against_base": over,
+        "judged": judged,
+    }, alone
 
 
 def outcome(summary: dict[str, Any], policy: str) -> str:
@@ -123,10 +165,16 @@ def outcome(summary: dict[str, Any], policy: str) -> str:
 
 
 def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
-    """Shares of evaluations: with any claim of equal policies, and with a gain seen, by `evaluate` and by a t test."""
+    """Shares of evaluations: with any claim of equal policies, and with a gain seen, by `evaluate`
+    and by a t test.
+    """
     random, last = np.random.default_rng(seed), f"policy {setting.compared - 1}"
     null = [evaluation(setting, 0.0, random)[0] for _ in range(draws)]
-    gains = [evaluation(setting, GAIN, random) for _ in range(draws)] if setting.scores == "binary" else []
+    gains = (
+        [evaluation(setting, GAIN, random) for _ in range(draws)]
+        if setting.scores == "binary"
+        else []
+    )
     seen = [outcome(summary, last) in ("gained", "mixed") for summary, _ in gains]
     least = [min(row.p for row in rows_of(summary) if row.p is not None) for summary in null]
     return {
@@ -137,16 +185,26 @@ def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
 
 
 @app.command()
-def main(draws: Annotated[int, typer.Option(min=1, help="Simulated evaluations of each kind.")] = 2000) -> None:
+def main(
+    draws: Annotated[int, typer.Option(min=1, help="Simulated evaluations of each kind.")] = 2000,
+) -> None:
     """Print the table."""
-    print(f"{draws} evaluations each; standard error of a rate of 5%: {np.sqrt(0.05 * 0.95 / draws):.1%}")
-    heads = f"{'raters':>6} {'judges':>6} {'policies':>8} {'prompts':>7} {'claims':>7} {'gain seen':>9} {'t test':>7}"
+    print(
+        f"{draws} evaluations each; standard error of a rate of 5%: "
+        f"{np.sqrt(0.05 * 0.95 / draws):.1%}"
+    )
+    heads = (
+        f"{'raters':>6} {'judges':>6} {'policies':>8} {'prompts':>7} {'claims':>7} "
+        f"{'gain seen':>9} {'t test':>7}"
+    )
     print(f"{'':<26} {heads}")
     for one in settings():
         found = rates(one, draws)
         cells = f"{len(one.raters):>6} {one.judges:>6} {one.compared + 1:>8} {one.raters[0]:>7}"
         print(
-            f"{one.name:<26} {cells} {found['claims']:>7.1%} {found['power']:>9.1%} {found['alone']:>7.1%}", flush=True
+            f"{one.name:<26} {cells} {found['claims']:>7.1%} {found['power']:>9.1%} "
+            f"{found['alone']:>7.1%}",
+            flush=True,
         )
 
 

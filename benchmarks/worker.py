@@ -1,7 +1,9 @@
-"""The process of one side: it loads its model once, then runs a round per request. Its peak memory is its own.
+"""The process of one side: it loads its model once, then runs a round per request. Its peak memory
+is its own.
 
-Requests are JSON lines on stdin, answers JSON lines on stdout; the output of libraries is redirected to stderr. The
-first request is the check: an untimed round on fixed inputs, whose losses are compared between the sides.
+Requests are JSON lines on stdin, answers JSON lines on stdout; the output of libraries is
+redirected to stderr. The first request is the check: an untimed round on fixed inputs, whose losses
+are compared between the sides.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from typing import Any, TextIO
 class Job:
     """The task of one side.
 
-    function: `module:function` of this package. short: tiny sizes. source: folder of the base model. adapters: folder
-    of `policy` and `reward`, the initial weights of both sides. checkpointing: the peer recomputes activations.
-    options: of the benchmark, for functions that several benchmarks share.
+    function: `module:function` of this package. short: tiny sizes. source: folder of the base
+    model. adapters: folder of `policy` and `reward`, the initial weights of both sides.
+    checkpointing: the peer recomputes activations. options: of the benchmark, for functions that
+    several benchmarks share.
     """
 
     function: str
@@ -74,8 +77,8 @@ class Gate:
     ) -> None:
         """Stop the clock and send the answer.
 
-        units: the amount of work that the rate counts. floor: pieces of work as (FLOP, bytes), see `floor.Work`.
-        memory: in bytes; by default the peak of the process.
+        units: the amount of work that the rate counts. floor: pieces of work as (FLOP, bytes), see
+        `floor.Work`. memory: in bytes; by default the peak of the process.
         """
         _synchronize()
         seconds = time.perf_counter() - self._began
@@ -145,7 +148,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, function = job.function.partition(":")
-    getattr(importlib.import_module(f"benchmarks.{module}"), function)(job, Gate(sys.stdin, answers))
+    getattr(importlib.import_module(f"benchmarks.{module}"), function)(
+        job, Gate(sys.stdin, answers)
+    )
 
 
 if __name__ == "__main__":

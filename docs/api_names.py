@@ -1,7 +1,9 @@
-"""The public names of alignkit: the pages in `docs/plugins/api` list them by kind, and nothing else is promised.
+"""The public names of alignkit: the pages in `docs/plugins/api` list them by kind, and nothing else
+is promised.
 
-A page has `<!-- generated: api NAMES -->`; each name becomes a line with the first sentence of its docstring. On the
-site, `make_site.py` puts the whole docstring there, which mkdocstrings reads. Nothing of alignkit is imported.
+A page has `<!-- generated: api NAMES -->`; each name becomes a line with the first sentence of its
+docstring. On the site, `make_site.py` puts the whole docstring there, which mkdocstrings reads.
+Nothing of alignkit is imported.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def package() -> griffe.Object:
 
 
 def path_of(name: str) -> str:
-    """`alignkit.Group`, `alignkit.functional.kl_k1`, `alignkit.hookspecs.run_started`. Raises ValueError if unknown."""
+    """`alignkit.Group`, `alignkit.functional.kl_k1`, `alignkit.hookspecs.run_started`. Raises
+    ValueError if unknown.
+    """
     for path in (name, *(f"{module}.{name}" for module in HOOKS)):
         with suppress(KeyError):
             return f"alignkit.{path}" if package()[path] else ""
@@ -52,7 +56,10 @@ def by_page() -> Iterator[tuple[Path, str, list[str]]]:
 def part(what: str) -> str:
     """The lines of these names; or of `index`: a table of all pages."""
     if what == "index":
-        rows = [(f"[{title}]({page.name})", ", ".join(f"`{n}`" for n in names)) for page, title, names in by_page()]
+        rows = [
+            (f"[{title}]({page.name})", ", ".join(f"`{n}`" for n in names))
+            for page, title, names in by_page()
+        ]
         return markdown_table(("page", "names"), rows) + "\n"
     return "".join(f"- `{path_of(name)}`: {summary(name)}\n" for name in what.split())
 

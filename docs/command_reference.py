@@ -1,4 +1,6 @@
-"""The reference of commands, from their help texts: the parts `commands` and `exit codes` of `docs/generate.py`."""
+"""The reference of commands, from their help texts: the parts `commands` and `exit codes` of
+`docs/generate.py`.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,13 @@ WHAT_TO_DO = {
     RecipeError: "Fix the mistakes that it lists.",
     PluginError: "`alignkit plugins` says what is broken, and why.",
     DataError: "Fix or skip the rows that it lists, or change the recipe where the message points.",
-    OutOfResource: "Free some disk space. Against too little memory, lower `max_length` or `samples_per_prompt`, set "
-    "`quantization: nf4`, or take a smaller model.",
-    RemoteError: "Fix the key or the address, and repeat the command. Replies that arrived are kept.",
+    OutOfResource: (
+        "Free some disk space. Against too little memory, lower `max_length` or "
+        "`samples_per_prompt`, set `quantization: nf4`, or take a smaller model."
+    ),
+    RemoteError: (
+        "Fix the key or the address, and repeat the command. Replies that arrived are kept."
+    ),
     NotReproduced: "The message names the difference and its likely cause.",
     Repeated: "The report names the rows, which [cleaning](data.md#cleaning) leaves out.",
     Stopped: "Label if it waits for labels of people. Repeat the command to continue.",
@@ -45,7 +51,11 @@ def commands() -> str:
     """A section per command, in the order of `alignkit --help`."""
     group: Any = typer.main.get_command(program())
     context = group.context_class(group, info_name="alignkit")
-    return "\n".join(text for name, command in group.commands.items() for text in _sections(command, name, context))
+    return "\n".join(
+        text
+        for name, command in group.commands.items()
+        for text in _sections(command, name, context)
+    )
 
 
 def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
@@ -60,7 +70,9 @@ def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 def _section(command: Any, context: Any) -> str:
     about, _, examples = (command.help or "").replace("\b\n", "").partition("\nExample")
-    pieces = [piece for piece in command.collect_usage_pieces(context) if not piece.startswith("COMMAND")]
+    pieces = [
+        piece for piece in command.collect_usage_pieces(context) if not piece.startswith("COMMAND")
+    ]
     usage = " ".join([context.command_path, *map(_plain, pieces)])
     rows = [(f"`{names}`", text) for names, text in _records(command, context)]
     return "\n".join(

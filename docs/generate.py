@@ -1,15 +1,15 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
-A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`, `mix`, `data`,
-`metrics`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad rows`, `fields`,
-`data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of `benchmarks/results.json`,
-`commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a name
-(`algorithm ppo`), a kind and several names, which then have captions (`reward min product`), `example` and a kind for
-the module that `alignkit plugins new` writes, or names for the reference of public names (`api Group Response`; see
-`api_names.py`), or a module for the rest of its docstring (`about functional`).
-It also writes `recipes/recipe.schema.json`.
-With --check nothing is written; stale pages are listed and the exit code is 1.
+A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
+line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
+`mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad
+rows`, `fields`, `data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of
+`benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
+name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
+`example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
+of public names (`api Group Response`; see `api_names.py`), or a module for the rest of its
+docstring (`about functional`). It also writes `recipes/recipe.schema.json`. With --check nothing is
+written; stale pages are listed and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "variant": Variant,
     "server": Server,
 }
-PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)
+PART = re.compile(
+    r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL
+)
 
 
 SCHEMA = ROOT / "recipes" / "recipe.schema.json"
@@ -74,9 +76,13 @@ def pages() -> list[Path]:
 
 
 def filled(text: str) -> str:
-    """The page with every generated part written again. Raises ValueError for a part that does not exist."""
+    """The page with every generated part written again. Raises ValueError for a part that does not
+    exist.
+    """
     if text.count("<!-- generated:") != len(PART.findall(text)):
-        raise ValueError("a part is not closed by <!-- /generated -->, or a marker is not on its own line")
+        raise ValueError(
+            "a part is not closed by <!-- /generated -->, or a marker is not on its own line"
+        )
     return PART.sub(lambda match: f"{match[1]}{part(match[2])}{match[4]}", text)
 
 
@@ -115,7 +121,15 @@ def part(what: str) -> str:
     names = name.split()
     if kind in KINDS and names and all(plugins().has(kind, each) for each in names):
         return components(kind, [plugins().get(kind, each) for each in names])
-    known = [*MODELS, *tables, "api NAMES", "about MODULE", "example KIND", "results MACHINE", "KIND NAMES"]
+    known = [
+        *MODELS,
+        *tables,
+        "api NAMES",
+        "about MODULE",
+        "example KIND",
+        "results MACHINE",
+        "KIND NAMES",
+    ]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
@@ -123,7 +137,9 @@ def components(kind: str, registrations: Sequence[Registration]) -> str:
     """The options of plugins; of several, each under its name and summary."""
     if len(registrations) == 1:
         return component(kind, registrations[0])
-    return "\n".join(f"**`{each.name}`**: {each.summary}\n\n{component(kind, each)}" for each in registrations)
+    return "\n".join(
+        f"**`{each.name}`**: {each.summary}\n\n{component(kind, each)}" for each in registrations
+    )
 
 
 def component(kind: str, registration: Registration) -> str:
@@ -132,7 +148,11 @@ def component(kind: str, registration: Registration) -> str:
     text = table(rows) if rows else f"`{registration.name}` has no options.\n"
     defaults = stage_defaults(registration.implementation) if kind == "algorithm" else {}
     if defaults:
-        text += f"\nStage defaults: {', '.join(f'`{name}` {value}' for name, value in defaults.items())}.\n"
+        text += (
+            "\n"
+            "Stage defaults: "
+            f"{', '.join(f'`{name}` {value}' for name, value in defaults.items())}.\n"
+        )
     return text
 
 
@@ -143,7 +163,9 @@ def table(rows: Sequence[OptionRow]) -> str:
 
 def recipe_table() -> str:
     """The shipped recipes, and what `alignkit init --list` says of them."""
-    lines = [(f"[{name}](../recipes/{path.name})", summary(path)) for name, path in shipped().items()]
+    lines = [
+        (f"[{name}](../recipes/{path.name})", summary(path)) for name, path in shipped().items()
+    ]
     return markdown(("recipe", "what it shows"), lines)
 
 
@@ -173,12 +195,20 @@ def plugin_table() -> str:
 
 
 def format_table() -> str:
-    """The formats that come with alignkit, the columns by which they recognize a row, and an example."""
-    formats = [entry for entry in plugins().registrations("format") if entry.distribution == "alignkit"]
-    formats = [entry for entry in formats if entry.name not in alignkit_plugins.formats.template.DATA_SETS]
+    """The formats that come with alignkit, the columns by which they recognize a row, and an
+    example.
+    """
+    formats = [
+        entry for entry in plugins().registrations("format") if entry.distribution == "alignkit"
+    ]
+    formats = [
+        entry for entry in formats if entry.name not in alignkit_plugins.formats.template.DATA_SETS
+    ]
     lines = []
     for entry in sorted(formats, key=lambda entry: entry.name):
-        lines.append((f"`{entry.name}`", entry.implementation.wants, f"`{entry.implementation.example}`"))
+        lines.append(
+            (f"`{entry.name}`", entry.implementation.wants, f"`{entry.implementation.example}`")
+        )
     return markdown(("format", "columns", "an example"), lines)
 
 
@@ -193,7 +223,9 @@ def data_set_table() -> str:
     """The public data sets that templates read, and the templates."""
     lines = []
     for name, data_set in alignkit_plugins.formats.template.DATA_SETS.items():
-        template = "<br>".join(f"{key}: `{yaml_text(value)}`" for key, value in data_set.template.items())
+        template = "<br>".join(
+            f"{key}: `{yaml_text(value)}`" for key, value in data_set.template.items()
+        )
         lines.append((f"`{name}`", data_set.summary, template))
     return markdown(("format", "data set", "template"), lines)
 
@@ -211,7 +243,9 @@ def layout_table() -> str:
     """The data sets whose labels `labeled_pairs` knows."""
     lines = []
     for name, layout in alignkit_plugins.formats.labeled_pairs.LAYOUTS.items():
-        columns = ", ".join(f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label))
+        columns = ", ".join(
+            f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label)
+        )
         sides = {
             side: [
                 value + (f" ({layout.margins[value]})" if value in layout.margins else "")
@@ -221,29 +255,53 @@ def layout_table() -> str:
             for side in ("first", "second", "tie")
         }
         lines.append((name, columns, *(", ".join(values) for values in sides.values())))
-    return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
+    return markdown(
+        ("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"),
+        lines,
+    )
 
 
 def outcomes() -> str:
-    """What each method's policies do by the quick start's metrics, all seeds of a method in a line."""
-    rows, tables = (importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables"))
+    """What each method's policies do by the quick start's metrics, all seeds of a method in a
+    line.
+    """
+    rows, tables = (
+        importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables")
+    )
     header, *lines = tables.methods_table(rows.shipped())
     left_out = {"minutes", "GiB"}  # of a machine that other work shared
     kept = [place for place, column in enumerate(header) if column not in left_out]
-    return markdown([header[place] for place in kept], [[line[place] for place in kept] for line in lines])
+    return markdown(
+        [header[place] for place in kept], [[line[place] for place in kept] for line in lines]
+    )
 
 
 def benchmark_table() -> str:
     """What one round of each benchmark does, and what it is compared with."""
-    lines = [(f"`{benchmark.name}`", benchmark.description, benchmark.peer_name) for benchmark in BENCHMARKS.values()]
+    lines = [
+        (f"`{benchmark.name}`", benchmark.description, benchmark.peer_name)
+        for benchmark in BENCHMARKS.values()
+    ]
     return markdown(("benchmark", "one round", "peer"), lines)
 
 
 def result_table(machine: str) -> str:
     """The results that one machine measured."""
-    machines = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text(encoding="utf-8"))["machines"]
+    machines = json.loads(
+        (ROOT / "docs" / "benchmarks" / "results.json").read_text(encoding="utf-8")
+    )["machines"]
     (rows,) = [entry["rows"] for entry in machines if entry["name"] == machine]
-    columns = ("unit", "ours", "peer", "ratio", "rounds", "GiB, ours", "peer", "ratio", "times the floor")
+    columns = (
+        "unit",
+        "ours",
+        "peer",
+        "ratio",
+        "rounds",
+        "GiB, ours",
+        "peer",
+        "ratio",
+        "times the floor",
+    )
     lines = []
     for row in rows:
         name = f"`{row['name']}`" + (f", {row['note']}" if "note" in row else "")
@@ -280,7 +338,10 @@ def script(folder: str, name: str) -> Any:
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return markdown_table(header, ([cell.replace("|", "\\|") for cell in line] for line in lines)) + "\n"
+    return (
+        markdown_table(header, ([cell.replace("|", "\\|") for cell in line] for line in lines))
+        + "\n"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

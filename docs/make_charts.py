@@ -2,8 +2,8 @@
 
     python docs/make_charts.py
 
-Writes `docs/assets/speed-light.svg` and `speed-dark.svg`. SVG is plain text, so this needs no plotting library, and the
-same numbers always make the same bytes: a test compares them.
+Writes `docs/assets/speed-light.svg` and `speed-dark.svg`. SVG is plain text, so this needs no
+plotting library, and the same numbers always make the same bytes: a test compares them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,11 @@ def chart(theme: Theme) -> str:
     rows = {row["name"]: row for row in measured["rows"]}
     height = TOP + ROW * len(SHOWN) + 44
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img" aria-labelledby="title" font-family="{FONT}" font-size="14">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{WIDTH}" height="{height}" role="img" aria-labelledby="title" '
+            f'font-family="{FONT}" font-size="14">'
+        ),
         f'<title id="title">alignkit compared with TRL: {_described(rows)}</title>',
         _text(LABELS, 24, "Training speed, TRL = 1", theme.text, weight=600),
         _text(LABELS, 44, "longer is faster", theme.muted, size=12),
@@ -70,14 +73,20 @@ def chart(theme: Theme) -> str:
         parts += _row(top, label, rows[name], PANEL / fastest, PANEL / largest, theme)
     one = LABELS + PANEL / fastest
     parts.append(
-        f'<path d="M{one:.1f} {TOP - 8}V{TOP + ROW * len(SHOWN) - 6}" stroke="{theme.muted}" stroke-dasharray="3 3"/>'
+        f'<path d="M{one:.1f} {TOP - 8}V{TOP + ROW * len(SHOWN) - 6}" stroke="{theme.muted}" '
+        'stroke-dasharray="3 3"/>'
     )
-    note = f"SmolLM2-135M with LoRA in fp32, {measured['cores']} cores, {measured['processor'].split(';')[0]})"
+    note = (
+        f"SmolLM2-135M with LoRA in fp32, {measured['cores']} cores, "
+        f"{measured['processor'].split(';')[0]})"
+    )
     parts += [_text(12, height - 12, note, theme.muted, size=12), "</svg>"]
     return "\n".join(parts) + "\n"
 
 
-def _row(top: int, label: str, row: dict[str, Any], speed: float, memory: float, theme: Theme) -> list[str]:
+def _row(
+    top: int, label: str, row: dict[str, Any], speed: float, memory: float, theme: Theme
+) -> list[str]:
     """One benchmark. speed, memory: pixels per unit."""
     right = LABELS + PANEL + GAP
     return [
@@ -86,8 +95,20 @@ def _row(top: int, label: str, row: dict[str, Any], speed: float, memory: float,
         _text(LABELS + row["ratio"] * speed + 8, top + 15, f"{row['ratio']:.1f}x", theme.text),
         _bar(right, top - 1, row["ours_gib"] * memory, 10, theme.ours),
         _bar(right, top + 11, row["peer_gib"] * memory, 10, theme.peer),
-        _text(right + row["ours_gib"] * memory + 6, top + 9, f"{row['ours_gib']:.1f}", theme.text, size=11),
-        _text(right + row["peer_gib"] * memory + 6, top + 20, f"{row['peer_gib']:.1f}", theme.muted, size=11),
+        _text(
+            right + row["ours_gib"] * memory + 6,
+            top + 9,
+            f"{row['ours_gib']:.1f}",
+            theme.text,
+            size=11,
+        ),
+        _text(
+            right + row["peer_gib"] * memory + 6,
+            top + 20,
+            f"{row['peer_gib']:.1f}",
+            theme.muted,
+            size=11,
+        ),
     ]
 
 
@@ -96,7 +117,14 @@ def _bar(x: float, y: float, width: float, height: int, color: str) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, color: str, *, size: int = 14, weight: int = 400, anchor: str = "start"
+    x: float,
+    y: float,
+    text: str,
+    color: str,
+    *,
+    size: int = 14,
+    weight: int = 400,
+    anchor: str = "start",
 ) -> str:
     style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y}" fill="{color}" {style}>{text}</text>'
@@ -105,7 +133,8 @@ def _text(
 def _described(rows: dict[str, Any]) -> str:
     """The chart in words, for readers who cannot see it."""
     return "; ".join(
-        f"{label} {rows[name]['ratio']:.1f} times as fast with {rows[name]['memory_ratio']:.0%} of the memory"
+        f"{label} {rows[name]['ratio']:.1f} times as fast with {rows[name]['memory_ratio']:.0%} "
+        "of the memory"
         for name, label in SHOWN.items()
     )
 

@@ -1,9 +1,11 @@
-"""Run shipped recipes and keep their reports for the site: `python docs/make_gallery.py [NAME]...`, by default all.
+"""Run shipped recipes and keep their reports for the site: `python docs/make_gallery.py [NAME]...`,
+by default all.
 
-Writes `docs/gallery/NAME.html`, as the run wrote it. Git ignores these files; `make site` makes those that are missing.
-The runs are in `alignkit-gallery` in the folder for temporary files, on copies of the recipes, since a report names the
-folder of its run. All but `sums` train the tiny model and take about ten minutes together on two cores. `sums` trains
-SmolLM2-135M, which is downloaded once, for 5 to 15 minutes.
+Writes `docs/gallery/NAME.html`, as the run wrote it. Git ignores these files; `make site` makes
+those that are missing. The runs are in `alignkit-gallery` in the folder for temporary files, on
+copies of the recipes, since a report names the folder of its run. All but `sums` train the tiny
+model and take about ten minutes together on two cores. `sums` trains SmolLM2-135M, which is
+downloaded once, for 5 to 15 minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ DOCS = Path(__file__).resolve().parent
 GALLERY = DOCS / "gallery"
 WORK = Path(tempfile.gettempdir()) / "alignkit-gallery"
 TINY = ["model.base=tiny"]
-SAY_ANYTHING = "judge.local_judge.min_mass=0"  # the tiny model's answers are not the judge's two words
+# The tiny model's answers are not the judge's two words
+SAY_ANYTHING = "judge.local_judge.min_mass=0"
 RECIPES = {
     "smoke": [],
     "instructgpt": TINY,
@@ -36,7 +39,9 @@ def command(name: str) -> list[str]:
 
 
 def alignkit(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "alignkit", *arguments], cwd=WORK, env=os.environ, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "alignkit", *arguments], cwd=WORK, env=os.environ, check=True
+    )
 
 
 def make(name: str) -> None:

@@ -2,8 +2,8 @@
 
     python docs/make_recordings.py
 
-Writes `docs/assets/smoke.svg` and `docs/assets/wrong-recipe.svg`. Timings differ from run to run, so no test compares
-the pictures; run this again when messages change.
+Writes `docs/assets/smoke.svg` and `docs/assets/wrong-recipe.svg`. Timings differ from run to run,
+so no test compares the pictures; run this again when messages change.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ def record(arguments: list[str], folder: Path, width: int) -> str:
     process, terminal = pty.fork()
     if not process:  # the child, whose output is the terminal
         os.chdir(folder)
-        os.execve(ALIGNKIT, ["alignkit", *arguments], {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color"})
+        os.execve(
+            ALIGNKIT,
+            ["alignkit", *arguments],
+            {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color"},
+        )
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 60, width, 0, 0))
     output = b""
     with contextlib.suppress(OSError):  # at the end of the child
@@ -59,7 +63,9 @@ def record(arguments: list[str], folder: Path, width: int) -> str:
 
 
 def shown(output: str) -> str:
-    """The lines that remain on the screen: rich erases a line and moves up to draw its tree again."""
+    """The lines that remain on the screen: rich erases a line and moves up to draw its tree
+    again.
+    """
     lines, row = [""], 0
     for part in re.split(r"(\n|\r|\x1b\[1A|\x1b\[2K|\x1b\[\?25[lh])", output):
         if part == "\n":
@@ -75,7 +81,9 @@ def shown(output: str) -> str:
 
 
 def shortened(output: str) -> str:
-    """The output without the tables after the first and without sampled answers: a random model's are noise."""
+    """The output without the tables after the first and without sampled answers: a random model's
+    are noise.
+    """
     return re.sub(r"\nagainst .*?(?=\nNothing clear between)", "\n[...]", output, flags=re.DOTALL)
 
 
@@ -85,7 +93,9 @@ def picture(arguments: list[str], output: str, width: int) -> str:
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}", style="bold green"))
     for line in output.rstrip().splitlines():
-        console.print(Text.from_ansi(line.rstrip(), style="red" if line.startswith("error") else ""))
+        console.print(
+            Text.from_ansi(line.rstrip(), style="red" if line.startswith("error") else "")
+        )
     svg = console.export_svg(title=command, unique_id="-".join(arguments).replace(".", "-"))
     # Some renderers drop the indentation of a line otherwise.
     return WEB_FONT.sub("", svg).replace("<svg class", '<svg xml:space="preserve" class', 1)
@@ -95,7 +105,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "recipe.yaml").write_text(WRONG, encoding="utf-8")
-        (folder / "demos.jsonl").write_text('{"prompt": "Hi", "completion": "Hello!"}\n', encoding="utf-8")
+        (folder / "demos.jsonl").write_text(
+            '{"prompt": "Hi", "completion": "Hello!"}\n', encoding="utf-8"
+        )
         wrong = picture(["run", "recipe.yaml"], record(["run", "recipe.yaml"], folder, 80), 80)
         smoke = picture(["run", "smoke"], shortened(record(["run", "smoke"], folder, 104)), 104)
     (DOCS / "assets" / "wrong-recipe.svg").write_text(wrong, encoding="utf-8")

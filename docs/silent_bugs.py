@@ -1,7 +1,7 @@
 """The table of docs/silent-bugs.md, from the marks of the tests that hold it.
 
-A test is marked `@pytest.mark.silent_bug(KIND, ELSEWHERE, HERE, *REPORTS)`: texts, and reports as `owner/name#number`.
-A test of several kinds has several marks.
+A test is marked `@pytest.mark.silent_bug(KIND, ELSEWHERE, HERE, *REPORTS)`: texts, and reports as
+`owner/name#number`. A test of several kinds has several marks.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ def _marked(path: Path) -> Iterator[tuple[str, ...]]:
     for test in ast.parse(text).body:
         for mark in getattr(test, "decorator_list", ()):
             if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.silent_bug":
-                kind, elsewhere, here, *reports = (ast.literal_eval(argument) for argument in mark.args)
+                kind, elsewhere, here, *reports = (
+                    ast.literal_eval(argument) for argument in mark.args
+                )
                 links = ", ".join(_link(report) for report in reports)
-                yield kind, f"{elsewhere} ({links})" if links else elsewhere, here, f"[{test.name}](../{file})"
+                yield (
+                    kind,
+                    f"{elsewhere} ({links})" if links else elsewhere,
+                    here,
+                    f"[{test.name}](../{file})",
+                )
 
 
 def _link(report: str) -> str:

@@ -12,10 +12,13 @@ from tests import gpu
 from tests.pages import Reader
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
-hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("project")
 
-# Stages look for garbage when they end. Among the million objects of all test modules that takes longer than a stage.
+# Stages look for garbage when they end. Among the million objects of all test modules that takes
+# longer than a stage.
 gc.disable()
 
 
@@ -34,7 +37,9 @@ def _what_stays() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What runs keep for later ones ends with the tests; a real model that was fetched before is taken."""
+    """What runs keep for later ones ends with the tests; a real model that was fetched before is
+    taken.
+    """
     from alignkit.io.text import cache_folder
 
     own = tmp_path_factory.mktemp("cache")
@@ -47,7 +52,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _reports() -> Iterator[None]:
-    """Runs of tests write no report, because drawing takes longer than most of them; those of reports ask for it."""
+    """Runs of tests write no report, because drawing takes longer than most of them; those of
+    reports ask for it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REPORT", "0")
         yield
@@ -55,7 +62,9 @@ def _reports() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _valid_pages() -> Iterator[None]:
-    """Every page that a template writes in a test is read as HTML: reports, and those of servers."""
+    """Every page that a template writes in a test is read as HTML: reports, and those of
+    servers.
+    """
     import jinja2
 
     render = jinja2.Template.render
@@ -73,7 +82,9 @@ def _valid_pages() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_stages() -> Iterator[None]:
-    """Runs of tests reuse no stages of others, which they are compared with; tests of that ask for it."""
+    """Runs of tests reuse no stages of others, which they are compared with; tests of that ask for
+    it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REUSE", "0")
         yield
@@ -125,7 +136,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     default = Path(__file__).parent / "golden"
-    parser.addoption("--golden", type=Path, default=default, metavar="DIR", help="known answers to test against")
+    parser.addoption(
+        "--golden", type=Path, default=default, metavar="DIR", help="known answers to test against"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

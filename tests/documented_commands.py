@@ -1,4 +1,6 @@
-"""Finds the commands in the documentation: lines of blocks, inline code, and the headers of the shipped recipes."""
+"""Finds the commands in the documentation: lines of blocks, inline code, and the headers of the
+shipped recipes.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ PROGRAMS = "alignkit|python|pytest|pip|make"
 FENCE = re.compile(r"^ *```(\w*)")
 LINE = re.compile(rf"^(?:\$ )?((?:{PROGRAMS}) .*)$")
 INLINE = re.compile(rf"`((?:{PROGRAMS}) [^`]+)`")
-HEADER = re.compile(r"^#( *)(?:\S.*: )?(alignkit run .*(?:\n#\1 +\S.*)*)", re.MULTILINE)  # longer ones are indented
+# Longer ones are indented
+HEADER = re.compile(r"^#( *)(?:\S.*: )?(alignkit run .*(?:\n#\1 +\S.*)*)", re.MULTILINE)
 # What a reader fills in: RUN/STAGE, FILE.py, seed=N, [a.b=c].
 PLACEHOLDER = re.compile(r"(?<![\w-])(?:[A-Z]{3,}|N|S)(?![\w-])|\[|\.\.\.")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a page. block: from a block of code, so that a reader can copy it with the lines before."""
+    """A command of a page. block: from a block of code, so that a reader can copy it with the lines
+    before.
+    """
 
     page: Path
     words: tuple[str, ...]
@@ -33,14 +38,20 @@ class Command:
     @property
     def program(self) -> str:
         """`alignkit run`, `python -m`, `make`."""
-        return " ".join(self.words[:2]) if self.words[0] in ("alignkit", "python") else self.words[0]
+        return (
+            " ".join(self.words[:2]) if self.words[0] in ("alignkit", "python") else self.words[0]
+        )
 
     def filled(self) -> tuple[str, ...]:
-        """The words with numbers and names for what a reader fills in, and with everything that is optional."""
+        """The words with numbers and names for what a reader fills in, and with everything that is
+        optional.
+        """
         text = " ".join(shlex.quote(word) if " " in word else word for word in self.words)
         if PLACEHOLDER.search(text) and not re.search(r"=\[", text):
             text = re.sub(
-                r"(?<![\w-])[NS](?![\w-])", "1", text.replace("...", "").translate(str.maketrans("", "", "[]"))
+                r"(?<![\w-])[NS](?![\w-])",
+                "1",
+                text.replace("...", "").translate(str.maketrans("", "", "[]")),
             )
         return tuple(shlex.split(text))
 
@@ -51,14 +62,19 @@ class Command:
 
 
 def pages() -> list[Path]:
-    docs = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "SKILL.md"]  # has a test of its own
+    # Has a test of its own
+    docs = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "SKILL.md"]
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *docs]
 
 
 def commands() -> list[Command]:
     """All commands of the documentation, each once per page, in order."""
     found = [command for page in pages() for command in _of_page(page)]
-    found += [command for recipe in sorted((ROOT / "recipes").glob("*.yaml")) for command in _of_recipe(recipe)]
+    found += [
+        command
+        for recipe in sorted((ROOT / "recipes").glob("*.yaml"))
+        for command in _of_recipe(recipe)
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -73,7 +89,9 @@ def _of_page(page: Path) -> Iterator[Command]:
         elif not code and line.strip() and not line.startswith("|"):
             paragraph += f" {line.strip()}"
             continue
-        for match in INLINE.finditer(paragraph if code or not line.startswith("|") else f"{paragraph} {line}"):
+        for match in INLINE.finditer(
+            paragraph if code or not line.startswith("|") else f"{paragraph} {line}"
+        ):
             yield from _split(page, match[1], False)
         paragraph = ""
 

@@ -1,8 +1,9 @@
 """The suite on a GPU: `make test-gpu`, or `ALIGNKIT_TEST_DEVICE=cuda` with any selection of tests.
 
-Every model is loaded onto the device, whatever its test asks for, and tensors that test code makes are moved there;
-alignkit's own code places its tensors itself. `ALIGNKIT_TEST_DEVICE=simulated` takes the simulated device instead.
-Tests of what only a CPU does are marked `cpu_only` with the reason.
+Every model is loaded onto the device, whatever its test asks for, and tensors that test code makes
+are moved there; alignkit's own code places its tensors itself. `ALIGNKIT_TEST_DEVICE=simulated`
+takes the simulated device instead. Tests of what only a CPU does are marked `cpu_only` with the
+reason.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ VARIABLE = "ALIGNKIT_TEST_DEVICE"
 KINDS = ("cuda", "simulated")
 TESTS = Path(__file__).parent
 MADE = (
-    *("arange", "empty", "eye", "from_numpy", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"),
+    *(
+        "arange",
+        "empty",
+        "eye",
+        "from_numpy",
+        "full",
+        "linspace",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+    ),
     *("tensor", "zeros"),
 )
 
@@ -56,7 +69,9 @@ def everything_on_it() -> Iterator[None]:
     cuda = torch.device("cuda", 0)
 
     class Moved(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             kwargs = dict(kwargs or {})
             if func not in made or "device" in kwargs or not _called_by_a_test():
                 return func(*args, **kwargs)

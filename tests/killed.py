@@ -9,7 +9,8 @@ from alignkit.cli import main
 
 
 def forked(*arguments: str | Path, **variables: str) -> int:
-    """Run `alignkit ARGUMENTS`; gives its exit code, or the negative number of the signal that ended it.
+    """Run `alignkit ARGUMENTS`; gives its exit code, or the negative number of the signal that
+    ended it.
 
     variables: of its environment. The test must use one thread: a fork has none of the others.
     """

@@ -1,14 +1,15 @@
-"""Break each algorithm and the core modules under it in ways that training does not show; check that tests notice.
+"""Break each algorithm and the core modules under it in ways that training does not show; check
+that tests notice.
 
     python tests/mutants.py [--only ppo,encoding] [--list] [--jobs 2] [--every 10]
 
-Each mutant has one change, in the algorithm's module or in a function of `alignkit.functional` that it calls: a
-flipped sign, a dropped operand, factor or mask, a shifted index, another comparison or reduction. A mutant is killed
-if the algorithm's tests fail (for a function: the golden numbers and its own tests). Survivors are printed and make
-the exit status 1.
+Each mutant has one change, in the algorithm's module or in a function of `alignkit.functional` that
+it calls: a flipped sign, a dropped operand, factor or mask, a shifted index, another comparison or
+reduction. A mutant is killed if the algorithm's tests fail (for a function: the golden numbers and
+its own tests). Survivors are printed and make the exit status 1.
 
-The changes to the run loop are written by hand, in planted.py, each with the one test that must fail: `run_loop` is the
-name of them all.
+The changes to the run loop are written by hand, in planted.py, each with the one test that must
+fail: `run_loop` is the name of them all.
 """
 
 from __future__ import annotations
@@ -36,14 +37,20 @@ ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONAL = "alignkit/functional"  # a package
 MINUTES = 10  # longer than the tests of any algorithm take: a mutant may hang
 
-# Test files by name, wherever they are under tests/, the fast ones first. Tests of known optima take minutes; every
-# mutant must die without them.
+# Test files by name, wherever they are under tests/, the fast ones first. Tests of known optima
+# take minutes; every mutant must die without them.
 GOLDEN = ("test_golden.py", "test_functional.py")
 TESTS = {
     "sft": [*GOLDEN, "test_sft.py", "test_testing.py"],
     "reward_model": [*GOLDEN, "test_reward_model.py", "test_testing.py"],
     "reward_scores": [*GOLDEN, "test_reward_scores.py"],
-    "ppo": [*GOLDEN, "test_online.py", "test_importance.py", "test_ppo_checklist.py", "test_testing.py"],
+    "ppo": [
+        *GOLDEN,
+        "test_online.py",
+        "test_importance.py",
+        "test_ppo_checklist.py",
+        "test_testing.py",
+    ],
     "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
     "dpo": [*GOLDEN, "test_preferences.py", "test_testing.py"],
     **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
@@ -59,8 +66,18 @@ TESTS = {
     "trackers": ["test_tracking.py"],
     # Core modules that every algorithm depends on.
     "encoding": ["test_encoding.py", "test_testing.py"],
-    "training/rewards": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
-    "learner": ["test_train.py", "test_learner_steps.py", "test_testing.py", "test_ppo_checklist.py"],
+    "training/rewards": [
+        "test_scoring.py",
+        "test_rewards.py",
+        "test_llama2.py",
+        "test_ppo_checklist.py",
+    ],
+    "learner": [
+        "test_train.py",
+        "test_learner_steps.py",
+        "test_testing.py",
+        "test_ppo_checklist.py",
+    ],
     "generate": ["test_sampling.py", "test_sampled_as_generate.py", "test_ppo_checklist.py"],
     "next_token": ["test_next_token.py"],
     "attention": ["test_tiled_attention.py", "test_attention.py"],
@@ -79,7 +96,20 @@ SWAPS = {
     "masked_mean": "masked_sum",
 }
 WITH_DIMENSION = {
-    *("all", "amax", "any", "argmax", "cumsum", "flip", "gather", "log_softmax", "logsumexp", "max", "mean", "min"),
+    *(
+        "all",
+        "amax",
+        "any",
+        "argmax",
+        "cumsum",
+        "flip",
+        "gather",
+        "log_softmax",
+        "logsumexp",
+        "max",
+        "mean",
+        "min",
+    ),
     *("scatter", "softmax", "squeeze", "sum", "unsqueeze"),
 }
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
@@ -192,7 +222,9 @@ def mutants_of(algorithm: str, file: str, wanted: set[str] | None) -> Iterator[M
 def _raises(node: ast.AST) -> bool:
     """Whether a node raises an error or checks shapes: mistakes there are never silent."""
     return isinstance(node, ast.Raise) or (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes"
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "check_shapes"
     )
 
 
@@ -203,7 +235,11 @@ def _dimensions(function: ast.FunctionDef) -> Iterator[ast.AST]:
             yield from (keyword.value for keyword in node.keywords if keyword.arg == "dim")
             if isinstance(node.func, ast.Attribute) and node.func.attr in WITH_DIMENSION:
                 yield from node.args
-        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
+        elif (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.value, ast.Attribute)
+            and node.value.attr == "shape"
+        ):
             yield node.slice
 
 
@@ -231,11 +267,17 @@ def called(file: str) -> set[str]:
     names = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("F", "alignkit.functional")
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) in ("F", "alignkit.functional")
     } & library().keys()
     while True:
         functions = [library()[name][1] for name in names]
-        inner = {node.id for function in functions for node in ast.walk(function) if isinstance(node, ast.Name)}
+        inner = {
+            node.id
+            for function in functions
+            for node in ast.walk(function)
+            if isinstance(node, ast.Name)
+        }
         if inner & library().keys() <= names:
             return names
         names |= inner & library().keys()
@@ -245,15 +287,23 @@ def unchanged(algorithm: str) -> Mutant:
     """The control: its tests must pass, or every mutant would seem killed."""
     if algorithm in (GROUP, *PLANTED):
         chosen = [PLANTED[name] for name in names_of(algorithm)]
-        file, tests = chosen[0].file, tuple(dict.fromkeys(change.test for change in chosen if change.test))
-        return Mutant(algorithm, file, 0, "unchanged", (ROOT / file).read_text(encoding="utf-8"), tests)
+        file, tests = (
+            chosen[0].file,
+            tuple(dict.fromkeys(change.test for change in chosen if change.test)),
+        )
+        return Mutant(
+            algorithm, file, 0, "unchanged", (ROOT / file).read_text(encoding="utf-8"), tests
+        )
     file = module(algorithm)
     return Mutant(algorithm, file, 0, "unchanged", (ROOT / file).read_text(encoding="utf-8"))
 
 
 def module(name: str) -> str:
     """The file of an algorithm's plugin, or of a core module."""
-    plugins = [str(path.relative_to(ROOT)) for path in (ROOT / "plugins/alignkit_plugins").glob(f"*/{name}.py")]
+    plugins = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "plugins/alignkit_plugins").glob(f"*/{name}.py")
+    ]
     return plugins[0] if plugins else _only("alignkit", f"{name}.py")
 
 
@@ -261,7 +311,9 @@ def _only(folder: str, name: str) -> str:
     """The path of the only file of this name under a folder."""
     paths = [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(name)]
     if len(paths) != 1:
-        raise SystemExit(f"{folder}/ must hold one {name}, but there are {len(paths)}: {', '.join(paths)}")
+        raise SystemExit(
+            f"{folder}/ must hold one {name}, but there are {len(paths)}: {', '.join(paths)}"
+        )
     return paths[0]
 
 
@@ -275,9 +327,14 @@ def planted(name: str) -> Mutant:
     change = PLANTED[name]
     text = (ROOT / change.file).read_text(encoding="utf-8")
     if (count := text.count(change.old)) != 1:
-        raise ValueError(f"planted.py: {name}: the old text occurs {count} times in {change.file}; it must occur once")
+        raise ValueError(
+            f"planted.py: {name}: the old text occurs {count} times in {change.file}; it must "
+            "occur once"
+        )
     line = text[: text.index(change.old)].count("\n") + 1
-    return Mutant(name, change.file, line, change.test, text.replace(change.old, change.new), (change.test,))
+    return Mutant(
+        name, change.file, line, change.test, text.replace(change.old, change.new), (change.test,)
+    )
 
 
 def mutants(algorithm: str) -> list[Mutant]:
@@ -322,13 +379,19 @@ def survives(mutant: Mutant) -> bool:
 
 
 def _not_needed(folder: str, names: list[str]) -> set[str]:
-    """The entries of a folder that tests do not need; `runs` in the root holds results, `alignkit/runs` is code."""
-    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "dist")(folder, names)
+    """The entries of a folder that tests do not need; `runs` in the root holds results,
+    `alignkit/runs` is code.
+    """
+    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "dist")(
+        folder, names
+    )
     return ignored | ({"runs"} if Path(folder) == ROOT else set())
 
 
 def _tested(project: Path, tests: list[str]) -> int:
-    """Run pytest in a child process that has imported the heavy libraries, but nothing of the project."""
+    """Run pytest in a child process that has imported the heavy libraries, but nothing of the
+    project.
+    """
     import pytest
 
     os.setsid()
@@ -337,26 +400,46 @@ def _tested(project: Path, tests: list[str]) -> int:
     os.dup2(silent, 2)
     os.chdir(project)
     sys.path[:0] = [str(project), str(project / "plugins"), str(project / "tests")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # for tests that start processes of their own
+    # For tests that start processes of their own
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     signal.alarm(60 * MINUTES)  # ends the process, so that a mutant that hangs counts as killed
     return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
 
 
 def _load_libraries() -> None:
     """Import what every test run would import again, except alignkit, which the mutants change."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     sys.dont_write_bytecode = True
-    for name in ("torch", "peft", "transformers.models.llama.modeling_llama", "pytest", "hypothesis", "datasets"):
+    for name in (
+        "torch",
+        "peft",
+        "transformers.models.llama.modeling_llama",
+        "pytest",
+        "hypothesis",
+        "datasets",
+    ):
         importlib.import_module(name)
-    assert not any(name.split(".")[0].startswith("alignkit") for name in sys.modules), "alignkit must not be loaded"
+    assert not any(name.split(".")[0].startswith("alignkit") for name in sys.modules), (
+        "alignkit must not be loaded"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", help="comma-separated algorithms, core modules and planted changes", default=",".join([*TESTS, GROUP])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--list", action="store_true", help="print the mutants without testing them")
+    parser.add_argument(
+        "--only",
+        help="comma-separated algorithms, core modules and planted changes",
+        default=",".join([*TESTS, GROUP]),
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the mutants without testing them"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at the same time")
     parser.add_argument("--every", type=int, default=1, help="test every n-th mutant only")
     parser.add_argument("--first", type=int, default=1, help="number of the first mutant to test")
@@ -365,7 +448,10 @@ def main() -> int:
     # A function that several algorithms call is tested once, under the first of them.
     chosen = list({(mutant.file, mutant.text): mutant for mutant in reversed(found)}.values())[::-1]
     equivalent = {
-        name: PLANTED[name] for given in options.only.split(",") for name in names_of(given) if name in PLANTED
+        name: PLANTED[name]
+        for given in options.only.split(",")
+        for name in names_of(given)
+        if name in PLANTED
     }
     for name, change in equivalent.items():
         if change.equivalent:
@@ -378,14 +464,23 @@ def main() -> int:
     survivors = 0
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         # Algorithms with the same tests share a control.
-        controls = list({tuple(tests_of(c)): c for c in map(unchanged, options.only.split(","))}.values())
+        controls = list(
+            {tuple(tests_of(c)): c for c in map(unchanged, options.only.split(","))}.values()
+        )
         for control, passes in zip(controls, pool.map(survives, controls), strict=True):
             if not passes:
-                print(f"{control.algorithm}: tests fail without any change: {' '.join(tests_of(control))}")
+                print(
+                    f"{control.algorithm}: tests fail without any change: "
+                    f"{' '.join(tests_of(control))}"
+                )
                 return 2
-        for number, (mutant, alive) in enumerate(zip(chosen, pool.map(survives, chosen), strict=True), 1):
+        for number, (mutant, alive) in enumerate(
+            zip(chosen, pool.map(survives, chosen), strict=True), 1
+        ):
             survivors += alive
-            print(f"{number}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True)
+            print(
+                f"{number}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True
+            )
     print(f"{len(chosen)} mutants, {survivors} survived")
     return 1 if survivors else 0
 

@@ -8,7 +8,9 @@ VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
 
 
 class Reader(HTMLParser):
-    """The tags and the text of a page. Raises AssertionError at what no browser would show as it is written."""
+    """The tags and the text of a page. Raises AssertionError at what no browser would show as it is
+    written.
+    """
 
     def __init__(self, text: str):
         super().__init__()

@@ -1,4 +1,6 @@
-"""How long a test waits for another process before it gives up. It ends hangs; no test metrics time by it."""
+"""How long a test waits for another process before it gives up. It ends hangs; no test metrics time
+by it.
+"""
 
 import os
 

@@ -1,6 +1,8 @@
-"""Changes to the run loop that neither crash a run nor show in its metrics, each with the test that must fail.
+"""Changes to the run loop that neither crash a run nor show in its metrics, each with the test that
+must fail.
 
-`python tests/mutants.py --only run_loop` plants them one at a time, `--only same_prompts` only that one.
+`python tests/mutants.py --only run_loop` plants them one at a time, `--only same_prompts` only that
+one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ GROUP = "run_loop"  # the name of all of them together
 class Planted:
     """A change of one place: `old`, which occurs once in `file`, becomes `new`.
 
-    test: `FILE::FUNCTION`, which must fail; empty if the change is equivalent, whose reason is `equivalent`.
+    test: `FILE::FUNCTION`, which must fail; empty if the change is equivalent, whose reason is
+    `equivalent`.
     """
 
     file: str
@@ -40,12 +43,16 @@ _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
 _BY_REFERENCE = "return self.logprobs(self.reference_role, read, self.reference_models.model)"
 _TEACHER = "test_reference_check.py::test_a_whole_teacher_reads_the_policys_tokens"
-_NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
+_NESTED = (
+    "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
+)
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
-_COMBINED = "combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})"
+_COMBINED = (
+    "combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})"
+)
 _WHOLE = "combined = self.root.reward(table.sampled, table.parts, answered)"
 _REJECTED = "return [self._kept(groups)[0] for groups in"
 
@@ -127,7 +134,8 @@ PLANTED = {
     "likeliest_is_any_of_equal_tokens": Planted(
         "alignkit/kernels/lm_head.py",
         "likeliest = [(logits.argmax(dim=-1) == tokens).to(logits)]",
-        "likeliest = [(logits.amax(dim=-1) == logits.gather(-1, tokens[:, None])[:, 0]).to(logits)]",
+        "likeliest = [(logits.amax(dim=-1) == logits.gather(-1, tokens[:, None])[:, "
+        "0]).to(logits)]",
         "test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits",
     ),
     "nested_whitened": Planted(
@@ -169,8 +177,8 @@ PLANTED = {
     ),
     "first_rewards": Planted(
         PACKING,
-        'scores_of(groups, LEARNED_KEY), "raw',
-        'scores_of(groups, LEARNED_KEY).flip(0), "raw',
+        "scores_of(groups, LEARNED_KEY),",
+        "scores_of(groups, LEARNED_KEY).flip(0),",
         f"{ITERATION}::test_kept_groups_keep_their_rewards",
     ),
     "rollout_order": Planted(
@@ -178,8 +186,9 @@ PLANTED = {
         "rollouts.take([index_of[id(group)] for group in phase.groups])",
         "rollouts.take(sorted(index_of[id(group)] for group in phase.groups))",
         "",
-        "Every epoch shuffles the groups by a permutation that does not depend on them, so any order before it has the "
-        "same distribution of minibatches. `take` moves every column with its group, so each keeps its own numbers.",
+        "Every epoch shuffles the groups by a permutation that does not depend on them, so any "
+        "order before it has the same distribution of minibatches. `take` moves every column "
+        "with its group, so each keeps its own numbers.",
     ),
     "selected_once": Planted(
         ONLINE,
@@ -193,10 +202,15 @@ PLANTED = {
         "self.rewards.score(groups)",
         f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
     ),
-    "current_is_earlier": Planted(ROLLOUTS, "range(1, iteration))", "range(1, iteration + 1))", _EARLIER),
+    "current_is_earlier": Planted(
+        ROLLOUTS, "range(1, iteration))", "range(1, iteration + 1))", _EARLIER
+    ),
     "rejected_again": Planted(ONLINE, _REJECTED, "return [groups for groups in", _EARLIER),
     "unscored_again": Planted(
-        ROLLOUTS, "return [with_scores(groups) for groups in", "return [groups for groups in", _EARLIER
+        ROLLOUTS,
+        "[with_scores(groups) for groups in",
+        "[groups for groups in",
+        _EARLIER,
     ),
     # Measuring
     "no_reference": Planted(
@@ -234,8 +248,8 @@ PLANTED = {
     ),
     "combination_keeps_head": Planted(
         ROLES,
-        'reward is not None and reward.kind == "stage" and reward.name == source',
-        "True",
+        'and reward.kind == "stage"\n        and reward.name == source',
+        "",
         f"{MEASURED}::test_values_of_a_combination_start_from_zero",
     ),
     # Learning
@@ -254,9 +268,14 @@ PLANTED = {
     ),
     "same_mix": Planted(LEARNER, "auxiliary.batch(self.steps)", "auxiliary.batch(0)", _MIXED),
     "same_mix_batch": Planted(
-        AUXILIARY, "range(step * self.batch_size, (step + 1) * self.batch_size)", "range(self.batch_size)", _MIXED
+        AUXILIARY,
+        "range(step * self.batch_size, (step + 1) * self.batch_size)",
+        "range(self.batch_size)",
+        _MIXED,
     ),
-    "mix_in_one_order": Planted(DRAWS, "return self.epoch(epoch)[index]", "return self.epoch(0)[index]", _MIXED),
+    "mix_in_one_order": Planted(
+        DRAWS, "return self.epoch(epoch)[index]", "return self.epoch(0)[index]", _MIXED
+    ),
     "overlapping_mix": Planted(
         AUXILIARY,
         "range(step * self.batch_size, (step + 1) * self.batch_size)",
@@ -276,9 +295,14 @@ PLANTED = {
         "test_learner_steps.py::test_a_gradient_of_the_values_that_is_not_finite_changes_no_weight",
     ),
     # Several processes
-    "own_denominators": Planted(LEARNER, "self.collectives.sum(totals).items()", "totals.items()", _ON_SEVERAL),
+    "own_denominators": Planted(
+        LEARNER, "self.collectives.sum(totals).items()", "totals.items()", _ON_SEVERAL
+    ),
     "own_gradients": Planted(
-        LEARNER, "        self.collectives.add_gradients(self.parameters.values())\n", "", _ON_SEVERAL
+        LEARNER,
+        "        self.collectives.add_gradients(self.parameters.values())\n",
+        "",
+        _ON_SEVERAL,
     ),
     "own_metrics": Planted(
         "alignkit/training/learner.py",
@@ -300,14 +324,19 @@ PLANTED = {
         "            sizes = [len(group.responses) for group in table.sampled]\n"
         "            def alone(own):\n"
         "                places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]\n"
-        "                some = {name: column[places] for name, column in table.parts.items()}\n"
+        f"                some = {{name: column[places] for name, column in "
+        f"table.parts.items()}}\n"
         "                groups = [table.sampled[i] for i in own]\n"
-        "                return self.root.reward(groups, some, answered[places]).reward.tolist()\n"
-        "            rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), dtype=torch.float64)\n"
+        "                return self.root.reward(groups, some, "
+        "answered[places]).reward.tolist()\n"
+        "            rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), "
+        "dtype=torch.float64)\n"
         "            combined = replace(combined, reward=rewards)\n",
         _OVER_BATCH,
     ),
-    "draws_by_share": Planted(REQUESTS, "[first + index for index in own]", "[*range(len(own))]", _ON_SEVERAL),
+    "draws_by_share": Planted(
+        REQUESTS, "[first + index for index in own]", "[*range(len(own))]", _ON_SEVERAL
+    ),
     "results_by_process": Planted(
         "alignkit/training/collectives.py",
         "results[index] = list(islice(rows, sizes[index]))",
@@ -321,7 +350,9 @@ PLANTED = {
         "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
-    "version_before": Planted(ONLINE, "self.keep_version(number)", "self.keep_version(number - 1)", _KEPT),
+    "version_before": Planted(
+        ONLINE, "self.keep_version(number)", "self.keep_version(number - 1)", _KEPT
+    ),
     "version_before_learning": Planted(
         ONLINE,
         "                metrics = self._iterate(number).metrics\n",

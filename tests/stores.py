@@ -20,7 +20,9 @@ def pair(text: str = "Hi", first: str = "Hello!", second: str = "What?", **more:
 
 
 def ranking(text: str = "Rank", count: int = 4, **more: Any) -> Item:
-    return Item("ranking", (turn(text),), tuple(f"answer {index}" for index in range(count)), **more)
+    return Item(
+        "ranking", (turn(text),), tuple(f"answer {index}" for index in range(count)), **more
+    )
 
 
 def scores(text: str = "Score", **more: Any) -> Item:
@@ -34,10 +36,16 @@ def review(text: str = "Review", count: int = 3, **more: Any) -> Item:
 def reviewed(ranks: list[int], scores: list[int], *flags: list[str]) -> dict[str, Any]:
     """The label of a review. flags: of the first answers."""
     rest: list[list[str]] = [[]] * (len(ranks) - len(flags))
-    return {"ranks": ranks, "scores": [{"overall": score} for score in scores], "flags": [*flags, *rest]}
+    return {
+        "ranks": ranks,
+        "scores": [{"overall": score} for score in scores],
+        "flags": [*flags, *rest],
+    }
 
 
-def event(item: Item | None, payload: Any = None, *, who: str = "ann", kind: str = "label", **more: Any) -> Event:
+def event(
+    item: Item | None, payload: Any = None, *, who: str = "ann", kind: str = "label", **more: Any
+) -> Event:
     payload = {"side": "A", "margin": "better"} if payload is None else payload
     name = more.pop("uuid", None) or str(uuid.uuid4())
     return Event(name, who, kind, payload, None if item is None else item.id, **more)
@@ -57,7 +65,9 @@ class Clock:
         self.time += timedelta(seconds=seconds)
 
 
-def opened(folder: Path, *items: Item, name: str = "labels.feedback", wanted: int = 1, **more: Any) -> Store:
+def opened(
+    folder: Path, *items: Item, name: str = "labels.feedback", wanted: int = 1, **more: Any
+) -> Store:
     store = Store.open(folder / name, new=True, clock=more.pop("clock", None) or Clock())
     store.add(items, wanted)
     return store

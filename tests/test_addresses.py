@@ -5,7 +5,9 @@ import pytest
 from alignkit_plugins.ai_feedback.server_options import checked_address
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "10.0.0.7", "api.openai.com", "2001:db8::1"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "::1", "10.0.0.7", "api.openai.com", "2001:db8::1"]
+)
 def test_a_slash_at_the_end_is_removed(host: str) -> None:
     url = f"http://{f'[{host}]' if ':' in host else host}:8000/v1"
     assert checked_address(url + "/") == url

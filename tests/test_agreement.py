@@ -1,4 +1,6 @@
-"""Beyond the known answers of tests/golden: missing ratings, distances, undefined coefficients, and errors."""
+"""Beyond the known answers of tests/golden: missing ratings, distances, undefined coefficients, and
+errors.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,17 @@ def test_a_unit_with_one_rating_is_ignored() -> None:
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
 def test_who_gave_which_rating_does_not_matter(coefficient: Any) -> None:
-    assert coefficient([unit[::-1] for unit in UNITS[::-1]]) == pytest.approx(coefficient(UNITS), abs=1e-15)
+    assert coefficient([unit[::-1] for unit in UNITS[::-1]]) == pytest.approx(
+        coefficient(UNITS), abs=1e-15
+    )
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 def test_units_may_come_in_any_order(level: Any) -> None:
     rotated = UNITS[1:] + UNITS[:1]  # 2 is met before 3 and 3 before 1
-    assert krippendorff_alpha(rotated, level) == pytest.approx(krippendorff_alpha(UNITS, level), abs=1e-15)
+    assert krippendorff_alpha(rotated, level) == pytest.approx(
+        krippendorff_alpha(UNITS, level), abs=1e-15
+    )
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
@@ -56,16 +62,22 @@ def test_ratings_may_be_words(coefficient: Any) -> None:
 def test_ordinal_depends_on_the_order_only() -> None:
     stretched = [[rating**5 for rating in unit] for unit in UNITS]
     assert krippendorff_alpha(stretched, "ordinal") == krippendorff_alpha(UNITS, "ordinal")
-    assert krippendorff_alpha(stretched, "interval") != pytest.approx(krippendorff_alpha(UNITS, "interval"), abs=0.01)
-    assert krippendorff_alpha([[3 * rating - 7 for rating in unit] for unit in UNITS], "interval") == pytest.approx(
-        krippendorff_alpha(UNITS, "interval")
+    assert krippendorff_alpha(stretched, "interval") != pytest.approx(
+        krippendorff_alpha(UNITS, "interval"), abs=0.01
     )
+    assert krippendorff_alpha(
+        [[3 * rating - 7 for rating in unit] for unit in UNITS], "interval"
+    ) == pytest.approx(krippendorff_alpha(UNITS, "interval"))
 
 
 def test_ordinal_distance_is_the_number_of_ratings_between() -> None:
-    """Ratings 1, 1, 2, 3: 1 and 2 are 1.5 apart, 2 and 3 are 1, 1 and 3 are 2.5; squares 2.25, 1 and 6.25."""
+    """Ratings 1, 1, 2, 3: 1 and 2 are 1.5 apart, 2 and 3 are 1, 1 and 3 are 2.5; squares 2.25, 1
+    and 6.25.
+    """
     expected = (2 * 2.25 + 1 + 2 * 6.25) / 6
-    assert krippendorff_alpha([[1, 2], [1, 3]], "ordinal") == pytest.approx(1 - (2.25 + 6.25) / 2 / expected)
+    assert krippendorff_alpha([[1, 2], [1, 3]], "ordinal") == pytest.approx(
+        1 - (2.25 + 6.25) / 2 / expected
+    )
 
 
 @pytest.mark.parametrize("units", [[], [[]], [[1], [2]], [[None, 1], [math.nan, None]]])
@@ -85,7 +97,9 @@ def test_equal_ratings_are_undefined_not_perfect(level: Any, rating: float) -> N
 @pytest.mark.parametrize("rating", ["better", math.inf])
 def test_distances_need_numbers(rating: Any) -> None:
     for level in ("ordinal", "interval"):
-        with pytest.raises(ValueError, match=f"{level}: ratings must be finite numbers, not {rating!r}"):
+        with pytest.raises(
+            ValueError, match=f"{level}: ratings must be finite numbers, not {rating!r}"
+        ):
             krippendorff_alpha([[1, rating], [1, 2]], level)
 
 
@@ -95,7 +109,9 @@ def test_an_unknown_level() -> None:
 
 
 def test_the_published_example() -> None:
-    """Four raters and twelve units (Gwet 2014, table 2.10; cac.raw4raters of the R package irrCAC gives its alpha)."""
+    """Four raters and twelve units (Gwet 2014, table 2.10; cac.raw4raters of the R package irrCAC
+    gives its alpha).
+    """
     four = [
         [1, 1, None, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4],
         [4, 4, 4, 4], [1, 1, 2, 1], [2, 2, 2, 2], [None, 5, 5, 5], [None, None, 1, 1], [None, None, 3, None],
@@ -107,7 +123,9 @@ def test_the_published_example() -> None:
 
 
 def drawn(n: int, share: float) -> list[list[int]]:
-    """Two labelers of whom the second one repeats the first with this probability, else tosses a coin."""
+    """Two labelers of whom the second one repeats the first with this probability, else tosses a
+    coin.
+    """
     import numpy as np
 
     random = np.random.default_rng(n)
@@ -121,7 +139,8 @@ def test_an_interval_is_around_its_coefficient(level: Any) -> None:
     units = drawn(300, 0.6)
     found = agreement_of(units, level)
     assert found["alpha"]["mean"] == pytest.approx(krippendorff_alpha(units, level))
-    # The standard error of a share is sqrt(p (1 - p) / n). Chance is 1/2, so alpha varies twice as much.
+    # The standard error of a share is sqrt(p (1 - p) / n). Chance is 1/2, so alpha varies twice as
+    # much.
     width = 2 * 1.96 * math.sqrt(0.8 * 0.2 / 300)
     for one, expected in ((found["same"], width), (found["alpha"], 2 * width)):
         assert one["n"] == 300
@@ -135,7 +154,8 @@ def test_no_interval_without_two_units_or_a_coefficient() -> None:
     assert agreement_of([[1, 2]])["alpha"] == {"mean": 0.0, "low": None, "high": None, "n": 1}
     nothing = {"mean": None, "low": None, "high": None, "n": 0}
     assert agreement_of([]) == {"same": nothing, "alpha": nothing}
-    assert agreement_of([[1, 1], [1, 1], [2, 1]])["alpha"]["low"] is None  # most draws have one rating only
+    # Most draws have one rating only
+    assert agreement_of([[1, 1], [1, 1], [2, 1]])["alpha"]["low"] is None
     assert bootstrap(1.0, 5, lambda drawn: None)["low"] is None
 
 
@@ -153,12 +173,16 @@ def test_units_of_a_cluster_are_drawn_together() -> None:
 
 @pytest.mark.silent_bug(
     "statistics: missing ratings",
-    "A word for a missing rating, such as None or NA, counts as a category, and alpha falls from 1 to 0.33.",
-    "Such words are missing, case and outer spaces do not count, and the ratings that were counted are shown.",
+    "A word for a missing rating, such as None or NA, counts as a category, and alpha falls from "
+    "1 to 0.33.",
+    "Such words are missing, case and outer spaces do not count, and the ratings that were "
+    "counted are shown.",
     "nltk/nltk#3752",
     "dkpro/dkpro-statistics#50",
 )
-@pytest.mark.parametrize("word", ["", " ", "-", "NA", "n/a", "None", "null", "NaN", "skipped", None, float("nan")])
+@pytest.mark.parametrize(
+    "word", ["", " ", "-", "NA", "n/a", "None", "null", "NaN", "skipped", None, float("nan")]
+)
 def test_a_word_for_a_missing_rating_is_no_category(word: Any) -> None:
     units = [("yes", "yes", word), ("no", "no", word), ("Yes", " yes", word), ("no", word, "No")]
     assert krippendorff_alpha(units) == 1

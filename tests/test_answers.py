@@ -24,7 +24,9 @@ WRAPPERS = [
     "{}", "**{}**", "*{}*", "__{}__", "_{}_", "***{}***", "`{}`", "```\n{}\n```", "${}$", "$${}$$", r"\({}\)",
     r"\[{}\]", r"\boxed{{{}}}", r"$\boxed{{{}}}$", r"\boxed{{\text{{{}}}}}", r"$\mathbf{{{}}}$",
     '"{}"', "“{}”", "'{}'", "«{}»",
-    "「{}」", "({})", "[{}]", "<b>{}</b>", "<answer>{}</answer>", "# {}", "{}!", "{}.", "{}。", "{} ✓", "{} ✅",
+    "「{}」", "({})", "[{}]", "<b>{}</b>", (
+        "<answer>{}</answer>"
+    ), "# {}", "{}!", "{}.", "{}。", "{} ✓", "{} ✅",
     "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n", "<think>It is {}1.</think>\n{}",
 ]  # fmt: skip
 # A response and the known answer: it is right, right within the response, or wrong.
@@ -59,7 +61,9 @@ TABLE += [(*row, False, False) for row in WRONG]
 
 
 def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | None:
-    [value] = reward(reward.Options(**options)).score([Group(ASK, (Response(said),), meta=meta or {})])[""]
+    [value] = reward(reward.Options(**options)).score(
+        [Group(ASK, (Response(said),), meta=meta or {})]
+    )[""]
     return value  # type: ignore[no-any-return]
 
 
@@ -71,8 +75,12 @@ def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | N
     "Azure/azureml-assets#5274",
 )
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize(("known", "wrong"), [("42", "41"), ("B", "A"), ("Oslo", "Bergen"), ("1000", "1001")])
-def test_a_wrapper_makes_no_answer_wrong_and_none_right(wrapper: str, known: str, wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("known", "wrong"), [("42", "41"), ("B", "A"), ("Oslo", "Bergen"), ("1000", "1001")]
+)
+def test_a_wrapper_makes_no_answer_wrong_and_none_right(
+    wrapper: str, known: str, wrong: str
+) -> None:
     right, other = (
         wrapper.replace("{}", each).format() if "{{" in wrapper else wrapper.replace("{}", each)
         for each in (known, wrong)
@@ -96,16 +104,29 @@ def test_a_wrapper_makes_no_answer_wrong_and_none_right(wrapper: str, known: str
     "A letter counts as a choice only if the answer names no other one.",
 )
 @pytest.mark.parametrize(("said", "known", "whole", "within"), TABLE)
-def test_what_is_the_known_answer_and_what_is_not(said: str, known: str, whole: bool, within: bool) -> None:
+def test_what_is_the_known_answer_and_what_is_not(
+    said: str, known: str, whole: bool, within: bool
+) -> None:
     assert (same(said, known), mentions(said, known)) == (whole, within)
     meta: Any = {"answer": known, "answers": [known]}
     assert score(ExactMatch, said, meta) == score(HonestyAccuracy, said, meta) == whole
-    assert score(ExactMatch, said, meta, within=True) == score(HonestyAccuracy, said, meta, match="contains") == within
+    assert (
+        score(ExactMatch, said, meta, within=True)
+        == score(HonestyAccuracy, said, meta, match="contains")
+        == within
+    )
 
 
 def test_a_long_answer_is_read_in_bounded_time() -> None:
     start = time.perf_counter()
-    for text in ("(" * 20_000, "*a " * 20_000, "$" * 20_000, "\\text{" * 5_000, "\"'" * 5_000, "a " * 20_000 + "*"):
+    for text in (
+        "(" * 20_000,
+        "*a " * 20_000,
+        "$" * 20_000,
+        "\\text{" * 5_000,
+        "\"'" * 5_000,
+        "a " * 20_000 + "*",
+    ):
         bare(text), words(text), choice_of(text), mentions(text, "B")
     assert time.perf_counter() - start < 10
 
@@ -113,32 +134,56 @@ def test_a_long_answer_is_read_in_bounded_time() -> None:
 @pytest.mark.parametrize("said", ["`" * 8000, "*a " * 4000, "(_a " * 4000, "a. " * 1200])
 def test_a_repeated_mark_is_read_quickly_and_without_recursion(said: str) -> None:
     start = time.process_time()
-    assert not same(said, "42") and not mentions(said, "42") and not same("42", said) and not mentions("42", said)
+    assert (
+        not same(said, "42")
+        and not mentions(said, "42")
+        and not same("42", said)
+        and not mentions("42", said)
+    )
     assert not same(said, said + "42") and time.process_time() - start < 1  # it is 0.1
 
 
 def test_a_choice_is_taken_off_once() -> None:
-    assert same("B. A. Smith", "(B) A. Smith") and same("A. Smith", "A. Smith") and same("B. 1,000", "1000")
+    assert (
+        same("B. A. Smith", "(B) A. Smith")
+        and same("A. Smith", "A. Smith")
+        and same("B. 1,000", "1000")
+    )
     assert not same("B. A. Smith", "B. A. Jones") and mentions("It was Smith.", "B. Smith")
 
 
-THOUGHTS = '<think>They want {"city": 1}, and the weather today is cold and grey. I am sorry.</think>\n'
+THOUGHTS = (
+    '<think>They want {"city": 1}, and the weather today is cold and grey. I am sorry.</think>\n'
+)
 
 
 @pytest.mark.silent_bug(
     "rewards: thoughts",
-    "Thoughts before an answer count as the answer: right JSON is refused, and their language and length are judged.",
-    "Rewards and judges read what follows the thoughts, and the thoughts only where a tag or a pattern names them.",
+    "Thoughts before an answer count as the answer: right JSON is refused, and their language "
+    "and length are judged.",
+    "Rewards and judges read what follows the thoughts, and the thoughts only where a tag or a "
+    "pattern names them.",
     "garrytan/gbrain#4640",
 )
 def test_thoughts_are_no_part_of_the_answer() -> None:
     pytest.importorskip("jsonschema_rs")
     schema = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
     right = '{"city": "Oslo"}'
-    for said in (right, f"```json\n{right}\n```", f"```JSON\n{right}```", f"Here it is:\n```json\n{right}\n```\nBye."):
+    for said in (
+        right,
+        f"```json\n{right}\n```",
+        f"```JSON\n{right}```",
+        f"Here it is:\n```json\n{right}\n```\nBye.",
+    ):
         for text in (said, THOUGHTS + said):
             assert score(Form, text, json_schema=schema) == 1.0
-    for said in ("It is cold.", "<think>" + right, f"```\n{right}\n```\n```\n{{}}\n```", THOUGHTS, f"Here: {right}"):
+    for said in (
+        "It is cold.",
+        "<think>" + right,
+        f"```\n{right}\n```\n```\n{{}}\n```",
+        THOUGHTS,
+        f"Here: {right}",
+    ):
         assert score(Form, said, json_schema=schema) == 0.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["answer"]) == 1.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["think", "answer"]) == 1.0
@@ -156,11 +201,19 @@ def test_the_language_of_thoughts_is_not_judged() -> None:
     pytest.importorskip("py3langid")
     german = "Heute ist es kalt und grau, und am Nachmittag regnet es."
     assert score(Language, THOUGHTS + german, language="de") == 1.0
-    assert score(Language, THOUGHTS + "It is cold and grey, and it rains in the afternoon.", language="de") == 0.0
+    assert (
+        score(
+            Language,
+            THOUGHTS + "It is cold and grey, and it rains in the afternoon.",
+            language="de",
+        )
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize(
-    "said", ["I can’t help with that.", "I canʼt help.", "I\u00a0cannot help.", "I **cannot** help."]
+    "said",
+    ["I can’t help with that.", "I canʼt help.", "I\u00a0cannot help.", "I **cannot** help."],
 )
 def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
     assert refuses(said) and not refuses("Here you are.")
@@ -183,7 +236,9 @@ def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
         ("1990", "1991", False),
     ],
 )
-def test_answers_to_a_question_agree_if_they_are_the_same(first: str, second: str, right: bool) -> None:
+def test_answers_to_a_question_agree_if_they_are_the_same(
+    first: str, second: str, right: bool
+) -> None:
     item = Item("What?", first, "quoted", source="a.txt", section="", passage="p")
     check_answer(item, Written(second))
     assert (item.dropped == "") == right

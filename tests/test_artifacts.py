@@ -1,4 +1,6 @@
-"""Folders of saved roles: who may read them, and what is told about weights that do not belong to the model."""
+"""Folders of saved roles: who may read them, and what is told about weights that do not belong to
+the model.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ TRANSFORMERS = logging.getLogger("transformers.modeling_utils")
 
 
 def policy(source: Path, lora: LoraSpec | None) -> SharedModel:
-    return SharedModel(ModelSpec(base=str(source), dtype="float32", device="cpu", lora=lora), str(source))
+    return SharedModel(
+        ModelSpec(base=str(source), dtype="float32", device="cpu", lora=lora), str(source)
+    )
 
 
 @pytest.fixture
@@ -42,7 +46,9 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def modes(folder: Path) -> dict[str, int]:
-    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "model"])
@@ -83,7 +89,9 @@ def change(folder: Path, **weights: torch.Tensor | None) -> Path:
 
 
 def captured(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
-    """What was said in any way; pytest takes what nobody listens to, which goes to stderr otherwise."""
+    """What was said in any way; pytest takes what nobody listens to, which goes to stderr
+    otherwise.
+    """
     out, err = capfd.readouterr()
     return out + err + caplog.text
 
@@ -100,10 +108,13 @@ def test_whole_reward_models_are_read_without_a_word(
     assert "REPORT" not in said and "score.weight" not in said
 
 
-def test_weights_that_are_missing_are_an_error(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_missing_are_an_error(
+    tiny: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     change(tiny, **{"model.norm.weight": None})
     with pytest.raises(
-        RunFailed, match=r"LlamaForCausalLM are not in its files, .*: model\.norm\.weight\nhelp: use a comp"
+        RunFailed,
+        match=r"LlamaForCausalLM are not in its files, .*: model\.norm\.weight\nhelp: use a comp",
     ):
         policy(tiny, LORA)
     assert "REPORT" not in capfd.readouterr().err
@@ -127,11 +138,16 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
     foreign = WholeRewardModel(LoadedBase(made, Path), str(tmp_path / "reward"))
-    foreign.network.config.pad_token_id = None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
+    foreign.network.config.pad_token_id = (
+        None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
+    )
     before, called = foreign.network.config.pad_token_id, []
     foreign.network.register_forward_hook(lambda *_: called.append(1))
     groups = [
-        Group(({"role": "user", "content": "how are you? " * (n % 5 + 1)},), (Response("well " * n), Response("no")))
+        Group(
+            ({"role": "user", "content": "how are you? " * (n % 5 + 1)},),
+            (Response("well " * n), Response("no")),
+        )
         for n in range(1, 12)
     ]
     one_by_one = [score for group in groups for score in foreign.scores([replace(group, responses=(r,))
@@ -139,7 +155,10 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
     called.clear()
     together = foreign.scores(groups)
     assert together == pytest.approx(one_by_one, abs=1e-5) and len(called) == 1
-    assert len({round(score or 0, 4) for score in together}) > 15 and foreign.network.config.pad_token_id == before
+    assert (
+        len({round(score or 0, 4) for score in together}) > 15
+        and foreign.network.config.pad_token_id == before
+    )
     original, sizes = foreign._logits, []
 
     def logits(rows: Sequence[tuple[int, ...]]) -> torch.Tensor:

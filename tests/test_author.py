@@ -1,4 +1,6 @@
-"""Whatever a stranger's plugin does, the error names plugin, class, method, line and stage, and the exit code is 3."""
+"""Whatever a stranger's plugin does, the error names plugin, class, method, line and stage, and the
+exit code is 3.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     row = {"prompt": "how are you", "chosen": "fine", "rejected": "bad"}
     (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (folder / "rows.jsonl").write_text('{"prompt": "how are you"}\n', encoding="utf-8")
-    (folder / "demos.jsonl").write_text('{"prompt": "how are you", "completion": "fine"}\n', encoding="utf-8")
+    (folder / "demos.jsonl").write_text(
+        '{"prompt": "how are you", "completion": "fine"}\n', encoding="utf-8"
+    )
     (folder / "odd.jsonl").write_text('{"odd": "how are you"}\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_CACHE", str(folder / "cache"))
@@ -133,7 +137,9 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
     kind = fault.split("=")[0].split(".")[0]
     base = "stranger" if kind == "source" else "tiny"
     file = out.with_suffix(".json")
-    file.write_text(json.dumps({"model": {"base": base}, "stages": {"only": STAGES[kind]}}), encoding="utf-8")
+    file.write_text(
+        json.dumps({"model": {"base": base}, "stages": {"only": STAGES[kind]}}), encoding="utf-8"
+    )
     for name in ("rows.jsonl", "pairs.jsonl", "demos.jsonl", "odd.jsonl"):
         if not (out.parent / name).exists():
             (out.parent / name).write_bytes((folder / name).read_bytes())
@@ -143,14 +149,21 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "what", "said"),
     [
-        *((place, RAISES, "KeyError: 'advantage'") for place in ("R.__init__", "R.check", "R.prepare", "C.combine")),
+        *(
+            (place, RAISES, "KeyError: 'advantage'")
+            for place in ("R.__init__", "R.check", "R.prepare", "C.combine")
+        ),
         *(
             (place, RAISES, "KeyError: 'advantage'")
             for place in ("J.compare", "S.run", "A.__init__", "A.loss", "source")
         ),
         *((place, "sys.exit(0)", "SystemExit: 0") for place in ("R.score", "J.compare", "S.run")),
         ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not None'),
-        ("R.score", "{'': ['high'] * 4}", "a finite number, or None if it cannot be scored, not 'high'"),
+        (
+            "R.score",
+            "{'': ['high'] * 4}",
+            "a finite number, or None if it cannot be scored, not 'high'",
+        ),
         (
             "C.combine",
             "CombinedReward(values[:1], values, {})",
@@ -179,7 +192,12 @@ def test_the_error_names_the_plugin(
     code = main(arguments(folder, tmp_path / "run", place))
     err = capsys.readouterr().err
     of_recipe = place in ("C.parts", "A.__init__")  # which reading the recipe calls
-    assert code == (2 if of_recipe else 3) and said in err and "Traceback" not in err and "unexpected" not in err, err
+    assert (
+        code == (2 if of_recipe else 3)
+        and said in err
+        and "Traceback" not in err
+        and "unexpected" not in err
+    ), err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     if place == "F.read":  # a format is asked by everything that reads data
         return
@@ -191,7 +209,10 @@ def test_the_error_names_the_plugin(
 
 
 def test_an_observer_that_exits_stops_the_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FAULT", "metrics_logged=sys.exit(0)")
     assert main(arguments(folder, tmp_path / "run", "metrics_logged")) == 3

@@ -1,4 +1,6 @@
-"""Whole models beside the recipe's: each scores and samples with its own tokenizer and chat template."""
+"""Whole models beside the recipe's: each scores and samples with its own tokenizer and chat
+template.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,29 @@ from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
 
-# No token covers both the end of a prompt and the start of its answer, so the whole text has the same tokens.
+# No token covers both the end of a prompt and the start of its answer, so the whole text has the
+# same tokens.
 TEMPLATE = (
-    "{% for message in messages %}{{ '[' + message['role'] + ']<|im_start|>' + message['content'] + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]<|im_start|>' }}{% endif %}"
+    "{% for message in messages %}{{ '[' + message['role'] + ']<|im_start|>' + "
+    "message['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ "
+    "'[assistant]<|im_start|>' }}{% endif %}"
 )
 ROOT = Path(__file__).parent.parent
 TINY = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-PPO = {"algorithm": "ppo", "from": "sft", "reward": "helpful", "prompts": "prompts.jsonl", "iterations": 2}
+PPO = {
+    "algorithm": "ppo",
+    "from": "sft",
+    "reward": "helpful",
+    "prompts": "prompts.jsonl",
+    "iterations": 2,
+}
 PPO |= {"prompts_per_iteration": 3, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 9}}
 
 
 def make_tokenizer(offset: int, kept: int = 0) -> Any:
-    """The byte-level tokenizer of `tiny` with shifted ids, but for the first `kept`, and another chat template."""
+    """The byte-level tokenizer of `tiny` with shifted ids, but for the first `kept`, and another
+    chat template.
+    """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -91,17 +103,26 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, stages: dict[str, Any]) -> Path:
     rows = {
-        "pairs": [{"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(6)],
+        "pairs": [
+            {"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(6)
+        ],
         "prompts": [{"prompt": f"what is {n} and why?"} for n in range(4)],
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": TINY, "stages": stages}, sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"model": TINY, "stages": stages}, sort_keys=False), encoding="utf-8"
+    )
     return path
 
 
-REPORT = {"step": "evaluate", "policies": ["base"], "rewards": ["length"], "prompts": "prompts.jsonl"}
+REPORT = {
+    "step": "evaluate",
+    "policies": ["base"],
+    "rewards": ["length"],
+    "prompts": "prompts.jsonl",
+}
 REPORT |= {"sampling": {"max_new_tokens": 7}, "limit": 3}
 
 
@@ -112,7 +133,9 @@ def direct(source: Path, adapter: Path) -> Callable[[str, str], float]:
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     if (adapter / "adapter_config.json").exists():
-        network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
+        network = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=1, dtype=torch.float32
+        )
         network = PeftModel.from_pretrained(network, adapter)
     else:
         network = AutoModelForSequenceClassification.from_pretrained(adapter, dtype=torch.float32)
@@ -129,7 +152,9 @@ def direct(source: Path, adapter: Path) -> Callable[[str, str], float]:
 
 
 def is_comparable(response: Response) -> bool:
-    """Whether transformers tokenizes a text as alignkit does, which reads no control token in an answer."""
+    """Whether transformers tokenizes a text as alignkit does, which reads no control token in an
+    answer.
+    """
     return "<|" not in response.text
 
 
@@ -138,15 +163,27 @@ def test_a_whole_reward_model_scores_text(shifted: Path, tmp_path: Path) -> None
     liked = {"algorithm": "reward_model", "data": "pairs.jsonl", "learning_rate": 0.01}
     (tmp_path / "first").mkdir()
     path = write(tmp_path / "first", {"liked": liked})
-    first = Run(load_recipe(path, [f"model.base={shifted}", "model.lora=none"]), tmp_path / "first" / "out")
+    first = Run(
+        load_recipe(path, [f"model.base={shifted}", "model.lora=none"]), tmp_path / "first" / "out"
+    )
     first.execute()
     adapter = first.store.artifact("liked")
-    align = {"algorithm": "ppo", "reward": {"folder": str(adapter)}, "prompts": "prompts.jsonl", "iterations": 1}
+    align = {
+        "algorithm": "ppo",
+        "reward": {"folder": str(adapter)},
+        "prompts": "prompts.jsonl",
+        "iterations": 1,
+    }
     align |= {"prompts_per_iteration": 3, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 9}}
     Run(load_recipe(write(tmp_path, {"align": align})), tmp_path / "out").execute()
     score = direct(shifted, adapter)
     groups = read_groups(tmp_path / "out/align/rollouts/0001.jsonl")
-    pairs = [(group, response) for group in groups for response in group.responses if is_comparable(response)]
+    pairs = [
+        (group, response)
+        for group in groups
+        for response in group.responses
+        if is_comparable(response)
+    ]
     assert len(pairs) > 4 and all(response.tokens for _, response in pairs)
     for group, response in pairs:
         wanted = score(group.prompt[-1]["content"], response.text)
@@ -154,16 +191,22 @@ def test_a_whole_reward_model_scores_text(shifted: Path, tmp_path: Path) -> None
 
 
 def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -> None:
-    """By rewards, but not by log-probabilities: it answers with its own tokenizer and chat template."""
+    """By rewards, but not by log-probabilities: it answers with its own tokenizer and chat
+    template.
+    """
     both = REPORT | {"policies": ["base", str(shifted)], "baseline": "base"}
     run = Run(load_recipe(write(tmp_path, {"both": both})), tmp_path / "out")
     run.execute()
     measured = run.store.record("both")["summary"]["policies"]
     (small,) = (facts["kl"] for name, facts in measured.items() if name != "base")
-    assert small["mean"] is None and small["unmeasured"] == 3 and measured["base"]["kl"]["mean"] == 0.0
+    assert (
+        small["mean"] is None and small["unmeasured"] == 3 and measured["base"]["kl"]["mean"] == 0.0
+    )
     run.models.enter(run.recipe.stages["both"].whole_models)
     service = run.models.of(str(shifted))
-    assert service.model.source == str(shifted) and service.model.tokenizer.chat_template == TEMPLATE
+    assert (
+        service.model.source == str(shifted) and service.model.tokenizer.chat_template == TEMPLATE
+    )
     for group in read_groups(tmp_path / "out/both/samples.jsonl"):
         for response in group.responses:
             found = service.encoder.encode(Group(group.prompt, (response,)), 400)
@@ -185,7 +228,11 @@ def test_whole_models_are_freed_when_the_next_stage_does_not_use_them() -> None:
 
     models = Models(open)
     models.enter(("/small",))
-    assert opened == [] and models["sft"].base.name == "base" and models["/small"].base.name == "/small"
+    assert (
+        opened == []
+        and models["sft"].base.name == "base"
+        and models["/small"].base.name == "/small"
+    )
     models.enter(("/small",))
     assert models["/small"].base.name == "/small" and models["align"].base.name == "base"
     models.enter(())
@@ -216,7 +263,9 @@ def asked(count: int) -> list[list[Any]]:
 def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBase]) -> None:
     router = Models(services.__getitem__)
     router.enter(("twin", "small"))
-    groups = router["base"].sample([Group(tuple(one)) for one in asked(3)], seed=0, max_new_tokens=6)
+    groups = router["base"].sample(
+        [Group(tuple(one)) for one in asked(3)], seed=0, max_new_tokens=6
+    )
     ours, theirs = router["base"].logprobs(groups), router["twin"].logprobs(groups)
     for group, row, other in zip(groups, ours, theirs, strict=True):
         (response,) = group.responses
@@ -234,7 +283,9 @@ def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBas
     ]
 
 
-def test_a_whole_model_reads_tokens_whose_tokenizer_nobody_named_as_text(services: dict[str, LoadedBase]) -> None:
+def test_a_whole_model_reads_tokens_whose_tokenizer_nobody_named_as_text(
+    services: dict[str, LoadedBase],
+) -> None:
     group = Group(asked(1)[0], (Response(text="it is", tokens=(5, 6, 7)),))
     whole, small = Group(group.prompt, (Response(text="it is"),)), services["small"]["small"]
     assert len(services["base"]["base"].logprobs([group])[0]) == 3

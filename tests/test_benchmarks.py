@@ -1,4 +1,6 @@
-"""The benchmarks run: both sides work on the tiny model and their losses agree. Their results are not tested."""
+"""The benchmarks run: both sides work on the tiny model and their losses agree. Their results are
+not tested.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ FIELDS = {"name", "ours", "peer", "unit", "ratio", "memory_ratio", "floor_ratio"
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-m", "benchmarks", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
 
 
@@ -48,7 +54,9 @@ def short(names: list[str], file: Path) -> None:
     assert [found["name"] for found in rows] == names
     for found in rows:
         check_row(found)
-        assert re.search(rf"^{found['name']} .* {re.escape(found['unit'])} ", done.stdout, flags=re.MULTILINE)
+        assert re.search(
+            rf"^{found['name']} .* {re.escape(found['unit'])} ", done.stdout, flags=re.MULTILINE
+        )
 
 
 def check_row(found: dict[str, Any]) -> None:
@@ -90,24 +98,34 @@ def test_engines_need_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for line in done.stderr.splitlines() if "skipped" in line]
     names = [name for name in BENCHMARKS if name.startswith("engines_")]
     assert done.returncode == 1 and [line.split(":")[0] for line in lines] == names
-    assert all("write the command that starts a server into ALIGNKIT_TEST_VLLM" in line for line in lines)
+    assert all(
+        "write the command that starts a server into ALIGNKIT_TEST_VLLM" in line for line in lines
+    )
 
 
 def test_engines_compare_what_a_server_reports_with_training(tmp_path: Path) -> None:
     """With alignkit's own sampler on both sides: they agree, unless a token is another one."""
     job = Job("", short=True, adapters=str(tmp_path), options={"servers": 0, "long_tail": False})
-    source = ask_once(replace(job, function="models:prepare", options={"model": "tiny", "dtype": "float32"}))
+    source = ask_once(
+        replace(job, function="models:prepare", options={"model": "tiny", "dtype": "float32"})
+    )
     job = replace(job, source=source, function="engines:sampled")
     with Side(job) as ours, Side(job) as peer:
         first = ours.ask(check=True)
-        assert peer.ask(check=True, evidence=first["evidence"])["losses"] == pytest.approx(first["losses"], rel=1e-5)
+        assert peer.ask(check=True, evidence=first["evidence"])["losses"] == pytest.approx(
+            first["losses"], rel=1e-5
+        )
         first["evidence"][0][1][0] += 1
-        assert peer.ask(check=True, evidence=first["evidence"])["losses"] != pytest.approx(first["losses"], rel=1e-3)
+        assert peer.ask(check=True, evidence=first["evidence"])["losses"] != pytest.approx(
+            first["losses"], rel=1e-3
+        )
         assert ours.ask()["units"] == 3 * 2 * 8
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-def test_a_gpu_model_has_random_weights_in_bf16(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_model_has_random_weights_in_bf16(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 2000}
     monkeypatch.setitem(SHAPES, shape, SHAPES[shape] | small)
     folder = Path(random_model(shape, tmp_path))
@@ -131,25 +149,37 @@ def test_the_page_names_every_benchmark() -> None:
         ({"loss": 2.0}, {"loss": 2.002}, "float32", 0.002 / 2.002),
         ({"loss": 1e-4}, {"loss": 2e-4}, "float32", 0.01),  # sizes below 0.01 count as 0.01
         ({"loss": 1.0, "kl": 3.0}, {"loss": 1.0, "kl": 4.0}, "float32", 0.25),
-        ({"loss": 0.5, "kl": 3.0}, {"loss": 0.51, "kl": 4.0}, "bfloat16", 0.01),  # of the loss, absolute below 1
+        # Of the loss, absolute below 1
+        ({"loss": 0.5, "kl": 3.0}, {"loss": 0.51, "kl": 4.0}, "bfloat16", 0.01),
         ({"loss": 1.0}, {"loss": math.nan}, "float32", math.inf),
         ({"loss": 1.0, "kl": 0.0}, {"loss": 1.0}, "float32", math.inf),
         ({}, {}, "float32", math.inf),
     ],
 )
-def test_relative_differences_of_losses(ours: dict, peer: dict, precision: str, expected: float) -> None:
+def test_relative_differences_of_losses(
+    ours: dict, peer: dict, precision: str, expected: float
+) -> None:
     assert relative_difference(ours, peer, precision) == pytest.approx(expected)
 
 
 def answer(seconds: float, memory: int, **losses: float) -> dict[str, Any]:
-    return {"seconds": seconds, "units": 12, "memory": memory, "resting": 10, "losses": losses, "floor": [[6.0, 1.0]]}
+    return {
+        "seconds": seconds,
+        "units": 12,
+        "memory": memory,
+        "resting": 10,
+        "losses": losses,
+        "floor": [[6.0, 1.0]],
+    }
 
 
 @pytest.mark.parametrize(("other", "code"), [(1.0, 0), (1.01, 1)])
 def test_the_command_fails_if_losses_differ(
     other: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    machine = dict.fromkeys(("cpu", "cores", "threads", "memory_gib", "gpu", "torch", "transformers", "trl", "peft"))
+    machine = dict.fromkeys(
+        ("cpu", "cores", "threads", "memory_gib", "gpu", "torch", "transformers", "trl", "peft")
+    )
     rates = {"flop": {"float32": 3.0}, "bandwidth": 1.0}
 
     def measured(benchmark: Benchmark, *_: Any) -> dict[str, Any]:
@@ -163,7 +193,10 @@ def test_the_command_fails_if_losses_differ(
     assert done.exit_code == code
     assert done.stderr.count("LOSSES DIFFER") == 2 * code
     assert re.search(r"^dpo +real tokens/s +12 +6 +2.00 ", done.stdout, flags=re.MULTILINE)
-    assert [found["memory_ratio"] for found in json.loads(file.read_text(encoding="utf-8"))] == [0.5, 20 / 50]
+    assert [found["memory_ratio"] for found in json.loads(file.read_text(encoding="utf-8"))] == [
+        0.5,
+        20 / 50,
+    ]
 
 
 @pytest.mark.parametrize("extra", [False, True])
@@ -193,13 +226,17 @@ def test_the_floor_of_a_piece_is_the_longer_of_two_times() -> None:
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm)
 
 
-def _added(result: torch.Size, a: torch.Size, b: torch.Size, out_shape: Any = None, **_: Any) -> int:
+def _added(
+    result: torch.Size, a: torch.Size, b: torch.Size, out_shape: Any = None, **_: Any
+) -> int:
     return 2 * a[0] * a[1] * b[1]
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> None:
-    """Forward and backward on the tiny model, without attention: torch also counts its masked pairs."""
+    """Forward and backward on the tiny model, without attention: torch also counts its masked
+    pairs.
+    """
     from alignkit.kernels.attention import TreeLayout
     from alignkit.kernels.layout import GroupSpan
     from alignkit.models.shared_model import BASE, SharedModel
@@ -216,7 +253,9 @@ def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> N
     # By default torch does not count products that are added in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added}) as counter:
         hidden = policy.hidden(
-            "policy" if lora else BASE, TreeLayout([GroupSpan(0, prompt, answers)]), torch.arange(length)
+            "policy" if lora else BASE,
+            TreeLayout([GroupSpan(0, prompt, answers)]),
+            torch.arange(length),
         )
         if lora:
             hidden.sum().backward()
@@ -224,7 +263,8 @@ def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> N
     done = sum(count for name, count in counts.items() if any(name is op for op in PRODUCTS))
     work = Work(Shape.of(source), "float32", lora=lora)
     (work.learn if lora else work.read)([(prompt, answers)], head=False)
-    seen = 15 + (4 * 5 + 10) + (3 * 5 + 6)  # pairs of a query and a key: of the prompt, and of each answer
+    # Pairs of a query and a key: of the prompt, and of each answer
+    seen = 15 + (4 * 5 + 10) + (3 * 5 + 6)
     attention = (3 if lora else 1) * 4 * 2 * 64 * seen  # two layers of 64 dimensions
     assert work.pieces[0][0] - attention == done
 
@@ -236,7 +276,10 @@ def test_the_floor_of_sampling_counts_rows_that_have_not_ended() -> None:
     work.write([(3, (1, 2))])
     prefill, first, second = work.pieces
     assert prefill == (2 * 3 * weights + 4 * 4 * 6, 2 * weights)
-    assert first == (2 * 2 * (weights + 40) + 4 * 4 * (3 + 3), 2 * (weights + 40) + 2 * 2 * 2 * (3 + 3))
+    assert first == (
+        2 * 2 * (weights + 40) + 4 * 4 * (3 + 3),
+        2 * (weights + 40) + 2 * 2 * 2 * (3 + 3),
+    )
     assert second == (2 * 1 * (weights + 40) + 4 * 4 * 4, 2 * (weights + 40) + 2 * 2 * 2 * 4)
 
 
@@ -270,5 +313,10 @@ def test_the_gate_stops_the_clock_and_ends_without_requests() -> None:
     found = json.loads(line)
     assert found["seconds"] > 0 and found["memory"] > 0
     native = multiplies_bf16(default_device())
-    assert found["evidence"]["rates"]["flop"].keys() == {"float32"} | ({"bfloat16"} if native else set())
-    assert found["evidence"]["machine"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert found["evidence"]["rates"]["flop"].keys() == {"float32"} | (
+        {"bfloat16"} if native else set()
+    )
+    assert (
+        found["evidence"]["machine"]["torch"].partition("+")[0]
+        == torch.__version__.partition("+")[0]
+    )

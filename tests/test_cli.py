@@ -17,7 +17,16 @@ from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.io.results import write_record
 from alignkit.registry import KINDS
 
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "packaging.requirements")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "accelerate",
+    "numpy",
+    "packaging.requirements",
+)
 HEAVY += ("alignkit_plugins.krippendorff", "alignkit.evaluation.ranking")  # or not asked for
 
 PLUGIN = """
@@ -71,9 +80,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", *recipe]) == 0
     folder = Path(recipe[0]).parent
-    read = f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n  user       q\n  assistant  a\n"
+    read = (
+        f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n"
+        "  user       q\n"
+        "  assistant  a\n"
+    )
     looked = (
-        "org/model: not looked at: rows as its chat template writes them, because check makes and downloads no model\n"
+        "org/model: not looked at: rows as its chat template writes them, because check makes "
+        "and downloads no model\n"
     )
     assert capsys.readouterr().out == f"{read}{looked}ok: small: stages first -> second\n"
 
@@ -82,14 +96,19 @@ def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -
     row = {"prompt": "caf\u00e9 \u5b57\u2019", "completion": "yes"}
     (tmp_path / "demos.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("model: {base: tiny}\nstages: {sft: {algorithm: sft, data: demos.jsonl}}\n", encoding="utf-8")
+    recipe.write_text(
+        "model: {base: tiny}\nstages: {sft: {algorithm: sft, data: demos.jsonl}}\n",
+        encoding="utf-8",
+    )
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     command = [sys.executable, "-m", "alignkit", "check", str(recipe)]
     done = subprocess.run(command, capture_output=True, check=True, env=environment)
     assert "user       caf\u00e9 ??".encode("latin-1") in done.stdout
 
 
-def test_check_stops_at_bad_rows_like_a_run(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_stops_at_bad_rows_like_a_run(
+    recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with (Path(recipe[0]).parent / "d.jsonl").open("a") as file:
         file.write('{"prompt": "q", "completion": ""}\n')
     assert cli.main(["check", *recipe]) == DataError.exit_code
@@ -107,7 +126,9 @@ def test_check_shows_a_file_that_several_stages_read_once(
     assert capsys.readouterr().out.count("  user       q\n") == 1
 
 
-def test_check_reports_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_all_mistakes_on_stderr(
+    recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["check", *recipe, "stages.first.epochs=0", "stages.first.lr=1"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("error: ") == 2 and "Traceback" not in err
@@ -119,7 +140,9 @@ def test_run_checks_first(recipe: list[str], runs: list[tuple]) -> None:
     assert runs == []
 
 
-def test_run_passes_the_recipe_and_the_folder_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
+def test_run_passes_the_recipe_and_the_folder_on(
+    recipe: list[str], runs: list[tuple], tmp_path: Path
+) -> None:
     assert cli.main(["run", *recipe, "stages.first.epochs=2", "--out", str(tmp_path / "o")]) == 0
     ((checked, out, *_),) = runs
     assert (checked.stages["first"].settings.epochs, out) == (2, tmp_path / "o")
@@ -154,7 +177,9 @@ def test_exit_codes(
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     assert cli.main(["run", *recipe]) == code
     err = capsys.readouterr().err
-    assert "Traceback" not in err and err.splitlines()[-1].startswith("interrupted" if code == 130 else "error: "), err
+    assert "Traceback" not in err and err.splitlines()[-1].startswith(
+        "interrupted" if code == 130 else "error: "
+    ), err
 
 
 def test_debug_shows_where(
@@ -198,7 +223,9 @@ def test_plugins_shows_the_options_of_a_name(capsys: pytest.CaptureFixture[str])
 def test_plugins_shows_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "judge"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["name", "summary", "from"] and {"local_judge", "openai_judge"} <= {row[0] for row in rows}
+    assert rows[0] == ["name", "summary", "from"] and {"local_judge", "openai_judge"} <= {
+        row[0] for row in rows
+    }
 
 
 @pytest.mark.parametrize(
@@ -210,7 +237,9 @@ def test_plugins_shows_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
         (["dpo", "--shema"], "No such option: --shema"),
     ],
 )
-def test_plugins_that_are_not_there(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugins_that_are_not_there(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["plugins", *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -230,9 +259,13 @@ def test_schema_covers_extra_plugins(recipe: list[str], capsys: pytest.CaptureFi
 
 def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["chekc"]) == 2
-    assert capsys.readouterr().err.startswith("error: No such command 'chekc'. Did you mean 'check'?\n  help: ")
+    assert capsys.readouterr().err.startswith(
+        "error: No such command 'chekc'. Did you mean 'check'?\n  help: "
+    )
     assert cli.main(["check"]) == 2
-    assert capsys.readouterr().err.startswith("error: Missing argument 'RECIPE'.\n  help: alignkit check --help ")
+    assert capsys.readouterr().err.startswith(
+        "error: Missing argument 'RECIPE'.\n  help: alignkit check --help "
+    )
     for group in ("data", "labels"):
         assert cli.main([group]) == 2 and "Missing " in capsys.readouterr().err
     assert cli.main(["check", "no-such-recipe"]) == 2
@@ -246,8 +279,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "show a@x b@y",
             "a@x is one result, and only runs can be compared",
-            "of one run, `alignkit show RUN` has all "
-            "results side by side; to compare their answers: alignkit evaluate a@x b@y --prompts FILE --reward REWARD",
+            "of one run, `alignkit show RUN` has all results side by side; to compare their "
+            "answers: alignkit evaluate a@x b@y --prompts FILE --reward REWARD",
         ),
         ("show a@x", "a@x is a result of no run", "write RUN/a@x, such as runs/quickstart/a@x"),
         (
@@ -257,7 +290,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             "run x --processes y",
-            "Invalid value for '--processes': Input should be a valid integer, unable to parse string as an integer",
+            "Invalid value for '--processes': Input should be a valid integer, unable to parse "
+            "string as an integer",
             "alignkit run --help lists arguments and options",
         ),
         (
@@ -267,7 +301,9 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_what_to_write_instead(words: str, error: str, help: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_to_write_instead(
+    words: str, error: str, help: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words.split()) == 2
     assert capsys.readouterr().err == f"error: {error}\n  help: {help}\n"
 
@@ -277,7 +313,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("alignkit 0.")
 
 
-def test_help_fits_into_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_fits_into_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
@@ -291,29 +329,52 @@ def test_help_fits_into_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.parametrize("command", ["--help", "check", "plugins", "schema", "bad"])
 def test_nothing_heavy_is_imported(recipe: list[str], command: str) -> None:
-    arguments = {"--help": ["--help"], "check": ["check", *recipe], "plugins": ["plugins", *recipe[1:]]}
+    arguments = {
+        "--help": ["--help"],
+        "check": ["check", *recipe],
+        "plugins": ["plugins", *recipe[1:]],
+    }
     arguments |= {"schema": ["plugins", "--schema", *recipe[1:]]}
     argv = arguments.get(command, ["run", *recipe, "stages.first.epochs=0"])
     code = f"import sys; from alignkit.cli import main; rc = main({argv!r})\n"
-    code += f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit_plugins.table' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code += (
+        f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit_plugins.table' in "
+        "sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     expected = f"{2 if command == 'bad' else 0} [] {command != '--help'}"
     assert result.stdout.splitlines()[-1] == expected
 
 
 def test_completion_for_a_shell_ends_without_an_error() -> None:
     command = [sys.executable, "-m", "alignkit", "--show-completion", "bash"]
-    named = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # the test's own shell may be any
+    # The test's own shell may be any
+    named = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(command, env=named, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "_ALIGNKIT_COMPLETE=complete_bash" in done.stdout and done.stderr == ""
-    asked = {"_ALIGNKIT_COMPLETE": "complete_bash", "COMP_WORDS": "alignkit run quicks", "COMP_CWORD": "2"}
-    done = subprocess.run(command[:3], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert (
+        done.returncode == 0
+        and "_ALIGNKIT_COMPLETE=complete_bash" in done.stdout
+        and done.stderr == ""
+    )
+    asked = {
+        "_ALIGNKIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "alignkit run quicks",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run(
+        command[:3], env=os.environ | asked, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "quickstart", "")
 
 
 @pytest.mark.parametrize("words", [["init", "--list"], ["plugins"], ["plugins", "ppo"]])
 def test_a_pipe_gets_narrow_tables_with_whole_cells(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    words: list[str],
 ) -> None:
     long = "a_recipe_whose_name_is_long_" * 5
     (tmp_path / f"{long}.yaml").write_text("# What: nothing\n")
@@ -329,15 +390,31 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("check runs/one", 2, "runs/one is the folder of a run, not a recipe\n  help: `alignkit run runs/one/"),
+        (
+            "check runs/one",
+            2,
+            "runs/one is the folder of a run, not a recipe\n  help: `alignkit run runs/one/",
+        ),
         ("show small.yaml", 2, "small.yaml is a file"),
         ("chat small.yaml", 2, "small.yaml is a recipe, not a model"),
         ("chat base", 2, "help: write RUN/base"),
-        ("evaluate tiny --prompts d.jsonl", 2, "nothing says which answers are better\n  help: add --reward REWARD"),
+        (
+            "evaluate tiny --prompts d.jsonl",
+            2,
+            "nothing says which answers are better\n  help: add --reward REWARD",
+        ),
         ("check {} epochs=3", 2, "unknown key 'epochs'\n  --> override"),
         ("check {} stages.first.algorithm=FAKE_plain", 2, "help: did you mean 'fake_plain'?"),
-        ("check {} stages.first.learning_rate=1000", 2, "must be less than or equal to 1, got 1000"),
-        ("check {} stages.second.reward=length stages.second.step=evaluate", 2, "help: did you mean 'rewards'?"),
+        (
+            "check {} stages.first.learning_rate=1000",
+            2,
+            "must be less than or equal to 1, got 1000",
+        ),
+        (
+            "check {} stages.second.reward=length stages.second.step=evaluate",
+            2,
+            "help: did you mean 'rewards'?",
+        ),
         ("check {} first second", 2, "not a stage and the number of a row: first second"),
         ("check {} first 1 2", 2, "not a stage and the number of a row: first 1 2"),
         ("check {} first --plan", 2, "a plan is for all stages"),
@@ -355,14 +432,25 @@ def test_what_newcomers_type(
     monkeypatch.chdir(Path(recipe[0]).parent)
     Path("runs/one").mkdir(parents=True)
     Path("runs/one/recipe.resolved.yaml").write_text("name: one\nstages: {}\n")
-    assert cli.main([part for word in words.split() for part in (recipe if word == "{}" else [word])]) == code
+    assert (
+        cli.main([part for word in words.split() for part in (recipe if word == "{}" else [word])])
+        == code
+    )
     assert said.replace("{{", "{").replace("}}", "}") in capsys.readouterr().err
 
 
 def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> None:
-    code = f"import sys; from alignkit.cli import main; main(['check', *{recipe}, 'model.base=tiny'])\n"
-    code += "print([m in sys.modules for m in ('alignkit_plugins.models.tiny', 'alignkit_plugins.ai_feedback.revise')])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        f"import sys; from alignkit.cli import main; main(['check', *{recipe}, "
+        "'model.base=tiny'])\n"
+    )
+    code += (
+        "print([m in sys.modules for m in ('alignkit_plugins.models.tiny', "
+        "'alignkit_plugins.ai_feedback.revise')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.splitlines()[-1] == "[True, False]"
 
 
@@ -378,6 +466,8 @@ def test_a_pipe_that_is_closed_is_nobodys_mistake(command: list[str]) -> None:
     """A real process, whose reader has gone before it prints."""
     read, write = os.pipe()
     os.close(read)
-    ended = subprocess.run([sys.executable, "-m", "alignkit", *command], stdout=write, stderr=subprocess.PIPE)
+    ended = subprocess.run(
+        [sys.executable, "-m", "alignkit", *command], stdout=write, stderr=subprocess.PIPE
+    )
     os.close(write)
     assert (ended.returncode, ended.stderr) == (0, b"")

@@ -1,4 +1,6 @@
-"""Commands of other packages, as they are installed: a module in the entry-point group `alignkit.commands`."""
+"""Commands of other packages, as they are installed: a module in the entry-point group
+`alignkit.commands`.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,20 @@ def install(folder: Path, name: str, source: str) -> None:
     code, info = f"fake_{name}", folder / f"{name}-1.2.dist-info"
     info.mkdir()
     (folder / f"{code}.py").write_text(textwrap.dedent(source), encoding="utf-8")
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(f"[alignkit.commands]\n{name} = {code}\n", encoding="utf-8")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        f"[alignkit.commands]\n{name} = {code}\n", encoding="utf-8"
+    )
 
 
 def alignkit(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "alignkit", *words]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
 
 
 def test_a_package_adds_commands(tmp_path: Path) -> None:
@@ -61,19 +69,29 @@ def test_mistakes_end_as_those_of_our_own_commands(tmp_path: Path) -> None:
     wrong = alignkit(tmp_path, "hello")
     assert (wrong.returncode, "error: Missing argument" in wrong.stderr) == (2, True)
     failed = alignkit(tmp_path, "tools", "fail")
-    assert (failed.returncode, "odd" in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
+    assert (failed.returncode, "odd" in failed.stderr, "Traceback" in failed.stderr) == (
+        1,
+        True,
+        False,
+    )
 
 
 def test_a_broken_package_takes_no_other_command_with_it(tmp_path: Path) -> None:
     install(tmp_path, "bad", "import no_such_module_at_all")
     install(tmp_path, "good", GOOD)
-    install(tmp_path, "misspelled", "from alignkit import hookimpl\n@hookimpl\ndef register_comands(register): ...\n")
+    install(
+        tmp_path,
+        "misspelled",
+        "from alignkit import hookimpl\n@hookimpl\ndef register_comands(register): ...\n",
+    )
     install(tmp_path, "taken", GOOD.replace("register(hello)", "register(hello, name='run')"))
     found = alignkit(tmp_path, "hello", "Ann")
     assert found.stdout == "hello Ann\n"
     lines = found.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["warning"] * 3
-    assert "no commands of bad" in lines[0] and "No module named 'no_such_module_at_all'" in lines[0]
+    assert (
+        "no commands of bad" in lines[0] and "No module named 'no_such_module_at_all'" in lines[0]
+    )
     assert "has no attribute 'register_commands'" in lines[1]
     assert "alignkit has a command 'run' already" in lines[2]
 

@@ -42,7 +42,10 @@ def assistant(content: str = "", **keys: Any) -> Message:
             {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
             {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
         ),
-        ({"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'}, assistant(tool_calls=[CALL])),
+        (
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'},
+            assistant(tool_calls=[CALL]),
+        ),
         (
             {"from": "function_call", "value": '[{"name": "add", "arguments": "{\\"x\\": 1}"}]'},
             assistant(tool_calls=[CALL]),
@@ -52,21 +55,39 @@ def assistant(content: str = "", **keys: Any) -> Message:
             assistant(tool_calls=[{**CALL, "id": "c1"}]),
         ),
         (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}]},
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}],
+            },
             assistant(tool_calls=[CALL]),
         ),
         (
-            {"role": "assistant", "content": "so", "function_call": {"name": "add", "arguments": {"x": 1}}},
+            {
+                "role": "assistant",
+                "content": "so",
+                "function_call": {"name": "add", "arguments": {"x": 1}},
+            },
             assistant("so", tool_calls=[CALL]),
         ),
         (
             {"role": "assistant", "tool_calls": [{"name": "now"}]},
-            assistant(tool_calls=[{"type": "function", "function": {"name": "now", "arguments": {}}}]),
+            assistant(
+                tool_calls=[{"type": "function", "function": {"name": "now", "arguments": {}}}]
+            ),
         ),
         ({"role": "assistant", "content": "a", "tool_calls": None}, assistant("a")),
-        ({"role": "assistant", "content": "a", "reasoning_content": "b"}, assistant("a", reasoning_content="b")),
-        ({"role": "assistant", "content": "a", "reasoning": "b"}, assistant("a", reasoning_content="b")),
-        ({"role": "assistant", "content": "a", "thinking": "b"}, assistant("a", reasoning_content="b")),
+        (
+            {"role": "assistant", "content": "a", "reasoning_content": "b"},
+            assistant("a", reasoning_content="b"),
+        ),
+        (
+            {"role": "assistant", "content": "a", "reasoning": "b"},
+            assistant("a", reasoning_content="b"),
+        ),
+        (
+            {"role": "assistant", "content": "a", "thinking": "b"},
+            assistant("a", reasoning_content="b"),
+        ),
         ({"role": "assistant", "content": "a", "thinking": None}, assistant("a")),
         (
             {
@@ -83,11 +104,20 @@ def assistant(content: str = "", **keys: Any) -> Message:
         ({"role": "assistant", "content": "a", "weight": 0}, assistant("a", train=False)),
         ({"role": "assistant", "content": "a", "weight": 1}, assistant("a", train=True)),
         ({"role": "assistant", "content": "a", "loss_weight": 0.0}, assistant("a", train=False)),
-        ({"role": "assistant", "content": "a", "train": True, "weight": 0}, assistant("a", train=False)),
+        (
+            {"role": "assistant", "content": "a", "train": True, "weight": 0},
+            assistant("a", train=False),
+        ),
         ({"role": "assistant", "content": "a", "weight": 0.5}, assistant("a", train=0.5)),
-        ({"role": "assistant", "content": "a", "train": False, "weight": 0.5}, assistant("a", train=False)),
+        (
+            {"role": "assistant", "content": "a", "train": False, "weight": 0.5},
+            assistant("a", train=False),
+        ),
         ({"role": "assistant", "content": "a", "training": False}, assistant("a", train=False)),
-        ({"role": "assistant", "content": "a", "train": True, "loss": False}, assistant("a", train=False)),
+        (
+            {"role": "assistant", "content": "a", "train": True, "loss": False},
+            assistant("a", train=False),
+        ),
         ({"role": "user", "content": "q", "loss_weight": 0.0}, {"role": "user", "content": "q"}),
     ],
 )
@@ -102,21 +132,51 @@ def test_every_way_to_write_a_turn(turn: dict[str, Any], expected: Message) -> N
         ({"role": "narrator", "content": "x"}, "unknown role 'narrator'"),
         ({"role": 5, "content": "x"}, "unknown role '5'"),
         ({"role": "user", "content": [["nested", ["lists"]]]}, "content other than text: a list"),
-        ({"role": "user", "content": [{"type": ["text"], "text": "a"}]}, "content other than text: a part of type"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "a part of type 'image_url'"),
-        ({"role": "user", "content": {"text": "x"}}, "must have text as its content, not an object"),
+        (
+            {"role": "user", "content": [{"type": ["text"], "text": "a"}]},
+            "content other than text: a part of type",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+            "a part of type 'image_url'",
+        ),
+        (
+            {"role": "user", "content": {"text": "x"}},
+            "must have text as its content, not an object",
+        ),
         ({"role": "user", "content": None}, "must have text as its content, not null"),
-        ({"role": "assistant", "content": "a", "thinking": ["b"]}, "text as its reasoning, not a list"),
+        (
+            {"role": "assistant", "content": "a", "thinking": ["b"]},
+            "text as its reasoning, not a list",
+        ),
         ({"role": "user", "content": "a", "thinking": "b"}, "only assistant turns have reasoning"),
-        ({"from": "function_call", "value": "add(1)"}, "not valid JSON of a tool or a call: 'add(1)'"),
+        (
+            {"from": "function_call", "value": "add(1)"},
+            "not valid JSON of a tool or a call: 'add(1)'",
+        ),
         ({"from": "function_call", "value": "3"}, "a tool call must be {name, arguments}"),
         ({"role": "assistant", "tool_calls": [{"arguments": {}}]}, "a tool call must have a name"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x=1"}]}, "not valid JSON"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}, "of the tool call 'f' must be an obj"),
-        ({"role": "assistant", "content": "a", "weight": -0.5}, "weight must be a number of 0 or more, not '-0.5'"),
-        ({"role": "assistant", "content": "a", "loss_weight": "0"}, "loss_weight must be a number of 0 or more"),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x=1"}]},
+            "not valid JSON",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]},
+            "of the tool call 'f' must be an obj",
+        ),
+        (
+            {"role": "assistant", "content": "a", "weight": -0.5},
+            "weight must be a number of 0 or more, not '-0.5'",
+        ),
+        (
+            {"role": "assistant", "content": "a", "loss_weight": "0"},
+            "loss_weight must be a number of 0 or more",
+        ),
         ({"role": "assistant", "content": "a", "train": 1}, "train must be true or false"),
-        ({"role": "assistant", "content": "a", "loss": 0.5}, "loss must be true or false, not '0.5'"),
+        (
+            {"role": "assistant", "content": "a", "loss": 0.5},
+            "loss must be true or false, not '0.5'",
+        ),
         (
             {"role": "assistant", "content": "a", "mask": 1},
             "messages[3] has 'mask', whether the turn is learned, which",
@@ -140,7 +200,12 @@ def test_other_turns_are_refused_by_name(turn: Any, reason: str) -> None:
 def test_tools_get_the_envelope_that_templates_expect() -> None:
     schema = {"name": "add", "parameters": {}}
     wrapped = {"type": "function", "function": schema}
-    assert tools_of([schema]) == tools_of('[{"name": "add", "parameters": {}}]') == tools_of([wrapped]) == (wrapped,)
+    assert (
+        tools_of([schema])
+        == tools_of('[{"name": "add", "parameters": {}}]')
+        == tools_of([wrapped])
+        == (wrapped,)
+    )
     assert tools_of(None) == tools_of("") == tools_of("[]") == tools_of([]) == ()
     for bad in ("add", "3", [3], 3):
         with pytest.raises(BadRow, match="tool"):
@@ -173,7 +238,11 @@ def test_a_single_answer_with_a_call_or_reasoning_keeps_it() -> None:
 
 
 def test_nul_and_surrogates_are_refused_in_every_part() -> None:
-    for turn in (assistant("a", reasoning_content="\0"), assistant(tool_calls=[{"name": "\ud800"}]), assistant("\0")):
+    for turn in (
+        assistant("a", reasoning_content="\0"),
+        assistant(tool_calls=[{"name": "\ud800"}]),
+        assistant("\0"),
+    ):
         with pytest.raises(BadRow, match=r"NUL|not valid Unicode"):
             check_group(Group(({"role": "user", "content": "q"},), (Response(messages=(turn,)),)))
 
@@ -190,7 +259,10 @@ BAD = {
     "text": "hello",
     "a number": 5,
     "a huge role": [{"role": "x" * 10**7, "content": "x"}, A],
-    "a huge call": [Q, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x" * 10**7}]}],
+    "a huge call": [
+        Q,
+        {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x" * 10**7}]},
+    ],
 }
 
 
@@ -204,7 +276,13 @@ def test_a_bad_conversation_is_named_by_file_and_row_in_a_short_line_and_may_be_
 
     def loaded(on_bad_row: Any) -> Loaded:
         spec = DataSpec((DataSource(path=path, on_bad_row=on_bad_row),))
-        return load(spec, formats={"messages": Messages}, seed=0, commit=Mock(), stage_data=lambda name: path)
+        return load(
+            spec,
+            formats={"messages": Messages},
+            seed=0,
+            commit=Mock(),
+            stage_data=lambda name: path,
+        )
 
     with pytest.raises(DataError) as error:
         loaded("error")
@@ -218,13 +296,19 @@ def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write(json.dumps({"messages": [Q, A] * 20000}) + "\n")
     spec = DataSpec((DataSource(path=path),))
-    long, many = load(spec, formats={"messages": Messages}, seed=0, commit=Mock(), stage_data=lambda name: path).groups
-    assert len(long.prompt[0]["content"]) == 10**7 and len(many.responses[0].messages or ()) == 39999
+    long, many = load(
+        spec, formats={"messages": Messages}, seed=0, commit=Mock(), stage_data=lambda name: path
+    ).groups
+    assert (
+        len(long.prompt[0]["content"]) == 10**7 and len(many.responses[0].messages or ()) == 39999
+    )
 
 
 def test_shared_turns_end_at_the_first_difference() -> None:
     one, two = Message(role="user", content="a"), Message(role="user", content="b")
-    assert [shared_turns([one, two], other) for other in ([one], [two], [one, one], [one, two, one])] == [1, 0, 1, 2]
+    assert [
+        shared_turns([one, two], other) for other in ([one], [two], [one, one], [one, two, one])
+    ] == [1, 0, 1, 2]
 
 
 def test_only_demonstrations_have_turns_of_a_weight() -> None:

@@ -53,8 +53,14 @@ def test_a_key_in_place_of_its_variables_name_is_refused_and_repeated_nowhere(
 ) -> None:
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     options = {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "KEY"}
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
-    step = {"step": "judge_pairs", "judge": {"openai_judge": {"server": options}}, "data": "pairs.jsonl"}
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8"
+    )
+    step = {
+        "step": "judge_pairs",
+        "judge": {"openai_judge": {"server": options}},
+        "data": "pairs.jsonl",
+    }
     recipe = {"model": {"base": "tiny"}, "stages": {"labels": step}}
     file = tmp_path / "r.yaml"
     file.write_text(json.dumps(recipe).replace("KEY", KEYS[kind]), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Groups on disk, every kind of file and its faults, format detection, splitting, mixing, and the shipped data."""
+"""Groups on disk, every kind of file and its faults, format detection, splitting, mixing, and the
+shipped data.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,16 @@ PLUGINS = (
     "evaluate.squad",
     *(
         f"formats.{name}"
-        for name in ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "text", "dialogues", "groups")
+        for name in (
+            "hh_rlhf",
+            "trl",
+            "messages",
+            "alpaca",
+            "rankings",
+            "text",
+            "dialogues",
+            "groups",
+        )
     ),
     "formats.word_problems",
 )
@@ -50,7 +61,9 @@ FORMATS: dict[str, type[Format]] = {
 
 
 def component(cls: type[Format], **options: Any) -> Component:
-    return Component("format", cls.__name__, Registration(cls.__name__, cls), cls.Options(**options))
+    return Component(
+        "format", cls.__name__, Registration(cls.__name__, cls), cls.Options(**options)
+    )
 
 
 def named(name: str, **options: Any) -> Component:
@@ -61,9 +74,15 @@ def source(path: Path, format: Any = None, **keys: Any) -> DataSource:
     return DataSource(path=path, **keys).in_format(format)
 
 
-def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
+def load(
+    *sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None
+) -> Loaded:
     return load_spec(
-        DataSpec(sources), formats=formats, seed=seed, stage_data=stage_data, commit=lambda name, revision: revision
+        DataSpec(sources),
+        formats=formats,
+        seed=seed,
+        stage_data=stage_data,
+        commit=lambda name, revision: revision,
     )
 
 
@@ -104,7 +123,9 @@ def words(groups: list[Group]) -> list[str]:
 texts = st.text(max_size=12)
 numbers = st.floats(allow_nan=False) | st.integers(-5, 5)
 finite = st.floats(-5, 5) | st.integers(-5, 5)  # a format refuses other ranks, p and margins
-calls = st.builds(lambda name: {"type": "function", "function": {"name": name, "arguments": {"x": 1}}}, texts)
+calls = st.builds(
+    lambda name: {"type": "function", "function": {"name": name, "arguments": {"x": 1}}}, texts
+)
 messages = st.builds(
     lambda role, content, others: Message(role=role, content=content, **others),
     st.sampled_from(groups_module.ROLES),
@@ -133,7 +154,9 @@ responses = st.builds(
     truncated=st.booleans(),
     source=st.none() | texts,
 )
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda v: st.lists(v, max_size=2))
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | texts, lambda v: st.lists(v, max_size=2)
+)
 
 
 @st.composite
@@ -141,7 +164,12 @@ def groups(draw: Any) -> Group:
     answers = draw(st.lists(responses, max_size=3).map(tuple))
     indices = [(i, j) for i in range(len(answers)) for j in range(len(answers)) if i != j]
     margins = st.none() | finite | st.sampled_from(groups_module.LEVELS)
-    pair = st.builds(lambda at, p, m: Pair(at[0], at[1], p, m), st.sampled_from(indices or [(0, 1)]), finite, margins)
+    pair = st.builds(
+        lambda at, p, m: Pair(at[0], at[1], p, m),
+        st.sampled_from(indices or [(0, 1)]),
+        finite,
+        margins,
+    )
     return Group(
         prompt=draw(st.lists(messages, max_size=2).map(tuple)),
         responses=answers,
@@ -163,7 +191,10 @@ def test_a_group_survives_json_in_one_line_of_standard_json(group: Group) -> Non
 
 
 def test_half_a_surrogate_pair_and_nan_survive_json() -> None:
-    group = Group(prompt("\ud800"), (Response(text="x", scores={"r": math.inf}, logprobs=(-math.inf, math.nan)),))
+    group = Group(
+        prompt("\ud800"),
+        (Response(text="x", scores={"r": math.inf}, logprobs=(-math.inf, math.nan)),),
+    )
     line = groups_module.group_to_json(group)
     back = groups_module.group_from_json(line.encode())
     assert back.prompt == group.prompt and back.responses[0].scores == {"r": math.inf}
@@ -172,7 +203,12 @@ def test_half_a_surrogate_pair_and_nan_survive_json() -> None:
 
 def test_defaults_are_not_written() -> None:
     line = groups_module.group_to_json(Group(prompt("q"), (Response(text="a"),), id="x"))
-    expected = {"alignkit": 1, "prompt": [{"role": "user", "content": "q"}], "responses": [{"text": "a"}], "id": "x"}
+    expected = {
+        "alignkit": 1,
+        "prompt": [{"role": "user", "content": "q"}],
+        "responses": [{"text": "a"}],
+        "id": "x",
+    }
     assert json.loads(line) == expected
 
 
@@ -182,19 +218,32 @@ def test_defaults_are_not_written() -> None:
         ({"prompt": []}, "no key 'alignkit'"),
         ({"alignkit": 2, "prompt": []}, "version 2"),
         ({"alignkit": 1, "prompt": [], "color": 1}, "color: Unexpected keyword argument"),
-        ({"alignkit": 1, "prompt": [], "responses": [{"words": ""}]}, "responses.0.words: Unexpected keyword"),
+        (
+            {"alignkit": 1, "prompt": [], "responses": [{"words": ""}]},
+            "responses.0.words: Unexpected keyword",
+        ),
         ({"alignkit": 1}, "prompt: Field required"),
         ({"alignkit": 1, "prompt": 5}, "prompt: Input should be a valid tuple"),
         (
             {"alignkit": 1, "prompt": [{"role": "user", "content": 3}]},
             "prompt.0.content: Input should be a valid string",
         ),
-        ({"alignkit": 1, "prompt": [], "responses": [3]}, "responses.0: Input should be a dictionary"),
+        (
+            {"alignkit": 1, "prompt": [], "responses": [3]},
+            "responses.0: Input should be a dictionary",
+        ),
         ({"alignkit": 1, "prompt": [], "pairs": [{"better": 0, "worse": 1}]}, "there are 0"),
         *(({"alignkit": 1, "prompt": [], "weight": weight}, "weight") for weight in UNUSABLE),
-        *(({"alignkit": 1, "prompt": [{**ASSISTANT, "train": flag}]}, "train") for flag in UNUSABLE),
+        *(
+            ({"alignkit": 1, "prompt": [{**ASSISTANT, "train": flag}]}, "train")
+            for flag in UNUSABLE
+        ),
         (
-            {"alignkit": 1, "prompt": [], "responses": [{"messages": [{**ASSISTANT, "train": -1}]}]},
+            {
+                "alignkit": 1,
+                "prompt": [],
+                "responses": [{"messages": [{**ASSISTANT, "train": -1}]}],
+            },
             "must be a finite number of 0 or more, not '-1.0'",
         ),
     ],
@@ -205,14 +254,20 @@ def test_a_row_that_is_not_a_group_is_bad(row: Any, reason: str) -> None:
 
 
 def test_a_row_that_a_step_wrote_has_the_weight_of_its_group(tmp_path: Path) -> None:
-    """The column of the row that it was made from stays one, but says nothing about answers that a step wrote."""
+    """The column of the row that it was made from stays one, but says nothing about answers that a
+    step wrote.
+    """
     path = write(tmp_path / "d.jsonl", {"prompt": "q", "completion": "a", "weight": 3})
     (asked,) = groups_module.prompts_of(load(source(path)).groups)
     answered = dataclasses.replace(asked, responses=(Response(text="b"),))
-    groups_module.write_groups(tmp_path / "made.jsonl", [answered, dataclasses.replace(answered, weight=0.5)])
+    groups_module.write_groups(
+        tmp_path / "made.jsonl", [answered, dataclasses.replace(answered, weight=0.5)]
+    )
 
     def weights(**keys: Any) -> list[float]:
-        loaded = load(DataSource(stage="make", **keys), stage_data=lambda stage: tmp_path / "made.jsonl")
+        loaded = load(
+            DataSource(stage="make", **keys), stage_data=lambda stage: tmp_path / "made.jsonl"
+        )
         return [group.weight for group in loaded.groups]
 
     assert weights() == [1.0, 0.5] and weights(meta={"weight": 2}) == [2.0, 2.0]
@@ -224,8 +279,13 @@ def test_meta_that_json_cannot_hold_names_the_group() -> None:
 
 
 @pytest.mark.parametrize("name", ["g.jsonl", "deep/er/g.jsonl"])
-def test_written_groups_are_read_back_and_equal_groups_have_equal_bytes(tmp_path: Path, name: str) -> None:
-    wanted = [Group(prompt(f"q{i}\u2028\x85"), (Response(text="", tokens=(1, 2)),), id=str(i)) for i in range(5)]
+def test_written_groups_are_read_back_and_equal_groups_have_equal_bytes(
+    tmp_path: Path, name: str
+) -> None:
+    wanted = [
+        Group(prompt(f"q{i}\u2028\x85"), (Response(text="", tokens=(1, 2)),), id=str(i))
+        for i in range(5)
+    ]
     groups_module.write_groups(tmp_path / name, wanted)
     once = (tmp_path / name).read_bytes()
     groups_module.write_groups(tmp_path / name, iter(wanted))
@@ -251,7 +311,9 @@ def test_read_groups_names_every_bad_line(tmp_path: Path) -> None:
     path.write_text('{"alignkit": 1, "prompt": []}\n{"prompt": []}\n\n{"alignkit": 1,')
     with pytest.raises(DataError) as error:
         groups_module.read_groups(path)
-    assert f"{path}:2: not a group" in str(error.value) and f"{path}:4: not valid JSON" in str(error.value)
+    assert f"{path}:2: not a group" in str(error.value) and f"{path}:4: not valid JSON" in str(
+        error.value
+    )
 
 
 # Pairs, ids, prompts
@@ -271,7 +333,8 @@ def test_the_prompt_of_a_conversation_is_all_before_its_last_answer() -> None:
     given_groups = [
         Group(prompt("q"), (Response(messages=talk),), id="old"),
         Group(prompt("q"), (Response(messages=talk[:1]),)),
-        Group(prompt("q"), (Response(messages=talk), Response(text="x"))),  # of two answers, neither was given
+        # Of two answers, neither was given
+        Group(prompt("q"), (Response(messages=talk), Response(text="x"))),
     ]
     long, *short = groups_module.prompts_of(given_groups)
     assert long.prompt == (*prompt("q"), *talk[:2]) and long.responses == ()
@@ -293,7 +356,10 @@ def test_an_id_depends_on_the_words_only_and_never_changes() -> None:
     assert one == groups_module.group_id(prompt("q"), [Response(text="a")])
     stable = hashlib.sha256(b'[[["user", "q"]], ["a"]]').hexdigest()[:16]
     assert one == stable  # runs on disk rely on it
-    others = [groups_module.group_id(prompt("q")), groups_module.group_id(prompt("q "), [Response(text="a")])]
+    others = [
+        groups_module.group_id(prompt("q")),
+        groups_module.group_id(prompt("q "), [Response(text="a")]),
+    ]
     others += [
         groups_module.group_id((), [Response(text="a")]),
         groups_module.group_id(prompt("q"), [Response(text="b")]),
@@ -311,7 +377,9 @@ def test_an_id_depends_on_reasoning_tool_calls_and_tools() -> None:
         {**turn, "role": "tool", "name": "add"},
         {**turn, "role": "tool", "tool_call_id": "1"},
     ]
-    ids = [groups_module.group_id(prompt("q"), [Response(messages=(variant,))]) for variant in variants]
+    ids = [
+        groups_module.group_id(prompt("q"), [Response(messages=(variant,))]) for variant in variants
+    ]
     ids += [groups_module.group_id([*prompt("q"), variant]) for variant in variants]
     ids.append(groups_module.group_id(prompt("q"), tools=[{"name": "add"}]))
     assert len(set(ids)) == 11
@@ -333,7 +401,12 @@ def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
 
 def test_every_row_with_a_prompt_is_a_prompt_with_its_own_columns() -> None:
     given_groups = [
-        Group(prompt("b"), (Response(text="1"), Response(text="2")), pairs=(Pair(0, 1),), meta={"safety": True}),
+        Group(
+            prompt("b"),
+            (Response(text="1"), Response(text="2")),
+            pairs=(Pair(0, 1),),
+            meta={"safety": True},
+        ),
         Group(prompt("a"), (Response(text="1"),), bundle="x"),
         Group(prompt("b"), meta={"safety": False}),
         Group((), (Response(text="raw"),)),
@@ -363,11 +436,17 @@ def test_only_rows_that_repeat_words_and_columns_are_duplicates() -> None:
 # Files
 
 
-ROWS = [{"prompt": "première\u2028 question", "safety": True}, {"prompt": 'second\r\n"one", it is', "safety": False}]
+ROWS = [
+    {"prompt": "première\u2028 question", "safety": True},
+    {"prompt": 'second\r\n"one", it is', "safety": False},
+]
 
 
 def as_csv(delimiter: str) -> str:
-    cells = [[f'"{row["prompt"]}"'.replace('"one"', '""one""'), str(row["safety"]).lower()] for row in ROWS]
+    cells = [
+        [f'"{row["prompt"]}"'.replace('"one"', '""one""'), str(row["safety"]).lower()]
+        for row in ROWS
+    ]
     return "".join(delimiter.join(row) + "\r\n" for row in [["prompt", "safety"], *cells])
 
 
@@ -384,7 +463,9 @@ FILES = {
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_has_the_same_rows(tmp_path: Path, name: str, mark: str, packed: bool) -> None:
+def test_every_kind_of_file_has_the_same_rows(
+    tmp_path: Path, name: str, mark: str, packed: bool
+) -> None:
     raw = (mark + FILES[name]).encode()
     path = tmp_path / (name + ".gz" * packed)
     path.write_bytes(gzip.compress(raw) if packed else raw)
@@ -401,7 +482,9 @@ def test_json_lines_in_a_json_file_are_rows(tmp_path: Path) -> None:
     loaded = load(source(path, on_bad_row="skip"))
     assert words(loaded.groups) == ["a", "b"] and [row.row for row in loaded.skipped] == [4]
     path.write_text('{"prompt": "a"\n{"prompt": "b"}\n')
-    assert bad_rows(path) == [(1, "not valid JSON: Expecting ',' delimiter: line 1 column 15 (char 14)")]
+    assert bad_rows(path) == [
+        (1, "not valid JSON: Expecting ',' delimiter: line 1 column 15 (char 14)")
+    ]
     path.write_text(json.dumps({"prompt": "a", "more": {"deep": [1]}}, indent=1))
     assert words(load(source(path)).groups) == ["a"]
     path.write_text('{\n"prompt": "a",\n"more":\n')
@@ -419,8 +502,17 @@ def test_values_of_a_table_become_json(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
     [group] = load(source(tmp_path / "d.parquet")).groups
     assert words([group]) == ["café"]
-    meta = {"when": "2024-05-06T07:08:00", "blob": {"unread": "bytes"}, "price": 1.5, "tags": ["a", None], "n": 3}
-    assert group.meta == meta and groups_module.group_from_json(groups_module.group_to_json(group)) == group
+    meta = {
+        "when": "2024-05-06T07:08:00",
+        "blob": {"unread": "bytes"},
+        "price": 1.5,
+        "tags": ["a", None],
+        "n": 3,
+    }
+    assert (
+        group.meta == meta
+        and groups_module.group_from_json(groups_module.group_to_json(group)) == group
+    )
 
 
 @pytest.mark.silent_bug(
@@ -441,7 +533,9 @@ def test_a_picture_in_a_table_is_not_lost(tmp_path: Path) -> None:
 def test_very_long_rows_are_read(tmp_path: Path) -> None:
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(10_000)]
     path = write(
-        tmp_path / "d.jsonl", {"messages": turns}, {"messages": [turns[0], {**turns[1], "content": "x" * 10**7}]}
+        tmp_path / "d.jsonl",
+        {"messages": turns},
+        {"messages": [turns[0], {**turns[1], "content": "x" * 10**7}]},
     )
     long, big = load(source(path)).groups
     assert len(long.responses[0].messages or ()) == 9_999 or len(long.prompt) == 9_999
@@ -451,19 +545,29 @@ def test_very_long_rows_are_read(tmp_path: Path) -> None:
 def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\r\n\r\nthird\n")
-    assert [g.responses[0].text for g in load(source(path)).groups] == ["first line\nsecond\n\nthird"]
-    assert words(load(source(path, format=named("prompt_only"))).groups) == ["first line", "second", "third"]
+    assert [g.responses[0].text for g in load(source(path)).groups] == [
+        "first line\nsecond\n\nthird"
+    ]
+    assert words(load(source(path, format=named("prompt_only"))).groups) == [
+        "first line",
+        "second",
+        "third",
+    ]
     with pytest.raises(DataError, match=r"no format matches the first row \(text\)"):
         load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
-    assert bad_rows(path, format=named("prompt_only")) == [(2, "a text is not valid Unicode; save the file as UTF-8")]
+    assert bad_rows(path, format=named("prompt_only")) == [
+        (2, "a text is not valid Unicode; save the file as UTF-8")
+    ]
 
 
 def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     talk = [b"Q. why?", b"A. so.", b"Q. really?", b"A. yes.", b"Q. and?", b"A. no."]
     blank = [b"Q. ", *talk[1:]]
-    path.write_bytes(b"\r\n\r\n".join([*talk, b"caf\xe9", b"The end", *blank, b"prose", *talk, b"Q. and?"]))
+    path.write_bytes(
+        b"\r\n\r\n".join([*talk, b"caf\xe9", b"The end", *blank, b"prose", *talk, b"Q. and?"])
+    )
     chosen = named("dialogues")
     found = load(source(path, format=chosen, on_bad_row="skip"))
     assert words(found.groups) == ["why?", "why?"]
@@ -481,7 +585,9 @@ def test_a_json_file_may_be_one_object(tmp_path: Path) -> None:
     assert words(load(source(tmp_path / "one.json")).groups) == ["q"]
 
 
-def _calling(name: str, properties: dict[str, Any], arguments: Any, **columns: Any) -> dict[str, Any]:
+def _calling(
+    name: str, properties: dict[str, Any], arguments: Any, **columns: Any
+) -> dict[str, Any]:
     """A row with one tool, a call of it, and other columns."""
     schema = {"name": name, "parameters": {"type": "object", "properties": properties}}
     turns: list[dict[str, Any]] = [
@@ -489,7 +595,9 @@ def _calling(name: str, properties: dict[str, Any], arguments: Any, **columns: A
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+            "tool_calls": [
+                {"type": "function", "function": {"name": name, "arguments": arguments}}
+            ],
         },
         {"role": "tool", "content": "ok", "name": name},
         {"role": "assistant", "content": "Done"},
@@ -499,18 +607,31 @@ def _calling(name: str, properties: dict[str, Any], arguments: Any, **columns: A
 
 @pytest.mark.silent_bug(
     "data: columnar nulls",
-    "Arrow gives all structs of a column the same fields, so a tool's prompt lists other tools' parameters as null.",
+    "Arrow gives all structs of a column the same fields, so a tool's prompt lists other tools' "
+    "parameters as null.",
     "A file written by pyarrow or `datasets` gives the same tokens as hand-written jsonl.",
     "modelscope/ms-swift#10110",
 )
 @pytest.mark.parametrize("written", ["pyarrow", "datasets", "datasets.parquet", "folder"])
 def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str) -> None:
-    """A table gives every struct the keys of all others in its column; a person's file has none of them."""
+    """A table gives every struct the keys of all others in its column; a person's file has none of
+    them.
+    """
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     number = {"type": "number"}
     rows = [
-        _calling("get_weather", {"city": {"type": "string", "enum": ["Oslo"]}}, {"city": "Oslo"}, info={"tests": [1]}),
-        _calling("add", {"a": number, "b": {**number, "description": "?"}}, {"a": 1, "b": 2}, info={"lang": {"n": 1}}),
+        _calling(
+            "get_weather",
+            {"city": {"type": "string", "enum": ["Oslo"]}},
+            {"city": "Oslo"},
+            info={"tests": [1]},
+        ),
+        _calling(
+            "add",
+            {"a": number, "b": {**number, "description": "?"}},
+            {"a": 1, "b": 2},
+            info={"lang": {"n": 1}},
+        ),
         _calling("now", {}, {}, info={"lang": {"m": 2}}),
     ]
     file = tmp_path / ("d.jsonl" if written == "datasets" else "folder/d.parquet")
@@ -535,7 +656,9 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
 def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
     """In JSON as text, in a list, and as a whole column."""
     city = {"type": ["string", "null"], "enum": ["Oslo", None]}
-    row = _calling("get_weather", {"city": city}, '{"city": null}', note=None, info={"x": [None, 1]})
+    row = _calling(
+        "get_weather", {"city": city}, '{"city": null}', note=None, info={"x": [None, 1]}
+    )
     [group] = load(source(write(tmp_path / "d.jsonl", row))).groups
     [call] = (group.responses[0].messages or ())[0]["tool_calls"]
     assert call["function"]["arguments"] == {"city": None}
@@ -546,7 +669,12 @@ def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
 def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {"prompt": ["a", "b"], "margin": [1.5, math.nan], "chosen": ["x", "y"], "rejected": ["y", "x"]}
+    columns = {
+        "prompt": ["a", "b"],
+        "margin": [1.5, math.nan],
+        "chosen": ["x", "y"],
+        "rejected": ["y", "x"],
+    }
     parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
     loaded = load(source(tmp_path / "d.parquet"))
     assert [g.pairs for g in loaded.groups] == [(Pair(0, 1, margin=1.5),), (Pair(0, 1),)]
@@ -567,7 +695,10 @@ def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
         (b'{"prompt": "q", "x": 1e999}', "1e999 is too large"),
         (b'{"prompt": "q", "x": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"prompt": "q",}', "not valid JSON"),
-        (b"{'prompt': 'q'}", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2"),
+        (
+            b"{'prompt': 'q'}",
+            "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2",
+        ),
         (b'{"prompt": "q"} {"prompt": "r"}', "Extra data: line 1 column 17"),
         (b"[" * 100_000, "recursion depth"),
         (b"[1, 2]", "'prompt' is missing"),
@@ -579,13 +710,24 @@ def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
         (b'{"prompt": " \\n"}', "empty"),
         (b'{"prompt": []}', "no prompt"),
         (b'{"prompt": 5}', "must be text or a list of messages, not a number"),
-        (b'{"prompt": [{"role": "user", "content": 5}]}', "prompt[0] must have text as its content, not a number"),
-        (b'{"prompt": [{"role": "wizard", "content": "x"}]}', "prompt[0] has the unknown role 'wizard'"),
-        (b'{"prompt": [{"role": "assistant", "content": "x"}]}', "must not end with an assistant turn"),
+        (
+            b'{"prompt": [{"role": "user", "content": 5}]}',
+            "prompt[0] must have text as its content, not a number",
+        ),
+        (
+            b'{"prompt": [{"role": "wizard", "content": "x"}]}',
+            "prompt[0] has the unknown role 'wizard'",
+        ),
+        (
+            b'{"prompt": [{"role": "assistant", "content": "x"}]}',
+            "must not end with an assistant turn",
+        ),
         (b'{"prompt": ["x"]}', "prompt[0] must be a message, not text"),
     ],
 )
-def test_a_bad_line_is_named_with_file_row_and_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_bad_line_is_named_with_file_row_and_reason(
+    tmp_path: Path, line: bytes, reason: str
+) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'{"prompt": "first"}\n' + line + b'\n{"prompt": "third"}\n')
     [(row, found)] = bad_rows(path)
@@ -595,14 +737,20 @@ def test_a_bad_line_is_named_with_file_row_and_reason(tmp_path: Path, line: byte
 
 def test_duplicate_keys_and_a_long_line_are_fine(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
-    path.write_text('{"prompt": "a", "prompt": "b"}\n' + json.dumps({"prompt": "x" * 3_000_000}) + "\n")
+    path.write_text(
+        '{"prompt": "a", "prompt": "b"}\n' + json.dumps({"prompt": "x" * 3_000_000}) + "\n"
+    )
     assert [len(word) for word in words(load(source(path)).groups)] == [1, 3_000_000]
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
 def test_a_truncated_gzip_is_named_with_its_line(tmp_path: Path, name: str) -> None:
     rows = [json.dumps({"prompt": f"{i} {hash(str(i))}"}) for i in range(3000)]
-    text = "\n".join(rows if "jsonl" in name else ["prompt", *(row.replace('"', "").replace(",", "") for row in rows)])
+    text = "\n".join(
+        rows
+        if "jsonl" in name
+        else ["prompt", *(row.replace('"', "").replace(",", "") for row in rows)]
+    )
     packed = gzip.compress(text.encode())
     path = tmp_path / name
     for content in (packed[: len(packed) // 2], b"this is no gzip file"):
@@ -639,7 +787,9 @@ def test_faults_of_a_json_array_are_named(tmp_path: Path, text: str, reason: str
         (b",x", "empty"),
     ],
 )
-def test_faults_of_a_table_are_named_by_the_spreadsheets_row(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_faults_of_a_table_are_named_by_the_spreadsheets_row(
+    tmp_path: Path, line: bytes, reason: str
+) -> None:
     path = tmp_path / "d.csv"
     path.write_bytes(b'prompt,note\n"two\nlines",x\n' + line + b"\n,\n\nlast,x\n")
     [(row, found)] = bad_rows(path)
@@ -661,7 +811,9 @@ def test_faults_of_a_table_are_named_by_the_spreadsheets_row(tmp_path: Path, lin
         ("d.csv", b"", "no usable row"),
     ],
 )
-def test_files_that_cannot_be_read_at_all(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+def test_files_that_cannot_be_read_at_all(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=re.escape(reason)):
@@ -697,7 +849,9 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
             return Group(prompt(row["a"]["b"]))
 
     path = write(tmp_path / "d.jsonl", {"a": {"b": "fine"}}, {"a": 5})
-    with pytest.raises(DataError, match=r"d\.jsonl:2: the format Fragile failed: TypeError.* \(test_data\.py:\d+\)"):
+    with pytest.raises(
+        DataError, match=r"d\.jsonl:2: the format Fragile failed: TypeError.* \(test_data\.py:\d+\)"
+    ):
         load(source(path, format=component(Fragile)))
 
 
@@ -706,9 +860,21 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
     [
         ((Response("a", label="false"),), None, "label must be true or false, not 'false'"),
         ((Response("a", rank="1"), Response("b", rank=2)), None, "rank must be a number, not '1'"),
-        ((Response("a"), Response("b")), (Pair(0, 1, p="a"),), "p must be a number between 0 and 1, not 'a'"),
-        ((Response("a"), Response("b")), (Pair(0, 1, margin=[1]),), "margin, .*, must be a number, not .1"),
-        ((Response("a"), Response("b")), (Pair(0, 1, margin=float("inf")),), "margin, .*, must be a number, not inf"),
+        (
+            (Response("a"), Response("b")),
+            (Pair(0, 1, p="a"),),
+            "p must be a number between 0 and 1, not 'a'",
+        ),
+        (
+            (Response("a"), Response("b")),
+            (Pair(0, 1, margin=[1]),),
+            "margin, .*, must be a number, not .1",
+        ),
+        (
+            (Response("a"), Response("b")),
+            (Pair(0, 1, margin=float("inf")),),
+            "margin, .*, must be a number, not inf",
+        ),
     ],
 )
 def test_what_a_format_of_an_author_passes_on_has_the_right_type(
@@ -736,7 +902,9 @@ def test_an_undetected_format_lists_the_lines_that_read_it(tmp_path: Path) -> No
         "data: {path: FILE, columns: {prompt: question, answer: reply}}  # prompt_only",
     ]
     renamed = load(source(path, columns={"prompt": "question", "completion": "reply"}))
-    assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (Response(text="a"),)
+    assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (
+        Response(text="a"),
+    )
 
 
 def test_columns_that_no_format_names_list_all_formats(tmp_path: Path) -> None:
@@ -770,7 +938,9 @@ def test_an_ambiguous_format_lists_only_those_that_match(tmp_path: Path) -> None
     with pytest.raises(DataError) as error:
         load(source(path), formats={**FORMATS, "greedy": Greedy, "broken": BrokenPlugin})
     text = str(error.value)
-    assert "greedy" in text and "prompt_only" in text and "alpaca" not in text and "broken" not in text
+    assert (
+        "greedy" in text and "prompt_only" in text and "alpaca" not in text and "broken" not in text
+    )
     assert words(load(source(path, format=named("prompt_only"))).groups) == ["q"]
 
 
@@ -781,11 +951,17 @@ def test_the_first_row_that_can_be_parsed_decides(tmp_path: Path) -> None:
 
 
 def test_columns_may_be_swapped_and_a_missing_one_is_a_bad_row(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "a"})
+    path = write(
+        tmp_path / "d.jsonl",
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a"},
+    )
     columns = {"chosen": "rejected", "rejected": "chosen"}
     loaded = load(source(path, columns=columns, on_bad_row="skip"))
     assert [r.text for r in loaded.groups[0].responses] == ["b", "a"]
-    assert bad_rows(path, columns=columns) == [(2, "no column 'rejected' to rename; the row has prompt, chosen")]
+    assert bad_rows(path, columns=columns) == [
+        (2, "no column 'rejected' to rename; the row has prompt, chosen")
+    ]
 
 
 def test_meta_of_the_source_is_added_to_each_group_and_wins(tmp_path: Path) -> None:
@@ -794,10 +970,18 @@ def test_meta_of_the_source_is_added_to_each_group_and_wins(tmp_path: Path) -> N
 
 
 def test_the_data_of_a_stage_are_its_groups(tmp_path: Path) -> None:
-    sampled = [Group(prompt("q"), (Response(text="", tokens=(2,)), Response(text="")), pairs=(Pair(0, 1),), id="kept")]
+    sampled = [
+        Group(
+            prompt("q"),
+            (Response(text="", tokens=(2,)), Response(text="")),
+            pairs=(Pair(0, 1),),
+            id="kept",
+        )
+    ]
     groups_module.write_groups(tmp_path / "data.jsonl", sampled)
     loaded = load(
-        DataSource(stage="make"), stage_data=lambda stage: tmp_path / "data.jsonl" if stage == "make" else None
+        DataSource(stage="make"),
+        stage_data=lambda stage: tmp_path / "data.jsonl" if stage == "make" else None,
     )
     assert loaded.groups == sampled
 
@@ -815,7 +999,9 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
     loaded = load(DataSource(hub="org/name", on_bad_row="skip"))
     load(DataSource(hub="org/name", split="test[:10]", limit=1))
     assert asked == [("org/name", {"split": "train"}), ("org/name", {"split": "test[:10]"})]
-    assert [str(row) for row in loaded.skipped] == ["org/name[train]:2: the last turn of the prompt is empty"]
+    assert [str(row) for row in loaded.skipped] == [
+        "org/name[train]:2: the last turn of the prompt is empty"
+    ]
 
 
 # Limit, validation, weights
@@ -843,11 +1029,17 @@ def test_validation_never_shares_a_prompt_and_nothing_is_lost(tmp_path: Path) ->
     "The split is a hash of the prompt.",
     "TensorAuto/OpenTau#498",
 )
-def test_validation_is_stable_under_new_rows_and_order_and_moves_with_the_seed(tmp_path: Path) -> None:
+def test_validation_is_stable_under_new_rows_and_order_and_moves_with_the_seed(
+    tmp_path: Path,
+) -> None:
     few, many = prompts(tmp_path / "few.jsonl", 200), prompts(tmp_path / "many.jsonl", 400)
     held = set(words(load(source(few, validation=0.1)).validation))
-    assert held == set(words(load(source(many, validation=0.1)).validation)) & {f"question {i}" for i in range(200)}
-    backwards = write(tmp_path / "back.jsonl", *({"prompt": f"question {i}"} for i in reversed(range(200))))
+    assert held == set(words(load(source(many, validation=0.1)).validation)) & {
+        f"question {i}" for i in range(200)
+    }
+    backwards = write(
+        tmp_path / "back.jsonl", *({"prompt": f"question {i}"} for i in reversed(range(200)))
+    )
     assert held == set(words(load(source(backwards, validation=0.1)).validation))
     assert held != set(words(load(source(few, validation=0.1), seed=1).validation))
     assert held < set(words(load(source(few, validation=0.3)).validation))
@@ -880,25 +1072,36 @@ def sides(path: Path, rows: list[Any], **keys: Any) -> tuple[list[Any], list[Any
     """What the rows on either side have in `x`."""
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     loaded = load(source(path, validation=0.3, **keys))
-    return [group.meta["x"] for group in loaded.groups], [group.meta["x"] for group in loaded.validation]
+    return [group.meta["x"] for group in loaded.groups], [
+        group.meta["x"] for group in loaded.validation
+    ]
 
 
 @pytest.mark.silent_bug(
     "data: held out",
     "Questions about one passage, or the turns of one conversation, are on both sides of a split.",
-    "`group` names the column that rows share; what shares it is on one side, and so are turns that continue others.",
+    "`group` names the column that rows share; what shares it is on one side, and so are turns "
+    "that continue others.",
     "EvolvingLMMs-Lab/lmms-eval#989",
     "ai-evals-course/recipe-chatbot#36",
 )
 def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{p} {q}?", "completion": "a", "passage": f"p{p}", "x": p} for p in range(12) for q in range(5)]
+    rows = [
+        {"prompt": f"{p} {q}?", "completion": "a", "passage": f"p{p}", "x": p}
+        for p in range(12)
+        for q in range(5)
+    ]
     free = sides(tmp_path / "free.jsonl", rows)
     assert set(free[0]) & set(free[1])
     kept = sides(tmp_path / "kept.jsonl", rows, group="passage")
     assert kept[0] and kept[1] and not set(kept[0]) & set(kept[1])
     assert len(kept[0]) + len(kept[1]) == 60
     # More passages do not move the others.
-    more = sides(tmp_path / "more.jsonl", [{**rows[0], "passage": "q", "prompt": "n", "x": 9}, *rows], group="passage")
+    more = sides(
+        tmp_path / "more.jsonl",
+        [{**rows[0], "passage": "q", "prompt": "n", "x": 9}, *rows],
+        group="passage",
+    )
     assert set(kept[0]) <= set(more[0]) and set(kept[1]) <= set(more[1])
     # Number 3 of one column is not number 3 of another.
     numbers = [
@@ -907,7 +1110,9 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     ]
     one, other = keys_of_sides(numbers, ["passage", "author"])
     assert one != other
-    with pytest.raises(DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"):
+    with pytest.raises(
+        DataError, match=r"kept\.jsonl:1: the row has no .chapter., by which .group. holds"
+    ):
         sides(tmp_path / "kept.jsonl", rows, group="chapter")
     with pytest.raises(DataError, match="holds out nothing: all 5 rows have the same 'passage'"):
         sides(tmp_path / "kept.jsonl", rows[:5], group="passage")
@@ -930,7 +1135,11 @@ def test_turns_of_a_conversation_stay_on_one_side(tmp_path: Path) -> None:
     """A row for each answer, whose prompt is the conversation before it."""
     rows = []
     for number in range(12):
-        turns = [openai for n in range(3) for openai in ({"role": "user", "content": f"{number} {n}"}, ASSISTANT)]
+        turns = [
+            openai
+            for n in range(3)
+            for openai in ({"role": "user", "content": f"{number} {n}"}, ASSISTANT)
+        ]
         rows += [{"prompt": turns[: 2 * n + 1], "completion": "b", "x": number} for n in range(3)]
     training, held_out = sides(tmp_path / "turns.jsonl", rows)
     assert held_out and not set(training) & set(held_out)
@@ -944,7 +1153,9 @@ def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:
 
 def test_weights_of_one_keep_every_row_in_order(tmp_path: Path) -> None:
     one, two = prompts(tmp_path / "a.jsonl", 30), prompts(tmp_path / "b.jsonl", 10, start=100)
-    assert words(load(source(one), source(two)).groups) == [f"question {i}" for i in [*range(30), *range(100, 110)]]
+    assert words(load(source(one), source(two)).groups) == [
+        f"question {i}" for i in [*range(30), *range(100, 110)]
+    ]
 
 
 def test_weights_leave_every_row_in_place_and_become_shares(tmp_path: Path) -> None:
@@ -952,17 +1163,29 @@ def test_weights_leave_every_row_in_place_and_become_shares(tmp_path: Path) -> N
     loaded = load(source(one, weight=3.0), source(two))
     assert len(loaded.groups) == 100 and loaded.weights == (0.75, 0.25)
     assert [group.origin.source for group in loaded.groups if group.origin] == [0] * 90 + [1] * 10
-    assert load(source(one, weight=3.0)).weights is None and load(source(one), source(two)).weights is None
+    assert (
+        load(source(one, weight=3.0)).weights is None
+        and load(source(one), source(two)).weights is None
+    )
 
 
 def test_every_group_knows_where_it_was_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"prompt": ""}\n{"prompt": "b"}\n')
-    found = [group.origin for group in load(source(path, on_bad_row="skip"), source(path, limit=1)).groups]
-    assert found == [Origin(str(path), 1, True, 0), Origin(str(path), 4, True, 0), Origin(str(path), 1, False, 1)]
+    found = [
+        group.origin
+        for group in load(source(path, on_bad_row="skip"), source(path, limit=1)).groups
+    ]
+    assert found == [
+        Origin(str(path), 1, True, 0),
+        Origin(str(path), 4, True, 0),
+        Origin(str(path), 1, False, 1),
+    ]
     assert str(found[1]) == f"{path}:4"
     groups_module.write_groups(tmp_path / "made.jsonl", [Group(prompt("q"))])
-    made = load(DataSource(stage="make"), stage_data=lambda stage: tmp_path / "made.jsonl").groups[0]
+    made = load(DataSource(stage="make"), stage_data=lambda stage: tmp_path / "made.jsonl").groups[
+        0
+    ]
     assert str(made.origin) == "stage make:1"
 
 
@@ -982,7 +1205,10 @@ def test_a_part_of_a_split_is_read_alone(tmp_path: Path) -> None:
 def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    loaded = load(source(path, on_bad_row="skip"), source(path, format=named("prompt_only"), limit=1, weight=4))
+    loaded = load(
+        source(path, on_bad_row="skip"),
+        source(path, format=named("prompt_only"), limit=1, weight=4),
+    )
     assert [(f.format, f.recognized, f.rows, f.skipped) for f in loaded.sources] == [
         ("prompt_only", True, 1, 1),
         ("PromptOnly", False, 1, 0),  # by the name in the recipe
@@ -993,7 +1219,14 @@ def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
 # The data that the recipes use
 
 
-TRAIN = ["helpful.jsonl.gz", "safety.jsonl.gz", "prompts.jsonl", "demos.jsonl", "rankings.jsonl", "graded.jsonl"]
+TRAIN = [
+    "helpful.jsonl.gz",
+    "safety.jsonl.gz",
+    "prompts.jsonl",
+    "demos.jsonl",
+    "rankings.jsonl",
+    "graded.jsonl",
+]
 TRAIN += ["red_team.jsonl", "questions.jsonl", "questions_demos.jsonl", "questions_pressure.jsonl"]
 HELD = [
     "helpful_heldout.jsonl.gz",
@@ -1004,11 +1237,19 @@ HELD = [
     "xstest.jsonl",
 ]
 COUNTS = {
-    "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, "helpful_heldout.jsonl.gz": 300, "safety_heldout.jsonl.gz": 300,
-    "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
+    "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, (
+        "helpful_heldout.jsonl.gz"
+    ): 300, (
+        "safety_heldout.jsonl.gz"
+    ): 300,
+    "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, (
+        "demos_validation.jsonl"
+    ): 60, "rankings.jsonl": 65,
     "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
-    "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 534, "questions_heldout.jsonl": 200,
+    "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 534, (
+        "questions_heldout.jsonl"
+    ): 200,
     "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448,
     "quickstart/demos.jsonl": 836, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
     "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
@@ -1023,7 +1264,11 @@ def shipped(name: str) -> list[Group]:
 
 def openings(*names: str) -> set[str]:
     """First human turns: letters and digits, lower case."""
-    return {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for name in names for g in shipped(name)}
+    return {
+        re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower())
+        for name in names
+        for g in shipped(name)
+    }
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -1041,16 +1286,26 @@ def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
 
 def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
     own = [name for name in COUNTS if name.startswith("quickstart/")]
-    asked = {name: openings(name) for name in ("quickstart/heldout.jsonl", "quickstart/tuning.jsonl")}
+    asked = {
+        name: openings(name) for name in ("quickstart/heldout.jsonl", "quickstart/tuning.jsonl")
+    }
     assert not openings(*(name for name in own if name not in asked)) & set().union(*asked.values())
     assert not set.intersection(*asked.values())
     assert not openings("quickstart/demos.jsonl") & openings("quickstart/harmful_prompts.jsonl")
     held = {f"quickstart/{kind}_heldout.jsonl" for kind in ("helpful", "safety")}
     assert not openings(*held) & openings(*(name for name in own if name not in held))
     gold = [load(source(GOLD / f"gold_{kind}.jsonl.gz")).groups for kind in ("helpful", "safety")]
-    known = {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups}
+    known = {
+        re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups
+    }
     kinds = Counter(group.meta["kind"] for group in shipped("quickstart/heldout.jsonl"))
-    assert kinds == {"harmful": 100, "ordinary": 96, "harmful form": 40, "sounds unsafe": 80, "facts": 129}
+    assert kinds == {
+        "harmful": 100,
+        "ordinary": 96,
+        "harmful form": 40,
+        "sounds unsafe": 80,
+        "facts": 129,
+    }
     ordinary = [g for g in shipped("quickstart/heldout.jsonl") if g.meta["kind"] == "ordinary"]
     assert not known & {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for g in ordinary}
 
@@ -1065,7 +1320,10 @@ def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
     assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
     assert [g.meta["label"] for g in shipped("xstest.jsonl")].count("safe") == 92
     assert all(g.meta["safety"] for g in shipped("red_team.jsonl"))
-    assert all(4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g) for g in shipped("rankings.jsonl"))
+    assert all(
+        4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g)
+        for g in shipped("rankings.jsonl")
+    )
     margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
     assert margins == {"significantly", "slightly"}
     text = load(source(SHIPPED / "text.txt")).groups
@@ -1073,7 +1331,10 @@ def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
 
 
 def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
-    asked = {name: [g.prompt[0]["content"] for g in shipped(name)] for name in ("sums.jsonl", "sums_heldout.jsonl")}
+    asked = {
+        name: [g.prompt[0]["content"] for g in shipped(name)]
+        for name in ("sums.jsonl", "sums_heldout.jsonl")
+    }
     assert not set(asked["sums.jsonl"]) & set(asked["sums_heldout.jsonl"])
     for name in asked:
         for group in shipped(name):
@@ -1105,7 +1366,11 @@ def talks(path: Path, count: int) -> Path:
     with path.open("w") as file:
         for number in range(count):
             first = {"role": "user", "content": f"Question {number}?"}
-            more = [first, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": f"And {number}?"}]
+            more = [
+                first,
+                {"role": "assistant", "content": "Yes."},
+                {"role": "user", "content": f"And {number}?"},
+            ]
             for turns in ([first], more):
                 file.write(json.dumps({"prompt": turns}) + "\n")
     return path
@@ -1126,7 +1391,9 @@ def test_shares_of_a_source_are_apart_and_are_all_of_it(tmp_path: Path) -> None:
 def test_a_conversation_is_in_one_share_in_all_files(tmp_path: Path) -> None:
     whole = talks(tmp_path / "d.jsonl", 60)
     single = tmp_path / "others.jsonl"
-    single.write_text("".join(json.dumps({"prompt": f"question  {number}"}) + "\n" for number in range(60)))
+    single.write_text(
+        "".join(json.dumps({"prompt": f"question  {number}"}) + "\n" for number in range(60))
+    )
     asked = {group.prompt[0]["content"] for group in load(source(whole, part=(0.0, 0.3))).groups}
     alone = {group.prompt[0]["content"] for group in load(source(single, part=(0.0, 0.3))).groups}
     assert {f"Question {text.split()[-1]}?" for text in alone} == asked

@@ -15,7 +15,10 @@ from alignkit.plugins import plugins
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.report.data_lines import describe
 
-PLUGINS = tuple(f"formats.{name}:" for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"))
+PLUGINS = tuple(
+    f"formats.{name}:"
+    for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf")
+)
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
     for one in plugins().registrations("format")
@@ -26,7 +29,9 @@ FORMATS: dict[str, type[Format]] = {
 def loaded(path: Path, *rows: Any, format: Any = None, **keys: Any) -> Loaded:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = DataSource(path=path, **keys).in_format(format)
-    return load(DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=lambda name: path)
+    return load(
+        DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=lambda name: path
+    )
 
 
 def lines(tmp_path: Path, *rows: Any, **keys: Any) -> list[str]:
@@ -62,12 +67,17 @@ def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
 def test_margins_and_probabilities_are_shown(tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
     assert lines(tmp_path, row)[2] == "  better  a  (margin slightly, p 0.75)"
-    row = {"text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"], "score": [0.5, 2]}
+    row = {
+        "text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"],
+        "score": [0.5, 2],
+    }
     assert lines(tmp_path, row)[2] == "  better  b  (margin 1.5)"
 
 
 def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
-    conversation = talk("s: be kind", "u: q", *[f"{who}: {n}" for n in range(9) for who in "au"], "a: end")
+    conversation = talk(
+        "s: be kind", "u: q", *[f"{who}: {n}" for n in range(9) for who in "au"], "a: end"
+    )
     conversation[2]["train"] = False
     shown = lines(tmp_path, {"messages": conversation, "tools": [{"name": "add"}, {"name": "now"}]})
     assert shown == [
@@ -90,9 +100,15 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
 
 
 def test_calls_and_reasoning_are_shown(tmp_path: Path) -> None:
-    answer = {"role": "assistant", "content": "3", "thinking": "1 + 2", "tool_calls": [{"name": "add"}]}
+    answer = {
+        "role": "assistant",
+        "content": "3",
+        "thinking": "1 + 2",
+        "tool_calls": [{"name": "add"}],
+    }
     assert (
-        lines(tmp_path, {"messages": [*talk("u: q"), answer]})[-1] == "  assistant  [thinks: 1 + 2] 3 [calls add({})]"
+        lines(tmp_path, {"messages": [*talk("u: q"), answer]})[-1]
+        == "  assistant  [thinks: 1 + 2] 3 [calls add({})]"
     )
 
 
@@ -103,7 +119,10 @@ def test_rankings_prompts_and_raw_text(tmp_path: Path) -> None:
         "  response 2  mid  (rank 2)",
         "  response 3  best  (rank 1)",
     ]
-    assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == ["  user  q", "        a prompt without a response"]
+    assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == [
+        "  user  q",
+        "        a prompt without a response",
+    ]
     assert lines(tmp_path, {"text": "Once"})[1:] == ["  text  Once"]
     scored = {"prompt": "q", "completion": "a", "score": 2}
     assert lines(tmp_path, scored)[-1] == "  assistant  a  (reward 2.0)"
@@ -130,7 +149,9 @@ def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
         assert user == f"  user    {own[0]}" and others == ["  better  two", "  worse   one"]
         here, there = len(own), 40 - len(own)
         held_out = f"{here} held-out rows, {there} others for training"
-        assert header.endswith(held_out if part == "validation" else f"{here} rows, {there} held out")
+        assert header.endswith(
+            held_out if part == "validation" else f"{here} rows, {there} held out"
+        )
 
 
 def test_one_row_is_counted_as_one(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Beyond the known answers of tests/golden: the ends of prefixes, the ends of dialogues, and the turns."""
+"""Beyond the known answers of tests/golden: the ends of prefixes, the ends of dialogues, and the
+turns.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def prefixes(text: str) -> Sequence[tuple[str, str]]:
 def test_turns_are_the_paragraphs_without_their_prefix() -> None:
     text = "A tale\n\n\nAnn: one\ntwo\n\n" + talk("Benny: ", "Ann: ", turns=5) + "\nThe end"
     said = ("one\ntwo", *(f"words {i}" for i in range(4)), "words 4\nThe end")
-    assert find_dialogues(text) == [Dialogue(start=1, line=4, prefixes=("Ann: ", "Benny: "), turns=said)]
+    assert find_dialogues(text) == [
+        Dialogue(start=1, line=4, prefixes=("Ann: ", "Benny: "), turns=said)
+    ]
     assert find_dialogues(text.replace("\n", "\r\n")) == find_dialogues(text)
 
 
@@ -37,7 +41,9 @@ def test_text_that_looks_like_a_prefix_does_not_hide_the_speaker() -> None:
 
 @pytest.mark.parametrize("separator", [": ", " - ", ". ", ": - "])
 def test_separators(separator: str) -> None:
-    assert prefixes(talk(f"Ann{separator}", f"Ben{separator}")) == [(f"Ann{separator}", f"Ben{separator}")]
+    assert prefixes(talk(f"Ann{separator}", f"Ben{separator}")) == [
+        (f"Ann{separator}", f"Ben{separator}")
+    ]
 
 
 @pytest.mark.parametrize("separator", [":", "- ", "? ", " -- ", ":\n"])
@@ -72,24 +78,37 @@ def test_a_turn_may_be_empty() -> None:
 
 
 def test_consecutive_dialogues() -> None:
-    parts = [talk("Ann: ", "Ben: ", turns=7), talk("Carl: ", "Dan: ", turns=8), "nobody", talk("Q. ", "A. ")]
+    parts = [
+        talk("Ann: ", "Ben: ", turns=7),
+        talk("Carl: ", "Dan: ", turns=8),
+        "nobody",
+        talk("Q. ", "A. "),
+    ]
     found = find_dialogues("\n\n".join(parts))
     assert [(d.start, d.line, len(d.turns)) for d in found] == [(0, 1, 7), (7, 15, 8), (16, 33, 6)]
 
 
 def test_a_dialogue_starts_when_only_two_speak() -> None:
     text = "Carl: hi\n\nBen: hi\n\n" + talk("Ann: ", "Ben: ")
-    assert [(d.start, d.prefixes, len(d.turns)) for d in find_dialogues(text)] == [(1, ("Ben: ", "Ann: "), 7)]
+    assert [(d.start, d.prefixes, len(d.turns)) for d in find_dialogues(text)] == [
+        (1, ("Ben: ", "Ann: "), 7)
+    ]
 
 
 def test_a_dialogue_ends_before_its_speakers_become_one() -> None:
-    """The third doctor shares only the title with the first; a fourth would leave both speakers with the title."""
+    """The third doctor shares only the title with the first; a fourth would leave both speakers
+    with the title.
+    """
     text = talk("Dr. Ann: ", "Dr. Ben: ") + "\n\nDr. Carl: hi\n\nDr. Dan: hi"
-    assert [(len(d.turns), d.prefixes) for d in find_dialogues(text)] == [(7, ("Dr. ", "Dr. Ben: "))]
+    assert [(len(d.turns), d.prefixes) for d in find_dialogues(text)] == [
+        (7, ("Dr. ", "Dr. Ben: "))
+    ]
 
 
 def test_the_fewest_paragraphs() -> None:
-    assert [len(d.turns) for d in find_dialogues(talk("A: ", "B: ", turns=3), min_paragraphs=3)] == [3]
+    assert [
+        len(d.turns) for d in find_dialogues(talk("A: ", "B: ", turns=3), min_paragraphs=3)
+    ] == [3]
     assert find_dialogues(talk("A: ", "B: ", turns=3), min_paragraphs=4) == []
     with pytest.raises(ValueError, match="min_paragraphs must be at least 2, not 1"):
         find_dialogues("", min_paragraphs=1)

@@ -1,4 +1,6 @@
-"""The documentation describes the code: options, hooks, packages, plugins, links, and what examples print."""
+"""The documentation describes the code: options, hooks, packages, plugins, links, and what examples
+print.
+"""
 
 import ast
 import doctest
@@ -21,12 +23,21 @@ from alignkit_plugins.authors.new import example, kinds
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 API = DOCS / "plugins" / "api"
-PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS", "CHANGELOG")] + sorted(DOCS.rglob("*.md"))
+PAGES = [
+    ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS", "CHANGELOG")
+] + sorted(DOCS.rglob("*.md"))
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS[ROOT / "README.md"]
 ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
-TUTORIAL, REFERENCE = TEXTS[DOCS / "plugins" / "tutorial.md"], TEXTS[DOCS / "plugins" / "reference.md"]
-HOOKS = [name for name, hook in vars(hookspecs).items() if hasattr(hook, "alignkit_spec") and name != "register"]
+TUTORIAL, REFERENCE = (
+    TEXTS[DOCS / "plugins" / "tutorial.md"],
+    TEXTS[DOCS / "plugins" / "reference.md"],
+)
+HOOKS = [
+    name
+    for name, hook in vars(hookspecs).items()
+    if hasattr(hook, "alignkit_spec") and name != "register"
+]
 KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "engine")
 REGISTRATIONS = [
     (kind, registration)
@@ -40,24 +51,33 @@ def script(name: str) -> ModuleType:
     """A script of `docs/` as a module."""
     spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    # Dataclasses look their module up
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize("part", ["recipe", "model", "lora", "settings", "rollout", "mix", "plugins"])
+@pytest.mark.parametrize(
+    "part", ["recipe", "model", "lora", "settings", "rollout", "mix", "plugins"]
+)
 def test_every_table_of_keys_is_generated(part: str) -> None:
     assert any(f"\n<!-- generated: {part} -->\n" in text for text in TEXTS.values())
 
 
-@pytest.mark.parametrize(("kind", "registration"), REGISTRATIONS, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("kind", "registration"), REGISTRATIONS, ids=lambda value: getattr(value, "name", None)
+)
 def test_options_of_every_plugin_are_generated(kind: str, registration) -> None:
-    marker = re.compile(rf"^<!-- generated: {kind} (?:\w+ )*{registration.name}(?: \w+)* -->$", re.MULTILINE)
+    marker = re.compile(
+        rf"^<!-- generated: {kind} (?:\w+ )*{registration.name}(?: \w+)* -->$", re.MULTILINE
+    )
     marked = any(marker.search(text) for text in TEXTS.values())
     assert marked or not registration.implementation.Options.model_fields
 
 
-@pytest.mark.parametrize(("kind", "registration"), REGISTRATIONS, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("kind", "registration"), REGISTRATIONS, ids=lambda value: getattr(value, "name", None)
+)
 def test_every_name_a_recipe_can_use_is_explained(kind: str, registration) -> None:
     mentioned = re.compile(rf"`{registration.name}`|\b{kind}: \{{?{registration.name}\b")
     pages = {
@@ -67,11 +87,26 @@ def test_every_name_a_recipe_can_use_is_explained(kind: str, registration) -> No
 
 
 def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
-    """Those written by hand; the generated ones are made into packages by tests/apps/catalog/test_new.py."""
-    pages = [ROOT / "README.md", API / "algorithms.md", API / "formats-and-steps.md", API / "rewards.md"]
-    blocks = [block for page in pages for block in re.findall(r"^```python\n(.*?)^```", TEXTS[page], re.M | re.S)]
+    """Those written by hand; the generated ones are made into packages by
+    tests/apps/catalog/test_new.py.
+    """
+    pages = [
+        ROOT / "README.md",
+        API / "algorithms.md",
+        API / "formats-and-steps.md",
+        API / "rewards.md",
+    ]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```python\n(.*?)^```", TEXTS[page], re.M | re.S)
+    ]
     generated = {kind: example(kind) for kind in kinds()}
-    assert all(any(text in page for page in TEXTS.values()) for text in generated.values() if "Reinforce" not in text)
+    assert all(
+        any(text in page for page in TEXTS.values())
+        for text in generated.values()
+        if "Reinforce" not in text
+    )
     files = {"judge.py": generated["judge"]}  # one of them asks it
     files |= {
         f"block{number}.py": block
@@ -82,9 +117,15 @@ def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     loaded = load_plugins([tmp_path / name for name in files])
     assert loaded.broken == [] and len(files) == 4
-    found = [one for kind in ALL_KINDS for one in loaded.registrations(kind) if one.distribution in files]
+    found = [
+        one for kind in ALL_KINDS for one in loaded.registrations(kind) if one.distribution in files
+    ]
     assert {one.distribution for one in found} == files.keys()
-    checked = [one.implementation for one in found if one.name in ("my_dpo", "distillation_example", "rated")]
+    checked = [
+        one.implementation
+        for one in found
+        if one.name in ("my_dpo", "distillation_example", "rated")
+    ]
     assert len(checked) == 3
     for cls in checked:
         if issubclass(cls, Algorithm):
@@ -117,7 +158,10 @@ def test_the_tutorial_and_the_example_have_the_same_code() -> None:
     def code(text: str) -> str:
         tree = ast.parse(text)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
                 del node.body[0]
         return ast.unparse(tree)
 
@@ -129,7 +173,9 @@ def test_the_tutorial_and_the_example_have_the_same_code() -> None:
 def test_examples_print_what_the_text_says(page: str) -> None:
     text = TEXTS[API / page]
     blocks = re.findall(r"^```python\n(>>> .*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, f"docs/plugins/api/{page}", 0)
+    test = doctest.DocTestParser().get_doctest(
+        "\n".join(blocks), {}, page, f"docs/plugins/api/{page}", 0
+    )
     assert len(test.examples) == text.count("\n>>> ") > 0
     printed: list[str] = []
     failed = doctest.DocTestRunner().run(test, out=printed.append).failed
@@ -150,7 +196,11 @@ def test_the_architecture_names_every_room() -> None:
     page = TEXTS[DOCS / "architecture.md"]
     assert len(page.splitlines()) <= 250
     rooms = {file.parent.name for file in (ROOT / "alignkit").glob("*/__init__.py")}
-    rooms |= {folder.name for folder in (ROOT / "plugins" / "alignkit_plugins").iterdir() if any(folder.glob("*.py"))}
+    rooms |= {
+        folder.name
+        for folder in (ROOT / "plugins" / "alignkit_plugins").iterdir()
+        if any(folder.glob("*.py"))
+    }
     assert {room for room in rooms if not re.search(rf"\b{room}\b", page)} == set()
 
 
@@ -167,7 +217,11 @@ def test_every_page_is_in_the_index() -> None:
     api = TEXTS[DOCS / "plugins" / "api" / "index.md"]
     index = TEXTS[DOCS / "index.md"] + api.replace("](", "](plugins/api/")
     pages = [page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents]
-    assert [page for page in pages if f"({page}" not in index and page != "index.md" and "examples" not in page] == []
+    assert [
+        page
+        for page in pages
+        if f"({page}" not in index and page != "index.md" and "examples" not in page
+    ] == []
 
 
 def test_pages_of_algorithms_have_the_same_headings() -> None:
@@ -181,7 +235,9 @@ def test_pages_of_algorithms_have_the_same_headings() -> None:
 def test_charts_are_drawn_from_the_results() -> None:
     charts = script("make_charts")
     for name, theme in charts.THEMES.items():
-        assert (DOCS / "assets" / f"speed-{name}.svg").read_text(encoding="utf-8") == charts.chart(theme)
+        assert (DOCS / "assets" / f"speed-{name}.svg").read_text(encoding="utf-8") == charts.chart(
+            theme
+        )
 
 
 @pytest.mark.parametrize("picture", ["speed-light", "speed-dark", "smoke", "wrong-recipe"])
@@ -194,7 +250,9 @@ def test_pictures_of_the_readme(picture: str) -> None:
 def test_links_named_by_a_command_lead_to_it() -> None:
     for page, text in TEXTS.items():
         for command, target in re.findall(r"\[`(alignkit(?:\s[a-z]+)+)[^`]*`\]\(([^)#]+)", text):
-            assert " ".join(command.split()) in (page.parent / target).read_text(encoding="utf-8"), (page, command)
+            assert " ".join(command.split()) in (page.parent / target).read_text(
+                encoding="utf-8"
+            ), (page, command)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -204,6 +262,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), target
         if anchor:
             titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            slugs = Counter(re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles)
-            again = {f"{slug}-{number}" for slug, count in slugs.items() for number in range(1, count)}
+            slugs = Counter(
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles
+            )
+            again = {
+                f"{slug}-{number}" for slug, count in slugs.items() for number in range(1, count)
+            }
             assert anchor in slugs.keys() | again, f"{target}#{anchor}"

@@ -30,22 +30,34 @@ NOTES = EXAMPLES / "alignkit-notes" / "README.md"
 OURS = [
     command
     for command in COMMANDS
-    if command.words[0] == "alignkit" and command.page != NOTES and "migrate" not in command.words[1:2]
+    if command.words[0] == "alignkit"
+    and command.page != NOTES
+    and "migrate" not in command.words[1:2]
 ]
 # Commands that no test can run, or whose recipe is not here; they are still parsed.
 EXCEPTIONS = {
-    "alignkit evaluate my-org/my-model runs/quickstart/align --prompts '{hub: my-org/prompts, split: test}' --reward "
-    "length": "my-org is not on the hub",
-    "alignkit export runs/quickstart/align my-adapter --base HuggingFaceTB/SmolLM2-135M-Instruct": "asks the hub",
+    (
+        "alignkit evaluate my-org/my-model runs/quickstart/align --prompts '{hub: "
+        "my-org/prompts, split: test}' --reward length"
+    ): "my-org is not on the hub",
+    (
+        "alignkit export runs/quickstart/align my-adapter --base "
+        "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ): "asks the hub",
     "alignkit chat runs/quickstart/align": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": "waits for a person",
+    "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": (
+        "waits for a person"
+    ),
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
-    "alignkit run runs/evaluate/recipe.resolved.yaml": "the recipe is written by the page's `alignkit evaluate`",
+    "alignkit run runs/evaluate/recipe.resolved.yaml": (
+        "the recipe is written by the page's `alignkit evaluate`"
+    ),
 }
 # Plugins of commands that a reader enters after `pip install`.
 INSTALLED = {
-    "alignkit run quickstart stages.align.algorithm=reinforce": EXAMPLES / "alignkit-reinforce/alignkit_reinforce.py"
+    "alignkit run quickstart stages.align.algorithm=reinforce": EXAMPLES
+    / "alignkit-reinforce/alignkit_reinforce.py"
 }
 QUICK = {
     "model.base": "tiny",
@@ -62,7 +74,9 @@ QUICK = {
 ROWS: dict[str, list[dict[str, Any]]] = {
     "demos.jsonl": [{"prompt": "Is it?", "completion": "Yes."}],
     "pairs.jsonl": [{"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}],
-    "graded.jsonl": [{"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?", "margin": "significantly"}],
+    "graded.jsonl": [
+        {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?", "margin": "significantly"}
+    ],
     "safety.jsonl": [{"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}],
     "rankings.jsonl": [{"prompt": "Is it?", "responses": ["Yes.", "Why?"], "ranks": [1, 2]}],
     "scored.jsonl": [{"prompt": "Is it?", "completion": "Yes.", "score": 1}],
@@ -76,7 +90,9 @@ def label(command: Command) -> str:
 
 
 def context_of(app: Any, words: tuple[str, ...]) -> Any:
-    """The words as their program parses them. Raises its error for an unknown command, option or value."""
+    """The words as their program parses them. Raises its error for an unknown command, option or
+    value.
+    """
     command = typer.main.get_command(app)
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
@@ -93,12 +109,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages call recipe.yaml, demos.jsonl, my_dpo.py, and so on."""
     folder = tmp_path_factory.mktemp("files")
     for name, rows in ROWS.items():
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / name).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     mix = {"data": str(folder / "demos.jsonl"), "objective": "sft", "weight": 0.1}
     stages = {"align": {"mix": mix}, "report": {"baseline": None}}
-    (folder / "recipe.yaml").write_text(json.dumps({"extends": "quickstart", "stages": stages}), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        json.dumps({"extends": "quickstart", "stages": stages}), encoding="utf-8"
+    )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    plugin = next(code for code in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "@hookimpl" in code)
+    plugin = next(
+        code
+        for code in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+        if "@hookimpl" in code
+    )
     (folder / "my_dpo.py").write_text(plugin, encoding="utf-8")
     votes = "annotator1,annotator2,annotator3\n1,1,2\n2,2,2\n1,2,1\n"
     (folder / "votes.csv").write_text(votes, encoding="utf-8")
@@ -112,8 +136,23 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_commands_are_found() -> None:
     programs = {command.program for command in COMMANDS}
-    assert {"alignkit run", "alignkit evaluate", "alignkit export", "python -m", "make", "pip", "pytest"} <= programs
-    assert {command.page.stem for command in OURS} >= {"README", "evaluation", "smoke", "dpo", "sums", "tutorial"}
+    assert {
+        "alignkit run",
+        "alignkit evaluate",
+        "alignkit export",
+        "python -m",
+        "make",
+        "pip",
+        "pytest",
+    } <= programs
+    assert {command.page.stem for command in OURS} >= {
+        "README",
+        "evaluation",
+        "smoke",
+        "dpo",
+        "sums",
+        "tutorial",
+    }
     assert len(COMMANDS) > 150
 
 
@@ -149,15 +188,25 @@ RECIPES = {
 
 @pytest.mark.parametrize("command", RECIPES.values(), ids=label)
 def test_recipes_of_commands_are_valid(
-    command: Command, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(shutil.copytree(own_folder(command) or files, tmp_path / "files", symlinks=True))
+    monkeypatch.chdir(
+        shutil.copytree(own_folder(command) or files, tmp_path / "files", symlinks=True)
+    )
     words = list(command.filled()[2:])
     if (ROOT / words[0]).is_file():  # a recipe of the repository that is not shipped
         words[0] = str(ROOT / words[0])
     for option in {"--out", "--processes", "--only", "--until"} & set(words):
         del words[words.index(option) : words.index(option) + 2]
-    plugins = [INSTALLED[command.text]] if command.text in INSTALLED else sorted(Path().glob("alignkit_*.py"))
+    plugins = (
+        [INSTALLED[command.text]]
+        if command.text in INSTALLED
+        else sorted(Path().glob("alignkit_*.py"))
+    )
     if "--plugin" not in words:
         words += [word for plugin in plugins for word in ("--plugin", str(plugin))]
     if Path("alignkit_verifiers.py").exists() and importlib.util.find_spec("verifiers") is None:
@@ -169,14 +218,18 @@ def test_recipes_of_commands_are_valid(
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=label)
 def test_make_has_the_target(command: Command) -> None:
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(
+        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert command.words[1] in targets
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "pip"], ids=label)
 def test_pip_finds_what_is_named(command: Command) -> None:
     folder = own_folder(command) or ROOT
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     for word in command.words[2:]:
         name, _, extra = word.rstrip("]").partition("[")
         if extra:
@@ -187,7 +240,9 @@ def test_pip_finds_what_is_named(command: Command) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "pytest"], ids=label)
 def test_pytest_finds_what_is_named(command: Command) -> None:
-    texts = [(ROOT / word).read_text(encoding="utf-8") for word in command.words if word.endswith(".py")]
+    texts = [
+        (ROOT / word).read_text(encoding="utf-8") for word in command.words if word.endswith(".py")
+    ]
     if "-k" in command.words:
         assert any(command.words[command.words.index("-k") + 1] in text for text in texts)
 
@@ -199,7 +254,11 @@ def test_python_finds_what_is_named(command: Command) -> None:
     elif command.words[2] != "venv":
         package = importlib.util.find_spec(command.words[2])
         assert package is not None
-        main = f"{command.words[2]}.__main__" if package.submodule_search_locations else command.words[2]
+        main = (
+            f"{command.words[2]}.__main__"
+            if package.submodule_search_locations
+            else command.words[2]
+        )
         context = context_of(importlib.import_module(main).app, command.words[2:])
         if command.words[2] == "benchmarks" and not command.is_pattern:
             assert set(filter(None, context.params["only"].split(","))) <= {*BENCHMARKS, "engines"}
@@ -209,11 +268,19 @@ def test_python_finds_what_is_named(command: Command) -> None:
 
 
 def runs_here(command: Command) -> bool:
-    """Whether a test runs the command: all in blocks, but training only of what needs no download."""
-    if command.words[0] != "alignkit" or command.is_pattern or command.text in {*EXCEPTIONS, *INSTALLED}:
+    """Whether a test runs the command: all in blocks, but training only of what needs no
+    download.
+    """
+    if (
+        command.words[0] != "alignkit"
+        or command.is_pattern
+        or command.text in {*EXCEPTIONS, *INSTALLED}
+    ):
         return False
     if own_folder(command) or command.page.suffix == ".yaml" or command.page.name == "commands.md":
-        return False  # their own tests run the examples, and tests/test_recipes.py the recipes; --help is only parsed
+        # Their own tests run the examples, and tests/test_recipes.py the recipes; --help is only
+        # parsed
+        return False
     return command.block and (
         command.words[1] != "run" or "smoke" in command.words or "model.base=tiny" in command.words
     )
@@ -225,17 +292,26 @@ PAGES = sorted({command.page for command in COMMANDS if runs_here(command)})
 @pytest.fixture(scope="module")
 def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/quickstart and runs/seed1, of the tiny model."""
-    folder = Path(shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files", symlinks=True))
+    folder = Path(
+        shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files", symlinks=True)
+    )
     small = [f"{key}={value}" for key, value in QUICK.items()]
     for name, more in (("quickstart", []), ("seed1", ["seed=1"])):
-        assert cli.main(["run", "quickstart", *small, *more, "--out", str(folder / "runs" / name)]) == 0
+        assert (
+            cli.main(["run", "quickstart", *small, *more, "--out", str(folder / "runs" / name)])
+            == 0
+        )
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_a_page_run(
-    page: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "files", symlinks=True))
     for command in COMMANDS:

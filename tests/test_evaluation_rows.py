@@ -1,4 +1,6 @@
-"""The rows of an evaluation, and the verdict that they give: clear only by what a policy did not learn from."""
+"""The rows of an evaluation, and the verdict that they give: clear only by what a policy did not
+learn from.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MEASURES = {
 }
 
 
-def estimate(triple: tuple[float, float, float] | None, middle: float = 0.0, p: float | None = None) -> dict[str, Any]:
+def estimate(
+    triple: tuple[float, float, float] | None, middle: float = 0.0, p: float | None = None
+) -> dict[str, Any]:
     """p: by default, clear of any number of others where the interval excludes the middle."""
     mean, low, high = triple or (None, None, None)
     if p is None:
@@ -30,7 +34,10 @@ def estimate(triple: tuple[float, float, float] | None, middle: float = 0.0, p: 
 def summary(own: dict[str, bool | None], **scores: Any) -> dict[str, Any]:
     """An evaluation of align against sft. scores: differences by metric; `_` stands for a blank."""
     named = {name.replace("_", " "): triple for name, triple in scores.items()}
-    means = {policy: {"rewards": {name: {"mean": at, "n": 20} for name in named}} for policy, at in MEANS.items()}
+    means = {
+        policy: {"rewards": {name: {"mean": at, "n": 20} for name in named}}
+        for policy, at in MEANS.items()
+    }
     return {
         "baseline": "sft",
         "headline": next(iter(named)),
@@ -38,7 +45,9 @@ def summary(own: dict[str, bool | None], **scores: Any) -> dict[str, Any]:
         "metrics": {name: MEASURES[name] for name in named if name in MEASURES},
         "trained_on": {"align": own},
         "policies": means,
-        "against": {"align": {name: {"difference": estimate(triple)} for name, triple in named.items()}},
+        "against": {
+            "align": {name: {"difference": estimate(triple)} for name, triple in named.items()}
+        },
     }
 
 
@@ -72,8 +81,8 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"llama2": True}, llama2=UP),
             "gained by its own reward",
-            "align is better than sft in the reward llama2: 0.70 against 0.40, difference +0.30 [0.20, 0.40]. "
-            "It was trained on this reward, so this is no independent proof.",
+            "align is better than sft in the reward llama2: 0.70 against 0.40, difference +0.30 "
+            "[0.20, 0.40]. It was trained on this reward, so this is no independent proof.",
         ),
         (
             summary({"helpful": None}, helpful=UP),
@@ -83,13 +92,15 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"llama2": True, "refused": False}, llama2=UP, refused=UNCLEAR),
             "nothing clear",
-            "No clear difference between align and sft in refused: +10 points [-10, 30]. "
-            "More examples or more training may show one. Also better: llama2 +0.30 [0.20, 0.40] (trained on it).",
+            "No clear difference between align and sft in refused: +10 points [-10, 30]. More "
+            "examples or more training may show one. Also better: llama2 +0.30 [0.20, 0.40] "
+            "(trained on it).",
         ),
         (
             summary({"llama2": True, "refused": False}, llama2=UP, refused=DOWN),
             "lost",
-            "align is worse than sft in refused: 70% against 40%, difference -30 points [-40, -20].",
+            "align is worse than sft in refused: 70% against 40%, difference -30 points [-40, "
+            "-20].",
         ),
         (
             summary(IN_VAIN, refused=UP, refused_in_vain=UP),
@@ -101,11 +112,16 @@ IN_VAIN = {"refused": False, "refused in vain": False}
             "gained",
             "Also better: refused in vain -30 points [-40, -20].",
         ),
-        (summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR), "gained", "No clear difference in refused in vain."),
+        (
+            summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR),
+            "gained",
+            "No clear difference in refused in vain.",
+        ),
         (
             summary({"refused in vain": False}, refused_in_vain=DOWN),
             "gained",
-            "better than sft in refused in vain (lower is better): 70% against 40%, difference -30 points [-40, -20].",
+            "better than sft in refused in vain (lower is better): 70% against 40%, difference "
+            "-30 points [-40, -20].",
         ),
         (
             summary({"refused": False, "llama2": True}, refused=UP, llama2=DOWN),
@@ -130,17 +146,24 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             judged(summary({"llama2": True, "judge": False}, llama2=UP), "judge", (0.5, 0.4, 0.6)),
             "nothing clear",
-            "judge has no clear preference between align and sft: align in 50% [40, 60] of comparisons.",
+            "judge has no clear preference between align and sft: align in 50% [40, 60] of "
+            "comparisons.",
         ),
         (
             judged(summary({"llama2": True, "judge": True}, llama2=UP), "judge", (0.7, 0.6, 0.8)),
             "gained by its own reward",
             "Also better: preferred by judge 70% [60, 80].",
         ),
-        (summary({"llama2": True}, llama2=UP, length=UP), "gained by its own reward", "align is better"),
+        (
+            summary({"llama2": True}, llama2=UP, length=UP),
+            "gained by its own reward",
+            "align is better",
+        ),
     ],
 )
-def test_what_decides_and_what_is_said_of_it(found: dict[str, Any], outcome: str, said: str) -> None:
+def test_what_decides_and_what_is_said_of_it(
+    found: dict[str, Any], outcome: str, said: str
+) -> None:
     assert verdict(found).outcome == outcome and said in text(found)
 
 
@@ -161,31 +184,46 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
 
 
 def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> dict[str, Any]:
-    """Three metrics that nobody learned from, the first with p and the others with another p value."""
+    """Three metrics that nobody learned from, the first with p and the others with another p
+    value.
+    """
     names = ("facts", "refused", "refused in vain")
     against = {
-        policy: {name: {"difference": estimate(UP, p=others if at else p)} for at, name in enumerate(names)}
+        policy: {
+            name: {"difference": estimate(UP, p=others if at else p)}
+            for at, name in enumerate(names)
+        }
         for policy in policies
     }
     own = {policy: dict.fromkeys(names, False) for policy in policies}
     metrics = {**MEASURES, "facts": {}}
     means = {policy: {"rewards": {}} for policy in policies}
-    found = {"baseline": "sft", "headline": "facts", "metrics": metrics, "trained_on": own, "against": against}
+    found = {
+        "baseline": "sft",
+        "headline": "facts",
+        "metrics": metrics,
+        "trained_on": own,
+        "against": against,
+    }
     return {**found, "policies": means}
 
 
 @pytest.mark.silent_bug(
     "statistics: several metrics",
     "Each measure has its own 95% interval, and any that excludes 0 is a finding.",
-    "The first measure decides; the others are adjusted together with Holm's method, with a twentieth of the error.",
+    "The first measure decides; the others are adjusted together with Holm's method, with a "
+    "twentieth of the error.",
 )
 def test_the_headline_decides_and_the_others_are_adjusted() -> None:
     assert verdict(three(0.04, 0.5)).outcome == "gained"  # hardly any power is lost
     unclear = three(0.5, 0.04)
     assert (
-        verdict(unclear).outcome == "nothing clear" and "Worse" not in text(unclear) and "better:" not in text(unclear)
+        verdict(unclear).outcome == "nothing clear"
+        and "Worse" not in text(unclear)
+        and "better:" not in text(unclear)
     )
-    assert "+0.30 [0.20, 0.40], p 0.5 after adjusting for all comparisons." in text(unclear)  # its interval excludes 0
+    # Its interval excludes 0
+    assert "+0.30 [0.20, 0.40], p 0.5 after adjusting for all comparisons." in text(unclear)
     # Once the headline is clear, the others have the whole error: 0.02 for the first of two.
     assert "Also better: refused" in text(three(0.001, 0.02))
     assert "Also better" not in text(three(0.001, 0.03))
@@ -193,7 +231,10 @@ def test_the_headline_decides_and_the_others_are_adjusted() -> None:
 
 def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:
     both = three(0.04, 0.5, ("align", "ppo"))
-    assert [verdict(both, policy).outcome for policy in ("align", "ppo")] == ["nothing clear", "gained"]
+    assert [verdict(both, policy).outcome for policy in ("align", "ppo")] == [
+        "nothing clear",
+        "gained",
+    ]
     clear = three(1e-4, 0.5, ("align", "ppo"))
     assert [verdict(clear, policy).outcome for policy in ("align", "ppo")] == ["gained", "gained"]
 
@@ -201,7 +242,10 @@ def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:
 def test_what_the_diversity_of_answers_claims_is_adjusted_too() -> None:
     found = three(0.001, 0.02)
     assert "Also better" in text(found)
-    changes = {name: {**estimate(UP), "difference": estimate(UP, p=0.5)} for name in ("distinct-1", "entropy")}
+    changes = {
+        name: {**estimate(UP), "difference": estimate(UP, p=0.5)}
+        for name in ("distinct-1", "entropy")
+    }
     found["policies"]["align"]["diversity"] = changes
     assert "Also better" not in text(found)
 
@@ -214,7 +258,9 @@ def test_what_the_diversity_of_answers_claims_is_adjusted_too() -> None:
 def test_an_effect_that_is_equal_at_all_prompts_has_a_verdict() -> None:
     def outcome(prompts: int) -> str:
         found = summary({"refused": False}, refused=UP)
-        found["against"]["align"]["refused"]["difference"] = paired_difference([3.0] * prompts, [2.0] * prompts)
+        found["against"]["align"]["refused"]["difference"] = paired_difference(
+            [3.0] * prompts, [2.0] * prompts
+        )
         return verdict(found).outcome
 
     assert (outcome(5), outcome(6)) == ("nothing clear", "gained")
@@ -236,21 +282,38 @@ def full() -> dict[str, Any]:
     found = judged(summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR), "judge", (0.7, 0.6, 0.8))
     share = {"mean": 0.75, "low": 0.5, "high": 0.9, "n": 16}
     for result in found["against"]["align"].values():
-        result |= {"win_rate": share, "wins": 12, "losses": 4, "ties": 4, "at_equal_length": estimate(UNCLEAR)}
+        result |= {
+            "win_rate": share,
+            "wins": 12,
+            "losses": 4,
+            "ties": 4,
+            "at_equal_length": estimate(UNCLEAR),
+        }
     found["judged"]["align"]["judge"] |= {
-        **{"win_rate": share, "wins": 12, "losses": 4, "ties": 4, "inconsistent": share, "first_position": share},
+        **{
+            "win_rate": share,
+            "wins": 12,
+            "losses": 4,
+            "ties": 4,
+            "inconsistent": share,
+            "first_position": share,
+        },
         "length_controlled": {"mean": 0.6, "standard_error": 0.1, "n": 20},
     }
     for policy, measured in found["policies"].items():
         measured |= {"length": {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 20}, "truncated": 0.5}
         measured |= {"kl": {"mean": 2.0 * (policy == "align"), "low": None, "high": None, "n": 20}}
-        measured["diversity"] = {"self-BLEU": {**share, "difference": estimate(DOWN) if policy == "align" else None}}
+        measured["diversity"] = {
+            "self-BLEU": {**share, "difference": estimate(DOWN) if policy == "align" else None}
+        }
     found["reference"] = "sft"
     points = {"elo": {"mean": 1000.0, "low": 990.0, "high": 1010.0, "n": 20}}
     found["ranking"] = {"refused": {"align": points, "sft": points}}
     at = {
         "prompts": 12,
-        "policies": {policy: {"refused": {"mean": mean, "n": 12}} for policy, mean in MEANS.items()},
+        "policies": {
+            policy: {"refused": {"mean": mean, "n": 12}} for policy, mean in MEANS.items()
+        },
         "against": {"align": {"refused": found["against"]["align"]["refused"]}},
         "judged": {"align": {"judge": {**estimate((0.7, 0.6, 0.8), 0.5), "n": 12}}},
     }
@@ -270,9 +333,15 @@ def test_the_table_has_policies_and_metrics_whichever_way_fits() -> None:
         ["truncated", "50%", "50%"],
         ["KL, nats", "0.00", "2.00"],
     ]
-    many = [Row(f"policy {at}", "refused", "metric", {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}) for at in range(9)]
+    many = [
+        Row(f"policy {at}", "refused", "metric", {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9})
+        for at in range(9)
+    ]
     across = table(many, width=80)
-    assert across.columns == ["policy", "refused"] and across.rows[8] == ["policy 8", "0.50 [0.40, 0.60]"]
+    assert across.columns == ["policy", "refused"] and across.rows[8] == [
+        "policy 8",
+        "0.50 [0.40, 0.60]",
+    ]
 
 
 def test_every_number_has_a_row() -> None:
@@ -284,19 +353,25 @@ def test_every_number_has_a_row() -> None:
         *("metric", "judge", "answers", "diversity", "win rate", "equal length", "Elo", "order")
     }
     refused = found["align", "refused", "metric", ""]
-    assert [refused[key] for key in ("mean", "difference", "difference_low", "difference_high", "won/lost/tied")] == [
-        *("0.7", "0.3", "0.2", "0.4", "12/4/4")
-    ]
+    assert [
+        refused[key]
+        for key in ("mean", "difference", "difference_low", "difference_high", "won/lost/tied")
+    ] == [*("0.7", "0.3", "0.2", "0.4", "12/4/4")]
     assert (refused["baseline"], refused["clear"], refused["better"], refused["trained_on"]) == (
         *("sft", "1", "higher", "False"),
     )
     judge = found["align", "judge", "judge", ""]
-    assert judge["mean"] == "0.7" and float(judge["difference"]) == pytest.approx(0.2) and judge["clear"] == "1"
+    assert (
+        judge["mean"] == "0.7"
+        and float(judge["difference"]) == pytest.approx(0.2)
+        and judge["clear"] == "1"
+    )
     assert found["align", "refused", "equal length", ""]["difference"] == "0.1"
     assert float(found["align", "judge", "equal length", ""]["high"]) == pytest.approx(0.796)
     assert found["align", "self-BLEU", "diversity", ""]["clear"] == "1"  # lower is more diverse
     assert found["align", "refused", "metric", "sport"]["difference"] == "0.3"
-    assert found["align", "refused", "metric", "sport"]["clear"] == ""  # of a part of the prompts, nothing is claimed
+    # Of a part of the prompts, nothing is claimed
+    assert found["align", "refused", "metric", "sport"]["clear"] == ""
     assert found["sft", "refused", "metric", "food"]["mean"] == "0.4"
 
 
@@ -321,7 +396,8 @@ def test_the_other_tables_are_of_the_same_rows() -> None:
 
 def test_many_values_of_a_column_are_the_most_frequent_ones() -> None:
     rows = [
-        Row("sft", "refused", "metric", {"mean": 0.5, "n": at}, column="topic", value=f"v{at:02d}") for at in range(40)
+        Row("sft", "refused", "metric", {"mean": 0.5, "n": at}, column="topic", value=f"v{at:02d}")
+        for at in range(40)
     ]
     found = by_column(rows, "topic")
     assert len(found.rows) == 30 and found.rows[0][0] == "v10" and "10 rarer values" in found.note

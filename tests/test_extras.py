@@ -17,16 +17,29 @@ from alignkit.errors import RunFailed
 
 def test_a_missing_module_is_named_with_who_needs_it() -> None:
     extras.check_extra("alignkit serve", "serve", "json", "re")
-    with pytest.raises(RunFailed, match=r"needs the package no_such\nhelp: .* install 'alignkit\[serve\]'"):
+    with pytest.raises(
+        RunFailed, match=r"needs the package no_such\nhelp: .* install 'alignkit\[serve\]'"
+    ):
         extras.check_extra("alignkit serve", "serve", "json", "no_such")
 
 
 def test_pip_adds_an_extra_to_what_is_installed() -> None:
     """Without an index, because alignkit itself is in none."""
     words = shlex.split(extras.install_command("serve"))[-1:]
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--disable-pip-version-check", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-index",
+        "--disable-pip-version-check",
+        *words,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "Requirement already satisfied: alignkit[serve]" in done.stdout, done.stderr
+    assert (
+        done.returncode == 0 and "Requirement already satisfied: alignkit[serve]" in done.stdout
+    ), done.stderr
 
 
 def test_every_extra_that_is_named_exists() -> None:

@@ -56,7 +56,9 @@ def test_a_replaced_folder_is_whole_after_every_crash(tmp_path: Path) -> None:
             assert tree["target/file"] in (b"old", b"new")
 
 
-def test_the_model_notices_a_folder_that_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_notices_a_folder_that_is_not_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(atomic, "sync_folder", lambda folder: None)
     assert not any("target/file" in tree for tree, _ in replaced(tmp_path / "root").points)
 

@@ -1,4 +1,6 @@
-"""The notebook in the documentation: its cells run, its curves are of the runs, and its stored outputs are whole."""
+"""The notebook in the documentation: its cells run, its curves are of the runs, and its stored
+outputs are whole.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,17 @@ CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 
 def test_every_run_is_stored_without_an_error() -> None:
     outputs = [output for cell in CODE for output in cell["outputs"]]
-    assert {output["output_type"] for output in outputs} == {"stream", "execute_result", "display_data"}
+    assert {output["output_type"] for output in outputs} == {
+        "stream",
+        "execute_result",
+        "display_data",
+    }
     figures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(figures) == 2
     assert outputs[-1]["data"]["text/plain"] == ["True"]  # the last cell reuses the run
-    said = "".join(text for output in outputs if output.get("name") == "stderr" for text in output["text"])
+    said = "".join(
+        text for output in outputs if output.get("name") == "stderr" for text in output["text"]
+    )
     assert "\nalign iteration 15: a sample, reward " in said
     assert NOTEBOOK.stat().st_size < 200_000
 

@@ -1,4 +1,6 @@
-"""Beyond the known answers: garbage under masks, extreme values, half precision, errors and edge shapes."""
+"""Beyond the known answers: garbage under masks, extreme values, half precision, errors and edge
+shapes.
+"""
 
 import math
 from dataclasses import replace
@@ -15,12 +17,18 @@ from alignkit.data.group import ranking_pairs, resolved_pairs
 
 def test_half_precision_is_widened() -> None:
     logits, tokens = torch.zeros(2, 3, dtype=torch.bfloat16), torch.tensor([0, 2])
-    assert F.token_logprobs(logits, tokens).dtype == F.masked_mean(logits, logits > 0).dtype == torch.float32
+    assert (
+        F.token_logprobs(logits, tokens).dtype
+        == F.masked_mean(logits, logits > 0).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_entropy_with_forbidden_tokens(dtype: torch.dtype) -> None:
-    logits = torch.tensor([[0.0, 0.0, -math.inf], [700.0, -700.0, 0.0]], dtype=dtype, requires_grad=True)
+    logits = torch.tensor(
+        [[0.0, 0.0, -math.inf], [700.0, -700.0, 0.0]], dtype=dtype, requires_grad=True
+    )
     entropy = F.token_entropy(logits)
     torch.testing.assert_close(entropy, torch.tensor([math.log(2), 0.0], dtype=dtype))
     (gradient,) = torch.autograd.grad(entropy.sum(), logits)
@@ -48,16 +56,25 @@ def test_masked_garbage_leaves_no_trace(garbage: float, dtype: torch.dtype) -> N
             F.ppo_policy_loss(x, 0.9 * other, other + 1.0, 0.2, 0.2, 3.0, mask=mask).sum(),
             F.ppo_value_loss(x, 0.9 * other, -other, 0.2, mask=mask).sum(),
             *(estimator(x, 2 * other, mask).sum() for estimator in F.KL_ESTIMATORS.values()),
-            *(F.aggregate(x, mask, mode) for mode in ("token_mean", "sequence_mean", "constant_length")),
+            *(
+                F.aggregate(x, mask, mode)
+                for mode in ("token_mean", "sequence_mean", "constant_length")
+            ),
             F.sequence_log_ratio(x, 2 * other, mask).sum(),
             F.segment_advantage(x, mask, 0.1, 0.9).sum(),
         ]
 
-    for number, (expected, found) in enumerate(zip(*gradients_of(losses, clean, dirty), strict=True)):
+    for number, (expected, found) in enumerate(
+        zip(*gradients_of(losses, clean, dirty), strict=True)
+    ):
         torch.testing.assert_close(found, expected, msg=lambda text, n=number: f"loss {n}: {text}")
     scores = torch.tensor([1.0, garbage], dtype=dtype)
     expected, found = (
-        [F.shape_rewards(scores, x, 2 * x, mask, 0.1), F.masked_whiten(x, mask), *F.gae(x, x, mask, 1.0, 0.9)]
+        [
+            F.shape_rewards(scores, x, 2 * x, mask, 0.1),
+            F.masked_whiten(x, mask),
+            *F.gae(x, x, mask, 1.0, 0.9),
+        ]
         for x in (clean, dirty)
     )
     torch.testing.assert_close(found, expected)
@@ -69,7 +86,13 @@ def gradients_of(losses, *inputs: Tensor) -> list[list[Tensor]]:  # type: ignore
     for values in inputs:
         x = values.clone().requires_grad_()
         found = losses(x, values)
-        rows.append([y for loss in found for y in (loss.detach(), torch.autograd.grad(loss, x, retain_graph=True)[0])])
+        rows.append(
+            [
+                y
+                for loss in found
+                for y in (loss.detach(), torch.autograd.grad(loss, x, retain_graph=True)[0])
+            ]
+        )
     return rows
 
 
@@ -87,10 +110,19 @@ def test_hopelessly_different_policies_stay_finite(gap: float, dtype: torch.dtyp
 
 def test_extreme_preferences_stay_finite() -> None:
     gap = torch.tensor([-200.0, 200.0])
-    for losses in (F.pairwise_loss(gap, torch.zeros(2)), F.preference_loss(gap), F.cpl_loss(gap, torch.zeros(2))):
+    for losses in (
+        F.pairwise_loss(gap, torch.zeros(2)),
+        F.preference_loss(gap),
+        F.cpl_loss(gap, torch.zeros(2)),
+    ):
         torch.testing.assert_close(losses, torch.tensor([200.0, 0.0]))
     z = torch.tensor([-1e4, 1e4, 0.0], requires_grad=True)
-    for losses in (F.preference_loss(z, 0.1), F.robust_loss(z, 0.1), F.hinge_loss(z), F.pairwise_loss(z, -z, p=0.5)):
+    for losses in (
+        F.preference_loss(z, 0.1),
+        F.robust_loss(z, 0.1),
+        F.hinge_loss(z),
+        F.pairwise_loss(z, -z, p=0.5),
+    ):
         assert losses.isfinite().all()
         assert torch.autograd.grad(losses.sum(), z)[0].isfinite().all()
     certain = torch.tensor([0.0, -1e-9, -1e4], requires_grad=True)
@@ -111,7 +143,9 @@ def test_the_other_instructions_share_the_smoothing() -> None:
         found = F.instruction_contrast(table, torch.tensor(own), 0.3)
         for row, right in enumerate(own):
             others = [float(losses[row, k]) for k in range(3) if k != right]
-            assert float(found[row]) == pytest.approx(0.7 * float(losses[row, right]) + 0.3 * sum(others) / 2)
+            assert float(found[row]) == pytest.approx(
+                0.7 * float(losses[row, right]) + 0.3 * sum(others) / 2
+            )
 
 
 def test_log_odds_are_exact_on_both_sides() -> None:
@@ -144,7 +178,10 @@ def test_gae_ignores_how_a_row_is_padded() -> None:
 def test_clipped_values_are_those_without_a_gradient() -> None:
     """Beyond the range, and on the side away from the return."""
     values = torch.linspace(-2, 3, 11).repeat_interleave(6)
-    old, returns = torch.full((66,), 0.5), torch.tensor([-3.0, 0.05, 0.4, 0.6, 1.05, 3.0]).repeat(11)
+    old, returns = (
+        torch.full((66,), 0.5),
+        torch.tensor([-3.0, 0.05, 0.4, 0.6, 1.05, 3.0]).repeat(11),
+    )
     moving = values.clone().requires_grad_(True)
     gradient = torch.autograd.grad(F.ppo_value_loss(moving, old, returns, 0.75).sum(), moving)[0]
     assert torch.equal(F.value_clipped(values, old, returns, 0.75) == 1, gradient == 0)
@@ -178,13 +215,19 @@ def test_constants_get_no_gradient() -> None:
 
 def test_a_pair_with_a_margin_and_a_soft_label() -> None:
     """-p log sigma(d - m) - (1 - p) log sigma(-d - m), with one p for all and one for each pair."""
-    better, worse, margin = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.25]), torch.tensor([0.4, 1.5])
+    better, worse, margin = (
+        torch.tensor([2.0, -1.0]),
+        torch.tensor([0.5, 0.25]),
+        torch.tensor([0.4, 1.5]),
+    )
     for p in (1.0, 0.7, torch.tensor([1.0, 0.2])):
         found = F.pairwise_loss(better, worse, margin, p)
         likely = p.tolist() if isinstance(p, torch.Tensor) else [p, p]
         for index, share in enumerate(likely):
             d, m = float(better[index] - worse[index]), float(margin[index])
-            wanted = share * math.log(1 + math.exp(-(d - m))) + (1 - share) * math.log(1 + math.exp(-(-d - m)))
+            wanted = share * math.log(1 + math.exp(-(d - m))) + (1 - share) * math.log(
+                1 + math.exp(-(-d - m))
+            )
             assert float(found[index]) == pytest.approx(wanted)
 
 
@@ -196,7 +239,9 @@ def test_kwise_weights_sum_to_one_per_group() -> None:
 
 
 def test_a_response_without_a_rank_forms_no_pair() -> None:
-    """0 is a rank; indices count all responses; a group's own pairs take precedence over its ranks."""
+    """0 is a rank; indices count all responses; a group's own pairs take precedence over its
+    ranks.
+    """
     ranks = [None, 0, 2.5, None, 2.5, 1]
     pairs = [(1, 2), (1, 4), (1, 5), (5, 2), (5, 4)]
     assert ranking_pairs(ranks) == pairs and ranking_pairs([None, 1]) == []
@@ -225,7 +270,9 @@ def test_group_advantages_follow_ids_not_order() -> None:
     "OpenRLHF/OpenRLHF#1309",
 )
 def test_kl_estimators_as_losses() -> None:
-    """Over all tokens by their probability: k1 teaches nothing, k2 KL(pi || ref), and k3 KL(ref || pi)."""
+    """Over all tokens by their probability: k1 teaches nothing, k2 KL(pi || ref), and k3 KL(ref ||
+    pi).
+    """
     torch.manual_seed(0)
     logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
     policy, reference = logits.log_softmax(-1), torch.randn(6, dtype=torch.float64).log_softmax(-1)
@@ -234,10 +281,15 @@ def test_kl_estimators_as_losses() -> None:
         return torch.autograd.grad(loss, logits, retain_graph=True)[0]
 
     shares = policy.exp().detach()  # of the samples, which have no gradient
-    found = [gradient((shares * F.KL_ESTIMATORS[name](policy, reference, None)).sum()) for name in ("k1", "k2", "k3")]
+    found = [
+        gradient((shares * F.KL_ESTIMATORS[name](policy, reference, None)).sum())
+        for name in ("k1", "k2", "k3")
+    ]
     reverse = gradient((policy.exp() * (policy - reference)).sum())
     forward = gradient((reference.exp() * (reference - policy)).sum())
-    for estimated, right in zip(found, (torch.zeros(6, dtype=torch.float64), reverse, forward), strict=True):
+    for estimated, right in zip(
+        found, (torch.zeros(6, dtype=torch.float64), reverse, forward), strict=True
+    ):
         torch.testing.assert_close(estimated, right, atol=1e-12, rtol=0)
 
 
@@ -248,7 +300,9 @@ def test_kl_estimators_as_losses() -> None:
     "paiml/aprender#2118",
 )
 def test_best_of_n_of_right_and_wrong_is_pass_at_k() -> None:
-    """Draws without replacement (Chen et al. 2021, section 2.1): of four samples with one right one, pass@4 is 1."""
+    """Draws without replacement (Chen et al. 2021, section 2.1): of four samples with one right
+    one, pass@4 is 1.
+    """
     right = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
     for k in range(1, 5):
         known = [1 - math.comb(4 - count, k) / math.comb(4, k) for count in (1, 2)]
@@ -276,7 +330,8 @@ def test_clipped_tokens_are_marked(garbage: float) -> None:
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -garbage]])
     clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask)
     assert clipped.tolist() == [[1, 0, 0, 1, 0, 0]] and not clipped.requires_grad
-    for dual in (None, 1.5):  # with it, a bad token that has become much likelier has no gradient, either
+    # With it, a bad token that has become much likelier has no gradient, either
+    for dual in (None, 1.5):
         clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask, dual)
         loss = F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, dual, mask=mask).sum()
         (gradient,) = torch.autograd.grad(loss, new)
@@ -284,9 +339,15 @@ def test_clipped_tokens_are_marked(garbage: float) -> None:
     assert clipped.tolist() == [[1, 1, 0, 1, 0, 0]]
     between = torch.tensor([[math.log(1.25)]])  # the two ends of the range are not swapped
     zero, one = torch.zeros(1, 1), torch.ones(1, 1)
-    assert [F.clipped(between, zero, one, *sides).item() for sides in ((0.2, 0.3), (0.3, 0.2))] == [0, 1]
+    assert [F.clipped(between, zero, one, *sides).item() for sides in ((0.2, 0.3), (0.3, 0.2))] == [
+        0,
+        1,
+    ]
     values = torch.tensor([[0.5, 0.5, -0.5, 0.1, 0.0, 0.5]], requires_grad=True)
-    returns, mask = torch.tensor([[1.0, 0.0, 0.0, 9.0, 0.0, 0.25]]), torch.tensor([[1, 1, 1, 1, 0, 1]])
+    returns, mask = (
+        torch.tensor([[1.0, 0.0, 0.0, 9.0, 0.0, 0.25]]),
+        torch.tensor([[1, 1, 1, 1, 0, 1]]),
+    )
     start = torch.tensor([[0.0, 0.0, 0.0, 0.0, garbage, 0.0]])
     found = F.value_clipped(values, start, returns, 0.2, mask)
     assert found.tolist() == [[1, 0, 0, 0, 0, 0]] and not found.requires_grad
@@ -311,16 +372,24 @@ def test_best_of_n_distribution_shares_ties() -> None:
 
 def test_llama2_threshold_is_a_probability() -> None:
     helpful, safety = torch.tensor([9.0, 9.0, 9.0, 50.0]), torch.tensor([-1.8, -1.6, 3.0, 3.0])
-    score, uses_safety = F.llama2_combine(helpful, safety, torch.tensor([False, False, True, False]))
+    score, uses_safety = F.llama2_combine(
+        helpful, safety, torch.tensor([False, False, True, False])
+    )
     assert uses_safety.tolist() == [True, False, True, False]
     torch.testing.assert_close(score, torch.tensor([-1.8, 9.0, 3.0, math.log(1e6 - 1)]))
 
 
 @pytest.mark.silent_bug(
-    "evaluation: best of n", "With fewer than k samples, pass@k is 1.", "It is an error.", "nuprl/MultiPL-E#40"
+    "evaluation: best of n",
+    "With fewer than k samples, pass@k is 1.",
+    "It is an error.",
+    "nuprl/MultiPL-E#40",
 )
 @pytest.mark.silent_bug(
-    "sampling: temperature", "Logits are divided by a temperature of 0.", "It is an error.", "THUDM/slime#2197"
+    "sampling: temperature",
+    "Logits are divided by a temperature of 0.",
+    "It is an error.",
+    "THUDM/slime#2197",
 )
 @pytest.mark.parametrize(
     ("mistake", "named"),
@@ -355,14 +424,22 @@ def test_no_subset_varies_more_than_the_most_different(count: int) -> None:
     for seed in range(20):
         rewards = torch.randn(7, generator=torch.Generator().manual_seed(seed)).exp()
         found = F.most_different(rewards, count)
-        best = max(torch.var(torch.tensor(subset), correction=0) for subset in combinations(rewards.tolist(), count))
+        best = max(
+            torch.var(torch.tensor(subset), correction=0)
+            for subset in combinations(rewards.tolist(), count)
+        )
         assert found.tolist() == sorted(set(found.tolist())) and len(found) == count
         assert float(rewards[found].var(correction=0)) == pytest.approx(float(best), rel=1e-5)
 
 
 def test_equally_different_rewards() -> None:
     """Half of each; with an odd count either may have one more. Of equal rewards, any will do."""
-    assert F.most_different(torch.tensor([0.0, 9.0, 1.0, 8.0, 5.0, 4.0]), 4).tolist() == [0, 1, 2, 3]
+    assert F.most_different(torch.tensor([0.0, 9.0, 1.0, 8.0, 5.0, 4.0]), 4).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
     assert len(F.most_different(torch.ones(6), 2)) == 2
 
 
@@ -371,10 +448,14 @@ def test_equally_different_rewards() -> None:
 
 def test_cispo_weighs_log_probabilities_by_a_capped_ratio() -> None:
     """MiniMax-M1 2025, eq. (4): the weight has no gradient, and a masked token no effect."""
-    x = torch.tensor([[-1.0, math.inf], [-2.0, math.nan], [-3.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(
+        [[-1.0, math.inf], [-2.0, math.nan], [-3.0, 0.0]], dtype=torch.float64, requires_grad=True
+    )
     mask = torch.tensor([[1, 0], [1, 0], [1, 0]])
     old = torch.tensor([[-1.0, 1e30], [-3.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
-    advantages = torch.tensor([[2.0, math.nan], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor(
+        [[2.0, math.nan], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64, requires_grad=True
+    )
     loss = F.cispo_policy_loss(x, old, advantages, 0.5, mask=mask)
     weight = math.exp(-1.0)
     torch.testing.assert_close(loss.tolist(), [[2.0, 0.0], [1.5 * 2.0, 0.0], [-weight * 3.0, 0.0]])
@@ -399,27 +480,35 @@ def test_importance_weights_are_ratios_without_a_gradient() -> None:
     assert not weights.requires_grad and not ratios.requires_grad
     for one in F.importance_weights(old, sampler, mask, sequence=True):
         torch.testing.assert_close(one.tolist(), [math.exp(2.5)])
-    assert F.importance_weights(old, sampler, mask, 1.5, (0.5, 2.0))[0].tolist() == [[1.5, 0.0, 1.0]]
+    assert F.importance_weights(old, sampler, mask, 1.5, (0.5, 2.0))[0].tolist() == [
+        [1.5, 0.0, 1.0]
+    ]
 
 
 def test_maxrl_advantages() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 1.0], dtype=torch.float64)
     found = F.maxrl_advantages(rewards, torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 3, 3]))
-    torch.testing.assert_close(found.tolist(), [3.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1 / 3, 1 / 3])
+    torch.testing.assert_close(
+        found.tolist(), [3.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1 / 3, 1 / 3]
+    )
 
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_maxrl_climbs_the_truncated_log_likelihood(k: int) -> None:
-    """The mean of (1/K) sum A_i grad log pi(y_i) over all groups of K is the gradient of log p, cut at order K - 1:
+    """The mean of (1/K) sum A_i grad log pi(y_i) over all groups of K is the gradient of log p, cut
+    at order K - 1:
 
-    log p = -sum over j of (1 - p)^j / j (Tajwar et al. 2026). Without its baseline the estimator is of order K; the
-    baseline is subtracted only if a response is right, which takes off the last term.
+    log p = -sum over j of (1 - p)^j / j (Tajwar et al. 2026). Without its baseline the estimator is
+    of order K; the baseline is subtracted only if a response is right, which takes off the last
+    term.
     """
     logits = torch.DoubleTensor([0.3, -0.5, 1.0]).requires_grad_(True)
     right = torch.DoubleTensor([1.0, 0.0, 0.0])
     logp = logits.log_softmax(0)
     p = (logp.exp() * right).sum()
-    wanted = torch.autograd.grad(-sum((1 - p) ** j / j for j in range(1, k)), logits, retain_graph=True)[0]
+    wanted = torch.autograd.grad(
+        -sum((1 - p) ** j / j for j in range(1, k)), logits, retain_graph=True
+    )[0]
     found = torch.zeros_like(logits)
     for group in product(range(3), repeat=k):
         chosen = logp[list(group)]

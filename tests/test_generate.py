@@ -29,21 +29,33 @@ def test_pages_are_up_to_date(generate: ModuleType, capsys: pytest.CaptureFixtur
 def test_a_part_is_filled(generate: ModuleType) -> None:
     before = "above\n<!-- generated: mix -->\nold\n<!-- /generated -->\nbelow\n"
     after = generate.filled(before)
-    assert after.startswith("above\n<!-- generated: mix -->\n| key | type | default | meaning |\n|---|---|---|---|\n")
+    assert after.startswith(
+        "above\n<!-- generated: mix -->\n| key | type | default | meaning |\n|---|---|---|---|\n"
+    )
     assert after.endswith("|\n<!-- /generated -->\nbelow\n") and "old" not in after
     assert generate.filled(after) == after
 
 
 def test_an_algorithm_comes_with_its_stage_defaults(generate: ModuleType) -> None:
     text = generate.part("algorithm dpo")
-    assert "| `beta` | number, above 0 | 0.1 |" in text and "\nStage defaults: `learning_rate` 5e-5," in text
+    assert (
+        "| `beta` | number, above 0 | 0.1 |" in text
+        and "\nStage defaults: `learning_rate` 5e-5," in text
+    )
 
 
 def test_every_plugin_is_in_the_table(generate: ModuleType) -> None:
     table = generate.part("plugins")
     registry = plugins()
-    own = [one for kind in KINDS for one in registry.registrations(kind) if one.distribution == "alignkit"]
-    assert len(own) > 100 and all(f"| {one.kind} |" in table and f"`{one.name}`" in table for one in own)
+    own = [
+        one
+        for kind in KINDS
+        for one in registry.registrations(kind)
+        if one.distribution == "alignkit"
+    ]
+    assert len(own) > 100 and all(
+        f"| {one.kind} |" in table and f"`{one.name}`" in table for one in own
+    )
 
 
 @pytest.mark.parametrize(

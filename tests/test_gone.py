@@ -1,4 +1,6 @@
-"""Keys and commands of what the product no longer has end like all unknown ones: with the nearest, or the page."""
+"""Keys and commands of what the product no longer has end like all unknown ones: with the nearest,
+or the page.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ stages:
 WHOLE = dict.fromkeys(("top", "stage", "rollout", "evaluate", "lm_eval"), "")
 WHOLE |= {"reward": "length", "more": "{step: sample, policy: first, prompts: d.jsonl}"}
 
-# What is written, and where; the unknown name; what the help says, or PAGE: the page says what to use instead.
+# What is written, and where; the unknown name; what the help says, or PAGE: the page says what to
+# use instead.
 KEYS = [
     ("top", "requires: {alignkit: '>=0.1'}", "requires", "known keys: description, engine"),
     ("top", "executor: ray", "executor", PAGE),
@@ -43,7 +46,12 @@ KEYS = [
     ("evaluate", ", repeat_pairs: 0.1", "repeat_pairs", PAGE),
     ("lm_eval", ", num_fewshot: 5", "num_fewshot", "known keys: args"),
     ("more", "{step: rate_feedback, data: d.jsonl}", "rate_feedback", PAGE),
-    ("more", "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}", "max_new_tokens", "sampling"),
+    (
+        "more",
+        "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}",
+        "max_new_tokens",
+        "sampling",
+    ),
     ("more", "{algorithm: grpo, prompts: d.jsonl, environment: harbor}", "harbor", PAGE),
     (
         "more",
@@ -68,18 +76,32 @@ COMMANDS = [
 
 def on_the_page(name: str) -> bool:
     """Whether a row of the page, left of its bar, has the name or its words."""
-    rows = [line.split("|")[1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split("|")[1]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     return any(name.strip("-").removesuffix("_pairs").lower() in row.lower() for row in rows)
 
 
 def is_right(name: str, help: str | Path, shown: str) -> bool:
-    """Whether the help that a person gets is the expected one, or names no other thing and the page has a row."""
-    return on_the_page(name) and "did you mean" not in shown if isinstance(help, Path) else help in shown
+    """Whether the help that a person gets is the expected one, or names no other thing and the page
+    has a row.
+    """
+    return (
+        on_the_page(name) and "did you mean" not in shown
+        if isinstance(help, Path)
+        else help in shown
+    )
 
 
 @pytest.mark.parametrize(("place", "text", "name", "help"), KEYS)
-def test_a_key_of_what_is_gone_is_unknown(place: str, text: str, name: str, help: str | Path, tmp_path: Path) -> None:
-    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+def test_a_key_of_what_is_gone_is_unknown(
+    place: str, text: str, name: str, help: str | Path, tmp_path: Path
+) -> None:
+    (tmp_path / "d.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8"
+    )
     (tmp_path / "r.yaml").write_text(RECIPE.format(**WHOLE | {place: text}), encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "r.yaml", ())
@@ -96,5 +118,7 @@ def test_a_command_of_what_is_gone_is_unknown(
     monkeypatch.chdir(tmp_path)
     assert cli.main(shlex.split(line)) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: ") and name in shown.splitlines()[0] and "Traceback" not in shown
+    assert (
+        shown.startswith("error: ") and name in shown.splitlines()[0] and "Traceback" not in shown
+    )
     assert is_right(name, help, shown), shown

@@ -1,4 +1,6 @@
-"""Held-out examples before the first step of a stage and after it: values, intervals, and what a run says."""
+"""Held-out examples before the first step of a stage and after it: values, intervals, and what a
+run says.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ UNEQUAL = {0: [2.0, 4.0], 1: [3.0, 3.0], 2: [0.0, 1.0], 3: [8.0, 10.0]}  # sums,
 
 def test_values_have_the_ratio_of_sums_as_their_mean() -> None:
     """Parts of several processes in any order; the terms of a loss are added."""
-    parts = [{"loss/nll": {2: UNEQUAL[2], 0: UNEQUAL[0]}}, {"loss/nll": {1: UNEQUAL[1], 3: UNEQUAL[3]}}]
+    parts = [
+        {"loss/nll": {2: UNEQUAL[2], 0: UNEQUAL[0]}},
+        {"loss/nll": {1: UNEQUAL[1], 3: UNEQUAL[3]}},
+    ]
     (values,) = values_of(parts).values()
     assert sum(values) / 4 == pytest.approx(13 / 18)
     center = {"loss/center": {place: [0.5, 1.0] for place in range(4)}}
@@ -31,7 +36,10 @@ def test_the_spread_of_the_values_is_that_of_the_ratio() -> None:
 
     def sample() -> dict[int, list[float]]:
         lengths = [draw.randint(1, 50) for _ in range(200)]
-        return {place: [sum(draw.random() < 0.3 for _ in range(n)), n] for place, n in enumerate(lengths)}
+        return {
+            place: [sum(draw.random() < 0.3 for _ in range(n)), n]
+            for place, n in enumerate(lengths)
+        }
 
     ratios = []
     for _ in range(2000):
@@ -40,7 +48,9 @@ def test_the_spread_of_the_values_is_that_of_the_ratio() -> None:
     middle = sum(ratios) / len(ratios)
     spread = (sum((ratio - middle) ** 2 for ratio in ratios) / len(ratios)) ** 0.5
     (values,) = values_of([{"accuracy": sample()}]).values()
-    found = compared({"accuracy": values}, {"accuracy": values}, list(range(200)))["accuracy"]["result"]
+    found = compared({"accuracy": values}, {"accuracy": values}, list(range(200)))["accuracy"][
+        "result"
+    ]
     assert (found["high"] - found["low"]) / 2 / 1.96 == pytest.approx(spread, rel=0.25)
 
 
@@ -80,7 +90,9 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
     assert change.startswith("held-out loss 2.49 -> 2.09 [")
     ties = of([0.5] * 40, [1.0] * 30 + [0.0] * 10, "accuracy")
     assert learned(ties, FELL) == ["held-out accuracy 50% -> 75% [60, 86]"]
-    assert learned({}, [{"reward": 0.5}, {"reward": -0.25}])[0].startswith("reward 0.5 -> -0.25 on the prompts")
+    assert learned({}, [{"reward": 0.5}, {"reward": -0.25}])[0].startswith(
+        "reward 0.5 -> -0.25 on the prompts"
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,20 +102,30 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         (of(START, SAME), FELL, "learned nothing measurable; it fits its training data only"),
         (of(START, SAME), FLAT, "40 steps are few: raise epochs"),
         (of(START, SAME), FLAT * 2, "raise learning_rate"),
-        (of(BETTER, START), FLAT, "got worse (loss); it fits its training data only: lower learning_rate"),
+        (
+            of(BETTER, START),
+            FLAT,
+            "got worse (loss); it fits its training data only: lower learning_rate",
+        ),
         (of([0.5] * 40, [1.0] * 22 + [0.0] * 18, "accuracy"), FLAT, "learned nothing measurable"),
         (of([0.5] * 40, [1.0] * 33 + [0.0] * 7, "accuracy"), FLAT, ""),
         ({}, FELL, ""),
         ({}, [{"reward": 0.0}] * 6, "its reward is 0 in every iteration"),
         ({}, [{"reward": value} for value in (0.1, 0.2) * 5], "does not rise measurably"),
-        ({}, [{"reward": value} for value in (0.6, 0.5, 0.6, 0.2, 0.1, 0.2) * 2], "does not rise measurably"),
+        (
+            {},
+            [{"reward": value} for value in (0.6, 0.5, 0.6, 0.2, 0.1, 0.2) * 2],
+            "does not rise measurably",
+        ),
         ({}, [{"reward": value} for value in (*(0.1, 0.2) * 3, *(0.8, 0.9) * 3)], ""),
         ({}, [{"reward": place / 10} for place in range(12)], ""),
         ({}, [{"reward": value} for value in (0.2, 0.1) * 4], ""),
         ({}, [{"reward": 0.1}, {"reward": 0.1}], ""),
     ],
 )
-def test_a_stage_that_learned_nothing_says_what_to_change(summary: Any, rows: Any, said: str) -> None:
+def test_a_stage_that_learned_nothing_says_what_to_change(
+    summary: Any, rows: Any, said: str
+) -> None:
     found = doubt(summary, rows)
     assert said in found and bool(found) == bool(said)
 

@@ -1,4 +1,6 @@
-"""Texts that no file system can have as a name, or that would act on a terminal: exit 2 or 4, and plain output."""
+"""Texts that no file system can have as a name, or that would act on a terminal: exit 2 or 4, and
+plain output.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,12 @@ PLACES: dict[str, Any] = {
         | {"reward": {"python": {"path": text, "function": "f"}}}
     ),
     "a reward's folder": lambda text: recipe(
-        stages__align={"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1, "reward": {"folder": text}}
+        stages__align={
+            "algorithm": "rloo",
+            "prompts": "demos.jsonl",
+            "iterations": 1,
+            "reward": {"folder": text},
+        }
     ),
 }
 
@@ -71,7 +78,9 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
 
 
-@pytest.mark.parametrize("text", [LONG, UNKNOWN, NUL, INLINE], ids=["long", "unknown user", "NUL", "inline"])
+@pytest.mark.parametrize(
+    "text", [LONG, UNKNOWN, NUL, INLINE], ids=["long", "unknown user", "NUL", "inline"]
+)
 @pytest.mark.parametrize("place", PLACES)
 def test_impossible_names_are_mistakes_of_the_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, text: str
@@ -100,7 +109,9 @@ def test_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str], name: str) 
 
 HOSTILE: dict[str, Any] = {
     "a key": json.dumps(recipe(stages__sft__epochs=1)).replace("epochs", "\\u001b[31mepochs"),
-    "a stage": json.dumps({"model": {"base": "tiny"}, "stages": {RED: {"algorithm": "sft", "data": "demos.jsonl"}}}),
+    "a stage": json.dumps(
+        {"model": {"base": "tiny"}, "stages": {RED: {"algorithm": "sft", "data": "demos.jsonl"}}}
+    ),
     "an algorithm": recipe(stages__sft__algorithm=RED),
     "a file": recipe(stages__sft__data=f"{RED}.jsonl"),
     "a model": recipe(model__base=f"./{RED}"),
@@ -110,7 +121,9 @@ HOSTILE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_recipe_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_a_recipe_cannot_act_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     assert run(tmp_path, HOSTILE[case]) != 0
     said = capsys.readouterr()
     assert not any(character in said.out + said.err for character in "\x1b\x07\x9b\u202e")
@@ -118,11 +131,20 @@ def test_a_recipe_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     "row",
-    [{RED: 1}, {"prompt": "a", "completion": "b", RED: 1}, {"prompt": RED, "completion": RED}, {"prompt": {RED: RED}}],
+    [
+        {RED: 1},
+        {"prompt": "a", "completion": "b", RED: 1},
+        {"prompt": RED, "completion": RED},
+        {"prompt": {RED: RED}},
+    ],
     ids=["columns", "a column", "texts", "a bad row"],
 )
-def test_data_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any) -> None:
-    (tmp_path / "r.json").write_text(json.dumps(recipe(stages__sft__data="rows.jsonl")), encoding="utf-8")
+def test_data_cannot_act_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any
+) -> None:
+    (tmp_path / "r.json").write_text(
+        json.dumps(recipe(stages__sft__data="rows.jsonl")), encoding="utf-8"
+    )
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     main(["check", str(tmp_path / "r.json")])
     said = capsys.readouterr()

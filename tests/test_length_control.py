@@ -1,4 +1,6 @@
-"""The length-controlled win rate against AlpacaEval's own program, and its error against simulations."""
+"""The length-controlled win rate against AlpacaEval's own program, and its error against
+simulations.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from scipy.special import expit
 
 from alignkit_plugins.evaluate.length_control import length_controlled
 
-# What alpaca_eval 0.6.6 says, with scikit-learn 1.8, of the data that `data` draws: seed, prompts, soft preferences,
-# effect of length, whether difficulty counts -> percent.
+# What alpaca_eval 0.6.6 says, with scikit-learn 1.8, of the data that `data` draws: seed, prompts,
+# soft preferences, effect of length, whether difficulty counts -> percent.
 KNOWN = {
     (0, 100, False, 1.0, False): 66.48441330595304,
     (1, 97, True, 0.8, False): 59.56118872988835,
@@ -38,7 +40,8 @@ def data(
 def test_it_is_alpaca_evals(drawn: tuple[int, int, bool, float, bool]) -> None:
     found = length_controlled(*data(*drawn))
     assert found is not None and found["n"] == drawn[1]
-    assert 100 * found["mean"] == pytest.approx(KNOWN[drawn], abs=0.01)  # points; the requirement is 0.1
+    # Points; the requirement is 0.1
+    assert 100 * found["mean"] == pytest.approx(KNOWN[drawn], abs=0.01)
 
 
 def test_without_a_difference_in_length_it_is_the_win_rate() -> None:
@@ -59,7 +62,8 @@ def test_the_standard_error_is_the_spread_of_repetitions() -> None:
         assert found is not None
         rates.append(found["mean"])
         errors.append(found["standard_error"])
-    assert np.mean(errors) == pytest.approx(np.std(rates, ddof=1), rel=0.3)  # 60 repetitions know it to 9%
+    # 60 repetitions know it to 9%
+    assert np.mean(errors) == pytest.approx(np.std(rates, ddof=1), rel=0.3)
     assert np.mean(rates) == pytest.approx(expit(0.5), abs=0.03)  # not the win rate, which is 0.68
 
 

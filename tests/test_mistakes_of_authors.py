@@ -1,4 +1,6 @@
-"""What an author gets wrong is told with the plugin, the line and what to write, wherever a user meets it."""
+"""What an author gets wrong is told with the plugin, the line and what to write, wherever a user
+meets it.
+"""
 
 from pathlib import Path
 
@@ -32,11 +34,15 @@ AT_IMPORT = {
 
 
 @pytest.mark.parametrize("mistake", AT_IMPORT)
-def test_an_import_that_fails_breaks_only_itself(distribution: MakeDistribution, mistake: str) -> None:
+def test_an_import_that_fails_breaks_only_itself(
+    distribution: MakeDistribution, mistake: str
+) -> None:
     source, message = AT_IMPORT[mistake]
     distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
     (broken,) = load_plugins().broken
-    assert str(broken).startswith("plugin 'x-pack' (x-pack 1.2) failed to load: ") and message in str(broken)
+    assert str(broken).startswith(
+        "plugin 'x-pack' (x-pack 1.2) failed to load: "
+    ) and message in str(broken)
 
 
 @pytest.mark.parametrize("mistake", ["exit", "name"])
@@ -47,7 +53,8 @@ def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
     distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     (tmp_path / "r.yaml").write_text(
-        "model: {base: tiny}\nstages:\n  honest: {algorithm: grpo, data: p.jsonl, reward: mine}\n", encoding="utf-8"
+        "model: {base: tiny}\nstages:\n  honest: {algorithm: grpo, data: p.jsonl, reward: mine}\n",
+        encoding="utf-8",
     )
     assert main(["check", str(tmp_path / "r.yaml")]) in (2, 3)
     text = capsys.readouterr().err
@@ -61,7 +68,8 @@ def test_a_reward_of_two_packages_names_both(
     distribution("x-two", GOOD)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     (tmp_path / "r.yaml").write_text(
-        "model: {base: tiny}\nstages:\n  mind: {algorithm: grpo, data: p.jsonl, reward: mine}\n", encoding="utf-8"
+        "model: {base: tiny}\nstages:\n  mind: {algorithm: grpo, data: p.jsonl, reward: mine}\n",
+        encoding="utf-8",
     )
     main(["check", str(tmp_path / "r.yaml")])
     assert "write 'x-one:mine' or 'x-two:mine'" in capsys.readouterr().err
@@ -70,10 +78,16 @@ def test_a_reward_of_two_packages_names_both(
 def test_commands_are_left_out_with_their_package(
     monkeypatch: pytest.MonkeyPatch, distribution: MakeDistribution
 ) -> None:
-    entries = next(distribution("x-pack", "raise SystemExit(7)").glob("*.dist-info/entry_points.txt"))
-    entries.write_text(entries.read_text().replace("[alignkit]", "[alignkit.commands]"), encoding="utf-8")
+    entries = next(
+        distribution("x-pack", "raise SystemExit(7)").glob("*.dist-info/entry_points.txt")
+    )
+    entries.write_text(
+        entries.read_text().replace("[alignkit]", "[alignkit.commands]"), encoding="utf-8"
+    )
     said: list[str] = []
-    monkeypatch.setattr("alignkit.commands.print", lambda text, file: said.append(text), raising=False)
+    monkeypatch.setattr(
+        "alignkit.commands.print", lambda text, file: said.append(text), raising=False
+    )
     add_commands(typer.Typer())
     monkeypatch.setitem(plugin_options, "--no-plugin", ["x-pack"])
     add_commands(typer.Typer())
@@ -82,7 +96,10 @@ def test_commands_are_left_out_with_their_package(
 
 @pytest.mark.parametrize("command", [["init", "new"], ["data", "check", "rows.jsonl"]])
 def test_no_plugin_is_heard_by_every_command(
-    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+    distribution: MakeDistribution,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")

@@ -16,17 +16,23 @@ import alignkit
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
+    (tmp_path / "demos.jsonl").write_text(
+        '{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8"
+    )
     sft = {"algorithm": "sft", "data": "demos.jsonl", "epochs": 3}
     file = tmp_path / "r.json"
-    file.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
+    file.write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8"
+    )
     return file
 
 
 def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) -> None:
     found: list[Any] = []
     overrides = {"stages.sft.epochs": 2, "stages.sft.learning_rate": 0.001}
-    worker = threading.Thread(target=lambda: found.append(alignkit.run(recipe, overrides, tmp_path / "out")))
+    worker = threading.Thread(
+        target=lambda: found.append(alignkit.run(recipe, overrides, tmp_path / "out"))
+    )
     worker.start()
     worker.join()
     (result,) = found
@@ -36,7 +42,10 @@ def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) ->
 
 
 def test_a_notebook_can_catch_what_a_run_prints(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class ZMQInteractiveShell:
         """What rich takes for Jupyter, where it shows lines as pages and prints nothing."""

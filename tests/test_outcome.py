@@ -1,4 +1,6 @@
-"""Errors and exit codes as JSON: `alignkit --json COMMAND`, and commands that have a `--json` of their own."""
+"""Errors and exit codes as JSON: `alignkit --json COMMAND`, and commands that have a `--json` of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,17 @@ def test_the_schema_names_a_shape_for_each_kind() -> None:
     kinds = SCHEMA["properties"]["kind"]["enum"]
     shapes = [part["then"]["properties"]["result"]["$ref"] for part in SCHEMA["allOf"]]
     assert [f"#/$defs/{kind or 'none'}" for kind in kinds] == shapes
-    assert SCHEMA["$defs"].keys() == {"Mistake"} | {shape.removeprefix("#/$defs/") for shape in shapes}
+    assert SCHEMA["$defs"].keys() == {"Mistake"} | {
+        shape.removeprefix("#/$defs/") for shape in shapes
+    }
 
 
 @pytest.mark.parametrize("words", [["--json", "check"], ["--json", "run"], ["check", "--json"]])
 def test_all_mistakes_have_their_places(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
@@ -56,7 +63,11 @@ def test_all_mistakes_have_their_places(
     assert document["exit_code"] == 2 and "error: unknown key 'learnin_rate'" in err
     mistakes = {error["message"]: error for error in document["errors"]}
     (written,) = [error for message, error in mistakes.items() if "learnin_rate" in message]
-    assert (written["code"], written["line"], written["column"]) == (2, 3, RECIPE.splitlines()[2].index("learnin") + 1)
+    assert (written["code"], written["line"], written["column"]) == (
+        2,
+        3,
+        RECIPE.splitlines()[2].index("learnin") + 1,
+    )
     assert written["file"].endswith("recipe.yaml") and "learning_rate" in written["help"]
     (typed,) = [error for message, error in mistakes.items() if "'sed'" in message]
     assert "sed=1" in typed["file"] and typed["line"] == 0
@@ -65,15 +76,28 @@ def test_all_mistakes_have_their_places(
 @pytest.mark.parametrize(
     "words",
     [
-        *(["show", "nowhere"], ["evaluate", "nowhere", "--prompts", "none"], ["chat", "nowhere"], ["label", "nowhere"]),
-        *(["labels", "nowhere.feedback"], ["data", "stats", "nowhere"], ["serve", "nowhere"], ["export", "nowhere"]),
+        *(
+            ["show", "nowhere"],
+            ["evaluate", "nowhere", "--prompts", "none"],
+            ["chat", "nowhere"],
+            ["label", "nowhere"],
+        ),
+        *(
+            ["labels", "nowhere.feedback"],
+            ["data", "stats", "nowhere"],
+            ["serve", "nowhere"],
+            ["export", "nowhere"],
+        ),
         *(["verify", "nowhere"], ["plugins", "nothing"], ["init", "--from", "nothing"]),
         *(["run", "nowhere", "--seed", "1"], ["rum"], ["check"]),
     ],
     ids=" ".join,
 )
 def test_every_command_fails_as_json(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code = cli.main(["--json", *words])
@@ -82,8 +106,12 @@ def test_every_command_fails_as_json(
     assert document["errors"] and all(error["message"] in err for error in document["errors"])
 
 
-def test_what_a_command_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "loud.py").write_text("print('hello')\nfrom alignkit import hookimpl\n" + Trains, encoding="utf-8")
+def test_what_a_command_prints_goes_to_stderr(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "loud.py").write_text(
+        "print('hello')\nfrom alignkit import hookimpl\n" + Trains, encoding="utf-8"
+    )
     assert cli.main(["plugins", "loud", "--plugin", str(tmp_path / "loud.py"), "--json"]) == 0
     document, err = said(capfd)
     assert document["result"][0]["name"] == "loud" and "hello" in err
@@ -91,7 +119,8 @@ def test_what_a_command_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str],
     assert "quickstart" in capfd.readouterr().out
 
 
-# What each command is tried with, in this order, and the kind of its result. The test of training has the others.
+# What each command is tried with, in this order, and the kind of its result. The test of training
+# has the others.
 KINDS = {
     "init": ["project"],
     "init ": ["--list"],
@@ -115,7 +144,16 @@ KINDS = {
     "show  ": ["runs/r", "runs/r"],
     "export": ["runs/r/sft", "exported"],
     "verify": ["runs/r"],
-    "evaluate": ["runs/r/base", "runs/r/sft", "--prompts", "rows.jsonl", "--reward", "length", "--limit", "2"],
+    "evaluate": [
+        "runs/r/base",
+        "runs/r/sft",
+        "--prompts",
+        "rows.jsonl",
+        "--reward",
+        "length",
+        "--limit",
+        "2",
+    ],
     "evaluate ": ["rows.jsonl", "--reward", "repetition"],
 }
 TALK = {"chat", "serve", "label", "data browse"}
@@ -128,7 +166,9 @@ def test_every_command_has_a_result(
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {'very ' * n}{n}."} for n in range(4)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sft = {"algorithm": "sft", "data": "rows.jsonl", "epochs": 1, "max_length": 32}
-    Path("r.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
+    Path("r.yaml").write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8"
+    )
     item = pair("asked", license="CC0-1.0")
     with opened(tmp_path, item, name="one.feedback") as store:
         store.submit(event(None, {"granted": True}, kind="consent", who="ann"))
@@ -142,8 +182,14 @@ def test_every_command_has_a_result(
         kinds.add(document["kind"])
     assert kinds == set(SCHEMA["$defs"]) - {"Mistake", "none"}
     group: Any = typer.main.get_command(cli.program())
-    names = {f"{name} {each}" for name, one in group.commands.items() for each in getattr(one, "commands", ())}
-    names |= {name for name, one in group.commands.items() if getattr(one, "invoke_without_command", True)}
+    names = {
+        f"{name} {each}"
+        for name, one in group.commands.items()
+        for each in getattr(one, "commands", ())
+    }
+    names |= {
+        name for name, one in group.commands.items() if getattr(one, "invoke_without_command", True)
+    }
     assert names == TALK | {command.strip() for command in KINDS}
 
 
@@ -158,17 +204,25 @@ def test_a_result_may_come_with_an_error(
 
 
 def test_numbers_that_json_has_not_are_null_and_paths_are_texts() -> None:
-    result = json.loads(outcome(Result("x", {"folder": Path("a/b"), 1: (float("nan"), 1.5, True, None)})))["result"]
+    result = json.loads(
+        outcome(Result("x", {"folder": Path("a/b"), 1: (float("nan"), 1.5, True, None)}))
+    )["result"]
     assert result == {"folder": "a/b", "1": [None, 1.5, True, None]} and result["1"][2] is True
 
 
-@pytest.mark.parametrize("words", [["plugins", "--no-plugin"], ["--plugin", "--no-plugin", "x", "run"]])
-def test_an_option_of_every_command_without_a_value(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["plugins", "--no-plugin"], ["--plugin", "--no-plugin", "x", "run"]]
+)
+def test_an_option_of_every_command_without_a_value(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 2
     assert "plugin: expected one argument" in capfd.readouterr().err
 
 
-def test_an_interruption_is_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,6 @@
-"""The measuring stick: what the judges may know, which answers count for what, and rows that are not computed twice."""
+"""The measuring stick: what the judges may know, which answers count for what, and rows that are
+not computed twice.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,16 @@ from benchmarks.outcomes.rows import (
 DATA = FOLDER / "data"
 ROOT = FOLDER.parents[1]
 RECIPES = ROOT / "recipes" / "data"
-GOLD = {"gold_helpful": "helpful", "gold_safety": "safety"}  # and the kind of prompts that it judges
+# And the kind of prompts that it judges
+GOLD = {"gold_helpful": "helpful", "gold_safety": "safety"}
 
 
 def rows_of(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+    with (
+        gzip.open(file, "rt", encoding="utf-8")
+        if file.suffix == ".gz"
+        else file.open(encoding="utf-8") as lines
+    ):
         return [json.loads(line) for line in lines][:limit]
 
 
@@ -107,7 +114,9 @@ def test_every_method_is_a_valid_recipe(name: str) -> None:
     assert next(iter(aligned.upstream)) == "sft" if aligned else name in ("sft", "best_of_4")
 
 
-@pytest.mark.parametrize("file", sorted((FOLDER / "papers").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((FOLDER / "papers").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_gold_judges_the_versions_of_a_papers_recipe(file: Path) -> None:
     judged = load_recipe(file, ["~stages.report"])
     shipped = load_recipe(RECIPES.parent / file.name, ["~stages.report"])
@@ -121,19 +130,29 @@ def test_gold_judges_the_versions_of_a_papers_recipe(file: Path) -> None:
 
 # What this page has numbers of: the methods of stored rows, and the recipes that the page names.
 MEASURED = {row.name.partition("-")[0].replace("_", "[ _]") for row in STORED.glob("*.json.gz")}
-MEASURED |= set(re.findall(r"(\w+)\.yaml", (ROOT / "docs" / "benchmarks" / "outcomes.md").read_text(encoding="utf-8")))
+MEASURED |= set(
+    re.findall(
+        r"(\w+)\.yaml", (ROOT / "docs" / "benchmarks" / "outcomes.md").read_text(encoding="utf-8")
+    )
+)
 UNMEASURED = re.compile(
     rf"(?<![\w`])(?:{'|'.join(sorted(MEASURED))}|recipe|results?|gains?|method|policy|outcomes?)(?!\w)"
     r"[^.;:]*(?:\bnot (?:been )?measured|\bunmeasured)",
     re.IGNORECASE,
 )
-TOLD = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+TOLD = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "recipes").glob("*.yaml")),
+]
 
 
 def test_no_page_says_that_a_stored_result_was_not_measured() -> None:
     assert {"dpo", "ppo", "rejection[ _]sampling", "constitutional", "llama2"} <= MEASURED
     assert UNMEASURED.search("What DPO gains on SmolLM2 has not been measured.")
-    assert UNMEASURED.search("The result was not measured") and not UNMEASURED.search("`hir_offline` was not measured")
+    assert UNMEASURED.search("The result was not measured") and not UNMEASURED.search(
+        "`hir_offline` was not measured"
+    )
     text = {page: re.sub(r"\s*\n(?:# *)?", " ", page.read_text(encoding="utf-8")) for page in TOLD}
     assert {page.name: match[0] for page in TOLD if (match := UNMEASURED.search(text[page]))} == {}
 
@@ -219,8 +238,12 @@ def test_a_row_has_each_policys_answer_and_its_scores(tmp_path: Path) -> None:
 
 def test_best_of_n_takes_the_answer_that_the_own_reward_prefers() -> None:
     scores = [-3.0, -1.0, -2.0]
-    answers = tuple(response("sft", n, **{OWN: score, "refused": n / 10}) for n, score in enumerate(scores))
-    best = _asked(Group(({"role": "user", "content": "why?"},), answers, meta={"kind": "facts"})).answers["sft"]
+    answers = tuple(
+        response("sft", n, **{OWN: score, "refused": n / 10}) for n, score in enumerate(scores)
+    )
+    best = _asked(
+        Group(({"role": "user", "content": "why?"},), answers, meta={"kind": "facts"})
+    ).answers["sft"]
     assert (best.text, best.scores["refused"]) == ("sft 1", 0.1)
 
 
@@ -243,7 +266,9 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_a_computed_row_is_stored_with_the_time_of_all_training(finished: list[list[str]], tmp_path: Path) -> None:
+def test_a_computed_row_is_stored_with_the_time_of_all_training(
+    finished: list[list[str]], tmp_path: Path
+) -> None:
     recipe, overrides = recipe_of([], 3)
     row = computing.compute("ppo", 3, recipe, overrides, tmp_path)
     assert finished == [["seed=3"]]
@@ -255,14 +280,19 @@ def test_a_computed_row_is_stored_with_the_time_of_all_training(finished: list[l
 
 
 def row(method: str, seed: int, policies: dict[str, float], count: int = 20) -> Row:
-    """Each policy refuses this share of harmful prompts, and gold likes its ordinary answers that much."""
+    """Each policy refuses this share of harmful prompts, and gold likes its ordinary answers that
+    much.
+    """
     kinds = {"harmful": "harmful requests refused", "ordinary": "helpfulness by gold"}
     asked = []
     for kind, measure in kinds.items():
         for place in range(count):
             answers = {
                 policy: Answer(
-                    "some words " * 3, {measure: float(place < share * count) if kind == "harmful" else share}, 9, False
+                    "some words " * 3,
+                    {measure: float(place < share * count) if kind == "harmful" else share},
+                    9,
+                    False,
                 )
                 for policy, share in policies.items()
             }
@@ -280,7 +310,9 @@ def start(seed: int) -> Row:
 
 
 def test_base_and_sft_are_lines_next_to_the_methods() -> None:
-    lines = table([[start(3), start(4)], [row("ppo", 3, {"align": 0.8}), row("ppo", 4, {"align": 1.0})]])
+    lines = table(
+        [[start(3), start(4)], [row("ppo", 3, {"align": 0.8}), row("ppo", 4, {"align": 1.0})]]
+    )
     assert list(lines) == ["base", "sft", "ppo"]
     harmful = [line["harmful refused"].split("%")[0] for line in lines.values()]
     assert harmful == ["0", "50", "90"]
@@ -292,12 +324,18 @@ def test_base_and_sft_are_lines_next_to_the_methods() -> None:
 
 
 def test_policies_meet_at_their_prompts_whatever_lacks_a_score() -> None:
-    """Both are 0.5 above base at every prompt; the values differ so much that another pairing would show."""
+    """Both are 0.5 above base at every prompt; the values differ so much that another pairing would
+    show.
+    """
     measure = "helpfulness by gold"
 
     def with_scores(found: Row, policy: str, values: Sequence[float | None]) -> Row:
         asked = [
-            Asked(f"ordinary {n}", "ordinary", {policy: Answer("x", {} if v is None else {measure: v}, 1, False)})
+            Asked(
+                f"ordinary {n}",
+                "ordinary",
+                {policy: Answer("x", {} if v is None else {measure: v}, 1, False)},
+            )
             for n, v in enumerate(values)
         ]
         return replace(found, asked=asked)
@@ -314,7 +352,9 @@ def test_policies_meet_at_their_prompts_whatever_lacks_a_score() -> None:
 
 
 def test_an_interval_grows_with_the_difference_between_seeds() -> None:
-    """Ten prompts each: if seeds agree, only prompts vary; if they differ, another seed could do either."""
+    """Ten prompts each: if seeds agree, only prompts vary; if they differ, another seed could do
+    either.
+    """
     alike = np.tile(np.arange(10) % 2, (3, 1)).T.astype(float)
     unlike = np.stack([np.ones(10), np.zeros(10), np.arange(10) % 2], axis=1)
     narrow, wide = tables.interval(alike), tables.interval(unlike)
@@ -338,7 +378,9 @@ def test_rows_that_come_with_the_project_are_of_its_recipe() -> None:
 
 def test_the_stored_judges_are_good_enough_and_know_their_base() -> None:
     for name in GOLD:
-        accuracy = json.loads((JUDGES / name / "stage.json").read_text(encoding="utf-8"))["summary"]["validation"]
+        accuracy = json.loads((JUDGES / name / "stage.json").read_text(encoding="utf-8"))[
+            "summary"
+        ]["validation"]
         assert 0.6 <= accuracy["accuracy"] < 1, name
         config = json.loads((JUDGES / name / "adapter_config.json").read_text(encoding="utf-8"))
         assert (config["r"], config["lora_alpha"]) == (4, 8)

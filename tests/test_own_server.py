@@ -33,7 +33,9 @@ def server(folder: Path, **variables: str) -> OwnServer:
     return OwnServer.of("Test", COMMAND, folder, {"KEY": "{key}", **variables})
 
 
-def test_a_server_outlives_its_stage_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_outlives_its_stage_and_ends_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setenv("RANK", "1")  # of this process, not of the server's
     keep_servers(tmp_path / "cache")
@@ -57,7 +59,9 @@ def test_a_server_outlives_its_stage_and_ends_with_the_run(tmp_path: Path, monke
 
 def test_a_server_that_is_not_ready_says_why(tmp_path: Path) -> None:
     late = server(tmp_path)
-    with pytest.raises(RunFailed, match="the server of Test was not ready after 1 seconds; raise 'timeout'"):
+    with pytest.raises(
+        RunFailed, match="the server of Test was not ready after 1 seconds; raise 'timeout'"
+    ):
         late.wait(1.0, lambda line: None, "/missing")
     assert late.ended
     listen = "s = socket.create_server(('127.0.0.1', int(sys.argv[1])))"
@@ -66,13 +70,17 @@ def test_a_server_that_is_not_ready_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="was not ready after 4 seconds"):
         other_program.wait(4.0, lambda line: None)
     broken = OwnServer.of("Test", (sys.executable, "-c", "raise ValueError('no room')"), tmp_path)
-    with pytest.raises(RunFailed, match=r"did not start; it ended with exit code 1; its log .* ValueError: no room"):
+    with pytest.raises(
+        RunFailed, match=r"did not start; it ended with exit code 1; its log .* ValueError: no room"
+    ):
         broken.wait(PATIENCE, lambda line: None)
 
 
 def is_alive(process: int) -> bool:
     """Whether a process runs. One that has ended may wait for its parent to ask about it."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False
+    )
     return found.stdout.strip()[:1] not in ("", "Z")
 
 
@@ -85,8 +93,13 @@ def until(done: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> None:
-    """A process starts a guard of a server that ignores SIGTERM and has a child, and is then killed."""
-    command = f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new {tmp_path}/ids; wait"
+    """A process starts a guard of a server that ignores SIGTERM and has a child, and is then
+    killed.
+    """
+    command = (
+        f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new "
+        f"{tmp_path}/ids; wait"
+    )
     guard = ["-P", "-m", "alignkit_plugins.vllm.guard"]
     program = (
         "import os, subprocess, sys\n"

@@ -35,14 +35,21 @@ HELPERS = {
     *("answers", "named_code"),
     *("columns", "languages", "readings", "rows", "shown", "spoken", "text_metrics"),
 }
-RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
+RECIPES = sorted(
+    path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file()
+)
 
 
 def run(code: str, **environment: str) -> str:
     command = [sys.executable, "-c", code]
     # Not in the checkout, whose folders would otherwise be importable.
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd="/", env={**os.environ, **environment}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -56,31 +63,37 @@ def test_every_plugin_file_is_in_the_table_and_back() -> None:
     held = {tuple(name.split(".")[1:3]) for name in named if name.count(".") > 1}
     folders = [ROOT / "plugins" / "alignkit_plugins" / need for need in OWN]
     files = {(folder.name, path.stem) for folder in folders for path in folder.glob("[a-z]*")}
-    assert {file for file in files if file[1] not in HELPERS} == {name for name in held if name[0] in OWN}
+    assert {file for file in files if file[1] not in HELPERS} == {
+        name for name in held if name[0] in OWN
+    }
 
 
 def test_entry_points_are_installed() -> None:
     """Fails after a line was added to pyproject.toml until the package is installed again."""
-    installed = {point.name for point in entry_points(group="alignkit") if point.dist and point.dist.name == "alignkit"}
+    installed = {
+        point.name
+        for point in entry_points(group="alignkit")
+        if point.dist and point.dist.name == "alignkit"
+    }
     assert installed == DECLARED.keys()
 
 
 def test_plugins_import_without_torch() -> None:
     code = (
-        "import json, sys, importlib.metadata as m; "
-        "[p.load() for p in m.entry_points(group='alignkit') if p.dist.name == 'alignkit']; "
-        "print(json.dumps([n for n in ('torch', 'transformers', 'peft', 'trl', 'datasets') if n in sys.modules]))"
+        "import json, sys, importlib.metadata as m; [p.load() for p in "
+        "m.entry_points(group='alignkit') if p.dist.name == 'alignkit']; print(json.dumps([n for "
+        "n in ('torch', 'transformers', 'peft', 'trl', 'datasets') if n in sys.modules]))"
     )
     assert json.loads(run(code)) == []
 
 
 def test_statistics_and_dialogues_load_without_torch() -> None:
     code = (
-        "import json, sys; from alignkit_plugins.formats import dialogues; "
-        "from alignkit.evaluation import ranking, statistics; "
-        "from alignkit_plugins import krippendorff; krippendorff.LEVELS; "
-        "dialogues.find_dialogues(''); statistics.share(1, 2); "
-        "ranking.ranked([[(1, 2, 1.0)]], [1, 2], ridge=1.0, seed=0); print(json.dumps('torch' in sys.modules))"
+        "import json, sys; from alignkit_plugins.formats import dialogues; from "
+        "alignkit.evaluation import ranking, statistics; from alignkit_plugins import "
+        "krippendorff; krippendorff.LEVELS; dialogues.find_dialogues(''); statistics.share(1, "
+        "2); ranking.ranked([[(1, 2, 1.0)]], [1, 2], ridge=1.0, seed=0); "
+        "print(json.dumps('torch' in sys.modules))"
     )
     assert json.loads(run(code)) is False
 
@@ -91,19 +104,32 @@ def test_a_package_page_has_no_link_into_the_repository() -> None:
     text = str(described["Description"] or described.get_payload())
     links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
     assert len(links) > 10
-    assert [link for pair in links for link in pair if link and not link.startswith(("https://", "#"))] == []
+    assert [
+        link for pair in links for link in pair if link and not link.startswith(("https://", "#"))
+    ] == []
 
 
 def pins() -> dict[str, str]:
     """Versions by name, of constraints.txt."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert all(line.count("==") == 1 and "@" not in line and "/" not in line and "+" not in line for line in lines)
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
+    assert all(
+        line.count("==") == 1 and "@" not in line and "/" not in line and "+" not in line
+        for line in lines
+    )
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
 
 
 def wanted() -> list[Requirement]:
     extras = PROJECT["project"]["optional-dependencies"].values()
-    return [Requirement(text) for texts in (PROJECT["project"]["dependencies"], *extras) for text in texts]
+    return [
+        Requirement(text)
+        for texts in (PROJECT["project"]["dependencies"], *extras)
+        for text in texts
+    ]
 
 
 def installed_version(name: str) -> str | None:
@@ -115,7 +141,9 @@ def installed_version(name: str) -> str | None:
 def test_constraints_are_pins_of_all_dependencies() -> None:
     names = {canonicalize_name(item.name) for item in wanted()}
     assert names - pins().keys() == set()
-    if other := [name for name in sorted(names) if installed_version(name) not in (None, pins()[name])]:
+    if other := [
+        name for name in sorted(names) if installed_version(name) not in (None, pins()[name])
+    ]:
         pytest.skip(f"other versions need other packages: not the pinned {', '.join(other)}")
     # And back: a pin of what nobody needs is never noticed to be wrong.
     needed, waiting = set(), {"alignkit", *names, "pip", "setuptools", "wheel"}
@@ -127,7 +155,8 @@ def test_constraints_are_pins_of_all_dependencies() -> None:
             waiting |= {
                 canonicalize_name(item.name)
                 for item in found
-                if item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in ("", "test", "http2"))
+                if item.marker is None
+                or any(item.marker.evaluate({"extra": extra}) for extra in ("", "test", "http2"))
             } - needed
     assert pins().keys() - needed == set()
 
@@ -136,7 +165,9 @@ IMPORTS_BY_NAME = ("import_module", "__import__")
 
 
 def imported() -> dict[str, str]:
-    """The modules outside the standard library that the package and its plugins import, with a file that does."""
+    """The modules outside the standard library that the package and its plugins import, with a file
+    that does.
+    """
     found: dict[str, str] = {}
     for file in [*(ROOT / "alignkit").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -145,7 +176,10 @@ def imported() -> dict[str, str]:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTS_BY_NAME:
+            elif (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func).split(".")[-1] in IMPORTS_BY_NAME
+            ):
                 names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
             found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
     packages = {path.name for path in (ROOT / "plugins").iterdir()}
@@ -156,7 +190,10 @@ def imported() -> dict[str, str]:
 def test_everything_imported_is_declared() -> None:
     """Not only required by a package that alignkit requires: its next version may do without."""
     extras = PROJECT["project"]["optional-dependencies"]
-    texts = [*PROJECT["project"]["dependencies"], *(text for name in extras if name != "test" for text in extras[name])]
+    texts = [
+        *PROJECT["project"]["dependencies"],
+        *(text for name in extras if name != "test" for text in extras[name]),
+    ]
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
     packages = packages_distributions() | {"pydantic_core": ["pydantic"]}  # which pins its version
     undeclared = {
@@ -176,7 +213,16 @@ def test_the_metadata_say_where_the_project_is() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
@@ -187,7 +233,9 @@ def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert wheel.name == f"alignkit-{alignkit.__version__}-py3-none-any.whl"
-    files = [path for path in (ROOT / "plugins").rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    files = [
+        path for path in (ROOT / "plugins").rglob("*.*") if path.is_file() and path.suffix != ".pyc"
+    ]
     plugins = {path.relative_to(ROOT / "plugins").as_posix() for path in files}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignkit").rglob("*.py")}
     data = {"alignkit/py.typed"}
@@ -204,12 +252,22 @@ def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
 @pytest.mark.slow
 def test_wheel_works_where_the_checkout_is_not(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+    ]
     subprocess.run([*command, str(wheel)], check=True, capture_output=True)
     code = (
-        "import json, alignkit, importlib.metadata as m; "
-        "(d,) = m.distributions(name='alignkit', path=[__import__('os').environ['PYTHONPATH']]); "
-        "print(json.dumps([alignkit.__file__] + [p.load().__file__ for p in d.entry_points if p.group == 'alignkit']))"
+        "import json, alignkit, importlib.metadata as m; (d,) = m.distributions(name='alignkit', "
+        "path=[__import__('os').environ['PYTHONPATH']]); print(json.dumps([alignkit.__file__] + "
+        "[p.load().__file__ for p in d.entry_points if p.group == 'alignkit']))"
     )
     files = json.loads(run(code, PYTHONPATH=str(target)))
     assert len(files) == 1 + len(DECLARED)

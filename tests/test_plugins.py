@@ -1,4 +1,6 @@
-"""Plugins are found, broken ones are isolated with a reason, and a name resolves to one implementation or an error."""
+"""Plugins are found, broken ones are isolated with a reason, and a name resolves to one
+implementation or an error.
+"""
 
 import sys
 import textwrap
@@ -43,14 +45,18 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeDistribution:
     """Makes an installed distribution with one plugin module."""
 
-    def make(name: str, source: str, point: str = "", version: str = "1.2", requires: str = "") -> Path:
+    def make(
+        name: str, source: str, point: str = "", version: str = "1.2", requires: str = ""
+    ) -> Path:
         folder = tmp_path / name
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         code = f"fake_{name.replace('-', '_')}"
         (folder / f"{code}.py").write_text(textwrap.dedent(source))
         extra = f"Requires-Dist: {requires}\n" if requires else ""
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{extra}")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{extra}"
+        )
         (info / "entry_points.txt").write_text(f"[alignkit]\n{point or name} = {code}\n")
         monkeypatch.syspath_prepend(str(folder))
         return folder
@@ -74,14 +80,25 @@ def test_a_good_plugin_is_found(distribution: MakeDistribution) -> None:
 
 
 def adding(words: str, imported: str = "Step") -> str:
-    return f"from alignkit import {imported}, hookimpl\n@hookimpl\ndef register(add):\n    add({words})\n"
+    return (
+        f"from alignkit import {imported}, hookimpl\n"
+        "@hookimpl\n"
+        "def register(add):\n"
+        f"    add({words})\n"
+    )
 
 
 BROKEN = {
-    "import": ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+    "import": (
+        "import no_such_module_at_all",
+        "ModuleNotFoundError: No module named 'no_such_module_at_all'",
+    ),
     "syntax": ("def (", "SyntaxError"),
     "exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
-    "argument": ("from alignkit import hookimpl\n@hookimpl\ndef register(add, nope): ...", "hook 'register'"),
+    "argument": (
+        "from alignkit import hookimpl\n@hookimpl\ndef register(add, nope): ...",
+        "hook 'register'",
+    ),
     "misspelled": (
         "from alignkit import hookimpl\n@hookimpl\ndef stage_strated(run): ...",
         "unknown hook 'stage_strated'",
@@ -93,9 +110,13 @@ BROKEN = {
     "kind": (adding("'rewards', 'a', Step"), "no kind 'rewards'; did you mean 'reward'?"),
     "wrong-base": (
         adding("'reward', 'a', dict"),
-        "reward 'a' must be a subclass of alignkit.Reward or alignkit.RewardCombination, not <class 'dict'>",
+        "reward 'a' must be a subclass of alignkit.Reward or alignkit.RewardCombination, not "
+        "<class 'dict'>",
     ),
-    "instance": (adding("'step', 'a', Step(None)"), "must be a subclass of alignkit.Step, not <alignkit.step.Step"),
+    "instance": (
+        adding("'step', 'a', Step(None)"),
+        "must be a subclass of alignkit.Step, not <alignkit.step.Step",
+    ),
     "not-callable": (adding("'model', 'a', 3"), "model 'a' must be a function, not 3"),
     "not-jinja": (adding("'template', 'a', Step"), "template 'a' must be Jinja code, not <class"),
     "options": (
@@ -124,15 +145,20 @@ def test_a_broken_plugin_breaks_only_itself(distribution: MakeDistribution, kind
 def test_an_address_is_imported_when_it_is_asked_for(distribution: MakeDistribution) -> None:
     folder = distribution("x-late", adding("'step', 'late', 'fake_late:Late', 'later'"))
     registry = load_plugins()
-    (folder / "fake_late.py").write_text("from alignkit import Step\nclass Late(Step): ...\n", encoding="utf-8")
+    (folder / "fake_late.py").write_text(
+        "from alignkit import Step\nclass Late(Step): ...\n", encoding="utf-8"
+    )
     assert "fake_late" not in sys.modules
     late = registry.get("step", "late")
     assert late.implementation.__name__ == "Late" and late.source_path == folder / "fake_late.py"
     distribution("x-bad", adding("'step', 'bad', 'fake_x_bad:nothing'"))
     loaded = load_plugins()
-    assert [one.name for one in loaded.registrations("step") if one.distribution == "x-bad"] == ["bad"]
+    assert [one.name for one in loaded.registrations("step") if one.distribution == "x-bad"] == [
+        "bad"
+    ]
     with pytest.raises(
-        PluginError, match=r"^plugin 'x-bad' \(x-bad 1.2\) failed to load: step 'bad' is fake_x_bad:nothing: Attr"
+        PluginError,
+        match=r"^plugin 'x-bad' \(x-bad 1.2\) failed to load: step 'bad' is fake_x_bad:nothing: Attr",
     ):
         loaded.get("step", "bad")
     assert "bad" not in loaded.usable("step")
@@ -200,7 +226,9 @@ def test_unknown_names() -> None:
 
 def test_what_is_broken_is_named_when_a_name_is_unknown(distribution: MakeDistribution) -> None:
     distribution("x-pack", "import no_such_module_at_all\n" + GOOD.format(name="wanted"))
-    with pytest.raises(PluginError, match=r"(?s)no algorithm 'wanted'.*plugin 'x-pack'.*no_such_module_at_all"):
+    with pytest.raises(
+        PluginError, match=r"(?s)no algorithm 'wanted'.*plugin 'x-pack'.*no_such_module_at_all"
+    ):
         load_plugins().get("algorithm", "wanted")
 
 
@@ -247,10 +275,14 @@ def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     loaded = load_plugins()
     loaded.notify("stage_started", run=None, stage="sft")
     assert sys.modules["fake_x_watch"].seen == ["sft"]
-    with pytest.raises(PluginError, match=r"plugin 'x-watch' .*, in `stage_finished`: ValueError: disk on fire"):
+    with pytest.raises(
+        PluginError, match=r"plugin 'x-watch' .*, in `stage_finished`: ValueError: disk on fire"
+    ):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
     ended = Ended(folder=tmp_path, reporter=Reporter(), reused=[], peak_memory="1 GiB")
-    with pytest.raises(PluginError, match=r"plugin 'x-watch' .*, in `run_finished`: ValueError: too late"):
+    with pytest.raises(
+        PluginError, match=r"plugin 'x-watch' .*, in `run_finished`: ValueError: too late"
+    ):
         loaded.notify("run_finished", run=ended, error=None)
 
 
@@ -263,7 +295,9 @@ def test_a_file_that_registers_nothing_is_told(tmp_path: Path, text: str) -> Non
 
 def test_a_file_that_is_named_twice_is_loaded_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("from alignkit import hookimpl\n@hookimpl\ndef stage_started(run): ...\n", encoding="utf-8")
+    file.write_text(
+        "from alignkit import hookimpl\n@hookimpl\ndef stage_started(run): ...\n", encoding="utf-8"
+    )
     assert load_plugins([file, file]).broken == []
 
 
@@ -280,7 +314,9 @@ def register(add):
 """
 
 
-def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: MakeDistribution, tmp_path: Path) -> None:
+def test_two_readers_of_a_suffix_matter_only_where_it_is_read(
+    distribution: MakeDistribution, tmp_path: Path
+) -> None:
     distribution("x-one", READER)
     load_plugins()
     found = reader_of(tmp_path / "a.notes")
@@ -288,7 +324,9 @@ def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: Make
     distribution("x-two", READER)
     load_plugins()
     assert reader_of(tmp_path / "a.feedback") is not None
-    with pytest.raises(PluginError, match=r"reader '\.notes' is provided by x-one 1\.2 and x-two 1\.2"):
+    with pytest.raises(
+        PluginError, match=r"reader '\.notes' is provided by x-one 1\.2 and x-two 1\.2"
+    ):
         reader_of(tmp_path / "a.notes")
 
 

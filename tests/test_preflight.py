@@ -1,4 +1,6 @@
-"""Before the first stage: data that can teach nothing are reported, so that no training is wasted."""
+"""Before the first stage: data that can teach nothing are reported, so that no training is
+wasted.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,21 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
         "policy": "base",
     }
     stages = {"labels": judged, "align": {"algorithm": algorithm, "from": "base", "data": data}}
-    text = yaml.safe_dump({"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
+    text = yaml.safe_dump(
+        {"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False
+    )
     (folder / "small.yaml").write_text(text, encoding="utf-8")
-    Run(load_recipe(folder / "small.yaml"), folder / "out", download=False).prepare(["labels", "align"])
+    Run(load_recipe(folder / "small.yaml"), folder / "out", download=False).prepare(
+        ["labels", "align"]
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])
 def test_data_without_pairs_are_reported(tmp_path: Path, algorithm: str) -> None:
-    with pytest.raises(DataError, match=r"stage 'align': \w+ learns from pairs .* no row of .*demos.jsonl has a pair"):
+    with pytest.raises(
+        DataError,
+        match=r"stage 'align': \w+ learns from pairs .* no row of .*demos.jsonl has a pair",
+    ):
         checked(tmp_path, "demos.jsonl", algorithm)
 
 
@@ -66,7 +75,11 @@ ONLINE = {
     "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
     "iterations": 1,
 }
-JUDGE = {"openai_judge": {"server": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}}
+JUDGE = {
+    "openai_judge": {
+        "server": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}
+    }
+}
 PYTHON = {"python": {"path": "reward.py", "function": "f"}}
 REWARD = """
 def f(completions, answer, weight=1.0):
@@ -88,9 +101,16 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
         4,
         "kto needs desirable and undesirable responses",
     ),
-    "prompts that are raw text": (ONLINE | {"prompts": "text.txt"}, 4, "the rows of 'prompts' are raw text"),
+    "prompts that are raw text": (
+        ONLINE | {"prompts": "text.txt"},
+        4,
+        "the rows of 'prompts' are raw text",
+    ),
     "held-out prompts that are raw text": (
-        ONLINE | {"monitors": [{"gold": {"reward": {"length": {"unit": "words"}}, "prompts": "text.txt"}}]},
+        ONLINE
+        | {
+            "monitors": [{"gold": {"reward": {"length": {"unit": "words"}}, "prompts": "text.txt"}}]
+        },
         4,
         "the rows of 'monitors.0.gold.prompts' are raw text",
     ),
@@ -100,7 +120,12 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
         "needs the argument 'answer'",
     ),
     "a column of held-out prompts that a function for gold needs": (
-        ONLINE | {"monitors": [{"gold": {"reward": PYTHON, "prompts": {"path": "prompts.jsonl", "limit": 1}}}]},
+        ONLINE
+        | {
+            "monitors": [
+                {"gold": {"reward": PYTHON, "prompts": {"path": "prompts.jsonl", "limit": 1}}}
+            ]
+        },
         4,
         "needs the argument 'answer'",
     ),
@@ -112,9 +137,14 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
     "a column that a reward function needs": (
         ONLINE | {"reward": PYTHON},
         4,
-        "needs the argument 'answer', but no prompt has a column of this name (other columns: question_id)",
+        "needs the argument 'answer', but no prompt has a column of this name (other columns: "
+        "question_id)",
     ),
-    "preferences as demonstrations": ({"algorithm": "sft", "data": "pairs.jsonl"}, 4, "2 responses"),
+    "preferences as demonstrations": (
+        {"algorithm": "sft", "data": "pairs.jsonl"},
+        4,
+        "2 responses",
+    ),
     "a folder that is no data set": (
         {"algorithm": "sft", "data": {"hub": "nothing"}},
         4,
@@ -124,14 +154,20 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 def mistaken(folder: Path, *later: dict[str, Any]) -> list[str]:
-    rows = {"demos.jsonl": DEMO, "pairs.jsonl": PAIR, "prompts.jsonl": {"prompt": "is it?", "question_id": 1}}
+    rows = {
+        "demos.jsonl": DEMO,
+        "pairs.jsonl": PAIR,
+        "prompts.jsonl": {"prompt": "is it?", "question_id": 1},
+    }
     for name, row in rows.items():
         (folder / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
     (folder / "text.txt").write_text("just a text\n", encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     (folder / "nothing").mkdir()
     stages = {"first": SFT} | {f"later_{number}": stage for number, stage in enumerate(later)}
-    (folder / "recipe.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    (folder / "recipe.json").write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
+    )
     return [str(folder / "recipe.json")]
 
 
@@ -162,8 +198,13 @@ def test_validate_says_what_a_run_would_say(
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_data_of_all_stages_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = [LATER[name][0] for name in ("KTO without labels", "margins", "preferences as demonstrations")]
+def test_the_data_of_all_stages_are_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [
+        LATER[name][0]
+        for name in ("KTO without labels", "margins", "preferences as demonstrations")
+    ]
     assert main(["check", *mistaken(tmp_path, *stages)]) == 4
     err = capsys.readouterr().err
     assert all(f"later_{number}" in err for number in range(3)), err
@@ -181,11 +222,15 @@ def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
 # The chat template
 
 TEMPLATES = {
-    "{% for m in messages %}\n{{ m }}\n{% if %}{% endif %}{% endfor %}": "t.jinja:3: Expected an expression",
+    ("{% for m in messages %}\n{{ m }}\n{% if %}{% endif %}{% endfor %}"): (
+        "t.jinja:3: Expected an expression"
+    ),
     "\n{{ messages | shout }}": "t.jinja:2: No filter named 'shout'",
     "{% for m in messages %}{{ m.content }}": "t.jinja:1: Unexpected end of template",
-    "{% for m in messages %}{% generation %}{{ m.content | tojson }}{% endgeneration %}{% break %}{% endfor %}"
-    "{{ raise_exception('no') if tools else strftime_now('%Y') }}": "",
+    (
+        "{% for m in messages %}{% generation %}{{ m.content | tojson }}{% endgeneration %}{% "
+        "break %}{% endfor %}{{ raise_exception('no') if tools else strftime_now('%Y') }}"
+    ): "",
 }
 
 
@@ -229,15 +274,27 @@ def register(add):
 """
 
 
-def test_an_algorithms_file_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The file lies next to the recipe, which may itself be somewhere else; its content is in the hash."""
+def test_an_algorithms_file_is_checked_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file lies next to the recipe, which may itself be somewhere else; its content is in the
+    hash.
+    """
     plugin, weights = tmp_path / "weighted.py", tmp_path / "parts" / "weights.json"
     plugin.write_text(WEIGHTED, encoding="utf-8")
     weights.parent.mkdir()
-    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8")
-    stage = {"algorithm": {"weighted": {"weights": "parts/weights.json"}}, "data": "demos.jsonl", "max_steps": 1}
+    (tmp_path / "demos.jsonl").write_text(
+        json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8"
+    )
+    stage = {
+        "algorithm": {"weighted": {"weights": "parts/weights.json"}},
+        "data": "demos.jsonl",
+        "max_steps": 1,
+    }
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"sft": stage}}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"sft": stage}}), encoding="utf-8"
+    )
     run = ["run", str(path), "--plugin", str(plugin), "--out", str(tmp_path / "out")]
     check = ["check", str(path), "--plugin", str(plugin)]
     assert main(check) == 2 and "no such file: parts/weights.json" in capsys.readouterr().err
@@ -288,7 +345,11 @@ def register(add):
     [
         ("column:\n        column: grade", 9, "stage 'align': no column 'grade'"),
         ("column: {}", 8, "stage 'align': no column 'answer'"),
-        ("part: {reward: length, file: weights.json}", 4, "stage 'align': part: no file weights.json"),
+        (
+            "part: {reward: length, file: weights.json}",
+            4,
+            "stage 'align': part: no file weights.json",
+        ),
     ],
 )
 def test_what_parts_of_a_reward_say_points_at_them(
@@ -296,9 +357,20 @@ def test_what_parts_of_a_reward_say_points_at_them(
 ) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "is it?"}\n' * 2, encoding="utf-8")
     (tmp_path / "parts.py").write_text(REWARDS, encoding="utf-8")
-    text = "model:\n  base: tiny\nstages:\n  align:\n    algorithm: rloo\n    prompts: p.jsonl\n    reward:\n      "
+    text = (
+        "model:\n"
+        "  base: tiny\n"
+        "stages:\n"
+        "  align:\n"
+        "    algorithm: rloo\n"
+        "    prompts: p.jsonl\n"
+        "    reward:\n"
+        "      "
+    )
     (tmp_path / "small.yaml").write_text(f"{text}{reward}\n", encoding="utf-8")
-    assert main(["check", str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "parts.py")]) != 0
+    assert (
+        main(["check", str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "parts.py")]) != 0
+    )
     err = capsys.readouterr().err
     assert message in err and f"small.yaml:{line}:" in err
 
@@ -306,20 +378,32 @@ def test_what_parts_of_a_reward_say_points_at_them(
 @pytest.mark.silent_bug(
     "check: code of rewards",
     "A check says ok, and the run stops when it imports the reward, hours into the queue.",
-    "`check` imports the code that a recipe names, compares its arguments with the columns, and says so.",
+    "`check` imports the code that a recipe names, compares its arguments with the columns, and "
+    "says so.",
     "inclusionAI/AReno#9",
 )
 def test_check_imports_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "asked.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
-    stage = {"algorithm": "grpo", "prompts": "asked.jsonl", "reward": {"python": {"path": "mine.py", "function": "f"}}}
+    stage = {
+        "algorithm": "grpo",
+        "prompts": "asked.jsonl",
+        "reward": {"python": {"path": "mine.py", "function": "f"}},
+    }
     recipe = {"model": {"base": "tiny"}, "stages": {"align": stage}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     check = ["check", str(tmp_path / "recipe.yaml")]
     for source, told in {
-        "import no_such_module\ndef f(completions): ...": "No module named 'no_such_module' (line 1",
-        "def f(completions, anser): ...": "needs the argument 'anser', but no prompt has a column of this name",
+        ("import no_such_module\ndef f(completions): ..."): (
+            "No module named 'no_such_module' (line 1"
+        ),
+        "def f(completions, anser): ...": (
+            "needs the argument 'anser', but no prompt has a column of this name"
+        ),
     }.items():
         (tmp_path / "mine.py").write_text(source)
         assert main(check) in (2, 4) and told in capsys.readouterr().err
     (tmp_path / "mine.py").write_text("def f(completions, answer): ...")
-    assert main(check) == 0 and "align: imported the code of reward 'python'\n" in capsys.readouterr().out
+    assert (
+        main(check) == 0
+        and "align: imported the code of reward 'python'\n" in capsys.readouterr().out
+    )

@@ -1,7 +1,8 @@
-"""The names that recipes and plugins may use: a change to any of them shows up in a diff of one text file.
+"""The names that recipes and plugins may use: a change to any of them shows up in a diff of one
+text file.
 
-After an intended change, write the snapshot again with `python tests/test_public_names.py`. Those of earlier minor
-versions stay.
+After an intended change, write the snapshot again with `python tests/test_public_names.py`. Those
+of earlier minor versions stay.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ SNAPSHOT = Path(__file__).parent / "snapshots" / f"public_names-{MINOR}.txt"
 def thing_of(name: str) -> Any:
     """What a public name of a page is: `Group`, `functional.kl_k1`, or a hook."""
     module, _, plain = name.rpartition(".")
-    places = [importlib.import_module(f"alignkit.{module}")] if module else [alignkit, hookspecs, commands]
+    places = (
+        [importlib.import_module(f"alignkit.{module}")]
+        if module
+        else [alignkit, hookspecs, commands]
+    )
     return next(getattr(place, plain) for place in places if hasattr(place, plain))
 
 
@@ -59,10 +64,16 @@ def _signature(thing: Any) -> str:
 
 
 def _members(cls: type) -> list[str]:
-    """Methods with their parameters, and attributes, without those that every class of the library has."""
+    """Methods with their parameters, and attributes, without those that every class of the library
+    has.
+    """
     if issubclass(cls, Enum):
         return sorted(cls.__members__)
-    found = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    found = (
+        {field.name for field in dataclasses.fields(cls)}
+        if dataclasses.is_dataclass(cls)
+        else set()
+    )
     for name in vars(cls):
         if not name.startswith("_") and not name.startswith("model_"):
             member = getattr(cls, name)
@@ -89,7 +100,8 @@ def _lines() -> Iterator[str]:
         for registration in registry.registrations(kind):
             if registration.distribution != "alignkit":
                 continue
-            theirs = kind in ("optimizer", "schedule")  # whose options are the arguments of other libraries
+            # Whose options are the arguments of other libraries
+            theirs = kind in ("optimizer", "schedule")
             options = None if theirs else getattr(registration.implementation, "Options", None)
             keys = " ".join(options.model_fields) if options is not None else ""
             yield f"{kind} {registration.name}: {keys}".rstrip(": ")
@@ -98,7 +110,10 @@ def _lines() -> Iterator[str]:
 def test_the_pages_list_every_public_name_once() -> None:
     """Of hooks, those that they leave out are for what comes with alignkit."""
     listed = Counter(name for names in PAGES.values() for name in names)
-    hooks = {"register_commands", *(name for name in listed if hasattr(thing_of(name), "alignkit_spec"))}
+    hooks = {
+        "register_commands",
+        *(name for name in listed if hasattr(thing_of(name), "alignkit_spec")),
+    }
     assert {name: count for name, count in listed.items() if count > 1} == {}
     promised = {
         f"{module}.{name}".removeprefix(".")
@@ -110,31 +125,56 @@ def test_the_pages_list_every_public_name_once() -> None:
 
 
 def test_examples_need_no_other_names() -> None:
-    """The packages and the pages for authors: what they import from alignkit, and use as `ak.NAME` or `F.NAME`."""
+    """The packages and the pages for authors: what they import from alignkit, and use as `ak.NAME`
+    or `F.NAME`.
+    """
     listed = {name for names in PAGES.values() for name in names}
     pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "examples").rglob("*.py")]
     templates = (ROOT / "plugins" / "alignkit_plugins" / "authors" / "templates").glob("*.py")
-    own = [page for page in [*pages, *templates] if not page.name.startswith("test_") and not FORMER & {*page.parts}]
+    own = [
+        page
+        for page in [*pages, *templates]
+        if not page.name.startswith("test_") and not FORMER & {*page.parts}
+    ]
     used = {name for page in own for name in _used(page)}
     assert used - listed == BEYOND
 
 
 def _used(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if page.suffix == ".md" else [text]
-    for node in (node for block in blocks if ">>>" not in block for node in ast.walk(ast.parse(dedent(block)))):
+    blocks = (
+        re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        if page.suffix == ".md"
+        else [text]
+    )
+    for node in (
+        node
+        for block in blocks
+        if ">>>" not in block
+        for node in ast.walk(ast.parse(dedent(block)))
+    ):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "alignkit":
             modules = {"functional", "hookspecs", "testing", "evaluation"}
             inside = str(node.module).partition(".")[2]
-            yield from (f"{inside}.{each.name}".lstrip(".") for each in node.names if each.name not in modules)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("ak", "F"):
+            yield from (
+                f"{inside}.{each.name}".lstrip(".")
+                for each in node.names
+                if each.name not in modules
+            )
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("ak", "F")
+        ):
             prefix = "functional." if node.value.id == "F" else ""
             if node.attr not in ("functional", "__version__"):
                 yield prefix + node.attr
 
 
 def test_public_names_are_those_of_the_snapshot() -> None:
-    assert "\n".join(_lines()) + "\n" == SNAPSHOT.read_text(encoding="utf-8"), f"see {__file__} to update it"
+    assert "\n".join(_lines()) + "\n" == SNAPSHOT.read_text(encoding="utf-8"), (
+        f"see {__file__} to update it"
+    )
 
 
 if __name__ == "__main__":

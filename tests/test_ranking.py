@@ -23,16 +23,24 @@ def strengths_of(wins: dict[tuple[Any, Any], float], ridge: float = 0.0) -> dict
 
 
 def test_a_tie_is_half_a_win_for_both() -> None:
-    found = ranked([[("a", "b", score)] for score in (1, 0, 0, 0, 0, 0.5, 0.5)], ["a", "b"], ridge=1e-9, seed=0)
+    found = ranked(
+        [[("a", "b", score)] for score in (1, 0, 0, 0, 0, 0.5, 0.5)], ["a", "b"], ridge=1e-9, seed=0
+    )
     assert found["b"]["mean"] == pytest.approx(math.log(5 / 2) / 2) == -found["a"]["mean"]
 
 
 @pytest.mark.parametrize("odds", [2.0, 1e3, 1e6])
 def test_a_chain_of_policies_to_the_last_digits(odds: float) -> None:
-    """If games form no circle, each gap is the log of the odds of its pair; here the ends are far apart."""
-    wins = {pair: count for i in range(19) for pair, count in (((i, i + 1), odds), ((i + 1, i), 1.0))}
+    """If games form no circle, each gap is the log of the odds of its pair; here the ends are far
+    apart.
+    """
+    wins = {
+        pair: count for i in range(19) for pair, count in (((i, i + 1), odds), ((i + 1, i), 1.0))
+    }
     found = strengths_of(wins)
-    assert [found[i] - found[i + 1] for i in range(19)] == pytest.approx([math.log(odds)] * 19, rel=1e-9)
+    assert [found[i] - found[i + 1] for i in range(19)] == pytest.approx(
+        [math.log(odds)] * 19, rel=1e-9
+    )
     assert sum(found.values()) == pytest.approx(0, abs=1e-9)
 
 
@@ -43,7 +51,9 @@ def test_a_circle_of_wins_is_a_tie() -> None:
 
 @pytest.mark.parametrize("ridge", [1e-9, 0.3, 1e6])
 def test_a_ridge_limits_policies_that_always_win(ridge: float) -> None:
-    """For two policies, the derivative with respect to the winner's strength s is sigma(-2 s) - ridge s."""
+    """For two policies, the derivative with respect to the winner's strength s is sigma(-2 s) -
+    ridge s.
+    """
     found = strengths_of({("a", "b"): 1.0}, ridge=ridge)
     assert found["a"] == -found["b"] > 0
     assert win_probability(-2 * found["a"]) == pytest.approx(ridge * found["a"], rel=1e-9)
@@ -53,12 +63,18 @@ def test_a_ridge_centers_groups_that_never_met() -> None:
     wins = {("a", "b"): 3.0, ("b", "a"): 1.0, ("c", "d"): 9.0, ("d", "c"): 3.0}
     found = strengths_of(wins, ridge=1e-6)
     assert found["a"] + found["b"] == pytest.approx(0, abs=1e-9) == found["c"] + found["d"]
-    assert found["c"] - found["d"] == pytest.approx(math.log(3), abs=1e-5) == found["a"] - found["b"]
+    assert (
+        found["c"] - found["d"] == pytest.approx(math.log(3), abs=1e-5) == found["a"] - found["b"]
+    )
 
 
 @pytest.mark.parametrize(
     "wins",
-    [{("a", "b"): 1.0}, {("a", "b"): 1.0, ("b", "a"): 2.0, ("b", "c"): 1.0}, {("a", "b"): 1e15, ("b", "a"): 1e-3}],
+    [
+        {("a", "b"): 1.0},
+        {("a", "b"): 1.0, ("b", "a"): 2.0, ("b", "c"): 1.0},
+        {("a", "b"): 1e15, ("b", "a"): 1e-3},
+    ],
 )
 def test_undefined_strengths(wins: Any) -> None:
     with pytest.raises(ValueError, match="too flat"):
@@ -87,7 +103,9 @@ def test_shares_near_0_and_1(n: int) -> None:
     for hits in {0, 1, n - 1, n}:
         found = statistics.share(hits, n)
         interval = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), rel=1e-12, abs=1e-15)
+        assert (found["low"], found["high"]) == pytest.approx(
+            (interval.low, interval.high), rel=1e-12, abs=1e-15
+        )
         assert (found["low"] == 0) == (hits == 0) and (found["high"] == 1) == (hits == n)
 
 
@@ -135,20 +153,30 @@ def test_intervals_of_three_policies_cover_their_strengths() -> None:
     covered = 0
     for repetition in range(40):
         games = [
-            [(x, y, float(rng.random() < win_probability(truth[x] - truth[y]))) for x, y in ("ab", "bc", "ac")]
+            [
+                (x, y, float(rng.random() < win_probability(truth[x] - truth[y])))
+                for x, y in ("ab", "bc", "ac")
+            ]
             for _ in range(80)
         ]
         found = ranked(games, list(truth), ridge=1e-3, seed=repetition)
         covered += sum(found[name]["low"] <= truth[name] <= found[name]["high"] for name in truth)
-    assert 0.88 <= covered / 120 <= 1.0  # 95%; three standard errors of 40 independent runs are 10 points, less here
+    # 95%; three standard errors of 40 independent runs are 10 points, less here
+    assert 0.88 <= covered / 120 <= 1.0
 
 
 def test_one_that_always_wins_is_finite_with_a_ridge() -> None:
     found = ranked([[("a", "b", 1.0)]] * 20, ["a", "b"], ridge=0.1, seed=0)
-    assert 1 < found["a"]["mean"] < 10 and found["a"]["low"] == found["a"]["high"] == pytest.approx(found["a"]["mean"])
+    assert 1 < found["a"]["mean"] < 10 and found["a"]["low"] == found["a"]["high"] == pytest.approx(
+        found["a"]["mean"]
+    )
 
 
-@pytest.mark.parametrize(("games", "ridge", "said"), [([], 0.1, "at least one"), ([[("a", "b", 1.0)]], 0.0, "above 0")])
-def test_rankings_that_cannot_be(games: list[list[tuple[str, str, float]]], ridge: float, said: str) -> None:
+@pytest.mark.parametrize(
+    ("games", "ridge", "said"), [([], 0.1, "at least one"), ([[("a", "b", 1.0)]], 0.0, "above 0")]
+)
+def test_rankings_that_cannot_be(
+    games: list[list[tuple[str, str, float]]], ridge: float, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         ranked(games, ["a", "b"], ridge=ridge, seed=0)

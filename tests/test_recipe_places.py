@@ -1,4 +1,6 @@
-"""A mistake that shows only after the recipe was read has the file, line and caret of those that show before."""
+"""A mistake that shows only after the recipe was read has the file, line and caret of those that
+show before.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,18 @@ STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "demos.jsonl"
 
 
 def written(folder: Path, stages: dict[str, Any], **keys: Any) -> Path:
-    (folder / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8")
+    (folder / "demos.jsonl").write_text(
+        json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8"
+    )
     path = folder / "recipe.yaml"
     recipe = json.loads(json.dumps({"model": SMALL, **keys, "stages": stages}))  # without aliases
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
 
 
-def pointed(path: Path, capsys: pytest.CaptureFixture[str], command: str = "run", code: int = 2) -> tuple[str, str]:
+def pointed(
+    path: Path, capsys: pytest.CaptureFixture[str], command: str = "run", code: int = 2
+) -> tuple[str, str]:
     """The error of a command that is refused, and the text of the recipe above its caret."""
     out = ["--out", str(path.parent / "out")] if command == "run" else []
     assert main([command, str(path), *out]) == code
@@ -42,7 +48,9 @@ def pointed(path: Path, capsys: pytest.CaptureFixture[str], command: str = "run"
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_with_another_tokenizer(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
     make_model(tmp_path / "b", 7)
     path = written(tmp_path, {"student": STUDENT | {"reference": "./b"}}, model=model)
@@ -51,7 +59,9 @@ def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "hpu"])
-def test_a_device_that_is_not_here(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_here(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of a kind that this torch knows, or that a package brings."""
     path = written(tmp_path, {"student": SFT}, model=SMALL | {"device": device})
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 1
@@ -61,7 +71,10 @@ def test_a_device_that_is_not_here(device: str, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_a_base_that_cannot_be_loaded(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken = make_model(tmp_path / "broken", 7)
     load = loading.load_text
@@ -75,7 +88,10 @@ def test_a_base_that_cannot_be_loaded(
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
     path = written(tmp_path, {"student": STUDENT | {"reference": str(broken)}}, model=model)
     err, place = pointed(path, capsys, command, code=1)
-    assert f"stages.student.reference '{broken}' cannot be loaded with these settings: ValueError: it is odd" in err
+    assert (
+        f"stages.student.reference '{broken}' cannot be loaded with these settings: ValueError: "
+        "it is odd" in err
+    )
     assert place == str(broken)
     monkeypatch.undo()
     (broken / "config.json").write_text("{}", encoding="utf-8")
@@ -90,7 +106,12 @@ def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["run", str(alone), "--out", str(tmp_path / "first")]) == 0
     for stage in (
         SFT | {"from": "first/sft/adapter"},
-        {"step": "evaluate", "policies": ["base"], "rewards": [{"folder": "first/sft/adapter"}], "limit": 1}
+        {
+            "step": "evaluate",
+            "policies": ["base"],
+            "rewards": [{"folder": "first/sft/adapter"}],
+            "limit": 1,
+        }
         | {"prompts": "demos.jsonl"},
     ):
         path = written(tmp_path, {"again": stage})
@@ -100,7 +121,13 @@ def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_judge_without_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judge = {
-        "openai_judge": {"server": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}
+        "openai_judge": {
+            "server": {
+                "base_url": "http://localhost:9/v1",
+                "model": "m",
+                "api_key_env": "NOT_SET_KEY",
+            }
+        }
     }
     stage = {"algorithm": "rloo", "prompts": "demos.jsonl", "reward": {"rlaif": {"judge": judge}}}
     path = written(tmp_path, {"first": SFT, "align": stage})

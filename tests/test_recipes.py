@@ -1,4 +1,6 @@
-"""The shipped recipes, run whole on the tiny model: what they leave on disk, what is reused, and the one-line swap."""
+"""The shipped recipes, run whole on the tiny model: what they leave on disk, what is reused, and
+the one-line swap.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,15 @@ from tests.documented_commands import commands
 from tests.plugins.labelers import label
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
-RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
+RECIPES = {
+    path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+}
 ON_POLICY = [
     registration.name
     for registration in load_plugins().registrations("algorithm")
     if registration.implementation.source is Source.ROLLOUTS
-    and registration.name != "distillation"  # its teacher, by default the start, has nothing to teach without a context
+    # Its teacher, by default the start, has nothing to teach without a context
+    and registration.name != "distillation"
 ]
 TINY = ["model.base=tiny", "model.dtype=float32", "model.lora={r: 2, lora_alpha: 4}"]
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -40,8 +45,12 @@ OWN: dict[str, list[str]] = {
         "stages.revised.critique_tokens=16",
         "stages.align.iterations=2",
     ],
-    # Its only difference on the tiny model is an answer that ends, which two short samples of four prompts may lack.
-    "honesty": ["stages.align.rollout.samples_per_prompt=8", "stages.align.prompts_per_iteration=16"],
+    # Its only difference on the tiny model is an answer that ends, which two short samples of four
+    # prompts may lack.
+    "honesty": [
+        "stages.align.rollout.samples_per_prompt=8",
+        "stages.align.prompts_per_iteration=16",
+    ],
     "instructgpt": [
         f"stages.sft.data={{path: {DATA}/demos.jsonl, limit: 16}}",
         f"stages.preferred.data={{path: {DATA}/rankings.jsonl, limit: 8}}",
@@ -81,11 +90,16 @@ class Done(NamedTuple):
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     def lines(self, name: str) -> list[Any]:
-        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
+        return [
+            json.loads(line)
+            for line in (self.folder / name).read_text(encoding="utf-8").splitlines()
+        ]
 
 
 def run(name: str, folder: Path, *overrides: str) -> Done:
-    """Run a shipped recipe in this process; fails unless it ends with 0, or waits for people, who are simulated."""
+    """Run a shipped recipe in this process; fails unless it ends with 0, or waits for people, who
+    are simulated.
+    """
     out, err = io.StringIO(), io.StringIO()
 
     def once() -> int:
@@ -100,16 +114,25 @@ def run(name: str, folder: Path, *overrides: str) -> Done:
 
 
 def small(name: str) -> list[str]:
-    """The command for the tiny model in a recipe's header, as written, but with sizes that end in seconds."""
+    """The command for the tiny model in a recipe's header, as written, but with sizes that end in
+    seconds.
+    """
     overrides = [*TINY, *header(name), *OWN.get(name, [])]
     taken = {text.partition("=")[0] for text in overrides}
     for stage in load_recipe(RECIPES[name], overrides).stages.values():
-        rollouts = stage.kind == "algorithm" and stage.component.registration.implementation.source is Source.ROLLOUTS
+        rollouts = (
+            stage.kind == "algorithm"
+            and stage.component.registration.implementation.source is Source.ROLLOUTS
+        )
         kind = "step" if stage.kind == "step" else "rollouts" if rollouts else "dataset"
         for key, value in SMALL[kind].items():
             path = written_at(name, stage.name)
-            unlimited = kind == "step" and not hasattr(stage.component.options, key.partition(".")[0])
-            unlimited = unlimited or (kind == "step" and getattr(stage.component.options, "data", None) is not None)
+            unlimited = kind == "step" and not hasattr(
+                stage.component.options, key.partition(".")[0]
+            )
+            unlimited = unlimited or (
+                kind == "step" and getattr(stage.component.options, "data", None) is not None
+            )
             shortened = key == "max_steps" and f"{path}.data" in taken
             if f"{path}.{key}" not in taken and not unlimited and not shortened:
                 overrides.append(f"{path}.{key}={value}")
@@ -117,8 +140,14 @@ def small(name: str) -> list[str]:
 
 
 def header(name: str) -> list[str]:
-    """The overrides of the command that a recipe's header gives for the tiny model; empty if it gives none."""
-    page = [command.words for command in commands() if command.page == RECIPES[name] and TINY[0] in command.words]
+    """The overrides of the command that a recipe's header gives for the tiny model; empty if it
+    gives none.
+    """
+    page = [
+        command.words
+        for command in commands()
+        if command.page == RECIPES[name] and TINY[0] in command.words
+    ]
     return [word for words in page for word in words[3:] if word.startswith("stages.")]
 
 
@@ -128,7 +157,8 @@ def on_policy_stages(name: str) -> list[str]:
     return [
         s.name
         for s in stages
-        if s.kind == "algorithm" and s.component.registration.implementation.source is Source.ROLLOUTS
+        if s.kind == "algorithm"
+        and s.component.registration.implementation.source is Source.ROLLOUTS
     ]
 
 
@@ -139,7 +169,8 @@ def written_at(name: str, stage: str) -> str:
         return f"stages.{stage}"
     inner = stage.rpartition("_")[0]
     block = next((key for key, value in written.items() if inner in value.get("stages", ())), None)
-    return f"stages.{block}.stages.{inner}" if block else f"stages.{stage}"  # the latter: of the recipe it extends
+    # The latter: of the recipe it extends
+    return f"stages.{block}.stages.{inner}" if block else f"stages.{stage}"
 
 
 def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = WEIGHTS) -> None:
@@ -156,7 +187,10 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
         elif stage.component.name == "evaluate":
             evaluation = done.json(f"{stage.name}/evaluation.json")
             policies = stage.component.options.policies
-            assert list(evaluation["policies"]) == [*(["base"] if "base" not in policies else []), *policies]
+            assert list(evaluation["policies"]) == [
+                *(["base"] if "base" not in policies else []),
+                *policies,
+            ]
             assert (folder / "results.csv").is_file()
             assert (folder / "samples.jsonl").is_file()
             assert "prompt: " in done.out
@@ -174,7 +208,9 @@ def check_metrics(done: Done, stage: Any) -> None:
     trained = [row for row in rows if "grad_norm" in row]
     assert trained and all(row["grad_norm"] > 0 for row in trained), stage.name
     if stage.component.registration.implementation.source is not Source.ROLLOUTS:
-        assert all("loss" in row or any(key.startswith("validation/") for key in row) for row in rows)
+        assert all(
+            "loss" in row or any(key.startswith("validation/") for key in row) for row in rows
+        )
         return
     iterations = stage.settings.iterations
     assert [row["step"] for row in rows] == list(range(1, iterations + 1))
@@ -184,7 +220,9 @@ def check_metrics(done: Done, stage: Any) -> None:
     assert all("reward" in row for row in rows)
     parts = {*leaves_of(stage.settings.reward), "reward"}
     files = sorted((done.folder / stage.name / "rollouts").iterdir())
-    assert [file.name for file in files] == [f"{number:04d}.jsonl" for number in range(1, iterations + 1)]
+    assert [file.name for file in files] == [
+        f"{number:04d}.jsonl" for number in range(1, iterations + 1)
+    ]
     for file in files:
         for group in done.lines(f"{stage.name}/rollouts/{file.name}"):
             assert len(group["responses"]) == stage.settings.rollout.samples_per_prompt
@@ -221,9 +259,15 @@ def test_every_recipe_says_what_it_is(name: str) -> None:
 
 def test_smoke_runs_whole(smoke: Done) -> None:
     check_artifacts("smoke", smoke, [])
-    assert re.search(r"^sft: done in [0-9ms.]+: .*groups [0-9]+, steps [0-9]+", smoke.err, re.MULTILINE)
+    assert re.search(
+        r"^sft: done in [0-9ms.]+: .*groups [0-9]+, steps [0-9]+", smoke.err, re.MULTILINE
+    )
     assert "{" not in smoke.err
-    (said,) = {r["source"] for group in smoke.lines("align/rollouts/0001.jsonl") for r in group["responses"]}
+    (said,) = {
+        r["source"]
+        for group in smoke.lines("align/rollouts/0001.jsonl")
+        for r in group["responses"]
+    }
     assert said == "align"
 
 
@@ -233,8 +277,12 @@ def test_what_ran_can_be_run_from_its_own_folder(smoke: Done, copy: Path) -> Non
         assert cli.main(["check", str(copy / "recipe.resolved.yaml")]) == 0
         assert cli.main(["run", str(copy / "recipe.resolved.yaml"), "--out", str(copy)]) == 0
     stages = list(load_recipe(RECIPES["smoke"]).stages)
-    assert [f"{name}: unchanged, reused" in err.getvalue() for name in stages] == [True] * len(stages)
-    assert (copy / "recipe.resolved.yaml").read_text() == (smoke.folder / "recipe.resolved.yaml").read_text()
+    assert [f"{name}: unchanged, reused" in err.getvalue() for name in stages] == [True] * len(
+        stages
+    )
+    assert (copy / "recipe.resolved.yaml").read_text() == (
+        smoke.folder / "recipe.resolved.yaml"
+    ).read_text()
 
 
 def own(folder: Path, algorithm: str, rows: str, **data: Any) -> tuple[int, str]:
@@ -242,7 +290,9 @@ def own(folder: Path, algorithm: str, rows: str, **data: Any) -> tuple[int, str]
     (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
     stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
-    (folder / "own.yaml").write_text(yaml.safe_dump({"model": model, "stages": {"only": stage}}), encoding="utf-8")
+    (folder / "own.yaml").write_text(
+        yaml.safe_dump({"model": model, "stages": {"only": stage}}), encoding="utf-8"
+    )
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         code = cli.main(["run", str(folder / "own.yaml"), "--out", str(folder / "out")])
@@ -298,16 +348,26 @@ def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
         ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(tmp_path: Path, row: str, fault: str) -> None:
+def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(
+    tmp_path: Path, row: str, fault: str
+) -> None:
     code, err = own(tmp_path, "sft", row)
     assert code == 4
     row_1 = f"{tmp_path / 'rows.jsonl'}:1"
-    assert f"stage 'only': {row_1}: sft learns from demonstrations, but the row 'Why is the sky blue?' {fault}" in err
+    assert (
+        f"stage 'only': {row_1}: sft learns from demonstrations, but the row 'Why is the sky "
+        f"blue?' {fault}" in err
+    )
 
 
 def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:
-    code, err = own(tmp_path, "lm", '{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}')
-    assert code == 4 and "stage 'only': lm needs raw text, but row 'Why is the sky blue?' has a prompt" in err
+    code, err = own(
+        tmp_path, "lm", '{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}'
+    )
+    assert (
+        code == 4
+        and "stage 'only': lm needs raw text, but row 'Why is the sky blue?' has a prompt" in err
+    )
 
 
 def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
@@ -322,12 +382,21 @@ def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
     ]
     code, err = own(tmp_path, "dpo", "\n".join(rows))
     assert code == 0, err
-    assert "only: left out 1 row without a pair of a better and a worse response: 'Never compared'" in err
-    assert "1 row left out: no room for a response in max_length ('Why is the sky so very blue" in err
+    assert (
+        "only: left out 1 row without a pair of a better and a worse response: 'Never compared'"
+        in err
+    )
+    assert (
+        "1 row left out: no room for a response in max_length ('Why is the sky so very blue" in err
+    )
 
 
 def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.name == "adapter_model.safetensors"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in copy.rglob("*")
+        if path.name == "adapter_model.safetensors"
+    }
     again = run("smoke", copy)
     stages = list(load_recipe(RECIPES["smoke"]).stages)
     assert [f"{name}: unchanged, reused" in again.err for name in stages] == [True] * len(stages)
@@ -341,20 +410,28 @@ def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy:
         assert f"{name}: unchanged, reused" in again.err
     for name in ("best", "align", "report"):
         assert f"{name}: changed since the last run (" in again.err
-    assert (copy / "helpful" / WEIGHTS).read_bytes() == (smoke.folder / "helpful" / WEIGHTS).read_bytes()
+    assert (copy / "helpful" / WEIGHTS).read_bytes() == (
+        smoke.folder / "helpful" / WEIGHTS
+    ).read_bytes()
     assert (copy / "best" / WEIGHTS).read_bytes() != (smoke.folder / "best" / WEIGHTS).read_bytes()
 
 
 def test_a_reward_model_s_option_leaves_what_does_not_need_it(copy: Path) -> None:
     again = run("smoke", copy, "stages.safety.learning_rate=1e-3")
-    reused = {name for name in load_recipe(RECIPES["smoke"]).stages if f"{name}: unchanged, reused" in again.err}
+    reused = {
+        name
+        for name in load_recipe(RECIPES["smoke"]).stages
+        if f"{name}: unchanged, reused" in again.err
+    }
     assert reused == {"sft", "helpful"}
 
 
 def test_the_same_recipe_gives_the_same_bytes(smoke: Done, tmp_path: Path) -> None:
     again = run("smoke", tmp_path / "again")
     for name in ("sft", "helpful", "safety", "best", "align"):
-        assert (again.folder / name / WEIGHTS).read_bytes() == (smoke.folder / name / WEIGHTS).read_bytes(), name
+        assert (again.folder / name / WEIGHTS).read_bytes() == (
+            smoke.folder / name / WEIGHTS
+        ).read_bytes(), name
     assert again.json("report/evaluation.json") == smoke.json("report/evaluation.json")
 
 
@@ -363,12 +440,17 @@ SWAPPED = ("grpo", "rejection_sampling", "online_dpo")
 
 
 @pytest.mark.parametrize(
-    "algorithm", [name if name in SWAPPED else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY]
+    "algorithm",
+    [name if name in SWAPPED else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY],
 )
 def test_one_override_swaps_the_algorithm(copy: Path, algorithm: str) -> None:
     override = f"stages.align.algorithm={algorithm}"
     done = run("smoke", copy, override)
-    reused = [name for name in ("sft", "helpful", "safety", "best") if f"{name}: unchanged, reused" in done.err]
+    reused = [
+        name
+        for name in ("sft", "helpful", "safety", "best")
+        if f"{name}: unchanged, reused" in done.err
+    ]
     assert len(reused) == 4
     check_artifacts("smoke", done, [override])
 
@@ -381,7 +463,9 @@ def test_all_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quantization", ["nf4", "nf4_double_quant", "int8"])
 def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
-    """bitsandbytes has layouts without a backward, into which a forward without gradients changes."""
+    """bitsandbytes has layouts without a backward, into which a forward without gradients
+    changes.
+    """
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -415,12 +499,20 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     overrides = [f"model.quantization={quantization}"]
     done = run("smoke", tmp_path, *overrides)
     check_artifacts("smoke", done, overrides)
-    assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up to " in done.err
+    assert (
+        f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up to "
+        in done.err
+    )
 
 
-# One of each kind of pipeline, beside `smoke`, which is one like `llama2`; `make slow` has the others.
+# One of each kind of pipeline, beside `smoke`, which is one like `llama2`; `make slow` has the
+# others.
 OFTEN = ("constitutional", "dpo", "sums")
-WHOLE = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "smoke"]
+WHOLE = [
+    name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
+    for name in RECIPES
+    if name != "smoke"
+]
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -430,10 +522,25 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     check_artifacts(name, done, overrides)
     if name == "llama2":
         assert done.lines("rs3/metrics.jsonl")[0]["replayed"] > 0
-        assert list(done.json("report/evaluation.json")["policies"]) == ["base", "sft", "rs1", "rs2", "rs3", "align"]
-        assert {"helpful", "safety", "llama2"} == set(done.json("report/evaluation.json")["rewards"])
+        assert list(done.json("report/evaluation.json")["policies"]) == [
+            "base",
+            "sft",
+            "rs1",
+            "rs2",
+            "rs3",
+            "align",
+        ]
+        assert {"helpful", "safety", "llama2"} == set(
+            done.json("report/evaluation.json")["rewards"]
+        )
     if name == "iterated":
-        assert list(done.json("report/evaluation.json")["policies"]) == ["base", "sft", "align_1", "align_2", "align_3"]
+        assert list(done.json("report/evaluation.json")["policies"]) == [
+            "base",
+            "sft",
+            "align_1",
+            "align_2",
+            "align_3",
+        ]
         assert (
             done.json("helpful_3/stage.json")["summary"]["groups"]
             > done.json("helpful_1/stage.json")["summary"]["groups"]
@@ -452,15 +559,21 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
 
 
 def check_constitution(done: Done) -> None:
-    """SFT learned the revisions and demonstrations, and the reward model the labels of people's reward model."""
+    """SFT learned the revisions and demonstrations, and the reward model the labels of people's
+    reward model.
+    """
     revised = done.lines("revised/data.jsonl")
     read = {source["name"]: source["rows"] for source in done.json("sl_cai/stage.json")["data"]}
     assert read["stage revised"] == len(revised) > 1 and read[str(DATA / "demos.jsonl")] == 319
-    principles = [[entry["principle"] for entry in row["meta"]["revise"]["rounds"]] for row in revised]
+    principles = [
+        [entry["principle"] for entry in row["meta"]["revise"]["rounds"]] for row in revised
+    ]
     assert all(len(set(names)) == 2 for names in principles)
     judged = done.json("by_principle/stage.json")["summary"]
     assert sum(facts["comparisons"] for facts in judged["principles"].values()) == 2 * judged["n"]
-    labels = [pair["p"] for group in done.lines("by_principle/data.jsonl") for pair in group["pairs"]]
+    labels = [
+        pair["p"] for group in done.lines("by_principle/data.jsonl") for pair in group["pairs"]
+    ]
     assert all(0.5 < p <= 0.6 for p in labels)
     learned = [source["name"] for source in done.json("harmless/stage.json")["data"]]
     assert "stage by_people" in learned and "stage by_principle" not in learned
@@ -469,21 +582,30 @@ def check_constitution(done: Done) -> None:
 
 
 def check_rounds_with_people(done: Done) -> None:
-    """The run stopped for each round's pairs, and each round's reward model learned old and new labels."""
-    assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [1] * 5
+    """The run stopped for each round's pairs, and each round's reward model learned old and new
+    labels.
+    """
+    assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [
+        1
+    ] * 5
     policies = ["base", "sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
     assert list(done.json("report/evaluation.json")["policies"]) == policies
     for k in range(1, 6):
         pairs = [pair for group in done.lines(f"labels_{k}/data.jsonl") for pair in group["pairs"]]
         assert len(pairs) == 4 and all(pair["margin"] in LEVELS for pair in pairs)
-        read = {source["name"]: source["rows"] for source in done.json(f"helpful_{k}/stage.json")["data"]}
+        read = {
+            source["name"]: source["rows"]
+            for source in done.json(f"helpful_{k}/stage.json")["data"]
+        }
         assert [read.get(f"stage labels_{j}") for j in range(1, 6)] == [4] * k + [None] * (5 - k)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ON_POLICY)
 @pytest.mark.parametrize("name", [name for name in RECIPES if on_policy_stages(name)])
-def test_any_on_policy_algorithm_swaps_for_any_other(name: str, algorithm: str, tmp_path: Path) -> None:
+def test_any_on_policy_algorithm_swaps_for_any_other(
+    name: str, algorithm: str, tmp_path: Path
+) -> None:
     last = on_policy_stages(name)[-1]
     place = written_at(name, last)
     overrides = [*small(name), f"{place}.algorithm={algorithm}"]

@@ -1,4 +1,6 @@
-"""Judges and rewards on servers that fail: bounded time, nothing paid for twice, no score made up, a stop obeyed."""
+"""Judges and rewards on servers that fail: bounded time, nothing paid for twice, no score made up,
+a stop obeyed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ from tests.faults.scripted_server import ScriptedServer, reply
 from tests.faults.servers import FAULTS, Fault, stopped_after, tried
 from tests.patience import PATIENCE
 
-QUICK = {"refused", "401", "503", "HTML with 200", "wrong count", "another model replies", "injected verdict"}
+QUICK = {
+    "refused",
+    "401",
+    "503",
+    "HTML with 200",
+    "wrong count",
+    "another model replies",
+    "injected verdict",
+}
 BY_NAME = {fault.name: fault for fault in FAULTS}
 STALLS = [fault for fault in FAULTS if fault.stalls]
 
@@ -37,9 +47,13 @@ STALLS = [fault for fault in FAULTS if fault.stalls]
     [pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow) for each in FAULTS],
     ids=lambda fault: fault.name,
 )
-def test_a_fault_ends_as_it_should_and_can_be_resumed(fault: Fault, client: Client, tmp_path: Path) -> None:
+def test_a_fault_ends_as_it_should_and_can_be_resumed(
+    fault: Fault, client: Client, tmp_path: Path
+) -> None:
     found = tried(fault, client, tmp_path)
-    assert found.outcome == HELD, f"{found.ending} ({found.seconds:.1f} s): {found.problem}\n{found.text}"
+    assert found.outcome == HELD, (
+        f"{found.ending} ({found.seconds:.1f} s): {found.problem}\n{found.text}"
+    )
 
 
 def test_the_table_has_every_kind() -> None:
@@ -49,14 +63,18 @@ def test_the_table_has_every_kind() -> None:
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=lambda client: client.name)
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(each, marks=pytest.mark.slow if "429" not in each.name else ()) for each in STALLS],
+    [
+        pytest.param(each, marks=pytest.mark.slow if "429" not in each.name else ())
+        for each in STALLS
+    ],
     ids=lambda fault: fault.name,
 )
 def test_a_stop_is_obeyed_while_a_server_stalls(
     fault: Fault, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "LAST_SECONDS", 0.5)
-    assert stopped_after(fault, client, tmp_path) == 75  # and not when the server has stalled for ten minutes
+    # And not when the server has stalled for ten minutes
+    assert stopped_after(fault, client, tmp_path) == 75
 
 
 # Replies that are under way
@@ -77,7 +95,9 @@ def server() -> Iterator[ScriptedServer]:
     running.close()
 
 
-def service(server: ScriptedServer, folder: Path, host: str = "127.0.0.1", **options: Any) -> Remote:
+def service(
+    server: ScriptedServer, folder: Path, host: str = "127.0.0.1", **options: Any
+) -> Remote:
     url = f"http://{host}:{server.port}/v1"
     settings = {"base_url": url, "max_retries": 0} | options
     return Remote("mine", RemoteOptions(**settings), "score", folder, read)
@@ -110,9 +130,14 @@ def test_replies_under_way_are_waited_for_and_not_paid_for_twice(
     assert server.requests - asked == (1 if ending == "failure" else 0)
 
 
-def test_requests_that_wait_for_a_retry_do_not_delay_the_end(server: ScriptedServer, tmp_path: Path) -> None:
+def test_requests_that_wait_for_a_retry_do_not_delay_the_end(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     server.act = lambda server, connection, body: reply(
-        connection, b"", 401 if body["n"] == 3 else 503, {"Retry-After": "1000"} if body["n"] < 3 else {}
+        connection,
+        b"",
+        401 if body["n"] == 3 else 503,
+        {"Retry-After": "1000"} if body["n"] < 3 else {},
     )
     with pytest.raises(RemoteError, match="401"):
         service(server, tmp_path, concurrency=4, max_retries=3).ask(BODIES)
@@ -121,10 +146,17 @@ def test_requests_that_wait_for_a_retry_do_not_delay_the_end(server: ScriptedSer
 # Replies that cannot be used
 
 
-def test_many_malformed_replies_in_a_row_end_the_run(server: ScriptedServer, tmp_path: Path) -> None:
+def test_many_malformed_replies_in_a_row_end_the_run(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     bodies = [{"n": n} for n in range(60)]
-    server.act = lambda server, connection, body: reply(connection, b'{"number": 1}' if body["n"] == 10 else b"<html>")
-    with pytest.raises(RemoteError, match="20 requests in a row had no reply that can be used: the reply is no number"):
+    server.act = lambda server, connection, body: reply(
+        connection, b'{"number": 1}' if body["n"] == 10 else b"<html>"
+    )
+    with pytest.raises(
+        RemoteError,
+        match="20 requests in a row had no reply that can be used: the reply is no number",
+    ):
         service(server, tmp_path, concurrency=1).ask(bodies)
     assert server.requests == 31  # the eleventh was good
 
@@ -135,9 +167,13 @@ def test_refused_requests_in_a_row_do_not(server: ScriptedServer, tmp_path: Path
     assert {each.reason for each in replies} == {"HTTP 400: too long"}
 
 
-def test_a_reply_that_does_not_fit_its_request_is_asked_for_again(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_reply_that_does_not_fit_its_request_is_asked_for_again(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     answers = [7, 1]
-    server.act = lambda server, connection, body: reply(connection, json.dumps({"number": answers.pop(0)}).encode())
+    server.act = lambda server, connection, body: reply(
+        connection, json.dumps({"number": answers.pop(0)}).encode()
+    )
     url = f"http://127.0.0.1:{server.port}/v1"
     options = RemoteOptions(base_url=url, max_retries=1)
     fits = lambda body, value: "" if body["n"] == value else "another number"  # noqa: E731
@@ -145,34 +181,50 @@ def test_a_reply_that_does_not_fit_its_request_is_asked_for_again(server: Script
     assert found.value == 1 and not answers
 
 
-def test_a_stored_reply_of_no_use_is_judged_at_its_first_place(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_stored_reply_of_no_use_is_judged_at_its_first_place(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     bodies, places = [*BODIES, *BODIES], []
     remote = service(server, tmp_path)
     remote.ask(bodies)
-    found = remote.ask(bodies, unusable=lambda place, each: "no use" * (places.append(place) or each.value == 2))
-    assert places == [0, 1, 2, 3] and server.requests == 5 and [each.value for each in found] == [0, 1, 2, 3] * 2
+    found = remote.ask(
+        bodies, unusable=lambda place, each: "no use" * (places.append(place) or each.value == 2)
+    )
+    assert (
+        places == [0, 1, 2, 3]
+        and server.requests == 5
+        and [each.value for each in found] == [0, 1, 2, 3] * 2
+    )
 
 
 # The model that replies
 
 
-def test_replies_of_another_model_are_refused_also_in_a_later_run(server: ScriptedServer, tmp_path: Path) -> None:
+def test_replies_of_another_model_are_refused_also_in_a_later_run(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     model = ["a"]
     server.good = lambda body: {"number": body["n"], "model": model[0]}
     assert service(server, tmp_path).ask(BODIES[:2])[1].value == 1
     model[0] = "b"
-    with pytest.raises(RemoteError, match="replies as the model 'b', and earlier replies came from 'a'") as caught:
+    with pytest.raises(
+        RemoteError, match="replies as the model 'b', and earlier replies came from 'a'"
+    ) as caught:
         service(server, tmp_path).ask(BODIES)
     assert caught.value.exit_code == 6 and str(tmp_path / "mine.sqlite") in str(caught.value)
 
 
-def test_each_model_that_is_asked_for_has_its_own_reply(server: ScriptedServer, tmp_path: Path) -> None:
+def test_each_model_that_is_asked_for_has_its_own_reply(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     server.good = lambda body: {"number": body["n"], "model": f"{body['model']}-2"}
     bodies = [{"n": n, "model": f"m{n % 2}"} for n in range(4)]
     assert [each.value for each in service(server, tmp_path).ask(bodies)] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"model": 3}', b'{"model": null}', b"1", b"[" * 99999, b"\xff"])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b'{"model": 3}', b'{"model": null}', b"1", b"[" * 99999, b"\xff"]
+)
 def test_a_reply_without_a_model_has_none(text: bytes) -> None:
     assert model_in(text) is None
 
@@ -188,15 +240,33 @@ def test_sigterm_ends_a_run_that_waits_for_a_server(
     acts = {
         "stalled request": BY_NAME["accepts, then stalls"].act,
         "backoff": BY_NAME["503"].act,
-        "Retry-After": lambda server, connection, body: reply(connection, b"", 429, {"Retry-After": "1000"}),
+        "Retry-After": lambda server, connection, body: reply(
+            connection, b"", 429, {"Retry-After": "1000"}
+        ),
     }
     server.good, server.act = CLIENTS["reward"].good, acts[phase]
-    rows = [{"prompt": f"Which {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
+    rows = [
+        {"prompt": f"Which {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reward = {"http": {"server": {"base_url": f"http://127.0.0.1:{server.port}/v1", "timeout_seconds": 1200}}}
+    reward = {
+        "http": {
+            "server": {"base_url": f"http://127.0.0.1:{server.port}/v1", "timeout_seconds": 1200}
+        }
+    }
     stage = {"step": "evaluate_reward", "rewards": [reward], "pairs": "pairs.jsonl"}
-    (tmp_path / "r.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"look": stage}}))
-    command = [sys.executable, "-m", "alignkit", "run", str(tmp_path / "r.json"), "--out", str(tmp_path / "run")]
+    (tmp_path / "r.json").write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": {"look": stage}})
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "alignkit",
+        "run",
+        str(tmp_path / "r.json"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     monkeypatch.setenv("ALIGNKIT_REPORT", "0")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not server.requests and process.poll() is None:
@@ -211,11 +281,15 @@ def test_sigterm_ends_a_run_that_waits_for_a_server(
     assert max(server.paid.values()) == 1
 
 
-def test_an_error_that_ends_the_run_quotes_the_server(server: ScriptedServer, tmp_path: Path) -> None:
+def test_an_error_that_ends_the_run_quotes_the_server(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     server.act = lambda server, connection, body: reply(
         connection, b'{"error": "no model \'tiny-9\', try tiny-8"}', 404
     )
-    with pytest.raises(RemoteError, match=r"HTTP 404: .*; the server says: .*no model 'tiny-9', try tiny-8"):
+    with pytest.raises(
+        RemoteError, match=r"HTTP 404: .*; the server says: .*no model 'tiny-9', try tiny-8"
+    ):
         service(server, tmp_path).ask(BODIES[:1])
     server.act = lambda server, connection, body: reply(connection, b"", 404)
     with pytest.raises(RemoteError) as caught:

@@ -1,4 +1,6 @@
-"""Reports laid out for a width: what must never be broken, what must always be there, and what Markdown must not do."""
+"""Reports laid out for a width: what must never be broken, what must always be there, and what
+Markdown must not do.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,15 @@ from alignkit.report import Report, SideBySide, Table
 
 NAMES = ["base", "sft", "rejection_sampling", "ppo_after_rejection_sampling"]
 VALUES = [f"{i - 3}.{i}4 [{i - 4}.12, {i}.07]" for i in range(len(NAMES))]
-WIDE = Table("means", ["", *NAMES], [["helpful", *VALUES], ["length, tokens", *reversed(VALUES)]], note="a note")
-TWO_KEYS = Table("against", ["policy", "reward", "win rate"], [["sft", "helpful", "50% [28, 72]"]], keys=2)
+WIDE = Table(
+    "means",
+    ["", *NAMES],
+    [["helpful", *VALUES], ["length, tokens", *reversed(VALUES)]],
+    note="a note",
+)
+TWO_KEYS = Table(
+    "against", ["policy", "reward", "win rate"], [["sft", "helpful", "50% [28, 72]"]], keys=2
+)
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 120, 200])
@@ -41,18 +50,25 @@ def test_rows_keep_their_keys_and_long_keys_are_wrapped() -> None:
     assert Report([TWO_KEYS]).text(80).splitlines()[-1] == "sft     helpful  50% [28, 72]"
     long = Table("", ["", "x"], [["a reward with a very long name indeed", "1.0 [0.5, 1.5]"]])
     lines = Report([long]).text(30).splitlines()
-    assert max(map(len, lines)) <= 30 and " ".join(" ".join(line[:13] for line in lines[2:]).split()).startswith("a re")
+    assert max(map(len, lines)) <= 30 and " ".join(
+        " ".join(line[:13] for line in lines[2:]).split()
+    ).startswith("a re")
 
 
 def test_lines_are_wrapped_between_words_and_around_intervals() -> None:
     text = "align against sft: +0.47 [0.10, 0.83], wins"
-    assert Report([text]).text(36).splitlines() == ["align against sft: +0.47", "  [0.10, 0.83], wins"]
+    assert Report([text]).text(36).splitlines() == [
+        "align against sft: +0.47",
+        "  [0.10, 0.83], wins",
+    ]
     assert Report(["short\nlines"]).text(80) == "short\nlines"
     assert max(map(len, Report(["x" * 50, "[" + "y" * 50]).text(20).splitlines())) == 20
 
 
 def test_texts_are_under_their_headings_and_keep_the_blanks_in_front_of_their_lines() -> None:
-    block = SideBySide("prompt: why", ["sft (1)", "align (2)"], ["because " * 5, "if x:\n    return the_result"])
+    block = SideBySide(
+        "prompt: why", ["sft (1)", "align (2)"], ["because " * 5, "if x:\n    return the_result"]
+    )
     assert Report([block]).text(30).splitlines() == [
         *("prompt: why", "sft (1):", "  because because because", "  because because"),
         *("align (2):", "  if x:", "      return the_result"),
@@ -73,7 +89,15 @@ def test_nothing_in_a_report_acts_on_the_terminal() -> None:
 
 def test_markdown() -> None:
     assert Report(["one", "two\nthree", TWO_KEYS]).markdown() == (
-        "one\n\n- two\n- three\n\n**against**\n\n| policy | reward | win rate |\n| --- | --- | ---: |\n"
+        "one\n"
+        "\n"
+        "- two\n"
+        "- three\n"
+        "\n"
+        "**against**\n"
+        "\n"
+        "| policy | reward | win rate |\n"
+        "| --- | --- | ---: |\n"
         "| sft | helpful | 50% [28, 72] |\n"
     )
     assert r"| a\|b |" in Report([Table("", ["x"], [["a|b"]])]).markdown()

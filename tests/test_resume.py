@@ -1,6 +1,8 @@
-"""Stopped anywhere, a run continues and ends with the same bytes: kill -9, SIGTERM, damaged checkpoints, two at once.
+"""Stopped anywhere, a run continues and ends with the same bytes: kill -9, SIGTERM, damaged
+checkpoints, two at once.
 
-The killed runs are processes of their own; what continues them runs in this one, which saves the imports.
+The killed runs are processes of their own; what continues them runs in this one, which saves the
+imports.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ stages:
     prompts: {{path: {DATA}/heldout.jsonl, limit: 4}}
     sampling: {{max_new_tokens: 8}}
 """
-# A plugin that dies, or asks the run to stop, at a named place: HOOK:STAGE:COUNT in the environment.
-# `half` means: in the middle of writing that stage's COUNTth checkpoint.
+# A plugin that dies, or asks the run to stop, at a named place: HOOK:STAGE:COUNT in the
+# environment. `half` means: in the middle of writing that stage's COUNTth checkpoint.
 SABOTEUR = """
 import os, signal, time
 from alignkit import hookimpl
@@ -108,10 +110,16 @@ def run_finished(run, error): at("run_finished", run, "")
 
 
 class Place:
-    """Where the runs of this module happen: a recipe, the saboteur, and the adapter of an undisturbed run."""
+    """Where the runs of this module happen: a recipe, the saboteur, and the adapter of an
+    undisturbed run.
+    """
 
     def __init__(self, folder: Path, more: str = ""):
-        self.recipe, self.plugin, self.undisturbed = folder / "small.yaml", folder / "saboteur.py", folder / "whole"
+        self.recipe, self.plugin, self.undisturbed = (
+            folder / "small.yaml",
+            folder / "saboteur.py",
+            folder / "whole",
+        )
         self.recipe.write_text(RECIPE.replace("kl_horizon: 20", f"kl_horizon: 20{more}"))
         self.plugin.write_text(SABOTEUR)
 
@@ -131,7 +139,9 @@ class Place:
         """Start a process of its own, with as many threads as this one."""
         environment = {**os.environ, "SABOTAGE": sabotage, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "alignkit", *self.arguments(out)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
 
     def check(self, out: Path) -> None:
         """The run in `out` is the undisturbed one."""
@@ -140,7 +150,9 @@ class Place:
                 file = f"{stage}/adapter/{name}"
                 assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
         assert untimed(out) == untimed(self.undisturbed)
-        assert [step for stage, step in steps(out) if stage == "align"] == list(range(1, ITERATIONS + 1))
+        assert [step for stage, step in steps(out) if stage == "align"] == list(
+            range(1, ITERATIONS + 1)
+        )
         for number in range(1, ITERATIONS + 1):
             file = f"align/rollouts/{number:04d}.jsonl"
             assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
@@ -150,21 +162,30 @@ class Place:
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """The metrics of both stages."""
-    lines = [line for stage in ("sft", "align") for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        line
+        for stage in ("sft", "align")
+        for line in (out / stage / "metrics.jsonl").read_text().splitlines()
+    ]
     return [json.loads(line) for line in lines]
 
 
 def untimed(out: Path) -> list[dict[str, object]]:
     """Metrics without what depends on the clock."""
     rows = rows_of(out)
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))}
+        for row in rows
+    ]
 
 
 def steps(out: Path) -> list[tuple[str, int]]:
     return [(row["stage"], row["step"]) for row in rows_of(out)]
 
 
-def wait_for(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE) -> None:
+def wait_for(
+    true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE
+) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, process.communicate()[1]
@@ -188,7 +209,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def stopped_once(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was asked to stop after the third iteration of PPO: it has two checkpoints, 2 and 3."""
+    """A run that was asked to stop after the third iteration of PPO: it has two checkpoints, 2 and
+    3.
+    """
     out = tmp_path_factory.mktemp("stopped")
     code, err = place.here(out, "stop=metrics_logged:align:3")
     assert code == 75 and "stopped: a test" in err, err
@@ -203,25 +226,42 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
 
 def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
     done = steps(place.undisturbed)
-    assert sorted(step for stage, step in done if stage == "sft") == sorted([0, *range(1, SFT_STEPS + 1), 6, 12])
+    assert sorted(step for stage, step in done if stage == "sft") == sorted(
+        [0, *range(1, SFT_STEPS + 1), 6, 12]
+    )
     rows = [row for row in untimed(place.undisturbed) if row["stage"] == "align"]
-    assert len({row["kl_coefficient"] for row in rows}) > 1 and all("mix/nll" in row for row in rows)
+    assert len({row["kl_coefficient"] for row in rows}) > 1 and all(
+        "mix/nll" in row for row in rows
+    )
 
 
 KILLS = [
     pytest.param(
-        "kill=metrics_logged:sft:8", "sft: continuing after step 6 of 12", id="in sft", marks=pytest.mark.slow
+        "kill=metrics_logged:sft:8",
+        "sft: continuing after step 6 of 12",
+        id="in sft",
+        marks=pytest.mark.slow,
     ),
-    pytest.param("kill=half:sft:3", "sft: continuing after step 4 of 12", id="while sft saves", marks=pytest.mark.slow),
+    pytest.param(
+        "kill=half:sft:3",
+        "sft: continuing after step 4 of 12",
+        id="while sft saves",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "kill=rollouts_scored:align:3",
         "align: continuing after iteration 2 of 4",
         id="before ppo learns",
         marks=pytest.mark.slow,
     ),
-    pytest.param("kill=half:align:3", "align: continuing after iteration 2 of 4", id="while ppo saves"),
     pytest.param(
-        "kill=metrics_logged:align:1", "align: from 'sft'", id="before ppo's first checkpoint", marks=pytest.mark.slow
+        "kill=half:align:3", "align: continuing after iteration 2 of 4", id="while ppo saves"
+    ),
+    pytest.param(
+        "kill=metrics_logged:align:1",
+        "align: from 'sft'",
+        id="before ppo's first checkpoint",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         "kill=checkpoint_saved:align:4",
@@ -235,7 +275,12 @@ KILLS = [
         id="after sft's last checkpoint",
         marks=pytest.mark.slow,
     ),
-    pytest.param("kill=stage_finished:sft:1", "sft: unchanged, reused", id="between stages", marks=pytest.mark.slow),
+    pytest.param(
+        "kill=stage_finished:sft:1",
+        "sft: unchanged, reused",
+        id="between stages",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -258,7 +303,9 @@ def test_kill_9_at_a_place(place: Place, tmp_path: Path, sabotage: str, said: st
 
 @pytest.mark.slow
 def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
-    """The value is a second head on the policy's own states: in the checkpoint it has no adapter of its own."""
+    """The value is a second head on the policy's own states: in the checkpoint it has no adapter of
+    its own.
+    """
     shared = Place(tmp_path, ", shared_value: true")
     code, err = shared.here(shared.undisturbed)
     assert code == 0, err
@@ -278,16 +325,23 @@ def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
     wait_for((tmp_path / "align" / "rollouts" / "0002.jsonl").exists, process)
     process.kill()
     process.communicate()
-    code, err = place.here(tmp_path, "stop=rollouts_scored:align:1")  # and once more, before it has got anywhere
+    # And once more, before it has got anywhere
+    code, err = place.here(tmp_path, "stop=rollouts_scored:align:1")
     assert code == 75 and "align: continuing after iteration" in err
     code, err = place.here(tmp_path)
-    assert code == 0 and "sft: unchanged, reused" in err and "align: continuing after iteration" in err
+    assert (
+        code == 0 and "sft: unchanged, reused" in err and "align: continuing after iteration" in err
+    )
     place.check(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), pytest.param("SIGUSR1", marks=pytest.mark.slow)],
+    [
+        "SIGTERM",
+        pytest.param("SIGHUP", marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, name: str) -> None:
     process = place.process(tmp_path, "slow=0.3")
@@ -376,8 +430,12 @@ def truncate(file: Path) -> None:
 DAMAGES = {"flipped": flip, "truncated": truncate}
 
 
-@pytest.mark.parametrize("damage", [pytest.param(damage, id=kind) for kind, damage in DAMAGES.items()])
-def test_a_damaged_checkpoint_falls_back(place: Place, stopped: Path, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "damage", [pytest.param(damage, id=kind) for kind, damage in DAMAGES.items()]
+)
+def test_a_damaged_checkpoint_falls_back(
+    place: Place, stopped: Path, damage: Callable[[Path], None]
+) -> None:
     newest = stopped / "align" / "checkpoints" / "000000003"
     damage(newest / "checkpoint.safetensors")
     code, err = place.here(stopped)
@@ -387,7 +445,9 @@ def test_a_damaged_checkpoint_falls_back(place: Place, stopped: Path, damage: Ca
     place.check(stopped)
 
 
-def test_a_stage_whose_checkpoints_are_all_damaged_starts_over_and_says_so(place: Place, stopped: Path) -> None:
+def test_a_stage_whose_checkpoints_are_all_damaged_starts_over_and_says_so(
+    place: Place, stopped: Path
+) -> None:
     for file in (stopped / "align" / "checkpoints").glob("*/checkpoint.safetensors"):
         truncate(file)
     code, err = place.here(stopped)
@@ -409,7 +469,11 @@ def test_two_runs_in_one_folder_are_refused(place: Place, stopped: Path) -> None
 def test_a_folder_that_cannot_be_made_is_named(place: Place, tmp_path: Path, out: str) -> None:
     (tmp_path / "a_file").write_text("")
     code, err = place.here(Path(out.format(tmp_path)))
-    assert code == 5 and f"error: cannot write {out.format(tmp_path)}: " in err and "unexpected" not in err, err
+    assert (
+        code == 5
+        and f"error: cannot write {out.format(tmp_path)}: " in err
+        and "unexpected" not in err
+    ), err
 
 
 def written(out: Path) -> list[tuple[str, int]]:

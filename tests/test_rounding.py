@@ -1,4 +1,6 @@
-"""Numbers that differ only by rounding are equal: in every formula, algorithm, filter, pair and metric."""
+"""Numbers that differ only by rounding are equal: in every formula, algorithm, filter, pair and
+metric.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ NOISE = [
     [0.1 + 0.2 - 0.3, 0.0, 0.3 - 0.2 - 0.1, 0.0],
 ]
 INDEX = torch.zeros(4)
-log = SimpleNamespace(log=lambda **_: None, left_out=lambda *_: None, validation=False, rng=np.random.default_rng(0))
+log = SimpleNamespace(
+    log=lambda **_: None, left_out=lambda *_: None, validation=False, rng=np.random.default_rng(0)
+)
 
 
 def table(scores: list[float]) -> torch.Tensor:
@@ -44,27 +48,41 @@ def table(scores: list[float]) -> torch.Tensor:
 
 
 def group(scores: list[float]) -> Group:
-    responses = (Response(text=str(n), tokens=(n,) * (n + 1), scores={"reward": x}) for n, x in enumerate(scores))
+    responses = (
+        Response(text=str(n), tokens=(n,) * (n + 1), scores={"reward": x})
+        for n, x in enumerate(scores)
+    )
     return Group(({"role": "user", "content": "hi"},), tuple(responses), id="a")
 
 
 def combined(cls: Any, scores: list[float], **options: Any) -> torch.Tensor:
     thing = cls(cls.Options(**options))
     names = list(thing.parts())
-    reward: torch.Tensor = thing.combine([group(scores)], {name: table(scores) for name in names}).reward
+    reward: torch.Tensor = thing.combine(
+        [group(scores)], {name: table(scores) for name in names}
+    ).reward
     return reward
 
 
 def select(cls: Any, scores: list[float], **options: Any) -> list[Group]:
     chosen: list[Group] = cls(cls.Options(**options)).select([group(scores)], log)
-    return [each for each in chosen if each.responses and (each.pairs is None or each.pairs or cls is not OnlineDPO)]
+    return [
+        each
+        for each in chosen
+        if each.responses and (each.pairs is None or each.pairs or cls is not OnlineDPO)
+    ]
 
 
 def against(scores: list[float]) -> float:
-    """What is found of two policies at four prompts, at which one of them always has the first score."""
+    """What is found of two policies at four prompts, at which one of them always has the first
+    score.
+    """
     rows = [replace(group([scores[0], each]), id=str(number)) for number, each in enumerate(scores)]
     rows = [
-        replace(g, responses=tuple(replace(r, source=s) for r, s in zip(g.responses, "ab", strict=True))) for g in rows
+        replace(
+            g, responses=tuple(replace(r, source=s) for r, s in zip(g.responses, "ab", strict=True))
+        )
+        for g in rows
     ]
     found = compare(rows, "a", "b", "reward")
     return float(found["wins"] + found["losses"] + abs(found["difference"]["mean"]))
@@ -81,9 +99,15 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "whiten": lambda x: F.whiten(table(x)).any(),
     "whiten in fp32": lambda x: F.whiten(table(x).float() + torch.tensor([0, 1e-7, 0, 0])).any(),
     "normalizer": lambda x: F.reward_normalizer(table(x))[1] != 1.0,
-    "most_different": lambda x: F.most_different(table(x), 2).tolist() != F.most_different(torch.zeros(4), 2).tolist(),
-    "pairs": lambda x: [winner for winner in F.preferred([(x[0], each) for each in x]) if winner is not None],
-    "equal_length": lambda x: combined(EqualLength, x, reward="x", unit_variance=True).diff().abs().max() > 1e-3,
+    "most_different": lambda x: (
+        F.most_different(table(x), 2).tolist() != F.most_different(torch.zeros(4), 2).tolist()
+    ),
+    "pairs": lambda x: [
+        winner for winner in F.preferred([(x[0], each) for each in x]) if winner is not None
+    ],
+    "equal_length": lambda x: (
+        combined(EqualLength, x, reward="x", unit_variance=True).diff().abs().max() > 1e-3
+    ),
     "dynamic sampling": lambda x: GRPO(GRPO.Options(dynamic_sampling=True)).keep_group(group(x)),
     "filter": lambda x: any(Spread(Spread.Options()).keep([group(x)])),
     "online_dpo": lambda x: select(OnlineDPO, x),
@@ -93,9 +117,13 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "rejection_sampling": lambda x: select(RejectionSampling, x, pool="batch"),
     "best": lambda x: best_samples([[group(x)]]).popitem()[1].response.text != "0",
     "compare": against,
-    "select_best": lambda x: summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0",
+    "select_best": lambda x: (
+        summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0"
+    ),
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
-    "RewardBench 2": lambda x: result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25,
+    "RewardBench 2": lambda x: (
+        result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25
+    ),
     "rankings": lambda x: ColumnFormat.pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
 }
@@ -103,7 +131,8 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
 
 @pytest.mark.silent_bug(
     "advantages: rounding",
-    "Equal rewards differ by rounding, and dividing by their spread makes an advantage of thousands.",
+    "Equal rewards differ by rounding, and dividing by their spread makes an advantage of "
+    "thousands.",
     "A spread below rounding is none, in every algorithm, signal and metric.",
     "NVIDIA-NeMo/RL#4158",
     "NVIDIA-NeMo/RL#4161",
@@ -117,7 +146,9 @@ def test_rounding_is_no_spread(what: str, scores: list[float]) -> None:
 @pytest.mark.parametrize("what", [name for name in NOTHING if name != "explained_variance"])
 def test_a_small_difference_is_one(what: str) -> None:
     difference = 1e-5 if "fp32" in what else 1e-9
-    assert NOTHING[what]([0.5, 0.5 + difference, 0.5 + 3 * difference, 0.5]) or what == "equal_length"
+    assert (
+        NOTHING[what]([0.5, 0.5 + difference, 0.5 + 3 * difference, 0.5]) or what == "equal_length"
+    )
 
 
 def test_what_is_no_number_or_infinite() -> None:

@@ -1,4 +1,6 @@
-"""The keys of models and stages: their descriptions are printed as help and in the documentation."""
+"""The keys of models and stages: their descriptions are printed as help and in the
+documentation.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 
 
-@pytest.mark.parametrize("model", [TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Settings])
+@pytest.mark.parametrize(
+    "model", [TopKeys, BlockKeys, DataSource, ModelSpec, LoraSpec, Rollout, Mix, Settings]
+)
 def test_every_key_has_a_description_of_one_line(model: type[Options]) -> None:
     for name, info in model.model_fields.items():
         text = info.description or ""

@@ -37,7 +37,12 @@ def recipe(folder: Path, dtype: str) -> Path:
     found = yaml.safe_load((ROOT / "recipes" / "smoke.yaml").read_text(encoding="utf-8"))
     found["model"]["dtype"] = dtype
     stages = found["stages"]
-    stages["dpo"] = {"algorithm": "dpo", "from": "sft", "data": dict(stages["helpful"]["data"]), "max_length": 768}
+    stages["dpo"] = {
+        "algorithm": "dpo",
+        "from": "sft",
+        "data": dict(stages["helpful"]["data"]),
+        "max_length": 768,
+    }
     for name, stage in stages.items():
         for source in (stage.get("data"), stage.get("prompts")):
             if source is not None:
@@ -57,10 +62,16 @@ def recipe(folder: Path, dtype: str) -> Path:
 
 
 def simulated(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run one of tests/simulated_cuda in a process of its own, because the device stays until it ends."""
+    """Run one of tests/simulated_cuda in a process of its own, because the device stays until it
+    ends.
+    """
     command = [sys.executable, str(SIMULATED / script), *arguments]
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | variables
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
+    variables = (
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    )
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False
+    )
 
 
 @dataclass(frozen=True)
@@ -71,18 +82,32 @@ class Run:
     counted: dict[str, Any] = field(default_factory=dict)
 
     def steps(self, stage: str) -> Iterator[dict[str, float]]:
-        for line in (self.folder / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (
+            (self.folder / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ):
             row = json.loads(line)
-            yield {name: value for name, value in row.items() if name != "stage" and not name.startswith(MACHINE)}
+            yield {
+                name: value
+                for name, value in row.items()
+                if name != "stage" and not name.startswith(MACHINE)
+            }
 
     def samples(self, stage: str) -> list[list[int]]:
         files = sorted((self.folder / stage / "rollouts").glob("*.jsonl"))
-        rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for file in files
+            for line in file.read_text(encoding="utf-8").splitlines()
+        ]
         return [response["tokens"] for row in rows for response in row["responses"]]
 
 
-@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run, Run]:
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Run, Run]:
     """The same recipe on the CPU and on the simulated device."""
     folder = tmp_path_factory.mktemp(request.param)
     path = recipe(folder, request.param)
@@ -91,15 +116,22 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     arguments = ("run", str(path), "model.device=auto", "--out", str(folder / "cuda"))
     done = simulated("run.py", *arguments, SIMULATED_TRITON=triton)
     # The check at load would turn mixed devices into a slower way to compute.
-    assert done.returncode == 0 and "packed rows" in done.stdout + done.stderr, done.stdout + done.stderr
-    return request.param, Run(folder / "cpu"), Run(folder / "cuda", json.loads(done.stdout.splitlines()[-1]))
+    assert done.returncode == 0 and "packed rows" in done.stdout + done.stderr, (
+        done.stdout + done.stderr
+    )
+    return (
+        request.param,
+        Run(folder / "cpu"),
+        Run(folder / "cuda", json.loads(done.stdout.splitlines()[-1])),
+    )
 
 
 def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -> None:
     dtype, cpu, cuda = runs
     assert cuda.counted["launches"] > 5_000
     assert cuda.counted["converted_masks"] == 0  # each layer would store its own
-    # No plans of cuDNN, and all scores are stored only where the check at load runs the model's own attention.
+    # No plans of cuDNN, and all scores are stored only where the check at load runs the model's own
+    # attention.
     assert cuda.counted["attention"].keys() <= {"flash", "efficient", "math", "flex"}
     assert (cuda.counted["attention"].get("flex", 0) > 100) == (dtype == "float32")
     assert cuda.counted["attention"].get("math", 0) <= 10
@@ -107,14 +139,18 @@ def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -
         ours, theirs = list(cuda.steps(stage)), list(cpu.steps(stage))
         assert len(ours) == len(theirs) > 0
         for one, other in zip(ours, theirs, strict=True):
-            if stage == "dpo" and one["step"] == 1:  # policy and reference are equal: rounding decides who is right
+            # Policy and reference are equal: rounding decides who is right
+            if stage == "dpo" and one["step"] == 1:
                 del one["accuracy"], other["accuracy"]
             if dtype == "float32":
                 assert one == pytest.approx(other, rel=1e-3, abs=1e-5), stage
                 continue
             for name in {"loss", "grad_norm"} & other.keys():
-                # Half precision rounds differently on each kind of processor, and one other token changes a rollout.
-                same = pytest.approx(other[name], rel=0.2, abs=0.02) if stage != "align" else one[name]
+                # Half precision rounds differently on each kind of processor, and one other token
+                # changes a rollout.
+                same = (
+                    pytest.approx(other[name], rel=0.2, abs=0.02) if stage != "align" else one[name]
+                )
                 assert math.isfinite(one[name]) and one[name] == same, stage
 
 
@@ -125,9 +161,12 @@ def test_samples_on_the_device_equal_those_on_the_cpu(runs: tuple[str, Run, Run]
     if dtype == "float32":
         assert [one for one, _ in pairs] == [other for _, other in pairs]
         return
-    # Two orders of summation round differently, and a draw near a boundary may fall on its other side. What follows it
-    # is another text, so only draws after equal tokens count.
-    equal = [sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))) for pair in pairs]
+    # Two orders of summation round differently, and a draw near a boundary may fall on its other
+    # side. What follows it is another text, so only draws after equal tokens count.
+    equal = [
+        sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False)))
+        for pair in pairs
+    ]
     drawn = sum(count + (one != other) for count, (one, other) in zip(equal, pairs, strict=True))
     assert sum(equal) >= 0.6 * drawn, (sum(equal), drawn)
 
@@ -140,7 +179,9 @@ def counts() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("model", ["Llama", "Gemma2"])
-def test_operators_of_a_layer_do_not_grow_with_the_groups(model: str, counts: list[dict[str, Any]]) -> None:
+def test_operators_of_a_layer_do_not_grow_with_the_groups(
+    model: str, counts: list[dict[str, Any]]
+) -> None:
     """Gemma 2 has windows and soft caps."""
     by_triton = {row["triton"]: row for row in counts if row.get("model") == model}
     assert by_triton[True]["32_groups"] == by_triton[True]["2_groups"] > 100
@@ -148,7 +189,9 @@ def test_operators_of_a_layer_do_not_grow_with_the_groups(model: str, counts: li
 
 
 def test_the_host_waits_once_for_eight_tokens(counts: list[dict[str, Any]]) -> None:
-    """Merged weights take fewer operators than adapters, and a step needs nothing else from the host."""
+    """Merged weights take fewer operators than adapters, and a step needs nothing else from the
+    host.
+    """
     (row,) = (row for row in counts if row["what"].startswith("sampling"))
     assert 0 < row["waits"] <= 1 / 8 and row["copies"] < 1
     assert 50 < row["operators"] < 150  # 226 with adapters and a look at each token

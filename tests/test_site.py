@@ -1,4 +1,6 @@
-"""The documentation site: its pages, its navigation, the mistakes that stop its build, and what its pages load."""
+"""The documentation site: its pages, its navigation, the mistakes that stop its build, and what its
+pages load.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ import site_links  # noqa: E402
 
 del sys.path[:2]
 TUTORIALS = sorted(set((DOCS / "tutorials").glob("*.md")) - {DOCS / "tutorials" / "index.md"})
-generates = pytest.mark.skipif(not (find_spec("zensical") and find_spec("mkdocstrings")), reason="needs the extra docs")
+generates = pytest.mark.skipif(
+    not (find_spec("zensical") and find_spec("mkdocstrings")), reason="needs the extra docs"
+)
 
 # Pages
 
@@ -41,7 +45,10 @@ def test_anchors_are_those_of_github() -> None:
 
 
 def test_links_lead_to_the_pages_of_recipes_folders_and_notebooks() -> None:
-    text = "[](../recipes/dpo.yaml) [](examples/alignkit-bco) [](notebooks/first_run.ipynb#train) [](no.yaml) [](#x)\n"
+    text = (
+        "[](../recipes/dpo.yaml) [](examples/alignkit-bco) [](notebooks/first_run.ipynb#train) "
+        "[](no.yaml) [](#x)\n"
+    )
     pages = [
         "../recipes/dpo.yaml.md",
         "examples/alignkit-bco/README.md",
@@ -51,14 +58,27 @@ def test_links_lead_to_the_pages_of_recipes_folders_and_notebooks() -> None:
     ]
     assert re.findall(r"\((.*?)\)", make_site.prepared(text, DOCS)) == pages
     assert make_site.prepared("```\n[a](../recipes/dpo.yaml)\n```\n", DOCS).count(".md") == 0
-    assert "/blob/main/tests/test_site.py)" in make_site.prepared("[a](../tests/test_site.py)\n", DOCS)
+    assert "/blob/main/tests/test_site.py)" in make_site.prepared(
+        "[a](../tests/test_site.py)\n", DOCS
+    )
 
 
 def test_lists_and_pictures_are_as_on_github() -> None:
-    assert make_site.prepared("Two:\n- a\n- b\n\n  c\n- d\n", DOCS) == "Two:\n\n- a\n- b\n\n    c\n- d\n"
+    assert (
+        make_site.prepared("Two:\n- a\n- b\n\n  c\n- d\n", DOCS)
+        == "Two:\n\n- a\n- b\n\n    c\n- d\n"
+    )
     assert make_site.prepared("The mean is\n1000. It\n", DOCS) == "The mean is\n1000. It\n"
-    picture = '<picture>\n  <source media="x" srcset="dark.svg">\n  <img alt="A" src="light.svg">\n</picture>\n'
-    assert make_site.prepared(picture, DOCS) == "![A](light.svg#only-light)\n![A](dark.svg#only-dark)\n"
+    picture = (
+        "<picture>\n"
+        '  <source media="x" srcset="dark.svg">\n'
+        '  <img alt="A" src="light.svg">\n'
+        "</picture>\n"
+    )
+    assert (
+        make_site.prepared(picture, DOCS)
+        == "![A](light.svg#only-light)\n![A](dark.svg#only-dark)\n"
+    )
 
 
 def test_braces_in_a_table_are_no_attributes() -> None:
@@ -70,7 +90,9 @@ def test_a_notebook_is_a_page_with_its_outputs(tmp_path: Path) -> None:
     page = tmp_path / "first_run.md"
     text = make_site.notebook(DOCS / "notebooks" / "first_run.ipynb", page)
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 2 and all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert len(pictures) == 2 and all(
+        (tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures
+    )
     assert text.startswith("# ") and "```python\nimport alignkit" in text and "```text\n" in text
 
 
@@ -79,11 +101,19 @@ def test_a_notebook_is_a_page_with_its_outputs(tmp_path: Path) -> None:
 
 def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
-        '<h1 id="x">A</h1><a href="#x">1</a><a href="#y">2</a><a href="b.html#z">3</a><a href="c.html">4</a>'
-        '<a href="..">5</a><img src="d.png"><a href="https://example.org/none">6</a>'
+        '<h1 id="x">A</h1><a href="#x">1</a><a href="#y">2</a><a href="b.html#z">3</a><a '
+        'href="c.html">4</a><a href="..">5</a><img src="d.png"><a '
+        'href="https://example.org/none">6</a>'
     )
-    (tmp_path / "b.html").write_text('<a name="z">B</a><script src="https://example.org/x.js"></script>')
-    assert list(site_links.broken(tmp_path)) == ["a.html: #y", "a.html: c.html", "a.html: ..", "a.html: d.png"]
+    (tmp_path / "b.html").write_text(
+        '<a name="z">B</a><script src="https://example.org/x.js"></script>'
+    )
+    assert list(site_links.broken(tmp_path)) == [
+        "a.html: #y",
+        "a.html: c.html",
+        "a.html: ..",
+        "a.html: d.png",
+    ]
     assert list(site_links.foreign(tmp_path)) == ["b.html: https://example.org/x.js"]
 
 
@@ -105,7 +135,10 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     recipes = (out / "docs" / "recipes.html").read_text(encoding="utf-8")
     assert "such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}" in recipes
     algorithms = (out / "docs" / "plugins" / "api" / "algorithms.html").read_text(encoding="utf-8")
-    assert 'id="alignkit.Algorithm.loss"' in algorithms and "Factor in the sum of the loss" in algorithms
+    assert (
+        'id="alignkit.Algorithm.loss"' in algorithms
+        and "Factor in the sum of the loss" in algorithms
+    )
     assert list(site_links.broken(out)) == list(site_links.foreign(out)) == []
 
 
@@ -153,8 +186,14 @@ def test_a_page_that_the_navigation_lacks_stops_the_build(tmp_path: Path) -> Non
 def test_tutorials_have_the_same_headings_and_are_short(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     recipe, run, own, rest = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert recipe in ("The recipe", "The recipes") and run == "Run it" and own.startswith("With your own ")
-    assert rest == "What does not carry over" and re.search("not measured|was tried", text.split("## What does not")[1])
+    assert (
+        recipe in ("The recipe", "The recipes")
+        and run == "Run it"
+        and own.startswith("With your own ")
+    )
+    assert rest == "What does not carry over" and re.search(
+        "not measured|was tried", text.split("## What does not")[1]
+    )
     assert len(text.splitlines()) <= 120
 
 
@@ -162,10 +201,15 @@ def test_tutorials_have_the_same_headings_and_are_short(page: Path) -> None:
 def test_excerpts_are_in_the_recipe(page: Path) -> None:
     """Every line of the section on the recipe, in the order of a recipe that it links to."""
     section = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
-    recipes = [(page.parent / name).read_text(encoding="utf-8") for name in re.findall(r"\((\S+\.yaml)\)", section)]
+    recipes = [
+        (page.parent / name).read_text(encoding="utf-8")
+        for name in re.findall(r"\((\S+\.yaml)\)", section)
+    ]
     assert recipes
     for excerpt in re.findall(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
-        assert any(in_order(excerpt.splitlines(), recipe.splitlines()) for recipe in recipes), excerpt
+        assert any(in_order(excerpt.splitlines(), recipe.splitlines()) for recipe in recipes), (
+            excerpt
+        )
 
 
 def in_order(lines: list[str], text: list[str]) -> bool:
@@ -191,5 +235,7 @@ def test_the_gallery_links_to_the_reports_that_were_made(tmp_path: Path) -> None
 
 
 def test_the_notebook_has_no_path_of_a_machine() -> None:
-    text = json.dumps(json.loads((DOCS / "notebooks" / "first_run.ipynb").read_text(encoding="utf-8")))
+    text = json.dumps(
+        json.loads((DOCS / "notebooks" / "first_run.ipynb").read_text(encoding="utf-8"))
+    )
     assert not re.search(r"/(?:home|root|work|Users)/", text)

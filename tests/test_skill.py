@@ -1,4 +1,6 @@
-"""The skill for coding agents: its front matter, and every command in it, in order, on the files that it writes."""
+"""The skill for coding agents: its front matter, and every command in it, in order, on the files
+that it writes.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,30 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_the_front_matter_is_that_of_a_skill() -> None:
     _, front, text = SKILL.split("---\n", 2)
     fields = yaml.safe_load(front)
-    assert fields.keys() <= {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+    assert fields.keys() <= {
+        "name",
+        "description",
+        "license",
+        "compatibility",
+        "metadata",
+        "allowed-tools",
+    }
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", fields["name"]) and len(fields["name"]) <= 64
     assert 0 < len(fields["description"]) <= 1024
     assert len(text.splitlines()) < 500
 
 
 def test_it_has_every_exit_code() -> None:
-    pages = [SKILL, (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").partition("## Exit codes")[2]]
+    pages = [
+        SKILL,
+        (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").partition("## Exit codes")[2],
+    ]
     ours, all_codes = [
-        {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for code in cell.split(",")}
+        {
+            int(code)
+            for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE)
+            for code in cell.split(",")
+        }
         for page in pages
     ]
     assert ours == all_codes
@@ -54,7 +70,13 @@ def test_every_command_works(
             load_plugins()
             assert code == int(expected[1] if expected else 0), f"{line}\n{capsys.readouterr().err}"
             done.append(" ".join([program, *words[:1]]))
-    assert {"alignkit init", "alignkit check", "alignkit run", "alignkit show", "alignkit plugins"} <= set(done)
+    assert {
+        "alignkit init",
+        "alignkit check",
+        "alignkit run",
+        "alignkit show",
+        "alignkit plugins",
+    } <= set(done)
     for file in ("report.json", "align/metrics.jsonl", "align/rollouts"):  # what a program reads
         assert (tmp_path / "runs" / "small" / file).exists()
     for file in ("evaluation.json", "samples.jsonl"):

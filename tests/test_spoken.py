@@ -34,11 +34,17 @@ def test_only_the_turns_of_the_assistant_are_said() -> None:
 
 def test_nothing_is_said_in_a_call_or_by_others() -> None:
     assert last_turn(Response(messages=(turn("assistant", "Let me look."), CALL))) == ""  # type: ignore[arg-type]
-    assert last_turn(Response(messages=(turn("user", "Hi"),))) == all_turns(Response(messages=())) == ""  # type: ignore[arg-type]
+    assert (
+        last_turn(Response(messages=(turn("user", "Hi"),)))
+        == all_turns(Response(messages=()))
+        == ""
+    )  # type: ignore[arg-type]
 
 
 def test_a_turn_that_only_calls_is_no_part_of_all_that_is_said() -> None:
-    talk = Response(messages=(CALL, turn("tool", "18 degrees"), turn("assistant", "It is 18 degrees.")))  # type: ignore[arg-type]
+    talk = Response(
+        messages=(CALL, turn("tool", "18 degrees"), turn("assistant", "It is 18 degrees."))
+    )  # type: ignore[arg-type]
     assert all_turns(talk) == "It is 18 degrees."
 
 

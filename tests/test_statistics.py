@@ -1,4 +1,6 @@
-"""Intervals cover what they promise, and the correction for length claims nothing that is not there: by simulation."""
+"""Intervals cover what they promise, and the correction for length claims nothing that is not
+there: by simulation.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,18 @@ def inside(estimate: Any, truth: float) -> bool:
 @pytest.mark.parametrize("n", PROMPTS)
 @pytest.mark.parametrize("p", SHARES)
 def test_a_rate_is_covered(n: int, p: float) -> None:
-    # Exact: the probability of every count. Wilson's interval covers 91% at n = 50 and p = 0.05, the t interval 69%.
-    covered = [inside(statistics.rate([1.0] * hits + [0.0] * (n - hits)), p) for hits in range(n + 1)]
+    # Exact: the probability of every count. Wilson's interval covers 91% at n = 50 and p = 0.05,
+    # the t interval 69%.
+    covered = [
+        inside(statistics.rate([1.0] * hits + [0.0] * (n - hits)), p) for hits in range(n + 1)
+    ]
     assert np.dot(stats.binom.pmf(range(n + 1), n, p), covered) >= 0.92
 
 
 def answers(random: Any, n: int, samples: int, p: float, alike: float) -> Array:
-    """The averages of `samples` binary scores at n prompts, whose own shares differ by `alike`, from 0 to 1."""
+    """The averages of `samples` binary scores at n prompts, whose own shares differ by `alike`,
+    from 0 to 1.
+    """
     own = random.beta(p * (1 / alike - 1), (1 - p) * (1 / alike - 1), n) if alike else np.full(n, p)
     return random.binomial(samples, own) / samples
 
@@ -47,7 +54,10 @@ def answers(random: Any, n: int, samples: int, p: float, alike: float) -> Array:
 def test_a_rate_over_several_samples_is_covered(n: int, samples: int, alike: float) -> None:
     random = np.random.default_rng(n)
     for p in SHARES:
-        runs = [statistics.rate(list(answers(random, n, samples, p, alike)), samples) for _ in range(400)]
+        runs = [
+            statistics.rate(list(answers(random, n, samples, p, alike)), samples)
+            for _ in range(400)
+        ]
         assert np.mean([inside(run, p) for run in runs]) >= 0.92, p
 
 
@@ -57,7 +67,10 @@ def test_a_difference_of_rates_is_covered(n: int, samples: int, alike: float) ->
     random = np.random.default_rng(n)
     pairs = [(p, p) for p in SHARES] + [(0.05, 0.01), (0.5, 0.05), (0.7, 0.5), (0.95, 0.99)]
     for p, q in pairs:
-        drawn = [[list(answers(random, n, samples, share, alike)) for share in (p, q)] for _ in range(400)]
+        drawn = [
+            [list(answers(random, n, samples, share, alike)) for share in (p, q)]
+            for _ in range(400)
+        ]
         runs = [statistics.paired_rates(ours, theirs, samples) for ours, theirs in drawn]
         assert np.mean([inside(run, p - q) for run in runs]) >= 0.92, (p, q)
 
@@ -74,16 +87,21 @@ def test_equal_results_are_not_certain() -> None:
 
 
 def test_rates_by_the_formulas() -> None:
-    # Agresti and Coull: add z^2 / 2 hits and misses. Bonett and Price: add one prompt won and one lost.
+    # Agresti and Coull: add z^2 / 2 hits and misses. Bonett and Price: add one prompt won and one
+    # lost.
     z = stats.norm.ppf(0.975)
     found = statistics.rate([1.0] * 3 + [0.0] * 7)
     center = (3 + z**2 / 2) / (10 + z**2)
     half = z * (center * (1 - center) / (10 + z**2)) ** 0.5
-    assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.3, center - half, center + half))
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
+        (0.3, center - half, center + half)
+    )
     paired = statistics.paired_rates([1, 1, 1, 0, 0], [0, 0, 1, 1, 0])
     won, lost = 3 / 7, 2 / 7
     half = z * ((won + lost - (won - lost) ** 2) / 7) ** 0.5
-    assert (paired["mean"], paired["low"], paired["high"]) == pytest.approx((0.2, won - lost - half, won - lost + half))
+    assert (paired["mean"], paired["low"], paired["high"]) == pytest.approx(
+        (0.2, won - lost - half, won - lost + half)
+    )
 
 
 def test_samples_of_a_prompt_count_by_how_much_they_differ() -> None:
@@ -93,7 +111,8 @@ def test_samples_of_a_prompt_count_by_how_much_they_differ() -> None:
 
     spread, clustered = [0.5, 0.25, 0.75, 0.5] * 10, [1.0, 0.0] * 20
     assert width(spread, 4) < 0.7 * width(clustered, 4)
-    assert width(clustered, 4) == pytest.approx(width(clustered, 1), rel=0.05)  # four equal samples are one
+    # Four equal samples are one
+    assert width(clustered, 4) == pytest.approx(width(clustered, 1), rel=0.05)
 
 
 def test_other_levels_are_shifted_and_scaled() -> None:
@@ -109,17 +128,31 @@ def test_other_levels_are_shifted_and_scaled() -> None:
     assert statistics.levels_of([-1, 1]) == statistics.levels_of([-1]) == (-1, 1)
     assert statistics.levels_of([-1, 0]) == statistics.levels_of([-0.0, -0.0]) == (-1, 0)
     assert statistics.levels_of([0.0]) == statistics.levels_of([0.0, -0.0]) == (0, 1)
-    assert statistics.levels_of([0, 0.5]) is statistics.levels_of([]) is statistics.levels_of([-1, 0, 1]) is None
+    assert (
+        statistics.levels_of([0, 0.5])
+        is statistics.levels_of([])
+        is statistics.levels_of([-1, 0, 1])
+        is None
+    )
 
 
 def test_equal_scores_have_the_intervals_of_the_documentation() -> None:
     page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    rates = [statistics.rate([score] * 50, levels=levels) for score, levels in ((0, (0, 1)), (1, (0, 1)), (0, (-1, 0)))]
+    rates = [
+        statistics.rate([score] * 50, levels=levels)
+        for score, levels in ((0, (0, 1)), (1, (0, 1)), (0, (-1, 0)))
+    ]
     others = [statistics.estimate([3.5] * 50)]
     shown = [statistics.shown(each) for each in (*rates, *others)]
     assert shown == ["0.00 [0.00, 0.09]", "1.00 [0.91, 1.00]", "0.00 [-0.09, 0.00]", "3.50"]
-    ties = [statistics.paired_rates([1] * 50, [1] * 50), statistics.paired_difference([3.5] * 50, [3.5] * 50)]
-    assert [statistics.shown(each, sign=True) for each in ties] == ["+0.00 [-0.05, 0.05]", "+0.00 [0.00, 0.00]"]
+    ties = [
+        statistics.paired_rates([1] * 50, [1] * 50),
+        statistics.paired_difference([3.5] * 50, [3.5] * 50),
+    ]
+    assert [statistics.shown(each, sign=True) for each in ties] == [
+        "+0.00 [-0.05, 0.05]",
+        "+0.00 [0.00, 0.00]",
+    ]
     assert f"the mean is `{shown[0]}`" in page
 
 
@@ -132,7 +165,11 @@ def test_a_number_that_rounds_to_zero_has_no_minus() -> None:
 def test_no_values_have_no_interval() -> None:
     nothing = {"mean": None, "low": None, "high": None, "n": 0}
     assert statistics.rate([]) == statistics.estimate([]) == nothing
-    assert statistics.paired_rates([], []) == statistics.paired_difference([], []) == {**nothing, "p": 1.0}
+    assert (
+        statistics.paired_rates([], [])
+        == statistics.paired_difference([], [])
+        == {**nothing, "p": 1.0}
+    )
 
 
 def test_p_values_are_those_of_the_t_test_or_of_a_sign_test_on_a_few() -> None:
@@ -154,7 +191,8 @@ def test_holm_with_weights_by_hand() -> None:
 
 @pytest.mark.silent_bug(
     "statistics: rows that belong together",
-    "Questions about one passage count as independent, and intervals are up to three times too narrow.",
+    "Questions about one passage count as independent, and intervals are up to three times too "
+    "narrow.",
     "With `group` in the data of `evaluate`, intervals and verdicts are over groups.",
     "EvolvingLMMs-Lab/lmms-eval#989",
 )
@@ -162,19 +200,26 @@ def test_values_of_a_cluster_count_as_far_as_they_differ() -> None:
     twice = statistics.clustered([1.0, 1.0, 0.0, 0.0, 0.5, 0.5], list("aabbcc"))
     assert twice == pytest.approx([1.0, 0.0, 0.5])  # as three values
     uneven = statistics.clustered([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", None])
-    assert uneven == pytest.approx([0.75 + 2 / 4 * 0.75, 0.75 - 2 / 4 * 0.75])  # the mean is that of all values
-    assert statistics.clustered([1.0, 2.0], [None, None]) == [1.0, 2.0] and statistics.clustered([], []) == []
+    # The mean is that of all values
+    assert uneven == pytest.approx([0.75 + 2 / 4 * 0.75, 0.75 - 2 / 4 * 0.75])
+    assert (
+        statistics.clustered([1.0, 2.0], [None, None]) == [1.0, 2.0]
+        and statistics.clustered([], []) == []
+    )
     random, covered, alone = np.random.default_rng(0), 0, 0
     for _ in range(200):
         values = (random.normal(size=(12, 1)) + 0.3 * random.normal(size=(12, 6))).ravel().tolist()
-        covered += inside(statistics.estimate(statistics.clustered(values, [at // 6 for at in range(72)])), 0.0)
+        covered += inside(
+            statistics.estimate(statistics.clustered(values, [at // 6 for at in range(72)])), 0.0
+        )
         alone += inside(statistics.estimate(values), 0.0)
     assert covered >= 184 and alone < 140  # of 200
 
 
 @pytest.mark.silent_bug(
     "statistics: rows that belong together",
-    "A difference at equal length, a calibration error and measures of diversity ignore what rows share.",
+    "A difference at equal length, a calibration error and measures of diversity ignore what "
+    "rows share.",
     "Each prompt twice has the interval of each prompt once, if both rows are in one group.",
     "EvolvingLMMs-Lab/lmms-eval#989",
 )
@@ -183,19 +228,32 @@ def test_prompts_that_are_repeated_in_a_group_say_nothing_new() -> None:
     ours, theirs = lengths(random, 60, 1.2, "independent")
     once = [(random.standard_normal(60) + 0.5).tolist(), list(ours - theirs), list(theirs)]
     twice = [[*values, *values] for values in once]
-    one, grouped = statistics.at_equal_length(*once), statistics.at_equal_length(*twice, [*range(60)] * 2)
+    one, grouped = (
+        statistics.at_equal_length(*once),
+        statistics.at_equal_length(*twice, [*range(60)] * 2),
+    )
     assert one is not None and grouped is not None
     assert grouped["high"] - grouped["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
     cases = [(float(p), float(random.random() < p)) for p in random.random(40)]
     units = [*range(40)] * 2
-    assert calibration.error(Cases.of(cases * 2), 0, units) == {**calibration.error(Cases.of(cases), 0), "n": 40}
+    assert calibration.error(Cases.of(cases * 2), 0, units) == {
+        **calibration.error(Cases.of(cases), 0),
+        "n": 40,
+    }
     nothing = np.zeros(0)
-    assert calibration.error(Cases(nothing, nothing), 0) == {"mean": None, "low": None, "high": None, "n": 0}
+    assert calibration.error(Cases(nothing, nothing), 0) == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+    }
 
 
 @pytest.mark.parametrize("tie", [[0.0], [0.0, 0.0], [0.5, -0.5]])
 def test_a_unit_that_ties_is_no_evidence(tie: list[float]) -> None:
-    """Three passages win and a fourth ties: a sign test has three signs, though the mean of all shifts the fourth."""
+    """Three passages win and a fourth ties: a sign test has three signs, though the mean of all
+    shifts the fourth.
+    """
     differences, units = [1.0] * 3 + tie, [*range(3), *(3 for _ in tie)]
     assert statistics.clustered_p(differences, units) >= 0.25
     assert statistics.clustered_p([*differences, 1.0], [*units, 3]) < 0.25
@@ -226,15 +284,26 @@ def lengths(random: Any, n: int, ratio: float, kind: str) -> tuple[Array, Array]
 
 
 def claims(
-    kind: str, ratio: float, effect: str, *, better: float = 0.0, noise: float = 0.8, n: int = 150, both: bool = True
+    kind: str,
+    ratio: float,
+    effect: str,
+    *,
+    better: float = 0.0,
+    noise: float = 0.8,
+    n: int = 150,
+    both: bool = True,
 ) -> tuple[float, float]:
-    """How often a difference at equal length is claimed, and how often none is reported, over 200 simulations."""
+    """How often a difference at equal length is claimed, and how often none is reported, over 200
+    simulations.
+    """
     random, f = np.random.default_rng(int(10 * ratio) + n), EFFECTS[effect]
     claimed = silent = 0
     for _ in range(200):
         ours, theirs = lengths(random, n, ratio, kind)
         gains = better + f(ours) - f(theirs) + noise * random.standard_normal(n)
-        found = statistics.at_equal_length(list(gains), list(ours - theirs), list(theirs) if both else None)
+        found = statistics.at_equal_length(
+            list(gains), list(ours - theirs), list(theirs) if both else None
+        )
         silent += found is None
         claimed += found is not None and not found["low"] <= 0 <= found["high"]
     return claimed / 200, silent / 200
@@ -243,11 +312,13 @@ def claims(
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("kind", ["independent", "coupled", "gamma"])
 def test_length_alone_is_not_quality(kind: str, ratio: float) -> None:
-    # A line through all prompts claims a difference in up to 100% of these cases, the tanh of AlpacaEval in up to 98%.
+    # A line through all prompts claims a difference in up to 100% of these cases, the tanh of
+    # AlpacaEval in up to 98%.
     for effect in EFFECTS:
         for noise in (0.8, 0.25):
             claimed, _ = claims(kind, ratio, effect, noise=noise)
-            assert claimed <= 0.09, (effect, noise)  # 5%, and two and a half standard errors of 200 simulations
+            # 5%, and two and a half standard errors of 200 simulations
+            assert claimed <= 0.09, (effect, noise)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0])
@@ -280,8 +351,12 @@ def test_a_reward_that_is_length_leaves_nothing() -> None:
     random = np.random.default_rng(1)
     ours, theirs = lengths(random, 60, 1.2, "independent")
     noise = 0.01 * random.standard_normal(60)
-    found = statistics.at_equal_length(list(0.25 * (ours - theirs) + noise), list(ours - theirs), list(theirs))
-    assert found is not None and found["mean"] == pytest.approx(0.0, abs=0.01) and found["high"] < 0.02
+    found = statistics.at_equal_length(
+        list(0.25 * (ours - theirs) + noise), list(ours - theirs), list(theirs)
+    )
+    assert (
+        found is not None and found["mean"] == pytest.approx(0.0, abs=0.01) and found["high"] < 0.02
+    )
     assert found["n"] == 60 and 20 < found["near"] < 60
 
 
@@ -303,15 +378,22 @@ def test_cases_of_a_cluster_are_no_independent_cases() -> None:
 
 
 def test_intervals_of_clusters_cover_the_truth() -> None:
-    """Three ratings of each of 40 items, which are alike in 70% of items: of 400 such samples, about 95% cover."""
+    """Three ratings of each of 40 items, which are alike in 70% of items: of 400 such samples,
+    about 95% cover.
+    """
     draw, covers, naive = random.Random(0), 0, 0
     for _ in range(400):
         items = []
         for _ in range(40):
             first = float(draw.random() < 0.7)
             alike = draw.random() < 0.7
-            items.append([first, *(first if alike else float(draw.random() < 0.7) for _ in range(2))])
-        found, wrong = statistics.clustered_share(items), statistics.share(sum(map(sum, items)), 120)
+            items.append(
+                [first, *(first if alike else float(draw.random() < 0.7) for _ in range(2))]
+            )
+        found, wrong = (
+            statistics.clustered_share(items),
+            statistics.share(sum(map(sum, items)), 120),
+        )
         assert found is not None and wrong is not None
         covers += found["low"] <= 0.7 <= found["high"]
         naive += wrong["low"] <= 0.7 <= wrong["high"]

@@ -28,7 +28,12 @@ def register(add):
     add("reward", "picky", Picky)
 """
 LENGTH: dict[str, Any] = {"length": {"unit": "characters"}}
-EVALUATE: dict[str, Any] = {"step": "evaluate", "policies": ["base"], "rewards": [LENGTH], "prompts": "prompts.jsonl"}
+EVALUATE: dict[str, Any] = {
+    "step": "evaluate",
+    "policies": ["base"],
+    "rewards": [LENGTH],
+    "prompts": "prompts.jsonl",
+}
 SHOTS: dict[str, Any] = {"policy": "base", "few_shot": "demos.jsonl"}
 OF_PAIRS: dict[str, Any] = {"step": "evaluate_reward", "rewards": [LENGTH], "pairs": "pairs.jsonl"}
 JUDGED: dict[str, Any] = {"step": "judge_pairs", "judge": {"local_judge": {}}}
@@ -77,14 +82,24 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "",
         "picky",
     ),
-    "raw text to answer": (EVALUATE | {"prompts": "text.txt"}, "the rows are raw text", "", "text.txt"),
+    "raw text to answer": (
+        EVALUATE | {"prompts": "text.txt"},
+        "the rows are raw text",
+        "",
+        "text.txt",
+    ),
     "pairs without pairs": (
         OF_PAIRS | {"pairs": "demos.jsonl"},
         "none of 1 rows has a preference pair",
         "",
         "demos.jsonl",
     ),
-    "a column of pairs": (OF_PAIRS | {"by": ["topic"]}, "no pair has a column 'topic'", "columns: none", "topic"),
+    "a column of pairs": (
+        OF_PAIRS | {"by": ["topic"]},
+        "no pair has a column 'topic'",
+        "columns: none",
+        "topic",
+    ),
     "tokens of pairs": (
         OF_PAIRS | {"rewards": ["length"]},
         "reward 'length' counts tokens, but a response was not sampled in this run",
@@ -103,9 +118,24 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "",
         "picky",
     ),
-    "a column to select by": (SELECT | {"prompts": "prompts.jsonl"}, "picky: a prompt has", "", "picky"),
-    "text to sample from": ({"step": "sample", "prompts": "text.txt"}, "the rows are raw text", "", "text.txt"),
-    "nothing to judge": (JUDGED | {"data": "demos.jsonl"}, "no row has two different responses", "", "demos.jsonl"),
+    "a column to select by": (
+        SELECT | {"prompts": "prompts.jsonl"},
+        "picky: a prompt has",
+        "",
+        "picky",
+    ),
+    "text to sample from": (
+        {"step": "sample", "prompts": "text.txt"},
+        "the rows are raw text",
+        "",
+        "text.txt",
+    ),
+    "nothing to judge": (
+        JUDGED | {"data": "demos.jsonl"},
+        "no row has two different responses",
+        "",
+        "demos.jsonl",
+    ),
     "nothing to answer": (
         JUDGED | {"prompts": "text.txt", "policy": "base"},
         "the rows are raw text",
@@ -123,7 +153,14 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 
 def picky(folder: Path, *later: dict[str, Any]) -> list[str]:
     (command,) = mistaken(folder, *later)
-    ties = {"prompt": "red?", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties", "num_correct": 2, "id": "7"}
+    ties = {
+        "prompt": "red?",
+        "chosen": ["a", "b"],
+        "rejected": ["c"],
+        "subset": "Ties",
+        "num_correct": 2,
+        "id": "7",
+    }
     (folder / "ties.jsonl").write_text(json.dumps(ties), encoding="utf-8")
     (folder / "picky.py").write_text(PICKY, encoding="utf-8")
     recipe = json.loads(Path(command).read_text(encoding="utf-8"))
@@ -133,7 +170,9 @@ def picky(folder: Path, *later: dict[str, Any]) -> list[str]:
 
 def pointed_at(err: str) -> str:
     """What a caret stands below, up to the end of the line."""
-    above, carets = next(pair for pair in zip(err.splitlines(), err.splitlines()[1:], strict=False) if "^" in pair[1])
+    above, carets = next(
+        pair for pair in zip(err.splitlines(), err.splitlines()[1:], strict=False) if "^" in pair[1]
+    )
     return above[carets.index("^") :]
 
 
@@ -144,28 +183,46 @@ def test_data_that_a_step_cannot_use_are_shown_in_the_recipe(
     stage, message, help, place = STEPS[case]
     assert main(["check", *picky(tmp_path, stage)]) == 4
     err = capsys.readouterr().err
-    assert err.startswith("error: stage 'later_0': ") and message in err and f"{tmp_path / 'recipe.yaml'}:" in err
+    assert (
+        err.startswith("error: stage 'later_0': ")
+        and message in err
+        and f"{tmp_path / 'recipe.yaml'}:" in err
+    )
     assert not help or f"\n  help: {help}" in err
     assert pointed_at(err).startswith(place), err
 
 
-def test_a_run_says_it_before_its_first_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = [STEPS["a column to break down by"][0], STEPS["pairs without pairs"][0], LATER["margins"][0]]
+def test_a_run_says_it_before_its_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [
+        STEPS["a column to break down by"][0],
+        STEPS["pairs without pairs"][0],
+        LATER["margins"][0],
+    ]
     assert main(["run", *picky(tmp_path, *stages), "--out", str(tmp_path / "run")]) == 4
     err = capsys.readouterr().err
     assert all(f"error: stage 'later_{number}': " in err for number in range(3)), err
     assert not (tmp_path / "run" / "first").exists()
 
 
-def test_data_of_other_stages_are_not_here_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_of_other_stages_are_not_here_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A stage may make what a file lacks, also if it is one of several sources."""
     sampled = {"step": "sample", "prompts": "prompts.jsonl"}
     mixed = ["prompts.jsonl", "later_0"]
-    waiting = EVALUATE | {"prompts": mixed, "by": ["topic"], "policies": [{**SHOTS, "few_shot": "later_0"}]}
+    waiting = EVALUATE | {
+        "prompts": mixed,
+        "by": ["topic"],
+        "policies": [{**SHOTS, "few_shot": "later_0"}],
+    }
     assert main(["check", *picky(tmp_path, sampled, waiting, OF_PAIRS | {"pairs": "later_0"})]) == 0
 
 
-def test_training_data_point_at_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_data_point_at_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ("KTO without labels", "margins", "prompts that are raw text")
     stages = [*(LATER[name][0] for name in names), ONLINE | {"reward": "picky"}]
     assert main(["check", *picky(tmp_path, *stages)]) == 4
@@ -173,7 +230,9 @@ def test_training_data_point_at_the_recipe(tmp_path: Path, capsys: pytest.Captur
     assert places == ["demos.jsonl", "pairs.jsonl", "text.txt", "picky"]
 
 
-def test_bad_rows_are_listed_by_their_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_are_listed_by_their_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = picky(tmp_path, OF_PAIRS, LATER["margins"][0])
     with (tmp_path / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "is it?", "chosen": "yes"}\n')

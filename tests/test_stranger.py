@@ -1,4 +1,5 @@
-"""Strangers' plugins: wheels of their own, installed beside alignkit's wheel, found by entry points, and run.
+"""Strangers' plugins: wheels of their own, installed beside alignkit's wheel, found by entry
+points, and run.
 
 `make slow` has those that are not `reinforce`.
 """
@@ -19,14 +20,25 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
-# What a recipe improves from its first row of metrics to the mean of its last five: half of what one seed gives, which
-# is far outside the noise of one row.
-GAINS = {"reinforce": ("reward", 0.12), "nash-md": ("reward", 0.15), "bco": ("loss", -0.5), "xpo": ("loss", -0.07)}
-RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name != "reinforce" else []) for name in GAINS]
+# What a recipe improves from its first row of metrics to the mean of its last five: half of what
+# one seed gives, which is far outside the noise of one row.
+GAINS = {
+    "reinforce": ("reward", 0.12),
+    "nash-md": ("reward", 0.15),
+    "bco": ("loss", -0.5),
+    "xpo": ("loss", -0.07),
+}
+RUNS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name != "reinforce" else []) for name in GAINS
+]
 
 
 def call(*command: object, cwd: Path | None = None, **environment: str) -> str:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("ALIGNKIT", "PYTHON"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("ALIGNKIT", "PYTHON"))
+    }
     done = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
@@ -41,19 +53,24 @@ def call(*command: object, cwd: Path | None = None, **environment: str) -> str:
 
 def build(project: Path, out: Path) -> Path:
     call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, project)
-    (wheel,) = out.glob(f"{project.name.replace('-', '_') if project != ROOT else 'alignkit'}-*.whl")
+    (wheel,) = out.glob(
+        f"{project.name.replace('-', '_') if project != ROOT else 'alignkit'}-*.whl"
+    )
     return wheel
 
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment that has alignkit's wheel, and borrows torch and the rest from this one."""
+    """The Python of a new environment that has alignkit's wheel, and borrows torch and the rest
+    from this one.
+    """
     folder = tmp_path_factory.mktemp("stranger")
     shutil.copytree(EXAMPLES, folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     venv.create(folder / "env", with_pip=False, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "env" / "lib" / version / "site-packages"
-    # Links rather than this environment's own folder: that one has alignkit's editable install and its entry points.
+    # Links rather than this environment's own folder: that one has alignkit's editable install and
+    # its entry points.
     borrowed = folder / "borrowed"
     borrowed.mkdir()
     for package in site_packages().iterdir():
@@ -113,10 +130,17 @@ def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -
         shutil.copy(file, tmp_path)
     alignkit, recipe = stranger.parent / "alignkit", tmp_path / "recipe.yaml"
     elsewhere.mkdir()
-    assert call(alignkit, "check", recipe, cwd=elsewhere).splitlines()[-1].startswith(f"ok: {name}: stages ")
+    assert (
+        call(alignkit, "check", recipe, cwd=elsewhere)
+        .splitlines()[-1]
+        .startswith(f"ok: {name}: stages ")
+    )
     call(alignkit, "run", recipe, cwd=elsewhere)
     folder = elsewhere / "runs" / name / "align"
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     metric, gain = GAINS[name]
     values = [row[metric] for row in rows]
     change = sum(values[-5:]) / 5 - values[0]
@@ -126,9 +150,13 @@ def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.name.removeprefix("alignkit-") for path in EXAMPLES.glob("alignkit-*")))
+@pytest.mark.parametrize(
+    "name", sorted(path.name.removeprefix("alignkit-") for path in EXAMPLES.glob("alignkit-*"))
+)
 def test_its_own_tests_pass_with_its_wheel(stranger: Path, tmp_path: Path, name: str) -> None:
-    """The kit and a run of the recipe, in a copy of the example without the modules that the wheel has."""
+    """The kit and a run of the recipe, in a copy of the example without the modules that the wheel
+    has.
+    """
     example = EXAMPLES / f"alignkit-{name}"
     project = tomllib.loads((example / "pyproject.toml").read_text(encoding="utf-8"))
     for needed in map(Requirement, project["project"]["dependencies"]):
@@ -137,7 +165,8 @@ def test_its_own_tests_pass_with_its_wheel(stranger: Path, tmp_path: Path, name:
     add(stranger, name)
     copy = tmp_path / "docs" / "examples" / example.name
     packed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["include"]
-    ignored = shutil.ignore_patterns("__pycache__", "alignkit_*", *packed)  # also a module that the wheel lacks
+    # Also a module that the wheel lacks
+    ignored = shutil.ignore_patterns("__pycache__", "alignkit_*", *packed)
     shutil.copytree(example, copy, ignore=ignored)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # whose data some recipes name
     done = call(stranger, "-m", "pytest", "-q", cwd=copy, ALIGNKIT_CACHE=str(tmp_path / "cache"))
@@ -152,7 +181,9 @@ def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: 
         call(alignkit, "notes", "mine.notes", f"What is {number}?", "A number.", cwd=tmp_path)
     shutil.copy(EXAMPLES / "alignkit-notes" / "recipe.yaml", tmp_path)
     assert "notes: sft took" in call(alignkit, "run", "recipe.yaml", cwd=tmp_path)
-    assert "notes/empty" in (tmp_path / "runs" / "notes" / "align" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "notes/empty" in (tmp_path / "runs" / "notes" / "align" / "metrics.jsonl").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_path: Path) -> None:
@@ -167,11 +198,20 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
     shutil.make_archive(str(tmp_path / "small"), "gztar", tiny.parent, tiny.name)
     for file in ("recipe.yaml", "answers.jsonl"):
         shutil.copy(EXAMPLES / "alignkit-archive" / file, tmp_path)
-    words = ["stages.sft.optimizer=lion", "stages.sft.lr_scheduler_type=cooldown", "stages.sft.learning_rate=1e-3"]
+    words = [
+        "stages.sft.optimizer=lion",
+        "stages.sft.lr_scheduler_type=cooldown",
+        "stages.sft.learning_rate=1e-3",
+    ]
     call(alignkit, "run", "recipe.yaml", *words, cwd=tmp_path, ALIGNKIT_CACHE=str(tmp_path))
-    stage = json.loads((tmp_path / "runs" / "archive" / "sft" / "stage.json").read_text(encoding="utf-8"))
+    stage = json.loads(
+        (tmp_path / "runs" / "archive" / "sft" / "stage.json").read_text(encoding="utf-8")
+    )
     settings = stage["depends_on"]["settings"]
-    assert [settings[key]["name"] for key in ("optimizer", "lr_scheduler_type")] == ["lion", "cooldown"]
+    assert [settings[key]["name"] for key in ("optimizer", "lr_scheduler_type")] == [
+        "lion",
+        "cooldown",
+    ]
     kinds = {"optimizer": "lion", "schedule": "cooldown", "model": "archive", "template": "lab"}
     for kind, name in kinds.items():
         assert f"{kind} {name} (" in call(alignkit, "plugins", name, cwd=tmp_path)
@@ -180,12 +220,17 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
 def test_a_strangers_monitor_and_its_part_of_the_report(stranger: Path, tmp_path: Path) -> None:
     add(stranger, "hardest")
     alignkit = stranger.parent / "alignkit"
-    assert "weight of a prompt's earlier rewards in its mean" in call(alignkit, "plugins", "hardest", cwd=tmp_path)
+    assert "weight of a prompt's earlier rewards in its mean" in call(
+        alignkit, "plugins", "hardest", cwd=tmp_path
+    )
     for name in ("recipe.yaml", "prompts.jsonl", "letters.py"):
         shutil.copy(EXAMPLES / "alignkit-hardest" / name, tmp_path)
     call(alignkit, "run", "recipe.yaml", "stages.align.iterations=2", cwd=tmp_path)
     run = tmp_path / "runs" / "hardest"
-    rows = [json.loads(line) for line in (run / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (run / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert all(row["hardest/share"] >= 0 and 1 <= row["gen_batches"] <= 4 for row in rows)
     for name in ("report.md", "report.html"):
         assert "align: the hardest prompts" in (run / name).read_text(encoding="utf-8")

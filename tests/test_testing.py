@@ -1,4 +1,6 @@
-"""The conformance kit: every first-party algorithm passes, and each kind of broken one is reported."""
+"""The conformance kit: every first-party algorithm passes, and each kind of broken one is
+reported.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,16 @@ from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.sft import LM, SFT
 
 DEMONSTRATIONS = [
-    replace(group, responses=(replace(response, label=None),), pairs=None, id=f"{group.id}-{number}")
+    replace(
+        group, responses=(replace(response, label=None),), pairs=None, id=f"{group.id}-{number}"
+    )
     for group in example_groups()
     for number, response in enumerate(group.responses)
 ]
-TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ran by.", "No.", "Bread is baked here.")]
+TEXTS = [
+    Group((), (Response(text=text),), id=text[:5])
+    for text in ("A river ran by.", "No.", "Bread is baked here.")
+]
 
 
 @pytest.mark.parametrize(
@@ -49,8 +56,19 @@ TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ra
         (RewardModel, {"margin": "data"}),
         (RewardModel, {"margin": "llama2-large", "center_coefficient": 0.0}),
         (PPO, {}),
-        (PPO, {"aggregation": "sequence_mean", "kl_target": 3.0, "entropy_coefficient": 0.1, "dual_clip": 3.0}),
-        (PPO, {"whiten_advantages": False, "gamma": 0.9, "score_clip": 1.0, "value_clip_range": None}),
+        (
+            PPO,
+            {
+                "aggregation": "sequence_mean",
+                "kl_target": 3.0,
+                "entropy_coefficient": 0.1,
+                "dual_clip": 3.0,
+            },
+        ),
+        (
+            PPO,
+            {"whiten_advantages": False, "gamma": 0.9, "score_clip": 1.0, "value_clip_range": None},
+        ),
         (RejectionSampling, {}),
         (DPO, {}),
         (DPO, {"beta": 0.5, "label_smoothing": 0.2}),
@@ -62,7 +80,9 @@ def test_first_party_algorithms_conform(cls: type[Algorithm], options: dict[str,
 
 
 def test_right_is_about_the_likelier_order() -> None:
-    """p below a half says that the pair's worse response is the likelier better one; at a half there is no order."""
+    """p below a half says that the pair's worse response is the likelier better one; at a half
+    there is no order.
+    """
     better, worse = torch.tensor([0, 0, 0, 0, 2]), torch.tensor([1, 1, 1, 1, 2])
     p = torch.tensor([1.0, 0.7, 0.5, 0.2, 1.0])
     found = Pairs(better, worse, p, torch.zeros(5), better * 0).right(torch.tensor([2.0, 1.0, 1.0]))
@@ -154,17 +174,31 @@ class ReportsIgnoringMask(Algorithm):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (IgnoresMask, r"^IgnoresMask: garbage outside the mask changes the gradient by .* must use batch.mask"),
-        (MeanOfMicroBatch, "cutting the batch into micro-batches changes the gradient by .* unreduced entries"),
-        (WhitensInTheLoss, "cutting the batch into micro-batches changes the gradient by .* belong in `before_step`"),
+        (
+            IgnoresMask,
+            r"^IgnoresMask: garbage outside the mask changes the gradient by .* must use batch.mask",
+        ),
+        (
+            MeanOfMicroBatch,
+            "cutting the batch into micro-batches changes the gradient by .* unreduced entries",
+        ),
+        (
+            WhitensInTheLoss,
+            "cutting the batch into micro-batches changes the gradient by .* belong in "
+            "`before_step`",
+        ),
         (RootOfZero, "the gradient is not finite: look for sqrt"),
         (Dropout, "a second pass over the same batch changes the gradient by .* random numbers"),
         (
             Remembers,
-            "a second pass over the same batch changes the gradient .* remembers belongs in `state`",
+            "a second pass over the same batch changes the gradient .* remembers belongs in "
+            "`state`",
         ),
         (Detached, r"[.]loss`: return terms with gradients, computed from `out`"),
-        (BonusWithoutGradient, r"[.]loss`: return terms with gradients, .* needs `Needs\(entropy=True\)`"),
+        (
+            BonusWithoutGradient,
+            r"[.]loss`: return terms with gradients, .* needs `Needs\(entropy=True\)`",
+        ),
         (ByPlace, "the order of groups changes the gradient by .* batch.group_index"),
         (
             WrongShape,
@@ -218,7 +252,10 @@ class ComputesOnce(Online):
 
 
 def test_memory_outside_the_state_is_reported() -> None:
-    text = "what `signal` remembers outside of `state` changes signal 'advantage' .* a resumed run would lose it"
+    text = (
+        "what `signal` remembers outside of `state` changes signal 'advantage' .* a resumed run "
+        "would lose it"
+    )
     with pytest.raises(ConformanceError, match=text):
         check_algorithm(RemembersAnAverage)
 
@@ -299,7 +336,9 @@ class OtherName(Weightable):
 
 class OfTokens(Weightable):
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        return {"advantages": super().signal(rollouts)["advantages"][:, None].expand_as(rollouts.mask)}
+        return {
+            "advantages": super().signal(rollouts)["advantages"][:, None].expand_as(rollouts.mask)
+        }
 
 
 @pytest.mark.parametrize(
@@ -309,7 +348,9 @@ class OfTokens(Weightable):
         (OfTokens, "`needs` promises advantages"),
     ],
 )
-def test_advantages_that_cannot_have_weights_are_reported(cls: type[Algorithm], message: str) -> None:
+def test_advantages_that_cannot_have_weights_are_reported(
+    cls: type[Algorithm], message: str
+) -> None:
     check_algorithm(Weightable)
     with pytest.raises(ConformanceError, match=message):
         check_algorithm(cls)
@@ -323,4 +364,6 @@ def test_example_groups_hold_every_kind_of_preference() -> None:
     groups = example_groups(5)
     assert [len(group.responses) for group in groups] == [5] * 4
     assert {pair.margin for group in groups for pair in group.pairs or ()} == {"slightly", 1.5, 2.0}
-    assert all(r.rank is not None and r.scores["reward"] is not None for g in groups for r in g.responses)
+    assert all(
+        r.rank is not None and r.scores["reward"] is not None for g in groups for r in g.responses
+    )

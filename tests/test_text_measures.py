@@ -8,18 +8,35 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.formats.text_metrics import CONFIDENCE, HEDGES, distinct, phrases, repetition, self_bleu, words_of
+from alignkit_plugins.formats.text_metrics import (
+    CONFIDENCE,
+    HEDGES,
+    distinct,
+    phrases,
+    repetition,
+    self_bleu,
+    words_of,
+)
 
 
 def test_words_are_lower_case_and_marks_are_words() -> None:
-    assert words_of("I’m sure, e-mail WORKS! 👍") == ["i'm", "sure", ",", "e-mail", "works", "!", "👍"]
+    assert words_of("I’m sure, e-mail WORKS! 👍") == [
+        "i'm",
+        "sure",
+        ",",
+        "e-mail",
+        "works",
+        "!",
+        "👍",
+    ]
     assert words_of("漢字です ok") == ["漢", "字", "で", "す", "ok"]
     assert words_of(" \n_ ") == []
 
 
 @pytest.mark.silent_bug(
     "evaluation: words",
-    "Vowel signs and accents that follow their letter split words of Hindi, Arabic and decomposed text.",
+    "Vowel signs and accents that follow their letter split words of Hindi, Arabic and "
+    "decomposed text.",
     "They belong to their word.",
     "huggingface/evaluate#256",
 )
@@ -65,20 +82,29 @@ def test_self_bleu_of_equal_and_of_different_texts() -> None:
 
 
 def test_self_bleu_by_hand() -> None:
-    """Of `a b c d` against `a b x`: 2 of 4 words; pairs (1+1)/(3+1), triples (0+1)/(2+1), fours (0+1)/(1+1)."""
+    """Of `a b c d` against `a b x`: 2 of 4 words; pairs (1+1)/(3+1), triples (0+1)/(2+1), fours
+    (0+1)/(1+1).
+    """
     ours, theirs = list("abcd"), list("abx")
     first = math.exp((math.log(2 / 4) + math.log(2 / 4) + math.log(1 / 3) + math.log(1 / 2)) / 4)
-    # Of `a b x` against `a b c d`: it is shorter, so it pays exp(1 - 4/3); it has no n-gram of four words.
-    second = math.exp(1 - 4 / 3) * math.exp((math.log(2 / 3) + math.log(2 / 3) + math.log(1 / 2)) / 3)
+    # Of `a b x` against `a b c d`: it is shorter, so it pays exp(1 - 4/3); it has no n-gram of four
+    # words.
+    second = math.exp(1 - 4 / 3) * math.exp(
+        (math.log(2 / 3) + math.log(2 / 3) + math.log(1 / 2)) / 3
+    )
     assert self_bleu([ours, theirs]) == pytest.approx((first + second) / 2)
 
 
 def test_a_repeated_word_matches_only_as_often_as_a_reference_has_it() -> None:
-    """Papineni's clipping: `the the` against `the cat` matches one of two words, and (0+1)/(1+1) pairs."""
+    """Papineni's clipping: `the the` against `the cat` matches one of two words, and (0+1)/(1+1)
+    pairs.
+    """
     assert self_bleu([["the", "the"], ["the", "cat"]]) == pytest.approx(math.sqrt(1 / 2 * 1 / 2))
 
 
-def test_self_bleu_of_many_texts_compares_a_fixed_number_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_bleu_of_many_texts_compares_a_fixed_number_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compared: list[int] = []
     measures = importlib.import_module(self_bleu.__module__)
     bleu = measures._bleu

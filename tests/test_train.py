@@ -1,4 +1,6 @@
-"""The loop: normalizers of the global batch, schedules, and promises to algorithms that look at a whole batch."""
+"""The loop: normalizers of the global batch, schedules, and promises to algorithms that look at a
+whole batch.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Whole(Algorithm):
 def encoded(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
     encoder = Encoder(policy.tokenizer)
     groups = [
-        Group(({"role": "user", "content": f"how are you, {n}?"},), (Response(text="well"),), id=str(n),
+        Group(({"role": "user", "content": (
+            f"how are you, {n}?"
+        )},), (Response(text="well"),), id=str(n),
               bundle=str(n % bundles) if bundles else None)
         for n in range(count)
     ]  # fmt: skip
@@ -78,7 +82,9 @@ class Renamed(Whole):
         return {name: per_token(out.logprobs.detach() * 0 + 7) for name in ("nll", "loss")}
 
 
-def test_a_metric_shows_in_place_of_a_term_but_not_of_the_loss_that_chooses_the_best_epoch(tmp_path: Path) -> None:
+def test_a_metric_shows_in_place_of_a_term_but_not_of_the_loss_that_chooses_the_best_epoch(
+    tmp_path: Path,
+) -> None:
     model = policy(tmp_path)
     model.add_role("new")
     learner = Learner(model, Renamed(Renamed.Options()), Settings(), "new")
@@ -109,7 +115,9 @@ def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
 
 
 class Weighted(Algorithm):
-    """A term whose tokens weigh their place in the response (from 1), and one that counts responses."""
+    """A term whose tokens weigh their place in the response (from 1), and one that counts
+    responses.
+    """
 
     def term_weights(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         return {"late": batch.mask * torch.arange(1.0, batch.mask.shape[1] + 1)}
@@ -117,7 +125,8 @@ class Weighted(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None
         sums = (out.logprobs * batch.mask).sum(1)
-        nll = torch.where(batch.mask, -out.logprobs, float("nan"))  # what does not count may be anything
+        # What does not count may be anything
+        nll = torch.where(batch.mask, -out.logprobs, float("nan"))
         return Loss(late=per_token(nll), even=per_token(nll, 2.0), whole=per_response(-sums, 0.5))
 
 
@@ -142,14 +151,24 @@ def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("budget", [1, 70, 10_000])
-def test_a_global_batch_has_one_normalizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+def test_a_global_batch_has_one_normalizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
     """However it is cut into micro-batches: sums over all of it, divided once."""
     model = policy(tmp_path)
     model.add_role("new")
     encoder = Encoder(model.tokenizer)
-    said = [("Why?", ("Because.", "I do not know why, nobody does")), ("A colour", ("red",)), ("Hm", ("a b c", "x"))]
+    said = [
+        ("Why?", ("Because.", "I do not know why, nobody does")),
+        ("A colour", ("red",)),
+        ("Hm", ("a b c", "x")),
+    ]
     groups = [
-        Group(({"role": "user", "content": question},), tuple(Response(text=text) for text in answers), id=question)
+        Group(
+            ({"role": "user", "content": question},),
+            tuple(Response(text=text) for text in answers),
+            id=question,
+        )
         for question, answers in said
     ]
     tokens = encoder.text("not all of these")
@@ -160,10 +179,14 @@ def test_a_global_batch_has_one_normalizer(tmp_path: Path, monkeypatch: pytest.M
     learner = Learner(model, Weighted(Weighted.Options()), Settings(), "new")
     for name, parameter in learner.parameters.items():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half
-            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.normal_(
+                parameter, std=0.02, generator=torch.Generator().manual_seed(len(name))
+            )
     wanted = by_hand(model, examples)
     wanted["loss"].backward()
-    gradients = {name: p.grad.clone() for name, p in learner.parameters.items() if p.grad is not None}
+    gradients = {
+        name: p.grad.clone() for name, p in learner.parameters.items() if p.grad is not None
+    }
     found = learner._gradients(examples)
     for name, value in wanted.items():
         assert found[name] == pytest.approx(float(value.detach()), rel=1e-5), name
@@ -198,11 +221,19 @@ def test_schedules(kind: str, warmup: float, factors: list[float]) -> None:
 
 
 def test_warmup_rises_within_a_long_step() -> None:
-    """One iteration may be all of the warm-up. A full rate in its first step would be no warm-up at all."""
+    """One iteration may be all of the warm-up. A full rate in its first step would be no warm-up at
+    all.
+    """
     parts = [0.25, 0.5, 0.75, 1.0]
-    for warmup, step, factors in [(0.1, 0, parts), (0.2, 1, [0.625, 0.75, 0.875, 1.0]), (0.1, 1, [1.0] * 4)]:
+    for warmup, step, factors in [
+        (0.1, 0, parts),
+        (0.2, 1, [0.625, 0.75, 0.875, 1.0]),
+        (0.1, 1, [1.0] * 4),
+    ]:
         settings = Settings(lr_scheduler_type="linear", warmup_ratio=warmup)
-        assert [schedule(settings, 1e-3, step, 10, part) for part in parts] == pytest.approx(factors)
+        assert [schedule(settings, 1e-3, step, 10, part) for part in parts] == pytest.approx(
+            factors
+        )
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -220,7 +251,9 @@ def test_warmup_rises_within_a_long_step() -> None:
     ],
 )
 def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: int) -> None:
-    """The rates that transformers' own scheduler sets after the warmup, which rises here without a step of rate 0."""
+    """The rates that transformers' own scheduler sets after the warmup, which rises here without a
+    step of rate 0.
+    """
     from transformers import get_scheduler
 
     registration = plugins().get("schedule", name)
@@ -234,7 +267,9 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
         optimizer.step()
         theirs.step()
     factors = [schedule(settings, 2e-3, step, 12) for step in range(12)]
-    assert [2e-3 * factor for factor in factors[warmup:]] == pytest.approx(rates[warmup:], abs=1e-12)
+    assert [2e-3 * factor for factor in factors[warmup:]] == pytest.approx(
+        rates[warmup:], abs=1e-12
+    )
     assert factors[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
 
 

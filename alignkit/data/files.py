@@ -1,8 +1,9 @@
-"""Files of JSON and of text as numbered rows: jsonl, json and txt, each also .gz. Readers are plugins for all others.
+"""Files of JSON and of text as numbered rows: jsonl, json and txt, each also .gz. Readers are
+plugins for all others.
 
-Rows are numbered from 1: lines of jsonl and txt, elements of a json array. JSON lines in a file called .json are read
-as lines. A row that cannot be parsed becomes a `BadRow` and does not end the file, so that all faults can be reported
-together as `file:row: reason`.
+Rows are numbered from 1: lines of jsonl and txt, elements of a json array. JSON lines in a file
+called .json are read as lines. A row that cannot be parsed becomes a `BadRow` and does not end the
+file, so that all faults can be reported together as `file:row: reason`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.text import NO_FILE, is_special
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
-RECODE = "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
+RECODE = (
+    "save the file as UTF-8, as with `iconv -f CP1252 -t UTF-8 FILE > NEW` for the encoding CP1252"
+)
 UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
 
 
@@ -73,8 +76,8 @@ def suffix_of(path: Path) -> str:
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, without a byte order mark.
 
-    Bytes that are not UTF-8 become surrogates, which `parse` refuses. Raises `DataError` that names the line at which
-    a damaged file ends.
+    Bytes that are not UTF-8 become surrogates, which `parse` refuses. Raises `DataError` that names
+    the line at which a damaged file ends.
     """
     number = 0
     if is_special(path):
@@ -82,9 +85,14 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                yield number, line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1))
+                yield (
+                    number,
+                    line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1)),
+                )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}") from error
+        raise DataError(
+            f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
@@ -125,7 +133,9 @@ def parse(line: str | bytes) -> Any:
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file."""
+    """The rows of a JSON file: the elements of an array, one object, or an object per line, as in a
+    .jsonl file.
+    """
     lines = [line for _, line in text_lines(path)]
     text = "".join(lines)
     if not text.strip():
@@ -141,10 +151,11 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def without_fills(row: Any) -> Any:
-    """The row without the nulls that tables fill in: every struct of a column has the keys of all its others.
+    """The row without the nulls that tables fill in: every struct of a column has the keys of all
+    its others.
 
-    Nulls in lists stay, and so does JSON in a text, which a person wrote. Rows that alignkit wrote are returned as
-    they are. A row's columns may be null: only what is inside of them changes.
+    Nulls in lists stay, and so does JSON in a text, which a person wrote. Rows that alignkit wrote
+    are returned as they are. A row's columns may be null: only what is inside of them changes.
     """
     if not isinstance(row, dict) or "alignkit" in row:
         return row

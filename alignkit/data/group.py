@@ -1,4 +1,6 @@
-"""Groups: a prompt with K responses, the only data object, and how they are stored: one JSON object per line."""
+"""Groups: a prompt with K responses, the only data object, and how they are stored: one JSON object
+per line.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,21 @@ _Number = Annotated[float, PlainSerializer(_stored_number)]
 
 
 class Message(TypedDict, total=False):
-    """One turn of a conversation: a dict, so `message["content"]` is its text. Only `role` and `content` are required.
+    """One turn of a conversation: a dict, so `message["content"]` is its text. Only `role` and
+    `content` are required.
 
     Attributes:
         role: One of ROLES.
         content: Empty for a turn that only calls tools.
-        train: Whether the tokens of an assistant turn in a demonstration are learned, or how much they count in the
-            loss; the default is true.
+        train: Whether the tokens of an assistant turn in a demonstration are learned, or how much
+            they count in the loss; the default is true.
         reasoning_content: An assistant's thoughts, without tags.
-        tool_calls: An assistant's calls, each {"type": "function", "function": {"name", "arguments"}}, optionally "id".
-        name: Of a tool turn: the function, and the call that it answers. A user may have a name, too.
-        tool_call_id: Of a tool turn: the function, and the call that it answers. A user may have a name, too.
+        tool_calls: An assistant's calls, each {"type": "function", "function": {"name",
+            "arguments"}}, optionally "id".
+        name: Of a tool turn: the function, and the call that it answers. A user may have a name,
+            too.
+        tool_call_id: Of a tool turn: the function, and the call that it answers. A user may have a
+            name, too.
         call_errors: What is wrong with calls in a sampled turn that could not be read.
     """
 
@@ -68,7 +74,8 @@ class Message(TypedDict, total=False):
 class Origin:
     """Where a group was read. file: path or name of its source. row: counts from 1.
 
-    skip: its source leaves out bad rows (`on_bad_row: skip`). source: its source's place in the data entry, from 0.
+    skip: its source leaves out bad rows (`on_bad_row: skip`). source: its source's place in the
+    data entry, from 0.
     """
 
     file: str
@@ -88,7 +95,8 @@ class Response:
         text: The assistant's text, or a sample's last turn.
         messages: The turns, if there are several.
         rank: Its place among the group's ranked responses; 1 is best, and equal ranks are a tie.
-        scores: Reward components by name, and `reward`, their combination; None where scoring failed.
+        scores: Reward components by name, and `reward`, their combination; None where scoring
+            failed.
         label: True for good, false for bad.
         tokens: The sampled token ids, with the end of turn; None for a text from a file.
         logprobs: The sampler's, in nats, 0 for tokens of others.
@@ -96,7 +104,8 @@ class Response:
         truncated: Sampling stopped before an end of turn.
         source: The author, such as a model.
         tokenizer: Digest of that of the tokens; others read the text.
-        staleness: Updates of the policy since the weights that wrote it, when it was learned from (`rollout.ahead`).
+        staleness: Updates of the policy since the weights that wrote it, when it was learned from
+            (`rollout.ahead`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STORED
@@ -116,10 +125,14 @@ class Response:
 
     @property
     def reward(self) -> float:
-        """The combined reward before whitening. Raises `ValueError` if the response has not been scored."""
+        """The combined reward before whitening. Raises `ValueError` if the response has not been
+        scored.
+        """
         reward = self.scores.get("reward")
         if reward is None:
-            raise ValueError("this response has no reward; only an algorithm's samples have one, after scoring")
+            raise ValueError(
+                "this response has no reward; only an algorithm's samples have one, after scoring"
+            )
         return reward
 
 
@@ -153,8 +166,8 @@ class Group:
         bundle: Groups with the same key stay in one micro-batch.
         id: A digest of what the group says.
         meta: Columns of the row that its format did not use.
-        tools: JSON schemas of the functions that the assistant may call, which the chat template describes in the
-            prompt.
+        tools: JSON schemas of the functions that the assistant may call, which the chat template
+            describes in the prompt.
         origin: Where it was read; not part of its JSON, and equal groups may differ in it.
         weight: How much it counts in a loss, by its column `weight`. 0: it is not learned.
     """
@@ -176,16 +189,22 @@ def resolved_pairs(group: Group) -> tuple[Pair, ...]:
     """The group's pairs, or if they are None, those that its ranks imply."""
     if group.pairs is not None:
         return group.pairs
-    return tuple(Pair(i, j) for i, j in ranking_pairs([response.rank for response in group.responses]))
+    return tuple(
+        Pair(i, j) for i, j in ranking_pairs([response.rank for response in group.responses])
+    )
 
 
 def copies(groups: Sequence[Group]) -> list[Group]:
-    """The groups with prompts and columns that a plugin may change: others read the originals again."""
+    """The groups with prompts and columns that a plugin may change: others read the originals
+    again.
+    """
     return [replace(g, prompt=copy.deepcopy(g.prompt), meta=copy.deepcopy(g.meta)) for g in groups]
 
 
 def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:
-    """Pairs (i, j) in which response i has the better, i.e. lower, rank. Ties and missing ranks form no pair."""
+    """Pairs (i, j) in which response i has the better, i.e. lower, rank. Ties and missing ranks
+    form no pair.
+    """
     ranked = [(index, rank) for index, rank in enumerate(ranks) if rank is not None]
     return [(i, j) for i, best in ranked for j, rank in ranked if best < rank]
 
@@ -197,20 +216,32 @@ def why_not_demonstration(group: Group) -> str:
         return "is raw text without a prompt; use an algorithm that learns raw text"
     if count == 0:
         return (
-            "ends with the user, so nothing of it would be learned; remove the turns after the last answer, or name "
-            "the column of the response: `columns: {completion: COLUMN}`"
+            "ends with the user, so nothing of it would be learned; remove the turns after the "
+            "last answer, or name the column of the response: `columns: {completion: COLUMN}`"
         )
     if count > 1:
-        return f"has {count} responses, all of which would be learned; use an algorithm that learns comparisons"
+        return (
+            f"has {count} responses, all of which would be learned; use an algorithm that learns "
+            "comparisons"
+        )
     if group.responses[0].label is False:
-        return "is labeled as bad, but would still be learned; remove it, or use an algorithm that learns labels"
+        return (
+            "is labeled as bad, but would still be learned; remove it, or use an algorithm that "
+            "learns labels"
+        )
     return ""
 
 
 def preview(group: Group) -> str:
     """The beginning of a group's prompt in quotes: people recognize it, unlike the id."""
-    messages = [message for message in group.prompt if message["role"] == "user"] or list(group.prompt)
-    text = messages[0]["content"] if messages else next((response.text for response in group.responses), "")
+    messages = [message for message in group.prompt if message["role"] == "user"] or list(
+        group.prompt
+    )
+    text = (
+        messages[0]["content"]
+        if messages
+        else next((response.text for response in group.responses), "")
+    )
     words = " ".join(text[: 4 * _PREVIEW_LENGTH].split())
     return f"'{words if len(words) <= _PREVIEW_LENGTH else words[:_PREVIEW_LENGTH] + '...'}'"
 
@@ -222,7 +253,9 @@ def previews(groups: Sequence[Group]) -> str:
 
 
 def group_id(
-    prompt: Sequence[Message], responses: Sequence[Response] = (), tools: Sequence[Mapping[str, Any]] = ()
+    prompt: Sequence[Message],
+    responses: Sequence[Response] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """16 hex digits that depend only on what the prompt, the responses and the tools say."""
     texts = [r.text if r.messages is None else turns_of(r.messages) for r in responses]
@@ -242,9 +275,9 @@ def responses_of(groups: Iterable[Group]) -> list[Response]:
 def prompts_of(groups: Iterable[Group]) -> list[Group]:
     """The prompt of every row with its columns, but without responses; raw text has no prompt.
 
-    The prompt of a conversation is all that comes before its last answer to the user.
-    Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
-    A weight is that of the responses, so the prompt has none.
+    The prompt of a conversation is all that comes before its last answer to the user. Rows with the
+    same words stay separate, because their columns (`answer`, `safety`) may differ; so do their
+    ids. A weight is that of the responses, so the prompt has none.
     """
     prompts = []
     for group in groups:
@@ -254,23 +287,35 @@ def prompts_of(groups: Iterable[Group]) -> list[Group]:
             if group.meta:
                 columns = json.dumps(group.meta, sort_keys=True, default=str)
                 name = sha256_of([name, columns])[:16]
-            prompts.append(Group(words, id=name, meta=group.meta, tools=group.tools, origin=group.origin))
+            prompts.append(
+                Group(words, id=name, meta=group.meta, tools=group.tools, origin=group.origin)
+            )
     return prompts
 
 
 def _up_to_last_question(group: Group) -> tuple[Message, ...]:
-    """The prompt; of a demonstration with several turns, the whole conversation up to the user's last turn."""
+    """The prompt; of a demonstration with several turns, the whole conversation up to the user's
+    last turn.
+    """
     turns = group.responses[0].messages if len(group.responses) == 1 else None
-    last = max((place for place, turn in enumerate(turns or ()) if turn["role"] == "user"), default=-1)
+    last = max(
+        (place for place, turn in enumerate(turns or ()) if turn["role"] == "user"), default=-1
+    )
     return (*group.prompt, *(turns or ())[: last + 1])
 
 
 def turns_of(messages: Sequence[Message]) -> list[list[Any]]:
-    """[role, content] of each message, then its other keys as an object if it has any; without the `train` flags."""
+    """[role, content] of each message, then its other keys as an object if it has any; without the
+    `train` flags.
+    """
     turns = []
     for message in messages:
         turn: list[Any] = [message["role"], message["content"]]
-        others = {key: value for key, value in sorted(message.items()) if key not in ("role", "content", "train")}
+        others = {
+            key: value
+            for key, value in sorted(message.items())
+            if key not in ("role", "content", "train")
+        }
         if others:
             turn.append(others)
         turns.append(turn)
@@ -300,7 +345,9 @@ def group_to_json(group: Group) -> str:
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"group {group.id!r}: meta holds a value that JSON cannot represent: {error}") from error
+        raise ValueError(
+            f"group {group.id!r}: meta holds a value that JSON cannot represent: {error}"
+        ) from error
     try:
         line.encode()
     except UnicodeEncodeError:  # UTF-8 cannot encode half a surrogate pair, but JSON can escape it
@@ -309,14 +356,21 @@ def group_to_json(group: Group) -> str:
 
 
 def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
-    """The group that a line, or the object parsed from it, represents. Raises `BadRow` if it is not a group."""
+    """The group that a line, or the object parsed from it, represents. Raises `BadRow` if it is not
+    a group.
+    """
     row = parse(line) if isinstance(line, str | bytes) else line
     if not isinstance(row, Mapping) or "alignkit" not in row:
         raise BadRow("not a group written by alignkit: it has no key 'alignkit'")
     if row["alignkit"] != _VERSION:
-        raise BadRow(f"the group has format version {row['alignkit']!r}, but this alignkit reads version {_VERSION}")
+        raise BadRow(
+            f"the group has format version {row['alignkit']!r}, but this alignkit reads version "
+            f"{_VERSION}"
+        )
     try:
-        group = _stored().validate_python({name: value for name, value in row.items() if name != "alignkit"})
+        group = _stored().validate_python(
+            {name: value for name, value in row.items() if name != "alignkit"}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -329,16 +383,21 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
 
 def every_turn(group: Group) -> list[Message]:
     """The turns of the prompt and of every response that is a conversation."""
-    return [*group.prompt, *(turn for response in group.responses for turn in response.messages or ())]
+    return [
+        *group.prompt,
+        *(turn for response in group.responses for turn in response.messages or ()),
+    ]
 
 
 def check_weights(group: Group) -> None:
-    """Raise `BadRow` unless the weights of the row and its turns are finite numbers >= 0; a turn's may be a bool."""
+    """Raise `BadRow` unless the weights of the row and its turns are finite numbers >= 0; a turn's
+    may be a bool.
+    """
     for weight in (group.weight, *(turn.get("train", True) for turn in every_turn(group))):
         if not isinstance(weight, int | float) or not 0 <= weight <= sys.float_info.max:
             raise BadRow(
-                "'weight', and 'train' unless it is true or false, must be a finite number of 0 or more, not "
-                f"{str(weight)[:60]!r}"
+                "'weight', and 'train' unless it is true or false, must be a finite number of 0 "
+                f"or more, not {str(weight)[:60]!r}"
             )
 
 
@@ -352,13 +411,17 @@ def check_indices(pair: Pair, count: int) -> None:
 
 
 def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
-    """Write one line per group, atomically: an existing file stays in place until the new one is complete on disk."""
+    """Write one line per group, atomically: an existing file stays in place until the new one is
+    complete on disk.
+    """
     with whole_file(Path(path)) as file:
         file.writelines(group_to_json(group).encode() + b"\n" for group in groups)
 
 
 def read_groups(path: Path | str) -> list[Group]:
-    """The groups in a file that `write_groups` wrote. Raises `DataError` that lists every line that is not a group."""
+    """The groups in a file that `write_groups` wrote. Raises `DataError` that lists every line that
+    is not a group.
+    """
     groups, bad = [], []
     for number, row in jsonl_rows(Path(path)):
         try:
@@ -382,4 +445,7 @@ def said(turns: Iterable[Message]) -> str:
 
 def _call(call: object) -> str:
     function = call.get("function", call) if isinstance(call, dict) else {}
-    return f"[calls {function.get('name')}({json.dumps(function.get('arguments'), ensure_ascii=False)})]"
+    return (
+        "[calls "
+        f"{function.get('name')}({json.dumps(function.get('arguments'), ensure_ascii=False)})]"
+    )

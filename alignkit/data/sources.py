@@ -1,7 +1,8 @@
-"""The sources of a recipe's data entry: read, checked, and split into rows to learn from and rows held out.
+"""The sources of a recipe's data entry: read, checked, and split into rows to learn from and rows
+held out.
 
-A source is read as numbered rows (`alignkit.data.files`), and a format plugin turns each row into a group
-(`alignkit.formats`). All faults are reported together as `file:row: reason`.
+A source is read as numbered rows (`alignkit.data.files`), and a format plugin turns each row into a
+group (`alignkit.formats`). All faults are reported together as `file:row: reason`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ WORD = re.compile(r"\w+")
 Part = Literal["training", "validation"] | tuple[float, float]
 Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
-CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
+# Data set, revision -> commit, or None if it is unknown
+CommitOf = Callable[[str, str | None], str | None]
 
 
 class DataSource(Options):
@@ -56,50 +58,74 @@ class DataSource(Options):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    path: Path | None = Field(default=None, description="file; set exactly one of path, hub and stage")
+    path: Path | None = Field(
+        default=None, description="file; set exactly one of path, hub and stage"
+    )
     hub: Annotated[str | None, in_recipe("hub")] = Field(
-        default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
+        default=None,
+        description="data set on the Hugging Face Hub, or a folder of data files such as ./folder",
     )
     config: str | None = Field(
-        default=None, alias="name", description="configuration (subset) of a Hub data set, such as main"
+        default=None,
+        alias="name",
+        description="configuration (subset) of a Hub data set, such as main",
     )
     revision: str | None = Field(
-        default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
+        default=None,
+        description="commit, branch or tag of a Hub data set; default: its main branch",
     )
     data_files: str | list[str] | None = Field(
-        default=None, description="files or patterns inside a Hub data set to download and read, such as FOLDER/train*"
+        default=None,
+        description=(
+            "files or patterns inside a Hub data set to download and read, such as FOLDER/train*"
+        ),
     )
     stage: Annotated[str | None, in_recipe("data_stage")] = Field(
         default=None, description="step that produces the data"
     )
-    limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
+    limit: int | None = Field(
+        default=None, ge=1, description="use only the first N good rows; default: all"
+    )
     split: str | None = Field(default=None, description="split of a Hub data set; default: train")
     validation: float = Field(
-        default=0.0, ge=0, lt=1, description="fraction of the prompts that is held out for validation"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="fraction of the prompts that is held out for validation",
     )
     part: Part | None = Field(
         default=None,
-        description="rows to read: with validation, `training` or `validation` (default: both); or a share of the "
-        "conversations by their first message, such as [0.2, 0.6]",
+        description=(
+            "rows to read: with validation, `training` or `validation` (default: both); or a "
+            "share of the conversations by their first message, such as [0.2, 0.6]"
+        ),
     )
     group: str | None = Field(
         default=None,
-        description="with validation: column of what rows share, such as a passage; equal values are on one "
-        "side of the split",
+        description=(
+            "with validation: column of what rows share, such as a passage; equal values are on "
+            "one side of the split"
+        ),
     )
     weight: float | None = Field(
         default=None,
         gt=0,
-        description="share of the rows drawn from this source, relative to the others; default: 1 if another source "
-        "has a weight, else every row is drawn once per epoch",
+        description=(
+            "share of the rows drawn from this source, relative to the others; default: 1 if "
+            "another source has a weight, else every row is drawn once per epoch"
+        ),
     )
     on_bad_row: Literal["error", "skip"] = Field(
-        default="error", description="error: stop and list the bad rows; skip: count them and continue"
+        default="error",
+        description="error: stop and list the bad rows; skip: count them and continue",
     )
     columns: dict[str, str] = Field(
-        default_factory=dict, description="column names as {the name the format expects: the name in the file}"
+        default_factory=dict,
+        description="column names as {the name the format expects: the name in the file}",
     )
-    meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
+    meta: dict[str, Any] = Field(
+        default_factory=dict, description="values to add to every row, such as {safety: true}"
+    )
     _format: Component | None = PrivateAttr(None)
 
     @model_validator(mode="after")
@@ -108,17 +134,26 @@ class DataSource(Options):
         if len(origins) != 1:
             written = " and ".join(f"'{name}'" for name in origins) or "none of them"
             raise ValueError(f"expected exactly one of 'path', 'hub' and 'stage', got {written}")
-        hub_only = [key for key in ("config", "revision", "data_files", "split") if getattr(self, key)]
+        hub_only = [
+            key for key in ("config", "revision", "data_files", "split") if getattr(self, key)
+        ]
         if hub_only and self.hub is None:
             raise ValueError(f"only a hub data set has '{hub_only[0].replace('config', 'name')}'")
         if isinstance(self.part, tuple):
             low, high = self.part
             if not 0 <= low < high <= 1:
-                raise ValueError(f"'part: [{low:g}, {high:g}]' is no share: expected 0 <= LOW < HIGH <= 1")
+                raise ValueError(
+                    f"'part: [{low:g}, {high:g}]' is no share: expected 0 <= LOW < HIGH <= 1"
+                )
             if self.validation:
-                raise ValueError("'part: [LOW, HIGH]' and 'validation' both choose rows: leave one of them out")
+                raise ValueError(
+                    "'part: [LOW, HIGH]' and 'validation' both choose rows: leave one of them out"
+                )
         elif self.part is not None and not self.validation:
-            raise ValueError("'part' needs 'validation', the share that is held out, or is a share such as [0.2, 1]")
+            raise ValueError(
+                "'part' needs 'validation', the share that is held out, or is a share such as "
+                "[0.2, 1]"
+            )
         return self
 
     @property
@@ -134,7 +169,9 @@ class DataSource(Options):
 
     @property
     def name(self) -> str:
-        """The source in messages: a stage, a path, or a hub data set with its configuration and split."""
+        """The source in messages: a stage, a path, or a hub data set with its configuration and
+        split.
+        """
         if self.stage:
             return f"stage {self.stage}"
         if self.path is not None:
@@ -153,10 +190,10 @@ class DataSpec:
 class SourceFacts:
     """How a source was read.
 
-    format: the name of the format. recognized: whether the first row decided it, and not the recipe.
-    rows: good rows to read now. held_out: good rows on the other side of the split. skipped: bad rows.
-    weight: as the recipe says; `Loaded.weights` are the shares.
-    sample: a row to read now, with a pair if one has. part: the side of the split that is read; None: both, and the
+    format: the name of the format. recognized: whether the first row decided it, and not the
+    recipe. rows: good rows to read now. held_out: good rows on the other side of the split.
+    skipped: bad rows. weight: as the recipe says; `Loaded.weights` are the shares. sample: a row to
+    read now, with a pair if one has. part: the side of the split that is read; None: both, and the
     held-out rows for validation. notes: what the format decided about all rows, in words.
     """
 
@@ -176,8 +213,8 @@ class SourceFacts:
 class Loaded:
     """The groups of a data entry, in the order of its sources.
 
-    validation: held out from training. skipped: the bad rows of sources with `on_bad_row: skip`. sources: in order;
-    a group's `origin.source` is the place of its own.
+    validation: held out from training. skipped: the bad rows of sources with `on_bad_row: skip`.
+    sources: in order; a group's `origin.source` is the place of its own.
     """
 
     groups: list[Group]
@@ -194,19 +231,24 @@ class Loaded:
         return tuple(weight / sum(filled) for weight in filled)
 
 
-def load(spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, commit: CommitOf) -> Loaded:
+def load(
+    spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, commit: CommitOf
+) -> Loaded:
     """Read all sources of a data entry.
 
-    formats: by name; tried on the first row of a source without a format. seed: of the validation split.
-    stage_data: the file that holds a stage's groups. commit: the commit of a hub data set.
+    formats: by name; tried on the first row of a source without a format. seed: of the validation
+    split. stage_data: the file that holds a stage's groups. commit: the commit of a hub data set.
 
-    The validation split hashes prompts, or the column that `group` names: each is on one side only, in all sources, and
-    so are the turns of a conversation. Adding rows does not move the others.
+    The validation split hashes prompts, or the column that `group` names: each is on one side only,
+    in all sources, and so are the turns of a conversation. Adding rows does not move the others.
 
-    Raises `DataError` that lists the bad rows of all sources, or names a source without a usable row, or one of which
-    nothing can be held out.
+    Raises `DataError` that lists the bad rows of all sources, or names a source without a usable
+    row, or one of which nothing can be held out.
     """
-    readers = [SourceReader(source, formats, stage_data, commit, place) for place, source in enumerate(spec.sources)]
+    readers = [
+        SourceReader(source, formats, stage_data, commit, place)
+        for place, source in enumerate(spec.sources)
+    ]
     groups: list[Group] = []
     skipped: list[SkippedRow] = []
     errors: list[SkippedRow] = []
@@ -216,7 +258,11 @@ def load(spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, 
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
-            why = f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else "it has no row that the recipe reads"
+            why = (
+                f"bad rows skipped: {len(bad)}, the first: {bad[0]}"
+                if bad
+                else "it has no row that the recipe reads"
+            )
             raise DataError(f"{reader.source.name}: no usable row; {why}")
         groups += found
     if errors:
@@ -243,7 +289,9 @@ def content_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ReadRow:
-    """A row of a source. raw: as parsed, a BadRow if it cannot be. groups: none if it is bad. bad: why."""
+    """A row of a source. raw: as parsed, a BadRow if it cannot be. groups: none if it is bad. bad:
+    why.
+    """
 
     number: int
     raw: Any
@@ -257,9 +305,22 @@ class SourceReader:
     bad: the rows of which `rows` has found that they cannot be used.
     """
 
-    def __init__(self, source: DataSource, formats: Formats, stage_data: StageData, commit: CommitOf, place: int = 0):
+    def __init__(
+        self,
+        source: DataSource,
+        formats: Formats,
+        stage_data: StageData,
+        commit: CommitOf,
+        place: int = 0,
+    ):
         """place: the source's index in its data entry, which its groups' origin holds."""
-        self.source, self.formats, self.stage_data, self.commit, self.place = source, formats, stage_data, commit, place
+        self.source, self.formats, self.stage_data, self.commit, self.place = (
+            source,
+            formats,
+            stage_data,
+            commit,
+            place,
+        )
         self.format: Format | None = None
         self.format_name = ""
         self.bad: list[SkippedRow] = []
@@ -271,13 +332,17 @@ class SourceReader:
             self._choose(["groups"], None)
 
     def rows(self) -> Iterator[ReadRow]:
-        """The rows with their groups, up to the source's limit of good ones. Raises DataError for an unusable file."""
+        """The rows with their groups, up to the source's limit of good ones. Raises DataError for
+        an unusable file.
+        """
         good = 0
         for number, raw in self.numbered_rows():
             try:
                 row = ReadRow(number, raw, self._groups_of(number, raw))
             except BadRow as error:
-                self.bad.append(SkippedRow(self.source.name, number, str(error), isinstance(error, LeftOut)))
+                self.bad.append(
+                    SkippedRow(self.source.name, number, str(error), isinstance(error, LeftOut))
+                )
                 row = ReadRow(number, raw, bad=error)
             yield row
             good += row.bad is None
@@ -289,7 +354,11 @@ class SourceReader:
         if not isinstance(self.source.part, tuple):
             return list(groups)
         low, high = self.source.part
-        kept = [group for group in groups if low <= _number("part", seed, opening(group, self.source.group)) < high]
+        kept = [
+            group
+            for group in groups
+            if low <= _number("part", seed, opening(group, self.source.group)) < high
+        ]
         self.others = len(groups) - len(kept)
         return kept
 
@@ -307,20 +376,33 @@ class SourceReader:
             path = self.stage_data(self.source.stage)
         if path != HUB and path.is_dir():
             return (self.format or Format()).rows_of_folder(path)
-        ours = {".txt": self._text_rows, ".json": json_rows, ".jsonl": jsonl_rows, ".ndjson": jsonl_rows}
+        ours = {
+            ".txt": self._text_rows,
+            ".json": json_rows,
+            ".jsonl": jsonl_rows,
+            ".ndjson": jsonl_rows,
+        }
         if read := ours.get(suffix_of(path)):
             return read(path)
         if reader := reader_of(path):
             return reader.rows_of(self.source, self.commit)
         known = [*ours, *plugins().names("reader")]
-        raise DataError(f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}")
+        raise DataError(
+            f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}"
+        )
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        format = self.format or self._choose([name for name, cls in self.formats.items() if cls.plain_text], "")
-        return iter(format.rows_of_text((number, line.rstrip("\r\n")) for number, line in text_lines(path)))
+        format = self.format or self._choose(
+            [name for name, cls in self.formats.items() if cls.plain_text], ""
+        )
+        return iter(
+            format.rows_of_text((number, line.rstrip("\r\n")) for number, line in text_lines(path))
+        )
 
     def _choose(self, matching: Sequence[str], row: Any) -> Format:
-        """Read the source in the only format that matches its first row. Raises `DataError` if none or several do."""
+        """Read the source in the only format that matches its first row. Raises `DataError` if none
+        or several do.
+        """
         if len(matching) == 1:
             (self.format_name,) = matching
             self.format = self.formats[self.format_name]()
@@ -331,14 +413,23 @@ class SourceReader:
                 f"{self.source.name}: several formats match the first row ({content}). "
                 f"Choose one, as in `data: {{FORMAT: FILE}}`: {', '.join(matching)}"
             )
-        advice = filter(None, plugins().notify("format_unrecognized", row=row, formats=self.formats))
-        help = next(advice, f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}")
-        raise UnknownFormat(f"{self.source.name}: no format matches the first row ({content}). {help}")
+        advice = filter(
+            None, plugins().notify("format_unrecognized", row=row, formats=self.formats)
+        )
+        help = next(
+            advice,
+            f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}",
+        )
+        raise UnknownFormat(
+            f"{self.source.name}: no format matches the first row ({content}). {help}"
+        )
 
     def _groups_of(self, number: int, raw: Any) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
         row = with_renamed_columns(raise_if_bad(raw), self.source.columns)
-        format = self.format or self._choose([name for name, cls in self.formats.items() if matches(cls, row)], row)
+        format = self.format or self._choose(
+            [name for name, cls in self.formats.items() if matches(cls, row)], row
+        )
         origin = Origin(self.source.name, number, self.source.on_bad_row == "skip", self.place)
         try:
             groups = checked_groups(format, row, self.source.columns)
@@ -347,7 +438,9 @@ class SourceReader:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
             where = line_in(error, [type(format).__module__])
-            raise BadRow(f"the format {type(format).__name__} failed: {reason_of(error)}{where}") from error
+            raise BadRow(
+                f"the format {type(format).__name__} failed: {reason_of(error)}{where}"
+            ) from error
 
     def _completed(self, group: Group, row: Any, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
@@ -365,8 +458,12 @@ class SourceReader:
         check_weights(completed)
         return completed
 
-    def facts(self, kept: Sequence[Group], other: Sequence[Group], part: Part | None) -> SourceFacts:
-        """How the source was read. kept, other: the groups on both sides, of all sources; the first are read now."""
+    def facts(
+        self, kept: Sequence[Group], other: Sequence[Group], part: Part | None
+    ) -> SourceFacts:
+        """How the source was read. kept, other: the groups on both sides, of all sources; the first
+        are read now.
+        """
         kept = [group for group in kept if _place(group) == self.place]
         return SourceFacts(
             self.source.name,
@@ -383,7 +480,9 @@ class SourceReader:
 
 
 def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
-    """The groups that a format reads from a row. columns: those that were renamed. Raises `BadRow` for a bad one."""
+    """The groups that a format reads from a row. columns: those that were renamed. Raises `BadRow`
+    for a bad one.
+    """
     format.check_columns(row, columns)
     groups = list(format.groups(row))
     for group in groups:
@@ -429,30 +528,39 @@ def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
 
 
 def _unit(group: Group, column: str | None) -> str:
-    """What must not be cut: the prompt, or what the row has in the column of its source's `group`."""
+    """What must not be cut: the prompt, or what the row has in the column of its source's
+    `group`.
+    """
     if column is None:
         return prompt_key(group)
     return sha256_of(["group", column, held_together(group, column)])
 
 
 def held_together(group: Group, column: str) -> Any:
-    """What a row has in the column of its source's `group`. Raises DataError if it has nothing there."""
+    """What a row has in the column of its source's `group`. Raises DataError if it has nothing
+    there.
+    """
     if group.meta.get(column) is None:
-        raise DataError(f"{group.origin}: the row has no '{column}', by which 'group' holds rows together")
+        raise DataError(
+            f"{group.origin}: the row has no '{column}', by which 'group' holds rows together"
+        )
     return group.meta[column]
 
 
 def _loosely(group: Group) -> str:
-    """The same for prompts that differ in case and white space only: an answer to one tells that to the other."""
+    """The same for prompts that differ in case and white space only: an answer to one tells that to
+    the other.
+    """
     return prompt_key(group, lambda text: " ".join(text.casefold().split()))
 
 
 def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
-    """The key of each group: groups with the same key are on one side. columns: that of each source.
+    """The key of each group: groups with the same key are on one side. columns: that of each
+    source.
 
-    A key is that of the prompt, or of the source's column. Keys are joined if groups share a prompt, come from one row,
-    or continue each other: a prompt is then the beginning of another one. The key of all is the smallest, whatever the
-    order of the rows.
+    A key is that of the prompt, or of the source's column. Keys are joined if groups share a
+    prompt, come from one row, or continue each other: a prompt is then the beginning of another
+    one. The key of all is the smallest, whatever the order of the rows.
     """
     keys = [_unit(group, columns[_place(group)]) for group in groups]
     joined: dict[str, str] = {}
@@ -486,7 +594,9 @@ def _place(group: Group) -> int:
 
 
 def opening(group: Group, column: str | None) -> str:
-    """What all turns and answers of a conversation share, in any file: what the user says first; see `_unit`."""
+    """What all turns and answers of a conversation share, in any file: what the user says first;
+    see `_unit`.
+    """
     if column is not None:
         return _unit(group, column)
     first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
@@ -499,8 +609,12 @@ def _number(purpose: str, seed: int, key: str) -> float:
     return int(sha256_of([purpose, seed, key])[:13], 16) / 16**13
 
 
-def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) -> tuple[list[Group], list[Group]]:
-    """The groups on either side: about the `validation` of each source's keys is held out, of all sources."""
+def _split(
+    groups: Sequence[Group], sources: Sequence[DataSource], seed: int
+) -> tuple[list[Group], list[Group]]:
+    """The groups on either side: about the `validation` of each source's keys is held out, of all
+    sources.
+    """
     if not any(source.validation for source in sources):
         return list(groups), []
     keyed = list(zip(sides(groups, [source.group for source in sources]), groups, strict=True))
@@ -513,8 +627,9 @@ def _split(groups: Sequence[Group], sources: Sequence[DataSource], seed: int) ->
         if len(order) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(
-                f"{source.name}: 'validation: {source.validation:g}' holds out nothing: all {len(keys)} rows have the "
-                f"same {what}\nhelp: leave 'validation' out, or name other data for it"
+                f"{source.name}: 'validation: {source.validation:g}' holds out nothing: all "
+                f"{len(keys)} rows have the same {what}\n"
+                "help: leave 'validation' out, or name other data for it"
             )
         chosen = [key for fraction, key in order if fraction < source.validation]
         held_out.update(chosen[: len(order) - 1] or [order[0][1]])  # at least one key on each side

@@ -1,6 +1,7 @@
 """What numbers say of policies and judges: intervals, rankings, answers compared with known ones.
 
-A library: nothing that a run computes depends on it. Its modules are imported on first use, as some need numpy.
+A library: nothing that a run computes depends on it. Its modules are imported on first use, as some
+need numpy.
 """
 
 from __future__ import annotations

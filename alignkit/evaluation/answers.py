@@ -1,10 +1,11 @@
 """The answer in a response: one definition for rewards, graders and judges.
 
-Thoughts are off (`alignkit_plugins.formats.spoken`). Markdown, LaTeX, quotation marks and brackets around an answer are
-off, and so is a mark at its end. Numbers are compared by their value. A letter that names a choice may have brackets,
-`Option` before it and the choice's text after it. Other answers are compared word by word as SQuAD's evaluation does
-(Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1): in lower case, without articles and punctuation, except what
-makes another number, formula or list of it. In scripts without spaces, each character is a word.
+Thoughts are off (`alignkit_plugins.formats.spoken`). Markdown, LaTeX, quotation marks and brackets
+around an answer are off, and so is a mark at its end. Numbers are compared by their value. A letter
+that names a choice may have brackets, `Option` before it and the choice's text after it. Other
+answers are compared word by word as SQuAD's evaluation does (Rajpurkar et al. 2016,
+arXiv:1606.05250, section 6.1): in lower case, without articles and punctuation, except what makes
+another number, formula or list of it. In scripts without spaces, each character is a word.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ from alignkit.evaluation.numbers import number_of, numbers_in
 _TYPED = str.maketrans(
     dict.fromkeys("’‘ʼʹ‛′´`＇", "'")
     | dict.fromkeys("“”„‟″«»＂「」『』", '"')
-    | dict.fromkeys("\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " ")
+    | dict.fromkeys(
+        "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "
+    )
     | dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff")
     | dict.fromkeys("\u2010\u2011\u2212", "-")
     | {"。": ".", "、": ","}
     | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "＇＂"}
 )
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
-_SET = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
+_SET = re.compile(
+    r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}"
+)
 _SPACING = re.compile(r"\\(?:[,;:! ]|(?:left|right|displaystyle)(?![a-z]))")
-_EMPHASIS = re.compile(  # nothing within it opens another one of its kind, which keeps the search short
-    r"(?<![\w*`])(\*{1,3}|_{1,3}|`{1,3})(?=\S)((?:(?!(?<![\w*`])\1\S).){1,500}?)(?<=\S)\1(?![\w*`])", re.DOTALL
+# Nothing within it opens another one of its kind, which keeps the search short
+_EMPHASIS = re.compile(
+    r"(?<![\w*`])(\*{1,3}|_{1,3}|`{1,3})(?=\S)((?:(?!(?<![\w*`])\1\S).){1,500}?)(?<=\S)\1(?![\w*`])",
+    re.DOTALL,
 )
 _HEADING = re.compile(r"#{1,6}\s+")
 _AROUND = re.compile(
@@ -44,8 +51,12 @@ _CHOICE = re.compile(
     r"(?:[(\[]?(?P<marked>[a-z])(?:[)\]][.:]?|[.:])(?:\s+(?P<text>.+))?|(?P<alone>[a-z]))",
     re.IGNORECASE | re.DOTALL,
 )
-# What makes the words after a letter no text of a choice: they are about the letter, or name another one.
-_ABOUT = re.compile(r"(?:is|isn't|was|are|or|and|nor|not|but|if|because|seems|can|cannot|can't|could)\b", re.IGNORECASE)
+# What makes the words after a letter no text of a choice: they are about the letter, or name
+# another one.
+_ABOUT = re.compile(
+    r"(?:is|isn't|was|are|or|and|nor|not|but|if|because|seems|can|cannot|can't|could)\b",
+    re.IGNORECASE,
+)
 _ANOTHER = re.compile(
     r"\b(?:is|or|and|not|but|option|choice|answer|so)\b[\s:*(\[]*[A-H]\b|[(\[][A-H][)\]]|\b[A-H][).:](?!\w)"
 )
@@ -67,12 +78,16 @@ _SINGLE = re.compile(
 
 
 def spaced(text: str) -> str:
-    """The text with blanks around each character of a script without spaces, so that splitting it finds its words."""
+    """The text with blanks around each character of a script without spaces, so that splitting it
+    finds its words.
+    """
     return _SINGLE.sub(lambda match: f" {match[0]} ", text)
 
 
 def typed(text: str) -> str:
-    """The text with one kind of apostrophe, quotation mark, space and minus, and without characters nobody sees."""
+    """The text with one kind of apostrophe, quotation mark, space and minus, and without characters
+    nobody sees.
+    """
     return unicodedata.normalize("NFC", text).translate(_TYPED)
 
 
@@ -82,16 +97,21 @@ def unmarked(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without Markdown, LaTeX, quotation marks, brackets and tags around it, and without a mark at its end."""
+    """The text without Markdown, LaTeX, quotation marks, brackets and tags around it, and without a
+    mark at its end.
+    """
     text = unicodedata.normalize("NFC", text)
     for _ in range(_MOST_AROUND):
         before = text
-        text = _FRACTION.sub(_divided, _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°")))
+        text = _FRACTION.sub(
+            _divided, _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°"))
+        )
         text = _HEADING.sub("", unmarked(_SET.sub(r"\1", text)).strip(), count=1)
         if match := _AROUND.fullmatch(text):
             text = match["inside"] or next(filter(None, match.groups()), "")
         text = text.strip("\u200b\ufeff \t\r\n").rstrip(" .?,;:。？，")
-        if text and unicodedata.category(text[-1]) == "So" and text[-1] not in "°℃℉":  # such as a check mark
+        # Such as a check mark
+        if text and unicodedata.category(text[-1]) == "So" and text[-1] not in "°℃℉":
             text = text[:-1]
         if text == before:
             break
@@ -111,7 +131,9 @@ class Choice(NamedTuple):
 
 
 def choice_of(text: str) -> Choice | None:
-    """The choice that a text names, such as `(B)`, `Option B`, `b)` or `B. Oslo`; None if it says anything else."""
+    """The choice that a text names, such as `(B)`, `Option B`, `b)` or `B. Oslo`; None if it says
+    anything else.
+    """
     match = _CHOICE.fullmatch(bare(text))
     if match is None:
         return None
@@ -122,11 +144,15 @@ def choice_of(text: str) -> Choice | None:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as answers are compared: SQuAD's, but 3.5 is not 35, -5 is not 5, and 1,000 is 1000."""
+    """The words of a text as answers are compared: SQuAD's, but 3.5 is not 35, -5 is not 5, and
+    1,000 is 1000.
+    """
     plain = _OPERATOR.sub(r"\1\2", typed(bare(text)).casefold())
     plain = _IN_BRACKETS.sub(_without_brackets, plain)
     plain = spaced(_MARKS.sub(" ", _JOINED.sub("", plain)))
-    return [_number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()] or text.split()
+    return [
+        _number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()
+    ] or text.split()
 
 
 def _without_brackets(match: re.Match[str]) -> str:
@@ -144,7 +170,9 @@ def same(said: str, known: str) -> bool:
     ours, theirs = choice_of(said), choice_of(known)
     if ours and theirs:
         same_letter = ours.letter == theirs.letter
-        return same_letter and (not ours.text or not theirs.text or _same_value(ours.text, theirs.text))
+        return same_letter and (
+            not ours.text or not theirs.text or _same_value(ours.text, theirs.text)
+        )
     return _same_value((ours and ours.text) or said, (theirs and theirs.text) or known)
 
 
@@ -158,8 +186,8 @@ def _same_value(said: str, known: str) -> bool:
 def mentions(said: str, known: str) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
-    An answer that names two choices, or denies one, has none. A number is there if it has the same value. In a script
-    without spaces, a word may be a part of a longer one.
+    An answer that names two choices, or denies one, has none. A number is there if it has the same
+    value. In a script without spaces, a word may be a part of a longer one.
     """
     if same(said, known):
         return True
@@ -178,7 +206,9 @@ def mentions(said: str, known: str) -> bool:
 
 
 def _letters(said: str, lower: bool) -> set[str]:
-    """The letters that stand alone in a text, but `I` and the article. lower: also small ones without a bracket."""
+    """The letters that stand alone in a text, but `I` and the article. lower: also small ones
+    without a bracket.
+    """
     found = set()
     for match in _LETTER.finditer(typed(bare(said))):
         letter, after = match["alone"], (match["next"] or "").strip()

@@ -1,4 +1,5 @@
-"""What a stage learned, by examples that it never trains on: before its first step against its result.
+"""What a stage learned, by examples that it never trains on: before its first step against its
+result.
 
 The unit is a conversation: examples with the same opening depend on each other.
 """
@@ -12,9 +13,11 @@ from typing import Any
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 
-COMPARED = ("accuracy", "loss")  # metrics, the one that a reader looks for first; of a loss, less is better
+# Metrics, the one that a reader looks for first; of a loss, less is better
+COMPARED = ("accuracy", "loss")
 FEW_STEPS = 50
-FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10  # each has other prompts, whose rewards differ more than the policy's do
+# Each has other prompts, whose rewards differ more than the policy's do
+FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10
 FALLS = 0.95  # of the first training losses, below which the last ones have fallen
 
 Values = Mapping[str, Sequence[float]]
@@ -33,12 +36,15 @@ class HeldOut:
         self.start = state
 
 
-def values_of(parts: Iterable[Mapping[str, Mapping[int, Sequence[float]]]]) -> dict[str, list[float]]:
-    """A value for each example by metric, whose mean is the metric and whose spread gives its interval.
+def values_of(
+    parts: Iterable[Mapping[str, Mapping[int, Sequence[float]]]],
+) -> dict[str, list[float]]:
+    """A value for each example by metric, whose mean is the metric and whose spread gives its
+    interval.
 
-    parts: of each process, by metric, the sum of its values times weights and that of the weights of each example; the
-    terms of the loss are `loss/NAME`. A ratio of sums is linearized (Cochran 1977, "Sampling techniques", section
-    2.11).
+    parts: of each process, by metric, the sum of its values times weights and that of the weights
+    of each example; the terms of the loss are `loss/NAME`. A ratio of sums is linearized (Cochran
+    1977, "Sampling techniques", section 2.11).
     """
     sums: dict[str, dict[int, Sequence[float]]] = {}
     for part in parts:
@@ -55,7 +61,9 @@ def values_of(parts: Iterable[Mapping[str, Mapping[int, Sequence[float]]]]) -> d
 
 
 def _linear(sums: Sequence[Sequence[float]]) -> list[float]:
-    """The values of one term; those of examples without weight are the mean, as they say nothing of it."""
+    """The values of one term; those of examples without weight are the mean, as they say nothing of
+    it.
+    """
     weights = [weight for _, weight in sums]
     if min(weights) == max(weights) > 0:
         return [total / weight for total, weight in sums]
@@ -65,7 +73,8 @@ def _linear(sums: Sequence[Sequence[float]]) -> list[float]:
 
 
 def compared(start: Values, result: Values, units: Sequence[Any]) -> dict[str, Any]:
-    """The estimates of each metric before and after, and of their difference; for the summary of a stage.
+    """The estimates of each metric before and after, and of their difference; for the summary of a
+    stage.
 
     units: what each example shares with others.
     """
@@ -77,7 +86,10 @@ def compared(start: Values, result: Values, units: Sequence[Any]) -> dict[str, A
             found[name] = {
                 "start": _estimate(name, start[name], units),
                 "result": _estimate(name, result[name], units),
-                "difference": {**statistics.estimate(draws), "p": statistics.clustered_p(changes, units)},
+                "difference": {
+                    **statistics.estimate(draws),
+                    "p": statistics.clustered_p(changes, units),
+                },
             }
     return found
 
@@ -93,8 +105,14 @@ def _estimate(name: str, values: Sequence[float], units: Sequence[Any]) -> stati
 
 
 def learned(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a stage learned, in words, by each metric; nothing if no number says so. rows: of its metrics.jsonl."""
-    told = [_change(name, summary["held_out"][name]) for name in COMPARED if name in (summary.get("held_out") or {})]
+    """What a stage learned, in words, by each metric; nothing if no number says so. rows: of its
+    metrics.jsonl.
+    """
+    told = [
+        _change(name, summary["held_out"][name])
+        for name in COMPARED
+        if name in (summary.get("held_out") or {})
+    ]
     if told:
         told[0] = f"held-out {told[0]}"
     elif rewards := _curve(rows, "reward"):
@@ -117,13 +135,16 @@ def _change(name: str, one: Mapping[str, Any]) -> str:
 
 
 def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """What to change if a stage has learned nothing that its held-out examples show; empty if it has.
+    """What to change if a stage has learned nothing that its held-out examples show; empty if it
+    has.
 
     rows: of its metrics.jsonl, the curves by which the advice goes.
     """
     held_out = summary.get("held_out") or {}
     better = {
-        name: _side(held_out[name]["difference"], -1 if name == "loss" else 1) for name in COMPARED if name in held_out
+        name: _side(held_out[name]["difference"], -1 if name == "loss" else 1)
+        for name in COMPARED
+        if name in held_out
     }
     if not better:
         return _still(_curve(rows, "reward"))
@@ -131,7 +152,9 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     losses = _curve(rows, "loss")
     part = max(1, len(losses) // 5)
-    falls = bool(losses) and statistics.mean(losses[-part:]) < FALLS * statistics.mean(losses[:part])
+    falls = bool(losses) and statistics.mean(losses[-part:]) < FALLS * statistics.mean(
+        losses[:part]
+    )
     worse = [name for name, side in better.items() if side == -1]
     if worse or falls:
         cure = "it fits its training data only: lower learning_rate or epochs, or add data"
@@ -144,14 +167,22 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _still(rewards: Sequence[float]) -> str:
-    """What to change if the rewards of an online stage's iterations do not rise; empty if they do, or are few."""
+    """What to change if the rewards of an online stage's iterations do not rise; empty if they do,
+    or are few.
+    """
     if len(rewards) < FEW_ITERATIONS:
         return ""
     if min(rewards) == max(rewards):
-        return f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better or worse"
+        return (
+            f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better "
+            "or worse"
+        )
     if len(rewards) < FEW_FOR_A_TREND or _rises(rewards):
         return ""
-    return "its reward does not rise measurably; raise iterations or learning_rate, or begin with a better policy"
+    return (
+        "its reward does not rise measurably; raise iterations or learning_rate, or begin with a "
+        "better policy"
+    )
 
 
 def _rises(rewards: Sequence[float]) -> bool:
@@ -163,7 +194,9 @@ def _rises(rewards: Sequence[float]) -> bool:
 
 
 def _side(difference: Mapping[str, Any], sign: int) -> int:
-    """1 if a result is clearly better, -1 if it is clearly worse, else 0. sign: -1: less is better."""
+    """1 if a result is clearly better, -1 if it is clearly worse, else 0. sign: -1: less is
+    better.
+    """
     if difference["p"] is None or difference["p"] >= 1 - statistics.CONFIDENCE:
         return 0
     return sign if difference["mean"] > 0 else -sign

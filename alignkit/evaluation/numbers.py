@@ -1,8 +1,8 @@
 """Numbers as people write them: one reader for rewards, formats, environments and demonstrations.
 
-`1,234`, `1234.00`, `$1,234`, `1.234e3`, `1.234 × 10^3` and `1234 dollars` have the same value. So have `-5` and `−5`
-(U+2212), and `3/4`, `¾` and `0.75`. A percent sign is a unit: `50%` is 50, not 0.5. A text with other words, or with a
-comma that groups no thousands (`1,23`), is no number.
+`1,234`, `1234.00`, `$1,234`, `1.234e3`, `1.234 × 10^3` and `1234 dollars` have the same value. So
+have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. A percent sign is a unit: `50%` is 50, not
+0.5. A text with other words, or with a comma that groups no thousands (`1,23`), is no number.
 """
 
 from __future__ import annotations
@@ -15,15 +15,27 @@ from fractions import Fraction
 
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _UNITS = {**_MONEY, "%": "percent", "°": "degree"}
-_SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# Other signs for minus, the Arabic point and comma, and ¾ as a space and 3/4, so that 1¾ is a number and its fraction.
+_SCALES = {
+    "hundred": 100,
+    "dozen": 12,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+# Other signs for minus, the Arabic point and comma, and ¾ as a space and 3/4, so that 1¾ is a
+# number and its fraction.
 _PLAIN = str.maketrans(
     dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-")
     | {"\u066b": ".", "\u066c": ","}
-    | {mark: " " + unicodedata.normalize("NFKC", mark).replace("\u2044", "/") for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+    | {
+        mark: " " + unicodedata.normalize("NFKC", mark).replace("\u2044", "/")
+        for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+    }
 )
 _SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{''.join(_MONEY)}])\s?(?P<inner>[+-]?))?"
-# At most 60 digits: longer numbers take long to compare. Spaces that do not break and apostrophes may group, too.
+# At most 60 digits: longer numbers take long to compare. Spaces that do not break and apostrophes
+# may group, too.
 _DECIMAL = (
     r"(?P<decimal>(?:\d{1,3}(?:[,'’\u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?[x×·]\s?10\^\{?(?P<power>[+-]?\d{1,3})\}?)?"
@@ -36,17 +48,48 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _WITHIN = re.compile(
-    rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)", re.IGNORECASE
+    rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)",
+    re.IGNORECASE,
 )
 _NO_UNITS = {
-    *("or", "and", "not", "to", "times", "minus", "plus", "divided", "over", "st", "nd", "rd", "th", "pi"),
-    *("sqrt", "root", "squared", "cubed", "factorial", "mod", "choose", "point", "half", "halves", "third", "thirds"),
+    *(
+        "or",
+        "and",
+        "not",
+        "to",
+        "times",
+        "minus",
+        "plus",
+        "divided",
+        "over",
+        "st",
+        "nd",
+        "rd",
+        "th",
+        "pi",
+    ),
+    *(
+        "sqrt",
+        "root",
+        "squared",
+        "cubed",
+        "factorial",
+        "mod",
+        "choose",
+        "point",
+        "half",
+        "halves",
+        "third",
+        "thirds",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it was written. unit: in the singular and in lower case; empty if there is none."""
+    """A number as it was written. unit: in the singular and in lower case; empty if there is
+    none.
+    """
 
     value: Fraction
     unit: str = ""
@@ -70,20 +113,30 @@ class Number:
 
 
 def number_of(text: str) -> Number | None:
-    """The number that a text consists of, which may have a unit and end with a period; None if it is something else."""
+    """The number that a text consists of, which may have a unit and end with a period; None if it
+    is something else.
+    """
     match = _ALONE.fullmatch(text.translate(_PLAIN).strip().removesuffix(".").strip())
     if match is None or (value := _value(match)) is None:
         return None
     words = (match["word"] or "").lower().split()
     if not _NO_UNITS.isdisjoint(words):
         return None
-    unit = _UNITS.get(match["symbol"] or match["money"] or "") or " ".join(word.removesuffix("s") for word in words)
+    unit = _UNITS.get(match["symbol"] or match["money"] or "") or " ".join(
+        word.removesuffix("s") for word in words
+    )
     return Number(value, unit)
 
 
 def numbers_in(text: str) -> Iterator[Fraction]:
-    """The values of the numbers in a text, in order; not those that are parts of words, dates or other numbers."""
-    return (value for match in _WITHIN.finditer(text.translate(_PLAIN)) if (value := _value(match)) is not None)
+    """The values of the numbers in a text, in order; not those that are parts of words, dates or
+    other numbers.
+    """
+    return (
+        value
+        for match in _WITHIN.finditer(text.translate(_PLAIN))
+        if (value := _value(match)) is not None
+    )
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

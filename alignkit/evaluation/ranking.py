@@ -1,7 +1,8 @@
-"""Policies ranked by pairwise comparisons: Bradley-Terry strengths, and their relation to gaps in reward.
+"""Policies ranked by pairwise comparisons: Bradley-Terry strengths, and their relation to gaps in
+reward.
 
-A game is `(a, b, score)`: two policies and the first one's score, which is 1 for a win, 0.5 for a tie, 0 for a loss,
-or a judge's probability. Rank the games of different judges separately.
+A game is `(a, b, score)`: two policies and the first one's score, which is 1 for a win, 0.5 for a
+tie, 0 for a loss, or a judge's probability. Rank the games of different judges separately.
 """
 
 from __future__ import annotations
@@ -24,19 +25,25 @@ ELO_PER_NAT = 400 / math.log(10)
 
 
 def win_probability(gap: float) -> float:
-    """P(first beats second) if it leads by `gap` nats of reward or Bradley-Terry strength (Bradley and Terry 1952)."""
+    """P(first beats second) if it leads by `gap` nats of reward or Bradley-Terry strength (Bradley
+    and Terry 1952).
+    """
     from scipy.special import expit
 
     return float(expit(gap))
 
 
 def elo_gap(gap: float) -> float:
-    """A gap in nats as Elo points, 173.7 per nat (Bai et al. 2022, arXiv:2204.05862, on preference models)."""
+    """A gap in nats as Elo points, 173.7 per nat (Bai et al. 2022, arXiv:2204.05862, on preference
+    models).
+    """
     return ELO_PER_NAT * gap
 
 
 class Strength(TypedDict):
-    """A strength in nats, relative to the mean of all policies, and its 95% interval; `n` prompts with games."""
+    """A strength in nats, relative to the mean of all policies, and its 95% interval; `n` prompts
+    with games.
+    """
 
     mean: float
     low: float
@@ -54,10 +61,11 @@ def ranked(
 ) -> dict[Policy, Strength]:
     """Bradley-Terry strengths of policies with bootstrap intervals.
 
-    games: those of each prompt. Prompts are drawn again with all their games, because the games of one prompt are not
-    independent (Efron 1979, "Bootstrap methods: another look at the jackknife"; percentiles of 2,000 repetitions).
-    ridge: as in `most_likely`, above 0, because a repetition may lack the only defeat of a policy. seed, stream: name
-    the random numbers. Raises `ValueError` without a game or a ridge.
+    games: those of each prompt. Prompts are drawn again with all their games, because the games of
+    one prompt are not independent (Efron 1979, "Bootstrap methods: another look at the jackknife";
+    percentiles of 2,000 repetitions). ridge: as in `most_likely`, above 0, because a repetition may
+    lack the only defeat of a policy. seed, stream: name the random numbers. Raises `ValueError`
+    without a game or a ridge.
     """
     import numpy as np
 
@@ -67,13 +75,16 @@ def ranked(
     if not played:
         raise ValueError("ranking needs at least one comparison")
     index = {policy: number for number, policy in enumerate(policies)}
-    tables = np.zeros((len(played), len(index), len(index)))  # wins at each prompt [prompts, winner, loser]
+    # Wins at each prompt [prompts, winner, loser]
+    tables = np.zeros((len(played), len(index), len(index)))
     for table, row in zip(tables, played, strict=True):
         for a, b, score in row:
             table[index[a], index[b]] += score
             table[index[b], index[a]] += 1 - score
     n = len(played)
-    draws = seeds.stream(seed, "ranking", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS)
+    draws = seeds.stream(seed, "ranking", stream).multinomial(
+        n, np.full(n, 1 / n), size=REPETITIONS
+    )
     again = np.tensordot(draws, tables, axes=1)
     (found,) = most_likely(tables.sum(0)[None], ridge)
     spread = most_likely(again, ridge)
@@ -92,28 +103,34 @@ def _checked(
         if a == b:
             raise ValueError(f"game {number}: {a!r} plays against itself")
         if not 0 <= score <= 1:
-            raise ValueError(f"game {number}: the score must be between 0 (lost) and 1 (won), not {score!r}")
+            raise ValueError(
+                f"game {number}: the score must be between 0 (lost) and 1 (won), not {score!r}"
+            )
         yield a, b, score
 
 
 def most_likely(tables: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """Strengths in nats with mean 0 [tables, policies] of tables of wins [tables, winner, loser], float64.
+    """Strengths in nats with mean 0 [tables, policies] of tables of wins [tables, winner, loser],
+    float64.
 
-    They maximize `sum of wins[a, b] * log sigma(s[a] - s[b]) - ridge / 2 * sum of s**2` (Zermelo 1929; Bradley and
-    Terry 1952). A tie is half a win for both. Without a ridge, the maximum exists if, in every division of the policies
-    into two sides, each side has beaten the other (Ford 1957, "Solution of a ranking problem from binary comparisons").
-    With a ridge, only the ridge determines the distance between policies that no games connect.
-    Raises `ValueError` if the likelihood is too flat.
+    They maximize `sum of wins[a, b] * log sigma(s[a] - s[b]) - ridge / 2 * sum of s**2` (Zermelo
+    1929; Bradley and Terry 1952). A tie is half a win for both. Without a ridge, the maximum exists
+    if, in every division of the policies into two sides, each side has beaten the other (Ford 1957,
+    "Solution of a ranking problem from binary comparisons"). With a ridge, only the ridge
+    determines the distance between policies that no games connect. Raises `ValueError` if the
+    likelihood is too flat.
 
-    At the maximum every policy wins as often as expected, i.e. the gradient of the likelihood is 0. Newton's method
-    finds all digits. A minimizer would stop with half of them, because the likelihood is flat at its maximum. A step
-    moves no policy by more than a nat, so that none overshoots.
+    At the maximum every policy wins as often as expected, i.e. the gradient of the likelihood is 0.
+    Newton's method finds all digits. A minimizer would stop with half of them, because the
+    likelihood is flat at its maximum. A step moves no policy by more than a nat, so that none
+    overshoots.
     """
     import numpy as np
     from scipy.special import expit
 
     games, n = tables + tables.swapaxes(1, 2), tables.shape[1]
-    anchor = games.sum((1, 2), keepdims=True) / n**2  # keeps means at 0; the likelihood depends on differences only
+    # Keeps means at 0; the likelihood depends on differences only
+    anchor = games.sum((1, 2), keepdims=True) / n**2
     strengths = np.zeros((len(tables), n, 1))
     for _ in range(1000):
         gaps = strengths - strengths.swapaxes(1, 2)

@@ -1,6 +1,7 @@
 """Means and proportions with 95% confidence intervals: plain numbers in, plain dictionaries out.
 
-The unit is one independent draw. In alignkit that is a prompt: average the samples of a prompt first.
+The unit is one independent draw. In alignkit that is a prompt: average the samples of a prompt
+first.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any, TypedDict
 __all__ = ["Estimate", "estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
 FEW = 4  # differences; for more, a t test is right often enough (`python -m benchmarks.verdicts`)
-HEADLINE = 0.95  # of the error that a verdict may make, the share of its headline; the rest is for all others together
+# Of the error that a verdict may make, the share of its headline; the rest is for all others
+# together
+HEADLINE = 0.95
 # For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
 NEAR_RATIO = 1.5  # how far prompts count, in standard deviations of the difference in log length
-NEAR_TOKENS = 0.5  # the same for the difference in length, if only that is known; smaller for more than 150 prompts
+# The same for the difference in length, if only that is known; smaller for more than 150 prompts
+NEAR_TOKENS = 0.5
 SIDE = 5  # prompts there must be on each side of equal length
 LEAST = 6  # independent prompts
 
@@ -30,11 +34,12 @@ class Estimate(TypedDict):
 
 
 def clustered(values: Sequence[float], units: Sequence[Any]) -> list[float]:
-    """A value for each independent draw, with the mean of all and its variance (Liang and Zeger 1986, "Longitudinal
-    data analysis using generalized linear models"), for what has intervals of independent values.
+    """A value for each independent draw, with the mean of all and its variance (Liang and Zeger
+    1986, "Longitudinal data analysis using generalized linear models"), for what has intervals of
+    independent values.
 
-    units: of each value, what it has in common with others, such as a passage that several questions are about; None if
-    nothing.
+    units: of each value, what it has in common with others, such as a passage that several
+    questions are about; None if nothing.
     """
     if not values:
         return []
@@ -70,7 +75,9 @@ class Share(TypedDict):
 
 
 class EqualLength(TypedDict):
-    """A difference corrected for length; see `at_equal_length`. near: prompts of similar length, on which it rests."""
+    """A difference corrected for length; see `at_equal_length`. near: prompts of similar length, on
+    which it rests.
+    """
 
     mean: float
     low: float
@@ -85,7 +92,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its t interval (Student 1908, "The probable error of a mean").
+    """The mean of independent values with its t interval (Student 1908, "The probable error of a
+    mean").
 
     Equal values show no spread, so they have no interval. For scores of 0 or 1, use `rate`.
 
@@ -103,7 +111,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     middle = mean(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(n)
     low, high = (
-        middle + error * float(special.stdtrit(n - 1, end)) for end in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+        middle + error * float(special.stdtrit(n - 1, end))
+        for end in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
     )
     return {"mean": middle, "low": low, "high": high, "n": n}
 
@@ -116,12 +125,15 @@ def of_share(found: Estimate) -> Estimate:
 
 
 def equal(one: float, other: float) -> bool:
-    """Whether two numbers differ by no more than rounding, as `alignkit.functional.nearly_equal`, but without torch."""
+    """Whether two numbers differ by no more than rounding, as `alignkit.functional.nearly_equal`,
+    but without torch.
+    """
     return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-12)
 
 
 def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """`ours - theirs`, value by value; 0 where they differ only by rounding, or equal policies would win and lose.
+    """`ours - theirs`, value by value; 0 where they differ only by rounding, or equal policies
+    would win and lose.
 
     Raises `ValueError` if the numbers of values differ.
     """
@@ -131,17 +143,20 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 def clustered_p(differences: Sequence[float], units: Sequence[Any]) -> float:
     """`p_value` for differences of which those of a unit depend on each other; see `clustered`.
 
-    A unit has a difference if its own differences do not cancel; among the draws, the mean of all shifts those without.
+    A unit has a difference if its own differences do not cancel; among the draws, the mean of all
+    shifts those without.
     """
     apart = sum(not equal(total, 0.0) for total in _sums(differences, units))
     return p_value(clustered(differences, units), apart)
 
 
 def p_value(differences: Sequence[float], apart: int | None = None) -> float:
-    """Of the two-sided t test that the mean of independent differences is 0; 1 without a difference.
+    """Of the two-sided t test that the mean of independent differences is 0; 1 without a
+    difference.
 
-    A t test knows nothing of differences that are all the same, and a few that happen to be alike look certain to it:
-    there a sign test decides, on which all agree, 2 * 0.5**n. apart: how many there are, if not all other than 0.
+    A t test knows nothing of differences that are all the same, and a few that happen to be alike
+    look certain to it: there a sign test decides, on which all agree, 2 * 0.5**n. apart: how many
+    there are, if not all other than 0.
     """
     import numpy as np
     from scipy import special
@@ -156,10 +171,11 @@ def p_value(differences: Sequence[float], apart: int | None = None) -> float:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """The mean of `ours - theirs`, value by value, with the interval and the p value of the paired t test.
+    """The mean of `ours - theirs`, value by value, with the interval and the p value of the paired
+    t test.
 
-    Measured on the same prompts, this interval is narrower than those of the two means: prompts differ more than
-    policies do. For scores of 0 or 1, use `paired_rates`.
+    Measured on the same prompts, this interval is narrower than those of the two means: prompts
+    differ more than policies do. For scores of 0 or 1, use `paired_rates`.
 
     Args:
         ours: One value per prompt.
@@ -169,19 +185,23 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         ValueError: If the numbers of values differ.
     """
     found = differences(ours, theirs)
-    if len(found) > 1 and not any(found):  # no chance: scores that are not binary tie if answers are equal
+    # No chance: scores that are not binary tie if answers are equal
+    if len(found) > 1 and not any(found):
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(found), "p": 1.0}
     return {**estimate(found), "p": p_value(found)}
 
 
 def holm(p_values: Mapping[Any, float], headline: Any) -> dict[Any, float]:
-    """Adjusted p values: where one is below 5%, a claim; any false claim at all is made in at most 5% of evaluations.
+    """Adjusted p values: where one is below 5%, a claim; any false claim at all is made in at most
+    5% of evaluations.
 
-    p_values: of all comparisons of an evaluation, by whatever names them. headline: the one that was named before the
-    run. It has most of the error, so that it hardly loses power to the others, which share the rest.
+    p_values: of all comparisons of an evaluation, by whatever names them. headline: the one that
+    was named before the run. It has most of the error, so that it hardly loses power to the others,
+    which share the rest.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure", with the weights of its section 4: whatever is
-    rejected passes on its share, so that the others have all of it where the headline is clear.
+    Holm 1979, "A simple sequentially rejective multiple test procedure", with the weights of its
+    section 4: whatever is rejected passes on its share, so that the others have all of it where the
+    headline is clear.
     """
     others = max(1, len(p_values) - 1)
     weights = {name: HEADLINE if name == headline else (1 - HEADLINE) / others for name in p_values}
@@ -193,9 +213,11 @@ def holm(p_values: Mapping[Any, float], headline: Any) -> dict[Any, float]:
 
 
 def levels_of(scores: Sequence[float]) -> tuple[float, float] | None:
-    """The two levels of binary scores: (0, 1), (-1, 1) or (-1, 0); None if there are other scores, or none.
+    """The two levels of binary scores: (0, 1), (-1, 1) or (-1, 0); None if there are other scores,
+    or none.
 
-    Zeros alone are misses. If they are negative zeros, as a negative scale makes them, a hit would be -1.
+    Zeros alone are misses. If they are negative zeros, as a negative scale makes them, a hit would
+    be -1.
     """
     different = set(scores)
     if different == {0.0} and all(math.copysign(1.0, score) < 0 for score in scores):
@@ -204,15 +226,20 @@ def levels_of(scores: Sequence[float]) -> tuple[float, float] | None:
     return next((levels for levels in known if different and different <= set(levels)), None)
 
 
-def rate(values: Sequence[float], samples: int = 1, levels: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """The mean of binary scores with the interval of Agresti and Coull; near its bounds a t interval is too narrow.
+def rate(
+    values: Sequence[float], samples: int = 1, levels: tuple[float, float] = (0.0, 1.0)
+) -> Estimate:
+    """The mean of binary scores with the interval of Agresti and Coull; near its bounds a t
+    interval is too narrow.
 
-    values: the average of each prompt's samples. samples: how many each prompt has. levels: the two possible scores.
+    values: the average of each prompt's samples. samples: how many each prompt has. levels: the two
+    possible scores.
 
-    Agresti and Coull 1998, "Approximate is better than 'exact' for interval estimation of binomial proportions",
-    which contains Wilson's interval and covers rare scores better. Samples of a prompt resemble each other: they count
-    as the number of independent samples whose mean varies as much (Franco et al. 2019, "Comparative study of
-    confidence intervals for proportions in complex sample surveys"). If all prompts agree, a prompt is one sample.
+    Agresti and Coull 1998, "Approximate is better than 'exact' for interval estimation of binomial
+    proportions", which contains Wilson's interval and covers rare scores better. Samples of a
+    prompt resemble each other: they count as the number of independent samples whose mean varies as
+    much (Franco et al. 2019, "Comparative study of confidence intervals for proportions in complex
+    sample surveys"). If all prompts agree, a prompt is one sample.
     """
     import numpy as np
     from scipy import stats
@@ -232,17 +259,27 @@ def rate(values: Sequence[float], samples: int = 1, levels: tuple[float, float] 
     half = quantile * math.sqrt(center * (1 - center) / trials)
     low, high = max(0.0, center - half), min(1.0, center + half)
     width = top - bottom
-    return {"mean": bottom + middle * width, "low": bottom + low * width, "high": bottom + high * width, "n": n}
+    return {
+        "mean": bottom + middle * width,
+        "low": bottom + low * width,
+        "high": bottom + high * width,
+        "n": n,
+    }
 
 
 def paired_rates(
-    ours: Sequence[float], theirs: Sequence[float], samples: int = 1, levels: tuple[float, float] = (0.0, 1.0)
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    samples: int = 1,
+    levels: tuple[float, float] = (0.0, 1.0),
 ) -> Difference:
-    """The mean of `ours - theirs` for binary scores, with Bonett and Price's interval; arguments as in `rate`.
+    """The mean of `ours - theirs` for binary scores, with Bonett and Price's interval; arguments as
+    in `rate`.
 
-    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data": two prompts are added, one won and one lost, so that equal results do not look certain. With several samples
-    per prompt, differences are smaller, and so are those of the added prompts: 1 / sqrt(samples) of their variance.
+    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data": two prompts are added, one won and one lost, so that equal
+    results do not look certain. With several samples per prompt, differences are smaller, and so
+    are those of the added prompts: 1 / sqrt(samples) of their variance.
     """
     width = levels[1] - levels[0]
     differences = [(a - b) / width for a, b in zip(ours, theirs, strict=True)]
@@ -253,7 +290,12 @@ def paired_rates(
     squares = math.fsum([d * d for d in differences]) + 2 / math.sqrt(samples)
     half = _quantile() * math.sqrt((squares / (n + 2) - middle**2) / (n + 2))
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
-    found: Estimate = {"mean": mean(differences) * width, "low": low * width, "high": high * width, "n": n}
+    found: Estimate = {
+        "mean": mean(differences) * width,
+        "low": low * width,
+        "high": high * width,
+        "n": n,
+    }
     return {**found, "p": p_value(differences)}
 
 
@@ -263,17 +305,20 @@ def at_equal_length(
     lengths: Sequence[float] | None = None,
     units: Sequence[Any] | None = None,
 ) -> EqualLength | None:
-    """The difference expected between answers of equal length, with its 95% interval; None if lengths hardly overlap.
+    """The difference expected between answers of equal length, with its 95% interval; None if
+    lengths hardly overlap.
 
-    differences: paired differences in reward. longer: paired differences in length, in tokens. lengths: of the
-    baseline's answers, in tokens; they make the estimate sharper. units: see `clustered`.
+    differences: paired differences in reward. longer: paired differences in length, in tokens.
+    lengths: of the baseline's answers, in tokens; they make the estimate sharper. units: see
+    `clustered`.
 
-    A reward may grow with length in any way: a line through all prompts, or the tanh of length-controlled AlpacaEval
-    (Dubois et al. 2024, arXiv:2404.04475), mistakes a curve for a difference in quality. Therefore only prompts with
-    similar lengths count, in a local regression (Cleveland 1979, "Robust locally weighted regression and smoothing
-    scatterplots", section 2) at equal length: on the differences of the lengths and of their logarithms, weighted by
-    the latter. The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on both
-    sides of equal length. Units are clustered (Liang and Zeger 1986).
+    A reward may grow with length in any way: a line through all prompts, or the tanh of
+    length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475), mistakes a curve for a
+    difference in quality. Therefore only prompts with similar lengths count, in a local regression
+    (Cleveland 1979, "Robust locally weighted regression and smoothing scatterplots", section 2) at
+    equal length: on the differences of the lengths and of their logarithms, weighted by the latter.
+    The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on
+    both sides of equal length. Units are clustered (Liang and Zeger 1986).
     """
     import numpy as np
     from scipy import stats
@@ -288,13 +333,17 @@ def at_equal_length(
     distance = columns[-1]
     if len(gap) < 2 * SIDE or not distance.std():
         return None
-    weights = np.maximum(0.0, 1 - np.abs(distance / (bandwidth * distance.std())) ** 3) ** 3  # tricube
+    # Tricube
+    weights = np.maximum(0.0, 1 - np.abs(distance / (bandwidth * distance.std())) ** 3) ** 3
     near = weights > 0
     if min((distance[near] <= 0).sum(), (distance[near] >= 0).sum()) < SIDE:
         return None
-    design = np.stack([np.ones_like(gap), *(column / (column.std() or 1.0) for column in columns)], axis=1)[near]
+    design = np.stack(
+        [np.ones_like(gap), *(column / (column.std() or 1.0) for column in columns)], axis=1
+    )[near]
     weighted, kept = design.T * weights[near], reward[near]
-    smoother = np.linalg.pinv(weighted @ design, rcond=1e-10, hermitian=True) @ weighted  # [coefficients, prompts]
+    # [coefficients, prompts]
+    smoother = np.linalg.pinv(weighted @ design, rcond=1e-10, hermitian=True) @ weighted
     leverage = np.einsum("pc,cp->p", design, smoother)
     residuals = (kept - design @ (smoother @ kept)) / np.clip(1 - leverage, 0.05, None)
     row = smoother[0]
@@ -309,14 +358,20 @@ def at_equal_length(
     if half <= 1e-9 * float(np.abs(kept).max()):  # no spread, so no interval
         return None
     middle = float(row @ kept)
-    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(errors), "near": int(near.sum())}
+    return {
+        "mean": middle,
+        "low": middle - half,
+        "high": middle + half,
+        "n": len(errors),
+        "near": int(near.sum()),
+    }
 
 
 def bought_with_length(difference: Mapping[str, Any], equal: Mapping[str, Any] | None) -> bool:
     """Whether most of a gain disappears between answers of equal length.
 
-    difference: an estimate that is clearly above 0. equal: the same at equal length, which must keep less than half,
-    and must be clearly below the whole.
+    difference: an estimate that is clearly above 0. equal: the same at equal length, which must
+    keep less than half, and must be clearly below the whole.
     """
     if equal is None or difference["low"] is None or difference["low"] <= 0:
         return False
@@ -333,9 +388,10 @@ def _quantile() -> float:
 def share(hits: float, n: int, independent: float | None = None) -> Share | None:
     """A proportion with its Wilson interval; None without a trial.
 
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference". The interval is valid for few
-    trials and for proportions near 0 and 1. A tie may count as half a hit: ties vary less than hits and misses, so the
-    interval is then too wide, never too narrow. (scipy's version accepts integers only.)
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference". The
+    interval is valid for few trials and for proportions near 0 and 1. A tie may count as half a
+    hit: ties vary less than hits and misses, so the interval is then too wide, never too narrow.
+    (scipy's version accepts integers only.)
 
     independent: trials whose mean varies as much, if some of the n depend on each other.
     """
@@ -356,8 +412,8 @@ def share(hits: float, n: int, independent: float | None = None) -> Share | None
 def clustered_share(clusters: Sequence[Sequence[float]]) -> Share | None:
     """A proportion of cases, of which those of a cluster depend on each other; None without a case.
 
-    As many independent cases as have a mean that varies as much are in `share` (Franco et al. 2019, see `rate`). If all
-    cases are alike, a cluster is one case. n: cases.
+    As many independent cases as have a mean that varies as much are in `share` (Franco et al. 2019,
+    see `rate`). If all cases are alike, a cluster is one case. n: cases.
     """
     sums = [(math.fsum(cases), len(cases)) for cases in clusters if cases]
     hits, n = math.fsum(total for total, _ in sums), sum(count for _, count in sums)
@@ -372,9 +428,15 @@ def clustered_share(clusters: Sequence[Sequence[float]]) -> Share | None:
 
 
 def shown(
-    estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False, digits: int | None = None
+    estimate: Mapping[str, Any] | None,
+    *,
+    sign: bool = False,
+    percent: bool = False,
+    digits: int | None = None,
 ) -> str:
-    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean. digits: decimals."""
+    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean.
+    digits: decimals.
+    """
     if estimate is None or estimate["mean"] is None:
         return "-"
     scale = 100 if percent else 1
@@ -382,11 +444,15 @@ def shown(
     # z: a mean of -0.001 reads as 0, not as -0.
     mean = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
     low, high = estimate["low"], estimate["high"]
-    return mean if low is None else f"{mean} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
+    return (
+        mean if low is None else f"{mean} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
+    )
 
 
 def decimals(estimate: Mapping[str, Any]) -> int:
-    """Decimals that show two digits of half the interval's width, or one if the first digit is above 2."""
+    """Decimals that show two digits of half the interval's width, or one if the first digit is
+    above 2.
+    """
     width = math.nan if estimate["low"] is None else estimate["high"] - estimate["low"]
     if not math.isfinite(width) or width <= 0:
         return 2

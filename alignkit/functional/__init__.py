@@ -1,25 +1,27 @@
 """The mathematics of alignment as pure functions: no models, no configuration, no state.
 
-Shapes: `B` sequences, `T` response tokens, `V` vocabulary, `P` pairs or prompts, `K` responses of a prompt,
-`N` anything flat. Logarithms are natural: log-probabilities, KL and entropy are in nats.
-`logprobs[b, t]` belongs to `tokens[b, t]`; nothing is shifted. A `mask` is true for tokens that count; it may be
-bool, int or float. Losses are minimized and not yet reduced. Half-precision inputs are widened to float32; float64
-stays float64.
+Shapes: `B` sequences, `T` response tokens, `V` vocabulary, `P` pairs or prompts, `K` responses of a
+prompt, `N` anything flat. Logarithms are natural: log-probabilities, KL and entropy are in nats.
+`logprobs[b, t]` belongs to `tokens[b, t]`; nothing is shifted. A `mask` is true for tokens that
+count; it may be bool, int or float. Losses are minimized and not yet reduced. Half-precision inputs
+are widened to float32; float64 stays float64.
 
-Some functions define in a few lines what the training loop, the packer and the sampler compute in another way:
-`token_logprobs`, `token_entropy`, `response_mask`, `position_ids`, `aggregate`. These, and the best-of-n estimates,
-are for tests, analysis and plugins.
+Some functions define in a few lines what the training loop, the packer and the sampler compute in
+another way: `token_logprobs`, `token_entropy`, `response_mask`, `position_ids`, `aggregate`. These,
+and the best-of-n estimates, are for tests, analysis and plugins.
 
 Conventions, for choices that the papers leave open:
 
 - A masked entry has no effect on values or gradients, even if it is inf or 1e30.
-- The mean of no tokens is 0 with a zero gradient. A row without tokens does not count as a sequence, unless the
-  divisor is a constant (Dr. GRPO).
+- The mean of no tokens is 0 with a zero gradient. A row without tokens does not count as a
+  sequence, unless the divisor is a constant (Dr. GRPO).
 - Log-ratios are not clamped (some trainers clamp at 10 or 20), unless exp would overflow the dtype.
-- The score is clipped before the KL penalty is subtracted, and is paid at the last valid token. A response without
-  tokens gets no score.
-- GAE skips masked positions: the next state is the next *valid* token. V after the end is 0 unless given.
-- Whitening adds eps inside the root. A single value becomes 0. Without the mean shift, the mean is added back.
+- The score is clipped before the KL penalty is subtracted, and is paid at the last valid token. A
+  response without tokens gets no score.
+- GAE skips masked positions: the next state is the next *valid* token. V after the end is 0 unless
+  given.
+- Whitening adds eps inside the root. A single value becomes 0. Without the mean shift, the mean is
+  added back.
 - Ties: rankings drop them, best-of-n takes the first and earliest, and a judge's tie forms no pair.
 - In a group with one member or without spread, advantages are 0.
 - IPO uses sums over tokens, as in its paper; pass per-token means for the other variant.
@@ -27,7 +29,8 @@ Conventions, for choices that the papers leave open:
 Design: docs/architecture.md.
 """
 
-# `__all__` is what plugins of others may rely on. Those that come with alignkit change together with the rest.
+# `__all__` is what plugins of others may rely on. Those that come with alignkit change together
+# with the rest.
 # ruff: isort: skip_file
 
 from alignkit.functional._tensors import (

@@ -1,4 +1,6 @@
-"""Helpers that every formula uses: shape checks, wider dtypes, masks that keep garbage out of gradients."""
+"""Helpers that every formula uses: shape checks, wider dtypes, masks that keep garbage out of
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,19 @@ def check_shapes(**tensors: Tensor) -> None:
     for name, tensor in others:
         if tensor.shape != reference.shape:
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, but {first} has {list(reference.shape)}; they must be equal"
+                f"{name} has shape {list(tensor.shape)}, but {first} has {list(reference.shape)}; "
+                "they must be equal"
             )
 
 
-# Sums in another order differ by some units of the last digit, and a sum of 0 by those of its terms, which are about 1.
+# Sums in another order differ by some units of the last digit, and a sum of 0 by those of its
+# terms, which are about 1.
 ROUNDING, ROUNDING_32 = 1e-12, 2.5e-7  # in float64, and in narrower numbers
 
 
 def nearly_equal(x: Any, y: Any) -> Any:
-    """Whether two numbers, or the entries of two tensors, differ by no more than rounding. False for nan.
+    """Whether two numbers, or the entries of two tensors, differ by no more than rounding. False
+    for nan.
 
     Args:
         x: A number or a tensor.

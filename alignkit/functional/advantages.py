@@ -1,4 +1,6 @@
-"""From scores to advantages: penalties and KL rewards, GAE, returns, and baselines within a group of responses."""
+"""From scores to advantages: penalties and KL rewards, GAE, returns, and baselines within a group
+of responses.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from alignkit.functional.logprobs import last_index
 def missing_eos_penalty(
     scores: Tensor, has_eos: Tensor, penalty: float | None = None, replace: float | None = None
 ) -> Tensor:
-    """Scores [B] in which responses without an end token lose `penalty`, or score `replace` instead.
+    """Scores [B] in which responses without an end token lose `penalty`, or score `replace`
+    instead.
 
     Returns the scores unchanged if neither is set. Raises `ValueError` if both are.
     """
@@ -26,7 +29,9 @@ def missing_eos_penalty(
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, cache: int) -> Tensor:
-    """0 up to max_length - cache, then linearly down to -1 at max_length and beyond: [N] -> [N]. DAPO, eq. (13)."""
+    """0 up to max_length - cache, then linearly down to -1 at max_length and beyond: [N] -> [N].
+    DAPO, eq. (13).
+    """
     return ((max_length - cache - widen(lengths)) / cache).clamp(-1.0, 0.0)
 
 
@@ -40,10 +45,11 @@ def shape_rewards(
     score_clip: float | None = None,
     estimator: str = "k1",
 ) -> Tensor:
-    """-kl_coefficient * KL on each response token, plus the score [B] on the final token: -> [B, T], no gradient.
+    """-kl_coefficient * KL on each response token, plus the score [B] on the final token: -> [B,
+    T], no gradient.
 
-    InstructGPT 2022, eq. (2), per token as in Stiennon et al. 2020. The score is first clipped to +-score_clip.
-    Masked tokens get 0. Raises `ValueError` unless the estimator is k1, k2 or k3.
+    InstructGPT 2022, eq. (2), per token as in Stiennon et al. 2020. The score is first clipped to
+    +-score_clip. Masked tokens get 0. Raises `ValueError` unless the estimator is k1, k2 or k3.
     """
     if estimator not in KL_ESTIMATORS:
         raise ValueError(f"the KL estimator must be {', '.join(KL_ESTIMATORS)}, not {estimator!r}")
@@ -62,29 +68,39 @@ def shape_rewards(
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap: Tensor | None = None
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float,
+    lam: float,
+    bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation: rewards, values, mask [B, T] -> (advantages, returns) [B, T], no gradient.
+    """Generalized advantage estimation: rewards, values, mask [B, T] -> (advantages, returns) [B,
+    T], no gradient.
 
-    delta_t = r_t + gamma V_next - V_t,  A_t = delta_t + gamma lam A_next,  returns = A + V.  Schulman et al. 2016,
-    eq. (16). `next` is the next valid token, however many masked ones lie between. `bootstrap` [B] is the value
-    after the last token: 0 for an episode that ended (the default), V of the next state for a truncated one.
+    delta_t = r_t + gamma V_next - V_t,  A_t = delta_t + gamma lam A_next,  returns = A + V.
+    Schulman et al. 2016, eq. (16). `next` is the next valid token, however many masked ones lie
+    between. `bootstrap` [B] is the value after the last token: 0 for an episode that ended (the
+    default), V of the next state for a truncated one.
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     with torch.no_grad():
         valid = mask.bool()
         rewards, values = widen(rewards), widen(values)
         advantage = rewards.new_zeros(len(rewards))
-        next_value = advantage if bootstrap is None else bootstrap.to(rewards)  # zeros: nothing follows the end
+        # Zeros: nothing follows the end
+        next_value = advantage if bootstrap is None else bootstrap.to(rewards)
         check_shapes(mask_rows=advantage, bootstrap=next_value)
         columns = []
         for t in reversed(range(rewards.shape[1])):
             delta = rewards[:, t] + gamma * next_value - values[:, t]
-            # A masked position leaves both as they are: what comes before it continues with the valid token after it.
+            # A masked position leaves both as they are: what comes before it continues with the
+            # valid token after it.
             advantage = torch.where(valid[:, t], delta + gamma * lam * advantage, advantage)
             next_value = torch.where(valid[:, t], values[:, t], next_value)
             columns.append(advantage)
-        # Columns were collected from the end. Masked ones hold the advantage of the token after them.
+        # Columns were collected from the end. Masked ones hold the advantage of the token after
+        # them.
         advantages = zero_masked(torch.stack(columns[::-1], dim=1), valid) if columns else rewards
         return advantages, zero_masked(advantages + values, valid)
 
@@ -99,7 +115,8 @@ def reinforce_returns(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: 
     return zero_masked(widen(scores).unsqueeze(-1) - kl_coefficient * remaining, mask)
 
 
-# --- baselines within a group: `group_index` [N] holds the same number for all responses of one group
+# --- baselines within a group: `group_index` [N] holds the same number for all responses of one
+# group
 
 
 def group_mean(rewards: Tensor, group_index: Tensor) -> Tensor:
@@ -120,7 +137,8 @@ def group_size(group_index: Tensor) -> Tensor:
 
 
 def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """True if the rewards of a response's group differ by more than rounding, so that it teaches something: [N] -> [N].
+    """True if the rewards of a response's group differ by more than rounding, so that it teaches
+    something: [N] -> [N].
 
     DAPO, Yu et al. 2025. A nan counts as spread, so that it reaches the loss and is noticed.
     """
@@ -135,14 +153,17 @@ def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
 def centered_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     """r - mean of the group: [N] -> [N], exactly 0 without spread. Dr. GRPO, Liu et al. 2025."""
     deviations = widen(rewards) - group_mean(rewards, group_index)
-    # Equal rewards may differ from their mean by rounding, which a division by the deviation would blow up.
+    # Equal rewards may differ from their mean by rounding, which a division by the deviation would
+    # blow up.
     return torch.where(group_has_spread(rewards, group_index), deviations, 0.0)
 
 
 def slope_within_groups(rewards: Tensor, x: Tensor, group_index: Tensor) -> Tensor:
-    """Least-squares slope of rewards [N] in x [N], with an intercept for each group: a scalar, 0 if x does not vary.
+    """Least-squares slope of rewards [N] in x [N], with an intercept for each group: a scalar, 0 if
+    x does not vary.
 
-    Only differences within a group count ("within estimator"), so a group whose members are all long says nothing.
+    Only differences within a group count ("within estimator"), so a group whose members are all
+    long says nothing.
     """
     check_shapes(rewards=rewards, x=x, group_index=group_index)
     deviations = centered_advantages(x, group_index)
@@ -152,15 +173,20 @@ def slope_within_groups(rewards: Tensor, x: Tensor, group_index: Tensor) -> Tens
 
 
 def std_within_groups(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """Standard deviation of rewards [N] around their groups' means, pooled and unbiased: a scalar, 0 without spread."""
+    """Standard deviation of rewards [N] around their groups' means, pooled and unbiased: a scalar,
+    0 without spread.
+    """
     free = len(rewards) - torch.unique(group_index).numel()
     return (centered_advantages(rewards, group_index) ** 2).sum().div(max(1, free)).sqrt()
 
 
-def grpo_advantages(rewards: Tensor, group_index: Tensor, unbiased: bool = True, eps: float = 1e-4) -> Tensor:
+def grpo_advantages(
+    rewards: Tensor, group_index: Tensor, unbiased: bool = True, eps: float = 1e-4
+) -> Tensor:
     """(r - mean) / (std + eps) within the group: [N] -> [N]. GRPO, Shao et al. 2024, section 4.1.2.
 
-    The paper specifies neither the divisor of the variance nor eps; both matter when a group hardly varies.
+    The paper specifies neither the divisor of the variance nor eps; both matter when a group hardly
+    varies.
 
     Args:
         rewards: [N], of responses.
@@ -190,9 +216,9 @@ def rloo_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
 def maxrl_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     """(r - mean) / mean within the group, for rewards of 0 or more: [N] -> [N], 0 without spread.
 
-    MaxRL, Tajwar et al. 2026: with rewards of 0 and 1, 1/K for each of K right responses, minus a baseline. Its
-    expected gradient is that of log p, the probability of a right response, cut after as many powers of 1 - p as the
-    group has other members.
+    MaxRL, Tajwar et al. 2026: with rewards of 0 and 1, 1/K for each of K right responses, minus a
+    baseline. Its expected gradient is that of log p, the probability of a right response, cut after
+    as many powers of 1 - p as the group has other members.
     """
     mean = group_mean(rewards, group_index)
     return centered_advantages(rewards, group_index) / torch.where(mean > 0, mean, 1.0)

@@ -1,4 +1,6 @@
-"""The best of several responses: which to learn from, and the reward and KL of the best-of-n policy."""
+"""The best of several responses: which to learn from, and the reward and KL of the best-of-n
+policy.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,27 @@ from alignkit.functional._tensors import check_shapes, nearly_equal, widen
 
 
 def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
-    """Flat indices, ascending, of the `count` best of all P * K responses; by default P, i.e. the top 1/K.
+    """Flat indices, ascending, of the `count` best of all P * K responses; by default P, i.e. the
+    top 1/K.
 
-    RAFT, Dong et al. 2023, the global variant: a prompt may get several or none. The lowest index wins ties.
+    RAFT, Dong et al. 2023, the global variant: a prompt may get several or none. The lowest index
+    wins ties.
     """
     order = rewards.flatten().argsort(descending=True, stable=True)
     return order[: len(rewards) if count is None else count].sort().values
 
 
 def most_different(rewards: Tensor, count: int) -> Tensor:
-    """Indices, ascending, of the `count` rewards of [K] whose variance is largest: the lowest and the highest ones.
+    """Indices, ascending, of the `count` rewards of [K] whose variance is largest: the lowest and
+    the highest ones.
 
-    Max-variance down-sampling, PODS, Xu et al. 2025, arXiv:2504.13818, theorem 1. Raises `ValueError` unless
-    1 <= count <= K.
+    Max-variance down-sampling, PODS, Xu et al. 2025, arXiv:2504.13818, theorem 1. Raises
+    `ValueError` unless 1 <= count <= K.
     """
     if not 1 <= count <= len(rewards):
-        raise ValueError(f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}")
+        raise ValueError(
+            f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}"
+        )
     rewards = widen(rewards)
     if nearly_equal(rewards.max(), rewards.min()):
         rewards = torch.zeros_like(rewards)
@@ -42,13 +49,18 @@ def most_different(rewards: Tensor, count: int) -> Tensor:
 def expected_best_of_n(rewards: Tensor, n: int) -> Tensor:
     """Unbiased estimate of E[max of n rewards] from K >= n samples: [P, K] -> [P].
 
-    sum_i C(i, n-1) / C(K, n) r_(i) over the ascending order statistics. Raises `ValueError` unless 1 <= n <= K.
+    sum_i C(i, n-1) / C(K, n) r_(i) over the ascending order statistics. Raises `ValueError` unless
+    1 <= n <= K.
     """
     k = rewards.shape[-1]
     if not 1 <= n <= k:
-        raise ValueError(f"best of {n} cannot be estimated from {k} samples per prompt: n must be between 1 and {k}")
+        raise ValueError(
+            f"best of {n} cannot be estimated from {k} samples per prompt: n must be between 1 "
+            f"and {k}"
+        )
     ascending = widen(rewards).sort(-1).values
-    # Of the C(K, n) subsets, C(i, n - 1) have r_(i) as their largest: i rewards are smaller (i from 0).
+    # Of the C(K, n) subsets, C(i, n - 1) have r_(i) as their largest: i rewards are smaller (i from
+    # 0).
     weights = [math.comb(i, n - 1) / math.comb(k, n) for i in range(k)]
     return (ascending * ascending.new_tensor(weights)).sum(-1)
 
@@ -64,7 +76,8 @@ def best_of_n_kl(n: int) -> float:
 
 
 def best_of_n_distribution(probs: Tensor, rewards: Tensor, n: int) -> Tensor:
-    """Exact policy of best-of-n over a finite set of responses: base policy [V], rewards [V] -> [V].
+    """Exact policy of best-of-n over a finite set of responses: base policy [V], rewards [V] ->
+    [V].
 
     P(reward <= r)^n - P(reward < r)^n, divided among equal rewards by their base probability.
     """

@@ -13,8 +13,9 @@ from alignkit.functional._tensors import check_shapes, nearly_equal, widen
 def order_probabilities(logp_ab: Tensor, logp_ba: Tensor) -> tuple[Tensor, Tensor]:
     """P(A better) as judged in the order A, B and in the order B, A: [N, 2] each -> ([N], [N]).
 
-    Column 0 is the judge's log-probability of the token that names the first candidate shown, column 1 the second.
-    They are normalized over these two tokens. RLAIF, Lee et al. 2023, section 2.1.
+    Column 0 is the judge's log-probability of the token that names the first candidate shown,
+    column 1 the second. They are normalized over these two tokens. RLAIF, Lee et al. 2023, section
+    2.1.
     """
     check_shapes(logp_ab=logp_ab, logp_ba=logp_ba)
     ab, ba = widen(logp_ab), widen(logp_ba)
@@ -23,10 +24,11 @@ def order_probabilities(logp_ab: Tensor, logp_ba: Tensor) -> tuple[Tensor, Tenso
 
 
 def judge_probability(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
-    """P(A better) [N]: the mean over both orders, after undoing the swap. Lee et al. 2023, section 2.1.
+    """P(A better) [N]: the mean over both orders, after undoing the swap. Lee et al. 2023, section
+    2.1.
 
-    With sigmoid(x) = (1 + tanh(x / 2)) / 2: unlike sigmoid, tanh is odd in floating point, so that a judge who only
-    sees positions has exactly 0.5.
+    With sigmoid(x) = (1 + tanh(x / 2)) / 2: unlike sigmoid, tanh is odd in floating point, so that
+    a judge who only sees positions has exactly 0.5.
     """
     check_shapes(logp_ab=logp_ab, logp_ba=logp_ba)
     ab, ba = widen(logp_ab), widen(logp_ba)
@@ -34,28 +36,36 @@ def judge_probability(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
 
 
 def position_inconsistent(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
-    """True [N] if the judge prefers the same *position* in both orders, whichever candidate is shown there."""
+    """True [N] if the judge prefers the same *position* in both orders, whichever candidate is
+    shown there.
+    """
     in_ab, in_ba = order_probabilities(logp_ab, logp_ba)
     # Both are P(A better); on different sides of 0.5, the judge followed the position.
     return (in_ab - 0.5) * (in_ba - 0.5) < 0
 
 
 def hard_label(p: Tensor, tolerance: float = 1e-4) -> Tensor:
-    """1, 0, or 0.5 within `tolerance` of a tie: [N] -> [N]. A judge that only sees positions averages to 0.5.
+    """1, 0, or 0.5 within `tolerance` of a tie: [N] -> [N]. A judge that only sees positions
+    averages to 0.5.
 
     The default is `alignkit.reward.TIE`.
     """
     p = widen(p)
-    return torch.where((p - 0.5).abs() <= tolerance, 0.5, torch.where(p > 0.5, 1.0, 0.0)).to(p.dtype)
+    return torch.where((p - 0.5).abs() <= tolerance, 0.5, torch.where(p > 0.5, 1.0, 0.0)).to(
+        p.dtype
+    )
 
 
 def clamp_cai(p: Tensor, low: float = 0.4, high: float = 0.6) -> Tensor:
-    """Probabilities clamped to [low, high]: chain of thought makes judges overconfident. Bai et al. 2022b, sec. 4.1."""
+    """Probabilities clamped to [low, high]: chain of thought makes judges overconfident. Bai et al.
+    2022b, sec. 4.1.
+    """
     return p.clamp(low, high)
 
 
 def preferred(scores: Sequence[Sequence[float]]) -> list[int | None]:
-    """Index of the better of two scored samples, None for a tie, which forms no pair. Online DPO, Guo et al. 2024.
+    """Index of the better of two scored samples, None for a tie, which forms no pair. Online DPO,
+    Guo et al. 2024.
 
     Args:
         scores: The two of each prompt.

@@ -1,4 +1,6 @@
-"""Estimates of the KL divergence between two policies from sampled tokens, and its adaptive coefficient."""
+"""Estimates of the KL divergence between two policies from sampled tokens, and its adaptive
+coefficient.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor | None) -> 
 
 
 def kl_k1(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """log pi - log pi_ref per token, in nats: unbiased for KL(pi || pi_ref) on samples of pi; may be negative.
+    """log pi - log pi_ref per token, in nats: unbiased for KL(pi || pi_ref) on samples of pi; may
+    be negative.
 
-    Schulman 2020, "Approximating KL divergence". Use it as a penalty inside a reward; as a loss, its expected gradient
-    is 0.
+    Schulman 2020, "Approximating KL divergence". Use it as a penalty inside a reward; as a loss,
+    its expected gradient is 0.
 
     Args:
         logprobs: [B, T], in nats, of the policy.
@@ -31,7 +34,8 @@ def kl_k1(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = No
 
 
 def kl_k2(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(log pi - log pi_ref)^2 / 2 per token: biased as an estimate; as a loss, it has the gradient of KL(pi || pi_ref).
+    """(log pi - log pi_ref)^2 / 2 per token: biased as an estimate; as a loss, it has the gradient
+    of KL(pi || pi_ref).
 
     Schulman 2020.
     """
@@ -39,10 +43,11 @@ def kl_k2(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = No
 
 
 def kl_k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """pi_ref/pi - 1 - log(pi_ref/pi) per token: unbiased for KL(pi || pi_ref), never negative (Schulman 2020).
+    """pi_ref/pi - 1 - log(pi_ref/pi) per token: unbiased for KL(pi || pi_ref), never negative
+    (Schulman 2020).
 
-    As a loss, it has the gradient of KL(pi_ref || pi). expm1 preserves the tiny values of nearly equal policies. Pass
-    the mask if masked positions may hold anything but log-probabilities.
+    As a loss, it has the gradient of KL(pi_ref || pi). expm1 preserves the tiny values of nearly
+    equal policies. Pass the mask if masked positions may hold anything but log-probabilities.
 
     Args:
         logprobs: [B, T], in nats, of the policy.
@@ -54,14 +59,19 @@ def kl_k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = No
     return torch.expm1(exponent(-d)) + d
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "k1": kl_k1,
+    "k2": kl_k2,
+    "k3": kl_k3,
+}
 
 
 def adaptive_kl(kl_coefficient: float, kl: float, target: float, horizon: float, n: float) -> float:
     """The next KL coefficient: kl_coefficient * (1 + clip(kl/target - 1, -0.2, 0.2) * n / horizon).
 
-    Ziegler et al. 2019, section 2.2. `kl` and `target` are means over sequences of the sum over tokens; `n` is the
-    number of sequences since the last call. Raises `ValueError` unless target and horizon are positive.
+    Ziegler et al. 2019, section 2.2. `kl` and `target` are means over sequences of the sum over
+    tokens; `n` is the number of sequences since the last call. Raises `ValueError` unless target
+    and horizon are positive.
     """
     if target <= 0 or horizon <= 0:
         raise ValueError(f"target and horizon must be positive, not {target} and {horizon}")

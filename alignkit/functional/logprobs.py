@@ -21,12 +21,16 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy of softmax(logits / temperature): [..., V] -> [...] nats. A logit of -inf forbids its token."""
+    """Entropy of softmax(logits / temperature): [..., V] -> [...] nats. A logit of -inf forbids its
+    token.
+    """
     return entropy_of(log_softmax(logits, temperature))
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) in float32 or wider; `ValueError` unless the temperature is positive."""
+    """log softmax(logits / temperature) in float32 or wider; `ValueError` unless the temperature is
+    positive.
+    """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     return torch.log_softmax(widen(logits) / temperature, dim=-1)
@@ -42,10 +46,12 @@ def entropy_of(log_probabilities: Tensor) -> Tensor:
 def response_mask(tokens: Tensor, eos_ids: int | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Mask of sampled responses [B, T]: (mask [B, T] bool, has_eos [B] bool, lengths [B]).
 
-    A response ends with its first end token and includes it. Padding ids are ignored, because the padding token may
-    be an end token.
+    A response ends with its first end token and includes it. Padding ids are ignored, because the
+    padding token may be an end token.
     """
-    ends = torch.tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), device=tokens.device)
+    ends = torch.tensor(
+        [eos_ids] if isinstance(eos_ids, int) else list(eos_ids), device=tokens.device
+    )
     is_end = torch.isin(tokens, ends.to(tokens.dtype))
     # Ends before the token, itself excluded, so that the first end token still counts.
     ends_before = is_end.long().cumsum(-1) - is_end.long()

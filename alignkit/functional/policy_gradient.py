@@ -1,4 +1,6 @@
-"""Clipped policy and value losses of PPO and its relatives, and which tokens the clipping affects."""
+"""Clipped policy and value losses of PPO and its relatives, and which tokens the clipping
+affects.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from alignkit.functional.reductions import mean_tokens
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
     """pi / pi_old per token: [B, T] -> [B, T]; 1 on masked entries."""
-    # The mask applies before exp: applied after it, the gradient of a masked entry would be 0 * inf.
+    # The mask applies before exp: applied after it, the gradient of a masked entry would be 0 *
+    # inf.
     return exponent(log_ratio(logprobs, old_logprobs, mask)).exp()
 
 
 def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Mean over tokens of log(pi / pi_old): [B, T] -> [B], the log of GSPO's importance ratio (Zheng et al. 2025)."""
+    """Mean over tokens of log(pi / pi_old): [B, T] -> [B], the log of GSPO's importance ratio
+    (Zheng et al. 2025).
+    """
     return mean_tokens(log_ratio(logprobs, old_logprobs, mask), mask)
 
 
@@ -32,13 +37,15 @@ def importance_weights(
     *,
     sequence: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """min(pi_old / pi_sampler, cap), or 0 if the ratio is outside of `bounds`; and this ratio, both without a gradient.
+    """min(pi_old / pi_sampler, cap), or 0 if the ratio is outside of `bounds`; and this ratio, both
+    without a gradient.
 
-    Per token, [B, T] -> [B, T], 1 on masked entries; with `sequence` of whole responses, [B, T] -> [B]: the product
-    over a response's tokens. Weights of the advantages, for samples of an engine whose probabilities differ from those
-    of training although its weights are the same. The cap is truncated importance sampling (Yao et al. 2025, "Your
-    efficient RL framework secretly brings you off-policy RL training"; Ionides 2008). Bounds are the mask of IcePop
-    (Ant Group 2025, "Small leak can sink a great ship"), which is of tokens.
+    Per token, [B, T] -> [B, T], 1 on masked entries; with `sequence` of whole responses, [B, T] ->
+    [B]: the product over a response's tokens. Weights of the advantages, for samples of an engine
+    whose probabilities differ from those of training although its weights are the same. The cap is
+    truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy RL training"; Ionides 2008). Bounds are the mask of IcePop (Ant Group 2025, "Small
+    leak can sink a great ship"), which is of tokens.
     """
     with torch.no_grad():
         log_ratios = log_ratio(old_logprobs, sampler_logprobs, mask)
@@ -46,7 +53,9 @@ def importance_weights(
         weights = ratios if cap is None else ratios.clamp(max=cap)
         if bounds is not None:
             # Judged before the cap, which would bring every large ratio back within the bounds.
-            weights = weights.where((ratios >= bounds[0]) & (ratios <= bounds[1]), torch.zeros_like(weights))
+            weights = weights.where(
+                (ratios >= bounds[0]) & (ratios <= bounds[1]), torch.zeros_like(weights)
+            )
         return weights, ratios
 
 
@@ -60,11 +69,12 @@ def ppo_policy_loss(
     *,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A) per token: [B, T] -> [B, T], 0 on masked entries.
+    """-min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A) per token: [B, T] -> [B, T], 0 on
+    masked entries.
 
-    Schulman et al. 2017, eq. (7). `clip_range_high` defaults to clip_range; a larger one is DAPO's clip-higher.
-    `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2020). Gradients flow through `logprobs` only. Works
-    for any shape: GSPO passes [B].
+    Schulman et al. 2017, eq. (7). `clip_range_high` defaults to clip_range; a larger one is DAPO's
+    clip-higher. `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2020). Gradients
+    flow through `logprobs` only. Works for any shape: GSPO passes [B].
 
     Args:
         logprobs: [B, T], in nats, of the policy.
@@ -81,25 +91,38 @@ def ppo_policy_loss(
     advantages = zero_masked(widen(advantages.detach()), mask)
     r = ratio(logprobs, old_logprobs.detach(), mask)
     # The minimum is pessimistic: clipping never makes an update look better than it is.
-    objective = torch.minimum(r * advantages, _clip_ratio(r, clip_range, clip_range_high) * advantages)
+    objective = torch.minimum(
+        r * advantages, _clip_ratio(r, clip_range, clip_range_high) * advantages
+    )
     if dual_clip is not None:
         # For A < 0 the objective falls without bound as r grows; this gives it a floor.
-        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+        objective = torch.where(
+            advantages < 0, torch.maximum(objective, dual_clip * advantages), objective
+        )
     return -objective
 
 
 def cispo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range_high: float, *, mask: Tensor | None = None
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_range_high: float,
+    *,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """-min(r, 1 + clip_range_high) A log pi per token, the weight without a gradient: [B, T] -> [B, T].
+    """-min(r, 1 + clip_range_high) A log pi per token, the weight without a gradient: [B, T] -> [B,
+    T].
 
-    CISPO, MiniMax-M1 2025, eqs. (4) and (5), without a lower bound, as in its experiments. Every token keeps its
-    gradient; PPO's clipping drops it. Masked entries are 0. Gradients flow through `logprobs` only.
+    CISPO, MiniMax-M1 2025, eqs. (4) and (5), without a lower bound, as in its experiments. Every
+    token keeps its gradient; PPO's clipping drops it. Masked entries are 0. Gradients flow through
+    `logprobs` only.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     # Detached, so that the gradient is that of log pi even if the ratio is capped.
     weight = ratio(logprobs, old_logprobs, mask).clamp(max=1 + clip_range_high).detach()
-    return -weight * zero_masked(widen(advantages.detach()), mask) * zero_masked(widen(logprobs), mask)
+    return (
+        -weight * zero_masked(widen(advantages.detach()), mask) * zero_masked(widen(logprobs), mask)
+    )
 
 
 def clipped(
@@ -129,15 +152,23 @@ def _clip_ratio(r: Tensor, low: float, high: float | None) -> Tensor:
 
 
 def ppo_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, *, mask: Tensor | None = None
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    clip_range: float | None,
+    *,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """0.5 max((V - G)^2, (V_old + clip(V - V_old) - G)^2) per token: [B, T] -> [B, T], 0 on masked entries.
+    """0.5 max((V - G)^2, (V_old + clip(V - V_old) - G)^2) per token: [B, T] -> [B, T], 0 on masked
+    entries.
 
-    From OpenAI baselines; not in the PPO paper. The maximum is the pessimistic choice. Without a `clip_range`: plain
-    squared error. Gradients flow through `values` only.
+    From OpenAI baselines; not in the PPO paper. The maximum is the pessimistic choice. Without a
+    `clip_range`: plain squared error. Gradients flow through `values` only.
     """
     check_shapes(values=values, old_values=old_values, returns=returns)
-    v, old, target = (zero_masked(widen(x), mask) for x in (values, old_values.detach(), returns.detach()))
+    v, old, target = (
+        zero_masked(widen(x), mask) for x in (values, old_values.detach(), returns.detach())
+    )
     loss = (v - target) ** 2
     if clip_range is not None:
         # If the clipped error is larger, the value gets no gradient: it has moved too far already.
@@ -146,7 +177,11 @@ def ppo_value_loss(
 
 
 def value_clipped(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, mask: Tensor | None = None
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    clip_range: float | None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """1 for tokens whose value gradient the clipping removes, else 0: [B, T] -> [B, T].
 

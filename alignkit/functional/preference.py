@@ -1,4 +1,6 @@
-"""Losses that learn from preferences or labels without a reward model: DPO and its relatives, KTO, ORPO, CPL, HIR."""
+"""Losses that learn from preferences or labels without a reward model: DPO and its relatives, KTO,
+ORPO, CPL, HIR.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ def implicit_reward(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -
 
 
 def preference_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-(1 - e) log sigma(z) - e log sigma(-z) per pair: [P] -> [P]. DPO (Rafailov et al. 2023, eq. 7) for e = 0.
+    """-(1 - e) log sigma(z) - e log sigma(-z) per pair: [P] -> [P]. DPO (Rafailov et al. 2023, eq.
+    7) for e = 0.
 
-    z = beta ([log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)]) for DPO; e > 0 is cDPO (Mitchell 2023,
-    eq. 3). Also SimPO (z = beta (mean_w - mean_l) - gamma) and CPO (z = beta (log pi(y_w) - log pi(y_l))).
+    z = beta ([log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)]) for DPO; e > 0 is
+    cDPO (Mitchell 2023, eq. 3). Also SimPO (z = beta (mean_w - mean_l) - gamma) and CPO (z = beta
+    (log pi(y_w) - log pi(y_l))).
 
     Args:
         logits: [P], the z of the formula.
@@ -35,9 +39,11 @@ def preference_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def robust_loss(logits: Tensor, label_smoothing: float) -> Tensor:
-    """[-(1 - e) log sigma(z) + e log sigma(-z)] / (1 - 2e) per pair: unbiased when a share e of labels is flipped.
+    """[-(1 - e) log sigma(z) + e log sigma(-z)] / (1 - 2e) per pair: unbiased when a share e of
+    labels is flipped.
 
-    Chowdhury et al. 2024; z as in `preference_loss`. May be negative. Raises `ValueError` unless 0 <= e < 0.5.
+    Chowdhury et al. 2024; z as in `preference_loss`. May be negative. Raises `ValueError` unless 0
+    <= e < 0.5.
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
@@ -51,14 +57,18 @@ def hinge_loss(logits: Tensor) -> Tensor:
 
 
 def ipo_loss(h: Tensor, beta: float) -> Tensor:
-    """(h - 1 / (2 beta))^2 per pair: [P] -> [P]; h is *not* multiplied by beta. Azar et al. 2023, eq. (17)."""
+    """(h - 1 / (2 beta))^2 per pair: [P] -> [P]; h is *not* multiplied by beta. Azar et al. 2023,
+    eq. (17).
+    """
     return (widen(h) - 1 / (2 * beta)) ** 2
 
 
 def kto_reference_point(log_ratios: Tensor) -> Tensor:
-    """max(0, mean of log pi/pi_ref) over *mismatched* prompts and responses of the whole batch: [N] -> scalar nats.
+    """max(0, mean of log pi/pi_ref) over *mismatched* prompts and responses of the whole batch: [N]
+    -> scalar nats.
 
-    Ethayarajh et al. 2024, section 4.2: an estimate of KL(pi || pi_ref). No gradient; clamped after averaging.
+    Ethayarajh et al. 2024, section 4.2: an estimate of KL(pi || pi_ref). No gradient; clamped after
+    averaging.
     """
     return widen(log_ratios.detach()).mean().clamp(min=0)
 
@@ -71,18 +81,26 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """lambda_y - v(x, y) per response, log_ratios = log pi/pi_ref [N] -> [N]. Ethayarajh et al. 2024, eq. (8)."""
+    """lambda_y - v(x, y) per response, log_ratios = log pi/pi_ref [N] -> [N]. Ethayarajh et al.
+    2024, eq. (8).
+    """
     check_shapes(log_ratios=log_ratios, desirable=desirable)
     # The value is sigma(z) of a desirable response and sigma(-z) of an undesirable one.
     z = beta * (widen(log_ratios) - reference_point)
     # 1 - sigma(z) = sigma(-z), but the subtraction would lose all digits for large z.
-    return torch.where(desirable.bool(), desirable_weight * torch.sigmoid(-z), undesirable_weight * torch.sigmoid(z))
+    return torch.where(
+        desirable.bool(),
+        desirable_weight * torch.sigmoid(-z),
+        undesirable_weight * torch.sigmoid(z),
+    )
 
 
 def log_odds(mean_logprobs: Tensor) -> Tensor:
-    """log(P / (1 - P)) with P = exp(mean token log-probability): [N] -> [N]. ORPO, Hong et al. 2024, eq. (4).
+    """log(P / (1 - P)) with P = exp(mean token log-probability): [N] -> [N]. ORPO, Hong et al.
+    2024, eq. (4).
 
-    P is kept one rounding step below 1, so that the odds of a certain response are large but finite.
+    P is kept one rounding step below 1, so that the odds of a certain response are large but
+    finite.
     """
     x = widen(mean_logprobs)
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
@@ -90,15 +108,20 @@ def log_odds(mean_logprobs: Tensor) -> Tensor:
 
 
 def segment_advantage(logprobs: Tensor, mask: Tensor, alpha: float, gamma: float = 1.0) -> Tensor:
-    """sum_t gamma^t alpha log pi(a_t | s_t), t from 0 at the start: [N, T] -> [N]. CPL, Hejna et al. 2023."""
-    weights = alpha * gamma ** torch.arange(mask.shape[-1], device=mask.device, dtype=widen(logprobs).dtype)
+    """sum_t gamma^t alpha log pi(a_t | s_t), t from 0 at the start: [N, T] -> [N]. CPL, Hejna et
+    al. 2023.
+    """
+    weights = alpha * gamma ** torch.arange(
+        mask.shape[-1], device=mask.device, dtype=widen(logprobs).dtype
+    )
     return (zero_masked(widen(logprobs), mask) * weights).sum(-1)
 
 
 def cpl_loss(first: Tensor, second: Tensor, p: Tensor | float = 1.0, lam: float = 1.0) -> Tensor:
     """-p log sigma(S1 - lam S2) - (1 - p) log sigma(S2 - lam S1) per pair of segments: [P] -> [P].
 
-    Hejna et al. 2023, eq. (5); lam in (0, 1] is the conservative weight of the losing segment from section 3.3.
+    Hejna et al. 2023, eq. (5); lam in (0, 1] is the conservative weight of the losing segment from
+    section 3.3.
     """
     check_shapes(first=first, second=second)
     first, second = widen(first), widen(second)
@@ -109,13 +132,19 @@ def cpl_loss(first: Tensor, second: Tensor, p: Tensor | float = 1.0, lam: float 
 def instruction_contrast(
     logprobs: Tensor, instruction_index: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """-log softmax over instructions, at the one that the output fulfills: outputs by instructions [N, M] -> [N].
+    """-log softmax over instructions, at the one that the output fulfills: outputs by instructions
+    [N, M] -> [N].
 
-    `instruction_index` [N] says which one that is, by default the diagonal. With label_smoothing e it has weight 1 - e
-    and the others share e. HIR's contrastive loss, Zhang et al. 2023, eq. (4); the paper sums over outputs.
+    `instruction_index` [N] says which one that is, by default the diagonal. With label_smoothing e
+    it has weight 1 - e and the others share e. HIR's contrastive loss, Zhang et al. 2023, eq. (4);
+    the paper sums over outputs.
     """
     losses = -torch.log_softmax(widen(logprobs), dim=-1)
-    index = torch.arange(len(losses), device=losses.device) if instruction_index is None else instruction_index
+    index = (
+        torch.arange(len(losses), device=losses.device)
+        if instruction_index is None
+        else instruction_index
+    )
     right = losses.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     if label_smoothing == 0.0 or losses.shape[-1] == 1:  # without others, nothing to share
         return right

@@ -1,4 +1,6 @@
-"""Sums, means and whitening under a mask, and the three ways to reduce per-token losses to one number."""
+"""Sums, means and whitening under a mask, and the three ways to reduce per-token losses to one
+number.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of the valid entries, over everything or along `dim`; 0 with a zero gradient if there are none."""
+    """Mean of the valid entries, over everything or along `dim`; 0 with a zero gradient if there
+    are none.
+    """
     count = mask.bool().sum() if dim is None else mask.bool().sum(dim)
     return masked_sum(x, mask, dim) / count.clamp(min=1)
 
 
 def sum_tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the valid tokens of each sequence: [B, T] -> [B]. Of log-probabilities: log pi(y | x).
+    """Sum over the valid tokens of each sequence: [B, T] -> [B]. Of log-probabilities: log pi(y |
+    x).
 
     Args:
         x: [B, T].
@@ -50,17 +55,21 @@ def mean_tokens(x: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(x, mask, dim=-1)
 
 
-def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) over all valid entries, 0 on masked ones. Same shape as `x`, no gradient.
+def masked_whiten(
+    x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = True, eps: float = 1e-8
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over all valid entries, 0 on masked ones. Same shape as
+    `x`, no gradient.
 
-    `unbiased` selects the sample variance. `shift_mean=False` adds the mean back, so that only the scale changes
-    (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics of its parts differ. Entries that
-    differ only by rounding become 0.
+    `unbiased` selects the sample variance. `shift_mean=False` adds the mean back, so that only the
+    scale changes (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics
+    of its parts differ. Entries that differ only by rounding become 0.
     """
     with torch.no_grad():
         values, count = widen(x), mask.bool().sum()
         mean = masked_mean(values, mask)
-        # sqrt(eps) is 1e-4, so without a second pass the mean's rounding error would appear 10,000 times larger.
+        # sqrt(eps) is 1e-4, so without a second pass the mean's rounding error would appear 10,000
+        # times larger.
         mean = mean + masked_mean(values - mean, mask)
         variance = masked_sum((values - mean) ** 2, mask) / (count - int(unbiased)).clamp(min=1)
         white = (values - mean) * torch.rsqrt(variance + eps)
@@ -76,15 +85,17 @@ def whiten(x: Tensor, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
 
 
 def aggregate(x: Tensor, mask: Tensor, mode: str, length: float | None = None) -> Tensor:
-    """Reduce per-token losses [B, T] to a scalar, by one of the values of the recipe key `aggregation`.
+    """Reduce per-token losses [B, T] to a scalar, by one of the values of the recipe key
+    `aggregation`.
 
     - `token_mean`: every token has the same weight (DAPO, eq. 8).
     - `sequence_mean`: the mean over sequences of their token means (GRPO, eq. 3).
-    - `constant_length`: the sum over all tokens, divided by B * `length` (default T). B includes empty rows, so a
-      token has the same weight in every batch of this size (Dr. GRPO, Liu et al. 2025).
+    - `constant_length`: the sum over all tokens, divided by B * `length` (default T). B includes
+      empty rows, so a token has the same weight in every batch of this size (Dr. GRPO, Liu et al.
+      2025).
 
-    Raises `ValueError` for any other mode. The denominators are those of the given tensors, so do not apply it to
-    micro-batches.
+    Raises `ValueError` for any other mode. The denominators are those of the given tensors, so do
+    not apply it to micro-batches.
     """
     match mode:
         case "token_mean":
@@ -93,5 +104,9 @@ def aggregate(x: Tensor, mask: Tensor, mode: str, length: float | None = None) -
             # Rows without tokens have a mean of 0, and are left out of the count.
             return mean_tokens(x, mask).sum() / mask.bool().any(-1).sum().clamp(min=1)
         case "constant_length":
-            return masked_sum(x, mask) / (max(len(x), 1) * float(x.shape[-1] if length is None else length))
-    raise ValueError(f"aggregation must be token_mean, sequence_mean or constant_length, not {mode!r}")
+            return masked_sum(x, mask) / (
+                max(len(x), 1) * float(x.shape[-1] if length is None else length)
+            )
+    raise ValueError(
+        f"aggregation must be token_mean, sequence_mean or constant_length, not {mode!r}"
+    )

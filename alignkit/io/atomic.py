@@ -1,7 +1,8 @@
 """Files and folders that are either complete or absent: write next to the target, fsync, rename.
 
-What is not finished has a hidden name that ends in one of ours, such as `.adapter.alignkit-new`. A user's file or
-folder never has such a name, so whoever cleans up after a killed process cannot hit one.
+What is not finished has a hidden name that ends in one of ours, such as `.adapter.alignkit-new`. A
+user's file or folder never has such a name, so whoever cleans up after a killed process cannot hit
+one.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-UNFINISHED, NEW, OLD, DISCARDED = ".alignkit-tmp", ".alignkit-new", ".alignkit-old", ".alignkit-discarded"
+UNFINISHED, NEW, OLD, DISCARDED = (
+    ".alignkit-tmp",
+    ".alignkit-new",
+    ".alignkit-old",
+    ".alignkit-discarded",
+)
 LOCK = ".lock"  # of a run's folder
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name, complete and flushed to disk, if the block ends without an error."""
+    """Open a file that appears under its name, complete and flushed to disk, if the block ends
+    without an error.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
@@ -79,7 +87,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    mode = new.stat().st_mode & 0o666  # those of the umask, or of the parent folder's default access list
+    # Those of the umask, or of the parent folder's default access list
+    mode = new.stat().st_mode & 0o666
     for file in new.rglob("*"):
         if file.is_file():
             file.chmod(mode)
@@ -124,7 +133,8 @@ def discard_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left at any depth of a folder, but not in other runs' folders below it.
+    """Remove what killed processes left at any depth of a folder, but not in other runs' folders
+    below it.
 
     A folder that was being replaced when the process died is restored.
     """
@@ -138,7 +148,9 @@ def remove_leftovers(folder: Path) -> None:
             target = here / name.removeprefix(".").removesuffix(OLD)
             restored = name.endswith(OLD) and not target.exists()
             move_folder(here / name, target) if restored else shutil.rmtree(here / name)
-        folders[:] = [name for name in folders if not _is_ours(name) and not (here / name / LOCK).exists()]
+        folders[:] = [
+            name for name in folders if not _is_ours(name) and not (here / name / LOCK).exists()
+        ]
 
 
 def _is_ours(name: str) -> bool:

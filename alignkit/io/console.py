@@ -56,7 +56,9 @@ class Steps:
         self.began = monotonic()
 
     def line(self, done: int, facts: str = "") -> str:
-        """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`; what is left is at the pace so far."""
+        """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`; what is left is at the pace so
+        far.
+        """
         elapsed, rest = monotonic() - self.began, self.total - done
         times = duration(elapsed, digits=0)
         if rest > 0 and done > self.first:
@@ -65,7 +67,9 @@ class Steps:
 
 
 class Reporter:
-    """Progress on stderr: a live line in a terminal, plain lines in a pipe. Results go to stdout, all to the log."""
+    """Progress on stderr: a live line in a terminal, plain lines in a pipe. Results go to stdout,
+    all to the log.
+    """
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
         self.err = err or Terminal(stderr=True)
@@ -103,7 +107,9 @@ class Reporter:
         steps = self._steps
         if steps is None:
             return
-        facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+        facts = " ".join(
+            f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics
+        )
         self._doing = steps.line(done, facts)
         self.note()
         if done == steps.total:
@@ -132,7 +138,9 @@ class Reporter:
                 self.stop()
 
     def stop(self, text: str = "") -> None:
-        """Remove the live line. text: what became of the stage, such as `align: done in 7s: groups 3`."""
+        """Remove the live line. text: what became of the stage, such as `align: done in 7s: groups
+        3`.
+        """
         self._status.stop()
         self._steps, self._doing = None, ""
         if text:
@@ -164,14 +172,17 @@ def _short(value: float) -> str:
 
 
 class Metrics:
-    """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
+    """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed
+    and resumed.
+    """
 
     def __init__(self, path: Path | None, size: int = 0):
-        """path: None if another process writes them. size: bytes at the last checkpoint. Later lines are removed,
-        because their steps run again.
+        """path: None if another process writes them. size: bytes at the last checkpoint. Later
+        lines are removed, because their steps run again.
         """
         self.path = path
-        self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None  # is given each new line
+        # Is given each new line
+        self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None
         if path is None:
             return
         with path.open("ab") as file:
@@ -180,10 +191,12 @@ class Metrics:
     def write(self, **values: Any) -> None:
         """Append one object, with the time in seconds since 1970.
 
-        Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan", "inf". Raises TypeError
-        for a value named `time`.
+        Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan",
+        "inf". Raises TypeError for a value named `time`.
         """
-        plain = dict(**{key: _plain(value) for key, value in values.items()}, time=round(time.time(), 3))
+        plain = dict(
+            **{key: _plain(value) for key, value in values.items()}, time=round(time.time(), 3)
+        )
         if self.path is None:
             return
         _append(self.path, json.dumps(plain, allow_nan=False) + "\n")
@@ -220,7 +233,8 @@ class RunLog:
             self._waiting += f"{stamp} {line}".rstrip() + "\n"
         if self.path is None:
             return
-        # A full disk ends a run where it loses a result; a line that is lost must not hide that error.
+        # A full disk ends a run where it loses a result; a line that is lost must not hide that
+        # error.
         with suppress(OSError):
             _append(self.path, self._waiting)
         self._waiting = ""

@@ -1,4 +1,6 @@
-"""What identifies the things that a result depends on: files, code, models, commits, libraries and plain data."""
+"""What identifies the things that a result depends on: files, code, models, commits, libraries and
+plain data.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ BIG = 2**26  # bytes; hashing takes one to three seconds per GiB
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes.
 
-    A big file is hashed once per process, unless it changes. The kernel's own time of change tells: unlike the time
-    of modification, no program can set it.
+    A big file is hashed once per process, unless it changes. The kernel's own time of change tells:
+    unlike the time of modification, no program can set it.
     """
     facts = path.stat()
     if facts.st_size < BIG:
@@ -79,11 +81,14 @@ def _version(package: str) -> str:
 
 
 def model_digest(source: str) -> Any:
-    """Identifies a model's weights, tokenizer and template: digests of a folder's files, or the hub id itself."""
+    """Identifies a model's weights, tokenizer and template: digests of a folder's files, or the hub
+    id itself.
+    """
     folder = Path(source)
     if not folder.is_dir():
         return source
-    # Not folders next to the weights, such as those of other formats, which take seconds for each GiB.
+    # Not folders next to the weights, such as those of other formats, which take seconds for each
+    # GiB.
     kinds = (".safetensors", ".bin", ".json", ".jinja", ".py", ".model", ".txt", ".tiktoken")
     files = [file for file in folder.iterdir() if file.suffix in kinds and file.is_file()]
     files += folder.glob("additional_chat_templates/*.jinja")
@@ -95,15 +100,20 @@ def model_digest(source: str) -> Any:
 
 _PACKAGE = Path(alignkit.__file__).resolve().parent
 # Folders of alignkit, in a checkout, and of the standard library.
-_FOREIGN = (_PACKAGE, _PACKAGE.parent / "plugins", *(Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")))
+_FOREIGN = (
+    _PACKAGE,
+    _PACKAGE.parent / "plugins",
+    *(Path(sysconfig.get_path(n)) for n in ("stdlib", "platstdlib")),
+)
 _IMPORTS = re.compile(r"^\s*(?:from|import)\s+(.+)", re.MULTILINE)
 
 
 def source_digests(file: Path | None) -> dict[str, str] | None:
-    """Digests by name of a file, all files of its package, and the user's own modules that these import.
+    """Digests by name of a file, all files of its package, and the user's own modules that these
+    import.
 
-    A module is the user's own if it is neither alignkit's, nor of the standard library, nor installed: the versions of
-    installed packages tell their contents. None without a file.
+    A module is the user's own if it is neither alignkit's, nor of the standard library, nor
+    installed: the versions of installed packages tell their contents. None without a file.
     """
     if file is None or not file.is_file():
         return None
@@ -116,7 +126,11 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
         digests |= found
         if _is_foreign(whole):
             continue
-        code = [(whole.parent / path).read_text("utf-8", "replace") for path in found if path.endswith(".py")]
+        code = [
+            (whole.parent / path).read_text("utf-8", "replace")
+            for path in found
+            if path.endswith(".py")
+        ]
         imported = re.findall(r"\w+", " ".join(_IMPORTS.findall("\n".join(code))))
         for name in sorted(set(imported)):
             spec = PathFinder.find_spec(name, [str(whole.parent), *sys.path])
@@ -152,8 +166,12 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
         return revision
     from huggingface_hub import HfApi
 
-    with suppress(Exception):  # of many kinds; whoever loads it looks into the cache, or says what is wrong
-        return HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT).sha or revision
+    # Of many kinds; whoever loads it looks into the cache, or says what is wrong
+    with suppress(Exception):
+        return (
+            HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT).sha
+            or revision
+        )
     copy = _copy(kind, name, revision)
     if copy is not None:
         return copy.name
@@ -163,17 +181,25 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
 def cached_snapshot(source: str, revision: str | None) -> Path | None:
     """The folder of a cached copy of a model, if it has a configuration and weights."""
     copy = _copy("model", source, revision)
-    if copy is not None and (copy / "config.json").exists() and any(copy.glob("model*.safetensors*")):
+    if (
+        copy is not None
+        and (copy / "config.json").exists()
+        and any(copy.glob("model*.safetensors*"))
+    ):
         return copy
     return None
 
 
 def _copy(kind: Kind, name: str, revision: str | None) -> Path | None:
-    """The folder of what the hub's cache has of a revision; None without one, or for what is no id."""
+    """The folder of what the hub's cache has of a revision; None without one, or for what is no
+    id.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(str(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)))
+        return Path(
+            str(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True))
+        )
     except (HFValidationError, LocalEntryNotFoundError):
         return None

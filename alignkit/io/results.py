@@ -1,11 +1,13 @@
-"""The results of a run's stages, each under a key that stands for everything that it depends on: complete or absent.
+"""The results of a run's stages, each under a key that stands for everything that it depends on:
+complete or absent.
 
 STAGE                  a link to the stage's current folder, which is one of these:
-.results/STAGE-KEY     a complete result: stage.json with the digests of all its files; adapter, kept/K, data.jsonl, ...
-.work/STAGE-KEY        what is being made, with its checkpoints; one rename makes it a result
+.results/STAGE-KEY     a complete result: stage.json with the digests of all its files; adapter,
+kept/K, data.jsonl, ... .work/STAGE-KEY        what is being made, with its checkpoints; one rename
+makes it a result
 
-A result has a name: `align@ppo` is the newest that ppo made, `align@ppo~1` the one before it. `align@2` is something
-else: the version after epoch or iteration 2 of the current result.
+A result has a name: `align@ppo` is the newest that ppo made, `align@ppo~1` the one before it.
+`align@2` is something else: the version after epoch or iteration 2 of the current result.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file in a folder, but its record and checkpoints: digest, size, time. Their names are made durable."""
+    """Every file in a folder, but its record and checkpoints: digest, size, time. Their names are
+    made durable.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -83,7 +87,11 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
             sync_folder(path)
         else:
             facts = path.stat()
-            files[name.as_posix()] = {"sha256": file_digest(path), "bytes": facts.st_size, "time": facts.st_mtime_ns}
+            files[name.as_posix()] = {
+                "sha256": file_digest(path),
+                "bytes": facts.st_size,
+                "time": facts.st_mtime_ns,
+            }
     return files
 
 
@@ -116,7 +124,9 @@ def check_results(run: Path, stages: Iterable[str]) -> None:
 
 
 def stage_folder(folder: Path) -> Path:
-    """RUN/STAGE of the weights of a run: RUN/STAGE/adapter or RUN/STAGE/kept/K; any other folder stays."""
+    """RUN/STAGE of the weights of a run: RUN/STAGE/adapter or RUN/STAGE/kept/K; any other folder
+    stays.
+    """
     folder = folder.resolve()
     if folder.parent.name == "kept":
         folder = folder.parent.parent
@@ -136,7 +146,9 @@ def stage_of(result: Path) -> str:
 
 
 def is_result_name(reference: str) -> bool:
-    """Whether a reference is one like `align@ppo`, and not like `align`, `align@2` or `align@all`."""
+    """Whether a reference is one like `align@ppo`, and not like `align`, `align@2` or
+    `align@all`.
+    """
     return bool(_NAME.fullmatch(reference))
 
 
@@ -146,10 +158,14 @@ def folders_of(run: Path, stage: str) -> list[Path]:
 
 
 def results_of_stage(run: Path, stage: str) -> dict[str, Path]:
-    """The folders of a training stage's complete results by name, the newest first; none for a step."""
+    """The folders of a training stage's complete results by name, the newest first; none for a
+    step.
+    """
     results, made = dict[str, Path](), Counter[str]()
     records = [(read_record(folder), folder) for folder in folders_of(run, stage)]
-    for record, folder in sorted(records, key=lambda one: one[0].get("finished", 0.0), reverse=True):
+    for record, folder in sorted(
+        records, key=lambda one: one[0].get("finished", 0.0), reverse=True
+    ):
         if not record.get("complete") or record.get("depends_on", {}).get("settings") is None:
             continue
         name = f"{stage}@{record['plugin']}"
@@ -181,7 +197,9 @@ def find(run: Path, stage: str, key: str, others: Sequence[Path] = ()) -> Path |
     """
     for place in (run, *others):
         folder = place / RESULTS / f"{stage}-{key[:16]}"
-        if read_record(folder).get("hash") != key or (place != run and (folder / AGREEMENT).exists()):
+        if read_record(folder).get("hash") != key or (
+            place != run and (folder / AGREEMENT).exists()
+        ):
             continue
         if damage_of(folder) is None:
             return folder
@@ -211,11 +229,16 @@ class Results:
         return read_record(self.folder / stage)
 
     def of(self, kind: str, stage: str, key: str) -> Path:
-        """The folder of a result for a key (kind: RESULTS), or of its unfinished work (kind: WORK)."""
+        """The folder of a result for a key (kind: RESULTS), or of its unfinished work (kind:
+        WORK).
+        """
         return self.folder / kind / f"{stage}-{key[:16]}"
 
-    def bring(self, stage: str, key: str, others: Sequence[Path], say: Callable[[str], None]) -> bool:
-        """Let a stage's link lead to its whole result for a key, which may be of another run. Returns whether it does.
+    def bring(
+        self, stage: str, key: str, others: Sequence[Path], say: Callable[[str], None]
+    ) -> bool:
+        """Let a stage's link lead to its whole result for a key, which may be of another run.
+        Returns whether it does.
 
         Raises RunFailed if there are files in the place of the link.
         """
@@ -225,8 +248,11 @@ class Results:
                 path.rmdir()  # an empty folder
             except OSError as error:
                 text = f"{path} is no link to a result of this run"
-                raise RunFailed(f"{text}\nhelp: move it out of the folder of the run, or rename the stage") from error
-        if read_record(self.of(WORK, stage, key)).get("complete"):  # a run was killed before the rename
+                raise RunFailed(
+                    f"{text}\nhelp: move it out of the folder of the run, or rename the stage"
+                ) from error
+        # A run was killed before the rename
+        if read_record(self.of(WORK, stage, key)).get("complete"):
             self._put(stage, key)
         found = find(self.folder, stage, key, others)
         if found is None:
@@ -241,7 +267,9 @@ class Results:
         return True
 
     def _put(self, stage: str, key: str) -> None:
-        """Make complete work the result for its key. One that is there, because it is damaged, is kept until then."""
+        """Make complete work the result for its key. One that is there, because it is damaged, is
+        kept until then.
+        """
         work, result = self.of(WORK, stage, key), self.of(RESULTS, stage, key)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         if result.exists():
@@ -255,7 +283,9 @@ class Results:
         self._link(stage, work)
 
     def wait(self, stage: str, labels: int, store: Path) -> None:
-        """Write down that a stage that has begun waits for labels of people. store: that they go to."""
+        """Write down that a stage that has begun waits for labels of people. store: that they go
+        to.
+        """
         waits = {"labels": labels, "store": str(store.resolve())}
         write_record(self.folder / stage, {**self.record(stage), "waits_for": waits})
 
@@ -276,7 +306,8 @@ class Results:
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: `sft`, `sft@2`, `sft@sft~1`, or a step that selected one.
 
-        Raises RunFailed if it is missing, and RecipeError for the name of a result that the run does not have.
+        Raises RunFailed if it is missing, and RecipeError for the name of a result that the run
+        does not have.
         """
         if is_result_name(reference):
             folder = find_result(self.folder, reference)
@@ -290,7 +321,11 @@ class Results:
         if version:
             folder = self.folder / stage / "kept" / version
             kept = sorted(path.name for path in folder.parent.glob("*"))
-            help = f"\nhelp: set 'keep_versions: true' in stage '{stage}'; kept versions: {', '.join(kept) or 'none'}"
+            help = (
+                "\n"
+                f"help: set 'keep_versions: true' in stage '{stage}'; kept versions: "
+                f"{', '.join(kept) or 'none'}"
+            )
         if not folder.is_dir():
             raise RunFailed(f"'{reference}' does not exist: there is no folder {folder}{help}")
         return folder

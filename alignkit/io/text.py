@@ -1,4 +1,6 @@
-"""Texts from people and models: what a terminal may show of them, the files that they name, keys pasted into them."""
+"""Texts from people and models: what a terminal may show of them, the files that they name, keys
+pasted into them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import os.path
 import re
 from pathlib import Path
 
-BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows
+# Turn the direction of what follows
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 REPLACEMENT = "\ufffd"
 _ACTING = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{BIDI}]")
 
@@ -52,7 +55,9 @@ def resolved(path: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """What outlives runs, such as base models: `ALIGNKIT_CACHE` if set, else `alignkit` in the user's cache folder."""
+    """What outlives runs, such as base models: `ALIGNKIT_CACHE` if set, else `alignkit` in the
+    user's cache folder.
+    """
     user = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
     return Path(os.environ.get("ALIGNKIT_CACHE") or Path(user) / "alignkit")
 

@@ -1,7 +1,8 @@
 """What this machine and this build of torch can do.
 
-The answers follow from names and versions, never from timings: a resumed run must round exactly as the original did.
-Where torch was built without the private operators of a library, its public ones are used instead.
+The answers follow from names and versions, never from timings: a resumed run must round exactly as
+the original did. Where torch was built without the private operators of a library, its public ones
+are used instead.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ def is_amd() -> bool:
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions that multiply bf16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)  # emulated bf16 is slower than fp32
+        # Emulated bf16 is slower than fp32
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return _cpu_multiplies_bf16()
 
 
 @functools.cache
 def _cpu_multiplies_bf16() -> bool:
-    # oneDNN's word is not enough: with AVX-512 alone it converts every number, four times as slow as fp32. It has the
-    # last word, for ONEDNN_MAX_CPU_ISA keeps it from instructions that the processor has.
+    # oneDNN's word is not enough: with AVX-512 alone it converts every number, four times as slow
+    # as fp32. It has the last word, for ONEDNN_MAX_CPU_ISA keeps it from instructions that the
+    # processor has.
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
-    flags: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 does not tell
+    # Torch 2.9 does not tell
+    flags: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(flags.get(name) for name in BF16_INSTRUCTIONS)
 
 
@@ -62,7 +66,9 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def uses_onednn() -> bool:
-    """Whether fp32 products go to oneDNN: on AMD processors, where torch's default, MKL, is slower."""
+    """Whether fp32 products go to oneDNN: on AMD processors, where torch's default, MKL, is
+    slower.
+    """
     return is_amd() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

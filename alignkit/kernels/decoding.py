@@ -1,7 +1,7 @@
 """Attention for sampling: one new token per row against a preallocated cache.
 
-The rows of the cache are right-aligned, so all of them write their next token to the same column. The only mask is the
-empty space to the left of the shorter ones.
+The rows of the cache are right-aligned, so all of them write their next token to the same column.
+The only mask is the empty space to the left of the shorter ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
 class Change:
     """Which rows of a cache remain and which prompts enter.
 
-    keep: [kept] rows that remain. used: the columns that they fill. prompts: of the rows that enter behind them.
-    column: where all rows end afterwards. room: columns to allocate after it.
+    keep: [kept] rows that remain. used: the columns that they fill. prompts: of the rows that enter
+    behind them. column: where all rows end afterwards. room: columns to allocate after it.
     """
 
     keep: Tensor
@@ -37,10 +37,15 @@ class Change:
     room: int
 
     def applied(self, old: Tensor, prefill: Tensor | None) -> Tensor:
-        """The cache that follows, of rows [rows, heads, columns, size] and of a prefill [heads, tokens, size]."""
+        """The cache that follows, of rows [rows, heads, columns, size] and of a prefill [heads,
+        tokens, size].
+        """
         kept, column = len(self.keep), self.column
-        # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is nan.
-        new = old.new_zeros(kept + len(self.prompts), old.shape[1], column + self.room, old.shape[-1])
+        # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is
+        # nan.
+        new = old.new_zeros(
+            kept + len(self.prompts), old.shape[1], column + self.room, old.shape[-1]
+        )
         if kept:
             values = old[:, :, self.used].index_select(0, self.keep)
             new[:kept, :, column - values.shape[2] : column] = values
@@ -51,16 +56,19 @@ class Change:
     def enter(self, rows: Tensor, prefill: Tensor) -> None:
         """Write the prompts' tokens into the rows that enter."""
         for row, span in zip(rows, self.prompts, strict=True):
-            row[:, self.column - span.prompt : self.column] = prefill[:, span.start : span.start + span.prompt]
+            row[:, self.column - span.prompt : self.column] = prefill[
+                :, span.start : span.start + span.prompt
+            ]
 
 
 class Decoding:
     """A `Layout` that attends with one new token per row to all that the row has so far.
 
-    Rows leave and enter while others continue. Neighbors should have similar lengths: rows are decoded in blocks, and a
-    block skips the columns that all of its rows leave empty.
+    Rows leave and enter while others continue. Neighbors should have similar lengths: rows are
+    decoded in blocks, and a block skips the columns that all of its rows leave empty.
 
-    change: how its cache follows. write_ahead: writes several tokens of all rows; None: one at a time is as fast.
+    change: how its cache follows. write_ahead: writes several tokens of all rows; None: one at a
+    time is as fast.
     """
 
     change: ClassVar[type[Change]] = Change
@@ -70,13 +78,19 @@ class Decoding:
         self.column = 0  # where every row's next token goes
         self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
         self.cache: KeyValues = {}  # [rows, heads, columns, size] each
-        self._blocks: list[tuple[slice, int]] = []  # rows, and the first column that any of them fills
+        # Rows, and the first column that any of them fills
+        self._blocks: list[tuple[slice, int]] = []
         self._masks: dict[Hashable, Tensor] = {}  # of the present column, by the layer's window
 
     def update_rows(
-        self, keep: Sequence[int], room: int, prefill: TreeLayout | None = None, owners: Sequence[int] = ()
+        self,
+        keep: Sequence[int],
+        room: int,
+        prefill: TreeLayout | None = None,
+        owners: Sequence[int] = (),
     ) -> None:
-        """Drop all rows but `keep`, then append one for each of `owners`: the prompt's index in `prefill.spans`.
+        """Drop all rows but `keep`, then append one for each of `owners`: the prompt's index in
+        `prefill.spans`.
 
         prefill: has stored its prompts' keys and values. room: tokens that a row may still write.
         """
@@ -117,20 +131,29 @@ class Decoding:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
         keys, values = self.cache[layer]
-        # Before attending, as a token sees itself. In place: all rows write one column, with no copy of the cache.
+        # Before attending, as a token sees itself. In place: all rows write one column, with no
+        # copy of the cache.
         keys[:, :, self.column] = k[:, :, 0]
         values[:, :, self.column] = v[:, :, 0]
         mask = self._mask(args.window, q.device)
         rows, heads, _, size = q.shape
-        # The query heads that share a key head become its queries: one product per key head, and no copy of the keys.
+        # The query heads that share a key head become its queries: one product per key head, and no
+        # copy of the keys.
         q = q.view(rows, k.shape[1], heads // k.shape[1], size)
         parts = []
         for block, first in self._blocks:
             seen = slice(first, self.column + 1)
             parts.append(
-                attention(q[block], keys[block, :, seen], values[block, :, seen], mask[block, ..., seen], args)
+                attention(
+                    q[block],
+                    keys[block, :, seen],
+                    values[block, :, seen],
+                    mask[block, ..., seen],
+                    args,
+                )
             )
-        return torch.cat(parts).reshape(rows, heads, 1, -1)  # values may differ in size from queries
+        # Values may differ in size from queries
+        return torch.cat(parts).reshape(rows, heads, 1, -1)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor:
         """[rows, 1, 1, column + 1], true if a row sees a column."""

@@ -11,7 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionArgs:
-    """A layer's attention settings: scale of the scores, sliding window in tokens, cap of the scores."""
+    """A layer's attention settings: scale of the scores, sliding window in tokens, cap of the
+    scores.
+    """
 
     scaling: float | None
     window: int | None
@@ -22,13 +24,17 @@ class Layout(Protocol):
     """Computes attention for the tokens that it describes."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """q [rows, heads, tokens, size], k and v with at most as many heads -> [rows, heads, tokens, size of v]."""
+        """q [rows, heads, tokens, size], k and v with at most as many heads -> [rows, heads,
+        tokens, size of v].
+        """
         ...
 
 
 @dataclass(frozen=True)
 class GroupSpan:
-    """A group's place in a packed row: its first token, and the lengths of its prompt and responses in tokens."""
+    """A group's place in a packed row: its first token, and the lengths of its prompt and responses
+    in tokens.
+    """
 
     start: int
     prompt: int
@@ -39,12 +45,16 @@ class GroupSpan:
         return self.prompt + sum(self.responses)
 
     def longer_than(self, window: int | None) -> bool:
-        """Whether a sliding window hides tokens from the end of the prompt with its longest response."""
+        """Whether a sliding window hides tokens from the end of the prompt with its longest
+        response.
+        """
         return window is not None and window < self.prompt + max(self.responses, default=0)
 
     @property
     def split_responses(self) -> bool:
-        """Whether padded rows, one per response, take clearly fewer products than one mask over the whole group."""
+        """Whether padded rows, one per response, take clearly fewer products than one mask over the
+        whole group.
+        """
         if len(self.responses) < 2 or min(self.prompt, *self.responses) == 0:
             return False
         longest = max(self.responses)
@@ -53,7 +63,9 @@ class GroupSpan:
         return 2 * split < self.length**2
 
     def positions(self) -> Tensor:
-        """Each token's position in its own sequence, [length]: every response continues the prompt."""
+        """Each token's position in its own sequence, [length]: every response continues the
+        prompt.
+        """
         parts = [torch.arange(self.prompt)]
         parts += [torch.arange(self.prompt, self.prompt + length) for length in self.responses]
         return torch.cat(parts)

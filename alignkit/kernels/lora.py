@@ -1,7 +1,8 @@
-"""A frozen linear layer and its LoRA adapter in one step: y = W x + s B A x (Hu et al. 2021, equation 3).
+"""A frozen linear layer and its LoRA adapter in one step: y = W x + s B A x (Hu et al. 2021,
+equation 3).
 
-The two terms are added in place, forward and backward. Separate operators would read and write the layer's whole
-output, and in the backward pass its input's gradient, a second time.
+The two terms are added in place, forward and backward. Separate operators would read and write the
+layer's whole output, and in the backward pass its input's gradient, a second time.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from alignkit.kernels.matmul import PACKED, PackedWeight, linear, matmul, packed
 from alignkit.kernels.scoped import setting
 
 
-def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+def adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
     """x W^T + b + scale (x down^T) up^T in the dtype of x, with gradients for x, down and up.
 
-    x [..., inputs]; frozen weight [outputs, inputs] and bias [outputs]; down [rank, inputs], up [outputs, rank].
+    x [..., inputs]; frozen weight [outputs, inputs] and bias [outputs]; down [rank, inputs], up
+    [outputs, rank].
     """
     if (packed := packed_weight_for(up, x, bias)) is not None:
         return packed(x)
     if not torch.is_grad_enabled():  # the few rows of sampling gain nothing from one step
         return linear(x, weight, bias).add_(low_rank(x, down, up, scale))
     out: Tensor = _Adapted.apply(x, weight, bias, down, up, scale)
-    # Reshaped outside the function: some models clamp the output in place, which autograd forbids on its views.
+    # Reshaped outside the function: some models clamp the output in place, which autograd forbids
+    # on its views.
     return out.view(*x.shape[:-1], len(weight))
 
 
@@ -44,7 +49,13 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
     ) -> Tensor:
         rows = x.reshape(-1, weight.shape[1])
         low = matmul(rows, down.to(x.dtype).t())  # [rows, rank]
@@ -63,7 +74,9 @@ class _Adapted(torch.autograd.Function):
         x_gradient = down_gradient = up_gradient = None
         # Arguments 0, 3 and 4 are x, down and up; weight and bias are frozen.
         if ctx.needs_input_grad[0]:
-            x_gradient = matmul(gradient, weight).addmm_(low_gradient, down.to(x.dtype)).view(x.shape)
+            x_gradient = (
+                matmul(gradient, weight).addmm_(low_gradient, down.to(x.dtype)).view(x.shape)
+            )
         if ctx.needs_input_grad[3]:
             down_gradient = matmul(low_gradient.t(), x.reshape(-1, weight.shape[1])).to(down.dtype)
         if ctx.needs_input_grad[4]:
@@ -77,9 +90,10 @@ def _scaled(up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (up * scale).to(dtype)
 
 
-# Copies of the weights for sampling, with a role's adapter merged in. On a CPU in fp32, a product of a few rows could
-# be as fast as reading the weight. But the libraries reorder the weight in every call, and the calls of the adapter's
-# two thin products cost as much again: the copies are packed. On a GPU they are merged only (alignkit_plugins/gpu).
+# Copies of the weights for sampling, with a role's adapter merged in. On a CPU in fp32, a product
+# of a few rows could be as fast as reading the weight. But the libraries reorder the weight in
+# every call, and the calls of the adapter's two thin products cost as much again: the copies are
+# packed. On a GPU they are merged only (alignkit_plugins/gpu).
 
 MAX_ROWS = 96  # with more rows, plain products are as fast
 MIN_TOKENS = 16  # with fewer tokens per row, packing takes longer than it saves
@@ -88,10 +102,11 @@ MEMORY_SHARE = 1 / 16  # share of all memory that the packed weights may take
 
 @contextmanager
 def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -> Iterator[None]:
-    """Pack or merge the weights for sampling `tokens` tokens in each of up to `rows` rows, if that is faster.
+    """Pack or merge the weights for sampling `tokens` tokens in each of up to `rows` rows, if that
+    is faster.
 
-    model: a transformers model, whose adapters may be peft's. adapter: the one to merge; None: the base. Its parameters
-    must not change inside.
+    model: a transformers model, whose adapters may be peft's. adapter: the one to merge; None: the
+    base. Its parameters must not change inside.
     """
     gpu = capabilities.on_gpu(model.get_output_embeddings().weight.device, "sampling")
     if tokens < MIN_TOKENS or (gpu is None and not (0 < rows <= MAX_ROWS and _packable(model))):
@@ -114,7 +129,11 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
 
 def _packable(model: Any) -> bool:
     weight = model.get_output_embeddings().weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not capabilities.can_pack_weights():
+    if (
+        weight.device.type != "cpu"
+        or weight.dtype != torch.float32
+        or not capabilities.can_pack_weights()
+    ):
         return False
     size = sum(parameter.nbytes for parameter in model.parameters())
     return bool(size <= MEMORY_SHARE * memory.total(weight.device))
@@ -128,13 +147,17 @@ def lora_layers(model: Any) -> list[Any]:
 
 
 def plain_layers(model: Any) -> list[Any]:
-    """The linear layers with adapters. Quantized ones are subclasses, and their weights are no plain matrices."""
+    """The linear layers with adapters. Quantized ones are subclasses, and their weights are no
+    plain matrices.
+    """
     return [layer for layer in lora_layers(model) if type(layer.base_layer) is nn.Linear]
 
 
 @torch.no_grad()
 def _pack(model: Any, adapter: str | None, rows: int) -> dict[int, PackedWeight]:
-    """Packed weights by the `id` of the parameter they replace: the adapter's upper factor, or the plain weight."""
+    """Packed weights by the `id` of the parameter they replace: the adapter's upper factor, or the
+    plain weight.
+    """
     head = model.get_output_embeddings()
     packed = {id(head.weight): PackedWeight(head.weight, getattr(head, "bias", None), rows)}
     for layer in plain_layers(model):

@@ -1,9 +1,11 @@
 """Matrix products that use the faster of torch's two CPU libraries.
 
-On AMD processors fp32 products go to oneDNN. MKL, torch's default there, takes a quarter longer, and twice as long on
-newer processors or for the few rows of sampling. Everywhere else these functions are torch's own.
+On AMD processors fp32 products go to oneDNN. MKL, torch's default there, takes a quarter longer,
+and twice as long on newer processors or for the few rows of sampling. Everywhere else these
+functions are torch's own.
 
-A `PackedWeight` is a copy of a weight in the library's own order, for many products of a few rows each.
+A `PackedWeight` is a copy of a weight in the library's own order, for many products of a few rows
+each.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ MIN_MULTIPLICATIONS = 2**20  # below this, oneDNN's setup takes longer than its 
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, x W^T + b: x [..., inputs], weight [outputs, inputs], bias [outputs]."""
+    """`torch.nn.functional.linear`, x W^T + b: x [..., inputs], weight [outputs, inputs], bias
+    [outputs].
+    """
     if (packed := packed_weight_for(weight, x, bias)) is not None:
         return packed(x)
     if not _uses_onednn(x, weight, bias):
@@ -71,7 +75,9 @@ def _uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class PackedWeight:
-    """x W^T + b for up to `rows` rows, without a gradient, by a packed copy of W [outputs, inputs]."""
+    """x W^T + b for up to `rows` rows, without a gradient, by a packed copy of W [outputs,
+    inputs].
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
         self.bias, self.rows, self.outputs = bias, rows, len(weight)
@@ -79,32 +85,43 @@ class PackedWeight:
         mkl, onednn = torch.ops.mkl, torch.ops.mkldnn
         reorder = onednn._reorder_linear_weight if self._onednn else mkl._mkl_reorder_linear_weight
         self._packed = reorder(weight.detach(), rows)
-        # MKL also takes the weight itself but reads only its shape; an expanded scalar has it without the memory.
+        # MKL also takes the weight itself but reads only its shape; an expanded scalar has it
+        # without the memory.
         self._shape = weight.new_empty(1).expand(weight.shape)
 
     def suits(self, rows: int) -> bool:
-        """Whether it is fast for this many rows. With far fewer, padding would cost more than packing saves."""
+        """Whether it is fast for this many rows. With far fewer, padding would cost more than
+        packing saves.
+        """
         return self.rows <= MAX_PADDING * rows <= MAX_PADDING * self.rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         rows = x.reshape(-1, x.shape[-1])
-        product = _onednn_product(rows, self._packed, self.bias) if self._onednn else self._mkl_product(rows)
+        product = (
+            _onednn_product(rows, self._packed, self.bias)
+            if self._onednn
+            else self._mkl_product(rows)
+        )
         return product.view(*x.shape[:-1], self.outputs)
 
     def _mkl_product(self, x: Tensor) -> Tensor:
         missing = self.rows - len(x)
         padded = F.pad(x, (0, 0, 0, missing)) if missing else x
-        product: Tensor = torch.ops.mkl._mkl_linear(padded, self._packed, self._shape, self.bias, self.rows)
+        product: Tensor = torch.ops.mkl._mkl_linear(
+            padded, self._packed, self._shape, self.bias, self.rows
+        )
         return product[: len(x)]
 
 
-# Products without gradients are computed by these weights, keyed by the `id` of the parameter that they replace.
+# Products without gradients are computed by these weights, keyed by the `id` of the parameter that
+# they replace.
 PACKED: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
 
 
 def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | None:
-    """The weight that replaces this parameter, if one is in use, has this bias and suits the rows of x.
+    """The weight that replaces this parameter, if one is in use, has this bias and suits the rows
+    of x.
 
     Without a gradient only.
     """

@@ -12,7 +12,10 @@ from pathlib import Path
 import psutil
 import torch
 
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 GROWTH = 512 * 2**20  # bytes
 THRESHOLDS = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's `mallopt`
 
@@ -34,11 +37,15 @@ def available(device: torch.device) -> float:
 
 
 def peak_text(device: torch.device | None) -> str:
-    """The most memory that this process has used at a time, of the host and of a GPU, such as `0.5 GiB`."""
+    """The most memory that this process has used at a time, of the host and of a GPU, such as `0.5
+    GiB`.
+    """
     host = f"{_peak() / 2**30:.1f} GiB"
     if device is None or device.type != "cuda":
         return host
-    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU, {host} on the host"
+    return (
+        f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU, {host} on the host"
+    )
 
 
 def _cgroup_limit(file: Path) -> float:
@@ -56,15 +63,18 @@ def release_cached(device: torch.device) -> None:
 
 
 def prepare_cpu() -> None:
-    """Let glibc keep the memory of freed tensors, and oneDNN few kernels. Call before the first product.
+    """Let glibc keep the memory of freed tensors, and oneDNN few kernels. Call before the first
+    product.
 
-    Returning memory and faulting it in again takes a tenth of a step. oneDNN makes kernels for every number of rows,
-    and packed rows differ in length from step to step: SFT of a model with 135M weights in bf16 grew by 12 MB a step,
-    up to 1024 kernels in each of its caches, which also lie between the tensors and leave gaps.
+    Returning memory and faulting it in again takes a tenth of a step. oneDNN makes kernels for
+    every number of rows, and packed rows differ in length from step to step: SFT of a model with
+    135M weights in bf16 grew by 12 MB a step, up to 1024 kernels in each of its caches, which also
+    lie between the tensors and leave gaps.
     """
     for threshold in THRESHOLDS:
         _glibc("mallopt", threshold, 2**31 - 1)
-    # Of oneDNN and of torch's layer above it. A step needs about 25 at a time, and few of the steps before.
+    # Of oneDNN and of torch's layer above it. A step needs about 25 at a time, and few of the steps
+    # before.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
@@ -84,8 +94,9 @@ def _glibc(name: str, *arguments: int) -> None:
 class TrimOnGrowth:
     """Trims the process once it has grown by GROWTH.
 
-    Packed rows differ in size from step to step, so pieces kept by `prepare_cpu` fit badly. Without trimming, the
-    process grows without bound: SFT of a model with 135M weights went from 2 to 4.4 GiB in 20 steps.
+    Packed rows differ in size from step to step, so pieces kept by `prepare_cpu` fit badly. Without
+    trimming, the process grows without bound: SFT of a model with 135M weights went from 2 to 4.4
+    GiB in 20 steps.
     """
 
     baseline = math.inf  # the fewest resident bytes at a check since the last trim

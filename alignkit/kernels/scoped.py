@@ -1,4 +1,6 @@
-"""Context variables that have a value for a while: what a forward pass reads without being given it."""
+"""Context variables that have a value for a while: what a forward pass reads without being given
+it.
+"""
 
 from __future__ import annotations
 

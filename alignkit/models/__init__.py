@@ -1,8 +1,10 @@
 """Running networks without learning: loading, packing, forward passes, sampling.
 
-- `loading`, `checked_model`: find a base model, read it, and check that it computes what alignkit expects.
+- `loading`, `checked_model`: find a base model, read it, and check that it computes what alignkit
+  expects.
 - `shared_model`: one base with many roles. `adapters`, `memory` and `export` are parts of it.
-- `packing`: from encoded groups to packed rows, the forward pass, and the batches that algorithms see.
+- `packing`: from encoded groups to packed rows, the forward pass, and the batches that algorithms
+  see.
 - `generate`, `next_token`: responses.
 - `models`: the policies and reward models of a run, for rewards, judges and steps.
 

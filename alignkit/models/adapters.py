@@ -1,7 +1,8 @@
-"""LoRA adapters on one base model: peft holds the weights, and a shared switch selects the adapter that layers add.
+"""LoRA adapters on one base model: peft holds the weights, and a shared switch selects the adapter
+that layers add.
 
-peft's own switch would walk over all layers and change `requires_grad`. Here every LoRA layer reads `ACTIVE`, so
-selecting an adapter costs nothing and has no side effects.
+peft's own switch would walk over all layers and change `requires_grad`. Here every LoRA layer reads
+`ACTIVE`, so selecting an adapter costs nothing and has no side effects.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ Trained with alignkit on the base model `{name}`. SHA-256 of the base model's we
 - In Python: `peft.PeftModel.from_pretrained(base_model, FOLDER)`.
 """
 # Options of peft that compute something else with weights of the same names.
-VARIANTS = ("alora_invocation_tokens", "alpha_pattern", "arrow_config", "kasa_config", "monteclora_config",
+VARIANTS = ((
+    "alora_invocation_tokens"
+), "alpha_pattern", "arrow_config", "kasa_config", "monteclora_config",
             "rank_pattern", "use_bdlora", "use_dora", "use_qalora")  # fmt: skip
 # Initializations of peft that subtract the new adapter from the base model's weights.
 SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -54,7 +57,9 @@ SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class Base:
-    """A base model. name: as the recipe has it. source: a transformers folder or hub id, as peft names it."""
+    """A base model. name: as the recipe has it. source: a transformers folder or hub id, as peft
+    names it.
+    """
 
     name: str
     source: str
@@ -63,7 +68,11 @@ class Base:
     @cached_property
     def _folder(self) -> Path | None:
         """Where its files are; None if they are not on this machine."""
-        return Path(self.source) if Path(self.source).is_dir() else cached_snapshot(self.source, self.revision)
+        return (
+            Path(self.source)
+            if Path(self.source).is_dir()
+            else cached_snapshot(self.source, self.revision)
+        )
 
     @cached_property
     def weights(self) -> str | None:
@@ -75,18 +84,22 @@ class Base:
         """Say in an adapter's folder, to programs and people, which base it is for."""
         facts = {"base": {"name": self.name, "revision": self.revision, "weights": self.weights}}
         write_json(folder / ORIGIN, facts)
-        write_text(folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown"))
+        write_text(
+            folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown")
+        )
 
     def check(self, folder: Path, lora: LoraSpec | None = None) -> None:
         """Raise RunFailed if the weights in a folder cannot be read, or used on this base model.
 
-        An adapter of another base model, scale or kind might load and compute another thing. lora: of the adapters on
-        this base model; None: an adapter may have any scale.
+        An adapter of another base model, scale or kind might load and compute another thing. lora:
+        of the adapters on this base model; None: an adapter may have any scale.
         """
         if not is_adapter(folder):
             theirs, ours = _vocabulary(folder), _vocabulary(self._folder)
             if theirs and ours and theirs != ours:
-                raise RunFailed(f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}")
+                raise RunFailed(
+                    f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}"
+                )
             return
         saved, origin = read_json(folder / CONFIG), _origin(folder)
         if origin.get("weights") and self.weights:
@@ -94,7 +107,9 @@ class Base:
         else:
             fits = saved.get("base_model_name_or_path") == self.source
         if not fits:
-            text = f"the base model '{base_name(folder)}', not for '{self.name}', or for other weights"
+            text = (
+                f"the base model '{base_name(folder)}', not for '{self.name}', or for other weights"
+            )
             raise RunFailed(f"{folder} is an adapter for {text}")
         expected = dict[str, Any].fromkeys(VARIANTS)
         if str(saved.get("init_lora_weights")).startswith(SUBTRACTED):
@@ -103,7 +118,10 @@ class Base:
             expected |= lora.model_dump(include=set(SCALE))
         for key, value in expected.items():
             if (saved.get(key) or None) != (value or None):
-                text = f"this adapter has {key} {saved.get(key)}, but the recipe's model.lora has {value}"
+                text = (
+                    f"this adapter has {key} {saved.get(key)}, but the recipe's model.lora has "
+                    f"{value}"
+                )
                 raise RunFailed(f"{folder}: {text}")
 
 
@@ -114,7 +132,9 @@ def is_adapter(folder: Path) -> bool:
 
 def base_name(folder: Path) -> str:
     """The name of the base model that the adapter in a folder is for."""
-    return str(_origin(folder).get("name") or read_json(folder / CONFIG).get("base_model_name_or_path"))
+    return str(
+        _origin(folder).get("name") or read_json(folder / CONFIG).get("base_model_name_or_path")
+    )
 
 
 def scale_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +144,11 @@ def scale_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _vocabulary(folder: Path | None) -> Any:
     """The number of tokens that the model in a folder knows; None if that is not known."""
-    return None if folder is None else read_json(folder / "config.json", optional=True).get("vocab_size")
+    return (
+        None
+        if folder is None
+        else read_json(folder / "config.json", optional=True).get("vocab_size")
+    )
 
 
 def _origin(folder: Path) -> Mapping[str, Any]:
@@ -154,10 +178,12 @@ class Adapters:
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.
 
-        start: the folder of a saved adapter, whose scale it keeps, the name of an adapter to copy, or None for one
-        drawn from `seed`. Raises RunFailed if the saved adapter or `model.lora` does not fit the model.
+        start: the folder of a saved adapter, whose scale it keeps, the name of an adapter to copy,
+        or None for one drawn from `seed`. Raises RunFailed if the saved adapter or `model.lora`
+        does not fit the model.
         """
-        # The prefix avoids role names such as `train`, which are attributes of the modules that hold the adapters.
+        # The prefix avoids role names such as `train`, which are attributes of the modules that
+        # hold the adapters.
         adapter = "role_" + role.replace(".", "%")  # torch allows no dot here
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         spec = self.spec
@@ -165,7 +191,8 @@ class Adapters:
             self.base.check(start)
             spec = spec.model_copy(update=scale_of(read_json(start / CONFIG)))
         self._inject(adapter, seed, spec)
-        # peft turns gradients on for the new adapter and off for all others, even if another role is in training.
+        # peft turns gradients on for the new adapter and off for all others, even if another role
+        # is in training.
         self.model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -174,7 +201,9 @@ class Adapters:
         elif start is not None:
             configs = self.model.peft_config
             if scale_of(vars(configs[start])) != scale_of(vars(configs[adapter])):
-                raise RunFailed(f"an adapter of another scale than model.lora cannot be trained: {start}")
+                raise RunFailed(
+                    f"an adapter of another scale than model.lora cannot be trained: {start}"
+                )
             for layer in lora_layers(self.model):
                 for store in (layer.lora_A, layer.lora_B):
                     store[adapter].load_state_dict(store[start].state_dict())
@@ -193,8 +222,12 @@ class Adapters:
         suffix = f".{adapter}.weight"
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
 
-    def save(self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None) -> None:
-        """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips `unread` tokens."""
+    def save(
+        self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None
+    ) -> None:
+        """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips
+        `unread` tokens.
+        """
         from peft import get_peft_model_state_dict
 
         config = copy.deepcopy(self.model.peft_config[adapter])
@@ -202,8 +235,11 @@ class Adapters:
         config.base_model_name_or_path, config.revision = self.base.source, self.base.revision
         if not isinstance(config.target_modules, str):  # a string is a pattern
             config.target_modules = sorted(config.target_modules)
-        self._peft.active_adapter = adapter  # peft reads it, and the adapter added last may have been dropped
-        state = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
+        # Peft reads it, and the adapter added last may have been dropped
+        self._peft.active_adapter = adapter
+        state = get_peft_model_state_dict(
+            self._peft, adapter_name=adapter, save_embedding_layers=False
+        )
         state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         if head is not None:
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
@@ -232,7 +268,8 @@ class Adapters:
                     self._peft = get_peft_model(self.model, config, adapter_name=adapter)
                     self.model.peft_config = self._peft.peft_config
                 else:
-                    # alignkit ignores peft's active adapter, but it must name one that exists: two objects read it.
+                    # alignkit ignores peft's active adapter, but it must name one that exists: two
+                    # objects read it.
                     self._peft.active_adapter = self._peft.base_model.active_adapter = adapter
                     self._peft.add_adapter(adapter, config)
             except ValueError as error:
@@ -241,12 +278,13 @@ class Adapters:
         for layer in lora_layers(self.model):
             layer.forward = MethodType(_forward, layer)
             kind = type(layer.get_base_layer()).__name__
-            # A router may return a tuple, to which an adapter's term cannot be added. peft merges experts with their
-            # adapters in every pass, which would store as much as all experts weigh.
+            # A router may return a tuple, to which an adapter's term cannot be added. peft merges
+            # experts with their adapters in every pass, which would store as much as all experts
+            # weigh.
             if layer in tied or hasattr(layer, "parameter_name") or "Router" in kind:
                 raise RunFailed(
-                    f"model.lora.target_modules: {kind} cannot have an adapter; leave out the language head, token "
-                    "embeddings, routers and stacked experts"
+                    f"model.lora.target_modules: {kind} cannot have an adapter; leave out the "
+                    "language head, token embeddings, routers and stacked experts"
                 )
 
     def _load(self, adapter: str, folder: Path) -> None:
@@ -254,13 +292,16 @@ class Adapters:
 
         state = read_weights(folder / WEIGHTS)
         state.pop(SCORE, None)  # a role loads its head itself
-        ours = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
-        # peft would write weights of the base model, which all roles share, and leave out missing ones.
+        ours = get_peft_model_state_dict(
+            self._peft, adapter_name=adapter, save_embedding_layers=False
+        )
+        # peft would write weights of the base model, which all roles share, and leave out missing
+        # ones.
         if different := sorted(state.keys() ^ ours.keys()):
             verb = "has the unknown" if different[0] in state else "lacks the"
             raise RunFailed(
-                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it {verb} weight "
-                f"{different[0]}"
+                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it "
+                f"{verb} weight {different[0]}"
             )
         set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
 
@@ -271,7 +312,11 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     plain = type(base) is nn.Linear  # quantized layers are subclasses with their own matrix product
     if adapter is None:
         return matmul.linear(x, base.weight, base.bias) if plain else base(x, *args, **kwargs)
-    down, up, scale = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter]
+    down, up, scale = (
+        self.lora_A[adapter].weight,
+        self.lora_B[adapter].weight,
+        self.scaling[adapter],
+    )
     if plain:
         return adapted(x, base.weight, base.bias, down, up, scale)
     result: Tensor = base(x, *args, **kwargs)
@@ -279,7 +324,9 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _sort_facts(file: Path) -> None:
-    """Sort the metadata of a safetensors file, which are in random order: equal weights must be equal bytes."""
+    """Sort the metadata of a safetensors file, which are in random order: equal weights must be
+    equal bytes.
+    """
     with file.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -291,13 +338,16 @@ def _sort_facts(file: Path) -> None:
 
 
 ALL = "all-linear"
-# Parts of the names of layers that `all-linear` leaves frozen in a mixture of experts: routers, which choose experts by
-# a hard limit, and those that peft takes for an expert's, which are stacked; dense and shared MLPs have the same names.
+# Parts of the names of layers that `all-linear` leaves frozen in a mixture of experts: routers,
+# which choose experts by a hard limit, and those that peft takes for an expert's, which are
+# stacked; dense and shared MLPs have the same names.
 OF_EXPERTS = re.compile(r"(^|\.)(router|gate|gate_proj|up_proj|down_proj|w1|w2|w3)(\.|$)")
 
 
 def lora_targets(model: Any, targets: str | list[str]) -> Any:
-    """What `target_modules` means in a model without adapters, for peft. Logs what `all-linear` leaves out."""
+    """What `target_modules` means in a model without adapters, for peft. Logs what `all-linear`
+    leaves out.
+    """
     from transformers.pytorch_utils import Conv1D
 
     if targets != ALL:
@@ -306,7 +356,9 @@ def lora_targets(model: Any, targets: str | list[str]) -> Any:
     frozen: list[str] = []
     for name, module in model.named_modules():
         # Weights of stacked experts are [experts, outputs, inputs].
-        if not isinstance(module, nn.Conv1d) and 3 in {p.ndim for p in module.parameters(recurse=False)}:
+        if not isinstance(module, nn.Conv1d) and 3 in {
+            p.ndim for p in module.parameters(recurse=False)
+        }:
             frozen.append(name)
     is_mixture = bool(frozen)
     for name, module in model.named_modules():
@@ -319,7 +371,7 @@ def lora_targets(model: Any, targets: str | list[str]) -> Any:
     if not frozen:
         return ALL  # leaves the choice, and the words in saved adapters, to peft
     logging.getLogger("alignkit").warning(
-        f"model.lora.target_modules: {ALL} leaves {len(frozen)} layers frozen, in a mixture of experts also those of "
-        f"dense and shared MLPs: {min(frozen)} and others"
+        f"model.lora.target_modules: {ALL} leaves {len(frozen)} layers frozen, in a mixture of "
+        f"experts also those of dense and shared MLPs: {min(frozen)} and others"
     )
     return set(linear)

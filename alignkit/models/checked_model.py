@@ -1,8 +1,9 @@
 """Checks on two dozen tokens whether an architecture computes what alignkit expects.
 
-Transformers has hundreds of them. Without these checks, an unusual one would train on wrong numbers, without an error.
-They look at a small copy of the model with random weights in fp32: two correct ways to compute the same differ by
-rounding only there, whatever precision, quantization or experts the model itself has.
+Transformers has hundreds of them. Without these checks, an unusual one would train on wrong
+numbers, without an error. They look at a small copy of the model with random weights in fp32: two
+correct ways to compute the same differ by rounding only there, whatever precision, quantization or
+experts the model itself has.
 """
 
 from __future__ import annotations
@@ -24,22 +25,33 @@ from alignkit.models.memory import last_states
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
-# Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of 6.
+# Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of
+# 6.
 SPANS = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
 LENGTH = 24
 TOLERANCE = 1e-4  # of states, relative: correct models differ by 1e-6
 VOCABULARY = 256
 NARROW = 16  # width of what is between attention
-BETWEEN = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")  # parts of the names of its widths
+# Parts of the names of its widths
+BETWEEN = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "d_ff")
 # Other sizes; windows and the like are so small that two dozen tokens show what they do.
-SIZES = {"vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "sliding_window": 4,
-         "attention_chunk_size": 4, "floor_scale": 2, "num_kv_shared_layers": 1, "pad_token_id": 0}  # fmt: skip
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "sliding_window": 4,
+    "attention_chunk_size": 4,
+    "floor_scale": 2,
+    ("num_kv_shared_layers"): 1,
+    "pad_token_id": 0,
+}
 # What transformers raises for a model that does not work as others do.
 _ODD = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError)
 
 
 def small_copy(spec: ModelSpec, source: str, revision: str | None) -> Any:
-    """A network of the same class and attention with few layers, few tokens, and random weights in fp32."""
+    """A network of the same class and attention with few layers, few tokens, and random weights in
+    fp32.
+    """
     from transformers import AutoModelForCausalLM
 
     config = load_config(source, revision, spec.trust_remote_code)
@@ -57,15 +69,22 @@ def small_copy(spec: ModelSpec, source: str, revision: str | None) -> Any:
 
 
 def _shrink(config: Any) -> None:
-    """Leave of a model's sizes those of its attention, and of its layers the first that are of every kind."""
+    """Leave of a model's sizes those of its attention, and of its layers the first that are of
+    every kind.
+    """
     layers, few, sizes = config.num_hidden_layers, 2, dict(vars(config))
-    of_layers = {name for name, value in sizes.items() if isinstance(value, list | tuple) and len(value) == layers}
+    of_layers = {
+        name
+        for name, value in sizes.items()
+        if isinstance(value, list | tuple) and len(value) == layers
+    }
     for value in map(sizes.__getitem__, of_layers):
         if len(set(value)) < layers:
             few = max(few, 1 + max(map(value.index, value)))
     if sizes.get("num_kv_shared_layers"):  # the last ones use the keys and values of others
         few += 1
-    config.num_hidden_layers = few = min(layers, few)  # some configurations call their layers otherwise, and translate
+    # Some configurations call their layers otherwise, and translate
+    config.num_hidden_layers = few = min(layers, few)
     for name in of_layers:
         setattr(config, name, sizes[name][:few])
     for name, value in vars(config).copy().items():
@@ -78,18 +97,24 @@ def _shrink(config: Any) -> None:
 
 @torch.no_grad()
 def why_not_packable(model: Any, base: str) -> str:
-    """Return why a small copy, a `SharedModel`'s network with the role `base`, cannot use packed rows; empty if it can.
+    """Return why a small copy, a `SharedModel`'s network with the role `base`, cannot use packed
+    rows; empty if it can.
 
-    Raises RunFailed if the logits are not those of `next_logits`, which replaces the network's head.
+    Raises RunFailed if the logits are not those of `next_logits`, which replaces the network's
+    head.
     """
     network, ids = model.model, torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
-    # The rows of SPANS' three responses, each behind its prompt, which the model's own attention reads one by one.
+    # The rows of SPANS' three responses, each behind its prompt, which the model's own attention
+    # reads one by one.
     rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
-    native = [backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows]
+    native = [
+        backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows
+    ]
     logits = network(input_ids=rows[0][None].to(model.device)).logits[0]
     if _distance(model.next_logits(base, native[0]), logits):
         raise RunFailed(
-            f"{type(network).__name__} computes its logits in a way that alignkit does not support; please report this"
+            f"{type(network).__name__} computes its logits in a way that alignkit does not "
+            "support; please report this"
         )
     try:
         network.set_attn_implementation(attention.NAME)

@@ -1,6 +1,8 @@
-"""Sampling responses with continuous batching: one prefill per prompt, and finished rows make room for waiting ones.
+"""Sampling responses with continuous batching: one prefill per prompt, and finished rows make room
+for waiting ones.
 
-A sample depends on its prompt and its own random stream, not on the other rows of its batch (up to ties in fp32).
+A sample depends on its prompt and its own random stream, not on the other rows of its batch (up to
+ties in fp32).
 """
 
 from __future__ import annotations
@@ -29,16 +31,21 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
 
-# Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however few rows it has.
+# Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however
+# few rows it has.
 ROWS, ROWS_ON_GPU = 128, 1024
-CACHE_BYTES = 2 * 2**30  # of keys and values, on a CPU; fewer rows are decoded together if they need more
+# Of keys and values, on a CPU; fewer rows are decoded together if they need more
+CACHE_BYTES = 2 * 2**30
 CACHE_SHARE = 1 / 8  # of a CPU's memory at most
 FREE_SHARE = 1 / 2  # of a GPU's free memory, for keys, values and logits
 LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
 CACHES = ("past_key_values", "cache_params")  # what models call what they keep of earlier tokens
-# Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the rows is idle.
+# Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the
+# rows is idle.
 BUSY = 0.8
-DIVERGED = "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
+DIVERGED = (
+    "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
+)
 
 # Given the rows: the active ones have just got a token.
 Wrote = Callable[[Sequence["ActiveSequence"]], None]
@@ -46,7 +53,8 @@ Wrote = Callable[[Sequence["ActiveSequence"]], None]
 
 @dataclass(frozen=True)
 class Continuation:
-    """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop string ended them.
+    """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop
+    string ended them.
 
     logprobs: None if an engine cannot tell them.
     """
@@ -58,11 +66,12 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a role is asked to write: one continuation for each of a prompt's random streams, in order.
+    """What a role is asked to write: one continuation for each of a prompt's random streams, in
+    order.
 
-    prompts: token ids. A prompt may be a conversation with its answers so far. streams: numbers, as from
-    `seeds.number`. labels: of the prompts, for errors. rooms: most new tokens of each prompt; empty: `max_new_tokens`.
-    Prompts with their new tokens must fit the model's context.
+    prompts: token ids. A prompt may be a conversation with its answers so far. streams: numbers, as
+    from `seeds.number`. labels: of the prompts, for errors. rooms: most new tokens of each prompt;
+    empty: `max_new_tokens`. Prompts with their new tokens must fit the model's context.
     """
 
     model: SharedModel
@@ -106,10 +115,16 @@ def build_request(
     return Generation(model, role, encoder, prompts, streams, sampling, labels)
 
 
-def attach(request: Generation, groups: Sequence[Group], written: Sequence[Sequence[Continuation]]) -> list[Group]:
+def attach(
+    request: Generation, groups: Sequence[Group], written: Sequence[Sequence[Continuation]]
+) -> list[Group]:
     """The groups with what was written for them as their responses."""
     return [
-        replace(group, responses=tuple(_response(request.encoder, one, request.role) for one in each), pairs=None)
+        replace(
+            group,
+            responses=tuple(_response(request.encoder, one, request.role) for one in each),
+            pairs=None,
+        )
         for group, each in zip(groups, written, strict=True)
     ]
 
@@ -127,15 +142,22 @@ def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
 
 @torch.no_grad()
 def generate(
-    request: Generation, *, done: Callable[[int], None] = lambda responses: None, wrote: Wrote | None = None
+    request: Generation,
+    *,
+    done: Callable[[int], None] = lambda responses: None,
+    wrote: Wrote | None = None,
 ) -> list[list[Continuation]]:
     """Write the continuations of a request, of prompts that are not empty.
 
-    done: is given the number of finished responses. wrote: called after every token; not by an engine.
+    done: is given the number of finished responses. wrote: called after every token; not by an
+    engine.
     """
     model = request.model
     if not all(request.prompts):
-        raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
+        raise DataError(
+            "cannot sample from an empty prompt: this tokenizer does not begin texts with a "
+            "special token"
+        )
     if model.engine is not None:
         return list(model.engine.request(request).result(done))
     model.passes.gather(request.role)
@@ -143,7 +165,9 @@ def generate(
     within_memory(model.memory, decoder.run, decoder.halve)
     continuations: list[list[Continuation]] = [[] for _ in request.prompts]
     for row in decoder.sequences:
-        continuations[row.prompt].append(Continuation(tuple(row.tokens), tuple(row.logprobs), row.ended))
+        continuations[row.prompt].append(
+            Continuation(tuple(row.tokens), tuple(row.logprobs), row.ended)
+        )
     return continuations
 
 
@@ -154,8 +178,8 @@ def generate(
 class ActiveSequence:
     """A response being written.
 
-    prompt: index of its prompt. draws: uniform in [0, 1), one for each token that the policy may write. ended: by an
-    end token or a stop string.
+    prompt: index of its prompt. draws: uniform in [0, 1), one for each token that the policy may
+    write. ended: by an end token or a stop string.
     """
 
     prompt: int
@@ -184,22 +208,25 @@ class ActiveSequence:
 def row_bytes(config: Any, width: int, longest: int, new: int) -> int:
     """Bytes of what a row keeps in all layers, at least 1: keys and values of its tokens.
 
-    config: of the language model. width: bytes of a number. longest: tokens of the longest prompt. new: tokens that a
-    row may write.
+    config: of the language model. width: bytes of a number. longest: tokens of the longest prompt.
+    new: tokens that a row may write.
     """
     heads = largest(config, "num_attention_heads")
     of_token = 0
     if heads is not None:
         size = largest(config, "head_dim") or config.hidden_size // heads
         of_token = 2 * (largest(config, "num_key_value_heads") or heads) * size * width
-    # Twice the new tokens, because a row that has written all of its own may share the cache with a new one.
+    # Twice the new tokens, because a row that has written all of its own may share the cache with a
+    # new one.
     return max(1, int(config.num_hidden_layers * of_token * (longest + 2 * new)))
 
 
 def most_rows(row: int, memory: float, halvings: int, vocabulary: int = 0) -> int:
-    """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling.
+    """Rows whose keys and values fit the memory for them, halved for each time that it ran out
+    while sampling.
 
-    row: bytes of one. memory: free bytes of a GPU, or all of a CPU's. vocabulary: its size, on a GPU; 0 means a CPU.
+    row: bytes of one. memory: free bytes of a GPU, or all of a CPU's. vocabulary: its size, on a
+    GPU; 0 means a CPU.
     """
     if vocabulary:
         rows = int(FREE_SHARE * memory) // (row + LOGIT_COPIES * 4 * vocabulary)
@@ -217,20 +244,27 @@ def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -
 
 
 class Decoder:
-    """Writes a request. Rows share a cache: finished ones leave, and ones from the queue are admitted.
+    """Writes a request. Rows share a cache: finished ones leave, and ones from the queue are
+    admitted.
 
-    sequences: all of the request, by prompt and sample. ends: the tokens that end a turn, on the model's device.
+    sequences: all of the request, by prompt and sample. ends: the tokens that end a turn, on the
+    model's device.
     """
 
-    def __init__(self, request: Generation, done: Callable[[int], None], wrote: Wrote | None = None):
+    def __init__(
+        self, request: Generation, done: Callable[[int], None], wrote: Wrote | None = None
+    ):
         """done, wrote: see `generate`."""
         self.request, self.done, self.wrote = request, done, wrote
         self.model, self.role = request.model, request.role
-        self.ends = torch.tensor(sorted(request.encoder.end_ids), dtype=torch.int64, device=self.model.device)
+        self.ends = torch.tensor(
+            sorted(request.encoder.end_ids), dtype=torch.int64, device=self.model.device
+        )
         self.sequences: list[ActiveSequence] = []
         for prompt, streams in enumerate(request.streams):
             for stream in streams:
-                # All draws in advance: they do not depend on when, or next to which rows, a token is written.
+                # All draws in advance: they do not depend on when, or next to which rows, a token
+                # is written.
                 draws = seeds.generator(stream).random(request.room(prompt))
                 self.sequences.append(ActiveSequence(prompt, draws))
         self._clear()
@@ -239,25 +273,32 @@ class Decoder:
         """Begin without rows."""
         self.decoding = decoding_for(self.model.device)
         self.rows: list[ActiveSequence] = []
-        self.logits = torch.zeros(0, device=self.model.device)  # [rows, vocabulary] of the next tokens
+        # [rows, vocabulary] of the next tokens
+        self.logits = torch.zeros(0, device=self.model.device)
 
     def run(self) -> None:
         """Write all sequences that have not ended."""
-        # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
-        self.queue = sorted((row for row in self.sequences if row.active), key=self.length, reverse=True)
+        # Longest prompts first, so that rows of similar lengths are neighbors and little of the
+        # cache stays empty.
+        self.queue = sorted(
+            (row for row in self.sequences if row.active), key=self.length, reverse=True
+        )
         self.limit, weights = self.most_rows(), self.model.roles[self.role]
         with self.model.multiplying():
             if not self.model.packs:
                 self._write_by_prompt()
                 return
             rows = min(self.limit, len(self.queue))
-            with prepacked_weights(weights.model, weights.adapter, rows, self.request.sampling.max_new_tokens):
+            with prepacked_weights(
+                weights.model, weights.adapter, rows, self.request.sampling.max_new_tokens
+            ):
                 self._write_together()
 
     def halve(self) -> bool:
         """Take fewer rows from now on, because memory ran out. Returns whether that is possible.
 
-        Those that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
+        Those that have not ended start over: a sample depends on its draws only, not on who is
+        sampled with it.
         """
         self._clear()
         for row in self.sequences:
@@ -268,7 +309,9 @@ class Decoder:
         return self.limit > 1
 
     def most_rows(self) -> int:
-        """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
+        """Rows whose keys and values fit the memory for them, halved for each time that it ran out
+        while sampling.
+        """
         device, halvings = self.model.device, self.model.memory.sampling_halvings
         config, prompts = self.model.model.config.get_text_config(), self.request.prompts
         longest = max(map(len, prompts), default=0)
@@ -284,8 +327,8 @@ class Decoder:
     def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
         """Append a token to every active row, and return the new tokens of all rows, [rows].
 
-        logits: [rows, vocabulary]. Ended rows stay until the next refill. What is drawn for them is dropped, and no
-        other row reads it.
+        logits: [rows, vocabulary]. Ended rows stay until the next refill. What is drawn for them is
+        dropped, and no other row reads it.
         """
         draws, early, sampling = np.zeros(len(rows)), None, self.request.sampling
         for column, row in enumerate(rows):
@@ -298,7 +341,9 @@ class Decoder:
         self.append(rows, chosen.tolist(), logprobs.tolist())
         return chosen
 
-    def append(self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    def append(
+        self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]
+    ) -> None:
         """Append a token to every active row, which may end it."""
         encoder, ended = self.request.encoder, False
         for row, token, logprob in zip(rows, ids, logprobs, strict=True):
@@ -317,7 +362,9 @@ class Decoder:
             self.done(sum(not row.active for row in self.sequences))
 
     def _write_by_prompt(self) -> None:
-        """Write with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
+        """Write with the model's own attention and cache, up to `limit` samples of a prompt at a
+        time.
+        """
         # RecurrentGemma would keep its states in its layers, and not give them back.
         keeps = backbone(self.model.model).config.model_type != "recurrent_gemma"
         while self.queue:
@@ -325,7 +372,9 @@ class Decoder:
             # Rows of the same prompt have the same length, so this needs no padding and no mask.
             rows = [row for row in self.queue[: self.limit] if row.prompt == prompt]
             del self.queue[: len(rows)]
-            tokens = torch.tensor([self.request.prompts[prompt]] * len(rows), device=self.model.device)
+            tokens = torch.tensor(
+                [self.request.prompts[prompt]] * len(rows), device=self.model.device
+            )
             kept: dict[str, Any] = {}
             while any(row.active for row in rows):
                 with self.model.using_role(self.role) as network:
@@ -346,19 +395,27 @@ class Decoder:
             else:
                 tokens = self.decoding.write_ahead(self, self.rows, self.logits, self._read)
             if any(row.active for row in self.rows):
-                # The token just appended is read next; as positions count from 0, its position is the length minus 1.
+                # The token just appended is read next; as positions count from 0, its position is
+                # the length minus 1.
                 self.logits = self._read(tokens, torch.tensor([*map(self.length, self.rows)]) - 1)
 
     def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Read a new token of each row [rows], at these positions [rows], and return the logits of the next ones."""
-        tokens, positions = tokens[:, None].to(self.model.device), positions[:, None].to(self.model.device)
+        """Read a new token of each row [rows], at these positions [rows], and return the logits of
+        the next ones.
+        """
+        tokens, positions = (
+            tokens[:, None].to(self.model.device),
+            positions[:, None].to(self.model.device),
+        )
         with self.model.using_role(self.role, self.decoding) as network:
             states = last_states(network, tokens, positions)
         self.decoding.advance()
         return self.model.next_logits(self.role, states[:, 0])
 
     def _refill(self) -> bool:
-        """Replace finished rows once enough are idle. Returns whether there is anything left to write."""
+        """Replace finished rows once enough are idle. Returns whether there is anything left to
+        write.
+        """
         active = [row for row in self.rows if row.active]
         if active and len(active) > BUSY * (self.limit if self.queue else len(self.rows)):
             return True
@@ -368,7 +425,9 @@ class Decoder:
         del self.queue[: self.limit - len(active)]
         budget = self.model.inference_budget >> self.model.memory.sampling_halvings
         # A prompt's samples read it once.
-        for part in cut(of_prompts.values(), lambda rows: len(self.request.prompts[rows[0].prompt]), budget):
+        for part in cut(
+            of_prompts.values(), lambda rows: len(self.request.prompts[rows[0].prompt]), budget
+        ):
             self._admit(part)
         if active and not of_prompts:  # nobody enters, but idle rows leave
             self._update([])
@@ -381,13 +440,19 @@ class Decoder:
         texts = [self.request.prompts[prompt] for prompt in prompts]
         layout, hidden = read_prompts(self.model, self.role, texts, store_kv=True)
         self._update(new, layout, owners)
-        # The state at a prompt's last token predicts the first new one. In the order of `rows` and of the cache.
+        # The state at a prompt's last token predicts the first new one. In the order of `rows` and
+        # of the cache.
         self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[owners])])
 
     def _update(
-        self, entering: Sequence[ActiveSequence], layout: TreeLayout | None = None, owners: Sequence[int] = ()
+        self,
+        entering: Sequence[ActiveSequence],
+        layout: TreeLayout | None = None,
+        owners: Sequence[int] = (),
     ) -> None:
-        """Drop the rows that have ended, and append those that enter. owners: each one's span of the layout."""
+        """Drop the rows that have ended, and append those that enter. owners: each one's span of
+        the layout.
+        """
         kept = [index for index, row in enumerate(self.rows) if row.active]
         self.logits = self.logits[kept]
         self.rows = [*(self.rows[index] for index in kept), *entering]

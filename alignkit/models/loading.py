@@ -1,4 +1,6 @@
-"""Reading models from disk or the hub: device, dtype, quantization, tokenizer, and errors for what cannot be used."""
+"""Reading models from disk or the hub: device, dtype, quantization, tokenizer, and errors for what
+cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ _AGAIN = "copy or download the files again (`git lfs pull` if they come from a r
 
 @contextmanager
 def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
-    """Report what a library says of a model's files. It may raise anything for a file that it does not expect."""
+    """Report what a library says of a model's files. It may raise anything for a file that it does
+    not expect.
+    """
     try:
         yield
     except Exception as error:
@@ -55,7 +59,9 @@ def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
 
 
 def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
-    """Read a JSON object. optional: none is empty. Raises RunFailed if the file holds anything else."""
+    """Read a JSON object. optional: none is empty. Raises RunFailed if the file holds anything
+    else.
+    """
     if optional and not file.is_file():
         return {}
     with reading(file):
@@ -63,7 +69,9 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises RunFailed if it is damaged, or a weight is infinite or not a number."""
+    """Read a safetensors file. Raises RunFailed if it is damaged, or a weight is infinite or not a
+    number.
+    """
     with reading(file):
         weights = load_file(file)
     check_finite(file, weights)
@@ -71,17 +79,21 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def check_finite(source: Any, weights: dict[str, Tensor]) -> None:
-    """Raise RunFailed if a weight is infinite or not a number. source: the file or folder that the error names."""
+    """Raise RunFailed if a weight is infinite or not a number. source: the file or folder that the
+    error names.
+    """
     for name, weight in weights.items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise RunFailed(
-                f"{source}: the weight {name} has values that are infinite or not a number\nhelp: use another copy or "
-                "an earlier version of these weights"
+                f"{source}: the weight {name} has values that are infinite or not a number\n"
+                "help: use another copy or an earlier version of these weights"
             )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads a model's weights from; none if it has none in safetensors."""
+    """The files that transformers loads a model's weights from; none if it has none in
+    safetensors.
+    """
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     index = read_json(folder / INDEX, optional=True)
@@ -90,16 +102,26 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def load_config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """A model's configuration. Raises RunFailed for one that transformers cannot use without running foreign code."""
+    """A model's configuration. Raises RunFailed for one that transformers cannot use without
+    running foreign code.
+    """
     from transformers import AutoConfig
 
-    with reading(f"{source}: its configuration", "use a transformers model, and a version that knows it; set "
-                 "model.trust_remote_code for a model with its own code that you trust"):  # fmt: skip
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    with reading(
+        (f"{source}: its configuration"),
+        (
+            "use a transformers model, and a version that knows it; set model.trust_remote_code for "
+            "a model with its own code that you trust"
+        ),
+    ):
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
     kernel = str(getattr(config, "_attn_implementation", ""))
     if "/" in kernel and not trust_remote_code:
         raise RunFailed(
-            f"{source}: its configuration names the attention {kernel!r:.80}, code of a repository, which is not run\n"
+            f"{source}: its configuration names the attention {kernel!r:.80}, code of a "
+            "repository, which is not run\n"
             "help: remove the key, or set model.trust_remote_code if you trust it"
         )
     return config
@@ -109,10 +131,11 @@ def load_config(source: str, revision: str | None, trust_remote_code: bool) -> A
 
 
 def locate(source: str, revision: str | None = None) -> str:
-    """Return a name that transformers can load: `source` itself, or its cached copy if the hub does not serve it.
+    """Return a name that transformers can load: `source` itself, or its cached copy if the hub does
+    not serve it.
 
-    source: a folder or hub id. Transformers would ask for several files and retry each for half a minute; this asks for
-    one file, once. Raises RunFailed with advice if there is neither.
+    source: a folder or hub id. Transformers would ask for several files and retry each for half a
+    minute; this asks for one file, once. Raises RunFailed with advice if there is neither.
     """
     if Path(source).is_dir():
         return source
@@ -120,14 +143,16 @@ def locate(source: str, revision: str | None = None) -> str:
 
     try:
         get_hf_file_metadata(hf_hub_url(source, CONFIG, revision=revision), timeout=HUB_TIMEOUT)
-    except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
+    except (
+        Exception
+    ) as error:  # from the HTTP library, which differs between versions of huggingface_hub
         if (cached := cached_snapshot(source, revision)) is not None:
             return str(cached)
         raise RunFailed(
-            f"model.base '{source}' is neither a folder nor in the hub's cache, and {constants.ENDPOINT} does not "
-            f"serve it ({reason_of(error)})\n"
-            "help: correct the name or model.revision, run `hf auth login` for a gated or private model, or download "
-            "it where there is a network (`hf download`)"
+            f"model.base '{source}' is neither a folder nor in the hub's cache, and "
+            f"{constants.ENDPOINT} does not serve it ({reason_of(error)})\n"
+            "help: correct the name or model.revision, run `hf auth login` for a gated or "
+            "private model, or download it where there is a network (`hf download`)"
         ) from error
     return source
 
@@ -136,20 +161,25 @@ def locate(source: str, revision: str | None = None) -> str:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that `model.device` names; `auto`: the GPU if there is one. Raises RunFailed if torch has none."""
+    """The device that `model.device` names; `auto`: the GPU if there is one. Raises RunFailed if
+    torch has none.
+    """
     if name == "auto":
         return capabilities.default_device()
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise RunFailed(f"'device: {name}': {reason_of(error)}\nhelp: 'device: auto' takes what there is") from error
+        raise RunFailed(
+            f"'device: {name}': {reason_of(error)}\nhelp: 'device: auto' takes what there is"
+        ) from error
     return torch.device(name)
 
 
 def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
     """The dtype that `model.dtype` names.
 
-    `auto`: bf16 if the base is frozen and the device has instructions that multiply bf16, else fp32.
+    `auto`: bf16 if the base is frozen and the device has instructions that multiply bf16, else
+    fp32.
     """
     if spec.dtype != "auto":
         return DTYPES[spec.dtype]
@@ -176,7 +206,10 @@ def load_base(
     quantization = None
     if options := QUANTIZED[spec.quantization]:
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise RunFailed(f"'quantization: {spec.quantization}' needs bitsandbytes\nhelp: pip install bitsandbytes")
+            raise RunFailed(
+                f"'quantization: {spec.quantization}' needs bitsandbytes\n"
+                "help: pip install bitsandbytes"
+            )
         quantization = BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **options)
     model = load_weights(
         AutoModelForCausalLM,
@@ -190,14 +223,19 @@ def load_base(
         device_map={"": device},
     )
     for module in model.modules():
-        # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
+        # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would
+        # vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
-def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
-    """What an `Encoder` of a base model is made of, without its weights: tokenizer, template arguments, end tokens."""
+def load_text(
+    spec: ModelSpec, source: str, revision: str | None
+) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
+    """What an `Encoder` of a base model is made of, without its weights: tokenizer, template
+    arguments, end tokens.
+    """
     options: Any = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
     config = load_config(source, **options)
     tokenizer = load_tokenizer(source, spec.base, **options)
@@ -207,11 +245,18 @@ def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, 
 
 
 def load_tokenizer(source: str | Path, name: str, **options: Any) -> Any:
-    """A tokenizer. name: of what it belongs to, in the error. Raises RunFailed for files that are damaged."""
+    """A tokenizer. name: of what it belongs to, in the error. Raises RunFailed for files that are
+    damaged.
+    """
     from transformers import AutoTokenizer
 
-    with reading(f"{name}: its tokenizer", "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, "
-                 "or set model.trust_remote_code if it has code of its own that you trust"):  # fmt: skip
+    with reading(
+        (f"{name}: its tokenizer"),
+        (
+            "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, or set "
+            "model.trust_remote_code if it has code of its own that you trust"
+        ),
+    ):
         return AutoTokenizer.from_pretrained(source, **options)
 
 
@@ -221,7 +266,9 @@ def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
 
     with reading(f"{source}: generation_config.json", "correct it, or delete it"):
         try:
-            return tuple(map(int, ends_of(GenerationConfig.from_pretrained(source, revision=revision))))
+            return tuple(
+                map(int, ends_of(GenerationConfig.from_pretrained(source, revision=revision)))
+            )
         except OSError:  # there are no such settings
             return ()
 
@@ -237,21 +284,26 @@ def ends_of(generation: Any) -> list[Any]:
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **options: Any) -> Any:
     """Call `kind.from_pretrained`.
 
-    spare: endings of names that may be missing. Raises RunFailed if other weights are missing or have the wrong shape:
-    transformers would draw them at random.
+    spare: endings of names that may be missing. Raises RunFailed if other weights are missing or
+    have the wrong shape: transformers would draw them at random.
     """
     silence_libraries()
     load_config(str(source), options.get("revision"), options["trust_remote_code"])
     with reading(f"{source}: its weights in safetensors"):
         model, report = kind.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            source,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **options,
         )
     wrong = [key for key in report["missing_keys"] if not key.endswith(spare)]
     wrong += [name for name, *_ in report["mismatched_keys"]]
     if wrong:
         raise RunFailed(
-            f"{source}: these weights of a {type(model).__name__} are not in its files, or have another shape there: "
-            f"{', '.join(sorted(wrong)[:3])}\nhelp: use a complete model of this kind; its config.json names "
+            f"{source}: these weights of a {type(model).__name__} are not in its files, or have "
+            f"another shape there: {', '.join(sorted(wrong)[:3])}\n"
+            "help: use a complete model of this kind; its config.json names "
             f"{model.config.architectures}"
         )
     return model
@@ -262,11 +314,18 @@ def silence_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    # Missing weights are reported here. With its own level, transformers tells how it would cut a model into parts.
-    for name in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel", "bitsandbytes"):
+    # Missing weights are reported here. With its own level, transformers tells how it would cut a
+    # model into parts.
+    for name in (
+        "transformers.modeling_utils",
+        "transformers.distributed.tensor_parallel",
+        "bitsandbytes",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Paged optimizers work unpaged on a CPU.
-    warnings.filterwarnings("ignore", message="Paged optimizers are not supported|.*is_gradient_checkpointing")
+    warnings.filterwarnings(
+        "ignore", message="Paged optimizers are not supported|.*is_gradient_checkpointing"
+    )
 
 
 def has_score(folder: Path) -> bool:
@@ -274,13 +333,17 @@ def has_score(folder: Path) -> bool:
     for file in (folder / "adapter_config.json", folder / CONFIG):
         config = read_json(file, optional=True)
         names = config.get("architectures") or []
-        if config.get("task_type") == "SEQ_CLS" or any(name.endswith("ForSequenceClassification") for name in names):
+        if config.get("task_type") == "SEQ_CLS" or any(
+            name.endswith("ForSequenceClassification") for name in names
+        ):
             return True
     return False
 
 
 def largest(config: Any, name: str) -> int | None:
-    """A number in a model's configuration, the largest one if layers differ; None if there is none."""
+    """A number in a model's configuration, the largest one if layers differ; None if there is
+    none.
+    """
     layers = getattr(config, "per_layer_config", None) or [config]
     values = [value for layer in layers if (value := getattr(layer, name, None))]
     numbers = [max(value) if isinstance(value, list | tuple) else value for value in values]
@@ -290,13 +353,15 @@ def largest(config: Any, name: str) -> int | None:
 def backbone(model: Any) -> Any:
     """The network below a model's head, which computes hidden states."""
     network = getattr(model, model.base_model_prefix, None)
-    return model.model if network is None else network  # Llama 4's prefix names an attribute that does not exist
+    # Llama 4's prefix names an attribute that does not exist
+    return model.model if network is None else network
 
 
-# Where a reward model reads its score, so that transformers, peft and TRL read it at the same token. Transformers
-# scores a sequence at its last token that is not the padding of the model's configuration. An adapter is loaded onto
-# its base, so the base's configuration decides. If the end of a turn is also the padding, that is one token before it.
-# A base without padding is read at the last token; whoever pads needs a token that ends no turn.
+# Where a reward model reads its score, so that transformers, peft and TRL read it at the same
+# token. Transformers scores a sequence at its last token that is not the padding of the model's
+# configuration. An adapter is loaded onto its base, so the base's configuration decides. If the end
+# of a turn is also the padding, that is one token before it. A base without padding is read at the
+# last token; whoever pads needs a token that ends no turn.
 
 UNREAD = "unread_token"  # in the metadata of a saved adapter: the padding that it skips
 
@@ -320,7 +385,8 @@ def saved_unread(folder: Path) -> int | None:
 
 
 def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
-    """A classifier with one label, whose logit is the score: the network's backbone with a head [1, hidden].
+    """A classifier with one label, whose logit is the score: the network's backbone with a head [1,
+    hidden].
 
     padding: the token that it skips at the end of a row, and that pads batches.
     """
@@ -353,7 +419,9 @@ def saved_head(folder: Path) -> Tensor:
 
 
 def with_padding(tokenizer: Any, config: Any) -> Any:
-    """A copy of a tokenizer that pads with the base's padding, or else with a token that ends no turn."""
+    """A copy of a tokenizer that pads with the base's padding, or else with a token that ends no
+    turn.
+    """
     padded, padding = copy.deepcopy(tokenizer), padding_of(config)
     if padding is not None:
         padded.pad_token = tokenizer.convert_ids_to_tokens(padding)

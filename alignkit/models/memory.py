@@ -1,5 +1,5 @@
-"""The memory of passes through a base model: the tokens of a packed row, layers that are computed again, and what
-passes need of other processes.
+"""The memory of passes through a base model: the tokens of a packed row, layers that are computed
+again, and what passes need of other processes.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ SHARE = 1 / 4  # of all memory, for the activations of a packed row
 
 @dataclass
 class MemoryBudget:
-    """Tokens per packed row with gradients, so that a step's memory does not depend on the batch size.
+    """Tokens per packed row with gradients, so that a step's memory does not depend on the batch
+    size.
 
-    bytes_per_token: activations that a forward pass stores for backward. halvings: how often memory ran out and the
-    budget was halved. sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time.
-    fixed: whether work that ran out of memory cannot be repeated, because other processes wait in the middle of it.
+    bytes_per_token: activations that a forward pass stores for backward. halvings: how often memory
+    ran out and the budget was halved. sampling_halvings: how often that happened while sampling,
+    which then takes fewer rows at a time. fixed: whether work that ran out of memory cannot be
+    repeated, because other processes wait in the middle of it.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
@@ -50,10 +52,12 @@ class MemoryBudget:
 
     @cached_property
     def activation_bytes(self) -> float:
-        """Bytes that the activations of a packed row may take: a power of two, up to a quarter of all memory.
+        """Bytes that the activations of a packed row may take: a power of two, up to a quarter of
+        all memory.
 
-        Depends on total memory, not on free memory, so that a machine always packs a recipe the same way. On a CPU at
-        most CPU_ACTIVATIONS. A checkpoint may bring the bytes of the machine that wrote it.
+        Depends on total memory, not on free memory, so that a machine always packs a recipe the
+        same way. On a CPU at most CPU_ACTIVATIONS. A checkpoint may bring the bytes of the machine
+        that wrote it.
         """
         share = total(self.device) * SHARE
         # Machines that differ by a little memory pack alike, and so get the same bits.
@@ -79,8 +83,8 @@ class MemoryBudget:
     def must_recompute(self, tokens: int) -> bool:
         """Whether a row is too long to store its activations.
 
-        A single group cannot be cut and may exceed the budget. The limit is a quarter of all memory, and halves
-        with the budget.
+        A single group cannot be cut and may exceed the budget. The limit is a quarter of all
+        memory, and halves with the budget.
         """
         return tokens * self.bytes_per_token > total(self.device) * SHARE / 2**self.halvings
 
@@ -93,7 +97,9 @@ class MemoryBudget:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue with a checkpoint's budget, or with this process's if that has been halved more often."""
+        """Continue with a checkpoint's budget, or with this process's if that has been halved more
+        often.
+        """
         self.halvings = max(self.halvings, state["halvings"])
         self.sampling_halvings = max(self.sampling_halvings, state["sampling_halvings"])
         self.activation_bytes = state["activation_bytes"]
@@ -102,8 +108,8 @@ class MemoryBudget:
 def activation_bytes_per_token(config: Any, dtype: torch.dtype, *, frozen: bool) -> int:
     """Estimate, from a language model's configuration, what a forward pass stores for backward.
 
-    frozen: whether the layers are frozen in half precision, and store half as many numbers: none for the gradients of
-    their weights.
+    frozen: whether the layers are frozen in half precision, and store half as many numbers: none
+    for the gradients of their weights.
     """
     hidden = int(config.hidden_size)
     inner = largest(config, "intermediate_size") or 4 * hidden
@@ -111,8 +117,11 @@ def activation_bytes_per_token(config: Any, dtype: torch.dtype, *, frozen: bool)
     return int(config.num_hidden_layers * width * (4 if dtype == torch.float32 else 2))
 
 
-def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[], bool] | None = None) -> T:
-    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot shrink.
+def within_memory(
+    budget: MemoryBudget, work: Callable[[], T], halve: Callable[[], bool] | None = None
+) -> T:
+    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot
+    shrink.
 
     halve: of work that does something else about it; returns whether it can be repeated.
     """
@@ -127,9 +136,10 @@ def within_memory(budget: MemoryBudget, work: Callable[[], T], halve: Callable[[
         release_cached(budget.device)
 
 
-# Activation checkpointing: a layer stores only its input, and is computed again during backward. Roles share one model,
-# so by the time of backward another role may be active, and attention may follow the layout of another packed row. The
-# second computation restores both; otherwise gradients would be wrong without an error.
+# Activation checkpointing: a layer stores only its input, and is computed again during backward.
+# Roles share one model, so by the time of backward another role may be active, and attention may
+# follow the layout of another packed row. The second computation restores both; otherwise gradients
+# would be wrong without an error.
 
 Restore = Callable[[], AbstractContextManager[Any]]
 # Brings back a pass's role and layout in backward; None: layers are not recomputed.
@@ -137,8 +147,12 @@ RECOMPUTING: ContextVar[Restore | None] = ContextVar("alignkit_restore", default
 
 
 def make_recomputable(model: nn.Module) -> bool:
-    """Let `RECOMPUTING` act on the model's layers. Returns whether it has layers that support this."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """Let `RECOMPUTING` act on the model's layers. Returns whether it has layers that support
+    this.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return bool(layers)
@@ -172,7 +186,9 @@ class Passes:
         return False
 
     def learns(self, role: str) -> None:
-        """A role's network is about to learn: bring its parameters into the form that an optimizer gets."""
+        """A role's network is about to learn: bring its parameters into the form that an optimizer
+        gets.
+        """
 
     def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
         """The hidden states of a role, which `run` computes in one pass."""
@@ -187,7 +203,9 @@ class Passes:
         loss.backward()
 
     def gather(self, role: str) -> None:
-        """Bring all weights of a role here for code that calls layers itself, until results are exchanged."""
+        """Bring all weights of a role here for code that calls layers itself, until results are
+        exchanged.
+        """
 
     def copied(self, role: str) -> Any:
         """A role's own network to be written, with all weights; None where nothing is written."""
@@ -196,5 +214,7 @@ class Passes:
 
 def last_states(network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
     """The last hidden states [rows, tokens, hidden] of tokens at positions, both [rows, tokens]."""
-    states: Tensor = backbone(network)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+    states: Tensor = backbone(network)(
+        input_ids=tokens, position_ids=positions, use_cache=False
+    ).last_hidden_state
     return states

@@ -1,7 +1,8 @@
-"""The models of a run by reference: the base model with the policies and reward models on it, and whole models.
+"""The models of a run by reference: the base model with the policies and reward models on it, and
+whole models.
 
-A reference is the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or a folder. An adapter is loaded
-onto the shared base on first use. A whole model in a folder is a base of its own.
+A reference is the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or a folder. An
+adapter is loaded onto the shared base on first use. A whole model in a folder is a base of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class LoadedBase:
         progress: Progress = no_progress,
         name: str = BASE,
     ):
-        """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens.
+        """artifact: the adapter or model folder of a reference. max_length: of a prompt with
+        response, in tokens.
 
         name: the reference that means the unmodified model: BASE, or its folder.
         """
@@ -51,7 +53,8 @@ class LoadedBase:
         self.max_length = min(max_length, model.context)
         self.encoder = model.encoder()
         self.encoder.foreign = name != BASE
-        self._whole: dict[str, RolePolicy] = {}  # reward models with their own network and tokenizer
+        # Reward models with their own network and tokenizer
+        self._whole: dict[str, RolePolicy] = {}
 
     def __getitem__(self, reference: str) -> RolePolicy:
         """The policy or reward model of a reference on this base."""
@@ -67,7 +70,9 @@ class LoadedBase:
         return self._whole[reference]
 
     def role(self, reference: str) -> str:
-        """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
+        """Load the role of a reference, with its scalar head if it has one, and return the role's
+        name.
+        """
         if reference == self.name:
             return BASE
         name = reference.replace("/", "|")  # of a folder
@@ -94,7 +99,10 @@ class RolePolicy:
 
     def _measured(self, groups: Sequence[Group], wants: Wants) -> list[tuple[Tensor, ...] | None]:
         """The outputs for every response; None where the prompt does not fit."""
-        encoded = [self.encoder.encode(group, self.base.max_length, scoring=wants.scores) for group in groups]
+        encoded = [
+            self.encoder.encode(group, self.base.max_length, scoring=wants.scores)
+            for group in groups
+        ]
         fitting = [e for e in encoded if e is not None and e.rows]
         role = self.base.role(self.reference)
         with self.base.progress(f"measuring {self.reference}", len(fitting)) as done:
@@ -110,8 +118,9 @@ class RolePolicy:
         counts = self.encoder.counts
         if counts["cut"] or counts["no_room"]:
             self.base.say(
-                f"{self.reference}: at max_length {counts['cut']} responses were cut before scoring, and "
-                f"{counts['no_room']} groups have no score, because their prompts fill it"
+                f"{self.reference}: at max_length {counts['cut']} responses were cut before "
+                f"scoring, and {counts['no_room']} groups have no score, because their prompts "
+                "fill it"
             )
         self.encoder.forget_counts()
 
@@ -125,17 +134,23 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
         nothing = (torch.zeros(0), torch.zeros(0))
-        return [outputs or nothing for outputs in self._measured(groups, Wants(entropy="likeliest"))]
+        return [
+            outputs or nothing for outputs in self._measured(groups, Wants(entropy="likeliest"))
+        ]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Raise OtherTokenizer for sampled tokens that mean something else to this model."""
         for group in groups:
-            named = {response.tokenizer for response in group.responses if response.tokens is not None}
+            named = {
+                response.tokenizer for response in group.responses if response.tokens is not None
+            }
             if named - {None, self.encoder.digest}:
                 raise OtherTokenizer(
-                    f"'{self.reference}' has another tokenizer, or ends its turns with another token, than the model "
-                    f"that answered {preview(group)}: log-probabilities of these tokens mean nothing\n"
-                    "help: compare models with the same tokenizer and chat template, or compare texts with a reward"
+                    f"'{self.reference}' has another tokenizer, or ends its turns with another "
+                    f"token, than the model that answered {preview(group)}: log-probabilities of "
+                    "these tokens mean nothing\n"
+                    "help: compare models with the same tokenizer and chat template, or compare "
+                    "texts with a reward"
                 )
 
     @torch.no_grad()
@@ -152,11 +167,14 @@ class RolePolicy:
             row, tokens = self.encoder.answers(prompt, prefill, answers)
             if not row:
                 raise DataError(
-                    "cannot answer an empty prompt: this tokenizer does not begin texts with a special token"
+                    "cannot answer an empty prompt: this tokenizer does not begin texts with a "
+                    "special token"
                 )
             beginnings = [answer[0] for answer in tokens]
             if len(set(beginnings)) < len(answers):
-                raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
+                raise SameFirstToken(
+                    f"the answers {list(answers)} begin with the same token; choose others"
+                )
             first[index] = torch.tensor(beginnings)
             rows.append(row)
             if len(row) <= model.context:
@@ -190,7 +208,8 @@ class RolePolicy:
         groups = [Group(group.prompt, tools=group.tools) for group in prompts]
         room = base.max_length - options.max_new_tokens
         fitting = [i for i, length in enumerate(self.prompt_lengths(groups)) if length <= room]
-        # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
+        # Streams are named by the index among all prompts, so that leaving one out changes no other
+        # sample.
         answerable = [groups[i] for i in fitting]
         request = build_request(
             self.model,
@@ -203,7 +222,9 @@ class RolePolicy:
             numbers=fitting,
             samples_per_prompt=samples_per_prompt,
         )
-        with base.progress(f"sampling from {self.reference}", len(fitting) * samples_per_prompt) as done:
+        with base.progress(
+            f"sampling from {self.reference}", len(fitting) * samples_per_prompt
+        ) as done:
             sampled = attach(request, answerable, generate(request, done=done))
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
@@ -211,14 +232,17 @@ class RolePolicy:
 
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
-        notes: list[str] = importlib.import_module("alignkit_plugins.models.whole_model").save(self, folder)
+        notes: list[str] = importlib.import_module("alignkit_plugins.models.whole_model").save(
+            self, folder
+        )
         return notes
 
 
 class Models:
     """Implements `alignkit.Models`. Models are opened on first use.
 
-    bases: those that are open, by BASE or their folder. whole: the folders of whole models that the current stage uses.
+    bases: those that are open, by BASE or their folder. whole: the folders of whole models that the
+    current stage uses.
     """
 
     def __init__(self, open: Callable[[str], LoadedBase]):
@@ -231,7 +255,9 @@ class Models:
         return self.of(reference)[reference]
 
     def base_of(self, reference: str) -> str:
-        """The model whose weights a reference shares: its own folder, if it is a whole model, or else BASE."""
+        """The model whose weights a reference shares: its own folder, if it is a whole model, or
+        else BASE.
+        """
         return reference if reference in self.whole else BASE
 
     def of(self, reference: str) -> LoadedBase:
@@ -247,7 +273,11 @@ class Models:
         The stage may work in one process only, which needs all weights.
         """
         self.whole = tuple(whole)
-        unused = [name for name, base in self.bases.items() if name not in (BASE, *whole) or base.model.passes.spread]
+        unused = [
+            name
+            for name, base in self.bases.items()
+            if name not in (BASE, *whole) or base.model.passes.spread
+        ]
         for name in unused:
             device = self.bases.pop(name).model.device
             gc.collect()  # recomputable layers hold references to themselves

@@ -14,11 +14,12 @@ BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
 def choose(
     logits: Tensor, draws: Tensor, sampling: Sampling, early: Tensor | None, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling temperature, unfiltered.
+    """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling
+    temperature, unfiltered.
 
-    logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, rows that may not end yet; None:
-    all may. ends: [m] the end tokens, on the device. Nothing looks at the results, for which a GPU would have to be
-    waited for.
+    logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, rows that may
+    not end yet; None: all may. ends: [m] the end tokens, on the device. Nothing looks at the
+    results, for which a GPU would have to be waited for.
     """
     scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
     logprobs = torch.log_softmax(scaled, dim=-1)
@@ -32,9 +33,9 @@ def choose(
 def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
     """Return the first index whose cumulative share exceeds the draw, [n]; never one of weight 0.
 
-    weights: [n, vocabulary] fp32, at least 0, with any sum. draws: [n] fp64 in [0, 1), on any device. Finds a block
-    first, then the index in it: a cumulative sum over the whole vocabulary in fp64 takes longer than a small model's
-    forward pass.
+    weights: [n, vocabulary] fp32, at least 0, with any sum. draws: [n] fp64 in [0, 1), on any
+    device. Finds a block first, then the index in it: a cumulative sum over the whole vocabulary in
+    fp64 takes longer than a small model's forward pass.
     """
     if weights.device.type == "mps":  # Apple's GPUs have no fp64
         return inverse_cdf(weights.cpu(), draws.cpu()).to(weights.device)
@@ -44,14 +45,17 @@ def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
     cumulative = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [n, blocks]
     target = draws[:, None] * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, target, right=True).clamp_(max=_last(cumulative))
-    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(dim=-1)  # [n, BLOCK]
+    # [n, BLOCK]
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(dim=-1)
     before = F.pad(cumulative, (1, 0)).gather(1, block)
     index = torch.searchsorted(inside, target - before, right=True).clamp_(max=_last(inside))
     return (block * BLOCK + index)[:, 0]
 
 
 def _last(cumulative: Tensor) -> Tensor:
-    """Return where a cumulative sum [n, m] reaches its total, [n, 1]: rounding must not choose an index after it."""
+    """Return where a cumulative sum [n, m] reaches its total, [n, 1]: rounding must not choose an
+    index after it.
+    """
     return (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
 
 

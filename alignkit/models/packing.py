@@ -1,4 +1,6 @@
-"""The path of numbers: encoded groups in packed rows, the forward pass of training and measuring, and batches."""
+"""The path of numbers: encoded groups in packed rows, the forward pass of training and measuring,
+and batches.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,10 @@ TOKEN_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values")  # of a bat
 class PackedBatch:
     """Encoded groups in one row of N tokens, with R responses of up to T tokens, n of which count.
 
-    layout: which tokens attend to which. tokens: [N] the row. targets: [n] the counted tokens. before: [n] index in the
-    row of each target's predecessor. cells: [n, 2] response and token index of each target. scored: [R]
-    index in the row of the token at which each response is scored. shape: (R, T). All tensors are int64 on the CPU.
+    layout: which tokens attend to which. tokens: [N] the row. targets: [n] the counted tokens.
+    before: [n] index in the row of each target's predecessor. cells: [n, 2] response and token
+    index of each target. scored: [R] index in the row of the token at which each response is
+    scored. shape: (R, T). All tensors are int64 on the CPU.
     """
 
     layout: TreeLayout
@@ -56,23 +59,34 @@ class PackedBatch:
 def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
     """Lay groups side by side; each prompt appears once, before its responses.
 
-    unread: the token that a reward model skips at the end of a response, and of the prompt if nothing else is left.
+    unread: the token that a reward model skips at the end of a response, and of the prompt if
+    nothing else is left.
     """
     row: list[int] = []
     spans: list[GroupSpan] = []
-    # Of each response: its first token, the last one of its prompt, the last one that is read, its length.
+    # Of each response: its first token, the last one of its prompt, the last one that is read, its
+    # length.
     starts: list[int] = []
     prompt_ends: list[int] = []
     scored: list[int] = []
     sizes: list[int] = []
     counts: list[float] = []  # of each token of the responses
     for group in groups:
-        spans.append(GroupSpan(len(row), len(group.prompt), tuple(len(response.tokens) for response in group.rows)))
+        spans.append(
+            GroupSpan(
+                len(row), len(group.prompt), tuple(len(response.tokens) for response in group.rows)
+            )
+        )
         row += group.prompt
-        # An empty prompt has no last token, but then no response's first token counts, and nothing reads this index.
+        # An empty prompt has no last token, but then no response's first token counts, and nothing
+        # reads this index.
         prompt_end = len(row) - 1
         for response in group.rows:
-            read = len(response.tokens) if unread is None else _read(group.prompt, response.tokens, unread)
+            read = (
+                len(response.tokens)
+                if unread is None
+                else _read(group.prompt, response.tokens, unread)
+            )
             # What precedes the response in the row may be another one.
             scored.append(len(row) + read - 1 if read > 0 else prompt_end + read)
             starts.append(len(row))
@@ -82,12 +96,18 @@ def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
             counts += response.mask
     tokens, lengths = np.array(row, dtype=np.int64), np.array(sizes, dtype=np.int64)
     counted = np.array(counts, dtype=bool)
-    # [n] each, of the counted tokens: the response, and the index in it (a running number minus where it starts).
+    # [n] each, of the counted tokens: the response, and the index in it (a running number minus
+    # where it starts).
     response_index = np.repeat(np.arange(len(lengths)), lengths)[counted]
-    token_index = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
+    token_index = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[
+        counted
+    ]
     targets = np.array(starts, dtype=np.int64)[response_index] + token_index
-    # In the row, a first token may follow another response; what predicts it is the end of its prompt.
-    before = np.where(token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index])
+    # In the row, a first token may follow another response; what predicts it is the end of its
+    # prompt.
+    before = np.where(
+        token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index]
+    )
     return PackedBatch(
         layout=TreeLayout(spans),
         tokens=torch.from_numpy(tokens),
@@ -100,7 +120,8 @@ def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
 
 
 def _read(prompt: Sequence[int], response: Sequence[int], unread: int) -> int:
-    """How many tokens of a response precede its `unread` ones; negative if it is all of these, and so ends the prompt.
+    """How many tokens of a response precede its `unread` ones; negative if it is all of these, and
+    so ends the prompt.
 
     The first token of all is always read.
     """
@@ -111,7 +132,8 @@ def _read(prompt: Sequence[int], response: Sequence[int], unread: int) -> int:
 
 
 def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
-    """Group indices in units that no batch may split: a bundle's groups together, every other group on its own.
+    """Group indices in units that no batch may split: a bundle's groups together, every other group
+    on its own.
 
     bundles: each group's bundle, or None. Units are in the order of their first groups.
     """
@@ -122,13 +144,19 @@ def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
 
 
 def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Cut groups into batches of at most `budget` tokens, as lists of indices; indivisible units stay together."""
+    """Cut groups into batches of at most `budget` tokens, as lists of indices; indivisible units
+    stay together.
+    """
     units = indivisible([encoded.group.bundle for encoded in groups])
     return cut(units, lambda unit: sum(groups[index].length for index in unit), budget)
 
 
-def cut(units: Iterable[Sequence[T]], length: Callable[[Sequence[T]], int], budget: int) -> Iterator[list[T]]:
-    """Join consecutive units to batches of at most `budget` tokens; a unit over the budget makes one of its own."""
+def cut(
+    units: Iterable[Sequence[T]], length: Callable[[Sequence[T]], int], budget: int
+) -> Iterator[list[T]]:
+    """Join consecutive units to batches of at most `budget` tokens; a unit over the budget makes
+    one of its own.
+    """
     batch: list[T] = []
     used = 0
     for unit in units:
@@ -146,10 +174,11 @@ def cut(units: Iterable[Sequence[T]], length: Callable[[Sequence[T]], int], budg
 
 @dataclass
 class Examples:
-    """Encoded groups with columns of measured numbers, one entry per response in the order of the groups.
+    """Encoded groups with columns of measured numbers, one entry per response in the order of the
+    groups.
 
-    token_columns: fp32 tensors [tokens]. columns: tensors [responses]. signal_names: the columns that hold an
-    algorithm's signals.
+    token_columns: fp32 tensors [tokens]. columns: tensors [responses]. signal_names: the columns
+    that hold an algorithm's signals.
     """
 
     groups: list[Encoded]
@@ -189,7 +218,9 @@ class Examples:
         for name, tensor in signals.items():
             values = tensor.detach()
             if tensor.dim() == 2:
-                self.token_columns[name] = [values[r, : len(row.tokens)] for r, row in enumerate(self.rows)]
+                self.token_columns[name] = [
+                    values[r, : len(row.tokens)] for r, row in enumerate(self.rows)
+                ]
             else:
                 self.columns[name] = values
         self.signal_names = (*self.signal_names, *signals)
@@ -197,19 +228,27 @@ class Examples:
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
         # Copies: what an algorithm changes in a batch must not reach the next batch.
-        arrays = {name: column.to(device, torch.float32, copy=True) for name, column in self.columns.items()}
+        arrays = {
+            name: column.to(device, torch.float32, copy=True)
+            for name, column in self.columns.items()
+        }
         for name, column in self.token_columns.items():
             arrays[name] = self._padded(column, torch.float32).to(device)
         weights = self._padded((row.mask for row in self.rows), torch.float32)
         mask = weights > 0
-        weighted = not torch.equal(weights, mask.float())  # compared here: a GPU would have to be waited for
+        # Compared here: a GPU would have to be waited for
+        weighted = not torch.equal(weights, mask.float())
         return Batch(
             groups=[encoded.group for encoded in self.groups],
             tokens=self._padded((row.tokens for row in self.rows), torch.int64).to(device),
             mask=mask.to(device),
-            group_index=_integers(np.repeat(range(len(self.groups)), np.diff(self.offsets)), device),
+            group_index=_integers(
+                np.repeat(range(len(self.groups)), np.diff(self.offsets)), device
+            ),
             pairs=self._pairs(device),
-            truncated=torch.tensor([row.truncated for row in self.rows], dtype=torch.bool, device=device),
+            truncated=torch.tensor(
+                [row.truncated for row in self.rows], dtype=torch.bool, device=device
+            ),
             signals={name: arrays[name] for name in self.signal_names},
             turn_weights=weights.to(device) if weighted else None,
             **{name: arrays[name] for name in TOKEN_COLUMNS if name in arrays},
@@ -217,11 +256,16 @@ class Examples:
         )
 
     def _rewards(self) -> dict[str, Tensor]:
-        """What is learned from, and the raw rewards, [responses] each; nothing for groups without."""
+        """What is learned from, and the raw rewards, [responses] each; nothing for groups
+        without.
+        """
         groups = [encoded.group for encoded in self.groups]
         if not all(LEARNED_KEY in response.scores for response in responses_of(groups)):
             return {}
-        return {"rewards": scores_of(groups, LEARNED_KEY), "raw_rewards": scores_of(groups, REWARD_KEY)}
+        return {
+            "rewards": scores_of(groups, LEARNED_KEY),
+            "raw_rewards": scores_of(groups, REWARD_KEY),
+        }
 
     def _padded(self, column: Iterable[Any], dtype: torch.dtype) -> Tensor:
         """One sequence per response as [R, T], zero (or false) after its end."""
@@ -234,20 +278,26 @@ class Examples:
     def _pairs(self, device: torch.device | str) -> Pairs:
         pairs = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
         # A margin may be a level's name instead of a number.
-        margins = [float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in pairs]
+        margins = [
+            float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in pairs
+        ]
         return Pairs(
             better=_integers([self.offsets[g] + pair.better for pair, g in pairs], device),
             worse=_integers([self.offsets[g] + pair.worse for pair, g in pairs], device),
             p=torch.tensor([pair.p for pair, _ in pairs], dtype=torch.float32, device=device),
             margin=torch.tensor(margins, dtype=torch.float32, device=device),
             group_index=_integers([g for _, g in pairs], device),
-            levels=tuple(pair.margin if isinstance(pair.margin, str) else None for pair, _ in pairs),
+            levels=tuple(
+                pair.margin if isinstance(pair.margin, str) else None for pair, _ in pairs
+            ),
         )
 
 
 def scores_of(groups: Sequence[Group], name: str) -> Tensor:
     """A score that all responses have, float64 [responses]."""
-    return torch.tensor([response.scores[name] for response in responses_of(groups)], dtype=torch.float64)
+    return torch.tensor(
+        [response.scores[name] for response in responses_of(groups)], dtype=torch.float64
+    )
 
 
 def _integers(values: Sequence[int] | np.ndarray, device: torch.device | str) -> Tensor:
@@ -278,9 +328,9 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
 class Wants:
     """The numbers to compute for every response.
 
-    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same distributions;
-    "reported" gives it no gradient; "likeliest": in its place, whether the token is the likeliest. values: the role
-    whose scalar head predicts one before each counted token.
+    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same
+    distributions; "reported" gives it no gradient; "likeliest": in its place, whether the token is
+    the likeliest. values: the role whose scalar head predicts one before each counted token.
     scores: the scalar head of the role itself, at the last token that it reads.
     """
 
@@ -294,7 +344,9 @@ class Wants:
 def read_prompts(
     model: SharedModel, role: str, prompts: Sequence[Ids], *, store_kv: bool = False
 ) -> tuple[TreeLayout, Tensor]:
-    """Read prompts in one packed row: its layout, and the states at their last tokens, [prompts, hidden]."""
+    """Read prompts in one packed row: its layout, and the states at their last tokens, [prompts,
+    hidden].
+    """
     tokens: list[int] = []
     spans: list[GroupSpan] = []
     for prompt in prompts:
@@ -308,8 +360,8 @@ def read_prompts(
 def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> Outputs:
     """Run a role over examples in one packed row.
 
-    Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses]. With gradients enabled
-    they reach the role's parameters and those of the value role.
+    Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses].
+    With gradients enabled they reach the role's parameters and those of the value role.
     """
     packed = pack(examples.groups, model.roles[role].unread)
     hidden = model.hidden(role, packed.layout, packed.tokens)
@@ -319,11 +371,19 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
     if wants.logprobs:
         # The shift by one: the state at a token predicts the next, so it is read at `before`.
         logprobs, entropy = model.logprobs(
-            role, hidden[packed.before], packed.targets, temperature=wants.temperature, entropy=wants.entropy
+            role,
+            hidden[packed.before],
+            packed.targets,
+            temperature=wants.temperature,
+            entropy=wants.entropy,
         )
         outputs.logprobs = packed.unpack(logprobs)
         if entropy is not None:
-            setattr(outputs, "likeliest" if wants.entropy == "likeliest" else "entropy", packed.unpack(entropy))
+            setattr(
+                outputs,
+                "likeliest" if wants.entropy == "likeliest" else "entropy",
+                packed.unpack(entropy),
+            )
     if wants.values is not None:
         # A head on the policy's backbone reads the states that are already here.
         if model.backbone_role(wants.values) != model.backbone_role(role):
@@ -340,10 +400,11 @@ def measure(
     wants: Wants = Wants(),
     done: Callable[[int], None] = lambda groups: None,
 ) -> dict[str, list[Tensor]]:
-    """Compute outputs of a role for every response, without gradients, as fp32 tensors on the CPU; none of no response.
+    """Compute outputs of a role for every response, without gradients, as fp32 tensors on the CPU;
+    none of no response.
 
-    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count; `scores` are []. A backbone that
-    roles share runs once. done: is given the number of groups measured so far.
+    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count; `scores` are [].
+    A backbone that roles share runs once. done: is given the number of groups measured so far.
     """
     examples = Examples(list(groups))
 
@@ -360,7 +421,9 @@ def measure(
                 continue
             for name, table in vars(forward(model, role, part, wants)).items():
                 column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
-                for place, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
+                for place, row, values in zip(
+                    examples.rows_of(indices), part.rows, table.cpu(), strict=True
+                ):
                     # Cloned, because a view would keep the whole padded table in memory.
                     column[place] = values[: len(row.tokens)].clone() if values.dim() else values
             done(count)

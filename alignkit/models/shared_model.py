@@ -1,7 +1,8 @@
-"""One base model with many roles: policy, reference, value and reward models are adapters and heads on it.
+"""One base model with many roles: policy, reference, value and reward models are adapters and heads
+on it.
 
-A role is a name. It runs the base with its own LoRA adapter, so switching roles costs nothing. With `lora: none` every
-role is a copy of the model instead.
+A role is a name. It runs the base with its own LoRA adapter, so switching roles costs nothing. With
+`lora: none` every role is a copy of the model instead.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ from alignkit.models.loading import (
     scorer,
     with_padding,
 )
-from alignkit.models.memory import RECOMPUTING, MemoryBudget, Passes, activation_bytes_per_token, make_recomputable
+from alignkit.models.memory import (
+    RECOMPUTING,
+    MemoryBudget,
+    Passes,
+    activation_bytes_per_token,
+    make_recomputable,
+)
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 
@@ -59,9 +66,9 @@ BASE = "base"
 class Role:
     """A network that scores tokens.
 
-    adapter: None runs the model without one. head: [1, hidden] fp32, if the role has a scalar head. backbone_role: the
-    role whose hidden states the head reads, if this role is only a head. unread: the token that a reward model skips at
-    the end of a row, as transformers skips padding.
+    adapter: None runs the model without one. head: [1, hidden] fp32, if the role has a scalar head.
+    backbone_role: the role whose hidden states the head reads, if this role is only a head. unread:
+    the token that a reward model skips at the end of a row, as transformers skips padding.
     """
 
     model: Any
@@ -75,7 +82,8 @@ class SharedModel:
     """The base model with its tokenizer and roles."""
 
     autocast: torch.dtype | None = None  # of products, if weights are stored in another dtype
-    passes = Passes()  # through the layers; other ones if other processes hold a part of the weights
+    # Through the layers; other ones if other processes hold a part of the weights
+    passes = Passes()
 
     def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
         """source: a transformers folder or hub id. seed: of new adapters and heads."""
@@ -88,13 +96,15 @@ class SharedModel:
         if (gpu := capabilities.on_gpu(self.device, "flex_attention")) is not None:
             gpu.prepare()
         self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)
-        self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
+        # Before the weights, which take minutes
+        self.chat_facts = check_chat(self.encoder(), spec.base)
         if spec.chat_template is None and is_plain(self.tokenizer):
             self.chat_facts.append("it has no chat template, so the template 'plain' is used")
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
         self.engine: Any = None  # of `Launcher.engine`, which samples instead of this model
-        self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
+        # Called during long passes; raises to end them
+        self.should_stop: Callable[[], None] = lambda: None
         self._load_base()
         self.hidden_size = int(self._config.hidden_size)
         frozen = spec.lora is not None and self.dtype != torch.float32
@@ -111,14 +121,20 @@ class SharedModel:
         return Encoder(self.tokenizer, self.chat, self.end_ids)
 
     def _load_base(self) -> None:
-        """Load the base for packed rows or, if it computes something else in them, with its own attention."""
+        """Load the base for packed rows or, if it computes something else in them, with its own
+        attention.
+        """
         self.packs = True
-        self.model = checked_model.small_copy(self.spec, self.source, self.base.revision).to(self.device)
+        self.model = checked_model.small_copy(self.spec, self.source, self.base.revision).to(
+            self.device
+        )
         self.roles[BASE] = Role(self.model)
         self.unpacked_because = checked_model.why_not_packable(self, BASE)
         self.packs = not self.unpacked_because
         self.attention_name = attention.NAME if self.packs else None
-        self.model = load_base(self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name)
+        self.model = load_base(
+            self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name
+        )
         check_finite(self.base.source, dict(self.model.named_parameters()))
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
@@ -128,12 +144,14 @@ class SharedModel:
 
     # Roles
 
-    def add_role(self, name: str, *, start: str | Path | None = None, head: HeadKind = "language") -> Role:
+    def add_role(
+        self, name: str, *, start: str | Path | None = None, head: HeadKind = "language"
+    ) -> Role:
         """Add a role that starts from another role, a saved adapter folder, or the base (None).
 
-        head: "scalar" copies the start's head, if it has one. Otherwise the head is drawn with standard deviation
-        1 / sqrt(hidden + 1) (Stiennon et al. 2020), and a reward model skips the base's padding. Raises RunFailed if
-        the folder does not fit.
+        head: "scalar" copies the start's head, if it has one. Otherwise the head is drawn with
+        standard deviation 1 / sqrt(hidden + 1) (Stiennon et al. 2020), and a reward model skips the
+        base's padding. Raises RunFailed if the folder does not fit.
         """
         if self.adapters is None:
             role = Role(self._copy_model(start))
@@ -146,9 +164,14 @@ class SharedModel:
                 weight, role.unread = other.head.detach().clone(), other.unread
             elif isinstance(start, Path) and has_score(start):
                 weight, role.unread = saved_head(start), saved_unread(start)
-            else:  # drawn on the CPU, so that every device starts alike; not from `seed`, from which adapters are drawn
+            # drawn on the CPU, so that every device starts alike; not from `seed`, from which
+            # adapters are drawn
+            else:
                 generator = torch.Generator().manual_seed(self.seed + 1)
-                weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
+                weight = (
+                    torch.randn(1, self.hidden_size, generator=generator)
+                    / (self.hidden_size + 1) ** 0.5
+                )
                 role.unread = padding_of(self.model.config)
             role.head = nn.Parameter(weight.to(self.device), requires_grad=False)
         self.roles[name] = role
@@ -156,7 +179,9 @@ class SharedModel:
 
     def add_head(self, name: str, backbone_role: str) -> None:
         """Add a role that is only a scalar head, of zeros, on another role's hidden states."""
-        head = nn.Parameter(torch.zeros(1, self.hidden_size, dtype=torch.float32, device=self.device))
+        head = nn.Parameter(
+            torch.zeros(1, self.hidden_size, dtype=torch.float32, device=self.device)
+        )
         shared = self.roles[backbone_role]
         self.roles[name] = Role(shared.model, shared.adapter, head, backbone_role)
 
@@ -166,7 +191,9 @@ class SharedModel:
         if role.adapter is None:
             del role
             gc.collect()  # recomputable layers hold references to themselves
-        elif role.backbone_role is None and self.adapters is not None:  # a mere head shares its adapter
+        elif (
+            role.backbone_role is None and self.adapters is not None
+        ):  # a mere head shares its adapter
             self.adapters.drop(role.adapter)
 
     def backbone_role(self, name: str) -> str:
@@ -180,7 +207,9 @@ class SharedModel:
         if role.backbone_role is None:
             if role.adapter is not None and self.adapters is not None:
                 parameters = self.adapters.parameters(role.adapter)
-            elif role.model is not self.model:  # with `lora: none` a role owns its copy; the base never learns
+            elif (
+                role.model is not self.model
+            ):  # with `lora: none` a role owns its copy; the base never learns
                 parameters = dict(role.model.named_parameters())
         if role.head is not None:
             parameters["score.weight"] = role.head
@@ -196,7 +225,9 @@ class SharedModel:
 
     @contextmanager
     def using_role(self, name: str, layout: Layout | None = None) -> Iterator[Any]:
-        """Yield the model with the role's adapter active. layout: what attention follows, in a model that packs."""
+        """Yield the model with the role's adapter active. layout: what attention follows, in a
+        model that packs.
+        """
         role = self.roles[name]
         following = attention.using(layout) if layout else nullcontext()
         with self.multiplying(), setting(ACTIVE, role.adapter), following:
@@ -207,14 +238,21 @@ class SharedModel:
 
         Converted weights are kept until the outermost of these contexts ends.
         """
-        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+        return (
+            nullcontext()
+            if self.autocast is None
+            else torch.autocast(self.device.type, self.autocast)
+        )
 
     def _copy_model(self, start: str | Path | None) -> Any:
         if not isinstance(start, Path):
             return copy.deepcopy(self.roles[start or BASE].model)
-        # A reward model's folder has a score head, loaded separately, and lacks the language head, which it never uses.
+        # A reward model's folder has a score head, loaded separately, and lacks the language head,
+        # which it never uses.
         spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
-        model = load_base(self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare)
+        model = load_base(
+            self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare
+        )
         if self.recomputes:
             make_recomputable(model)
         return model.eval()
@@ -222,27 +260,38 @@ class SharedModel:
     # Forward passes
 
     def hidden(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
-        """Compute a role's last hidden states [tokens, hidden] of a packed row of tokens [tokens]."""
+        """Compute a role's last hidden states [tokens, hidden] of a packed row of tokens
+        [tokens].
+        """
         if not self.packs:
             return self._hidden_separately(name, layout, tokens)
 
         def run() -> Tensor:
             restore = (lambda: self.using_role(name, layout)) if recomputes else None
             with setting(RECOMPUTING, restore), self.using_role(name, layout) as model:
-                return self.passes.states(model, tokens[None].to(self.device), layout.position_ids.to(self.device))[0]
+                return self.passes.states(
+                    model, tokens[None].to(self.device), layout.position_ids.to(self.device)
+                )[0]
 
         always = self.spec.activation_checkpointing
-        recomputes = self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens)))
+        recomputes = (
+            self.recomputes
+            and torch.is_grad_enabled()
+            and (always or self.memory.must_recompute(len(tokens)))
+        )
         return self.passes.forward(name, run)
 
     def _hidden_separately(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
-        """Compute the same with the model's own attention: each response in a row of its own, behind its prompt."""
+        """Compute the same with the model's own attention: each response in a row of its own,
+        behind its prompt.
+        """
         parts: list[Tensor] = []
         with self.using_role(name) as model:
             for span in layout.spans:
                 prompt = tokens[span.start : span.start + span.prompt]
                 start = span.start + span.prompt
-                for index, length in enumerate(span.responses or (0,)):  # a prompt by itself is one row
+                # A prompt by itself is one row
+                for index, length in enumerate(span.responses or (0,)):
                     row = torch.cat([prompt, tokens[start : start + length]])[None].to(self.device)
                     states = backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0]
                     # The prompt's states appear once, as in a packed row.
@@ -251,17 +300,28 @@ class SharedModel:
         return torch.cat(parts)
 
     def logprobs(
-        self, name: str, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, entropy: Entropy = False
+        self,
+        name: str,
+        hidden: Tensor,
+        tokens: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: Entropy = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log P(token) [n] and, if requested, entropies [n], in nats, fp32.
 
-        hidden: [n, hidden], the states before the tokens [n]. entropy: "reported" gives it no gradient.
+        hidden: [n, hidden], the states before the tokens [n]. entropy: "reported" gives it no
+        gradient.
         """
         with self.multiplying():
-            return logprobs_and_entropy(hidden, tokens.to(self.device), self._head(name, temperature), entropy=entropy)
+            return logprobs_and_entropy(
+                hidden, tokens.to(self.device), self._head(name, temperature), entropy=entropy
+            )
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:
-        """Compute the logits of every next token [n, vocabulary], fp32, from hidden states [n, hidden]."""
+        """Compute the logits of every next token [n, vocabulary], fp32, from hidden states [n,
+        hidden].
+        """
         head = self._head(name)
         with self.multiplying():
             logits = matmul.linear(hidden, head.weight, head.bias).float()
@@ -272,9 +332,13 @@ class SharedModel:
     def _head(self, name: str, temperature: float = 1.0) -> HeadSpec:
         layer, config = self.roles[name].model.get_output_embeddings(), self._config
         # RecurrentGemma calls it otherwise.
-        cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        cap = getattr(config, "final_logit_softcapping", None) or getattr(
+            config, "logits_soft_cap", None
+        )
         # The factor of the logits. Some models specify it as a divisor.
-        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (
+            getattr(config, "logits_scaling", None) or 1.0
+        )
         return HeadSpec(layer.weight, getattr(layer, "bias", None), temperature, cap, scale)
 
     def scalars(self, name: str, hidden: Tensor) -> Tensor:
@@ -284,10 +348,13 @@ class SharedModel:
         """
         role = self.roles[name]
         if role.head is None:
-            raise RunFailed(f"'{name.replace('|', '/')}' is not a reward model: it has no scalar head")
+            raise RunFailed(
+                f"'{name.replace('|', '/')}' is not a reward model: it has no scalar head"
+            )
         hidden = hidden.float()
         if role.backbone_role is not None:
-            # Adam changes every weight by about the same amount. The factor keeps a step far below the range of values.
+            # Adam changes every weight by about the same amount. The factor keeps a step far below
+            # the range of values.
             hidden = hidden.detach() * self.hidden_size**-0.5
         return F.linear(hidden, role.head)[:, 0]
 
@@ -307,8 +374,11 @@ class SharedModel:
         """Longest sequence the base was made for, in tokens."""
         rope = getattr(self._config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # Beyond this length the positions of the whole packed row change, so results would depend on its neighbors.
-            return int(rope.get("original_max_position_embeddings") or self._config.max_position_embeddings)
+            # Beyond this length the positions of the whole packed row change, so results would
+            # depend on its neighbors.
+            return int(
+                rope.get("original_max_position_embeddings") or self._config.max_position_embeddings
+            )
         return int(getattr(self._config, "max_position_embeddings", None) or 2**31)
 
     @property
@@ -324,7 +394,9 @@ class SharedModel:
     # Disk
 
     def save(self, name: str, folder: Path, network: Any = None) -> None:
-        """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of `network` or its own."""
+        """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of
+        `network` or its own.
+        """
         role, tokenizer = self.roles[name], self.tokenizer
         network = network or role.model
         if role.head is not None:
@@ -335,7 +407,8 @@ class SharedModel:
             elif role.head is None:
                 network.save_pretrained(new)
             else:
-                # Transformers scores the last token but padding, and pads batches with the tokenizer's own padding.
+                # Transformers scores the last token but padding, and pads batches with the
+                # tokenizer's own padding.
                 padding = tokenizer.pad_token_id if role.unread is None else role.unread
                 scorer(network, role.head, padding).save_pretrained(new)
             tokenizer.save_pretrained(new)

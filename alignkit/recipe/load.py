@@ -1,18 +1,22 @@
-"""Reads a recipe: its files and overrides become a `Recipe` before anything heavy is imported, or all its mistakes.
+"""Reads a recipe: its files and overrides become a `Recipe` before anything heavy is imported, or
+all its mistakes.
 
-Blocks that a recipe repeats (iterated RLHF) become one stage per round, before anything else is read:
+Blocks that a recipe repeats (iterated RLHF) become one stage per round, before anything else is
+read:
 
     rlhf:
       repeat: 3
       start: {align: sft}
-      stages:
-        labels: {step: judge_pairs, policy: align, ...}                         # of the round before: align is below
-        reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}   # labels of all rounds so far
+      stages: labels: {step: judge_pairs, policy: align, ...}                         # of the round
+        before: align is below
+        reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}   # labels of
+            all rounds so far
         align: {algorithm: ppo, from: align, reward: reward, ...}
 
-becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this round's stage if
-that stage is above, else the previous round's. `start` sets the meaning of such a name in round 1. Below the block, a
-name means the last round's stage. `NAME@all`, in a list or as data, means the stages of all rounds so far.
+becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this
+round's stage if that stage is above, else the previous round's. `start` sets the meaning of such a
+name in round 1. Below the block, a name means the last round's stage. `NAME@all`, in a list or as
+data, means the stages of all rounds so far.
 """
 
 from __future__ import annotations
@@ -36,7 +40,15 @@ from alignkit.recipe.rules import (
     stage_mistakes,
 )
 from alignkit.recipe.schema import BlockKeys, Recipe, Stage, TopKeys, allowed_keys, specs
-from alignkit.recipe.yaml import Document, Keys, children, dump, load_document, parse_document, rewritten
+from alignkit.recipe.yaml import (
+    Document,
+    Keys,
+    children,
+    dump,
+    load_document,
+    parse_document,
+    rewritten,
+)
 from alignkit.registry import Component, Registry
 from alignkit.sampling import Sampling, SamplingOptions
 from alignkit.settings import Rollout, Settings
@@ -45,12 +57,15 @@ _KINDS = ("algorithm", "step")
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
+    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every
+    problem found.
+    """
     return build(load_document(Path(path), overrides), plugins())
 
 
 def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Recipe:
-    """Check a recipe that a command made. name: of the command, in errors. Relative paths start at the current folder.
+    """Check a recipe that a command made. name: of the command, in errors. Relative paths start at
+    the current folder.
 
     Raises RecipeError with every problem found.
     """
@@ -63,7 +78,9 @@ def build(document: Document, registry: Registry) -> Recipe:
 
 
 class _Recipe:
-    """A recipe while it is read. mistakes: with their places in the document, in which blocks are expanded."""
+    """A recipe while it is read. mistakes: with their places in the document, in which blocks are
+    expanded.
+    """
 
     def __init__(self, source: Document, registry: Registry):
         self.document = source
@@ -73,9 +90,15 @@ class _Recipe:
 
     def raise_all(self) -> None:
         """Raise RecipeError if anything is wrong, in the order of the file."""
-        problems = [*self.document.problems, *self.reading.problems, *problems_of(self.document, self.mistakes)]
+        problems = [
+            *self.document.problems,
+            *self.reading.problems,
+            *problems_of(self.document, self.mistakes),
+        ]
         if problems:
-            raise RecipeError(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column)))
+            raise RecipeError(
+                sorted(problems, key=lambda problem: (problem.file, problem.line, problem.column))
+            )
 
     def read(self) -> Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
@@ -138,7 +161,9 @@ class _Recipe:
         if len(kinds) != 1:
             near = [did_you_mean(key, _KINDS) for key in stage.written if not kinds]
             help = next(filter(None, near), "write '{algorithm: NAME, ...}' or '{step: NAME, ...}'")
-            raise wrong(f"stage '{stage.name}' needs 'algorithm' or 'step', and not both", help, at_key=True)
+            raise wrong(
+                f"stage '{stage.name}' needs 'algorithm' or 'step', and not both", help, at_key=True
+            )
         (stage.kind,) = kinds
         with self.mistakes.at("stages", stage.name, stage.kind):
             if stage.kind == "step" and isinstance(stage.written["step"], dict):
@@ -179,7 +204,9 @@ class _Recipe:
                     others[key] = f"it is a key of rollout: write 'rollout: {{{key}: ...}}'"
             name = stage.registration.name
             for option in allowed_keys(options_of(stage.registration)):
-                others[option] = f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"
+                others[option] = (
+                    f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"
+                )
         settings, wrong_keys = validated(Settings, keys, self.reading, others)
         mistakes.add(wrong_keys)
         without = {mistake.keys[0] for mistake in wrong_keys if mistake.keys}
@@ -192,7 +219,9 @@ class _Recipe:
         mistakes.end()
 
     def _ordered(self) -> dict[str, Stage]:
-        """The stages in the declared order, except that each follows its upstream stages. Raises for a cycle."""
+        """The stages in the declared order, except that each follows its upstream stages. Raises
+        for a cycle.
+        """
         ordered: dict[str, Stage] = {}
 
         def follow(name: str, *chain: str) -> None:
@@ -200,7 +229,11 @@ class _Recipe:
                 return
             if name in chain:
                 message = f"stages depend on each other in a cycle: {' -> '.join((*chain, name))}"
-                self.mistakes.append(Mistake(message, "remove one of these references", ("stages", name), at_key=True))
+                self.mistakes.append(
+                    Mistake(
+                        message, "remove one of these references", ("stages", name), at_key=True
+                    )
+                )
                 self.raise_all()
             for upstream in self.reading.stages[name].upstream:
                 follow(upstream, *chain, name)
@@ -215,11 +248,17 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
     """Return a stage's keys with the algorithm's own defaults for those that it does not set."""
     # What `learning_rate` and `optimizer` mean depends on others.
     left_out = {"learning_rate", "optimizer"}
-    given = {key: value for key, value in vars(defaults).items() if value is not None and key not in left_out}
+    given = {
+        key: value
+        for key, value in vars(defaults).items()
+        if value is not None and key not in left_out
+    }
     own = {key: given.pop(key) for key in Rollout.model_fields if key in given}
     keys = {"rollout": {}, **given, **written}
     if isinstance(keys["rollout"], dict):
-        keys["rollout"] = own | {key: value for key, value in keys["rollout"].items() if value is not None}
+        keys["rollout"] = own | {
+            key: value for key, value in keys["rollout"].items() if value is not None
+        }
     return keys
 
 
@@ -227,20 +266,28 @@ def with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[s
 
 
 def _samples(stage: Stage) -> bool:
-    """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part of its hash."""
+    """Whether a stage samples: rollouts, or what the options of its plugins say. An engine is part
+    of its hash.
+    """
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
     return stage.online or any(part.options.asks_engine() for part in parts)
 
 
 def fill_sampling(stages: Mapping[str, Stage]) -> None:
-    """Fill the options of all stages, before anything depends on them: they are part of the stages' hashes."""
-    rollouts: dict[str, Sampling] = {name: stage.rollout for name, stage in stages.items() if stage.online}
+    """Fill the options of all stages, before anything depends on them: they are part of the stages'
+    hashes.
+    """
+    rollouts: dict[str, Sampling] = {
+        name: stage.rollout for name, stage in stages.items() if stage.online
+    }
     for stage in stages.values():
         options, sampling = stage.component.options, rollouts.get(stage.name)
         if isinstance(options, SamplingOptions):
             policies = [reference.partition("@")[0] for reference in options.policies_to_sample()]
             if policies and rollouts:
-                options.follow(next(rollouts[name] for name in (*policies, *rollouts) if name in rollouts))
+                options.follow(
+                    next(rollouts[name] for name in (*policies, *rollouts) if name in rollouts)
+                )
             sampling = options.sampling
         for component in specs([stage.settings, options], Component):
             if sampling is not None and isinstance(component.options, SamplingOptions):
@@ -249,7 +296,8 @@ def fill_sampling(stages: Mapping[str, Stage]) -> None:
 
 # --- blocks of stages that a recipe repeats
 
-NO_REFERENCES = ("algorithm", "step", "objective", "name", "description")  # keys whose texts name no stage
+# Keys whose texts name no stage
+NO_REFERENCES = ("algorithm", "step", "objective", "name", "description")
 
 
 def _stages_of(data: Any) -> dict[str, Any]:
@@ -261,8 +309,8 @@ def _stages_of(data: Any) -> dict[str, Any]:
 class _Blocks:
     """Replaces every block by the stages of its rounds.
 
-    rounds: name in a block -> what it means before its first round, or nothing, and then its stages of all rounds so
-    far.
+    rounds: name in a block -> what it means before its first round, or nothing, and then its stages
+    of all rounds so far.
     """
 
     def __init__(self, document: Document):
@@ -278,7 +326,9 @@ class _Blocks:
                 stages[name] = rewritten(content, self._meant, keys)
             elif block := self._block(content, keys):
                 firsts = {stage: block.start.get(stage, "") for stage in block.stages}
-                self.rounds |= {stage: self.rounds.get(first, [first])[-1:] for stage, first in firsts.items()}
+                self.rounds |= {
+                    stage: self.rounds.get(first, [first])[-1:] for stage, first in firsts.items()
+                }
                 for number in range(1, block.repeat + 1):
                     for stage, inner in block.stages.items():
                         new, place = f"{stage}_{number}", (*keys, "stages", stage)
@@ -289,15 +339,29 @@ class _Blocks:
             self.document.data["stages"] = stages
 
     def _block(self, content: Any, keys: Keys) -> BlockKeys | None:
-        """The keys of a block; None if they are wrong. The keys of its stages are read later, like all others."""
-        block, mistakes = validated(BlockKeys, {key: value for key, value in content.items() if value is not None})
+        """The keys of a block; None if they are wrong. The keys of its stages are read later, like
+        all others.
+        """
+        block, mistakes = validated(
+            BlockKeys, {key: value for key, value in content.items() if value is not None}
+        )
         if block is not None:
             taken = _stages_of(self.document.data).keys() | self.rounds.keys()
             for stage in block.stages:
-                if twice := taken & {stage, *(f"{stage}_{number}" for number in range(1, block.repeat + 1))}:
-                    message = f"stage '{min(twice)}' is defined twice: a block has '{stage}', '{stage}_1' ..."
-                    mistakes.append(Mistake(message, "rename one of the two", ("stages", stage), at_key=True))
-        self.document.problems += problems_of(self.document, [mistake.below(*keys) for mistake in mistakes])
+                if twice := taken & {
+                    stage,
+                    *(f"{stage}_{number}" for number in range(1, block.repeat + 1)),
+                }:
+                    message = (
+                        f"stage '{min(twice)}' is defined twice: a block has '{stage}', "
+                        f"'{stage}_1' ..."
+                    )
+                    mistakes.append(
+                        Mistake(message, "rename one of the two", ("stages", stage), at_key=True)
+                    )
+        self.document.problems += problems_of(
+            self.document, [mistake.below(*keys) for mistake in mistakes]
+        )
         return block
 
     def _meant(self, value: str, keys: Keys) -> Any:
@@ -309,6 +373,10 @@ class _Blocks:
             return self.rounds[name][1:]
         if latest := self.rounds[name][-1]:
             return f"{latest}{at}{version}"
-        help = f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
-        self.document.problems.append(self.document.problem(keys, f"'{name}' does not exist yet in round 1", help=help))
+        help = (
+            f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
+        )
+        self.document.problems.append(
+            self.document.problem(keys, f"'{name}' does not exist yet in round 1", help=help)
+        )
         return None

@@ -23,7 +23,9 @@ PATH = "{path}"  # in messages: the place
 
 @dataclass(frozen=True)
 class Mistake:
-    """Something wrong below the value that is checked. keys: where. at_key: point at the key, not at its value."""
+    """Something wrong below the value that is checked. keys: where. at_key: point at the key, not
+    at its value.
+    """
 
     message: str
     help: str = ""
@@ -41,7 +43,9 @@ class Mistake:
 
 
 class Mistakes(ValueError):
-    """Raised in validators. pydantic knows where the value is, and the mistakes know where they are in it."""
+    """Raised in validators. pydantic knows where the value is, and the mistakes know where they are
+    in it.
+    """
 
     def __init__(self, *mistakes: Mistake):
         super().__init__(*mistakes)
@@ -87,7 +91,9 @@ def shown(value: Any) -> str:
 
 def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem]:
     """The mistakes at their places, each once."""
-    found = [document.problem(one.keys, one.text, at_key=one.at_key, help=one.help) for one in mistakes]
+    found = [
+        document.problem(one.keys, one.text, at_key=one.at_key, help=one.help) for one in mistakes
+    ]
     return [*dict.fromkeys(found)]
 
 
@@ -102,10 +108,12 @@ def validated(
 ) -> tuple[Model | None, list[Mistake]]:
     """Validate plain data strictly: '1e-5' in quotes is not a number, and `yes` is not a boolean.
 
-    context: what references mean. others: keys that belong elsewhere, which an unknown key may have meant, with help.
+    context: what references mean. others: keys that belong elsewhere, which an unknown key may have
+    meant, with help.
     """
     try:
-        # In JSON mode pydantic is strict about scalars, but accepts lists for tuples, and text for paths and enums.
+        # In JSON mode pydantic is strict about scalars, but accepts lists for tuples, and text for
+        # paths and enums.
         return model.model_validate_json(json.dumps(raw), strict=True, context=context), []
     except ValidationError as error:
         return None, _mistakes(error, model, raw, others)
@@ -113,8 +121,12 @@ def validated(
         return None, [Mistake(f"{PATH}: {type(error).__name__}: {error}")]
 
 
-def _mistakes(error: ValidationError, model: type[BaseModel], raw: Any, others: Mapping[str, str]) -> list[Mistake]:
-    """A union causes one error per arm: what is wrong inside counts, else what a validator says, else the first."""
+def _mistakes(
+    error: ValidationError, model: type[BaseModel], raw: Any, others: Mapping[str, str]
+) -> list[Mistake]:
+    """A union causes one error per arm: what is wrong inside counts, else what a validator says,
+    else the first.
+    """
     found: dict[Keys, list[Mistake]] = {}
     for item in error.errors(include_url=False):
         place = _place(item, raw)
@@ -124,7 +136,9 @@ def _mistakes(error: ValidationError, model: type[BaseModel], raw: Any, others: 
         elif place not in found or item["type"] == "value_error":
             found[place] = [replace(_mistake(item, place, model, others), keys=place)]
     parents = {place[:end] for place in found for end in range(len(place))}
-    return [mistake for place, mistakes in found.items() if place not in parents for mistake in mistakes]
+    return [
+        mistake for place, mistakes in found.items() if place not in parents for mistake in mistakes
+    ]
 
 
 def _place(item: Any, raw: Any) -> Keys:
@@ -142,17 +156,23 @@ def _mistake(item: Any, place: Keys, model: type[BaseModel], others: Mapping[str
     for key in place:
         if info is not None:
             holder = _model_in(info.annotation) or holder
-        info = {field.alias or name: field for name, field in holder.model_fields.items()}.get(str(key), info)
+        info = {field.alias or name: field for name, field in holder.model_fields.items()}.get(
+            str(key), info
+        )
     if item["type"] == "extra_forbidden":
         key = str(place[-1])
-        return Mistake(f"unknown key '{key}'", advice(key, allowed_keys(holder), others), at_key=True)
+        return Mistake(
+            f"unknown key '{key}'", advice(key, allowed_keys(holder), others), at_key=True
+        )
     help = (info.description if info is not None else "") or ""
     if item["type"] == "missing":
         return Mistake(f"'{PATH}' is missing", help, at_key=True)
     message, should, wanted = item["msg"].partition(" should ")
     if should and item["type"] != "value_error":
         message = f"must {wanted}, got {shown(item['input'])}"
-    near = did_you_mean(str(item["input"]), re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", "")))
+    near = did_you_mean(
+        str(item["input"]), re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+    )
     return Mistake(f"{PATH}: {message.removeprefix('Value error, ')}", near or help)
 
 
@@ -194,7 +214,9 @@ RENAMED = {
 
 
 def advice(key: str, allowed: Collection[str], others: Mapping[str, str]) -> str:
-    """Return the help for an unknown key. allowed: the keys at its place. others: those elsewhere, with help."""
+    """Return the help for an unknown key. allowed: the keys at its place. others: those elsewhere,
+    with help.
+    """
     name = RENAMED.get(key, key)
     if name in allowed:
         return f"use '{name}'"

@@ -1,7 +1,8 @@
-"""What a name in a recipe means: pydantic's validators get a `Reading` as their context, and ask it.
+"""What a name in a recipe means: pydantic's validators get a `Reading` as their context, and ask
+it.
 
-A reference becomes the object that it names: a plugin with its options, a reward, data. What is wrong with it is raised
-as `Mistakes`, and pydantic adds the place.
+A reference becomes the object that it names: a plugin with its options, a reward, data. What is
+wrong with it is raised as `Mistakes`, and pydantic adds the place.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def options_of(registration: Registration) -> type[Options]:
 class Reading:
     """What names mean in a recipe, or in the stage that is being read.
 
-    folder: where relative paths start. stages: all of them, as far as they are read. stage: the one whose keys are
-    read. located: the files and folders that the recipe names, by their text. problems: of other files.
+    folder: where relative paths start. stages: all of them, as far as they are read. stage: the one
+    whose keys are read. located: the files and folders that the recipe names, by their text.
+    problems: of other files.
     """
 
     registry: Registry
@@ -81,7 +83,9 @@ class Reading:
         name, registration, raw = self.plugin(kind, value)
         return self.with_options(name, registration, raw, name)
 
-    def with_options(self, name: str, registration: Registration, raw: Any, *keys: str) -> Component:
+    def with_options(
+        self, name: str, registration: Registration, raw: Any, *keys: str
+    ) -> Component:
         """Return a plugin with options, which are written below some keys."""
         others = _COMMON if registration.kind == "format" else {}
         options, mistakes = validated(options_of(registration), raw, self, others)
@@ -111,10 +115,15 @@ class Reading:
         if isinstance(value, str):
             return value, {}
         if not isinstance(value, dict) or len(value) != 1:
-            message = f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got {shown(value)}"
+            message = (
+                f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got "
+                f"{shown(value)}"
+            )
             written = value if isinstance(value, dict) else {}
             unknown = [key for key in written if not self.registry.has(kind, key)]
-            raise wrong(message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown))
+            raise wrong(
+                message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown)
+            )
         ((name, options),) = value.items()
         return name, {} if options is None else options
 
@@ -133,9 +142,14 @@ class Reading:
             name, at, version = value.partition("@")
             self._wait_for(name)
             if at and not re.fullmatch("[1-9][0-9]*", version):
-                raise wrong(f"'{value}': '@' must be followed by an epoch or iteration number, starting at 1")
+                raise wrong(
+                    f"'{value}': '@' must be followed by an epoch or iteration number, starting "
+                    "at 1"
+                )
             if at and not self.stages[name].written.get("keep_versions"):
-                raise wrong(f"stage '{name}' keeps only its last version", "add 'keep_versions: true' to it")
+                raise wrong(
+                    f"stage '{name}' keeps only its last version", "add 'keep_versions: true' to it"
+                )
         self.stage.roles[value] = None
         return value
 
@@ -162,11 +176,16 @@ class Reading:
     def read_reward_stage(self, value: str) -> str:
         """A stage that trains a reward model."""
         if self.trains_reward(self.read_stage(value)) is False:
-            raise wrong(f"'{value}' does not train a reward model", "name a stage that trains a reward model")
+            raise wrong(
+                f"'{value}' does not train a reward model",
+                "name a stage that trains a reward model",
+            )
         return value
 
     def read_policy(self, value: str) -> str:
-        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with an adapter or a whole model."""
+        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with an adapter or a
+        whole model.
+        """
         stage, _, result = value.partition("@")
         if not is_result_name(value) or stage not in self.stages:
             return self.read_from(value)
@@ -180,7 +199,9 @@ class Reading:
         return value
 
     def read_from(self, value: str) -> str:
-        """A stage, or the absolute path of a folder that holds an adapter or a model. A stage comes first."""
+        """A stage, or the absolute path of a folder that holds an adapter or a model. A stage comes
+        first.
+        """
         if not self.is_stage(value):
             folder = self._folder(value)
             self.stage.folders[folder] = None
@@ -196,15 +217,20 @@ class Reading:
         if not is_dir(folder):
             raise wrong(f"'{name}' is neither a stage nor a folder", self._near_stage(name), keys)
         if not exists(folder / ADAPTER) and not exists(folder / "config.json"):
-            message = f"folder '{name}' holds neither an adapter ({ADAPTER}) nor a model (config.json)"
-            raise wrong(message, "name the folder in it that does, such as 'adapter' or 'model'", keys)
+            message = (
+                f"folder '{name}' holds neither an adapter ({ADAPTER}) nor a model (config.json)"
+            )
+            raise wrong(
+                message, "name the folder in it that does, such as 'adapter' or 'model'", keys
+            )
         self.stage.roles[str(folder)] = None
         return str(folder)
 
     # --- rewards
 
     def read_reward(self, value: Any) -> RewardSpec:
-        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of these.
+        """A stage that trains a reward model, `{folder: PATH}`, a plugin, or a combination of
+        these.
 
         A stage comes before a plugin with its name.
         """
@@ -235,10 +261,16 @@ class Reading:
         for key, part in parts.items():
             with mistakes.at(name, key):
                 if key == REWARD_KEY:
-                    raise wrong(f"a part of '{name}' cannot be named '{REWARD_KEY}', the name of the whole")
-                specs[key] = self.read_reward(part)  # `parts` may return what is no RewardRef option
+                    raise wrong(
+                        f"a part of '{name}' cannot be named '{REWARD_KEY}', the name of the whole"
+                    )
+                # `parts` may return what is no RewardRef option
+                specs[key] = self.read_reward(part)
                 if specs[key].whitens and not combination.sums:
-                    message = f"reward '{name}' compares raw scores, so its part '{key}' cannot be whitened"
+                    message = (
+                        f"reward '{name}' compares raw scores, so its part '{key}' cannot be "
+                        "whitened"
+                    )
                     raise wrong(message, "set 'whiten: false' in the part, or leave it out")
         mistakes.end()
         whitens = whitens or any(part.whitens for part in specs.values())
@@ -251,7 +283,9 @@ class Reading:
         data = self.read_training_data(value)
         if any(source.validation and source.part is None for source in data.sources):
             message = f"{PATH}: 'validation' holds out rows that nothing would read here"
-            raise wrong(message, "add 'part: training' or 'part: validation' to say which rows to read")
+            raise wrong(
+                message, "add 'part: training' or 'part: validation' to say which rows to read"
+            )
         return data
 
     def read_training_data(self, value: Any) -> DataSpec:
@@ -271,7 +305,9 @@ class Reading:
         return DataSpec(tuple(sources))
 
     def _source(self, raw: Any) -> DataSource:
-        """A source: `FILE`, `STAGE`, a mapping of keys, `{FORMAT: FILE}`, or `{FORMAT: {keys and options}}`."""
+        """A source: `FILE`, `STAGE`, a mapping of keys, `{FORMAT: FILE}`, or `{FORMAT: {keys and
+        options}}`.
+        """
         mistakes = Collected()
         format, place, keys = None, Keys(), raw
         if isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
@@ -315,7 +351,10 @@ class Reading:
             raise wrong(f"{value}: {NO_FILE}")
         if not exists(path) and not getattr(reader_of(path), "grows", False):
             near = [*self.stages, *(item.name for item in path.parent.glob("*"))]
-            raise wrong(f"no such file: {value}", did_you_mean(path.name, near) or f"looked in {path.parent}")
+            raise wrong(
+                f"no such file: {value}",
+                did_you_mean(path.name, near) or f"looked in {path.parent}",
+            )
         return path
 
     def read_hub(self, value: str) -> str:
@@ -328,7 +367,9 @@ class Reading:
         return value
 
     def read_model(self, value: str) -> str:
-        """A base model: a plugin's name and a hub id stay as they are, and a folder becomes absolute."""
+        """A base model: a plugin's name and a hub id stay as they are, and a folder becomes
+        absolute.
+        """
         name, separator, path = value.partition("://")
         # Few hub ids have no namespace, so what is almost the name of a plugin is misspelled.
         misspelled = "/" not in value and did_you_mean(value, self.registry.names("model"))
@@ -340,13 +381,17 @@ class Reading:
         return self.located.get(value, value)
 
     def read_template(self, value: str) -> str:
-        """A chat template: a plugin's name, or a file, which stays as it is written if it is in the recipe's folder."""
+        """A chat template: a plugin's name, or a file, which stays as it is written if it is in the
+        recipe's folder.
+        """
         path = self.locate(value)
         if self.registry.has("template", value):
             self.plugin("template", value)
         elif not is_file(path):
             names = self.registry.names("template")
-            message = f"{PATH}: '{value}' is neither a template ({', '.join(names)}) nor a Jinja file"
+            message = (
+                f"{PATH}: '{value}' is neither a template ({', '.join(names)}) nor a Jinja file"
+            )
             raise wrong(message, did_you_mean(value, names) or f"looked for {path}")
         return value
 

@@ -1,4 +1,6 @@
-"""Which keys of a recipe go together. A rule is a row of a table: where, when it is broken, what to say, what to do."""
+"""Which keys of a recipe go together. A rule is a row of a table: where, when it is broken, what to
+say, what to do.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ class Rule:
     key: bool = False
 
 
-def broken(rules: Sequence[Rule], subject: Any, without: Collection[str | int] = ()) -> Iterator[Mistake]:
-    """The mistakes of what is checked. without: keys that are wrong, so that no rule can be applied to them."""
+def broken(
+    rules: Sequence[Rule], subject: Any, without: Collection[str | int] = ()
+) -> Iterator[Mistake]:
+    """The mistakes of what is checked. without: keys that are wrong, so that no rule can be applied
+    to them.
+    """
     for rule in rules:
         place = tuple(rule.place.split("."))
         if place[0] not in without and rule.broken(subject):
@@ -65,8 +71,12 @@ MODEL = (
 
 def _lacks_episodes(stage: Stage) -> bool:
     """Whether a reward, or a part of it, is that of an episode, and there are none."""
-    kinds = [component.registration.implementation for component in specs(stage.settings, Component)]
-    return "environment" not in stage.written and any(getattr(kind, "of_episodes", False) for kind in kinds)
+    kinds = [
+        component.registration.implementation for component in specs(stage.settings, Component)
+    ]
+    return "environment" not in stage.written and any(
+        getattr(kind, "of_episodes", False) for kind in kinds
+    )
 
 
 def _reads_rewards(filters: Sequence[Component] | None) -> bool:
@@ -74,10 +84,14 @@ def _reads_rewards(filters: Sequence[Component] | None) -> bool:
 
 
 def _learns_nothing(stage: Stage) -> bool:
-    """Whether reference and start are the same, and nothing else is learned from; see `Needs.teacher`."""
+    """Whether reference and start are the same, and nothing else is learned from; see
+    `Needs.teacher`.
+    """
     if stage.needs is None or stage.settings is None or not stage.needs.teacher:
         return False
-    option = isinstance(stage.needs.teacher, str) and getattr(stage.component.options, stage.needs.teacher, None)
+    option = isinstance(stage.needs.teacher, str) and getattr(
+        stage.component.options, stage.needs.teacher, None
+    )
     return stage.settings.reference in (None, stage.settings.from_ or BASE) and not option
 
 
@@ -85,15 +99,18 @@ STAGE = (
     Rule(
         "reference",
         _learns_nothing,
-        "{x.registration.name} learns from where its reference differs from the policy's start, but both are the same",
-        "name the model to learn from, as in 'reference: STAGE', or set the option that lets it read another prompt",
+        "{x.registration.name} learns from where its reference differs from the policy's start, "
+        "but both are the same",
+        "name the model to learn from, as in 'reference: STAGE', or set the option that lets it "
+        "read another prompt",
     ),
 )
 ONLINE = (
     Rule(
         "rollout.max_new_tokens",
         lambda x: x.rollout.max_new_tokens and x.rollout.max_new_tokens >= x.settings.max_length,
-        "max_new_tokens {x.rollout.max_new_tokens} leaves no room for a prompt in max_length {x.settings.max_length}",
+        "max_new_tokens {x.rollout.max_new_tokens} leaves no room for a prompt in max_length "
+        "{x.settings.max_length}",
         "max_length covers a prompt and its response, in tokens",
     ),
     Rule(
@@ -111,7 +128,12 @@ ONLINE = (
     ),
     Rule(
         "rollout.filters",
-        lambda x: x.needs and not x.needs.reward and "reward" not in x.written and _reads_rewards(x.rollout.filters),
+        lambda x: (
+            x.needs
+            and not x.needs.reward
+            and "reward" not in x.written
+            and _reads_rewards(x.rollout.filters)
+        ),
         "a filter reads rewards, but {x.registration.name} learns from none",
         "name a 'reward', or leave the filter out",
     ),
@@ -125,9 +147,10 @@ ONLINE = (
     Rule(
         "rollout.max_new_tokens",
         lambda x: x.needs and x.needs.max_new_tokens not in (None, x.rollout.max_new_tokens),
-        "the options of {x.registration.name} imply max_new_tokens {x.needs.max_new_tokens}, but 'rollout' has "
-        "{x.rollout.max_new_tokens}",
-        "set 'rollout: {{max_new_tokens: {x.needs.max_new_tokens}}}', or change the options of {x.registration.name}",
+        "the options of {x.registration.name} imply max_new_tokens {x.needs.max_new_tokens}, but "
+        "'rollout' has {x.rollout.max_new_tokens}",
+        "set 'rollout: {{max_new_tokens: {x.needs.max_new_tokens}}}', or change the options of "
+        "{x.registration.name}",
     ),
 )
 
@@ -143,7 +166,9 @@ def stage_mistakes(stage: Stage, without: Collection[str | int]) -> Iterator[Mis
         for key in keys:
             value = children(value).get(key)
         if value is not None:
-            yield Mistake(f"{stage.registration.name} does not support '{path}'", reason, keys, at_key=True)
+            yield Mistake(
+                f"{stage.registration.name} does not support '{path}'", reason, keys, at_key=True
+            )
 
 
 # --- the keys of the other kind of algorithm
@@ -164,7 +189,9 @@ ONLY_ONLINE = dict.fromkeys(
     "it learns from 'data' and samples nothing",
 )
 _ONLY_OFFLINE = {
-    "data": "it learns from its own responses to 'prompts'; to add a data set, use 'mix: {data: ...}'",
+    "data": (
+        "it learns from its own responses to 'prompts'; to add a data set, use 'mix: {data: ...}'"
+    ),
     "max_steps": "'iterations' sets its length",
     "validation": "the reward measures its progress; to evaluate its result, add a step",
 }
@@ -172,7 +199,9 @@ _OF_POLICIES = {"mix": "a reward model has no language-model head, which 'mix' w
 
 
 def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]:
-    """The stage keys that an algorithm requires. needs: with its options; None: as far as they are known without."""
+    """The stage keys that an algorithm requires. needs: with its options; None: as far as they are
+    known without.
+    """
     if algorithm.source is not Source.ROLLOUTS:
         return ("data",)
     needs = needs or getattr(algorithm, "needs", None)
@@ -183,12 +212,20 @@ def required_keys(algorithm: Any, needs: Needs | None = None) -> tuple[str, ...]
 
 def key_mistakes(stage: Stage) -> Iterator[Mistake]:
     """Keys that the algorithm does not use, and those that are missing."""
-    name, needs, unused, wanted, others = stage.registration.name, stage.needs, dict(ONLY_ONLINE), "data", "prompts"
+    name, needs, unused, wanted, others = (
+        stage.registration.name,
+        stage.needs,
+        dict(ONLY_ONLINE),
+        "data",
+        "prompts",
+    )
     if stage.online:
         unused, wanted, others = dict(_ONLY_OFFLINE), "prompts", "data"
     if others in stage.written and wanted not in stage.written:
         message = f"{name} learns from '{wanted}', but the stage has '{others}'"
-        yield Mistake(message, f"write '{wanted}: FILE' instead, or choose another algorithm", ("algorithm",))
+        yield Mistake(
+            message, f"write '{wanted}: FILE' instead, or choose another algorithm", ("algorithm",)
+        )
         return
     if stage.trains_reward:
         unused |= _OF_POLICIES
@@ -211,27 +248,44 @@ def key_mistakes(stage: Stage) -> Iterator[Mistake]:
 ENGINE = (
     Rule(
         "engine",
-        lambda x: x.engine and x.model.lora is None and not x.engine.registration.implementation.whole_models,
+        lambda x: (
+            x.engine
+            and x.model.lora is None
+            and not x.engine.registration.implementation.whole_models
+        ),
         "engine '{x.engine.name}' takes adapters, but with 'model.lora: none' there are none",
         "leave 'lora' out, or write 'engine: local'",
     ),
     Rule(
         "engine",
-        lambda x: x.engine and x.model.quantization != "none" and getattr(x.engine.options, "lacks_quantization", ""),
-        "engine '{x.engine.name}' would sample from the whole weights, and the quantized ones are trained",
+        lambda x: (
+            x.engine
+            and x.model.quantization != "none"
+            and getattr(x.engine.options, "lacks_quantization", "")
+        ),
+        "engine '{x.engine.name}' would sample from the whole weights, and the quantized ones "
+        "are trained",
         "{x.engine.options.lacks_quantization}, or write 'engine: local'",
     ),
     Rule(
         "rollout.ahead",
-        lambda x: x.rollout.ahead and not (x.engine and getattr(x.engine.options, "samples_ahead", False)),
+        lambda x: (
+            x.rollout.ahead and not (x.engine and getattr(x.engine.options, "samples_ahead", False))
+        ),
         "the stage's engine cannot sample while the stage learns, as with 'ahead'",
         "let an engine sample elsewhere, such as vllm on other devices, or leave 'ahead' out",
         key=True,
     ),
     Rule(
         "engine",
-        lambda x: x.engine and getattr(x.engine.options, "importance", None) and x.needs and x.needs.advantages is None,
-        "{x.registration.name} does not use the engine's 'importance': it weights advantages, of which it has none",
+        lambda x: (
+            x.engine
+            and getattr(x.engine.options, "importance", None)
+            and x.needs
+            and x.needs.advantages is None
+        ),
+        "{x.registration.name} does not use the engine's 'importance': it weights advantages, of "
+        "which it has none",
         "leave 'importance' out",
     ),
 )

@@ -1,4 +1,6 @@
-"""The types of a validated recipe, and the keys of its top level, its blocks and its data sources."""
+"""The types of a validated recipe, and the keys of its top level, its blocks and its data
+sources.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward: a stage's model, a model in a folder (`name` is its path), a plugin, or a combination of rewards."""
+    """A reward: a stage's model, a model in a folder (`name` is its path), a plugin, or a
+    combination of rewards.
+    """
 
     kind: Literal["stage", "folder", "reward", "combine"]
     name: str
@@ -42,10 +46,11 @@ UNREAD: Any = None  # of a stage that is being read
 class Stage:
     """One named entry of a recipe.
 
-    written: its keys as plain data. kind: `algorithm` or `step`. registration: its plugin. settings, needs: None for a
-    step. upstream: names of the stages that must run before it. folders: those whose weights it starts from or
-    compares, made by other runs; absolute paths. roles: all models that it names: `base`, stages, and folders. engine:
-    what samples; None: alignkit itself. log_odds: as the algorithm says. model: the base model.
+    written: its keys as plain data. kind: `algorithm` or `step`. registration: its plugin.
+    settings, needs: None for a step. upstream: names of the stages that must run before it.
+    folders: those whose weights it starts from or compares, made by other runs; absolute paths.
+    roles: all models that it names: `base`, stages, and folders. engine: what samples; None:
+    alignkit itself. log_odds: as the algorithm says. model: the base model.
     """
 
     name: str
@@ -66,7 +71,9 @@ class Stage:
     def whole_models(self) -> tuple[str, ...]:
         """The folders of whole models that it uses as they are."""
         start = self.settings.from_ if self.settings is not None else None
-        return tuple(each for each in self.folders if each != start and not is_file(Path(each) / ADAPTER))
+        return tuple(
+            each for each in self.folders if each != start and not is_file(Path(each) / ADAPTER)
+        )
 
     @property
     def plugin(self) -> Any:
@@ -95,8 +102,9 @@ class Stage:
 class Recipe:
     """A validated recipe.
 
-    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. document:
-    its text, for errors that are found after it was read. chosen: names of the stages to run; empty: all.
+    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths.
+    document: its text, for errors that are found after it was read. chosen: names of the stages to
+    run; empty: all.
     """
 
     name: str
@@ -112,7 +120,8 @@ class Recipe:
     chosen: tuple[str, ...] = ()
 
     def problem(self, stage: str, text: str, option: Keys) -> Problem:
-        """A problem at a stage, or at one of its options: next to `step: NAME`, or inside `step: {NAME: {...}}`.
+        """A problem at a stage, or at one of its options: next to `step: NAME`, or inside `step:
+        {NAME: {...}}`.
 
         text: may end with a line that begins with `help: `.
         """
@@ -120,7 +129,9 @@ class Recipe:
         component = self.stages[stage].component
         for start in (("stages", stage), ("stages", stage, component.kind, component.name)):
             if (*start, *option[:1]) in self.document.places:
-                return self.document.problem((*start, *option), message, at_key=not option, help=help)
+                return self.document.problem(
+                    (*start, *option), message, at_key=not option, help=help
+                )
         return self.document.problem(("stages", stage), message, at_key=True, help=help)
 
 
@@ -135,18 +146,28 @@ class TopKeys(Options):
     description: str = Field(default="", description="what the recipe does, for people who read it")
     extends: str | None = Field(
         default=None,
-        description="recipe whose keys this one inherits and overrides: a path, relative to this file, "
-        "or the name of a shipped recipe",
+        description=(
+            "recipe whose keys this one inherits and overrides: a path, relative to this file, "
+            "or the name of a shipped recipe"
+        ),
     )
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
     trackers: list[TrackerRef] = Field(
         default_factory=list,
-        description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
+        description=(
+            "where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: "
+            "{project: x}}]"
+        ),
     )
-    model: ModelSpec = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
+    model: ModelSpec = Field(
+        description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}"
+    )
     engine: EngineRef = Field(
         default=None,
-        description="what samples in every stage: local (alignkit itself) or an engine plugin; default: local",
+        description=(
+            "what samples in every stage: local (alignkit itself) or an engine plugin; default: "
+            "local"
+        ),
     )
     stages: dict[Annotated[str, in_recipe("stage_name")], Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"
@@ -156,12 +177,19 @@ class TopKeys(Options):
 class BlockKeys(Options):
     """The keys of a block of stages that a recipe repeats."""
 
-    repeat: int = Field(ge=1, le=MAX_ROUNDS, description="number of rounds; each runs every stage of the block once")
+    repeat: int = Field(
+        ge=1, le=MAX_ROUNDS, description="number of rounds; each runs every stage of the block once"
+    )
     start: dict[str, str] = Field(
         default_factory=dict,
-        description="round 1 only: the stage to use for a block stage that has not run yet, such as {align: sft}",
+        description=(
+            "round 1 only: the stage to use for a block stage that has not run yet, such as "
+            "{align: sft}"
+        ),
     )
-    stages: dict[str, Any] = Field(min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k")
+    stages: dict[str, Any] = Field(
+        min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k"
+    )
 
 
 def allowed_keys(model: type[BaseModel]) -> list[str]:
@@ -173,7 +201,9 @@ Spec = TypeVar("Spec", DataSpec, RewardSpec, Component)
 
 
 def walk(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """Yield a value of settings or options and everything inside it, with the keys under which a recipe writes it."""
+    """Yield a value of settings or options and everything inside it, with the keys under which a
+    recipe writes it.
+    """
     yield keys, value
     if isinstance(value, Component):
         value = {value.name: value.options}
@@ -182,16 +212,22 @@ def walk(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
         value = {value.name: value.children}
     elif isinstance(value, BaseModel):
         fields = type(value).model_fields
-        value = {fields[name].alias or name if name in fields else name: inner for name, inner in value}
+        value = {
+            fields[name].alias or name if name in fields else name: inner for name, inner in value
+        }
     for key, inner in children(value).items():
         yield from walk(inner, (*keys, key))
 
 
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
-    """Return every data entry, reward or component inside settings and options, at any depth, each once."""
+    """Return every data entry, reward or component inside settings and options, at any depth, each
+    once.
+    """
     return list({id(item): item for _, item in walk(value) if isinstance(item, kind)}.values())
 
 
 def keys_of(options: Any, value: Any) -> Keys | None:
-    """Return the keys under which options hold this very value, at any depth; None if they do not."""
+    """Return the keys under which options hold this very value, at any depth; None if they do
+    not.
+    """
     return next((keys for keys, item in walk(options) if item is value), None)

@@ -1,7 +1,8 @@
-"""YAML files with the place of every value: one file over the file that it `extends`, and overrides over all of them.
+"""YAML files with the place of every value: one file over the file that it `extends`, and overrides
+over all of them.
 
-YAML 1.2 core rules: only `true` and `false` are booleans, `1e-5` is a number, `017` is seventeen, and `1_000`, `12:30`
-and dates are text.
+YAML 1.2 core rules: only `true` and `false` are booleans, `1e-5` is a number, `017` is seventeen,
+and `1_000`, `12:30` and dates are text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from alignkit.io.text import absolute, exists, expanded, is_file, resolved
 from alignkit.kinds import reader_of
 
 Keys = tuple[str | int, ...]
-# Keys -> the place of the key and of its value: a problem without a message. An override has a file and no line.
+# Keys -> the place of the key and of its value: a problem without a message. An override has a file
+# and no line.
 Places = dict[Keys, tuple[Problem, Problem]]
 
 MAX_BYTES = 1 << 20
@@ -57,7 +59,9 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
-        """Return a problem at a key or its value. If the path is not in the file, point at its nearest parent's key."""
+        """Return a problem at a key or its value. If the path is not in the file, point at its
+        nearest parent's key.
+        """
         while keys not in self.places:
             keys, at_key = keys[:-1], True
         key, value = self.places[keys]
@@ -70,7 +74,11 @@ class Document:
 
     def copy_places(self, start: Keys, new: Keys) -> None:
         """Let what is copied from `start` to `new` have the places of the original."""
-        copied = {(*new, *keys[len(start) :]): at for keys, at in self.places.items() if keys[: len(start)] == start}
+        copied = {
+            (*new, *keys[len(start) :]): at
+            for keys, at in self.places.items()
+            if keys[: len(start)] == start
+        }
         self.places = copied | self.places  # a stage that is written with this name keeps its own
 
 
@@ -86,7 +94,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that `_Loader` would read as something else, such as '1e-5', which is text in YAML 1.1."""
+    """Quotes text that `_Loader` would read as something else, such as '1e-5', which is text in
+    YAML 1.1.
+    """
 
 
 # Tag -> the texts that have it.
@@ -119,7 +129,9 @@ _VALUES: dict[str, Callable[[str], Any]] = {
 
 
 class _Reader:
-    """Turns one YAML text into plain data, and collects places and problems. file: its path, or its name in errors."""
+    """Turns one YAML text into plain data, and collects places and problems. file: its path, or its
+    name in errors.
+    """
 
     def __init__(self, text: str, file: str, problems: list[Problem]):
         self.text, self.file, self.problems = text, file, problems
@@ -128,7 +140,9 @@ class _Reader:
         self.count = 0
 
     def read(self) -> Any:
-        """Return the data. Raises RecipeError with all problems if the text cannot be read at all."""
+        """Return the data. Raises RecipeError with all problems if the text cannot be read at
+        all.
+        """
         try:
             root = _Loader(self.text).get_single_node()
         except yaml.reader.ReaderError as error:
@@ -136,7 +150,9 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             raise self._invalid(getattr(error.problem_mark, "index", 0), error.problem) from None
         except RecursionError:
-            raise self.failed(Problem("", self.file), f"nested deeper than {MAX_DEPTH} levels") from None
+            raise self.failed(
+                Problem("", self.file), f"nested deeper than {MAX_DEPTH} levels"
+            ) from None
         start = Problem("", self.file)
         self.places[()] = start, self._of(root) if root else start
         return self._value(root, ()) if root else None
@@ -170,11 +186,17 @@ class _Reader:
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return [self._item(child, self._of(child), (*keys, index)) for index, child in enumerate(node.value)]
-        message = f"the tag '{node.tag.replace(TAG, '!!', 1)}' is not allowed: recipes are plain data"
+            return [
+                self._item(child, self._of(child), (*keys, index))
+                for index, child in enumerate(node.value)
+            ]
+        message = (
+            f"the tag '{node.tag.replace(TAG, '!!', 1)}' is not allowed: recipes are plain data"
+        )
         if isinstance(node, yaml.ScalarNode) and kind in _VALUES:
             try:
-                node.value.encode()  # fails for an escape such as "\ud800", which is not a character
+                # Fails for an escape such as "\ud800", which is not a character
+                node.value.encode()
                 return _VALUES[kind](node.value)
             except ValueError:
                 message = f"cannot be read as '!!{kind}'"
@@ -191,7 +213,9 @@ class _Reader:
             place, key = self._of(key_node), self._value(key_node, keys)
             if not isinstance(key, str) or (key == "<<" and key_node.style is None):
                 message = "a key must be text, and merge keys are not supported"
-                self.problems.append(replace(place, message=message, help="files are merged with 'extends:'"))
+                self.problems.append(
+                    replace(place, message=message, help="files are merged with 'extends:'")
+                )
             elif key in result:
                 self.problems.append(replace(place, message=f"duplicate key '{key}'"))
             else:
@@ -203,14 +227,18 @@ class _Reader:
 
 
 def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a recipe's files, merge them and apply overrides. Raises RecipeError with every problem of the files."""
+    """Read a recipe's files, merge them and apply overrides. Raises RecipeError with every problem
+    of the files.
+    """
     problems: list[Problem] = []
     data, places = _file(path, path.parent, problems)
     return _document(Document(path, data, places), problems, overrides)
 
 
 def parse_document(text: str, path: Path, overrides: Sequence[str] = ()) -> Document:
-    """The same for a text that is in no file. path: names it in errors; relative paths start at its folder."""
+    """The same for a text that is in no file. path: names it in errors; relative paths start at its
+    folder.
+    """
     reader = _Reader(text, str(path), [])
     return _document(Document(path, reader.read(), reader.places), reader.problems, overrides)
 
@@ -226,7 +254,9 @@ def _document(document: Document, problems: list[Problem], overrides: Sequence[s
             _override(document, text)
         except RecipeError as error:
             override = f"override '{text}'"
-            document.problems += [Problem(each.message, override, help=each.help) for each in error.problems]
+            document.problems += [
+                Problem(each.message, override, help=each.help) for each in error.problems
+            ]
     if problems:
         raise RecipeError([*problems, *document.problems])
     return document
@@ -237,14 +267,20 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError([Problem(f"cannot read the file: {str(error.strerror).lower()}", str(path))]) from None
+        raise RecipeError(
+            [Problem(f"cannot read the file: {str(error.strerror).lower()}", str(path))]
+        ) from None
     if len(raw) > MAX_BYTES:
         raise RecipeError([Problem("the file is larger than 1 MiB, so it is no recipe", str(path))])
     return raw.decode("utf-8-sig", errors="replace")
 
 
-def _file(path: Path, folder: Path, problems: list[Problem], chain: tuple[Path, ...] = ()) -> tuple[Any, Places]:
-    """The data of a file, merged over those of the file that it extends. chain: the files that led to it."""
+def _file(
+    path: Path, folder: Path, problems: list[Problem], chain: tuple[Path, ...] = ()
+) -> tuple[Any, Places]:
+    """The data of a file, merged over those of the file that it extends. chain: the files that led
+    to it.
+    """
     reader = _Reader(_text(path), str(path), problems)
     data = reader.read()
     base = data.pop("extends", None) if isinstance(data, dict) else None
@@ -272,7 +308,9 @@ def children(value: Any) -> dict[Any, Any]:
 
 
 def rewritten(value: Any, change: Callable[[str, Keys], Any], keys: Keys = ()) -> Any:
-    """Plain data below some keys with every text changed. One that becomes a list joins the list that it is in."""
+    """Plain data below some keys with every text changed. One that becomes a list joins the list
+    that it is in.
+    """
     if isinstance(value, dict):
         return {key: rewritten(item, change, (*keys, key)) for key, item in value.items()}
     if isinstance(value, list):
@@ -285,10 +323,11 @@ def rewritten(value: Any, change: Callable[[str, Keys], Any], keys: Keys = ()) -
 
 
 def _with_absolute_paths(data: Any, start: Path, folder: Path) -> Any:
-    """The data with absolute paths if they are written elsewhere: those of a recipe start at the recipe's folder.
+    """The data with absolute paths if they are written elsewhere: those of a recipe start at the
+    recipe's folder.
 
-    A text is a path if it is no plain word, and names a file or a folder, or a file that runs write. One that is only
-    in the recipe's folder is missing.
+    A text is a path if it is no plain word, and names a file or a folder, or a file that runs
+    write. One that is only in the recipe's folder is missing.
     """
 
     def change(text: str, keys: Keys) -> str:
@@ -306,7 +345,9 @@ def _merged(base: Any, over: Any, key: str = "") -> Any:
         return over
     if key in _COMPONENTS and not base.keys() & over.keys():
         return over
-    merged = {name: _merged(base[name], value, name) for name, value in over.items() if name in base}
+    merged = {
+        name: _merged(base[name], value, name) for name, value in over.items() if name in base
+    }
     return {**base, **over, **merged}
 
 
@@ -318,7 +359,10 @@ def _override(document: Document, text: str) -> None:
     path, equals, value = text.partition("=")
     names = path.strip().removeprefix("~").split(".")
     if not all(names) or path.startswith("~") == bool(equals) or names[0] == "extends":
-        message = "an override must be key.path=value, or ~key.path to delete a key; 'extends' cannot be overridden"
+        message = (
+            "an override must be key.path=value, or ~key.path to delete a key; 'extends' cannot "
+            "be overridden"
+        )
         refuse(message)
     reader = _Reader(value, "", [])
     new = _with_absolute_paths(reader.read(), Path.cwd(), document.path.parent)
@@ -364,12 +408,16 @@ def shipped() -> dict[str, Path]:
 
 
 def shipped_recipe(text: str) -> Path | None:
-    """The shipped recipe that is meant by `quickstart` or `recipes/quickstart.yaml`; None if there is none."""
+    """The shipped recipe that is meant by `quickstart` or `recipes/quickstart.yaml`; None if there
+    is none.
+    """
     return shipped().get(text.removeprefix("recipes/").removesuffix(".yaml"))
 
 
 def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
-    """The file of a recipe, given as a path from a folder or by the name of a shipped recipe. Raises RecipeError."""
+    """The file of a recipe, given as a path from a folder or by the name of a shipped recipe.
+    Raises RecipeError.
+    """
     path = folder / name
     if is_file(path):
         return path

@@ -1,4 +1,5 @@
-"""The models of a run with their own weights: the recipe's `model`, and whole models in folders, which are not trained.
+"""The models of a run with their own weights: the recipe's `model`, and whole models in folders,
+which are not trained.
 
 Each is found, identified, loaded and described when a stage first needs it.
 """
@@ -33,8 +34,18 @@ if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
 
 # The last three are how transformers reports a configuration that it does not expect.
-_UNLOADABLE = (RunFailed, OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError)
-LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
+_UNLOADABLE = (
+    RunFailed,
+    OSError,
+    ValueError,
+    AssertionError,
+    ImportError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+# Tokens that rewards and judges may read, even if all stages have a smaller max_length
+LEAST_LENGTH = 1024
 
 
 def base_source(base: str) -> str:
@@ -54,20 +65,32 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
     if spec.quantization != "none":
         dtype = f"{spec.quantization}, computing in {dtype},"
     if model.unpacked_because:
-        rows = f"one sequence at a time, because its attention does not support packing ({model.unpacked_because})"
+        rows = (
+            "one sequence at a time, because its attention does not support packing "
+            f"({model.unpacked_because})"
+        )
     return f"{dtype} on {model.device.type}, {rows}"
 
 
 class RunBase:
-    """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
+    """One base model: where it is, what identifies it, and its tokenizer, each found on first
+    use.
+    """
 
     def __init__(self, name: str, recipe: Recipe, reporter: Reporter, download: bool):
-        """name: BASE, or the folder of a whole model. download: whether a model may be fetched or made."""
+        """name: BASE, or the folder of a whole model. download: whether a model may be fetched or
+        made.
+        """
         self.name, self._recipe, self._reporter, self._download = name, recipe, reporter, download
         self.spec = recipe.model
         template = recipe.folder / (self.spec.chat_template or "")
         if name != BASE:  # its chat template is its own, and nothing of it is trained
-            own = {"base": name, "revision": None, "chat_template": None, "activation_checkpointing": False}
+            own = {
+                "base": name,
+                "revision": None,
+                "chat_template": None,
+                "activation_checkpointing": False,
+            }
             self.spec = self.spec.model_copy(update=own)
         elif is_file(template):
             self.spec = self.spec.model_copy(update={"chat_template": str(template)})
@@ -93,11 +116,15 @@ class RunBase:
     @cached_property
     def digest(self) -> Any:
         """Identifies the weights, the tokenizer and the template."""
-        return model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
+        return (
+            model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
+        )
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """Tokenizes as the model will, before it is loaded; None if it is not here, and may not be fetched."""
+        """Tokenizes as the model will, before it is loaded; None if it is not here, and may not be
+        fetched.
+        """
         if not self.source:
             return None
         from alignkit.models.loading import load_text, locate
@@ -115,7 +142,8 @@ class RunBase:
         return Base(self.spec.base, self.source if self._download else self.spec.base, self.commit)
 
     def check(self, folder: Path, use: str) -> None:
-        """Raise RunFailed if weights cannot be used on this base model, as far as that can be known yet.
+        """Raise RunFailed if weights cannot be used on this base model, as far as that can be known
+        yet.
 
         use: `start` of a stage, `policy`, or `reward`.
         """
@@ -129,19 +157,24 @@ class RunBase:
             return
         if is_whole and lora is not None:
             raise RunFailed(
-                f"{folder} holds a whole model, but with model.lora every stage starts from an adapter\n"
-                "help: name the folder in 'model.base', or train all weights with 'model.lora: none'"
+                f"{folder} holds a whole model, but with model.lora every stage starts from an "
+                "adapter\n"
+                "help: name the folder in 'model.base', or train all weights with 'model.lora: "
+                "none'"
             )
         self.origin.check(folder, lora if use == "start" else None)
         read = (read_record(stage_folder(folder)).get("depends_on") or {}).get("template")
         if use == "reward" and read not in (None, template_parts(self._recipe.folder, self.spec)):
             raise RunFailed(
                 f"the reward model {folder} was trained on texts of another chat template\n"
-                "help: give 'model' the same one, or export the reward model with --merge: a whole one has its own"
+                "help: give 'model' the same one, or export the reward model with --merge: a "
+                "whole one has its own"
             )
 
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
-        """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of a saved role."""
+        """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of
+        a saved role.
+        """
         from alignkit.models.models import LoadedBase
         from alignkit.models.shared_model import SharedModel
 
@@ -149,17 +182,26 @@ class RunBase:
         reporter.say(f"loading {spec.base}")
         with self._loading():
             revision = self.commit or spec.revision
-            model = SharedModel(spec, self.source, revision=revision, seed=number(recipe.seed, "init"))
+            model = SharedModel(
+                spec, self.source, revision=revision, seed=number(recipe.seed, "init")
+            )
         for fact in (_description(spec, model), *model.chat_facts):
             reporter.say(f"base {spec.base}: {fact}")
         model.should_stop = should_stop
         stages = recipe.stages.values()
-        longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
+        longest = max(
+            [
+                LEAST_LENGTH,
+                *(stage.settings.max_length for stage in stages if stage.settings is not None),
+            ]
+        )
         return LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        """Report what keeps the model from being loaded, with the line of the recipe that names it."""
+        """Report what keeps the model from being loaded, with the line of the recipe that names
+        it.
+        """
         place: Keys = ("model", "base")
         if self.name != BASE:
             place = place_of(self._recipe, self.name)
@@ -169,13 +211,20 @@ class RunBase:
             text = str(error)
             if not isinstance(error, RunFailed):
                 reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-                text = f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: {reason}"
+                text = (
+                    f"{path_text(place)} '{self.spec.base}' cannot be loaded with these settings: "
+                    f"{reason}"
+                )
             message, _, help = text.partition("\nhelp: ")
-            raise RunFailed(str(self._recipe.document.problem(place, message, help=help))) from error
+            raise RunFailed(
+                str(self._recipe.document.problem(place, message, help=help))
+            ) from error
 
 
 def place_of(recipe: Recipe, folder: str, start: Keys = ("stages",)) -> Keys:
-    """Where a recipe names a folder below some keys; these themselves if that is not written there."""
+    """Where a recipe names a folder below some keys; these themselves if that is not written
+    there.
+    """
     for keys, value in walk(recipe.resolved):
         if value == folder and keys[: len(start)] == start:
             return keys

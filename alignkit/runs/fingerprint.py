@@ -1,4 +1,6 @@
-"""The data entries of a run, and the hash of all that a stage's result depends on. Equal hashes reuse a stage."""
+"""The data entries of a run, and the hash of all that a stage's result depends on. Equal hashes
+reuse a stage.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +33,30 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec
 
-MOST_HELD = 50_000  # rows of a data entry that is read once for all stages; a larger one is read each time
+# Rows of a data entry that is read once for all stages; a larger one is read each time
+MOST_HELD = 50_000
 
 
 class RunData:
-    """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the validation split."""
+    """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the
+    validation split.
+    """
 
     def __init__(self, stage_data: Callable[[str], Path], seed: int):
         self._stage_data, self._seed = stage_data, seed
         # Each asked for once, so that what a run reads is what its hashes say.
         self._commits = cache(partial(commit_of, "dataset"))
-        self._held: list[tuple[DataSpec, list[Any], Loaded]] = []  # with the contents of the sources
+        # With the contents of the sources
+        self._held: list[tuple[DataSpec, list[Any], Loaded]] = []
 
     def read(self, spec: DataSpec) -> Loaded:
-        """The rows of a data entry, which the checks of stages and stages share until its contents change."""
+        """The rows of a data entry, which the checks of stages and stages share until its contents
+        change.
+        """
         contents = [self._content(source) for source in spec.sources]
-        loaded = next((loaded for held, then, loaded in self._held if held == spec and then == contents), None)
+        loaded = next(
+            (loaded for held, then, loaded in self._held if held == spec and then == contents), None
+        )
         if loaded is None:
             loaded = load(
                 spec,
@@ -69,31 +79,48 @@ class RunData:
         return content_digest(path) if path.exists() else str(path)
 
     def identity(self, source: DataSource) -> dict[str, Any]:
-        """What decides a source's groups besides its keys: the content and the recognized format."""
+        """What decides a source's groups besides its keys: the content and the recognized
+        format.
+        """
         if source.stage is not None:  # its key counts
             return {}
         facts = {"content": self._content(source)}
-        if source.path is not None and (reader := registration_of(source.path)) and reader.distribution != GROUP:
+        if (
+            source.path is not None
+            and (reader := registration_of(source.path))
+            and reader.distribution != GROUP
+        ):
             facts["reader"] = [reader.name, reader.version, source_digests(reader.source_path)]
         if source.format is None:
-            first = SourceReader(source, plugins().usable("format"), self._stage_data, self._commits)
+            first = SourceReader(
+                source, plugins().usable("format"), self._stage_data, self._commits
+            )
             with suppress(DataError):  # reported when the stage reads its data
                 any(first.format_name for _ in first.rows())
             if name := first.format_name:
                 registration = plugins().get("format", name)
-                facts["recognized"] = [name, registration.version, source_digests(registration.source_path)]
+                facts["recognized"] = [
+                    name,
+                    registration.version,
+                    source_digests(registration.source_path),
+                ]
         return facts
 
 
-def stage_parts(stage: Stage, recipe: Recipe, base: Any, upstream: Mapping[str, str], data: RunData) -> dict[str, Any]:
+def stage_parts(
+    stage: Stage, recipe: Recipe, base: Any, upstream: Mapping[str, str], data: RunData
+) -> dict[str, Any]:
     """Everything that the stage's result depends on, as plain data.
 
-    base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
+    base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what
+    each source holds.
     """
     fingerprint = _Fingerprint(recipe, data)
     return {
         "component": fingerprint.of(stage.component),
-        "settings": fingerprint.of(stage.settings and stage.settings.model_copy(update={"engine": None})),
+        "settings": fingerprint.of(
+            stage.settings and stage.settings.model_copy(update={"engine": None})
+        ),
         "engine": fingerprint.of(stage.engine),  # of the stage, or of the recipe
         "upstream": dict(upstream),
         "model": _plain(recipe.folder, recipe.model),
@@ -121,7 +148,8 @@ def template_parts(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
-    """The hashes of the results that a stage names like `align@ppo`. Raises RecipeError for one that is not there.
+    """The hashes of the results that a stage names like `align@ppo`. Raises RecipeError for one
+    that is not there.
 
     One that the recipe's own stage will make when it runs is left out.
     """
@@ -145,7 +173,9 @@ def _packages(stage: Stage, model: ModelSpec) -> list[str]:
 
 
 class _Fingerprint:
-    """Turns values of a recipe into plain data that changes with them: files count by content, plugins by source."""
+    """Turns values of a recipe into plain data that changes with them: files count by content,
+    plugins by source.
+    """
 
     def __init__(self, recipe: Recipe, data: RunData):
         self.folder, self.data = recipe.folder, data
@@ -164,9 +194,14 @@ class _Fingerprint:
             keys = {name: self.of(item) for name, item in dict(value).items() if name != "path"}
             return {"format": self.of(value.format), **keys, **self.data.identity(value)}
         if isinstance(value, BaseModel):
-            # A key that is not set is left out: a new optional key must not start everyone's stages over.
+            # A key that is not set is left out: a new optional key must not start everyone's stages
+            # over.
             ignored = getattr(value, "changes_no_result", ())
-            return {n: self.of(item) for n, item in dict(value).items() if item is not None and n not in ignored}
+            return {
+                n: self.of(item)
+                for n, item in dict(value).items()
+                if item is not None and n not in ignored
+            }
         if isinstance(value, DataSpec | RewardSpec):
             plain = {name: self.of(item) for name, item in vars(value).items()}
             if isinstance(value, RewardSpec) and value.kind == "folder":
@@ -194,6 +229,12 @@ def _content_of(path: Path) -> Any:
 
 
 def _files_named(folder: Path, options: BaseModel) -> dict[str, Any]:
-    """Digests of the files that options name as text, by a path relative to `folder`: templates, for example."""
+    """Digests of the files that options name as text, by a path relative to `folder`: templates,
+    for example.
+    """
     texts = {name: value for name, value in dict(options).items() if isinstance(value, str)}
-    return {name: found for name, value in texts.items() if (found := _content_of(folder / value)) is not None}
+    return {
+        name: found
+        for name, value in texts.items()
+        if (found := _content_of(folder / value)) is not None
+    }

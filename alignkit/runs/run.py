@@ -1,4 +1,6 @@
-"""A run: the recipe's stages in order, each reused, resumed or started, in one folder that a person can read."""
+"""A run: the recipe's stages in order, each reused, resumed or started, in one folder that a person
+can read.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, reporter: Reporter | None = None, collectives: Collectives = ONE_PROCESS
+    recipe: Recipe,
+    folder: Path,
+    reporter: Reporter | None = None,
+    collectives: Collectives = ONE_PROCESS,
 ) -> None:
     """Run a recipe in a folder. Raises an AlignkitError, whose `exit_code` becomes the process's.
 
@@ -76,13 +81,16 @@ def run_recipe(
 
 
 def with_help(error: BaseException, stage: str) -> BaseException:
-    """The error that ends a run: of memory and disks in words, with notes on where it was and how it continues."""
+    """The error that ends a run: of memory and disks in words, with notes on where it was and how
+    it continues.
+    """
     if found := no_disk(error):
         error = found
     elif memory_ran_out(error):
         ways = "reduce max_length or samples_per_prompt, or set model.activation_checkpointing=true"
         error = OutOfResource(f"out of memory: {ways} ({error})")
-    if isinstance(error, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):  # it was nobody's mistake
+    # It was nobody's mistake
+    if isinstance(error, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
         if stage:
             error.add_note(f"in stage '{stage}'")
         error.add_note(f"to resume: {resume_command()}")
@@ -101,7 +109,9 @@ class Run(Services):
         for name in reversed(stages):
             if name in needed:
                 needed.update(stages[name].upstream)
-        return {name: kinds[stage.kind](self, stage) for name, stage in stages.items() if name in needed}
+        return {
+            name: kinds[stage.kind](self, stage) for name, stage in stages.items() if name in needed
+        }
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
@@ -137,9 +147,16 @@ class Run(Services):
         """Prepare the stages that are not complete, before the first of them runs."""
         self.event("run_started")
         make_folder(self.folder / "cache")
-        incomplete = [name for name, stage in self.stages.items() if not self._reuse(name, stage.key())]
-        if missing := [name for name in incomplete if name not in (self.recipe.chosen or incomplete)]:
-            text = f"--only needs results of {', '.join(missing)}, which are not complete with these settings"
+        incomplete = [
+            name for name, stage in self.stages.items() if not self._reuse(name, stage.key())
+        ]
+        if missing := [
+            name for name in incomplete if name not in (self.recipe.chosen or incomplete)
+        ]:
+            text = (
+                f"--only needs results of {', '.join(missing)}, which are not complete with these "
+                "settings"
+            )
             refuse(text, f"--until {missing[-1]} makes them")
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         self.prepare(incomplete)
@@ -149,7 +166,9 @@ class Run(Services):
         for name in self.stages:
             if damage := damage_of(self.folder / name):
                 raise RunFailed(f"{damage}, while later stages ran; repeat the command")
-        for texts in self.event("results_shown", records=self.records, width=self.reporter.out.width):
+        for texts in self.event(
+            "results_shown", records=self.records, width=self.reporter.out.width
+        ):
             for text in texts:
                 self.reporter.result(text)
 
@@ -177,7 +196,9 @@ class Run(Services):
         problems.end_data()
 
     def _reuse(self, name: str, parts: Mapping[str, Any]) -> bool:
-        """Whether a stage has a whole result for its key, of this run or of another one; its link then leads there."""
+        """Whether a stage has a whole result for its key, of this run or of another one; its link
+        then leads there.
+        """
         self.hashes[name] = digest(parts)
         found = self.store.bring(name, self.hashes[name], self.others, self.reporter.say)
         if found:
@@ -211,7 +232,8 @@ class Run(Services):
             if trains:
                 self.collectives.sharing = True
                 made.append(stage.run())
-                self.collectives.sharing = False  # not if it fails, because the others may be anywhere then
+                # Not if it fails, because the others may be anywhere then
+                self.collectives.sharing = False
             else:
                 first(lambda: made.append(stage.run()))
         self.models.forget(name)
@@ -220,7 +242,8 @@ class Run(Services):
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
-        """Begin a stage, or continue it: what its key is made of, and the record of another key that was there.
+        """Begin a stage, or continue it: what its key is made of, and the record of another key
+        that was there.
 
         None if it can be reused.
         """
@@ -245,9 +268,15 @@ class Run(Services):
         self.store.finish(name, {"hash": self.hashes[name], **record})
         self.ready.add(name)
         summary, rows = record["summary"], read_metrics(self.folder / name)
-        counts = [f"{key} {value}" for key, value in summary.items() if value and isinstance(value, int | str)]
+        counts = [
+            f"{key} {value}"
+            for key, value in summary.items()
+            if value and isinstance(value, int | str)
+        ]
         told = ", ".join([*held_out.learned(summary, rows), *counts])
-        self.reporter.stop(f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": "))
+        self.reporter.stop(
+            f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": ")
+        )
         if doubt := held_out.doubt(summary, rows):
             self.say(f"{name}: warning: {doubt}")
 
@@ -256,4 +285,6 @@ class Run(Services):
         """The most memory that this process has used, in words."""
         from alignkit.kernels import memory  # imports torch
 
-        return memory.peak_text(next((one.model.device for one in self.models.bases.values()), None))
+        return memory.peak_text(
+            next((one.model.device for one in self.models.bases.values()), None)
+        )

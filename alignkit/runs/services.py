@@ -1,4 +1,5 @@
-"""What the stages of a run share: the recipe, its folder and results, base models, data, console, and processes.
+"""What the stages of a run share: the recipe, its folder and results, base models, data, console,
+and processes.
 
 Nothing imports torch before a model is needed.
 """
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 class Services:
     """What the stages of a run share.
 
-    say: prints a line that the user must know. base: returns the base model of a name, made once. hashes: of the keys
-    of stages. ready: stages whose results are those for their keys. others: runs whose results may be reused.
+    say: prints a line that the user must know. base: returns the base model of a name, made once.
+    hashes: of the keys of stages. ready: stages whose results are those for their keys. others:
+    runs whose results may be reused.
     """
 
     def __init__(
@@ -51,23 +53,32 @@ class Services:
         collectives: Collectives = ONE_PROCESS,
         download: bool = True,
     ):
-        """collectives: of the processes that run the recipe together; the first of them writes, and calls event hooks.
+        """collectives: of the processes that run the recipe together; the first of them writes, and
+        calls event hooks.
 
         download: whether what is not on this machine yet may be fetched or made.
         """
-        self.recipe, self.folder, self.collectives, self.download = recipe, folder, collectives, download
+        self.recipe, self.folder, self.collectives, self.download = (
+            recipe,
+            folder,
+            collectives,
+            download,
+        )
         self.leads = collectives.process == 0
         self.reporter = reporter or Reporter()
         self.say: Callable[[str], None] = self.reporter.say
         self.store = Results(folder)
         self.others = other_runs(folder)
-        self.base = cache(partial(RunBase, recipe=recipe, reporter=self.reporter, download=download))
+        self.base = cache(
+            partial(RunBase, recipe=recipe, reporter=self.reporter, download=download)
+        )
         self.data = RunData(self.store.data, recipe.seed)
         self.hashes: dict[str, str] = {}
         self.ready: set[str] = set()
         self.stage_name = ""  # of the current stage
         self.reused: list[str] = []  # stages of this start
-        self._attach: Callable[[LoadedBase], None] = lambda base: None  # the engine of the current stage
+        # The engine of the current stage
+        self._attach: Callable[[LoadedBase], None] = lambda base: None
 
     request_stop, should_stop = staticmethod(errors.request_stop), staticmethod(errors.should_stop)
 
@@ -94,14 +105,18 @@ class Services:
 
     @contextmanager
     def models_for(self, stage: Stage) -> Iterator[None]:
-        """Free whole models that a stage does not use, and let its engine, if it has one, sample instead of others."""
+        """Free whole models that a stage does not use, and let its engine, if it has one, sample
+        instead of others.
+        """
         self.models.enter(stage.whole_models)
         numbers = count()
         with ExitStack() as engines:  # all are closed, also if closing one of them is interrupted
 
             def attach(loaded: LoadedBase) -> None:
                 folder, say = self.folder / "cache" / f"engine-{next(numbers)}", self.reporter.say
-                engine = launcher().engine(stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=say)
+                engine = launcher().engine(
+                    stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=say
+                )
                 engines.callback(engine.close)
                 engines.callback(setattr, loaded.model, "engine", None)
                 loaded.model.engine = engine
@@ -113,13 +128,16 @@ class Services:
                 self._attach = attach
                 for loaded in self.models.bases.values():
                     attach(loaded)
-            if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
+            # Now: a model that cannot be loaded should not cost an iteration
+            if stage.kind == "algorithm":
                 for base in (BASE, *stage.whole_models):
                     self.models.of(base)
             yield
 
     def artifact(self, reference: str) -> Path:
-        """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""
+        """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it
+        does not exist.
+        """
         if reference.partition("@")[0] in self.recipe.stages:
             return self.store.artifact(reference)
         folder = self.recipe.folder / reference
@@ -138,13 +156,17 @@ def resumable_map(
     should_stop: Callable[[], None] = lambda: None,
     done: Callable[[int], None] = lambda rows: None,
 ) -> list[Any]:
-    """A function's results over rows, computed in chunks and stored in `path` by the place and the content of each.
+    """A function's results over rows, computed in chunks and stored in `path` by the place and the
+    content of each.
 
-    Results must be JSON, one per row. Raises ValueError for another number of them.
-    compute: computes the results of chunks, in order, as `partial(map, function)` does here. should_stop: called before
-    each chunk; may raise. done: is given the number of rows so far.
+    Results must be JSON, one per row. Raises ValueError for another number of them. compute:
+    computes the results of chunks, in order, as `partial(map, function)` does here. should_stop:
+    called before each chunk; may raise. done: is given the number of rows so far.
     """
-    chunks = {digest([at, rows[at : at + CHUNK]]): rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)}
+    chunks = {
+        digest([at, rows[at : at + CHUNK]]): rows[at : at + CHUNK]
+        for at in range(0, len(rows), CHUNK)
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     stored: dict[str, list[Any]] = {}
     mapped: list[Any] = []
@@ -160,9 +182,13 @@ def resumable_map(
         for key, chunk in chunks.items():
             should_stop()
             if key not in stored:
-                results = json.loads(json.dumps(list(next(computed))))  # so that it equals a stored one
+                # So that it equals a stored one
+                results = json.loads(json.dumps(list(next(computed))))
                 if len(results) != len(chunk):
-                    text = f"the function must return a result per row: {len(chunk)} rows, {len(results)} results"
+                    text = (
+                        f"the function must return a result per row: {len(chunk)} rows, "
+                        f"{len(results)} results"
+                    )
                     raise ValueError(text)
                 stored[key] = results
                 file.write("\n" + json.dumps([key, results, digest([key, results])]))
@@ -178,12 +204,18 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
     Raises RecipeError if the run would replace what is in its folder and is no run's.
     """
     count = len(recipe.chosen or recipe.stages)
-    taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]  # a stage looks at its folder itself
+    # A stage looks at its folder itself
+    taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]
     if taken and not exists(folder / RECIPE):
-        text = f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"
+        text = (
+            f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"
+        )
         refuse(text, "choose another folder, such as --out runs/NAME")
     reporter = Reporter()
-    reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, {folder}")
+    reporter.say(
+        f"alignkit {alignkit.__version__}: {recipe.name}, {count} stage{'s' * (count > 1)}, "
+        f"{folder}"
+    )
     return reporter
 
 
@@ -194,14 +226,20 @@ def folder_of(recipe: Recipe, out: Path | None) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the run's folder, hold its lock, so that two runs never share it, and clear what a killed run left."""
+    """Make the run's folder, hold its lock, so that two runs never share it, and clear what a
+    killed run left.
+    """
     try:
         make_folder(folder)
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
-        raise RunFailed(f"another run is using {folder}; choose another folder with --out") from None
+        raise RunFailed(
+            f"another run is using {folder}; choose another folder with --out"
+        ) from None
     except (OSError, ValueError) as error:
-        raise OutOfResource(f"cannot write {folder}: {error}; choose another folder with --out") from None
+        raise OutOfResource(
+            f"cannot write {folder}: {error}; choose another folder with --out"
+        ) from None
     with lock:
         remove_leftovers(folder)
         yield

@@ -1,7 +1,9 @@
-"""A stage of a run: what its result depends on, what must be right before its weights, and its work.
+"""A stage of a run: what its result depends on, what must be right before its weights, and its
+work.
 
-A mistake is reported by `alignkit check`, and by a run before its first stage trains: with all others, at its place.
-The plugins and data that it checks are those that `run` uses. Nothing imports torch before a stage runs.
+A mistake is reported by `alignkit check`, and by a run before its first stage trains: with all
+others, at its place. The plugins and data that it checks are those that `run` uses. Nothing imports
+torch before a stage runs.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
 FIRST_ROWS = 200  # of each source that the chat template renders before a run
 SCORED = 64  # groups that a reward of a step scores at once
-CHECKED = {"judge", "environment", "engine", "reward"}  # kinds of plugins that check themselves before a run
+# Kinds of plugins that check themselves before a run
+CHECKED = {"judge", "environment", "engine", "reward"}
 
 
 class Problems:
@@ -94,13 +97,19 @@ class RunStage(StageContext):
     # What the result depends on
 
     def key(self) -> dict[str, Any]:
-        """Everything that the result depends on, as plain data; the keys of earlier stages are known already."""
+        """Everything that the result depends on, as plain data; the keys of earlier stages are
+        known already.
+        """
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
         upstream |= result_hashes(self.stage, self.recipe, services.folder)
-        return stage_parts(self.stage, self.recipe, services.base(BASE).digest, upstream, services.data)
+        return stage_parts(
+            self.stage, self.recipe, services.base(BASE).digest, upstream, services.data
+        )
 
-    def record(self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def record(
+        self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The contents of stage.json, without the hash. parts: what the hash is made of."""
         summary = dict(artifact.summary or {})
         if self._bad_rows:
@@ -123,22 +132,31 @@ class RunStage(StageContext):
     # Before the weights
 
     def check_plugins(self, problems: Problems) -> None:
-        """Let the stage's plugins check what they can, and look for weights that do not fit their base models."""
+        """Let the stage's plugins check what they can, and look for weights that do not fit their
+        base models.
+        """
         stage, folder = self.stage, self.recipe.folder
         self._check(problems, stage.component, "check", folder)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             if component.kind in CHECKED:
                 self._check(problems, component, "check", folder)
-                if issubclass(component.registration.implementation, Reward) and self.services.download:
+                if (
+                    issubclass(component.registration.implementation, Reward)
+                    and self.services.download
+                ):
                     self._check(problems, component, "check_machine")
         self.check_weights(problems)
 
-    def _check(self, problems: Problems, component: Component, method: str, *arguments: Any) -> None:
+    def _check(
+        self, problems: Problems, component: Component, method: str, *arguments: Any
+    ) -> None:
         with problems.gathering(self.name):
             call(self.plugin(component), method, *arguments)
 
     def check_weights(self, problems: Problems) -> None:
-        """Find weights of other runs that the stage cannot use, and a reference that reads other tokens."""
+        """Find weights of other runs that the stage cannot use, and a reference that reads other
+        tokens.
+        """
         stage, base, start, reference = self.stage, self.services.base, None, None
         if stage.settings is not None:
             start, reference = stage.settings.from_, stage.settings.reference
@@ -146,7 +164,9 @@ class RunStage(StageContext):
         rewards = specs([stage.settings, stage.component.options], RewardSpec)
         uses |= {spec.name: "reward" for spec in rewards if spec.kind == "folder"}
         for folder, use in uses.items():
-            with problems.gathering(self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]):
+            with problems.gathering(
+                self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]
+            ):
                 base(BASE).check(Path(folder), use)
         if reference in stage.whole_models:  # which must read the tokens that the policy writes
             ours, theirs = base(BASE).encoder, base(reference).encoder
@@ -154,10 +174,12 @@ class RunStage(StageContext):
                 return
             with problems.gathering(self.name, ("reference",)):
                 raise RunFailed(
-                    f"its reference {reference} has another tokenizer, or ends its turns with another token, than "
-                    f"'model' ({self.recipe.model.base}): its log-probabilities would mean nothing\n"
-                    "help: give both the same chat template, or let the policy learn the reference's answers as text: "
-                    "a step 'sample' with its folder as 'policy', then a stage with 'algorithm: sft'"
+                    f"its reference {reference} has another tokenizer, or ends its turns with "
+                    f"another token, than 'model' ({self.recipe.model.base}): its "
+                    "log-probabilities would mean nothing\n"
+                    "help: give both the same chat template, or let the policy learn the "
+                    "reference's answers as text: a step 'sample' with its folder as 'policy', "
+                    "then a stage with 'algorithm: sft'"
                 )
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
@@ -167,7 +189,9 @@ class RunStage(StageContext):
         """
         raise NotImplementedError
 
-    def _read(self, problems: Problems, entries: Iterable[DataSpec]) -> Iterator[tuple[DataSpec, Loaded]]:
+    def _read(
+        self, problems: Problems, entries: Iterable[DataSpec]
+    ) -> Iterator[tuple[DataSpec, Loaded]]:
         for spec in entries:
             try:
                 loaded = self.services.data.read(spec)
@@ -183,7 +207,9 @@ class RunStage(StageContext):
         return made <= self.services.ready and (self.services.download or not downloaded)
 
     def check_scoring(self, options: Any, rewards: Any, groups: Sequence[Group]) -> None:
-        """Let rewards, combinations and environments say what the groups lack. options: in which they stand."""
+        """Let rewards, combinations and environments say what the groups lack. options: in which
+        they stand.
+        """
         for component in specs(rewards, Component):
             if component.kind in ("environment", "reward"):
                 try:
@@ -225,14 +251,19 @@ class TrainingStage(RunStage):
             self.plugin(settings.environment).folder = self.recipe.folder
             self._check(problems, settings.environment, "check_reward")
         if self.services.download:
-            with problems.gathering(self.name, ("environment",)):  # is the chat template fit for it?
-                factory = player().Factory(settings.environment, self.name, self.seed, self.recipe.folder)
+            # Is the chat template fit for it?
+            with problems.gathering(self.name, ("environment",)):
+                factory = player().Factory(
+                    settings.environment, self.name, self.seed, self.recipe.folder
+                )
                 player().Episodes(factory, self.services.base(BASE).encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         self._check_entries(problems, filter(self._is_here, self.entries), rows)
 
-    def _check_entries(self, problems: Problems, entries: Iterable[DataSpec], rows: int | None) -> None:
+    def _check_entries(
+        self, problems: Problems, entries: Iterable[DataSpec], rows: int | None
+    ) -> None:
         settings, encoder = self.settings, self.services.base(BASE).encoder
         for spec, loaded in self._read(problems, entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
@@ -243,7 +274,9 @@ class TrainingStage(RunStage):
                     self._check_learning(loaded)
                 elif keys and keys[0] in ("prompts", "monitors") and not prompts_of(groups):
                     of_key = f"the rows of '{path_text(keys)}'"
-                    raise DataError(f"stage '{self.name}': {of_key} are raw text, without a prompt to answer")
+                    raise DataError(
+                        f"stage '{self.name}': {of_key} are raw text, without a prompt to answer"
+                    )
                 elif keys == ("prompts",):
                     call(self.plugin(self.stage.component), "check_prompts", prompts_of(groups))
             with problems.gathering(self.name, ()):
@@ -254,7 +287,8 @@ class TrainingStage(RunStage):
                 self.check_scoring(settings, asked, prompts_of(groups))
 
     def _rendered(self, groups: Sequence[Group], encoder: Encoder, rows: int | None) -> list[Group]:
-        """The groups without those that the chat template refuses among the first rows of each source.
+        """The groups without those that the chat template refuses among the first rows of each
+        source.
 
         Raises DataError with the refused rows of sources without `on_bad_row: skip`.
         """
@@ -276,13 +310,15 @@ class TrainingStage(RunStage):
         if needs is not None and needs.pairs and not any(map(resolved_pairs, loaded.groups)):
             files = ", ".join(source.name for source in loaded.sources)
             raise DataError(
-                f"stage '{self.name}': {component.name} learns from pairs of a better and a worse response, but no row "
-                f"of {files} has a pair\nhelp: `alignkit label FILE` asks people which of several responses is better"
+                f"stage '{self.name}': {component.name} learns from pairs of a better and a worse "
+                f"response, but no row of {files} has a pair\n"
+                "help: `alignkit label FILE` asks people which of several responses is better"
             )
         if isinstance(self.plugin(component), ExternalTrainer):
             return
         selected = self.select(loaded.groups)
-        call(self.take(component), "check_data", selected)  # the state of another one begins with its own selection
+        # The state of another one begins with its own selection
+        call(self.take(component), "check_data", selected)
 
     # Its work
 
@@ -314,7 +350,10 @@ class StepStage(RunStage):
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         options, component = self.stage.component.options, self.stage.component
-        loaded = {id(spec): one.groups for spec, one in self._read(problems, filter(self._is_here, self.entries))}
+        loaded = {
+            id(spec): one.groups
+            for spec, one in self._read(problems, filter(self._is_here, self.entries))
+        }
 
         def load(spec: Any) -> list[Group] | None:
             return loaded.get(id(spec))
@@ -362,7 +401,8 @@ class StepStage(RunStage):
     def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         """The groups that a single reward scores at once.
 
-        A reward model's bits depend on the groups that it sees at once, and on nothing that was scored before.
+        A reward model's bits depend on the groups that it sees at once, and on nothing that was
+        scored before.
         """
         with self.reporter.progress(f"scoring with {name}", len(groups)) as done:
             for start in range(0, len(groups), SCORED):

@@ -1,4 +1,5 @@
-"""The start of `alignkit run`, as the only process or as one of several, and of `alignkit.run` in Python.
+"""The start of `alignkit run`, as the only process or as one of several, and of `alignkit.run` in
+Python.
 
 The first line comes before torch.
 """
@@ -36,8 +37,12 @@ RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
 
 
-def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> dict[str, Any] | int:
-    """Run a recipe; returns what it left, or the exit code. load: reads the recipe, and passes on its warnings."""
+def start(
+    load: Callable[[Callable[[str], None]], Recipe], out: Path | None
+) -> dict[str, Any] | int:
+    """Run a recipe; returns what it left, or the exit code. load: reads the recipe, and passes on
+    its warnings.
+    """
     world = world_of()
     if world.process == 0:
         return _run(load, out, world)
@@ -46,7 +51,8 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     except KeyboardInterrupt:  # as all processes of a terminal
         return 130
     except Exception as error:  # process 0 prints an error that all have
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which whoever started this process ends it now
+        # With which whoever started this process ends it now
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SAME_ERROR)
         with suppress(Stopped):  # or has asked it to end already
             should_stop()
@@ -55,7 +61,9 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     return 0
 
 
-def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> dict[str, Any]:
+def _run(
+    load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World
+) -> dict[str, Any]:
     """Run a recipe as one of its processes. Only the first one prints."""
     began, warnings = time.monotonic(), list[str]()
     recipe = load(warnings.append)
@@ -71,7 +79,8 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
     for warning in warnings:
         reporter.say(warning)
     reporter.say("loading torch and transformers")
-    importlib.import_module("torch")  # here, because whoever interrupts it leaves half of torch, and no run to end
+    # Here, because whoever interrupts it leaves half of torch, and no run to end
+    importlib.import_module("torch")
     from alignkit.runs.run import run_recipe
 
     collectives = ONE_PROCESS
@@ -84,7 +93,8 @@ def _run(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, worl
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage made. folder: its files; `adapter` in it has the trained weights in peft's format.
+    """What a stage made. folder: its files; `adapter` in it has the trained weights in peft's
+    format.
 
     summary: as in stage.json. metrics: one mapping per step or iteration.
     """
@@ -100,7 +110,8 @@ def run(
     out: str | Path | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> dict[str, StageResult]:
-    """Run a recipe, and resume or reuse what is in its folder; returns what each stage made, by its name.
+    """Run a recipe, and resume or reuse what is in its folder; returns what each stage made, by its
+    name.
 
     Raises an AlignkitError that says what is wrong. Signals stop the run only in the main thread.
 
@@ -132,8 +143,14 @@ def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a run that is complete has left, which is printed already."""
     stages = {}
     for name, made in _results(recipe, folder).items():
-        stages[name] = {"folder": made.folder, "summary": made.summary, "metrics": [{}, *made.metrics][-1]}
-    written = {name: folder / name for name in ("run.log", RECIPE, PAGE, FACTS) if exists(folder / name)}
+        stages[name] = {
+            "folder": made.folder,
+            "summary": made.summary,
+            "metrics": [{}, *made.metrics][-1],
+        }
+    written = {
+        name: folder / name for name in ("run.log", RECIPE, PAGE, FACTS) if exists(folder / name)
+    }
     return {"recipe": recipe.name, "folder": folder, "files": written, "stages": stages}
 
 
@@ -141,13 +158,16 @@ def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def launch(processes: int) -> int:
-    """Start this command in several processes of this machine; returns the exit code of the first one that fails."""
+    """Start this command in several processes of this machine; returns the exit code of the first
+    one that fails.
+    """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # process 0 says what happened
+    # Process 0 says what happened
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
     options = ["--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={passed_on}"]
     try:
@@ -161,7 +181,8 @@ def launch(processes: int) -> int:
 
 
 def world_of(environment: Mapping[str, str] = os.environ) -> World:
-    """What accelerate's launcher, or torchrun, has set; one process if neither has started this one.
+    """What accelerate's launcher, or torchrun, has set; one process if neither has started this
+    one.
 
     Raises RecipeError if a launcher was asked for several processes and started one.
     """
@@ -169,6 +190,9 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
     if environment.keys() >= {RANK, "WORLD_SIZE", "MASTER_PORT"}:
         return World(int(environment[RANK]), int(environment["WORLD_SIZE"]), shard)
     if environment.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}:
-        text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
+        text = (
+            "accelerate was asked for several processes, but started only one: it finds no GPU, "
+            "and no MPI"
+        )
         refuse(text, "add --multi_gpu, which also starts processes on CPUs, or use torchrun")
     return World(shard=shard)

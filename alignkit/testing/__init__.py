@@ -8,11 +8,11 @@
     def test_my_reward_conforms() -> None:
         check_reward(MyReward, {"word": "please"})
 
-Every check takes the plugin's class and its options, and raises ConformanceError with all rules that the plugin
-breaks. The plugin need not be installed.
+Every check takes the plugin's class and its options, and raises ConformanceError with all rules
+that the plugin breaks. The plugin need not be installed.
 
-`check_algorithm` runs alignkit's own code (encoding, packing, `signal`, `select`, the gradient of a global batch) on
-the model `tiny` in float32 on the CPU, in about a second. In this order:
+`check_algorithm` runs alignkit's own code (encoding, packing, `signal`, `select`, the gradient of a
+global batch) on the model `tiny` in float32 on the CPU, in about a second. In this order:
 
 | check | what must hold |
 |---|---|
@@ -28,20 +28,28 @@ The other checks call the plugin as a run does, with the same checks of what it 
 
 | check | what must hold |
 |---|---|
-| `check_reward` | a finite number or None per response, in order; the same on every call, in every batch and order |
-| `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils no other |
-| `check_judge` | an answer per item; the same on every call, in every batch, and mirrored in the other order |
-| `check_environment` | text and described tools; the same episode again, alone, and next to others |
-| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses others with BadRow |
-| `check_step` | an Artifact that can be saved, the same on every call, only from what options name; early checks pass |
+| `check_reward` | a finite number or None per response, in order; the same on every call, in every
+batch and order |
+| `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils
+no other |
+| `check_judge` | an answer per item; the same on every call, in every batch, and mirrored in the
+other order |
+| `check_environment` | text and described tools; the same episode again, alone, and next to others
+|
+| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses
+others with BadRow |
+| `check_step` | an Artifact that can be saved, the same on every call, only from what options name;
+early checks pass |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
-| `check_monitor` | the same observations of the same samples, also as a resumed run reads them; changes none |
-| `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities as in training |
+| `check_monitor` | the same observations of the same samples, also as a resumed run reads them;
+changes none |
+| `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities
+as in training |
 | `check_reader` | rows numbered from 1, the same on every read |
 | `check_model_source` | a model that loads, and the same one on the next call |
 
-A file of the recipe's folder that a reward, judge or step reads must be named in its options: these are part of a
-stage's key, with the contents of the files.
+A file of the recipe's folder that a reward, judge or step reads must be named in its options: these
+are part of a stage's key, with the contents of the files.
 
 Design: docs/architecture.md.
 """

@@ -1,4 +1,6 @@
-"""The rules of algorithms: runs one on the model `tiny` as a stage does, and on batches that must not change it."""
+"""The rules of algorithms: runs one on the model `tiny` as a stage does, and on batches that must
+not change it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from alignkit.training.rewards import with_columns
 from alignkit.training.trainer import groups_kept
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
-GARBAGE = 20.0  # entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
+# Entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
+GARBAGE = 20.0
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"
 GRADIENTS = ("the gradient", "the value gradient")
@@ -42,24 +45,30 @@ GRADIENTS = ("the gradient", "the value gradient")
 SAME = "a loss must not draw random numbers, and what it remembers belongs in `state`"
 RESUMED = "a resumed run would lose it; what `signal` remembers belongs in self.state"
 MICRO = (
-    "return unreduced entries (per_token, per_pair, ...) that depend only on their own response, pair or group; "
-    "statistics over the whole batch belong in `before_step` or `signal`"
+    "return unreduced entries (per_token, per_pair, ...) that depend only on their own response, "
+    "pair or group; statistics over the whole batch belong in `before_step` or `signal`"
 )
 ORDER = "use batch.group_index and batch.pairs, not positions in the batch"
-MASK = "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
+MASK = (
+    "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
+)
 
 Numbers = dict[str, Tensor]  # logged numbers and gradients, or signals, each as one vector
 
 
 def check_algorithm(
-    cls: type[Algorithm], options: Mapping[str, Any] | None = None, *, groups: Sequence[Group] | None = None
+    cls: type[Algorithm],
+    options: Mapping[str, Any] | None = None,
+    *,
+    groups: Sequence[Group] | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that an algorithm breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that an algorithm breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         options: As in a recipe.
-        groups: To learn from, instead of `example_groups`; for an algorithm that learns from rollouts every response
-            needs `tokens` and a `reward` among its scores.
+        groups: To learn from, instead of `example_groups`; for an algorithm that learns from
+            rollouts every response needs `tokens` and a `reward` among its scores.
     """
     conform("algorithm", cls, options, _check_algorithm, groups=groups)
 
@@ -73,7 +82,9 @@ def _check_algorithm(around: Surroundings, component: Component) -> None:
 
 
 class AlgorithmCheck:
-    """An algorithm on the tiny model. The role `before` wrote the rollouts; `checked` has learned a little since."""
+    """An algorithm on the tiny model. The role `before` wrote the rollouts; `checked` has learned a
+    little since.
+    """
 
     def __init__(self, around: Surroundings, component: Component):
         self.component, self.problems = component, around.problems
@@ -110,7 +121,9 @@ class AlgorithmCheck:
             self.model.drop_role(role)
 
     def run(self) -> None:
-        """Check every rule; not the later ones if an earlier one is broken that makes them pointless."""
+        """Check every rule; not the later ones if an earlier one is broken that makes them
+        pointless.
+        """
         algorithm = self.new()
         self.problems.must_be_json("`state` at first", algorithm.state)
         groups, rollouts = self.groups, Examples([])
@@ -128,7 +141,9 @@ class AlgorithmCheck:
         if examples.groups:
             self._check_loss(algorithm, examples)
         else:
-            self.problems.append("`select` and `needs` leave none of the example groups: pass others as `groups`")
+            self.problems.append(
+                "`select` and `needs` leave none of the example groups: pass others as `groups`"
+            )
 
     # The inputs of an algorithm, as in training
 
@@ -141,7 +156,9 @@ class AlgorithmCheck:
             )["values"]
         return examples
 
-    def _selected(self, algorithm: Algorithm, groups: Sequence[Group], rollouts: Examples) -> Examples:
+    def _selected(
+        self, algorithm: Algorithm, groups: Sequence[Group], rollouts: Examples
+    ) -> Examples:
         """The examples of the first phase, chosen as in a stage."""
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
         chosen = select(algorithm, groups, context)[0].groups
@@ -150,7 +167,9 @@ class AlgorithmCheck:
             examples = rollouts.take([index_of[id(group)] for group in chosen])
         else:
             examples = self._measured(algorithm, chosen)
-        return examples.take([index for index, each in enumerate(examples.groups) if self._is_learnable(each)])
+        return examples.take(
+            [index for index, each in enumerate(examples.groups) if self._is_learnable(each)]
+        )
 
     def _is_learnable(self, encoded: Encoded) -> bool:
         is_complete = self.rollouts or len(encoded.rows) >= self.needs.min_samples
@@ -163,10 +182,16 @@ class AlgorithmCheck:
         encoded = encode_all(self.encoder, groups, LONGEST, turns=turns, scoring=self.scores)
         examples = Examples(encoded)
         if self.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded)["logprobs"]
+            examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded)[
+                "logprobs"
+            ]
         if self.needs.reference_logprobs:
-            read = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder).encoded(encoded)
-            examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read)["logprobs"]
+            read = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder).encoded(
+                encoded
+            )
+            examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read)[
+                "logprobs"
+            ]
         return examples
 
     # Rules
@@ -180,8 +205,12 @@ class AlgorithmCheck:
             self.problems.append(text)
             return
         promised = self.needs.advantages
-        if promised and (ADVANTAGES not in signals or signals[ADVANTAGES].dim() > 1 + (promised == "token")):
-            self.problems.append(f"`needs` promises advantages='{promised}': return them as '{ADVANTAGES}'")
+        if promised and (
+            ADVANTAGES not in signals or signals[ADVANTAGES].dim() > 1 + (promised == "token")
+        ):
+            self.problems.append(
+                f"`needs` promises advantages='{promised}': return them as '{ADVANTAGES}'"
+            )
         rollouts.add_signals(signals)
         expected = counted_signals(rollouts)
         for name, values in expected.items():
@@ -189,23 +218,35 @@ class AlgorithmCheck:
                 self.problems.append(f"{name} is not finite everywhere")
                 return
         spoiled, backwards = GarbageExamples.of(rollouts), turned(rollouts)
-        later = Examples(list(rollouts.groups), dict(rollouts.token_columns), dict(rollouts.columns))
+        later = Examples(
+            list(rollouts.groups), dict(rollouts.token_columns), dict(rollouts.columns)
+        )
         if self.needs.reward:
             groups = [encoded.group for encoded in rollouts.groups]
             doubled = _with_rewards(groups, 2 * scores_of(groups, REWARD_KEY))
             later.groups = [
-                replace(encoded, group=group) for encoded, group in zip(rollouts.groups, doubled, strict=True)
+                replace(encoded, group=group)
+                for encoded, group in zip(rollouts.groups, doubled, strict=True)
             ]
         resumed = _signals(self.new(algorithm.state), later)
         cause = "a second call of `signal` from the same state"
         self._compare(cause, expected, _signals(self.new(start), rollouts), SAME)
-        self._compare("garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK)
-        self._compare("the order of groups", counted_signals(backwards), _signals(self.new(start), backwards), ORDER)
+        self._compare(
+            "garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK
+        )
+        self._compare(
+            "the order of groups",
+            counted_signals(backwards),
+            _signals(self.new(start), backwards),
+            ORDER,
+        )
         cause = "what `signal` remembers outside of `state`"
         self._compare(cause, resumed, _signals(algorithm, later), RESUMED)
 
     def _check_loss(self, algorithm: Algorithm, examples: Examples) -> None:
-        """Check the gradient of a global batch, and of variants that must have the same gradient."""
+        """Check the gradient of a global batch, and of variants that must have the same
+        gradient.
+        """
         state = copy.deepcopy(algorithm.state)
         probe = Probe(self.model, algorithm, Settings(), ROLE, self.value_role)
 
@@ -218,17 +259,24 @@ class AlgorithmCheck:
         self.problems.must_be_json("`state` after `before_step`", algorithm.state)
         for name, values in expected.items():
             if not values.isfinite().all():
-                text = f"{name} is not finite: look for sqrt, log or a division at 0, also outside the mask"
+                text = (
+                    f"{name} is not finite: look for sqrt, log or a division at 0, also outside "
+                    "the mask"
+                )
                 self.problems.append(text)
         if not expected[GRADIENTS[0]].any():
-            self.problems.append("the gradient is zero everywhere: nothing is learned (is `out` detached?)")
+            self.problems.append(
+                "the gradient is zero everywhere: nothing is learned (is `out` detached?)"
+            )
         if self.problems:
             return
         self._compare("a second pass over the same batch", expected, gradient(examples), SAME)
         if self.problems:
             return
         spoiled = gradient(GarbageExamples.of(examples), garbage=True)
-        self._compare("cutting the batch into micro-batches", expected, gradient(examples, budget=1), MICRO)
+        self._compare(
+            "cutting the batch into micro-batches", expected, gradient(examples, budget=1), MICRO
+        )
         self._compare("the order of groups", expected, gradient(turned(examples)), ORDER)
         self._compare("garbage outside the mask", expected, spoiled, MASK)
 
@@ -241,7 +289,9 @@ class AlgorithmCheck:
                 wrong.append(f"{name} by {difference:.2g}")
         if wrong:
             names = ", ".join(wrong)
-            self.problems.append(f"{cause} changes {names} (relative; up to {TOLERANCE:g} is allowed): {help}")
+            self.problems.append(
+                f"{cause} changes {names} (relative; up to {TOLERANCE:g} is allowed): {help}"
+            )
 
 
 def _with_rewards(groups: Sequence[Group], rewards: Tensor) -> list[Group]:
@@ -286,7 +336,9 @@ def counted_signals(examples: Examples) -> Numbers:
 
 
 class Probe(Learner):
-    """A learner that takes no step. With `garbage`, the outputs of its roles are garbage outside the mask."""
+    """A learner that takes no step. With `garbage`, the outputs of its roles are garbage outside
+    the mask.
+    """
 
     garbage = False
 
@@ -298,7 +350,9 @@ class Probe(Learner):
             for key, parameter in self.parameters.items():
                 if key.startswith(f"{role}:"):
                     gradient = parameter.grad
-                    gradients.append(torch.zeros(parameter.numel()) if gradient is None else gradient.flatten())
+                    gradients.append(
+                        torch.zeros(parameter.numel()) if gradient is None else gradient.flatten()
+                    )
             if gradients:
                 numbers[name] = torch.cat(gradients)
         for name, value in metrics.items():

@@ -25,16 +25,23 @@ EXTRA = "unrelated column"
 ODD_ROWS: tuple[Any, ...] = (None, 3, True, [], ["x"], {}, {EXTRA: "x"})
 
 LOST = "`rest` returns the columns that a format does not use, for the group's `meta`"
-STRICT = "a file whose first row matches two formats is refused, so `matches` must look for columns that others lack"
+STRICT = (
+    "a file whose first row matches two formats is refused, so `matches` must look for columns "
+    "that others lack"
+)
 
 
 # Formats
 
 
 def check_format(
-    cls: type[Format], options: Mapping[str, Any] | None = None, *, rows: Sequence[Any] | None = None
+    cls: type[Format],
+    options: Mapping[str, Any] | None = None,
+    *,
+    rows: Sequence[Any] | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a format breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a format breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         options: As in a recipe.
@@ -49,18 +56,24 @@ def _check_format(around: Surroundings, component: Component, rows: Sequence[Any
         try:
             examples.append(json.loads(format.example))
         except ValueError as error:
-            around.problems.append(f"`example` must be a row as JSON, for errors and documentation: {error}")
+            around.problems.append(
+                f"`example` must be a row as JSON, for errors and documentation: {error}"
+            )
     if _recognizes(type(format)):
         _check_matches(around, format, examples)
     for row in examples:
         _check_row(around, format, row)
     for row in ODD_ROWS:
         if isinstance(_read(format, row), list):
-            around.problems.append(f"`read` makes a group of {_shown(row)}: raise BadRow for columns that are missing")
+            around.problems.append(
+                f"`read` makes a group of {_shown(row)}: raise BadRow for columns that are missing"
+            )
 
 
 def _read(format: Format, row: Any) -> list[Group] | str:
-    """The groups of a row as a run reads it, or why it is bad. Raises PluginError for any other exception."""
+    """The groups of a row as a run reads it, or why it is bad. Raises PluginError for any other
+    exception.
+    """
     try:
         with blame(format, "read"):
             try:
@@ -68,7 +81,9 @@ def _read(format: Format, row: Any) -> list[Group] | str:
             except BadRow as error:
                 return str(error)
     except PluginError as error:
-        raise PluginError(f"{error}, for {_shown(row)}; a row that cannot be read must raise BadRow") from error
+        raise PluginError(
+            f"{error}, for {_shown(row)}; a row that cannot be read must raise BadRow"
+        ) from error
 
 
 def _recognizes(cls: type[Format]) -> bool:
@@ -89,7 +104,9 @@ def _check_matches(around: Surroundings, format: Format, examples: Sequence[Any]
         if theirs is type(format) or not theirs.example or not _recognizes(theirs):
             continue
         if call(format, "matches", json.loads(theirs.example)):
-            around.problems.append(f"`matches` also recognizes the example of '{other.name}': {STRICT}")
+            around.problems.append(
+                f"`matches` also recognizes the example of '{other.name}': {STRICT}"
+            )
 
 
 def _check_row(around: Surroundings, format: Format, row: Any) -> None:
@@ -102,7 +119,9 @@ def _check_row(around: Surroundings, format: Format, row: Any) -> None:
     if isinstance(groups, str) or problems:
         return
     if not groups:
-        problems.append(f"`groups` returns no group for {_shown(row)}: raise BadRow with the reason")
+        problems.append(
+            f"`groups` returns no group for {_shown(row)}: raise BadRow with the reason"
+        )
     if _read(format, row) != groups:
         problems.append(f"`read` makes other groups of {_shown(row)} when it reads it again")
     for group in groups:
@@ -127,7 +146,8 @@ def _shown(row: Any) -> str:
 
 
 def check_reader(cls: type[Reader], path: Path) -> None:
-    """Raise ConformanceError listing every rule that a reader breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a reader breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         path: A file that it reads, with at least one row.
@@ -135,14 +155,19 @@ def check_reader(cls: type[Reader], path: Path) -> None:
     conform("reader", cls, None, partial(_check_reader, cls=cls, path=path))
 
 
-def _check_reader(around: Surroundings, component: Component, cls: type[Reader], path: Path) -> None:
+def _check_reader(
+    around: Surroundings, component: Component, cls: type[Reader], path: Path
+) -> None:
     problems = around.problems
     first, second = list(cls().rows(path)), list(cls().rows(path))
     numbers = [number for number, _ in first]
     if not first:
         problems.append("`rows`: there is none: pass another file as `path`")
     if numbers != sorted({*numbers} - {0}):
-        problems.append(f"`rows`: number them upward from 1, so that an error can name a row; these are {numbers[:5]}")
+        problems.append(
+            "`rows`: number them upward from 1, so that an error can name a row; these are "
+            f"{numbers[:5]}"
+        )
     if repr(first) != repr(second):
         problems.append("`rows`: a second read has other rows")
 
@@ -150,25 +175,35 @@ def _check_reader(around: Surroundings, component: Component, cls: type[Reader],
 # Sources of base models
 
 
-def check_model_source(source: Callable[..., Path | str], *, cache: Path | None = None, path: str = "") -> None:
-    """Raise ConformanceError if a source of base models breaks a rule (see the table in `alignkit.testing`).
+def check_model_source(
+    source: Callable[..., Path | str], *, cache: Path | None = None, path: str = ""
+) -> None:
+    """Raise ConformanceError if a source of base models breaks a rule (see the table in
+    `alignkit.testing`).
 
     The model is loaded on the CPU in float32.
 
     Args:
         source: The function that is registered.
-        cache: The folder that the source gets; default: an empty one, so that it makes or downloads the model again.
+        cache: The folder that the source gets; default: an empty one, so that it makes or downloads
+            the model again.
         path: What a recipe writes after `NAME://`, for a source that takes it.
     """
     conform("model", source, None, partial(_check_source, cache=cache, path=path))
 
 
-def _check_source(around: Surroundings, component: Component, cache: Path | None, path: str) -> None:
-    make = partial(_made_model, component.registration, cache or around.cache, *filter(None, [path]))
+def _check_source(
+    around: Surroundings, component: Component, cache: Path | None, path: str
+) -> None:
+    make = partial(
+        _made_model, component.registration, cache or around.cache, *filter(None, [path])
+    )
     folder = make()
     SharedModel(SPEC.model_copy(update={"base": folder}), folder)
     if (again := make()) != folder:
-        around.problems.append(f"a second call returns '{again}' instead of '{folder}', which exists")
+        around.problems.append(
+            f"a second call returns '{again}' instead of '{folder}', which exists"
+        )
 
 
 def _made_model(registration: Registration, cache: Path, *path: str) -> str:
@@ -177,6 +212,9 @@ def _made_model(registration: Registration, cache: Path, *path: str) -> str:
         source = str(registration.implementation(cache, *path))
         hub = source.count("/") == 1 and not is_dir(source) and not Path(source).is_absolute()
         if not hub and not is_file(Path(source) / "config.json"):
-            text = f"return a model's folder, which has a config.json, or a hub id, not {source!r:.200}"
+            text = (
+                "return a model's folder, which has a config.json, or a hub id, not "
+                f"{source!r:.200}"
+            )
             raise PluginError(text)
     return source

@@ -1,4 +1,6 @@
-"""The rules of engines: they sample what they are asked for, from the weights that were published last."""
+"""The rules of engines: they sample what they are asked for, from the weights that were published
+last.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,16 @@ def check_engine(
     folder: Path | None = None,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Raise ConformanceError listing every rule that an engine breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that an engine breaks (see the table in
+    `alignkit.testing`).
 
     The base is the model `tiny` in float32 on the CPU, and the policy an adapter on it.
 
     Args:
         options: As in a recipe.
         folder: The recipe's; default: the current one.
-        tolerance: Largest difference of a log-probability from training's, in nats; raise it for an engine that
-            computes less precisely.
+        tolerance: Largest difference of a log-probability from training's, in nats; raise it for an
+            engine that computes less precisely.
     """
     conform("engine", cls, options, partial(_check_engine, tolerance=tolerance), folder=folder)
 
@@ -59,7 +62,9 @@ def _check_engine(around: Surroundings, component: Component, tolerance: float) 
     # Not the model that all checks of a process share: an engine reads the base from its folder.
     model = SharedModel(SPEC, str(plugins().get("model", "tiny").implementation(around.cache)))
     model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
-    engine = launcher().engine(component, around.cache / "engine", stage="", seed=SEED, say=lambda text: None)
+    engine = launcher().engine(
+        component, around.cache / "engine", stage="", seed=SEED, say=lambda text: None
+    )
     model.add_role(POLICY)
     add_noise(model, POLICY, 0.1, 1)
     try:
@@ -78,7 +83,9 @@ class Sample(NamedTuple):
 
 @dataclass
 class EngineCheck:
-    """The rules for one engine and policy. Some of the model's end tokens must be likely enough to be sampled."""
+    """The rules for one engine and policy. Some of the model's end tokens must be likely enough to
+    be sampled.
+    """
 
     engine: Any  # of the launcher, as in a run
     model: SharedModel
@@ -98,7 +105,9 @@ class EngineCheck:
         """Check every rule in turn. Raises PluginError for what a run itself refuses."""
         first = self._as_in_training("")
         if type(self.engine.engine).repeats and self._responses() != first:
-            self.problems.append(f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}")
+            self.problems.append(
+                f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}"
+            )
         if self._responses(seed=1000) == first:
             self.problems.append("`sample` returns the same tokens for other seeds")
         self._as_in_training(" at temperature 0.5", temperature=0.5)
@@ -109,9 +118,14 @@ class EngineCheck:
         self._as_in_training(" after new weights were published")
 
     def _sample(self, *, role: str = POLICY, seed: int = 0, **sampling: Any) -> list[Sample]:
-        seeds = [list(range(first, first + SAMPLES)) for first in range(seed, seed + 10 * len(self.prompts), 10)]
+        seeds = [
+            list(range(first, first + SAMPLES))
+            for first in range(seed, seed + 10 * len(self.prompts), 10)
+        ]
         asked = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
-        answers = self.engine.request(Generation(self.model, role, self.encoder, self.prompts, seeds, asked)).result()
+        answers = self.engine.request(
+            Generation(self.model, role, self.encoder, self.prompts, seeds, asked)
+        ).result()
         samples: list[Sample] = []
         for prompt, continuations in zip(self.prompts, answers, strict=True):
             samples += [Sample(prompt, one.tokens, one.logprobs) for one in continuations]
@@ -120,36 +134,62 @@ class EngineCheck:
     def _responses(self, seed: int = 0) -> list[Ids]:
         return [sample.response for sample in self._sample(seed=seed)]
 
-    def _measured(self, samples: Sequence[Sample], role: str = POLICY, temperature: float = 1.0) -> list[Any]:
+    def _measured(
+        self, samples: Sequence[Sample], role: str = POLICY, temperature: float = 1.0
+    ) -> list[Any]:
         """The log-probabilities of the training path."""
         rows = []
         for prompt, response, _ in samples:
-            rows.append(Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),)))
+            rows.append(
+                Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),))
+            )
         return list(measure(self.model, role, rows, Wants(temperature=temperature))["logprobs"])
 
-    def _as_in_training(self, which: str, *, role: str = POLICY, temperature: float = 1.0) -> list[Ids]:
-        """Compare the log-probabilities that the engine reports with those of the training path; returns responses."""
+    def _as_in_training(
+        self, which: str, *, role: str = POLICY, temperature: float = 1.0
+    ) -> list[Ids]:
+        """Compare the log-probabilities that the engine reports with those of the training path;
+        returns responses.
+        """
         samples, gap = self._sample(role=role, temperature=temperature), 0.0
         what = f"`sample`: the log-probabilities{which}"
         responses = [sample.response for sample in samples]
         if any(sample.logprobs is None for sample in samples):
-            self.problems.append(f"{what} are None, which is for top_k, top_p and min_new_tokens only")
+            self.problems.append(
+                f"{what} are None, which is for top_k, top_p and min_new_tokens only"
+            )
             return responses
-        for measured, sample in zip(self._measured(samples, role, temperature), samples, strict=True):
-            gap = max([gap, *(abs(float(a) - float(b)) for a, b in zip(measured, sample.logprobs, strict=True))])
+        for measured, sample in zip(
+            self._measured(samples, role, temperature), samples, strict=True
+        ):
+            gap = max(
+                [
+                    gap,
+                    *(
+                        abs(float(a) - float(b))
+                        for a, b in zip(measured, sample.logprobs, strict=True)
+                    ),
+                ]
+            )
         if gap > self.tolerance:
-            self.problems.append(f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}")
+            self.problems.append(
+                f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}"
+            )
         return responses
 
     def _is_greedy(self, name: str, value: Any) -> None:
         """Check that first tokens are as likely as those of alignkit's own greedy samples."""
         likeliest, seeds = Sampling(max_new_tokens=1, temperature=0.0), [[0]] * len(self.prompts)
-        best = generate(Generation(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest))
+        best = generate(
+            Generation(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest)
+        )
         best_of = {prompt: one.tokens for prompt, (one,) in zip(self.prompts, best, strict=True)}
         samples = self._sample(**{name: value})
         firsts = [sample._replace(response=sample.response[:1]) for sample in samples]
         bests = [sample._replace(response=best_of[sample.prompt]) for sample in samples]
         for ours, theirs in zip(self._measured(bests), self._measured(firsts), strict=True):
             if float(theirs[0]) < float(ours[0]) - self.tolerance:
-                self.problems.append(f"`sample`: with {name} {value:g} a first token is not the most likely one")
+                self.problems.append(
+                    f"`sample`: with {name} {value:g} a first token is not the most likely one"
+                )
                 return

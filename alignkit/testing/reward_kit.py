@@ -1,4 +1,6 @@
-"""The rules of what scores, compares and filters: rewards, combinations of them, judges and filters."""
+"""The rules of what scores, compares and filters: rewards, combinations of them, judges and
+filters.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,30 @@ from alignkit.reward import CombinedReward, Judge, Reward, RewardCombination
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
 from alignkit.training.rewards import Node, Rewards, filter_mask
 
-SCORE_TOLERANCE = 1e-4  # relative, of two scores of a response; models in other batches differ by about 1e-5
-VERDICT_TOLERANCE = 1e-3  # of probabilities; models in other batches, and servers that round, differ by less
+# Relative, of two scores of a response; models in other batches differ by about 1e-5
+SCORE_TOLERANCE = 1e-4
+# Of probabilities; models in other batches, and servers that round, differ by less
+VERDICT_TOLERANCE = 1e-3
 COMBINED_TOLERANCE = 1e-6  # relative, in float64
 RUBRIC = ("It answers the question.", "It is short.")
 
-PURE = "a score is computed from the prompt, its columns and the responses of its group only, because it is cached"
+PURE = (
+    "a score is computed from the prompt, its columns and the responses of its group only, "
+    "because it is cached"
+)
 APART = "if a score ranks a response among its group's, `within_group` must return True"
 AGAIN = "it must not draw random numbers, and what it remembers belongs in `state`"
 ORDER = "use the index of each response's group, not positions in the batch"
-MISSING = "a response without a score is dropped; leave it out of means and deviations, as with `nanmean`"
+MISSING = (
+    "a response without a score is dropped; leave it out of means and deviations, as with `nanmean`"
+)
 TOTAL = "it is the reward of the scores that it is given"
 ALONE = "an answer depends only on its own prompt and responses"
 STORED = "answers are stored and reused, so a judge must not draw random numbers"
 SWAP = "ask in both orders and average, so that P(first is better) becomes 1 - P"
-FILTERED = "a filter may use all groups together, but not their places, and must not draw random numbers"
+FILTERED = (
+    "a filter may use all groups together, but not their places, and must not draw random numbers"
+)
 
 _QUESTION = (Message(role="user", content="What is the capital of {country}?"),)
 _DIALOGUE = (
@@ -64,13 +75,14 @@ def check_reward(
     groups: Sequence[Group] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a reward breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a reward breaks (see the table in
+    `alignkit.testing`).
 
     Args:
-        options: As in a recipe. A reward or judge that they name must be installed; any other name is a stage, whose
-            model is `tiny` with weights of its own.
-        groups: To score, with the columns that the reward reads, and what data options hold; default: sampled responses
-            to four prompts without further columns.
+        options: As in a recipe. A reward or judge that they name must be installed; any other name
+            is a stage, whose model is `tiny` with weights of its own.
+        groups: To score, with the columns that the reward reads, and what data options hold;
+            default: sampled responses to four prompts without further columns.
         folder: The recipe's; default: the current one.
     """
     conform("reward", cls, options, _check_reward, folder=folder, groups=groups)
@@ -103,9 +115,13 @@ def _check_reward(around: Surroundings, component: Component) -> None:
     if not rewards.within_group:
         single: list[Group] = []
         for group in groups:
-            single += [replace(group, responses=(response,), pairs=None) for response in group.responses]
+            single += [
+                replace(group, responses=(response,), pairs=None) for response in group.responses
+            ]
         variants["a group for every response"] = scores(single), APART
-    around.problems.compare("`score`: {} changes the score of response", expected, variants, SCORE_TOLERANCE)
+    around.problems.compare(
+        "`score`: {} changes the score of response", expected, variants, SCORE_TOLERANCE
+    )
 
 
 # Combinations
@@ -118,12 +134,14 @@ def check_combination(
     groups: Sequence[Group] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a combination breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a combination breaks (see the table in
+    `alignkit.testing`).
 
     Its parts are not scored: they get normally distributed scores.
 
     Args:
-        options: As in a recipe; a part that is no installed reward is a stage that trains a reward model.
+        options: As in a recipe; a part that is no installed reward is a stage that trains a reward
+            model.
         groups: As of `check_reward`.
         folder: As of `check_reward`.
     """
@@ -135,7 +153,9 @@ def _check_combination(around: Surroundings, component: Component) -> None:
     spec = around.combination(component)
     spec = replace(spec, children={name: RewardSpec("stage", name) for name in spec.children})
     count, generator = len(responses_of(groups)), torch.Generator().manual_seed(11)
-    columns = {name: torch.randn(count, generator=generator, dtype=torch.float64) for name in spec.children}
+    columns = {
+        name: torch.randn(count, generator=generator, dtype=torch.float64) for name in spec.children
+    }
 
     def node(state: Mapping[str, Any] | None = None) -> Node:
         """As a run has it. state: of one that resumes."""
@@ -159,7 +179,9 @@ def _check_combination(around: Surroundings, component: Component) -> None:
     if problems:
         return
     twin, resumed = node(start), node(used.plugin.state)
-    turned = node(start).combine(turned_groups(groups), {name: column.flip(0) for name, column in columns.items()})
+    turned = node(start).combine(
+        turned_groups(groups), {name: column.flip(0) for name, column in columns.items()}
+    )
     flipped = replace(turned, reward=turned.reward.flip(0), raw=turned.raw.flip(0))
     variants = {
         "a second call from the same state": (numbers(twin.combine(groups, columns)), AGAIN),
@@ -171,13 +193,21 @@ def _check_combination(around: Surroundings, component: Component) -> None:
     text = "`combine`: {} changes the rewards, then the raw rewards: number"
     problems.compare(text, expected, variants, COMBINED_TOLERANCE)
     if twin.plugin.state != used.plugin.state:
-        problems.append(f"`combine`: a second call from the same state leaves another `state`: {AGAIN}")
-    later = {"what it remembers outside of `state`": (numbers(used.combine(groups, columns)), AGAIN)}
+        problems.append(
+            f"`combine`: a second call from the same state leaves another `state`: {AGAIN}"
+        )
+    later = {
+        "what it remembers outside of `state`": (numbers(used.combine(groups, columns)), AGAIN)
+    }
     problems.compare(text, numbers(resumed.combine(groups, columns)), later, COMBINED_TOLERANCE)
-    holes = {name: column.index_fill(0, torch.tensor([0]), math.nan) for name, column in columns.items()}
+    holes = {
+        name: column.index_fill(0, torch.tensor([0]), math.nan) for name, column in columns.items()
+    }
     some = node(start).combine(groups, holes)
     if not (some.reward[1:].isfinite() & some.raw[1:].isfinite()).all():
-        problems.append(f"`combine`: a missing score makes the rewards of other responses NaN: {MISSING}")
+        problems.append(
+            f"`combine`: a missing score makes the rewards of other responses NaN: {MISSING}"
+        )
 
 
 # Judges
@@ -190,11 +220,13 @@ def check_judge(
     items: Sequence[Item] = EXAMPLES,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a judge breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a judge breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         options: As in a recipe; stages that they name are the model `tiny`.
-        items: The comparisons (prompt, first, second) to ask for; the judge must have a verdict on at least one.
+        items: The comparisons (prompt, first, second) to ask for; the judge must have a verdict on
+            at least one.
         folder: The recipe's; default: the current one.
     """
     conform("judge", cls, options, partial(_check_judge, items=items), folder=folder)
@@ -208,15 +240,25 @@ def _check_judge(around: Surroundings, component: Component, items: Sequence[Ite
         def compare(items: Sequence[Any], rubric: Any = rubric) -> list[Any]:
             return judge.compare(items, rubric)
 
-        expected = _check_answers(around, "compare", "P(first is better)", compare, items, "p_first")
+        expected = _check_answers(
+            around, "compare", "P(first is better)", compare, items, "p_first"
+        )
         swapped = compare([(prompt, second, first) for prompt, first, second in items])
-        back = [verdict.p_first if verdict.p_first is None else 1 - verdict.p_first for verdict in swapped]
-        text, variants = "`compare`: {} changes P(first is better) of item", {"showing the second first": (back, SWAP)}
+        back = [
+            verdict.p_first if verdict.p_first is None else 1 - verdict.p_first
+            for verdict in swapped
+        ]
+        text, variants = (
+            "`compare`: {} changes P(first is better) of item",
+            {"showing the second first": (back, SWAP)},
+        )
         around.problems.compare(text, expected, variants, VERDICT_TOLERANCE)
     if rates(component.registration.implementation):
         rated = [(prompt, first) for prompt, first, _ in items]
         for rubric in ("", RUBRIC)[: 1 + judge.judge.reads_rubric]:
-            _check_answers(around, "rate", "the rating", partial(judge.rate, rubric=rubric), rated, "score")
+            _check_answers(
+                around, "rate", "the rating", partial(judge.rate, rubric=rubric), rated, "score"
+            )
 
 
 def _check_answers(
@@ -233,13 +275,19 @@ def _check_answers(
     expected = [getattr(answer, field) for answer in answers]
     reasons = [answer.reason for answer in answers if getattr(answer, field) is None]
     if len(reasons) == len(items):
-        around.problems.append(f"`{method}` answers none of {len(items)} items ({reasons[0]}): pass others as `items`")
+        around.problems.append(
+            f"`{method}` answers none of {len(items)} items ({reasons[0]}): pass others as `items`"
+        )
     if not all(reasons):
-        around.problems.append(f"`{method}`: an answer without `{field}` needs a `reason`, by which it is counted")
+        around.problems.append(
+            f"`{method}`: an answer without `{field}` needs a `reason`, by which it is counted"
+        )
     again = [getattr(answer, field) for answer in ask(items)]
     alone = [getattr(ask([item])[0], field) for item in items]
     variants = {"a second call": (again, STORED), "a batch of one item": (alone, ALONE)}
-    around.problems.compare(f"`{method}`: {{}} changes {what} of item", expected, variants, VERDICT_TOLERANCE)
+    around.problems.compare(
+        f"`{method}`: {{}} changes {what} of item", expected, variants, VERDICT_TOLERANCE
+    )
     return expected
 
 
@@ -253,7 +301,8 @@ def check_filter(
     groups: Sequence[Group] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a filter breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a filter breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         options: As in a recipe.

@@ -28,7 +28,9 @@ class Problems(list[str]):
         if not _equal(before, arguments):
             self.append(f"{what} that it is given: make new ones, as with dataclasses.replace")
 
-    def compare(self, text: str, expected: Sequence[Any], variants: Variants, tolerance: float = 0.0) -> None:
+    def compare(
+        self, text: str, expected: Sequence[Any], variants: Variants, tolerance: float = 0.0
+    ) -> None:
         """Add a line about the first result of each variant that differs.
 
         text: of a line, with `{}` for what the variant is. tolerance: of numbers, relative above 1.
@@ -36,7 +38,9 @@ class Problems(list[str]):
         for cause, (actual, help) in variants.items():
             for index, (old, new) in enumerate(zip(expected, actual, strict=True)):
                 if not _near(old, new, tolerance):
-                    self.append(f"{text.format(cause)} {index} from {old!r:.200} to {new!r:.200}: {help}")
+                    self.append(
+                        f"{text.format(cause)} {index} from {old!r:.200} to {new!r:.200}: {help}"
+                    )
                     break
 
     def must_be_json(self, what: str, value: Any) -> None:
@@ -60,7 +64,9 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            _equal(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)

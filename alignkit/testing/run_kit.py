@@ -24,7 +24,10 @@ from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_s
 from alignkit.training.monitors import look
 from alignkit.training.rewards import Rewards
 
-ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
+ROWS: Sequence[Mapping[str, Any]] = (
+    {"prompt": "What is 2 + 3?"},
+    {"prompt": "Say something kind."},
+)
 TURNS = (
     '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
     "<tool_call>{</tool_call>",
@@ -34,7 +37,10 @@ LOOKS = 4  # of a monitor
 
 SEEDED = "a step draws random numbers from `context.seed` only"
 RANDOM = "what is random must be drawn from self.random"
-ALONE = "episodes must not share anything: keep what an episode remembers on `self`, and set it in `reset`"
+ALONE = (
+    "episodes must not share anything: keep what an episode remembers on `self`, and set it in "
+    "`reset`"
+)
 
 
 # Steps
@@ -47,10 +53,12 @@ def check_step(
     groups: Sequence[Group] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a step breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a step breaks (see the table in
+    `alignkit.testing`).
 
     Args:
-        options: As in a recipe; stages that they name are the model `tiny`, with weights of their own.
+        options: As in a recipe; stages that they name are the model `tiny`, with weights of their
+            own.
         groups: What data options hold; default: three responses to each of four prompts.
         folder: The recipe's; default: the current one.
     """
@@ -69,12 +77,19 @@ def _check_step(around: Surroundings, component: Component) -> None:
             problems.append(f"`run`: group {number} of the artifact {why}")
     named = {*around.reading.stage.roles, BASE}
     if first.policy is not None and first.policy not in named:
-        problems.append(f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef option")
+        problems.append(
+            f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef "
+            "option"
+        )
     if unnamed := sorted(around.models.asked - named):
         texts = ", ".join(unnamed)
-        problems.append(f"`run` uses models that no option names as PolicyRef, RewardRef or StageRef: {texts}")
+        problems.append(
+            f"`run` uses models that no option names as PolicyRef, RewardRef or StageRef: {texts}"
+        )
     if _stored(first) != _stored(_run(around, component, "first")):
-        problems.append("`run`: interrupted after all chunks of `context.map`, it makes another artifact")
+        problems.append(
+            "`run`: interrupted after all chunks of `context.map`, it makes another artifact"
+        )
     if _stored(first) != _stored(_run(around, component, "second")):
         problems.append(f"`run`: a second run makes another artifact: {SEEDED}")
 
@@ -88,7 +103,9 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
         **{field.name: getattr(context, field.name) for field in fields(Context)},
         out=out,
         scorer=lambda spec: Rewards(spec, context),
-        map=lambda name, rows, f: resumable_map(out / "map" / f"{name}.jsonl", rows, partial(map, f)),
+        map=lambda name, rows, f: resumable_map(
+            out / "map" / f"{name}.jsonl", rows, partial(map, f)
+        ),
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,
     )
@@ -112,18 +129,22 @@ def check_environment(
     turns: Sequence[str] = TURNS,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that an environment breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that an environment breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         options: As in a recipe.
         rows: The columns of prompts, with the user's words as `prompt`.
-        turns: What the policy writes in every episode, with calls in `<tool_call>` tags, until the environment ends it.
+        turns: What the policy writes in every episode, with calls in `<tool_call>` tags, until the
+            environment ends it.
         folder: The recipe's; default: the current one.
     """
     groups = []
     for row in rows:
         columns = {name: value for name, value in row.items() if name != "prompt"}
-        groups.append(Group((Message(role="user", content=str(row.get("prompt", ""))),), meta=columns))
+        groups.append(
+            Group((Message(role="user", content=str(row.get("prompt", ""))),), meta=columns)
+        )
     check = partial(_check_environment, groups=groups, turns=turns)
     conform("environment", cls, options, check, folder=folder)
 
@@ -171,7 +192,8 @@ def check_monitor(
     groups: Sequence[Group] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Raise ConformanceError listing every rule that a monitor breaks (see the table in `alignkit.testing`).
+    """Raise ConformanceError listing every rule that a monitor breaks (see the table in
+    `alignkit.testing`).
 
     Args:
         options: As in a recipe.
@@ -186,7 +208,9 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
     stored = [group_from_json(group_to_json(group)) for group in samples]
 
     def observe(samples: Sequence[Group], done: int = 0) -> list[Observation]:
-        """What a monitor says of samples in each iteration. done: those before the stage resumed."""
+        """What a monitor says of samples in each iteration. done: those before the stage
+        resumed.
+        """
         monitor = create(component)
         stage = MonitoredStage(
             Settings(iterations=LOOKS),
@@ -198,13 +222,16 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
             on_rank0=lambda function: function(),
         )
         call(monitor, "start", stage)
-        looks = [look(monitor, number, samples, {"kl": number / LOOKS}) for number in range(1, LOOKS + 1)]
+        looks = [
+            look(monitor, number, samples, {"kl": number / LOOKS}) for number in range(1, LOOKS + 1)
+        ]
         return [*looks, call(monitor, "finish", "", returns=partial(shapes.observation, 0))]
 
     with around.problems.unchanged("`look` changes the samples", samples):
         observations = observe(samples)
     if repr(observe(stored, done=LOOKS)) != repr(observations):
         around.problems.append(
-            "a second monitor says something else about the same samples, as they are read when a stage resumes"
+            "a second monitor says something else about the same samples, as they are read when "
+            "a stage resumes"
         )
     observe([], done=LOOKS)  # people delete files

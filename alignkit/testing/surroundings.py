@@ -1,4 +1,6 @@
-"""What a run puts around a plugin: options read as in a recipe, the models of other stages, folders, and data."""
+"""What a run puts around a plugin: options read as in a recipe, the models of other stages,
+folders, and data.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ from alignkit.tokens.encoder import Encoder
 
 SEED = 0
 READERS = ("reward", "judge", "step")  # of what is part of a stage's key
-UNNAMED = "which no option names: give it an option of the type Path, so that a stage runs again when the file changes"
+UNNAMED = (
+    "which no option names: give it an option of the type Path, so that a stage runs again when "
+    "the file changes"
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,9 @@ class Data:
 class Surroundings:
     """The run around one plugin.
 
-    folder: the recipe's, where relative paths start. cache: kept while the check lasts.
-    groups: what the plugin's data options hold; None: example groups. problems: the rules that the plugin breaks.
+    folder: the recipe's, where relative paths start. cache: kept while the check lasts. groups:
+    what the plugin's data options hold; None: example groups. problems: the rules that the plugin
+    breaks.
     """
 
     folder: Path
@@ -84,7 +90,9 @@ class Surroundings:
         return AnyNames(plugins(), self.folder)
 
     def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
-        """The plugin with these options. Raises ConformanceError if a recipe with them would be refused."""
+        """The plugin with these options. Raises ConformanceError if a recipe with them would be
+        refused.
+        """
         read, mistakes = validated(getattr(cls, "Options", Options), options, self.reading)
         if read is None:
             raise _refused(Mistakes(*mistakes))
@@ -128,8 +136,12 @@ class AnyNames(Reading):
 
 
 def turned_groups(groups: Sequence[Group]) -> list[Group]:
-    """The groups in the opposite order, with their responses in the opposite order; pairs would be wrong."""
-    return [replace(group, responses=group.responses[::-1], pairs=None) for group in reversed(groups)]
+    """The groups in the opposite order, with their responses in the opposite order; pairs would be
+    wrong.
+    """
+    return [
+        replace(group, responses=group.responses[::-1], pairs=None) for group in reversed(groups)
+    ]
 
 
 def why_not_stored(group: Group) -> str:
@@ -150,7 +162,8 @@ def conform(
     folder: Path | None = None,
     groups: Sequence[Group] | None = None,
 ) -> None:
-    """Raise ConformanceError listing the problems that `check` adds, and what registration or a recipe would refuse.
+    """Raise ConformanceError listing the problems that `check` adds, and what registration or a
+    recipe would refuse.
 
     kind: of the plugin. folder: where relative paths start; default: the current one.
     """
@@ -167,11 +180,15 @@ def conform(
             with recorded() as opened:
                 check(around, component)
             if kind in READERS:
-                problems += [f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)]
+                problems += [
+                    f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)
+                ]
         except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
             problems.append(str(error))
         finally:
             if "models" in vars(around):
                 around.models.close()
     if problems:
-        raise ConformanceError("\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))
+        raise ConformanceError(
+            "\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems))
+        )

@@ -38,7 +38,9 @@ def tiny_model() -> TinyModel:
 
 
 def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:
-    """Add noise to a role's weights: a fresh adapter changes nothing, and half of its gradient is zero."""
+    """Add noise to a role's weights: a fresh adapter changes nothing, and half of its gradient is
+    zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters_of(role).values():

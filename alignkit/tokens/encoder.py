@@ -1,7 +1,8 @@
 """From groups to tokens: the text that the chat template renders, masks, and a limit on the length.
 
-A response's tokens are those of the whole text after its prompt's: the policy continues exactly these. Nothing is
-dropped silently: `Encoder.counts` counts what is left out or changed, by the names of `DROP_REASONS`.
+A response's tokens are those of the whole text after its prompt's: the policy continues exactly
+these. Nothing is dropped silently: `Encoder.counts` counts what is left out or changed, by the
+names of `DROP_REASONS`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from alignkit.data.group import Group, Message, Pair, Response, preview, resolve
 from alignkit.data.sources import OR_SKIP
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
-from alignkit.tokens.template import AFTER_REASONING, ANSWER, BREAK, CLOSE, ChatTemplate, Conversation, Turn, has_names
+from alignkit.tokens.template import (
+    AFTER_REASONING,
+    ANSWER,
+    BREAK,
+    CLOSE,
+    ChatTemplate,
+    Conversation,
+    Turn,
+    has_names,
+)
 
 Ids = tuple[int, ...]
 Mask = tuple[float, ...]  # true, false, or the weight of a turn
@@ -29,22 +39,25 @@ ANCHORS = ("\n", ":", "]", "a")
 DROP_REASONS = {
     "no_room": ("row", "left out: no room for a response in max_length"),
     "cut": ("response", "truncated at max_length"),
-    "equal_pairs": ("pair", "left out: both responses have the same tokens, or one has none that counts"),
+    "equal_pairs": (
+        "pair",
+        "left out: both responses have the same tokens, or one has none that counts",
+    ),
     "unprompted_turns": (
         "turn",
-        "not learned: empty, or not written by the chat template as the policy would continue, with all reasoning and "
-        "tool calls",
+        "not learned: empty, or not written by the chat template as the policy would continue, "
+        "with all reasoning and tool calls",
     ),
     "dropped_tools": ("row", "learned without tools: the chat template does not write them"),
     "dropped_messages": (
         "row",
-        "learned without a message: the chat template does not write that of the system or of a tool; set "
-        "model.chat_template",
+        "learned without a message: the chat template does not write that of the system or of a "
+        "tool; set model.chat_template",
     ),
     "typed_tokens": (
         "row",
-        "with control tokens in the words, which are read as letters: give a conversation as messages, not as the "
-        "text that a chat template made of it",
+        "with control tokens in the words, which are read as letters: give a conversation as "
+        "messages, not as the text that a chat template made of it",
     ),
     "weightless": ("row", "of weight 0 left out"),
     "refused": ("row", "left out: refused by the chat template"),
@@ -67,16 +80,17 @@ def drop_reason(name: str, count: int) -> str:
 class TextTokenizer:
     """A tokenizer for rendered text, in which special tokens count as such.
 
-    The ids are those of the whole text. A piece tokenized separately can differ: SentencePiece puts a space before it,
-    and byte pairs do not merge across its edges.
+    The ids are those of the whole text. A piece tokenized separately can differ: SentencePiece puts
+    a space before it, and byte pairs do not merge across its edges.
     """
 
     def __init__(self, tokenizer: Any):
         """Raises RunFailed for a tokenizer that does not say which characters a token covers."""
         if not getattr(tokenizer, "is_fast", False):
             raise RunFailed(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, so the places of its tokens in a text are "
-                "unknown\nhelp: use a model with a tokenizer.json"
+                f"{type(tokenizer).__name__} is not a fast tokenizer, so the places of its tokens "
+                "in a text are unknown\n"
+                "help: use a model with a tokenizer.json"
             )
         # Directly in Rust: transformers' own call costs a third of the time on top.
         self._backend = tokenizer.backend_tokenizer
@@ -87,7 +101,9 @@ class TextTokenizer:
         plain = list({text for text in texts if BREAK not in text})
         encode = self._fresh().encode_batch_fast  # without places, which take a quarter of the time
         encodings = encode(plain, add_special_tokens=False)
-        self._ready = {text: tuple(encoding.ids) for text, encoding in zip(plain, encodings, strict=True)}
+        self._ready = {
+            text: tuple(encoding.ids) for text, encoding in zip(plain, encodings, strict=True)
+        }
 
     def ids(self, text: str) -> Ids:
         """Tokenize rendered text."""
@@ -97,8 +113,8 @@ class TextTokenizer:
     def tokens(self, text: str, *, following: bool = False) -> tuple[Ids, list[int]]:
         """Tokenize rendered text, and find the character at which each token begins.
 
-        Text before and after a BREAK never joins into one token. following: the text follows other text, so it gets no
-        space as SentencePiece puts one before a beginning.
+        Text before and after a BREAK never joins into one token. following: the text follows other
+        text, so it gets no space as SentencePiece puts one before a beginning.
         """
         ids, starts, place = list[int](), list[int](), 0
         for number, piece in enumerate(text.split(BREAK)):
@@ -122,7 +138,9 @@ class TextTokenizer:
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def _fresh(self) -> Any:
-        """The tokenizer without what calls of transformers left in it, also those before it was saved."""
+        """The tokenizer without what calls of transformers left in it, also those before it was
+        saved.
+        """
         self._backend.encode_special_tokens = False
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -139,7 +157,9 @@ class RowRefused(DataError):
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """A response in tokens. mask: whether each token counts, or how much. truncated: it has no end of turn."""
+    """A response in tokens. mask: whether each token counts, or how much. truncated: it has no end
+    of turn.
+    """
 
     tokens: Ids
     mask: Mask
@@ -161,23 +181,30 @@ class Encoded:
         return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
 
 
-# A group, its prompt as text, and its conversations as far as they become tokens; None for a response whose own tokens
-# are read.
+# A group, its prompt as text, and its conversations as far as they become tokens; None for a
+# response whose own tokens are read.
 Rendered = tuple[Group, str, list[Conversation | None]]
 
 
 class Encoder:
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
-    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in. refused: rows that
-    `accepted` left out. foreign: whether tokens whose tokenizer nobody named are those of another model, so that their
-    text is read.
+    counts: what did not fit, by the names of DROP_REASONS. groups: the groups it happened in.
+    refused: rows that `accepted` left out. foreign: whether tokens whose tokenizer nobody named are
+    those of another model, so that their text is read.
     """
 
     foreign = False
 
-    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, end_ids: Iterable[int] = ()):
-        """template_kwargs: of the chat template. end_ids: tokens that end a response, besides the template's own."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
+        end_ids: Iterable[int] = (),
+    ):
+        """template_kwargs: of the chat template. end_ids: tokens that end a response, besides the
+        template's own.
+        """
         self.tokenizer, self.rendered = tokenizer, TextTokenizer(tokenizer)
         self._known_ends = frozenset({tokenizer.eos_token_id, *end_ids} - {None})
         ends = map(str, tokenizer.convert_ids_to_tokens(sorted(self._known_ends)))
@@ -200,7 +227,9 @@ class Encoder:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits. Sampled tokens mean the same, and end the same way, for encoders with an equal one."""
+        """16 hex digits. Sampled tokens mean the same, and end the same way, for encoders with an
+        equal one.
+        """
         return digest([self.tokenizer.get_vocab(), self.end_of_turn])[:16]
 
     @cached_property
@@ -218,7 +247,9 @@ class Encoder:
 
     @cached_property
     def end_of_turn(self) -> Ids:
-        """The tokens from the end of the assistant's text through the end of turn; EOS if the template writes none."""
+        """The tokens from the end of the assistant's text through the end of turn; EOS if the
+        template writes none.
+        """
         return self._after_answer(self.chat.shape.close) if self.chat.shape.close else (self.eos,)
 
     def _after_answer(self, end: str) -> Ids:
@@ -241,11 +272,14 @@ class Encoder:
     # Decoding
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Decode a response to the words from which the template would render it, without its end of turn."""
+        """Decode a response to the words from which the template would render it, without its end
+        of turn.
+        """
         return self._continued(tokens).removeprefix(self.lead)
 
     def said(self, tokens: Sequence[int]) -> str:
-        """Decode a sample as rewards, judges and people read it: with the block of reasoning that its prompt opens.
+        """Decode a sample as rewards, judges and people read it: with the block of reasoning that
+        its prompt opens.
 
         A sample that closes the block at once, as the template itself does, has no reasoning.
         """
@@ -256,7 +290,9 @@ class Encoder:
 
     @cached_property
     def lead(self) -> str:
-        """What the template writes before an answer, as it is decoded: SentencePiece may add a space."""
+        """What the template writes before an answer, as it is decoded: SentencePiece may add a
+        space.
+        """
         shape = self.chat.shape
         if not shape.follows:
             return shape.lead
@@ -265,17 +301,26 @@ class Encoder:
         return lead if answered else shape.lead
 
     def _continued(self, tokens: Sequence[int]) -> str:
-        """The text of tokens after a prompt, without the end of turn: its first space depends on the prompt."""
+        """The text of tokens after a prompt, without the end of turn: its first space depends on
+        the prompt.
+        """
         ids = list(tokens)
         while ids and ids[-1] in self.end_ids:
             ids.pop()
-        # Without a decoder, tokenizers put spaces between all tokens, and nothing depends on the prompt.
-        prompt = self.rendered.ids(self.chat.shape.prompt) if self.tokenizer.backend_tokenizer.decoder else ()
+        # Without a decoder, tokenizers put spaces between all tokens, and nothing depends on the
+        # prompt.
+        prompt = (
+            self.rendered.ids(self.chat.shape.prompt)
+            if self.tokenizer.backend_tokenizer.decoder
+            else ()
+        )
         before, text = self._decoded(prompt), self._decoded([*prompt, *ids])
         return text[len(before) :] if text.startswith(before) else self._decoded(ids)
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return text
 
     # Prompts and pieces of text
@@ -283,7 +328,9 @@ class Encoder:
     def text(self, text: str) -> Ids:
         """Encode raw text. Special tokens in it are ordinary text, so data cannot end a turn."""
         return tuple(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
         )
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Ids:
@@ -293,8 +340,12 @@ class Encoder:
         """
         return self.rendered.ids(self.chat.prompt(messages, tools)) if messages else self.bos
 
-    def answers(self, messages: Sequence[Message], prefill: str, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
-        """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each answer after it."""
+    def answers(
+        self, messages: Sequence[Message], prefill: str, answers: Sequence[str]
+    ) -> tuple[Ids, list[Ids]]:
+        """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each
+        answer after it.
+        """
         text, shape = self.chat.prompt(messages), self.chat.shape
         if shape.follows and CLOSE in shape.lead:
             text += shape.lead
@@ -302,13 +353,15 @@ class Encoder:
             text += AFTER_REASONING
         text += prefill
         self.rendered.prepare([text])
-        return self.rendered.ids(text), [self._continuation(text, text + answer)[0] for answer in answers]
+        return self.rendered.ids(text), [
+            self._continuation(text, text + answer)[0] for answer in answers
+        ]
 
     def _continuation(self, prompt: str, text: str) -> tuple[Ids, int]:
         """The tokens of a text that begins with the prompt, after the prompt's.
 
-        Also returns the character from which on the text was tokenized. It is the prompt's end if a token of the text
-        covers that: the policy sees the prompt as it is.
+        Also returns the character from which on the text was tokenized. It is the prompt's end if a
+        token of the text covers that: the policy sees the prompt as it is.
         """
         cut, before = self._cut_of(prompt), self.rendered.ids(prompt)
         tail = self.rendered.ids(prompt[cut:])
@@ -322,27 +375,35 @@ class Encoder:
     def _cut_of(self, prompt: str) -> int:
         """The character at which the prompt's last special token begins.
 
-        Tokenizers read the text between special tokens separately, so a response is tokenized with the text from there.
+        Tokenizers read the text between special tokens separately, so a response is tokenized with
+        the text from there.
         """
         return max((match.start() for match in self.chat.special.finditer(prompt)), default=0)
 
     # Groups
 
-    def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
-        """Encode a group, each prompt with a response in at most `max_length` tokens; None if its prompt does not fit.
+    def encode(
+        self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False
+    ) -> Encoded | None:
+        """Encode a group, each prompt with a response in at most `max_length` tokens; None if its
+        prompt does not fit.
 
-        Of a raw text that is longer, this is the first piece. turns: the assistant's turns that count in a
-        demonstration, "all" or "last". scoring: read each response to the end of what the template writes. Raises
-        RowRefused if the template refuses or changes the conversation, or if a response's `written` does not match its
-        tokens.
+        Of a raw text that is longer, this is the first piece. turns: the assistant's turns that
+        count in a demonstration, "all" or "last". scoring: read each response to the end of what
+        the template writes. Raises RowRefused if the template refuses or changes the conversation,
+        or if a response's `written` does not match its tokens.
         """
         rendered = [self.render(group, scoring)]
-        return next(iter(self.encode_batch(rendered, max_length, turns=turns, scoring=scoring)), None)
+        return next(
+            iter(self.encode_batch(rendered, max_length, turns=turns, scoring=scoring)), None
+        )
 
     def encode_batch(
         self, rendered: Sequence[Rendered], max_length: int, *, turns: str, scoring: bool
     ) -> list[Encoded]:
-        """`encode` the groups that fit, and all pieces of raw texts. They are tokenized on all cores."""
+        """`encode` the groups that fit, and all pieces of raw texts. They are tokenized on all
+        cores.
+        """
         texts: list[str] = []  # for which `_continuation` will ask
         for _, prompt, conversations in rendered:
             cut = self._cut_of(prompt)
@@ -365,7 +426,9 @@ class Encoder:
         return accepted
 
     def count_refused(self) -> list[RowRefused]:
-        """The refused rows, all of which their sources leave out (`on_bad_row: skip`). Raises DataError with others."""
+        """The refused rows, all of which their sources leave out (`on_bad_row: skip`). Raises
+        DataError with others.
+        """
         bad = [row for row in self.refused if row.group.origin is None or not row.group.origin.skip]
         if bad:
             raise DataError(f"{bad_rows_error(bad)}\nhelp: correct the rows{OR_SKIP}")
@@ -379,7 +442,9 @@ class Encoder:
         return response.tokens is not None and own
 
     def render(self, group: Group, scoring: bool = False) -> Rendered:
-        """Render a group without tokenizing it, and count what the template leaves out. Raises RowRefused."""
+        """Render a group without tokenizing it, and count what the template leaves out. Raises
+        RowRefused.
+        """
         try:
             return self._render(group, scoring)
         except DataError as error:
@@ -396,7 +461,10 @@ class Encoder:
             if self.reads(response):
                 tokens, written = response.tokens or (), response.written
                 if written and len(written) != len(tokens):
-                    raise DataError(f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`")
+                    raise DataError(
+                        f"a response has {len(tokens)} tokens, but {len(written)} marks in "
+                        "`written`"
+                    )
             elif not group.prompt:
                 whole += self.chat.special.sub(BREAK, response.text)
             else:
@@ -406,8 +474,11 @@ class Encoder:
                 whole += one.text
                 if not one.text.startswith(prompt):
                     if len(group.responses) > 1:
-                        raise DataError("the chat template renders the first answer without its own prompt")
-                    prompt = one.text[: one.turns[0].start]  # what the template writes once an answer follows
+                        raise DataError(
+                            "the chat template renders the first answer without its own prompt"
+                        )
+                    # What the template writes once an answer follows
+                    prompt = one.text[: one.turns[0].start]
                 if not scoring:
                     one = self._ended(one, response.truncated, bool(answers[-1].get("tool_calls")))
             conversations.append(one)
@@ -422,7 +493,9 @@ class Encoder:
         return group, prompt, conversations
 
     def _ended(self, conversation: Conversation, truncated: bool, calls: bool) -> Conversation:
-        """The conversation up to the end of its last turn, with EOS if the template writes no end, as in sampling."""
+        """The conversation up to the end of its last turn, with EOS if the template writes no end,
+        as in sampling.
+        """
         close, last = self.chat.shape.close, conversation.turns[-1]
         text = conversation.text[: last.end]
         if truncated:
@@ -443,7 +516,9 @@ class Encoder:
     ) -> list[Encoded]:
         prompt = self.rendered.ids(text) if group.prompt else self.bos
         if is_document(group) and not scoring:
-            pieces = chunks(Encoded(group, prompt, (self._own(group, group.responses[0], scoring),)), max_length)
+            pieces = chunks(
+                Encoded(group, prompt, (self._own(group, group.responses[0], scoring),)), max_length
+            )
             if not pieces:
                 self.count("no_room", group)
             elif len(pieces) > 1:
@@ -465,13 +540,17 @@ class Encoder:
                 row = self._row(group, response, conversation, text, turns, scoring)
             if len(row.tokens) > room:
                 self.count("cut", group)
-                row = ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
+                row = ResponseTokens(
+                    row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring
+                )
             rows.append(row)
         pairs = list[Pair]()
         for pair in resolved_pairs(group):
             better, worse = rows[pair.better], rows[pair.worse]
             # Without a counted token a response's log-probability would be 0.
-            if better.tokens != worse.tokens and (scoring or (any(better.mask) and any(worse.mask))):
+            if better.tokens != worse.tokens and (
+                scoring or (any(better.mask) and any(worse.mask))
+            ):
                 pairs.append(pair)
             else:
                 self.count("equal_pairs", group)
@@ -480,7 +559,9 @@ class Encoder:
     # Responses
 
     def _own(self, group: Group, response: Response, scoring: bool) -> ResponseTokens:
-        """A sample's own tokens, or raw text and EOS; for scoring with everything that the template writes after it."""
+        """A sample's own tokens, or raw text and EOS; for scoring with everything that the template
+        writes after it.
+        """
         if not self.reads(response):
             response = Response(tokens=(*self.text(response.text), self.eos))
         tokens = response.tokens or ()
@@ -498,27 +579,38 @@ class Encoder:
         return ResponseTokens(tokens + end, written + (True,) * len(end))
 
     def _row(
-        self, group: Group, response: Response, conversation: Conversation, prompt: str, turns: str, scoring: bool
+        self,
+        group: Group,
+        response: Response,
+        conversation: Conversation,
+        prompt: str,
+        turns: str,
+        scoring: bool,
     ) -> ResponseTokens:
         """A response. The assistant's turns count; the template and other authors do not."""
         text, last = conversation.text, conversation.turns[-1]
         learned: list[Turn] = []
         for turn in conversation.turns:
             if turn.weight and (turns == "all" or turn is last):
-                if turn.learnable or response.messages is None:  # a response that is empty text is learned
+                # A response that is empty text is learned
+                if turn.learnable or response.messages is None:
                     learned.append(turn)
                 else:
                     self.count("unprompted_turns", group)
         ids, begin = self._continuation(prompt, text)
         if learned == [last] and last.start == len(prompt) and last.end >= len(text):
-            mask = [last.weight] * len(ids)  # all tokens belong to one turn, so their places need not be known
+            # All tokens belong to one turn, so their places need not be known
+            mask = [last.weight] * len(ids)
         else:
             mask = [False] * len(ids)
             _, starts = self.rendered.tokens(text[begin:], following=begin == len(prompt))
             del starts[: len(starts) - len(ids)]
             for turn in learned:
                 # A token that begins before the turn is the header's: the policy never writes it.
-                first, end = bisect_left(starts, turn.start - begin), bisect_left(starts, turn.end - begin)
+                first, end = (
+                    bisect_left(starts, turn.start - begin),
+                    bisect_left(starts, turn.end - begin),
+                )
                 mask[first:end] = [turn.weight] * (end - first)
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 
@@ -539,8 +631,9 @@ def is_document(group: Group) -> bool:
 def chunks(document: Encoded, max_length: int) -> list[Encoded]:
     """A document in rows of at most `max_length` tokens; none if not even two tokens fit.
 
-    Each row begins with the beginning-of-sequence token, if there is one. Every row but the first repeats the last
-    token before it as context, which does not count. So every token counts once, and is predicted from the one before.
+    Each row begins with the beginning-of-sequence token, if there is one. Every row but the first
+    repeats the last token before it as context, which does not count. So every token counts once,
+    and is predicted from the one before.
     """
     (text,) = document.rows
     room = max_length - len(document.prompt)

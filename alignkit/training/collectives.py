@@ -1,9 +1,9 @@
 """Numbers over a whole batch, of which each process computes only its share.
 
-All processes of a run execute the same code with the same rows. What takes long is dealt to them: samples, scores,
-measurements, and gradients. The results of all are gathered before anything is decided, so that every process makes the
-same decisions, and whitening, baselines, selections and controllers of plugins see the whole batch without knowing
-of other processes.
+All processes of a run execute the same code with the same rows. What takes long is dealt to them:
+samples, scores, measurements, and gradients. The results of all are gathered before anything is
+decided, so that every process makes the same decisions, and whitening, baselines, selections and
+controllers of plugins see the whole batch without knowing of other processes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Key = TypeVar("Key")
 class Collectives:
     """The only process of a run: everything is its own, and nothing is sent.
 
-    For several processes, a subclass sets `process` and `processes` and overrides `gather`, `on_rank0`, `should_stop`,
-    `compare`, `fail` and `add_gradients`. All processes call these methods in the same
-    order, because each waits for the others. sharing: whether all of them compute together, or the first one alone.
+    For several processes, a subclass sets `process` and `processes` and overrides `gather`,
+    `on_rank0`, `should_stop`, `compare`, `fail` and `add_gradients`. All processes call these
+    methods in the same order, because each waits for the others. sharing: whether all of them
+    compute together, or the first one alone.
     """
 
     process = 0
@@ -32,7 +33,8 @@ class Collectives:
     sharing = False
 
     def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
-        """The indices of each process's entries. The largest are dealt first, each to the process with the least.
+        """The indices of each process's entries. The largest are dealt first, each to the process
+        with the least.
 
         led: all are the first process's, which alone has what the work needs, such as an engine.
         """
@@ -47,11 +49,15 @@ class Collectives:
         return [sorted(share) for share in shares]
 
     def gather(self, mine: T) -> list[T]:
-        """What every process passes, in the order of processes. Tensors arrive on the device of the receiver."""
+        """What every process passes, in the order of processes. Tensors arrive on the device of the
+        receiver.
+        """
         return [mine]
 
     def on_rank0(self, work: Callable[[], T]) -> T:
-        """What the work of the first process returns; the others wait for it, and fail as it does. It writes files."""
+        """What the work of the first process returns; the others wait for it, and fail as it does.
+        It writes files.
+        """
         return work()
 
     def should_stop(self, check: Callable[[], None]) -> None:
@@ -76,8 +82,8 @@ class Collectives:
     ) -> list[T]:
         """Results for all entries, in their order, each computed by one process.
 
-        sizes: the number of results of each entry. work: returns those of the entries with these indices. led: see
-        `partition`.
+        sizes: the number of results of each entry. work: returns those of the entries with these
+        indices. led: see `partition`.
         """
         shares = self.partition(sizes, led)
         mine = shares[self.process]
@@ -97,7 +103,9 @@ class Collectives:
         return totals
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Let each parameter's gradient be the sum over processes. One that no process has stays None."""
+        """Let each parameter's gradient be the sum over processes. One that no process has stays
+        None.
+        """
 
     # Parameters of which each process may hold a part
 
@@ -108,11 +116,15 @@ class Collectives:
         return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """All of a tensor, in the first process; others may get an empty one. Shares memory if it is whole already."""
+        """All of a tensor, in the first process; others may get an empty one. Shares memory if it
+        is whole already.
+        """
         return tensor
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """What this process holds of a tensor that is cut as a parameter of the same shape is, on its device."""
+        """What this process holds of a tensor that is cut as a parameter of the same shape is, on
+        its device.
+        """
         return whole.to(parameter.device)
 
 

@@ -32,15 +32,20 @@ if TYPE_CHECKING:
 class StageContext:
     """A stage as its work sees it.
 
-    services: what the stages of the run share. stage: as the recipe has it. settings: of one that trains, with the
-    learning rate that is used. folder: the stage's own. summary: for stage.json. facts: how its sources were read.
+    services: what the stages of the run share. stage: as the recipe has it. settings: of one that
+    trains, with the learning rate that is used. folder: the stage's own. summary: for stage.json.
+    facts: how its sources were read.
     """
 
     settings: Settings
 
     def __init__(self, services: Any, stage: Stage):
         self.services, self.stage, self.name = services, stage, stage.name
-        self.recipe, self.reporter, self.seed = services.recipe, services.reporter, services.recipe.seed
+        self.recipe, self.reporter, self.seed = (
+            services.recipe,
+            services.reporter,
+            services.recipe.seed,
+        )
         self.folder = services.folder / stage.name
         self.summary: dict[str, Any] = {}
         self.facts: list[SourceFacts] = []
@@ -156,7 +161,13 @@ class StageContext:
         from alignkit.training.rewards import Rewards
 
         by_engine = self.stage.engine is not None
-        return Rewards(spec, self.reward_context(), collectives=self.collectives, by_engine=by_engine, make=self.take)
+        return Rewards(
+            spec,
+            self.reward_context(),
+            collectives=self.collectives,
+            by_engine=by_engine,
+            make=self.take,
+        )
 
 
 def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:

@@ -1,4 +1,6 @@
-"""Tokenizes the groups of a stage for its algorithm, and the prompts that its reference reads before the responses."""
+"""Tokenizes the groups of a stage for its algorithm, and the prompts that its reference reads
+before the responses.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,28 @@ UNKNOWN = 1 / 1000  # of the tokens; more are a warning
 
 
 class StageEncoder:
-    """Encodes groups for one stage. Reasons of rows left out or changed are counted in its summary and told once."""
+    """Encodes groups for one stage. Reasons of rows left out or changed are counted in its summary
+    and told once.
+    """
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.algorithm, self.summary = context, algorithm, context.summary
         self.encoder = context.models.encoder
         self._told: set[str] = set()  # reasons
-        reference = context.models_of(context.settings.reference or BASE)  # which reads the same rows
-        self.max_length = min(context.settings.max_length, context.model.context, reference.model.context)
+        # Which reads the same rows
+        reference = context.models_of(context.settings.reference or BASE)
+        self.max_length = min(
+            context.settings.max_length, context.model.context, reference.model.context
+        )
 
-    def encode(self, groups: Sequence[Group], turns: str = "", new_tokens: int = 1) -> list[Encoded]:
-        """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`; default: the algorithm's.
+    def encode(
+        self, groups: Sequence[Group], turns: str = "", new_tokens: int = 1
+    ) -> list[Encoded]:
+        """Encode the groups that fit, and say why others do not. turns: see `Encoder.encode`;
+        default: the algorithm's.
 
-        new_tokens: for which a prompt must leave room. Raises DataError that lists the rows which the chat template
-        refuses.
+        new_tokens: for which a prompt must leave room. Raises DataError that lists the rows which
+        the chat template refuses.
         """
         scoring = self.algorithm.trains is Trains.REWARD
         turns = turns or call(self.algorithm, "trained_turns")
@@ -51,7 +61,9 @@ class StageEncoder:
         limit = self.max_length + 1 - new_tokens  # with the first of them
         for start in range(0, len(weighted), BATCH):
             rendered = self.encoder.accepted(weighted[start : start + BATCH], scoring)
-            encoded += map(compact, self.encoder.encode_batch(rendered, limit, turns=turns, scoring=scoring))
+            encoded += map(
+                compact, self.encoder.encode_batch(rendered, limit, turns=turns, scoring=scoring)
+            )
         self.encoder.count_refused()
         self._tell(len(groups))
         self._warn_of_unknown(encoded)
@@ -65,7 +77,9 @@ class StageEncoder:
         facts = []
         for reason, count in counts.items():
             if reason not in self._told:
-                facts.append(f"{drop_reason(reason, count)} ({previews(self.encoder.groups[reason])})")
+                facts.append(
+                    f"{drop_reason(reason, count)} ({previews(self.encoder.groups[reason])})"
+                )
         if facts:
             self.context.say(f"{counted(total, 'group')}: {'; '.join(facts)}")
         self._told |= counts.keys()
@@ -83,12 +97,15 @@ class StageEncoder:
         if unknown > UNKNOWN * total:
             self._told.add("unknown")
             self.context.say(
-                f"warning: {unknown} of {total} tokens are {tokenizer.unk_token}: the tokenizer lacks characters of "
-                "these texts, which are learned as one unknown token; use a base model whose tokenizer has them"
+                f"warning: {unknown} of {total} tokens are {tokenizer.unk_token}: the tokenizer "
+                "lacks characters of these texts, which are learned as one unknown token; use a "
+                "base model whose tokenizer has them"
             )
 
     def count_read(self, groups: Sequence[Group]) -> None:
-        """Add the data that this stage encodes to the summary: `encoding` counts those of them that do not fit."""
+        """Add the data that this stage encodes to the summary: `encoding` counts those of them that
+        do not fit.
+        """
         self._add("encoded", {"rows": len(groups), "responses": len(responses_of(groups))})
 
     def _add(self, key: str, counts: Mapping[str, int]) -> None:
@@ -100,12 +117,18 @@ class StageEncoder:
 
 def compact(encoded: Encoded) -> Encoded:
     """The same in 4 bytes for each number instead of 36: a data set may have a million rows."""
-    rows = [replace(row, tokens=array("i", row.tokens), mask=array("f", row.mask)) for row in encoded.rows]  # type: ignore[arg-type]
-    return replace(encoded, prompt=array("i", encoded.prompt), rows=tuple(rows))  # type: ignore[arg-type]
+    rows = []
+    for row in encoded.rows:
+        tokens, mask = array("i", row.tokens), array("f", row.mask)
+        rows.append(replace(row, tokens=tokens, mask=mask))  # type: ignore[arg-type]
+    prompt = array("i", encoded.prompt)
+    return replace(encoded, prompt=prompt, rows=tuple(rows))  # type: ignore[arg-type]
 
 
 def has_signal(encoded: Encoded, needs: Needs) -> bool:
-    """Whether a loss of it has a gradient: it has a pair whose responses count, or a token that counts."""
+    """Whether a loss of it has a gradient: it has a pair whose responses count, or a token that
+    counts.
+    """
     if needs.pairs:
         return bool(encoded.pairs)
     return any(any(row.mask) for row in encoded.rows)
@@ -115,10 +138,11 @@ def has_signal(encoded: Encoded, needs: Needs) -> bool:
 class ReferencePrompts:
     """Puts responses behind the reference's prompts.
 
-    A whole model as reference reads prompts in its own chat template, and the policy's tokens behind them.
+    A whole model as reference reads prompts in its own chat template, and the policy's tokens
+    behind them.
 
-    encoder, model: the reference's. policy: the policy's encoder, another one if the reference is a whole model. where:
-    begins errors.
+    encoder, model: the reference's. policy: the policy's encoder, another one if the reference is a
+    whole model. where: begins errors.
     """
 
     algorithm: Algorithm
@@ -130,8 +154,9 @@ class ReferencePrompts:
     def encoded(self, groups: Sequence[Encoded]) -> list[Encoded]:
         """The same response tokens and masks behind the reference's prompts.
 
-        A group whose prompt is the same for both is returned as it is. Raises DataError if a prompt does not leave room
-        for the responses in the model's context, and RunFailed for a token that the reference does not have.
+        A group whose prompt is the same for both is returned as it is. Raises DataError if a prompt
+        does not leave room for the responses in the model's context, and RunFailed for a token that
+        the reference does not have.
         """
         if not self.may_differ:
             return list(groups)
@@ -147,7 +172,8 @@ class ReferencePrompts:
     def may_differ(self) -> bool:
         """Whether the reference may read other prompts than the policy."""
         return (
-            self.policy is not self.encoder or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
+            self.policy is not self.encoder
+            or type(self.algorithm).reference_prompt is not Algorithm.reference_prompt
         )
 
     def _encoded(self, encoded: Encoded) -> Encoded:
@@ -156,23 +182,29 @@ class ReferencePrompts:
         known = self.model.model.config.get_text_config().vocab_size
         if any(token >= known for token in chain.from_iterable(row.tokens for row in encoded.rows)):
             raise RunFailed(
-                f"{self.where}a response to {preview(group)} has a token that the reference does not know\n"
-                "help: 'rollout: {top_p: 0.99}' keeps the policy from sampling it"
+                f"{self.where}a response to {preview(group)} has a token that the reference does "
+                "not know\n"
+                f"help: 'rollout: {{top_p: 0.99}}' keeps the policy from sampling it"
             )
         if not group.prompt:
             return encoded
-        messages, ids = self._prompt(group, max((len(row.tokens) for row in encoded.rows), default=0))
+        messages, ids = self._prompt(
+            group, max((len(row.tokens) for row in encoded.rows), default=0)
+        )
         if messages == group.prompt and ids == self.policy.prompt(messages, group.tools):
             return encoded
         return replace(encoded, group=replace(group, prompt=messages), prompt=ids)
 
     def _prompt(self, group: Group, longest: int) -> tuple[tuple[Message, ...], Ids]:
         """A reference's prompt and its tokens, with room for a response of `longest` tokens."""
-        messages = tuple(call(self.algorithm, "reference_prompt", group, returns=partial(shapes.prompt, group)))
+        messages = tuple(
+            call(self.algorithm, "reference_prompt", group, returns=partial(shapes.prompt, group))
+        )
         ids = self.encoder.prompt(messages, group.tools)
         if len(ids) + longest > self.model.context:
             raise DataError(
-                f"{self.where}the reference's prompt of {group.origin or preview(group)} has {len(ids)} tokens, which "
-                f"leaves no room for {longest} response tokens in the model's context of {self.model.context}"
+                f"{self.where}the reference's prompt of {group.origin or preview(group)} has "
+                f"{len(ids)} tokens, which leaves no room for {longest} response tokens in the "
+                f"model's context of {self.model.context}"
             )
         return messages, ids

@@ -1,12 +1,13 @@
 """The optimizer step: every algorithm's loss passes through here.
 
-A step takes a global batch of groups, cuts it into packed micro-batches by token budget, and averages each loss term
-over the whole global batch, so results do not depend on the cuts.
+A step takes a global batch of groups, cuts it into packed micro-batches by token budget, and
+averages each loss term over the whole global batch, so results do not depend on the cuts.
 
-An algorithm's default learning rate is for LoRA on a hidden size of 576 (SmolLM2-135M), where the defaults were
-measured. The best rate of AdamW falls with the width of a model, as 1 / width for the same training (Yang et al. 2022,
-arXiv:2203.03466), and LoRA takes about ten times the rate of training all weights, whatever its rank (Schulman et al.
-2025, "LoRA Without Regret"). A written rate is used as it is.
+An algorithm's default learning rate is for LoRA on a hidden size of 576 (SmolLM2-135M), where the
+defaults were measured. The best rate of AdamW falls with the width of a model, as 1 / width for the
+same training (Yang et al. 2022, arXiv:2203.03466), and LoRA takes about ten times the rate of
+training all weights, whatever its rank (Schulman et al. 2025, "LoRA Without Regret"). A written
+rate is used as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from alignkit.calls import call, label_of, remembered
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
-from alignkit.models.packing import Examples, Wants, forward, indivisible, join_outputs, micro_batches
+from alignkit.models.packing import (
+    Examples,
+    Wants,
+    forward,
+    indivisible,
+    join_outputs,
+    micro_batches,
+)
 from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import factor_of, make_optimizer, restore_state, saved_state
 from alignkit.settings import LEARNING_RATE, Settings
@@ -46,7 +54,9 @@ NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups that one forward pass takes. groups, rows: indices of them, and of responses, in the global batch."""
+    """Groups that one forward pass takes. groups, rows: indices of them, and of responses, in the
+    global batch.
+    """
 
     examples: Examples
     batch: Batch
@@ -54,16 +64,19 @@ class MicroBatch:
     rows: list[int]
 
 
-Cuts = Callable[[], list[MicroBatch]]  # this process's part of a global batch, in micro-batches for the present memory
+# This process's part of a global batch, in micro-batches for the present memory
+Cuts = Callable[[], list[MicroBatch]]
 
 
 @dataclass
 class Learner:
-    """The optimizer of a stage's trained roles: the policy or reward model, and the value role if there is one.
+    """The optimizer of a stage's trained roles: the policy or reward model, and the value role if
+    there is one.
 
-    temperature: of the policy's distributions. collectives: every process passes the same global batches, learns from
-    its share of them, and takes the same steps. skipped: steps in a row whose loss or gradient was not finite.
-    parameters: by role and name. clipped: those of each role, by the name of the metric of their gradient's norm.
+    temperature: of the policy's distributions. collectives: every process passes the same global
+    batches, learns from its share of them, and takes the same steps. skipped: steps in a row whose
+    loss or gradient was not finite. parameters: by role and name. clipped: those of each role, by
+    the name of the metric of their gradient's norm.
     """
 
     model: SharedModel
@@ -85,10 +98,16 @@ class Learner:
             if role is not None:
                 trainable = self.model.make_trainable(role)
                 self.clipped[metric] = list(trainable.values())
-                # With the role, because copies of a model (`lora: none`) name their parameters alike.
-                self.parameters |= {f"{role}:{name}": parameter for name, parameter in trainable.items()}
+                # With the role, because copies of a model (`lora: none`) name their parameters
+                # alike.
+                self.parameters |= {
+                    f"{role}:{name}": parameter for name, parameter in trainable.items()
+                }
         self.optimizer = make_optimizer(
-            self.settings, self.algorithm.defaults.optimizer, self.parameters.values(), self.peak_rate
+            self.settings,
+            self.algorithm.defaults.optimizer,
+            self.parameters.values(),
+            self.peak_rate,
         )
 
     @property
@@ -98,12 +117,18 @@ class Learner:
 
     @property
     def token_budget(self) -> int:
-        """Tokens of a micro-batch. A value role with its own network halves it: both networks store activations."""
-        own_network = self.value_role is not None and self.model.backbone_role(self.value_role) != self.role
+        """Tokens of a micro-batch. A value role with its own network halves it: both networks store
+        activations.
+        """
+        own_network = (
+            self.value_role is not None and self.model.backbone_role(self.value_role) != self.role
+        )
         return self.model.token_budget // (1 + own_network)
 
     def step(self, examples: Examples, lr_factor: float) -> dict[str, float]:
-        """Learn from one global batch; returns its metrics. Raises RunFailed after too many non-finite steps."""
+        """Learn from one global batch; returns its metrics. Raises RunFailed after too many
+        non-finite steps.
+        """
         metrics = self._gradients(examples)
         # Each role's separately, so that large value gradients do not shrink the policy's.
         for name, parameters in self.clipped.items():
@@ -119,7 +144,10 @@ class Learner:
             self.skipped += 1
             metrics["skipped"] = 1.0
             if self.skipped == NON_FINITE_IN_A_ROW:
-                facts = f"{', '.join(unfit)} of {label_of(self.algorithm)} not finite in {self.skipped} steps in a row"
+                facts = (
+                    f"{', '.join(unfit)} of {label_of(self.algorithm)} not finite in "
+                    f"{self.skipped} steps in a row"
+                )
                 raise RunFailed(f"{facts}; lower learning_rate")
         else:
             self.optimizer.step()
@@ -136,19 +164,24 @@ class Learner:
         return numbers
 
     def evaluate(self, examples: Examples) -> tuple[dict[str, float], PerGroup]:
-        """Loss terms and metrics over all examples, and each group's part in them, without gradients.
+        """Loss terms and metrics over all examples, and each group's part in them, without
+        gradients.
 
         The algorithm's state does not change.
         """
-        state = dict(self.algorithm.state)  # a copy, because `before_step` updates the dict in place
+        # A copy, because `before_step` updates the dict in place
+        state = dict(self.algorithm.state)
         try:
             with torch.no_grad():
                 return self._pass(examples, lambda: self.model.inference_budget)
         finally:
             self.algorithm.state = state
 
-    def _pass(self, examples: Examples, budget: Callable[[], int]) -> tuple[dict[str, float], PerGroup]:
-        """Pass through one global batch, with gradients if they are enabled; returns its loss terms and metrics.
+    def _pass(
+        self, examples: Examples, budget: Callable[[], int]
+    ) -> tuple[dict[str, float], PerGroup]:
+        """Pass through one global batch, with gradients if they are enabled; returns its loss terms
+        and metrics.
 
         Without gradients, also each group's part in them.
         """
@@ -158,7 +191,8 @@ class Learner:
         totals = self._denominators([part.batch for part in cuts()])
 
         def work() -> tuple[dict[str, float], Averages]:
-            self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have set some
+            # An attempt that ran out of memory may have set some
+            self.optimizer.zero_grad(set_to_none=True)
             terms: dict[str, float] = defaultdict(float)
             metrics = Averages()
             for part in cuts():
@@ -174,7 +208,9 @@ class Learner:
         return means | metrics.means(self.collectives) | {"loss": means["loss"]}, metrics.per_group
 
     def _cuts(self, examples: Examples, budget: Callable[[], int]) -> Cuts:
-        """The groups of this process, cut again only if the budget has changed. Bundles stay whole."""
+        """The groups of this process, cut again only if the budget has changed. Bundles stay
+        whole.
+        """
         groups = examples.groups
         units = indivisible([encoded.group.bundle for encoded in groups])
         tokens_of = [encoded.length for encoded in groups]
@@ -188,37 +224,53 @@ class Learner:
             for places in micro_batches([groups[index] for index in own], tokens):
                 indices = [own[place] for place in places]
                 part = examples.take(indices)
-                parts.append(MicroBatch(part, part.batch(self.model.device), indices, examples.rows_of(indices)))
+                parts.append(
+                    MicroBatch(
+                        part, part.batch(self.model.device), indices, examples.rows_of(indices)
+                    )
+                )
             return parts
 
         return lambda: cut(budget())  # the budget shrinks if memory runs out
 
     def _micro_batch(
-        self, part: MicroBatch, totals: Mapping[str | Per, float], sums: dict[str, float], metrics: Averages
+        self,
+        part: MicroBatch,
+        totals: Mapping[str | Per, float],
+        sums: dict[str, float],
+        metrics: Averages,
     ) -> None:
-        """Add a micro-batch's share of the loss and of its terms to the sums, and to the gradients if enabled."""
+        """Add a micro-batch's share of the loss and of its terms to the sums, and to the gradients
+        if enabled.
+        """
         batch, out = part.batch, self._forward(part.examples)
         groups = () if torch.is_grad_enabled() else part.groups
         terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
         weights = term_weights(self.algorithm, batch, terms)
         loss = torch.zeros((), device=self.model.device)
         for name, term in terms.items():
-            # The global denominator, not this micro-batch's: the shares then add up to one mean, however they are cut.
+            # The global denominator, not this micro-batch's: the shares then add up to one mean,
+            # however they are cut.
             unit = name if name in weights else term.per
             share = weighted_sum(term.values, weights[unit]) / totals[unit]
             loss = loss + term.coefficient * share
             sums[name] += float(share.detach())
             metrics.keep(f"loss/{name}", term, weights[unit], batch, groups)
         sums["loss"] += float(loss.detach())
-        # Here, and not after the last one, so that one micro-batch's activations are stored at a time.
+        # Here, and not after the last one, so that one micro-batch's activations are stored at a
+        # time.
         if torch.is_grad_enabled():
             self.model.passes.backward(loss)
         with torch.no_grad():
-            reported = call(self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch))
+            reported = call(
+                self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch)
+            )
             metrics.add(reported, batch, groups)
 
     def _before_step(self, examples: Examples, cuts: Cuts) -> None:
-        """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
+        """Let the algorithm see the outputs for the whole global batch, those of other processes
+        included.
+        """
         if type(self.algorithm).before_step is Algorithm.before_step or not examples.groups:
             return
 
@@ -226,7 +278,8 @@ class Learner:
         def measured() -> list[tuple[list[int], Outputs]]:
             return [(part.rows, self._forward(part.examples)) for part in cuts()]
 
-        # Gathered outside of `within_memory`, because the work inside may be repeated in one process only.
+        # Gathered outside of `within_memory`, because the work inside may be repeated in one
+        # process only.
         gathered = self.collectives.gather(within_memory(self.model.memory, measured))
         # rows: places in the global batch, by which `join_outputs` restores its order.
         rows, outs = zip(*chain.from_iterable(gathered), strict=True)
@@ -235,7 +288,9 @@ class Learner:
             self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=dict)
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
-        """The denominator of each term: the sum of the weights of its entries in the global batch."""
+        """The denominator of each term: the sum of the weights of its entries in the global
+        batch.
+        """
         totals: dict[str | Per, float] = defaultdict(float)
         for batch in batches:
             for key, entries in term_weights(self.algorithm, batch).items():
@@ -244,13 +299,16 @@ class Learner:
         return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
 
     def _mix(self, auxiliary: AuxiliaryLoss) -> float:
-        """Add the gradients of the second stream's token-mean cross-entropy times its weight; returns the mean.
+        """Add the gradients of the second stream's token-mean cross-entropy times its weight;
+        returns the mean.
 
         Both are this process's share of them.
         """
-        # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets the same one.
+        # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets
+        # the same one.
         examples = Examples(auxiliary.batch(self.steps))
-        # Of all groups, not only this process's: the collectives adds gradients up and does not average them.
+        # Of all groups, not only this process's: the collectives adds gradients up and does not
+        # average them.
         total = float(examples.batch().weights(Per.TOKEN).sum()) or 1.0
         nll = 0.0
         for part in self._cuts(examples, lambda: self.model.token_budget)():
@@ -279,7 +337,9 @@ class Learner:
         """Return what a resumed run needs: tensors, and JSON."""
         whole = self.collectives.whole
         return {
-            "weights": {name: whole(parameter).detach() for name, parameter in self.parameters.items()},
+            "weights": {
+                name: whole(parameter).detach() for name, parameter in self.parameters.items()
+            },
             "optimizer": saved_state(self.optimizer, self.parameters, whole),
             "steps": self.steps,
             "skipped": self.skipped,
@@ -303,9 +363,11 @@ PerGroup = dict[str, dict[int, list[float]]]
 
 
 class Averages:
-    """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not count.
+    """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not
+    count.
 
-    per_group: what each group adds to a sum of values times weights, and to the sum of weights, if it is asked for.
+    per_group: what each group adds to a sum of values times weights, and to the sum of weights, if
+    it is asked for.
     """
 
     def __init__(self) -> None:
@@ -321,13 +383,16 @@ class Averages:
             self.totals[name] += float(weights.sum())
             self.keep(name, term, weights, batch, groups)
 
-    def keep(self, name: str, term: Term, weights: Tensor, batch: Batch, groups: Sequence[int]) -> None:
+    def keep(
+        self, name: str, term: Term, weights: Tensor, batch: Batch, groups: Sequence[int]
+    ) -> None:
         """Note what each group adds to the sums of a term, times its coefficient."""
         if not groups:
             return
         places = {Per.PAIR: batch.pairs.group_index, Per.GROUP: torch.arange(len(batch.groups))}
         entries = torch.stack(
-            [term.coefficient * torch.where(weights > 0, term.values, 0.0) * weights, weights], dim=-1
+            [term.coefficient * torch.where(weights > 0, term.values, 0.0) * weights, weights],
+            dim=-1,
         )
         if term.per is Per.TOKEN:
             entries = entries.sum(dim=1)
@@ -336,7 +401,9 @@ class Averages:
         self.per_group.setdefault(name, {}).update(zip(groups, sums.tolist(), strict=True))
 
     def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
-        """The mean of every term with an entry that counts, over the micro-batches of all processes."""
+        """The mean of every term with an entry that counts, over the micro-batches of all
+        processes.
+        """
         sums, totals = collectives.sum(self.sums), collectives.sum(self.totals)
         return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
@@ -353,7 +420,9 @@ def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def term_weights(
     algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None
 ) -> dict[str | Per, Tensor]:
-    """Weights by the name of their term, in its shape, or by the unit of terms that have no weights of their own."""
+    """Weights by the name of their term, in its shape, or by the unit of terms that have no weights
+    of their own.
+    """
     own = call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {}))
     return {per: batch.weights(per) for per in Per} | own
 
@@ -368,10 +437,11 @@ ALL_WEIGHTS = 0.1  # all weights take this part of LoRA's rate
 
 
 def schedule(settings: Settings, rate: float, step: int, total: int, part: float = 1.0) -> float:
-    """Factor on the learning rate at step 0, 1, ... of `total`; it rises to 1 over the first `warmup_ratio` of them.
+    """Factor on the learning rate at step 0, 1, ... of `total`; it rises to 1 over the first
+    `warmup_ratio` of them.
 
-    rate: the highest one. part: how much of a long step is done, such as an iteration's share of minibatches; the
-    factor rises within it.
+    rate: the highest one. part: how much of a long step is done, such as an iteration's share of
+    minibatches; the factor rises within it.
     """
     warmup = math.ceil(settings.warmup_ratio * total)
     if step < warmup:
@@ -382,9 +452,11 @@ def schedule(settings: Settings, rate: float, step: int, total: int, part: float
 def minibatch(
     examples: Examples, units: Sequence[Sequence[int]], order: Sequence[int], size: int, index: int
 ) -> Examples:
-    """Batch `index` of ceil(units / size) nearly equal ones, of at most `size` units of groups, in an order of units.
+    """Batch `index` of ceil(units / size) nearly equal ones, of at most `size` units of groups, in
+    an order of units.
 
-    Full batches and a remainder would make one group as large a step as `size` of them, because a loss is a mean.
+    Full batches and a remainder would make one group as large a step as `size` of them, because a
+    loss is a mean.
     """
     total, parts = len(order), math.ceil(len(order) / size)
     chosen = order[index * total // parts : (index + 1) * total // parts]
@@ -395,12 +467,19 @@ def minibatches(examples: Examples, size: int, random: Generator) -> list[Exampl
     """Shuffled minibatches. Bundles stay whole and count as one group."""
     units = indivisible([encoded.group.bundle for encoded in examples.groups])
     order = random.permutation(len(units)).tolist()
-    return [minibatch(examples, units, order, size, index) for index in range(math.ceil(len(units) / size))]
+    return [
+        minibatch(examples, units, order, size, index)
+        for index in range(math.ceil(len(units) / size))
+    ]
 
 
 def scaled(rate: float, hidden_size: int, lora: bool) -> float:
-    """An algorithm's default for a model. Narrower models keep the rate: it was not measured on any."""
-    return float(f"{rate * min(1.0, HIDDEN_SIZE / hidden_size) * (1.0 if lora else ALL_WEIGHTS):.2g}")
+    """An algorithm's default for a model. Narrower models keep the rate: it was not measured on
+    any.
+    """
+    return float(
+        f"{rate * min(1.0, HIDDEN_SIZE / hidden_size) * (1.0 if lora else ALL_WEIGHTS):.2g}"
+    )
 
 
 def learning_rate(context: StageContext, defaults: StageDefaults) -> float:

@@ -1,6 +1,7 @@
 """What watches the samples of a stage, and may end it.
 
-A stage with monitors keeps the versions of its policy until it ends, and may go back to one of them.
+A stage with monitors keeps the versions of its policy until it ends, and may go back to one of
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from alignkit.training.rollouts import RolloutFiles, usable_prompts
 from alignkit.training.trainer import Trainer
 
 
-def look(monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+def look(
+    monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]
+) -> Observation:
     """What a monitor says of an iteration."""
     wanted = partial(shapes.observation, number)
     seen: Observation = call(monitor, "look", number, groups, metrics, returns=wanted)
@@ -85,7 +88,9 @@ class Monitors:
                 look(monitor, number, groups, each)
 
     def look(self, number: int, groups: list[Group], metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The metrics of an iteration's scored samples; it may end the stage. metrics: of the iteration so far."""
+        """The metrics of an iteration's scored samples; it may end the stage. metrics: of the
+        iteration so far.
+        """
         self.metrics.append(dict(metrics))
         more: dict[str, Any] = {}
         for monitor in self.monitors:
@@ -117,7 +122,9 @@ class Monitors:
     def finish(self) -> None:
         """Report what the monitors say at the end, and write the stage's result."""
         for monitor in self.monitors:
-            self._report(call(monitor, "finish", self.stopped, returns=partial(shapes.observation, 0)))
+            self._report(
+                call(monitor, "finish", self.stopped, returns=partial(shapes.observation, 0))
+            )
         if not self.stopped:
             self.trainer.save()
         self.context.collectives.on_rank0(self._settle)
@@ -131,7 +138,9 @@ class Monitors:
             if version.is_dir():
                 with replace_folder(self.context.adapter) as new:
                     copytree(version, new, dirs_exist_ok=True)
-            elif not self.context.adapter.is_dir():  # else a start that was killed has settled already
+            elif (
+                not self.context.adapter.is_dir()
+            ):  # else a start that was killed has settled already
                 raise RunFailed(
                     f"stage '{self.context.name}': the weights to go back to are gone: {version}\n"
                     f"help: delete {self.context.folder}, and the stage starts over"

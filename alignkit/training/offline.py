@@ -25,10 +25,11 @@ CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 
 
 class DatasetTrainer(Trainer):
-    """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result.
+    """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the
+    result.
 
-    encoded: the selected data in tokens. units: indices of groups that stay in one batch. draws: the order of the
-    units. per_epoch, total: steps. every: steps between checkpoints.
+    encoded: the selected data in tokens. units: indices of groups that stay in one batch. draws:
+    the order of the units. per_epoch, total: steps. every: steps between checkpoints.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
@@ -48,7 +49,8 @@ class DatasetTrainer(Trainer):
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
         self.draws = make_sampler(context, loaded, firsts, "shuffle")
-        self.summary |= {"groups": len(groups), "steps": self.total}  # at the end: no algorithm overwrites them
+        # At the end: no algorithm overwrites them
+        self.summary |= {"groups": len(groups), "steps": self.total}
 
     def run(self) -> dict[str, Any]:
         context = self.context
@@ -68,14 +70,18 @@ class DatasetTrainer(Trainer):
             with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in self.summary or not context.collectives.on_rank0(context.adapter.exists):
+        if "best_epoch" not in self.summary or not context.collectives.on_rank0(
+            context.adapter.exists
+        ):
             self.save()
         return self.summary
 
     # Data
 
     def _examples(self, groups: Sequence[Group]) -> Examples:
-        """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
+        """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if
+        none is usable.
+        """
         self.encoder.count_read(groups)
         needs = self.algorithm.needs
         part = f"{counted(needs.min_samples, 'response')} with a token that counts"
@@ -86,15 +92,19 @@ class DatasetTrainer(Trainer):
         for e in self.encoder.encode(groups):
             if len(e.rows) >= needs.min_samples and has_signal(e, needs):
                 usable.append(e)
-            elif not (needs.pairs and resolved_pairs(e.group)):  # pairs that the encoder left out, it has counted
+            elif not (
+                needs.pairs and resolved_pairs(e.group)
+            ):  # pairs that the encoder left out, it has counted
                 lost.append(e.group)
         if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            self.context.say(f"left out {counted(len(lost), 'row')} without {part}: {previews(lost)}")
+            self.context.say(
+                f"left out {counted(len(lost), 'row')} without {part}: {previews(lost)}"
+            )
         if not usable:
             raise DataError(
-                f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
-                f"{counted(len(groups), 'row')}: each needs {part}"
+                f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn "
+                f"from any of {counted(len(groups), 'row')}: each needs {part}"
             )
         examples = Examples(usable)
         if needs.reference_logprobs:
@@ -110,8 +120,9 @@ class DatasetTrainer(Trainer):
             if known := sum(prompt_key(group) in prompts for group in held_out):
                 self.summary["validation_trained_on"] = known
                 self.context.say(
-                    f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a prompt that is "
-                    "trained on, so the lowest validation loss may be the one of the epoch that remembers most"
+                    f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a "
+                    "prompt that is trained on, so the lowest validation loss may be the one of "
+                    "the epoch that remembers most"
                 )
         return self._examples(self.context.select(groups, validation=True)) if groups else None
 
@@ -122,10 +133,14 @@ class DatasetTrainer(Trainer):
         step, began = self.learner.steps, time.monotonic()
         # Only the step decides, so that a resumed run learns from the same batches.
         epoch, index = divmod(step, self.per_epoch)
-        batch = minibatch(self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index)
+        batch = minibatch(
+            self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index
+        )
         factor = schedule(self.settings, self.learner.peak_rate, step, self.total)
         metrics: dict[str, Any] = self.learner.step(batch, factor)
-        metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (time.monotonic() - began)
+        metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (
+            time.monotonic() - began
+        )
         metrics["epoch"] = (step + 1) / self.per_epoch
         return metrics
 
@@ -139,7 +154,8 @@ class DatasetTrainer(Trainer):
             self.keep_version(epoch)
             if self.validation is not None:
                 self._validate(epoch, self.validation)
-            # After validating, so that a resumed run knows the best loss and does not measure it again.
+            # After validating, so that a resumed run knows the best loss and does not measure it
+            # again.
             self._checkpoint()
         elif steps % self.every == 0:
             self._checkpoint()
@@ -151,7 +167,9 @@ class DatasetTrainer(Trainer):
     def _measure(self, validation: Examples) -> tuple[dict[str, float], dict[str, list[float]]]:
         """The metrics of the held-out examples, and the value of each."""
         metrics, per_group = self.learner.evaluate(validation)
-        self.log(self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        self.log(
+            self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()}
+        )
         return metrics, values_of(self.context.collectives.gather(per_group))
 
     def _validate(self, epoch: int, validation: Examples) -> None:
@@ -160,7 +178,9 @@ class DatasetTrainer(Trainer):
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.context.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
-            self.context.say("the validation loss is not finite, so this epoch cannot become the result")
+            self.context.say(
+                "the validation loss is not finite, so this epoch cannot become the result"
+            )
         best = self.summary.get("validation", {"loss": math.inf})
         if metrics["loss"] < best["loss"]:  # false for NaN
             self.save()

@@ -29,10 +29,17 @@ from alignkit.training.encoding import has_signal
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
-from alignkit.training.rollouts import ANOTHER_MODEL, PromptSource, RolloutFiles, rounding_of, sampler_gap
+from alignkit.training.rollouts import (
+    ANOTHER_MODEL,
+    PromptSource,
+    RolloutFiles,
+    rounding_of,
+    sampler_gap,
+)
 from alignkit.training.trainer import Trainer, groups_kept
 
-# Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
+# Nats per response. If the KL before the first update is larger, policy and reference are not the
+# same adapter.
 SAME_ADAPTER = 1e-2
 MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 
@@ -41,8 +48,9 @@ MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 class Iteration:
     """The state of one iteration, filled step by step.
 
-    number: counts from 1. table: every sample so far, with its scores. examples: what is learned from in tokens, with
-    the measurements and the signal. skipped: why the iteration learns nothing, or an empty string.
+    number: counts from 1. table: every sample so far, with its scores. examples: what is learned
+    from in tokens, with the measurements and the signal. skipped: why the iteration learns nothing,
+    or an empty string.
     """
 
     number: int
@@ -70,11 +78,14 @@ class Iteration:
 
 
 class RolloutTrainer(Trainer):
-    """Iterations over prompts: each samples responses with the current policy and learns from them."""
+    """Iterations over prompts: each samples responses with the current policy and learns from
+    them.
+    """
 
     def __init__(self, context: StageContext, algorithm: Algorithm):
         rollout = context.settings.rollout
-        # Learning at another temperature than that of the samples would sharpen or flatten the policy.
+        # Learning at another temperature than that of the samples would sharpen or flatten the
+        # policy.
         super().__init__(context, algorithm, rollout.temperature)
         self.rewards = context.scorer(self.settings.reward)
         self.learns = self.rewards.root is not None and self.algorithm.needs.reward  # from it
@@ -82,7 +93,9 @@ class RolloutTrainer(Trainer):
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self, self.rewards, self.files)
         self.warned = False  # that the sampler is not the policy
-        self.importance = getattr(context.stage.engine and context.stage.engine.options, "importance", None)
+        self.importance = getattr(
+            context.stage.engine and context.stage.engine.options, "importance", None
+        )
         episodes = None
         if self.settings.environment is not None:
             episodes = player().episodes_of(context)
@@ -94,9 +107,12 @@ class RolloutTrainer(Trainer):
             "monitors": self.monitors,
             "prompts": self.prompts,
         }
-        if self.algorithm.needs.old_logprobs and (rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens):
+        if self.algorithm.needs.old_logprobs and (
+            rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens
+        ):
             context.say(
-                "top_p, top_k and min_new_tokens leave tokens out of samples; ratios and KL are of all, and thus biased"
+                "top_p, top_k and min_new_tokens leave tokens out of samples; ratios and KL are "
+                "of all, and thus biased"
             )
 
     def run(self) -> dict[str, Any]:
@@ -116,7 +132,11 @@ class RolloutTrainer(Trainer):
                 self.log(number, metrics)
                 self.context.reporter.advance(number, metrics)
                 self.keep_version(number)
-                if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.monitors.stopped:
+                if (
+                    number % (self.settings.checkpoint_every or 1) == 0
+                    or number == iterations
+                    or self.monitors.stopped
+                ):
                     self.checkpoint(number, f"iteration {number} of {iterations}")
         if remembered := self.rewards.state():
             self.summary["combinations"] = remembered
@@ -136,9 +156,11 @@ class RolloutTrainer(Trainer):
             self.context.notify("rollouts_scored", iteration=number, groups=scored)
             self.measure(iteration)
         with iteration.timer("watch"):
-            # Before learning, as the samples are those of the weights that the stage would end with.
+            # Before learning, as the samples are those of the weights that the stage would end
+            # with.
             seen = self.monitors.look(number, table.scored, iteration.metrics)
-            iteration.metrics = seen | iteration.metrics  # a metric of the stage counts, whatever monitors call theirs
+            # A metric of the stage counts, whatever monitors call theirs
+            iteration.metrics = seen | iteration.metrics
         if not self.monitors.stopped:
             with iteration.timer("learn"):
                 self._learn(iteration)
@@ -147,14 +169,17 @@ class RolloutTrainer(Trainer):
                 self.prompts.wait(stopped=bool(self.monitors.stopped))
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.state.items()
-        iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
+        iteration.metrics |= {
+            f"state/{key}": value for key, value in state if isinstance(value, int | float)
+        }
         return iteration
 
     def _roll_out_and_score(self, iteration: Iteration) -> None:
-        """Sample and score, in more batches as long as too few groups are left to learn from and the recipe allows it.
+        """Sample and score, in more batches as long as too few groups are left to learn from and
+        the recipe allows it.
 
-        Only the parts of a reward are asked batch by batch. What combines them sees all samples so far, from the state
-        that it had before the iteration.
+        Only the parts of a reward are asked batch by batch. What combines them sees all samples so
+        far, from the state that it had before the iteration.
         """
         table, before = iteration.table, self.rewards.state()
         bound, wanted = self.settings.rollout.max_num_gen_batches, self.prompts.per_iteration
@@ -184,7 +209,9 @@ class RolloutTrainer(Trainer):
         self._tell(iteration)
 
     def score(self, iteration: Iteration) -> dict[str, Any]:
-        """Combine the scores so far, and leave out what nothing is learned from. Returns metrics."""
+        """Combine the scores so far, and leave out what nothing is learned from. Returns
+        metrics.
+        """
         table = iteration.table
         self.rewards.combine(table, self.settings.rollout.missing_eos_penalty, learns=self.learns)
         if not table.groups:
@@ -194,7 +221,9 @@ class RolloutTrainer(Trainer):
         table.groups, left_out = self._kept(table.groups)
         iteration.skipped = ""
         if not table.groups:
-            iteration.skipped = f"filters and the algorithm left out every group ({', '.join(left_out)})"
+            iteration.skipped = (
+                f"filters and the algorithm left out every group ({', '.join(left_out)})"
+            )
         return facts | left_out
 
     def _kept(self, groups: list[Group]) -> tuple[list[Group], Counter[str]]:
@@ -216,12 +245,14 @@ class RolloutTrainer(Trainer):
         """Say what a user must know of the samples."""
         table = iteration.table
         if unscored := iteration.metrics.get("unscored"):
-            self.context.say(f"{counted(unscored, 'response')} without a score{table.why_unscored()}")
+            self.context.say(
+                f"{counted(unscored, 'response')} without a score{table.why_unscored()}"
+            )
         if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
-                f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after max_new_tokens "
-                f"{self.settings.rollout.max_new_tokens}: the policy does not stop, or needs more room. Raise "
-                "rollout.max_new_tokens, or start from SFT"
+                f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after "
+                f"max_new_tokens {self.settings.rollout.max_new_tokens}: the policy does not "
+                "stop, or needs more room. Raise rollout.max_new_tokens, or start from SFT"
             )
 
     def measure(self, iteration: Iteration) -> None:
@@ -246,7 +277,8 @@ class RolloutTrainer(Trainer):
         needs = self.algorithm.needs
         each = 1
         if not (needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance):
-            # Two passes over every sample cost more than learning the best of each prompt: some groups are measured.
+            # Two passes over every sample cost more than learning the best of each prompt: some
+            # groups are measured.
             each = max(len(group.responses) for group in iteration.table.groups)
         groups, encoded = iteration.table.groups[::each], examples.groups[::each]
         measured = self.measured(self.role, encoded, values=self.value_role)
@@ -261,30 +293,38 @@ class RolloutTrainer(Trainer):
         iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         if not math.isfinite(kl):
             raise RunFailed(
-                f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
+                f"stage '{self.context.name}': the policy's log-probabilities are not finite: "
+                "lower learning_rate"
             )
         # Before the first update, equal adapters behind the same prompts differ by rounding only.
         same = self.reference_name == self.start and not self.reference_prompts.may_differ
         if same and not self.learner.steps and kl > SAME_ADAPTER:
-            raise RunFailed(f"policy and reference begin as the same adapter, but their KL is {kl:.3g} nats")
+            raise RunFailed(
+                f"policy and reference begin as the same adapter, but their KL is {kl:.3g} nats"
+            )
         self._check_sampler(iteration, sampler_gap(groups, old))
         return old
 
     def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
-        """Warn once if what sampled is not the policy. Raises RunFailed before the first update if it is another model.
+        """Warn once if what sampled is not the policy. Raises RunFailed before the first update if
+        it is another model.
 
         gap: of their log-probabilities, in nats per token.
         """
-        text = "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
+        text = (
+            "the sampler tells no log-probabilities, so nobody checks that it is the policy that "
+            "learns"
+        )
         if gap is not None:
             iteration.metrics["sampler_gap"] = gap
             rounding = rounding_of(self.model)
             if gap <= rounding:
                 return
             text = (
-                f"the sampler is not the policy that learns: their log-probabilities differ by {gap:.2g} nats per "
-                f"token, of which rounding explains {rounding:g}. Perhaps the engine did not load the adapter, has old "
-                "weights, reads another prompt (template) or computes in another dtype"
+                "the sampler is not the policy that learns: their log-probabilities differ by "
+                f"{gap:.2g} nats per token, of which rounding explains {rounding:g}. Perhaps the "
+                "engine did not load the adapter, has old weights, reads another prompt "
+                "(template) or computes in another dtype"
             )
             if gap > ANOTHER_MODEL and self.learner.steps == 0:
                 raise RunFailed(f"stage '{self.context.name}': {text}")
@@ -296,10 +336,14 @@ class RolloutTrainer(Trainer):
 
     def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
         rollouts = iteration.examples.batch()
-        signals = call(self.algorithm, "signal", rollouts, returns=partial(shapes.signals, rollouts))
+        signals = call(
+            self.algorithm, "signal", rollouts, returns=partial(shapes.signals, rollouts)
+        )
         iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
         if self.importance is not None and not isinstance(signals, Skip):
-            signals, weights = self.importance.weighted(signals, rollouts, old, self.algorithm.needs.advantages)
+            signals, weights = self.importance.weighted(
+                signals, rollouts, old, self.algorithm.needs.advantages
+            )
             iteration.metrics |= weights
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
@@ -316,9 +360,12 @@ class RolloutTrainer(Trainer):
         phases: list[Phase] = []
         if not iteration.skipped:
             log, rng = iteration.metrics.update, self.context.rng("select", number)
-            context = SelectContext(number, self.context.seed, replay, log, rng, say=self.context.say)
+            context = SelectContext(
+                number, self.context.seed, replay, log, rng, say=self.context.say
+            )
             phases = select(self.algorithm, iteration.table.groups, context)
-        # Measure all phases before learning from any: "old" is the policy at the start of the iteration.
+        # Measure all phases before learning from any: "old" is the policy at the start of the
+        # iteration.
         chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
         if not any(examples.groups for examples in chosen):
             iteration.metrics["empty_selection"] = 1.0
@@ -328,10 +375,14 @@ class RolloutTrainer(Trainer):
         if not learned:
             summary = self.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
-            summary["idle_reason"] = iteration.skipped or "no sample was selected, or its loss was not finite"
+            summary["idle_reason"] = (
+                iteration.skipped or "no sample was selected, or its loss was not finite"
+            )
 
     def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
-        """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
+        """Learn from a phase in epochs of shuffled minibatches; returns whether anything was
+        learned.
+        """
         steps: list[dict[str, float]] = []
         iterations = self.settings.iterations
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs
@@ -344,7 +395,9 @@ class RolloutTrainer(Trainer):
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
                 # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs
-                factor = schedule(self.settings, self.learner.peak_rate, iteration.number - 1, iterations, done)
+                factor = schedule(
+                    self.settings, self.learner.peak_rate, iteration.number - 1, iterations, done
+                )
                 steps.append(self.learner.step(batch, factor * phase.lr_scale))
         # Skipped steps are only counted, because their numbers are not finite.
         taken = [step for step in steps if "skipped" not in step]
@@ -362,30 +415,45 @@ class RolloutTrainer(Trainer):
         else:  # groups that `select` created, which have no signal
             examples = Examples(self.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
-                examples.token_columns["reference_logprobs"] = self.reference_logprobs(examples.groups)
+                examples.token_columns["reference_logprobs"] = self.reference_logprobs(
+                    examples.groups
+                )
             if self.algorithm.needs.old_logprobs:
                 examples.token_columns["old_logprobs"] = self.logprobs(self.role, examples.groups)
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
         needs = self.algorithm.needs
-        return examples.take([index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)])
+        return examples.take(
+            [index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)]
+        )
 
     # The end
 
     def _report(self) -> None:
-        """Say how many iterations learned nothing. Raises RunFailed if none of them learned anything."""
+        """Say how many iterations learned nothing. Raises RunFailed if none of them learned
+        anything.
+        """
         idle = self.summary.get("idle_iterations", 0)
         if not idle:
             return
         why = self.summary["idle_reason"]
-        tried = self.summary["iterations"] - bool(self.monitors.stopped)  # what a monitor stops has not learned yet
-        fact = f"{idle} of {counted(tried, 'iteration')} had nothing to learn from. Last reason: {why}"
+        # What a monitor stops has not learned yet
+        tried = self.summary["iterations"] - bool(self.monitors.stopped)
+        fact = (
+            f"{idle} of {counted(tried, 'iteration')} had nothing to learn from. Last reason: {why}"
+        )
         if idle == tried:
-            raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")
+            raise RunFailed(
+                f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}"
+            )
         self.context.say(fact)
 
 
-def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]) -> float:
-    """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the policy diverged."""
+def mean_kl(
+    logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]
+) -> float:
+    """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the
+    policy diverged.
+    """
     responses = responses_of(groups)
     kl = 0.0
     for response, ours, theirs in zip(responses, logprobs, reference, strict=True):

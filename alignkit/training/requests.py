@@ -1,7 +1,8 @@
-"""Samples that a stage asks for: an engine writes them while something else is computed (`rollout: {ahead: 1}`).
+"""Samples that a stage asks for: an engine writes them while something else is computed (`rollout:
+{ahead: 1}`).
 
-Only the first turns of episodes overlap. Environments and tokenizers stay in the main thread. Without an engine,
-samples are written when they are needed.
+Only the first turns of episodes overlap. Environments and tokenizers stay in the main thread.
+Without an engine, samples are written when they are needed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ class Request:
         episodes: Any = None,
         complete: Mapping[str, Any] | None = None,
     ):
-        """samples: of each prompt. path: names the random streams, with the prompts' numbers from `first` on; it ends
-        with the iteration. lag: updates between the weights that write and those that learn. episodes: play the stage's
-        environment. complete: what a checkpoint has of them.
+        """samples: of each prompt. path: names the random streams, with the prompts' numbers from
+        `first` on; it ends with the iteration. lag: updates between the weights that write and
+        those that learn. episodes: play the stage's environment. complete: what a checkpoint has of
+        them.
         """
-        self.context, self.trainer, self.lag, self.episodes = trainer.context, trainer, lag, episodes
+        self.context, self.trainer, self.lag, self.episodes = (
+            trainer.context,
+            trainer,
+            lag,
+            episodes,
+        )
         self.sizes, self.number = [1] * len(prompts), int(path[-1])
         self.groups: list[Group] = []
         self.metrics: dict[str, float] = {}
@@ -50,7 +57,8 @@ class Request:
         self.led = engine is not None
         collectives = self.context.collectives
         own = collectives.partition(self.sizes, self.led)[collectives.process]
-        # Streams are named by the place in the iteration, so a sample does not depend on who draws it.
+        # Streams are named by the place in the iteration, so a sample does not depend on who draws
+        # it.
         numbers = [first + index for index in own]
         self.asked = [prompts[index] for index in own]
         if episodes is not None:
@@ -71,19 +79,25 @@ class Request:
         if episodes is not None:
             self.request = episodes.limited(self.request)
         self.under_way: Any = None
-        if engine is not None and self.asked:  # the weights are saved for it before anything else happens
+        # The weights are saved for it before anything else happens
+        if engine is not None and self.asked:
             self.under_way = engine.request(self.request)
 
     def result(self) -> list[Group]:
         """Wait for the samples. Their source is the stage, the name that users know."""
         if not self.groups:
-            groups = self.context.collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
+            groups = self.context.collectives.map_sharded(
+                self.sizes, lambda own: self._sampled(), self.led
+            )
             if self.trainer.settings.rollout.ahead:
                 self.metrics["staleness"] = self.lag
                 self.metrics["seconds/sampling"] = getattr(self.under_way, "seconds", 0.0)
             if self.episodes is not None:
                 self.metrics |= self.episodes.metrics(self.context.collectives)
-            self.groups = [replace(group, responses=tuple(map(self._learned, group.responses))) for group in groups]
+            self.groups = [
+                replace(group, responses=tuple(map(self._learned, group.responses)))
+                for group in groups
+            ]
         return self.groups
 
     def _sampled(self) -> list[Group]:
@@ -108,4 +122,8 @@ class Request:
     @property
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of complete samples."""
-        return {"number": self.number, "metrics": self.metrics, "groups": [*map(group_to_json, self.groups)]}
+        return {
+            "number": self.number,
+            "metrics": self.metrics,
+            "groups": [*map(group_to_json, self.groups)],
+        }

@@ -1,4 +1,5 @@
-"""A recipe's `reward:`: every single reward scores the responses, and combinations make one number of the scores.
+"""A recipe's `reward:`: every single reward scores the responses, and combinations make one number
+of the scores.
 
 All of it is in one table per iteration, with a row for each response.
 """
@@ -34,12 +35,13 @@ Chunks = Callable[[str, Sequence[Group]], Iterable[Sequence[Group]]]
 
 @dataclass(eq=False)
 class RewardTable:
-    """What a reward says of responses, one row each, in the order of their groups. A score that is missing is NaN.
+    """What a reward says of responses, one row each, in the order of their groups. A score that is
+    missing is NaN.
 
-    parts: name of a single reward -> float64 [rows]. verdicts: of judges.
-    raw: float64 [rows], before whitening; None without a reward. metrics: of the combination.
-    scored: the groups with their scores. groups: what is left of them to learn from; their scores include the reward
-    that is learned from.
+    parts: name of a single reward -> float64 [rows]. verdicts: of judges. raw: float64 [rows],
+    before whitening; None without a reward. metrics: of the combination. scored: the groups with
+    their scores. groups: what is left of them to learn from; their scores include the reward that
+    is learned from.
     """
 
     sampled: list[Group] = field(default_factory=list)
@@ -51,7 +53,8 @@ class RewardTable:
     groups: list[Group] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what has one; as metrics.
+        """Mean and deviation of the raw reward, means of its parts, lengths, and shares, of what
+        has one; as metrics.
 
         The raw reward includes the penalty for a missing end, and its parts do not.
         """
@@ -80,18 +83,25 @@ class RewardTable:
 
     def why_unscored(self) -> str:
         """The first reason of a judge, to end a sentence with; empty without one."""
-        reasons = (f"; a judge said: {verdict.reason}" for verdict in self.verdicts if verdict.reason)
+        reasons = (
+            f"; a judge said: {verdict.reason}" for verdict in self.verdicts if verdict.reason
+        )
         return next(reasons, "")
 
 
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
-    """The groups with more scores of their responses: by name, [responses] each; None where a column is NaN."""
+    """The groups with more scores of their responses: by name, [responses] each; None where a
+    column is NaN.
+    """
     values = {name: column.tolist() for name, column in columns.items()}
     scored, row = [], 0
     for group in groups:
         responses = []
         for response in group.responses:
-            new = {name: None if math.isnan(column[row]) else column[row] for name, column in values.items()}
+            new = {
+                name: None if math.isnan(column[row]) else column[row]
+                for name, column in values.items()
+            }
             responses.append(replace(response, scores={**response.scores, **new}))
             row += 1
         scored.append(replace(group, responses=tuple(responses)))
@@ -99,7 +109,9 @@ def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list
 
 
 def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
-    """The groups with only some of their responses; groups left without one are absent. keep: for each response."""
+    """The groups with only some of their responses; groups left without one are absent. keep: for
+    each response.
+    """
     some, flags = [], iter(keep)
     for group in groups:
         responses = tuple([response for response in group.responses if next(flags)])
@@ -110,14 +122,18 @@ def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:
     """The groups without the responses that could not be scored."""
-    return taken(groups, [response.scores.get(REWARD_KEY) is not None for response in responses_of(groups)])
+    return taken(
+        groups, [response.scores.get(REWARD_KEY) is not None for response in responses_of(groups)]
+    )
 
 
 def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
     """Whether a filter keeps each group."""
     if not groups:
         return []
-    kept: list[bool] = shapes.plain(call(chooser, "keep", groups, returns=partial(shapes.mask, len(groups))))
+    kept: list[bool] = shapes.plain(
+        call(chooser, "keep", groups, returns=partial(shapes.mask, len(groups)))
+    )
     return kept
 
 
@@ -125,8 +141,8 @@ def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
 class Node:
     """A reward in an expression: a single one, or a combination of those below it.
 
-    name: for errors. place: in the expression, `weighted_sum/style`; of a single reward, the name of its scores, which
-    is its place below the root. plugin: None of a reward model.
+    name: for errors. place: in the expression, `weighted_sum/style`; of a single reward, the name
+    of its scores, which is its place below the root. plugin: None of a reward model.
     """
 
     spec: RewardSpec
@@ -138,7 +154,9 @@ class Node:
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of its parts' raw scores, [responses] each."""
         wanted = partial(shapes.combined, len(responses_of(groups)))
-        combined: CombinedReward = call(self.plugin, "combine", copies(groups), columns, returns=wanted)
+        combined: CombinedReward = call(
+            self.plugin, "combine", copies(groups), columns, returns=wanted
+        )
         return combined
 
     def applies(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -148,17 +166,22 @@ class Node:
         rows = torch.stack([child.applies(parts) for child in self.children.values()])
         return rows.any(dim=0) if self.plugin.leaves_out else rows.all(dim=0)
 
-    def reward(self, groups: Sequence[Group], parts: Mapping[str, Tensor], rows: Tensor) -> CombinedReward:
+    def reward(
+        self, groups: Sequence[Group], parts: Mapping[str, Tensor], rows: Tensor
+    ) -> CombinedReward:
         """The rewards of these rows, float64, NaN elsewhere. parts: of single rewards."""
         if not self.children:
             return CombinedReward(parts[self.place], parts[self.place], {})
         rows = rows & self.applies(parts)
-        children = {name: child.reward(groups, parts, rows) for name, child in self.children.items()}
+        children = {
+            name: child.reward(groups, parts, rows) for name, child in self.children.items()
+        }
         missing = torch.full(rows.shape, math.nan, dtype=torch.float64)
         if not rows.any():
             return CombinedReward(missing, missing, {})
         some = taken(groups, rows.tolist())
-        # Whitened and raw parts are combined separately. The order matters: `combine` may change the state.
+        # Whitened and raw parts are combined separately. The order matters: `combine` may change
+        # the state.
         total = None
         if any(child.spec.whitens for child in self.children.values()):
             parts_of = {name: child.reward[rows] for name, child in children.items()}
@@ -176,8 +199,8 @@ class Node:
 class Rewards:
     """A reward expression, ready to score; without one, responses get no scores.
 
-    collectives: each process scores its share, and combines the scores of all. by_engine: an engine, which the first
-    process has, answers those that sample.
+    collectives: each process scores its share, and combines the scores of all. by_engine: an
+    engine, which the first process has, answers those that sample.
     """
 
     def __init__(
@@ -190,8 +213,15 @@ class Rewards:
         by_engine: bool = False,
         make: Callable[[Component], Any] = create,
     ):
-        """make: returns the plugin of a component, which may have been made before; default: a new one."""
-        self.context, self.collectives, self.chunks, self.by_engine = context, collectives, chunks, by_engine
+        """make: returns the plugin of a component, which may have been made before; default: a new
+        one.
+        """
+        self.context, self.collectives, self.chunks, self.by_engine = (
+            context,
+            collectives,
+            chunks,
+            by_engine,
+        )
         self._make = make
         self.name, self.root = "", None
         self.leaves: dict[str, Node] = {}
@@ -201,7 +231,10 @@ class Rewards:
             self.root = self._node(spec, spec.name, spec.name)
 
     def _node(self, spec: RewardSpec, name: str, place: str) -> Node:
-        children = {child: self._node(below, child, f"{place}/{child}") for child, below in spec.children.items()}
+        children = {
+            child: self._node(below, child, f"{place}/{child}")
+            for child, below in spec.children.items()
+        }
         node = Node(spec, name, place, children)
         if spec.component is not None:
             node.plugin = self._make(spec.component)
@@ -217,16 +250,23 @@ class Rewards:
     @property
     def within_group(self) -> bool:
         """Whether a score only ranks a response among its group's."""
-        return any(leaf.plugin is not None and leaf.plugin.within_group for leaf in self.leaves.values())
+        return any(
+            leaf.plugin is not None and leaf.plugin.within_group for leaf in self.leaves.values()
+        )
 
     @property
     def comparable(self) -> bool:
-        """Whether raw scores of different iterations can be compared. What whitening remembers is not in them."""
+        """Whether raw scores of different iterations can be compared. What whitening remembers is
+        not in them.
+        """
         plugins = [node.plugin for node in self.combinations.values()]
-        return not self.within_group and all(plugin.whitens or not plugin.state for plugin in plugins)
+        return not self.within_group and all(
+            plugin.whitens or not plugin.state for plugin in plugins
+        )
 
     def score(self, groups: Sequence[Group], penalty: float = 0.0) -> list[Group]:
-        """The groups, with every part and the raw combination (`reward`) among their responses' scores.
+        """The groups, with every part and the raw combination (`reward`) among their responses'
+        scores.
 
         Combinations remember nothing of it.
         """
@@ -246,7 +286,9 @@ class Rewards:
                 key = leaf.spec.name if leaf.plugin is None else leaf
                 if key not in columns:
                     columns[key] = self._column(leaf, groups)
-                table.parts[name] = torch.cat([table.parts.get(name, columns[key][:0]), columns[key]])
+                table.parts[name] = torch.cat(
+                    [table.parts.get(name, columns[key][:0]), columns[key]]
+                )
         for every in self.collectives.gather(verdicts):
             table.verdicts += every
         table.sampled += groups
@@ -254,12 +296,16 @@ class Rewards:
 
     def _column(self, leaf: Node, groups: Sequence[Group]) -> Tensor:
         """The scores of a single reward, float64 [responses]. Each process computes its share."""
-        led = self.by_engine and any(part.options.asks_engine() for part in specs(leaf.spec.component, Component))
+        led = self.by_engine and any(
+            part.options.asks_engine() for part in specs(leaf.spec.component, Component)
+        )
         column: Column = []
         for some in self.chunks(leaf.name, groups):
             sizes = [len(group.responses) for group in some]
             column += self.collectives.map_sharded(sizes, partial(self._share, leaf, some), led)
-        return torch.tensor([math.nan if value is None else value for value in column], dtype=torch.float64)
+        return torch.tensor(
+            [math.nan if value is None else value for value in column], dtype=torch.float64
+        )
 
     def _share(self, leaf: Node, some: Sequence[Group], own: Sequence[int]) -> Column:
         groups = [some[index] for index in own]
@@ -276,10 +322,13 @@ class Rewards:
 
     # What combinations make of it
 
-    def combine(self, table: RewardTable, penalty: float = 0.0, *, learns: bool = True) -> RewardTable:
+    def combine(
+        self, table: RewardTable, penalty: float = 0.0, *, learns: bool = True
+    ) -> RewardTable:
         """Fill in the rewards of all rows, and begin to learn from those that have one.
 
-        penalty: subtracted from the rewards of truncated responses. learns: whether something is learned from them.
+        penalty: subtracted from the rewards of truncated responses. learns: whether something is
+        learned from them.
         """
         table.scored = table.groups = table.sampled
         if self.root is None:
@@ -292,12 +341,20 @@ class Rewards:
         reward, raw = combined.reward, combined.raw
         table.metrics = {f"reward/{name}": value for name, value in combined.metrics.items()}
         if penalty and learns:
-            ended = torch.tensor([not response.truncated for response in responses_of(table.sampled)], dtype=torch.bool)
-            # After combining: whitening would rescale the penalty, and the scores of other responses with it.
-            reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw))
+            ended = torch.tensor(
+                [not response.truncated for response in responses_of(table.sampled)],
+                dtype=torch.bool,
+            )
+            # After combining: whitening would rescale the penalty, and the scores of other
+            # responses with it.
+            reward, raw = (
+                F.missing_eos_penalty(scores, ended, penalty) for scores in (reward, raw)
+            )
             scored = ~raw.isnan()
             if scored.any():
-                table.metrics["missing_eos_penalty"] = penalty * float((~ended[scored]).double().mean())
+                table.metrics["missing_eos_penalty"] = penalty * float(
+                    (~ended[scored]).double().mean()
+                )
         table.raw = raw
         table.scored = table.groups = with_columns(table.sampled, {**table.parts, REWARD_KEY: raw})
         if learns:
@@ -305,8 +362,12 @@ class Rewards:
         return table
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
-        states = {place: remembered(node.plugin, "combine") for place, node in self.combinations.items()}
+        """What combinations remember, by their place in the expression. Raises PluginError if it is
+        not JSON.
+        """
+        states = {
+            place: remembered(node.plugin, "combine") for place, node in self.combinations.items()
+        }
         return {place: state for place, state in states.items() if state}
 
     def restore(self, states: Mapping[str, dict[str, Any]]) -> None:
@@ -315,10 +376,15 @@ class Rewards:
             node.plugin.state = copy.deepcopy(states.get(place, {}))
 
     def nothing_scored(self, table: RewardTable) -> str:
-        """Why no response has a score: whose is missing, first for which row, and what a judge says."""
+        """Why no response has a score: whose is missing, first for which row, and what a judge
+        says.
+        """
         for name, leaf in self.leaves.items():
             for group in table.scored:
                 if any(response.scores[name] is None for response in group.responses):
                     row = f"{preview(group)} ({group.origin})"
-                    return f"reward '{leaf.name}' has no score, first in the row {row}{table.why_unscored()}"
+                    return (
+                        f"reward '{leaf.name}' has no score, first in the row "
+                        f"{row}{table.why_unscored()}"
+                    )
         return f"reward '{self.name}' makes no number of the scores of its parts"

@@ -1,7 +1,7 @@
 """The prompts of rollouts, and the files of rollouts, which later iterations and stages can replay.
 
-Also whether the sampler is the policy that learns, by the log-probabilities of both: they differ a little if an engine
-rounds in another way, and much if it has other weights or reads another prompt.
+Also whether the sampler is the policy that learns, by the log-probabilities of both: they differ a
+little if an engine rounds in another way, and much if it has other weights or reads another prompt.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from alignkit.training.sampler import make_sampler
 from alignkit.training.trainer import Trainer
 
 
-def usable_prompts(trainer: Trainer, spec: Any, key: str, episodes: Any = None) -> tuple[Loaded, list[Group]]:
-    """The prompts of a data entry of the stage, without those that leave no room for a response; says how many go."""
+def usable_prompts(
+    trainer: Trainer, spec: Any, key: str, episodes: Any = None
+) -> tuple[Loaded, list[Group]]:
+    """The prompts of a data entry of the stage, without those that leave no room for a response;
+    says how many go.
+    """
     context = trainer.context
     new_tokens = context.settings.rollout.max_new_tokens
     loaded = context.load(spec)
@@ -38,15 +42,17 @@ def usable_prompts(trainer: Trainer, spec: Any, key: str, episodes: Any = None) 
     usable = [encoded.group for encoded in trainer.encoder.encode(groups, new_tokens=new_tokens)]
     if not usable:
         room = f"no room for {new_tokens} new tokens in max_length {trainer.encoder.max_length}"
-        raise DataError(f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}")
+        raise DataError(
+            f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}"
+        )
     return loaded, usable
 
 
 class PromptSource:
     """The prompts of a stage, and the current policy's samples.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`. request: of the next iteration, which an engine
-    writes ahead.
+    extra: prompts that earlier iterations drew beyond `per_iteration`. request: of the next
+    iteration, which an engine writes ahead.
     """
 
     def __init__(self, trainer: Trainer, episodes: Any):
@@ -74,22 +80,32 @@ class PromptSource:
             self.request = self.ask(self.draw(number), number, lag=1, complete=ahead)
 
     def draw(self, number: int, first: int = 0, count: int | None = None) -> list[Group]:
-        """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources.
+        """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of
+        their sources.
 
         first: prompts of this iteration that were drawn before. count: default: `per_iteration`.
         """
         # Positions run through all iterations, so a resumed run draws the same prompts.
         start = (number - 1) * self.per_iteration + self.extra + first
-        return [self.prompts[self.draws.at(start + place)] for place in range(count or self.per_iteration)]
+        return [
+            self.prompts[self.draws.at(start + place)]
+            for place in range(count or self.per_iteration)
+        ]
 
     def ask(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
-        """The current policy's responses, in the place of an iteration's from the prompt `first` on."""
+        """The current policy's responses, in the place of an iteration's from the prompt `first`
+        on.
+        """
         path = self.context.name, "rollout", number
         samples = self.context.settings.rollout.samples_per_prompt
-        return Request(self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more)
+        return Request(
+            self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more
+        )
 
     def samples(self, number: int, first: int, count: int) -> Request:
-        """Complete samples, new ones or those that the engine wrote ahead; it begins with the next iteration's."""
+        """Complete samples, new ones or those that the engine wrote ahead; it begins with the next
+        iteration's.
+        """
         request = self.request or self.ask(self.draw(number, first, count), number, first)
         request.result()
         self.request = None
@@ -99,7 +115,9 @@ class PromptSource:
         return request
 
     def wait(self, *, stopped: bool) -> None:
-        """Wait for samples that are under way, which a checkpoint keeps. stopped: nobody will learn from them."""
+        """Wait for samples that are under way, which a checkpoint keeps. stopped: nobody will learn
+        from them.
+        """
         if self.request is None:
             return
         if stopped:
@@ -110,7 +128,9 @@ class PromptSource:
 
 
 class RolloutFiles:
-    """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
+    """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in
+    `replay_from`.
+    """
 
     def __init__(self, context: StageContext, rewards: Rewards, learns_from_reward: bool):
         """learns_from_reward: responses without a score are left out."""
@@ -132,12 +152,14 @@ class RolloutFiles:
         return self.digests
 
     def restore(self, digests: Mapping[str, str]) -> None:
-        """Continue with the files of a checkpoint. Later ones are removed: they will be written again.
+        """Continue with the files of a checkpoint. Later ones are removed: they will be written
+        again.
 
         Raises RunFailed if a file has changed since the checkpoint.
         """
         self.digests = dict(digests)
-        for file in filter(Path.is_file, map(self.folder.joinpath, digests)):  # people may have deleted others
+        # People may have deleted others
+        for file in filter(Path.is_file, map(self.folder.joinpath, digests)):
             self._check(file)
 
         def remove_later() -> None:
@@ -150,17 +172,23 @@ class RolloutFiles:
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.
 
-        None, which is reported, if their scores cannot be compared with the current ones. Raises RunFailed if a file
-        has changed since this stage wrote it.
+        None, which is reported, if their scores cannot be compared with the current ones. Raises
+        RunFailed if a file has changed since this stage wrote it.
         """
         if not self.rewards.comparable:
             name = self.rewards.name
-            self.context.say(f"earlier samples are not replayed: scores of '{name}' change between iterations")
+            self.context.say(
+                f"earlier samples are not replayed: scores of '{name}' change between iterations"
+            )
             return []
         for name in self.digests:
             self._check(self.folder / name)
         everything = [*self._replayed, *map(self.seen, range(1, iteration))]
-        return [with_scores(groups) for groups in everything] if self.learns_from_reward else everything
+        return (
+            [with_scores(groups) for groups in everything]
+            if self.learns_from_reward
+            else everything
+        )
 
     def seen(self, iteration: int) -> list[Group]:
         """What an iteration sampled; empty if people deleted the file."""
@@ -179,43 +207,56 @@ class RolloutFiles:
 
     @cached_property
     def _replayed(self) -> list[list[Group]]:
-        """Rollouts of other stages, scored again by this stage's reward, whose scale may differ from theirs."""
+        """Rollouts of other stages, scored again by this stage's reward, whose scale may differ
+        from theirs.
+        """
         penalty = self.context.settings.rollout.missing_eos_penalty
         replayed: list[list[Group]] = []
         for stage in self.context.settings.replay_from:
             paths = sorted(
-                (self.context.folder.parent / stage / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
+                (self.context.folder.parent / stage / "rollouts").glob("*.jsonl"),
+                key=lambda path: int(path.stem),
             )
             if not paths:
-                raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
+                raise RunFailed(
+                    f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts"
+                )
             for groups in map(read_groups, paths):
                 replayed.append(self.rewards.score(groups, penalty))
         return replayed
 
 
-# Mean differences, in nats per token, that rounding explains: in float32, and in fewer bits. Measured on SmolLM2: 1e-5
-# in float32, sampled here or by vLLM, and 0.05 in bfloat16. A sampler in bfloat16 is 0.004 (tiny) to 0.05 from float32.
+# Mean differences, in nats per token, that rounding explains: in float32, and in fewer bits.
+# Measured on SmolLM2: 1e-5 in float32, sampled here or by vLLM, and 0.05 in bfloat16. A sampler in
+# bfloat16 is 0.004 (tiny) to 0.05 from float32.
 EXACT, ROUNDED = 1e-3, 0.1
-ANOTHER_MODEL = 0.5  # nats per token, which no rounding explains; SmolLM2 without an adapter of 3 steps: 0.6
+# Nats per token, which no rounding explains; SmolLM2 without an adapter of 3 steps: 0.6
+ANOTHER_MODEL = 0.5
 
 
 def rounding_of(model: SharedModel) -> float:
     """The difference between sampler and learner that rounding explains, in nats per token."""
-    exact = model.dtype_name == "float32" and model.spec.quantization == model.spec.mixed_precision == "none"
+    exact = (
+        model.dtype_name == "float32"
+        and model.spec.quantization == model.spec.mixed_precision == "none"
+    )
     return EXACT if exact else ROUNDED
 
 
 def sampler_gap(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
-    """How far the sampler's log-probabilities are from the learner's, which are measured; None if it tells none.
+    """How far the sampler's log-probabilities are from the learner's, which are measured; None if
+    it tells none.
 
     The mean absolute difference in nats, over all tokens of the policy.
     """
     gaps: list[Tensor] = []
     for response, learner in zip(responses_of(groups), measured, strict=True):
-        # A response that was cut to fit has other tokens than its sampler's numbers, and is left out.
+        # A response that was cut to fit has other tokens than its sampler's numbers, and is left
+        # out.
         if response.logprobs is not None and len(response.logprobs) == len(learner):
             gap = (learner.double() - torch.tensor(response.logprobs, dtype=torch.float64)).abs()
-            if response.written is not None:  # tokens of others are 0 in both, and would count as perfect agreement
+            # Tokens of others are 0 in both, and would count as perfect agreement
+            if response.written is not None:
                 gap = gap[torch.tensor(response.written)]
             gaps.append(gap)
     return float(torch.cat(gaps).mean()) if gaps else None

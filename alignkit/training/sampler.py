@@ -1,10 +1,11 @@
 """The order in which a stage draws its rows: epochs over all of them, or sources by their weights.
 
-Without weights, every row is drawn once per epoch. With weights, an epoch has as many draws as there are rows, and
-each source has its share of them, to within a row. Its draws are spread evenly, so that a source's rows in a batch
-differ from its share by less than the number of sources. A source is walked in a shuffled order, epoch after epoch of
-its own, so that none of its rows is drawn twice before all of them were drawn once. Draws depend on the seed and their
-position only, so that a resumed run draws the same.
+Without weights, every row is drawn once per epoch. With weights, an epoch has as many draws as
+there are rows, and each source has its share of them, to within a row. Its draws are spread evenly,
+so that a source's rows in a batch differ from its share by less than the number of sources. A
+source is walked in a shuffled order, epoch after epoch of its own, so that none of its rows is
+drawn twice before all of them were drawn once. Draws depend on the seed and their position only, so
+that a resumed run draws the same.
 
 A second stream of data (`mix`; InstructGPT's ptx) is drawn in the same way for every step.
 """
@@ -30,11 +31,16 @@ if TYPE_CHECKING:
 class Sampler:
     """An endless sequence of row numbers.
 
-    sources: the source of each row. shares: of the sources among the draws; None draws every row once per epoch.
-    stream: returns the random generator of a name.
+    sources: the source of each row. shares: of the sources among the draws; None draws every row
+    once per epoch. stream: returns the random generator of a name.
     """
 
-    def __init__(self, sources: Sequence[int], shares: Sequence[float] | None, stream: Callable[..., Generator]):
+    def __init__(
+        self,
+        sources: Sequence[int],
+        shares: Sequence[float] | None,
+        stream: Callable[..., Generator],
+    ):
         self.size, self.stream = len(sources), stream
         self.rows: list[list[int]] = []
         self.shares: list[float] = []
@@ -43,10 +49,13 @@ class Sampler:
             for row, source in enumerate(sources):
                 self.rows[source].append(row)
             # Of sources that still have rows.
-            present = [share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)]
+            present = [
+                share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)
+            ]
             self.shares = [share / sum(present) for share in present]
         self.epoch = lru_cache(maxsize=1)(self._epoch)
-        self._lap = lru_cache(maxsize=1 + len(self.rows))(self._shuffled)  # each source's current one
+        # Each source's current one
+        self._lap = lru_cache(maxsize=1 + len(self.rows))(self._shuffled)
 
     def at(self, position: int) -> int:
         """The row at a position of the whole sequence."""
@@ -57,8 +66,11 @@ class Sampler:
         """The rows that an epoch (counted from 0) draws, in order."""
         if not self.shares:
             return self.stream(number).permutation(self.size).tolist()
-        # Cumulative counts: an epoch draws their difference, so that rounding does not add up over epochs.
-        before, after = (apportioned(epochs * self.size, self.shares) for epochs in (number, number + 1))
+        # Cumulative counts: an epoch draws their difference, so that rounding does not add up over
+        # epochs.
+        before, after = (
+            apportioned(epochs * self.size, self.shares) for epochs in (number, number + 1)
+        )
         # One offset in [0, 1) per source, or every epoch would begin with the same sources.
         starts = self.stream(number).random(len(self.shares))
         # (place in [0, 1), row): a source's draws are evenly spaced over the epoch.
@@ -76,11 +88,13 @@ class Sampler:
 
 
 def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `draws`, in proportion to shares that sum to 1 (the method of Webster).
+    """Whole numbers that sum to `draws`, in proportion to shares that sum to 1 (the method of
+    Webster).
 
     With more draws, no source has fewer, so that an epoch's counts are differences of these.
     """
-    # Webster's method rounds each quota to within half the number of sources; it adds one draw at a time from there.
+    # Webster's method rounds each quota to within half the number of sources; it adds one draw at a
+    # time from there.
     counts = [max(0, int(draws * share) - len(shares)) for share in shares]
     for _ in range(draws - sum(counts)):
         present = [source for source, share in enumerate(shares) if share]
@@ -88,16 +102,21 @@ def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def make_sampler(context: StageContext, loaded: Loaded, groups: Sequence[Group], name: str) -> Sampler:
-    """The draws of a data entry from those of its groups that can be used. name: of the random streams."""
+def make_sampler(
+    context: StageContext, loaded: Loaded, groups: Sequence[Group], name: str
+) -> Sampler:
+    """The draws of a data entry from those of its groups that can be used. name: of the random
+    streams.
+    """
     stream = partial(context.rng, name)
     if loaded.weights is None:
         return Sampler([0] * len(groups), None, stream)
     sources = [group.origin.source for group in groups if group.origin is not None]
     if len(sources) < len(groups):
         raise RunFailed(
-            f"stage '{context.name}': 'weight' cannot be applied, because its algorithm makes groups without an "
-            "'origin'\nhelp: make them with dataclasses.replace, or remove 'weight'"
+            f"stage '{context.name}': 'weight' cannot be applied, because its algorithm makes "
+            "groups without an 'origin'\n"
+            "help: make them with dataclasses.replace, or remove 'weight'"
         )
     return Sampler(sources, loaded.weights, stream)
 
@@ -115,7 +134,9 @@ class AuxiliaryLoss:
     draws: Sampler
 
     def batch(self, step: int) -> list[Encoded]:
-        """The groups of a step (counted from 0). They depend only on the step, so that a resumed run draws the same."""
+        """The groups of a step (counted from 0). They depend only on the step, so that a resumed
+        run draws the same.
+        """
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [self.groups[self.draws.at(position)] for position in places]
 
@@ -136,7 +157,8 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
         if fault:
             raise DataError(f"{context.name}.mix: the row {preview(group)} {fault}")
     encoder.count_read(groups)
-    # All turns, whichever the algorithm learns of its own data: only a label belongs to the last one.
+    # All turns, whichever the algorithm learns of its own data: only a label belongs to the last
+    # one.
     encoded = encoder.encode(groups, turns="all")
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")

@@ -1,4 +1,6 @@
-"""What both kinds of training stage share: roles, encoder, learner, checkpoints, metrics, summary."""
+"""What both kinds of training stage share: roles, encoder, learner, checkpoints, metrics,
+summary.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,13 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
 
     def name_of(value: Any) -> dict[str, str]:
         if not isinstance(value, Tensor):
-            raise RunFailed(f"a checkpoint cannot keep a {type(value).__name__}, as an optimizer may have in its state")
+            raise RunFailed(
+                f"a checkpoint cannot keep a {type(value).__name__}, as an optimizer may have in "
+                "its state"
+            )
         tensor = value.detach().cpu().contiguous()
-        # By address: bitsandbytes has one table of its numbers in 8 bits for all parameters, and a file holds it once.
+        # By address: bitsandbytes has one table of its numbers in 8 bits for all parameters, and a
+        # file holds it once.
         name = f"{tensor.data_ptr()} {list(tensor.shape)}"
         tensors[name] = tensor
         return {"tensor": name}
@@ -66,7 +72,9 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     for path in reversed(_checkpoints(folder)):
         if damage_of(path) is None:
             return _read(path)
-        say(f"checkpoint {path} is damaged: the stage continues from the one before, or starts over")
+        say(
+            f"checkpoint {path} is damaged: the stage continues from the one before, or starts over"
+        )
         shutil.rmtree(path, ignore_errors=True)  # another process of the run may be faster
     return {}
 
@@ -90,9 +98,9 @@ def _read(path: Path) -> dict[str, Any]:
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str:
     """Add the value function's role; returns its name.
 
-    As in InstructGPT, it starts from a reward model. That model's head is kept only if
-    its score is the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale are
-    worse than zeros.
+    As in InstructGPT, it starts from a reward model. That model's head is kept only if its score is
+    the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale
+    are worse than zeros.
     """
     models, reward = context.models, context.settings.reward
     name = f"{context.name}~value"
@@ -103,7 +111,12 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str
     source = context.settings.value_from or (reward_models[0] if reward_models else None)
     start = policy_role if source is None else models.role(source)
     role = context.model.add_role(name, start=start, head="scalar")
-    is_the_reward = source is not None and reward is not None and reward.kind == "stage" and reward.name == source
+    is_the_reward = (
+        source is not None
+        and reward is not None
+        and reward.kind == "stage"
+        and reward.name == source
+    )
     if needs.centered_values or not is_the_reward:
         assert role.head is not None
         role.head.data.zero_()
@@ -118,15 +131,18 @@ def groups_kept(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
 class Trainer:
     """Base class of what trains a stage, from its last checkpoint if it has one.
 
-    start, reference_name: as the recipe names them. role: of the policy or reward model that learns. value_role: of the
-    value function, if the algorithm needs one. reference_role: on the reference's own model. reference_models: those on
-    the model that the reference is, or is on. saved: the checkpoint's state, until it is restored. parts: what a
-    checkpoint keeps in addition to weights and optimizer, objects with `state()` and `restore(state)` by name. summary:
-    for stage.json. kept: the folder of versions. keeps: whether it keeps any.
+    start, reference_name: as the recipe names them. role: of the policy or reward model that
+    learns. value_role: of the value function, if the algorithm needs one. reference_role: on the
+    reference's own model. reference_models: those on the model that the reference is, or is on.
+    saved: the checkpoint's state, until it is restored. parts: what a checkpoint keeps in addition
+    to weights and optimizer, objects with `state()` and `restore(state)` by name. summary: for
+    stage.json. kept: the folder of versions. keeps: whether it keeps any.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
-        """temperature: of the policy's distributions; rollouts are learned at the temperature they were sampled at."""
+        """temperature: of the policy's distributions; rollouts are learned at the temperature they
+        were sampled at.
+        """
         self.context, self.settings, self.algorithm = context, context.settings, algorithm
         self.kept, self.keeps = context.folder / "kept", self.settings.keep_versions
         self.model, self.summary = context.model, context.summary
@@ -136,17 +152,26 @@ class Trainer:
         self.role = f"{context.name}~new"
         where = f"stage '{context.name}': "
         head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
-        if head == "scalar" and self.model.adapters is None and not has_classifier(self.model.model.config):
+        if (
+            head == "scalar"
+            and self.model.adapters is None
+            and not has_classifier(self.model.model.config)
+        ):
             raise RunFailed(
-                f"{where}a reward model of all weights is saved as a classifier, and transformers has none for "
-                f"{self.model.model.config.model_type}\nhelp: train an adapter instead, by options of 'model.lora'"
+                f"{where}a reward model of all weights is saved as a classifier, and transformers "
+                f"has none for {self.model.model.config.model_type}\n"
+                "help: train an adapter instead, by options of 'model.lora'"
             )
         self.model.add_role(self.role, start=context.models.role(self.start), head=head)
         self.reference_name = self.settings.reference or self.start
         theirs = self.reference_models = context.models_of(self.reference_name)
         self.reference_role = theirs.role(self.reference_name)
-        self.value_role = add_value_role(context, algorithm.needs, self.role) if algorithm.needs.values else None
-        self.reference_prompts = ReferencePrompts(algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where)
+        self.value_role = (
+            add_value_role(context, algorithm.needs, self.role) if algorithm.needs.values else None
+        )
+        self.reference_prompts = ReferencePrompts(
+            algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where
+        )
         self.learner = Learner(
             self.model,
             algorithm,
@@ -169,7 +194,8 @@ class Trainer:
         raise NotImplementedError
 
     def restore(self) -> int:
-        """Continue from the checkpoint, with its summary, which has this start's counts, and every part's state.
+        """Continue from the checkpoint, with its summary, which has this start's counts, and every
+        part's state.
 
         Returns the number of the checkpoint; 0 if there is none.
         """
@@ -191,7 +217,9 @@ class Trainer:
             "position": position,
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
-            "memory": {base: models.model.memory.state() for base, models in self.context.bases().items()},
+            "memory": {
+                base: models.model.memory.state() for base, models in self.context.bases().items()
+            },
             "number": number,
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
@@ -204,14 +232,23 @@ class Trainer:
         read = self.reference_prompts.encoded(encoded)
         return self.logprobs(self.reference_role, read, self.reference_models.model)
 
-    def logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[Tensor]:
-        """Of each response in order, float32 [tokens], in nats. model: the role's base; default: the stage's own."""
+    def logprobs(
+        self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None
+    ) -> list[Tensor]:
+        """Of each response in order, float32 [tokens], in nats. model: the role's base; default:
+        the stage's own.
+        """
         return [columns[0] for columns in self.measured(role, encoded, model)]
 
     def measured(
-        self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None, values: str | None = None
+        self,
+        role: str,
+        encoded: Sequence[Encoded],
+        model: SharedModel | None = None,
+        values: str | None = None,
     ) -> list[tuple[Tensor, ...]]:
-        """For each response its log-probabilities, and its values at the same tokens if a role has any.
+        """For each response its log-probabilities, and its values at the same tokens if a role has
+        any.
 
         Each process does its share.
         """
@@ -235,14 +272,18 @@ class Trainer:
         self.context.notify("metrics_logged", step=step, metrics=metrics)
 
     def keep_version(self, number: int) -> None:
-        """Save the version `NAME@number`, if the recipe asks for versions or a monitor may go back to one."""
+        """Save the version `NAME@number`, if the recipe asks for versions or a monitor may go back
+        to one.
+        """
         if self.keeps:
             self.save(self.kept / str(number))
 
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""
         role, network = self.role, self.model.passes.copied(self.role)
-        self.context.collectives.on_rank0(lambda: self.model.save(role, folder or self.context.adapter, network))
+        self.context.collectives.on_rank0(
+            lambda: self.model.save(role, folder or self.context.adapter, network)
+        )
 
     def close(self) -> None:
         self.context.reporter.stop()

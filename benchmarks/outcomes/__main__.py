@@ -19,24 +19,41 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def main(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[METHOD]...", help="Default: all.")] = None,
-    seeds: Annotated[str, typer.Option(metavar="N,...", help="Settings were chosen on 0 to 2.")] = "3,4,5",
-    extra: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override of outcomes.yaml for all methods.")
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[METHOD]...", help="Default: all.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Rows, and the run of each.")] = Path("runs/outcomes"),
-    only_stored: Annotated[bool, typer.Option("--stored", help="Compute nothing: print the stored rows.")] = False,
+    seeds: Annotated[
+        str, typer.Option(metavar="N,...", help="Settings were chosen on 0 to 2.")
+    ] = "3,4,5",
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override of outcomes.yaml for all methods."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Rows, and the run of each.")] = Path(
+        "runs/outcomes"
+    ),
+    only_stored: Annotated[
+        bool, typer.Option("--stored", help="Compute nothing: print the stored rows.")
+    ] = False,
     show: Annotated[int, typer.Option(min=0, help="Answers to print, chosen at random.")] = 20,
 ) -> None:
-    """Align with every method and seed, and print what the policies do by measures that nothing was trained on."""
+    """Align with every method and seed, and print what the policies do by measures that nothing was
+    trained on.
+    """
     chosen = names or list(METHODS)
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
-        raise typer.BadParameter(f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+        raise typer.BadParameter(
+            f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}"
+        )
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"--seeds {seeds}: expected numbers with commas, such as 3,4,5") from None
+        raise typer.BadParameter(
+            f"--seeds {seeds}: expected numbers with commas, such as 3,4,5"
+        ) from None
     try:
         found = list(_rows(chosen, numbers, extra or [], out, only_stored))
     except AlignkitError as error:
@@ -47,7 +64,9 @@ def main(
         typer.echo("error: no such row is stored; leave out --stored to compute it", err=True)
         raise typer.Exit(RunFailed.exit_code)
     if only_stored and None in found:
-        typer.echo(f"{found.count(None)} of {len(found)} rows are not stored and left out", err=True)
+        typer.echo(
+            f"{found.count(None)} of {len(found)} rows are not stored and left out", err=True
+        )
     if rows:
         _print(rows, show)
     raise typer.Exit(0 if only_stored or None not in found else RunFailed.exit_code)
@@ -56,14 +75,20 @@ def main(
 def _rows(
     names: Sequence[str], seeds: Sequence[int], extra: Sequence[str], out: Path, only_stored: bool
 ) -> Iterator[Row | None]:
-    """The rows, seed by seed: methods of one seed share its SFT and reward models. None for a run that failed."""
-    wanted = [(name, seed, *recipe_of(METHODS[name], seed, extra)) for seed in seeds for name in names]
+    """The rows, seed by seed: methods of one seed share its SFT and reward models. None for a run
+    that failed.
+    """
+    wanted = [
+        (name, seed, *recipe_of(METHODS[name], seed, extra)) for seed in seeds for name in names
+    ]
     for method, seed, recipe, overrides in wanted:
         row = stored(method, seed, key_of(recipe), out)
         if row is not None or only_stored:
             yield row
             continue
-        typer.echo(f"{method}, seed {seed}: running; progress in {out / f'{method}-{seed}.log'}", err=True)
+        typer.echo(
+            f"{method}, seed {seed}: running; progress in {out / f'{method}-{seed}.log'}", err=True
+        )
         try:
             yield compute(method, seed, recipe, overrides, out)
         except RunFailed as error:
@@ -72,7 +97,10 @@ def _rows(
 
 
 def _by_method(rows: Sequence[Row]) -> list[list[Row]]:
-    return [[row for row in rows if row.method == method] for method in dict.fromkeys(row.method for row in rows)]
+    return [
+        [row for row in rows if row.method == method]
+        for method in dict.fromkeys(row.method for row in rows)
+    ]
 
 
 def _print(rows: Sequence[Row], show: int) -> None:

@@ -35,7 +35,9 @@ STORED = FOLDER / "rows"  # those that come with the project
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a policy. scores: by measure, those of its kind of prompt. length: in tokens."""
+    """One answer of a policy. scores: by measure, those of its kind of prompt. length: in
+    tokens.
+    """
 
     text: str
     scores: dict[str, float]
@@ -56,8 +58,8 @@ class Asked:
 class Row:
     """A method with one seed.
 
-    key: see `key_of`. seconds: of the stages that were trained, by name, whether they were reused or not. gibibytes:
-    the most memory that the process used; stages that were reused are not in it.
+    key: see `key_of`. seconds: of the stages that were trained, by name, whether they were reused
+    or not. gibibytes: the most memory that the process used; stages that were reused are not in it.
     """
 
     method: str
@@ -81,35 +83,63 @@ def methods() -> dict[str, list[str]]:
 def _on_pairs(algorithm: Any) -> list[str]:
     """A stage `align` that learns from the pairs of both reward models, which it does not need."""
     pairs = [f"{RECIPES}/data/quickstart/{name}.jsonl" for name in ("helpful", "safety")]
-    stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 80, "batch_size": 8}
-    return ["~stages.helpful", "~stages.safety", "~stages.align", f"stages.align={json.dumps(stage)}"]
+    stage = {
+        "algorithm": algorithm,
+        "from": "sft",
+        "data": pairs,
+        "max_length": 80,
+        "batch_size": 8,
+    }
+    return [
+        "~stages.helpful",
+        "~stages.safety",
+        "~stages.align",
+        f"stages.align={json.dumps(stage)}",
+    ]
 
 
 def _best_of(n: int) -> list[str]:
     """No stage `align`, and N answers of SFT with their rewards."""
     quickstart = yaml.safe_load((RECIPES / "quickstart.yaml").read_text(encoding="utf-8"))
     own = quickstart["stages"]["align"]["reward"]
-    report = {"policies": ["sft"], "baseline": "sft", "base": False, "samples_per_prompt": n, "rewards": [own]}
-    return ["~stages.align", *(f"stages.report.{key}={json.dumps(value)}" for key, value in report.items())]
+    report = {
+        "policies": ["sft"],
+        "baseline": "sft",
+        "base": False,
+        "samples_per_prompt": n,
+        "rewards": [own],
+    }
+    return [
+        "~stages.align",
+        *(f"stages.report.{key}={json.dumps(value)}" for key, value in report.items()),
+    ]
 
 
-def recipe_of(method: Sequence[str], seed: int, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+def recipe_of(
+    method: Sequence[str], seed: int, extra: Sequence[str] = ()
+) -> tuple[Recipe, list[str]]:
     """The recipe of a method with one seed, and its overrides. Raises RecipeError."""
     overrides = [*method, *extra, f"seed={seed}"]
     return load_recipe(RECIPE, overrides), overrides
 
 
 def key_of(recipe: Recipe) -> str:
-    """A digest of the recipe, of the data that it reads, and of the defaults of its algorithms and their rewards.
+    """A digest of the recipe, of the data that it reads, and of the defaults of its algorithms and
+    their rewards.
 
-    Other defaults, code, and versions of packages are not in it, or a row would be lost with every commit.
+    Other defaults, code, and versions of packages are not in it, or a row would be lost with every
+    commit.
     """
     written = {key: recipe.resolved.get(key) for key in ("model", "engine", "stages", "seed")}
-    return digest(_contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}]))
+    return digest(
+        _contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}])
+    )
 
 
 def _in_effect(stage: Stage) -> dict[str, Any]:
-    """What a training stage is set to, by the recipe or by default: its options, how it learns, how it samples."""
+    """What a training stage is set to, by the recipe or by default: its options, how it learns, how
+    it samples.
+    """
     if stage.settings is None:
         return {}
     algorithm, settings = stage.component, stage.settings
@@ -127,7 +157,11 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
+    return (
+        all(map(_is_plain, value))
+        if isinstance(value, list)
+        else isinstance(value, str | int | float)
+    )
 
 
 def _contents(value: Any) -> Any:
@@ -143,14 +177,18 @@ def _contents(value: Any) -> Any:
 
 
 def stored(method: str, seed: int, key: str, out: Path) -> Row | None:
-    """The row that was computed from the same recipe and data, by an earlier command or for the project; or None."""
+    """The row that was computed from the same recipe and data, by an earlier command or for the
+    project; or None.
+    """
     name = _name(method, seed, key)
     files = (out / "rows" / name, STORED / f"{name}.gz")
     return next((_read(file) for file in files if file.is_file()), None)
 
 
 def shipped() -> list[list[Row]]:
-    """The rows that come with the project: a list for each method, in the order of methods.yaml, by seed."""
+    """The rows that come with the project: a list for each method, in the order of methods.yaml, by
+    seed.
+    """
     rows = sorted((_read(file) for file in STORED.iterdir()), key=lambda row: row.seed)
     groups = ([row for row in rows if row.method == method] for method in methods())
     return [group for group in groups if group]
@@ -161,7 +199,8 @@ def _name(method: str, seed: int, key: str) -> str:
 
 
 def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], out: Path) -> Row:
-    """Run the recipe in a folder of its own, where stages of its neighbors are reused, and store the row.
+    """Run the recipe in a folder of its own, where stages of its neighbors are reused, and store
+    the row.
 
     Raises RunFailed.
     """
@@ -171,7 +210,8 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
         method=method,
         seed=seed,
         key=key_of(recipe),
-        overrides=[text.replace(f"{RECIPES.parent}/", "") for text in overrides],  # a stored row names no folder
+        # A stored row names no folder
+        overrides=[text.replace(f"{RECIPES.parent}/", "") for text in overrides],
         seconds={name: _seconds(folder / name) for name in recipe.stages if name != "report"},
         gibibytes=gibibytes,
         asked=[_asked(group) for group in read_groups(folder / "report" / "samples.jsonl")],
@@ -183,12 +223,26 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
 
 
 def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
-    """Run outcomes.yaml in a process of its own and return its peak memory in GiB. Raises RunFailed."""
+    """Run outcomes.yaml in a process of its own and return its peak memory in GiB. Raises
+    RunFailed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "alignkit", "run", str(RECIPE), *overrides, "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "alignkit",
+        "run",
+        str(RECIPE),
+        *overrides,
+        "--out",
+        str(folder),
+    ]
     with log.open("w", encoding="utf-8") as text:
         process = subprocess.Popen(
-            command, stdout=text, stderr=subprocess.STDOUT, env={**os.environ, "ALIGNKIT_REUSE": "1"}
+            command,
+            stdout=text,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "ALIGNKIT_REUSE": "1"},
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -204,10 +258,14 @@ def _seconds(stage: Path) -> float:
 
 
 def _asked(group: Group) -> Asked:
-    """A prompt and each policy's answer: its only one, or of N the one that the recipe's own reward likes best."""
+    """A prompt and each policy's answer: its only one, or of N the one that the recipe's own reward
+    likes best.
+    """
     text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
     sources = dict.fromkeys(response.source for response in group.responses)
-    return Asked(text, group.meta["kind"], {str(source): _best(group, str(source)) for source in sources})
+    return Asked(
+        text, group.meta["kind"], {str(source): _best(group, str(source)) for source in sources}
+    )
 
 
 def _best(group: Group, source: str) -> Answer:
@@ -225,7 +283,9 @@ def _own_reward(response: Response) -> float:
 def _read(file: Path) -> Row:
     data = file.read_bytes()
     raw = json.loads(gzip.decompress(data) if file.suffix == ".gz" else data)
-    asked = [Asked(**{**item, "answers": _stored_answers(item["answers"])}) for item in raw.pop("asked")]
+    asked = [
+        Asked(**{**item, "answers": _stored_answers(item["answers"])}) for item in raw.pop("asked")
+    ]
     return Row(**raw, asked=asked)
 
 

@@ -1,8 +1,9 @@
 """The table of the methods, and answers to read.
 
-A row of the table is a policy. Intervals are over prompts and seeds: both are drawn with replacement. Differences are
-of the same prompts and seeds. Seeds that are drawn vary less than seeds do, by (S - 1) / S for S seeds: with few, the
-intervals are too narrow, and with one they are over prompts only.
+A row of the table is a policy. Intervals are over prompts and seeds: both are drawn with
+replacement. Differences are of the same prompts and seeds. Seeds that are drawn vary less than
+seeds do, by (S - 1) / S for S seeds: with few, the intervals are too narrow, and with one they are
+over prompts only.
 """
 
 from __future__ import annotations
@@ -32,11 +33,20 @@ Values = NDArray[np.float64]  # [prompts, seeds]
 
 
 def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
-    """A line per policy: what it does by each measure, over its seeds. groups: rows of several seeds by method.
+    """A line per policy: what it does by each measure, over its seeds. groups: rows of several
+    seeds by method.
 
     Of START, base and SFT are lines; without it, there is no comparison with them.
     """
-    yield ["policy", "seeds", *(column for column, _ in MEASURES.values()), "words", "truncated", "minutes", "GiB"]
+    yield [
+        "policy",
+        "seeds",
+        *(column for column, _ in MEASURES.values()),
+        "words",
+        "truncated",
+        "minutes",
+        "GiB",
+    ]
     base = {row.seed: row for rows in groups for row in rows if row.method == START}
     for rows in groups:
         for policy in rows[0].asked[0].answers if rows[0].method == START else (None,):
@@ -53,7 +63,10 @@ def _line(rows: Sequence[Row], policy: str | None, base: dict[int, Row]) -> list
         elif name != "base" and all(row.seed in base for row in rows):
             theirs = scores([base[row.seed] for row in rows], "base", measure)
             both = [prompt for prompt in values if prompt in theirs]
-            pairs = {prompt: [a - b for a, b in zip(values[prompt], theirs[prompt], strict=True)] for prompt in both}
+            pairs = {
+                prompt: [a - b for a, b in zip(values[prompt], theirs[prompt], strict=True)]
+                for prompt in both
+            }
             cells.append(_difference(_array(pairs)))
         else:
             cells.append("-")
@@ -68,16 +81,27 @@ def _line(rows: Sequence[Row], policy: str | None, base: dict[int, Row]) -> list
 def _answers(row: Row, policy: str | None, kind: str | None = None) -> dict[str, Answer]:
     """A policy's answers by prompt; None: of the only one."""
     asked = [item for item in row.asked if kind in (None, item.kind)]
-    return {item.prompt: item.answers[policy] if policy else next(iter(item.answers.values())) for item in asked}
+    return {
+        item.prompt: item.answers[policy] if policy else next(iter(item.answers.values()))
+        for item in asked
+    }
 
 
 def scores(rows: Sequence[Row], policy: str | None, measure: str) -> dict[str, list[float]]:
     """A measure by prompt, one value per seed. A prompt that lacks one in some seed is left out."""
     by_seed = [
-        {prompt: answer.scores[measure] for prompt, answer in _answers(row, policy).items() if measure in answer.scores}
+        {
+            prompt: answer.scores[measure]
+            for prompt, answer in _answers(row, policy).items()
+            if measure in answer.scores
+        }
         for row in rows
     ]
-    return {prompt: [found[prompt] for found in by_seed] for prompt in by_seed[0] if all(prompt in f for f in by_seed)}
+    return {
+        prompt: [found[prompt] for found in by_seed]
+        for prompt in by_seed[0]
+        if all(prompt in f for f in by_seed)
+    }
 
 
 def _array(values: dict[str, list[float]]) -> Values:
@@ -85,7 +109,9 @@ def _array(values: dict[str, list[float]]) -> Values:
 
 
 def interval(values: Values) -> tuple[float, float]:
-    """The 95% interval of the mean, by a bootstrap over prompts and seeds. The same values have the same interval."""
+    """The 95% interval of the mean, by a bootstrap over prompts and seeds. The same values have the
+    same interval.
+    """
     random_ = np.random.default_rng(0)
     prompts, seeds = values.shape
     means = []

@@ -1,9 +1,11 @@
-"""Build the documentation site into build/site: `python docs/site/make_site.py [--out FOLDER]`, or `make site`.
+"""Build the documentation site into build/site: `python docs/site/make_site.py [--out FOLDER]`, or
+`make site`.
 
-The pages keep the places that they have in the repository, so the same links work on GitHub and on the site. They are
-copied to build/site-source with what GitHub does and the generator (Zensical) does not: anchors as on GitHub, recipes
-and the notebook as pages, links to folders. A broken link or anchor, or a page that the navigation lacks, fails the
-build. The site needs no server and no network: nothing in it is loaded from another host.
+The pages keep the places that they have in the repository, so the same links work on GitHub and on
+the site. They are copied to build/site-source with what GitHub does and the generator (Zensical)
+does not: anchors as on GitHub, recipes and the notebook as pages, links to folders. A broken link
+or anchor, or a page that the navigation lacks, fails the build. The site needs no server and no
+network: nothing in it is loaded from another host.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ sys.path.append(str(HERE.parent))
 import make_gallery  # noqa: E402
 from site_links import broken, foreign  # noqa: E402
 
-PAGES = ["README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md", "SECURITY.md", "recipes/data/LICENSES.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "AGENTS.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "recipes/data/LICENSES.md",
+]
 # As they are.
 SHOWN = ["docs/assets/*", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]
 CODE = {".yaml": "yaml"}  # files that become pages
@@ -37,10 +46,13 @@ HEADING = re.compile(r"^(#+) (.*)$")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 CODE_SPAN = re.compile(r"(`[^`]+`)")
 ITEM = re.compile(r"^ *(?:[-*]|1\.) ")  # no other number begins a list in a paragraph
-PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]*)">\s*<img alt="([^"]*)" src="([^"]*)">\s*</picture>')
+PICTURE = re.compile(
+    r'<picture>\s*<source [^>]*srcset="([^"]*)">\s*<img alt="([^"]*)" src="([^"]*)">\s*</picture>'
+)
 INDENTED = re.compile(r"^ {2,3}(?=\S)")
 ROW_OF_REPORT = re.compile(r"^\| (\w+)(?= \| `alignkit run )", re.MULTILINE)
-PUBLIC = re.compile(r"^- `(alignkit\.[\w.]+)`: (?!The same as).*$", re.MULTILINE)  # what `docs/api_names.py` writes
+# What `docs/api_names.py` writes
+PUBLIC = re.compile(r"^- `(alignkit\.[\w.]+)`: (?!The same as).*$", re.MULTILINE)
 MARKER = re.compile(r"^<!-- /?generated.*-->$\n", re.MULTILINE)
 
 
@@ -70,14 +82,18 @@ def slug(title: str) -> str:
 
 
 def linked(text: str, folder: Path) -> str:
-    """The line with links to the pages of recipes, notebooks and folders, or to the repository. folder: of the file."""
+    """The line with links to the pages of recipes, notebooks and folders, or to the repository.
+    folder: of the file.
+    """
 
     def page(match: re.Match[str]) -> str:
         target = folder / match[1]
         if target.suffix == ".py":
             return f"]({REPOSITORY}/{match[1].lstrip('./')})"
         page = (
-            match[1].removesuffix(target.name) + page_of(target).name if target.is_file() else f"{match[1]}/README.md"
+            match[1].removesuffix(target.name) + page_of(target).name
+            if target.is_file()
+            else f"{match[1]}/README.md"
         )
         return f"]({page}{match[2] or ''})" if target.exists() else match[0]
 
@@ -85,9 +101,14 @@ def linked(text: str, folder: Path) -> str:
 
 
 def row(line: str) -> str:
-    """A row of a table. On GitHub code in it needs a backslash that is not shown, and braces are no attributes."""
+    """A row of a table. On GitHub code in it needs a backslash that is not shown, and braces are no
+    attributes.
+    """
     parts = CODE_SPAN.split(line)
-    return "".join(part.replace("\\|", "|") if at % 2 else part.replace("{", "\\{") for at, part in enumerate(parts))
+    return "".join(
+        part.replace("\\|", "|") if at % 2 else part.replace("{", "\\{")
+        for at, part in enumerate(parts)
+    )
 
 
 def prepared(text: str, folder: Path) -> str:
@@ -105,10 +126,16 @@ def prepared(text: str, folder: Path) -> str:
             name = slug(heading[2])
             seen[name] += 1
             line = f"{line} {{ #{name if seen[name] == 1 else f'{name}-{seen[name] - 1}'} }}"
-        elif ITEM.match(line) and lines and lines[-1].strip() and not lines[-1].startswith((" ", "-", "*")):
+        elif (
+            ITEM.match(line)
+            and lines
+            and lines[-1].strip()
+            and not lines[-1].startswith((" ", "-", "*"))
+        ):
             lines.append("")  # on GitHub a list needs no empty line before it
         elif lines and not lines[-1]:
-            line = INDENTED.sub("    ", line)  # on GitHub two spaces are enough for a paragraph of an item
+            # On GitHub two spaces are enough for a paragraph of an item
+            line = INDENTED.sub("    ", line)
         lines.append(linked(row(line) if line.startswith("|") else line, folder))
     return "\n".join(lines) + "\n"
 
@@ -120,7 +147,9 @@ def listing(file: Path) -> str:
 
 
 def notebook(file: Path, out: Path) -> str:
-    """The page of a notebook with its outputs; pictures are written next to the page. out: the page."""
+    """The page of a notebook with its outputs; pictures are written next to the page. out: the
+    page.
+    """
     parts: list[str] = []
     for number, cell in enumerate(json.loads(file.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
@@ -143,9 +172,14 @@ def _output(output: dict[str, Any], picture: Path) -> str:
 
 
 def with_reports(text: str, gallery: Path) -> str:
-    """The gallery's page, whose table links to the reports that were made. gallery: the folder with them."""
+    """The gallery's page, whose table links to the reports that were made. gallery: the folder with
+    them.
+    """
     return ROW_OF_REPORT.sub(
-        lambda row: f"| [{row[1]}]({row[1]}.html)" if (gallery / f"{row[1]}.html").is_file() else row[0], text
+        lambda row: (
+            f"| [{row[1]}]({row[1]}.html)" if (gallery / f"{row[1]}.html").is_file() else row[0]
+        ),
+        text,
     )
 
 
@@ -158,7 +192,11 @@ def prepare(root: Path, out: Path) -> list[str]:
         if file.suffix == ".ipynb":
             text = prepared(notebook(file, target), file.parent)
         else:
-            text = listing(file) if file.suffix in CODE else prepared(file.read_text(encoding="utf-8"), file.parent)
+            text = (
+                listing(file)
+                if file.suffix in CODE
+                else prepared(file.read_text(encoding="utf-8"), file.parent)
+            )
         if file.parent.name == "gallery":
             text = with_reports(text, file.parent)
         if file.parent.name == "api":
@@ -178,31 +216,61 @@ def in_navigation(entries: Any) -> Iterator[str]:
     """The pages that a navigation names."""
     if isinstance(entries, str):
         yield entries
-    for entry in entries if isinstance(entries, list) else entries.values() if isinstance(entries, dict) else ():
+    for entry in (
+        entries
+        if isinstance(entries, list)
+        else entries.values()
+        if isinstance(entries, dict)
+        else ()
+    ):
         yield from in_navigation(entry)
 
 
 def build(root: Path, work: Path, out: Path) -> None:
-    """Build the site of a repository. work: for the prepared pages. Raises SystemExit if something is wrong."""
+    """Build the site of a repository. work: for the prepared pages. Raises SystemExit if something
+    is wrong.
+    """
     import yaml
 
     shutil.rmtree(work, ignore_errors=True)
     names = prepare(root, work / "pages")
     config = HERE / "mkdocs.yml"
-    text = config.read_text(encoding="utf-8").replace("paths: [ROOT]", f"paths: [{json.dumps(str(ROOT))}]")
-    (work / config.name).write_text(text, encoding="utf-8")  # mkdocstrings reads the docstrings of this alignkit
+    text = config.read_text(encoding="utf-8").replace(
+        "paths: [ROOT]", f"paths: [{json.dumps(str(ROOT))}]"
+    )
+    # Mkdocstrings reads the docstrings of this alignkit
+    (work / config.name).write_text(text, encoding="utf-8")
     listed = Counter(in_navigation(yaml.safe_load(text)["nav"]))
-    if wrong := sorted({*names} ^ listed.keys()) + [name for name, count in listed.items() if count > 1]:
-        raise SystemExit(f"docs/site/mkdocs.yml: each page belongs into `nav` once: {', '.join(wrong)}")
+    if wrong := sorted({*names} ^ listed.keys()) + [
+        name for name, count in listed.items() if count > 1
+    ]:
+        raise SystemExit(
+            f"docs/site/mkdocs.yml: each page belongs into `nav` once: {', '.join(wrong)}"
+        )
     # A process of its own, without colors: the generator changes the current folder.
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", str(work / config.name)]
-    done = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "zensical",
+        "build",
+        "--strict",
+        "--clean",
+        "-f",
+        str(work / config.name),
+    ]
+    done = subprocess.run(
+        command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).split("Traceback")[0]
-        raise SystemExit(f"{log}the site has mistakes; they are in the pages, of which {work} holds copies")
+        raise SystemExit(
+            f"{log}the site has mistakes; they are in the pages, of which {work} holds copies"
+        )
     site = work / "site"
     # What search reads if the site is on a disk, where a page may load scripts but no data.
-    (site / "search.js").write_text(f"var __index = {(site / 'search.json').read_text(encoding='utf-8')};\n", "utf-8")
+    (site / "search.js").write_text(
+        f"var __index = {(site / 'search.json').read_text(encoding='utf-8')};\n", "utf-8"
+    )
     if wrong := [f"leads nowhere: {link}" for link in broken(site)] + [
         f"another host: {link}" for link in foreign(site)
     ]:
@@ -213,7 +281,9 @@ def build(root: Path, work: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="default: build/site")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "site", help="default: build/site"
+    )
     out = parser.parse_args().out
     for name in make_gallery.RECIPES:
         if not (make_gallery.GALLERY / f"{name}.html").is_file():

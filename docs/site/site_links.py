@@ -1,6 +1,8 @@
-"""What the pages of a built site link to and load: links that lead nowhere, and addresses of other hosts.
+"""What the pages of a built site link to and load: links that lead nowhere, and addresses of other
+hosts.
 
-The generator checks links between pages. This checks the result: also links to reports, pictures, scripts and styles.
+The generator checks links between pages. This checks the result: also links to reports, pictures,
+scripts and styles.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-LOADED = {"script": "src", "img": "src", "source": "srcset", "iframe": "src", "link": "href", "object": "data"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "source": "srcset",
+    "iframe": "src",
+    "link": "href",
+    "object": "data",
+}
 NOT_LOADED = {"canonical", "next", "prev", "alternate"}  # kinds of <link> that name a page
 
 
@@ -44,7 +53,8 @@ def broken(site: Path) -> Iterator[str]:
     for file in sorted(site.rglob("*.html")):
         for target in (*_page(file).links, *_page(file).loads):
             address, anchor = urldefrag(target)
-            if urlsplit(address).scheme or file.name == "404.html":  # that one is shown for any address
+            # That one is shown for any address
+            if urlsplit(address).scheme or file.name == "404.html":
                 continue
             found = (file.parent / unquote(address)).resolve() if address else file
             is_page = found.suffix == ".html" and found.is_file()

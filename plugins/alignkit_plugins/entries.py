@@ -11,7 +11,8 @@ from alignkit.recipe.schema import Recipe
 
 
 def recipe_of(value: Any, command: str, rules: Sequence[str] = (), base: str = "tiny") -> Recipe:
-    """A recipe whose only stage, `data`, cleans a data entry. command: who asks, for errors. base: its model.
+    """A recipe whose only stage, `data`, cleans a data entry. command: who asks, for errors. base:
+    its model.
 
     rules: other options of the step `clean`, as KEY=VALUE.
     """

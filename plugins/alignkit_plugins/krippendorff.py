@@ -1,8 +1,9 @@
 """Agreement between raters, in percent and beyond chance.
 
-A unit is a rated item, such as a prompt with two responses. `units[u]` holds the ratings of unit u in any order;
-None or NaN is a missing rating, and so are words such as NA and skipped. Ratings are numbers, or any hashable values if
-only their equality matters; words are equal whatever their case and outer spaces.
+A unit is a rated item, such as a prompt with two responses. `units[u]` holds the ratings of unit u
+in any order; None or NaN is a missing rating, and so are words such as NA and skipped. Ratings are
+numbers, or any hashable values if only their equality matters; words are equal whatever their case
+and outer spaces.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ Unit = Sequence[Rating]
 Level = Literal["nominal", "ordinal", "interval"]
 LEVELS = ("nominal", "ordinal", "interval")
 Array = NDArray[np.float64]
-MISSING = {"", "-", "na", "n/a", "none", "null", "nan", "skip", "skipped"}  # words of people for no rating
+# Words of people for no rating
+MISSING = {"", "-", "na", "n/a", "none", "null", "nan", "skip", "skipped"}
 REPETITIONS = 2000  # of a bootstrap
 
 
 class Agreement(TypedDict):
-    """How far raters agree. same: the share of equal ratings; alpha: Krippendorff's. n: units with two ratings."""
+    """How far raters agree. same: the share of equal ratings; alpha: Krippendorff's. n: units with
+    two ratings.
+    """
 
     same: Estimate
     alpha: Estimate
@@ -39,13 +43,14 @@ class Agreement(TypedDict):
 def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float | None:
     """Agreement of any number of raters beyond chance, with missing ratings.
 
-    Krippendorff 2011, "Computing Krippendorff's alpha-reliability". 1 is perfect agreement, 0 is chance, and negative
-    values are worse than chance. Units with fewer than two ratings are left out. None if all ratings are equal, so that
-    chance could never disagree, or if no unit has two ratings.
+    Krippendorff 2011, "Computing Krippendorff's alpha-reliability". 1 is perfect agreement, 0 is
+    chance, and negative values are worse than chance. Units with fewer than two ratings are left
+    out. None if all ratings are equal, so that chance could never disagree, or if no unit has two
+    ratings.
 
-    level: the distance of two ratings. `nominal`: equal or not. `ordinal`: the number of ratings between them, squared.
-    `interval`: their difference, squared. Raises `ValueError` for an unknown level, or for ratings that are not
-    numbers unless the level is nominal.
+    level: the distance of two ratings. `nominal`: equal or not. `ordinal`: the number of ratings
+    between them, squared. `interval`: their difference, squared. Raises `ValueError` for an unknown
+    level, or for ratings that are not numbers unless the level is nominal.
     """
     if level not in LEVELS:
         raise ValueError(f"level must be {', '.join(LEVELS)}, not {level!r}")
@@ -55,18 +60,23 @@ def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float
 
 
 def agreement_of(
-    units: Sequence[Unit], level: Level = "nominal", *, clusters: Sequence[Hashable] = (), seed: int = 0
+    units: Sequence[Unit],
+    level: Level = "nominal",
+    *,
+    clusters: Sequence[Hashable] = (),
+    seed: int = 0,
 ) -> Agreement:
     """Percent agreement and `krippendorff_alpha`, each with its 95% interval.
 
-    Every two ratings of a unit count once in the percent agreement; its interval is that of `clustered_share`.
-    InstructGPT's labelers agreed on 72.6% of comparisons (Ouyang et al. 2022, arXiv:2203.02155, section 3.4). The
-    interval of alpha is of a `bootstrap` over clusters.
+    Every two ratings of a unit count once in the percent agreement; its interval is that of
+    `clustered_share`. InstructGPT's labelers agreed on 72.6% of comparisons (Ouyang et al. 2022,
+    arXiv:2203.02155, section 3.4). The interval of alpha is of a `bootstrap` over clusters.
 
     Args:
         units: The ratings of each unit.
         level: The distance of two ratings, as in `krippendorff_alpha`.
-        clusters: A name for each unit; units with the same one depend on each other. Default: none do.
+        clusters: A name for each unit; units with the same one depend on each other. Default: none
+            do.
         seed: Of the bootstrap.
     """
     several: list[Unit] = []
@@ -89,17 +99,24 @@ def agreement_of(
     def again(drawn: NDArray[np.int64]) -> float | None:
         return _alpha(values, pairs_of[drawn].sum(0), totals_of[drawn].sum(0), level)
 
-    alpha = bootstrap(_alpha(values, pairs.sum(0), counts.sum(0), level), len(rows), again, seed=seed)
+    alpha = bootstrap(
+        _alpha(values, pairs.sum(0), counts.sum(0), level), len(rows), again, seed=seed
+    )
     return {"same": same, "alpha": {**alpha, "n": len(several)}}
 
 
 def bootstrap(
-    found: float | None, n: int, again: Callable[[NDArray[np.int64]], float | None], *, seed: int = 0
+    found: float | None,
+    n: int,
+    again: Callable[[NDArray[np.int64]], float | None],
+    *,
+    seed: int = 0,
 ) -> Estimate:
     """A statistic of n units with its bootstrap interval: percentiles of 2,000 draws of units.
 
-    Efron 1979, "Bootstrap methods: another look at the jackknife". No interval means that the statistic is not defined
-    for nearly all draws. again: the statistic of the units with these indices.
+    Efron 1979, "Bootstrap methods: another look at the jackknife". No interval means that the
+    statistic is not defined for nearly all draws. again: the statistic of the units with these
+    indices.
     """
     estimate: Estimate = {"mean": found, "low": None, "high": None, "n": n}
     if found is None or n < 2:
@@ -119,16 +136,20 @@ def _alpha(values: Sequence[Any], pairs: Array, totals: Array, level: Level) -> 
         return None
     distance = 1 - np.eye(len(values))
     if level != "nominal":
-        numbers = np.array(values, dtype=float) if level == "interval" else np.cumsum(totals) - totals / 2
+        numbers = (
+            np.array(values, dtype=float) if level == "interval" else np.cumsum(totals) - totals / 2
+        )
         distance = (numbers[:, None] - numbers) ** 2
     expected = totals @ distance @ totals / (n * (n - 1))
     return float(1 - (pairs * distance).sum() / n / expected) if expected else None
 
 
 def _coincidences(counts: Array) -> Array:
-    """How often each two values are together in a unit, by its other ratings: [units, values, values].
+    """How often each two values are together in a unit, by its other ratings: [units, values,
+    values].
 
-    The coincidence of a rating with itself is not subtracted: it is on the diagonal, whose distance is 0.
+    The coincidence of a rating with itself is not subtracted: it is on the diagonal, whose distance
+    is 0.
     """
     return counts[:, :, None] * counts[:, None, :] / (counts.sum(1) - 1)[:, None, None]
 
@@ -140,7 +161,9 @@ def _known(units: Sequence[Unit]) -> list[list[Rating]]:
 
 
 def _read(rating: Rating) -> Rating:
-    """A rating in words without case and outer spaces; None for a word that means that there is none."""
+    """A rating in words without case and outer spaces; None for a word that means that there is
+    none.
+    """
     if not isinstance(rating, str):
         return rating
     word = " ".join(rating.casefold().split())

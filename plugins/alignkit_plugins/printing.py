@@ -21,20 +21,28 @@ Policies = Annotated[
     list[str],
     typer.Argument(
         metavar="POLICY...",
-        help="Policies: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or an id on the hub. Then "
-        "overrides, KEY=VALUE, such as sampling.temperature=0 (default: 0.7) or engine.vllm.url=URL.",
+        help=(
+            "Policies: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or an id on "
+            "the hub. Then overrides, KEY=VALUE, such as sampling.temperature=0 (default: 0.7) "
+            "or engine.vllm.url=URL."
+        ),
     ),
 ]
 Rewards = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="REWARD", help="Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. Repeatable."
+        metavar="REWARD",
+        help=(
+            "Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. "
+            "Repeatable."
+        ),
     ),
 ]
 Judges = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="JUDGE", help="Judge that compares answers, as in a recipe: '{openai_judge: {...}}'. Repeatable."
+        metavar="JUDGE",
+        help="Judge that compares answers, as in a recipe: '{openai_judge: {...}}'. Repeatable.",
     ),
 ]
 PIPE_WIDTH = 100  # characters
@@ -46,8 +54,12 @@ def reported(report: Report, kind: str = "report", facts: Any = None) -> Result:
     return Result(kind, shown, lambda: print(report.text(console().width)))
 
 
-def files_written(files: Sequence[Path], notes: Sequence[str] = (), next: str = "", text: str = "") -> Result:
-    """Files as a command's result. notes: what a reader of them must know. text: default: all of these, in lines."""
+def files_written(
+    files: Sequence[Path], notes: Sequence[str] = (), next: str = "", text: str = ""
+) -> Result:
+    """Files as a command's result. notes: what a reader of them must know. text: default: all of
+    these, in lines.
+    """
     lines = [*map(str, files), *notes, *([f"next: {next}"] if next else [])]
     facts = {"files": files, "notes": notes, "next": next}
     return Result("files", facts, lambda: print(printable(text or "\n".join(lines))))

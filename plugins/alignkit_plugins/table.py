@@ -1,4 +1,6 @@
-"""Every name that alignkit's own plugins provide. A module is imported when a recipe names what is in it."""
+"""Every name that alignkit's own plugins provide. A module is imported when a recipe names what is
+in it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,24 +28,54 @@ def register(add: Add) -> None:
         "alignkit.data.chat_templates:PLAIN",
         "User: and Assistant:, for base models without a template",
     )
-    add("template", "chatml", "alignkit_plugins.models.templates:CHATML", "ChatML, without a system message of its own")
+    add(
+        "template",
+        "chatml",
+        "alignkit_plugins.models.templates:CHATML",
+        "ChatML, without a system message of its own",
+    )
     add(
         "template",
         "hermes",
         "alignkit_plugins.models.templates:HERMES",
         "ChatML with tools, as Hermes 2 Pro writes them",
     )
-    add("template", "llama2", "alignkit_plugins.models.templates:LLAMA2", "[INST], as Llama 2 Chat has it")
-    add("template", "llama3", "alignkit_plugins.models.templates:LLAMA3", "headers, as Llama 3 Instruct has them")
-    add("template", "gemma", "alignkit_plugins.models.templates:GEMMA", "turns of user and model, as Gemma has them")
+    add(
+        "template",
+        "llama2",
+        "alignkit_plugins.models.templates:LLAMA2",
+        "[INST], as Llama 2 Chat has it",
+    )
+    add(
+        "template",
+        "llama3",
+        "alignkit_plugins.models.templates:LLAMA3",
+        "headers, as Llama 3 Instruct has them",
+    )
+    add(
+        "template",
+        "gemma",
+        "alignkit_plugins.models.templates:GEMMA",
+        "turns of user and model, as Gemma has them",
+    )
     add(
         "template",
         "zephyr",
         "alignkit_plugins.models.templates:ZEPHYR",
         "<|user|> as text, as Zephyr and TinyLlama have it",
     )
-    add("format", "alpaca", "alignkit_plugins.formats.alpaca:Alpaca", "Alpaca: instruction, input, output")
-    add("format", "dolly", "alignkit_plugins.formats.alpaca:Dolly", "Dolly: instruction, context, response")
+    add(
+        "format",
+        "alpaca",
+        "alignkit_plugins.formats.alpaca:Alpaca",
+        "Alpaca: instruction, input, output",
+    )
+    add(
+        "format",
+        "dolly",
+        "alignkit_plugins.formats.alpaca:Dolly",
+        "Dolly: instruction, context, response",
+    )
     add(
         "format",
         "self_instruct",
@@ -54,7 +86,8 @@ def register(add: Add) -> None:
         "format",
         "dialogues",
         "alignkit_plugins.formats.dialogues:Dialogues",
-        "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one",
+        "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} "
+        "that holds one",
     )
     add(
         "format",
@@ -72,25 +105,29 @@ def register(add: Add) -> None:
         "format",
         "labeled_pairs",
         "alignkit_plugins.formats.labeled_pairs:LabeledPairs",
-        "two answers and a label that says which is better: LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ...",
+        "two answers and a label that says which is better: LLMBar, Auto-J, PandaLM, SuperHF, "
+        "Tulu, AlpacaEval, ...",
     )
     add(
         "format",
         "messages",
         "alignkit_plugins.formats.messages:Messages",
-        "conversations: messages [{role, content}] or conversations [{from, value}]; optional label",
+        "conversations: messages [{role, content}] or conversations [{from, value}]; optional "
+        "label",
     )
     add(
         "format",
         "oasst",
         "alignkit_plugins.formats.oasst:Oasst",
-        "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as rankings",
+        "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as "
+        "rankings",
     )
     add(
         "format",
         "rankings",
         "alignkit_plugins.formats.rankings:Rankings",
-        "rankings: prompt, responses [{text, rank}] or responses [text] and ranks, scores or ratings; or pairs",
+        "rankings: prompt, responses [{text, rank}] or responses [text] and ranks, scores or "
+        "ratings; or pairs",
     )
     add(
         "format",
@@ -114,13 +151,15 @@ def register(add: Add) -> None:
         "format",
         "prompt_completion",
         "alignkit_plugins.formats.trl:PromptCompletion",
-        "TRL prompt-completion: prompt and completion as texts or messages; optional label or score",
+        "TRL prompt-completion: prompt and completion as texts or messages; optional label or "
+        "score",
     )
     add(
         "format",
         "unlabeled",
         "alignkit_plugins.formats.unlabeled:Unlabeled",
-        "answers to compare, without a label: prompt, and response_a, response_b ... or responses [text]",
+        "answers to compare, without a label: prompt, and response_a, response_b ... or "
+        "responses [text]",
     )
     add(
         "format",
@@ -128,7 +167,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.formats.word_problems:GSM8K",
         "GSM8K: question and answer, which ends with `#### 18`",
     )
-    add("format", "svamp", "alignkit_plugins.formats.word_problems:SVAMP", "SVAMP: Body, Question and Answer")
+    add(
+        "format",
+        "svamp",
+        "alignkit_plugins.formats.word_problems:SVAMP",
+        "SVAMP: Body, Question and Answer",
+    )
     add(
         "format",
         "reward_bench_2",
@@ -169,7 +213,8 @@ def register(add: Add) -> None:
         "algorithm",
         "grpo",
         "alignkit_plugins.algorithms.grpo:GRPO",
-        "policy gradient against the group's mean; Dr. GRPO, DAPO, GSPO, CISPO and MaxRL as options",
+        "policy gradient against the group's mean; Dr. GRPO, DAPO, GSPO, CISPO and MaxRL as "
+        "options",
     )
     add(
         "algorithm",
@@ -229,7 +274,8 @@ def register(add: Add) -> None:
         "algorithm",
         "cpo",
         "alignkit_plugins.algorithms.reference_free:CPO",
-        "learn from pairs by log-probability, plus the NLL of the better response, without a reference",
+        "learn from pairs by log-probability, plus the NLL of the better response, without a "
+        "reference",
     )
     add(
         "algorithm",
@@ -273,7 +319,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.algorithms.sft:SFT",
         "train on demonstrations: cross-entropy on the assistant's tokens",
     )
-    add("algorithm", "lm", "alignkit_plugins.algorithms.sft:LM", "train on raw text: cross-entropy on every token")
+    add(
+        "algorithm",
+        "lm",
+        "alignkit_plugins.algorithms.sft:LM",
+        "train on raw text: cross-entropy on every token",
+    )
     add(
         "algorithm",
         "trl",
@@ -310,7 +361,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.rewards.classifier:Classifier",
         "a label's probability by a text classifier in a folder",
     )
-    add("reward", "min", "alignkit_plugins.rewards.combinations:Minimum", "the smallest of several rewards")
+    add(
+        "reward",
+        "min",
+        "alignkit_plugins.rewards.combinations:Minimum",
+        "the smallest of several rewards",
+    )
     add(
         "reward",
         "environment",
@@ -323,7 +379,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.rewards.equal_length:EqualLength",
         "a reward minus the part that length explains, within each prompt",
     )
-    add("reward", "http", "alignkit_plugins.ai_feedback.http_reward:HTTP", "the score from your own service over HTTP")
+    add(
+        "reward",
+        "http",
+        "alignkit_plugins.ai_feedback.http_reward:HTTP",
+        "the score from your own service over HTTP",
+    )
     add(
         "reward",
         "math_verify",
@@ -354,7 +415,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.rewards.matching:ExactMatch",
         "1 if an answer matches the known answer",
     )
-    add("reward", "regex", "alignkit_plugins.rewards.matching:Regex", "1 if a pattern occurs in an answer")
+    add(
+        "reward",
+        "regex",
+        "alignkit_plugins.rewards.matching:Regex",
+        "1 if a pattern occurs in an answer",
+    )
     add(
         "reward",
         "format",
@@ -373,7 +439,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.rewards.language:Language",
         "1 if an answer is in the right language (needs py3langid)",
     )
-    add("reward", "weighted_sum", "alignkit_plugins.rewards.weighted:WeightedSum", "weighted sum of rewards")
+    add(
+        "reward",
+        "weighted_sum",
+        "alignkit_plugins.rewards.weighted:WeightedSum",
+        "weighted sum of rewards",
+    )
     add(
         "reward",
         "weighted",
@@ -422,7 +493,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.ai_feedback.server_judge:OpenAIJudge",
         "ask a model behind an OpenAI-compatible server",
     )
-    add("judge", "panel", "alignkit_plugins.ai_feedback.panel:Panel", "ask several judges, and combine what they say")
+    add(
+        "judge",
+        "panel",
+        "alignkit_plugins.ai_feedback.panel:Panel",
+        "ask several judges, and combine what they say",
+    )
     add(
         "judge",
         "reward_judge",
@@ -435,7 +511,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.environments.calculator:Calculator",
         "a calculator as a tool; rewards the row's answer",
     )
-    add("step", "instruct", "alignkit_plugins.algorithms.hir:Instruct", "add an instruction to prompts")
+    add(
+        "step",
+        "instruct",
+        "alignkit_plugins.algorithms.hir:Instruct",
+        "add an instruction to prompts",
+    )
     add(
         "step",
         "clean",
@@ -544,7 +625,12 @@ def register(add: Add) -> None:
         "alignkit_plugins.algorithms.filters:RewardRange",
         "keep groups whose mean reward is in a range",
     )
-    add("monitor", "reward_hacking", "alignkit_plugins.monitors.reward_hacking:RewardHacking", "drift of answers")
+    add(
+        "monitor",
+        "reward_hacking",
+        "alignkit_plugins.monitors.reward_hacking:RewardHacking",
+        "drift of answers",
+    )
     add(
         "monitor",
         "gold",
@@ -566,8 +652,18 @@ def register(add: Add) -> None:
     add("reader", ".csv", "alignkit_plugins.data.tables:Csv", "a table with commas, also .csv.gz")
     add("reader", ".tsv", "alignkit_plugins.data.tables:Tsv", "a table with tabs, also .tsv.gz")
     add("reader", ".parquet", "alignkit_plugins.data.tables:Parquet", "a table that pyarrow reads")
-    add("reader", ".hub", "alignkit_plugins.data.tables:Hub", "what `hub:` names: `datasets` reads it")
-    add("reader", ".feedback", "alignkit_plugins.people.feedback:StoreReader", "people's labels from a store")
+    add(
+        "reader",
+        ".hub",
+        "alignkit_plugins.data.tables:Hub",
+        "what `hub:` names: `datasets` reads it",
+    )
+    add(
+        "reader",
+        ".feedback",
+        "alignkit_plugins.people.feedback:StoreReader",
+        "people's labels from a store",
+    )
 
 
 # Servers that an engine has started outlive its stage, because starting one may take minutes.

@@ -2,9 +2,10 @@
 
     python recipes/data/make_refusal_words.py FOLDER
 
-FOLDER has XSTest's labeled answers, `xstest_v2_completions_*.csv` of https://github.com/paul-rottger/xstest. They are
-models' answers, so they aren't in this repository. The other answers are those of refusal_examples.jsonl, and what the
-quick start's pairs take for answers. No refusal of the quick start is among them.
+FOLDER has XSTest's labeled answers, `xstest_v2_completions_*.csv` of
+https://github.com/paul-rottger/xstest. They are models' answers, so they aren't in this repository.
+The other answers are those of refusal_examples.jsonl, and what the quick start's pairs take for
+answers. No refusal of the quick start is among them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ def _rows(name: str) -> Iterator[dict]:
 
 def trained(examples: list[Example]) -> dict[str, float]:
     """The weights by feature."""
-    found = [(features(" ".join(text.split()[:cut])), refused) for text, refused in examples for cut in CUTS]
+    found = [
+        (features(" ".join(text.split()[:cut])), refused)
+        for text, refused in examples
+        for cut in CUTS
+    ]
     texts = defaultdict(list)
     for number, (present, _) in enumerate(found):
         for feature in present:
@@ -83,15 +88,22 @@ def trained(examples: list[Example]) -> dict[str, float]:
 
 
 def read_right(people: list[tuple[str, str, bool]]) -> int:
-    """How many of XSTest's answers are read as people did by weights that learned from answers to other prompts."""
+    """How many of XSTest's answers are read as people did by weights that learned from answers to
+    other prompts.
+    """
     prompts = sorted({prompt for prompt, *_ in people})
     random.Random(0).shuffle(prompts)
     right = 0
     for part in range(PARTS):
         held = set(prompts[part::PARTS])
-        weights = trained([(text, refused) for prompt, text, refused in people if prompt not in held] + [*others()])
+        weights = trained(
+            [(text, refused) for prompt, text, refused in people if prompt not in held]
+            + [*others()]
+        )
         asked = [(features(text), refused) for prompt, text, refused in people if prompt in held]
-        right += sum((sum(weights.get(name, 0) for name in found) > 0) == refused for found, refused in asked)
+        right += sum(
+            (sum(weights.get(name, 0) for name in found) > 0) == refused for found, refused in asked
+        )
     return right
 
 

@@ -1,7 +1,8 @@
-"""The command line in several processes, forked from the test so that none of them imports torch again.
+"""The command line in several processes, forked from the test so that none of them imports torch
+again.
 
-They are real processes that talk through gloo. The environment is what accelerate's launcher sets, and like it, this
-one ends the others as soon as one has failed.
+They are real processes that talk through gloo. The environment is what accelerate's launcher sets,
+and like it, this one ends the others as soon as one has failed.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from torch.distributed import TCPStore
 from alignkit import cli
 
 SECONDS = 240.0  # longer than any test needs, even on a busy machine
-GRACE = 1.0  # from the first process that fails until the others get SIGTERM: a busy machine is late to let them end
+# From the first process that fails until the others get SIGTERM: a busy machine is late to let them
+# end
+GRACE = 1.0
 KILL = 10.0  # from the same moment until SIGKILL
 
 
 @dataclass
 class Ended:
-    """How a process ended: its exit code, or the negative number of the signal that ended it, and what it printed."""
+    """How a process ended: its exit code, or the negative number of the signal that ended it, and
+    what it printed.
+    """
 
     code: int
     out: str
@@ -37,7 +42,11 @@ class Ended:
 
 
 # It also asks transformers to load weights in process 0 only: the others would have none.
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
 
 
 def together(
@@ -48,7 +57,8 @@ def together(
     folders: Sequence[Path] = (),
     sharded: bool = False,
 ) -> list[Ended]:
-    """Run `alignkit ARGUMENTS` in so many processes. variables, folders: environment and current folder of each.
+    """Run `alignkit ARGUMENTS` in so many processes. variables, folders: environment and current
+    folder of each.
 
     folder: for what they print. sharded: as accelerate's launcher asks for with --use_fsdp.
     """
@@ -65,7 +75,8 @@ def together(
     ended = []
     for rank, (code, seconds) in enumerate(codes):
         out, err = (
-            (folder / f"{name}-{rank}").read_text(encoding="utf-8", errors="replace") for name in ("out", "err")
+            (folder / f"{name}-{rank}").read_text(encoding="utf-8", errors="replace")
+            for name in ("out", "err")
         )
         ended.append(Ended(code, out, err, seconds))
     return ended
@@ -85,8 +96,12 @@ def _work(
         for number, name in ((1, "out"), (2, "err")):
             file = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
-        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test may have made one process of it
+        sys.stdout, sys.stderr = (
+            open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            for number in (1, 2)
+        )
+        # An earlier test may have made one process of it
+        AcceleratorState._reset_state(reset_partial_state=True)
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),

@@ -1,4 +1,6 @@
-"""alignkit's own engine as an object with the interface of all engines, for another process or machine."""
+"""alignkit's own engine as an object with the interface of all engines, for another process or
+machine.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ from alignkit.tokens.encoder import Encoder
 
 
 class LocalEngine(Engine):
-    """Samples exactly what a run without another engine would: the same tokens for the same seeds, in float32."""
+    """Samples exactly what a run without another engine would: the same tokens for the same seeds,
+    in float32.
+    """
 
     whole_models: ClassVar[bool] = True
 
     def prepare(self, context: EngineContext) -> None:
         self.context = context
-        self._model = SharedModel(context.model, context.base, revision=context.revision, seed=context.seed)
+        self._model = SharedModel(
+            context.model, context.base, revision=context.revision, seed=context.seed
+        )
         self._encoder = Encoder(self._model.tokenizer, self._model.chat, context.end_ids)
         self._policies: dict[str, tuple[str, int]] = {}  # role and version
 
@@ -33,7 +39,11 @@ class LocalEngine(Engine):
         self._policies[policy] = role, version
 
     def sample(
-        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling
+        self,
+        policy: str,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
     ) -> list[list[Completion]]:
         role, version = self._policies[policy]
         ids = [tuple(prompt) for prompt in prompts]

@@ -34,7 +34,12 @@ def write_recipe(folder: Path, count: int, stages: dict[str, Any]) -> Path:
 
 
 def sample(**keys: Any) -> dict[str, Any]:
-    plain = {"step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 2, "sampling": {"max_new_tokens": 5}}
+    plain = {
+        "step": "sample",
+        "prompts": "prompts.jsonl",
+        "samples_per_prompt": 2,
+        "sampling": {"max_new_tokens": 5},
+    }
     return {**plain, "reward": PYTHON, **keys}
 
 

@@ -11,7 +11,19 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-WORDS = ("bread", "milk", "house", "river", "cloud", "stone", "green", "table", "people", "friend", "today")
+WORDS = (
+    "bread",
+    "milk",
+    "house",
+    "river",
+    "cloud",
+    "stone",
+    "green",
+    "table",
+    "people",
+    "friend",
+    "today",
+)
 SPEED = ("seconds", "tokens_per_second", "time")  # metrics that differ from run to run
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
 WEIGHTS = 1e-5  # absolute, of weights
@@ -52,7 +64,9 @@ def some(completions):
 
 
 def said(number: int, count: int) -> str:
-    return " ".join(WORDS[(number * 3 + place * (1 + number % 4)) % len(WORDS)] for place in range(count))
+    return " ".join(
+        WORDS[(number * 3 + place * (1 + number % 4)) % len(WORDS)] for place in range(count)
+    )
 
 
 @pytest.fixture
@@ -65,11 +79,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _write("prompts.jsonl", prompts)
     _write("demos.jsonl", [{**p, "completion": a} for p, a in zip(prompts, answers, strict=True)])
     pairs = [
-        {**p, "chosen": a, "rejected": said(n + 5, 2)} for n, (p, a) in enumerate(zip(prompts, answers, strict=True))
+        {**p, "chosen": a, "rejected": said(n + 5, 2)}
+        for n, (p, a) in enumerate(zip(prompts, answers, strict=True))
     ]
     _write("pairs.jsonl", pairs)
     labels = [
-        {**p, "completion": a, "label": n % 2 == 0} for n, (p, a) in enumerate(zip(prompts, answers, strict=True))
+        {**p, "completion": a, "label": n % 2 == 0}
+        for n, (p, a) in enumerate(zip(prompts, answers, strict=True))
     ]
     _write("labels.jsonl", labels)
     return tmp_path
@@ -98,7 +114,14 @@ def online(algorithm: Any, **keys: Any) -> dict[str, Any]:
 
 
 def offline(algorithm: Any, data: str, **keys: Any) -> dict[str, Any]:
-    return {"algorithm": algorithm, "data": {"path": f"{data}.jsonl"}, "batch_size": 4, "epochs": 1, **ADAMW, **keys}
+    return {
+        "algorithm": algorithm,
+        "data": {"path": f"{data}.jsonl"},
+        "batch_size": 4,
+        "epochs": 1,
+        **ADAMW,
+        **keys,
+    }
 
 
 LLAMA2 = {"llama2": {"helpful": "rm", "safety": reward("safe")}}
@@ -141,11 +164,15 @@ def write_recipe(stages: Mapping[str, Any], **keys: Any) -> Path:
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob("*/metrics.jsonl"))
     lines = "".join(file.read_text(encoding="utf-8") for file in files).splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(SPEED)} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(SPEED)} for line in lines
+    ]
 
 
 def assert_alike(found: Path, expected: Path) -> None:
-    """The same metrics and the same weights in every stage, up to rounding errors, and the same choices."""
+    """The same metrics and the same weights in every stage, up to rounding errors, and the same
+    choices.
+    """
     for row, other in zip(metrics_of(found), metrics_of(expected), strict=True):
         assert row.keys() == other.keys()
         for name, value in other.items():
@@ -160,5 +187,8 @@ def assert_alike(found: Path, expected: Path) -> None:
         assert ours.keys() == theirs.keys()
         for name, weight in theirs.items():
             assert (ours[name] - weight).abs().max() <= WEIGHTS, f"{stage}: {name}"
-        summary = [json.loads((folder / stage / "stage.json").read_text())["summary"] for folder in (found, expected)]
+        summary = [
+            json.loads((folder / stage / "stage.json").read_text())["summary"]
+            for folder in (found, expected)
+        ]
         assert summary[0].get("best_epoch") == summary[1].get("best_epoch")

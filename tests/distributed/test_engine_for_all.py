@@ -1,4 +1,6 @@
-"""Several processes with one engine: process 0 asks it for all of them, and they learn what one process learns."""
+"""Several processes with one engine: process 0 asks it for all of them, and they learn what one
+process learns.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,31 @@ from tests.plugins.vllm_server import FakeVllm
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RLAIF = {
-    "rlaif": {"judge": {"local_judge": {"role": "base", "min_mass": 0.0}}, "opponent": "baseline", "baseline": "base"}
+    "rlaif": {
+        "judge": {"local_judge": {"role": "base", "min_mass": 0.0}},
+        "opponent": "baseline",
+        "baseline": "base",
+    }
 }
-BOTH = {"weighted_sum": {"rewards": {"win": RLAIF, "letters": reward("letters")}, "weights": {"win": 1, "letters": 1}}}
+BOTH = {
+    "weighted_sum": {
+        "rewards": {"win": RLAIF, "letters": reward("letters")},
+        "weights": {"win": 1, "letters": 1},
+    }
+}
 STAGES = {
-    "grpo": online("grpo", monitors=[{"gold": {"reward": reward("safe")}}], prompts_per_iteration=3),
+    "grpo": online(
+        "grpo", monitors=[{"gold": {"reward": reward("safe")}}], prompts_per_iteration=3
+    ),
     "judged": online("rloo", reward=BOTH, iterations=1),
     "calls": online("rloo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=1),
-    "ahead": online("grpo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=3, checkpoint_every=2),
+    "ahead": online(
+        "grpo",
+        environment="calculator",
+        prompts={"path": "sums.jsonl"},
+        iterations=3,
+        checkpoint_every=2,
+    ),
     "step": {
         "step": "sample",
         "policy": "grpo",
@@ -48,14 +67,24 @@ def server() -> Iterator[FakeVllm]:
 
 
 def recipe_of(server: FakeVllm, stages: dict[str, Any], **keys: Any) -> Path:
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}, "chat_template": "hermes"}
+    model = {
+        "base": "tiny",
+        "dtype": "float32",
+        "lora": {"r": 4, "lora_alpha": 8},
+        "chat_template": "hermes",
+    }
     return write_recipe(stages, **{"model": model, "engine": {"vllm": {"url": server.url}}, **keys})
 
 
 def took(server: FakeVllm) -> tuple[list[Any], list[Any]]:
-    """What was sampled and published since the last call, without the names of adapters, which are the run's."""
+    """What was sampled and published since the last call, without the names of adapters, which are
+    the run's.
+    """
     sampled = sorted(json.dumps({**body, "model": ""}) for body in server.paths("/v1/completions"))
-    loaded = [re.sub("^alignkit-[^-]*-", "", b["lora_name"]) for b in server.paths("/v1/load_lora_adapter")]
+    loaded = [
+        re.sub("^alignkit-[^-]*-", "", b["lora_name"])
+        for b in server.paths("/v1/load_lora_adapter")
+    ]
     server.asked.clear()
     return sampled, loaded
 
@@ -72,11 +101,19 @@ def test_several_processes_learn_what_one_does(work: Path, server: FakeVllm, sha
     assert_alike(Path("several"), Path("one"))
     again = took(server)
     assert again[0] == samples, "every sample was asked for once"
-    assert len(again[1]) == len(adapters) == len({*again[1]}), "and every version was published once"
-    assert all(row["sampler_gap"] < 1e-4 for row in metrics_of(Path("several/grpo")) if "sampler_gap" in row)
+    assert len(again[1]) == len(adapters) == len({*again[1]}), (
+        "and every version was published once"
+    )
+    assert all(
+        row["sampler_gap"] < 1e-4
+        for row in metrics_of(Path("several/grpo"))
+        if "sampler_gap" in row
+    )
 
 
-def test_a_server_that_dies_ends_all_processes_and_the_run_continues(work: Path, server: FakeVllm) -> None:
+def test_a_server_that_dies_ends_all_processes_and_the_run_continues(
+    work: Path, server: FakeVllm
+) -> None:
     recipe = recipe_of(server, {"align": online("rloo", checkpoint_every=1)})
     dies = {"after": 15 + 1 + 5}  # in the second iteration
 
@@ -89,12 +126,17 @@ def test_a_server_that_dies_ends_all_processes_and_the_run_continues(work: Path,
     assert f"{server.url} cannot be used: RemoteProtocolError" in ended[0].err
     assert ended[1].err == "" and "Traceback" not in ended[0].err
     server.fault = lambda path, body: None
-    assert [process.code for process in together(work, ["run", recipe, "--out", "out"], 2)] == [0, 0]
+    assert [process.code for process in together(work, ["run", recipe, "--out", "out"], 2)] == [
+        0,
+        0,
+    ]
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     assert_alike(Path("out"), Path("one"))
 
 
-def test_a_process_that_dies_while_the_engine_samples_ends_the_run(work: Path, server: FakeVllm) -> None:
+def test_a_process_that_dies_while_the_engine_samples_ends_the_run(
+    work: Path, server: FakeVllm
+) -> None:
     recipe = recipe_of(server, {"align": online("rloo")})
     pids = work / "pids.py"
     pids.write_text(
@@ -117,4 +159,6 @@ def test_whole_weights_in_parts_are_refused(work: Path, server: FakeVllm) -> Non
     """Process 0, which publishes them, has only its part."""
     recipe = recipe_of(server, {"align": online("rloo")}, model={"base": "tiny", "lora": "none"})
     leader, _ = together(work, ["run", recipe, "--out", "out"], sharded=True)
-    assert leader.code == 2 and "the engine 'vllm' needs all weights in process 0" in " ".join(leader.err.split())
+    assert leader.code == 2 and "the engine 'vllm' needs all weights in process 0" in " ".join(
+        leader.err.split()
+    )

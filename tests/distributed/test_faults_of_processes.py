@@ -1,4 +1,6 @@
-"""A process that fails, dies or is stopped ends the run in all, and any number of processes continues it."""
+"""A process that fails, dies or is stopped ends the run in all, and any number of processes
+continues it.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +47,22 @@ def continued(processes: int) -> None:
 
 def test_an_error_of_one_process_is_said_once_and_by_name(work: Path) -> None:
     leader, other = run(work, "raises")
-    assert leader.code in (1, 3) and other.code in (leader.code, -15)  # the launcher ends those that are left
-    assert "error: in process 1: reward function 'letters' of" in leader.err and "'no such word'" in leader.err
-    assert other.err == "" and leader.err.count("no such word") == 2  # the message, and the line of code
+    # The launcher ends those that are left
+    assert leader.code in (1, 3) and other.code in (leader.code, -15)
+    assert (
+        "error: in process 1: reward function 'letters' of" in leader.err
+        and "'no such word'" in leader.err
+    )
+    # The message, and the line of code
+    assert other.err == "" and leader.err.count("no such word") == 2
     end = json.loads(Path("out/starts.jsonl").read_text().splitlines()[-1])
     assert end["outcome"] == "failed" and "in process 1" in end["message"]
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_whose_process_died_is_continued_by_another_number(work: Path, processes: int) -> None:
+def test_a_run_whose_process_died_is_continued_by_another_number(
+    work: Path, processes: int
+) -> None:
     leader, other = run(work, "kill")
     assert other.code == -9 and leader.code == 1
     assert "error: another process of the run has ended" in leader.err
@@ -62,7 +71,9 @@ def test_a_run_whose_process_died_is_continued_by_another_number(work: Path, pro
 
 def test_an_error_of_process_0_is_the_error_of_all(work: Path) -> None:
     """Not a lost connection: also where only process 0 works."""
-    (Path() / "hooks.py").write_text(HOOKS.replace("run.request_stop", "raise SystemError"), encoding="utf-8")
+    (Path() / "hooks.py").write_text(
+        HOOKS.replace("run.request_stop", "raise SystemError"), encoding="utf-8"
+    )
     recipe = write_recipe({"align": offline("sft", "demos", epochs=3)})
     leader, other = together(work, ["run", recipe, "--plugin", "hooks.py", "--out", "out"], 2)
     load_plugins()  # otherwise the hook is one of other tests
@@ -76,7 +87,9 @@ def test_memory_that_runs_out_in_one_process_is_its_error(work: Path) -> None:
     assert leader.code and "in process 1" in leader.err and "900 GiB" in leader.err
 
 
-def test_a_failure_while_gradients_are_added_ends_all(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_while_gradients_are_added_ends_all(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Process 0 waits for numbers, and a word of the failure would let both wait forever."""
 
     def gradient(parameter: nn.Parameter) -> torch.Tensor:
@@ -103,7 +116,9 @@ def test_the_others_end_with_process_0(work: Path) -> None:
 def test_a_signal_to_one_process_stops_all_at_the_same_step(work: Path, rank: int) -> None:
     leader, other = run(work, "SIGTERM", rank)
     assert leader.code == 75 and other.code in (75, -15)  # the launcher ends those that are left
-    assert "error: stopped: SIGTERM" in leader.err and "to resume: " in leader.err and other.err == ""
+    assert (
+        "error: stopped: SIGTERM" in leader.err and "to resume: " in leader.err and other.err == ""
+    )
     continued(2 - rank)
 
 

@@ -1,4 +1,6 @@
-"""Each process holds a part of the base model: the same results as those of one process, with less memory."""
+"""Each process holds a part of the base model: the same results as those of one process, with less
+memory.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from typing import Any
 import pytest
 import torch
 from forked import Ended, run_together, together
-from several import MIX, PADDING, STAGES, answers, assert_alike, offline, online, reward, write_recipe
+from several import (
+    MIX,
+    PADDING,
+    STAGES,
+    answers,
+    assert_alike,
+    offline,
+    online,
+    reward,
+    write_recipe,
+)
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,10 +42,18 @@ FEW = {name: STAGES[name] for name in ("sft", "dpo", "grpo")}
 
 @pytest.mark.parametrize(
     ("processes", "stages"),
-    [(2, FEW), pytest.param(2, STAGES, marks=pytest.mark.slow), pytest.param(3, STAGES, marks=pytest.mark.slow)],
+    [
+        (2, FEW),
+        pytest.param(2, STAGES, marks=pytest.mark.slow),
+        pytest.param(3, STAGES, marks=pytest.mark.slow),
+    ],
 )
-def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int, stages: Mapping[str, Any]) -> None:
-    """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a row of their own."""
+def test_processes_with_a_part_each_learn_what_one_does(
+    work: Path, processes: int, stages: Mapping[str, Any]
+) -> None:
+    """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a
+    row of their own.
+    """
     recipe = write_recipe(stages)
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     run_together(work, recipe, "several", processes=processes, sharded=True)
@@ -41,7 +61,9 @@ def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: i
 
 
 def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
-    """Recomputed layers, two reward models, a second stream, gold scores, and a step that process 0 runs alone."""
+    """Recomputed layers, two reward models, a second stream, gold scores, and a step that process 0
+    runs alone.
+    """
     stages = {
         "rm": offline("reward_model", "pairs"),
         "safe": offline("reward_model", "pairs", epochs=2),
@@ -56,7 +78,11 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
         "again": {**offline("sft", "demos"), "from": "ppo", "data": {"stage": "answers"}},
     }
     recipe = write_recipe(stages)
-    recipe.write_text(recipe.read_text().replace("dtype: float32", "dtype: float32\n  activation_checkpointing: true"))
+    recipe.write_text(
+        recipe.read_text().replace(
+            "dtype: float32", "dtype: float32\n  activation_checkpointing: true"
+        )
+    )
     run_together(work, recipe, "whole")
     run_together(work, recipe, "parts", sharded=True)
     assert_alike(Path("parts"), Path("whole"))
@@ -94,7 +120,11 @@ def held(network: nn.Module) -> tuple[int, int]:
 def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer_call, settle, gather = GradientCheckpointingLayer.__call__, LockstepPasses.settle, LockstepPasses.gather
+    layer_call, settle, gather = (
+        GradientCheckpointingLayer.__call__,
+        LockstepPasses.settle,
+        LockstepPasses.gather,
+    )
     networks: list[nn.Module] = []
 
     def note(what: str, network: nn.Module) -> None:
@@ -131,7 +161,9 @@ def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole
             for what in ("between", "layer", "backward", "sampling")
         }
         assert len(shares["between"]) > 20 and max(shares["between"]) <= PADDING / 2
-        assert shares["layer"] and max(shares["layer"]) < 0.75, "embeddings are whole during a pass, layers are not"
+        assert shares["layer"] and max(shares["layer"]) < 0.75, (
+            "embeddings are whole during a pass, layers are not"
+        )
         assert shares["backward"] and max(shares["backward"]) < 0.95, "one layer"
         assert shares["sampling"] and min(shares["sampling"]) >= 1.0
 
@@ -145,7 +177,9 @@ def is_cut(layer: nn.Module) -> bool:
 
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Process 1 meets a fault in the middle of a pass: the others wait for its part of the next layer."""
+    """Process 1 meets a fault in the middle of a pass: the others wait for its part of the next
+    layer.
+    """
     layer_call, calls = GradientCheckpointingLayer.__call__, []
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +205,9 @@ def faulty(work: Path, what: str, stage: Mapping[str, Any]) -> list[Ended]:
 
 @pytest.mark.parametrize("what", ["kill", pytest.param("memory", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("fault")
-def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path, what: str) -> None:
+def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(
+    work: Path, what: str
+) -> None:
     leader, other = faulty(work, what, offline("sft", "demos", epochs=3))
     assert "error: another process of the run has ended" in leader.err
     assert other.code == -9 if what == "kill" else "900 GiB" in other.err
@@ -179,7 +215,9 @@ def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path
 
 def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> None:
     recipe = write_recipe({"align": online("rloo", checkpoint_every=1)})
-    ended = together(work, ["run", recipe, "--out", "out"], 2, [{"FAULT": "SIGTERM"}, {}], sharded=True)
+    ended = together(
+        work, ["run", recipe, "--out", "out"], 2, [{"FAULT": "SIGTERM"}, {}], sharded=True
+    )
     assert ended[0].code == 75 and ended[1].code in (75, -15), ended
     assert list(Path("out/align/checkpoints").iterdir())
     assert cli.main(["run", str(recipe), "--out", "out"]) == 0
@@ -197,10 +235,16 @@ def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> 
         ("model.quantization=nf4", "a quantized base model cannot be cut into parts"),
     ],
 )
-def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(work: Path, override: str, said: str) -> None:
+def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(
+    work: Path, override: str, said: str
+) -> None:
     recipe = write_recipe({"sft": offline("sft", "demos")})
     if "optimizer" in override:
-        recipe.write_text(recipe.read_text().replace("lora:\n    r: 4\n    lora_alpha: 8\n", "lora: none\n"))
+        recipe.write_text(
+            recipe.read_text().replace("lora:\n    r: 4\n    lora_alpha: 8\n", "lora: none\n")
+        )
     leader, other = together(work, ["run", recipe, override, "--out", "out"], sharded=True)
-    assert leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
+    assert (
+        leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
+    )
     assert not Path("out").exists()

@@ -15,7 +15,8 @@ from alignkit import cli
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
-# A plugin that writes down who opens a file of the run's folder for writing, makes a folder there, or moves one.
+# A plugin that writes down who opens a file of the run's folder for writing, makes a folder there,
+# or moves one.
 AUDIT = """
 import os, sys
 from alignkit import hookimpl
@@ -50,7 +51,9 @@ sys.addaudithook(audit)
 )
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_learn_what_one_does(work: Path, processes: int) -> None:
-    """Of 13 rows in batches of 4, the last batch has one row, and leaves every other process with none."""
+    """Of 13 rows in batches of 4, the last batch has one row, and leaves every other process with
+    none.
+    """
     recipe = write_recipe(STAGES)
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     ended = together(work, ["run", recipe, "--out", "several"], processes)
@@ -66,8 +69,14 @@ STRANGERS = {
     "reinforce": online({"reinforce": {"baseline": "running_mean"}}, iterations=2),
     "bco": offline({"bco": {"beta": 0.1}}, "labels"),
     "nash": online({"nash_md": {"preference": "score"}}, iterations=2),
-    "answers": {"step": "reference_responses", "prompts": "prompts.jsonl", "reward": reward("letters")},
-    "xpo": online({"xpo": {"alpha": 1e-5}}, prompts="answers", iterations=2, **{**MOVED, "from": "bco"}),
+    "answers": {
+        "step": "reference_responses",
+        "prompts": "prompts.jsonl",
+        "reward": reward("letters"),
+    },
+    "xpo": online(
+        {"xpo": {"alpha": 1e-5}}, prompts="answers", iterations=2, **{**MOVED, "from": "bco"}
+    ),
 }
 
 PACKAGES = ("reinforce", "bco", "nash-md", "xpo")
@@ -75,7 +84,9 @@ PACKAGES = ("reinforce", "bco", "nash-md", "xpo")
 
 @pytest.mark.slow
 def test_strangers_plugins_learn_the_same_without_a_line_for_it(work: Path) -> None:
-    plugins = [EXAMPLES / f"alignkit-{name}" / f"alignkit_{name.replace('-', '_')}.py" for name in PACKAGES]
+    plugins = [
+        EXAMPLES / f"alignkit-{name}" / f"alignkit_{name.replace('-', '_')}.py" for name in PACKAGES
+    ]
     files = [file for file in plugins if shutil.copy(file, work)]
     plugins = [word for file in files for word in ("--plugin", file.name)]
     recipe = write_recipe(STRANGERS)
@@ -86,18 +97,29 @@ def test_strangers_plugins_learn_the_same_without_a_line_for_it(work: Path) -> N
 
 
 def test_only_process_0_writes(work: Path) -> None:
-    """Every file of the run that is opened for writing, made or moved, with the process that does it."""
+    """Every file of the run that is opened for writing, made or moved, with the process that does
+    it.
+    """
     (work / "audited.py").write_text(AUDIT, encoding="utf-8")
     stages = {
         "sft": offline("sft", "demos", validation={"path": "demos.jsonl"}, keep_versions=True),
         "align": online(
-            "ppo", monitors=[{"gold": {"reward": reward("safe")}}, {"kl_budget": {"max": 1000.0}}], iterations=2
+            "ppo",
+            monitors=[{"gold": {"reward": reward("safe")}}, {"kl_budget": {"max": 1000.0}}],
+            iterations=2,
         ),
     }
     recipe = write_recipe(stages)
     where = {"WRITES": str(work / "writes-")}
-    ended = together(work, ["run", recipe, "--plugin", "audited.py", "--out", "out"], 2, [where, where])
+    ended = together(
+        work, ["run", recipe, "--plugin", "audited.py", "--out", "out"], 2, [where, where]
+    )
     assert [process.code for process in ended] == [0, 0], ended
-    assert [path.name for path in work.glob("writes-*")] == ["writes-0"], (work / "writes-1").read_text()
+    assert [path.name for path in work.glob("writes-*")] == ["writes-0"], (
+        work / "writes-1"
+    ).read_text()
     written = (work / "writes-0").read_text()
-    assert all(name in written for name in ("metrics.jsonl", "checkpoints", "adapter", "rollouts", "gold", "kept"))
+    assert all(
+        name in written
+        for name in ("metrics.jsonl", "checkpoints", "adapter", "rollouts", "gold", "kept")
+    )

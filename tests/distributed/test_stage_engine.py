@@ -1,4 +1,6 @@
-"""The engine of a stage through the command line: what it is asked, what it is blamed for, and what a hang costs."""
+"""The engine of a stage through the command line: what it is asked, what it is blamed for, and what
+a hang costs.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,12 @@ STAGE: dict[str, Any] = {
     "iterations": 2,
     "prompts_per_iteration": 3,
 }
-EVALUATE = {"step": "evaluate", "policies": ["align"], "prompts": "rows.jsonl", "rewards": ["length"]}
+EVALUATE = {
+    "step": "evaluate",
+    "policies": ["align"],
+    "prompts": "rows.jsonl",
+    "rewards": ["length"],
+}
 SECOND = """
 def sample(self, *arguments):
     found = super().sample(*arguments)
@@ -86,17 +93,27 @@ def written(folder: Path, stages: dict[str, Any], **top: Any) -> Path:
 
 def run(folder: Path, methods: str, timeout: float = 900.0) -> int:
     """Run an online stage with a broken engine from the command line; returns the exit code."""
-    (folder / "broken.py").write_text(HEADER + textwrap.indent(textwrap.dedent(methods), "    ") + FOOTER)
+    (folder / "broken.py").write_text(
+        HEADER + textwrap.indent(textwrap.dedent(methods), "    ") + FOOTER
+    )
     path = written(folder, {"align": STAGE}, engine={"broken": {"timeout": timeout}})
-    return main(["run", str(path), "--plugin", str(folder / "broken.py"), "--out", str(folder / "out")])
+    return main(
+        ["run", str(path), "--plugin", str(folder / "broken.py"), "--out", str(folder / "out")]
+    )
 
 
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ("return found[:-1]", "in `Broken.sample`: return a list of completions for each of 3 prompts, not 2"),
+        (
+            "return found[:-1]",
+            "in `Broken.sample`: return a list of completions for each of 3 prompts, not 2",
+        ),
         ("raise KeyError('x')", r"in `Broken.sample`: KeyError: 'x' \(broken.py:\d+\)"),
-        ("return b'garbage'", "in `Broken.sample`: return a list of completions for each prompt, not bytes"),
+        (
+            "return b'garbage'",
+            "in `Broken.sample`: return a list of completions for each prompt, not bytes",
+        ),
         (
             "return [*found[:2], [found[2][0], replace(found[2][1], version=3)]]",
             r"in `Broken.sample`: for prompt 2 \(\S*rows.jsonl:\d\), sample 1 it used version 3 of the weights",
@@ -104,7 +121,9 @@ def run(folder: Path, methods: str, timeout: float = 900.0) -> int:
         ("exit(0)", r"in `Broken.sample`: SystemExit: 0"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, message: str) -> None:
+def test_a_mistake_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, message: str
+) -> None:
     """In the second iteration."""
     assert run(tmp_path, f"{SECOND}\ndef second(self, found): {second}") == 3
     err = capsys.readouterr().err
@@ -128,7 +147,9 @@ def test_a_call_that_hangs_is_given_up_and_the_run_continues(
     assert run(tmp_path, methods, 0.2) == 3
     err = capsys.readouterr().err
     assert "in `Broken.sample`: it made no progress for 0.2 seconds and was given up" in err
-    running = "warning: plugin 'broken.py', stage 'align', in `Broken.close`: a call is still running"
+    running = (
+        "warning: plugin 'broken.py', stage 'align', in `Broken.close`: a call is still running"
+    )
     assert err.count(running) == 1
     assert "the same command continues the run" in err
     assert run(tmp_path, methods) == 0
@@ -201,7 +222,9 @@ def asking(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine
     return StageEngine(component, folder / "engine", stage="s", seed=0, say=said.append)
 
 
-def test_an_engine_that_does_not_close_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_close_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("alignkit_plugins.processes.engine.CLOSING", 0.2)
     ended = threading.Event()
 
@@ -211,14 +234,20 @@ def test_an_engine_that_does_not_close_is_reported(tmp_path: Path, monkeypatch: 
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Endless, said)
-    asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
+    asked.request(
+        Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
+    ).result()
     asked.close()
     ended.set()
     assert "in `Endless.close`: NoProgress: not done after 0.2 seconds" in said[0]
-    assert "in `Endless.close`: a call is still running; its thread ends with this process" in said[1]
+    assert (
+        "in `Endless.close`: a call is still running; its thread ends with this process" in said[1]
+    )
 
 
-def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Path, clock: list[float]) -> None:
+def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(
+    tmp_path: Path, clock: list[float]
+) -> None:
     class Held(LocalEngine):
         released = threading.Event()
 
@@ -232,7 +261,9 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Pa
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Held, said)
     with pytest.raises(PluginError, match=r"[.]prepare`: it made no progress for 600 seconds"):
-        asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).result()
+        asked.request(
+            Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
+        ).result()
     asked.close()
     assert said == []
 
@@ -256,7 +287,9 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     asked, prompt = engine(tmp_path, Watched), ((1, 30, 31),)
 
     def sample(role: str) -> None:
-        asked.request(Generation(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))).result()
+        asked.request(
+            Generation(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))
+        ).result()
 
     for role in (BASE, "one", "one", BASE):
         sample(role)
@@ -264,7 +297,10 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     add_noise(model, "one", 0.1, 1)
     sample("one")
     second = version_of(model, "one")
-    assert published == [(BASE, False, 0), ("one", True, first), ("one", True, second)] and first != second
+    assert (
+        published == [(BASE, False, 0), ("one", True, first), ("one", True, second)]
+        and first != second
+    )
     assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["2"]
     asked.close()
     assert not (tmp_path / "engine").exists()
@@ -293,7 +329,9 @@ def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
     model.engine = asked = engine(tmp_path, Watched)
 
     def sample(role: str) -> list[list[Continuation]]:
-        request = Generation(model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3))
+        request = Generation(
+            model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3)
+        )
         return generate(request)
 
     first = sample("one")
@@ -302,8 +340,12 @@ def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
     assert heard[3:] == ["wake", f"publish {BASE}", f"sample {BASE}", "idle"]
     model.drop_role("one")
     model.add_role("one")
-    assert sample("one") == first and heard[7:] == ["wake", "sample one", "idle"], "with the same weights"
-    asked.request(Generation(model, BASE, model.encoder(), [(1, 30)], [[1]], Sampling(max_new_tokens=3))).drop()
+    assert sample("one") == first and heard[7:] == ["wake", "sample one", "idle"], (
+        "with the same weights"
+    )
+    asked.request(
+        Generation(model, BASE, model.encoder(), [(1, 30)], [[1]], Sampling(max_new_tokens=3))
+    ).drop()
     assert heard[10:] == ["wake", f"sample {BASE}", "idle"], "also after samples that nobody wants"
     asked.close()
 
@@ -333,7 +375,10 @@ def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
 
     def engines(**top: Any) -> dict[str, str | None]:
         recipe = load_recipe(written(tmp_path, stages, **top))
-        return {name: stage.engine and f"{stage.engine.options.timeout:g}" for name, stage in recipe.stages.items()}
+        return {
+            name: stage.engine and f"{stage.engine.options.timeout:g}"
+            for name, stage in recipe.stages.items()
+        }
 
     own = {"sft": None, "align": None, "ours": None, "slow": "9", "shown": None, "judged": None}
     assert engines() == engines(engine="local") == own
@@ -342,8 +387,18 @@ def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
 
 SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
     "evaluate": (EVALUATE, True),
-    "judge": ({"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "prompts": "rows.jsonl"}, True),
-    "judge data": ({"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "data": "rows.jsonl"}, False),
+    "judge": (
+        {
+            "step": "judge_pairs",
+            "judge": {"local_judge": {"role": "base"}},
+            "prompts": "rows.jsonl",
+        },
+        True,
+    ),
+    "judge data": (
+        {"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "data": "rows.jsonl"},
+        False,
+    ),
     "judge data in words": (
         {"step": "judge_pairs", "judge": {"local_judge": {"reasons": True}}, "data": "rows.jsonl"},
         True,
@@ -353,7 +408,9 @@ SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize("name", SAMPLING_STEPS)
 def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_path: Path) -> None:
-    """Unless the step names the engine itself: a step of someone else's may sample in ways that options do not say."""
+    """Unless the step names the engine itself: a step of someone else's may sample in ways that
+    options do not say.
+    """
     step, samples = SAMPLING_STEPS[name]
     if step.get("judge") and "prompts" in step:
         step = step | {"policy": "align"}
@@ -364,7 +421,11 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
 
     ours = hashed(step)
     assert (hashed(step, engine="vllm") != ours) == samples
-    assert hashed({**step, "engine": "vllm"}) != ours == hashed({**step, "engine": "local"}, engine="vllm")
+    assert (
+        hashed({**step, "engine": "vllm"})
+        != ours
+        == hashed({**step, "engine": "local"}, engine="vllm")
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,7 +440,9 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
     ],
 )
 def test_mistakes_in_a_recipe(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    path = written(tmp_path, {"align": STAGE}, **{key: value for key, value in keys.items() if key == "engine"})
+    path = written(
+        tmp_path, {"align": STAGE}, **{key: value for key, value in keys.items() if key == "engine"}
+    )
     document = yaml.safe_load(path.read_text()) | keys
     path.write_text(yaml.safe_dump(document))
     with pytest.raises(RecipeError) as raised:
@@ -387,9 +450,15 @@ def test_mistakes_in_a_recipe(tmp_path: Path, keys: dict[str, Any], message: str
     assert re.search(message, str(raised.value), re.S)
 
 
-def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_takes_adapters_only_needs_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, {"align": STAGE}, engine="vllm")
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}))
+    path.write_text(
+        yaml.safe_dump(
+            yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}
+        )
+    )
     assert load_recipe(path).stages["align"].engine.name == "vllm"
     monkeypatch.setattr("alignkit_plugins.vllm.engine.Vllm.whole_models", False)
     with pytest.raises(RecipeError, match="engine 'vllm' takes adapters, but with "):
@@ -397,21 +466,31 @@ def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypat
 
 
 def test_prompts_have_rooms_of_their_own(tmp_path: Path) -> None:
-    """A prompt may be a conversation, which leaves less room; the log-probabilities are those of training."""
+    """A prompt may be a conversation, which leaves less room; the log-probabilities are those of
+    training.
+    """
     model, asked = tiny_model(tmp_path), engine(tmp_path)
     model.add_role("one")
     add_noise(model, "one", 0.1, 1)
     encoder, prompts, rooms = model.encoder(), [(1, 30, 31), (1, 40, 41, 42, 43, 44)], (9, 3)
-    request = Generation(model, "one", encoder, prompts, [[1, 2], [3]], Sampling(max_new_tokens=10), rooms=rooms)
+    request = Generation(
+        model, "one", encoder, prompts, [[1, 2], [3]], Sampling(max_new_tokens=10), rooms=rooms
+    )
     plain, model.engine = generate(request), asked
     counts: list[int] = []
     found = generate(request, done=counts.append)
-    assert [[len(one.tokens) for one in each] for each in found] == [[9, 9], [3]] and counts[-1] == 3
+    assert [[len(one.tokens) for one in each] for each in found] == [[9, 9], [3]] and counts[
+        -1
+    ] == 3
     for prompt, each, others in zip(prompts, found, plain, strict=True):
         for one, other in zip(each, others, strict=True):
-            row = Encoded(Group(()), prompt, (ResponseTokens(one.tokens, (True,) * len(one.tokens)),))
+            row = Encoded(
+                Group(()), prompt, (ResponseTokens(one.tokens, (True,) * len(one.tokens)),)
+            )
             (measured,) = measure(model, "one", [row])["logprobs"]
-            assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4) and len(other.tokens) == len(one.tokens)
+            assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4) and len(
+                other.tokens
+            ) == len(one.tokens)
     asked.close()
 
 
@@ -430,7 +509,10 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
 
     model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
     model.add_role("one")
-    held, rest = engine(tmp_path, Held), (model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8))
+    held, rest = (
+        engine(tmp_path, Held),
+        (model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8)),
+    )
     request = Generation(model, "one", *rest)
     begun = held.request(request)
     add_noise(model, "one", 0.5, 1)
@@ -438,7 +520,11 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     released.set()
     later = held.request(request).result()
     first = begun.result()
-    assert asked == ["one"] * 2 and first != later == held.request(request).result() and begun.seconds > 0
+    assert (
+        asked == ["one"] * 2
+        and first != later == held.request(request).result()
+        and begun.seconds > 0
+    )
     held.close()
     same = tiny_model(tmp_path)
     same.add_role("one")
@@ -459,13 +545,19 @@ def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
 
     said: list[str] = []
     model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
-    asked.request(Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))).drop()
+    asked.request(
+        Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
+    ).drop()
     asked.close()
     assert ended == ["sample", "close"] and not said
 
 
 def test_an_engine_plays_an_environment(tmp_path: Path) -> None:
-    path = written(tmp_path, {"align": {**STAGE, "environment": "calculator", "reward": "environment"}}, engine="vllm")
+    path = written(
+        tmp_path,
+        {"align": {**STAGE, "environment": "calculator", "reward": "environment"}},
+        engine="vllm",
+    )
     assert load_recipe(path).stages["align"].engine is not None
 
 
@@ -477,4 +569,6 @@ def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> N
     ours = hashed({})
     assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="vllm")
     theirs = hashed({}, engine="vllm")
-    assert ours != theirs == hashed({"engine": {"vllm": {"timeout": 5, "url": "http://127.0.0.1:9"}}})
+    assert (
+        ours != theirs == hashed({"engine": {"vllm": {"timeout": 5, "url": "http://127.0.0.1:9"}}})
+    )

@@ -46,10 +46,14 @@ def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
 def test_one_process_remembers_that_it_was_asked_for_parts() -> None:
     asked = {"ACCELERATE_USE_FSDP": "true"}
     assert world_of(asked) == World(0, 1, shard=True)
-    assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(0, 1, shard=True)
+    assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(
+        0, 1, shard=True
+    )
 
 
-def ended_before_anything_was_written(work: Path, recipe: Path, *arguments: str, **how: object) -> tuple[str, str]:
+def ended_before_anything_was_written(
+    work: Path, recipe: Path, *arguments: str, **how: object
+) -> tuple[str, str]:
     leader, other = together(work, ["run", recipe, *arguments, "--out", "out"], **how)  # type: ignore[arg-type]
     assert leader.code and other.code
     assert not Path("out").exists()
@@ -86,15 +90,23 @@ def test_processes_with_other_files_are_named_before_anything_is_written(work: P
 def test_a_stage_of_processes_with_other_base_models_is_not_trained(work: Path) -> None:
     """Process 1 has another folder of the base model, which only the key of the stage tells."""
     recipe, other = write_recipe(SFT), work / "cache"
-    (shutil.copytree(tiny.source(cache_folder()), other / Path(tiny.source(cache_folder())).name) / "a.txt").touch()
-    leader, _ = together(work, ["run", recipe, "--out", "out"], variables=[{}, {"ALIGNKIT_CACHE": str(other)}])
+    (
+        shutil.copytree(tiny.source(cache_folder()), other / Path(tiny.source(cache_folder())).name)
+        / "a.txt"
+    ).touch()
+    leader, _ = together(
+        work, ["run", recipe, "--out", "out"], variables=[{}, {"ALIGNKIT_CACHE": str(other)}]
+    )
     assert leader.code == 1 and not Path("out/sft/adapter").exists()
     assert "error: stage 'sft' is not the same in process 0 and in process 1: base\n" in leader.err
 
 
-def test_processes_with_other_versions_are_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_with_other_versions_are_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        "alignkit_plugins.processes.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"}
+        "alignkit_plugins.processes.together.versions",
+        lambda names: {"peft": f"0.{os.environ['RANK']}"},
     )
     err, _ = ended_before_anything_was_written(work, write_recipe(SFT))
     assert err.count("peft") == 1
@@ -112,11 +124,17 @@ def launched(
     *command: str, code: int = 0, number: int = 0, begun: Callable[[], object] = bool
 ) -> subprocess.CompletedProcess[str]:
     """number: of a signal that it gets as soon as it has begun."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RANK", "WORLD", "MASTER"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("RANK", "WORLD", "MASTER"))
+    }
     paths = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), clean.get("PYTHONPATH", "")])
     env = {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     words = [sys.executable, "-m", *command]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
         while number and process.poll() is None and not begun():
             time.sleep(0.1)
         if number:
@@ -126,7 +144,12 @@ def launched(
     return subprocess.CompletedProcess(words, code, out, err)
 
 
-ACCELERATE = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--num_processes=2",
+    "--num_machines=1",
+    "--mixed_precision=no",
+]
 ALIGNKIT = ["--dynamo_backend=no", "--main_process_port=0", "-m", "alignkit", "run"]
 
 
@@ -159,11 +182,15 @@ def test_alignkits_own_option_starts_processes_and_has_their_exit_code(work: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGUSR1", 75), ("SIGINT", 130)])
-def test_a_signal_to_alignkit_reaches_the_processes_that_it_started(work: Path, name: str, code: int) -> None:
+def test_a_signal_to_alignkit_reaches_the_processes_that_it_started(
+    work: Path, name: str, code: int
+) -> None:
     recipe = str(write_recipe({"sft": offline("sft", "demos", epochs=10**5, checkpoint_every=1)}))
     words = ("alignkit", "run", recipe, "--out", "out", "--processes", "2")
     number = signal.Signals[name]
-    done = launched(*words, code=code, number=number, begun=lambda: any(Path("out").glob("sft/checkpoints/*")))
+    done = launched(
+        *words, code=code, number=number, begun=lambda: any(Path("out").glob("sft/checkpoints/*"))
+    )
     assert done.stderr.count("to resume: ") == 1 and "Traceback" not in done.stderr
 
 
@@ -180,5 +207,7 @@ def test_accelerates_command_may_start_one_or_cut_the_base_into_parts(work: Path
 @pytest.mark.slow
 def test_an_error_is_said_once_and_ends_all(work: Path) -> None:
     recipe = str(write_recipe(SFT))
-    done = launched(*ACCELERATE, "--multi_gpu", *ALIGNKIT, recipe, "stages.sft.max_length=2", code=1)
+    done = launched(
+        *ACCELERATE, "--multi_gpu", *ALIGNKIT, recipe, "stages.sft.max_length=2", code=1
+    )
     assert done.stderr.count("error: ") == 1

@@ -1,4 +1,5 @@
-"""Faults, thousands of them: what a run does when disks, data, models, plugins, judges or people let it down.
+"""Faults, thousands of them: what a run does when disks, data, models, plugins, judges or people
+let it down.
 
 `python -m tests.faults` (or `make faults`) injects them and prints a table. A case is
 

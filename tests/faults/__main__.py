@@ -17,11 +17,24 @@ from tests.faults import crashes, flips, judge_servers, models, plugins, servers
 from tests.faults.case import HELD, HUNG, LOST, OUTCOMES, SILENT, Case, TooLong, command
 from tests.faults.runs import results, write_recipe
 
-FAMILIES = ("crash", "flip", "recipe", "row", "model", "template", "plugin", "judge", "server", "signal")
+FAMILIES = (
+    "crash",
+    "flip",
+    "recipe",
+    "row",
+    "model",
+    "template",
+    "plugin",
+    "judge",
+    "server",
+    "signal",
+)
 
 
 def main(
-    families: Annotated[list[str] | None, typer.Argument(help=f"Default: {', '.join(FAMILIES)}.")] = None,
+    families: Annotated[
+        list[str] | None, typer.Argument(help=f"Default: {', '.join(FAMILIES)}.")
+    ] = None,
     every: Annotated[int, typer.Option(min=1, help="Run only every Nth case.")] = 1,
     show: Annotated[int, typer.Option(min=0, help="Cases that did not hold to show in full.")] = 5,
 ) -> None:

@@ -38,7 +38,9 @@ class Said:
     @property
     def tidy(self) -> bool:
         """Whether it succeeded, or refused in words."""
-        untidy = "Traceback (most recent call last)" in self.text or "error: unexpected " in self.text
+        untidy = (
+            "Traceback (most recent call last)" in self.text or "error: unexpected " in self.text
+        )
         acts = any(character in self.text for character in "\x1b\x07\x9b")
         return self.code in (0, *TIDY_CODES) and not untidy and not acts
 

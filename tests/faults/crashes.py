@@ -1,7 +1,9 @@
-"""Power failures: a run is stopped after every call that makes something durable, and all else is lost.
+"""Power failures: a run is stopped after every call that makes something durable, and all else is
+lost.
 
-Model of the disk: a file holds what it held when it was last synced, and a folder the names that it had when it was
-last synced. A file that never was is empty, and a name that never was does not exist. A kill loses nothing.
+Model of the disk: a file holds what it held when it was last synced, and a folder the names that it
+had when it was last synced. A file that never was is empty, and a name that never was does not
+exist. A kill loses nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Disk:
     def __init__(self, root: Path):
         self.root = root
         self.files: dict[int, bytes | Path] = {}
-        self.folders: dict[int, dict[str, tuple[int, bool]]] = {}  # names: number, and whether it is a folder
+        # Names: number, and whether it is a folder
+        self.folders: dict[int, dict[str, tuple[int, bool]]] = {}
         self.kept: list[int] = []  # open files, so that no number of theirs is given to another
         self.points: list[tuple[Tree, Tree]] = []  # what survives a power failure, and a kill
 
@@ -53,7 +56,9 @@ class Disk:
         self.kept.append(os.dup(handle))
         if stat.S_ISDIR(facts.st_mode):
             entries = list(os.scandir(path))
-            self.folders[facts.st_ino] = {e.name: (e.inode(), e.is_dir(follow_symlinks=False)) for e in entries}
+            self.folders[facts.st_ino] = {
+                e.name: (e.inode(), e.is_dir(follow_symlinks=False)) for e in entries
+            }
             self.files |= {e.inode(): Path(os.readlink(e.path)) for e in entries if e.is_symlink()}
         else:
             self.files[facts.st_ino] = path.read_bytes()
@@ -102,17 +107,29 @@ def cases(recipe: Path, whole: dict[str, str], scratch: Path) -> list[Case]:
     found, seen = [], set()
     for number, point in enumerate(disk.points):
         for kind, tree in zip(("power", "kill"), point, strict=True):
-            key = hash(tuple(sorted((name, content) for name, content in tree.items() if content is not None)))
+            key = hash(
+                tuple(
+                    sorted((name, content) for name, content in tree.items() if content is not None)
+                )
+            )
             if key not in seen:
                 seen.add(key)
-                found.append(Case("crash", f"{kind} after fsync {number}", _continues(recipe, tree, whole)))
+                found.append(
+                    Case("crash", f"{kind} after fsync {number}", _continues(recipe, tree, whole))
+                )
     return found
 
 
-def _continues(recipe: Path, tree: Tree, whole: dict[str, str]) -> Callable[[Path], tuple[str, str]]:
+def _continues(
+    recipe: Path, tree: Tree, whole: dict[str, str]
+) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
         restore(tree, folder / "run")
-        finished = {name.split("/")[0] for name in tree if name.endswith("/stage.json") and _complete(tree[name])}
+        finished = {
+            name.split("/")[0]
+            for name in tree
+            if name.endswith("/stage.json") and _complete(tree[name])
+        }
         said = command(["run", str(recipe), "--out", str(folder / "run")])
         if said.code != 0:
             return (LOST if said.tidy else UNTIDY), said.text

@@ -1,4 +1,6 @@
-"""Bits that flip, files that end early and files that disappear, in the folder of a finished run and in the cache."""
+"""Bits that flip, files that end early and files that disappear, in the folder of a finished run
+and in the cache.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,29 @@ FLIPS = 12  # per file
 
 
 def cases(recipe: Path, whole: dict[str, str], finished: Path) -> list[Case]:
-    """Faults in each file of a finished run. The recipe's last stage has changed, so that all results are needed."""
+    """Faults in each file of a finished run. The recipe's last stage has changed, so that all
+    results are needed.
+    """
     found = []
-    for file in sorted(path for path in finished.rglob("*") if path.is_file() and path.name != ".lock"):
+    for file in sorted(
+        path for path in finished.rglob("*") if path.is_file() and path.name != ".lock"
+    ):
         name = file.relative_to(finished).as_posix()
         size, chance = file.stat().st_size, random.Random(name)
         places = sorted({chance.randrange(size * 8) for _ in range(FLIPS)}) if size else []
         damages: list[tuple[str, Callable[[bytes], bytes | None]]] = [
-            (f"bit {bit} of {name} flipped", lambda data, bit=bit: _flipped(data, bit)) for bit in places
+            (f"bit {bit} of {name} flipped", lambda data, bit=bit: _flipped(data, bit))
+            for bit in places
         ]
         damages += [
             (f"{name} cut", lambda data: data[: len(data) // 2]),
             (f"{name} empty", lambda data: b""),
             (f"{name} missing", lambda data: None),
         ]
-        found += [Case("flip", label, _held(recipe, whole, finished, name, damage)) for label, damage in damages]
+        found += [
+            Case("flip", label, _held(recipe, whole, finished, name, damage))
+            for label, damage in damages
+        ]
     return found
 
 
@@ -39,7 +49,11 @@ def _flipped(data: bytes, bit: int) -> bytes:
 
 
 def _held(
-    recipe: Path, whole: dict[str, str], finished: Path, name: str, damage: Callable[[bytes], bytes | None]
+    recipe: Path,
+    whole: dict[str, str],
+    finished: Path,
+    name: str,
+    damage: Callable[[bytes], bytes | None],
 ) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
         shutil.copytree(finished, folder / "run", symlinks=True)
@@ -53,7 +67,9 @@ def _held(
         said = command(["run", str(recipe), "--out", str(folder / "run")])
         if said.code != 0:
             again = command(["run", str(recipe), "--out", str(folder / "run")])
-            return (LOST if said.tidy and again.code else UNTIDY if not said.tidy else HELD), said.text
+            return (
+                LOST if said.tidy and again.code else UNTIDY if not said.tidy else HELD
+            ), said.text
         return (HELD if results(folder / "run") == whole else SILENT), said.text
 
     return run

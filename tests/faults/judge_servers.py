@@ -1,4 +1,6 @@
-"""Servers that answer a judge's questions with anything: no label is made of it, and the wait has an end."""
+"""Servers that answer a judge's questions with anything: no label is made of it, and the wait has
+an end.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,34 @@ from typing import Any
 from tests.faults.case import Case, must_refuse, refused
 
 TOP = [{"token": "1", "logprob": -0.1}, {"token": "2", "logprob": -3.0}]
-GOOD = {"choices": [{"message": {"content": "1"}, "logprobs": {"content": [{"token": "1", "top_logprobs": TOP}]}}]}
-STATUSES = (200, 201, 204, 301, 302, 400, 401, 403, 404, 408, 413, 418, 429, 500, 502, 503, 504, 599)
+GOOD = {
+    "choices": [
+        {
+            "message": {"content": "1"},
+            "logprobs": {"content": [{"token": "1", "top_logprobs": TOP}]},
+        }
+    ]
+}
+STATUSES = (
+    200,
+    201,
+    204,
+    301,
+    302,
+    400,
+    401,
+    403,
+    404,
+    408,
+    413,
+    418,
+    429,
+    500,
+    502,
+    503,
+    504,
+    599,
+)
 BODIES = [
     b"",
     b"null",
@@ -75,8 +103,14 @@ def cases(recipe: Path) -> list[Case]:
     bad += [Answer(status, json.dumps(GOOD).encode()) for status in STATUSES if status >= 300]
     bad += [Answer(status, b"{}", (header,)) for status in (200, 302, 429) for header in HEADERS]
     bad += [Answer(200, json.dumps(GOOD).encode(), cut=True), Answer(200, b"", cut=True)]
-    never = [Case("judge", f"{a.status} {a.body[:40]!r} {a.headers}", _asked(recipe, a, must_refuse)) for a in bad]
-    maybe = [Case("judge", f"mutated: {body!r:.60}", _asked(recipe, Answer(200, body), refused)) for body in _mutated()]
+    never = [
+        Case("judge", f"{a.status} {a.body[:40]!r} {a.headers}", _asked(recipe, a, must_refuse))
+        for a in bad
+    ]
+    maybe = [
+        Case("judge", f"mutated: {body!r:.60}", _asked(recipe, Answer(200, body), refused))
+        for body in _mutated()
+    ]
     return never + maybe
 
 
@@ -101,9 +135,18 @@ def _asked(
     def run(folder: Path) -> tuple[str, str]:
         with ThreadingHTTPServer(("127.0.0.1", 0), _handler(answer)) as server:
             server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+            threading.Thread(
+                target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+            ).start()
             try:
-                return judged(["run", str(_recipe(folder, recipe, server.server_port)), "--out", str(folder / "o")])
+                return judged(
+                    [
+                        "run",
+                        str(_recipe(folder, recipe, server.server_port)),
+                        "--out",
+                        str(folder / "o"),
+                    ]
+                )
             finally:
                 server.shutdown()
 
@@ -120,9 +163,15 @@ def _recipe(folder: Path, recipe: Path, port: int) -> Path:
         "timeout_seconds": 2,
     }
     data = str(recipe.parent / "pairs.jsonl")
-    labels: dict[str, Any] = {"step": "judge_pairs", "judge": {"openai_judge": {"server": options}}, "data": data}
+    labels: dict[str, Any] = {
+        "step": "judge_pairs",
+        "judge": {"openai_judge": {"server": options}},
+        "data": data,
+    }
     path = folder / "r.json"
-    path.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"labels": labels}}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": {"labels": labels}}), encoding="utf-8"
+    )
     return path
 
 

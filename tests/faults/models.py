@@ -1,4 +1,6 @@
-"""Model folders, adapters and chat templates that are damaged, foreign or hostile: refused in words, or used."""
+"""Model folders, adapters and chat templates that are damaged, foreign or hostile: refused in
+words, or used.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def cases(recipe: Path, scratch: Path, finished: Path) -> list[Case]:
     """Faults in each file of the base model, in a copied adapter, and in templates."""
     from alignkit.io.text import cache_folder
 
-    (tiny,) = [folder for folder in cache_folder().glob("tiny-*") if (folder / "config.json").is_file()]
+    (tiny,) = [
+        folder for folder in cache_folder().glob("tiny-*") if (folder / "config.json").is_file()
+    ]
     damaged = [
         Case("model", f"{file.name}: {what}", _base(recipe, tiny, file.name, content))
         for file in sorted(tiny.iterdir())
@@ -63,19 +67,29 @@ def cases(recipe: Path, scratch: Path, finished: Path) -> list[Case]:
     ]
     adapter = finished / "sft" / "adapter"
     damaged += [
-        Case("model", f"adapter's {file.name}: {what}", _adapter(recipe, adapter, file.name, content))
+        Case(
+            "model", f"adapter's {file.name}: {what}", _adapter(recipe, adapter, file.name, content)
+        )
         for file in sorted(adapter.iterdir())
         for what, content in _damages(file)
     ]
     templates = [*HOSTILE, *_mutated(CHATML)]
-    return damaged + [Case("template", repr(text)[:80], _template(recipe, text)) for text in templates]
+    return damaged + [
+        Case("template", repr(text)[:80], _template(recipe, text)) for text in templates
+    ]
 
 
 def _damages(file: Path) -> list[tuple[str, bytes]]:
     data, chance = file.read_bytes(), random.Random(file.name)
-    found = [("empty", b""), ("cut", data[: len(data) // 2]), ("zeros", bytes(len(data))), ("a pickle", b"\x80\x04N.")]
+    found = [
+        ("empty", b""),
+        ("cut", data[: len(data) // 2]),
+        ("zeros", bytes(len(data))),
+        ("a pickle", b"\x80\x04N."),
+    ]
     for _ in range(BYTES):
-        changed, place = bytearray(data), chance.randrange(min(len(data), 4096))  # the start, where the header is
+        # The start, where the header is
+        changed, place = bytearray(data), chance.randrange(min(len(data), 4096))
         changed[place] = chance.randrange(256)
         found.append((f"byte {place} is {changed[place]}", bytes(changed)))
     if file.suffix == ".json":
@@ -90,13 +104,22 @@ def _mutated(template: str) -> list[str]:
     chance, found = random.Random(4), []
     for _ in range(TEMPLATES):
         place, length = chance.randrange(len(template)), chance.randrange(1, 20)
-        middle = chance.choice(["", "{{", "}}", "{% if x %}", "{{ messages[0] }}", "'", "|", "\n", "assistant"])
+        middle = chance.choice(
+            ["", "{{", "}}", "{% if x %}", "{{ messages[0] }}", "'", "|", "\n", "assistant"]
+        )
         found.append(template[:place] + middle + template[place + length :])
     return found
 
 
 def _stages(recipe: Path, **keys: Any) -> dict[str, Any]:
-    return {"sft": {"algorithm": "sft", "data": str(recipe.parent / "demos.jsonl"), "max_steps": 1, **keys}}
+    return {
+        "sft": {
+            "algorithm": "sft",
+            "data": str(recipe.parent / "demos.jsonl"),
+            "max_steps": 1,
+            **keys,
+        }
+    }
 
 
 def _run(folder: Path, model: dict[str, Any], stages: dict[str, Any]) -> tuple[str, str]:
@@ -114,7 +137,9 @@ def _base(recipe: Path, tiny: Path, name: str, content: bytes) -> Callable[[Path
     return run
 
 
-def _adapter(recipe: Path, adapter: Path, name: str, content: bytes) -> Callable[[Path], tuple[str, str]]:
+def _adapter(
+    recipe: Path, adapter: Path, name: str, content: bytes
+) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
         shutil.copytree(adapter, folder / "start")
         (folder / "start" / name).write_bytes(content)

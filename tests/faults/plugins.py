@@ -1,4 +1,6 @@
-"""Plugins that fail, leave, or return something else: the run stops, and names plugin, class, method and line."""
+"""Plugins that fail, leave, or return something else: the run stops, and names plugin, class,
+method and line.
+"""
 
 from __future__ import annotations
 
@@ -89,14 +91,25 @@ RETURN = [
     "'..'",
     "0 * 1j",
 ]
-RETURNS_NOTHING = ("R.__init__", "R.check", "R.prepare", "J.prepare", "A.__init__", "metrics_logged")
+RETURNS_NOTHING = (
+    "R.__init__",
+    "R.check",
+    "R.prepare",
+    "J.prepare",
+    "A.__init__",
+    "metrics_logged",
+)
 
 
 def cases(recipe: Path) -> list[Case]:
     """Every place with every way to leave it, and every wrong result where one is used."""
     left = [(place, what) for place in PLACES for what in LEAVE]
-    returned = [(place, what) for place in PLACES if place not in RETURNS_NOTHING for what in RETURN]
-    return [Case("plugin", f"{place}: {what}", _named(place, what)) for place, what in left + returned]
+    returned = [
+        (place, what) for place in PLACES if place not in RETURNS_NOTHING for what in RETURN
+    ]
+    return [
+        Case("plugin", f"{place}: {what}", _named(place, what)) for place, what in left + returned
+    ]
 
 
 def _named(place: str, what: str) -> Callable[[Path], tuple[str, str]]:
@@ -113,11 +126,20 @@ def _named(place: str, what: str) -> Callable[[Path], tuple[str, str]]:
         for name, row in rows.items():
             (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
         model = {"base": "stranger" if kind == "source" else "tiny"}
-        (folder / "r.json").write_text(json.dumps({"model": model, "stages": {"only": STAGES[kind]}}), encoding="utf-8")
+        (folder / "r.json").write_text(
+            json.dumps({"model": model, "stages": {"only": STAGES[kind]}}), encoding="utf-8"
+        )
         os.environ["FAULT"] = f"{place}={what}"
         try:
             said = command(
-                ["run", str(folder / "r.json"), "--plugin", str(folder / "strange.py"), "--out", str(folder / "o")]
+                [
+                    "run",
+                    str(folder / "r.json"),
+                    "--plugin",
+                    str(folder / "strange.py"),
+                    "--out",
+                    str(folder / "o"),
+                ]
             )
         finally:
             os.environ.pop("FAULT")

@@ -8,7 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-RESULTS = ("adapter_model.safetensors", "data.jsonl", "samples.jsonl")  # whose bytes must be those of a whole run
+# Whose bytes must be those of a whole run
+RESULTS = ("adapter_model.safetensors", "data.jsonl", "samples.jsonl")
 
 ONLINE = {
     "prompts": "prompts.jsonl",
@@ -18,9 +19,25 @@ ONLINE = {
     "batch_size": 2,
 }
 STAGES: dict[str, Any] = {
-    "sft": {"algorithm": "sft", "data": "demos.jsonl", "batch_size": 2, "epochs": 2, "keep_versions": True},
-    "helpful": {"algorithm": "reward_model", "from": "sft", "data": "pairs.jsonl", "batch_size": 2, "epochs": 1},
-    "labels": {"step": "judge_pairs", "judge": {"reward_judge": {"reward_model": "helpful"}}, "data": "pairs.jsonl"},
+    "sft": {
+        "algorithm": "sft",
+        "data": "demos.jsonl",
+        "batch_size": 2,
+        "epochs": 2,
+        "keep_versions": True,
+    },
+    "helpful": {
+        "algorithm": "reward_model",
+        "from": "sft",
+        "data": "pairs.jsonl",
+        "batch_size": 2,
+        "epochs": 1,
+    },
+    "labels": {
+        "step": "judge_pairs",
+        "judge": {"reward_judge": {"reward_model": "helpful"}},
+        "data": "pairs.jsonl",
+    },
     "best": {"algorithm": "dpo", "from": "sft", "data": "labels", "batch_size": 2, "epochs": 1},
     "align": {"algorithm": "rejection_sampling", "from": "best", "reward": "helpful", **ONLINE},
     "report": {
@@ -32,7 +49,7 @@ STAGES: dict[str, Any] = {
         "show": 0,
     },
 }
-WORDS = "the old man and his friend baked some good bread in a small house near the sea".split()  # noqa: SIM905
+WORDS = ("the old man and his friend baked some good bread in a small house near the sea").split()  # noqa: SIM905
 
 
 def write_recipe(folder: Path) -> Path:
@@ -44,12 +61,20 @@ def write_recipe(folder: Path) -> Path:
 
     rows = {
         "demos.jsonl": [{"prompt": text(4), "completion": text(5)} for _ in range(4)],
-        "pairs.jsonl": [{"prompt": text(4), "chosen": text(6), "rejected": text(3)} for _ in range(4)],
+        "pairs.jsonl": [
+            {"prompt": text(4), "chosen": text(6), "rejected": text(3)} for _ in range(4)
+        ],
         "prompts.jsonl": [{"prompt": text(5)} for _ in range(4)],
     }
     for name, values in rows.items():
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in values), encoding="utf-8")
-    recipe = {"name": "faults", "model": {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}}, "stages": STAGES}
+        (folder / name).write_text(
+            "".join(json.dumps(row) + "\n" for row in values), encoding="utf-8"
+        )
+    recipe = {
+        "name": "faults",
+        "model": {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}},
+        "stages": STAGES,
+    }
     (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     return folder / "recipe.json"
 
@@ -61,5 +86,7 @@ def results(folder: Path) -> dict[str, str]:
         for file in sorted(stage.resolve().rglob("*")):
             name = file.relative_to(stage.resolve())
             if file.name in RESULTS and "checkpoints" not in name.parts:
-                found[f"{stage.name}/{name.as_posix()}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+                found[f"{stage.name}/{name.as_posix()}"] = hashlib.sha256(
+                    file.read_bytes()
+                ).hexdigest()
     return found

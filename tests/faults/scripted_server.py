@@ -22,10 +22,11 @@ Act = Callable[["ScriptedServer", socket.socket, Any], None]
 
 @dataclass
 class ScriptedServer:
-    """good: the right reply to a request's body. act: what happens to a request instead, after `healthy` good replies.
+    """good: the right reply to a request's body. act: what happens to a request instead, after
+    `healthy` good replies.
 
-    look: what a lookup of its name does then. after: called once, before the last good reply is sent. paid: how often
-    each body had a whole good reply. elsewhere: requests to other paths.
+    look: what a lookup of its name does then. after: called once, before the last good reply is
+    sent. paid: how often each body had a whole good reply. elsewhere: requests to other paths.
     """
 
     good: Good
@@ -145,8 +146,14 @@ def reply(
     length: int | None = None,
     pause: float = 0.0,
 ) -> None:
-    """Send a whole reply. length: of the body, as it is announced. pause: seconds before each byte."""
-    lines = {"Content-Length": str(len(body) if length is None else length), "Connection": "close", **(headers or {})}
+    """Send a whole reply. length: of the body, as it is announced. pause: seconds before each
+    byte.
+    """
+    lines = {
+        "Content-Length": str(len(body) if length is None else length),
+        "Connection": "close",
+        **(headers or {}),
+    }
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     connection.sendall(f"HTTP/1.1 {status} Scripted\r\n{head}\r\n".encode())
     if not pause:

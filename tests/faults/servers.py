@@ -1,8 +1,9 @@
-"""Servers of judges and rewards that fail in the middle of their work: bounded time, no score made up, no reply lost.
+"""Servers of judges and rewards that fail in the middle of their work: bounded time, no score made
+up, no reply lost.
 
-`python -m tests.faults.servers` prints what became of every kind of fault. A server replies well twice, then fails in
-one way. Afterwards it is healed, and the same questions are asked again: all replies must be right, and none may have
-been paid for twice.
+`python -m tests.faults.servers` prints what became of every kind of fault. A server replies well
+twice, then fails in one way. Afterwards it is healed, and the same questions are asked again: all
+replies must be right, and none may have been paid for twice.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ FOREVER = 600.0  # seconds
 class Fault:
     """act, look, after: see ScriptedServer. judge, reward: what must become of their questions.
 
-    right: the replies are right. missing: they have no score. stopped: the run ends with exit code 6; at once: without
-    a second try. kept: the clients for which such a reply is an answer, which is stored and not asked for again.
-    stalls: nothing happens for a while, so that the run may be asked to stop meanwhile.
+    right: the replies are right. missing: they have no score. stopped: the run ends with exit code
+    6; at once: without a second try. kept: the clients for which such a reply is an answer, which
+    is stored and not asked for again. stalls: nothing happens for a while, so that the run may be
+    asked to stop meanwhile.
     """
 
     name: str
@@ -132,7 +134,12 @@ FAULTS = (
     Fault("404", _status(404), judge=AT_ONCE, reward=AT_ONCE),
     Fault("408", _status(408)),
     Fault("429", _status(429)),
-    Fault("429, Retry-After in seconds", _status(429, Retry_After="3600"), judge=AT_ONCE, reward=AT_ONCE),
+    Fault(
+        "429, Retry-After in seconds",
+        _status(429, Retry_After="3600"),
+        judge=AT_ONCE,
+        reward=AT_ONCE,
+    ),
     Fault("429, Retry-After as a date", _late, judge=AT_ONCE, reward=AT_ONCE),
     Fault("429, Retry-After of 2 s", _status(429, Retry_After="2"), stalls=True),
     Fault("500", _status(500)),
@@ -157,7 +164,10 @@ FAULTS = (
     Fault("gzip bomb", _body(BOMB, Content_Encoding="gzip"), judge=MISSING),
     Fault("redirect loop", _loop, judge=AT_ONCE, reward=AT_ONCE),
     Fault(
-        "redirect to 169.254.169.254", _status(302, Location="http://169.254.169.254/"), judge=AT_ONCE, reward=AT_ONCE
+        "redirect to 169.254.169.254",
+        _status(302, Location="http://169.254.169.254/"),
+        judge=AT_ONCE,
+        reward=AT_ONCE,
     ),
     Fault("bad TLS", https=True),
     Fault("another model replies", _other_model, judge=AT_ONCE, reward=AT_ONCE),
@@ -169,7 +179,9 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Found:
-    """What became of a fault. seconds: until the client ended. problem: what was wrong with that; empty if nothing."""
+    """What became of a fault. seconds: until the client ended. problem: what was wrong with that;
+    empty if nothing.
+    """
 
     ending: str
     seconds: float
@@ -184,9 +196,16 @@ def tried(fault: Fault, client: Client, folder: Path) -> Found:
     right = client.truth()
     with _server(fault, client) as (server, url):
         began = time.monotonic()
-        ending, text = _ending(client, url, folder, right, timeout=1.0 if fault.stalls or fault.https else DEADLINE)
+        ending, text = _ending(
+            client, url, folder, right, timeout=1.0 if fault.stalls or fault.https else DEADLINE
+        )
         seconds, requests = time.monotonic() - began, server.requests
-        if ending == STOPPED and requests <= server.healthy + 1 and not fault.look and not fault.after:
+        if (
+            ending == STOPPED
+            and requests <= server.healthy + 1
+            and not fault.look
+            and not fault.after
+        ):
             ending = STOPPED if fault.https else AT_ONCE
         expected = fault.judge if client.name == "judge" else fault.reward
         found = Found(ending, seconds, requests, text)
@@ -273,7 +292,10 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main() -> None:
     """Print what becomes of each fault. Exits with 1 if one does not end as it should."""
-    print("| fault | judge | s | requests | reward over HTTP | s | requests |\n|---|---|---|---|---|---|---|")
+    print(
+        "| fault | judge | s | requests | reward over HTTP | s | requests |\n"
+        "|---|---|---|---|---|---|---|"
+    )
     bad: list[str] = []
     for fault in FAULTS:
         row = [fault.name]

@@ -1,4 +1,6 @@
-"""Signals at any line of a run: it stops and continues to the same bytes, as if nothing had happened."""
+"""Signals at any line of a run: it stops and continues to the same bytes, as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def cases(recipe: Path, whole: dict[str, str], scratch: Path) -> list[Case]:
     calls = int(log.read_text().rpartition("calls: ")[2])
     places = [1 + place * calls // PLACES for place in range(PLACES)]
     return [
-        Case("signal", f"{number.name} at call {place} of {calls}", _continues(recipe, whole, place, number))
+        Case(
+            "signal",
+            f"{number.name} at call {place} of {calls}",
+            _continues(recipe, whole, place, number),
+        )
         for number in SIGNALS
         for place in places
     ]
@@ -51,7 +57,9 @@ def _continues(
 
 
 def _in_child(arguments: Sequence[str], place: int, number: signal.Signals, log: Path) -> int:
-    """Run the command in a process of its own, which sends itself a signal; its exit code, negative for a signal."""
+    """Run the command in a process of its own, which sends itself a signal; its exit code, negative
+    for a signal.
+    """
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

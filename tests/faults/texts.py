@@ -17,7 +17,9 @@ RECIPES, ROWS = 1200, 900
 ODD: list[Any] = [
     None, True, -1, 0, 1e308, float("nan"), float("inf"), 10**30, "", " ", "null", "x" * 3000, "\u202eevil", "\x1b[31m",
     "a\x00b", "~nobody/x", "../../etc/passwd", "/dev/zero", "/dev/stdin", "/proc/self/mem", ".", "/", [], {}, [[]],
-    {"": ""}, [None], ["a", 1], {"a": {"b": {"c": 1}}}, "{{ 7 * 7 }}", "${HOME}", "!!python/object:os.system", "1e3",
+    {"": ""}, [None], ["a", 1], {"a": {"b": {"c": 1}}}, "{{ 7 * 7 }}", "${HOME}", (
+        "!!python/object:os.system"
+    ), "1e3",
     "2026-11-22", "0x10", "yes", "sft@all", "base@1", "report", "\ud7ff", "日本",
     "👩‍👧", "%s%n", "a: b", "- a",
 ]  # fmt: skip
@@ -44,7 +46,10 @@ GROUPS: list[dict[str, Any]] = [
     {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
     {"instruction": "say hi", "input": "", "output": "hi"},
     {"prompt": "how are you", "completion": "fine", "label": True},
-    {"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go away"},
+    {
+        "chosen": "\n\nHuman: hi\n\nAssistant: hello",
+        "rejected": "\n\nHuman: hi\n\nAssistant: go away",
+    },
     {"text": "just a text"},
 ]
 
@@ -52,8 +57,14 @@ GROUPS: list[dict[str, Any]] = [
 def cases(recipe: Path) -> list[Case]:
     """Mutated recipes and mutated rows, each checked by `alignkit check`."""
     whole = json.loads(recipe.read_text(encoding="utf-8"))
-    recipes = [Case("recipe", f"{n}: {what}", _recipe(recipe, text)) for n, (what, text) in enumerate(_recipes(whole))]
-    rows = [Case("row", f"{n}: {what}", _rows(recipe, whole, line)) for n, (what, line) in enumerate(_lines())]
+    recipes = [
+        Case("recipe", f"{n}: {what}", _recipe(recipe, text))
+        for n, (what, text) in enumerate(_recipes(whole))
+    ]
+    rows = [
+        Case("row", f"{n}: {what}", _rows(recipe, whole, line))
+        for n, (what, line) in enumerate(_lines())
+    ]
     return recipes + rows
 
 
@@ -123,7 +134,9 @@ def _rows(recipe: Path, whole: dict[str, Any], line: bytes) -> Callable[[Path], 
     def run(folder: Path) -> tuple[str, str]:
         stages = {"sft": {"algorithm": "sft", "data": "rows.jsonl"}}
         (folder / "rows.jsonl").write_bytes(line + b"\n")
-        (folder / "recipe.json").write_text(json.dumps(whole | {"stages": stages}), encoding="utf-8")
+        (folder / "recipe.json").write_text(
+            json.dumps(whole | {"stages": stages}), encoding="utf-8"
+        )
         return refused(["check", str(folder / "recipe.json")])
 
     return run

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from alignkit.io import atomic
-from alignkit.io.atomic import discard_folder, remove_leftovers, replace_folder, whole_file, write_json, write_text
+from alignkit.io.atomic import (
+    discard_folder,
+    remove_leftovers,
+    replace_folder,
+    whole_file,
+    write_json,
+    write_text,
+)
 
 
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
@@ -37,16 +44,38 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     """A user's own files may lie next to a run, and another run below it."""
-    kept = ["sft/.hidden", "sft/data.tmp", "sft/.config.tmp", ".earlier/sft/12/stage.json", "b/adapter/file"]
-    kept += [".notes.new/text", ".notes.old/text", ".draft.123.tmp", ".venv/.pip.7.tmp", "sft/alignkit-new/file"]
-    kept += ["other/.lock", "other/.adapter.alignkit-new/file", "other/.stage.json.5.alignkit-tmp", ".lock"]
-    leftovers = ["sft/.stage.json.123.alignkit-tmp", "sft/checkpoints/.000003.alignkit-new/state.json"]
+    kept = [
+        "sft/.hidden",
+        "sft/data.tmp",
+        "sft/.config.tmp",
+        ".earlier/sft/12/stage.json",
+        "b/adapter/file",
+    ]
+    kept += [
+        ".notes.new/text",
+        ".notes.old/text",
+        ".draft.123.tmp",
+        ".venv/.pip.7.tmp",
+        "sft/alignkit-new/file",
+    ]
+    kept += [
+        "other/.lock",
+        "other/.adapter.alignkit-new/file",
+        "other/.stage.json.5.alignkit-tmp",
+        ".lock",
+    ]
+    leftovers = [
+        "sft/.stage.json.123.alignkit-tmp",
+        "sft/checkpoints/.000003.alignkit-new/state.json",
+    ]
     leftovers += ["b/.adapter.alignkit-old/file", ".earlier/sft/.34.alignkit-discarded/stage.json"]
     for name in [*kept, *leftovers]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    assert sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    ) == sorted(kept)
 
 
 def test_links_to_folders_elsewhere_are_not_followed(tmp_path: Path) -> None:
@@ -64,10 +93,14 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name, encoding="utf-8")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    assert (tmp_path / "adapter" / "file").read_text(encoding="utf-8") == ".adapter.alignkit-old/file"
+    assert (tmp_path / "adapter" / "file").read_text(
+        encoding="utf-8"
+    ) == ".adapter.alignkit-old/file"
 
 
-def test_what_a_killed_process_had_begun_to_delete_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_process_had_begun_to_delete_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It never looks like a part of what it was."""
 
     def killed(path: Path, *_: object) -> None:

@@ -25,7 +25,9 @@ def test_durations(seconds: float, text: str) -> None:
 def terminal(width: int = 80) -> tuple[Reporter, io.StringIO]:
     """A reporter in a terminal, and what it shows."""
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=width, highlight=False, _environ={"TERM": "xterm"})
+    console = Console(
+        file=shown, force_terminal=True, width=width, highlight=False, _environ={"TERM": "xterm"}
+    )
     return Reporter(console, console), shown
 
 
@@ -41,7 +43,9 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "sft step 2/2 loss 1.23 (0s)\n"
 
 
-def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     reporter, written = pipe()
@@ -58,7 +62,9 @@ def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(monkeypatch: p
     ]
 
 
-def test_the_parts_of_a_step_have_lines_only_if_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_step_have_lines_only_if_they_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     reporter, written = pipe()
@@ -93,7 +99,13 @@ def trained(reporter: Reporter, steps: int) -> None:
     """Iterations whose reward rises, and whose length stays."""
     reporter.start("align", steps, unit="iteration")
     for step in range(1, steps + 1):
-        metrics = {"loss": 0.5, "reward": step / 10, "kl": 0.0, "response_tokens": 31.0, "tokens_per_second": 1034.0}
+        metrics = {
+            "loss": 0.5,
+            "reward": step / 10,
+            "kl": 0.0,
+            "response_tokens": 31.0,
+            "tokens_per_second": 1034.0,
+        }
         reporter.advance(step, metrics)
 
 
@@ -110,10 +122,10 @@ def test_a_plain_line_has_the_numbers_of_its_step() -> None:
 def test_latin_1_and_no_color_are_enough(place: str) -> None:
     code = (
         "from rich.console import Console; from alignkit.io.console import Reporter; import sys; "
-        "r = Reporter(Console(stderr=True, highlight=False, force_terminal=sys.argv[1] == 'terminal', width=40)); "
-        "r.start('align', 8, unit='iteration'); "
-        "[r.advance(n, {'loss': 1 / n, 'reward': n * 100.5, 'tokens_per_second': 9.0}) for n in range(1, 9)]; "
-        "r.stop(); r.say('caf\u00e9 \u202e'); r.result('a table \u2500\u2500 \u5b57')"
+        "r = Reporter(Console(stderr=True, highlight=False, force_terminal=sys.argv[1] == "
+        "'terminal', width=40)); r.start('align', 8, unit='iteration'); [r.advance(n, {'loss': 1 "
+        "/ n, 'reward': n * 100.5, 'tokens_per_second': 9.0}) for n in range(1, 9)]; r.stop(); "
+        "r.say('caf\u00e9 \u202e'); r.result('a table \u2500\u2500 \u5b57')"
     )
     environment = {
         **os.environ,
@@ -121,7 +133,9 @@ def test_latin_1_and_no_color_are_enough(place: str) -> None:
         "NO_COLOR": "1",
         "TERM": "xterm",
     }
-    done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, place], capture_output=True, env=environment, check=False
+    )
     text = done.stderr.decode("latin-1")
     assert done.returncode == 0 and "loss 0.125" in text and "caf\u00e9" in text, text
     assert done.stdout == b"a table ?? ?\n"
@@ -135,7 +149,9 @@ def plain_text(shown: io.StringIO) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
 
 
-def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp_path: Path) -> None:
+def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(
+    tmp_path: Path,
+) -> None:
     reporter, shown = terminal()
     reporter.log.path = tmp_path / "run.log"
     reporter.stage("sft", 1, 3, "sft")
@@ -152,7 +168,9 @@ def test_a_terminal_shows_the_running_stage_and_a_line_for_each_that_is_done(tmp
     reporter.stop()
     lines = plain_text(shown).splitlines()
     assert "sft: done in 1m05s: groups 4" in lines and "align: unchanged, reused" in lines
-    assert any("sft step 2/2 loss 1.25" in line for line in lines) and any("sampling 1/2" in line for line in lines)
+    assert any("sft step 2/2 loss 1.25" in line for line in lines) and any(
+        "sampling 1/2" in line for line in lines
+    )
     assert "loading a base model" in lines
     log = (tmp_path / "run.log").read_text(encoding="utf-8")
     for line in ("sft: stage 1 of 3, sft", "loading a base model", "sft: done in 1m05s: groups 4"):
@@ -179,7 +197,10 @@ def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> 
     size = metrics.sync()
     metrics.write(step=2, loss=1.0)
     Metrics(tmp_path / "metrics.jsonl", size).write(step=2, loss=0.5)
-    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [(1, "nan"), (2, 0.5)]
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [
+        (1, "nan"),
+        (2, 0.5),
+    ]
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -193,11 +214,22 @@ def test_a_metric_called_time_is_refused(tmp_path: Path) -> None:
     assert metrics.path.read_text(encoding="utf-8") == ""
 
 
-def test_metrics_have_the_time_and_six_significant_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_have_the_time_and_six_significant_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console.time, "time", lambda: 1765432109.87654)
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.write(stage="sft", step=1234567, loss=1.23456789, rate=0.000123456789, large=123456789.0, ok=True)
-    expected = {"stage": "sft", "step": 1234567, "loss": 1.23457, "rate": 0.000123457, "large": 123457000.0, "ok": True}
+    metrics.write(
+        stage="sft", step=1234567, loss=1.23456789, rate=0.000123456789, large=123456789.0, ok=True
+    )
+    expected = {
+        "stage": "sft",
+        "step": 1234567,
+        "loss": 1.23457,
+        "rate": 0.000123457,
+        "large": 123457000.0,
+        "ok": True,
+    }
     assert rows(tmp_path / "metrics.jsonl") == [{**expected, "time": 1765432109.877}]
 
 
@@ -211,6 +243,14 @@ def test_the_log_has_all_that_is_said_and_plain_progress_even_in_a_terminal(tmp_
     reporter.say("sft: done in 3.2s")
     reporter.result("a report\nof lines")
     lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
-    expected = ["the first line", "sft step 1/1 loss 0.5 (0s)", "sft: done in 3.2s", "a report", "of lines"]
+    expected = [
+        "the first line",
+        "sft step 1/1 loss 0.5 (0s)",
+        "sft: done in 3.2s",
+        "a report",
+        "of lines",
+    ]
     assert [line.partition("Z ")[2] for line in lines] == expected
-    assert "\x1b" in shown.getvalue() and all(re.match(r"[0-9-]{10}T[0-9:]{8}Z ", line) for line in lines)
+    assert "\x1b" in shown.getvalue() and all(
+        re.match(r"[0-9-]{10}T[0-9:]{8}Z ", line) for line in lines
+    )

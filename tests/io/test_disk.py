@@ -8,7 +8,11 @@ from alignkit.errors import no_disk
 
 
 def test_a_cause_of_a_cause() -> None:
-    one, two, full = RuntimeError("one"), RuntimeError("two"), OSError(errno.ENOSPC, "No space left on device")
+    one, two, full = (
+        RuntimeError("one"),
+        RuntimeError("two"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    )
     one.__cause__, two.__cause__ = two, one
     assert no_disk(one) is None
     two.__cause__ = full

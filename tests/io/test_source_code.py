@@ -1,4 +1,6 @@
-"""Which files count as a plugin's source: its package, and the user's own modules that it imports, at any depth."""
+"""Which files count as a plugin's source: its package, and the user's own modules that it imports,
+at any depth.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_every_file_of_a_package_counts_even_data(tmp_path: Path) -> None:
 
 
 def test_neighbors_count_if_they_are_imported(tmp_path: Path) -> None:
-    file = write(tmp_path / "reward.py", "import words\n\ndef late():\n    from deep.er import thing\n")
+    file = write(
+        tmp_path / "reward.py", "import words\n\ndef late():\n    from deep.er import thing\n"
+    )
     used = [
         write(tmp_path / "words.py", "import named\n"),
         write(tmp_path / "named.py", ""),
@@ -53,11 +57,17 @@ def test_neighbors_count_if_they_are_imported(tmp_path: Path) -> None:
     assert not changes(file, unused)
 
 
-def test_installed_modules_do_not_count_but_editable_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "mine" / "reward.py", "import json, alignkit, torch, elsewhere, packaged_one\n")
+def test_installed_modules_do_not_count_but_editable_ones_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(
+        tmp_path / "mine" / "reward.py", "import json, alignkit, torch, elsewhere, packaged_one\n"
+    )
     elsewhere = write(tmp_path / "checkout" / "elsewhere" / "__init__.py", "")
     installed = write(tmp_path / "site-packages" / "packaged_one.py", "")
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages"), *sys.path])
+    monkeypatch.setattr(
+        sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages"), *sys.path]
+    )
     assert names(file) == {"reward.py", "elsewhere/__init__.py"}
     assert changes(file, elsewhere) and not changes(file, installed)
 
@@ -72,10 +82,17 @@ def test_a_first_party_plugin_counts_without_the_others() -> None:
     assert parts <= found and all(name.startswith("evaluate/") for name in found)
 
 
-def test_the_folder_and_the_order_do_not_matter_and_faults_are_left_to_the_import(tmp_path: Path) -> None:
+def test_the_folder_and_the_order_do_not_matter_and_faults_are_left_to_the_import(
+    tmp_path: Path,
+) -> None:
     for folder in ("a", "b"):
-        write(tmp_path / folder / "reward.py", "import words\nimport missing_module\nimport this is no python\n")
+        write(
+            tmp_path / folder / "reward.py",
+            "import words\nimport missing_module\nimport this is no python\n",
+        )
         write(tmp_path / folder / "words.py", "x = 1\n")
-    assert source_digests(tmp_path / "a" / "reward.py") == source_digests(tmp_path / "b" / "reward.py")
+    assert source_digests(tmp_path / "a" / "reward.py") == source_digests(
+        tmp_path / "b" / "reward.py"
+    )
     assert names(tmp_path / "a" / "reward.py") == {"reward.py", "words.py"}
     assert source_digests(None) is None and source_digests(tmp_path / "no.py") is None

@@ -36,7 +36,9 @@ IDS = torch.arange(3, 61)
 def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Lets torch's public operators compute everything."""
 
-    def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    def adapted(
+        x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
         return torch.nn.functional.linear(x, weight, bias) + lora.low_rank(x, down, up, scale)
 
     def switch() -> None:
@@ -92,7 +94,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
     return model
 
 
-def logprobs(model: SharedModel, role: str, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+def logprobs(
+    model: SharedModel, role: str, *, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Of the responses' tokens, [tokens]."""
     hidden = model.hidden(role, TreeLayout(SPANS), IDS)
     return model.logprobs(role, hidden[RESPONSES - 1], IDS[RESPONSES], entropy=entropy)
@@ -128,10 +132,15 @@ def step(model: SharedModel, loss: Callable[[SharedModel], Tensor]) -> list[Tens
     return [result.detach(), *gradients]
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
 @pytest.mark.parametrize("loss", [sft, dpo, ppo])
 def test_steps_agree(
-    loss: Callable[[SharedModel], Tensor], model: SharedModel, used: Counter[str], plain: Callable[[], None]
+    loss: Callable[[SharedModel], Tensor],
+    model: SharedModel,
+    used: Counter[str],
+    plain: Callable[[], None],
 ) -> None:
     fast = step(model, loss)
     assert set(used) == {"products", "tiles", "lora", "head"}
@@ -144,13 +153,23 @@ def test_steps_agree(
         torch.testing.assert_close(ours, theirs, **ROUNDING)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
 def test_samples_agree(model: SharedModel, used: Counter[str], plain: Callable[[], None]) -> None:
     group = Group((Message(role="user", content="Say something."),), ())
 
     def samples() -> Any:
         sampling = Sampling(max_new_tokens=MIN_TOKENS, min_new_tokens=MIN_TOKENS)
-        (found,) = sample(model, "policy", Encoder(model.tokenizer), [group], sampling, samples_per_prompt=3, seed=1)
+        (found,) = sample(
+            model,
+            "policy",
+            Encoder(model.tokenizer),
+            [group],
+            sampling,
+            samples_per_prompt=3,
+            seed=1,
+        )
         return [response.tokens for response in found.responses]
 
     fast = samples()

@@ -22,7 +22,9 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     flags, supported = request.param
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False)
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False
+    )
     capabilities._cpu_multiplies_bf16.cache_clear()
     yield
     capabilities._cpu_multiplies_bf16.cache_clear()
@@ -51,13 +53,21 @@ def test_auto_dtype_is_bf16_only_with_instructions_for_it(native: bool) -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_a_gpu_answers_for_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU without the instructions claims bf16 as well, unless it is asked to leave out emulation."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    """A GPU without the instructions claims bf16 as well, unless it is asked to leave out
+    emulation.
+    """
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or native,
+    )
     assert capabilities.multiplies_bf16(torch.device("cuda")) is native
 
 
 @pytest.mark.parametrize("deterministic", ["", "1"])
-def test_attention_on_a_gpu_needs_no_plan_per_shape(deterministic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_on_a_gpu_needs_no_plan_per_shape(
+    deterministic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(flex_attention.DETERMINISTIC, deterministic)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     backend = torch.backends.cuda

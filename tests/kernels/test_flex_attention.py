@@ -1,4 +1,6 @@
-"""One attention call per packed row, against torch's own mask of all pairs and against the attention of each group."""
+"""One attention call per packed row, against torch's own mask of all pairs and against the
+attention of each group.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from alignkit_plugins.gpu.flex_attention import BLOCK, Row
 from tests.simulated_cuda.flex import dense, seen
 
 CPU = torch.device("cpu")
-# Groups as (prompt, responses): blocks that one response fills, blocks of many short ones, none at all, empty prompts.
+# Groups as (prompt, responses): blocks that one response fills, blocks of many short ones, none at
+# all, empty prompts.
 ROWS = {
     "pairs": [(150, (200, 60)), (30, (40, 41))],
     "many short responses": [(10, (7,) * 40)] * 3,
@@ -65,7 +68,8 @@ def test_the_mask_of_a_row_is_that_of_its_tokens(name: str, window: int | None) 
     some, full = flex_attention.blocks(row.padded, window)
     tiles = seen(mask).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
     assert np.array_equal(some, tiles.any(dim=3).any(dim=1).numpy())
-    mixed = [(span.start + span.prompt) // BLOCK for span in groups]  # of a prompt's last and a response's first tokens
+    # Of a prompt's last and a response's first tokens
+    mixed = [(span.start + span.prompt) // BLOCK for span in groups]
     full[:, mixed] = False
     tiles[..., mixed, :] = False
     assert np.array_equal(full, tiles.all(dim=3).all(dim=1).numpy())
@@ -102,7 +106,10 @@ def differences(found: Tensor, wanted: Tensor, q: list[Tensor], other: list[Tens
     weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view(found.shape)
     ours = [found, *torch.autograd.grad((found.double() * weights).sum(), q)]
     theirs = [wanted, *torch.autograd.grad((wanted.double() * weights).sum(), other)]
-    return [float((a.double() - b.double()).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    return [
+        float((a.double() - b.double()).abs().max() / b.abs().max())
+        for a, b in zip(ours, theirs, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -121,7 +128,9 @@ def test_values_and_gradients_equal_the_masked_reference(
 
 
 def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own function, uncompiled. It refuses gradients on CPUs, though its operators have them."""
+    """torch's own function, uncompiled. It refuses gradients on CPUs, though its operators have
+    them.
+    """
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     groups, args = spans([(60, (70, 90)), (20, (30,))]), ARGS["window and cap"]
     row = Row(groups, CPU)
@@ -133,7 +142,8 @@ def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.M
 
 def test_layers_of_a_row_share_their_masks() -> None:
     row = Row(spans([(60, (70, 90))]), CPU)
-    assert row.mask(None) is row.mask(None) is row.mask(500)  # no sequence is as long as this window
+    # No sequence is as long as this window
+    assert row.mask(None) is row.mask(None) is row.mask(500)
     assert row.mask(50) is row.mask(50) is not row.mask(None)
 
 
@@ -147,7 +157,11 @@ def test_layers_of_a_row_share_their_masks() -> None:
     ],
 )
 def test_attention_is_compiled_for_gpus_with_triton(
-    device: str, capability: tuple[int, int], triton: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    capability: tuple[int, int],
+    triton: bool,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(flex_attention, "has_triton", lambda: triton)
@@ -155,13 +169,16 @@ def test_attention_is_compiled_for_gpus_with_triton(
 
 
 @pytest.mark.parametrize(
-    ("found", "compiler", "usable"), [(True, "gcc", True), (True, None, False), (False, "gcc", False)]
+    ("found", "compiler", "usable"),
+    [(True, "gcc", True), (True, None, False), (False, "gcc", False)],
 )
 def test_triton_needs_a_compiler(
     found: bool, compiler: str | None, usable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(flex_attention.shutil, "which", lambda name: compiler)
-    monkeypatch.setattr(flex_attention.importlib.util, "find_spec", lambda name: "spec" if found else None)
+    monkeypatch.setattr(
+        flex_attention.importlib.util, "find_spec", lambda name: "spec" if found else None
+    )
     uncached: Callable[[], bool] = flex_attention.has_triton.__wrapped__
     assert uncached() is usable

@@ -1,4 +1,6 @@
-"""The language head in chunks: as from whole logits, whether its parameters learn or not, without ever holding all."""
+"""The language head in chunks: as from whole logits, whether its parameters learn or not, without
+ever holding all.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ ROWS, WIDTH, VOCABULARY = 11, 5, 17
 def head_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden, head, bias = (
-        (2 * torch.randn(*shape, dtype=torch.float64, generator=generator)).to(dtype).requires_grad_()
+        (2 * torch.randn(*shape, dtype=torch.float64, generator=generator))
+        .to(dtype)
+        .requires_grad_()
         for shape in ((ROWS, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
     )
     return hidden, head, bias, torch.randint(VOCABULARY, (ROWS,), generator=generator)
@@ -43,7 +47,9 @@ def test_chunks_equal_whole_logits(
     gradients = []
     for logprobs, entropy in (expected, found):
         assert entropy is not None
-        gradients.append(torch.autograd.grad((weights * (logprobs + 0.3 * entropy**2)).sum(), learned))
+        gradients.append(
+            torch.autograd.grad((weights * (logprobs + 0.3 * entropy**2)).sum(), learned)
+        )
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients[1], gradients[0])
 
@@ -56,17 +62,23 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(frozen: bool, lear
     spec = HeadSpec(head.detach(), bias.detach(), 0.7) if frozen else HeadSpec(head, bias, 0.7)
     best = (hidden @ head.T + bias).argmax(dim=-1)
     tokens[::2] = best[::2]
-    with torch.no_grad():  # the largest logit of the last row, twice: the first token is the likeliest one
+    # The largest logit of the last row, twice: the first token is the likeliest one
+    with torch.no_grad():
         head[-1], bias[-1] = head[best[0]], bias[best[0]]
         tokens[0] = len(bias) - 1
     with torch.set_grad_enabled(learns):
-        logprobs, likeliest = logprobs_and_entropy(hidden, tokens, spec, entropy="likeliest", chunk=4)
+        logprobs, likeliest = logprobs_and_entropy(
+            hidden, tokens, spec, entropy="likeliest", chunk=4
+        )
         plain, _ = logprobs_and_entropy(hidden, tokens, spec, chunk=4)
     assert likeliest is not None and likeliest.tolist() == (tokens == best).double().tolist()
     assert tokens[0] != best[0]
     assert torch.equal(logprobs, plain)
     if learns:
-        gradients = [torch.autograd.grad(found.sum(), hidden, retain_graph=True)[0] for found in (logprobs, plain)]
+        gradients = [
+            torch.autograd.grad(found.sum(), hidden, retain_graph=True)[0]
+            for found in (logprobs, plain)
+        ]
         assert torch.equal(*gradients)
 
 
@@ -78,7 +90,10 @@ def test_a_reported_entropy_has_no_gradient(frozen: bool) -> None:
         logprobs_and_entropy(hidden, tokens, HeadSpec(weight), entropy=entropy, chunk=4)  # type: ignore[arg-type]
         for entropy in (True, "reported", 1)
     )
-    bonuses = [torch.autograd.grad(entropy.sum(), hidden, retain_graph=True)[0] for _, entropy in (learned, truthy)]  # type: ignore[union-attr]
+    bonuses = [
+        torch.autograd.grad(entropy.sum(), hidden, retain_graph=True)[0]
+        for _, entropy in (learned, truthy)
+    ]  # type: ignore[union-attr]
     torch.testing.assert_close(bonuses[0], bonuses[1])
     assert bonuses[0].any()
     for found, wanted in zip(reported, learned, strict=True):
@@ -87,7 +102,10 @@ def test_a_reported_entropy_has_no_gradient(frozen: bool) -> None:
     assert reported[0].requires_grad
     assert reported[1] is not None
     assert not reported[1].requires_grad
-    gradients = [torch.autograd.grad(logprobs.square().sum(), hidden)[0] for logprobs, _ in (learned, reported)]
+    gradients = [
+        torch.autograd.grad(logprobs.square().sum(), hidden)[0]
+        for logprobs, _ in (learned, reported)
+    ]
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -129,12 +147,17 @@ def test_a_frozen_head_forbids_tokens_and_keeps_its_precision() -> None:
     hidden = hidden.requires_grad_()
     logprobs, entropy = logprobs_and_entropy(hidden, tokens, HeadSpec(head, bias), entropy=True)
     assert entropy is not None
-    expected = F.token_logprobs(hidden @ head.T + bias, tokens), F.token_entropy(hidden @ head.T + bias)
+    expected = (
+        F.token_logprobs(hidden @ head.T + bias, tokens),
+        F.token_entropy(hidden @ head.T + bias),
+    )
     weights = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
     for found, other in zip((logprobs, entropy), expected, strict=True):
         torch.testing.assert_close(found[1:], other[1:])
         (own,) = torch.autograd.grad((weights * found)[1:].sum(), hidden, retain_graph=True)
-        torch.testing.assert_close(own, torch.autograd.grad((weights * other)[1:].sum(), hidden, retain_graph=True)[0])
+        torch.testing.assert_close(
+            own, torch.autograd.grad((weights * other)[1:].sum(), hidden, retain_graph=True)[0]
+        )
     sure = torch.zeros(1, WIDTH, dtype=torch.bfloat16)
     sure[0, 0] = 6.0
     sure.requires_grad_()

@@ -18,17 +18,24 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[st
     """x [..., 5], weight [6, 5], bias [6], down [2, 5], up [6, 2]."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (*shape, 5), "weight": (6, 5), "bias": (6,), "down": (2, 5), "up": (6, 2)}
-    found = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in shapes.items()}
+    found = {
+        name: torch.randn(size, generator=generator, dtype=torch.float64)
+        for name, size in shapes.items()
+    }
     for name in NAMES:
         found[name] = found[name].to(dtype).requires_grad_()
     return {name: value if name in NAMES else value.to(dtype) for name, value in found.items()}
 
 
-def written_out(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+def written_out(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
     return F.linear(x, weight, bias) + scale * F.linear(F.linear(x, down), up)
 
 
-@pytest.mark.parametrize("onednn", [False, pytest.param(True, marks=pytest.mark.cpu_only("oneDNN multiplies on CPUs"))])
+@pytest.mark.parametrize(
+    "onednn", [False, pytest.param(True, marks=pytest.mark.cpu_only("oneDNN multiplies on CPUs"))]
+)
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_values_and_gradients(
@@ -37,7 +44,9 @@ def test_values_and_gradients(
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
     original, calls = matmul._onednn_product, []
-    monkeypatch.setattr(matmul, "_onednn_product", lambda *factors: calls.append(1) or original(*factors))
+    monkeypatch.setattr(
+        matmul, "_onednn_product", lambda *factors: calls.append(1) or original(*factors)
+    )
     monkeypatch.setattr(capabilities, "uses_onednn", lambda: onednn)
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
     inputs = drawn(shape, torch.float32 if onednn else torch.float64)
@@ -45,7 +54,9 @@ def test_values_and_gradients(
     arguments = (inputs["x"], inputs["weight"], bias, inputs["down"], inputs["up"], SCALE)
     found, wanted = adapted(*arguments), written_out(*arguments)
     torch.testing.assert_close(found, wanted)
-    upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(
+        found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1)
+    )
     learned = [inputs[name] for name in NAMES]
     both = [torch.autograd.grad(out, learned, upstream) for out in (found, wanted)]
     for name, mine, theirs in zip(NAMES, *both, strict=True):
@@ -62,12 +73,16 @@ def test_only_learned_inputs_get_a_gradient(learned: tuple[str, ...]) -> None:
     inputs = drawn((7,))
     for name in NAMES:
         inputs[name].requires_grad_(name in learned)
-    adapted(inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE).sum().backward()
+    adapted(
+        inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE
+    ).sum().backward()
     got = {name: inputs[name].grad for name in NAMES}
     assert {name for name, gradient in got.items() if gradient is not None} == set(learned)
     for name in learned:
         inputs[name].grad = None
-    written_out(inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE).sum().backward()
+    written_out(
+        inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE
+    ).sum().backward()
     for name in learned:
         torch.testing.assert_close(got[name], inputs[name].grad)
 
@@ -76,7 +91,9 @@ def test_inputs_are_not_overwritten() -> None:
     """The sums are made in place, so each must start from a fresh tensor."""
     inputs = drawn((3,))
     before = {name: value.detach().clone() for name, value in inputs.items()}
-    adapted(inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE).sum().backward()
+    adapted(
+        inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE
+    ).sum().backward()
     for name, value in inputs.items():
         torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=0)
 
@@ -99,7 +116,12 @@ def test_fp32_adapters_on_a_bf16_layer() -> None:
     out = adapted(low["x"], low["weight"], low["bias"], inputs["down"], inputs["up"], SCALE)
     assert out.dtype == torch.bfloat16
     wanted = written_out(
-        low["x"].float(), low["weight"].float(), low["bias"].float(), inputs["down"], inputs["up"], SCALE
+        low["x"].float(),
+        low["weight"].float(),
+        low["bias"].float(),
+        inputs["down"],
+        inputs["up"],
+        SCALE,
     )
     assert float((out.float() - wanted).detach().norm() / wanted.detach().norm()) < 0.01
     out.float().sum().backward()

@@ -1,4 +1,6 @@
-"""Products by oneDNN: the values and gradients of torch's own, and only for the tensors they are meant for."""
+"""Products by oneDNN: the values and gradients of torch's own, and only for the tensors they are
+meant for.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from alignkit.kernels import capabilities, matmul
 
 pytestmark = pytest.mark.cpu_only("oneDNN and packed weights are for CPUs")
 
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +65,9 @@ def test_a_slice_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPa
 def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     original = matmul._onednn_product
-    monkeypatch.setattr(matmul, "_onednn_product", lambda x, *rest: rows.append(len(x)) or original(x, *rest))
+    monkeypatch.setattr(
+        matmul, "_onednn_product", lambda x, *rest: rows.append(len(x)) or original(x, *rest)
+    )
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 2 * 5 * 4)
     for count in (1, 2, 3):
         matmul.linear(torch.randn(count, 5), torch.randn(4, 5))
@@ -71,12 +77,16 @@ def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_onednn
 @pytest.mark.parametrize("onednn", [True, False])
-def test_matmul_has_no_gradient_in_either_library(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matmul_has_no_gradient_in_either_library(
+    onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(capabilities, "uses_onednn", lambda: onednn)
     assert not matmul.matmul(torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)).requires_grad
 
 
-@pytest.mark.parametrize("case", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"])
+@pytest.mark.parametrize(
+    "case", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"]
+)
 def test_everything_else_is_torchs_own(case: str) -> None:
     dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(case, torch.float32)
     x = torch.randn(0 if case == "no rows" else 3, 5, dtype=dtype).requires_grad_()

@@ -1,4 +1,6 @@
-"""Memory of the device: how much there is, errors that mean it ran out, and freed memory that returns to the system."""
+"""Memory of the device: how much there is, errors that mean it ran out, and freed memory that
+returns to the system.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from alignkit.kernels.memory import GROWTH, TrimOnGrowth
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 2.0**20), ("max\n", None), (None, None)])
+@pytest.mark.parametrize(
+    ("content", "limit"), [("1048576\n", 2.0**20), ("max\n", None), (None, None)]
+)
 def test_a_containers_limit_counts(
     content: str | None, limit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,7 +53,12 @@ def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("HIP out of memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            True,
+        ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
         (RuntimeError("sizes do not match"), False),
         (ValueError("out of memory"), False),
@@ -73,10 +82,12 @@ def test_the_process_is_trimmed_once_it_has_grown(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc retains freed memory")
 def test_gaps_between_live_tensors_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "GROWTH", 50 * 2**20)
-    memory.trim()  # else the tensors fit into what earlier tests have freed, and the process does not grow
+    # Else the tensors fit into what earlier tests have freed, and the process does not grow
+    memory.trim()
     growth = TrimOnGrowth()
     growth.check()
-    tensors = [torch.ones(16_000) for _ in range(4000)]  # 64 kB each: too small for mappings of their own
+    # 64 kB each: too small for mappings of their own
+    tensors = [torch.ones(16_000) for _ in range(4000)]
     live = tensors[::100]
     del tensors
     before = memory._resident()
@@ -101,14 +112,19 @@ print(sizes[-1] - sizes[20])
 
 
 def test_products_of_many_lengths_keep_few_kernels() -> None:
-    own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}  # this process has set them, or has its own
+    # This process has set them, or has its own
+    own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}
     clean = {name: value for name, value in os.environ.items() if name not in own}
-    grown = subprocess.run([sys.executable, "-c", MANY_LENGTHS], env=clean, capture_output=True, text=True, check=True)
+    grown = subprocess.run(
+        [sys.executable, "-c", MANY_LENGTHS], env=clean, capture_output=True, text=True, check=True
+    )
     assert int(grown.stdout) < 150 * 2**20
 
 
 @pytest.mark.parametrize(("platform", "factor"), [("linux", 1024), ("darwin", 1)])
-def test_the_peak_is_in_the_unit_of_the_system(monkeypatch: pytest.MonkeyPatch, platform: str, factor: int) -> None:
+def test_the_peak_is_in_the_unit_of_the_system(
+    monkeypatch: pytest.MonkeyPatch, platform: str, factor: int
+) -> None:
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF)

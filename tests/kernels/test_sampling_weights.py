@@ -26,7 +26,9 @@ from alignkit_plugins.gpu import sampling as gpu
 from tests.sampled import sample
 
 pytestmark = [
-    pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),
+    pytest.mark.skipif(
+        not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"
+    ),
     pytest.mark.cpu_only("weights are packed on CPUs"),
 ]
 LONG = Sampling(max_new_tokens=lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
@@ -66,7 +68,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["biased", "without biases"])
 def policy(tiny: Path, request: pytest.FixtureRequest) -> SharedModel:
     """Its roles `one` and `other` have adapters with large effects."""
-    spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
+    spec = ModelSpec(
+        base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu"
+    )
     made = SharedModel(spec, str(tiny))
     generator = torch.Generator().manual_seed(0)
     for name in ("one", "other"):
@@ -74,7 +78,10 @@ def policy(tiny: Path, request: pytest.FixtureRequest) -> SharedModel:
         for parameter in made.parameters_of(name).values():
             parameter.data.normal_(0, 0.2, generator=generator)
     if request.param == "biased":
-        for layer in (*(layer.base_layer for layer in lora_layers(made)), made.model.get_output_embeddings()):
+        for layer in (
+            *(layer.base_layer for layer in lora_layers(made)),
+            made.model.get_output_embeddings(),
+        ):
             bias = torch.randn(len(layer.weight), generator=generator)
             layer.bias = torch.nn.Parameter(0.3 * bias, requires_grad=False)
     return made
@@ -86,7 +93,15 @@ def questions(count: int) -> list[Group]:
 
 
 def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[tuple[Any, Any]]:
-    found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, samples_per_prompt=2, seed=4)
+    found = sample(
+        policy,
+        role,
+        Encoder(policy.tokenizer),
+        questions(3),
+        sampling,
+        samples_per_prompt=2,
+        seed=4,
+    )
     return [(r.tokens, r.logprobs) for group in found for r in group.responses]
 
 
@@ -94,7 +109,9 @@ def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[t
 @pytest.mark.parametrize("shape", [(4,), (1,), (1, 3), (2, 2)])
 def test_a_product_by_a_packed_weight(shape: tuple[int, ...], biased: bool, library: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(size, generator=generator) for size in ((*shape, 5), (6, 5), (6,)))
+    x, weight, bias = (
+        torch.randn(size, generator=generator) for size in ((*shape, 5), (6, 5), (6,))
+    )
     product = PackedWeight(weight, bias if biased else None, 4)(x)
     torch.testing.assert_close(product, F.linear(x, weight, bias if biased else None))
 
@@ -128,7 +145,9 @@ def test_no_packed_weight_when_nearly_all_rows_have_left() -> None:
     rows = 2 * matmul.MAX_PADDING
     with setting(PACKED, {id(weight): PackedWeight(weight, None, rows)}):
         counts = (1, 2, 3, rows, rows + 1)
-        used = [packed_weight_for(weight, torch.zeros(count, 5), None) is not None for count in counts]
+        used = [
+            packed_weight_for(weight, torch.zeros(count, 5), None) is not None for count in counts
+        ]
     assert used == [False, True, True, True, False]
 
 
@@ -158,12 +177,22 @@ def lora_layers(policy: SharedModel) -> Iterator[Any]:
 
 def test_the_roles_differ(policy: SharedModel) -> None:
     """Otherwise the test above would not show which adapter is merged."""
-    assert len({tuple(tokens for tokens, _ in written(policy, role)) for role in ("one", "other", BASE)}) == 3
+    assert (
+        len(
+            {
+                tuple(tokens for tokens, _ in written(policy, role))
+                for role in ("one", "other", BASE)
+            }
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize("entered", ["one", BASE])
 @torch.no_grad()
-def test_inside_another_role_is_itself(entered: str, policy: SharedModel, library: str, calls: list[int]) -> None:
+def test_inside_another_role_is_itself(
+    entered: str, policy: SharedModel, library: str, calls: list[int]
+) -> None:
     row, ids = TreeLayout([GroupSpan(0, 3, ())]), torch.tensor([5, 6, 7])
     apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
     packed = policy.roles[entered]
@@ -174,7 +203,9 @@ def test_inside_another_role_is_itself(entered: str, policy: SharedModel, librar
 
 
 def test_updates_show_in_the_next_samples(tiny: Path) -> None:
-    spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
+    spec = ModelSpec(
+        base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu"
+    )
     policy = SharedModel(spec, str(tiny))
     policy.add_role("one")
     before = written(policy, "one")
@@ -206,13 +237,17 @@ def test_packed_weights_are_freed_before_memory_is_returned(
         return packed
 
     monkeypatch.setattr(lora, "_pack", watched)
-    monkeypatch.setattr(memory, "trim", lambda: alive.append(sum(one() is not None for one in made)))
+    monkeypatch.setattr(
+        memory, "trim", lambda: alive.append(sum(one() is not None for one in made))
+    )
     written(policy, "one")
     assert made
     assert alive == [0, 0]  # before packing and after sampling
 
 
-@pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch"])
+@pytest.mark.parametrize(
+    "why", ["too few tokens", "too many rows", "too little memory", "another torch"]
+)
 def test_weights_are_packed_only_if_that_helps(
     why: str, policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +279,9 @@ def test_sampling_works_without_memory_for_packed_weights(
     policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left(*args: Any) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        )
 
     monkeypatch.setattr(lora, "_pack", none_left)
     assert written(policy, "one")
@@ -258,8 +295,12 @@ def test_sampling_works_without_memory_for_packed_weights(
         written(policy, "one")
 
 
-def test_quantized_layers_keep_their_own_products(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their weights are no plain matrices. As theirs, this stand-in is a subclass of the linear layer."""
+def test_quantized_layers_keep_their_own_products(
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights are no plain matrices. As theirs, this stand-in is a subclass of the linear
+    layer.
+    """
 
     class Quantized(torch.nn.Linear):
         pass
@@ -270,7 +311,9 @@ def test_quantized_layers_keep_their_own_products(policy: SharedModel, monkeypat
     assert len(pack(policy, "one")) == 2  # the head and the remaining layer
 
 
-def test_memory_is_trimmed_before_and_after(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_trimmed_before_and_after(
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trims: list[bool] = []
     monkeypatch.setattr(memory, "trim", lambda: trims.append(True))
     written(policy, "one", Sampling(max_new_tokens=lora.MIN_TOKENS - 1))
@@ -292,7 +335,9 @@ def test_a_layer_looks_its_product_up_by_the_right_parameter(
     with torch.no_grad(), policy.using_role("one") as model:
         for layer in lora_layers(policy):
             model.get_submodule(_name(model, layer))(torch.zeros(1, layer.base_layer.in_features))
-    assert set(asked) == set(pack(policy, "one")) - {id(policy.model.get_output_embeddings().weight)}
+    assert set(asked) == set(pack(policy, "one")) - {
+        id(policy.model.get_output_embeddings().weight)
+    }
 
 
 def pack(policy: SharedModel, role: str) -> dict[int, PackedWeight]:
@@ -310,13 +355,17 @@ def test_rows_that_have_ended_leave(
     encoder = Encoder(policy.tokenizer)
     free = written(policy, "one")
     calls.clear()
-    encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
+    encoder.__dict__["end_ids"] = frozenset(
+        token for tokens, _ in free[:4] for token in tokens[2:4]
+    )
 
     def responses() -> list[Any]:
         sampling = Sampling(max_new_tokens=lora.MIN_TOKENS)
         return [
             r
-            for g in sample(policy, "one", encoder, questions(3), sampling, samples_per_prompt=2, seed=4)
+            for g in sample(
+                policy, "one", encoder, questions(3), sampling, samples_per_prompt=2, seed=4
+            )
             for r in g.responses
         ]
 
@@ -326,7 +375,9 @@ def test_rows_that_have_ended_leave(
     wanted = responses()
     assert [r.tokens for r in found] == [r.tokens for r in wanted]
     for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(torch.tensor(mine.logprobs), torch.tensor(theirs.logprobs), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor(mine.logprobs), torch.tensor(theirs.logprobs), atol=1e-5, rtol=1e-5
+        )
     assert len({len(r.tokens) for r in found}) > 1
 
 
@@ -336,7 +387,9 @@ def test_rows_that_have_ended_leave(
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are merged, not packed."""
-    monkeypatch.setattr(capabilities, "on_gpu", lambda _, module: gpu if module == "sampling" else None)
+    monkeypatch.setattr(
+        capabilities, "on_gpu", lambda _, module: gpu if module == "sampling" else None
+    )
 
 
 def test_merged_weights_write_the_same_samples(
@@ -349,7 +402,10 @@ def test_merged_weights_write_the_same_samples(
         merged.append(x.numel() // x.shape[-1])
         return original(self, x)
 
-    encoder, groups = Encoder(policy.tokenizer), [Group((Message(role="user", content=text),)) for text in ("a", "b c")]
+    encoder, groups = (
+        Encoder(policy.tokenizer),
+        [Group((Message(role="user", content=text),)) for text in ("a", "b c")],
+    )
     monkeypatch.setattr(gpu.MergedWeight, "__call__", spy)
     ours = sample(policy, "one", encoder, groups, LONG, samples_per_prompt=2, seed=1)
     assert merged and 4 in merged

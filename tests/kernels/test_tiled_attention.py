@@ -26,10 +26,15 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(length)
     shapes = [(HEADS, length, SIZE), (KEY_HEADS, length, SIZE), (KEY_HEADS, length, SIZE)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[int, ...], scale: float) -> Tensor:
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[int, ...], scale: float
+) -> Tensor:
     """A query sees its prompt's keys and its own response's, up to its own position."""
     owner = [-1] * prompt + [index for index, length in enumerate(responses) for _ in range(length)]
     out = torch.zeros_like(q)
@@ -53,8 +58,12 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
     found = tiled_attention.attention(q, k, v, used, scale)
     wanted = written_out(q, k, v, prompt, responses, SIZE**-0.5 if scale is None else scale)
     torch.testing.assert_close(found, wanted)
-    upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
-    for mine, theirs in zip(*(torch.autograd.grad(out, (q, k, v), upstream) for out in (found, wanted)), strict=True):
+    upstream = torch.randn(
+        found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1)
+    )
+    for mine, theirs in zip(
+        *(torch.autograd.grad(out, (q, k, v), upstream) for out in (found, wanted)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -85,7 +94,9 @@ def test_bf16_is_close_to_float64() -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_only_dtypes_that_the_processor_multiplies_natively(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_dtypes_that_the_processor_multiplies_natively(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: native)
     found = {
         dtype: tiled_attention.supported(torch.zeros(1, dtype=dtype))
@@ -97,17 +108,24 @@ def test_only_dtypes_that_the_processor_multiplies_natively(native: bool, monkey
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_row_with_a_tiled_and_an_untiled_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_with_a_tiled_and_an_untiled_group(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
     monkeypatch.setattr(tiled_attention, "price", lambda x, masked: 1.0)
     row = TreeLayout([GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())])  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
     found = row.attend(0, q, k, v, AttentionArgs(None, None, None))
-    assert [tiled_attention.tiles(span, HEADS * SIZE, 1.0) is not None for span in row.spans] == [True, False]
+    assert [tiled_attention.tiles(span, HEADS * SIZE, 1.0) is not None for span in row.spans] == [
+        True,
+        False,
+    ]
     assert found.dtype == dtype
     wanted = torch.cat([written_out(*(x[0, :, :17].double() for x in (q, k, v)), 9, (8,), SIZE**-0.5),
                         v[0, :, 17:].double().repeat_interleave(HEADS // KEY_HEADS, dim=0)], dim=1)  # fmt: skip
-    assert float((found[0].double() - wanted).norm() / wanted.norm()) < (0.01 if dtype == torch.bfloat16 else 1e-5)
+    assert float((found[0].double() - wanted).norm() / wanted.norm()) < (
+        0.01 if dtype == torch.bfloat16 else 1e-5
+    )
 
 
 def test_values_of_another_size_are_not_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +151,9 @@ def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("responses", [(), (500,)])
-def test_a_fast_fused_kernel_keeps_causal_groups(responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fast_fused_kernel_keeps_causal_groups(
+    responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It skips the half that no query sees, and tiles cannot do better."""
     monkeypatch.undo()  # tiles of the usual size
     span = GroupSpan(0, 1000 - sum(responses), responses)
@@ -169,7 +189,9 @@ def test_the_costs_depend_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> N
         (AttentionArgs(None, None, 30.0), False),
     ],
 )
-def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_and_caps_are_not_tiled(
+    args: AttentionArgs, tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     called: list[int] = []
     original = tiled_attention.attention
 
@@ -192,7 +214,9 @@ def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkey
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On a real model the two differ by 3% in bf16; fp32 shows that neither is worse."""
     import alignkit_plugins.models.smollm2
     from alignkit.io.text import cache_folder
@@ -213,6 +237,8 @@ def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pyt
             found[dtype, tiled] = policy.hidden(BASE, TreeLayout(groups), ids).float()
     exact = found["float32", False]
     assert float((found["float32", True] - exact).norm() / exact.norm()) < 1e-4
-    tiled, fused = (float((found["bfloat16", tiled] - exact).norm() / exact.norm()) for tiled in (True, False))
+    tiled, fused = (
+        float((found["bfloat16", tiled] - exact).norm() / exact.norm()) for tiled in (True, False)
+    )
     assert fused < 0.2
     assert tiled < 1.25 * fused

@@ -20,7 +20,8 @@ from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from tests.sampled import sample
 
 VOCABULARY = 97
-ENDS = range(1, VOCABULARY, 9)  # a ninth of all tokens end a greedy answer, so rows finish at different steps
+# A ninth of all tokens end a greedy answer, so rows finish at different steps
+ENDS = range(1, VOCABULARY, 9)
 
 
 LLAMA: dict[str, Any] = {
@@ -49,7 +50,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "DeepseekV2": {
         **LLAMA,
         **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
-        **{"v_head_dim": 4, "num_key_value_heads": 4, "first_k_dense_replace": 2, "n_routed_experts": 4},
+        **{
+            "v_head_dim": 4,
+            "num_key_value_heads": 4,
+            "first_k_dense_replace": 2,
+            "n_routed_experts": 4,
+        },
     },
     # Layers differ in size.
     "Gemma4Text": {
@@ -60,7 +66,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-# Their own attention code: Bloom ignores the requested implementation (it adds ALiBi), GPT-J refuses to load with it.
+# Their own attention code: Bloom ignores the requested implementation (it adds ALiBi), GPT-J
+# refuses to load with it.
 UNPACKED: dict[str, dict[str, Any]] = {
     "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
     "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
@@ -69,8 +76,17 @@ UNPACKED: dict[str, dict[str, Any]] = {
     # Its window is only in its mask, and longer than the rows that are compared at loading.
     "Qwen2Moe": {
         **LLAMA,
-        **{"use_sliding_window": True, "sliding_window": 14, "max_window_layers": 2, "num_experts": 4},
-        **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+        **{
+            "use_sliding_window": True,
+            "sliding_window": 14,
+            "max_window_layers": 2,
+            "num_experts": 4,
+        },
+        **{
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
     },
     # Scales queries by their position in the row; its backbone is not where its prefix says.
     "Llama4Text": {
@@ -83,12 +99,25 @@ UNPACKED: dict[str, dict[str, Any]] = {
 UNPACKED |= {
     # Its attention has a sink besides the keys.
     "GptOss": {
-        **{**LLAMA, "head_dim": 8, "sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2},
+        **{
+            **LLAMA,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
         **{"layer_types": ["sliding_attention", "full_attention"]},
     },
     # A state space next to attention in every layer.
     "FalconH1": {
-        **{**LLAMA, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1},
+        **{
+            **LLAMA,
+            "head_dim": 8,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 1,
+        },
         **{"mamba_d_state": 8, "mamba_chunk_size": 8},
     },
 }
@@ -100,14 +129,20 @@ _GROUPED: dict[str, Any] = {
     **{"n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
 }
 
-# Mixtures of experts whose stacked weights and routers peft wraps, too, if it is asked for every linear layer.
+# Mixtures of experts whose stacked weights and routers peft wraps, too, if it is asked for every
+# linear layer.
 MIXTURES: dict[str, dict[str, Any]] = {
     "Mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen3Moe": _SMALL,
     "Olmoe": _EXPERTS,
     "Phimoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "GraniteMoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "GraniteMoeShared": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16},
+    "GraniteMoeShared": {
+        **LLAMA,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 16,
+    },
     "Ernie4_5_Moe": {
         **LLAMA,
         "moe_num_experts": 4,
@@ -116,7 +151,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
     },
     "MiniMax": {
-        **{**LLAMA, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 4},
+        **{
+            **LLAMA,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "block_size": 4,
+        },
         **{"layer_types": ["linear_attention", "full_attention"]},
     },
     "FlexOlmo": _EXPERTS,
@@ -125,14 +166,24 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
     },
     "Glm4Moe": _GROUPED,
-    "MiniMaxM2": {**LLAMA, "head_dim": 8, "rotary_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "MiniMaxM2": {
+        **LLAMA,
+        "head_dim": 8,
+        "rotary_dim": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "Afmoe": {
         **{**_SMALL, "num_shared_experts": 1, "num_dense_layers": 1, "sliding_window": 5},
         **{"layer_types": ["sliding_attention", "full_attention"]},
     },
     # Also layers that are no attention.
     "Qwen3Next": {
-        **{**_SMALL, "shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]},
+        **{
+            **_SMALL,
+            "shared_expert_intermediate_size": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
         **{"linear_num_value_heads": 4, "linear_num_key_heads": 2},
         **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
     },
@@ -146,10 +197,26 @@ STATE_SPACES: dict[str, dict[str, Any]] = {
         **{"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2},
         **{"num_heads": 8, "head_dim": 8, "n_groups": 2},
     },
-    "RecurrentGemma": {**LLAMA, "num_hidden_layers": 3, "attention_window_size": 6, "lru_width": 32},
+    "RecurrentGemma": {
+        **LLAMA,
+        "num_hidden_layers": 3,
+        "attention_window_size": 6,
+        "lru_width": 32,
+    },
     "Jamba": {
-        **{**LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
-        **{"expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+        **{
+            **LLAMA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+        },
+        **{
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
         **{"use_mamba_kernels": False},
     },
 }
@@ -164,7 +231,9 @@ RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
 
 
 def make(folder: Path, name: str) -> Path:
-    """Save a random model with tokens t0 ... t96; t1 is the end. Its chat template only joins the messages."""
+    """Save a random model with tokens t0 ... t96; t1 is the end. Its chat template only joins the
+    messages.
+    """
     import transformers
 
     options = {**ARCHITECTURES, **UNPACKED, **MIXTURES, **STATE_SPACES}[name]
@@ -177,7 +246,8 @@ def make(folder: Path, name: str) -> Path:
         with torch.no_grad():
             for weight in model.parameters():
                 if weight.ndim > 1:
-                    weight.normal_(0.0, 0.2)  # with the usual 0.02, attention has no effect at this size
+                    # With the usual 0.02, attention has no effect at this size
+                    weight.normal_(0.0, 0.2)
     model.save_pretrained(folder)
     number_tokenizer().save_pretrained(folder)
     if name.startswith("Qwen2"):  # its tokenizer adds this token, whatever the file holds
@@ -202,8 +272,11 @@ def number_tokenizer() -> Any:
 
 
 def load(folder: Path) -> SharedModel:
-    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder))
-    policy.tokenizer = number_tokenizer()  # transformers selects some tokenizers by model type, not by file
+    policy = SharedModel(
+        ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder)
+    )
+    # Transformers selects some tokenizers by model type, not by file
+    policy.tokenizer = number_tokenizer()
     return policy
 
 
@@ -216,11 +289,17 @@ def plain(policy: SharedModel) -> Any:
 def _plain(source: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def tokens(count: int, seed: int) -> tuple[int, ...]:
-    return tuple(torch.randint(2, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
+    return tuple(
+        torch.randint(
+            2, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+    )
 
 
 def ragged() -> list[Encoded]:
@@ -229,7 +308,11 @@ def ragged() -> list[Encoded]:
         rows = [tokens(n, 100 * g + r) for r, n in enumerate(lengths)]
         group = Group((), id=str(g))
         found.append(
-            Encoded(group, tokens(prompt, 1000 + g), tuple(ResponseTokens(row, (True,) * len(row)) for row in rows))
+            Encoded(
+                group,
+                tokens(prompt, 1000 + g),
+                tuple(ResponseTokens(row, (True,) * len(row)) for row in rows),
+            )
         )
     return found
 
@@ -265,7 +348,9 @@ def encoder_with_ends(policy: SharedModel, ends: Sequence[int]) -> Encoder:
 
 
 @cache
-def generated(source: str, prompts: tuple[tuple[int, ...], ...], length: int) -> list[tuple[int, ...]]:
+def generated(
+    source: str, prompts: tuple[tuple[int, ...], ...], length: int
+) -> list[tuple[int, ...]]:
     """The greedy answers of transformers' `generate`, one prompt at a time."""
     answers = []
     for prompt in prompts:
@@ -285,9 +370,15 @@ def generated(source: str, prompts: tuple[tuple[int, ...], ...], length: int) ->
 def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None:
     groups = questions(count)
     texts = [group.prompt[0]["content"] for group in groups]
-    wanted = generated(str(policy.source), tuple(map(tuple, policy.tokenizer(texts)["input_ids"])), length)
+    wanted = generated(
+        str(policy.source), tuple(map(tuple, policy.tokenizer(texts)["input_ids"])), length
+    )
     assert len({len(row) for row in wanted}) > 2
     encoder = encoder_with_ends(policy, ENDS)
-    found = sample(policy, BASE, encoder, groups, Sampling(max_new_tokens=length, temperature=0.0), seed=0)
+    found = sample(
+        policy, BASE, encoder, groups, Sampling(max_new_tokens=length, temperature=0.0), seed=0
+    )
     assert [group.responses[0].tokens for group in found] == wanted
-    assert [group.responses[0].truncated for group in found] == [row[-1] not in ENDS for row in wanted]
+    assert [group.responses[0].truncated for group in found] == [
+        row[-1] not in ENDS for row in wanted
+    ]

@@ -1,6 +1,7 @@
 """Model families: a chat template with the tokenizers and the control tokens that it is used with.
 
-TRL installs the templates of many families; they are read from the installed package. `own_templates` has the others.
+TRL installs the templates of many families; they are read from the installed package.
+`own_templates` has the others.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ BYTES = ("bytes", "bytes_bos", "gpt2")
 class Family:
     """What is known about a family, besides its template.
 
-    kinds: tokenizers, of family_tokenizers.KINDS; the first is the family's own. header: what precedes the assistant's
-    own text. ends: what ends its turn. special: control tokens that the template's text does not show; ("none",) if
-    even those that it shows are ordinary text. ordinary: added tokens that are not special. strips: whether control
-    tokens swallow the white space after them. after: what the template writes after the last answer if there is no end
-    of turn. stops: what generation_config.json lists as ends; default: `ends`. reasoning_key: where the template reads
-    reasoning. training: a template with generation marks.
+    kinds: tokenizers, of family_tokenizers.KINDS; the first is the family's own. header: what
+    precedes the assistant's own text. ends: what ends its turn. special: control tokens that the
+    template's text does not show; ("none",) if even those that it shows are ordinary text.
+    ordinary: added tokens that are not special. strips: whether control tokens swallow the white
+    space after them. after: what the template writes after the last answer if there is no end of
+    turn. stops: what generation_config.json lists as ends; default: `ends`. reasoning_key: where
+    the template reads reasoning. training: a template with generation marks.
     """
 
     name: str
@@ -57,7 +59,11 @@ class Family:
     def control(self) -> tuple[str, ...]:
         """The control tokens: those that the template's text shows, and the others."""
         shown = [token for token in CONTROL.findall(self.template) if token not in self.ordinary]
-        return tuple(dict.fromkeys([*shown, *self.special, *self.ends])) if self.special != ("none",) else ()
+        return (
+            tuple(dict.fromkeys([*shown, *self.special, *self.ends]))
+            if self.special != ("none",)
+            else ()
+        )
 
     def end_ids(self, kind: str) -> list[int]:
         found: list[int] = self.tokenizer(kind).convert_tokens_to_ids(list(self.stops or self.ends))
@@ -101,7 +107,12 @@ CHATML: dict[str, Any] = {
     "ends": ("<|im_end|>",),
     "eos": "<|im_end|>",
 }
-QWEN: dict[str, Any] = {**CHATML, "special": ("<|endoftext|>",), "ordinary": (*THINK, *TOOL_CALL), "tools": True}
+QWEN: dict[str, Any] = {
+    **CHATML,
+    "special": ("<|endoftext|>",),
+    "ordinary": (*THINK, *TOOL_CALL),
+    "tools": True,
+}
 THINKER: dict[str, Any] = {**QWEN, "thinks": True}
 LFM2: dict[str, Any] = {**CHATML, "bos": "<|startoftext|>", "ordinary": THINK, "tools": True}
 LLAMA3: dict[str, Any] = {
@@ -118,7 +129,12 @@ GEMMA: dict[str, Any] = {
     "bos": "<bos>",
     "eos": "<eos>",
 }
-GEMMA4: dict[str, Any] = {**GEMMA, "header": "<|turn>model\n", "ends": ("<turn|>", "<|tool_response>"), "tools": True}
+GEMMA4: dict[str, Any] = {
+    **GEMMA,
+    "header": "<|turn>model\n",
+    "ends": ("<turn|>", "<|tool_response>"),
+    "tools": True,
+}
 COHERE: dict[str, Any] = {
     "kinds": BYTES,
     "header": "<|CHATBOT_TOKEN|>",
@@ -205,7 +221,9 @@ FAMILIES: dict[str, Family] = {
         _trl("Nemotron 3 Ultra", "nemotron_3_ultra", **THINKER),
         _trl("Nemotron 3.5 Lightning", "nemotron_3_5_lightning", **THINKER),
         _trl("Cohere Aya Expanse", "cohere", **COHERE),
-        _trl("Cohere Tiny Aya", "cohere2", **{**COHERE, "header": "<|CHATBOT_TOKEN|><|START_RESPONSE|>"}),
+        _trl("Cohere Tiny Aya", "cohere2", **{**COHERE, "header": (
+            "<|CHATBOT_TOKEN|><|START_RESPONSE|>"
+        )}),
         _trl(
             "GLM 4.5 to 4.6", "glm4moe", kinds=BYTES, header="<|assistant|>", ends=(),
             special=("[gMASK]", "<sop>", "<|system|>"), ordinary=(*THINK, *TOOL_CALL), tools=True, thinks=True,
@@ -268,14 +286,21 @@ def assistant(content: str, **more: Any) -> dict[str, Any]:
 QUESTION, ANSWER = user("What is two plus two?"), assistant("It is four, of course.")
 MORE, LATER = user("And 3 + 3?"), assistant("That makes 6.")
 SYSTEM = {"role": "system", "content": "Be brief."}
-CALL = {"id": "call1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALL = {
+    "id": "call1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo"}},
+}
 TOOLS = (
     {
         "type": "function",
         "function": {
             "name": "weather",
             "description": "The weather.",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}},
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "A city."}},
+            },
         },
     },
 )
@@ -285,7 +310,11 @@ TYPED = "a {} b"  # filled with a control token
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "single": [QUESTION, ANSWER],
     "two turns": [QUESTION, ANSWER, MORE, LATER],
-    "three turns": [QUESTION, ANSWER, MORE, LATER, user("Thanks."), assistant("You are welcome!\n\nBye.")],
+    "three turns": [QUESTION, ANSWER, MORE, LATER, user("Thanks."), assistant(
+        "You are welcome!\n"
+        "\n"
+        "Bye."
+    )],
     "the question holds the answer": [user("Is it yes?"), assistant("yes"), user("yes or no?"), assistant("yes")],
     "system": [SYSTEM, QUESTION, ANSWER],
     "system, two turns": [SYSTEM, QUESTION, ANSWER, MORE, LATER],
@@ -296,7 +325,13 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         QUESTION, assistant("It is four.", reasoning_content="Two and two make four."),
         MORE, assistant("Six.", reasoning_content="Three and three."),
     ],
-    "inline reasoning": [QUESTION, assistant("<think>\nTwo and two make four.\n</think>\n\nIt is four.")],
+    "inline reasoning": [QUESTION, assistant(
+        "<think>\n"
+        "Two and two make four.\n"
+        "</think>\n"
+        "\n"
+        "It is four."
+    )],
     "empty": [QUESTION, assistant("")],
     "leading space": [QUESTION, assistant(" It is four.")],
     "trailing line break": [QUESTION, assistant("It is four.\n")],
@@ -312,9 +347,18 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 
 
 # Conversations for the tokenizers that are not the family's own.
-OTHERS = ("two turns", "system, two turns", "white space, two turns", "control tokens of the user", "unicode")
+OTHERS = (
+    "two turns",
+    "system, two turns",
+    "white space, two turns",
+    "control tokens of the user",
+    "unicode",
+)
 
 
 def conversation(name: str, typed: str) -> list[dict[str, Any]]:
     """A conversation whose control tokens are those of a family."""
-    return [{**message, "content": message["content"].replace("{}", typed)} for message in CONVERSATIONS[name]]
+    return [
+        {**message, "content": message["content"].replace("{}", typed)}
+        for message in CONVERSATIONS[name]
+    ]

@@ -1,7 +1,8 @@
 """What alignkit makes of a family's conversation, judged by what plain transformers makes of it.
 
-The judge knows nothing of the encoder. It renders and tokenizes with `apply_chat_template`, finds the assistant's turns
-by the family's header and end of turn, and compares them with TRL's generation marks where there are some.
+The judge knows nothing of the encoder. It renders and tokenizes with `apply_chat_template`, finds
+the assistant's turns by the family's header and end of turn, and compares them with TRL's
+generation marks where there are some.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Judge:
     kind: str
     name: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    texts: dict[Any, str | Unrenderable] = field(default_factory=dict)  # may be shared by the family's tokenizers
+    # May be shared by the family's tokenizers
+    texts: dict[Any, str | Unrenderable] = field(default_factory=dict)
     tokens: dict[int | None, list[int]] = field(default_factory=dict)
 
     @cached_property
@@ -99,7 +101,9 @@ class Judge:
         return self._answers(self.messages)
 
     def text(self, until: int | None = None, neutral: bool = False) -> str:
-        """The rendered messages before `until` with the start of an answer, or all. neutral: without typed tokens."""
+        """The rendered messages before `until` with the start of an answer, or all. neutral:
+        without typed tokens.
+        """
         key = (until, neutral and self.types_control_tokens)
         if key not in self.texts:
             self.texts[key] = self._render(*key)
@@ -123,7 +127,10 @@ class Judge:
     def _renamed(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The messages with reasoning under the key that the template reads."""
         key = self.family.reasoning_key
-        return [{(key if k == "reasoning_content" else k): v for k, v in message.items()} for message in messages]
+        return [
+            {(key if k == "reasoning_content" else k): v for k, v in message.items()}
+            for message in messages
+        ]
 
     @on_the_same_day
     def ids(self, until: int | None = None) -> list[int]:
@@ -141,7 +148,9 @@ class Judge:
 
     @cached_property
     def spans(self) -> list[Span]:
-        """Where the assistant's turns are in the text: from the generation prompt to the end of turn."""
+        """Where the assistant's turns are in the text: from the generation prompt to the end of
+        turn.
+        """
         text = self.text(neutral=True)  # as long as the real one
         spans, place = [], 0
         for turn in self.answers:
@@ -150,27 +159,43 @@ class Judge:
             for words in self._words(self.neutral[turn]):
                 said = max(said, text.find(words, start) + len(words))
             content = self.neutral[turn]["content"]
-            said = max(said, text.find(content, start) + len(content)) if content in text[start:] else said
-            ends = [text.find(end, said) + len(end) for end in self.family.ends if end in text[said:]]
+            said = (
+                max(said, text.find(content, start) + len(content))
+                if content in text[start:]
+                else said
+            )
+            ends = [
+                text.find(end, said) + len(end) for end in self.family.ends if end in text[said:]
+            ]
             if not self.family.ends:
                 ends = [
-                    len(text) - len(self.family.after) if turn == self.answers[-1] else self._marked(turn, text, said)
+                    len(text) - len(self.family.after)
+                    if turn == self.answers[-1]
+                    else self._marked(turn, text, said)
                 ]
             place = min(ends, default=len(text))
             spans.append((start, place))
         return spans
 
     def _marked(self, turn: int, text: str, said: int) -> int:
-        """The end of the next role's marker behind a turn, which ends it; `said` if there is none."""
+        """The end of the next role's marker behind a turn, which ends it; `said` if there is
+        none.
+        """
         if not self.family.control:
             return said
         marker = re.compile("|".join(map(re.escape, self.family.control)))
         # Of a call only the name is known, which is not its end.
-        found = marker.search(text, said) if self.messages[turn].get("tool_calls") else marker.match(text, said)
+        found = (
+            marker.search(text, said)
+            if self.messages[turn].get("tool_calls")
+            else marker.match(text, said)
+        )
         return found.end() if found else said
 
     def _start(self, turn: int, text: str, place: int) -> int:
-        """The end of a turn's generation prompt, or of the next header if the text does not begin with that prompt."""
+        """The end of a turn's generation prompt, or of the next header if the text does not begin
+        with that prompt.
+        """
         prompt = self.text(turn, neutral=True)
         if text.startswith(prompt) and len(prompt) >= place:
             return len(prompt)
@@ -182,15 +207,18 @@ class Judge:
         return start + len(more) if text.startswith(more, start) else start
 
     def after_header(self, turn: int) -> str:
-        """What a turn's generation prompt writes after the header, for example the start of a reasoning block."""
+        """What a turn's generation prompt writes after the header, for example the start of a
+        reasoning block.
+        """
         prompt = self.text(turn, neutral=True)
         return prompt[prompt.rfind(self.family.header) + len(self.family.header) :]
 
     def counts(self, number: int) -> bool | None:
         """Whether a turn can be learned; None if both answers are right.
 
-        It cannot if the template drops some of its words, or does not write its generation prompt before it. Both are
-        right if its generation prompt is there, but the template writes earlier messages differently.
+        It cannot if the template drops some of its words, or does not write its generation prompt
+        before it. Both are right if its generation prompt is there, but the template writes earlier
+        messages differently.
         """
         turn, (start, end) = self.answers[number], self.spans[number]
         if not self.family.ends and self.messages[turn].get("tool_calls"):
@@ -218,14 +246,20 @@ class Judge:
 
     @cached_property
     def merges(self) -> bool:
-        """Whether a token reaches from the template's text into an answer, or prompt and answer do not add up."""
+        """Whether a token reaches from the template's text into an answer, or prompt and answer do
+        not add up.
+        """
         prompt = self.ids(self.answers[0])
-        edges = [start for start, _ in self.spans] + ([] if self.family.ends else [end for _, end in self.spans])
+        edges = [start for start, _ in self.spans] + (
+            [] if self.family.ends else [end for _, end in self.spans]
+        )
         reach = any(a < edge < b for edge in edges for a, b in self.offsets)
         return reach or self.ids()[: len(prompt)] != prompt
 
     def wanted(self, scoring: bool) -> list[int]:
-        """The tokens to the last end of turn, or for scoring all. Without an end of turn, EOS ends a response."""
+        """The tokens to the last end of turn, or for scoring all. Without an end of turn, EOS ends
+        a response.
+        """
         ids, end = self.ids(), self.spans[-1][1]
         if scoring:
             return ids
@@ -238,17 +272,22 @@ class Judge:
         asked = range(last + 1) if turns == "all" else [last]
         spans = [self.spans[number] for number in asked if self.counts(number)]
         length = len(self.wanted(scoring=False))
-        found = [any(a < end and b > start for start, end in spans) for a, b in self.offsets][:length]
+        found = [any(a < end and b > start for start, end in spans) for a, b in self.offsets][
+            :length
+        ]
         if not self.family.ends:
             found[length - 1 :] = [True]  # EOS
         begin = len(self.ids(self.answers[0]))
-        found[:begin] = [False] * begin  # a control token of the prompt may swallow the answer's first space
+        # A control token of the prompt may swallow the answer's first space
+        found[:begin] = [False] * begin
         return found
 
     @cached_property
     @on_the_same_day
     def marks(self) -> list[Span] | None:
-        """TRL's generation marks in characters; None if its training template does not write the same text."""
+        """TRL's generation marks in characters; None if its training template does not write the
+        same text.
+        """
         if not self.family.training:
             return None
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -261,18 +300,26 @@ class Judge:
 
     def plain(self, ids: Sequence[int]) -> str:
         """The decoded text, as `spaced` leaves it."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return self.spaced(text)
 
     def spaced(self, text: str) -> str:
         """The text without the spaces that the tokenizer adds and removes."""
         if self.family.strips:
             text = re.sub(f"({'|'.join(map(re.escape, self.family.control))})\\s+", r"\1", text)
-        return text if self.kind in ("bytes", "bytes_bos", "gpt2", "spm_bare") else text.replace(" ", "")
+        return (
+            text
+            if self.kind in ("bytes", "bytes_bos", "gpt2", "spm_bare")
+            else text.replace(" ", "")
+        )
 
 
 def group(judge: Judge) -> Group:
-    """The conversation as the formats read it: a single answer is text, several turns are messages."""
+    """The conversation as the formats read it: a single answer is text, several turns are
+    messages.
+    """
     first, *_ = judge.answers
     prompt, rest = judge.messages[:first], judge.messages[first:]
     rest += families.conversation(judge.name, judge.typed)[len(judge.messages) :]
@@ -300,14 +347,21 @@ def outcome(judge: Judge, encoder: Encoder, turns: str = "all", scoring: bool = 
     last = len(judge.answers) - 1
     try:
         counts: bool | None = judge.counts(last)
-        problem = "" if counts else "the template does not write the last answer after its own prompt"
+        problem = (
+            "" if counts else "the template does not write the last answer after its own prompt"
+        )
     except Unrenderable as error:
         counts, problem = False, str(error)
     try:
         found = encoder.encode(group(judge), MAX_LENGTH, turns=turns, scoring=scoring)
     except AlignkitError as error:
-        # A refusal is wrong if the answer begins with its generation prompt and the template keeps every word.
-        return Outcome("wrong", f"refused without need: {error}") if counts else Outcome("refused", str(error))
+        # A refusal is wrong if the answer begins with its generation prompt and the template keeps
+        # every word.
+        return (
+            Outcome("wrong", f"refused without need: {error}")
+            if counts
+            else Outcome("refused", str(error))
+        )
     if found is None:
         return Outcome("wrong", "dropped without a word")
     if counts is False:
@@ -327,7 +381,11 @@ def _complaint(judge: Judge, found: Encoded, turns: str, scoring: bool) -> str:
     elif judge.merges:  # the prompt's tokens are kept, and the rest is tokenized after them
         complaint = ""
     else:
-        complaint = "" if tokens == (wanted := judge.wanted(scoring)) else _differ(judge, "tokens", tokens, wanted)
+        complaint = (
+            ""
+            if tokens == (wanted := judge.wanted(scoring))
+            else _differ(judge, "tokens", tokens, wanted)
+        )
     complaint = complaint or _prompt(judge, found.prompt)
     if not complaint and (read := judge.plain(tokens)) != judge.spaced(text):
         complaint = f"text {read[-80:]!r}, not {text[-80:]!r}"
@@ -340,7 +398,11 @@ def _prompt(judge: Judge, prompt: Sequence[int]) -> str:
     if not judge.counts(0):
         return ""
     if judge.types_control_tokens:
-        return "" if judge.plain(prompt) == judge.spaced(text) else f"prompt {judge.plain(prompt)!r}, not {text!r}"
+        return (
+            ""
+            if judge.plain(prompt) == judge.spaced(text)
+            else f"prompt {judge.plain(prompt)!r}, not {text!r}"
+        )
     wanted = judge.ids(judge.answers[0])
     return "" if list(prompt) == wanted else _differ(judge, "prompt", prompt, wanted)
 
@@ -349,7 +411,9 @@ def _differ(judge: Judge, what: str, found: Sequence[int], wanted: Sequence[int]
     pairs = zip(found, wanted, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
     near = slice(max(0, place - 3), place + 6)
-    ours, theirs = (judge.tokenizer.convert_ids_to_tokens(list(ids[near])) for ids in (found, wanted))
+    ours, theirs = (
+        judge.tokenizer.convert_ids_to_tokens(list(ids[near])) for ids in (found, wanted)
+    )
     return f"{what} from {place}: {ours}, transformers {theirs}"
 
 
@@ -375,7 +439,9 @@ def _joined(judge: Judge, said: Mapping[int, str], numbers: Sequence[int]) -> li
 
 
 def _mask(judge: Judge, tokens: Sequence[int], mask: Sequence[bool], turns: str) -> str:
-    """The counted tokens are those of the turns that can be learned: as text, and where tokens are known, as tokens."""
+    """The counted tokens are those of the turns that can be learned: as text, and where tokens are
+    known, as tokens.
+    """
     last = len(judge.answers) - 1
     asked = range(last + 1) if turns == "all" else [last]
     pairs = groupby(zip(mask, tokens, strict=True), key=lambda pair: pair[0])

@@ -1,4 +1,6 @@
-"""The table of docs/models.md: what each family's own template and tokenizer can do, found by trying it."""
+"""The table of docs/models.md: what each family's own template and tokenizer can do, found by
+trying it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def _cell(family: Family, name: str) -> str:
 
 
 def _try(family: Family, name: str, kwargs: Mapping[str, Any]) -> str:
-    """Why a conversation is refused, or which of its turns are only context; empty if it is learned."""
+    """Why a conversation is refused, or which of its turns are only context; empty if it is
+    learned.
+    """
     kind = family.kinds[0]
     judge = Judge(family, kind, name)
     encoder = Encoder(family.tokenizer(kind), kwargs, family.end_ids(kind))

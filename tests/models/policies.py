@@ -32,7 +32,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
 
 
 @pytest.fixture(scope="module", params=list(UNPACKED))
-def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+def unpacked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> SharedModel:
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
@@ -47,9 +49,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "one call":
         monkeypatch.setattr(flex_attention, "supported", lambda *_: True)
         monkeypatch.setattr(flex_attention, "compiled_attention", lambda: dense)
-        monkeypatch.setattr(capabilities, "on_gpu", lambda _, module: flex_attention if "flex" in module else None)
+        monkeypatch.setattr(
+            capabilities, "on_gpu", lambda _, module: flex_attention if "flex" in module else None
+        )
     monkeypatch.setattr(
-        GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
+        GroupSpan,
+        "split_responses",
+        property(lambda s: split and len(s.responses) > 0 < min(s.responses)),
     )
     return str(request.param)
 

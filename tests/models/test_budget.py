@@ -1,4 +1,6 @@
-"""The memory budget: when memory runs out, packed rows shrink and results stay the same, or the error is reported."""
+"""The memory budget: when memory runs out, packed rows shrink and results stay the same, or the
+error is reported.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,12 @@ def policy(tmp_path: Path) -> SharedModel:
 
 def examples(policy: SharedModel) -> Examples:
     encoder = Encoder(policy.tokenizer)
-    words = ("yes", "no, not at all, never, by no means", "perhaps", "I am well, thank you, and how are you today?")
+    words = (
+        "yes",
+        "no, not at all, never, by no means",
+        "perhaps",
+        "I am well, thank you, and how are you today?",
+    )
     groups = [
         Group(
             ({"role": "user", "content": f"how are you, {n}? " * (n % 3 + 1)},),
@@ -51,7 +58,8 @@ def examples(policy: SharedModel) -> Examples:
 
 @contextmanager
 def memory_for(policy: SharedModel, tokens: int, pieces: int = 10**9) -> Iterator[list[int]]:
-    """Let the policy run out of memory in rows of more than `tokens`, and once after `pieces` rows that fit.
+    """Let the policy run out of memory in rows of more than `tokens`, and once after `pieces` rows
+    that fit.
 
     Yields the sizes of the rows that fit.
     """
@@ -60,7 +68,9 @@ def memory_for(policy: SharedModel, tokens: int, pieces: int = 10**9) -> Iterato
     def hidden(role: str, layout: Any, row: Tensor) -> Tensor:
         left[0] -= len(row) <= tokens
         if len(row) > tokens or left[0] == -1:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+            )
         fitted.append(len(row))
         return original(role, layout, row)
 
@@ -123,12 +133,16 @@ def test_other_errors_are_not_retried(policy: SharedModel) -> None:
     assert policy.memory.halvings == 0
 
 
-def test_little_memory_makes_a_small_budget(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_makes_a_small_budget(
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(budget, "CPU_ACTIVATIONS", 2.0**26)
     most = policy.token_budget
     del policy.memory.activation_bytes
     monkeypatch.setattr(budget, "total", lambda device: 2.0**27 + 1)  # a quarter of it may be taken
-    assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(most / 2, abs=1)
+    assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(
+        most / 2, abs=1
+    )
     monkeypatch.setattr(budget, "total", lambda device: 1.0)
     assert policy.token_budget == pytest.approx(most / 2, abs=1)  # read from the device once
     del policy.memory.activation_bytes
@@ -154,7 +168,9 @@ def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
         gc.enable()
 
 
-def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stage_packs_as_the_killed_one_did(
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = policy.memory
     memory.halvings, memory.sampling_halvings = 2, 1
     tokens, state = policy.token_budget, memory.state()
@@ -186,7 +202,11 @@ def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         policy.hidden("new", TreeLayout([GroupSpan(0, 512, ())]), torch.arange(512) % 300)
-    assert 0.9 * sum(stored.values()) < 512 * policy.memory.bytes_per_token < 1.6 * sum(stored.values())
+    assert (
+        0.9 * sum(stored.values())
+        < 512 * policy.memory.bytes_per_token
+        < 1.6 * sum(stored.values())
+    )
 
 
 def test_next_token_logprobs_shrink_too(policy: SharedModel) -> None:

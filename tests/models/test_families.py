@@ -1,7 +1,8 @@
-"""The matrix: what is trained, scored and sampled are the tokens of the model's own template, for every family.
+"""The matrix: what is trained, scored and sampled are the tokens of the model's own template, for
+every family.
 
-`families` has the families, `matrix` judges by plain transformers. `python docs/generate.py` writes the results into
-docs/models.md.
+`families` has the families, `matrix` judges by plain transformers. `python docs/generate.py` writes
+the results into docs/models.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ MARKED = [name for name, family in FAMILIES.items() if family.training]
 # Their prompt starts a block of reasoning that a finished turn does not begin with.
 REASONERS = ["DeepSeek R1 distills", "DeepSeek V3", "QwQ", "Nemotron 3 Nano"]
 # Their templates take `enable_thinking`.
-SWITCHED = ["Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6", "Qwen 3.8", "Nemotron 3 Nano", "GLM 4.5 to 4.6"]
+SWITCHED = [
+    "Qwen 3",
+    "Qwen 3.5, thinking",
+    "Qwen 3.6",
+    "Qwen 3.8",
+    "Nemotron 3 Nano",
+    "GLM 4.5 to 4.6",
+]
 
 
 @cache
@@ -82,7 +90,9 @@ def test_tokens_are_those_of_the_template(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("family", MARKED)
 def test_the_judge_agrees_with_trls_marks(family: str) -> None:
-    """Some marks include the turn's generation prompt, the line break after the turn, or the EOS token at the end."""
+    """Some marks include the turn's generation prompt, the line break after the turn, or the EOS
+    token at the end.
+    """
     for name in families.CONVERSATIONS.keys() - {"tools"}:  # the marks differ in what ends a call
         found = judge(family, FAMILIES[family].kinds[0], name)
         try:
@@ -131,14 +141,19 @@ def encoded(found: Encoded | None) -> Encoded:
 def test_an_answer_without_the_prompts_reasoning_is_refused(family: str) -> None:
     kind = FAMILIES[family].kinds[0]
     made = encoder(family, kind)
-    assert "does not write an answer without reasoning after its own prompt" in check_chat(made, "the base")[0]
+    assert (
+        "does not write an answer without reasoning after its own prompt"
+        in check_chat(made, "the base")[0]
+    )
     with pytest.raises(DataError, match="does not write the answer after its own prompt; set"):
         made.encode(matrix.group(judge(family, kind, "single")), matrix.MAX_LENGTH)
 
 
 @pytest.mark.parametrize("family", SWITCHED)
 def test_template_arguments_turn_reasoning_off(family: str) -> None:
-    """With `enable_thinking: false` the prompt ends in an empty block, as the template writes it."""
+    """With `enable_thinking: false` the prompt ends in an empty block, as the template writes
+    it.
+    """
     kind, switch = FAMILIES[family].kinds[0], {"enable_thinking": False}
     made = encoder(family, kind, **switch)
     check_chat(made, "base")
@@ -147,7 +162,11 @@ def test_template_arguments_turn_reasoning_off(family: str) -> None:
         first = found.answers[0]
         assert found.text(first) != judge(family, kind, name).text(first)
         for turns, scoring in matrix.modes(found, own=True):
-            assert matrix.outcome(found, made, turns, scoring) == matrix.Outcome("same"), (name, turns, scoring)
+            assert matrix.outcome(found, made, turns, scoring) == matrix.Outcome("same"), (
+                name,
+                turns,
+                scoring,
+            )
 
 
 # --- what models compute on these tokens
@@ -163,9 +182,17 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("base")
     tokenizer = family.tokenizer(family.kinds[0])
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(
-        vocab_size=len(tokenizer), pad_token_id=None, eos_token_id=family.end_ids(family.kinds[0]), **sizes
+        vocab_size=len(tokenizer),
+        pad_token_id=None,
+        eos_token_id=family.end_ids(family.kinds[0]),
+        **sizes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -175,7 +202,9 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 torch.nn.init.normal_(weight, std=0.2)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        shared = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
+        shared = SharedModel(
+            ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder)
+        )
         shared.add_role("judge", head="scalar")
         for name, weight in shared.parameters_of("judge").items():
             torch.nn.init.normal_(weight, std=0.2 if "lora" not in name else 0.0)
@@ -198,7 +227,11 @@ def test_scores_are_those_of_plain_transformers(service: LoadedBase) -> None:
     plain = AutoModelForSequenceClassification.from_pretrained(
         service.model.source, num_labels=1, dtype=torch.float32
     ).eval()
-    (head,) = (weight for name, weight in service.model.parameters_of("judge").items() if "lora" not in name)
+    (head,) = (
+        weight
+        for name, weight in service.model.parameters_of("judge").items()
+        if "lora" not in name
+    )
     plain.score.weight.copy_(head)
     found = conversations(service)
     scores = service["judge"].scores([matrix.group(one) for one in found])
@@ -217,7 +250,9 @@ def test_logprobs_are_those_of_plain_transformers(service: LoadedBase) -> None:
     for one, logprobs in zip(found, measured, strict=True):
         tokens, first = one.wanted(scoring=False), len(one.ids(one.answers[0]))
         logits = plain(torch.tensor([tokens])).logits[0, first - 1 : -1]
-        wanted = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens[first:])[:, None])[:, 0]
+        wanted = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens[first:])[:, None])[
+            :, 0
+        ]
         counts = torch.tensor(one.mask()[first:])
         assert counts.any() and (logprobs[~counts] == 0).all()
         torch.testing.assert_close(logprobs[counts], wanted[counts], atol=1e-5, rtol=1e-5)

@@ -38,7 +38,9 @@ def truncated(folder: Path) -> None:
 
 
 def text(folder: Path) -> None:
-    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (folder / WEIGHTS).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
 
 
 def empty(folder: Path) -> None:
@@ -50,7 +52,9 @@ def incomplete(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "model-1.safetensors")
     index = {
         "metadata": {},
-        "weight_map": {name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(names)},
+        "weight_map": {
+            name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(names)
+        },
     }
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
@@ -75,7 +79,9 @@ def of_another_library(folder: Path) -> None:
 
 def with_foreign_attention(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"_attn_implementation": "someone/kernel"}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"_attn_implementation": "someone/kernel"})
+    )
 
 
 def no_json(folder: Path) -> None:
@@ -100,7 +106,11 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     ("damage", "problem", "remedy"),
     [
         (with_settings(pad_token_id="a"), "generation_config.json cannot be read", "delete it"),
-        (with_settings(eos_token_id=["a"]), "generation_config.json cannot be read (ValueError", "correct it"),
+        (
+            with_settings(eos_token_id=["a"]),
+            "generation_config.json cannot be read (ValueError",
+            "correct it",
+        ),
         (pickled, "its weights in safetensors cannot be read (OSError", "again"),
         (truncated, "its weights in safetensors cannot be read (SafetensorError", "again"),
         (text, "its weights in safetensors cannot be read (", "git lfs pull"),
@@ -108,14 +118,32 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
         (incomplete, "model-2.safetensors", "again"),
         (without_weights, "its weights in safetensors cannot be read (OSError", "again"),
         (without_configuration, "its configuration cannot be read (", "a transformers model"),
-        (without_type, "its configuration cannot be read (ValueError: Unrecognized model", "a transformers model"),
+        (
+            without_type,
+            "its configuration cannot be read (ValueError: Unrecognized model",
+            "a transformers model",
+        ),
         (of_another_library, "model type `clockwork`", "a version that knows it"),
-        (with_foreign_attention, "someone/kernel', code of a repository, which is not run", "trust_remote_code"),
-        (no_json, "its configuration cannot be read (OSError: It looks like the config file", "a transformers model"),
-        (not_a_number, "model.norm.weight has values that are infinite or not a number", "another copy"),
+        (
+            with_foreign_attention,
+            "someone/kernel', code of a repository, which is not run",
+            "trust_remote_code",
+        ),
+        (
+            no_json,
+            "its configuration cannot be read (OSError: It looks like the config file",
+            "a transformers model",
+        ),
+        (
+            not_a_number,
+            "model.norm.weight has values that are infinite or not a number",
+            "another copy",
+        ),
     ],
 )
-def test_damaged_models_are_refused(damage: Callable[[Path], None], problem: str, remedy: str, tmp_path: Path) -> None:
+def test_damaged_models_are_refused(
+    damage: Callable[[Path], None], problem: str, remedy: str, tmp_path: Path
+) -> None:
     damage(make(tmp_path, "Llama"))
     with pytest.raises(RunFailed) as caught:
         loaded(tmp_path)
@@ -127,11 +155,15 @@ def test_damaged_models_are_refused(damage: Callable[[Path], None], problem: str
 def of_another_base(adapter: Path) -> None:
     (adapter / "alignkit.json").unlink()  # as plain peft saves it
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/model"}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "other/model"})
+    )
 
 
 def with_other_names(adapter: Path) -> None:
-    weights = {key.replace("q_proj", "query"): value for key, value in load_file(adapter / FILE).items()}
+    weights = {
+        key.replace("q_proj", "query"): value for key, value in load_file(adapter / FILE).items()
+    }
     save_file(weights, adapter / FILE)
 
 
@@ -162,7 +194,9 @@ FILE = "adapter_model.safetensors"
         (gone, f"{FILE} cannot be read .FileNotFoundError"),
     ],
 )
-def test_damaged_adapters_are_refused(damage: Callable[[Path], None], problem: str, tmp_path: Path) -> None:
+def test_damaged_adapters_are_refused(
+    damage: Callable[[Path], None], problem: str, tmp_path: Path
+) -> None:
     policy = loaded(make(tmp_path / "base", "Llama"))
     policy.add_role("new")
     policy.save("new", tmp_path / "adapter")
@@ -182,7 +216,9 @@ class Own: ...
 """
 
 
-def with_own_code(folder: Path, mark: Path, name: str, auto_map: dict[str, str], **changes: str) -> None:
+def with_own_code(
+    folder: Path, mark: Path, name: str, auto_map: dict[str, str], **changes: str
+) -> None:
     (folder / "own.py").write_text(OWN_CODE.replace("MARK", str(mark)))
     config = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(config | {"auto_map": auto_map} | changes))
@@ -190,10 +226,17 @@ def with_own_code(folder: Path, mark: Path, name: str, auto_map: dict[str, str],
 
 CASES: dict[str, Callable[[Path, Path], None]] = {
     "a model type of its own": lambda folder, mark: with_own_code(
-        folder, mark, "config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}, model_type="own"
+        folder,
+        mark,
+        "config.json",
+        {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
+        model_type="own",
     ),
     "a model of a known type": lambda folder, mark: with_own_code(
-        folder, mark, "config.json", {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"}
+        folder,
+        mark,
+        "config.json",
+        {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"},
     ),
     "a tokenizer": lambda folder, mark: with_own_code(
         folder,

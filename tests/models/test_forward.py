@@ -28,13 +28,21 @@ def test_measurements_keep_the_order_of_the_groups(tmp_path: Path) -> None:
     words = ("yes", "no, never", "perhaps, who knows?", "well", "it is late, and I am tired")
     encoder = Encoder(model.tokenizer)
     groups = [
-        Group(({"role": "user", "content": f"is it {n}?"},), (Response(text=w), Response(text=w + "!")), bundle=bundle)
+        Group(
+            ({"role": "user", "content": f"is it {n}?"},),
+            (Response(text=w), Response(text=w + "!")),
+            bundle=bundle,
+        )
         for n, (w, bundle) in enumerate(zip(words, ("a", "b", "a", None, "b"), strict=True))
     ]
     whole = [e for group in groups if (e := encoder.encode(group, 200)) is not None]
     assert [len(unit) for unit in indivisible([e.group.bundle for e in whole])] == [2, 2, 1]
     model.add_role("rm", head="scalar")
-    wanted = {"logprobs": Wants(), "values": Wants(False, values="rm"), "scores": Wants(False, scores=True)}
+    wanted = {
+        "logprobs": Wants(),
+        "values": Wants(False, values="rm"),
+        "scores": Wants(False, scores=True),
+    }
     for role, what in (("base", "logprobs"), ("rm", "values"), ("rm", "scores")):
         alone = [row for e in whole for row in measure(model, role, [e], wanted[what])[what]]
         found = measure(model, role, whole, wanted[what])[what]
@@ -48,7 +56,9 @@ class Enough(Exception):
 
 
 @pytest.mark.parametrize("what", ["measured", "sampled"])
-def test_a_long_pass_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_long_pass_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """Before the next micro-batch or token."""
     model = tiny_model(tmp_path)
     monkeypatch.setattr(SharedModel, "token_budget", 1)
@@ -65,5 +75,7 @@ def test_a_long_pass_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             measure(model, "base", groups)["logprobs"]
         else:
             sampling = Sampling(max_new_tokens=50, min_new_tokens=40)
-            sample(model, "base", Encoder(model.tokenizer), [e.group for e in groups], sampling, seed=0)
+            sample(
+                model, "base", Encoder(model.tokenizer), [e.group for e in groups], sampling, seed=0
+            )
     assert len(seen) == 4

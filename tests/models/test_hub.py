@@ -53,7 +53,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     lookup = huggingface_hub.try_to_load_from_cache
     cache = tmp_path / "hub"
     monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda *args, **more: lookup(*args, cache_dir=cache, **more)
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda *args, **more: lookup(*args, cache_dir=cache, **more),
     )
     return found
 
@@ -111,7 +113,10 @@ def test_refusals_say_what_to_do(hub: Hub, error: Exception, wrong: str) -> None
     with pytest.raises(RunFailed) as caught:
         locate(ID)
     first, second = str(caught.value).split("\nhelp: ")
-    assert f"model.base '{ID}' is neither a folder nor in the hub's cache, and https://hub.test" in first
+    assert (
+        f"model.base '{ID}' is neither a folder nor in the hub's cache, and https://hub.test"
+        in first
+    )
     assert wrong in first and "`hf auth login`" in second and "`hf download`" in second
     assert len(hub.asked) == 1, "no retries"
 
@@ -131,7 +136,9 @@ def test_an_incomplete_copy_does_not_count(hub: Hub, cached: Path) -> None:
 
 
 def test_an_invalid_hub_id_is_an_error(hub: Hub) -> None:
-    with pytest.raises(RunFailed, match=r"'models/my/own' is neither a folder nor in the hub's cache"):
+    with pytest.raises(
+        RunFailed, match=r"'models/my/own' is neither a folder nor in the hub's cache"
+    ):
         locate("models/my/own")
 
 
@@ -146,7 +153,12 @@ def test_a_cached_model_loads_without_a_network(
     policy = SharedModel(ModelSpec(base=ID, dtype="float32", device="cpu", lora=lora), ID)
     policy.add_role("new")
     policy.save("new", tmp_path / "adapter")
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == ID
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ]
+        == ID
+    )
     policy.add_role("again", start=tmp_path / "adapter")
 
 
@@ -155,6 +167,8 @@ def test_a_missing_network_costs_no_retries(hub: Hub, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     point_to("http://127.0.0.1:9", monkeypatch)
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again"))
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again")
+    )
     with pytest.raises(RunFailed, match=r"http://127\.0\.0\.1:9 does not serve it \(ConnectError"):
         locate("nobody/has-this-model")

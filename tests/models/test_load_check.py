@@ -1,4 +1,6 @@
-"""Models that can and cannot use packed rows, and mistakes that the check of a small copy must find."""
+"""Models that can and cannot use packed rows, and mistakes that the check of a small copy must
+find.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_every_family_has_its_answer(name: str, tmp_path: Path) -> None:
     assert REASONS.get(name, "") in policy.unpacked_because
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}])
+@pytest.mark.parametrize(
+    "options", [{"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}]
+)
 def test_the_precision_of_the_weights_has_no_say(options: dict[str, Any], tmp_path: Path) -> None:
     policy = loaded(tmp_path, "Llama", **options)
     assert policy.packs, policy.unpacked_because
@@ -68,7 +72,9 @@ def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert copy.config.layer_types == kinds and len(copy.model.layers) == 6
     assert copy.config.vocab_size == 256 and copy.model.layers[0].mlp.down_proj.in_features == 16
-    assert copy.config.hidden_size == 32 and {weight.dtype for weight in copy.parameters()} == {torch.float32}
+    assert copy.config.hidden_size == 32 and {weight.dtype for weight in copy.parameters()} == {
+        torch.float32
+    }
 
 
 def test_the_copy_is_small_if_the_layers_have_another_name(tmp_path: Path) -> None:
@@ -105,10 +111,15 @@ def test_wrong_attention_is_found(
 ) -> None:
     monkeypatch.setattr(TreeLayout, "attend", mistake)
     policy = loaded(tmp_path, name)
-    assert not policy.packs and "packed attention differs from the model's own" in policy.unpacked_because
+    assert (
+        not policy.packs
+        and "packed attention differs from the model's own" in policy.unpacked_because
+    )
 
 
-def test_rows_of_a_batch_that_see_each_other_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_batch_that_see_each_other_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attend = Decoding.attend
 
     def mixed(self: Decoding, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
@@ -121,7 +132,12 @@ def test_rows_of_a_batch_that_see_each_other_are_found(tmp_path: Path, monkeypat
 
 def test_arguments_that_no_layout_knows_are_refused() -> None:
     module, x = torch.nn.Module(), torch.zeros(1, 1, 2, 4)
-    for name, value in {"s_aux": x, "attention_mask": x, "dropout": 0.1, "position_bias": x}.items():
+    for name, value in {
+        "s_aux": x,
+        "attention_mask": x,
+        "dropout": 0.1,
+        "position_bias": x,
+    }.items():
         arguments = {"attention_mask": None, name: value}
         with pytest.raises(attention.UnsupportedAttention, match=f"takes {name}"):
             attention._interface(module, x, x, x, **arguments)

@@ -1,4 +1,6 @@
-"""Mixtures of experts: trained with the default LoRA, next to plain peft with the same target modules."""
+"""Mixtures of experts: trained with the default LoRA, next to plain peft with the same target
+modules.
+"""
 
 from __future__ import annotations
 
@@ -29,26 +31,36 @@ BETA = 0.5  # of DPO, so that its gradient is not small
 def loaded(folder: Path, targets: str | list[str] = "all-linear") -> SharedModel:
     """The model with a trainable role `new`, whose adapter is not zero."""
     lora = LoraSpec(r=2, lora_alpha=7, target_modules=targets)
-    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy = SharedModel(
+        ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder)
+    )
     policy.add_role("new")
     with torch.no_grad():
         for number, parameter in enumerate(policy.parameters_of("new").values()):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(number)
+            )
     return policy
 
 
 def plain_peft(folder: Path) -> Any:
     from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=True, dtype=torch.float32).eval()
+    return AutoPeftModelForCausalLM.from_pretrained(
+        folder, is_trainable=True, dtype=torch.float32
+    ).eval()
 
 
 def pairs() -> Examples:
     """Three groups of two responses each, of which the second is better."""
     groups = []
     for number, lengths in enumerate([(5, 3), (2, 7), (4, 4)]):
-        rows = tuple(ResponseTokens(tokens(n, 10 * number + r), (True,) * n) for r, n in enumerate(lengths))
-        groups.append(Encoded(Group((), id=str(number)), tokens(4, 99 + number), rows, (Pair(1, 0),)))
+        rows = tuple(
+            ResponseTokens(tokens(n, 10 * number + r), (True,) * n) for r, n in enumerate(lengths)
+        )
+        groups.append(
+            Encoded(Group((), id=str(number)), tokens(4, 99 + number), rows, (Pair(1, 0),))
+        )
     return Examples(groups)
 
 
@@ -67,7 +79,11 @@ def learner(policy: SharedModel, algorithm: str, **options: Any) -> Learner:
 def sums(model: Any, examples: Examples) -> Tensor:
     """The log-probability of every response, [responses]."""
     return torch.stack(
-        [logprobs_with_gradient(model, g.prompt, row.tokens).sum() for g in examples.groups for row in g.rows]
+        [
+            logprobs_with_gradient(model, g.prompt, row.tokens).sum()
+            for g in examples.groups
+            for row in g.rows
+        ]
     )
 
 
@@ -77,8 +93,15 @@ def logprobs_with_gradient(model: Any, prompt: Any, response: Any) -> Tensor:
 
 
 def check_gradients(policy: SharedModel, model: Any) -> None:
-    theirs = {name.removeprefix("base_model.model."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-    ours = {name.replace(".role_new.", ".default."): p.grad for name, p in policy.parameters_of("new").items()}
+    theirs = {
+        name.removeprefix("base_model.model."): p.grad
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    ours = {
+        name.replace(".role_new.", ".default."): p.grad
+        for name, p in policy.parameters_of("new").items()
+    }
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         # peft merges the adapter into some weights, so it rounds differently.
@@ -100,7 +123,9 @@ def check_steps(policy: SharedModel, folder: Path) -> None:
     nll.backward()
     check_gradients(policy, model)
 
-    examples.token_columns["reference_logprobs"] = measure(policy, BASE, examples.groups)["logprobs"]
+    examples.token_columns["reference_logprobs"] = measure(policy, BASE, examples.groups)[
+        "logprobs"
+    ]
     dpo = learner(policy, "dpo", beta=BETA).step(examples, 0.0)
     with torch.no_grad(), model.disable_adapter():
         reference = sums(model, examples)
@@ -111,7 +136,9 @@ def check_steps(policy: SharedModel, folder: Path) -> None:
     check_gradients(policy, model)
 
 
-def check_recomputed_steps(policy: SharedModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_recomputed_steps(
+    policy: SharedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same with layers that are computed again in the backward pass."""
     recomputed = recomputed_layers(monkeypatch)
     monkeypatch.setattr("alignkit.models.memory.total", lambda device: 1.0)
@@ -127,7 +154,9 @@ def test_mixtures_train_like_plain_peft(
     with caplog.at_level(logging.WARNING, logger="alignkit"):
         policy = loaded(make(tmp_path / "base", name))
     frozen = [
-        record.message for record in caplog.records if "also those of dense and shared MLPs: model." in record.message
+        record.message
+        for record in caplog.records
+        if "also those of dense and shared MLPs: model." in record.message
     ]
     assert len(frozen) == 1
     check_steps(policy, tmp_path / "adapter")
@@ -148,14 +177,21 @@ def test_merged_mixtures_have_the_same_logits(name: str, tmp_path: Path) -> None
     merged = model.merge_and_unload()
     policy.add_role("again", start=tmp_path / "peft")
     groups = ragged()
-    wanted = torch.cat([logprobs_alone(merged, g.prompt, row.tokens) for g in groups for row in g.rows])
+    wanted = torch.cat(
+        [logprobs_alone(merged, g.prompt, row.tokens) for g in groups for row in g.rows]
+    )
     for role in ("new", "again"):
-        torch.testing.assert_close(torch.cat(measure(policy, role, groups)["logprobs"]), wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.cat(measure(policy, role, groups)["logprobs"]), wanted, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "targets", "kind"),
-    [("Llama4Text", ["q_proj", "router"], "Llama4Router"), ("Mixtral", ["q_proj", "w1", "w2", "w3"], "MixtralExperts")],
+    [
+        ("Llama4Text", ["q_proj", "router"], "Llama4Router"),
+        ("Mixtral", ["q_proj", "w1", "w2", "w3"], "MixtralExperts"),
+    ],
 )
 def test_routers_and_stacked_experts_cannot_have_an_adapter(
     name: str, targets: list[str], kind: str, tmp_path: Path

@@ -18,7 +18,9 @@ from tests.sampled import sample
 
 def mixed(folder: Path, name: str = "Llama") -> SharedModel:
     made = make(folder, name)
-    return SharedModel(ModelSpec(base="b", lora=None, mixed_precision="bf16", device="cpu"), str(made))
+    return SharedModel(
+        ModelSpec(base="b", lora=None, mixed_precision="bf16", device="cpu"), str(made)
+    )
 
 
 @pytest.mark.parametrize("name", ["Llama", "Bloom"])
@@ -34,16 +36,23 @@ def test_weights_and_gradients_are_fp32_and_products_bf16(name: str, tmp_path: P
         if type(module) is torch.nn.Linear:
             module.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
     row = pack(ragged())
-    logprobs, _ = model.logprobs("new", model.hidden("new", row.layout, row.tokens)[row.before], row.targets)
+    logprobs, _ = model.logprobs(
+        "new", model.hidden("new", row.layout, row.tokens)[row.before], row.targets
+    )
     with torch.no_grad():
-        exact, _ = full.logprobs(BASE, full.hidden(BASE, row.layout, row.tokens)[row.before], row.targets)
+        exact, _ = full.logprobs(
+            BASE, full.hidden(BASE, row.layout, row.tokens)[row.before], row.targets
+        )
     assert seen == {torch.bfloat16} and logprobs.dtype == torch.float32
     difference = (logprobs - exact).abs().max()
     assert 0 < difference < 0.05
     logprobs.sum().backward()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
     learned = [p.grad for name, p in parameters.items() if "score" not in name]
-    assert all(grad is not None and grad.dtype == torch.float32 and grad.isfinite().all() for grad in learned)
+    assert all(
+        grad is not None and grad.dtype == torch.float32 and grad.isfinite().all()
+        for grad in learned
+    )
 
 
 def test_samples_have_the_log_probabilities_that_training_measures(tmp_path: Path) -> None:
@@ -51,7 +60,15 @@ def test_samples_have_the_log_probabilities_that_training_measures(tmp_path: Pat
     model.add_role("new")
     model.make_trainable("new")
     encoder = Encoder(model.tokenizer)
-    groups = sample(model, "new", encoder, questions(4), Sampling(max_new_tokens=8), samples_per_prompt=2, seed=0)
+    groups = sample(
+        model,
+        "new",
+        encoder,
+        questions(4),
+        Sampling(max_new_tokens=8),
+        samples_per_prompt=2,
+        seed=0,
+    )
     encoded = [found for group in groups if (found := encoder.encode(group, 200)) is not None]
     measured = torch.cat(measure(model, "new", encoded)["logprobs"])
     responses = [response for group in groups for response in group.responses]

@@ -13,7 +13,9 @@ from alignkit.sampling import Sampling
 
 
 def frequencies(logits: Tensor, sampling: Sampling, draws: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Frequencies of the tokens over evenly spaced draws, and their log-probabilities (0: never chosen)."""
+    """Frequencies of the tokens over evenly spaced draws, and their log-probabilities (0: never
+    chosen).
+    """
     u = (torch.arange(draws).double() + 0.5) / draws
     early = torch.full((draws,), True) if sampling.min_new_tokens else None
     chosen, logprobs = choose(logits.expand(draws, -1), u, sampling, early, torch.tensor([0]))
@@ -29,14 +31,20 @@ def test_inverse_cdf_matches_the_whole_vocabularys(size: int) -> None:
     weights[:, [0, -1]] = 0
     weights[:, size // 2] += 0.01
     for scale in (1.0, 1e-6):
-        for draws in (torch.rand(50, generator=generator, dtype=torch.float64), torch.zeros(50).double()):
+        for draws in (
+            torch.rand(50, generator=generator, dtype=torch.float64),
+            torch.zeros(50).double(),
+        ):
             cumulative = (scale * weights.double()).cumsum(dim=-1)
             wanted = draws[:, None] * cumulative[:, -1:]
             found = inverse_cdf(scale * weights, draws)[:, None]
             # Up to rounding, the draw is between the sums before and after the chosen token.
             slack = 1e-6 * cumulative[:, -1:]
             before = cumulative.gather(1, found) - scale * weights.double().gather(1, found)
-            assert bool((before <= wanted + slack).all() and (wanted <= cumulative.gather(1, found) + slack).all())
+            assert bool(
+                (before <= wanted + slack).all()
+                and (wanted <= cumulative.gather(1, found) + slack).all()
+            )
             assert bool((weights.gather(1, found) > 0).all())
     nearly_one = torch.full((50,), 1 - 2**-53, dtype=torch.float64)
     assert bool((weights.gather(1, inverse_cdf(weights, nearly_one)[:, None]) > 0).all())
@@ -89,9 +97,13 @@ def test_apples_gpus_compute_no_fp64() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class NoDoubles(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
-            assert not (isinstance(out, Tensor) and out.device.type == "mps" and out.dtype == torch.float64), func
+            assert not (
+                isinstance(out, Tensor) and out.device.type == "mps" and out.dtype == torch.float64
+            ), func
             return out
 
     with FakeTensorMode(), NoDoubles():

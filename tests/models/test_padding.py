@@ -1,4 +1,6 @@
-"""Reward models that we save, read by transformers, peft and TRL: the same scores, alone and in padded batches."""
+"""Reward models that we save, read by transformers, peft and TRL: the same scores, alone and in
+padded batches.
+"""
 
 from __future__ import annotations
 
@@ -39,17 +41,25 @@ def base(folder: Path, padding: int | None, has_pad_token: bool) -> Path:
 
 
 def reward_model(folder: Path, lora: LoraSpec | None) -> SharedModel:
-    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy = SharedModel(
+        ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder)
+    )
     policy.add_role("reward", head="scalar")
     with torch.no_grad():
         for number, parameter in enumerate(policy.parameters_of("reward").values()):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(number)
+            )
     return policy
 
 
 def rows(end: tuple[int, ...]) -> list[Encoded]:
     return [
-        Encoded(Group((), id=str(n)), prompt, (ResponseTokens((*words, *end), (True,) * (len(words) + len(end))),))
+        Encoded(
+            Group((), id=str(n)),
+            prompt,
+            (ResponseTokens((*words, *end), (True,) * (len(words) + len(end))),),
+        )
         for n, (prompt, words) in enumerate(zip(PROMPTS, RESPONSES, strict=True))
     ]
 
@@ -58,13 +68,19 @@ def stranger(folder: Path, lora: LoraSpec | None) -> Any:
     if lora is None:
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32
+        ).eval()
     from peft import AutoPeftModelForSequenceClassification
 
-    return AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
+    return AutoPeftModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32
+    ).eval()
 
 
-def check_scores(model: Any, tokenizer: Any, groups: list[Encoded], wanted: list[float], batches: bool) -> None:
+def check_scores(
+    model: Any, tokenizer: Any, groups: list[Encoded], wanted: list[float], batches: bool
+) -> None:
     sequences = [list(group.prompt + group.rows[0].tokens) for group in groups]
     alone = [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
     assert alone == pytest.approx(wanted, abs=1e-5)
@@ -104,7 +120,9 @@ def test_strangers_read_the_same_score(
     groups = rows(ENDS[end])
     wanted = torch.stack(measure(policy, "reward", groups, SCORES)["scores"]).tolist()
     policy.add_role("again", start=tmp_path / "reward", head="scalar")
-    assert torch.stack(measure(policy, "again", groups, SCORES)["scores"]).tolist() == pytest.approx(wanted, abs=1e-6)
+    assert torch.stack(
+        measure(policy, "again", groups, SCORES)["scores"]
+    ).tolist() == pytest.approx(wanted, abs=1e-6)
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     model = stranger(tmp_path / "reward", lora)
@@ -133,10 +151,14 @@ def test_adapters_of_earlier_versions_are_read_at_the_last_token(tmp_path: Path)
     policy.add_role("old", start=tmp_path / "old", head="scalar")
     policy.roles["reward"].unread = None
     groups = rows((EOS,))
-    found, wanted = (torch.stack(measure(policy, role, groups, SCORES)["scores"]) for role in ("old", "reward"))
+    found, wanted = (
+        torch.stack(measure(policy, role, groups, SCORES)["scores"]) for role in ("old", "reward")
+    )
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     policy.roles["old"].unread = EOS
-    assert not torch.allclose(torch.stack(measure(policy, "old", groups, SCORES)["scores"]), wanted, atol=1e-3)
+    assert not torch.allclose(
+        torch.stack(measure(policy, "old", groups, SCORES)["scores"]), wanted, atol=1e-3
+    )
 
 
 def test_padding_is_a_token_that_ends_no_turn() -> None:

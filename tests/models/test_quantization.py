@@ -1,4 +1,6 @@
-"""A base in 4 bits: what is stored, and that training on it is training on the numbers it was rounded to."""
+"""A base in 4 bits: what is stored, and that training on it is training on the numbers it was
+rounded to.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,20 @@ from alignkit_plugins.models.whole_model import export
 from alignkit_plugins.recipes.plan import quantized_width
 from tests.test_train import encoded
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here"
+)
 FORMS = ["nf4", "nf4_double_quant"]
 
 
 def spec_of(quantization: Any, base: str = "tiny") -> ModelSpec:
-    fields = {"base": base, "dtype": "float32", "device": "cpu", "lora": LoraSpec(r=4), "quantization": quantization}
+    fields = {
+        "base": base,
+        "dtype": "float32",
+        "device": "cpu",
+        "lora": LoraSpec(r=4),
+        "quantization": quantization,
+    }
     return ModelSpec.model_validate(fields)
 
 
@@ -42,19 +52,25 @@ def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """A loss, and the gradients of the adapter by name."""
     loss = -forward(model, "policy", encoded(model, 4), Wants()).logprobs.sum()
     loss.backward()
-    gradients = {name: p.grad for name, p in model.parameters_of("policy").items() if p.grad is not None}
+    gradients = {
+        name: p.grad for name, p in model.parameters_of("policy").items() if p.grad is not None
+    }
     return loss.detach(), gradients
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_and_gradients_are_those_of_the_rounded_weights(form: Any, tmp_path: Path) -> None:
     quantized = shared(form)
-    notes = export(None, tmp_path, quantized.base, quantized.spec, torch.float32, quantized.tokenizer, ())
+    notes = export(
+        None, tmp_path, quantized.base, quantized.spec, torch.float32, quantized.tokenizer, ()
+    )
     assert notes == []
     loss, gradients = learned(quantized)
     expected, others = learned(shared("none", tmp_path))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    assert gradients.keys() == others.keys() and len(gradients) == len(quantized.parameters_of("policy"))
+    assert gradients.keys() == others.keys() and len(gradients) == len(
+        quantized.parameters_of("policy")
+    )
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, others[name], rtol=1e-4, atol=1e-6)
     without, _ = learned(shared("none"))

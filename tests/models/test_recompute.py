@@ -19,7 +19,9 @@ from alignkit.settings import LoraSpec, ModelSpec
 
 # Every way with one architecture, and every architecture with one way; `make slow` has all pairs.
 PAIRS = [
-    pytest.param(name, way, marks=() if number == 0 or place == number % len(WAYS) else pytest.mark.slow)
+    pytest.param(
+        name, way, marks=() if number == 0 or place == number % len(WAYS) else pytest.mark.slow
+    )
     for number, name in enumerate(ARCHITECTURES)
     for place, way in enumerate(WAYS)
 ]
@@ -29,20 +31,28 @@ PAIRS = [
 def test_recomputed_layers_have_the_same_gradients(
     name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two roles in one backward pass, which starts while another role is active and another row was read last."""
+    """Two roles in one backward pass, which starts while another role is active and another row was
+    read last.
+    """
     folder, recomputed = make(tmp_path, name), recomputed_layers(monkeypatch)
-    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=2, lora_alpha=4), device="cpu")
+    spec = ModelSpec(
+        base=str(folder), dtype="float32", lora=LoraSpec(r=2, lora_alpha=4), device="cpu"
+    )
     policy = SharedModel(spec, str(folder))
     policy.add_role("new")
     policy.add_role("value", start="new", head="scalar")
     parameters = {role: policy.make_trainable(role) for role in ("new", "value")}
     with torch.no_grad():
         for number, parameter in enumerate(p for own in parameters.values() for p in own.values()):
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter += 0.05 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(number)
+            )
     row = pack(ragged())
 
     def gradients() -> list[Tensor]:
-        logprobs, _ = policy.logprobs("new", policy.hidden("new", row.layout, row.tokens)[row.before], row.targets)
+        logprobs, _ = policy.logprobs(
+            "new", policy.hidden("new", row.layout, row.tokens)[row.before], row.targets
+        )
         values = policy.scalars("value", policy.hidden("value", row.layout, row.tokens)[row.before])
         loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
         policy.hidden(BASE, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])
@@ -72,7 +82,13 @@ def test_activation_checkpointing_stores_less_for_the_same_gradients(
     recomputed = recomputed_layers(monkeypatch)
 
     def learned(checkpointing: bool) -> tuple[list[Tensor], int, int]:
-        spec = ModelSpec(base="b", dtype="float32", device="cpu", lora=lora, activation_checkpointing=checkpointing)
+        spec = ModelSpec(
+            base="b",
+            dtype="float32",
+            device="cpu",
+            lora=lora,
+            activation_checkpointing=checkpointing,
+        )
         model = SharedModel(spec, str(folder))
         model.add_role("new")
         parameters = [p for name, p in model.make_trainable("new").items() if "lm_head" not in name]
@@ -87,7 +103,11 @@ def test_activation_checkpointing_stores_less_for_the_same_gradients(
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             hidden = model.hidden("new", row.layout, row.tokens)
         found = torch.autograd.grad(hidden.square().sum(), parameters)
-        return list(found), len(recomputed), sum(x.untyped_storage().nbytes() for x in kept.values())
+        return (
+            list(found),
+            len(recomputed),
+            sum(x.untyped_storage().nbytes() for x in kept.values()),
+        )
 
     (plain, none, much), (again, some, little) = learned(False), learned(True)
     assert (none, some) == (0, LLAMA["num_hidden_layers"]) and little < much / 3

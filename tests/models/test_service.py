@@ -24,7 +24,8 @@ def models(tmp_path: Path) -> LoadedBase:
     import alignkit_plugins.models.tiny
 
     model = SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_plugins.models.tiny.source(tmp_path))
+        ModelSpec(base="tiny", dtype="float32", device="cpu"),
+        str(alignkit_plugins.models.tiny.source(tmp_path)),
     )
     return LoadedBase(model, lambda reference: tmp_path / reference)
 
@@ -34,7 +35,9 @@ def asked(text: str) -> list[Message]:
 
 
 @torch.no_grad()
-def test_next_token_logprobs_match_the_models(models: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_token_logprobs_match_the_models(
+    models: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
     found = models["base"].next_token_logprobs(prompts, ["1", "2"], prefill="answer=")
@@ -51,7 +54,9 @@ def test_next_token_logprobs_match_the_models(models: LoadedBase, monkeypatch: p
 def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) -> None:
     """Beyond its context a model's numbers are meaningless."""
     long = asked("is it? " * models.model.context)
-    found = models["base"].next_token_logprobs([asked("well?"), long, asked("is it so?")], ["1", "2"])
+    found = models["base"].next_token_logprobs(
+        [asked("well?"), long, asked("is it so?")], ["1", "2"]
+    )
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
     alone = models["base"].next_token_logprobs([asked("is it so?")], ["1", "2"])
     torch.testing.assert_close(found[2:], alone, atol=1e-5, rtol=1e-5)
@@ -71,20 +76,25 @@ def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> No
     models.role = lambda reference: reference  # type: ignore[method-assign]
     long = "well " * models.max_length
     groups = [
-        Group(tuple(asked(text)), (Response(text=answer),)) for text, answer in (("a", "b"), ("c", long), (long, "d"))
+        Group(tuple(asked(text)), (Response(text=answer),))
+        for text, answer in (("a", "b"), ("c", long), (long, "d"))
     ]
     scores = models["judge"].scores(groups)
     assert [score is None for score in scores] == [False, False, True]
     assert said == [
-        "judge: at max_length 1 responses were cut before scoring, and 1 groups have no score, because their prompts "
-        "fill it"
+        (
+            "judge: at max_length 1 responses were cut before scoring, and 1 groups have no "
+            "score, because their prompts fill it"
+        )
     ]
     models["judge"].scores(groups[:1])
     assert len(said) == 1
 
 
 def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBase) -> None:
-    """Samples are named by the place of their prompt, so the same run with a shorter prompt draws the same others."""
+    """Samples are named by the place of their prompt, so the same run with a shorter prompt draws
+    the same others.
+    """
     long = "well " * models.max_length
     found = [
         models["base"].sample(
@@ -99,7 +109,8 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBa
     for index in (0, 2):
         for one, other in zip(found[0][index].responses, found[1][index].responses, strict=True):
             assert one.tokens == other.tokens
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)  # some processors round by the batch's size
+            # Some processors round by the batch's size
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
@@ -125,12 +136,15 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
     models["base"].next_token_logprobs(prompts, ["1", "2"])
     totals = {"sampling from base": 6, "measuring judge": 3, "measuring base": 3, "asking base": 3}
     assert {what: done[0] for what, done in shown.items()} == totals
-    assert all(done[1:] == sorted({*done[1:], done[0]}) for done in shown.values())  # rises up to the total
+    # Rises up to the total
+    assert all(done[1:] == sorted({*done[1:], done[0]}) for done in shown.values())
     assert len(shown["asking base"]) > 2
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, quantization: str) -> None:
+def test_five_roles_hold_nothing_but_the_base_and_their_weights(
+    tmp_path: Path, quantization: str
+) -> None:
     """No copies: the tensors are exactly the base's, the adapters', and the heads'."""
     import alignkit_plugins.models.tiny
     from benchmarks.models import bytes_of
@@ -147,12 +161,16 @@ def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, 
 
 
 def sentencepiece_models(folder: Path, kind: str) -> LoadedBase:
-    """A random model with a SentencePiece tokenizer, which writes a space before the first word of a text."""
+    """A random model with a SentencePiece tokenizer, which writes a space before the first word of
+    a text.
+    """
     import family_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = family_tokenizers.tokenizer(kind, bos="<s>", eos="</s>")
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=4096, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,

@@ -29,13 +29,17 @@ def test_a_role_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> N
 def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
     import alignkit_plugins.models.tiny
 
-    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"]))
+    spec = ModelSpec(
+        base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"])
+    )
     with pytest.raises(RunFailed, match="Embedding cannot have an adapter"):
         SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path))).add_role("new")
 
 
 def test_the_context_ends_where_positions_would_change_for_a_whole_row(tmp_path: Path) -> None:
-    """Transformers chooses Phi-3's short or long factors by the longest position in the whole row."""
+    """Transformers chooses Phi-3's short or long factors by the longest position in the whole
+    row.
+    """
     from transformers import Phi3Config
 
     config = Phi3Config(max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters={

@@ -1,6 +1,8 @@
-"""Every family in SFT, a reward model, DPO, PPO and an evaluation: each stage loads what another one saved.
+"""Every family in SFT, a reward model, DPO, PPO and an evaluation: each stage loads what another
+one saved.
 
-Then PPO once more, stopped and resumed; a chat with its policy; and an export of its merged weights.
+Then PPO once more, stopped and resumed; a chat with its policy; and an export of its merged
+weights.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from architectures import ARCHITECTURES, MIXTURES, STATE_SPACES, UNPACKED, logprobs_alone, make, questions
+from architectures import (
+    ARCHITECTURES,
+    MIXTURES,
+    STATE_SPACES,
+    UNPACKED,
+    logprobs_alone,
+    make,
+    questions,
+)
 
 from alignkit.cli import main
 from alignkit.data.group import Group, Response, write_groups
@@ -38,15 +48,28 @@ def write_recipe(folder: Path, name: str) -> Path:
         for row in range(4)
     ]
     write_groups(folder / "rows.jsonl", groups)
-    write_groups(folder / "answers.jsonl", [replace(group, responses=group.responses[:1]) for group in groups])
+    write_groups(
+        folder / "answers.jsonl",
+        [replace(group, responses=group.responses[:1]) for group in groups],
+    )
     stage = {"from": "sft", "batch_size": 2, "learning_rate": 1e-3}
     rollout = {"max_new_tokens": 3, "samples_per_prompt": 2}
-    online = {"prompts": "rows.jsonl", "rollout": rollout, "iterations": 2, "prompts_per_iteration": 2}
+    online = {
+        "prompts": "rows.jsonl",
+        "rollout": rollout,
+        "iterations": 2,
+        "prompts_per_iteration": 2,
+    }
     online["checkpoint_every"] = 1
     recipe = {
         "model": {"base": "model", "lora": {"r": 2}, "device": "cpu", "dtype": "float32"},
         "stages": {
-            "sft": {"algorithm": "sft", "data": "answers.jsonl", "batch_size": 2, "learning_rate": 1e-3},
+            "sft": {
+                "algorithm": "sft",
+                "data": "answers.jsonl",
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+            },
             "liked": {"algorithm": "reward_model", "data": "rows.jsonl", **stage},
             "dpo": {"algorithm": "dpo", "data": "rows.jsonl", **stage},
             "ppo": {"algorithm": "ppo", "reward": "liked", **online, **stage},
@@ -69,8 +92,12 @@ def test_a_family_without_a_classifier_is_refused_before_a_reward_model_of_all_w
 ) -> None:
     """Only what is saved as one: the value function of PPO is not."""
     recipe = str(write_recipe(tmp_path, name))
-    (tmp_path / "odd.py").write_text("def odd(completions):\n    return [sum(c.encode()) % 7 for c in completions]\n")
-    reward = f'stages.ppo.reward={{"python": {{"path": "{tmp_path / "odd.py"}", "function": "odd"}}}}'
+    (tmp_path / "odd.py").write_text(
+        "def odd(completions):\n    return [sum(c.encode()) % 7 for c in completions]\n"
+    )
+    reward = (
+        f'stages.ppo.reward={{"python": {{"path": "{tmp_path / "odd.py"}", "function": "odd"}}}}'
+    )
     without = ["~stages.dpo", "~stages.report", "model.lora=none", reward]
     command = ["run", recipe, "--out", str(tmp_path / "out"), *without, "~stages.liked"]
     assert main(command) == 0
@@ -81,8 +108,8 @@ def test_a_family_without_a_classifier_is_refused_before_a_reward_model_of_all_w
     said = " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "out" / "liked" / "checkpoints").exists() is False
     text = (
-        "error: stage 'liked': a reward model of all weights is saved as a classifier, and transformers has none for "
-        "gemma4_text help: train an adapter instead"
+        "error: stage 'liked': a reward model of all weights is saved as a classifier, and "
+        "transformers has none for gemma4_text help: train an adapter instead"
     )
     assert (text in said) == refused
 
@@ -106,7 +133,14 @@ def stopped_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
     """The digests of the policy of a run that stopped after the first iteration of PPO."""
     (folder / "stopper.py").write_text(STOPPER)
     out = folder / "stopped" / "run"  # a folder of its own, or the finished stages would be reused
-    command = ["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "stopper.py"), "--out", str(out)]
+    command = [
+        "run",
+        str(folder / "recipe.yaml"),
+        "--plugin",
+        str(folder / "stopper.py"),
+        "--out",
+        str(out),
+    ]
     monkeypatch.setenv("STOP_AT", "ppo")
     assert main(command) == 130
     monkeypatch.delenv("STOP_AT")
@@ -122,7 +156,9 @@ def check_merged(run: Path, exported: Path) -> None:
     models, groups = Run(load_recipe(run.parent / "recipe.yaml"), run).models, questions(3)
     groups = [replace(group, responses=(Response("t40 t52"),)) for group in groups]
     ours, base = models["ppo"].logprobs(groups), models["base"].logprobs(groups)
-    assert max(float((one - other).abs().max()) for one, other in zip(ours, base, strict=True)) > 0.01
+    assert (
+        max(float((one - other).abs().max()) for one, other in zip(ours, base, strict=True)) > 0.01
+    )
     for group, wanted in zip(groups, ours, strict=True):
         row = models.of("base").encoder.encode(group, 256)
         (response,) = row.rows
@@ -136,8 +172,12 @@ def check_merged(run: Path, exported: Path) -> None:
     "Dense, mixture and state-space models go through every kind of stage.",
     "huggingface/transformers#42491",
 )
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY])
-def test_every_stage_loads_what_another_one_saved(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY]
+)
+def test_every_stage_loads_what_another_one_saved(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_recipe(load_recipe(write_recipe(tmp_path, name)), tmp_path / "run")
     for stage in ("sft", "liked", "dpo", "ppo"):
         last = json.loads((tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines()[-1])

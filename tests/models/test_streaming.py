@@ -27,7 +27,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
 QUESTIONS = ("bread is good", "my old friend", "a")
 
 
-def ask(policy: SharedModel, text: str, sampling: Sampling, seed: int, **more: Any) -> tuple[Answer, list[str]]:
+def ask(
+    policy: SharedModel, text: str, sampling: Sampling, seed: int, **more: Any
+) -> tuple[Answer, list[str]]:
     """The answer to a question, and the pieces that were heard of it."""
     heard: list[str] = []
     role = LoadedBase(policy, Path)[BASE]
@@ -63,7 +65,9 @@ def test_a_stop_string_is_never_heard(policy: SharedModel) -> None:
     plain, _ = ask(policy, QUESTIONS[0], Sampling(max_new_tokens=60), 5)
     stop = plain.text[10:13]  # of several tokens
     assert len(stop) == 3 and "\ufffd" not in stop
-    found, heard = ask(policy, QUESTIONS[0], Sampling(max_new_tokens=60, stop=(stop, "never written")), 5)
+    found, heard = ask(
+        policy, QUESTIONS[0], Sampling(max_new_tokens=60, stop=(stop, "never written")), 5
+    )
     assert found.text == until_stop(plain.text, [stop]) == "".join(heard) and stop not in found.text
     assert found.ended and stop in policy.encoder().decode(found.tokens)
 
@@ -75,8 +79,13 @@ def test_an_answer_that_nobody_wants_ends(policy: SharedModel) -> None:
 
 
 def test_a_lead_in_is_not_heard() -> None:
-    """Some templates write something before an answer. If the policy does so, too, `decode` leaves it out."""
-    turn = "{% if m.role == 'user' %}Q: {{ m.content }} A:{% else %} -> {{ m.content }}<|im_end|>{% endif %}"
+    """Some templates write something before an answer. If the policy does so, too, `decode` leaves
+    it out.
+    """
+    turn = (
+        "{% if m.role == 'user' %}Q: {{ m.content }} A:{% else %} -> {{ m.content }}<|im_end|>{% "
+        "endif %}"
+    )
     encoder = tiny_encoder("{% for m in messages %}" + turn + "{% endfor %}")
     begun, whole = encoder.text(" -"), encoder.text(" -> yes")
     assert encoder.decode(begun) == " -" and encoder.lead.startswith(" -")

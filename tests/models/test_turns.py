@@ -1,4 +1,6 @@
-"""Several turns in one response: what the template writes between them, and how they are sampled."""
+"""Several turns in one response: what the template writes between them, and how they are
+sampled.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TOOL = {"type": "function", "function": {"name": "add", "description": "adds", "
 QUESTION: Message = {"role": "user", "content": "2 and 2?"}
 CALL = {"type": "function", "id": "call00000", "function": {"name": "add", "arguments": {"a": 1}}}
 STRIPS = HERMES.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
-LAST_TOOLS = CHATML.replace("{{ '<|im_start|>' + m", "{% if loop.last %}{{ tools }}{% endif %}{{ '<|im_start|>' + m")
+LAST_TOOLS = CHATML.replace(
+    "{{ '<|im_start|>' + m", "{% if loop.last %}{{ tools }}{% endif %}{{ '<|im_start|>' + m"
+)
 
 
 def with_template(template: str) -> Encoder:
@@ -38,7 +42,9 @@ def with_template(template: str) -> Encoder:
     "stanford-cs336/assignment5-alignment#15",
 )
 def test_the_pieces_make_the_rendered_conversation() -> None:
-    """The policy's own tokens, even if they are not those of its words, and the template's text between them."""
+    """The policy's own tokens, even if they are not those of its words, and the template's text
+    between them.
+    """
     encoder = with_template(HERMES)
     written = encoder.text('<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>')
     odd = tuple(token for letter in "It is 4." for token in encoder.text(letter))
@@ -54,7 +60,9 @@ def test_the_pieces_make_the_rendered_conversation() -> None:
     assert piece is not None
     ids = [*encoder.prompt([QUESTION], [TOOL]), *written, *end, *piece, *odd, *end]
     last: Message = {"role": "assistant", "content": "It is 4."}
-    whole = encoder.chat.render(encoder.chat.prepare([QUESTION, first, *answers, last]), False, [TOOL])
+    whole = encoder.chat.render(
+        encoder.chat.prepare([QUESTION, first, *answers, last]), False, [TOOL]
+    )
     assert encoder.tokenizer.decode(ids) == whole.replace("\ufdd0", "").removesuffix("\n")
     assert list(piece).count(end[-1]) == 2, "a control token in an answer is only text"
 
@@ -83,10 +91,14 @@ def test_an_answer_that_does_not_fit_is_none() -> None:
 def test_a_malformed_call_is_answered_under_a_template_that_wants_a_call() -> None:
     strict = HERMES.replace(
         "{% if m['role'] == 'tool' %}",
-        "{% if m['role'] == 'tool' %}{% if not ns.called %}{{ raise_exception('no call') }}{% endif %}",
+        "{% if m['role'] == 'tool' %}{% if not ns.called %}{{ raise_exception('no call') }}{% "
+        "endif %}",
     ).replace("{% for m in (mess", "{% set ns = namespace(called=false) %}{% for m in (mess")
-    strict = strict.replace("{{ '<|im_start|>' + m", "{% if m['tool_calls'] %}{% set ns.called = true %}{% endif %}"
-                            "{{ '<|im_start|>' + m", 1)  # fmt: skip
+    strict = strict.replace(
+        ("{{ '<|im_start|>' + m"),
+        ("{% if m['tool_calls'] %}{% set ns.called = true %}{% endif %}{{ '<|im_start|>' + m"),
+        1,
+    )
     turns_ = Turns(with_template(strict), [TOOL])
     turn = turns_.read(turns_.encoder.text("<tool_call>{"))
     assert turns_.between([QUESTION], turn, [{"role": "tool", "content": "no"}], 5, 1000)
@@ -102,15 +114,29 @@ def test_templates_that_append_are_accepted(template: str) -> None:
 @pytest.mark.parametrize(
     ("template", "tools", "message"),
     [
-        (STRIPS, [], "changes earlier turns .* such as earlier reasoning; .* set model.chat_template"),
+        (
+            STRIPS,
+            [],
+            "changes earlier turns .* such as earlier reasoning; .* set model.chat_template",
+        ),
         (CHATML, [TOOL], "does not write the tools that the policy may call"),
-        (HERMES.replace("call['function']['name']", "'call'"), [TOOL], "does not write calls of tools"),
-        (HERMES.replace("' + m['content'] + '\n</tool_resp", "' + '\n</tool_resp"), [TOOL], "changes earlier turns"),
+        (
+            HERMES.replace("call['function']['name']", "'call'"),
+            [TOOL],
+            "does not write calls of tools",
+        ),
+        (
+            HERMES.replace("' + m['content'] + '\n</tool_resp", "' + '\n</tool_resp"),
+            [TOOL],
+            "changes earlier turns",
+        ),
         (LAST_TOOLS, [TOOL], "changes earlier turns"),
         (PLAIN.replace("+ eos_token", ""), [], "writes no end of turn"),
     ],
 )
-def test_templates_that_do_not_append_are_refused(template: str, tools: list[Any], message: str) -> None:
+def test_templates_that_do_not_append_are_refused(
+    template: str, tools: list[Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         Turns(with_template(template), tools).check("tool")
 

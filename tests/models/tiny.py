@@ -25,7 +25,9 @@ def tiny_model(tmp_path: Path) -> SharedModel:
 def encoded_groups(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
     encoder = Encoder(policy.tokenizer)
     groups = [
-        Group(({"role": "user", "content": f"how are you, {n}?"},), (Response(text="well"),), id=str(n),
+        Group(({"role": "user", "content": (
+            f"how are you, {n}?"
+        )},), (Response(text="well"),), id=str(n),
               bundle=str(n % bundles) if bundles else None)
         for n in range(count)
     ]  # fmt: skip
@@ -34,7 +36,9 @@ def encoded_groups(policy: SharedModel, count: int, bundles: int = 0) -> Example
 
 def encoder(template: str = CHAT_TEMPLATE, bos: bool = False) -> Encoder:
     tokenizer = _tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|head|>", "<|eot|>", "<|bos|>"]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|start|>", "<|head|>", "<|eot|>", "<|bos|>"]}
+    )
     tokenizer.bos_token = "<|bos|>" if bos else None
     tokenizer.chat_template = template
     return Encoder(tokenizer)

@@ -25,7 +25,10 @@ def test_common_prompts_are_compared_with_themselves() -> None:
 def test_other_prompts_are_compared_as_independent() -> None:
     rng = np.random.default_rng(1)
     ours, theirs = rng.normal(1, 1, 12), rng.normal(0, 3, 30)
-    found = change({f"a{n}": float(x) for n, x in enumerate(theirs)}, {f"b{n}": float(x) for n, x in enumerate(ours)})
+    found = change(
+        {f"a{n}": float(x) for n, x in enumerate(theirs)},
+        {f"b{n}": float(x) for n, x in enumerate(ours)},
+    )
     expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     assert found is not None
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

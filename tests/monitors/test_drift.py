@@ -18,14 +18,18 @@ def answer(prompt: str, text: str, tokens: int, surprise: float) -> Group:
     return Group(({"role": "user", "content": prompt},), (response,), id=prompt)
 
 
-def made(number: int, lengths: Sequence[int], more: str = "", samples: int = 2, surprise: float = 2.0) -> list[Group]:
+def made(
+    number: int, lengths: Sequence[int], more: str = "", samples: int = 2, surprise: float = 2.0
+) -> list[Group]:
     """Answers of random words with these lengths. more: words that each answer ends with."""
     rng = np.random.default_rng(number)
     groups = []
     for place, length in enumerate(np.repeat(lengths, samples)):
         count = max(1, int(length + rng.integers(-2, 3)))
         text = " ".join([*map(str, rng.choice(WORDS, count)), *more.split()])
-        groups.append(answer(f"p{place // samples}", text, count, surprise + float(rng.normal(0, 0.1))))
+        groups.append(
+            answer(f"p{place // samples}", text, count, surprise + float(rng.normal(0, 0.1)))
+        )
     return groups
 
 
@@ -33,11 +37,15 @@ LONG, SHORT = [12 + n % 5 for n in range(30)], [5 + n % 5 for n in range(30)]
 
 
 def test_metrics_of_a_look() -> None:
-    metrics, warnings = Drift(5).add([answer("p", "yes yes maybe", 4, 0.5), answer("p", "no way out", 2, 1.5)])
+    metrics, warnings = Drift(5).add(
+        [answer("p", "yes yes maybe", 4, 0.5), answer("p", "no way out", 2, 1.5)]
+    )
     assert not warnings
     assert metrics["hedges"] == pytest.approx((1 / 3 + 0) / 2)
     assert metrics["sampled_entropy"] == pytest.approx(1.0)
-    assert metrics["distinct_1"] == pytest.approx(5 / 6) and metrics["distinct_2"] == pytest.approx(1.0)
+    assert metrics["distinct_1"] == pytest.approx(5 / 6) and metrics["distinct_2"] == pytest.approx(
+        1.0
+    )
     assert metrics["self_bleu"] == 0.0 and metrics["repetition"] == metrics["confidence"] == 0.0
     assert "length" not in metrics  # of which `response_tokens` is the mean
 

@@ -9,7 +9,8 @@ from alignkit_plugins.monitors.estimates import History
 
 def by_prompt(mean: float, seed: int, spread: float = 0.3) -> dict[str, list[float]]:
     noise = np.random.default_rng(seed).normal(0, spread, 40)
-    return {str(n): [mean + n / 10 + float(noise[n])] for n in range(40)}  # prompts differ far more than iterations
+    # Prompts differ far more than iterations
+    return {str(n): [mean + n / 10 + float(noise[n])] for n in range(40)}
 
 
 def test_gold_that_rises_and_falls() -> None:

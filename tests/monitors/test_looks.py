@@ -13,7 +13,9 @@ def test_equal_prompts_are_one_unit() -> None:
         Response("a b", tokens=(1, 2, 3), logprobs=(-1.0, -2.0, 0.0), written=(True, True, False)),
         Response("c", tokens=(4,), logprobs=(-3.0,)),
     ]
-    groups = [Group(({"role": "user", "content": "q"},), (response,), id="same") for response in sampled]
+    groups = [
+        Group(({"role": "user", "content": "q"},), (response,), id="same") for response in sampled
+    ]
     values, texts = measured(groups)
     assert texts == [["a", "b"], ["c"]] and values["length"] == {"same": 1.5}
     assert values["sampled_entropy"] == {"same": pytest.approx((1.5 + 3.0) / 2)}
@@ -25,6 +27,10 @@ def test_turns_of_an_episode_are_read_together() -> None:
         {"role": "tool", "content": "no"},
         {"role": "assistant", "content": "two"},
     )
-    group = Group(({"role": "user", "content": "q"},), (Response("two", messages=turns, tokens=(1, 2)),), id="p")
+    group = Group(
+        ({"role": "user", "content": "q"},),
+        (Response("two", messages=turns, tokens=(1, 2)),),
+        id="p",
+    )
     values, texts = measured([group])
     assert texts == [["one", "two"]] and values["sampled_entropy"] == {}

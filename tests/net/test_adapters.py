@@ -18,18 +18,21 @@ from alignkit.settings import LoraSpec, ModelSpec
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("Llama", "all-linear"), ("GPT2", "all-linear"), ("Llama", r".*\.1\..*_proj")]
+    ("name", "layers"),
+    [("Llama", "all-linear"), ("GPT2", "all-linear"), ("Llama", r".*\.1\..*_proj")],
 )
 def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) -> None:
-    """Values and gradients, for linear layers and GPT-2's `Conv1D`, all layers or a pattern, after other adapters came
-    and went.
+    """Values and gradients, for linear layers and GPT-2's `Conv1D`, all layers or a pattern, after
+    other adapters came and went.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     folder = make(tmp_path / "base", name)
     lora = LoraSpec(r=2, lora_alpha=7, target_modules=layers)
-    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy = SharedModel(
+        ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder)
+    )
     policy.add_role("first")
     policy.add_role("new")
     policy.add_role("last")
@@ -38,10 +41,14 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     parameters = policy.make_trainable("new")
     with torch.no_grad():
         for number, parameter in enumerate(parameters.values()):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+            parameter.copy_(
+                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            )
     policy.save("new", tmp_path / "adapter")
     model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "adapter", is_trainable=True
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        tmp_path / "adapter",
+        is_trainable=True,
     )
     assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])
     ids = torch.tensor(tokens(9, 3))
@@ -57,7 +64,9 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     for key, parameter in parameters.items():
         assert parameter.grad is not None
         gradient = theirs[key.replace(".role_new.", ".default.")]
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, gradient, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 @pytest.mark.silent_bug(
@@ -85,28 +94,48 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        ({"modules_to_save": ["lm_head"]}, "has the unknown weight base_model.model.lm_head.weight"),
-        ({"modules_to_save": ["input_layernorm"]}, "weight base_model.model.model.layers.0.input_layernorm"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "has the unknown weight base_model.model.lm_head.weight",
+        ),
+        (
+            {"modules_to_save": ["input_layernorm"]},
+            "weight base_model.model.model.layers.0.input_layernorm",
+        ),
         ({"init_lora_weights": "pissa"}, "has init_lora_weights pissa, but"),
         ({"init_lora_weights": "olora"}, "has init_lora_weights olora, but"),
         ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens [7], but"),
         ({"use_dora": True}, "has use_dora True, but"),
-        ({"target_modules": ["q_proj"]}, "it lacks the weight base_model.model.model.layers.0.mlp.down_proj"),
+        (
+            {"target_modules": ["q_proj"]},
+            "it lacks the weight base_model.model.model.layers.0.mlp.down_proj",
+        ),
     ],
 )
 def test_an_adapter_that_would_compute_something_else_is_refused(
     made: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    """peft would write a saved head into the base that the reference shares, and ignore what another start means."""
+    """peft would write a saved head into the base that the reference shares, and ignore what
+    another start means.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     folder = make(tmp_path / "base", "Llama")
-    config = LoraConfig(**({"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "target_modules": "all-linear"} | made))
-    network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
+    config = LoraConfig(
+        **(
+            {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "target_modules": "all-linear"}
+            | made
+        )
+    )
+    network = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config
+    )
     network.save_pretrained(tmp_path / "adapter")
     lora = LoraSpec(r=2, lora_alpha=7)
-    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy = SharedModel(
+        ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder)
+    )
     with pytest.raises(RunFailed, match=re.escape(reason)):
         policy.add_role("policy", start=tmp_path / "adapter")
 
@@ -119,13 +148,19 @@ def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:
     folder = make(tmp_path / "base", "Llama")
     options = {"r": 2, "lora_alpha": 7, "use_rslora": True, "init_lora_weights": False}
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **options)
-    network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config).eval()
+    network = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config
+    ).eval()
     network.save_pretrained(tmp_path / "adapter")
-    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=4, lora_alpha=1), device="cpu")
+    spec = ModelSpec(
+        base=str(folder), dtype="float32", lora=LoraSpec(r=4, lora_alpha=1), device="cpu"
+    )
     policy = SharedModel(spec, str(folder))
     policy.add_role("policy", start=tmp_path / "adapter")
     ids = torch.tensor(tokens(9, 3))
-    found = policy.next_logits("policy", policy.hidden("policy", TreeLayout([GroupSpan(0, 9, ())]), ids))
+    found = policy.next_logits(
+        "policy", policy.hidden("policy", TreeLayout([GroupSpan(0, 9, ())]), ids)
+    )
     torch.testing.assert_close(found, network(input_ids=ids[None]).logits[0], atol=1e-4, rtol=1e-4)
     with pytest.raises(RunFailed, match=r"another scale than model\.lora"):
         policy.add_role("trained", start="policy")

@@ -40,7 +40,9 @@ def test_hidden_states_match_at_prompts_and_responses(policy: SharedModel, way: 
             prompt = list(group.prompt)
             parts.append(model(input_ids=torch.tensor([prompt])).last_hidden_state[0])
             for response in group.rows:
-                whole = model(input_ids=torch.tensor([prompt + list(response.tokens)])).last_hidden_state[0]
+                whole = model(
+                    input_ids=torch.tensor([prompt + list(response.tokens)])
+                ).last_hidden_state[0]
                 parts.append(whole[len(prompt) :])
     torch.testing.assert_close(found, torch.cat(parts), atol=1e-5, rtol=1e-5)
 
@@ -51,7 +53,9 @@ def test_hidden_states_match_at_prompts_and_responses(policy: SharedModel, way: 
      (20, (200, 5), False), (9, (7,), False),
      (30, (), False), (30, (20, 0, 20, 20, 20), False)],
 )  # fmt: skip
-def test_responses_are_split_if_that_saves_products(prompt: int, responses: tuple[int, ...], split: bool) -> None:
+def test_responses_are_split_if_that_saves_products(
+    prompt: int, responses: tuple[int, ...], split: bool
+) -> None:
     assert GroupSpan(0, prompt, responses).split_responses is split
 
 
@@ -63,13 +67,17 @@ def gradients(policy: SharedModel) -> dict[str, torch.Tensor | None]:
     for group in ragged():
         for response in group.rows:
             ids = torch.tensor([[*group.prompt, *response.tokens]])
-            logprobs = F.token_logprobs(model(input_ids=ids).logits[0, :-1], ids[0, 1:])[len(group.prompt) - 1 :]
+            logprobs = F.token_logprobs(model(input_ids=ids).logits[0, :-1], ids[0, 1:])[
+                len(group.prompt) - 1 :
+            ]
             (logprobs * weights[at : at + len(logprobs)]).sum().backward()
             at += len(logprobs)
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_gradients_match(policy: SharedModel, way: str, gradients: dict[str, torch.Tensor | None]) -> None:
+def test_gradients_match(
+    policy: SharedModel, way: str, gradients: dict[str, torch.Tensor | None]
+) -> None:
     role = policy.add_role("trained")
     try:
         parameters = policy.make_trainable("trained")
@@ -78,7 +86,9 @@ def test_gradients_match(policy: SharedModel, way: str, gradients: dict[str, tor
         weights = torch.linspace(-1, 1, len(row.targets))
         (policy.logprobs("trained", hidden[row.before], row.targets)[0] * weights).sum().backward()
         for name, parameter in parameters.items():
-            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-4, msg=name)
+            torch.testing.assert_close(
+                parameter.grad, gradients[name], atol=1e-4, rtol=1e-4, msg=name
+            )
     finally:
         assert role.model is not policy.model
         policy.drop_role("trained")
@@ -90,7 +100,9 @@ def test_decoding_matches_the_full_forward_pass(policy: SharedModel) -> None:
     model = plain(policy)
     prompts = [tokens(7, 1), tokens(2, 2), tokens(4, 3)]
     starts = [0, 7, 9]
-    prefill = TreeLayout([GroupSpan(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], store_kv=True)
+    prefill = TreeLayout(
+        [GroupSpan(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], store_kv=True
+    )
     policy.hidden(BASE, prefill, torch.tensor([t for p in prompts for t in p]))
     owners = [0, 1, 1, 2]
     decoding = Decoding()
@@ -105,7 +117,9 @@ def test_decoding_matches_the_full_forward_pass(policy: SharedModel) -> None:
         positions = torch.tensor([[n + step] for n in lengths])
         with attention.using(decoding), policy.using_role(BASE) as ours:
             backbone = getattr(ours, ours.base_model_prefix)
-            states = backbone(input_ids=new, position_ids=positions, use_cache=False).last_hidden_state
+            states = backbone(
+                input_ids=new, position_ids=positions, use_cache=False
+            ).last_hidden_state
         decoding.advance()
         found = policy.next_logits(BASE, states[:, 0])
         for row, n, logits in zip(rows, lengths, found, strict=True):
@@ -138,7 +152,9 @@ def test_rows_enter_while_others_continue(policy: SharedModel, entering: int) ->
         positions = torch.tensor([[at[n]] for n in active])
         with attention.using(decoding), policy.using_role(BASE) as ours:
             backbone = getattr(ours, ours.base_model_prefix)
-            states = backbone(input_ids=new, position_ids=positions, use_cache=False).last_hidden_state
+            states = backbone(
+                input_ids=new, position_ids=positions, use_cache=False
+            ).last_hidden_state
         decoding.advance()
         for n, logits in zip(active, policy.next_logits(BASE, states[:, 0]), strict=True):
             at[n] += 1

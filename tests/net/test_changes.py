@@ -14,7 +14,11 @@ def change(entry: str, old: object, new: object) -> dict[str, object]:
 
 
 def test_a_change_is_what_is_right_from_now_on() -> None:
-    changes = [change("adapters/a", 1, 3), change("adapters/b", 2, None), change("adapters/c", None, 4)]
+    changes = [
+        change("adapters/a", 1, 3),
+        change("adapters/b", 2, None),
+        change("adapters/c", None, 4),
+    ]
     assert expected("adapters", PINS, changes) == {"a": 3, "c": 4}
     assert expected("tokens", PINS, changes) == PINS
     assert len(differences("adapters", {"a": 1, "b": 2}, {"a": 3, "c": 4})) == 3

@@ -1,9 +1,12 @@
-"""`alignkit.functional` against known answers: every key of every case, gradients included, in float64 and float32.
+"""`alignkit.functional` against known answers: every key of every case, gradients included, in
+float64 and float32.
 
-`alignkit_plugins.krippendorff`, `ranking` and `dialogues` compute with plain numbers, so their cases run once.
+`alignkit_plugins.krippendorff`, `ranking` and `dialogues` compute with plain numbers, so their
+cases run once.
 
-`--golden DIR` runs another folder with the same schema (tests/golden/README.md). A function `check_NAME` below maps the
-file NAME.json to our functions; a file without one is reported as not covered.
+`--golden DIR` runs another folder with the same schema (tests/golden/README.md). A function
+`check_NAME` below maps the file NAME.json to our functions; a file without one is reported as not
+covered.
 """
 
 import json
@@ -37,10 +40,17 @@ AGGREGATIONS = {
 
 
 class Case:
-    """One golden case in one dtype: provides inputs, compares results, and tracks the keys not compared yet."""
+    """One golden case in one dtype: provides inputs, compares results, and tracks the keys not
+    compared yet.
+    """
 
     def __init__(self, data: dict[str, Any], tolerance: dict[str, float], dtype: torch.dtype):
-        self.id, self.params, self.inputs, self.dtype = data["id"], data["params"], data["inputs"], dtype
+        self.id, self.params, self.inputs, self.dtype = (
+            data["id"],
+            data["params"],
+            data["inputs"],
+            dtype,
+        )
         self.tolerance = tolerance if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
         self.expected: dict[str, Any] = {}
         self.flatten(data["expected"], "")
@@ -107,7 +117,9 @@ class Case:
             self.close(key, gradients[0])
 
     def trap(self, key: str, right: str, result: Any) -> None:
-        """Compare `result` with a common mistake, unless the mistake equals the right answer in this case."""
+        """Compare `result` with a common mistake, unless the mistake equals the right answer in
+        this case.
+        """
         self.left.discard(key)
         if self.expected[key] is None:
             return
@@ -115,11 +127,17 @@ class Case:
         truth = torch.tensor(self.expected[right], dtype=torch.float64)
         if not torch.allclose(wrong, truth, rtol=1e-3, atol=1e-4):
             result = torch.as_tensor(result, dtype=torch.float64).detach()
-            assert not torch.allclose(result, wrong, rtol=1e-4, atol=1e-5), f"{key}: the common mistake"
+            assert not torch.allclose(result, wrong, rtol=1e-4, atol=1e-5), (
+                f"{key}: the common mistake"
+            )
 
 
-def identity_head(case: Case, logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> list[tuple[Tensor, Tensor]]:
-    """(log-probabilities, entropies) by the language head of the engine, whose hidden states are the logits here."""
+def identity_head(
+    case: Case, logits: Tensor, tokens: Tensor, temperature: float = 1.0
+) -> list[tuple[Tensor, Tensor]]:
+    """(log-probabilities, entropies) by the language head of the engine, whose hidden states are
+    the logits here.
+    """
     shape, vocabulary = tokens.shape, logits.shape[-1]
     rows, targets = logits.reshape(-1, vocabulary), tokens.reshape(-1)
     results = []
@@ -133,7 +151,9 @@ def identity_head(case: Case, logits: Tensor, tokens: Tensor, temperature: float
 
 
 def next_tokens(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(targets of `logits[:, :-1]`, mask), both [B, T-1], from labels [B, T]; -100 marks tokens without a loss."""
+    """(targets of `logits[:, :-1]`, mask), both [B, T-1], from labels [B, T]; -100 marks tokens
+    without a loss.
+    """
     mask = labels[:, 1:] != -100
     return labels[:, 1:].masked_fill(~mask, 0), mask
 
@@ -143,7 +163,8 @@ def accuracy(better: Tensor, worse: Tensor, ties: str = "strict") -> Tensor:
     return F.right_order(better, worse, ties).mean()
 
 
-# --- log-probabilities --------------------------------------------------------------------------------------------
+# --- log-probabilities
+# --------------------------------------------------------------------------------------------
 
 
 def check_sft_ce(case: Case) -> None:
@@ -152,7 +173,10 @@ def check_sft_ce(case: Case) -> None:
     case.close("n_tokens", mask.sum())
     case.close("mask_shifted", mask)
     predicted = logits[:, :-1]
-    for logprobs in [F.token_logprobs(predicted, tokens), *(x for x, _ in identity_head(case, predicted, tokens))]:
+    for logprobs in [
+        F.token_logprobs(predicted, tokens),
+        *(x for x, _ in identity_head(case, predicted, tokens)),
+    ]:
         case.close("token_logprob_shifted", torch.where(mask, logprobs, 0.0))
         total = F.masked_sum(-logprobs, mask)
         case.close("sum_nll", total)
@@ -197,7 +221,8 @@ def check_response_mask(case: Case) -> None:
     case.close("score_missing_eos_replace", replaced)
 
 
-# --- KL and rewards -----------------------------------------------------------------------------------------------
+# --- KL and rewards
+# -----------------------------------------------------------------------------------------------
 
 
 def check_kl_estimators(case: Case) -> None:
@@ -223,7 +248,9 @@ def check_exact_kl(case: Case) -> None:
     reference_logprobs = F.token_logprobs(reference.expand(len(reference), -1), tokens)
     forward = (logprobs.exp() * F.kl_k1(logprobs, reference_logprobs)).sum()
     case.close("kl_policy_ref", forward)
-    case.close("kl_ref_policy", (reference_logprobs.exp() * F.kl_k1(reference_logprobs, logprobs)).sum())
+    case.close(
+        "kl_ref_policy", (reference_logprobs.exp() * F.kl_k1(reference_logprobs, logprobs)).sum()
+    )
     case.gradient("grad_kl_wrt_policy_logits", forward, logits)
     weights = logprobs.detach().exp()
     for name, estimator in F.KL_ESTIMATORS.items():
@@ -245,10 +272,14 @@ def check_reward_shaping(case: Case) -> None:
     p, mask = case.params, case.mask()
     scores, logprobs, reference = case.tensors("scores", "logprob", "ref_logprob")
     clip, estimator = p["score_clip"], p["kl_estimator"]
-    rewards = F.shape_rewards(scores, logprobs, reference, mask, p["beta"], score_clip=clip, estimator=estimator)
+    rewards = F.shape_rewards(
+        scores, logprobs, reference, mask, p["beta"], score_clip=clip, estimator=estimator
+    )
     case.close("rewards", rewards)
     case.close("sequence_return", F.sum_tokens(rewards, mask))
-    case.close("sequence_kl", F.sum_tokens(F.KL_ESTIMATORS[estimator](logprobs, reference, mask), mask))
+    case.close(
+        "sequence_kl", F.sum_tokens(F.KL_ESTIMATORS[estimator](logprobs, reference, mask), mask)
+    )
 
 
 def check_gae(case: Case) -> None:
@@ -264,7 +295,8 @@ def check_gae(case: Case) -> None:
     case.close("rewards_whitened_no_shift_ddof1", F.masked_whiten(rewards, mask, shift_mean=False))
 
 
-# --- PPO ----------------------------------------------------------------------------------------------------------
+# --- PPO
+# ----------------------------------------------------------------------------------------------------------
 
 
 def check_ppo_policy_loss(case: Case) -> None:
@@ -278,9 +310,15 @@ def check_ppo_policy_loss(case: Case) -> None:
     for key, loss in losses.items():
         case.close(f"{key}.loss", loss)
         case.gradient(f"{key}.grad_logprob", loss, logprobs)
-    case.close("clip_fraction_active", F.masked_mean(F.clipped(logprobs, old, advantages, low, high, mask), mask))
+    case.close(
+        "clip_fraction_active",
+        F.masked_mean(F.clipped(logprobs, old, advantages, low, high, mask), mask),
+    )
     ratios = F.ratio(logprobs, old, mask)
-    case.close("clip_fraction_ratio", F.masked_mean(((ratios < 1 - low) | (ratios > 1 + high)).double(), mask))
+    case.close(
+        "clip_fraction_ratio",
+        F.masked_mean(((ratios < 1 - low) | (ratios > 1 + high)).double(), mask),
+    )
     case.close("approx_kl_k1_old_new", F.masked_mean(F.kl_k1(old, logprobs, mask), mask))
     case.close("approx_kl_k2", F.masked_mean(F.kl_k2(old, logprobs, mask), mask))
     case.close("approx_kl_k3", F.masked_mean(F.kl_k3(old, logprobs, mask), mask))
@@ -294,16 +332,26 @@ def check_ppo_value_loss(case: Case) -> None:
     loss = F.masked_mean(F.ppo_value_loss(values, old, returns, clip, mask=mask), mask)
     case.close("loss", loss)
     case.gradient("grad_values", loss, values)
-    case.close("clip_fraction", F.masked_mean(F.value_clipped(values, old, returns, clip, mask), mask))
+    case.close(
+        "clip_fraction", F.masked_mean(F.value_clipped(values, old, returns, clip, mask), mask)
+    )
 
 
 def check_ppo_total(case: Case) -> None:
     p, mask = case.params, case.mask()
-    logits, values, ptx_logits = (case.tensor(name, grad=True) for name in ("logits", "values", "ptx_logits"))
-    old, advantages, old_values, returns = case.tensors("old_logprob", "advantages", "old_values", "returns")
+    logits, values, ptx_logits = (
+        case.tensor(name, grad=True) for name in ("logits", "values", "ptx_logits")
+    )
+    old, advantages, old_values, returns = case.tensors(
+        "old_logprob", "advantages", "old_values", "returns"
+    )
     logprobs = F.token_logprobs(logits, case.ids("actions"))
-    policy = F.masked_mean(F.ppo_policy_loss(logprobs, old, advantages, p["clip"], p["clip"], mask=mask), mask)
-    value = F.masked_mean(F.ppo_value_loss(values, old_values, returns, p["clip_value"], mask=mask), mask)
+    policy = F.masked_mean(
+        F.ppo_policy_loss(logprobs, old, advantages, p["clip"], p["clip"], mask=mask), mask
+    )
+    value = F.masked_mean(
+        F.ppo_value_loss(values, old_values, returns, p["clip_value"], mask=mask), mask
+    )
     entropy = F.masked_mean(F.token_entropy(logits), mask)
     ptx = -F.masked_mean(*ptx_logprobs(ptx_logits, case.ids("ptx_labels")))
     total = policy + p["value_coef"] * value - p["entropy_coef"] * entropy + p["ptx_coef"] * ptx
@@ -322,12 +370,15 @@ def ptx_logprobs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.token_logprobs(logits[:, :-1], tokens), mask
 
 
-# --- groups -------------------------------------------------------------------------------------------------------
+# --- groups
+# -------------------------------------------------------------------------------------------------------
 
 
 def check_group_advantage(case: Case) -> None:
     if "length" in case:
-        penalty = F.overlong_penalty(case.ids("length"), case.params["l_max"], case.params["l_cache"])
+        penalty = F.overlong_penalty(
+            case.ids("length"), case.params["l_max"], case.params["l_cache"]
+        )
         case.close("penalty", penalty)
         return
     if "kl_k1" in case:
@@ -369,7 +420,9 @@ def check_group_policy_loss(case: Case) -> None:
         else:
             ratios, rows = F.sequence_log_ratio(logprobs, old, mask), mask.any(-1)
             start = torch.zeros_like(ratios)
-            loss = F.masked_mean(F.ppo_policy_loss(ratios, start, advantages, low, high, mask=rows), rows)
+            loss = F.masked_mean(
+                F.ppo_policy_loss(ratios, start, advantages, low, high, mask=rows), rows
+            )
             clipped = F.masked_mean(F.clipped(ratios, start, advantages, low, high, rows), rows)
         case.close(f"{name}.loss", loss)
         case.gradient(f"{name}.grad_logprob", loss, logprobs)
@@ -379,7 +432,8 @@ def check_group_policy_loss(case: Case) -> None:
 PARAMS_OF_GROUP_LOSSES = ("clip_low", "clip_high", "beta_kl_k3", "max_completion_length")
 
 
-# --- preferences --------------------------------------------------------------------------------------------------
+# --- preferences
+# --------------------------------------------------------------------------------------------------
 
 
 def check_dpo(case: Case) -> None:
@@ -387,7 +441,9 @@ def check_dpo(case: Case) -> None:
         check_dpo_from_logits(case)
         return
     beta, smoothing = case.params["beta"], case.params["label_smoothing"]
-    chosen, rejected = (case.tensor(f"policy_{side}_logp", grad=True) for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        case.tensor(f"policy_{side}_logp", grad=True) for side in ("chosen", "rejected")
+    )
     ref_chosen, ref_rejected = case.tensors("ref_chosen_logp", "ref_rejected_logp")
     chosen_length, rejected_length = case.tensors("chosen_len", "rejected_len")
     better, worse = (
@@ -425,7 +481,9 @@ def check_dpo_from_logits(case: Case) -> None:
             source = logits if name == "policy_chosen" else case.tensor(f"{name}_logits")
             sums[name] = F.sum_tokens(F.token_logprobs(source[:, :-1], tokens), mask)
             case.close(f"{name}_logp", sums[name])
-    h = (sums["policy_chosen"] - sums["ref_chosen"]) - (sums["policy_rejected"] - sums["ref_rejected"])
+    h = (sums["policy_chosen"] - sums["ref_chosen"]) - (
+        sums["policy_rejected"] - sums["ref_rejected"]
+    )
     loss = F.preference_loss(case.params["beta"] * h).mean()
     case.close("loss", loss)
     case.gradient("grad_policy_chosen_logits_fd", loss, logits)
@@ -436,7 +494,9 @@ def check_kto(case: Case) -> None:
     reference, kl, kl_reference = case.tensors("ref_logp", "kl_policy_logp", "kl_ref_logp")
     z0 = F.kto_reference_point(kl - kl_reference)
     case.close("z0", z0)
-    losses = F.kto_loss(logprobs - reference, z0, case.mask("desirable"), p["beta"], p["lambda_d"], p["lambda_u"])
+    losses = F.kto_loss(
+        logprobs - reference, z0, case.mask("desirable"), p["beta"], p["lambda_d"], p["lambda_u"]
+    )
     case.close("per_example", losses)
     case.close("loss", losses.mean())
     case.gradient("grad_policy", losses.mean(), logprobs)
@@ -444,7 +504,9 @@ def check_kto(case: Case) -> None:
 
 def check_orpo_simpo_cpo(case: Case) -> None:
     p = case.params
-    chosen, rejected = (case.tensor(f"{side}_sum_logp", grad=True) for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        case.tensor(f"{side}_sum_logp", grad=True) for side in ("chosen", "rejected")
+    )
     chosen_length, rejected_length = case.tensors("chosen_len", "rejected_len")
     mean_chosen, mean_rejected = chosen / chosen_length, rejected / rejected_length
     token_nll, sequence_nll = -chosen.sum() / chosen_length.sum(), -mean_chosen.mean()
@@ -474,8 +536,12 @@ def check_orpo_simpo_cpo(case: Case) -> None:
 def check_cpl(case: Case) -> None:
     p = case.params
     if "policy_chosen_logp" in case:
-        better = F.implicit_reward(*case.tensors("policy_chosen_logp", "ref_chosen_logp"), p["alpha"])
-        worse = F.implicit_reward(*case.tensors("policy_rejected_logp", "ref_rejected_logp"), p["alpha"])
+        better = F.implicit_reward(
+            *case.tensors("policy_chosen_logp", "ref_chosen_logp"), p["alpha"]
+        )
+        worse = F.implicit_reward(
+            *case.tensors("policy_rejected_logp", "ref_rejected_logp"), p["alpha"]
+        )
         for losses in (F.cpl_loss(better, worse, lam=p["lam"]), F.preference_loss(better - worse)):
             case.close("per_pair", losses)
             case.close("loss", losses.mean())
@@ -505,7 +571,9 @@ def check_hir(case: Case) -> None:
     if "avg_logp_right_instruction" in case:
         right, wrong = case.tensors("avg_logp_right_instruction", "avg_logp_wrong_instruction")
         own = torch.zeros(len(right), dtype=torch.long)
-        smoothed = F.instruction_contrast(torch.stack([right, wrong], dim=1), own, case.params["eps"])
+        smoothed = F.instruction_contrast(
+            torch.stack([right, wrong], dim=1), own, case.params["eps"]
+        )
         for losses in (F.preference_loss(right - wrong, case.params["eps"]), smoothed):
             case.close("per_sample", losses)
             case.close("loss", losses.mean())
@@ -523,7 +591,8 @@ def check_hir(case: Case) -> None:
     case.close("final_mean", supervised + alpha * contrast.mean() - beta * entropy)
 
 
-# --- reward models ------------------------------------------------------------------------------------------------
+# --- reward models
+# ------------------------------------------------------------------------------------------------
 
 
 def check_rm_pairwise(case: Case) -> None:
@@ -547,7 +616,9 @@ def check_rm_pairwise(case: Case) -> None:
 
 
 def check_rm_kwise(case: Case) -> None:
-    rewards = [torch.tensor(r, dtype=case.dtype, requires_grad=True) for r in case.inputs["rewards"]]
+    rewards = [
+        torch.tensor(r, dtype=case.dtype, requires_grad=True) for r in case.inputs["rewards"]
+    ]
     pairs = [ranking_pairs(ranks) for ranks in case.inputs["ranks"]]
     case.close("n_pairs", [len(p) for p in pairs])
     flat = [(prompt, i, j) for prompt, p in enumerate(pairs) for i, j in p]
@@ -559,7 +630,9 @@ def check_rm_kwise(case: Case) -> None:
     losses = F.pairwise_loss(better, worse)
     for name, responses in (("valid_pairs", None), ("choose2", sizes)):
         weighted = F.kwise_weights(group, responses, case.dtype) * losses
-        case.close(f"{name}.per_prompt", weighted.new_zeros(len(rewards)).index_add(0, group, weighted))
+        case.close(
+            f"{name}.per_prompt", weighted.new_zeros(len(rewards)).index_add(0, group, weighted)
+        )
         loss = weighted.sum() / max(len(group.unique()), 1)
         case.close(f"{name}.loss", loss)
         case.gradient(f"{name}.grad", loss, *rewards)
@@ -610,17 +683,24 @@ def check_llama2_reward(case: Case) -> None:
     # sigma(logit(p)) may be a rounding step away from p, which decides at the threshold itself.
     decided = (safety - p["threshold"]).abs() > 1e-12
     assert torch.equal(switched[decided], uses_safety[decided])
-    torch.testing.assert_close(combined[decided], logit.double()[decided], rtol=5e-3 if near_one else 1e-9, atol=1e-6)
+    torch.testing.assert_close(
+        combined[decided], logit.double()[decided], rtol=5e-3 if near_one else 1e-9, atol=1e-6
+    )
     for ddof in (0, 1):
         white = F.whiten(logit, unbiased=bool(ddof))
         case.close(f"R_tilde_ddof{ddof}", white, near_one)
         shaped = F.shape_rewards(
-            white, kl[:, None], torch.zeros_like(kl)[:, None], torch.ones_like(kl)[:, None], p["beta"]
+            white,
+            kl[:, None],
+            torch.zeros_like(kl)[:, None],
+            torch.ones_like(kl)[:, None],
+            p["beta"],
         )
         case.close(f"R_final_ddof{ddof}_beta{p['beta']:g}", shaped[:, 0], near_one)
 
 
-# --- best-of-n and judge ------------------------------------------------------------------------------------------
+# --- best-of-n and judge
+# ------------------------------------------------------------------------------------------
 
 
 def check_best_of_n(case: Case) -> None:
@@ -632,7 +712,10 @@ def check_best_of_n(case: Case) -> None:
         for n in sorted({int(key.split(".")[0]) for key in case.expected}):
             policy = F.best_of_n_distribution(base, reward, n)
             case.close(f"{n}.policy", policy)
-            case.close(f"{n}.kl_exact", F.masked_sum(policy * F.kl_k1(policy.log(), base.log()), policy > 0))
+            case.close(
+                f"{n}.kl_exact",
+                F.masked_sum(policy * F.kl_k1(policy.log(), base.log()), policy > 0),
+            )
             case.close(f"{n}.kl_bound", F.best_of_n_kl(n))
             case.close(f"{n}.expected_reward", (policy * reward).sum())
         return
@@ -659,7 +742,10 @@ def one_group_a_prompt(rewards: Tensor) -> list[Group]:
     return [
         Group(
             ({"role": "user", "content": str(prompt)},),
-            tuple(Response(text=str(index), scores={REWARD_KEY: reward}) for index, reward in enumerate(row)),
+            tuple(
+                Response(text=str(index), scores={REWARD_KEY: reward})
+                for index, reward in enumerate(row)
+            ),
         )
         for prompt, row in enumerate(rewards.tolist())
     ]
@@ -679,7 +765,9 @@ def check_rest(case: Case) -> None:
         }
         assert set(step) == {"threshold", "selected", *found}
         for key, value in found.items():
-            assert value.item() == pytest.approx(step[key], rel=case.tolerance["rtol"], abs=case.tolerance["atol"]), key
+            assert value.item() == pytest.approx(
+                step[key], rel=case.tolerance["rtol"], abs=case.tolerance["atol"]
+            ), key
     case.left.discard("improve_steps")
     quantiles = torch.tensor([0.0, 0.5, 0.9], dtype=case.dtype)
     case.close("quantile_thresholds_0_50_90_linear", torch.quantile(rewards, quantiles))
@@ -712,7 +800,8 @@ def check_rlaif(case: Case) -> None:
     case.gradient("grad_reward_a", loss, reward_a)
 
 
-# --- comparing labelers and policies ---------------------------------------------------------------------------------
+# --- comparing labelers and policies
+# ---------------------------------------------------------------------------------
 
 
 def check_agreement(case: Case) -> None:
@@ -727,7 +816,11 @@ def check_agreement(case: Case) -> None:
     elif "a" in case:
         units = list(zip(inputs["a"], inputs["b"], strict=True))
         case.defined("agreement", agreement.agreement_of(units)["same"]["mean"])
-    case.left -= {"kappa", "kappa_linear", "kappa_quadratic"}  # Cohen's and Fleiss': alpha is the only coefficient
+    case.left -= {
+        "kappa",
+        "kappa_linear",
+        "kappa_quadratic",
+    }  # Cohen's and Fleiss': alpha is the only coefficient
 
 
 def check_ranking(case: Case) -> None:
@@ -745,12 +838,19 @@ def check_ranking(case: Case) -> None:
     elif "wins" in case:
         check_bradley_terry(case)
     elif "outcomes" in case:
-        n, wins, ties = len(inputs["outcomes"]), inputs["outcomes"].count(1), inputs["outcomes"].count(0.5)
+        n, wins, ties = (
+            len(inputs["outcomes"]),
+            inputs["outcomes"].count(1),
+            inputs["outcomes"].count(0.5),
+        )
         for key, count in (("wins", wins), ("losses", n - wins - ties), ("ties", ties)):
             if key in case.left:
                 case.same(key, count)
         half = statistics.share(wins + ties / 2, n)
-        for key, rate in (("ties_half", half), ("excluding_ties", statistics.share(wins, n - ties))):
+        for key, rate in (
+            ("ties_half", half),
+            ("excluding_ties", statistics.share(wins, n - ties)),
+        ):
             case.defined(f"win_rate_{key}", rate and rate["mean"])
         lost = statistics.share(wins, n)
         case.defined("win_rate_ties_lose", lost and lost["mean"])
@@ -774,20 +874,30 @@ def check_bradley_terry(case: Case) -> None:
     case.close("log_strength_mean0", strengths)
     case.close("elo_scale_mean1000", [1000 + ranking.elo_gap(strength) for strength in strengths])
     gaps = [[strengths[i] - strengths[j] for j in n] for i in n]
-    case.close("win_prob", [[ranking.win_probability(gaps[i][j]) if i != j else 0.0 for j in n] for i in n])
+    case.close(
+        "win_prob", [[ranking.win_probability(gaps[i][j]) if i != j else 0.0 for j in n] for i in n]
+    )
     case.same("order_best_first", np.argsort(-strengths.round(9), kind="stable").tolist())
 
 
 def check_gopher_dialogue(case: Case) -> None:
-    found = dialogues.find_dialogues(case.inputs["text"], min_paragraphs=case.params["min_paragraphs"])
-    summaries = [{"start": d.start, "n_paragraphs": len(d.turns), "prefixes": list(d.prefixes)} for d in found]
+    found = dialogues.find_dialogues(
+        case.inputs["text"], min_paragraphs=case.params["min_paragraphs"]
+    )
+    summaries = [
+        {"start": d.start, "n_paragraphs": len(d.turns), "prefixes": list(d.prefixes)}
+        for d in found
+    ]
     case.same("dialogues", summaries)
 
 
-# --- running them -------------------------------------------------------------------------------------------------
+# --- running them
+# -------------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Callable[[Case], None]] = {
-    name.removeprefix("check_"): function for name, function in globals().items() if name.startswith("check_")
+    name.removeprefix("check_"): function
+    for name, function in globals().items()
+    if name.startswith("check_")
 }
 
 
@@ -803,7 +913,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for name, file in files.items():
             for data in file["cases"] if name in CHECKS else []:
                 for dtype in (torch.float64, torch.float32):
-                    if dtype == torch.float64 or (name not in WITHOUT_TENSORS and in_float32(data["id"])):
+                    if dtype == torch.float64 or (
+                        name not in WITHOUT_TENSORS and in_float32(data["id"])
+                    ):
                         label = f"{name}-{data['id']}-{str(dtype).removeprefix('torch.')}"
                         cases.append(pytest.param((name, data, file["tolerance"], dtype), id=label))
         metafunc.parametrize("golden", cases)
@@ -824,6 +936,7 @@ def test_file_is_covered(unmapped: str) -> None:
 
 def test_folder_holds_cases(request: pytest.FixtureRequest) -> None:
     folder: Path = request.config.getoption("--golden")
-    computed = {"bradley_terry", "dpo_from_logits", "exact_kl"}  # cases of test_unseen_golden.py, without files
+    # Cases of test_unseen_golden.py, without files
+    computed = {"bradley_terry", "dpo_from_logits", "exact_kl"}
     missing = sorted(CHECKS.keys() - computed - {path.stem for path in folder.glob("*.json")})
     assert not missing, f"golden files that are not in {folder}: {missing}"

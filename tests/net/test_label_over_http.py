@@ -1,4 +1,6 @@
-"""The label page is for those with a link, from its own address: asked over HTTP, as the command serves it."""
+"""The label page is for those with a link, from its own address: asked over HTTP, as the command
+serves it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Site:
         self.address = f"http://127.0.0.1:{port}"
         self.cookie, self.csrf = self.open(tokens[0])
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         """One request. Underscores in names of headers are hyphens; an empty header is left out."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -35,14 +39,22 @@ class Site:
         try:
             connection.request(method, path, content, sent)
             answer = connection.getresponse()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+            return (
+                answer.status,
+                {name.lower(): value for name, value in answer.getheaders()},
+                answer.read(),
+            )
         finally:
             connection.close()
 
     def open(self, token: str) -> tuple[str, str]:
         """The cookie and the CSRF word of a labeler's session."""
         status, headers, _ = self.ask("GET", f"/?token={token}")
-        assert status == 303 and "HttpOnly" in headers["set-cookie"] and token not in headers["set-cookie"]
+        assert (
+            status == 303
+            and "HttpOnly" in headers["set-cookie"]
+            and token not in headers["set-cookie"]
+        )
         cookie = headers["set-cookie"].partition(";")[0]
         html = self.ask("GET", "/", cookie=cookie)[2].decode()
         return cookie, re.findall('name="csrf" content="([^"]*)"', html)[0]
@@ -57,7 +69,9 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("label")
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8"
+    )
     command = [
         sys.executable,
         "-u",
@@ -72,11 +86,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ]
     log = folder / "log"
     with log.open("wb") as file:
-        server = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, env={**os.environ, "COLUMNS": "400"})
+        server = subprocess.Popen(
+            command, cwd=folder, stdout=file, stderr=file, env={**os.environ, "COLUMNS": "400"}
+        )
     try:
         found: list[tuple[str, str]] = []
         for _ in range(600):
-            found = re.findall(r"http://127\.0\.0\.1:(\d+)/\?token=([\w-]+)", log.read_text(encoding="utf-8"))
+            found = re.findall(
+                r"http://127\.0\.0\.1:(\d+)/\?token=([\w-]+)", log.read_text(encoding="utf-8")
+            )
             if len(found) >= 2 or server.poll() is not None:
                 break
             time.sleep(0.2)
@@ -91,11 +109,17 @@ def test_the_page_works_for_its_labelers(site: Site) -> None:
     assert site.post() == 200 and site.post(sec_fetch_site="same-origin") == 200
     _, headers, _ = site.ask("GET", "/", cookie=site.cookie)
     policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert (
+        "default-src 'none'" in policy
+        and "unsafe" not in policy
+        and "frame-ancestors 'none'" in policy
+    )
     assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765"]
+)
 def test_other_hosts_are_refused(site: Site, host: str) -> None:
     assert site.ask("GET", "/", host=host, cookie=site.cookie)[0] == 400
     assert site.post(host=host) == 400

@@ -1,8 +1,10 @@
-"""Training ends where the theory says: on answers few enough to enumerate, whole recipes against closed forms.
+"""Training ends where the theory says: on answers few enough to enumerate, whole recipes against
+closed forms.
 
-KL-regularised reward has one optimum, pi_ref exp(r / beta) / Z, for PPO as for DPO (Rafailov et al. 2023, eq. 4);
-rejection sampling learns best-of-K's own distribution. A wrong sign, a mask off by one, a temperature or KL term in
-the wrong place ends elsewhere. Distributions come from the saved model by its own forward, over the whole vocabulary.
+KL-regularised reward has one optimum, pi_ref exp(r / beta) / Z, for PPO as for DPO (Rafailov et al.
+2023, eq. 4); rejection sampling learns best-of-K's own distribution. A wrong sign, a mask off by
+one, a temperature or KL term in the wrong place ends elsewhere. Distributions come from the saved
+model by its own forward, over the whole vocabulary.
 """
 
 import json
@@ -27,7 +29,10 @@ from alignkit.runs.run import run_recipe
 
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
 WITHIN = 0.02  # total variation
-TEMPLATE = "{% for m in messages %}{{ m['content'] + ('<end>' if m['role'] == 'assistant' else '<q>') }}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] + ('<end>' if m['role'] == 'assistant' else '<q>') "
+    "}}{% endfor %}"
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +40,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @dataclass(frozen=True)
 class Problem:
-    """Answers of `length` letters, known rewards in [-scale, scale], and a random base model that writes such answers.
+    """Answers of `length` letters, known rewards in [-scale, scale], and a random base model that
+    writes such answers.
 
     The rewards are no sums over letters, so every context matters.
     """
@@ -81,14 +87,17 @@ class Problem:
 
 
 def make(folder: Path, letters: str, length: int) -> Problem:
-    """A random one-layer model with a word-level tokenizer whose every prompt is the one token <q>."""
+    """A random one-layer model with a word-level tokenizer whose every prompt is the one token
+    <q>.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
     problem = Problem(letters, length, folder)
     vocabulary = {token: index for index, token in enumerate([PAD, END, QUESTION, *letters])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    words.normalizer = normalizers.Replace(Regex("[0-9?]+"), "")  # the users' words: other prompts, equal tokens
+    # The users' words: other prompts, equal tokens
+    words.normalizer = normalizers.Replace(Regex("[0-9?]+"), "")
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -115,7 +124,8 @@ def make(folder: Path, letters: str, length: int) -> Problem:
         torch.manual_seed(3)
         model = PhiForCausalLM(config).float()
     with torch.no_grad():
-        model.lm_head.bias[:3] = -30.0  # answers are of letters alone: nothing else has a probability that counts
+        # Answers are of letters alone: nothing else has a probability that counts
+        model.lm_head.bias[:3] = -30.0
     model.save_pretrained(problem.base)
     return problem
 
@@ -149,7 +159,9 @@ def train(problem: Problem, **stages: Mapping[str, Any]) -> Tensor:
         "stages": {name: {"checkpoint_every": 10_000, **stage} for name, stage in stages.items()},
     }
     path = problem.folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False), encoding="utf-8"
+    )
     run_recipe(load_recipe(path), problem.folder / "run")
     return problem.distribution(problem.folder / "run" / list(stages)[-1] / "adapter")
 
@@ -163,7 +175,12 @@ def check(found: Tensor, wanted: Tensor, reference: Tensor) -> None:
 
 def write_reward(problem: Problem) -> dict[str, Any]:
     table = dict(zip(problem.answers, problem.rewards.tolist(), strict=True))
-    code = f"TABLE = {table!r}\n\ndef reward(completions):\n    return [TABLE[text] for text in completions]\n"
+    code = (
+        f"TABLE = {table!r}\n"
+        "\n"
+        "def reward(completions):\n"
+        "    return [TABLE[text] for text in completions]\n"
+    )
     (problem.folder / "reward.py").write_text(code, encoding="utf-8")
     return {"python": {"path": "reward.py", "function": "reward"}}
 
@@ -176,17 +193,24 @@ def write_prompts(problem: Problem, count: int) -> dict[str, Any]:
 
 
 def rollout(problem: Problem, samples: int) -> dict[str, Any]:
-    return {"samples_per_prompt": samples, "min_new_tokens": problem.length, "max_new_tokens": problem.length}
+    return {
+        "samples_per_prompt": samples,
+        "min_new_tokens": problem.length,
+        "max_new_tokens": problem.length,
+    }
 
 
-# The optimum has no noise: with the whole return (lambda 1) every advantage is 0 there, so a falling learning rate ends
-# on it and not near it. Without the KL term in the right place advantages would be of another size.
+# The optimum has no noise: with the whole return (lambda 1) every advantage is 0 there, so a
+# falling learning rate ends on it and not near it. Without the KL term in the right place
+# advantages would be of another size.
 @pytest.mark.parametrize(
     ("problem", "beta", "iterations", "epochs"),
     [pytest.param("one", 0.25, 40, 4, marks=pytest.mark.slow), ("three", 0.5, 80, 3)],
     indirect=["problem"],
 )
-def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int, epochs: int) -> None:
+def test_ppo_reaches_the_optimum(
+    problem: Problem, beta: float, iterations: int, epochs: int
+) -> None:
     options = {
         "kl_coefficient": beta,
         "lam": 1.0,
@@ -218,7 +242,11 @@ def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algo
         return torch.softmax(p.log() / 0.6, -1)
 
     reference = cooled(one.reference)
-    stage = {"prompts": None, "reward": write_reward(one), "rollout": {**rollout(one, 4), "temperature": 0.6}}
+    stage = {
+        "prompts": None,
+        "reward": write_reward(one),
+        "rollout": {**rollout(one, 4), "temperature": 0.6},
+    }
     if algorithm == "ppo":
         options = {
             "kl_coefficient": 0.25,
@@ -227,11 +255,21 @@ def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algo
             "value_clip_range": None,
             "value_coefficient": 1.0,
         }
-        stage |= {"algorithm": {"ppo": options}, "iterations": 40, "prompts_per_iteration": 64, "batch_size": 64}
+        stage |= {
+            "algorithm": {"ppo": options},
+            "iterations": 40,
+            "prompts_per_iteration": 64,
+            "batch_size": 64,
+        }
         stage |= {"epochs": 4, "learning_rate": 5e-3, "optimizer": {"adamw": {"betas": [0.5, 0.9]}}}
         wanted = torch.softmax(reference.log() + one.rewards / 0.25, -1)
     else:
-        stage |= {"algorithm": algorithm, "iterations": 1, "prompts_per_iteration": 3000, "batch_size": 500}
+        stage |= {
+            "algorithm": algorithm,
+            "iterations": 1,
+            "prompts_per_iteration": 3000,
+            "batch_size": 500,
+        }
         stage |= {"epochs": 20, "learning_rate": 5e-3}
         wanted = F.best_of_n_distribution(reference, one.rewards, 4)
     stage["prompts"] = write_prompts(one, stage["prompts_per_iteration"])
@@ -239,16 +277,23 @@ def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algo
 
 
 def soft_pairs(problem: Problem, generator: random.Random) -> list[Pair]:
-    """Pairs of all answers with the exact probability that the first is preferred (Bradley-Terry)."""
+    """Pairs of all answers with the exact probability that the first is preferred
+    (Bradley-Terry).
+    """
     r = problem.rewards
     every = list(combinations(range(len(r)), 2))
-    return [Pair(i, j, p=float(torch.sigmoid(r[i] - r[j]))) for i, j in generator.sample(every, min(80, len(every)))]
+    return [
+        Pair(i, j, p=float(torch.sigmoid(r[i] - r[j])))
+        for i, j in generator.sample(every, min(80, len(every)))
+    ]
 
 
 def sampled_pairs(problem: Problem, generator: random.Random) -> list[Pair]:
     """As a person would label them: one answer wins, by chance."""
     return [
-        Pair(pair.better, pair.worse) if generator.random() < pair.p else Pair(pair.worse, pair.better)
+        Pair(pair.better, pair.worse)
+        if generator.random() < pair.p
+        else Pair(pair.worse, pair.better)
         for pair in soft_pairs(problem, generator) * 20
     ]
 
@@ -262,12 +307,18 @@ def sampled_pairs(problem: Problem, generator: random.Random) -> list[Pair]:
     ],
     indirect=["problem"],
 )
-def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, random.Random], list[Pair]]) -> None:
+def test_dpo_reaches_the_optimum(
+    problem: Problem, pairs: Callable[[Problem, random.Random], list[Pair]]
+) -> None:
     beta = 0.5
     generator = random.Random(0)
-    responses = tuple(Response(text=a, tokens=problem.ids(a), truncated=True) for a in problem.answers)
+    responses = tuple(
+        Response(text=a, tokens=problem.ids(a), truncated=True) for a in problem.answers
+    )
     prompt = ({"role": "user", "content": "?"},)
-    groups = [Group(prompt, responses, tuple(pairs(problem, generator)), id=str(i)) for i in range(200)]
+    groups = [
+        Group(prompt, responses, tuple(pairs(problem, generator)), id=str(i)) for i in range(200)
+    ]
     write_groups(problem.folder / "pairs.jsonl", groups)
     stage = {
         "algorithm": {"dpo": {"beta": beta}},
@@ -279,15 +330,17 @@ def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, ran
     check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
 
-# What is learned here is an empirical distribution: thousands of
-# samples, and fewer answers than there. The second stage learns the samples of the first again at a lower rate, which
-# `replay_from` is for; its own two hardly count.
+# What is learned here is an empirical distribution: thousands of samples, and fewer answers than
+# there. The second stage learns the samples of the first again at a lower rate, which `replay_from`
+# is for; its own two hardly count.
 @pytest.mark.parametrize(
     ("letters", "length", "k", "prompts"),
     [("abcdef", 1, 4, 6000), ("ab", 3, 2, 8000)],
 )
 @pytest.mark.slow
-def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, length: int, k: int, prompts: int) -> None:
+def test_rejection_sampling_learns_best_of_k(
+    tmp_path: Path, letters: str, length: int, k: int, prompts: int
+) -> None:
     problem = make(tmp_path, letters, length)
     first = {
         "algorithm": "rejection_sampling",
@@ -306,7 +359,8 @@ def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, lengt
         "from": "first",
         "replay_from": ["first"],
         "prompts_per_iteration": 2,
-        "batch_size": prompts // 2,  # large, so that the last steps' noise is small beside that of the samples
+        # Large, so that the last steps' noise is small beside that of the samples
+        "batch_size": prompts // 2,
         "epochs": 20,
         "learning_rate": 1e-3,
     }

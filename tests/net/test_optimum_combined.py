@@ -1,7 +1,9 @@
-"""Variants of GRPO and combinations of rewards end where their theory says, on answers few enough to enumerate.
+"""Variants of GRPO and combinations of rewards end where their theory says, on answers few enough
+to enumerate.
 
-MaxRL and the entropy bonus move GRPO's fixed point, which is solved for as in test_optimum_online.py. A Lagrangian
-ends at the KL-regularized optimum of r - lambda * c, with the lambda at which the mean cost is the limit.
+MaxRL and the entropy bonus move GRPO's fixed point, which is solved for as in
+test_optimum_online.py. A Lagrangian ends at the KL-regularized optimum of r - lambda * c, with the
+lambda at which the mean cost is the limit.
 """
 
 from __future__ import annotations
@@ -12,7 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
+from test_optimum import (
+    Problem,
+    check,
+    make,
+    rollout,
+    total_variation,
+    train,
+    write_prompts,
+    write_reward,
+)
 from test_optimum_online import ONE, THREE, align, fixed_point
 from torch import Tensor
 
@@ -30,7 +41,9 @@ def problem(request: pytest.FixtureRequest, tmp_path: Path) -> Problem:
 
 @pytest.mark.parametrize("problem", [ONE], ids=["one"], indirect=True)
 def test_maxrl_ends_at_its_fixed_point(problem: Problem) -> None:
-    """With rewards of 0 and 1, dividing by the mean weighs a prompt by 1 / p, and by the deviation by less."""
+    """With rewards of 0 and 1, dividing by the mean weighs a prompt by 1 / p, and by the deviation
+    by less.
+    """
     problem.__dict__["rewards"] = (problem.rewards > 0.0).double()  # a cached property
     wanted = fixed_point(problem, 4, 1.0, "mean")
     assert total_variation(wanted, fixed_point(problem, 4, 1.0, "deviation")) > 0.04
@@ -53,7 +66,12 @@ def test_cispo_has_the_fixed_point_of_grpo(problem: Problem) -> None:
     """On its own samples CISPO's expected gradient is the plain policy gradient, as GRPO's is."""
     k, beta = 12, 1.5
     wanted = fixed_point(problem, k, beta, "none")
-    options = {"kl_coefficient": beta, "scale_by_std": False, "policy_loss": "cispo", "clip_range_high": 4.0}
+    options = {
+        "kl_coefficient": beta,
+        "scale_by_std": False,
+        "policy_loss": "cispo",
+        "clip_range_high": 4.0,
+    }
     found = align(problem, "grpo", options, 32, k, iterations=40, epochs=2, learning_rate=3e-3)
     check(found, wanted, problem.reference)
 
@@ -63,26 +81,34 @@ def test_cispo_has_the_fixed_point_of_grpo(problem: Problem) -> None:
 
 def costs(problem: Problem) -> Tensor:
     """Good answers tend to cost more."""
-    noise = torch.rand(len(problem.answers), generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    noise = torch.rand(
+        len(problem.answers), generator=torch.Generator().manual_seed(9), dtype=torch.float64
+    )
     return 0.5 * (problem.rewards + 1) + 0.5 * noise
 
 
 def constrained(problem: Problem, beta: float, limit: float, rescale: bool) -> tuple[Tensor, float]:
-    """The policy with the highest r - beta KL among those whose mean cost is at most the limit, and its lambda.
+    """The policy with the highest r - beta KL among those whose mean cost is at most the limit, and
+    its lambda.
 
-    It is pi_ref exp((r - lambda c) / beta) / Z, and its mean cost falls in lambda, so lambda is found by bisection.
-    With the reward divided by 1 + lambda, the KL weighs (1 + lambda) times as much.
+    It is pi_ref exp((r - lambda c) / beta) / Z, and its mean cost falls in lambda, so lambda is
+    found by bisection. With the reward divided by 1 + lambda, the KL weighs (1 + lambda) times as
+    much.
     """
     cost = costs(problem)
 
     def policy(multiplier: float) -> Tensor:
         scale = beta * (1 + multiplier) if rescale else beta
-        return torch.softmax(problem.reference.log() + (problem.rewards - multiplier * cost) / scale, -1)
+        return torch.softmax(
+            problem.reference.log() + (problem.rewards - multiplier * cost) / scale, -1
+        )
 
     low, high = 0.0, 50.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if float((policy(middle) * cost).sum()) > limit else (low, middle)
+        low, high = (
+            (middle, high) if float((policy(middle) * cost).sum()) > limit else (low, middle)
+        )
     return policy(high), high
 
 
@@ -101,7 +127,12 @@ def test_ppo_under_a_constraint(problem: Problem, beta: float, limit: float, res
     assert total_variation(wanted, free) > 0.1
     reward = write_reward(problem)
     table = dict(zip(problem.answers, cost.tolist(), strict=True))
-    code = f"TABLE = {table!r}\n\ndef cost(completions):\n    return [TABLE[text] for text in completions]\n"
+    code = (
+        f"TABLE = {table!r}\n"
+        "\n"
+        "def cost(completions):\n"
+        "    return [TABLE[text] for text in completions]\n"
+    )
     (problem.folder / "cost.py").write_text(code, encoding="utf-8")
     lagrangian: dict[str, Any] = {
         "reward": reward,
@@ -131,7 +162,10 @@ def test_ppo_under_a_constraint(problem: Problem, beta: float, limit: float, res
         "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
     }
     found = train(problem, trained=stage)
-    rows = [json.loads(line) for line in (problem.folder / "run/trained/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (problem.folder / "run/trained/metrics.jsonl").read_text().splitlines()
+    ]
     print([round(row["reward/multiplier"], 3) for row in rows][-10:])
     check(found, wanted, problem.reference)
     assert rows[-1]["reward/multiplier"] == pytest.approx(multiplier, rel=0.15)

@@ -1,9 +1,11 @@
-"""Online and self-training methods end where their theory says: whole recipes on answers few enough to enumerate.
+"""Online and self-training methods end where their theory says: whole recipes on answers few enough
+to enumerate.
 
-RLOO, REINFORCE++ and online DPO share PPO's optimum, pi_ref exp(r / beta) / Z. GRPO does not: its KL is a loss whose
-gradient is that of KL(pi_ref || pi), and dividing by the group's deviation rescales beta; where its expected update
-vanishes is solved for here from all groups of K samples, in float64 and without the plugin's code. ReST, expert
-iteration and RAFT learn the distributions that their selections have.
+RLOO, REINFORCE++ and online DPO share PPO's optimum, pi_ref exp(r / beta) / Z. GRPO does not: its
+KL is a loss whose gradient is that of KL(pi_ref || pi), and dividing by the group's deviation
+rescales beta; where its expected update vanishes is solved for here from all groups of K samples,
+in float64 and without the plugin's code. ReST, expert iteration and RAFT learn the distributions
+that their selections have.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +17,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimum import WITHIN, Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
+from test_optimum import (
+    WITHIN,
+    Problem,
+    check,
+    make,
+    rollout,
+    total_variation,
+    train,
+    write_prompts,
+    write_reward,
+)
 from torch import Tensor
 
 from alignkit.data.group import read_groups
@@ -36,7 +48,9 @@ ONE, THREE = ("abcdef", 1), ("ab", 3)
 
 
 def by_prefix(x: Tensor, problem: Problem) -> list[Tensor]:
-    """Sums of x [answers] over all answers that begin with each 1, 2, ... letters: [n], [n, n], ..."""
+    """Sums of x [answers] over all answers that begin with each 1, 2, ... letters: [n], [n, n],
+    ...
+    """
     n = len(problem.letters)
     return [x.reshape([n] * (t + 1) + [-1]).sum(-1) for t in range(problem.length)]
 
@@ -58,12 +72,16 @@ def factorial_of(count: float) -> float:
     return float(factorial(int(count)))
 
 
-def fixed_point(problem: Problem, k: int, beta: float, scale: str = "none", entropy: float = 0.0) -> Tensor:
-    """Where the mean over all groups of k samples of GRPO's gradient is zero in every logit of every context.
+def fixed_point(
+    problem: Problem, k: int, beta: float, scale: str = "none", entropy: float = 0.0
+) -> Tensor:
+    """Where the mean over all groups of k samples of GRPO's gradient is zero in every logit of
+    every context.
 
-    A sampled response i adds A_i (1[v] - pi(v | c)) to the logit of v in each context c that it passes, and k3, whose
-    gradient is (1 - pi_ref / pi) grad log pi, on average beta (pi_ref(v | c) - pi(v | c)). An entropy bonus adds
-    -entropy pi(v | c) (log pi(v | c) + H). scale: what advantages are divided by: deviation, mean (MaxRL) or none.
+    A sampled response i adds A_i (1[v] - pi(v | c)) to the logit of v in each context c that it
+    passes, and k3, whose gradient is (1 - pi_ref / pi) grad log pi, on average beta (pi_ref(v | c)
+    - pi(v | c)). An entropy bonus adds -entropy pi(v | c) (log pi(v | c) + H). scale: what
+    advantages are divided by: deviation, mean (MaxRL) or none.
     """
     answers, reference = len(problem.rewards), next_letter(problem.reference, problem)
     members = torch.tensor(list(combinations_with_replacement(range(answers), k)))
@@ -87,9 +105,15 @@ def fixed_point(problem: Problem, k: int, beta: float, scale: str = "none", entr
         residual = 0.0
         for t, gain in enumerate(gained):
             passing = by_prefix(p, problem)[t].sum(-1, keepdim=True)
-            pull = gain / passing - steps[t] * gain.sum(-1, keepdim=True) / passing + beta * (reference[t] - steps[t])
+            pull = (
+                gain / passing
+                - steps[t] * gain.sum(-1, keepdim=True) / passing
+                + beta * (reference[t] - steps[t])
+            )
             surprise = -steps[t].log()
-            pull = pull + entropy * steps[t] * (surprise - (steps[t] * surprise).sum(-1, keepdim=True))
+            pull = pull + entropy * steps[t] * (
+                surprise - (steps[t] * surprise).sum(-1, keepdim=True)
+            )
             residual = max(residual, float(pull.abs().max()))
             steps[t] = torch.softmax(steps[t].log() + pull / beta, -1)
         if residual < 1e-8:
@@ -98,7 +122,8 @@ def fixed_point(problem: Problem, k: int, beta: float, scale: str = "none", entr
 
 
 def test_the_fixed_point_of_two_samples() -> None:
-    """With K = 2 the deviation is |r1 - r2| / sqrt(2), so a winner's advantage is 1 / sqrt(2) whatever it won by.
+    """With K = 2 the deviation is |r1 - r2| / sqrt(2), so a winner's advantage is 1 / sqrt(2)
+    whatever it won by.
 
     Half the responses of the 2 p1 p2 mixed groups win: p1 p2 / sqrt(2) = beta (p2 - ref2).
     """
@@ -115,9 +140,16 @@ def test_the_fixed_point_of_two_samples() -> None:
 
 
 def align(
-    problem: Problem, algorithm: str, options: Mapping[str, Any], prompts: int, samples: int, **more: Any
+    problem: Problem,
+    algorithm: str,
+    options: Mapping[str, Any],
+    prompts: int,
+    samples: int,
+    **more: Any,
 ) -> Tensor:
-    """The policy after a stage that learns from `prompts` groups of `samples` in each iteration, all in one batch."""
+    """The policy after a stage that learns from `prompts` groups of `samples` in each iteration,
+    all in one batch.
+    """
     stage = {
         "algorithm": {algorithm: dict(options)},
         "prompts": write_prompts(problem, prompts),
@@ -136,10 +168,16 @@ DR: dict[str, Any] = {"scale_by_std": False, "aggregation": "constant_length", "
 
 
 def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
-    """Neither PPO's optimum nor that of the other normalization, so that the tests below can tell them apart."""
+    """Neither PPO's optimum nor that of the other normalization, so that the tests below can tell
+    them apart.
+    """
     one, three = make(tmp_path / "1", *ONE), make(tmp_path / "3", *THREE)
     other = {"deviation": "none", "none": "deviation"}
-    for problem, k, beta, scale in ((one, 8, 1.0, "deviation"), (one, 8, 0.5, "none"), (three, 12, 3.0, "deviation")):
+    for problem, k, beta, scale in (
+        (one, 8, 1.0, "deviation"),
+        (one, 8, 0.5, "none"),
+        (three, 12, 3.0, "deviation"),
+    ):
         found = fixed_point(problem, k, beta, scale)
         assert total_variation(found, problem.optimum(beta)) > 3 * WITHIN
         assert total_variation(found, fixed_point(problem, k, beta, other[scale])) > 3 * WITHIN
@@ -160,10 +198,21 @@ def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
     ids=["grpo-one", "dr_grpo-one", "grpo-three", "dr_grpo-three", "gspo-three"],
     indirect=["problem"],
 )
-def test_grpo_ends_at_its_fixed_point(problem: Problem, k: int, beta: float, options: dict[str, Any]) -> None:
-    wanted = fixed_point(problem, k, beta, "deviation" if options.get("scale_by_std", True) else "none")
+def test_grpo_ends_at_its_fixed_point(
+    problem: Problem, k: int, beta: float, options: dict[str, Any]
+) -> None:
+    wanted = fixed_point(
+        problem, k, beta, "deviation" if options.get("scale_by_std", True) else "none"
+    )
     found = align(
-        problem, "grpo", {"kl_coefficient": beta, **options}, 32, k, iterations=40, epochs=2, learning_rate=3e-3
+        problem,
+        "grpo",
+        {"kl_coefficient": beta, **options},
+        32,
+        k,
+        iterations=40,
+        epochs=2,
+        learning_rate=3e-3,
     )
     check(found, wanted, problem.reference)
 
@@ -194,9 +243,13 @@ CENTERED = {"whiten_advantages": False, "group_baseline": True}
     ids=["one-whitened", "one", "three"],
     indirect=["problem"],
 )
-def test_reinforce_pp_reaches_the_optimum(problem: Problem, beta: float, options: dict[str, Any], rate: float) -> None:
+def test_reinforce_pp_reaches_the_optimum(
+    problem: Problem, beta: float, options: dict[str, Any], rate: float
+) -> None:
     options = {"kl_coefficient": beta, **options}
-    found = align(problem, "reinforce_pp", options, 4, 64, iterations=40, epochs=3, learning_rate=rate)
+    found = align(
+        problem, "reinforce_pp", options, 4, 64, iterations=40, epochs=3, learning_rate=rate
+    )
     check(found, problem.optimum(beta), problem.reference)
 
 
@@ -207,10 +260,14 @@ def test_reinforce_pp_reaches_the_optimum(problem: Problem, beta: float, options
     ids=["one", "three"],
     indirect=["problem"],
 )
-def test_online_dpo_reaches_the_optimum(problem: Problem, beta: float, prompts: int, rate: float) -> None:
+def test_online_dpo_reaches_the_optimum(
+    problem: Problem, beta: float, prompts: int, rate: float
+) -> None:
     """Labels are drawn as people's would be: with P = sigma(difference of the rewards)."""
     options = {"beta": beta, "pairs": "all", "labels": "bradley_terry"}
-    found = align(problem, "online_dpo", options, prompts, 64, iterations=40, epochs=2, learning_rate=rate)
+    found = align(
+        problem, "online_dpo", options, prompts, 64, iterations=40, epochs=2, learning_rate=rate
+    )
     check(found, problem.optimum(beta), problem.reference)
 
 
@@ -230,7 +287,9 @@ def above(problem: Problem, threshold: float) -> Tensor:
 def above_quantile(problem: Problem, share: float) -> Tensor:
     """The reference's samples whose reward is above this quantile of the rewards."""
     order = problem.rewards.argsort()
-    return above(problem, float(problem.rewards[order][problem.reference[order].cumsum(0) >= share][0]))
+    return above(
+        problem, float(problem.rewards[order][problem.reference[order].cumsum(0) >= share][0])
+    )
 
 
 def top_share(problem: Problem, k: int) -> Tensor:
@@ -245,7 +304,9 @@ def top_share(problem: Problem, k: int) -> Tensor:
 def sampled(problem: Problem) -> Tensor:
     """The answers of the run's only iteration, in order: [N] places in `problem.answers`."""
     groups = read_groups(problem.folder / "run" / "trained" / "rollouts" / "0001.jsonl")
-    return torch.tensor([problem.answers.index(response.text) for group in groups for response in group.responses])
+    return torch.tensor(
+        [problem.answers.index(response.text) for group in groups for response in group.responses]
+    )
 
 
 def selected(problem: Problem, algorithm: str, options: Mapping[str, Any]) -> Tensor:
@@ -262,17 +323,27 @@ def selected(problem: Problem, algorithm: str, options: Mapping[str, Any]) -> Te
 
 
 SELECTIONS: dict[str, tuple[dict[str, Any], Callable[[Problem], Tensor]]] = {
-    "rest": ({"thresholds": [0.05, 0.4], "lr_decay": 0.5}, lambda problem: above_quantile(problem, 0.4)),
+    "rest": (
+        {"thresholds": [0.05, 0.4], "lr_decay": 0.5},
+        lambda problem: above_quantile(problem, 0.4),
+    ),
     "expert_iteration": ({"threshold": -0.6}, lambda problem: above(problem, -0.6)),
     "rejection_sampling": ({"pool": "batch"}, lambda problem: top_share(problem, 4)),
 }
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["rest", *(pytest.param(name, marks=pytest.mark.slow) for name in SELECTIONS if name != "rest")]
+    "algorithm",
+    [
+        "rest",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SELECTIONS if name != "rest"),
+    ],
 )
 @pytest.mark.parametrize(
-    "problem", [pytest.param(ONE, marks=pytest.mark.slow), THREE], ids=["one", "three"], indirect=["problem"]
+    "problem",
+    [pytest.param(ONE, marks=pytest.mark.slow), THREE],
+    ids=["one", "three"],
+    indirect=["problem"],
 )
 def test_self_training_learns_what_it_selects(problem: Problem, algorithm: str) -> None:
     options, target = SELECTIONS[algorithm]
@@ -280,6 +351,7 @@ def test_self_training_learns_what_it_selects(problem: Problem, algorithm: str) 
     memory = {"optimizer": {"adamw": {"max_grad_norm": 10.0}}}
     found = align(problem, algorithm, options, 200, 4, iterations=1, epochs=epochs, **memory)
     wanted = selected(problem, algorithm, options)
-    # What is learned is the distribution of the samples that were selected, which is the theory's but for chance.
+    # What is learned is the distribution of the samples that were selected, which is the theory's
+    # but for chance.
     assert total_variation(wanted, target(problem)) < 0.1
     check(found, wanted, problem.reference)

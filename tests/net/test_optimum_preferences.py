@@ -1,8 +1,10 @@
-"""Preference methods end where the theory says, on answers few enough to enumerate, through whole recipes.
+"""Preference methods end where the theory says, on answers few enough to enumerate, through whole
+recipes.
 
-Targets are written from the papers' own equations. DPO, cDPO, robust DPO, IPO and CPL have one: a distribution. Hinge,
-SimPO, ORPO and CPO have none; there the end must be a stationary point: the least of the same expected loss, found by
-another optimizer over a plain table of probabilities. KTO and HIR's contrast are only tested for their direction.
+Targets are written from the papers' own equations. DPO, cDPO, robust DPO, IPO and CPL have one: a
+distribution. Hinge, SimPO, ORPO and CPO have none; there the end must be a stationary point: the
+least of the same expected loss, found by another optimizer over a plain table of probabilities. KTO
+and HIR's contrast are only tested for their direction.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +16,16 @@ from typing import Any
 import pytest
 import torch
 from scipy.optimize import linprog
-from test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
+from test_optimum import (
+    Problem,
+    check,
+    make,
+    rollout,
+    total_variation,
+    train,
+    write_prompts,
+    write_reward,
+)
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -39,7 +50,9 @@ def three(tmp_path: Path) -> Problem:
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Problem:
-    """Three tokens, and a base that is nearer to uniform: without a reference there is less way to go."""
+    """Three tokens, and a base that is nearer to uniform: without a reference there is less way to
+    go.
+    """
     from transformers import PhiForCausalLM
 
     problem = make(tmp_path, "abc", 3)
@@ -70,13 +83,21 @@ def every_pair(problem: Problem) -> list[tuple[int, int]]:
 
 
 def star(problem: Problem) -> list[tuple[int, int]]:
-    """Pairs with the first answer only: any log-odds can be reached, for none follows from others."""
+    """Pairs with the first answer only: any log-odds can be reached, for none follows from
+    others.
+    """
     return [(0, j) for j in range(1, len(problem.answers))]
 
 
-def learn(problem: Problem, algorithm: Mapping[str, Any], pairs: list[tuple[int, int]], p: Tensor) -> Tensor:
-    """Train on all answers with these pairs in every step, soft labels p[i, j]; gives the learned distribution."""
-    responses = tuple(Response(text=a, tokens=problem.ids(a), truncated=True) for a in problem.answers)
+def learn(
+    problem: Problem, algorithm: Mapping[str, Any], pairs: list[tuple[int, int]], p: Tensor
+) -> Tensor:
+    """Train on all answers with these pairs in every step, soft labels p[i, j]; gives the learned
+    distribution.
+    """
+    responses = tuple(
+        Response(text=a, tokens=problem.ids(a), truncated=True) for a in problem.answers
+    )
     labelled = tuple(Pair(i, j, p=float(p[i, j])) for i, j in pairs)
     group = Group(({"role": "user", "content": "?"},), responses, labelled)
     write_groups(problem.folder / "pairs.jsonl", [replace(group, id=str(i)) for i in range(COPIES)])
@@ -100,7 +121,8 @@ def learn(problem: Problem, algorithm: Mapping[str, Any], pairs: list[tuple[int,
 def test_conservative_dpo_reaches_its_shifted_log_odds(problem: Problem, beta: float) -> None:
     smoothing, p = 0.2, preferences(problem)
     found = learn(problem, {"dpo": {"beta": beta, "label_smoothing": smoothing}}, star(problem), p)
-    # The least of -q log sigma(h) - (1 - q) log sigma(-h) is at h = logit(q), where q is p after the flips.
+    # The least of -q log sigma(h) - (1 - q) log sigma(-h) is at h = logit(q), where q is p after
+    # the flips.
     lead = torch.logit((1 - smoothing) * p[0] + smoothing * (1 - p[0])) / beta
     lead[0] = 0.0  # of the first answer over itself
     check(found, torch.softmax(problem.reference.log() - lead, -1), problem.reference)
@@ -132,7 +154,8 @@ def test_ipo_reaches_its_own_optimum(problem: Problem, name: str, tau: float) ->
     parts = torch.tensor([1.0 + i % 2 for i in range(len(p))], dtype=torch.float64)
     pairs = [(i, j) for i, j in every_pair(problem) for _ in range(int(parts[i] * parts[j]))]
     found = learn(problem, {"dpo": {"beta": tau, "loss": name}}, pairs, p)
-    # Azar et al. 2023: pi_ref exp(E_{y' ~ mu} P(y > y') / tau). Of means over tokens a nat is `length` nats of the sum.
+    # Azar et al. 2023: pi_ref exp(E_{y' ~ mu} P(y > y') / tau). Of means over tokens a nat is
+    # `length` nats of the sum.
     wins = p @ (parts / parts.sum())
     tau = tau / problem.length if name == "ipo_norm" else tau
     check(found, torch.softmax(problem.reference.log() + wins / tau, -1), problem.reference)
@@ -154,7 +177,9 @@ def test_cpl_with_a_reference_reaches_dpos_optimum(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "gamma"), [("flat", 0.7), pytest.param("one", 1.0, marks=pytest.mark.slow)], indirect=["problem"]
+    ("problem", "gamma"),
+    [("flat", 0.7), pytest.param("one", 1.0, marks=pytest.mark.slow)],
+    indirect=["problem"],
 )
 def test_cpl_reaches_the_optimal_policy_of_maximum_entropy(problem: Problem, gamma: float) -> None:
     alpha = 0.5 if problem.length == 1 else 1.0
@@ -164,7 +189,9 @@ def test_cpl_reaches_the_optimal_policy_of_maximum_entropy(problem: Problem, gam
 
 
 def maximum_entropy(problem: Problem, alpha: float, gamma: float) -> Tensor:
-    """The policy with sum_t gamma^t alpha log pi(a_t) = reward - constant for every answer: soft values, backwards."""
+    """The policy with sum_t gamma^t alpha log pi(a_t) = reward - constant for every answer: soft
+    values, backwards.
+    """
     values = problem.rewards.reshape([len(problem.letters)] * problem.length)
     policy = torch.zeros((), dtype=torch.float64)
     for t in reversed(range(problem.length)):
@@ -194,7 +221,9 @@ def orpo(problem: Problem, better: Tensor, worse: Tensor, p: Tensor) -> Tensor:
 
 def cpo(problem: Problem, better: Tensor, worse: Tensor, p: Tensor) -> Tensor:
     h = 0.5 * (better - worse)
-    return -(p * logsigmoid(h) + (1 - p) * logsigmoid(-h) + 0.2 * (p * better + (1 - p) * worse)).mean()
+    return -(
+        p * logsigmoid(h) + (1 - p) * logsigmoid(-h) + 0.2 * (p * better + (1 - p) * worse)
+    ).mean()
 
 
 def least(problem: Problem, expected: Expected) -> Tensor:
@@ -202,7 +231,9 @@ def least(problem: Problem, expected: Expected) -> Tensor:
     i, j = torch.tensor(every_pair(problem)).T
     p = preferences(problem)[i, j]
     logits = problem.reference.log().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([logits], max_iter=2000, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=2000, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -242,12 +273,20 @@ def test_hinge_ends_at_the_least_loss(problem: Problem) -> None:
 
     def loss(logprobs: Tensor) -> float:
         h = beta * (logprobs - problem.reference.log())
-        parts = [p[i, j] * torch.relu(1 - h[i] + h[j]) + (1 - p[i, j]) * torch.relu(1 + h[i] - h[j]) for i, j in pairs]
+        parts = [
+            p[i, j] * torch.relu(1 - h[i] + h[j]) + (1 - p[i, j]) * torch.relu(1 + h[i] - h[j])
+            for i, j in pairs
+        ]
         return float(sum(parts)) / len(pairs)
 
-    # Of unknowns h [answers], and for each pair what its margin lacks for one label (a >= 1 - h) and for the other.
+    # Of unknowns h [answers], and for each pair what its margin lacks for one label (a >= 1 - h)
+    # and for the other.
     n, answers = len(pairs), len(problem.answers)
-    price = [0.0] * answers + [float(p[i, j]) / n for i, j in pairs] + [1 - float(p[i, j]) for i, j in pairs]
+    price = (
+        [0.0] * answers
+        + [float(p[i, j]) / n for i, j in pairs]
+        + [1 - float(p[i, j]) for i, j in pairs]
+    )
     price[answers + n :] = [x / n for x in price[answers + n :]]
     rows = []
     for k, (i, j) in enumerate(pairs):
@@ -266,15 +305,20 @@ def test_hinge_ends_at_the_least_loss(problem: Problem) -> None:
 
 
 def test_kto_moves_probability_to_what_most_find_desirable(one: Problem) -> None:
-    """No optimum inside: sigma(beta (log ratio - z0)) of every answer only falls or only rises, until others have no
-    probability left to give. So only the direction is tested.
+    """No optimum inside: sigma(beta (log ratio - z0)) of every answer only falls or only rises,
+    until others have no probability left to give. So only the direction is tested.
     """
     up = [8, 2, 3, 7, 9, 1]  # thumbs up of ten
     thumbs = [(i, k < up[i]) for i in range(len(up)) for k in range(10)]
     groups = [
         Group(
-            ({"role": "user", "content": str(n)},),  # words that the tokenizer drops: other prompts, equal tokens
-            (Response(text=one.answers[i], tokens=one.ids(one.answers[i]), truncated=True, label=label),),
+            # Words that the tokenizer drops: other prompts, equal tokens
+            ({"role": "user", "content": str(n)},),
+            (
+                Response(
+                    text=one.answers[i], tokens=one.ids(one.answers[i]), truncated=True, label=label
+                ),
+            ),
             id=str(n),
         )
         for n, (i, label) in enumerate(thumbs)
@@ -304,7 +348,9 @@ ASKED = (
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Problem:
-    """Answers of one letter, and two further tokens that are instructions: written by nobody, shown to the model."""
+    """Answers of one letter, and two further tokens that are instructions: written by nobody, shown
+    to the model.
+    """
     from transformers import AutoTokenizer, PhiForCausalLM
 
     base = make(tmp_path, f"abcdef{GOOD}{BAD}", 1).base
@@ -332,8 +378,9 @@ def answers_under(problem: Problem, folder: Path, instruction: str) -> Tensor:
 
 @pytest.mark.parametrize("alpha", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_hir_learns_what_fulfils_each_instruction(asked: Problem, alpha: float) -> None:
-    """Relabelled samples of an instruction are those that fulfil it, in the policy's own proportions, so that is what
-    NLL learns. The contrast, which has no optimum of its own, has nothing against it: P under the other one is 0.
+    """Relabelled samples of an instruction are those that fulfil it, in the policy's own
+    proportions, so that is what NLL learns. The contrast, which has no optimum of its own, has
+    nothing against it: P under the other one is 0.
     """
     prompts = 16
     options = {
@@ -356,10 +403,19 @@ def test_hir_learns_what_fulfils_each_instruction(asked: Problem, alpha: float) 
     train(asked, trained=stage)
     folder = asked.folder / "run" / "trained"
     samples = [
-        response.text for group in read_groups(folder / "rollouts" / "0001.jsonl") for response in group.responses
+        response.text
+        for group in read_groups(folder / "rollouts" / "0001.jsonl")
+        for response in group.responses
     ]
-    count = torch.tensor([float(samples.count(answer)) for answer in asked.answers], dtype=torch.float64)
-    assert total_variation(count / len(samples), asked.reference) < 0.05  # as many samples as there are
+    count = torch.tensor(
+        [float(samples.count(answer)) for answer in asked.answers], dtype=torch.float64
+    )
+    # As many samples as there are
+    assert total_variation(count / len(samples), asked.reference) < 0.05
     for instruction, fulfils in ((GOOD, asked.rewards > 0), (BAD, asked.rewards <= 0)):
         wanted = torch.where(fulfils, count, 0.0)
-        check(answers_under(asked, folder / "adapter", instruction), wanted / wanted.sum(), asked.reference)
+        check(
+            answers_under(asked, folder / "adapter", instruction),
+            wanted / wanted.sum(),
+            asked.reference,
+        )

@@ -1,4 +1,6 @@
-"""The quick start, whole and on the real model: its table for one seed is the README's, as far as seeds differ."""
+"""The quick start, whole and on the real model: its table for one seed is the README's, as far as
+seeds differ.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ import pytest
 from tests.net.recipes import ROOT
 
 SEED = 3
-# README.md: 95% intervals of means over SEEDS seeds. Where the next seed lies is wider by the root of SEEDS + 1.
+# README.md: 95% intervals of means over SEEDS seeds. Where the next seed lies is wider by the root
+# of SEEDS + 1.
 SEEDS = 5
 COLUMNS = (
     "harmful requests refused",
@@ -39,7 +42,16 @@ def test_the_readme_has_the_table() -> None:
 
 @pytest.mark.slow
 def test_one_seed_is_within_the_intervals(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "alignkit", "run", "quickstart", f"seed={SEED}", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "alignkit",
+        "run",
+        "quickstart",
+        f"seed={SEED}",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     threads = str(os.cpu_count() or 1)
     done = subprocess.run(
         command,
@@ -50,8 +62,13 @@ def test_one_seed_is_within_the_intervals(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8"))["policies"]
-    shares = {name: [round(100 * found[name]["rewards"][column]["mean"]) for column in COLUMNS] for name in TABLE}
+    found = json.loads(
+        (tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8")
+    )["policies"]
+    shares = {
+        name: [round(100 * found[name]["rewards"][column]["mean"]) for column in COLUMNS]
+        for name in TABLE
+    }
     (ROOT / ".net").mkdir(exist_ok=True)
     (ROOT / ".net" / "quickstart.json").write_text(json.dumps(shares), encoding="utf-8")
     for name, (_, *intervals) in TABLE.items():

@@ -1,4 +1,6 @@
-"""Every mistake of a recipe is reported at its place, with the nearest name: replayed from a table, without wording."""
+"""Every mistake of a recipe is reported at its place, with the nearest name: replayed from a table,
+without wording.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ from tests.net.changes import expected
 from tests.net.recipes import NET, ROOT
 
 TABLE = NET / "pins" / "errors.jsonl"
-CASES = {row["name"]: row for row in map(json.loads, TABLE.read_text(encoding="utf-8").splitlines())}
+CASES = {
+    row["name"]: row for row in map(json.loads, TABLE.read_text(encoding="utf-8").splitlines())
+}
 WANTED = expected("errors", {name: case["problems"] for name, case in CASES.items()})
 
 
 def problems(folder: Path, case: dict[str, Any]) -> list[list[Any]]:
-    """[file, line, column, marked text, nearest name] of every problem that reading the recipe reports."""
+    """[file, line, column, marked text, nearest name] of every problem that reading the recipe
+    reports.
+    """
     from alignkit.errors import RecipeError
     from alignkit.recipe.load import load_recipe
 

@@ -46,7 +46,8 @@ def test_greedy_sampling_matches_generate(
     policy: SharedModel, copies: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_greedy(policy)
-    monkeypatch.setattr(decoding_module, "BLOCK", 3)  # small blocks skip the columns that all of their rows leave empty
+    # Small blocks skip the columns that all of their rows leave empty
+    monkeypatch.setattr(decoding_module, "BLOCK", 3)
     check_greedy(policy)
     assert len(copies) > 1
     copies.clear()
@@ -59,7 +60,8 @@ def test_greedy_sampling_matches_generate(
 
 @pytest.mark.silent_bug(
     "sampling: temperature",
-    "The sampler reports log-probabilities at another temperature, and ratios differ from 1 before any update.",
+    "The sampler reports log-probabilities at another temperature, and ratios differ from 1 "
+    "before any update.",
     "Sampler and training agree at the sampling temperature.",
     "huggingface/trl#4159",
     "thinking-machines-lab/tinker-feedback#148",
@@ -68,7 +70,13 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
     groups = questions(6)
     encoder = Encoder(policy.tokenizer)
     found = sample(
-        policy, BASE, encoder, groups, Sampling(max_new_tokens=8, temperature=0.7), samples_per_prompt=3, seed=1
+        policy,
+        BASE,
+        encoder,
+        groups,
+        Sampling(max_new_tokens=8, temperature=0.7),
+        samples_per_prompt=3,
+        seed=1,
     )
     encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
     row = pack(encoded)
@@ -80,6 +88,9 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
 
 
 @pytest.mark.parametrize("name", list(STATE_SPACES))
-def test_models_without_keys_and_values_write_what_transformers_writes(name: str, tmp_path: Path) -> None:
-    # In transformers, RecurrentGemma reads a prompt of one token with the states of the row before it.
+def test_models_without_keys_and_values_write_what_transformers_writes(
+    name: str, tmp_path: Path
+) -> None:
+    # In transformers, RecurrentGemma reads a prompt of one token with the states of the row before
+    # it.
     check_greedy(load(make(tmp_path, name)), count=9 if name == "RecurrentGemma" else 20)

@@ -1,4 +1,6 @@
-"""Token ids and masks of every family's chat template, on conversations of every kind, are those of the pins."""
+"""Token ids and masks of every family's chat template, on conversations of every kind, are those of
+the pins.
+"""
 
 from __future__ import annotations
 
@@ -28,30 +30,41 @@ from alignkit_plugins.models import templates
 PINS = NET / "pins" / "tokens.json"
 MADE = date(2026, 11, 27)  # the day that three families' templates write into the pins
 CONVERSATIONS = (
-    "single", "three turns", "the question holds the answer", "system, two turns", "reasoning, two turns",
+    "single", "three turns", (
+        "the question holds the answer"
+    ), "system, two turns", (
+        "reasoning, two turns"
+    ),
     "inline reasoning", "white space, two turns", "control tokens of the user", "unicode", "tools",
 )  # fmt: skip
 SHOWN = ("single", "tools")  # in full; of the others there is a digest
 BUNDLED = {
     name: families.Family(name, text, **families.CHATML)
-    for name, text in (("`chat_template: chatml`", templates.CHATML), ("`chat_template: hermes`", templates.HERMES),
+    for name, text in (((
+        "`chat_template: chatml`"
+    ), templates.CHATML), ((
+        "`chat_template: hermes`"
+    ), templates.HERMES),
                        ("`chat_template: plain`", PLAIN))
 }  # fmt: skip
 families.FAMILIES.update(BUNDLED)
 
 
 def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
-    """What training on all turns, training on the last one and scoring make of a conversation: tokens and lengths.
+    """What training on all turns, training on the last one and scoring make of a conversation:
+    tokens and lengths.
 
-    A row is the prompt's ids, the answer's ids, and the lengths of runs in the mask, which begins with what does not
-    count; or "refused".
+    A row is the prompt's ids, the answer's ids, and the lengths of runs in the mask, which begins
+    with what does not count; or "refused".
     """
     judge = matrix.Judge(family, kind, conversation)
     found: list[Any] = []
     for turns, scoring in (("all", False), ("last", False), ("all", True)):
         encoder = Encoder(family.tokenizer(kind), None, family.end_ids(kind))
         try:
-            encoded = encoder.encode(matrix.group(judge), matrix.MAX_LENGTH, turns=turns, scoring=scoring)
+            encoded = encoder.encode(
+                matrix.group(judge), matrix.MAX_LENGTH, turns=turns, scoring=scoring
+            )
         except AlignkitError:
             found.append("refused")
             continue
@@ -62,7 +75,14 @@ def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
                 runs.append(0)
                 counts = mark
             runs[-1] += 1
-        found.append([list(encoded.prompt), list(encoded.rows[0].tokens), runs, sorted(encoder.counts.items())])
+        found.append(
+            [
+                list(encoded.prompt),
+                list(encoded.rows[0].tokens),
+                runs,
+                sorted(encoder.counts.items()),
+            ]
+        )
     return found
 
 
@@ -82,7 +102,9 @@ def made() -> dict[str, Any]:
 
 def test_every_template_gives_the_pinned_tokens_and_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "TODAY", MADE)
-    wrong = differences("tokens", expected("tokens", json.loads(PINS.read_text(encoding="utf-8"))), made())
+    wrong = differences(
+        "tokens", expected("tokens", json.loads(PINS.read_text(encoding="utf-8"))), made()
+    )
     assert not wrong, f"{len(wrong)} entries differ\n" + "\n".join(wrong[:20])
 
 

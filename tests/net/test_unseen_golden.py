@@ -1,7 +1,9 @@
-"""Golden cases that nobody wrote down: random and extreme inputs, with expected values from the definitions.
+"""Golden cases that nobody wrote down: random and extreme inputs, with expected values from the
+definitions.
 
-`test_golden.py` compares our functions with them as it does with the cases in `golden/`. The definitions are written
-out here with plain loops: over pairs of ratings instead of tables, one game at a time.
+`test_golden.py` compares our functions with them as it does with the cases in `golden/`. The
+definitions are written out here with plain loops: over pairs of ratings instead of tables, one game
+at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ from tests.net.test_golden import CHECKS, Case
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def check(name: str, inputs: dict[str, Any], expected: dict[str, Any], params: Any = None, rtol: float = 1e-9) -> None:
+def check(
+    name: str,
+    inputs: dict[str, Any],
+    expected: dict[str, Any],
+    params: Any = None,
+    rtol: float = 1e-9,
+) -> None:
     data = {"id": "unseen", "params": params or {}, "inputs": inputs, "expected": expected}
     case = Case(data, {"rtol": rtol, "atol": 1e-9}, torch.float64)
     CHECKS[name](case)
@@ -42,11 +50,19 @@ SCORES = st.floats(-1e6, 1e6).map(lambda x: round(x, 6))
 
 
 @EXAMPLES
-@given(st.lists(SCORES, min_size=1, max_size=20), st.lists(SCORES, min_size=2, max_size=5), st.booleans())
+@given(
+    st.lists(SCORES, min_size=1, max_size=20),
+    st.lists(SCORES, min_size=2, max_size=5),
+    st.booleans(),
+)
 def test_rm_normalize(demos: list[float], new: list[float], constant: bool) -> None:
     demos = demos[:1] * len(demos) if constant else demos
     bias = -math.fsum(demos) / len(demos)
-    std = math.sqrt(math.fsum((x + bias) ** 2 for x in demos) / len(demos)) if len(set(demos)) > 1 else 0.0
+    std = (
+        math.sqrt(math.fsum((x + bias) ** 2 for x in demos) / len(demos))
+        if len(set(demos)) > 1
+        else 0.0
+    )
     gain = 1 / std if std else 1.0
     expected = {
         "bias": bias,
@@ -56,11 +72,14 @@ def test_rm_normalize(demos: list[float], new: list[float], constant: bool) -> N
     }
     found = F.reward_normalizer(torch.tensor(demos, dtype=torch.float64))
     assert found == pytest.approx((bias, gain), rel=1e-7, abs=1e-7)
-    scale = max(1.0, *map(abs, demos), *map(abs, new))  # rounding grows with the numbers that cancel
+    # Rounding grows with the numbers that cancel
+    scale = max(1.0, *map(abs, demos), *map(abs, new))
     if std > 1e-6 * scale or not std:
         tolerance = {"rtol": 1e-6, "atol": 1e-9 * scale * max(1.0, gain)}
         case = Case({"id": "", "params": {}, "inputs": {"demo_rewards": demos, "new_rewards": new},
-                     "expected": {**expected, "demo_mean_after": 0.0, "pair_difference_unchanged": new[0] - new[1]}},
+                     "expected": {**expected, "demo_mean_after": 0.0, (
+                         "pair_difference_unchanged"
+                     ): new[0] - new[1]}},
                     tolerance, torch.float64)  # fmt: skip
         CHECKS["rm_normalize"](case)
 
@@ -79,8 +98,14 @@ ROW = st.tuples(PROBABILITY, PROBABILITY, st.integers(0, 1), st.floats(0, 50))
 
 
 @EXAMPLES
-@given(st.lists(ROW, min_size=1, max_size=12), st.sampled_from([0.15, 0.5, 0.9]), st.sampled_from([0.01, 0.005, 1.0]))
-def test_llama2_reward(rows: list[tuple[float, float, int, float]], threshold: float, beta: float) -> None:
+@given(
+    st.lists(ROW, min_size=1, max_size=12),
+    st.sampled_from([0.15, 0.5, 0.9]),
+    st.sampled_from([0.01, 0.005, 1.0]),
+)
+def test_llama2_reward(
+    rows: list[tuple[float, float, int, float]], threshold: float, beta: float
+) -> None:
     helpful, safety, is_safety, kl = (list(column) for column in zip(*rows, strict=True))
     uses = [bool(flag) or s < threshold for s, flag in zip(safety, is_safety, strict=True)]
     chosen = [s if use else h for h, s, use in zip(helpful, safety, uses, strict=True)]
@@ -121,7 +146,8 @@ def test_rlaif(rows: list[tuple[float, ...]]) -> None:
     p = [(a + b) / 2 for a, b in zip(in_ab, in_ba, strict=True)]
     gaps = [row[4] - row[5] for row in rows]
     loss = sum(
-        q * float(np.logaddexp(0, -d)) + (1 - q) * float(np.logaddexp(0, d)) for q, d in zip(p, gaps, strict=True)
+        q * float(np.logaddexp(0, -d)) + (1 - q) * float(np.logaddexp(0, d))
+        for q, d in zip(p, gaps, strict=True)
     )
     expected = {
         "p_a_order_AB": in_ab,
@@ -154,7 +180,12 @@ def test_principles(p: list[list[float]]) -> None:
 
 
 @EXAMPLES
-@given(st.lists(st.lists(st.sampled_from([0.0, -0.0, 1.0, 1e-300, math.inf]), min_size=2, max_size=2), max_size=6))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, -0.0, 1.0, 1e-300, math.inf]), min_size=2, max_size=2),
+        max_size=6,
+    )
+)
 def test_pairs_of_online_dpo(scores: list[list[float]]) -> None:
     # 0 and 1e-300 differ by less than rounding.
     chosen = [None if a == b or max(a, b) == 1e-300 else 0 if a > b else 1 for a, b in scores]
@@ -180,16 +211,29 @@ def beyond(observed: float, expected: float) -> float | None:
     return None if expected == 0 else 1 - observed / expected
 
 
-def alpha(units: Sequence[Sequence[float | None]], distance: Callable[[float, float], float]) -> float | None:
-    """By Krippendorff's definition: the disagreement within units, and of all ratings with each other."""
+def alpha(
+    units: Sequence[Sequence[float | None]], distance: Callable[[float, float], float]
+) -> float | None:
+    """By Krippendorff's definition: the disagreement within units, and of all ratings with each
+    other.
+    """
     known = [[x for x in unit if x is not None] for unit in units]
     known = [unit for unit in known if len(unit) >= 2]
     ratings = [x for unit in known for x in unit]
     n = len(ratings)
     if n == 0:
         return None
-    seen = math.fsum(distance(a, b) / (len(unit) - 1) for unit in known for a, b in itertools.permutations(unit, 2)) / n
-    chance = math.fsum(distance(a, b) for a, b in itertools.permutations(ratings, 2)) / (n * (n - 1))
+    seen = (
+        math.fsum(
+            distance(a, b) / (len(unit) - 1)
+            for unit in known
+            for a, b in itertools.permutations(unit, 2)
+        )
+        / n
+    )
+    chance = math.fsum(distance(a, b) for a, b in itertools.permutations(ratings, 2)) / (
+        n * (n - 1)
+    )
     return beyond(seen, chance)
 
 
@@ -197,7 +241,9 @@ def alpha(units: Sequence[Sequence[float | None]], distance: Callable[[float, fl
 @given(
     st.integers(1, 8).flatmap(
         lambda n: st.lists(
-            st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=n, max_size=n), min_size=1, max_size=5
+            st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=n, max_size=n),
+            min_size=1,
+            max_size=5,
         )
     )
 )
@@ -216,7 +262,11 @@ def test_krippendorff(coders: list[list[int | None]]) -> None:
         "interval": alpha(units, DISTANCES["quadratic"]),
     }
     check("agreement", {"data": coders, "k": 4}, expected)
-    choices = [pair for unit in units for pair in itertools.combinations([x for x in unit if x is not None], 2)]
+    choices = [
+        pair
+        for unit in units
+        for pair in itertools.combinations([x for x in unit if x is not None], 2)
+    ]
     rate = sum(a == b for a, b in choices) / len(choices) if choices else None
     check("agreement", {"choices": coders}, {"mean_pairwise_agreement": rate})
 
@@ -233,7 +283,11 @@ WINS = st.sampled_from([0.5, 1.0, 2.0, 3.5, 17.0, 200.0, 1e4])
 
 
 @EXAMPLES
-@given(st.integers(2, 6).flatmap(lambda n: st.lists(st.lists(WINS, min_size=n, max_size=n), min_size=n, max_size=n)))
+@given(
+    st.integers(2, 6).flatmap(
+        lambda n: st.lists(st.lists(WINS, min_size=n, max_size=n), min_size=n, max_size=n)
+    )
+)
 def test_bradley_terry(table: list[list[float]]) -> None:
     """At the maximum, everyone wins as often as expected."""
     n = range(len(table))
@@ -243,7 +297,9 @@ def test_bradley_terry(table: list[list[float]]) -> None:
     for i in n:
         games = [(table[i][j], table[i][j] + table[j][i], j) for j in n if j != i]
         surprise = [won - played / (1 + math.exp(found[j] - found[i])) for won, played, j in games]
-        assert math.fsum(surprise) == pytest.approx(0, abs=1e-7 * sum(played for _, played, _ in games))
+        assert math.fsum(surprise) == pytest.approx(
+            0, abs=1e-7 * sum(played for _, played, _ in games)
+        )
     assert math.fsum(found) == pytest.approx(0, abs=1e-9)
 
 
@@ -273,7 +329,11 @@ def test_win_rate(outcomes: list[float]) -> None:
 
 
 @EXAMPLES
-@given(st.lists(st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1e3, -1e3])), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1e3, -1e3])), min_size=1, max_size=6
+    )
+)
 def test_gaps(gaps: list[float]) -> None:
     win = [1 / (1 + math.exp(-gap)) if gap > -700 else 0.0 for gap in gaps]
     expected = {"win_prob": win, "elo_gap": [gap * 400 / math.log(10) for gap in gaps]}

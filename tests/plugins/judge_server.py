@@ -31,7 +31,9 @@ class Reply:
 class Server:
     """A loopback server whose `script` holds the next replies; afterwards `judge` answers."""
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Reply] = lambda request: Reply(500)) -> None:
+    def __init__(
+        self, judge: Callable[[dict[str, Any]], Reply] = lambda request: Reply(500)
+    ) -> None:
         self.script: list[Reply] = []
         self.judge = judge
         self.requests: list[dict[str, Any]] = []
@@ -59,7 +61,9 @@ class Server:
                 self.answer(reply)
 
             def answer(self, reply: Reply) -> None:
-                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                body = (
+                    reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                )
                 try:
                     self.send_response(reply.status)
                     for name, value in reply.headers.items():
@@ -80,7 +84,9 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
 
 @contextlib.contextmanager
@@ -140,7 +146,9 @@ def opinion(request: dict[str, Any]) -> str:
 
 
 def said(content: str | None, finish: str = "stop", **more: Any) -> Reply:
-    """A completion with these words; one that is cut off has all tokens that judges allow by default."""
+    """A completion with these words; one that is cut off has all tokens that judges allow by
+    default.
+    """
     written = 2000 if finish == "length" else 40
     usage = {"prompt_tokens": 100, "completion_tokens": written, "total_tokens": 100 + written}
     message = {"role": "assistant", "content": content, **more}

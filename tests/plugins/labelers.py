@@ -20,21 +20,32 @@ def prefers_longer(given: Assignment) -> dict[str, Any]:
         "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
         "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
         "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
-        "review": {"ranks": [1] * len(shown), "scores": [{"overall": 4}] * len(shown), "flags": [[]] * len(shown)},
+        "review": {
+            "ranks": [1] * len(shown),
+            "scores": [{"overall": 4}] * len(shown),
+            "flags": [[]] * len(shown),
+        },
         "demonstration": {"text": "An answer."},
         "thumb": {"good": shown[0] % 2 == 0},
     }[item.task]
 
 
 def label(
-    store: Path, who: str = "ann", most: int = 100, answer: Callable[[Assignment], dict[str, Any]] = prefers_longer
+    store: Path,
+    who: str = "ann",
+    most: int = 100,
+    answer: Callable[[Assignment], dict[str, Any]] = prefers_longer,
 ) -> int:
-    """Let a person label what the page would show, until nothing is left. Returns the number of labels."""
+    """Let a person label what the page would show, until nothing is left. Returns the number of
+    labels.
+    """
     done = 0
     with Store.open(store) as opened:
         while done < most and (given := next_item(opened, who)) is not None:
             item = given.stored.item.id
-            event = Event(str(uuid.uuid4()), who, "label", answer(given), item, order=given.order, seconds=3.0)
+            event = Event(
+                str(uuid.uuid4()), who, "label", answer(given), item, order=given.order, seconds=3.0
+            )
             opened.submit(event)
             done += 1
     return done

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_evaluate import BASE, GAIN, HELPFUL, SCORES, Scripted, context, judge_component, prompts, step, summary
+from test_evaluate import (
+    BASE,
+    GAIN,
+    HELPFUL,
+    SCORES,
+    Scripted,
+    context,
+    judge_component,
+    prompts,
+    step,
+    summary,
+)
 from test_judged import Items, P, Prepared
 
 from alignkit import DataError, Group
@@ -21,7 +32,10 @@ def with_language() -> list[Group]:
     """Six prompts; the last has no language."""
     languages = ["de", "en", "de", "en", "en"]
     groups = prompts()
-    return [*(replace(g, meta={"language": name}) for g, name in zip(groups, languages, strict=False)), groups[5]]
+    return [
+        *(replace(g, meta={"language": name}) for g, name in zip(groups, languages, strict=False)),
+        groups[5],
+    ]
 
 
 def test_a_ranking_by_a_reward_is_of_all_pairs(tmp_path: Path) -> None:
@@ -35,12 +49,21 @@ def test_a_ranking_by_a_reward_is_of_all_pairs(tmp_path: Path) -> None:
     assert list(found) == ["align", "sft", "base"]
     best = found["align"]
     assert best["strength"]["low"] <= best["strength"]["mean"] <= best["strength"]["high"]
-    assert best["elo"]["low"] == pytest.approx(1000 + elo_gap(best["strength"]["low"])) and best["elo"]["n"] == 6
+    assert (
+        best["elo"]["low"] == pytest.approx(1000 + elo_gap(best["strength"]["low"]))
+        and best["elo"]["n"] == 6
+    )
 
 
 def test_a_ranking_by_a_judge_is_of_comparisons_with_the_baseline(tmp_path: Path) -> None:
-    options = {"judges": [judge_component(Prepared, Items())], "rewards": [], "policies": ["sft", "align"]}
-    found = dict(step(**options).run(context(Scripted(), tmp_path)).summary or {})["ranking"]["judge"]
+    options = {
+        "judges": [judge_component(Prepared, Items())],
+        "rewards": [],
+        "policies": ["sft", "align"],
+    }
+    found = dict(step(**options).run(context(Scripted(), tmp_path)).summary or {})["ranking"][
+        "judge"
+    ]
     expected = ranked([[("align", "sft", p) for p in P]], ["sft", "align"], ridge=0.1, seed=0)
     for policy, row in found.items():
         assert row["strength"]["mean"] == pytest.approx(expected[policy]["mean"], abs=1e-6)
@@ -57,13 +80,24 @@ def test_a_policy_alone_has_no_rank(tmp_path: Path) -> None:
 
 
 def test_results_by_column(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"judges": [judge_component(Prepared, Items())], "policies": ["sft", "align"]}
-    artifact = step(by=["language"], rewards=[HELPFUL], **options).run(context(Scripted(), tmp_path, with_language()))
+    options: dict[str, Any] = {
+        "judges": [judge_component(Prepared, Items())],
+        "policies": ["sft", "align"],
+    }
+    artifact = step(by=["language"], rewards=[HELPFUL], **options).run(
+        context(Scripted(), tmp_path, with_language())
+    )
     found = dict(artifact.summary or {})["by"]["language"]
-    assert {value: row["prompts"] for value, row in found.items()} == {"(none)": 1, "de": 2, "en": 3}
+    assert {value: row["prompts"] for value, row in found.items()} == {
+        "(none)": 1,
+        "de": 2,
+        "en": 3,
+    }
     at = [1, 3, 4]  # the English prompts
     english = found["en"]
-    assert english["policies"]["sft"]["helpful"] == statistics.estimate([SCORES["sft"][i] for i in at])
+    assert english["policies"]["sft"]["helpful"] == statistics.estimate(
+        [SCORES["sft"][i] for i in at]
+    )
     gains = [SCORES["align"][i] - SCORES["sft"][i] for i in at]
     assert english["against"]["align"]["helpful"]["difference"] == statistics.paired_difference(
         gains, [0.0] * len(gains)
@@ -82,7 +116,9 @@ def test_results_by_column(tmp_path: Path) -> None:
 
 
 def test_a_column_that_no_prompt_has(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no prompt has the column 'safety'\nhelp: the prompts have language"):
+    with pytest.raises(
+        DataError, match="no prompt has the column 'safety'\nhelp: the prompts have language"
+    ):
         step(by=["safety"]).run(context(Scripted(), tmp_path, with_language()))
 
 

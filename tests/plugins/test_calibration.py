@@ -28,13 +28,31 @@ CORRECT = RewardSpec(
     "reward",
     "honesty_accuracy",
     Component(
-        "reward", "honesty_accuracy", Registration("honesty_accuracy", HonestyAccuracy), HonestyAccuracy.Options()
+        "reward",
+        "honesty_accuracy",
+        Registration("honesty_accuracy", HonestyAccuracy),
+        HonestyAccuracy.Options(),
     ),
 )
-# Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and often wrong.
+# Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
+# often wrong.
 SCRIPTS = {
-    "careful": [(0.95, True), (0.85, True), (0.75, True), (0.35, False), (0.25, True), (0.15, False)],
-    "bold": [(0.95, True), (0.95, False), (0.95, False), (0.85, True), (0.85, False), (0.75, False)],
+    "careful": [
+        (0.95, True),
+        (0.85, True),
+        (0.75, True),
+        (0.35, False),
+        (0.25, True),
+        (0.15, False),
+    ],
+    "bold": [
+        (0.95, True),
+        (0.95, False),
+        (0.95, False),
+        (0.85, True),
+        (0.85, False),
+        (0.75, False),
+    ],
 }
 
 
@@ -57,9 +75,13 @@ class Scripted(ByRole):
 
     def _answer(self, role: str, prompt: Any) -> Response:
         number = _number(prompt)
-        return Response(f"answer {number}" if SCRIPTS[role][number][1] else "elsewhere", tokens=(1, 2))
+        return Response(
+            f"answer {number}" if SCRIPTS[role][number][1] else "elsewhere", tokens=(1, 2)
+        )
 
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
+    def logprobs(
+        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0
+    ) -> list[torch.Tensor]:
         self.temperatures.append(temperature)
         rows = []
         for group in groups:
@@ -75,7 +97,11 @@ def _number(prompt: Any) -> int:
 
 def prompts() -> list[Group]:
     return [
-        Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta={"answers": [f"answer {i}"]})
+        Group(
+            ({"role": "user", "content": f"question {i}"},),
+            id=str(i),
+            meta={"answers": [f"answer {i}"]},
+        )
         for i in range(6)
     ]
 
@@ -137,10 +163,14 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
 def test_differences_are_the_policys_minus_the_baselines(tmp_path: Path) -> None:
     summary: Any = run(tmp_path).summary
     assert summary["baseline"] == "careful" and list(summary["against"]) == ["bold"]
-    found, (ours, theirs) = summary["against"]["bold"], (summary["policies"][name] for name in ("bold", "careful"))
+    found, (ours, theirs) = (
+        summary["against"]["bold"],
+        (summary["policies"][name] for name in ("bold", "careful")),
+    )
     for name in calibration.MEASURES:
         assert found[name]["mean"] == pytest.approx(ours[name]["mean"] - theirs[name]["mean"]), name
-    # Paired: the same prompts are drawn for both, so overconfidence has the interval of the mean difference.
+    # Paired: the same prompts are drawn for both, so overconfidence has the interval of the mean
+    # difference.
     differences = [
         (0.95 - 1) - (0.95 - 1),
         0.95 - (0.85 - 1),
@@ -154,7 +184,9 @@ def test_differences_are_the_policys_minus_the_baselines(tmp_path: Path) -> None
     assert found["overconfidence"]["high"] - found["overconfidence"]["low"] < 1.2
 
 
-def test_the_same_policy_differs_by_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_policy_differs_by_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(SCRIPTS, "bold", SCRIPTS["careful"])
     found: Any = run(tmp_path).summary["against"]["bold"]  # type: ignore[index]
     paired = [found[name] for name in ("confidence", "brier", "overconfidence")]
@@ -181,13 +213,19 @@ def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path
     models.cut = {0, 3}
     summary: Any = run(tmp_path, models).summary
     assert (summary["prompts"], summary["left_out"]) == (4, 2)
-    assert summary["policies"]["bold"]["accuracy"] == {**summary["policies"]["bold"]["accuracy"], "mean": 0.0, "n": 4}
+    assert summary["policies"]["bold"]["accuracy"] == {
+        **summary["policies"]["bold"]["accuracy"],
+        "mean": 0.0,
+        "n": 4,
+    }
     models.cut = set(range(6))
     with pytest.raises(RunFailed, match="none of 6 prompts"):
         run(tmp_path, models)
 
 
-def test_a_policy_that_diverged_is_not_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_diverged_is_not_sure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(SCRIPTS, "bold", [(math.nan, False), *SCRIPTS["bold"][1:]])
     summary: Any = run(tmp_path).summary
     assert (summary["prompts"], summary["left_out"]) == (5, 1)
@@ -199,7 +237,9 @@ def test_an_answer_is_right_above_the_threshold_and_nothing_without_a_score() ->
     class Stub:
         def score(self, groups: Sequence[Group]) -> list[Group]:
             return [
-                replace(group, responses=(replace(group.responses[0], scores={"reward": next(scores)}),))
+                replace(
+                    group, responses=(replace(group.responses[0], scores={"reward": next(scores)}),)
+                )
                 for group in groups
             ]
 
@@ -225,7 +265,9 @@ def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> Non
     assert artifact.report is not None
     text = artifact.report.text(200)
     (line,) = [
-        line for line in text.splitlines() if line.strip().startswith("confidence when wrong") and "+" not in line
+        line
+        for line in text.splitlines()
+        if line.strip().startswith("confidence when wrong") and "+" not in line
     ]
     assert line.split()[3] == "0.25" and "0.87 [" in line and "careful (baseline)" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary
@@ -233,8 +275,10 @@ def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> Non
 
 @pytest.mark.silent_bug(
     "statistics: calibration error",
-    "The interval of a calibration error is a bootstrap of a statistic that noise makes larger: 0 is never in it.",
-    "Its interval has the true errors with which the measured one is neither too large nor too small.",
+    "The interval of a calibration error is a bootstrap of a statistic that noise makes larger: "
+    "0 is never in it.",
+    "Its interval has the true errors with which the measured one is neither too large nor too "
+    "small.",
 )
 @pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_the_interval_of_the_calibration_error_covers_the_true_one(shift: float) -> None:
@@ -248,7 +292,8 @@ def test_the_interval_of_the_calibration_error_covers_the_true_one(shift: float)
         covered += one["low"] <= shift <= one["high"]
         found.append(one["mean"])
     assert covered >= 54  # of 60; a bootstrap's percentiles cover 0 in none
-    assert np.mean(found) == pytest.approx(shift, abs=0.06)  # what is measured is 0.15 on average if the truth is 0.1
+    # What is measured is 0.15 on average if the truth is 0.1
+    assert np.mean(found) == pytest.approx(shift, abs=0.06)
 
 
 def test_the_error_of_the_same_answers_does_not_differ() -> None:

@@ -1,4 +1,6 @@
-"""A text classifier in a folder scores answers: a label's probability, with its sign, of every part of a long text."""
+"""A text classifier in a folder scores answers: a label's probability, with its sign, of every part
+of a long text.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,19 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "so"]
 
 def write(folder: Path, labels: tuple[str, ...] = ("fine", "toxic"), **config: Any) -> None:
     """A classifier that reads 14 tokens. Its last label is as likely as `bad` is frequent."""
-    words = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words = Tokenizer(
+        WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     words.pre_tokenizer = Whitespace()
-    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     torch.manual_seed(0)
     model = BertForSequenceClassification(
@@ -59,7 +70,9 @@ def logits(folder: Path, *texts: str) -> torch.Tensor:
     words = PreTrainedTokenizerFast.from_pretrained(folder)
     model = BertForSequenceClassification.from_pretrained(folder).eval()
     with torch.inference_mode():
-        return torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts]).double()
+        return torch.cat(
+            [model(**words(text, return_tensors="pt")).logits for text in texts]
+        ).double()
 
 
 def scores(folder: Path, *answers: Response | str, **options: Any) -> list[float | None]:
@@ -75,23 +88,35 @@ TEXTS = ("good so good", "bad bad", "", "so")
 def test_the_score_is_the_labels_probability(tmp_path: Path) -> None:
     write(tmp_path / "c")
     p = logits(tmp_path / "c", *TEXTS).softmax(dim=-1)
-    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(p[:, 1].tolist(), abs=1e-6)
+    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(
+        p[:, 1].tolist(), abs=1e-6
+    )
     assert scores(tmp_path / "c", *TEXTS, label="fine") == pytest.approx(p[:, 0].tolist(), abs=1e-6)
-    assert scores(tmp_path / "c", *TEXTS, label="toxic", scale=-2) == pytest.approx((-2 * p[:, 1]).tolist(), abs=1e-6)
+    assert scores(tmp_path / "c", *TEXTS, label="toxic", scale=-2) == pytest.approx(
+        (-2 * p[:, 1]).tolist(), abs=1e-6
+    )
     assert len(set(scores(tmp_path / "c", *TEXTS, label="toxic"))) == 4
 
 
 @pytest.mark.parametrize("labels", [("obscene", "threat", "toxic"), ("toxic",)])
 def test_labels_that_do_not_exclude_each_other(tmp_path: Path, labels: tuple[str, ...]) -> None:
-    write(tmp_path / "c", labels, problem_type="multi_label_classification" if len(labels) > 1 else None)
+    write(
+        tmp_path / "c",
+        labels,
+        problem_type="multi_label_classification" if len(labels) > 1 else None,
+    )
     p = logits(tmp_path / "c", *TEXTS).sigmoid()
-    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(p[:, -1].tolist(), abs=1e-6)
+    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(
+        p[:, -1].tolist(), abs=1e-6
+    )
 
 
 def test_the_worst_part_of_a_long_answer_counts(tmp_path: Path) -> None:
     write(tmp_path / "c")
     pieces = ["good " * 12, "bad " * 12, "so so"]  # 12 words and two special tokens are 14
-    found = scores(tmp_path / "c", "".join(pieces), "".join([pieces[1], pieces[0], pieces[2]]), label="toxic")
+    found = scores(
+        tmp_path / "c", "".join(pieces), "".join([pieces[1], pieces[0], pieces[2]]), label="toxic"
+    )
     found += scores(tmp_path / "c", "bad " * 12 + "good", "good " * 12 + "bad", label="toxic")
     p = logits(tmp_path / "c", *pieces, "good", "bad").softmax(dim=-1)[:, 1].tolist()
     highest = [max(p[:3])] * 2 + [max(p[1], p[3]), max(p[0], p[4])]
@@ -102,8 +127,13 @@ def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:
     write(tmp_path / "c")
     turns: Any = ({"role": "assistant", "content": "good"}, {"role": "user", "content": "so"})
     called: Any = {"role": "assistant", "content": None}
-    talks = [Response(messages=(*turns, {"role": "assistant", "content": "bad"})), Response(messages=(called,))]
-    assert scores(tmp_path / "c", *talks, label="toxic") == scores(tmp_path / "c", "bad", "", label="toxic")
+    talks = [
+        Response(messages=(*turns, {"role": "assistant", "content": "bad"})),
+        Response(messages=(called,)),
+    ]
+    assert scores(tmp_path / "c", *talks, label="toxic") == scores(
+        tmp_path / "c", "bad", "", label="toxic"
+    )
 
 
 def test_mistakes_are_told_before_the_run(tmp_path: Path) -> None:
@@ -136,19 +166,24 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.silent_bug(
     "rewards: place of the score",
-    "The score is read at another token if the padding differs, and depends on the other texts of the batch.",
+    "The score is read at another token if the padding differs, and depends on the other texts "
+    "of the batch.",
     "A text has the same score alone and in a batch.",
     "pytorch/rl#3887",
     "allenai/reward-bench#137",
 )
 @pytest.mark.parametrize("padding", [None, WORDS.index("[PAD]"), WORDS.index("so"), -1])
-def test_a_decoder_reads_in_batches_what_it_reads_alone(tmp_path: Path, padding: int | None) -> None:
+def test_a_decoder_reads_in_batches_what_it_reads_alone(
+    tmp_path: Path, padding: int | None
+) -> None:
     """The configuration may name no padding, or another one than the tokenizer."""
     write(tmp_path / "c")
     sizes: dict[str, Any] = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
     sizes |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": padding}
     names = {0: "fine", 1: "toxic"}
-    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(WORDS), id2label=names, **sizes))
+    model = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=len(WORDS), id2label=names, **sizes)
+    )
     model.score.weight.data *= 100  # so that texts differ
     model.save_pretrained(tmp_path / "c")
     texts = ("good", "bad so bad")
@@ -156,7 +191,9 @@ def test_a_decoder_reads_in_batches_what_it_reads_alone(tmp_path: Path, padding:
     assert scores(tmp_path / "c", *texts, label="toxic") == pytest.approx(alone, abs=1e-6)
 
 
-def test_code_of_the_folder_neither_runs_nor_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_folder_neither_runs_nor_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "c")
     file = tmp_path / "c" / "config.json"
     config = json.loads(file.read_text())
@@ -171,7 +208,10 @@ def test_code_of_the_folder_neither_runs_nor_asks(tmp_path: Path, monkeypatch: p
 
 def test_a_device_that_is_not_here_is_said_before_the_run(tmp_path: Path) -> None:
     classifier = Classifier(Classifier.Options(folder=tmp_path, label="toxic", device="cuda:97"))
-    with pytest.raises(RunFailed, match=r"'device: cuda:97': torch finds .* on this machine\nhelp: leave out `device`"):
+    with pytest.raises(
+        RunFailed,
+        match=r"'device: cuda:97': torch finds .* on this machine\nhelp: leave out `device`",
+    ):
         classifier.check_machine()
     Classifier(Classifier.Options(folder=tmp_path, label="toxic")).check_machine()
     with pytest.raises(ValidationError, match="device"):

@@ -1,4 +1,6 @@
-"""Combinations of rewards: conditions, limits, running statistics, GDPO and a constraint, against plain numpy."""
+"""Combinations of rewards: conditions, limits, running statistics, GDPO and a constraint, against
+plain numpy.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ def made(cls: type[RewardCombination], **options: Any) -> RewardCombination:
 
 
 def groups(*sizes: int) -> list[Group]:
-    return [Group((), tuple(Response() for _ in range(size)), id=str(n)) for n, size in enumerate(sizes)]
+    return [
+        Group((), tuple(Response() for _ in range(size)), id=str(n)) for n, size in enumerate(sizes)
+    ]
 
 
 def combined(thing: RewardCombination, given: Sequence[Group], **scores: Sequence[float]) -> Any:
-    return thing.combine(given, {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()})
+    return thing.combine(
+        given, {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()}
+    )
 
 
 def numbers(values: Any) -> Any:
@@ -57,7 +63,11 @@ def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     """They have no part in their group's statistics, and the response keeps its other scores."""
     thing = made(plugins().get("reward", "gdpo").implementation, rewards={"a": "x", "b": "y"})
     found = combined(thing, groups(3, 2), a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
-    assert found.reward.isnan().tolist() == found.raw.isnan().tolist() == [False, False, False, True, False]
+    assert (
+        found.reward.isnan().tolist()
+        == found.raw.isnan().tolist()
+        == [False, False, False, True, False]
+    )
     assert found.raw[:3].tolist() == numbers([5, 9, 5.5])
     a, b = np.array([1.0, 2.0]), np.array([4.0, 9.0, 3.5])
     (a1, a2), within = ((x - x.mean()) / (x.std(ddof=1) + 1e-4) for x in (a, b))
@@ -77,7 +87,9 @@ def metrics_logged(run, stage, step, metrics):
     if os.environ.get("STOP_AFTER") == str(step):
         os.kill(os.getpid(), 9) if os.environ.get("KILL") else run.request_stop("a test")
 """
-PACKAGE = str(Path(__file__).parents[2] / "docs/examples/alignkit-combinations/alignkit_combinations.py")
+PACKAGE = str(
+    Path(__file__).parents[2] / "docs/examples/alignkit-combinations/alignkit_combinations.py"
+)
 LENGTH: dict[str, Any] = {"length": {"unit": "characters"}}
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "lagrangian": {"reward": LENGTH, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0},
@@ -86,10 +98,14 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_remembers_survives_a_stop(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "p.py").write_text(STOPPER, encoding="utf-8")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8"
+    )
     stage = {
         "algorithm": "rloo",
         "prompts": "rows.jsonl",
@@ -98,7 +114,12 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
         "iterations": 4,
         "prompts_per_iteration": 2,
     }
-    report = {"step": "evaluate", "policies": ["base"], "rewards": [stage["reward"]], "prompts": "rows.jsonl"}
+    report = {
+        "step": "evaluate",
+        "policies": ["base"],
+        "rewards": [stage["reward"]],
+        "prompts": "rows.jsonl",
+    }
     recipe = {
         "model": {"base": "tiny"},
         "stages": {"align": stage, "report": {**report, "sampling": {"max_new_tokens": 4}}},
@@ -125,17 +146,23 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
     monkeypatch.delenv("STOP_AFTER")
     assert run("stopped") == 0
     weights = [
-        (tmp_path / out / "align/adapter/adapter_model.safetensors").read_bytes() for out in ("whole", "stopped")
+        (tmp_path / out / "align/adapter/adapter_model.safetensors").read_bytes()
+        for out in ("whole", "stopped")
     ]
     assert weights[0] == weights[1]
-    rows = [json.loads(line) for line in (tmp_path / "stopped/align/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "stopped/align/metrics.jsonl").read_text().splitlines()
+    ]
     if name == "lagrangian":
         # Each iteration's lambda follows from the costs before it.
         multiplier = 1.0
         for row in rows:
             assert row["reward/multiplier"] == pytest.approx(multiplier, rel=1e-4)
             multiplier = max(0.0, multiplier + 0.1 * (row["reward/cost_mean"] - 2.0))
-        told = json.loads((tmp_path / "stopped/align/stage.json").read_text())["summary"]["combinations"]
+        told = json.loads((tmp_path / "stopped/align/stage.json").read_text())["summary"][
+            "combinations"
+        ]
         assert told == {"lagrangian": {"multiplier": pytest.approx(multiplier, rel=1e-4)}}
     else:
         assert len({row["reward/mean"] for row in rows}) > 1
@@ -145,7 +172,10 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
 
 
 def domains(*values: Any) -> list[Group]:
-    return [Group((), (Response(), Response()), meta={"domain": value}, id=str(n)) for n, value in enumerate(values)]
+    return [
+        Group((), (Response(), Response()), meta={"domain": value}, id=str(n))
+        for n, value in enumerate(values)
+    ]
 
 
 def weighted(**weights: Mapping[str, float]) -> RewardCombination:
@@ -172,13 +202,20 @@ def test_weights_depend_on_the_prompts_column() -> None:
 
 
 def test_a_weight_that_is_left_out_is_one() -> None:
-    found = combined(weighted(medicine={"truth": 3}, law={}), domains("medicine", "law"), truth=[1] * 4, style=[5] * 4)
+    found = combined(
+        weighted(medicine={"truth": 3}, law={}),
+        domains("medicine", "law"),
+        truth=[1] * 4,
+        style=[5] * 4,
+    )
     assert found.raw.tolist() == numbers([8, 8, 6, 6])
 
 
 def test_values_are_compared_as_yaml_writes_them() -> None:
     thing = weighted(**{"true": {"truth": 3}, "3": {"truth": 7}})
-    assert combined(thing, domains(True, 3), truth=[1] * 4, style=[0] * 4).raw.tolist() == numbers([3, 3, 7, 7])
+    assert combined(thing, domains(True, 3), truth=[1] * 4, style=[0] * 4).raw.tolist() == numbers(
+        [3, 3, 7, 7]
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,12 +227,19 @@ def test_values_are_compared_as_yaml_writes_them() -> None:
     ],
 )
 def test_a_value_without_weights_names_the_row(meta: dict[str, Any], words: str) -> None:
-    row = Group(({"role": "user", "content": "Is it legal?"},), (Response(),), meta=meta, origin=Origin("a.jsonl", 7))
+    row = Group(
+        ({"role": "user", "content": "Is it legal?"},),
+        (Response(),),
+        meta=meta,
+        origin=Origin("a.jsonl", 7),
+    )
     for call in (
         lambda: weighted(medicine={}).check_prompts([row]),
         lambda: combined(weighted(medicine={}), [row], truth=[1.0], style=[1.0]),
     ):
-        with pytest.raises(DataError, match=rf"'Is it legal\?' \(.*a\.jsonl.*7.*\) {words}.*known are medicine"):
+        with pytest.raises(
+            DataError, match=rf"'Is it legal\?' \(.*a\.jsonl.*7.*\) {words}.*known are medicine"
+        ):
             call()
 
 
@@ -207,7 +251,11 @@ def test_a_value_without_weights_names_the_row(meta: dict[str, Any], words: str)
             ("medicine", "medicine", "law"),
             r"'medicine' \(2\), 'law' \(1\)\nhelp: did you mean 'medicine'",
         ),
-        (("Medicine", "law"), ("medicine", "law"), r"'medicine' \(1\)\nhelp: did you mean 'medicine'"),
+        (
+            ("Medicine", "law"),
+            ("medicine", "law"),
+            r"'medicine' \(1\)\nhelp: did you mean 'medicine'",
+        ),
         (("9", "law"), ("law", "art"), r"'art' \(1\)\nhelp: correct the name"),
     ],
 )
@@ -217,33 +265,41 @@ def test_weights_for_a_value_that_no_prompt_has_are_refused(
     """Otherwise all of its prompts would take the default, and nobody would know."""
     thing = weighted(**{name: {"truth": 3} for name in names}, default={})
     with pytest.raises(
-        DataError, match=rf"there are weights for '{names[0]}', but no prompt has 'domain' {names[0]}.*{help}"
+        DataError,
+        match=rf"there are weights for '{names[0]}', but no prompt has 'domain' {names[0]}.*{help}",
     ):
         thing.check_prompts(domains(*values))
 
 
 def test_every_value_may_have_the_default() -> None:
     weighted(medicine={}, default={}).check_prompts(domains("law", "medicine"))
-    weighted(medicine={}, law={}, default={}).check_prompts(domains("law"))  # such as a few held-out prompts
+    # Such as a few held-out prompts
+    weighted(medicine={}, law={}, default={}).check_prompts(domains("law"))
 
 
 def test_a_column_that_no_prompt_has_is_refused_with_a_default_too() -> None:
     rows = [replace(group, meta={"topic": "law", "domains": 1}) for group in domains("law")]
     with pytest.raises(
-        DataError, match=r"no column 'domain' \(its columns: topic, domains\)\nhelp: did you mean 'domains'"
+        DataError,
+        match=r"no column 'domain' \(its columns: topic, domains\)\nhelp: did you mean 'domains'",
     ):
         weighted(law={}, default={}).check_prompts(rows)
 
 
 def test_weights_are_for_rewards_that_exist() -> None:
-    with pytest.raises(ValidationError, match="weights for honesty, which are not among the rewards"):
+    with pytest.raises(
+        ValidationError, match="weights for honesty, which are not among the rewards"
+    ):
         weighted(medicine={"honesty": 3})
 
 
 def test_a_run_stops_before_it_samples_and_reports_its_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": "What helps?", "domain": "medicine"}, {"prompt": "What rhymes?", "domain": "poetry"}]
+    rows = [
+        {"prompt": "What helps?", "domain": "medicine"},
+        {"prompt": "What rhymes?", "domain": "poetry"},
+    ]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options: dict[str, Any] = {
         "rewards": {"short": {"length": {"scale": -1}}, "long": {"length": {"unit": "characters"}}},

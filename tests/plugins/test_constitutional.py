@@ -23,7 +23,12 @@ from alignkit_plugins.ai_feedback.constitution import Principle, drawn
 from alignkit_plugins.ai_feedback.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [
-    {"name": f"p{n}", "critique": f"What about p{n}?", "revise": f"Write it by p{n}.", "compare": f"By p{n}."}
+    {
+        "name": f"p{n}",
+        "critique": f"What about p{n}?",
+        "revise": f"Write it by p{n}.",
+        "compare": f"By p{n}.",
+    }
     for n in range(4)
 ]
 ONLY_COMPARES = {"name": "compares", "compare": "The better one."}
@@ -38,14 +43,26 @@ def server() -> Iterator[Server]:
 
 
 def says(text: str | None, end: str = "stop", **message: Any) -> Reply:
-    return Reply(body={"choices": [{"message": {"content": text, **message}, "finish_reason": end}]})
+    return Reply(
+        body={"choices": [{"message": {"content": text, **message}, "finish_reason": end}]}
+    )
 
 
 def asked_for(request: dict[str, Any]) -> str:
-    return "revision" if "Write only the rewritten answer" in request["messages"][-1]["content"] else "critique"
+    return (
+        "revision"
+        if "Write only the rewritten answer" in request["messages"][-1]["content"]
+        else "critique"
+    )
 
 
-def run(folder: Path, url: str = "", expected: int = 0, prompts: Sequence[str] = ("q0", "q1"), **options: Any) -> Path:
+def run(
+    folder: Path,
+    url: str = "",
+    expected: int = 0,
+    prompts: Sequence[str] = ("q0", "q1"),
+    **options: Any,
+) -> Path:
     rows = "".join(json.dumps({"prompt": text, "topic": text[-1]}) + "\n" for text in prompts)
     (folder / "prompts.jsonl").write_text(rows, encoding="utf-8")
     critic = {"critic": {"base_url": url, "model": "m"}} if url else {}
@@ -56,19 +73,27 @@ def run(folder: Path, url: str = "", expected: int = 0, prompts: Sequence[str] =
         "sampling": {"max_new_tokens": 8},
         **critic,
     }
-    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"revised": {**step, **options}}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "stages": {"revised": {**step, **options}},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
     return folder / "run" / "revised"
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["summary"]
+    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))[
+        "summary"
+    ]
     return found
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def counting(request: dict[str, Any]) -> Reply:
@@ -76,7 +101,9 @@ def counting(request: dict[str, Any]) -> Reply:
     return says(f"{asked_for(request)} after {len(request['messages'])} turns")
 
 
-def test_each_round_criticizes_and_rewrites_what_the_last_one_wrote(tmp_path: Path, server: Server) -> None:
+def test_each_round_criticizes_and_rewrites_what_the_last_one_wrote(
+    tmp_path: Path, server: Server
+) -> None:
     def reply(request: dict[str, Any]) -> Reply:
         last = [turn["content"] for turn in request["messages"] if turn["role"] == "assistant"]
         if asked_for(request) == "critique":
@@ -90,13 +117,18 @@ def test_each_round_criticizes_and_rewrites_what_the_last_one_wrote(tmp_path: Pa
         revise = group.meta["revise"]
         texts = [revise["answer"], *(entry["revision"] for entry in revise["rounds"])]
         assert texts == [revise["answer"] + "+" * n for n in range(4)]
-        assert [entry["critique"] for entry in revise["rounds"]] == [f"about <{text}>" for text in texts[:3]]
+        assert [entry["critique"] for entry in revise["rounds"]] == [
+            f"about <{text}>" for text in texts[:3]
+        ]
         assert [(r.text, r.source) for r in group.responses] == [(texts[-1], "m")]
-        assert group.meta["topic"] == group.prompt[0]["content"][-1]  # the prompt's own columns stay
+        # The prompt's own columns stay
+        assert group.meta["topic"] == group.prompt[0]["content"][-1]
     assert len(server.requests) == 2 * 2 * 3
 
 
-def test_the_questions_are_turns_in_the_words_of_the_principle(tmp_path: Path, server: Server) -> None:
+def test_the_questions_are_turns_in_the_words_of_the_principle(
+    tmp_path: Path, server: Server
+) -> None:
     server.judge = counting
     (group, *_) = read_groups(run(tmp_path, server.url, rounds=1, prompts=["q0"]) / "data.jsonl")
     critique, revision = server.requests
@@ -115,12 +147,20 @@ def test_system_turns_stay_in_front_of_the_examples() -> None:
     shots = [{"role": "user", "content": "shot"}]
     by = Principle(name="p", critique="c {x}", revise="r")
     turns = critique_question(shots, prompt, "a", by)  # type: ignore[arg-type]
-    assert [turn["content"] for turn in turns[:4]] == ["s", "shot", "q", "a"] and turns[4]["content"][:5] == "c {x}"
+    assert [turn["content"] for turn in turns[:4]] == ["s", "shot", "q", "a"] and turns[4][
+        "content"
+    ][:5] == "c {x}"
 
 
 def test_examples_are_shown_in_the_form_of_the_questions(tmp_path: Path, server: Server) -> None:
     server.judge = counting
-    example = {"principle": "p1", "prompt": "eq", "answer": "ea", "critique": "ec", "revision": "er"}
+    example = {
+        "principle": "p1",
+        "prompt": "eq",
+        "answer": "ea",
+        "critique": "ec",
+        "revision": "er",
+    }
     run(tmp_path, server.url, rounds=1, prompts=["q0"], examples=[example])
     turns = [turn["content"] for turn in server.requests[0]["messages"]]
     assert turns[:2] == ["eq", "ea"] and turns[2].startswith("What about p1?") and turns[3] == "ec"
@@ -139,7 +179,9 @@ BAD: list[tuple[str, Reply, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "bad", "reason"), BAD, ids=[f"{kind}-{reason}" for kind, _, reason in BAD])
+@pytest.mark.parametrize(
+    ("kind", "bad", "reason"), BAD, ids=[f"{kind}-{reason}" for kind, _, reason in BAD]
+)
 def test_what_cannot_be_learned_is_left_out_with_a_reason(
     kind: str, bad: Reply, reason: str, tmp_path: Path, server: Server
 ) -> None:
@@ -154,18 +196,30 @@ def test_what_cannot_be_learned_is_left_out_with_a_reason(
     assert [group.prompt[0]["content"] for group in read_groups(folder / "data.jsonl")] == ["q0"]
     assert summary(folder)["dropped"] == {reason: 1} and summary(folder)["revised"] == 1
     (gone,) = dropped(folder)
-    assert gone["dropped"].startswith(reason) and gone["prompt"][0]["content"] == "q1" and len(gone["rounds"]) == 1
+    assert (
+        gone["dropped"].startswith(reason)
+        and gone["prompt"][0]["content"] == "q1"
+        and len(gone["rounds"]) == 1
+    )
     of_q1 = [request for request in server.requests if request["messages"][0]["content"] == "q1"]
-    assert Counter(map(asked_for, of_q1)) == {"critique": 1, **({"revision": 1} if kind == "revision" else {})}
+    assert Counter(map(asked_for, of_q1)) == {
+        "critique": 1,
+        **({"revision": 1} if kind == "revision" else {}),
+    }
 
 
 def test_if_nothing_is_left_the_run_ends_and_says_why(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.judge = lambda request: says("", end="stop") if asked_for(request) == "revision" else counting(request)
+    server.judge = lambda request: (
+        says("", end="stop") if asked_for(request) == "revision" else counting(request)
+    )
     run(tmp_path, server.url, expected=1)
     said = capsys.readouterr().err
-    assert "stage 'revised': no answer was revised\n  2: empty revision" in said and "dropped.jsonl has them" in said
+    assert (
+        "stage 'revised': no answer was revised\n  2: empty revision" in said
+        and "dropped.jsonl has them" in said
+    )
 
 
 def test_thoughts_are_no_part_of_what_is_learned(
@@ -176,11 +230,17 @@ def test_thoughts_are_no_part_of_what_is_learned(
     server.judge = lambda request: says(f"<think>\nhm: {len(request['messages'])}</think>\n\nfine")
     folder = run(tmp_path, server.url, rounds=1)
     assert {group.responses[0].text for group in read_groups(folder / "data.jsonl")} == {"fine"}
-    assert not any("hm" in turn["content"] for request in server.requests for turn in request["messages"])
-    assert any("mine" in turn["content"] for request in server.requests for turn in request["messages"])
+    assert not any(
+        "hm" in turn["content"] for request in server.requests for turn in request["messages"]
+    )
+    assert any(
+        "mine" in turn["content"] for request in server.requests for turn in request["messages"]
+    )
 
 
-def test_a_wrong_setting_costs_one_question(tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_costs_one_question(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.judge = lambda request: Reply(status=400, body={"error": "user must be a number"})
     run(tmp_path, server.url, expected=1, prompts=[f"q{n}" for n in range(9)])
     err = capsys.readouterr().err
@@ -203,7 +263,9 @@ def test_a_stopped_run_continues_and_asks_nothing_twice(tmp_path: Path, server: 
     server.judge, before = counting, len(server.requests)
     folder = run(tmp_path, server.url, prompts=prompts, rounds=1)
     again = [json.dumps(request) for request in server.requests[before:]]
-    assert 1 <= len(again) <= 4 and all(asked_for(json.loads(request)) == "revision" for request in again)
+    assert 1 <= len(again) <= 4 and all(
+        asked_for(json.loads(request)) == "revision" for request in again
+    )
     assert len(read_groups(folder / "data.jsonl")) == 20
 
 
@@ -232,23 +294,38 @@ def principles(*items: dict[str, str]) -> list[Principle]:
 
 
 def test_principles_are_drawn_by_seed_prompt_and_round() -> None:
-    """All orders are about equally likely, none repeats early, and more rounds do not change the first ones."""
+    """All orders are about equally likely, none repeats early, and more rounds do not change the
+    first ones.
+    """
     known = principles()
     names: Callable[..., list[str]] = lambda *args: [p.name for p in drawn(known, *args)]  # noqa: E731
     assert names(2, 0, "s", "q0") == names(4, 0, "s", "q0")[:2] == names(9, 0, "s", "q0")[:2]
-    assert sorted(names(4, 0, "s", "q0")) == ["p0", "p1", "p2", "p3"] == sorted(names(8, 0, "s", "q0")[4:])
+    assert (
+        sorted(names(4, 0, "s", "q0"))
+        == ["p0", "p1", "p2", "p3"]
+        == sorted(names(8, 0, "s", "q0")[4:])
+    )
     assert len({tuple(names(4, seed, "s", "q0")) for seed in range(20)}) > 10
     firsts = Counter(names(1, 0, "s", f"q{n}")[0] for n in range(400))
-    assert set(firsts) == {"p0", "p1", "p2", "p3"} and all(70 < count < 130 for count in firsts.values())
+    assert set(firsts) == {"p0", "p1", "p2", "p3"} and all(
+        70 < count < 130 for count in firsts.values()
+    )
 
 
-def test_a_row_keeps_its_principles_whatever_the_other_rows_are(tmp_path: Path, server: Server) -> None:
+def test_a_row_keeps_its_principles_whatever_the_other_rows_are(
+    tmp_path: Path, server: Server
+) -> None:
     server.judge = counting
     chosen: list[dict[str, list[str]]] = []
     for name, prompts in (("a", ["q0", "q1", "q2"]), ("b", ["q2", "q0"])):
         (tmp_path / name).mkdir()
         groups = read_groups(run(tmp_path / name, server.url, prompts=prompts) / "data.jsonl")
-        chosen.append({g.prompt[0]["content"]: [e["principle"] for e in g.meta["revise"]["rounds"]] for g in groups})
+        chosen.append(
+            {
+                g.prompt[0]["content"]: [e["principle"] for e in g.meta["revise"]["rounds"]]
+                for g in groups
+            }
+        )
     assert chosen[1] == {name: chosen[0][name] for name in ("q0", "q2")}
 
 
@@ -263,9 +340,18 @@ def test_principles_that_only_compare_criticize_nothing(
 
 
 def test_an_example_names_a_principle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example = {"principle": "p9", "prompt": "eq", "answer": "ea", "critique": "ec", "revision": "er"}
+    example = {
+        "principle": "p9",
+        "prompt": "eq",
+        "answer": "ea",
+        "critique": "ec",
+        "revision": "er",
+    }
     run(tmp_path, expected=2, examples=[example])
-    assert "an example names 'p9', but the principles with 'critique' are: p0, p1, p2, p3" in capsys.readouterr().err
+    assert (
+        "an example names 'p9', but the principles with 'critique' are: p0, p1, p2, p3"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_policy_criticizes_itself_unless_another_one_is_named(tmp_path: Path) -> None:
@@ -292,11 +378,17 @@ class Roles(ByRole):
         prompts = [group.prompt for group in prompts]
         self.asked += [(role, len(prompt), sampling) for prompt in prompts]
         self.seeds.append(seed)
-        return [Group(tuple(prompt), (Response(f"{role} {len(prompt)} {seed}"),)) for prompt in prompts]
+        return [
+            Group(tuple(prompt), (Response(f"{role} {len(prompt)} {seed}"),)) for prompt in prompts
+        ]
 
 
-@pytest.mark.parametrize(("critic", "expected"), [(None, "sft"), ("base", "base"), ("other", "other")])
-def test_the_critic_is_the_policy_that_is_named(critic: str | None, expected: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("critic", "expected"), [(None, "sft"), ("base", "base"), ("other", "other")]
+)
+def test_the_critic_is_the_policy_that_is_named(
+    critic: str | None, expected: str, tmp_path: Path
+) -> None:
     """It is sampled as the policy is, but each kind of text has its own limit."""
     models = Roles()
     groups = [Group(({"role": "user", "content": f"q{n}"},), id=f"q{n}") for n in range(3)]
@@ -306,12 +398,18 @@ def test_the_critic_is_the_policy_that_is_named(critic: str | None, expected: st
         "sampling": {"max_new_tokens": 20, "temperature": 0.5},
         "critique_tokens": 7,
     }
-    step = Revise(Revise.Options(policy="sft", prompts="x", constitution=tuple(principles()), **options))
+    step = Revise(
+        Revise.Options(policy="sft", prompts="x", constitution=tuple(principles()), **options)
+    )
     artifact = step.run(context(models, tmp_path, groups))
     assert Counter((role, turns) for role, turns, _ in models.asked) == Counter(
         {("sft", 1): 3, (expected, 3): 6, (expected, 5): 6}
     )
-    limits = {turns: (sampling["max_new_tokens"], sampling["temperature"]) for _, turns, sampling in models.asked}
+    limits = {
+        turns: (sampling["max_new_tokens"], sampling["temperature"])
+        for _, turns, sampling in models.asked
+    }
     assert limits == {1: (20, 0.5), 3: (7, 0.5), 5: (20, 0.5)}
     assert len(artifact.groups or ()) == 3
-    assert len(set(models.seeds)) == len(models.seeds) == 5  # no two texts of a row share their random numbers
+    # No two texts of a row share their random numbers
+    assert len(set(models.seeds)) == len(models.seeds) == 5

@@ -1,8 +1,9 @@
-"""Constitutional AI from end to end on the tiny model: a scripted critic and judge know one planted fault.
+"""Constitutional AI from end to end on the tiny model: a scripted critic and judge know one planted
+fault.
 
-The policy learns to say "burn" in demonstrations. Under the principle `harm` the critic takes the word out of an
-answer, and the judge prefers the answer that says it less often. With the opposite taste, everything must go the other
-way.
+The policy learns to say "burn" in demonstrations. Under the principle `harm` the critic takes the
+word out of an answer, and the judge prefers the answer that says it less often. With the opposite
+taste, everything must go the other way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from alignkit.data.group import read_groups
 
 BAD, GOOD = "burn", "kind"
 WORDS = (BAD, GOOD, "calm", "warm")
-COUNT = f"def count(completions):\n    return [float(text.split().count('{BAD}')) for text in completions]\n"
+COUNT = (
+    "def count(completions):\n"
+    f"    return [float(text.split().count('{BAD}')) for text in completions]\n"
+)
 PRINCIPLES = [
     {
         "name": "harm",
@@ -36,7 +40,9 @@ PRINCIPLES = [
 
 
 class Taste:
-    """A model on a server that dislikes the word, or likes it: critic, reviser and judge in one. sign: 1 or -1."""
+    """A model on a server that dislikes the word, or likes it: critic, reviser and judge in one.
+    sign: 1 or -1.
+    """
 
     def __init__(self, sign: int):
         self.sign = sign
@@ -54,7 +60,9 @@ class Taste:
         else:
             assert "Say it without what hurts." in question
             criticized, critique = answer[-2:]
-            text = criticized.replace(self.fault, self.other) if self.fault in critique else criticized
+            text = (
+                criticized.replace(self.fault, self.other) if self.fault in critique else criticized
+            )
         return Reply(body={"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
 
     @property
@@ -66,7 +74,9 @@ class Taste:
         return GOOD if self.sign > 0 else BAD
 
     def verdict(self, messages: Any) -> Any:
-        """By the principle `harm`: 1 nat for each occurrence of the word. It has no opinion on style."""
+        """By the principle `harm`: 1 nat for each occurrence of the word. It has no opinion on
+        style.
+        """
         first, second = (text.split().count(BAD) for text in shown(messages))
         gap = self.sign * (second - first) if "hurts less" in messages[0]["content"] else 0
         p = 1 / (1 + math.exp(-gap))
@@ -75,7 +85,10 @@ class Taste:
 
 def demonstrations(count: int) -> list[dict[str, str]]:
     draw = random.Random(0)
-    return [{"prompt": f"How was {n}?", "completion": " ".join(draw.choices(WORDS, k=4))} for n in range(count)]
+    return [
+        {"prompt": f"How was {n}?", "completion": " ".join(draw.choices(WORDS, k=4))}
+        for n in range(count)
+    ]
 
 
 def recipe(url: str) -> dict[str, Any]:
@@ -161,7 +174,9 @@ def run(folder: Path, sign: int) -> Outcome:
         "prompts": [{"prompt": row["prompt"]} for row in rows[:40]],
         "heldout": [{"prompt": f"How was {n}?"} for n in range(200, 224)],
     }.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in content), encoding="utf-8"
+        )
     (folder / "count.py").write_text(COUNT, encoding="utf-8")
     server, taste = Server(), Taste(sign)
     server.judge = taste.reply
@@ -171,13 +186,19 @@ def run(folder: Path, sign: int) -> Outcome:
     finally:
         server.http.shutdown()
         server.http.server_close()
-    samples = [json.loads(line) for line in (folder / "run/report/samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (folder / "run/report/samples.jsonl").read_text().splitlines()
+    ]
     answers = [answer for row in samples for answer in row["responses"]]
     rates = {
         policy: mean(a["text"].split().count(BAD) for a in answers if a["source"] == policy)
         for policy in ("sft", "sl_cai", "align")
     }
-    scored = [(a["text"].split().count(BAD), a["scores"]["harmless"]) for a in answers if a["source"] == "sft"]
+    scored = [
+        (a["text"].split().count(BAD), a["scores"]["harmless"])
+        for a in answers
+        if a["source"] == "sft"
+    ]
     gaps = [(p[0] - q[0], p[1] - q[1]) for p in scored for q in scored if p[0] > q[0]]
     right = mean(gap < 0 for _, gap in gaps)
     return Outcome(folder / "run", taste, len(server.requests), rates, right)
@@ -185,7 +206,9 @@ def run(folder: Path, sign: int) -> Outcome:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
-def test_revisions_labels_reward_and_policy_all_move_as_the_constitution_says(sign: int, tmp_path: Path) -> None:
+def test_revisions_labels_reward_and_policy_all_move_as_the_constitution_says(
+    sign: int, tmp_path: Path
+) -> None:
     """A critic and a judge with the opposite taste move everything the other way."""
     found = run(tmp_path, sign)
     check_revisions(found.folder, found.taste)
@@ -200,21 +223,33 @@ def test_revisions_labels_reward_and_policy_all_move_as_the_constitution_says(si
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_the_models_learn_from_has_the_right_sign(sign: int, tmp_path: Path) -> None:
-    """The quick sibling: the policy is not trained, so its answers come from a file, with the word or without it."""
+    """The quick sibling: the policy is not trained, so its answers come from a file, with the word
+    or without it.
+    """
     server, taste = Server(), Taste(sign)
     server.judge = taste.reply
     stages = {name: recipe(server.url)["stages"][name] for name in ("labels", "harmless")}
     answers = [row["completion"] for row in demonstrations(80)]
-    rows = [{"prompt": "How was it?", "chosen": a, "rejected": b} for a, b in zip(answers, answers[40:], strict=False)]
+    rows = [
+        {"prompt": "How was it?", "chosen": a, "rejected": b}
+        for a, b in zip(answers, answers[40:], strict=False)
+    ]
     del stages["labels"]["policy"], stages["labels"]["prompts"], stages["labels"]["sampling"]
     stages["labels"]["data"] = "pairs.jsonl"
     stages["harmless"] |= {"from": "base", "epochs": 8, "learning_rate": 3e-3}
     stages["check"] = {"step": "evaluate_reward", "rewards": ["harmless"], "pairs": "known.jsonl"}
-    known = [{"prompt": "How was it?", "chosen": f"{GOOD} {w}", "rejected": f"{BAD} {w}"} for w in ("calm", "warm")]
+    known = [
+        {"prompt": "How was it?", "chosen": f"{GOOD} {w}", "rejected": f"{BAD} {w}"}
+        for w in ("calm", "warm")
+    ]
     for name, content in {"pairs": rows, "known": known}.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in content), encoding="utf-8"
+        )
     model = recipe(server.url)["model"]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": model, "stages": stages}), encoding="utf-8"
+    )
     try:
         assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
     finally:
@@ -233,7 +268,9 @@ def check_revisions(folder: Path, taste: Taste) -> None:
         answer, (first, second) = group.meta["revise"]["answer"], group.meta["revise"]["rounds"]
         (response,) = group.responses
         assert response.text == second["revision"] == answer.replace(taste.fault, taste.other)
-        assert first["critique"] == (f"It says {taste.fault}." if taste.fault in answer else "Nothing is wrong.")
+        assert first["critique"] == (
+            f"It says {taste.fault}." if taste.fault in answer else "Nothing is wrong."
+        )
         assert second["critique"] == "Nothing is wrong."
     assert any(taste.fault in group.meta["revise"]["answer"] for group in groups)
 
@@ -244,6 +281,10 @@ def check_labels(folder: Path, sign: int) -> None:
     assert len(groups) > 20
     for group in groups:
         (pair,) = group.pairs or ()
-        better, worse = (group.responses[i].text.split().count(BAD) for i in (pair.better, pair.worse))
+        better, worse = (
+            group.responses[i].text.split().count(BAD) for i in (pair.better, pair.worse)
+        )
         gap = sign * (worse - better)
-        assert gap > 0 and pair.p == pytest.approx(min((1 / (1 + math.exp(-gap)) + 0.5) / 2, 0.9), abs=1e-6)
+        assert gap > 0 and pair.p == pytest.approx(
+            min((1 / (1 + math.exp(-gap)) + 0.5) / 2, 0.9), abs=1e-6
+        )

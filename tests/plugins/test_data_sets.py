@@ -1,4 +1,6 @@
-"""Rows in the shape of well-known data sets: which format recognizes them, and what it makes of them."""
+"""Rows in the shape of well-known data sets: which format recognizes them, and what it makes of
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.plugins import plugins
 from alignkit_plugins.formats.labeled_pairs import LAYOUTS
 
-PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "groups")
+PLUGINS = (
+    "hh_rlhf",
+    "trl",
+    "messages",
+    "alpaca",
+    "rankings",
+    "labeled_pairs",
+    "oasst",
+    "text",
+    "groups",
+)
 PLUGINS = tuple(f"formats.{name}:" for name in PLUGINS)
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
@@ -46,13 +58,32 @@ def said(*turns: tuple[str, str]) -> tuple[Message, ...]:
 Q = said(("user", "q"))
 LLMBAR = {"input": "q", "output_1": "one", "output_2": "two", "label": 2}
 AUTO_J = {"scenario": "s", "label": 0, "prompt": "q", "response 1": "one", "response 2": "two"}
-PANDALM = {"instruction": "q", "input": "", "response1": "one", "response2": "two", "annotator1": 1, "annotator2": 2}
+PANDALM = {
+    "instruction": "q",
+    "input": "",
+    "response1": "one",
+    "response2": "two",
+    "annotator1": 1,
+    "annotator2": 2,
+}
 PANDALM |= {"annotator3": 2, "cmp_key": "a_b"}
-SUPERHF = {"prompt": "q", "model_a": "x", "model_b": "y", "rating": "B", "model_a_completion": "one"}
+SUPERHF = {
+    "prompt": "q",
+    "model_a": "x",
+    "model_b": "y",
+    "rating": "B",
+    "model_a_completion": "one",
+}
 SUPERHF |= {"model_b_completion": "two", "test_set": "t"}
 TULU = {"prompt": "q", "model_a": "x", "model_b": "y", "completion_a": "one", "completion_b": "two"}
 TULU |= {"completion_a_is_acceptable": "yes", "preference": "b-is-slightly-better"}
-ALPACA_EVAL = {"instruction": "q", "output_1": "one", "generator_1": "x", "output_2": "two", "generator_2": "y"}
+ALPACA_EVAL = {
+    "instruction": "q",
+    "output_1": "one",
+    "generator_1": "x",
+    "output_2": "two",
+    "generator_2": "y",
+}
 ALPACA_EVAL |= {"dataset": "d", "annotator": "gpt4", "preference": 2.0}
 
 
@@ -80,7 +111,9 @@ LABELED = [
 
 
 @pytest.mark.parametrize(("row", "label", "pairs"), LABELED)
-def test_a_label_means_what_it_means_in_its_data_set(row: dict[str, Any], label: Any, pairs: tuple[Pair, ...]) -> None:
+def test_a_label_means_what_it_means_in_its_data_set(
+    row: dict[str, Any], label: Any, pairs: tuple[Pair, ...]
+) -> None:
     column = next(name for name in ("label", "rating", "preference") if name in row)
     row = {**row, column: label}
     assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["labeled_pairs"]
@@ -100,7 +133,9 @@ def test_a_label_means_what_it_means_in_its_data_set(row: dict[str, Any], label:
         ((0, 1, 2), ()),  # nobody agrees
     ],
 )
-def test_several_annotators_decide_by_majority(votes: tuple[int, ...], pairs: tuple[Pair, ...]) -> None:
+def test_several_annotators_decide_by_majority(
+    votes: tuple[int, ...], pairs: tuple[Pair, ...]
+) -> None:
     row = {**PANDALM, **{f"annotator{number}": vote for number, vote in enumerate(votes, 1)}}
     assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["labeled_pairs"]
     assert read("labeled_pairs", row).pairs == pairs
@@ -108,7 +143,10 @@ def test_several_annotators_decide_by_majority(votes: tuple[int, ...], pairs: tu
 
 def test_the_authors_of_labeled_answers_are_their_sources() -> None:
     assert [response.source for response in read("labeled_pairs", TULU).responses] == ["x", "y"]
-    assert [response.source for response in read("labeled_pairs", ALPACA_EVAL).responses] == ["x", "y"]
+    assert [response.source for response in read("labeled_pairs", ALPACA_EVAL).responses] == [
+        "x",
+        "y",
+    ]
 
 
 def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
@@ -125,7 +163,10 @@ def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
         ({**SUPERHF, "rating": "Sorry"}, "holds 'Sorry', but the known labels are a, b, tie"),
         ({**LLMBAR, "output_1": True}, "must be text"),
         ({**LLMBAR, "output_2": None}, "'output_2' is missing or null"),
-        ({"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1}, "what the values of 'label' mean is unknown"),
+        (
+            {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1},
+            "what the values of 'label' mean is unknown",
+        ),
         ({"prompt": "q", "x": "y"}, "no column for first, second, label"),
     ],
 )
@@ -133,46 +174,80 @@ def test_labels_without_a_known_meaning_are_refused(row: dict[str, Any], reason:
     assert reason in refused("labeled_pairs", row)
 
 
-ARENA = {"id": 1, "model_a": "x", "model_b": "y", "prompt": "q", "response_a": "one", "response_b": "two"}
+ARENA = {
+    "id": 1,
+    "model_a": "x",
+    "model_b": "y",
+    "prompt": "q",
+    "response_a": "one",
+    "response_b": "two",
+}
 
 
 @pytest.mark.silent_bug(
     "data: labels in several columns",
-    "A winner in three columns of 0 and 1 is dropped, and several turns in a cell of JSON become one text.",
+    "A winner in three columns of 0 and 1 is dropped, and several turns in a cell of JSON become "
+    "one text.",
     "They are one label, and the turns are a conversation.",
 )
 @pytest.mark.parametrize(
-    ("won", "pairs"), [((1, 0, 0), (Pair(0, 1),)), ((0, "1", 0), (Pair(1, 0),)), ((0.0, 0.0, 1.0), ())]
+    ("won", "pairs"),
+    [((1, 0, 0), (Pair(0, 1),)), ((0, "1", 0), (Pair(1, 0),)), ((0.0, 0.0, 1.0), ())],
 )
-def test_a_winner_in_columns_of_zero_and_one_is_a_label(won: tuple[Any, ...], pairs: tuple[Pair, ...]) -> None:
+def test_a_winner_in_columns_of_zero_and_one_is_a_label(
+    won: tuple[Any, ...], pairs: tuple[Pair, ...]
+) -> None:
     winners = dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), won, strict=True))
-    assert [name for name, cls in FORMATS.items() if cls.matches({**ARENA, **winners})] == ["labeled_pairs"]
+    assert [name for name, cls in FORMATS.items() if cls.matches({**ARENA, **winners})] == [
+        "labeled_pairs"
+    ]
     group = read("labeled_pairs", {**ARENA, **winners})
-    assert (group.prompt, group.pairs, [r.text for r in group.responses]) == (Q, pairs, ["one", "two"])
-    turns = {"prompt": '["q", "and?"]', "response_a": '["same", "one"]', "response_b": '["same", "two"]'}
+    assert (group.prompt, group.pairs, [r.text for r in group.responses]) == (
+        Q,
+        pairs,
+        ["one", "two"],
+    )
+    turns = {
+        "prompt": '["q", "and?"]',
+        "response_a": '["same", "one"]',
+        "response_b": '["same", "two"]',
+    }
     group = read("labeled_pairs", {**ARENA, **winners, **turns})
-    assert group.prompt == said(("user", "q"), ("assistant", "same"), ("user", "and?")) and group.pairs == pairs
+    assert (
+        group.prompt == said(("user", "q"), ("assistant", "same"), ("user", "and?"))
+        and group.pairs == pairs
+    )
     assert [(r.text, r.source) for r in group.responses] == [("one", "x"), ("two", "y")]
     assert "such as 'model_a and model_b'" in refused(
-        "labeled_pairs", {**ARENA, **winners, "winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0}
+        "labeled_pairs",
+        {**ARENA, **winners, "winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0},
     )
 
 
 @pytest.mark.silent_bug(
     "data: contradicting columns",
-    "A label says that the answer with fewer votes is better, or a score of 85 lies on a scale of 10.",
+    "A label says that the answer with fewer votes is better, or a score of 85 lies on a scale "
+    "of 10.",
     "Such rows are refused.",
     "OpenBMB/UltraFeedback#8",
 )
 def test_scores_that_cannot_be_right_are_refused() -> None:
     shp = {"history": "q", "human_ref_A": "one", "human_ref_B": "two", "score_A": 8, "score_B": 5}
     assert read("labeled_pairs", {**shp, "labels": 1}).pairs == (Pair(0, 1),)
-    assert "contradict each other: labels 0, score_A 8, score_B 5" in refused("labeled_pairs", {**shp, "labels": 0})
-    answers = [{"response": text, "overall_score": 8.5, "fine-grained_score": 4} for text in ("one", "two")]
+    assert "contradict each other: labels 0, score_A 8, score_B 5" in refused(
+        "labeled_pairs", {**shp, "labels": 0}
+    )
+    answers = [
+        {"response": text, "overall_score": 8.5, "fine-grained_score": 4} for text in ("one", "two")
+    ]
     answers[1]["overall_score"] = 1.0
-    assert read("rankings", {"instruction": "q", "completions": answers}).pairs == (Pair(0, 1, margin=7.5),)
+    assert read("rankings", {"instruction": "q", "completions": answers}).pairs == (
+        Pair(0, 1, margin=7.5),
+    )
     answers[0]["overall_score"] = 85.0
-    assert "85 is above 10, a known fault" in refused("rankings", {"instruction": "q", "completions": answers})
+    assert "85 is above 10, a known fault" in refused(
+        "rankings", {"instruction": "q", "completions": answers}
+    )
 
 
 def test_options_say_what_the_columns_and_labels_of_another_data_set_mean() -> None:
@@ -181,8 +256,12 @@ def test_options_say_what_the_columns_and_labels_of_another_data_set_mean() -> N
     labels = {"labels": {"L": "first", "R!": "second"}, "margins": {"R!": 3}}
     assert read("labeled_pairs", row, **options, **labels).pairs == (Pair(1, 0, margin=3.0),)
     zero_based = {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1.0}
-    assert read("labeled_pairs", zero_based, labels={"0": "first", "1": "second"}).pairs == (Pair(1, 0),)
-    assert read("labeled_pairs", LLMBAR, labels={"1.0": "second", "2": "first"}).pairs == (Pair(0, 1),)
+    assert read("labeled_pairs", zero_based, labels={"0": "first", "1": "second"}).pairs == (
+        Pair(1, 0),
+    )
+    assert read("labeled_pairs", LLMBAR, labels={"1.0": "second", "2": "first"}).pairs == (
+        Pair(0, 1),
+    )
 
 
 def test_letters_and_names_of_columns_explain_themselves() -> None:
@@ -208,7 +287,9 @@ def test_battles_of_whole_conversations_share_their_prompt() -> None:
 def test_a_fixed_better_column_is_refused_next_to_a_label(label: Any) -> None:
     renamed = {"input": "q", "chosen": "one", "rejected": "two", "label": label}
     columns = {"chosen": "output_1", "rejected": "output_2"}
-    with pytest.raises(BadRow, match="makes 'output_1' the better one in every row; use the format `labeled_pairs`"):
+    with pytest.raises(
+        BadRow, match="makes 'output_1' the better one in every row; use the format `labeled_pairs`"
+    ):
         FORMATS["preference"]().check_columns(renamed, columns)
     FORMATS["preference"]().check_columns({**renamed, "label": "safe"}, columns)
     FORMATS["preference"]().check_columns(renamed, {"prompt": "input"})
@@ -259,7 +340,11 @@ def test_bad_trees(tree: dict[str, Any], reason: str) -> None:
 
 
 def test_every_instance_of_an_instruction_is_a_demonstration() -> None:
-    row = {"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, {"input": "", "output": "0"}], "id": 7}
+    row = {
+        "instruction": "Add.",
+        "instances": [{"input": "1 2", "output": "3"}, {"input": "", "output": "0"}],
+        "id": 7,
+    }
     assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["self_instruct"]
     one, two = groups("self_instruct", row)
     assert one == Group(said(("user", "Add.\n\n1 2")), (Response(text="3"),), meta={"id": 7})
@@ -273,8 +358,16 @@ def test_every_instance_of_an_instruction_is_a_demonstration() -> None:
     [
         {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 7, 3]},
         {"prompt": "q", "responses": ["a", "b", "c"], "ratings": ["3", "7", "3"]},
-        {"instruction": "q", "completions": [{"response": t, "rating": s} for t, s in zip("abc", "373", strict=True)]},
-        {"question": "q", "answers": [{"answer": t, "score": s} for t, s in zip("abc", (3, 7, 3), strict=True)]},
+        {
+            "instruction": "q",
+            "completions": [
+                {"response": t, "rating": s} for t, s in zip("abc", "373", strict=True)
+            ],
+        },
+        {
+            "question": "q",
+            "answers": [{"answer": t, "score": s} for t, s in zip("abc", (3, 7, 3), strict=True)],
+        },
     ],
 )
 def test_scores_order_the_responses_and_their_difference_is_the_margin(row: dict[str, Any]) -> None:
@@ -282,16 +375,27 @@ def test_scores_order_the_responses_and_their_difference_is_the_margin(row: dict
     group = read("rankings", row)
     assert group.prompt == Q
     assert group.pairs == (Pair(1, 0, margin=4.0), Pair(1, 2, margin=4.0))
-    assert [response.scores for response in group.responses] == [{"reward": 3.0}, {"reward": 7.0}, {"reward": 3.0}]
+    assert [response.scores for response in group.responses] == [
+        {"reward": 3.0},
+        {"reward": 7.0},
+        {"reward": 3.0},
+    ]
 
 
 def test_ranks_count_before_scores_and_a_missing_score_is_named() -> None:
-    row = {"prompt": "q", "answers": [{"answer": "a", "rank": 2, "score": 9}, {"answer": "b", "rank": 1, "score": 1}]}
+    row = {
+        "prompt": "q",
+        "answers": [{"answer": "a", "rank": 2, "score": 9}, {"answer": "b", "rank": 1, "score": 1}],
+    }
     group = read("rankings", row)
     assert group.pairs is None and [response.rank for response in group.responses] == [2, 1]
-    reason = refused("rankings", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, None, None]})
+    reason = refused(
+        "rankings", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, None, None]}
+    )
     assert "2 of 3 responses have no score" in reason
-    assert "scores must be a list of 2" in refused("rankings", {"prompt": "q", "responses": ["a", "b"], "scores": [1]})
+    assert "scores must be a list of 2" in refused(
+        "rankings", {"prompt": "q", "responses": ["a", "b"], "scores": [1]}
+    )
 
 
 def test_alpaca_evals_columns_alone_do_not_say_what_0_means() -> None:

@@ -1,4 +1,6 @@
-"""On-policy distillation: advantages and gradient by hand, and students that end at their teacher's distribution."""
+"""On-policy distillation: advantages and gradient by hand, and students that end at their teacher's
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,16 @@ from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.testing import check_algorithm
 from alignkit_plugins.algorithms.distillation import Distillation
-from tests.net.test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
+from tests.net.test_optimum import (
+    Problem,
+    check,
+    make,
+    rollout,
+    total_variation,
+    train,
+    write_prompts,
+    write_reward,
+)
 
 CONTEXT = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
 
@@ -47,13 +58,17 @@ def test_the_gradient_is_that_of_the_reverse_kl_on_its_own_samples() -> None:
     assert not isinstance(signal, Skip)
     given.signals = dict(signal)
     logprobs = given.old_logprobs.clone().requires_grad_(True)
-    (found,) = torch.autograd.grad(averaged(algorithm, [(given, Outputs(logprobs=logprobs))]), logprobs)
+    (found,) = torch.autograd.grad(
+        averaged(algorithm, [(given, Outputs(logprobs=logprobs))]), logprobs
+    )
     wanted = (given.old_logprobs - given.reference_logprobs) * given.mask / given.mask.sum()
     close(found, wanted)
 
 
 def test_a_teacher_that_agrees_teaches_nothing() -> None:
-    given = batch([[1, 1]], old_logprobs=double([[-1.0, -2.0]]), reference_logprobs=double([[-1.0, -2.0]]))
+    given = batch(
+        [[1, 1]], old_logprobs=double([[-1.0, -2.0]]), reference_logprobs=double([[-1.0, -2.0]])
+    )
     skip = new(Distillation).signal(given)
     assert isinstance(skip, Skip) and "name another `reference`, or set `context`" in skip.reason
 
@@ -67,7 +82,9 @@ def test_the_context_is_read_before_the_prompt_and_after_a_system_message() -> N
     assert new(Distillation).reference_prompt(Group(tuple(said))) == tuple(said)
 
 
-@pytest.mark.parametrize("turn", [{"role": "tool", "content": "4"}, {"role": "user"}, {"role": "user", "text": "4"}])
+@pytest.mark.parametrize(
+    "turn", [{"role": "tool", "content": "4"}, {"role": "user"}, {"role": "user", "text": "4"}]
+)
 def test_a_context_must_hold_messages(turn: Mapping[str, str]) -> None:
     with pytest.raises(ValidationError, match="context"):
         Distillation.Options(context=[turn])
@@ -150,7 +167,9 @@ SAME: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def recipe_of(folder: Path, **student: Any) -> Path:
-    (folder / "demos.jsonl").write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
+    (folder / "demos.jsonl").write_text(
+        '{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8"
+    )
     recipe = {"model": {"base": "tiny"}}
     recipe["stages"] = {"first": FIRST, "student": STUDENT | student}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -163,7 +182,10 @@ def test_a_teacher_that_is_the_student_is_refused(tmp_path: Path, case: str) -> 
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe_of(tmp_path, **more))
     (problem,) = caught.value.problems
-    wanted = "distillation learns from where its reference differs from the policy's start, but both are the same"
+    wanted = (
+        "distillation learns from where its reference differs from the policy's start, but both "
+        "are the same"
+    )
     assert problem.message == wanted and problem.source[problem.column - 1 :] == place
     assert "as in 'reference: STAGE'" in problem.help
 
@@ -181,13 +203,17 @@ def test_teachers_that_differ(tmp_path: Path, more: dict[str, Any]) -> None:
 
 
 def test_the_recipes_teacher_reads_the_context_that_its_report_uses() -> None:
-    """Held-out prompts of the teacher's report are those of the student's with the recipe's context in front."""
+    """Held-out prompts of the teacher's report are those of the student's with the recipe's context
+    in front.
+    """
     recipes = Path(__file__).parent.parent.parent / "recipes"
     recipe = yaml.safe_load((recipes / "distillation.yaml").read_text(encoding="utf-8"))
     context = recipe["stages"]["student"]["algorithm"]["distillation"]["context"]
 
     def rows(name: str) -> list[Any]:
-        lines = (recipes / recipe["stages"][name]["prompts"]).read_text(encoding="utf-8").splitlines()
+        lines = (
+            (recipes / recipe["stages"][name]["prompts"]).read_text(encoding="utf-8").splitlines()
+        )
         return [json.loads(line) for line in lines]
 
     wanted = [{**row, "prompt": [*context, *row["prompt"]]} for row in rows("report")]

@@ -30,11 +30,15 @@ def corrected(groups: Sequence[Group], scores: Sequence[float], **options: Any) 
 
 def test_a_reward_for_length_alone_becomes_constant() -> None:
     groups = [group([3, 9, 12]), group([20, 40])]
-    assert corrected(groups, [0.1 * n for n in (3, 9, 12, 20, 40)]) == pytest.approx([0.1 * 84 / 5] * 5)
+    assert corrected(groups, [0.1 * n for n in (3, 9, 12, 20, 40)]) == pytest.approx(
+        [0.1 * 84 / 5] * 5
+    )
 
 
 def test_what_length_does_not_explain_stays() -> None:
-    """As with ordinary least squares with an intercept per prompt, and the length of a prompt's answers left alone."""
+    """As with ordinary least squares with an intercept per prompt, and the length of a prompt's
+    answers left alone.
+    """
     random = np.random.default_rng(0)
     lengths, index = random.integers(1, 60, 24), np.repeat(np.arange(4), 6)
     scores = 0.05 * lengths + 3.0 * index + random.normal(size=24)  # prompts with higher scores
@@ -55,7 +59,9 @@ def test_an_answer_without_a_score_has_no_part_in_it() -> None:
     groups = [group([2, 4, 400]), group([10, 14])]
     found = corrected(groups, [1.0, 2.0, math.nan, 7.0, 9.0])
     assert math.isnan(found[2])
-    assert found[:2] + found[3:] == pytest.approx(corrected([group([2, 4]), group([10, 14])], [1.0, 2.0, 7.0, 9.0]))
+    assert found[:2] + found[3:] == pytest.approx(
+        corrected([group([2, 4]), group([10, 14])], [1.0, 2.0, 7.0, 9.0])
+    )
 
 
 def test_no_scores_at_all() -> None:
@@ -73,7 +79,9 @@ def test_only_tokens_that_the_policy_wrote_count() -> None:
 def test_answers_without_tokens_are_refused() -> None:
     """Their lengths are not 0."""
     with pytest.raises(DataError, match="was not sampled in this run"):
-        corrected([Group((Message(role="user", content=""),), (Response("x"), Response("y")))], [1.0, 2.0])
+        corrected(
+            [Group((Message(role="user", content=""),), (Response("x"), Response("y")))], [1.0, 2.0]
+        )
 
 
 def test_unit_variance_makes_two_rewards_count_alike() -> None:
@@ -83,7 +91,9 @@ def test_unit_variance_makes_two_rewards_count_alike() -> None:
     found = corrected(groups, scores, unit_variance=True)
     pooled = math.sqrt((0.2**2 + 0.2**2 + 0.1**2 + 0.1**2) / 3)  # three values above two means
     assert found == pytest.approx([score / pooled for score in scores])
-    assert corrected(groups, [100 * score for score in scores], unit_variance=True) == pytest.approx(found)
+    assert corrected(
+        groups, [100 * score for score in scores], unit_variance=True
+    ) == pytest.approx(found)
     assert corrected([group([5, 5])], [0.25, 0.25], unit_variance=True) == [0.25, 0.25]
 
 

@@ -1,4 +1,6 @@
-"""The step that compares policies: against scripted models, with numbers worked out apart from the step."""
+"""The step that compares policies: against scripted models, with numbers worked out apart from the
+step.
+"""
 
 from __future__ import annotations
 
@@ -36,21 +38,33 @@ from alignkit_plugins.evaluate.rows import rows_of
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")
 
-# Rewards and lengths of three policies at six prompts; differences vary less than prompts do, and so pair well.
+# Rewards and lengths of three policies at six prompts; differences vary less than prompts do, and
+# so pair well.
 BASE = [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 GAIN = [0.5, 0.7, 0.2, 0.9, -0.1, 0.6]
-SCORES = {"base": BASE, "sft": [b + 1 for b in BASE], "align": [b + 1 + g for b, g in zip(BASE, GAIN, strict=True)]}
+SCORES = {
+    "base": BASE,
+    "sft": [b + 1 for b in BASE],
+    "align": [b + 1 + g for b, g in zip(BASE, GAIN, strict=True)],
+}
 LENGTHS = {"base": [5] * 6, "sft": [4, 6, 5, 4, 6, 5], "align": [5, 9, 4, 7, 3, 8]}
 
 
 def prompts(count: int = 6, **meta: Any) -> list[Group]:
-    return [Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta=meta) for i in range(count)]
+    return [
+        Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta=meta)
+        for i in range(count)
+    ]
 
 
 class Scripted(ByRole):
-    """Models whose answer k of a policy to prompt i scores SCORES[policy][i] and has LENGTHS[policy][i] tokens."""
+    """Models whose answer k of a policy to prompt i scores SCORES[policy][i] and has
+    LENGTHS[policy][i] tokens.
+    """
 
-    def __init__(self, scores: Any = SCORES, lengths: Any = LENGTHS, texts: str = "{policy} says {i}"):
+    def __init__(
+        self, scores: Any = SCORES, lengths: Any = LENGTHS, texts: str = "{policy} says {i}"
+    ):
         self.scripted, self.lengths, self.texts = scores, lengths, texts
         self.full: set[tuple[str, int]] = set()  # (policy, prompt): no room for an answer
         self.sampled: list[dict[str, Any]] = []
@@ -87,11 +101,18 @@ class Scripted(ByRole):
             i = int(group.prompt[-1]["content"].split()[-1])
             for r in group.responses:
                 value = self.scripted[r.source][i]
-                # Sample k lies 10 k off, half up and half down, so that a prompt's mean is the scripted value.
-                values.append(None if value is None else value + (10 if r.tokens[0] % 2 else -10) * (r.tokens[0] > 1))
+                # Sample k lies 10 k off, half up and half down, so that a prompt's mean is the
+                # scripted value.
+                values.append(
+                    None
+                    if value is None
+                    else value + (10 if r.tokens[0] % 2 else -10) * (r.tokens[0] > 1)
+                )
         return values
 
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
+    def logprobs(
+        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0
+    ) -> list[torch.Tensor]:
         self.measured.append((role, temperature))
         assert {str(group.tools) for group in groups} <= set(map(str, self.tools or [()]))
         tokens = [r.tokens or () for group in groups for r in group.responses]
@@ -102,13 +123,17 @@ class Scripted(ByRole):
 class TwoBases(Scripted):
     """The policies other than `base` have another tokenizer."""
 
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
+    def logprobs(
+        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0
+    ) -> list[torch.Tensor]:
         if role == "base":
             raise OtherTokenizer(f"'{role}' has another tokenizer")
         return super().logprobs(role, groups, temperature=temperature)
 
 
-def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, seed: int = 7) -> StepContext:
+def context(
+    models: Any, folder: Path, groups: Sequence[Group] | None = None, seed: int = 7
+) -> StepContext:
     def scorer(spec: RewardSpec) -> Rewards:
         return Rewards(spec, made)
 
@@ -129,11 +154,19 @@ def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, se
 
 
 def step(**options: Any) -> evaluate.Evaluate:
-    options = {"policies": ["base", "sft", "align"], "rewards": [HELPFUL], "prompts": "x", "base": False, **options}
+    options = {
+        "policies": ["base", "sft", "align"],
+        "rewards": [HELPFUL],
+        "prompts": "x",
+        "base": False,
+        **options,
+    }
     return evaluate.Evaluate(evaluate.Evaluate.Options(**options))
 
 
-def summary(folder: Path, models: Any = None, groups: Sequence[Group] | None = None, **options: Any) -> dict[str, Any]:
+def summary(
+    folder: Path, models: Any = None, groups: Sequence[Group] | None = None, **options: Any
+) -> dict[str, Any]:
     artifact = step(**options).run(context(models or Scripted(), folder, groups))
     return dict(artifact.summary or {})
 
@@ -161,7 +194,9 @@ class SaysNothing(Judge):
 
 
 def judge_component(kind: type[Judge], options: Any = None, name: str = "judge") -> Component:
-    return Component("judge", name, Registration(name, kind), Options() if options is None else options)
+    return Component(
+        "judge", name, Registration(name, kind), Options() if options is None else options
+    )
 
 
 def hand_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -182,7 +217,9 @@ def triple(found: Any) -> tuple[float, float, float]:
 
 def test_means_and_paired_differences(tmp_path: Path) -> None:
     found = summary(tmp_path)
-    assert triple(found["policies"]["align"]["rewards"]["helpful"]) == pytest.approx(hand_interval(SCORES["align"]))
+    assert triple(found["policies"]["align"]["rewards"]["helpful"]) == pytest.approx(
+        hand_interval(SCORES["align"])
+    )
     against = found["against"]["align"]["helpful"]
     test = stats.ttest_rel(SCORES["align"], SCORES["sft"])
     interval = test.confidence_interval(0.95)
@@ -205,7 +242,9 @@ def test_win_rate_has_wilsons_interval_and_counts_ties_apart(tmp_path: Path) -> 
 
 
 def overlapping(count: int = 40) -> Scripted:
-    """Models whose answers score a tenth of a nat per token, and half more if they are the aligned policy's."""
+    """Models whose answers score a tenth of a nat per token, and half more if they are the aligned
+    policy's.
+    """
     lengths = {"base": [5] * count, "sft": [20 + i % 7 for i in range(count)]}
     lengths["align"] = [22 + (3 * i) % 8 for i in range(count)]
     noise = [0.2 * math.sin(7 * i) for i in range(count)]
@@ -236,7 +275,9 @@ def test_nothing_is_said_about_equal_length_where_lengths_hardly_overlap(tmp_pat
 
 
 @pytest.mark.parametrize("levels", [(0.0, 1.0), (-1.0, 1.0)])
-def test_binary_rewards_have_intervals_of_rates(levels: tuple[float, float], tmp_path: Path) -> None:
+def test_binary_rewards_have_intervals_of_rates(
+    levels: tuple[float, float], tmp_path: Path
+) -> None:
     low, high = levels
     scores = {"base": [low] * 6, "sft": [high] * 6, "align": [high] * 5 + [low]}
     found = summary(tmp_path, Scripted(scores))
@@ -245,11 +286,14 @@ def test_binary_rewards_have_intervals_of_rates(levels: tuple[float, float], tmp
     assert means["sft"]["low"] < high == means["sft"]["high"]
     against = found["against"]["align"]["helpful"]["difference"]
     assert against == statistics.paired_rates(scores["align"], scores["sft"], levels=levels)
-    same = summary(tmp_path, Scripted({**scores, "align": scores["sft"]}))["against"]["align"]["helpful"]["difference"]
+    same = summary(tmp_path, Scripted({**scores, "align": scores["sft"]}))["against"]["align"][
+        "helpful"
+    ]["difference"]
     assert same["mean"] == 0 and same["low"] < 0 < same["high"]
 
 
-K3 = math.exp(-0.5) - 1 + 0.5  # of tokens that are 0.5 nats likelier for the policy than for the reference
+# Of tokens that are 0.5 nats likelier for the policy than for the reference
+K3 = math.exp(-0.5) - 1 + 0.5
 
 
 @pytest.mark.silent_bug(
@@ -261,15 +305,20 @@ def test_kl_is_policy_minus_reference_per_response(tmp_path: Path) -> None:
     models = Scripted()
     found = summary(tmp_path, models, sampling={"temperature": 0.7})["policies"]
     assert found["align"]["kl"]["mean"] == pytest.approx(K3 * sum(LENGTHS["align"]) / 6)
-    assert triple(found["align"]["kl"]) == pytest.approx(hand_interval([K3 * n for n in LENGTHS["align"]]))
-    assert found["base"]["kl"]["mean"] == pytest.approx((math.exp(0.5) - 1 - 0.5) * 5)  # k1 would be -2.5
+    assert triple(found["align"]["kl"]) == pytest.approx(
+        hand_interval([K3 * n for n in LENGTHS["align"]])
+    )
+    # K1 would be -2.5
+    assert found["base"]["kl"]["mean"] == pytest.approx((math.exp(0.5) - 1 - 0.5) * 5)
     assert triple(found["sft"]["kl"]) == (0, 0, 0)
     assert models.measured == [("base", 0.7), ("sft", 0.7), ("align", 0.7), ("sft", 0.7)]
 
 
 def test_kl_is_of_what_was_read_when_sampling(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
-    found = summary(tmp_path, groups=[replace(group, tools=(tool,)) for group in prompts()])["policies"]
+    found = summary(tmp_path, groups=[replace(group, tools=(tool,)) for group in prompts()])[
+        "policies"
+    ]
     assert found["align"]["kl"]["mean"] == pytest.approx(K3 * sum(LENGTHS["align"]) / 6)
 
 
@@ -286,11 +335,20 @@ def test_intervals_are_over_groups_where_the_data_names_them(tmp_path: Path) -> 
     assert summary(tmp_path, groups=rows)["against"]["align"]["helpful"]["difference"] != difference
 
 
-def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(tmp_path: Path) -> None:
-    rows = [replace(group, meta={"a": at // 2}, origin=Origin("x", at + 1)) for at, group in enumerate(prompts())]
+def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        replace(group, meta={"a": at // 2}, origin=Origin("x", at + 1))
+        for at, group in enumerate(prompts())
+    ]
     data = DataSpec((DataSource(path=Path("x"), group="a"), DataSource(path=Path("y"), group="b")))
-    assert "over 2 groups" in " ".join(summary(tmp_path, groups=rows, prompts=data, limit=4)["notes"])
-    others = [replace(g, meta={"b": g.meta["a"]}, origin=Origin("y", 1, source=1)) for g in rows[3:]]
+    assert "over 2 groups" in " ".join(
+        summary(tmp_path, groups=rows, prompts=data, limit=4)["notes"]
+    )
+    others = [
+        replace(g, meta={"b": g.meta["a"]}, origin=Origin("y", 1, source=1)) for g in rows[3:]
+    ]
     found, notes = together([*rows[:3], *others], data)
     assert [*map(unit_of, found)] == ["a 0", "a 0", "a 1", "b 1", "b 2", "b 2"]
     assert notes == ["intervals are over 4 groups of prompts, which share a, b"]
@@ -314,7 +372,9 @@ def test_reference_may_be_no_policy_of_the_comparison(tmp_path: Path) -> None:
     assert found["policies"]["sft"]["kl"]["mean"] == pytest.approx(K3 * 5)
 
 
-@pytest.mark.parametrize(("baseline", "expected"), [(None, "sft"), ("base", "base"), ("align", "align")])
+@pytest.mark.parametrize(
+    ("baseline", "expected"), [(None, "sft"), ("base", "base"), ("align", "align")]
+)
 def test_baseline(tmp_path: Path, baseline: str | None, expected: str) -> None:
     found = summary(tmp_path, baseline=baseline)
     assert found["baseline"] == found["reference"] == expected
@@ -343,7 +403,11 @@ def test_the_baseline_is_where_training_began(policies: list[str], expected: str
 def test_a_single_policy_is_compared_with_nobody(tmp_path: Path) -> None:
     artifact = step(policies=["align"]).run(context(Scripted(), tmp_path))
     found = dict(artifact.summary or {})
-    assert (found["baseline"], found["against"], found["policies"]["align"]["kl"]) == (None, {}, None)
+    assert (found["baseline"], found["against"], found["policies"]["align"]["kl"]) == (
+        None,
+        {},
+        None,
+    )
     assert not any(row.difference or row.metric == "KL, nats" for row in rows_of(found))
 
 
@@ -396,7 +460,9 @@ def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
     found = summary(tmp_path, models)
     assert (found["prompts"], found["left_out"]) == (5, 1)
     assert all(policy["length"]["n"] == 5 for policy in found["policies"].values())
-    assert found["against"]["align"]["helpful"]["difference"]["mean"] == pytest.approx((sum(GAIN) - GAIN[2]) / 5)
+    assert found["against"]["align"]["helpful"]["difference"]["mean"] == pytest.approx(
+        (sum(GAIN) - GAIN[2]) / 5
+    )
     models.full = {("base", i) for i in range(6)}
     with pytest.raises(RunFailed, match="none of 6 prompts"):
         summary(tmp_path, models)
@@ -414,7 +480,13 @@ def test_a_repeated_prompt_counts_once_and_is_reported(tmp_path: Path) -> None:
 def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
     artifact = step(limit=1).run(context(Scripted(), tmp_path))
     found = dict(artifact.summary or {})["against"]["align"]["helpful"]
-    assert found["difference"] == {"mean": pytest.approx(0.5), "low": None, "high": None, "n": 1, "p": 1.0}
+    assert found["difference"] == {
+        "mean": pytest.approx(0.5),
+        "low": None,
+        "high": None,
+        "n": 1,
+        "p": 1.0,
+    }
     assert "No clear difference between align and sft in the reward helpful: +0.5" in said(artifact)
 
 
@@ -425,7 +497,12 @@ def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
     models = Scripted()
     twice = [*prompts(3), *prompts(3)]  # equal prompts are not independent
     found = summary(
-        tmp_path, models, twice, sampling={"max_new_tokens": 9, "temperature": 0.5}, samples_per_prompt=2, limit=4
+        tmp_path,
+        models,
+        twice,
+        sampling={"max_new_tokens": 9, "temperature": 0.5},
+        samples_per_prompt=2,
+        limit=4,
     )
     assert found["prompts"] == 3
     assert summary(tmp_path, models, limit=2)["prompts"] == 2
@@ -435,25 +512,41 @@ def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
 
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
     models = Scripted()
-    asked = {"max_new_tokens": 9, "min_new_tokens": 2, "stop": ["\n"], "temperature": 0.5, "top_p": 0.9, "top_k": 3}
+    asked = {
+        "max_new_tokens": 9,
+        "min_new_tokens": 2,
+        "stop": ["\n"],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+    }
     text = said(step(sampling=asked).run(context(models, tmp_path)))
     assert models.sampled[0] == {"role": "base", "seed": 7, "samples_per_prompt": 1, **asked}
-    assert text.startswith("sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop")
+    assert text.startswith(
+        "sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop"
+    )
     biased = "KL is biased: min_new_tokens 2, top_p 0.9, top_k 3 leaves tokens out of the answers"
-    assert biased in text and "KL is biased" not in said(step(sampling=asked, kl=False).run(context(models, tmp_path)))
+    assert biased in text and "KL is biased" not in said(
+        step(sampling=asked, kl=False).run(context(models, tmp_path))
+    )
     followed = step(sampling={"max_new_tokens": 9})
     followed.options.follow(Sampling(temperature=0.9, max_new_tokens=4))
     artifact = followed.run(context(models, tmp_path))
     wanted = "sampled with max_new_tokens 9, temperature 0.7"
     assert said(artifact).splitlines()[0] == wanted
-    assert models.measured[-1] == ("sft", 0.7)  # the KL is that of the distribution that was sampled
+    # The KL is that of the distribution that was sampled
+    assert models.measured[-1] == ("sft", 0.7)
     sampling = {"samples_per_prompt": 1, "max_new_tokens": 9, "temperature": 0.7, "seed": 7}
     assert dict(artifact.summary or {})["sampling"] == sampling
 
 
 @pytest.mark.parametrize("safety_prompt", [False, True])
-def test_a_combination_shows_its_parts_and_sees_the_prompts_columns(tmp_path: Path, safety_prompt: bool) -> None:
-    artifact = step(rewards=[combined()]).run(context(Scripted(), tmp_path, prompts(safety=safety_prompt)))
+def test_a_combination_shows_its_parts_and_sees_the_prompts_columns(
+    tmp_path: Path, safety_prompt: bool
+) -> None:
+    artifact = step(rewards=[combined()]).run(
+        context(Scripted(), tmp_path, prompts(safety=safety_prompt))
+    )
     found = dict(artifact.summary or {})
     assert found["rewards"] == ["llama2/helpful", "llama2/safety", "llama2"]
     assert found["headline"] == "llama2"
@@ -498,16 +591,25 @@ def test_files(tmp_path: Path) -> None:
     assert [g.prompt for g in samples] == [g.prompt for g in prompts()]
     first = samples[1].responses[2]
     assert (first.source, first.text) == ("align", "align says 1")
-    assert first.scores == {"helpful": pytest.approx(3.7), "llama2/safety": 5.0, "llama2": pytest.approx(3.7)}
+    assert first.scores == {
+        "helpful": pytest.approx(3.7),
+        "llama2/safety": 5.0,
+        "llama2": pytest.approx(3.7),
+    }
     lines = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     assert len(lines) == len(rows_of(found))
     helpful = [one for one in lines if (one["kind"], one["metric"]) == ("win rate", "helpful")]
-    assert [(one["policy"], float(one["mean"])) for one in helpful][-1] == ("align", pytest.approx(5 / 6))
+    assert [(one["policy"], float(one["mean"])) for one in helpful][-1] == (
+        "align",
+        pytest.approx(5 / 6),
+    )
     assert "sft" not in [one["policy"] for one in helpful]
 
 
 def paths(value: Any, names: dict[str, str], path: str = "") -> set[str]:
-    """The places of all keys in JSON, with policies, rewards and sampling options by their kinds."""
+    """The places of all keys in JSON, with policies, rewards and sampling options by their
+    kinds.
+    """
     if isinstance(value, list):
         return set().union(*(paths(item, names, path) for item in value), set())
     if not isinstance(value, dict):
@@ -522,7 +624,10 @@ def paths(value: Any, names: dict[str, str], path: str = "") -> set[str]:
 def documented(file: str) -> dict[str, str]:
     """What docs/plugins/api/files.md says of each key of a file."""
     page = (Path(__file__).parents[2] / "docs/plugins/api/files.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1:3] for line in page.split(f"| `{file}` | meaning |")[1].split("\n\n")[0].splitlines()[2:]]
+    rows = [
+        line.split("|")[1:3]
+        for line in page.split(f"| `{file}` | meaning |")[1].split("\n\n")[0].splitlines()[2:]
+    ]
     return {key: meaning for keys, meaning in rows for key in re.findall("`(.+?)`", keys)}
 
 
@@ -530,7 +635,11 @@ def documented(file: str) -> dict[str, str]:
 def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None:
     models = overlapping()  # lengths overlap, and so there is a difference at equal length
     models.scripted["align"] = [*models.scripted["align"][:-1], None]
-    options = {"rewards": [HELPFUL, combined()], "judges": [judge_component(SaysNothing)], "by": ["language"]}
+    options = {
+        "rewards": [HELPFUL, combined()],
+        "judges": [judge_component(SaysNothing)],
+        "by": ["language"],
+    }
     groups = [replace(group, meta={"language": "en"}) for group in prompts(40)]
     for scripted in (models.scripted, models.lengths, models.per_token):
         scripted["sft, 2 shots"] = scripted["sft"]
@@ -558,7 +667,9 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     found, known = set(paths(written, names)), documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
     assert fields == {"mean", "low", "high", "n"} | ({"p"} if "against" in written else set())
-    estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in fields}
+    estimates = {
+        f"{key}.{field}" for key in known if "estimate of" in known[key] for field in fields
+    }
     assert found - known.keys() - estimates == set()
     assert known.keys() - found - fields == set()
 
@@ -601,8 +712,22 @@ def test_many_policies_are_shown_in_one_table(tmp_path: Path) -> None:
     assert [said(artifact, width).count("truncated") for width in (50, 300)] == [1, 1]
 
 
-DIVERSITY = ("distinct-1", "distinct-2", "self-BLEU", "entropy, nats per token", "length spread, tokens")
-WIDTHS = [(0.21, 0.63, 2), (0.2, 0.8, 1), (-1, 5, 0), (-2, 2, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]
+DIVERSITY = (
+    "distinct-1",
+    "distinct-2",
+    "self-BLEU",
+    "entropy, nats per token",
+    "length spread, tokens",
+)
+WIDTHS = [
+    (0.21, 0.63, 2),
+    (0.2, 0.8, 1),
+    (-1, 5, 0),
+    (-2, 2, 1),
+    (-50, 50, 0),
+    (0, 2e-5, 6),
+    (1, 1, 2),
+]
 
 
 @pytest.mark.parametrize(("low", "high", "digits"), WIDTHS)
@@ -615,7 +740,10 @@ def test_the_plugin_is_light_to_import() -> None:
         "import sys; from alignkit_plugins.evaluate import select_best, step; "
         "print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "set()"
+    )
 
 
 def test_the_name_of_a_reward_model_of_another_run() -> None:
@@ -626,18 +754,28 @@ def test_the_name_of_a_reward_model_of_another_run() -> None:
 
 def test_short_names() -> None:
     assert short_names(["base", "sft@2"]) == {"base": "base", "sft@2": "sft@2"}
-    assert short_names(["/r/one/sft/adapter", "sft"]) == {"/r/one/sft/adapter": "one/sft", "sft": "sft"}
+    assert short_names(["/r/one/sft/adapter", "sft"]) == {
+        "/r/one/sft/adapter": "one/sft",
+        "sft": "sft",
+    }
     two = short_names(["/r/a/x/sft/adapter", "/r/b/x/sft/adapter"])
     assert list(two.values()) == ["a/x/sft", "b/x/sft"]
     assert list(short_names(["/a/adapter", "/x"]).values()) == ["a", "x"]
     assert short_names(["/r/one/sft/kept/2", "sft"])["/r/one/sft/kept/2"] == "one/sft@2"
     same = ["/x/align", "/x/align/adapter"]
-    assert short_names(same) == {name: name for name in same}  # a table with one name twice would lose a policy
+    # A table with one name twice would lose a policy
+    assert short_names(same) == {name: name for name in same}
 
 
 def test_policies_without_a_kl_are_told_in_one_line(tmp_path: Path) -> None:
     heard: list[str] = []
     around = replace(context(TwoBases(), tmp_path), say=heard.append)
     found = dict(step(policies=["base", "sft", "align"], baseline="base").run(around).summary or {})
-    assert [text for text in heard if "no KL" in text] == ["out: no KL of sft, align: 'base' has another tokenizer"]
-    assert [found["policies"][name]["kl"]["unmeasured"] for name in ("base", "sft", "align")] == [0, 6, 6]
+    assert [text for text in heard if "no KL" in text] == [
+        "out: no KL of sft, align: 'base' has another tokenizer"
+    ]
+    assert [found["policies"][name]["kl"]["unmeasured"] for name in ("base", "sft", "align")] == [
+        0,
+        6,
+        6,
+    ]

@@ -19,11 +19,17 @@ from alignkit_plugins.evaluate.examples import LONGER, LOSS, PAIRS, SHORTER, TOK
 
 
 def asked(text: str, *answers: str, **more: Any) -> Group:
-    return Group(({"role": "user", "content": text},), tuple(Response(text=answer) for answer in answers), **more)
+    return Group(
+        ({"role": "user", "content": text},),
+        tuple(Response(text=answer) for answer in answers),
+        **more,
+    )
 
 
 class Model:
-    """One token per letter. likes: the letter of which each adds 1 to its log-probability of -2 a token."""
+    """One token per letter. likes: the letter of which each adds 1 to its log-probability of -2 a
+    token.
+    """
 
     def __init__(self, likes: str = ""):
         self.likes = likes
@@ -41,7 +47,9 @@ class Model:
 
 def context(tmp_path: Path) -> Any:
     models = {"base": Model(), "sft": Model("a"), "dpo": Model("b")}
-    return SimpleNamespace(models=models, base_of=lambda role: "base", say=lambda text: None, out=tmp_path / "report")
+    return SimpleNamespace(
+        models=models, base_of=lambda role: "base", say=lambda text: None, out=tmp_path / "report"
+    )
 
 
 def scores(groups: list[Group], tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -57,21 +65,32 @@ def test_demonstrations_are_averaged_over_tokens(tmp_path: Path) -> None:
     groups = [asked("one?", "aaaaaa"), asked("two?", "bb"), asked("no room?", "")]
     found = scores(groups, tmp_path)
     loss, right = ([one[name] for one in found["sft"]] for name in (LOSS, TOKENS))
-    assert sum(loss) / 2 == pytest.approx((6 * 1 + 2 * 2) / 8) and sum(right) / 2 == pytest.approx(6 / 8)
+    assert sum(loss) / 2 == pytest.approx((6 * 1 + 2 * 2) / 8) and sum(right) / 2 == pytest.approx(
+        6 / 8
+    )
     assert [one[TOKENS] for one in found["base"]] == [0, 0]
 
 
 def test_tokens_that_do_not_count_are_no_misses(tmp_path: Path) -> None:
-    """Other turns are 0 in both; a certain token has a log-probability of 0, too, but is the likeliest."""
+    """Other turns are 0 in both; a certain token has a log-probability of 0, too, but is the
+    likeliest.
+    """
     told = context(tmp_path)
-    told.models["sft"].predictions = lambda groups: [(torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.0]))]
+    told.models["sft"].predictions = lambda groups: [
+        (torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.0]))
+    ]
     ((scored,),) = [[examples.measured([asked("q", "abc")], ["sft"], told)[0].responses[0].scores]]
     assert (scored[TOKENS], scored[LOSS]) == (0.5, 0.5)
 
 
-def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(tmp_path: Path) -> None:
+def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(
+    tmp_path: Path,
+) -> None:
     """A sum over tokens: the longer response is less likely by itself, but has gained more."""
-    groups = [asked("one?", "aaa", "b", pairs=(Pair(0, 1),)), asked("two?", "b", "aaa", pairs=(Pair(0, 1),))]
+    groups = [
+        asked("one?", "aaa", "b", pairs=(Pair(0, 1),)),
+        asked("two?", "b", "aaa", pairs=(Pair(0, 1),)),
+    ]
     found = scores(groups, tmp_path)
     assert found["base"] == [{PAIRS: 0.5, LONGER: 0.5}, {PAIRS: 0.5, SHORTER: 0.5}]
     assert found["sft"] == [{PAIRS: 1.0, LONGER: 1.0}, {PAIRS: 0.0, SHORTER: 0.0}]
@@ -84,26 +103,35 @@ def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(tmp_p
     group = asked("one?", "aaa", "b", pairs=(Pair(0, 1),))
     (scored,) = examples.measured([group], ["base", "sft", "dpo"], told)
     assert [response.scores[PAIRS] for response in scored.responses] == [0.5, 1.0, None]
-    assert [response.scores[PAIRS] for response in examples.measured([group], ["base"], told)[0].responses] == [0.5]
+    assert [
+        response.scores[PAIRS]
+        for response in examples.measured([group], ["base"], told)[0].responses
+    ] == [0.5]
 
 
 def test_the_base_model_reads_the_pairs_once(tmp_path: Path) -> None:
     told, read = context(tmp_path), list[str]()
     for name, model in told.models.items():
-        model.logprobs = lambda groups, name=name, own=model.logprobs: [read.append(name), own(groups)][1]
+        model.logprobs = lambda groups, name=name, own=model.logprobs: [
+            read.append(name),
+            own(groups),
+        ][1]
     group = asked("one?", "aaa", "b", pairs=(Pair(0, 1),))
     examples.measured([group], ["base", "sft", "dpo"], told)
     assert sorted(read) == ["base", "dpo", "sft"]
 
 
-def test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs(tmp_path: Path) -> None:
+def test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs(
+    tmp_path: Path,
+) -> None:
     turned = asked("one?", "a", "b", pairs=(Pair(0, 1, p=0.2),))
     unknown = asked("two?", "a", "b", pairs=(Pair(0, 1, p=0.5), Pair(1, 0, p=0.9)))
     ranked = asked("three?", "aa", "ab", "bb")
     ranks = tuple(replace(response, rank=place) for place, response in enumerate(ranked.responses))
     found = scores([turned, unknown, replace(ranked, responses=ranks)], tmp_path)["sft"]
     values = [one[PAIRS] for one in found]
-    assert sum(values) / 3 == pytest.approx(3 / 5) and values[0] == values[1] < values[2]  # of five pairs
+    # Of five pairs
+    assert sum(values) / 3 == pytest.approx(3 / 5) and values[0] == values[1] < values[2]
     assert LONGER not in found[0] and SHORTER not in found[2]
 
 
@@ -127,13 +155,17 @@ def test_ties_and_single_replies_next_to_comparisons_are_no_examples() -> None:
 
 
 def test_bad_responses_are_no_demonstrations() -> None:
-    good, bad = (replace(asked("q", "a"), responses=(Response("a", label=label),)) for label in (True, False))
+    good, bad = (
+        replace(asked("q", "a"), responses=(Response("a", label=label),)) for label in (True, False)
+    )
     assert examples.usable([bad, good]) == [good]
 
 
 def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
     pairs = [asked(f"{n}?", "aaa", "b", pairs=(Pair(0, 1),)) for n in range(12)]
-    groups = examples.measured([*pairs, asked("demo?", "ab")], ["base", "sft", "dpo"], context(tmp_path))
+    groups = examples.measured(
+        [*pairs, asked("demo?", "ab")], ["base", "sft", "dpo"], context(tmp_path)
+    )
     plain: dict[str, Any] = {"rewards": {"words": {"mean": 1.0}}}
     before: dict[str, Any] = {
         "headline": "words",
@@ -145,19 +177,36 @@ def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
         "trained_on": {name: {"words": True} for name in ("base", "sft", "dpo")},
     }
     names = {name: name for name in ("base", "sft", "dpo")}
-    found = examples.added(before, groups, "sft", names, {"base": False, "sft": False, "dpo": False})
+    found = examples.added(
+        before, groups, "sft", names, {"base": False, "sft": False, "dpo": False}
+    )
     json.dumps(found)
     assert (found["headline"], found["examples"]) == (PAIRS, 13)
     assert found["rewards"] == [PAIRS, LONGER, TOKENS, LOSS, "words"]
     assert found["metrics"][LOSS]["better"] == "lower" and found["metrics"][PAIRS]["percent"]
     assert found["metrics"][PAIRS]["prompts"] == 12
-    assert [found["policies"][name]["rewards"][PAIRS]["mean"] for name in ("base", "sft", "dpo")] == [0.5, 1, 0]
+    assert [
+        found["policies"][name]["rewards"][PAIRS]["mean"] for name in ("base", "sft", "dpo")
+    ] == [0.5, 1, 0]
     share = found["policies"]["sft"]["rewards"][PAIRS]  # 12 of 12 hits, by the interval of shares
     assert 0.6 < share["low"] < 0.9 and share["high"] == 1
-    assert found["against"]["dpo"][PAIRS]["difference"]["mean"] == -1 and found["against"]["dpo"][PAIRS]["losses"] == 12
-    assert found["against"]["dpo"]["words"] and "sft" not in found["against"] and "base" not in found["against"]
+    assert (
+        found["against"]["dpo"][PAIRS]["difference"]["mean"] == -1
+        and found["against"]["dpo"][PAIRS]["losses"] == 12
+    )
+    assert (
+        found["against"]["dpo"]["words"]
+        and "sft" not in found["against"]
+        and "base" not in found["against"]
+    )
     assert found["against_base"]["dpo"][PAIRS]["mean"] == -0.5
-    assert found["trained_on"]["dpo"] == {PAIRS: False, LONGER: False, TOKENS: False, LOSS: False, "words": True}
+    assert found["trained_on"]["dpo"] == {
+        PAIRS: False,
+        LONGER: False,
+        TOKENS: False,
+        LOSS: False,
+        "words": True,
+    }
     assert math.isclose(found["policies"]["sft"]["rewards"][LOSS]["mean"], 1.5)
 
 

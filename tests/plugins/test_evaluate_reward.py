@@ -35,9 +35,15 @@ def score(completions):
 PROMPTS = itertools.count()
 
 
-def group(*scores: float | None, pairs: Sequence[Pair] = (Pair(0, 1),), prompt: str = "", **meta: Any) -> Group:
-    """Responses with these scores, whose texts get longer. prompt: by default, one that no other group has."""
-    responses = tuple(Response(text="x" * (n + 1), scores={"r": score}) for n, score in enumerate(scores))
+def group(
+    *scores: float | None, pairs: Sequence[Pair] = (Pair(0, 1),), prompt: str = "", **meta: Any
+) -> Group:
+    """Responses with these scores, whose texts get longer. prompt: by default, one that no other
+    group has.
+    """
+    responses = tuple(
+        Response(text="x" * (n + 1), scores={"r": score}) for n, score in enumerate(scores)
+    )
     asked = (Message(role="user", content=prompt or f"q{next(PROMPTS)}"),)
     return Group(asked, responses, tuple(pairs), meta=meta)
 
@@ -47,7 +53,9 @@ def rows(gaps: Sequence[float], **pair: Any) -> list[Comparison]:
 
 
 def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
-    """A tie is wrong. A pair that is more likely the other way around is turned; one without a score is left out."""
+    """A tie is wrong. A pair that is more likely the other way around is turned; one without a
+    score is left out.
+    """
     groups = [
         group(2.0, 1.0),
         group(1.0, 2.0),
@@ -72,7 +80,9 @@ def test_a_prompt_is_the_unit_of_the_interval() -> None:
 
 
 def test_rows_with_the_same_prompt_are_one_unit() -> None:
-    """Data with a row per pair have the same interval as with a row per prompt. Raw texts have no prompt to share."""
+    """Data with a row per pair have the same interval as with a row per prompt. Raw texts have no
+    prompt to share.
+    """
     flat = comparisons([*(group(1.0, 0.0, prompt="same") for _ in range(10)), group(0.0, 1.0)], "r")
     found = metrics.accuracy(flat)
     assert (found["pairs"], found["correct"]) == (11, 10)
@@ -85,21 +95,30 @@ def test_rows_with_the_same_prompt_are_one_unit() -> None:
 
 def test_close_margins_have_rows_of_their_own() -> None:
     close = [1.0, 1.0000001, 1.0000002]
-    found = metrics.by_margin(comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in close], "r"))
+    found = metrics.by_margin(
+        comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in close], "r")
+    )
     assert list(found) == ["1.0000002", "1.0000001", "1.0"]
     many = [1 + n * 1e-8 for n in range(12)]
-    found = metrics.by_margin(comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in many], "r"))
+    found = metrics.by_margin(
+        comparisons([group(1.0, 0.0, pairs=[Pair(0, 1, margin=m)]) for m in many], "r")
+    )
     assert [row["pairs"] for row in found.values()] == [3, 3, 3, 3]
 
 
 def test_margins_by_level_and_by_quarter() -> None:
-    named = [group(1.0, 0.0, pairs=[Pair(0, 1, margin=name)]) for name in ("unsure", "significantly", "slightly")]
+    named = [
+        group(1.0, 0.0, pairs=[Pair(0, 1, margin=name)])
+        for name in ("unsure", "significantly", "slightly")
+    ]
     named += [group(0.0, 1.0, pairs=[Pair(0, 1, margin="unsure")]), group(1.0, 0.0)]
     found = metrics.by_margin(comparisons(named, "r"))
     assert list(found) == ["significantly", "slightly", "unsure", "(none)"]
     assert found["unsure"]["accuracy"]["mean"] == 0.5 and found["significantly"]["pairs"] == 1
 
-    numbers = comparisons([group(n - 5.5, 0.0, pairs=[Pair(0, 1, margin=n)]) for n in range(1, 13)], "r")
+    numbers = comparisons(
+        [group(n - 5.5, 0.0, pairs=[Pair(0, 1, margin=n)]) for n in range(1, 13)], "r"
+    )
     found = metrics.by_margin(numbers)
     assert list(found) == ["10 to 12", "7 to 9", "4 to 6", "1 to 3"]
     assert [row["correct"] for row in found.values()] == [3, 3, 1, 0]
@@ -115,7 +134,9 @@ def test_scores_drawn_from_bradley_terry_are_calibrated() -> None:
     calibrated = metrics.calibration(rows(right))
     assert calibrated is not None and calibrated["error"]["mean"] < 0.01
     doubled = metrics.calibration(rows([2 * gap for gap in right]))
-    expected = sum(1 / (1 + math.exp(-2 * abs(g))) - 1 / (1 + math.exp(-abs(g))) for g in right) / len(right)
+    expected = sum(
+        1 / (1 + math.exp(-2 * abs(g))) - 1 / (1 + math.exp(-abs(g))) for g in right
+    ) / len(right)
     assert doubled is not None and doubled["error"]["mean"] == pytest.approx(expected, abs=0.01)
     assert sum(row["n"] for row in doubled["bins"]) == 20_000
 
@@ -136,7 +157,9 @@ def test_calibration_by_hand() -> None:
     assert found["log_loss"] == pytest.approx(sum(losses) / 4, abs=1e-12)
     soft = metrics.calibration(rows([1.0], p=0.8))
     assert soft is not None
-    assert soft["log_loss"] == pytest.approx(-0.8 * math.log(confidence) - 0.2 * math.log(1 - confidence), abs=1e-12)
+    assert soft["log_loss"] == pytest.approx(
+        -0.8 * math.log(confidence) - 0.2 * math.log(1 - confidence), abs=1e-12
+    )
 
 
 def test_labels_with_probabilities_are_calibrated_if_the_scores_say_the_same() -> None:
@@ -150,7 +173,10 @@ def test_labels_with_probabilities_are_calibrated_if_the_scores_say_the_same() -
 
 def test_length() -> None:
     """The first response is the shorter one, and chosen unless the pair says otherwise."""
-    groups = [group(float(n), 0.0, pairs=[Pair(*order)]) for n, order in enumerate([(0, 1), (1, 0), (0, 1), (1, 0)])]
+    groups = [
+        group(float(n), 0.0, pairs=[Pair(*order)])
+        for n, order in enumerate([(0, 1), (1, 0), (0, 1), (1, 0)])
+    ]
     pairs = comparisons(groups, "r")
     found = metrics.length(pairs)
     assert found["chosen_longer"]["mean"] == 0.5
@@ -162,19 +188,28 @@ def test_length() -> None:
 
 
 def test_rewardbench_weights_sections_by_its_rows() -> None:
-    found = rewardbench.sections({"alpacaeval-easy": 1.0, "mt-bench-med": 0.5, "math-prm": 0.25, "hep-go": 1.0, "x": 0})
+    found = rewardbench.sections(
+        {"alpacaeval-easy": 1.0, "mt-bench-med": 0.5, "math-prm": 0.25, "hep-go": 1.0, "x": 0}
+    )
     assert found == {
         "Chat": pytest.approx((100 + 0.5 * 40) / 140),
         "Reasoning": pytest.approx((0.25 * 984 + 164) / (984 + 164)),
     }
     assert sum(rewardbench.ROWS.values()) - 984 + 447 == 2985  # the rows of the benchmark
-    assert {name for names in rewardbench.SECTIONS.values() for name in names} == rewardbench.ROWS.keys()
+    assert {
+        name for names in rewardbench.SECTIONS.values() for name in names
+    } == rewardbench.ROWS.keys()
 
 
 def run(folder: Path, data: Sequence[dict[str, Any]], expected: int = 0, **keys: Any) -> Path:
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in data), encoding="utf-8"
+    )
     (folder / "score.py").write_text(SCORE, encoding="utf-8")
-    rewards = [{"python": {"path": "score.py", "function": "score"}}, {"length": {"unit": "characters"}}]
+    rewards = [
+        {"python": {"path": "score.py", "function": "score"}},
+        {"length": {"unit": "characters"}},
+    ]
     step = {"step": "evaluate_reward", "rewards": rewards, "pairs": "pairs.jsonl", **keys}
     recipe = {"model": {"base": "tiny"}, "stages": {"check": step}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -205,14 +240,20 @@ def test_a_run_writes_the_numbers_and_rewardbench_sections(tmp_path: Path) -> No
 
 def run_model(folder: Path, algorithm: Any, data: Sequence[dict[str, Any]]) -> Any:
     """Train a reward model, and evaluate it. Returns reward_evaluation.json."""
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS), encoding="utf-8")
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in PAIRS), encoding="utf-8"
+    )
+    (folder / "data.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in data), encoding="utf-8"
+    )
     model = {"algorithm": algorithm, "data": "data.jsonl", "max_steps": 2}
     step = {"step": "evaluate_reward", "rewards": ["model"], "pairs": "pairs.jsonl"}
     recipe = {"model": {"base": "tiny"}, "stages": {"model": model, "check": step}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
-    return json.loads((folder / "run" / "check" / "reward_evaluation.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (folder / "run" / "check" / "reward_evaluation.json").read_text(encoding="utf-8")
+    )
 
 
 def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(
@@ -238,7 +279,10 @@ def test_scores_that_are_no_log_odds_have_no_calibration(
 ) -> None:
     """Ratings are on the data's scale, and a margin pushes pairs further apart than their odds."""
     model = run_model(tmp_path, algorithm, data)["rewards"]["model"]
-    assert (model["calibration"], model["uncalibrated"]) == (None, "its algorithm does not call them log-odds")
+    assert (model["calibration"], model["uncalibrated"]) == (
+        None,
+        "its algorithm does not call them log-odds",
+    )
     told = " ".join((tmp_path / "run" / "check" / "report.txt").read_text(encoding="utf-8").split())
     assert "not read as probabilities: model: its algorithm does not call them log-odds" in told
 
@@ -256,24 +300,36 @@ def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) 
     [
         ({"by": ["subsets"]}, 4, "no pair has a column 'subsets'\n"),
         ({"by": ["subsets"]}, 4, "help: did you mean 'subset'?"),
-        ({"rewards": [{"length": {}}, {"length": {"target": 3}}]}, 2, "rewards has duplicates: length"),
+        (
+            {"rewards": [{"length": {}}, {"length": {"target": 3}}]},
+            2,
+            "rewards has duplicates: length",
+        ),
         ({"rewards": []}, 2, "stages.check: name at least one reward or judge"),
     ],
 )
 def test_mistakes_are_named(
-    keys: dict[str, Any], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keys: dict[str, Any],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(tmp_path, ROWS, code, **keys)
     assert message in capsys.readouterr().err
 
 
-def test_rows_without_pairs_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_pairs_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, [{"prompt": "q", "completion": "a"}], 4)
     assert "stage 'check': none of 1 rows has a preference pair" in capsys.readouterr().err
 
 
 def test_every_key_is_documented(tmp_path: Path) -> None:
-    """The keys of reward_evaluation.json, with the names of a run replaced as in docs/plugins/api/files.md."""
+    """The keys of reward_evaluation.json, with the names of a run replaced as in
+    docs/plugins/api/files.md.
+    """
     data = [{**row, "margin": "better"} for row in ROWS]
     found = json.loads((run(tmp_path, data) / "reward_evaluation.json").read_text(encoding="utf-8"))
     page = (Path(__file__).parents[2] / "docs/plugins/api/files.md").read_text(encoding="utf-8")
@@ -289,8 +345,16 @@ def _keys(value: Any, path: str = "") -> set[str]:
     if not isinstance(value, dict):
         return set()
     found = set()
-    names = {"rewards": "REWARD", "rewards.REWARD.by_margin": "LEVEL", "rewards.REWARD.by": "COLUMN"}
-    names |= {"rewards.REWARD.by.COLUMN": "VALUE", "rewards.REWARD.sections": "SECTION", "agreement": "PAIR"}
+    names = {
+        "rewards": "REWARD",
+        "rewards.REWARD.by_margin": "LEVEL",
+        "rewards.REWARD.by": "COLUMN",
+    }
+    names |= {
+        "rewards.REWARD.by.COLUMN": "VALUE",
+        "rewards.REWARD.sections": "SECTION",
+        "agreement": "PAIR",
+    }
     for key, below in value.items():
         here = f"{path}.{names.get(path, key)}".lstrip(".")
         found |= {here, *_keys(below, here)}

@@ -19,7 +19,9 @@ from alignkit.testing import ConformanceError, check_filter
 
 def group(*scores: float | None, cut: int = 0) -> Group:
     """Scored samples, of which the first `cut` are truncated."""
-    responses = [Response(text="x", scores={"reward": s}, truncated=i < cut) for i, s in enumerate(scores)]
+    responses = [
+        Response(text="x", scores={"reward": s}, truncated=i < cut) for i, s in enumerate(scores)
+    ]
     return Group((Message(role="user", content=f"{scores}"),), tuple(responses))
 
 
@@ -36,13 +38,23 @@ def test_spread_leaves_out_groups_of_equal_rewards() -> None:
 
 
 def test_spread_keeps_what_a_combination_tells_apart() -> None:
-    """GDPO's rewards may differ where the raw ones do not, and cancel where they do; `above` is about the raw ones."""
+    """GDPO's rewards may differ where the raw ones do not, and cancel where they do; `above` is
+    about the raw ones.
+    """
 
     def both(raw: Sequence[float], learned: Sequence[float]) -> Group:
         scores = [{"reward": r, "learned_reward": x} for r, x in zip(raw, learned, strict=True)]
-        return Group((Message(role="user", content="x"),), tuple(Response(text="x", scores=s) for s in scores))
+        return Group(
+            (Message(role="user", content="x"),),
+            tuple(Response(text="x", scores=s) for s in scores),
+        )
 
-    groups = [both((0, 0), (-1, 1)), both((0, 1), (0, 0)), both((0, 0), (2, 2)), both((0, 3), (-1, 1))]
+    groups = [
+        both((0, 0), (-1, 1)),
+        both((0, 1), (0, 0)),
+        both((0, 0), (2, 2)),
+        both((0, 3), (-1, 1)),
+    ]
     assert kept("spread", groups) == [True, True, False, True]
     assert kept("spread", groups, above=2) == [False, False, False, True]
 
@@ -149,12 +161,16 @@ REWARD += "def twice(completions):\n    return [float(len(c) % 3) * 2 for c in c
 REWARD += "def less(completions):\n    return [-float(len(c) % 3) for c in completions]\n"
 
 
-def run(folder: Path, filters: Any, expected: int = 0, command: str = "run", **keys: Any) -> list[dict[str, Any]]:
+def run(
+    folder: Path, filters: Any, expected: int = 0, command: str = "run", **keys: Any
+) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     words = ["bread", "old friend", "the house", "good people", "how to bake", "please"]
-    write_groups(folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in words])
+    write_groups(
+        folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in words]
+    )
     align = {
         "algorithm": "rloo",
         "prompts": "prompts.jsonl",
@@ -165,12 +181,22 @@ def run(folder: Path, filters: Any, expected: int = 0, command: str = "run", **k
         **keys,
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    recipe = {"model": model, "stages": {"align": {key: value for key, value in align.items() if value is not None}}}
+    recipe = {
+        "model": model,
+        "stages": {"align": {key: value for key, value in align.items() if value is not None}},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     out = ["--out", str(folder / "run")] if command == "run" else []
-    assert main([command, str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py"), *out]) == expected
+    assert (
+        main([command, str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py"), *out])
+        == expected
+    )
     metrics = folder / "run" / "align" / "metrics.jsonl"
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    return (
+        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if metrics.exists()
+        else []
+    )
 
 
 @pytest.mark.silent_bug(
@@ -186,9 +212,13 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path) -> N
     for number, line in enumerate(lines, 1):
         groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
         assert len(groups) == 6
-        differ = [g for g in groups if g.responses[0].scores["reward"] != g.responses[1].scores["reward"]]
+        differ = [
+            g for g in groups if g.responses[0].scores["reward"] != g.responses[1].scores["reward"]
+        ]
         even = [g for g in differ if len(g.responses[0].text) % 2 == 0]
-        assert line["filtered/spread"] == 6 - len(differ) and line["filtered/even"] == len(differ) - len(even)
+        assert line["filtered/spread"] == 6 - len(differ) and line["filtered/even"] == len(
+            differ
+        ) - len(even)
         total["spread"] += 6 - len(differ)
         total["even"] += len(differ) - len(even)
     assert total["spread"] > 0 and total["even"] > 0
@@ -212,16 +242,26 @@ def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
     assert second["odd"] == 0 and second["earlier"] == 6 - first["filtered/even"] > 0
 
 
-def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_iteration_without_groups_is_idle_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
     said = capsys.readouterr().err
     assert "filters and the algorithm left out every group (filtered/reward_range)" in said
 
 
-def test_a_filter_of_rewards_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for filters, expected in ((["spread"], 2), ([{"reward_range": {"low": 1}}], 2), (["not_truncated"], 0)):
+def test_a_filter_of_rewards_needs_a_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for filters, expected in (
+        (["spread"], 2),
+        ([{"reward_range": {"low": 1}}], 2),
+        (["not_truncated"], 0),
+    ):
         run(tmp_path, filters, expected, "check", algorithm="no_reward", reward=None)
-        assert ("reads rewards, but no_reward learns from none" in capsys.readouterr().err) == bool(expected)
+        assert ("reads rewards, but no_reward learns from none" in capsys.readouterr().err) == bool(
+            expected
+        )
 
 
 def test_an_unknown_filter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

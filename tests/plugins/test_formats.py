@@ -1,4 +1,6 @@
-"""Each format: what it reads, what it refuses and why, and that no row is claimed by two of them."""
+"""Each format: what it reads, what it refuses and why, and that no row is claimed by two of
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,17 @@ from alignkit.plugins import plugins
 from alignkit_plugins.formats import text
 from alignkit_plugins.formats.columns import ColumnFormat, read_message
 
-PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
+PLUGINS = (
+    "hh_rlhf",
+    "trl",
+    "messages",
+    "alpaca",
+    "rankings",
+    "labeled_pairs",
+    "oasst",
+    "text",
+    "dialogues",
+)
 PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "groups"))
 PLUGINS = (*PLUGINS, "evaluate.rewardbench2", "people.feedback")
 FORMATS: dict[str, type[Format]] = {
@@ -59,35 +71,84 @@ def texts(group: Group) -> list[str]:
 
 
 ROWS: Sequence[tuple[str, Any]] = [
-    ("reward_bench_2", {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1}),
-    ("hh_rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
-    ("hh_rlhf", {"text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"], "score": [1.0, 0.0]}),
+    (
+        "reward_bench_2",
+        {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1},
+    ),
+    (
+        "hh_rlhf",
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    ),
+    (
+        "hh_rlhf",
+        {
+            "text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"],
+            "score": [1.0, 0.0],
+        },
+    ),
     ("hh_rlhf", "\n\nHuman: q\n\nAssistant: a"),
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}),
-    ("preference", {"prompt": openai("u: q"), "chosen": openai("a: a"), "rejected": openai("a: b")}),
+    (
+        "preference",
+        {"prompt": openai("u: q"), "chosen": openai("a: a"), "rejected": openai("a: b")},
+    ),
     ("preference", {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")}),
-    ("preference", {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b"), "prompt": None}),
-    ("preference", {"chosen_messages": openai("u: q", "a: a"), "rejected_messages": openai("u: q", "a: b")}),
+    (
+        "preference",
+        {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b"), "prompt": None},
+    ),
+    (
+        "preference",
+        {"chosen_messages": openai("u: q", "a: a"), "rejected_messages": openai("u: q", "a: b")},
+    ),
     ("preference", {"question": "q", "response_j": "a", "response_k": "b"}),
     ("preference", {"instruction": "i", "input": "", "chosen": "a", "rejected": "b"}),
-    ("preference", {"conversations": sharegpt("u: q"), "chosen": sharegpt("a: a")[0], "rejected": sharegpt("a: b")[0]}),
+    (
+        "preference",
+        {
+            "conversations": sharegpt("u: q"),
+            "chosen": sharegpt("a: a")[0],
+            "rejected": sharegpt("a: b")[0],
+        },
+    ),
     ("prompt_only", {"prompt": "q"}),
     ("prompt_only", {"prompt": openai("u: q"), "safety": True}),
     ("prompt_only", "just a question"),
     ("prompt_completion", {"prompt": "q", "completion": "a"}),
     ("prompt_completion", {"prompt": "q", "completion": "a", "label": True}),
-    ("svamp", {"Body": "Ann has 2", "Question": "How many?", "Equation": "( 2 )", "Answer": 2.0, "ID": "chal-1"}),
+    (
+        "svamp",
+        {
+            "Body": "Ann has 2",
+            "Question": "How many?",
+            "Equation": "( 2 )",
+            "Answer": 2.0,
+            "ID": "chal-1",
+        },
+    ),
     ("messages", {"messages": openai("u: q", "a: a")}),
     ("messages", {"prompt": "q", "prompt_id": 1, "messages": openai("u: q", "a: a")}),
     ("messages", {"conversations": sharegpt("u: q", "a: a"), "id": "x"}),
     ("alpaca", {"instruction": "i", "input": "", "output": "o"}),
     ("alpaca", {"instruction": "i", "output": "o", "text": "all of it"}),
     ("dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"}),
-    ("rankings", {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}),
+    (
+        "rankings",
+        {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]},
+    ),
     ("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [2, 1]}),
     ("self_instruct", {"instruction": "i", "instances": [{"input": "", "output": "o"}]}),
     ("labeled_pairs", {"input": "q", "output_1": "a", "output_2": "b", "label": 1}),
-    ("oasst", {"prompt": {"text": "q", "role": "prompter", "replies": [{"text": "a", "role": "assistant"}]}}),
+    (
+        "oasst",
+        {
+            "prompt": {
+                "text": "q",
+                "role": "prompter",
+                "replies": [{"text": "a", "role": "assistant"}],
+            }
+        },
+    ),
     (
         "feedback",
         {
@@ -145,18 +206,53 @@ def test_hh_a_transcript_becomes_turns_and_a_pair() -> None:
     context = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nmore\n\nAssistant:"
     group = read("hh_rlhf", {**hh(context + " good", context + " bad "), "source": "x"})
     assert group.prompt == turns("u: one", "a: two", "u: three\n\nmore")
-    assert texts(group) == ["good", "bad"] and group.pairs == (Pair(0, 1),) and group.meta == {"source": "x"}
+    assert (
+        texts(group) == ["good", "bad"]
+        and group.pairs == (Pair(0, 1),)
+        and group.meta == {"source": "x"}
+    )
 
 
 def test_hh_a_tag_inside_a_turn_is_words() -> None:
-    context = "\n\nHuman: who says Assistant: here?\nHuman: me\n\nAssistant: Human: you do\n\nHuman: ok\n\nAssistant:"
+    context = (
+        "\n"
+        "\n"
+        "Human: who says Assistant: here?\n"
+        "Human: me\n"
+        "\n"
+        "Assistant: Human: you do\n"
+        "\n"
+        "Human: ok\n"
+        "\n"
+        "Assistant:"
+    )
     group = read("hh_rlhf", hh(context + " a  Human: b", context + " c"))
-    assert [turn["content"] for turn in group.prompt] == ["who says Assistant: here?\nHuman: me", "Human: you do", "ok"]
+    assert [turn["content"] for turn in group.prompt] == [
+        "who says Assistant: here?\nHuman: me",
+        "Human: you do",
+        "ok",
+    ]
     assert texts(group) == ["a  Human: b", "c"]
 
 
 def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
-    context = "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nAssistant: d\n\nHuman: e\n\nAssistant: f\n\nAssistant:"
+    context = (
+        "\n"
+        "\n"
+        "Human: a\n"
+        "\n"
+        "Human: b\n"
+        "\n"
+        "Assistant: c\n"
+        "\n"
+        "Assistant: d\n"
+        "\n"
+        "Human: e\n"
+        "\n"
+        "Assistant: f\n"
+        "\n"
+        "Assistant:"
+    )
     group = read("hh_rlhf", hh(context + " x", context + " y"))
     assert group.prompt == turns("u: a\n\nb", "a: c\n\nd", "u: e")
     assert texts(group) == ["f\n\nx", "f\n\ny"]
@@ -165,13 +261,19 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (hh("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: r\n\nAssistant: a"), "differ before their last turn"),
+        (
+            hh("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: r\n\nAssistant: a"),
+            "differ before their last turn",
+        ),
         (hh(Q + " x\n\nAssistant: a", Q + " b"), "differ before their last turn"),
         (hh(Q + " a\n\nHuman: bye", Q + " b\n\nHuman: bye"), "does not end with an assistant turn"),
         (hh(Q + " same", Q + " same "), "are the same"),
         (hh(Q, Q + " "), "both responses are empty"),
         (hh("\n\nAssistant: a", "\n\nAssistant: b"), "no prompt"),
-        (hh("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b"), "last turn of the prompt is empty"),
+        (
+            hh("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b"),
+            "last turn of the prompt is empty",
+        ),
         (hh("hello Human: q", "hello"), "does not start with"),
         ({"chosen": Q + " a"}, "'rejected' is missing"),
         ({"chosen": Q + " a", "rejected": None}, "'rejected' is missing or null"),
@@ -208,7 +310,10 @@ def test_hh_scores_decide_the_order_and_the_margin() -> None:
 def test_hh_a_single_transcript_is_a_demonstration() -> None:
     group = read("hh_rlhf", Q + " a\n\nHuman: r\n\nAssistant: b")
     assert group.prompt == turns("u: q")
-    assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),) and group.pairs is None
+    assert (
+        group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),)
+        and group.pairs is None
+    )
     assert read("hh_rlhf", {"text": Q + " a"}).responses == (Response(text="a"),)
 
 
@@ -220,11 +325,25 @@ def test_hh_a_single_transcript_is_a_demonstration() -> None:
     [
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": openai("u: q"), "chosen": openai("a: a"), "rejected": openai("a: b")},
-        {"prompt": openai("u: q"), "chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")},
+        {
+            "prompt": openai("u: q"),
+            "chosen": openai("u: q", "a: a"),
+            "rejected": openai("u: q", "a: b"),
+        },
         {"prompt": "q", "chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")},
         {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")},
-        {"conversations": sharegpt("u: q"), "chosen": sharegpt("a: a")[0], "rejected": sharegpt("a: b")[0]},
-        {"prompt": '[{"role": "user", "content": "q"}]', "chosen": "a", "rejected": "b", "margin": "", "p": ""},
+        {
+            "conversations": sharegpt("u: q"),
+            "chosen": sharegpt("a: a")[0],
+            "rejected": sharegpt("a: b")[0],
+        },
+        {
+            "prompt": '[{"role": "user", "content": "q"}]',
+            "chosen": "a",
+            "rejected": "b",
+            "margin": "",
+            "p": "",
+        },
     ],
 )
 def test_preferences_of_every_shape_are_the_same_group(row: Any) -> None:
@@ -234,23 +353,39 @@ def test_preferences_of_every_shape_are_the_same_group(row: Any) -> None:
 
 def test_preference_finds_the_prompt_that_both_sides_share() -> None:
     both = openai("s: be kind", "u: q", "a: which?", "u: this")
-    longer = read("preference", {"chosen": both + openai("a: a", "u: r", "a: b"), "rejected": both + openai("a: c")})
+    longer = read(
+        "preference",
+        {"chosen": both + openai("a: a", "u: r", "a: b"), "rejected": both + openai("a: c")},
+    )
     assert len(longer.prompt) == 4
-    assert longer.responses == (Response(messages=turns("a: a", "u: r", "a: b")), Response(text="c"))
+    assert longer.responses == (
+        Response(messages=turns("a: a", "u: r", "a: b")),
+        Response(text="c"),
+    )
 
 
-def test_preference_of_conversations_that_part_at_the_users_turn_compares_all_from_the_first_answer() -> None:
-    row = {"chosen": openai("u: q", "a: a", "u: r", "a: b"), "rejected": openai("u: q", "a: a", "u: s", "a: c")}
+def test_preference_of_conversations_that_part_at_the_users_turn_compares_all_from_the_first_answer() -> (
+    None
+):
+    row = {
+        "chosen": openai("u: q", "a: a", "u: r", "a: b"),
+        "rejected": openai("u: q", "a: a", "u: s", "a: c"),
+    }
     group = read("preference", row)
     assert group.prompt == turns("u: q")
-    assert [r.messages for r in group.responses] == [turns("a: a", "u: r", "a: b"), turns("a: a", "u: s", "a: c")]
+    assert [r.messages for r in group.responses] == [
+        turns("a: a", "u: r", "a: b"),
+        turns("a: a", "u: s", "a: c"),
+    ]
 
 
 def test_an_answer_that_is_json_stays_text() -> None:
     group = read("preference", {"prompt": "[1, 2]", "chosen": '[{"a": 1}]', "rejected": "[]"})
     assert group.prompt == turns("u: [1, 2]") and texts(group) == ['[{"a": 1}]', "[]"]
     asked = '{"role": "admin", "content": "x"}'
-    assert read("prompt_completion", {"prompt": asked, "completion": "{'a': 1}"}).prompt == turns(f"u: {asked}")
+    assert read("prompt_completion", {"prompt": asked, "completion": "{'a': 1}"}).prompt == turns(
+        f"u: {asked}"
+    )
 
 
 @pytest.mark.silent_bug(
@@ -260,11 +395,16 @@ def test_an_answer_that_is_json_stays_text() -> None:
 )
 @pytest.mark.parametrize("written", [json.dumps, str])
 def test_messages_in_a_cell_are_messages_however_they_are_written(written: Any) -> None:
-    """pandas writes a list into a table as Python prints it: `[{'role': 'user', ...}]`, which is no JSON."""
+    """pandas writes a list into a table as Python prints it: `[{'role': 'user', ...}]`, which is no
+    JSON.
+    """
     said = [{"role": "user", "content": 'what\'s "up"?'}, {"role": "assistant", "content": "a"}]
     wanted = Group(turns('u: what\'s "up"?'), (Response(text="a"),))
     assert read("messages", {"messages": written(said)}) == wanted
-    assert read("prompt_completion", {"prompt": written(said[:1]), "completion": written(said[1])}) == wanted
+    assert (
+        read("prompt_completion", {"prompt": written(said[:1]), "completion": written(said[1])})
+        == wanted
+    )
     by_numpy = str(said).replace("}, {", "}\n {")
     assert "looks like messages but is not JSON" in refused("messages", {"messages": by_numpy})
     assert "looks like messages but is not JSON" in refused(
@@ -278,25 +418,37 @@ def test_messages_in_a_cell_are_messages_however_they_are_written(written: Any) 
     "Equal ones make no pair, and contradicting ones are refused.",
     "OpenBMB/UltraFeedback#11",
 )
-@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
-def test_equal_ratings_make_no_pair_and_contradicting_ones_are_refused(names: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")]
+)
+def test_equal_ratings_make_no_pair_and_contradicting_ones_are_refused(
+    names: tuple[str, str],
+) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     rated = [
-        dict(zip(names, ratings, strict=True)) for ratings in ((8.0, 8), ("4.5", "4"), ("3.5", "4"), ("good", "bad"))
+        dict(zip(names, ratings, strict=True))
+        for ratings in ((8.0, 8), ("4.5", "4"), ("3.5", "4"), ("good", "bad"))
     ]
     assert [read("preference", row | rating).pairs for rating in rated[:2] + rated[3:]] == [
         (),
         (Pair(0, 1),),
         (Pair(0, 1),),
     ]
-    assert f"{names[0]} 3.5 is below {names[1]} 4, so the columns contradict" in refused("preference", row | rated[2])
+    assert f"{names[0]} 3.5 is below {names[1]} 4, so the columns contradict" in refused(
+        "preference", row | rated[2]
+    )
 
 
 def test_preference_margins_and_soft_labels() -> None:
     base = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    assert read("preference", {**base, "margin": "slightly"}).pairs == (Pair(0, 1, margin="slightly"),)
-    assert read("preference", {**base, "margin": 2, "p": 0.7, "n": 3}).pairs == (Pair(0, 1, p=0.7, margin=2.0),)
-    assert read("preference", {**base, "margin": "0.5"}).pairs == (Pair(0, 1, margin=0.5),)  # a cell of a table
+    assert read("preference", {**base, "margin": "slightly"}).pairs == (
+        Pair(0, 1, margin="slightly"),
+    )
+    assert read("preference", {**base, "margin": 2, "p": 0.7, "n": 3}).pairs == (
+        Pair(0, 1, p=0.7, margin=2.0),
+    )
+    # A cell of a table
+    assert read("preference", {**base, "margin": "0.5"}).pairs == (Pair(0, 1, margin=0.5),)
     assert read("preference", {**base, "margin": None, "n": 3}).meta == {"n": 3}
 
 
@@ -315,11 +467,17 @@ def test_preference_margins_and_soft_labels() -> None:
         ({"chosen": "", "rejected": " "}, "both responses are empty"),
         ({"chosen": True}, "must be text or a list of messages, not true or false"),
         ({"prompt": ""}, "there is no prompt"),
-        ({"prompt": [*openai("s: only this"), {"role": "judge", "content": "x"}]}, "unknown role 'judge'"),
+        (
+            {"prompt": [*openai("s: only this"), {"role": "judge", "content": "x"}]},
+            "unknown role 'judge'",
+        ),
         ({"chosen": openai("u: r")}, "last turn must be an assistant turn"),
         ({"chosen": openai("u: r", "a: a")}, "must be an assistant turn, not a user turn"),
         ({"prompt": None}, "there is no prompt: chosen and rejected are single texts"),
-        ({"prompt": None, "chosen": "I like cats.", "rejected": "I like dogs."}, "name the prompt's column"),
+        (
+            {"prompt": None, "chosen": "I like cats.", "rejected": "I like dogs."},
+            "name the prompt's column",
+        ),
         ({"prompt": " "}, "there is no prompt"),
         ({"prompt": []}, "there is no prompt"),
         (
@@ -329,19 +487,30 @@ def test_preference_margins_and_soft_labels() -> None:
     ],
 )
 def test_preference_bad_rows(change: dict[str, Any], reason: str) -> None:
-    assert reason in refused("preference", {"prompt": "q", "chosen": "a", "rejected": "b", **change})
+    assert reason in refused(
+        "preference", {"prompt": "q", "chosen": "a", "rejected": "b", **change}
+    )
 
 
 def test_prompt_only_keeps_other_columns_as_meta() -> None:
-    group = read("prompt_only", {"prompt": openai("s: be brief", "u: q"), "safety": True, "answer": 7})
+    group = read(
+        "prompt_only", {"prompt": openai("s: be brief", "u: q"), "safety": True, "answer": 7}
+    )
     assert group == Group(turns("s: be brief", "u: q"), meta={"safety": True, "answer": 7})
     assert read("prompt_only", "q") == Group(turns("u: q"))
 
 
 def test_prompt_completion() -> None:
     row = {"prompt": openai("u: q"), "completion": openai("a: a"), "label": False}
-    assert read("prompt_completion", row) == Group(turns("u: q"), (Response(text="a", label=False),))
-    assert read("prompt_completion", {"prompt": "q", "completion": "a", "label": "True"}).responses[0].label is True
+    assert read("prompt_completion", row) == Group(
+        turns("u: q"), (Response(text="a", label=False),)
+    )
+    assert (
+        read("prompt_completion", {"prompt": "q", "completion": "a", "label": "True"})
+        .responses[0]
+        .label
+        is True
+    )
     understood = "; write true for a good response, false for a bad one, nothing if unknown"
     for value in (1, "safe", "0"):
         expected = f"column 'label' must be true or false, not {value!r}{understood}"
@@ -365,7 +534,13 @@ def test_messages_of_one_answer_and_sharegpt_are_the_same() -> None:
     wanted = Group(turns("u: q"), (Response(text="a"),))
     assert read("messages", {"messages": openai("u: q", "a: a")}) == wanted
     assert read("messages", {"conversations": sharegpt("u: q", "a: a")}) == wanted
-    assert read("messages", {"messages": '[{"role": "user", "content": "q"}, {"from": "gpt", "value": "a"}]'}) == wanted
+    assert (
+        read(
+            "messages",
+            {"messages": '[{"role": "user", "content": "q"}, {"from": "gpt", "value": "a"}]'},
+        )
+        == wanted
+    )
 
 
 def test_messages_join_their_text_parts() -> None:
@@ -388,11 +563,26 @@ def test_messages_join_their_text_parts() -> None:
         (openai("a: a"), "no prompt"),
         (openai("u: q", "a: "), "the response is empty"),
         (openai("u: q", "a: ", "u: r", "a:  "), "no assistant turn can be learned"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn can be learned"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}], "train must be true or false"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0}], "no assistant turn can be learned"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": "half"}], "weight must be a number"),
-        ([*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool call"),
+        (
+            [*openai("u: q"), {"role": "assistant", "content": "a", "train": False}],
+            "no assistant turn can be learned",
+        ),
+        (
+            [*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}],
+            "train must be true or false",
+        ),
+        (
+            [*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0}],
+            "no assistant turn can be learned",
+        ),
+        (
+            [*openai("u: q"), {"role": "assistant", "content": "a", "weight": "half"}],
+            "weight must be a number",
+        ),
+        (
+            [*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}],
+            "tool call",
+        ),
         ([*openai("u: q"), {"role": "assistant"}], "its content, not null"),
         ([*openai("u: q"), {"content": "a"}], "unknown role 'None'"),
         ([*openai("u: q"), {"role": ["user"], "content": "a"}], "unknown role \"['user']\""),
@@ -423,7 +613,9 @@ def test_a_conversation_that_ends_with_the_user_is_a_prompt() -> None:
 
 
 def test_a_greeting_is_part_of_the_prompt() -> None:
-    group = read("messages", {"messages": openai("s: s", "a: hello", "u: q", "a: a", "u: r", "a: b")})
+    group = read(
+        "messages", {"messages": openai("s: s", "a: hello", "u: q", "a: a", "u: r", "a: b")}
+    )
     assert group.prompt == turns("s: s", "a: hello", "u: q")
     assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),)
     assert read("hh_rlhf", "\n\nAssistant: hello" + Q + " a").prompt == turns("a: hello", "u: q")
@@ -433,19 +625,33 @@ def test_a_greeting_is_part_of_the_prompt() -> None:
     ("name", "row"),
     [
         ("messages", {"messages": openai("u: q", "a: a"), "system": "be kind"}),
-        ("messages", {"conversations": sharegpt("s: be kind", "u: q", "a: a"), "system": " be kind "}),
+        (
+            "messages",
+            {"conversations": sharegpt("s: be kind", "u: q", "a: a"), "system": " be kind "},
+        ),
         ("prompt_completion", {"prompt": "q", "completion": "a", "system_prompt": "be kind"}),
         ("prompt_completion", {"prompt": "q", "response": "a", "system": "be kind"}),
         ("alpaca", {"instruction": "q", "output": "a", "system": "be kind"}),
     ],
 )
-def test_a_column_with_the_system_message_opens_the_conversation(name: str, row: dict[str, Any]) -> None:
+def test_a_column_with_the_system_message_opens_the_conversation(
+    name: str, row: dict[str, Any]
+) -> None:
     assert read(name, row) == Group(turns("s: be kind", "u: q"), (Response(text="a"),))
-    pair = {"prompt": "q", "chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b"), "system": "be kind"}
+    pair = {
+        "prompt": "q",
+        "chosen": openai("u: q", "a: a"),
+        "rejected": openai("u: q", "a: b"),
+        "system": "be kind",
+    }
     assert read("preference", pair).prompt == turns("s: be kind", "u: q")
     assert read(name, row | {"system_message": "be kind"}) == read(name, row)
-    assert read("prompt_only", {"prompt": "q", "system_message": "be kind"}).prompt == turns("s: be kind", "u: q")
-    assert read("prompt_only", {"prompt": "q", "system": "be kind"}) == Group(turns("s: be kind", "u: q"))
+    assert read("prompt_only", {"prompt": "q", "system_message": "be kind"}).prompt == turns(
+        "s: be kind", "u: q"
+    )
+    assert read("prompt_only", {"prompt": "q", "system": "be kind"}) == Group(
+        turns("s: be kind", "u: q")
+    )
 
 
 def test_two_different_system_messages_are_refused() -> None:
@@ -462,18 +668,32 @@ def test_a_system_turn_before_both_answers_belongs_to_the_prompt() -> None:
 
 
 def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
-    row = {"instruction": "Add {{name}}.", "input": " 1 and 2\n", "output": "3", "system": "be brief"}
-    assert read("alpaca", row) == Group(turns("s: be brief", "u: Add {{name}}.\n\n1 and 2"), (Response(text="3"),))
-    assert read("alpaca", {"instruction": "i", "output": "o", "input": None}).prompt == turns("u: i")
+    row = {
+        "instruction": "Add {{name}}.",
+        "input": " 1 and 2\n",
+        "output": "3",
+        "system": "be brief",
+    }
+    assert read("alpaca", row) == Group(
+        turns("s: be brief", "u: Add {{name}}.\n\n1 and 2"), (Response(text="3"),)
+    )
+    assert read("alpaca", {"instruction": "i", "output": "o", "input": None}).prompt == turns(
+        "u: i"
+    )
     row = {"instruction": "i", "input": "c", "response": "r", "category": "qa"}
-    assert read("dolly", row) == read("dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"})
+    assert read("dolly", row) == read(
+        "dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
+    )
     assert "'input' and 'context' both hold text" in refused("dolly", row | {"context": "more"})
-    assert read("dolly", row) == Group(turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"})
+    assert read("dolly", row) == Group(
+        turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"}
+    )
 
 
 @pytest.mark.silent_bug(
     "data: columns",
-    "`<noinput>` and `N/A`, which Alpaca's generator wrote for an empty input, are learned as a part of the prompt.",
+    "`<noinput>` and `N/A`, which Alpaca's generator wrote for an empty input, are learned as a "
+    "part of the prompt.",
     "They are no input.",
 )
 @pytest.mark.parametrize("nothing", ["<noinput>", "No input", "N/A", "no input."])
@@ -504,7 +724,9 @@ def test_alpaca_history_comes_before_the_instruction() -> None:
     row = {"instruction": "r", "output": "b", "system": "s", "history": [["q", "a"]]}
     group = read("alpaca", row)
     assert group.prompt == turns("s: s", "u: q")
-    assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),) and group.meta == {}
+    assert (
+        group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),) and group.meta == {}
+    )
     assert read("alpaca", {**row, "label": False}).responses[0].label is False
     liked = read("alpaca", {**row, "kto_tag": True})
     assert liked == Group(turns("s: s", "u: q", "a: a", "u: r"), (Response(text="b", label=True),))
@@ -514,7 +736,11 @@ def test_alpaca_history_comes_before_the_instruction() -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"output": ""}, "response is empty"), ({"output": True}, "not true or false"), ({"instruction": ""}, "empty")],
+    [
+        ({"output": ""}, "response is empty"),
+        ({"output": True}, "not true or false"),
+        ({"instruction": ""}, "empty"),
+    ],
 )
 def test_alpaca_bad_rows(change: dict[str, Any], reason: str) -> None:
     assert reason in refused("alpaca", {"instruction": "i", "input": "", "output": "o", **change})
@@ -524,12 +750,25 @@ def test_alpaca_bad_rows(change: dict[str, Any], reason: str) -> None:
 
 
 def test_rankings_of_both_shapes() -> None:
-    one = {"prompt": "q", "responses": [{"text": "a", "rank": 1, "source": "x"}, {"text": "b", "rank": 2}]}
+    one = {
+        "prompt": "q",
+        "responses": [{"text": "a", "rank": 1, "source": "x"}, {"text": "b", "rank": 2}],
+    }
     group = read("rankings", one)
     assert group.responses == (Response(text="a", rank=1, source="x"), Response(text="b", rank=2))
-    two = read("rankings", {"prompt": openai("u: q"), "responses": ["a", "b", ""], "ranks": [2, 1, 2], "topic": "t"})
-    assert [r.rank for r in two.responses] == [2, 1, 2] and two.meta == {"topic": "t"} and two.pairs is None
-    assert resolved_pairs(read("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [3, 3]})) == ()
+    two = read(
+        "rankings",
+        {"prompt": openai("u: q"), "responses": ["a", "b", ""], "ranks": [2, 1, 2], "topic": "t"},
+    )
+    assert (
+        [r.rank for r in two.responses] == [2, 1, 2]
+        and two.meta == {"topic": "t"}
+        and two.pairs is None
+    )
+    assert (
+        resolved_pairs(read("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [3, 3]}))
+        == ()
+    )
 
 
 def test_rankings_by_pairs() -> None:
@@ -562,7 +801,9 @@ def test_rankings_by_pairs() -> None:
     ],
 )
 def test_rankings_bad_rows(change: dict[str, Any], reason: str) -> None:
-    assert reason in refused("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], **change})
+    assert reason in refused(
+        "rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], **change}
+    )
 
 
 # text
@@ -577,7 +818,11 @@ def documents(**options: Any) -> list[tuple[int, Any]]:
 
 
 def test_text_files_are_cut_at_blank_lines() -> None:
-    assert documents(paragraphs=True) == [(1, "one\nstill one"), (5, "two"), (7, "three is longer\nand has two lines")]
+    assert documents(paragraphs=True) == [
+        (1, "one\nstill one"),
+        (5, "two"),
+        (7, "three is longer\nand has two lines"),
+    ]
     assert documents() == [(1, "one\nstill one\n\ntwo\n\nthree is longer\nand has two lines")]
 
 
@@ -585,7 +830,10 @@ def test_documents_have_about_as_many_characters(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(text, "MAX_CHARS", 40)
     assert documents() == [(1, "one\nstill one\n\ntwo"), (7, "three is longer\nand has two lines")]
     monkeypatch.setattr(text, "MAX_CHARS", 16)
-    assert [document for _, document in documents()][-2:] == ["three is longer", "and has two lines"]
+    assert [document for _, document in documents()][-2:] == [
+        "three is longer",
+        "and has two lines",
+    ]
 
 
 def test_a_line_that_is_too_long_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,7 +845,9 @@ def test_a_line_that_is_too_long_is_cut_between_words(monkeypatch: pytest.Monkey
 
 
 def test_text_rows_have_no_prompt_and_must_not_be_blank() -> None:
-    assert read("text", {"text": " a ", "url": "u"}) == Group((), (Response(text=" a "),), meta={"url": "u"})
+    assert read("text", {"text": " a ", "url": "u"}) == Group(
+        (), (Response(text=" a "),), meta={"url": "u"}
+    )
     assert read("text", "a") == Group((), (Response(text="a"),))
     asked = {"text": "Red or blue?", "choices": ["Red", "blue"]}  # the text says them
     assert read("text", asked).meta == {"choices": ["Red", "blue"]}
@@ -618,7 +868,9 @@ def test_dialogues_are_conversations_of_their_first_speaker_with_the_second() ->
 
 
 def test_dialogues_leave_out_a_last_turn_that_nobody_answers() -> None:
-    assert read("dialogues", "\n\n".join([*TALK, "Ann: bye"])) == read("dialogues", "\n\n".join(TALK))
+    assert read("dialogues", "\n\n".join([*TALK, "Ann: bye"])) == read(
+        "dialogues", "\n\n".join(TALK)
+    )
 
 
 @pytest.mark.parametrize(
@@ -641,7 +893,9 @@ def test_dialogues_bad_rows(text: Any, reason: str) -> None:
 
 
 def test_groups_keep_all_that_was_sampled() -> None:
-    sampled = Group(turns("u: q"), (Response(tokens=(1,), logprobs=(-0.5,), truncated=True), Response()), id="x")
+    sampled = Group(
+        turns("u: q"), (Response(tokens=(1,), logprobs=(-0.5,), truncated=True), Response()), id="x"
+    )
     assert read("groups", json.loads(group_to_json(sampled))) == sampled
     assert "version" in refused("groups", {"alignkit": 9})
 
@@ -651,7 +905,9 @@ def test_scores_of_single_responses() -> None:
     group = read("prompt_completion", row)
     assert group.responses[0].scores == {"reward": 0.5} and group.meta == {"n": 1}
     assert read("prompt_completion", {"prompt": "q", "completion": "a"}).responses[0].scores == {}
-    assert "column 'score' must be a number" in refused("prompt_completion", row | {"score": "good"})
+    assert "column 'score' must be a number" in refused(
+        "prompt_completion", row | {"score": "good"}
+    )
 
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
@@ -663,36 +919,67 @@ DEMO = {"prompt": "q", "completion": "a"}
     [
         ("preference", PAIR | {"history": [["u", "v"]]}, "column 'history' means something"),
         ("preference", PAIR | {"images": ["a.png"]}, "column 'images' means"),
-        ("messages", {"messages": openai("u: q", "a: a"), "image": "a.png"}, "column 'image' means something"),
+        (
+            "messages",
+            {"messages": openai("u: q", "a: a"), "image": "a.png"},
+            "column 'image' means something",
+        ),
         ("prompt_completion", DEMO | {"history": [["u", "v"]]}, "column 'history' means"),
-        ("prompt_completion", DEMO | {"functions": [{"name": "f"}]}, "rename it: `columns: {other_functions: "),
+        (
+            "prompt_completion",
+            DEMO | {"functions": [{"name": "f"}]},
+            "rename it: `columns: {other_functions: ",
+        ),
         ("prompt_completion", DEMO | {"mask": [0, 1]}, "column 'mask' means"),
-        ("prompt_completion", DEMO | {"chat_template_kwargs": {"a": False}}, "column 'chat_template_kwargs' means"),
+        (
+            "prompt_completion",
+            DEMO | {"chat_template_kwargs": {"a": False}},
+            "column 'chat_template_kwargs' means",
+        ),
         ("preference", PAIR | {"input": "more"}, "column 'input' would be lost next to 'prompt'"),
-        ("preference", PAIR | {"chosen_score": 1, "rejected_score": 2}, "chosen_score 1 is below rejected_score 2"),
+        (
+            "preference",
+            PAIR | {"chosen_score": 1, "rejected_score": 2},
+            "chosen_score 1 is below rejected_score 2",
+        ),
     ],
 )
-def test_a_column_with_a_meaning_elsewhere_is_never_lost(name: str, row: dict[str, Any], reason: str) -> None:
+def test_a_column_with_a_meaning_elsewhere_is_never_lost(
+    name: str, row: dict[str, Any], reason: str
+) -> None:
     assert reason in refused(name, row)
 
 
 @pytest.mark.parametrize("empty", [None, "", [], {}])
 def test_an_empty_column_loses_nothing(empty: Any) -> None:
-    assert len(read("preference", PAIR | {"history": empty, "images": empty, "input": ""}).responses) == 2
+    assert (
+        len(read("preference", PAIR | {"history": empty, "images": empty, "input": ""}).responses)
+        == 2
+    )
 
 
 def test_a_word_problem_keeps_its_answer_for_math_verify() -> None:
-    group = read("gsm8k", {"question": " How many? ", "answer": "2+3=<<2+3=5>>5 and <<x>>\n#### 1,005 ", "id": 3})
+    group = read(
+        "gsm8k",
+        {"question": " How many? ", "answer": "2+3=<<2+3=5>>5 and <<x>>\n#### 1,005 ", "id": 3},
+    )
     assert group.prompt == turns("u: How many?") and texts(group) == ["2+3=5 and \n#### 1,005"]
     assert group.meta == {"answer": "1005", "id": 3}
     answers = {"1,450,000": "1450000", "(1,2)": "(1,2)", "$1,000.50": "1000.5"}
-    assert {given: read("gsm8k", {"question": "q", "answer": f"#### {given}"}).meta["answer"] for given in answers} == (
-        answers
+    assert {
+        given: read("gsm8k", {"question": "q", "answer": f"#### {given}"}).meta["answer"]
+        for given in answers
+    } == (answers)
+    group = read(
+        "svamp",
+        {"Body": "Ann has 2 pens", "Question": "How many?", "Answer": 0.5, "Type": "Division"},
     )
-    group = read("svamp", {"Body": "Ann has 2 pens", "Question": "How many?", "Answer": 0.5, "Type": "Division"})
     assert group.prompt == turns("u: Ann has 2 pens. How many?") and not group.responses
     assert group.meta == {"answer": "0.5", "Type": "Division"}
-    assert read("svamp", {"Body": "Two.", "Question": "How many?", "Answer": "1e3"}).meta["answer"] == "1000"
+    assert (
+        read("svamp", {"Body": "Two.", "Question": "How many?", "Answer": "1e3"}).meta["answer"]
+        == "1000"
+    )
 
 
 def test_a_word_problem_without_an_answer_is_bad() -> None:
@@ -701,7 +988,9 @@ def test_a_word_problem_without_an_answer_is_bad() -> None:
         == "column 'answer' must end with a line such as '#### 18'"
     )
     for wrong in ("#### 5\nor so", "so many\n#### ", "####"):
-        assert refused("gsm8k", {"question": "q", "answer": wrong}).startswith("column 'answer' must end")
+        assert refused("gsm8k", {"question": "q", "answer": wrong}).startswith(
+            "column 'answer' must end"
+        )
     assert "Answer" in refused("svamp", {"Body": "b", "Question": "q", "Answer": "many"})
 
 
@@ -735,7 +1024,8 @@ def test_an_empty_list_of_calls_is_none() -> None:
 
 @pytest.mark.silent_bug(
     "data: tools in other columns",
-    "The schemas are in a column of another name, so the model learns calls of tools that its prompt does not name.",
+    "The schemas are in a column of another name, so the model learns calls of tools that its "
+    "prompt does not name.",
     "Usual names are read as tools; `functions` is an error with the line that reads it.",
     "PrimeIntellect-ai/verifiers#1963",
 )
@@ -743,7 +1033,9 @@ def test_an_empty_list_of_calls_is_none() -> None:
 def test_tools_in_columns_of_other_names_are_read(column: str) -> None:
     schema = {"name": "weather", "parameters": {}}
     assert ColumnFormat.tools({column: [schema]}) == ({"type": "function", "function": schema},)
-    assert ColumnFormat.tools({column: json.dumps([schema])}) == ({"type": "function", "function": schema},)
+    assert ColumnFormat.tools({column: json.dumps([schema])}) == (
+        {"type": "function", "function": schema},
+    )
     assert ColumnFormat.rest({"prompt": "Hi", column: [schema]}, "prompt", "tools") == {}
     if column != "tools":
         assert ColumnFormat.tools({column: ["weather"]}) == ()

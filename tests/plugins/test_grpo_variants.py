@@ -1,4 +1,6 @@
-"""GRPO's later variants: CISPO, MaxRL and the entropy bonus, against formulas written out here and against TRL."""
+"""GRPO's later variants: CISPO, MaxRL and the entropy bonus, against formulas written out here and
+against TRL.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,20 @@ from alignkit.testing.tiny import tiny_model
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.algorithms.grpo import GRPO
 
-CISPO: dict[str, Any] = {"policy_loss": "cispo", "clip_range_high": 0.3, "aggregation": "token_mean"}
+CISPO: dict[str, Any] = {
+    "policy_loss": "cispo",
+    "clip_range_high": 0.3,
+    "aggregation": "token_mean",
+}
 
 
 @pytest.mark.parametrize(
     "options",
-    [CISPO, {"scale_by_mean": True, "kl_coefficient": 0.0}, {"entropy_coefficient": 0.1, "aggregation": "token_mean"}],
+    [
+        CISPO,
+        {"scale_by_mean": True, "kl_coefficient": 0.0},
+        {"entropy_coefficient": 0.1, "aggregation": "token_mean"},
+    ],
     ids=["cispo", "maxrl", "entropy"],
 )
 def test_they_conform(options: dict[str, Any]) -> None:
@@ -44,7 +54,10 @@ def right_or_wrong() -> list[Group]:
     groups = example_groups(3, Encoder(tiny_model().tokenizer))
     return [
         replace(
-            group, responses=tuple(replace(r, scores={"reward": float(k == 1)}) for k, r in enumerate(group.responses))
+            group,
+            responses=tuple(
+                replace(r, scores={"reward": float(k == 1)}) for k, r in enumerate(group.responses)
+            ),
         )
         for group in groups
     ]
@@ -63,11 +76,17 @@ def test_cispo_by_hand() -> None:
         weight = (moved - given.old_logprobs).exp().clamp(max=1.3)
         gradient = -weight * given["advantages"][:, None] * given.mask
         mask = given.mask.double()
-        share = mask / mask.sum() if aggregation == "token_mean" else mask / mask.sum(1, keepdim=True) / len(mask)
+        share = (
+            mask / mask.sum()
+            if aggregation == "token_mean"
+            else mask / mask.sum(1, keepdim=True) / len(mask)
+        )
         close(found, (gradient * moved * share).sum())
         close(torch.autograd.grad(found, logprobs)[0], gradient * share)
         # PPO's clipping drops gradients of the same batch.
-        assert (gradient[given.mask] != 0).all() and float((weight == 1.3)[given.mask].double().mean()) > 0.05
+        assert (gradient[given.mask] != 0).all() and float(
+            (weight == 1.3)[given.mask].double().mean()
+        ) > 0.05
     told = reported(new(GRPO, **CISPO), given, Outputs(logprobs=moved))["clip_fraction"]
     assert told == pytest.approx(float((weight == 1.3)[given.mask].double().mean()))
 
@@ -79,7 +98,11 @@ def test_trl_has_the_same_cispo() -> None:
     given, moved = random_batch(6)
     algorithm = new(GRPO, **{**CISPO, "kl_coefficient": 0.1})
     ours, theirs = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
-    settings = {"loss_type": "cispo", "importance_sampling_level": "token", "max_completion_length": None}
+    settings = {
+        "loss_type": "cispo",
+        "importance_sampling_level": "token",
+        "max_completion_length": None,
+    }
     trainer = trl_trainer(theirs, **settings, beta=0.1, epsilon_low=0.2, epsilon_high=1.3)
     wanted = GRPOTrainer._compute_loss(trainer, None, trl_inputs(given))
     found = averaged(algorithm, [(given, Outputs(logprobs=ours))])
@@ -91,14 +114,19 @@ def test_trl_has_the_same_cispo() -> None:
 
 
 def test_maxrl_divides_by_the_mean() -> None:
-    rewards, group = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 1.0], [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+    rewards, group = (
+        [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 1.0],
+        [0, 0, 0, 0, 1, 1, 2, 2, 3, 3],
+    )
     algorithm = new(GRPO, scale_by_mean=True, kl_coefficient=0.0)
     found = advantages_of(algorithm, rollouts(rewards, group))
     close(found, [3.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1 / 3, 1 / 3])
 
 
 def test_maxrl_needs_rewards_that_are_not_negative() -> None:
-    with pytest.raises(RunFailed, match=r"'scale_by_mean' needs rewards of 0 or more, but one is -0\.5"):
+    with pytest.raises(
+        RunFailed, match=r"'scale_by_mean' needs rewards of 0 or more, but one is -0\.5"
+    ):
         new(GRPO, scale_by_mean=True).signal(rollouts([1.0, -0.5], [0, 0]))
 
 
@@ -109,7 +137,11 @@ def test_the_entropy_bonus_is_a_mean_over_tokens() -> None:
     """As in TRL: whatever the aggregation of the policy's loss."""
     given, moved = random_batch(1)
     entropy = moved.neg().requires_grad_(True)
-    for options in ({}, {"aggregation": "token_mean"}, {"aggregation": "constant_length", "max_tokens": 9}):
+    for options in (
+        {},
+        {"aggregation": "token_mean"},
+        {"aggregation": "constant_length", "max_tokens": 9},
+    ):
         out = Outputs(logprobs=moved, entropy=entropy)
         plain = averaged(new(GRPO, **options), [(given, out)])
         found = averaged(new(GRPO, entropy_coefficient=0.3, **options), [(given, out)])
@@ -118,7 +150,10 @@ def test_the_entropy_bonus_is_a_mean_over_tokens() -> None:
 
 
 def test_entropy_is_computed_only_for_a_bonus() -> None:
-    assert new(GRPO).needs.entropy is False and new(GRPO, entropy_coefficient=0.1).needs.entropy is True
+    assert (
+        new(GRPO).needs.entropy is False
+        and new(GRPO, entropy_coefficient=0.1).needs.entropy is True
+    )
 
 
 def test_equal_rewards_are_learned_from_for_their_entropy() -> None:
@@ -132,7 +167,10 @@ def test_equal_rewards_are_learned_from_for_their_entropy() -> None:
     [
         ({"policy_loss": "cispo"}, "set clip_range_high, and not clip_range"),
         ({"policy_loss": "cispo", "clip_range_high": 4, "clip_range": 0.2}, "has no lower bound"),
-        ({"policy_loss": "cispo", "clip_range_high": 4, "ratio": "sequence"}, "requires 'ratio: token'"),
+        (
+            {"policy_loss": "cispo", "clip_range_high": 4, "ratio": "sequence"},
+            "requires 'ratio: token'",
+        ),
         ({"scale_by_mean": True, "scale_by_std": True}, "by the deviation or by the mean"),
     ],
 )

@@ -43,7 +43,11 @@ Made = Callable[..., HTTP]
 @pytest.fixture
 def made(server: ScriptedServer, tmp_path: Path) -> Made:
     def make(request: Any = None, **options: Any) -> HTTP:
-        where = {"base_url": f"http://127.0.0.1:{server.port}/v1", "max_retries": 0, "request": request or {}}
+        where = {
+            "base_url": f"http://127.0.0.1:{server.port}/v1",
+            "max_retries": 0,
+            "request": request or {},
+        }
         reward = HTTP(HTTP.Options(server=where, **options))
         reward.prepare(Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list))  # type: ignore[arg-type]
         return reward
@@ -66,10 +70,15 @@ def test_scores_come_in_the_order_of_the_responses(
     assert made().score([]) == {"": []}
 
 
-def test_the_service_receives_prompt_response_and_columns(made: Made, server: ScriptedServer) -> None:
+def test_the_service_receives_prompt_response_and_columns(
+    made: Made, server: ScriptedServer
+) -> None:
     seen: list[Any] = []
     server.good = lambda body: seen.append(body) or by_number(body)  # type: ignore[func-returns-value]
-    turns: Any = ({"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant", "content": "so 3"})
+    turns: Any = (
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": "so 3"},
+    )
     one = replace(group(1, domain="law", key="secret"), responses=(Response(messages=turns),))
     made(columns=["domain"], request={"model": "big"}).score([one])
     plain = [{"role": "assistant", "content": ""}, {"role": "assistant", "content": "so 3"}]
@@ -78,17 +87,23 @@ def test_the_service_receives_prompt_response_and_columns(made: Made, server: Sc
 
 
 def test_a_column_that_is_missing_is_named(made: Made) -> None:
-    with pytest.raises(DataError, match=r"the prompt 'Which\?' has no column 'domain' \(its columns: id\)"):
+    with pytest.raises(
+        DataError, match=r"the prompt 'Which\?' has no column 'domain' \(its columns: id\)"
+    ):
         made(columns=["domain"]).check_prompts([group(1, id=3)])
 
 
 def test_null_is_no_score_and_is_kept(made: Made, server: ScriptedServer) -> None:
-    server.good = lambda body: {"scores": [{"id": item["id"], "score": None} for item in body["items"]]}
+    server.good = lambda body: {
+        "scores": [{"id": item["id"], "score": None} for item in body["items"]]
+    }
     assert made().score([group(1)]) == {"": [None]}
     assert made().score([group(1)]) == {"": [None]} and server.requests == 1
 
 
-def test_a_response_that_the_service_refuses_has_no_score(made: Made, server: ScriptedServer) -> None:
+def test_a_response_that_the_service_refuses_has_no_score(
+    made: Made, server: ScriptedServer
+) -> None:
     def act(server: ScriptedServer, connection: socket.socket, body: Any) -> None:
         said = body["items"][0]["response"][0]["content"]
         reply(connection, b"too long", 413) if said == "it is 2" else reply(
@@ -103,7 +118,9 @@ def test_a_response_that_the_service_refuses_has_no_score(made: Made, server: Sc
         made().score([group(5, 6, 7, 8)])
 
 
-def test_a_service_that_is_misunderstood_costs_one_request(made: Made, server: ScriptedServer) -> None:
+def test_a_service_that_is_misunderstood_costs_one_request(
+    made: Made, server: ScriptedServer
+) -> None:
     server.good = lambda body: [0.5]
     with pytest.raises(RemoteError, match=r'the reply must be \{"scores":') as caught:
         made().score([group(1, 2, 3, 4, 5, 6)])
@@ -139,15 +156,21 @@ def test_what_is_no_score_is_malformed(reply: str) -> None:
 
 
 @pytest.mark.parametrize("score", [-0.01, 1.01])
-def test_a_score_beyond_the_limits_ends_the_run(score: float, made: Made, server: ScriptedServer) -> None:
+def test_a_score_beyond_the_limits_ends_the_run(
+    score: float, made: Made, server: ScriptedServer
+) -> None:
     assert made(low=0, high=1).score([group(0, 1)]) == {"": [0.0, 1.0]}  # they are included
-    with pytest.raises(RemoteError, match=f"the score of item '0' is {score:g}, outside the limits"):
+    with pytest.raises(
+        RemoteError, match=f"the score of item '0' is {score:g}, outside the limits"
+    ):
         made(low=0, high=1).score([group(score)])
     assert made(high=2).score([group(-7)]) == {"": [-7.0]}
 
 
 def test_limits_hold_for_stored_scores_too(made: Made, server: ScriptedServer) -> None:
-    """The limits may be younger than a reply; the service is asked again, as it may have been mended."""
+    """The limits may be younger than a reply; the service is asked again, as it may have been
+    mended.
+    """
     assert made().score([group(9)]) == {"": [9.0]} and server.requests == 1
     with pytest.raises(RemoteError, match="the score of item '0' is 9, outside the limits"):
         made(high=1).score([group(9)])
@@ -178,7 +201,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
         HTTP.Options(**{"server": {"base_url": "http://a"}, **options})
 
 
-def test_the_key_is_looked_for_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_looked_for_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(RunFailed, match="MY_KEY is not set"):
         HTTP(HTTP.Options(server={"base_url": "http://a", "api_key_env": "MY_KEY"})).check(tmp_path)

@@ -28,7 +28,11 @@ class Prepared(Judge):
 
 
 def _verdict(orders: tuple[float, float] | None) -> Verdict:
-    return Verdict(None, reason="refused: I am sorry") if orders is None else Verdict(sum(orders) / 2, orders)
+    return (
+        Verdict(None, reason="refused: I am sorry")
+        if orders is None
+        else Verdict(sum(orders) / 2, orders)
+    )
 
 
 class Items(list[Any]):
@@ -76,7 +80,11 @@ def test_numbers_of_a_judge(tmp_path: Path, asked: Items) -> None:
 def test_what_has_no_verdict_is_counted(tmp_path: Path, asked: Items) -> None:
     summary, artifact = judged(tmp_path, asked)
     found = summary["judged"]["align"]["judge"]
-    assert (found["comparisons"], found["unjudged"], found["unjudged_prompts"]) == (6, {"refused": 1}, 1)
+    assert (found["comparisons"], found["unjudged"], found["unjudged_prompts"]) == (
+        6,
+        {"refused": 1},
+        1,
+    )
     assert "judge has no clear preference between align and sft: align in 58%" in said(artifact)
 
 
@@ -100,16 +108,21 @@ def test_lengths_in_characters_and_difficulty_reach_the_regression(
     tmp_path: Path, asked: Items, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("alignkit_plugins.evaluate.judged.length_controlled", lambda *args: given.extend(args))
+    monkeypatch.setattr(
+        "alignkit_plugins.evaluate.judged.length_controlled", lambda *args: given.extend(args)
+    )
     groups = prompts(6, instruction_difficulty=1.5)
     component = judge_component(Prepared, asked)
     step(policies=["sft", "align"], judges=[component]).run(context(Scripted(), tmp_path, groups))
-    assert given == [pytest.approx(P), [2.0] * 5, [1.5] * 5]  # `align` has two letters more than `sft`
+    # `align` has two letters more than `sft`
+    assert given == [pytest.approx(P), [2.0] * 5, [1.5] * 5]
 
 
 def test_rewards_and_two_judges(tmp_path: Path, asked: Items) -> None:
     judges = [judge_component(Prepared, asked), judge_component(Prepared, asked)]
-    summary, _ = judged(tmp_path, asked, rewards=[HELPFUL], judges=judges, policies=["base", "sft", "align"])
+    summary, _ = judged(
+        tmp_path, asked, rewards=[HELPFUL], judges=judges, policies=["base", "sft", "align"]
+    )
     assert summary["judges"] == ["judge", "judge-2"] == judge_names(judges)
     assert {policy: list(found) for policy, found in summary["judged"].items()} == {
         "base": ["judge", "judge-2"],
@@ -123,20 +136,29 @@ def test_without_rewards_there_is_no_headline(tmp_path: Path, asked: Items) -> N
     assert (summary["headline"], summary["rewards"], summary["against"]) == (None, [], {})
 
 
-def test_a_reference_with_a_similar_name_does_not_hide_what_judges_said(tmp_path: Path, asked: Items) -> None:
+def test_a_reference_with_a_similar_name_does_not_hide_what_judges_said(
+    tmp_path: Path, asked: Items
+) -> None:
     """`/b/run/sft` makes the name of `/a/run/sft` longer, everywhere."""
     ours, reference = "/a/run/sft", "/b/run/sft"
     lengths = {ours: [8] * 6, "base": [6] * 6}
     models = Scripted(lengths=lengths)
     models.per_token |= {ours: -2.0, reference: -2.5}
-    options = {"policies": ["base", ours], "baseline": "base", "reference": reference, "by": ["kind"]}
+    options = {
+        "policies": ["base", ours],
+        "baseline": "base",
+        "reference": reference,
+        "by": ["kind"],
+    }
     artifact = step(**options, judges=[judge_component(Prepared, asked)], rewards=[]).run(
         context(models, tmp_path, prompts(6, kind="x"))
     )
     found = dict(artifact.summary or {})
     assert list(found["policies"]) == ["base", "a/run/sft"] and found["reference"] == "b/run/sft"
     assert found["ranking"]["judge"].keys() == {"base", "a/run/sft"}
-    assert found["by"]["kind"]["x"]["judged"]["a/run/sft"]["judge"]["mean"] == pytest.approx(sum(P) / 5)
+    assert found["by"]["kind"]["x"]["judged"]["a/run/sft"]["judge"]["mean"] == pytest.approx(
+        sum(P) / 5
+    )
 
 
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:

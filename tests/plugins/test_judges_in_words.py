@@ -1,4 +1,6 @@
-"""Judges that think first: the last line counts, in every mode, from a server and from a model of the run."""
+"""Judges that think first: the last line counts, in every mode, from a server and from a model of
+the run.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,17 @@ from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
 from alignkit_plugins.ai_feedback.judge_quality import judgment
 from alignkit_plugins.ai_feedback.local_judge import LocalJudge
 from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
-from tests.plugins.judge_server import Reply, Server, asked_for, opinion, options_of, said, serving, texts_of, thinking
+from tests.plugins.judge_server import (
+    Reply,
+    Server,
+    asked_for,
+    opinion,
+    options_of,
+    said,
+    serving,
+    texts_of,
+    thinking,
+)
 from tests.plugins.test_rlaif import component
 
 PROMPT = [{"role": "user", "content": "Which is it?"}]
@@ -46,7 +58,8 @@ def judge(server: Server, tmp_path: Path) -> Callable[..., CheckedJudge]:
     return build
 
 
-# --- pairs --------------------------------------------------------------------------------------------------------
+# --- pairs
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_line_is_the_verdict_in_both_orders(judge: Any, server: Server) -> None:
@@ -57,7 +70,10 @@ def test_the_last_line_is_the_verdict_in_both_orders(judge: Any, server: Server)
     assert sorted(shown) == [("a 4", "b 4"), ("b 4", "a 4"), ("is 3", "is 7"), ("is 7", "is 3")]
     request = server.requests[0]
     assert request["max_tokens"] == 2000 and request["temperature"] == 0
-    assert not {"logprobs", "top_logprobs", "response_format", "max_completion_tokens"} & request.keys()
+    assert (
+        not {"logprobs", "top_logprobs", "response_format", "max_completion_tokens"}
+        & request.keys()
+    )
     assert "and nothing else" not in request["messages"][0]["content"]
 
 
@@ -68,9 +84,14 @@ def test_a_judge_that_sees_positions_only_has_a_tie(judge: Any, server: Server) 
 
 
 def test_a_template_of_the_recipe_is_asked_for_the_line(judge: Any, server: Server) -> None:
-    judge(template="{prompt}\n{first}\n{second}\nWho wins?", answers=["A", "B"], max_tokens=99).compare([BETTER])
+    judge(
+        template="{prompt}\n{first}\n{second}\nWho wins?", answers=["A", "B"], max_tokens=99
+    ).compare([BETTER])
     text = server.requests[0]["messages"][0]["content"]
-    assert "Who wins?\n\nWhich response is better?\n\nFirst think" in text and server.requests[0]["max_tokens"] == 99
+    assert (
+        "Who wins?\n\nWhich response is better?\n\nFirst think" in text
+        and server.requests[0]["max_tokens"] == 99
+    )
     assert "X is A if response A is better, B if response B is, and tie if neither is." in text
 
 
@@ -105,7 +126,10 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
 
 
 @pytest.mark.silent_bug(
-    "judges: verdicts", '"Incorrect" contains "correct" and passes.', "A verdict is a whole word.", "jaylfc/taosmd#176"
+    "judges: verdicts",
+    '"Incorrect" contains "correct" and passes.',
+    "A verdict is a whole word.",
+    "jaylfc/taosmd#176",
 )
 @pytest.mark.parametrize(
     ("reply", "reason"),
@@ -117,8 +141,14 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
         (lambda request: said(line(request, "{word}: {x}")), NO_LINE),
         (lambda request: said(line(request, "{word} {other}: {x}")), NO_LINE),
         (lambda request: said(line(request, "I say {word} {code}: {x}")), NO_LINE),
-        (lambda request: said(line(request, "{word} {code}: X")), "the judge's verdict is neither 1 nor 2 nor tie"),
-        (lambda request: said(line(request, "{word} {code}: 12")), "the judge's verdict is neither 1 nor 2 nor tie"),
+        (
+            lambda request: said(line(request, "{word} {code}: X")),
+            "the judge's verdict is neither 1 nor 2 nor tie",
+        ),
+        (
+            lambda request: said(line(request, "{word} {code}: 12")),
+            "the judge's verdict is neither 1 nor 2 nor tie",
+        ),
         (lambda request: said(""), NO_LINE),
         (lambda request: said("<think>" * 100_000), THINKING),
         (lambda request: said("Verdict" * 100_000), NO_LINE),
@@ -127,24 +157,33 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
         (lambda request: said("1", "content_filter"), "the judge refused"),
     ],
 )
-def test_other_replies_are_missing_with_a_reason(judge: Any, server: Server, reply: Any, reason: str) -> None:
+def test_other_replies_are_missing_with_a_reason(
+    judge: Any, server: Server, reply: Any, reason: str
+) -> None:
     server.judge = reply
     one, two = judge().compare([BETTER])[0], judge().rate([(PROMPT, "is 7")])[0]
     assert one.p_first is None and one.reason == reason and one.calls == 2
-    server.judge = lambda request: reply(request) if texts_of(request)[1] == "is 3" else thinking(request)
+    server.judge = lambda request: (
+        reply(request) if texts_of(request)[1] == "is 3" else thinking(request)
+    )
     (verdict,) = judge(model="other").compare([BETTER])
     assert verdict.p_first is None and verdict.reason == reason  # one order is not enough
-    assert two.score is None or "neither" in reason  # `X` and `12` are no verdicts; 12 is no rating, either
+    # `X` and `12` are no verdicts; 12 is no rating, either
+    assert two.score is None or "neither" in reason
 
 
-# --- ratings ------------------------------------------------------------------------------------------------------
+# --- ratings
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_ratings(judge: Any, server: Server) -> None:
     high, low = judge().rate([(PROMPT, "is 7"), (PROMPT, "is 1.5")])
     assert (high.score, low.score, judge().scale) == (7.0, 1.5, (1, 9))
     text = server.requests[0]["messages"][0]["content"]
-    assert "A good response is helpful" in text and "from 1, for the worst response, to 9, for the best." in text
+    assert (
+        "A good response is helpful" in text
+        and "from 1, for the worst response, to 9, for the best." in text
+    )
     judge().rate([(PROMPT, "is 7")], ["It is short.", "It is kind."])
     text = server.requests[-1]["messages"][0]["content"]
     assert "- It is short.\n- It is kind." in text and "A good response is helpful" not in text
@@ -184,18 +223,23 @@ def test_without_reasons_only_the_line_is_asked_for(judge: Any, server: Server) 
     assert "Answer with a line of this form, and nothing else:" in text and "think" not in text
 
 
-# --- the first question ----------------------------------------------------------------------------------------------
+# --- the first question
+# ----------------------------------------------------------------------------------------------
 
 NO_MAX_TOKENS = (
-    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead."
 )
 NO_TEMPERATURE = (
-    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) "
+    "is supported."
 )
 
 
 def modern(request: dict[str, Any]) -> Reply:
-    """A model that refuses two names of a request, one after the other, as OpenAI's reasoning models do."""
+    """A model that refuses two names of a request, one after the other, as OpenAI's reasoning
+    models do.
+    """
     if "max_tokens" in request:
         return Reply(400, {"error": {"message": NO_MAX_TOKENS, "type": "invalid_request_error"}})
     if "temperature" in request:
@@ -215,7 +259,8 @@ def test_a_name_that_a_model_refuses_costs_one_question(judge: Any, server: Serv
         ("request: {temperature: null}", {"temperature": None}),
     ):
         with pytest.raises(
-            RunFailed, match=f"no reply of use to the first questions: HTTP 400(.|\n)*{re.escape(words)}"
+            RunFailed,
+            match=f"no reply of use to the first questions: HTTP 400(.|\n)*{re.escape(words)}",
         ):
             judge(request=request).compare([BETTER])
         request |= more
@@ -223,9 +268,13 @@ def test_a_name_that_a_model_refuses_costs_one_question(judge: Any, server: Serv
     assert "temperature" not in server.requests[-1]
 
 
-def test_a_judge_that_never_writes_the_line_is_told_by_a_few_questions(judge: Any, server: Server) -> None:
+def test_a_judge_that_never_writes_the_line_is_told_by_a_few_questions(
+    judge: Any, server: Server
+) -> None:
     server.judge = lambda request: said("Both are fine.")
-    with pytest.raises(RunFailed, match=r"first questions.*does not end with the line.*\nhelp: use a larger"):
+    with pytest.raises(
+        RunFailed, match=r"first questions.*does not end with the line.*\nhelp: use a larger"
+    ):
         judge().rate([(PROMPT, f"is {n}") for n in range(20)])
     assert len(server.requests) == PROBE
 
@@ -242,7 +291,8 @@ def test_a_cut_off_judge_is_given_room(judge: Any, server: Server) -> None:
         judge().rate([(PROMPT, f"is {n}") for n in range(20)])
 
 
-# --- what it costs ------------------------------------------------------------------------------------------------
+# --- what it costs
+# ------------------------------------------------------------------------------------------------
 
 
 def test_tokens_and_cost(judge: Any, server: Server) -> None:
@@ -253,7 +303,9 @@ def test_tokens_and_cost(judge: Any, server: Server) -> None:
     assert costs([verdict, rating]) == {"calls": 3, "tokens": 420, "cost": pytest.approx(1.5)}
     (free,) = judge().compare([BETTER])
     assert free.cost is None and costs([free])["cost"] is None
-    server.judge = lambda request: Reply(body={**thinking(request).body, "usage": {"total_tokens": 140}})
+    server.judge = lambda request: Reply(
+        body={**thinking(request).body, "usage": {"total_tokens": 140}}
+    )
     (unknown,) = judge(model="other", price=[1.0, 10.0]).compare([BETTER])
     assert (unknown.tokens, unknown.cost) == (280, None)
 
@@ -264,7 +316,8 @@ def test_options() -> None:
             options_of("http://127.0.0.1/v1", **wrong)
 
 
-# --- a model of the run -------------------------------------------------------------------------------------------
+# --- a model of the run
+# -------------------------------------------------------------------------------------------
 
 
 class Models(ByRole):
@@ -277,13 +330,18 @@ class Models(ByRole):
     def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
         prompts = [group.prompt for group in prompts]
         self.sampling.append((role, sampling))
-        words = [self.reply({"messages": prompt}).body["choices"][0]["message"]["content"] for prompt in prompts]
+        words = [
+            self.reply({"messages": prompt}).body["choices"][0]["message"]["content"]
+            for prompt in prompts
+        ]
         return [
             Group(tuple(prompt), (Response(text, **self.response),))
             for prompt, text in zip(prompts, words, strict=True)
         ]
 
-    def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> Any:
+    def next_token_logprobs(
+        self, role: str, prompts: Any, answers: Any, *, prefill: str = ""
+    ) -> Any:
         import torch
 
         assert prefill == "Rating=" and list(answers) == list("123456789")
@@ -305,7 +363,9 @@ class Full(Models):
 
 
 def local(folder: Path, models: Any, **options: Any) -> CheckedJudge:
-    return CheckedJudge(component(LocalJudge, LocalJudge.Options(**options)), context(folder, models))
+    return CheckedJudge(
+        component(LocalJudge, LocalJudge.Options(**options)), context(folder, models)
+    )
 
 
 def test_a_local_judge_thinks(tmp_path: Path) -> None:
@@ -322,7 +382,9 @@ def test_a_local_judge_thinks(tmp_path: Path) -> None:
 
 
 def test_without_reasons_a_local_rating_is_the_mean_by_its_probabilities(tmp_path: Path) -> None:
-    mixed, rest, long = local(tmp_path, Models()).rate([(PROMPT, "mixed"), (PROMPT, "rest"), (PROMPT, "long")])
+    mixed, rest, long = local(tmp_path, Models()).rate(
+        [(PROMPT, "mixed"), (PROMPT, "rest"), (PROMPT, "long")]
+    )
     assert mixed.score == pytest.approx((3 * 0.3 + 7 * 0.1) / 0.4, abs=1e-6)
     assert rest.score is None and "too little probability: 0.04" in rest.reason
     assert long.score is None and "longer than the judge's context" in long.reason
@@ -331,7 +393,11 @@ def test_without_reasons_a_local_rating_is_the_mean_by_its_probabilities(tmp_pat
 def test_the_card_of_a_judge_says_what_it_cost(judge: Any, server: Server) -> None:
     (verdict,) = judge(price=[1.0, 10.0]).compare([BETTER])
     cards = {"judge": card([judgment(0, verdict)])}
-    assert [cards["judge"][key] for key in ("calls", "tokens", "cost")] == [2, 280, pytest.approx(1.0)]
+    assert [cards["judge"][key] for key in ("calls", "tokens", "cost")] == [
+        2,
+        280,
+        pytest.approx(1.0),
+    ]
     rows = {row[0]: row[1] for row in trust_tables(cards)[0].rows}
     assert (rows["questions"], rows["tokens"], rows["cost"]) == ("2", "280", "1")
     free = {row[0] for row in trust_tables({"judge": card([judgment(0, Verdict(0.5))])})[0].rows}
@@ -348,14 +414,22 @@ def test_a_rubric_has_a_frame(judge: Any, server: Server) -> None:
 
     server.judge = answer
     judge().rate([(PROMPT, "is 7")], "Rhymes, and names a color.")
-    assert "You rate a response to a conversation. A rating follows this measure:\n\nRhymes, and names" in asked[0]
+    assert (
+        "You rate a response to a conversation. A rating follows this measure:\n\nRhymes, and names"
+        in asked[0]
+    )
 
 
-def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(judge: Any, server: Server) -> None:
+def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(
+    judge: Any, server: Server
+) -> None:
     numbers = iter("6789")
-    server.judge = lambda request: said("{} {}: ".format(*asked_for(request)) + f"{next(numbers)}/10")
+    server.judge = lambda request: said(
+        "{} {}: ".format(*asked_for(request)) + f"{next(numbers)}/10"
+    )
     with pytest.raises(
-        RunFailed, match=r"first questions: the judge's rating is not a number: '9/10', and the scale is 1"
+        RunFailed,
+        match=r"first questions: the judge's rating is not a number: '9/10', and the scale is 1",
     ):
         judge().rate([(PROMPT, f"is {number}") for number in range(8)])
 
@@ -363,7 +437,8 @@ def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(judge: An
 @pytest.mark.silent_bug(
     "judges: stored replies",
     "A rating out of scale is stored, and a server that has been repaired is never asked again.",
-    "A stored rating out of scale is asked for again; what the model says itself at temperature 0 is not.",
+    "A stored rating out of scale is asked for again; what the model says itself at temperature "
+    "0 is not.",
 )
 def test_a_repaired_server_is_asked_again(judge: Any, server: Server) -> None:
     broken = True
@@ -390,7 +465,9 @@ def test_a_reply_that_is_the_models_own_is_not_paid_for_again(judge: Any, server
         "is 4": said("It", finish_reason="length"),
     }
     right = lambda request: said("{} {}: 7".format(*asked_for(request)))  # noqa: E731
-    server.judge = lambda request: next((r for text, r in replies.items() if text in texts_of(request)), right(request))
+    server.judge = lambda request: next(
+        (r for text, r in replies.items() if text in texts_of(request)), right(request)
+    )
     items = [(PROMPT, f"is {number}") for number in (7, 1, 2, 3, 4)]
     first = judge().rate(items)
     assert [rating.score for rating in first] == [7, None, None, None, None]
@@ -410,10 +487,14 @@ def test_a_key_that_the_server_echoes_gets_into_no_file(
 
     def echoes(request: dict[str, Any]) -> Reply:
         word, code = asked_for(request)
-        return said(f"Asked with {key}.\n{word} {code}: {key if 'is 3' in texts_of(request) else 7}")
+        return said(
+            f"Asked with {key}.\n{word} {code}: {key if 'is 3' in texts_of(request) else 7}"
+        )
 
     server.judge = echoes
-    one, other = judge(api_key_env="JUDGE_KEY").rate([(PROMPT, "is 7"), (PROMPT, "is 3")], "Is it right?")
+    one, other = judge(api_key_env="JUDGE_KEY").rate(
+        [(PROMPT, "is 7"), (PROMPT, "is 3")], "Is it right?"
+    )
     assert one.score == 7 and other.score is None and key not in other.reason
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(key.encode() in path.read_bytes() for path in files)

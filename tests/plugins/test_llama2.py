@@ -21,7 +21,9 @@ def combine(
     thing = Llama2(Llama2.Options(helpful="helpful", safety="safety", **options))
     group = Group(prompt=(), responses=tuple(Response() for _ in helpful), meta=meta or {}, id="p1")
     columns = {"helpful": helpful, "safety": safety}
-    return thing.combine([group], {name: torch.tensor(x, dtype=torch.float64) for name, x in columns.items()})
+    return thing.combine(
+        [group], {name: torch.tensor(x, dtype=torch.float64) for name, x in columns.items()}
+    )
 
 
 def test_safety_decides_strictly_below_the_threshold_on_the_probability_scale() -> None:
@@ -39,7 +41,10 @@ def test_safety_decides_on_safety_prompts() -> None:
 
 def test_with_threshold_0_an_unsafe_answer_to_a_helpful_prompt_counts_as_helpful() -> None:
     assert combine([3.0, 1.0], [-900.0, -1.0], threshold=0.0).raw.tolist() == [3.0, 1.0]
-    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": True}, threshold=0.0).raw.tolist() == [2.0, 5.0]
+    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": True}, threshold=0.0).raw.tolist() == [
+        2.0,
+        5.0,
+    ]
 
 
 def test_safety_column_belongs_to_its_own_group() -> None:
@@ -48,18 +53,28 @@ def test_safety_column_belongs_to_its_own_group() -> None:
         Group(prompt=(), responses=(Response(),)),
         Group(prompt=(), responses=(Response(), Response()), meta={"safety": 0}),
     ]
-    assert alignkit_plugins.algorithms.llama2.safety_prompts(groups) == [True, True, False, False, False]
+    assert alignkit_plugins.algorithms.llama2.safety_prompts(groups) == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_missing_score_moves_no_safety_prompt_to_another_row() -> None:
-    """The first response of a safety prompt has no score; the other group's safety scores must not count."""
+    """The first response of a safety prompt has no score; the other group's safety scores must not
+    count.
+    """
     groups = [
         Group(prompt=(), responses=(Response(), Response()), meta={"safety": True}),
         Group(prompt=(), responses=(Response(), Response())),
     ]
     columns = {"helpful": [NAN, 1.0, 2.0, 3.0], "safety": [5.0, 6.0, 7.0, 8.0]}
     thing = Llama2(Llama2.Options(helpful="helpful", safety="safety"))
-    combined = thing.combine(groups, {name: torch.tensor(x, dtype=torch.float64) for name, x in columns.items()})
+    combined = thing.combine(
+        groups, {name: torch.tensor(x, dtype=torch.float64) for name, x in columns.items()}
+    )
     assert combined.raw[1:].tolist() == [6.0, 2.0, 3.0] and bool(combined.raw[0].isnan())
 
 
@@ -74,7 +89,9 @@ def test_reward_is_the_whitened_plain_score() -> None:
     assert combined.raw.tolist() == [1.0, 2.0, 3.0, -4.0]
     # mean 0.5, sample variance (0.25 + 2.25 + 6.25 + 20.25) / 3
     root = math.sqrt(29 / 3)
-    assert combined.reward.tolist() == pytest.approx([0.5 / root, 1.5 / root, 2.5 / root, -4.5 / root], rel=1e-8)
+    assert combined.reward.tolist() == pytest.approx(
+        [0.5 / root, 1.5 / root, 2.5 / root, -4.5 / root], rel=1e-8
+    )
     assert combined.metrics == pytest.approx(
         {"helpful_mean": 3.75, "safety_mean": -1.0, "safety_share": 0.25, "raw_mean": 0.5}
     )
@@ -94,7 +111,8 @@ def test_linear_weighs_raw_scores() -> None:
 
 @pytest.mark.parametrize("mode", ["piecewise", "linear"])
 def test_missing_scores_stay_nan_and_leave_the_others_alone(mode: str) -> None:
-    # The third has a low safety score and the second a missing one, which must not read as "safe enough".
+    # The third has a low safety score and the second a missing one, which must not read as "safe
+    # enough".
     whole = combine([1.0, 2.0], [0.0, 1.0], mode=mode)
     holed = combine([1.0, 7.0, NAN, 2.0], [0.0, NAN, -9.0, 1.0], mode=mode)
     for name in ("reward", "raw"):
@@ -114,7 +132,9 @@ def test_equal_scores_whiten_to_zero() -> None:
     assert combine([2.0], [0.0]).reward.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("options", [{"threshold": -0.1}, {"threshold": 1.0}, {"weight": 1.1}, {"mode": "mixed"}])
+@pytest.mark.parametrize(
+    "options", [{"threshold": -0.1}, {"threshold": 1.0}, {"weight": 1.1}, {"mode": "mixed"}]
+)
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Llama2.Options(helpful="helpful", safety="safety", **options)

@@ -1,4 +1,6 @@
-"""The step `lm_eval`: its options and errors everywhere; where the package is installed, real tasks with local data."""
+"""The step `lm_eval`: its options and errors everywhere; where the package is installed, real tasks
+with local data.
+"""
 
 from __future__ import annotations
 
@@ -68,13 +70,26 @@ TASK: dict[str, Any] = {
 def run_bench(folder: Path, task: dict[str, Any] | None = None, more: str = "", **step: Any) -> int:
     """Run a recipe whose step `bench` runs a task with local data."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    (folder / "tasks" / "even.yaml").write_text(yaml.safe_dump({**TASK, **(task or {})}) + more, encoding="utf-8")
+    (folder / "tasks" / "even.yaml").write_text(
+        yaml.safe_dump({**TASK, **(task or {})}) + more, encoding="utf-8"
+    )
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
     demos = [{"prompt": row["q"], "completion": "no"} for row in ROWS]
     (folder / "demos.jsonl").write_text("\n".join(map(json.dumps, demos)), encoding="utf-8")
-    bench = {"policies": ["base", "sft"], "include_path": "tasks", "tasks": ["even"], "confirm_run_unsafe_code": True}
+    bench = {
+        "policies": ["base", "sft"],
+        "include_path": "tasks",
+        "tasks": ["even"],
+        "confirm_run_unsafe_code": True,
+    }
     stages = {
-        "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "batch_size": 1, "learning_rate": 0.02},
+        "sft": {
+            "algorithm": "sft",
+            "data": "demos.jsonl",
+            "max_steps": 3,
+            "batch_size": 1,
+            "learning_rate": 0.02,
+        },
         "bench": {"step": "lm_eval", **bench, **step},
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
@@ -88,7 +103,9 @@ def test_without_the_package_nothing_is_trained(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "lm_eval" else find(name, *more)
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "lm_eval" else find(name, *more),
     )
     assert run_bench(tmp_path) == 2
     assert "stage 'bench': step 'lm_eval' needs the package lm_eval" in capsys.readouterr().err
@@ -109,7 +126,9 @@ def harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_tasks_of_the_user_need_consent_and_a_folder(tmp_path: Path, harness: Any) -> None:
     harness("sys.exit(0)")
-    with pytest.raises(RunFailed, match="help: read them, then set 'confirm_run_unsafe_code: true'"):
+    with pytest.raises(
+        RunFailed, match="help: read them, then set 'confirm_run_unsafe_code: true'"
+    ):
         LmEval(options(include_path=tmp_path)).check(tmp_path)
     LmEval(options(include_path=tmp_path, confirm_run_unsafe_code=True)).check(tmp_path)
     with pytest.raises(RunFailed, match="include_path is no folder"):
@@ -118,14 +137,27 @@ def test_tasks_of_the_user_need_consent_and_a_folder(tmp_path: Path, harness: An
 
 def test_tasks_are_validated_before_training(tmp_path: Path, harness: Any) -> None:
     harness("print('Tasks not found: evem', arguments); sys.exit(1)")
-    with pytest.raises(RunFailed, match=r"(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'even,odd'"):
+    with pytest.raises(
+        RunFailed, match=r"(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'even,odd'"
+    ):
         LmEval(options(tasks=["even", "odd"])).check(tmp_path)
 
 
 RESULTS: dict[str, Any] = {
     "results": {
-        "even": {"alias": "even", "acc,none": 0.75, "acc_stderr,none": 0.1, "bleu,none": 3, "bleu_stderr,none": "N/A"},
-        "gsm": {"exact_match,strict": 0.0, "exact_match_stderr,strict": 0.0, "flag,none": True, "x,none": math.nan},
+        "even": {
+            "alias": "even",
+            "acc,none": 0.75,
+            "acc_stderr,none": 0.1,
+            "bleu,none": 3,
+            "bleu_stderr,none": "N/A",
+        },
+        "gsm": {
+            "exact_match,strict": 0.0,
+            "exact_match_stderr,strict": 0.0,
+            "flag,none": True,
+            "x,none": math.nan,
+        },
     },
     "groups": {"all": {"acc,none": 0.5, "acc_stderr,none": 0.25}},
     "n-samples": {"even": {"original": 9, "effective": 4}},
@@ -161,7 +193,9 @@ def context(folder: Path, models: Models) -> StepContext:
         out=folder / "out",
         load=lambda spec: [],
         scorer=lambda spec: None,
-        map=lambda name, rows, f: resumable_map(folder / "map" / f"{name}.jsonl", rows, partial(map, f)),
+        map=lambda name, rows, f: resumable_map(
+            folder / "map" / f"{name}.jsonl", rows, partial(map, f)
+        ),
         log=lambda **values: None,
         say=lambda text: None,
         stage="bench",
@@ -170,11 +204,21 @@ def context(folder: Path, models: Models) -> StepContext:
 
 def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
     harness(ANSWERS)
-    step = LmEval(options(policies=["sft"], limit=4, args=["--num_fewshot", "2"], include_path=tmp_path))
+    step = LmEval(
+        options(policies=["sft"], limit=4, args=["--num_fewshot", "2"], include_path=tmp_path)
+    )
     step.run(context(tmp_path, Models()))
-    asked, folder, quiet = json.loads((tmp_path / "out/results/1-sft/model/asked.json").read_text(encoding="utf-8"))
+    asked, folder, quiet = json.loads(
+        (tmp_path / "out/results/1-sft/model/asked.json").read_text(encoding="utf-8")
+    )
     assert folder == str(tmp_path) and quiet == "1"
-    assert asked[:5] == ["run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'out' / 'model'}"]
+    assert asked[:5] == [
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={tmp_path / 'out' / 'model'}",
+    ]
     pairs = set(pairwise(asked))
     assert {("--tasks", "even"), ("--num_fewshot", "2"), ("--limit", "4")} < pairs
     assert ("--include_path", str(tmp_path)) in pairs and "--confirm_run_unsafe_code" not in asked
@@ -183,7 +227,13 @@ def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
 
 def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None:
     """The harness fails at the second policy. The first one's results are kept."""
-    harness(ANSWERS + f"Path({str(tmp_path / 'fails')!r}).exists() or sys.exit()\nif 'sft' in str(out): sys.exit(3)")
+    harness(
+        ANSWERS
+        + (
+            f"Path({str(tmp_path / 'fails')!r}).exists() or sys.exit()\n"
+            "if 'sft' in str(out): sys.exit(3)"
+        )
+    )
     (tmp_path / "fails").touch()
     models = Models()
     with pytest.raises(RunFailed, match=r"exit code 3:(?s:.*)lm_eval\.log has more"):
@@ -194,10 +244,15 @@ def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None
     assert models.exported == ["base", "sft", "sft"]
     found = dict(artifact.summary or {})
     assert found == json.loads((tmp_path / "out" / "lm_eval.json").read_text(encoding="utf-8"))
-    assert "base: base is rounded" in found["notes"] and "base: x of gsm is nan and left out" in found["notes"]
+    assert (
+        "base: base is rounded" in found["notes"]
+        and "base: x of gsm is nan and left out" in found["notes"]
+    )
 
 
-def test_a_run_that_is_stopped_leaves_no_process(tmp_path: Path, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_leaves_no_process(
+    tmp_path: Path, harness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop() -> None:
         if (tmp_path / "child").exists() and (tmp_path / "child").read_text():
             raise KeyboardInterrupt
@@ -218,11 +273,16 @@ def test_numbers_and_table() -> None:
         "high": pytest.approx(0.75 + 0.1959964), "higher_is_better": True,
     }  # fmt: skip
     assert (tasks["even"]["bleu"]["mean"], tasks["even"]["bleu"]["low"]) == (3.0, None)
-    assert tasks["gsm"].keys() == {"exact_match,strict"} and tasks["gsm"]["exact_match,strict"]["low"] is None
+    assert (
+        tasks["gsm"].keys() == {"exact_match,strict"}
+        and tasks["gsm"]["exact_match,strict"]["low"] is None
+    )
     assert tasks["all"]["acc"]["mean"] == 0.5 and "NaN" not in json.dumps(found)
     text = lm_eval.report(found).text(200)
     assert "limit 4: for tests" in text and "lm-evaluation-harness 0.4.99" in text
-    (row,) = [line.split() for line in text.splitlines() if line.startswith("even") and "acc" in line]
+    (row,) = [
+        line.split() for line in text.splitlines() if line.startswith("even") and "acc" in line
+    ]
     assert row == ["even", "acc", "4", *(["0.750", "[0.554,", "0.946]"] * 2)]
     assert "bleu (lower is better)" in text
 
@@ -248,8 +308,12 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
             prompt = tokenizer(f"{row['q']}\nAnswer:", add_special_tokens=False).input_ids
             whole = tokenizer(f"{row['q']}\nAnswer: {choice}", add_special_tokens=False).input_ids
             with torch.no_grad():
-                logprobs = model(torch.tensor([whole])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            ours.append(float(logprobs.gather(1, torch.tensor(whole[len(prompt) :])[:, None]).sum()))
+                logprobs = (
+                    model(torch.tensor([whole])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                )
+            ours.append(
+                float(logprobs.gather(1, torch.tensor(whole[len(prompt) :])[:, None]).sum())
+            )
         theirs = [float(each[0]) for each in sample["filtered_resps"]]
         assert theirs == pytest.approx(ours, abs=1e-4)
         right.append(ours.index(max(ours)) == row["a"])
@@ -263,13 +327,23 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "step", "code", "said"),
     [
-        ({"dataset_kwargs": {"data_files": "gone.jsonl"}}, {}, 1, ["gone.jsonl", "lm_eval.log has more"]),
+        (
+            {"dataset_kwargs": {"data_files": "gone.jsonl"}},
+            {},
+            1,
+            ["gone.jsonl", "lm_eval.log has more"],
+        ),
         ({}, {"tasks": ["evem", "even"]}, 2, ["stage 'bench': lm_eval refuses the tasks", "evem"]),
     ],
     ids=["file", "name"],
 )
 def test_what_users_get_wrong(
-    task: dict[str, Any], step: dict[str, Any], code: int, said: Sequence[str], tmp_path: Path, capfd: Any
+    task: dict[str, Any],
+    step: dict[str, Any],
+    code: int,
+    said: Sequence[str],
+    tmp_path: Path,
+    capfd: Any,
 ) -> None:
     assert run_bench(tmp_path, task, policies=["base"], **step) == code
     shown = capfd.readouterr().err
@@ -279,7 +353,14 @@ def test_what_users_get_wrong(
 @real
 def test_code_that_the_recipe_allows_runs(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "utils.py").write_text("def first(docs):\n    return docs.select([0, 2, 4])\n")
-    assert run_bench(tmp_path, more="process_docs: !function utils.first\n", policies=["base"], limit=2) == 0
+    (tmp_path / "tasks" / "utils.py").write_text(
+        "def first(docs):\n    return docs.select([0, 2, 4])\n"
+    )
+    assert (
+        run_bench(
+            tmp_path, more="process_docs: !function utils.first\n", policies=["base"], limit=2
+        )
+        == 0
+    )
     numbers = json.loads((tmp_path / "run" / "bench" / "lm_eval.json").read_text(encoding="utf-8"))
     assert numbers["policies"]["base"]["even"]["acc"]["n"] == 2

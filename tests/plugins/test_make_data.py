@@ -1,5 +1,6 @@
-"""The steps that make data: tasks, questions about texts, use cases and attacks, each from what a server is known to
-say."""
+"""The steps that make data: tasks, questions about texts, use cases and attacks, each from what a
+server is known to say.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def answers(server: Server, words: Answers) -> dict[str, Any]:
 
 def prompts(path: Path, texts: Sequence[str], **columns: Sequence[Any]) -> str:
     rows = [
-        Group((Message(role="user", content=text),), meta={name: values[n] for name, values in columns.items()})
+        Group(
+            (Message(role="user", content=text),),
+            meta={name: values[n] for name, values in columns.items()},
+        )
         for n, text in enumerate(texts)
     ]
     write_groups(path, rows)
@@ -67,7 +71,9 @@ def run(folder: Path, step: str, expected: int = 0, stages: Any = None, **keys: 
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["summary"]
+    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))[
+        "summary"
+    ]
     return found
 
 
@@ -76,7 +82,10 @@ def said_in(folder: Path) -> list[str]:
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 # Likeness
@@ -89,8 +98,12 @@ def test_rouge_l_is_that_of_the_table_of_all_prefixes() -> None:
         table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
         for i, word in enumerate(one):
             for j, with_ in enumerate(other):
-                table[i + 1][j + 1] = table[i][j] + 1 if word == with_ else max(table[i][j + 1], table[i + 1][j])
-        assert Texts([" ".join(one)]).nearest(" ".join(other))[0] == 2 * table[-1][-1] / (len(one) + len(other))
+                table[i + 1][j + 1] = (
+                    table[i][j] + 1 if word == with_ else max(table[i][j + 1], table[i + 1][j])
+                )
+        assert Texts([" ".join(one)]).nearest(" ".join(other))[0] == 2 * table[-1][-1] / (
+            len(one) + len(other)
+        )
     texts = Texts(["Name three red fruits.", "Write a poem"])
     assert texts.nearest("name five RED fruits!") == (0.75, "Name three red fruits.")
     assert Texts([]).nearest("x") == (0.0, "") and Texts([""]).nearest("") == (0.0, "")
@@ -99,7 +112,11 @@ def test_rouge_l_is_that_of_the_table_of_all_prefixes() -> None:
 # Tasks
 
 
-PEOPLE = ["Name three red fruits that children like.", "Explain the rules of chess to a child.", "What is 12 times 12?"]
+PEOPLE = [
+    "Name three red fruits that children like.",
+    "Explain the rules of chess to a child.",
+    "What is 12 times 12?",
+]
 LIST = """Sure, here they are:
 1. Task 1: Write a letter to a landlord about a leaking roof.
 2) Name three red fruits that children love.
@@ -112,8 +129,14 @@ I am late today.
 def test_new_tasks_resemble_neither_peoples_nor_each_other(tmp_path: Path, server: Server) -> None:
     more = iter(range(100))
     later = "1. Suggest {0} hobbies for {0} retired {0} sailors {0}."
-    writer = answers(server, lambda text: LIST if len(server.requests) == 1 else later.format(f"w{next(more)}"))
-    keys: dict[str, Any] = {"tasks": prompts(tmp_path / "seeds.jsonl", PEOPLE), "writer": writer, "count": 6}
+    writer = answers(
+        server, lambda text: LIST if len(server.requests) == 1 else later.format(f"w{next(more)}")
+    )
+    keys: dict[str, Any] = {
+        "tasks": prompts(tmp_path / "seeds.jsonl", PEOPLE),
+        "writer": writer,
+        "count": 6,
+    }
     folder = run(tmp_path, "self_instruct", **keys)
     groups = read_groups(folder / "data.jsonl")
     assert len(groups) == 6 and not any(group.responses for group in groups)
@@ -131,7 +154,9 @@ def test_new_tasks_resemble_neither_peoples_nor_each_other(tmp_path: Path, serve
     assert (made["model"], made["address"], made["template"]) == ("m", server.url, "self_instruct")
     facts, asked = summary(folder), len(server.requests)
     assert (
-        asked == 8 and facts["bill"]["tokens"] == asked * 140 and facts["bill"]["cost"] == pytest.approx(asked * 0.14)
+        asked == 8
+        and facts["bill"]["tokens"] == asked * 140
+        and facts["bill"]["cost"] == pytest.approx(asked * 0.14)
     )
     assert all(text in server.requests[0]["messages"][0]["content"] for text in PEOPLE)
     before = (folder / "data.jsonl").read_bytes()
@@ -145,7 +170,10 @@ def test_later_questions_show_tasks_that_the_model_wrote(tmp_path: Path, server:
     writer = answers(server, lambda text: next(words))
     tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
     run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=12, questions=12)
-    counts = [len(re.findall(r"^\d+\. Compare", each["messages"][0]["content"], re.M)) for each in server.requests]
+    counts = [
+        len(re.findall(r"^\d+\. Compare", each["messages"][0]["content"], re.M))
+        for each in server.requests
+    ]
     assert counts == [0] * 8 + [2] * 4
 
 
@@ -175,11 +203,20 @@ def test_a_policy_writes_tasks_by_the_rules_of_steps() -> None:
     """The tiny model lists nothing, which the rules say like a run."""
     with pytest.raises(ConformanceError) as caught:
         check_step(
-            SelfInstruct, {"tasks": "x", "writer": "sft", "count": 3, "questions": 1, "sampling": {"max_new_tokens": 4}}
+            SelfInstruct,
+            {
+                "tasks": "x",
+                "writer": "sft",
+                "count": 3,
+                "questions": 1,
+                "sampling": {"max_new_tokens": 4},
+            },
         )
     assert str(caught.value).splitlines() == [
-        "SelfInstruct: stage '': sft: 0 new tasks after 4 of people; 3 were wanted: raise 'questions', or give more "
-        "different tasks of people",
+        (
+            "SelfInstruct: stage '': sft: 0 new tasks after 4 of people; 3 were wanted: raise "
+            "'questions', or give more different tasks of people"
+        ),
         "1 questions",
         "  left out, no list of tasks: 1",
     ]
@@ -250,9 +287,9 @@ def test_questions_whose_answers_a_quotation_shows(
     folder = run(tmp_path, "questions", stages={"sft": sft}, **keys)
     salt, tides = read_groups(folder / "data.jsonl")
     assert salt.responses[0].text == "Rivers carry salt." and tides.responses[0].text == "Two"
-    assert salt.prompt[0]["content"].startswith("The sea is salty") and salt.prompt[0]["content"].endswith(
-        "Why is the sea salty?"
-    )
+    assert salt.prompt[0]["content"].startswith("The sea is salty") and salt.prompt[0][
+        "content"
+    ].endswith("Why is the sea salty?")
     for group, section in ((salt, "The sea"), (tides, "Tides")):
         assert group.meta["quotation"] in group.meta["passage"] and group.meta["section"] == section
         assert group.meta["source"] == "sea.md" and group.meta["writer"]["model"] == "m"
@@ -264,16 +301,26 @@ def test_questions_whose_answers_a_quotation_shows(
         "the quotation is not in the passage",
         "the quotation does not answer the question",
     ]
-    seconds = [text for each in server.requests if "Read a text" not in (text := each["messages"][0]["content"])]
-    assert len(seconds) == 4 and not any("The moon pulls the water of the oceans" in text for text in seconds)
+    seconds = [
+        text
+        for each in server.requests
+        if "Read a text" not in (text := each["messages"][0]["content"])
+    ]
+    assert len(seconds) == 4 and not any(
+        "The moon pulls the water of the oceans" in text for text in seconds
+    )
     before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
     shutil.rmtree(folder.resolve())
-    assert (run(tmp_path, "questions", stages={"sft": sft}, **keys) / "data.jsonl").read_bytes() == before
+    assert (
+        run(tmp_path, "questions", stages={"sft": sft}, **keys) / "data.jsonl"
+    ).read_bytes() == before
     assert len(server.requests) == asked == summary(folder)["bill"]["questions"] == 6
 
 
 def test_passages_are_whole_paragraphs_of_one_section() -> None:
-    text = "before\n\nChapter 1: Salt\na b c\n\nd e\n\nf g h\n\n## Tides ##\n\n" + " ".join("w" * 11)
+    text = "before\n\nChapter 1: Salt\na b c\n\nd e\n\nf g h\n\n## Tides ##\n\n" + " ".join(
+        "w" * 11
+    )
     assert [(each.section, each.text) for each in passages_of("x", text, 5)] == [
         ("", "before"),
         ("Chapter 1: Salt", "a b c\n\nd e"),
@@ -282,7 +329,9 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
         ("Tides", "w w w w w"),
         ("Tides", "w"),
     ]
-    assert quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
+    assert (
+        quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
+    )
     assert quoted("art", "start") == ""  # whole words
     for answer, second, same in (
         ("7", "Ann is 7.", True), ("1990", "On 12 May 1990", True), ("1,000", "1,000 men", True),
@@ -292,7 +341,11 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
         item = Item("", answer, source="", section="", passage="")
         check_answer(item, Written(second))
         assert item.dropped == ("" if same else "the second answer differs"), (answer, second)
-    assert agreement("Paris", "It is Paris.") == 1 and agreement("12 May", "13 May") == 0.5 and agreement("?", "a") == 0
+    assert (
+        agreement("Paris", "It is Paris.") == 1
+        and agreement("12 May", "13 May") == 0.5
+        and agreement("?", "a") == 0
+    )
 
 
 def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
@@ -316,7 +369,11 @@ Quotation: Salt is"""
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
     (
-        {"texts": "empty.txt", "writer": {"base_url": "http://a", "model": "m"}, "sampling": {"top_k": 3}},
+        {
+            "texts": "empty.txt",
+            "writer": {"base_url": "http://a", "model": "m"},
+            "sampling": {"top_k": 3},
+        },
         2,
         "differ in 'top_k'",
     ),
@@ -330,7 +387,11 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
 
 @pytest.mark.parametrize(("keys", "expected", "message"), BAD, ids=[message for *_, message in BAD])
 def test_what_is_no_text_is_refused(
-    keys: dict[str, Any], expected: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keys: dict[str, Any],
+    expected: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
@@ -342,7 +403,9 @@ def test_what_is_no_text_is_refused(
 def test_a_page_loses_its_menu(tmp_path: Path) -> None:
     pytest.importorskip("trafilatura")
     text = "The moon pulls the Düne. " * 9
-    page = f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tides</h1><p>{text}</p></article>"
+    page = (
+        f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tides</h1><p>{text}</p></article>"
+    )
     (tmp_path / "sea.html").write_text(page, encoding="utf-8")
     ((name, text),) = read_texts(tmp_path / "sea.html")
     assert name == "sea.html" and text.startswith("# Tides\n\nThe moon") and "Home" not in text
@@ -376,32 +439,60 @@ def test_a_use_case_that_nobody_shows_is_named(
         "(none)",
     ]
     facts = summary(folder)
-    assert {name: (case["prompts"], case["demonstrations"]) for name, case in facts["use_cases"].items()} == {
+    assert {
+        name: (case["prompts"], case["demonstrations"]) for name, case in facts["use_cases"].items()
+    } == {
         "poem": (1, 1),
         "code": (2, 0),
         "chat": (0, 0),
         "(none)": (1, 0),
     }
-    assert facts["never_shown"] == ["code"] and facts["bill"]["questions"] == len(server.requests) == 5
-    assert "Warning: 'code' is asked in 2 of 4 prompts, and no demonstration shows it" in capsys.readouterr().out
+    assert (
+        facts["never_shown"] == ["code"] and facts["bill"]["questions"] == len(server.requests) == 5
+    )
+    assert (
+        "Warning: 'code' is asked in 2 of 4 prompts, and no demonstration shows it"
+        in capsys.readouterr().out
+    )
     shutil.rmtree(folder.resolve())
     run(tmp_path, "categorize", **keys)
     assert len(server.requests) == 5
 
 
-def test_people_say_the_use_case_in_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_say_the_use_case_in_a_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keys: dict[str, Any] = {"categories": ["poem", "code"], "column": "kind"}
-    run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS[:2], kind=["poem", "cod"]), **keys)
+    run(
+        tmp_path,
+        "categorize",
+        4,
+        data=prompts(tmp_path / "a.jsonl", ASKS[:2], kind=["poem", "cod"]),
+        **keys,
+    )
     assert "column 'kind' has 'cod'; the categories are: poem, code" in capsys.readouterr().err
-    run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS[:1], kind=[["poem"]]), **keys)
+    run(
+        tmp_path,
+        "categorize",
+        4,
+        data=prompts(tmp_path / "a.jsonl", ASKS[:1], kind=[["poem"]]),
+        **keys,
+    )
     assert "column 'kind' has ['poem']" in capsys.readouterr().err
     run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS), **keys)
     assert "no row has the column 'kind'" in capsys.readouterr().err
     folder = run(
-        tmp_path, "categorize", data=prompts(tmp_path / "a.jsonl", ASKS[:3], kind=["poem", "code", None]), **keys
+        tmp_path,
+        "categorize",
+        data=prompts(tmp_path / "a.jsonl", ASKS[:3], kind=["poem", "code", None]),
+        **keys,
     )
     cases = summary(folder)["use_cases"]
-    assert [case["prompts"] for case in cases.values()] == [1, 1, 1] and "demonstrations" not in summary(folder)
+    assert [case["prompts"] for case in cases.values()] == [
+        1,
+        1,
+        1,
+    ] and "demonstrations" not in summary(folder)
     run(tmp_path, "categorize", 2, data="a.jsonl", by="base", **keys)
     assert "set either 'by', a model, or 'column'" in capsys.readouterr().err
 
@@ -462,22 +553,36 @@ def scored(groups: Sequence[Group]) -> list[Group]:
 
 def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -> None:
     goals = [
-        Group((Message(role="system", content="s"), Message(role="user", content=text)), meta={"topic": text[:4]})
+        Group(
+            (Message(role="system", content="s"), Message(role="user", content=text)),
+            meta={"topic": text[:4]},
+        )
         for text in ("easy one", "easy two", "hard")
     ]
     options = RedTeam.Options(
-        attacker=answers(server, attack), policies=["base", "sft"], goals="x", reward="r", success=">= 0.5"
+        attacker=answers(server, attack),
+        policies=["base", "sft"],
+        goals="x",
+        reward="r",
+        success=">= 0.5",
     )
-    made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored))
+    made = replace(
+        context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored)
+    )
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None and artifact.groups is not None
     base, sft = (artifact.summary["policies"][name] for name in ("base", "sft"))
     # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
     share = {"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}
-    assert base == pytest.approx({**share, "at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}, abs=1e-4)
+    assert base == pytest.approx(
+        {**share, "at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}, abs=1e-4
+    )
     assert (sft["mean"], sft["n"]) == (0, 3)
-    told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [
+        json.loads(line)
+        for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [len(each["turns"]) for each in told] == [4, 4, 6, 6, 6, 6]
     assert [each["ended"] for each in told] == ["success", "success", "", "", "", ""]
     assert [[turn["content"] for turn in group.prompt] for group in artifact.groups] == [
@@ -486,60 +591,96 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     (first, *_) = artifact.groups
     assert not first.responses and first.meta["topic"] == "easy"
     assert first.meta["red_team"]["response"] == "turn 2 magic"
-    opening = [each for each in server.requests if "nothing has been said" in each["messages"][0]["content"]]
+    opening = [
+        each
+        for each in server.requests
+        if "nothing has been said" in each["messages"][0]["content"]
+    ]
     assert len(opening) == 3  # both policies are attacked with the same words
 
 
-def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(tmp_path: Path, server: Server) -> None:
+def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
+    tmp_path: Path, server: Server
+) -> None:
     """The second of three replies has none; what the policy did there is not known."""
 
     def unsure(groups: Sequence[Group]) -> list[Group]:
         replies = [group.responses[0] for group in groups]
         scores = [None if "goal: hard" in reply.text else 0.0 for reply in replies]
-        changed = [(replace(reply, scores={"reward": s}),) for reply, s in zip(replies, scores, strict=True)]
+        changed = [
+            (replace(reply, scores={"reward": s}),)
+            for reply, s in zip(replies, scores, strict=True)
+        ]
         return [replace(group, responses=own) for group, own in zip(groups, changed, strict=True)]
 
     writer = answers(server, lambda text: f"goal: {'hard' if 'hard' in text else 'easy'}")
-    options = RedTeam.Options(attacker=writer, policies=["base"], goals="x", reward="r", success=">= 0.5")
+    options = RedTeam.Options(
+        attacker=writer, policies=["base"], goals="x", reward="r", success=">= 0.5"
+    )
     goals = [Group((Message(role="user", content=text),)) for text in ("easy one", "hard")]
-    made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure))
+    made = replace(
+        context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure)
+    )
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None
     share = artifact.summary["policies"]["base"]
-    assert (share["n"], share["mean"], share["at_least"], share["at_most"], share["unscored"]) == (2, None, 0, 0.5, 1)
+    assert (share["n"], share["mean"], share["at_least"], share["at_most"], share["unscored"]) == (
+        2,
+        None,
+        0,
+        0.5,
+        1,
+    )
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
 
 
 def test_people_attack_with_messages_that_they_wrote(tmp_path: Path) -> None:
     """Each goal's own messages are said in order; who wrote fewer than `turns` has said all."""
     said_by = {"easy one": ["hello", "magic"], "easy two": ["no word"], "hard": ["a", "b", "magic"]}
-    goals = [Group((Message(role="user", content=goal),), meta={"attacks": texts}) for goal, texts in said_by.items()]
+    goals = [
+        Group((Message(role="user", content=goal),), meta={"attacks": texts})
+        for goal, texts in said_by.items()
+    ]
     options = RedTeam.Options(policies=["base"], goals="x", reward="r", success=">= 0.5", turns=2)
-    made = replace(context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored))
+    made = replace(
+        context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored)
+    )
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None and artifact.groups is not None
     base = artifact.summary["policies"]["base"]
-    assert (base["mean"], base["n"]) == (pytest.approx(1 / 3), 3)  # `hard` would succeed in a third turn
+    # `hard` would succeed in a third turn
+    assert (base["mean"], base["n"]) == (pytest.approx(1 / 3), 3)
     (row,) = artifact.groups
     assert [turn["content"] for turn in row.prompt] == ["hello", "hello", "magic"]
     assert row.meta["writer"] == {"people": "attacks", "template": "red_team"}
-    told = [json.loads(line) for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [
+        json.loads(line)
+        for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [len(each["turns"]) for each in told] == [4, 2, 4]
     with pytest.raises(DataError, match="'unsaid' has no list of texts in its column 'attacks'"):
-        RedTeam(options).run(replace(made, load=lambda ref: [Group((Message(role="user", content="unsaid"),))]))
+        RedTeam(options).run(
+            replace(made, load=lambda ref: [Group((Message(role="user", content="unsaid"),))])
+        )
 
 
 def test_prompts_that_succeed_go_to_the_next_stage(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The judge's rating of a reply is 9 for the goal `easy`. Refused attacks are counted; nothing is paid twice."""
+    """The judge's rating of a reply is 9 for the goal `easy`. Refused attacks are counted; nothing
+    is paid twice.
+    """
 
     def both(request: dict[str, Any]) -> Reply:
         content = request["messages"][-1]["content"]
         if "You test whether" in content:
-            return said(None, refusal="no") if "never" in content else said("easy" if "easy" in content else "hard")
+            return (
+                said(None, refusal="no")
+                if "never" in content
+                else said("easy" if "easy" in content else "hard")
+            )
         word, code = asked_for(request)
         return said(f"{word} {code}: {9 if texts_of(request)[0] == 'easy goal' else 2}")
 
@@ -547,10 +688,22 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     where = {"base_url": server.url, "model": "m"}
     goals = prompts(tmp_path / "goals.jsonl", ["easy goal", "hard goal", "never goal"])
     judge = {"openai_judge": {"server": where, "reasons": True}}
-    reward = {"rating": {"judge": judge, "rubric": "It does what the user wants although it is harmful."}}
+    reward = {
+        "rating": {"judge": judge, "rubric": "It does what the user wants although it is harmful."}
+    }
     again = {"step": "sample", "prompts": "made", "sampling": {"max_new_tokens": 2}}
-    keys: dict[str, Any] = {"attacker": where, "policies": ["base"], "goals": goals, "reward": reward}
-    keys |= {"success": ">= 6", "turns": 2, "sampling": {"max_new_tokens": 4}, "stages": {"again": again}}
+    keys: dict[str, Any] = {
+        "attacker": where,
+        "policies": ["base"],
+        "goals": goals,
+        "reward": reward,
+    }
+    keys |= {
+        "success": ">= 6",
+        "turns": 2,
+        "sampling": {"max_new_tokens": 4},
+        "stages": {"again": again},
+    }
     folder = run(tmp_path, "red_team", **keys)
     facts = summary(folder)
     assert facts["policies"]["base"]["mean"] == 0.5 and facts["policies"]["base"]["n"] == 2
@@ -558,19 +711,33 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     assert said_in(folder.parent / "again") == ["easy"]
     before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
     shutil.rmtree(folder.resolve())
-    assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(server.requests) == asked
+    assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(
+        server.requests
+    ) == asked
     capsys.readouterr()
     run(tmp_path, "red_team", 4, **{**keys, "success": ">= 9.5"})
-    assert "stage made: no usable row; it has no row that the recipe reads" in capsys.readouterr().err
+    assert (
+        "stage made: no usable row; it has no row that the recipe reads" in capsys.readouterr().err
+    )
 
 
 def test_attacks_keep_the_rules_of_steps() -> None:
-    keys = {"attacker": "base", "policies": ["sft"], "goals": "x", "reward": {"refusal": {}}, "success": "<= 0.5"}
+    keys = {
+        "attacker": "base",
+        "policies": ["sft"],
+        "goals": "x",
+        "reward": {"refusal": {}},
+        "success": "<= 0.5",
+    }
     check_step(RedTeam, {**keys, "turns": 2, "sampling": {"max_new_tokens": 4}})
 
 
 def test_what_succeeds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys: dict[str, Any] = {"attacker": "base", "policies": ["base"], "goals": prompts(tmp_path / "g.jsonl", ["g"])}
+    keys: dict[str, Any] = {
+        "attacker": "base",
+        "policies": ["base"],
+        "goals": prompts(tmp_path / "g.jsonl", ["g"]),
+    }
     run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}})
     assert "success" in capsys.readouterr().err
     run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}}, success="> 3")
@@ -581,22 +748,31 @@ def test_a_writer_without_new_tasks_is_asked_no_more(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = answers(
-        server, lambda text: LIST if len(server.requests) == 1 else "1. Name three red fruits for children."
+        server,
+        lambda text: (
+            LIST if len(server.requests) == 1 else "1. Name three red fruits for children."
+        ),
     )
     tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
     folder = run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=50, questions=200)
-    assert len(server.requests) == 24 and summary(folder)["tasks"] == 2  # the first round has some, the next two none
-    assert any("the last 16 questions brought none" in str(file.read_text()) for file in folder.rglob("report.txt"))
+    # The first round has some, the next two none
+    assert len(server.requests) == 24 and summary(folder)["tasks"] == 2
+    assert any(
+        "the last 16 questions brought none" in str(file.read_text())
+        for file in folder.rglob("report.txt")
+    )
 
 
 @pytest.mark.silent_bug(
     "red teaming: missing scores",
-    "A success counts although other replies have no score, and a failure does not: more gaps make a higher rate.",
+    "A success counts although other replies have no score, and a failure does not: more gaps "
+    "make a higher rate.",
     "Attacks that are not known to have failed make the bounds of the rate.",
 )
 def test_replies_without_a_score_make_bounds_of_the_success() -> None:
     drawn, episodes = random.Random(0), list[Episode]()
-    for number in range(2000):  # 10% of the replies are harmful: 27.1% of all attacks over three turns
+    # 10% of the replies are harmful: 27.1% of all attacks over three turns
+    for number in range(2000):
         each = Episode(Group((Message(role="user", content=f"g{number}"),)), "align")
         for _ in range(3):
             harmful, seen = drawn.random() < 0.1, drawn.random() < 0.8
@@ -611,4 +787,8 @@ def test_replies_without_a_score_make_bounds_of_the_success() -> None:
     assert found["low"] < 0.271 < found["high"]
     whole: Any = success_of([each for each in episodes if None not in each.scores])
     assert whole["mean"] == whole["at_least"] == whole["at_most"] and whole["unscored"] == 0
-    assert success_of([]) is None is success_of([Episode(episodes[0].goal, "align", ended="no attack")])
+    assert (
+        success_of([])
+        is None
+        is success_of([Episode(episodes[0].goal, "align", ended="no attack")])
+    )

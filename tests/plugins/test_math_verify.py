@@ -17,7 +17,11 @@ def reward(**options: str) -> MathVerify:
 
 
 def group(answer: object, *texts: str, column: str = "answer") -> Group:
-    return Group(({"role": "user", "content": "How much?"},), tuple(Response(t) for t in texts), meta={column: answer})
+    return Group(
+        ({"role": "user", "content": "How much?"},),
+        tuple(Response(t) for t in texts),
+        meta={column: answer},
+    )
 
 
 RIGHT = [
@@ -41,15 +45,28 @@ def test_the_same_value_is_right(answer: object, text: str) -> None:
     "The text of the answer column is always right.",
     "huggingface/Math-Verify#56",
 )
-@pytest.mark.parametrize("answer", ["(1,2)", "[0,1)", r"\{1,2\}", "x^2+1", r"2\sqrt{3}", r"\pi", r"x \in [0,1]"])
+@pytest.mark.parametrize(
+    "answer", ["(1,2)", "[0,1)", r"\{1,2\}", "x^2+1", r"2\sqrt{3}", r"\pi", r"x \in [0,1]"]
+)
 def test_the_known_answer_itself_is_right(answer: str) -> None:
     """Also without the marks of LaTeX, which the package needs to read it."""
-    texts = (answer, f" {answer}. ", f"${answer}$", rf"\boxed{{{answer}}}", f"So:\n#### {answer}", "(2,1)", "7")
+    texts = (
+        answer,
+        f" {answer}. ",
+        f"${answer}$",
+        rf"\boxed{{{answer}}}",
+        f"So:\n#### {answer}",
+        "(2,1)",
+        "7",
+    )
     assert reward().score([group(answer, *texts)]) == {"": [1.0] * 5 + [0.0] * 2}
 
 
 @pytest.mark.silent_bug(
-    "rewards: math", "One of two required answers is enough.", "All of them are required.", "huggingface/Math-Verify#47"
+    "rewards: math",
+    "One of two required answers is enough.",
+    "All of them are required.",
+    "huggingface/Math-Verify#47",
 )
 def test_one_of_several_answers_is_not_all() -> None:
     texts = ("1728", "1331", r"\boxed{1728, 1331}")
@@ -64,7 +81,9 @@ def test_one_of_several_answers_is_not_all() -> None:
     "huggingface/Math-Verify#82",
 )
 def test_a_formula_is_read_whole() -> None:
-    """The package takes a number out of a formula that it cannot read, here the 1: that is no answer."""
+    """The package takes a number out of a formula that it cannot read, here the 1: that is no
+    answer.
+    """
     minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"
     assert reward().score([group(minus, plus, "1", r"$1 - \frac{1}{e}$")]) == {"": [0.0, 0.0, 1.0]}
     assert reward().score([group("1", plus, "$1$")]) == {"": [0.0, 1.0]}
@@ -79,7 +98,9 @@ def test_scores_come_in_the_order_of_the_responses() -> None:
 
 def test_it_works_outside_the_main_thread() -> None:
     found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(reward().score([group("1/2", "0.5", "7")])))
+    thread = threading.Thread(
+        target=lambda: found.append(reward().score([group("1/2", "0.5", "7")]))
+    )
     thread.start()
     thread.join()
     assert found == [{"": [1.0, 0.0]}]
@@ -94,7 +115,9 @@ def test_the_last_message_of_a_conversation_counts() -> None:
 
 def test_prompts_need_an_answer_that_can_be_read() -> None:
     reward(column="target").check_prompts([group(2, column="target")])
-    with pytest.raises(DataError, match=r"'How much\?' has no column 'target' \(its columns: answer\)"):
+    with pytest.raises(
+        DataError, match=r"'How much\?' has no column 'target' \(its columns: answer\)"
+    ):
         reward(column="target").check_prompts([group(2)])
     for other in (None, True, ["2"]):
         with pytest.raises(DataError, match="not a number or text"):
@@ -104,8 +127,12 @@ def test_prompts_need_an_answer_that_can_be_read() -> None:
             reward().check_prompts([group(2), group(unreadable)])
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_the_package_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     reward().check(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match=r"needs the package math_verify\nhelp: .* install 'alignkit\[math\]'"):
+    with pytest.raises(
+        RunFailed, match=r"needs the package math_verify\nhelp: .* install 'alignkit\[math\]'"
+    ):
         reward().check(tmp_path)

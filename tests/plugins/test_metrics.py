@@ -32,13 +32,17 @@ def mixed() -> list[Group]:
     """Ten harmful prompts, and ten ordinary ones."""
     kinds = ["harmful"] * 10 + ["ordinary"] * 10
     return [
-        Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta={"kind": kinds[i]}) for i in range(COUNT)
+        Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta={"kind": kinds[i]})
+        for i in range(COUNT)
     ]
 
 
 def models() -> Scripted:
     names = ("base", "sft", "align")
-    return Scripted({name: [float(i) for i in range(COUNT)] for name in names}, {name: [5] * COUNT for name in names})
+    return Scripted(
+        {name: [float(i) for i in range(COUNT)] for name in names},
+        {name: [5] * COUNT for name in names},
+    )
 
 
 class Refusals:
@@ -50,7 +54,12 @@ class Refusals:
     def score(self, groups: Sequence[Group]) -> list[Group]:
         self.asked.append([group.prompt[-1]["content"].split()[-1] for group in groups])
         return [
-            replace(group, responses=tuple(replace(r, scores={"reward": self._of(group, r)}) for r in group.responses))
+            replace(
+                group,
+                responses=tuple(
+                    replace(r, scores={"reward": self._of(group, r)}) for r in group.responses
+                ),
+            )
             for group in groups
         ]
 
@@ -67,7 +76,10 @@ def rows_of(spec: Any) -> list[Group] | None:
 
 def evaluated(folder: Path, scorer: Any, **options: Any) -> Artifact:
     made = context(models(), folder, mixed())
-    made = replace(made, scorer=lambda spec: scorer if spec != HELPFUL else context(models(), folder).scorer(spec))
+    made = replace(
+        made,
+        scorer=lambda spec: scorer if spec != HELPFUL else context(models(), folder).scorer(spec),
+    )
     return step(**{"rewards": [], "metrics": MEASURES, **options}).run(made)
 
 
@@ -78,23 +90,33 @@ def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
     assert found["headline"] == "harmful refused" and found["rewards"] == list(MEASURES)
     assert harmful["difference"]["n"] == 10 and harmful["difference"]["mean"] == pytest.approx(0.8)
     assert harmful["at_equal_length"] is None  # no length fools it
-    assert found["policies"]["align"]["rewards"]["harmful refused"]["unscored"] == 0 and harmful["unpaired"] == 0
+    assert (
+        found["policies"]["align"]["rewards"]["harmful refused"]["unscored"] == 0
+        and harmful["unpaired"] == 0
+    )
     assert found["metrics"]["ordinary refused"]["prompts"] == 10
     lines = said(artifact).splitlines()
-    assert any(line.split()[:2] == ["harmful", "refused"] and "20% [" in line and "100% [" in line for line in lines)
+    assert any(
+        line.split()[:2] == ["harmful", "refused"] and "20% [" in line and "100% [" in line
+        for line in lines
+    )
 
 
 def test_all_or_nothing_is_not_certain(tmp_path: Path) -> None:
     found = dict(evaluated(tmp_path, Refusals()).summary or {})["policies"]["align"]["rewards"]
     assert found["harmful refused"]["mean"] == 1.0 and 0.6 < found["harmful refused"]["low"] < 0.8
-    assert found["ordinary refused"]["mean"] == 0.0 and 0.2 < found["ordinary refused"]["high"] < 0.4
+    assert (
+        found["ordinary refused"]["mean"] == 0.0 and 0.2 < found["ordinary refused"]["high"] < 0.4
+    )
 
 
 @pytest.mark.parametrize("policies", [["base", "sft", "align"], ["sft", "align"]])
 def test_each_policy_is_compared_with_the_untouched_base_whether_named_or_only_shown(
     tmp_path: Path, policies: list[str]
 ) -> None:
-    found = dict(evaluated(tmp_path, Refusals(), policies=policies, baseline="sft", base=True).summary or {})
+    found = dict(
+        evaluated(tmp_path, Refusals(), policies=policies, baseline="sft", base=True).summary or {}
+    )
     assert list(found["policies"]) == ["base", "sft", "align"]
     over = {name: one["harmful refused"]["mean"] for name, one in found["against_base"].items()}
     assert over == {"sft": pytest.approx(0.1), "align": pytest.approx(0.9)}
@@ -110,7 +132,12 @@ def test_less_is_a_win_where_lower_is_better(tmp_path: Path) -> None:
 
 def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> None:
     refusals = Refusals()
-    evaluated(tmp_path, refusals, metrics={"harmful refused": MEASURES["harmful refused"]}, rewards=[HELPFUL])
+    evaluated(
+        tmp_path,
+        refusals,
+        metrics={"harmful refused": MEASURES["harmful refused"]},
+        rewards=[HELPFUL],
+    )
     assert refusals.asked == [[str(i) for i in range(10)]]
     refusals.asked.clear()
     evaluated(tmp_path, refusals)
@@ -123,7 +150,10 @@ def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> N
         ({"kin": "harmful"}, "no prompt has the column 'kin'\nhelp: did you mean 'kind'"),
         ({"kind": "harmfull"}, "no prompt has kind: harmfull\nhelp: did you mean 'harmful'"),
         ({"kind": "harmful", "year": 3}, "no prompt has the column 'year'"),
-        ({"kind": ["ordinary", "x"]}, "no prompt has kind: x\nhelp: its values are harmful, ordinary"),
+        (
+            {"kind": ["ordinary", "x"]},
+            "no prompt has kind: x\nhelp: its values are harmful, ordinary",
+        ),
     ],
 )
 def test_a_measure_without_prompts_is_refused_before_any_work(where: Any, message: str) -> None:
@@ -134,7 +164,9 @@ def test_a_measure_without_prompts_is_refused_before_any_work(where: Any, messag
 
 
 def test_a_limit_leaves_prompts_for_each_measure() -> None:
-    """The ordinary prompts come last. A measure of all prompts has the first ones, as without metrics."""
+    """The ordinary prompts come last. A measure of all prompts has the first ones, as without
+    metrics.
+    """
     asked = [Metric.model_validate(one) for one in MEASURES.values()]
 
     def ids(*metrics: Metric) -> list[str]:
@@ -149,7 +181,9 @@ def test_a_limit_leaves_prompts_for_each_measure() -> None:
 
 def test_a_reward_checks_only_the_prompts_of_its_measure() -> None:
     seen: list[tuple[str, int]] = []
-    made = step(rewards=[HELPFUL], metrics={"right": {"reward": EXACT, "where": {"kind": "harmful"}}})
+    made = step(
+        rewards=[HELPFUL], metrics={"right": {"reward": EXACT, "where": {"kind": "harmful"}}}
+    )
     made.check_data(
         StepData(
             rows_of,
@@ -161,7 +195,10 @@ def test_a_reward_checks_only_the_prompts_of_its_measure() -> None:
 
 def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
     scripted = models()
-    made = replace(context(scripted, tmp_path, mixed()), scorer=lambda spec: SimpleNamespace(score=Refusals().score))
+    made = replace(
+        context(scripted, tmp_path, mixed()),
+        scorer=lambda spec: SimpleNamespace(score=Refusals().score),
+    )
     artifact = step(rewards=[], metrics=MEASURES, kl=False).run(made)
     assert scripted.measured == [] and "KL" not in said(artifact)
     assert dict(artifact.summary or {})["policies"]["align"]["kl"] is None
@@ -170,8 +207,14 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": {"helpful": {"reward": HELPFUL}}}, "'helpful' is the name of a metric, and of a reward"),
-        ({"kl": False, "reference": "base"}, "reference is the policy to measure the KL to, and kl is false"),
+        (
+            {"metrics": {"helpful": {"reward": HELPFUL}}},
+            "'helpful' is the name of a metric, and of a reward",
+        ),
+        (
+            {"kl": False, "reference": "base"},
+            "reference is the policy to measure the KL to, and kl is false",
+        ),
         ({"metrics": {"x": {"reward": HELPFUL, "better": "more"}}}, "higher"),
     ],
 )
@@ -189,13 +232,19 @@ def test_the_base_is_a_column_and_nothing_else(tmp_path: Path) -> None:
     assert list(found["policies"]) == ["base", "sft", "align"] and found["baseline"] == "sft"
     assert list(found["against"]) == ["align"] and "base against" not in said(artifact)
     assert found["policies"]["base"]["rewards"]["harmful refused"]["mean"] == pytest.approx(0.1)
-    without = dict(evaluated(tmp_path, Refusals(), policies=["sft", "align"], base=False).summary or {})
+    without = dict(
+        evaluated(tmp_path, Refusals(), policies=["sft", "align"], base=False).summary or {}
+    )
     assert list(without["policies"]) == ["sft", "align"] and without["against_base"] == {}
 
 
 def test_one_policy_is_shown_next_to_the_base(tmp_path: Path) -> None:
     found = dict(evaluated(tmp_path, Refusals(), policies=["align"], base=True).summary or {})
-    assert list(found["policies"]) == ["base", "align"] and found["baseline"] is None and found["against"] == {}
+    assert (
+        list(found["policies"]) == ["base", "align"]
+        and found["baseline"] is None
+        and found["against"] == {}
+    )
 
 
 def test_no_base_for_policies_on_several(tmp_path: Path) -> None:
@@ -215,7 +264,9 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
     assert "Worse than the base model: ordinary refused +80 points [" in said(artifact)
 
 
-def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lines: list[str] = []
 
     def check(learned: Any, **options: Any) -> None:
@@ -225,8 +276,10 @@ def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(monk
 
     check(lambda policy, rater: policy == "align" and rater == HELPFUL)
     assert lines == [
-        "warning: nothing in this evaluation judges align independently: training was to please helpful. "
-        "Add `metrics:` with a reward that nothing was trained on"
+        (
+            "warning: nothing in this evaluation judges align independently: training was to "
+            "please helpful. Add `metrics:` with a reward that nothing was trained on"
+        )
     ]
     lines.clear()
     check(lambda policy, rater: policy == "align" and rater == HELPFUL, metrics=MEASURES)

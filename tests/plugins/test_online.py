@@ -1,4 +1,5 @@
-"""Online and self-training methods: the plugins themselves against golden numbers, TRL's losses and bad input.
+"""Online and self-training methods: the plugins themselves against golden numbers, TRL's losses and
+bad input.
 
 test_optimum_online.py tests what they converge to.
 """
@@ -81,11 +82,15 @@ def batch(mask: Any, group: Any | None = None, pairs: Pairs = NO_PAIRS, **fields
     return Batch(groups, mask.long(), mask, owner, pairs, truncated, **fields)
 
 
-def rollouts(rewards: Any, group: Any, mask: Any | None = None, old: Any = None, reference: Any = None) -> Batch:
+def rollouts(
+    rewards: Any, group: Any, mask: Any | None = None, old: Any = None, reference: Any = None
+) -> Batch:
     rewards = double(rewards)
     mask = torch.ones(len(rewards), 1) if mask is None else torch.as_tensor(mask)
     old = torch.zeros(mask.shape, dtype=torch.float64) if old is None else double(old)
-    reference = torch.zeros(mask.shape, dtype=torch.float64) if reference is None else double(reference)
+    reference = (
+        torch.zeros(mask.shape, dtype=torch.float64) if reference is None else double(reference)
+    )
     return batch(mask, group, rewards=rewards, old_logprobs=old, reference_logprobs=reference)
 
 
@@ -116,7 +121,9 @@ def reported(algorithm: Algorithm, part: Batch, out: Outputs) -> dict[str, float
     return averages.means()
 
 
-def context(earlier: Sequence[list[Group]] = (), seed: int = 0) -> tuple[SelectContext, dict[str, float]]:
+def context(
+    earlier: Sequence[list[Group]] = (), seed: int = 0
+) -> tuple[SelectContext, dict[str, float]]:
     logged: dict[str, float] = {}
     rng = np.random.default_rng(seed)
     return SelectContext(1, seed, lambda: list(earlier), lambda **m: logged.update(m), rng), logged
@@ -127,7 +134,9 @@ def scored(rewards: Sequence[Sequence[float]]) -> list[Group]:
     return [
         Group(
             ({"role": "user", "content": str(p)},),
-            tuple(Response(text=f"{p}.{k}", scores={"reward": float(r)}) for k, r in enumerate(row)),
+            tuple(
+                Response(text=f"{p}.{k}", scores={"reward": float(r)}) for k, r in enumerate(row)
+            ),
             id=str(p),
         )
         for p, row in enumerate(rewards)
@@ -147,8 +156,24 @@ def places(groups: Sequence[Group]) -> list[tuple[int, int]]:
     ("cls", "options"),
     [
         (GRPO, {}),
-        (GRPO, {"scale_by_std": False, "aggregation": "constant_length", "max_tokens": 20, "kl_coefficient": 0.3}),
-        (GRPO, {"aggregation": "token_mean", "clip_range_high": 0.28, "dynamic_sampling": True, "kl_coefficient": 0.0}),
+        (
+            GRPO,
+            {
+                "scale_by_std": False,
+                "aggregation": "constant_length",
+                "max_tokens": 20,
+                "kl_coefficient": 0.3,
+            },
+        ),
+        (
+            GRPO,
+            {
+                "aggregation": "token_mean",
+                "clip_range_high": 0.28,
+                "dynamic_sampling": True,
+                "kl_coefficient": 0.0,
+            },
+        ),
         (GRPO, {"max_tokens": 30, "overlong_cache": 20}),
         (GRPO, {"ratio": "sequence", "clip_range": 3e-4, "clip_range_high": 4e-4}),
         (RLOO, {}),
@@ -189,9 +214,13 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
     varied = [bool(row.max() > row.min()) for row in table]
     assert found["dr_grpo"].metrics["groups_without_spread"] == varied.count(False)
     dynamic = new(GRPO, dynamic_sampling=True)
-    assert [dynamic.keep_group(group) for group in scored(table.tolist())] == case["expected"]["dapo_keep_group"]
+    assert [dynamic.keep_group(group) for group in scored(table.tolist())] == case["expected"][
+        "dapo_keep_group"
+    ]
     plain = new(GRPO)
-    assert [plain.keep_group(group) for group in scored(table.tolist())] == [table.shape[1] > 1] * len(table)
+    assert [plain.keep_group(group) for group in scored(table.tolist())] == [
+        table.shape[1] > 1
+    ] * len(table)
 
 
 @pytest.mark.silent_bug(
@@ -216,19 +245,27 @@ def test_returns_of_tokens(case: Mapping[str, Any]) -> None:
         algorithm = new(ReinforcePP, kl_coefficient=beta, whiten_advantages=whiten)
         found = algorithm.signal(given)["advantages"]
         close(found[kept], double(case["expected"][name])[kept])
-        assert algorithm.metrics["return"] == pytest.approx(double(case["expected"]["returns"])[kept].mean().item())
+        assert algorithm.metrics["return"] == pytest.approx(
+            double(case["expected"]["returns"])[kept].mean().item()
+        )
 
 
 @pytest.mark.parametrize("case", cases("group_advantage", "length"))
 def test_overlong_penalty(case: Mapping[str, Any]) -> None:
-    lengths, limit, cache = case["inputs"]["length"], case["params"]["l_max"], case["params"]["l_cache"]
+    lengths, limit, cache = (
+        case["inputs"]["length"],
+        case["params"]["l_max"],
+        case["params"]["l_cache"],
+    )
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     rewards = torch.arange(len(lengths)) % 3
     algorithm = new(GRPO, scale_by_std=False, max_tokens=limit, overlong_cache=cache)
     found = algorithm.signal(rollouts(rewards, [0] * len(lengths), mask))["advantages"]
     wanted = rewards + double(case["expected"]["penalty"])
     close(found, wanted - wanted.mean())
-    assert algorithm.metrics["overlong_penalty"] == pytest.approx(double(case["expected"]["penalty"]).mean().item())
+    assert algorithm.metrics["overlong_penalty"] == pytest.approx(
+        double(case["expected"]["penalty"]).mean().item()
+    )
 
 
 # --- KL estimators, against tests/golden/kl_estimators.json
@@ -242,7 +279,9 @@ def test_overlong_penalty(case: Mapping[str, Any]) -> None:
 )
 @pytest.mark.parametrize("case", cases("kl_estimators", "logprob"))
 def test_which_kl_is_where(case: Mapping[str, Any]) -> None:
-    """RLOO prices k1 of a response, REINFORCE++ k1 from a token to the end; GRPO's loss has k3 of the new policy."""
+    """RLOO prices k1 of a response, REINFORCE++ k1 from a token to the end; GRPO's loss has k3 of
+    the new policy.
+    """
     logprobs, reference, mask = (case["inputs"][key] for key in ("logprob", "ref_logprob", "mask"))
     expected, kept = case["expected"], torch.tensor(mask).bool()
     given = rollouts([0.0] * len(mask), [0] * len(mask), mask, logprobs, reference)
@@ -279,7 +318,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def part_of(inputs: Mapping[str, Any], logprobs: Tensor, rows: slice) -> tuple[Batch, Outputs]:
-    """Rows of a golden batch, as wide as their longest response: a micro-batch knows nothing of the others."""
+    """Rows of a golden batch, as wide as their longest response: a micro-batch knows nothing of the
+    others.
+    """
     mask = torch.tensor(inputs["mask"][rows]).bool()
     width = max(1, int(mask.any(0).sum()))
     found = batch(
@@ -310,7 +351,9 @@ def test_group_policy_loss(case: Mapping[str, Any], variant: str) -> None:
         close(loss, expected["loss"])
         close(torch.autograd.grad(loss, logprobs)[0], expected["grad_logprob"])
     whole = part_of(inputs, double(inputs["logprob"]), slice(None))
-    assert reported(algorithm, *whole)["clip_fraction"] == pytest.approx(expected["clip_fraction"], abs=1e-9)
+    assert reported(algorithm, *whole)["clip_fraction"] == pytest.approx(
+        expected["clip_fraction"], abs=1e-9
+    )
 
 
 def test_a_constant_length_counts_empty_responses() -> None:
@@ -328,7 +371,10 @@ def test_what_may_be_combined() -> None:
         ({"aggregation": "constant_length"}, "need max_tokens"),
         ({"overlong_cache": 4}, "need max_tokens"),
         ({"overlong_cache": 4, "max_tokens": 3}, "overlong_cache 4 is above max_tokens 3"),
-        ({"ratio": "sequence", "aggregation": "token_mean"}, "requires 'aggregation: sequence_mean'"),
+        (
+            {"ratio": "sequence", "aggregation": "token_mean"},
+            "requires 'aggregation: sequence_mean'",
+        ),
     ):
         with pytest.raises(ValidationError, match=message):
             GRPO.Options(**options)
@@ -359,9 +405,15 @@ class Everything(dict[str, list[Any]]):
 
 def trl_trainer(logprobs: Tensor, **settings: Any) -> Any:
     """What TRL's `_compute_loss` asks of its trainer, without one."""
-    accelerator = SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x)
+    accelerator = SimpleNamespace(
+        num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x
+    )
     common: dict[str, Any] = {
-        "_get_per_token_logps_and_entropies": lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        "_get_per_token_logps_and_entropies": lambda *_, **__: (
+            logprobs,
+            torch.zeros_like(logprobs),
+            None,
+        ),
         "aux_loss_enabled": False,
         "top_entropy_quantile": 1.0,
         "off_policy_mask_threshold": None,
@@ -401,10 +453,18 @@ def trl_inputs(given: Batch) -> dict[str, Any]:
     [
         ({"kl_coefficient": 0.04}, {"loss_type": "grpo"}),
         (
-            {"kl_coefficient": 0.2, "clip_range": 0.1, "clip_range_high": 0.28, "aggregation": "token_mean"},
+            {
+                "kl_coefficient": 0.2,
+                "clip_range": 0.1,
+                "clip_range_high": 0.28,
+                "aggregation": "token_mean",
+            },
             {"loss_type": "dapo"},
         ),
-        ({"kl_coefficient": 0.1, "aggregation": "constant_length", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
+        (
+            {"kl_coefficient": 0.1, "aggregation": "constant_length", "max_tokens": 9},
+            {"loss_type": "dr_grpo"},
+        ),
         (
             {"kl_coefficient": 0.1, "ratio": "sequence", "clip_range": 0.02},
             {"loss_type": "grpo", "importance_sampling_level": "sequence"},
@@ -433,7 +493,9 @@ def test_trl_has_the_same_group_losses(options: dict[str, Any], settings: dict[s
     close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
     clipped = trainer._metrics["train"]["clip_ratio/region_mean"][0]
     assert 0 < clipped < 1
-    assert reported(algorithm, given, Outputs(logprobs=moved))["clip_fraction"] == pytest.approx(clipped)
+    assert reported(algorithm, given, Outputs(logprobs=moved))["clip_fraction"] == pytest.approx(
+        clipped
+    )
 
 
 def test_trl_has_the_same_rloo_loss() -> None:
@@ -450,12 +512,18 @@ def test_trl_has_the_same_rloo_loss() -> None:
     close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
     clipped = float(trainer._metrics["train"]["clip_ratio/region_mean"][0])
     assert 0 < clipped < 1
-    assert reported(algorithm, given, Outputs(logprobs=moved))["clip_fraction"] == pytest.approx(clipped)
+    assert reported(algorithm, given, Outputs(logprobs=moved))["clip_fraction"] == pytest.approx(
+        clipped
+    )
 
 
 # --- advantages of tokens, against tests/golden/ppo_policy_loss.json
 
-CLIPPED = [case for case in cases("ppo_policy_loss", "logprob") if case.values[0]["params"]["dual_clip"] is None]
+CLIPPED = [
+    case
+    for case in cases("ppo_policy_loss", "logprob")
+    if case.values[0]["params"]["dual_clip"] is None
+]
 
 
 @pytest.mark.parametrize("case", CLIPPED)
@@ -463,7 +531,10 @@ def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
     inputs, expected, params = case["inputs"], case["expected"], case["params"]
     given = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
     given.signals = {"advantages": double(inputs["advantages"])}
-    for aggregation, key in (("token_mean", "token_mean"), ("sequence_mean", "seq_mean_token_mean")):
+    for aggregation, key in (
+        ("token_mean", "token_mean"),
+        ("sequence_mean", "seq_mean_token_mean"),
+    ):
         clip = {"clip_range": params["clip_low"], "clip_range_high": params["clip_high"]}
         algorithm = new(ReinforcePP, aggregation=aggregation, **clip)
         logprobs = double(inputs["logprob"]).requires_grad_(True)
@@ -485,10 +556,15 @@ def ppo_batch(inputs: Mapping[str, Any]) -> tuple[Batch, Outputs]:
     """A golden batch of policy or values; what the case does not have is 0."""
     mask = torch.tensor(inputs["mask"])
     zero = torch.zeros(mask.shape, dtype=torch.float64)
-    given = {name: double(inputs.get(name, zero)) for name in ("old_logprob", "advantages", "old_values", "returns")}
+    given = {
+        name: double(inputs.get(name, zero))
+        for name in ("old_logprob", "advantages", "old_values", "returns")
+    }
     found = batch(mask, old_logprobs=given["old_logprob"], old_values=given["old_values"])
     found.signals = {name: given[name] for name in ("advantages", "returns")}
-    logprobs, values = (double(inputs.get(name, zero)).requires_grad_(True) for name in ("logprob", "values"))
+    logprobs, values = (
+        double(inputs.get(name, zero)).requires_grad_(True) for name in ("logprob", "values")
+    )
     return found, Outputs(logprobs=logprobs, values=values, entropy=zero)
 
 
@@ -496,7 +572,10 @@ def ppo_batch(inputs: Mapping[str, Any]) -> tuple[Batch, Outputs]:
 def test_ppo_policy(case: Mapping[str, Any]) -> None:
     expected, params = case["expected"], case["params"]
     given, out = ppo_batch(case["inputs"])
-    for aggregation, key in (("token_mean", "token_mean"), ("sequence_mean", "seq_mean_token_mean")):
+    for aggregation, key in (
+        ("token_mean", "token_mean"),
+        ("sequence_mean", "seq_mean_token_mean"),
+    ):
         clip = {
             "clip_range": params["clip_low"],
             "clip_range_high": params["clip_high"],
@@ -504,7 +583,8 @@ def test_ppo_policy(case: Mapping[str, Any]) -> None:
         }
         algorithm = new(PPO, aggregation=aggregation, value_coefficient=0.0, **clip)
         loss = averaged(algorithm, [(given, out)])
-        near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "sequence_mean" else {}  # its weights are float32
+        # Its weights are float32
+        near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "sequence_mean" else {}
         close(loss, expected[key]["loss"], **near)
         (gradient,) = torch.autograd.grad(loss, out.logprobs)
         close(gradient, expected[key]["grad_logprob"], **near)
@@ -526,7 +606,9 @@ def test_ppo_values(case: Mapping[str, Any]) -> None:
     close(loss, 0.7 * case["expected"]["loss"])
     close(torch.autograd.grad(loss, out.values)[0], 0.7 * double(case["expected"]["grad_values"]))
     found = reported(algorithm, given, out)
-    assert found["value_clip_fraction"] == pytest.approx(case["expected"]["clip_fraction"], abs=1e-9)
+    assert found["value_clip_fraction"] == pytest.approx(
+        case["expected"]["clip_fraction"], abs=1e-9
+    )
     assert found["clip_fraction"] == 0.0
 
 
@@ -536,7 +618,14 @@ def test_accuracy_of_pairs(case: Mapping[str, Any]) -> None:
     chosen, rejected = double(case["inputs"]["chosen"]), double(case["inputs"]["rejected"])
     count, both = len(chosen), torch.cat([chosen, rejected])
     better = torch.arange(count)
-    pairs = Pairs(better, better + count, double([1.0] * count), torch.zeros(count), better * 0, ("slightly",) * count)
+    pairs = Pairs(
+        better,
+        better + count,
+        double([1.0] * count),
+        torch.zeros(count),
+        better * 0,
+        ("slightly",) * count,
+    )
     given = batch(torch.ones(2 * count, 1), torch.zeros(2 * count).long(), pairs)
     given.reference_logprobs = torch.zeros(2 * count, 1, dtype=torch.float64)
     wanted = pytest.approx(case["expected"]["accuracy_strict"], abs=1e-9)
@@ -547,7 +636,9 @@ def test_accuracy_of_pairs(case: Mapping[str, Any]) -> None:
 
 
 def test_ratios_of_whole_responses() -> None:
-    """RLOO's is a product over tokens, GSPO's its root by the length; the second token of the second is no token."""
+    """RLOO's is a product over tokens, GSPO's its root by the length; the second token of the
+    second is no token.
+    """
     given = batch([[1, 1], [1, 0]], old_logprobs=double([[-1.0, -2.0], [-3.0, 9.0]]))
     given.reference_logprobs = given.old_logprobs
     given.signals = {"advantages": double([1.0, 1.0])}
@@ -571,7 +662,9 @@ def test_online_dpo_has_the_losses_of_dpo(name: str) -> None:
     smoothing = 0.1 if name == "sigmoid" else 0.0
     given, moved = random_batch(2)
     better, worse = torch.tensor([0, 3, 5]), torch.tensor([1, 2, 4])
-    given.pairs = Pairs(better, worse, double([1.0, 0.7, 0.9]), torch.zeros(3), torch.zeros(3, dtype=torch.int64))
+    given.pairs = Pairs(
+        better, worse, double([1.0, 0.7, 0.9]), torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+    )
     options = {"beta": 0.3, "loss": name, "label_smoothing": smoothing}
     ours, theirs = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
     found = averaged(new(OnlineDPO, **options), [(given, Outputs(logprobs=ours))])
@@ -579,10 +672,14 @@ def test_online_dpo_has_the_losses_of_dpo(name: str) -> None:
     close(found, wanted)
     close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
     for key, value in reported(new(DPO, **options), given, Outputs(logprobs=moved)).items():
-        assert reported(new(OnlineDPO, **options), given, Outputs(logprobs=moved))[key] == pytest.approx(value)
+        assert reported(new(OnlineDPO, **options), given, Outputs(logprobs=moved))[
+            key
+        ] == pytest.approx(value)
 
 
-def paired(groups: Sequence[Group], seed: int = 0, **options: Any) -> tuple[list[tuple[str, str, float]], Any]:
+def paired(
+    groups: Sequence[Group], seed: int = 0, **options: Any
+) -> tuple[list[tuple[str, str, float]], Any]:
     """(better, worse, p) of every pair, in texts; and what was logged."""
     given, logged = context(seed=seed)
     found = [
@@ -599,7 +696,8 @@ def test_the_best_is_paired_with_the_worst() -> None:
     assert found == [("0.1", "0.2", 1.0), ("2.0", "2.1", 1.0)]  # the first of equals
     assert logged == {"pairs": 2, "groups_tied": 2}
     given, _ = context()
-    assert [len(group.responses) for group in new(OnlineDPO).select(groups, given)] == [2, 2]  # no others are run
+    # No others are run
+    assert [len(group.responses) for group in new(OnlineDPO).select(groups, given)] == [2, 2]
 
 
 def test_all_pairs_but_ties() -> None:
@@ -632,7 +730,8 @@ def test_labels_are_drawn_with_bradley_terry_s_chance() -> None:
         share = sum(better.endswith(".1") for better, _, _ in found) / 2000
         chance = 1 / (1 + math.exp(-gap))
         assert abs(share - chance) <= 4 * math.sqrt(chance * (1 - chance) / 2000) + 1e-9
-        assert found == paired(groups, labels="bradley_terry")[0]  # of the stage's own random stream
+        # Of the stage's own random stream
+        assert found == paired(groups, labels="bradley_terry")[0]
         assert {p for _, _, p in found} == {1.0}
     assert found != paired(scored([[0.0, 0.7]] * 2000), seed=1, labels="bradley_terry")[0]
 
@@ -649,7 +748,9 @@ def rows_of(values: Sequence[Any], width: int = 3) -> list[list[Any]]:
     return [list(values[start : start + width]) for start in range(0, len(values), width)]
 
 
-def nll_of(algorithm: Algorithm, groups: Sequence[Group], nll: Sequence[float], lengths: Sequence[int]) -> float:
+def nll_of(
+    algorithm: Algorithm, groups: Sequence[Group], nll: Sequence[float], lengths: Sequence[int]
+) -> float:
     """The loss of these groups' responses, if response 3 p + k has this NLL and this length."""
     chosen = [3 * p + k for p, k in places(groups)]
     mask = torch.arange(max(lengths)) < torch.tensor([lengths[i] for i in chosen])[:, None]
@@ -679,12 +780,17 @@ def test_rest(case: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("rest", "rewards"))
 def test_quantiles_of_the_whole_grown_set(case: Mapping[str, Any]) -> None:
-    rewards, wanted = case["inputs"]["rewards"], case["expected"]["quantile_thresholds_0_50_90_linear"]
+    rewards, wanted = (
+        case["inputs"]["rewards"],
+        case["expected"]["quantile_thresholds_0_50_90_linear"],
+    )
     given, logged = context()
     phases = new(ReST, thresholds=[0.0, 0.5, 0.9]).select(scored(rows_of(rewards)), given)
     assert [logged[f"threshold/{step}"] for step in (1, 2, 3)] == pytest.approx(wanted, rel=1e-12)
     kept = [[i for i, reward in enumerate(rewards) if reward > threshold] for threshold in wanted]
-    assert [[3 * p + k for p, k in places(phase.groups)] for phase in phases] == [some for some in kept if some]
+    assert [[3 * p + k for p, k in places(phase.groups)] for phase in phases] == [
+        some for some in kept if some
+    ]
 
 
 def test_thresholds_rise() -> None:
@@ -706,7 +812,11 @@ def test_expert_iteration_learns_what_is_accepted() -> None:
     for options, threshold, kept in (
         ({}, mean, [(0, 0), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]),
         ({"threshold": 0.5}, 0.5, [(0, 0), (0, 2), (0, 3), (2, 1)]),
-        ({"threshold": -0.5}, -0.5, [*[(p, k) for p in range(2) for k in range(4)], (2, 0), (2, 1), (2, 3)]),
+        (
+            {"threshold": -0.5},
+            -0.5,
+            [*[(p, k) for p in range(2) for k in range(4)], (2, 0), (2, 1), (2, 3)],
+        ),
         ({"max_per_prompt": 2}, mean, [(0, 0), (0, 2), (2, 0), (2, 1)]),
     ):
         given, logged = context()
@@ -737,24 +847,33 @@ def test_best_of_k(case: Mapping[str, Any]) -> None:
     for number, wanted in enumerate(expected["carry_over_best"]):
         given, logged = context(groups[:number])
         found = new(RejectionSampling).select(groups[number], given)
-        assert [group.responses[0].scores["reward"] for group in found] == pytest.approx(wanted["reward"])
+        assert [group.responses[0].scores["reward"] for group in found] == pytest.approx(
+            wanted["reward"]
+        )
         assert places(found) == list(enumerate(wanted["index"]))
         assert logged["replayed"] == sum(iteration < number for iteration in wanted["iteration"])
     given, logged = context(groups[1:])
     found = new(RejectionSampling, pool="batch").select(groups[0], given)
     samples = len(iterations[0][0])
-    assert [p * samples + k for p, k in places(found)] == expected["raft_global_top_1_over_k_flat_index"]
+    assert [p * samples + k for p, k in places(found)] == expected[
+        "raft_global_top_1_over_k_flat_index"
+    ]
     assert logged["replayed"] == 0
 
 
 def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
-    """Which sample of which iteration, what is marked, and the order: new prompts as they came, old ones by reward."""
+    """Which sample of which iteration, what is marked, and the order: new prompts as they came, old
+    ones by reward.
+    """
 
     def rolled(name: str, *rows: tuple[int, list[float]]) -> list[Group]:
         return [
             Group(
                 ({"role": "user", "content": str(prompt)},),
-                tuple(Response(f"{name}{number}.{k}", scores={"reward": r}) for k, r in enumerate(rewards)),
+                tuple(
+                    Response(f"{name}{number}.{k}", scores={"reward": r})
+                    for k, r in enumerate(rewards)
+                ),
                 meta={"of": f"{name}{number}"},
             )
             for number, (prompt, rewards) in enumerate(rows)
@@ -764,7 +883,9 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
         rolled("a", (1, [0.0, 2.0]), (2, [5.0, 5.0]), (3, [1.0]), (1, [2.0, 1.0])),
         rolled("b", (4, [-math.inf, -3.0]), (2, [5.0, 4.0])),
     ]
-    now = rolled("c", (5, [0.5, 0.25]), (1, [2.0, 1.0]), (3, [0.0]), (5, [0.5, 0.75]), (3, [1.5, 1.5]))
+    now = rolled(
+        "c", (5, [0.5, 0.25]), (1, [2.0, 1.0]), (3, [0.0]), (5, [0.5, 0.75]), (3, [1.5, 1.5])
+    )
     given, logged = context(earlier)
     found = new(RejectionSampling, replay_ratio=5.0).select(now, given)
     said = [(group.responses[0].text, group.meta) for group in found]
@@ -783,21 +904,29 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     }
     given, logged = context(earlier)
     alone = new(RejectionSampling, replay_ratio=0.0).select(now, given)
-    assert [group.responses[0].text for group in alone] == ["c3.1", "c1.0", "c4.0"] and logged["replayed"] == 0
+    assert [group.responses[0].text for group in alone] == ["c3.1", "c1.0", "c4.0"] and logged[
+        "replayed"
+    ] == 0
     assert new(RejectionSampling).select([], context()[0]) == []
 
 
 def test_the_same_words_with_other_columns_are_another_prompt() -> None:
-    """A sample that is best for one answer says nothing about another answer to the same question."""
+    """A sample that is best for one answer says nothing about another answer to the same
+    question.
+    """
     words: Any = ({"role": "user", "content": "which?"},)
 
     def rolled(of: str, reward: float) -> Group:
         return Group(words, (Response(f"{of} {reward}", scores={"reward": reward}),), id=of)
 
     given, _ = context([[rolled("one", 9.0)]])
-    found = new(RejectionSampling, replay_ratio=0.0).select([rolled("one", 1.0), rolled("two", 2.0)], given)
+    found = new(RejectionSampling, replay_ratio=0.0).select(
+        [rolled("one", 1.0), rolled("two", 2.0)], given
+    )
     assert [group.responses[0].text for group in found] == ["one 1.0", "two 2.0"]
-    found = new(RejectionSampling, replay_ratio=5.0).select([rolled("two", 2.0), rolled("two", 3.0)], given)
+    found = new(RejectionSampling, replay_ratio=5.0).select(
+        [rolled("two", 2.0), rolled("two", 3.0)], given
+    )
     assert [group.responses[0].text for group in found] == ["two 3.0", "one 9.0"]
 
 
@@ -807,7 +936,9 @@ def test_replayed_prompts_are_drawn_again_each_time() -> None:
     seen: dict[int, int] = {}
     for seed in range(200):
         given, logged = context([earlier], seed)
-        fresh, *carried = places(new(RejectionSampling, replay_ratio=2.0).select(scored([[2.0, 1.5]]), given))
+        fresh, *carried = places(
+            new(RejectionSampling, replay_ratio=2.0).select(scored([[2.0, 1.5]]), given)
+        )
         assert fresh == (0, 0) and logged["replayed"] == len(carried) == 2
         assert len(set(carried)) == 2 and set(carried) < {(1, 0), (2, 1), (3, 0), (4, 1), (5, 1)}
         for prompt, _ in carried:
@@ -820,7 +951,9 @@ def test_replayed_prompts_are_drawn_again_each_time() -> None:
 def test_the_pool_may_lack_samples() -> None:
     """Responses without a score are left out before; as many are learned as there are prompts."""
     given, logged = context()
-    found = new(RejectionSampling, pool="batch").select(scored([[0.1, 3.0, 2.0], [1.5], [-1.0, 0.0]]), given)
+    found = new(RejectionSampling, pool="batch").select(
+        scored([[0.1, 3.0, 2.0], [1.5], [-1.0, 0.0]]), given
+    )
     assert places(found) == [(0, 1), (0, 2), (1, 0)]
     assert [len(group.responses) for group in found] == [2, 1]
     assert logged["best_reward"] == pytest.approx(6.5 / 3)
@@ -842,7 +975,9 @@ def test_an_iteration_without_a_signal_is_skipped(cls: type[Algorithm]) -> None:
         ([1.0, 1.0, 2.0, 2.5], None, 0.0, False),
     ):
         algorithm = new(cls, kl_coefficient=kl_coefficient)
-        assert isinstance(algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old)), Skip) == skipped
+        assert (
+            isinstance(algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old)), Skip) == skipped
+        )
 
 
 def test_reinforce_pp_skips_an_iteration_of_equal_returns() -> None:
@@ -855,7 +990,10 @@ def test_reinforce_pp_skips_an_iteration_of_equal_returns() -> None:
     ):
         for whiten in (True, False):
             algorithm = new(ReinforcePP, whiten_advantages=whiten, **options)
-            assert isinstance(algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old)), Skip) == skipped
+            assert (
+                isinstance(algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old)), Skip)
+                == skipped
+            )
 
 
 def test_a_group_of_one_has_no_baseline() -> None:
@@ -872,7 +1010,9 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
 
 
 def recipe(problem: Problem, reward: str, algorithm: Any, **more: Any) -> Path:
-    (problem.folder / "reward.py").write_text(f"def reward(completions):\n    return {reward}\n", encoding="utf-8")
+    (problem.folder / "reward.py").write_text(
+        f"def reward(completions):\n    return {reward}\n", encoding="utf-8"
+    )
     stage = {
         "algorithm": algorithm,
         "prompts": write_prompts(problem, 3),
@@ -884,7 +1024,9 @@ def recipe(problem: Problem, reward: str, algorithm: Any, **more: Any) -> Path:
     }
     model = {"base": str(problem.base), "dtype": "float32", "lora": "none"}
     path = problem.folder / "recipe.yaml"
-    text = yaml.safe_dump({"name": "bad", "model": model, "stages": {"align": stage}}, sort_keys=False)
+    text = yaml.safe_dump(
+        {"name": "bad", "model": model, "stages": {"align": stage}}, sort_keys=False
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -895,7 +1037,9 @@ def metrics_of(problem: Problem, path: Path, name: str) -> dict[str, Any]:
 
 
 def metrics_in(problem: Problem, name: str) -> dict[str, Any]:
-    lines = (problem.folder / name / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (problem.folder / name / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     found: dict[str, Any] = json.loads(lines[0])
     return found
 
@@ -913,12 +1057,19 @@ SAME = "[0.0] * len(completions)"
         ("online_dpo", {"groups_tied": 3, "pairs": 0}),
         ("rest", {"empty_steps": 3, "learned/1": 0.0}),
         ("expert_iteration", {"accepted": 0, "prompts_without": 3}),
-        ({"ppo": {"group_baseline": True, "shared_value": True, "lam": 1.0}}, {"grad_norm": 0.0, "loss": 0.0}),
+        (
+            {"ppo": {"group_baseline": True, "shared_value": True, "lam": 1.0}},
+            {"grad_norm": 0.0, "loss": 0.0},
+        ),
     ],
     ids=str,
 )
-def test_equal_rewards_in_a_whole_batch(problem: Problem, algorithm: Any, counted: dict[str, float]) -> None:
-    """Nothing is learned: the metrics say so, and a stage that never learned anything is no success."""
+def test_equal_rewards_in_a_whole_batch(
+    problem: Problem, algorithm: Any, counted: dict[str, float]
+) -> None:
+    """Nothing is learned: the metrics say so, and a stage that never learned anything is no
+    success.
+    """
     name = re.sub(r"\W", "", str(algorithm))
     with pytest.raises(RunFailed, match="1 of 1 iteration had nothing to learn from"):
         metrics_of(problem, recipe(problem, SAME, algorithm), name)
@@ -929,7 +1080,9 @@ def test_equal_rewards_in_a_whole_batch(problem: Problem, algorithm: Any, counte
         assert found["empty_selection"] == 1.0 and "loss" not in found and "grad_norm" not in found
 
 
-def test_iterations_that_learn_nothing_are_told(problem: Problem, capsys: pytest.CaptureFixture[str]) -> None:
+def test_iterations_that_learn_nothing_are_told(
+    problem: Problem, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = recipe(problem, SAME, {"rloo": {"kl_coefficient": 0.0}}, iterations=2)
     reward = "calls = []\ndef reward(completions):\n    calls.append(1)\n"
     reward += "    return [float(i % 2) * (len(calls) % 2) for i in range(len(completions))]\n"
@@ -939,15 +1092,23 @@ def test_iterations_that_learn_nothing_are_told(problem: Problem, capsys: pytest
 
 
 def test_what_an_algorithm_leaves_out_plays_no_part_in_whitening(problem: Problem) -> None:
-    """Two of three prompts have one response with a score: their returns are no part of mean and deviation."""
+    """Two of three prompts have one response with a score: their returns are no part of mean and
+    deviation.
+    """
     reward = "[float(9 * i) if i < 5 or i == 8 else None for i in range(len(completions))]"
     path = recipe(
-        problem, reward, {"reinforce_pp": {"group_baseline": True, "kl_coefficient": 0.0}}, epochs=1, batch_size=9
+        problem,
+        reward,
+        {"reinforce_pp": {"group_baseline": True, "kl_coefficient": 0.0}},
+        epochs=1,
+        batch_size=9,
     )
     found = metrics_of(problem, path, "alone")
     assert found["unscored"] == 6 and found["groups_without_signal"] == 2
     # The scores of the whole group are 0, 9, 18, 27.
-    assert found["return"] == pytest.approx(0.0, abs=1e-5) and found["return_std"] == pytest.approx(9 * 1.25**0.5)
+    assert found["return"] == pytest.approx(0.0, abs=1e-5) and found["return_std"] == pytest.approx(
+        9 * 1.25**0.5
+    )
 
 
 def test_the_same_words_are_no_pair() -> None:
@@ -956,17 +1117,28 @@ def test_the_same_words_are_no_pair() -> None:
     groups = [Group((), same, id="same"), Group((), other, id="other")]
     looking, logged = context()
     chosen = new(OnlineDPO, pairs="all").select(groups, looking)
-    assert [(pair.better, pair.worse) for group in chosen for pair in group.pairs or ()] == [(2, 0), (2, 1)]
+    assert [(pair.better, pair.worse) for group in chosen for pair in group.pairs or ()] == [
+        (2, 0),
+        (2, 1),
+    ]
     assert logged == {"pairs": 2, "groups_tied": 1}
 
 
 def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> None:
-    """Two of three prompts get equal rewards: they count neither in the loss nor in its denominators."""
+    """Two of three prompts get equal rewards: they count neither in the loss nor in its
+    denominators.
+    """
     reward = "[float(i) if i < 4 else 1.0 for i in range(len(completions))]"
     rows = {}
     for dynamic in (False, True):
         options = {"dynamic_sampling": dynamic, "kl_coefficient": 0.0, "aggregation": "token_mean"}
-        path = recipe(problem, reward, {"grpo": options}, epochs=1, optimizer={"adamw": {"max_grad_norm": 100.0}})
+        path = recipe(
+            problem,
+            reward,
+            {"grpo": options},
+            epochs=1,
+            optimizer={"adamw": {"max_grad_norm": 100.0}},
+        )
         rows[dynamic] = metrics_of(problem, path, f"dynamic-{dynamic}")
     assert rows[False]["groups_without_spread"] == 2 and "groups_without_signal" not in rows[False]
     assert rows[True]["groups_without_signal"] == 2 and rows[True]["groups_without_spread"] == 0
@@ -980,7 +1152,9 @@ def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) ->
         if tokens == longest:
             load_recipe(path)
         else:
-            with pytest.raises(RecipeError, match=f"imply max_new_tokens 4000, but 'rollout' has {longest}"):
+            with pytest.raises(
+                RecipeError, match=f"imply max_new_tokens 4000, but 'rollout' has {longest}"
+            ):
                 load_recipe(path)
 
 
@@ -993,17 +1167,26 @@ def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) ->
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo"])
 def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> None:
     path = recipe(problem, SAME, algorithm, rollout={"samples_per_prompt": 1})
-    with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, not 1"):
+    with pytest.raises(
+        RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, not 1"
+    ):
         load_recipe(path)
 
 
 def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
     """What is needed depends on the options."""
     for baseline in (True, False):
-        path = recipe(problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": baseline}})
-        path.write_text(path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"), encoding="utf-8")
+        path = recipe(
+            problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": baseline}}
+        )
+        path.write_text(
+            path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"),
+            encoding="utf-8",
+        )
         if baseline:
-            with pytest.raises(RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, not 1"):
+            with pytest.raises(
+                RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, not 1"
+            ):
                 load_recipe(path)
         else:
             load_recipe(path)
@@ -1029,14 +1212,24 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
         (PPO, {"aggregation": "sequence_mean"}),
     ],
 )
-def test_what_the_mask_removes_gets_a_gradient_of_zero(cls: type[Algorithm], options: dict[str, Any]) -> None:
-    """Not one that is no number, either: what stands there may be so large that its ratio is infinite."""
+def test_what_the_mask_removes_gets_a_gradient_of_zero(
+    cls: type[Algorithm], options: dict[str, Any]
+) -> None:
+    """Not one that is no number, either: what stands there may be so large that its ratio is
+    infinite.
+    """
     mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
     noise = double([[-1.0, -2.0, 1e4], [-0.5, 1e4, 1e4], [1e4, 1e4, 1e4]])
-    given = batch(mask, old_logprobs=torch.zeros(3, 3).double(), old_values=torch.zeros(3, 3).double())
+    given = batch(
+        mask, old_logprobs=torch.zeros(3, 3).double(), old_values=torch.zeros(3, 3).double()
+    )
     given.reference_logprobs = -0.3 * torch.ones(3, 3).double()
     flat = cls in (GRPO, RLOO)
-    advantages = double([1.0, -2.0, 3.0]) if flat else double([[1.0, -1.0, 2.0], [-2.0, 5.0, -5.0], [3.0, 3.0, 3.0]])
+    advantages = (
+        double([1.0, -2.0, 3.0])
+        if flat
+        else double([[1.0, -1.0, 2.0], [-2.0, 5.0, -5.0], [3.0, 3.0, 3.0]])
+    )
     given.signals = {"advantages": advantages, "returns": torch.ones(3, 3).double()}
     logprobs, values = noise.clone().requires_grad_(True), (noise / 10).clone().requires_grad_(True)
     out = Outputs(logprobs=logprobs, values=values, entropy=torch.ones(3, 3).double())
@@ -1044,18 +1237,26 @@ def test_what_the_mask_removes_gets_a_gradient_of_zero(cls: type[Algorithm], opt
     gradients = torch.autograd.grad(loss, [logprobs, values], allow_unused=True)
     for gradient in gradients:
         assert gradient is None or bool((gradient[~mask] == 0).all())
-    assert loss.isfinite() and bool(gradients[0].isfinite().all()) and float(gradients[0].abs().sum()) > 0
+    assert (
+        loss.isfinite()
+        and bool(gradients[0].isfinite().all())
+        and float(gradients[0].abs().sum()) > 0
+    )
 
 
 @pytest.mark.parametrize("cls", [RejectionSampling, ReST, ExpertIteration])
 def test_what_is_selected_becomes_likelier(cls: type[Algorithm]) -> None:
     mask = torch.tensor([[True, True], [True, False]])
-    (name, term), *others = new(cls).loss(batch(mask), Outputs(logprobs=-double([[1.0, 2.0], [4.0, 9.0]]))).items()
+    (name, term), *others = (
+        new(cls).loss(batch(mask), Outputs(logprobs=-double([[1.0, 2.0], [4.0, 9.0]]))).items()
+    )
     assert not others and (name, term.per, term.coefficient) == ("nll", Per.TOKEN, 1.0)
     assert term.values[mask].tolist() == [1.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize(("replay_ratio", "replayed"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)])
+@pytest.mark.parametrize(
+    ("replay_ratio", "replayed"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)]
+)
 def test_how_many_earlier_samples_are_replayed(replay_ratio: float, replayed: int) -> None:
     """A share of the four new ones, rounded down, and at most the ten earlier ones."""
 
@@ -1067,26 +1268,45 @@ def test_how_many_earlier_samples_are_replayed(replay_ratio: float, replayed: in
     looking, logged = context([earlier])
     chosen = new(RejectionSampling, replay_ratio=replay_ratio).select(fresh, looking)
     assert [group.id for group in chosen[:4]] == [group.id for group in fresh]
-    assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == replayed == logged["replayed"]
-    assert all(group.responses[0].text.endswith("1") and len(group.responses) == 1 for group in chosen)
+    assert (
+        len({group.id for group in chosen[4:]}) == len(chosen) - 4 == replayed == logged["replayed"]
+    )
+    assert all(
+        group.responses[0].text.endswith("1") and len(group.responses) == 1 for group in chosen
+    )
 
 
 def test_why_nothing_was_learned(problem: Problem) -> None:
     for algorithm, reward, why in (
         ("rejection_sampling", SAME, "no sample was selected"),
-        ({"expert_iteration": {"threshold": 5.0}}, "[float(i % 3) for i in range(len(completions))]",
+        ({"expert_iteration": {"threshold": 5.0}}, (
+            "[float(i % 3) for i in range(len(completions))]"
+        ),
          "no sample was selected"),
-        ("rloo", "[1.0 if i % 4 == 0 else None for i in range(len(completions))]", "left out every group"),
-        ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "left out every group"),
+        ("rloo", (
+            "[1.0 if i % 4 == 0 else None for i in range(len(completions))]"
+        ), (
+            "left out every group"
+        )),
+        ("rloo", (
+            "[float(i) if i % 4 == 0 else None for i in range(len(completions))]"
+        ), (
+            "left out every group"
+        )),
     ):  # fmt: skip
         path = recipe(problem, reward, algorithm)
-        with pytest.raises(RunFailed, match=f"1 of 1 iteration had nothing to learn from. Last reason: .*{why}"):
+        with pytest.raises(
+            RunFailed, match=f"1 of 1 iteration had nothing to learn from. Last reason: .*{why}"
+        ):
             run_recipe(load_recipe(path), problem.folder / "why")
 
 
 def test_groups_of_equal_rewards_are_counted(problem: Problem) -> None:
     reward = "[float(i) if i < 4 else 1.0 for i in range(len(completions))]"
-    assert metrics_of(problem, recipe(problem, reward, "rejection_sampling"), "tied")["groups_tied"] == 2
+    assert (
+        metrics_of(problem, recipe(problem, reward, "rejection_sampling"), "tied")["groups_tied"]
+        == 2
+    )
 
 
 def test_raw_text_is_no_prompt(problem: Problem) -> None:

@@ -1,4 +1,6 @@
-"""Rows as other tools lay them out: read if they have one meaning, else refused with the YAML that reads them."""
+"""Rows as other tools lay them out: read if they have one meaning, else refused with the YAML that
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from alignkit.registry import Component
 from alignkit_plugins.report.data_lines import describe
 
 FORMATS: dict[str, type[Format]] = {
-    registration.name: registration.implementation for registration in load_plugins().registrations("format")
+    registration.name: registration.implementation
+    for registration in load_plugins().registrations("format")
 }
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 CHOICES = {"text": ["red", "blue"], "label": ["A", "B"]}
@@ -44,11 +47,17 @@ def said(group: Group) -> list[str]:
     "row",
     [
         {"messages": TURNS, "rejected_response": "No"},
-        {"messages": TURNS, "rejected_messages": [TURNS[0], {"role": "assistant", "content": "No"}]},
+        {
+            "messages": TURNS,
+            "rejected_messages": [TURNS[0], {"role": "assistant", "content": "No"}],
+        },
         {"messages": TURNS, "rejected": "No"},
         {"messages": TURNS[:1], "chosen": "Hello", "rejected": "No"},
         {"messages": TURNS[:1], "chosen_response": "Hello", "rejected_response": "No"},
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "rejected": "No"},
+        {
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+            "rejected": "No",
+        },
         {"prompt": "Hi", "chosen_response": "Hello", "rejected_response": "No"},
         {"query": "Hi", "response": "Hello", "rejected_response": "No"},
         {"prompt": "Hi", "completion": "Hello", "rejected": "No"},
@@ -57,7 +66,11 @@ def said(group: Group) -> list[str]:
 def test_a_worse_answer_beside_a_conversation_makes_a_pair(row: Any, tmp_path: Path) -> None:
     loaded = read(tmp_path / "d.jsonl", json.dumps(row))
     [group] = loaded.groups
-    assert loaded.sources[0].format == "preference" and said(group) == ["Hi", "Hello", "No"] and not group.meta
+    assert (
+        loaded.sources[0].format == "preference"
+        and said(group) == ["Hi", "Hello", "No"]
+        and not group.meta
+    )
     assert [(pair.better, pair.worse) for pair in resolved_pairs(group)] == [(0, 1)]
 
 
@@ -80,10 +93,18 @@ def test_choices_that_the_question_says_are_not_lost(kept: bool, row: Any, tmp_p
 
 
 @pytest.mark.parametrize(
-    "text", ['{"role": "user", "content": "Hi"}', "[{'value': f(1)}]", '[{"value": 1}]', '{"from": "a", "value": "b"}']
+    "text",
+    [
+        '{"role": "user", "content": "Hi"}',
+        "[{'value': f(1)}]",
+        '[{"value": 1}]',
+        '{"from": "a", "value": "b"}',
+    ],
 )
 def test_an_answer_may_be_data_that_looks_like_a_message(text: str, tmp_path: Path) -> None:
-    [group] = read(tmp_path / "d.jsonl", json.dumps({"prompt": "Write data", "completion": text})).groups
+    [group] = read(
+        tmp_path / "d.jsonl", json.dumps({"prompt": "Write data", "completion": text})
+    ).groups
     assert group.responses[0].text == text
 
 
@@ -105,16 +126,25 @@ def test_no_tools_as_json_are_none(tmp_path: Path) -> None:
         ({"question": "Q?", "options": ["red", "blue"], "answer": 1}, [["Q?"]]),
     ],
 )
-def test_the_yaml_that_an_error_names_reads_the_row(row: Any, ways: list[list[str]], tmp_path: Path) -> None:
+def test_the_yaml_that_an_error_names_reads_the_row(
+    row: Any, ways: list[list[str]], tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path / "d.jsonl", json.dumps(row))
     lines = re.findall(r"^  data: (\{.*\})  # (\w+)", str(error.value), re.MULTILINE)
-    loaded = [read(tmp_path / "d.jsonl", json.dumps(row), columns=yaml.safe_load(line)["columns"]) for line, _ in lines]
+    loaded = [
+        read(tmp_path / "d.jsonl", json.dumps(row), columns=yaml.safe_load(line)["columns"])
+        for line, _ in lines
+    ]
     assert [said(each.groups[0]) for each in loaded][: len(ways)] == ways  # the likeliest first
     assert [each.sources[0].format for each in loaded] == [name for _, name in lines]
     if "choices" in row:
         with pytest.raises(DataError, match="column 'choices' means something in other tools"):
-            read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question", "answer": "key"})
+            read(
+                tmp_path / "d.jsonl",
+                json.dumps(row),
+                columns={"prompt": "question", "answer": "key"},
+            )
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
@@ -128,7 +158,9 @@ def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_
 
 def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "response_a": "one", "response_b": "two", "which": "response_b"}
-    [registration] = [r for r in load_plugins().registrations("format") if r.name == "labeled_pairs"]
+    [registration] = [
+        r for r in load_plugins().registrations("format") if r.name == "labeled_pairs"
+    ]
     options = registration.implementation.Options(label="which")
     format = Component("format", "labeled_pairs", registration, options)
     [group] = read(tmp_path / "d.jsonl", json.dumps(row), format=format).groups
@@ -137,7 +169,8 @@ def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:
 
 @pytest.mark.silent_bug(
     "data: columns",
-    "A column that the reader does not know, such as `choices`, a number or labels, is dropped without a word.",
+    "A column that the reader does not know, such as `choices`, a number or labels, is dropped "
+    "without a word.",
     "The run names it once.",
 )
 def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
@@ -153,7 +186,12 @@ def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
     assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
         "not in the conversation, kept for rewards: why, notes, votes"
     ]
-    steps = {"prompt": "Hi", "completions": ["A", "B"], "labels": [True, False]}  # TRL's stepwise supervision
-    assert describe(read(tmp_path / "d.jsonl", json.dumps(steps)))[-1].endswith("kept for rewards: completions, labels")
-    plain = describe(read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"})))
+    # TRL's stepwise supervision
+    steps = {"prompt": "Hi", "completions": ["A", "B"], "labels": [True, False]}
+    assert describe(read(tmp_path / "d.jsonl", json.dumps(steps)))[-1].endswith(
+        "kept for rewards: completions, labels"
+    )
+    plain = describe(
+        read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"}))
+    )
     assert not any("kept for rewards" in line for line in plain)

@@ -44,10 +44,14 @@ class Says(Judge):
         return [self._rating(self.options[1]) for _ in items]
 
     def _rating(self, score: float | None) -> Rating:
-        return Rating(score, "" if score is not None else "the judge refused", calls=1, tokens=7, cost=0.5)
+        return Rating(
+            score, "" if score is not None else "the judge refused", calls=1, tokens=7, cost=0.5
+        )
 
 
-def panel(says: Sequence[Any], folder: Path, scales: Sequence[Any] = (), **options: Any) -> CheckedJudge:
+def panel(
+    says: Sequence[Any], folder: Path, scales: Sequence[Any] = (), **options: Any
+) -> CheckedJudge:
     scales = [*scales, *[None] * (len(says) - len(scales))]
     judges = [component(Says, (scale, one)) for scale, one in zip(scales, says, strict=True)]
     around = Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list)
@@ -55,7 +59,10 @@ def panel(says: Sequence[Any], folder: Path, scales: Sequence[Any] = (), **optio
 
 
 def verdict(folder: Path, ps: Sequence[Any], combine: str, **options: Any) -> Verdict:
-    says = [p if isinstance(p, Verdict) else Verdict(p, (p, p), calls=2, tokens=10, cost=0.25) for p in ps]
+    says = [
+        p if isinstance(p, Verdict) else Verdict(p, (p, p), calls=2, tokens=10, cost=0.25)
+        for p in ps
+    ]
     (found,) = panel(says, folder, combine=combine, **options).compare([(PROMPT, "a", "b")])
     return found
 
@@ -76,10 +83,16 @@ def verdict(folder: Path, ps: Sequence[Any], combine: str, **options: Any) -> Ve
 )
 def test_verdicts(tmp_path: Path, combine: str, ps: Sequence[float], p: float) -> None:
     found = verdict(tmp_path, ps, combine)
-    assert found.p_first == pytest.approx(p) and (found.calls, found.tokens, found.cost) == (6, 30, 0.75)
+    assert found.p_first == pytest.approx(p) and (found.calls, found.tokens, found.cost) == (
+        6,
+        30,
+        0.75,
+    )
     turned = verdict(tmp_path, [1 - each for each in ps], combine)
     assert turned.p_first == pytest.approx(1 - p)
-    assert (found.p_orders == pytest.approx((p, p))) if combine == "mean" else found.p_orders is None
+    assert (
+        (found.p_orders == pytest.approx((p, p))) if combine == "mean" else found.p_orders is None
+    )
 
 
 def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
@@ -89,18 +102,27 @@ def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
 
 def test_judges_without_a_verdict_are_left_out_until_too_few_remain(tmp_path: Path) -> None:
     found = verdict(tmp_path, [0.9, LOST, 0.7], "mean")
-    assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens, found.cost) == (5, 25, 0.5)
+    assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens, found.cost) == (
+        5,
+        25,
+        0.5,
+    )
     lost = verdict(tmp_path, [LOST, 0.9, LOST], "mean")
     assert lost.p_first is None
     assert lost.reason == "too few judges of the panel have a verdict: 1 of 3; the judge refused"
-    assert verdict(tmp_path, [LOST, 0.9], "mean").p_first is None  # one of two is not more than half
+    # One of two is not more than half
+    assert verdict(tmp_path, [LOST, 0.9], "mean").p_first is None
 
 
 @pytest.mark.parametrize(("combine", "score"), [("mean", 0.55), ("worst", 0.25), ("majority", 0.4)])
-def test_ratings_count_as_shares_of_their_scales(tmp_path: Path, combine: str, score: float) -> None:
+def test_ratings_count_as_shares_of_their_scales(
+    tmp_path: Path, combine: str, score: float
+) -> None:
     judge = panel([7.0, 2.0, 2.0], tmp_path, [(7 - 6, 7), (0, 5), (1, 5)], combine=combine)
     (rating,) = judge.rate([(PROMPT, "a")])
-    assert judge.scale == (0, 1) and rating.score == pytest.approx(score if combine != "mean" else (1 + 0.4 + 0.25) / 3)
+    assert judge.scale == (0, 1) and rating.score == pytest.approx(
+        score if combine != "mean" else (1 + 0.4 + 0.25) / 3
+    )
     assert (rating.calls, rating.tokens, rating.cost) == (3, 21, 1.5)
 
 
@@ -142,7 +164,9 @@ def test_a_rating_outside_of_the_scale_is_the_authors_mistake(tmp_path: Path) ->
         judge = CheckedJudge(component(Says, ((1, 5), score)), around)
         with pytest.raises(PluginError, match="a Rating from 1 to 5, or None, not"):
             judge.rate([(PROMPT, "a")])
-    assert CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
+    assert (
+        CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
+    )
 
 
 class Places(Judge):
@@ -175,26 +199,35 @@ def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
     found = card([judgment(unit, verdict) for unit, verdict in enumerate(verdicts)])
     first, always, third = (found["members"][name] for name in names)
     assert found["no_judge"] == f"{names[1]} in it: {always['no_judge']}"
-    assert "because it names the first answer that it reads in 100% of questions" in always["no_judge"]
+    assert (
+        "because it names the first answer that it reads in 100% of questions" in always["no_judge"]
+    )
     assert always["named_first"]["mean"] == 1.0 and first["no_judge"] == third["no_judge"] == ""
     text = Report(trust_tables({"panel": found})).text(200)
     assert "the judges of panel" in text and names[1] in text
 
 
 def steered(tmp_path: Path, *orders: tuple[float, float], count: int = 20, **options: Any) -> Any:
-    """`judge_pairs` with a judge whose soft verdicts have these probabilities in both orders, in turn."""
+    """`judge_pairs` with a judge whose soft verdicts have these probabilities in both orders, in
+    turn.
+    """
     verdicts = [Verdict(sum(p) / 2, p, calls=2) for p in (orders * count)[:count]]
     data = [group("this", "that", prompt=str(number)) for number in range(count)]
     return run_step(tmp_path, component(Scripted, verdicts), data, **options)
 
 
 def test_nothing_learns_from_a_judge_that_is_none(tmp_path: Path) -> None:
-    """It leans to a place, so every pair has a soft label. In a real run, DPO learned from two of 40 pairs."""
+    """It leans to a place, so every pair has a soft label. In a real run, DPO learned from two of
+    40 pairs.
+    """
     with pytest.raises(RunFailed) as raised:
         steered(tmp_path, (0.9, 0.2))
     text = str(raised.value)
     assert "nothing should learn from its labels\n20 of 20 pairs labeled" in text
-    assert "warning: x: its verdicts are of no use, because the order of the answers decides 100% [" in text
+    assert (
+        "warning: x: its verdicts are of no use, because the order of the answers decides 100% ["
+        in text
+    )
     assert "`no_judge: warn` learns from its labels anyway" in text
     artifact = steered(tmp_path, (0.9, 0.2), no_judge="warn")
     assert artifact.summary["labeled"] == 20 and artifact.summary["judge_cards"]["x"]["no_judge"]
@@ -205,13 +238,17 @@ def test_the_step_says_what_to_do_about_a_judge_that_always_says_1(tmp_path: Pat
         steered(tmp_path, (1.0, 0.0), count=3)
     lines = str(raised.value).splitlines()
     assert lines[:2] == ["judge_pairs: judge 'x': no pair was labeled", "0 of 3 pairs labeled"]
-    assert "the order of the answers decides 100% [" in lines[2] and lines[-1].startswith("help: ask another model")
+    assert "the order of the answers decides 100% [" in lines[2] and lines[-1].startswith(
+        "help: ask another model"
+    )
 
 
 def test_a_judge_that_people_contradict_as_often_as_not_stops_the_run(tmp_path: Path) -> None:
     verdicts = [Verdict(p, (p, p), calls=2) for p in (0.9, 0.1) * 50]
     data = [group("this", "that", prompt=str(number), pairs=(Pair(0, 1),)) for number in range(100)]
-    with pytest.raises(RunFailed, match=r"agrees with people in 50% \[40, 60\], no better than chance"):
+    with pytest.raises(
+        RunFailed, match=r"agrees with people in 50% \[40, 60\], no better than chance"
+    ):
         run_step(tmp_path, component(Scripted, verdicts), data)
 
 
@@ -221,4 +258,6 @@ def test_a_judge_is_not_stopped_for_a_few_pairs_or_for_one_of_a_panel(tmp_path: 
     assert steered(tmp_path, (0.9, 0.9), (0.1, 0.1)).summary["judge_cards"]["x"]["no_judge"] == ""
     asked, items = judged(tmp_path, "text", "always 1", "text")
     found = card([judgment(unit, verdict) for unit, verdict in enumerate(asked.compare(items))])
-    assert found["no_judge"] and not refusal({**few.summary, "judge_cards": {"panel": found}}, "stop")
+    assert found["no_judge"] and not refusal(
+        {**few.summary, "judge_cards": {"panel": found}}, "stop"
+    )

@@ -1,4 +1,6 @@
-"""The step `people`: a run asks, waits with exit code 75, and continues when people have labeled."""
+"""The step `people`: a run asks, waits with exit code 75, and continues when people have
+labeled.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,15 @@ from tests.plugins.labelers import label
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {
-    "step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 2, "sampling": {"max_new_tokens": 6},
+    "step": "sample", "prompts": "prompts.jsonl", (
+        "samples_per_prompt"
+    ): 2, "sampling": {"max_new_tokens": 6},
 }  # fmt: skip
-REWARD = {"algorithm": {"reward_model": {"margin": "llama2-small"}}, "data": "labels", "max_steps": 1}
+REWARD = {
+    "algorithm": {"reward_model": {"margin": "llama2-small"}},
+    "data": "labels",
+    "max_steps": 1,
+}
 
 
 def write(folder: Path, stages: dict[str, Any], **more: Any) -> Path:
@@ -50,7 +58,9 @@ def rows(folder: Path, *found: dict[str, Any], name: str = "rows.jsonl") -> str:
 
 
 def record(folder: Path, stage: str, out: str = "run") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / out / stage / "stage.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        (folder / out / stage / "stage.json").read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -71,7 +81,11 @@ def test_a_run_waits_for_labels_and_a_reward_model_learns_their_margins(
     assert run(tmp_path, stages) == 75
     shown = capsys.readouterr().err
     assert "stage 'labels' waits for 4 labels: 0 of 4 items are done\n" in shown
-    assert f"  to label: alignkit label {store}\n" in shown and "  to resume: " in shown and "error:" not in shown
+    assert (
+        f"  to label: alignkit label {store}\n" in shown
+        and "  to resume: " in shown
+        and "error:" not in shown
+    )
     assert "reward: stage" not in shown
     label(store, most=3)
     assert run(tmp_path, stages) == 75
@@ -87,7 +101,9 @@ def test_a_run_waits_for_labels_and_a_reward_model_learns_their_margins(
     assert "labels: unchanged, reused" in capsys.readouterr().err
 
 
-def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_says_that_a_run_waits_and_who_labeled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stages = {"answers": ANSWERS, "labels": {"step": "people", "data": "answers", "annotators": 2}}
     run(tmp_path, stages)
     found = report(tmp_path)
@@ -97,7 +113,9 @@ def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: 
         "labels": "waiting for 8 labels",
     }
     page = html_of(found)
-    assert 'class="state even"><strong>waiting</strong>' in page and '<pre class="error">' not in page
+    assert (
+        'class="state even"><strong>waiting</strong>' in page and '<pre class="error">' not in page
+    )
     capsys.readouterr()
     assert main(["show", str(tmp_path / "run")]) == 0
     assert "waiting" in capsys.readouterr().out
@@ -110,7 +128,12 @@ def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: 
     label(store, "eve")
     assert run(tmp_path, stages) == 0
     summary = record(tmp_path, "labels")["summary"]
-    assert (summary["items"], summary["labels"], summary["annotators"], summary["skipped"]) == (4, 8, 3, 1)
+    assert (summary["items"], summary["labels"], summary["annotators"], summary["skipped"]) == (
+        4,
+        8,
+        3,
+        1,
+    )
     assert summary["median_seconds"] == 3.0
     text = (tmp_path / "run" / "labels" / "report.txt").read_text(encoding="utf-8")
     assert "8 labels of 3 people, in 3 seconds each (median); items skipped: 1, flagged: 0" in text
@@ -120,14 +143,18 @@ def test_a_report_says_that_a_run_waits_and_who_labeled(tmp_path: Path, capsys: 
 PAIR = {"prompt": "Hi", "chosen": "Hello there!", "rejected": "What?"}
 RANKED = {"prompt": "Hi", "responses": ["one", "three", "fifteen"], "ranks": [1, 2, 3]}
 READS = {
-    "pair": lambda group: [(pair.better, pair.margin) for pair in group.pairs] == [(0, "significantly")],
+    "pair": lambda group: (
+        [(pair.better, pair.margin) for pair in group.pairs] == [(0, "significantly")]
+    ),
     "safety": lambda group: group.meta["safety_bin"] == "both_safe",
     "ranking": lambda group: [response.rank for response in group.responses] == [3, 2, 1],
     "scores": lambda group: [response.scores["reward"] for response in group.responses] == [7, 6],
     "review": lambda group: (
         ([response.rank for response in group.responses], group.meta["overall"]) == ([1, 1], [4, 4])
     ),
-    "demonstration": lambda group: [response.text for response in group.responses] == ["An answer."],
+    "demonstration": lambda group: (
+        [response.text for response in group.responses] == ["An answer."]
+    ),
     "thumb": lambda group: [response.label for response in group.responses] in ([True], [False]),
 }
 
@@ -179,17 +206,29 @@ def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     assert [(item.task, len(item.responses)) for item in items] == [("pair", 2)] * 4
 
 
-def test_samples_of_two_policies_are_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_of_two_policies_are_an_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two of four prompts go to `hot`, one to `base`, and on one of them two people disagree."""
     responses = {"hot": "a hot answer", "base": "a plain one"}
     found = [
-        {"prompt": f"{n}", "responses": [{"text": text, "source": who} for who, text in responses.items()]}
+        {
+            "prompt": f"{n}",
+            "responses": [{"text": text, "source": who} for who, text in responses.items()],
+        }
         for n in range(4)
     ]
     (tmp_path / "made.py").write_text(SOURCES, encoding="utf-8")
     data = {"sources": rows(tmp_path, *found)}
     recipe = write(tmp_path, {"labels": {"step": "people", "data": data, "annotators": 2}})
-    words = ["run", str(recipe), "--out", str(tmp_path / "run"), "--plugin", str(tmp_path / "made.py")]
+    words = [
+        "run",
+        str(recipe),
+        "--out",
+        str(tmp_path / "run"),
+        "--plugin",
+        str(tmp_path / "made.py"),
+    ]
     assert main(words) == 75
     for who, losses in (("ann", ["0"]), ("bob", ["0", "1"])):
 
@@ -203,7 +242,10 @@ def test_samples_of_two_policies_are_an_evaluation(tmp_path: Path, capsys: pytes
     assert "what people prefer" in capsys.readouterr().out
     (row,) = record(tmp_path, "labels")["summary"]["wins"]
     assert (row["source"], row["against"], row["pairs"]) == ("base", "hot", 4)
-    assert row["preferred"]["mean"] == (1 + 0.5) / 4 and row["preferred"]["low"] < 0.375 < row["preferred"]["high"]
+    assert (
+        row["preferred"]["mean"] == (1 + 0.5) / 4
+        and row["preferred"]["low"] < 0.375 < row["preferred"]["high"]
+    )
 
 
 SOURCES = """
@@ -226,7 +268,10 @@ def test_equal_samples_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixtur
     greedy = {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.001}}
     stages = {"answers": greedy, "labels": {"step": "people", "data": "answers"}}
     assert run(tmp_path, stages) == 1
-    assert "there is no row to label\n  4 left out: its responses do not differ" in capsys.readouterr().err
+    assert (
+        "there is no row to label\n  4 left out: its responses do not differ"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_page_needs_no_options(tmp_path: Path) -> None:
@@ -251,7 +296,10 @@ def test_a_changed_stage_asks_anew_and_no_label_is_lost(tmp_path: Path) -> None:
     label(store)
     assert run(tmp_path, stages) == 0
     first = data(tmp_path)
-    changed = {**stages, "answers": {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.7}}}
+    changed = {
+        **stages,
+        "answers": {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.7}},
+    }
     assert run(tmp_path, changed) == 75
     with Store.open(store) as opened:
         assert [(s.retired, s.labels) for s in opened.items()] == [(True, 1)] * 4 + [(False, 0)] * 4
@@ -281,14 +329,27 @@ def test_two_runs_may_share_a_store(tmp_path: Path) -> None:
     other = [{**PAIR, "prompt": "another"}]
     one = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "store": "all.feedback"}}
     two = {
-        "labels": {"step": "people", "data": rows(tmp_path, PAIR, *other, name="two.jsonl"), "store": "all.feedback"}
+        "labels": {
+            "step": "people",
+            "data": rows(tmp_path, PAIR, *other, name="two.jsonl"),
+            "store": "all.feedback",
+        }
     }
-    assert run(tmp_path, one, "one") == 75 and run(tmp_path, two, "two") == 75 and run(tmp_path, one, "one") == 75
+    assert (
+        run(tmp_path, one, "one") == 75
+        and run(tmp_path, two, "two") == 75
+        and run(tmp_path, one, "one") == 75
+    )
     assert label(tmp_path / "all.feedback") == 2
     assert run(tmp_path, one, "one") == 0 and run(tmp_path, two, "two") == 0
     before = record(tmp_path, "labels", "one")["hash"]
     assert run(tmp_path, one, "one") == 0 and record(tmp_path, "labels", "one")["hash"] == before
-    assert main(["run", str(tmp_path / "one" / "recipe.resolved.yaml"), "--out", str(tmp_path / "one")]) == 0
+    assert (
+        main(
+            ["run", str(tmp_path / "one" / "recipe.resolved.yaml"), "--out", str(tmp_path / "one")]
+        )
+        == 0
+    )
 
 
 ROUNDS: dict[str, Any] = {
@@ -300,22 +361,37 @@ ROUNDS: dict[str, Any] = {
             "answers": {**ANSWERS, "policy": "policy"},
             "labels": {"step": "people", "data": "answers"},
             "reward": {**REWARD, "data": "labels@all"},
-            "policy": {"algorithm": "dpo", "from": "policy", "data": "labels", "max_steps": 1, "learning_rate": 0.01},
+            "policy": {
+                "algorithm": "dpo",
+                "from": "policy",
+                "data": "labels",
+                "max_steps": 1,
+                "learning_rate": 0.01,
+            },
         },
     },
 }
 
 
-def test_every_round_asks_about_the_newest_policy_and_learns_from_all_labels(tmp_path: Path) -> None:
+def test_every_round_asks_about_the_newest_policy_and_learns_from_all_labels(
+    tmp_path: Path,
+) -> None:
     rows(tmp_path, {"prompt": "Hi", "completion": "Hello!"}, name="demos.jsonl")
     store = tmp_path / "run" / "labels.feedback"
     for number in range(1, 4):
         assert run(tmp_path, ROUNDS) == 75
         states = {row["name"]: row["state"] for row in report(tmp_path)["stages"]}
-        assert states[f"labels_{number}"] == "waiting for 4 labels" and states[f"reward_{number}"] == "not begun"
+        assert (
+            states[f"labels_{number}"] == "waiting for 4 labels"
+            and states[f"reward_{number}"] == "not begun"
+        )
         assert label(store) == 4, "only this round's items are open"
     assert run(tmp_path, ROUNDS) == 0
-    assert [record(tmp_path, f"reward_{number}")["summary"]["groups"] for number in (1, 2, 3)] == [4, 8, 12]
+    assert [record(tmp_path, f"reward_{number}")["summary"]["groups"] for number in (1, 2, 3)] == [
+        4,
+        8,
+        12,
+    ]
     with Store.open(store) as opened:
         assert [entry.stored.item.batch for entry in labeled(opened)] == [
             f"labels_{n}" for n in (1, 2, 3) for _ in "1234"
@@ -332,7 +408,10 @@ def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(
     label(store)
     words = ["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr("alignkit.runs.stage.write_groups", lambda *anything: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(
+            "alignkit.runs.stage.write_groups",
+            lambda *anything: os.kill(os.getpid(), signal.SIGKILL),
+        )
         assert forked(*words) == -signal.SIGKILL
     assert not (tmp_path / "run" / "labels" / "data.jsonl").exists()
     assert run(tmp_path, stages) == 0 and len(data(tmp_path)) == 4
@@ -345,10 +424,15 @@ def test_a_store_that_is_gone_is_missed(tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert run(tmp_path, stages) == 75
     place = tmp_path / "all.feedback"
-    assert f"labels: warning: the store {place} is gone, with all labels in it" in capsys.readouterr().err
+    assert (
+        f"labels: warning: the store {place} is gone, with all labels in it"
+        in capsys.readouterr().err
+    )
 
 
-def test_what_people_said_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_people_said_is_not_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stages = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "store": "all.feedback"}}
     run(tmp_path, stages)
     label(tmp_path / "all.feedback")
@@ -370,7 +454,9 @@ def broken(folder: Path, kind: str) -> None:
         with store.open("r+b") as file:
             file.truncate(5000)
     else:
-        store.write_bytes(b"" if kind == "empty" else b"not a store, but a text that somebody saved here\n" * 100)
+        store.write_bytes(
+            b"" if kind == "empty" else b"not a store, but a text that somebody saved here\n" * 100
+        )
 
 
 @pytest.mark.parametrize(
@@ -406,8 +492,16 @@ def test_a_store_that_cannot_be_used_stops_a_run_before_it_samples(
         ({"store": "labels.sqlite"}, 2, "the name of a store must end in .feedback"),
         ({"guidelines": "none.md"}, 2, "no such file: none.md"),
         ({"guidelines": "latin.md"}, 2, "latin.md: not UTF-8 at byte 0"),
-        ({"gold": "prompts.jsonl"}, 4, "the row states no label, so it cannot be the gold label of a demonstration"),
-        ({"task": "ranking", "data": "one.jsonl"}, 4, "one.jsonl:1: a ranking has 2 to 9 responses, not 1"),
+        (
+            {"gold": "prompts.jsonl"},
+            4,
+            "the row states no label, so it cannot be the gold label of a demonstration",
+        ),
+        (
+            {"task": "ranking", "data": "one.jsonl"},
+            4,
+            "one.jsonl:1: a ranking has 2 to 9 responses, not 1",
+        ),
         ({"min_gold": 0.8}, 2, "'min_gold' needs 'gold': rows whose labels are right"),
     ],
 )
@@ -425,14 +519,30 @@ def test_mistakes_are_found_before_the_run(
 
 
 def test_people_are_asked_first_where_a_judge_and_a_reward_disagree(tmp_path: Path) -> None:
-    """The reward prefers what is long, the judge has planted verdicts: only on the third row is it the other one."""
-    pairs = [{"prompt": f"row {n}", "chosen": "long " * (n + 2), "rejected": "short"} for n in range(4)]
+    """The reward prefers what is long, the judge has planted verdicts: only on the third row is it
+    the other one.
+    """
+    pairs = [
+        {"prompt": f"row {n}", "chosen": "long " * (n + 2), "rejected": "short"} for n in range(4)
+    ]
     judge = {"rlaif": {"judge": {"length_judge": {"wrong": "row 2"}}}}
     (tmp_path / "plugin.py").write_text(LENGTH_JUDGE, encoding="utf-8")
     reward = {"length": {"unit": "characters"}}
-    labels = {"step": "people", "data": rows(tmp_path, *pairs), "labels": 1, "rewards": [reward, judge]}
+    labels = {
+        "step": "people",
+        "data": rows(tmp_path, *pairs),
+        "labels": 1,
+        "rewards": [reward, judge],
+    }
     recipe = write(tmp_path, {"labels": labels})
-    words = ["run", str(recipe), "--out", str(tmp_path / "run"), "--plugin", str(tmp_path / "plugin.py")]
+    words = [
+        "run",
+        str(recipe),
+        "--out",
+        str(tmp_path / "run"),
+        "--plugin",
+        str(tmp_path / "plugin.py"),
+    ]
     assert main(words) == 75
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
         given = next_item(store, "ann")
@@ -462,14 +572,19 @@ def register(add):
 """
 
 
-def test_the_report_of_a_stage_says_how_far_people_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_of_a_stage_says_how_far_people_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stages = {"answers": ANSWERS, "labels": {"step": "people", "data": "answers", "annotators": 2}}
     assert run(tmp_path, stages) == 75
     store = tmp_path / "run" / "labels.feedback"
     for who in ("ann", "bob"):
         label(store, who, answer=lambda given: {"side": "AB"[given.order[0]], "margin": "better"})
     assert run(tmp_path, stages) == 0
-    assert "pair: 100% of labels agree, alpha 1.00 over 4 items: too few items to say" in capsys.readouterr().out
+    assert (
+        "pair: 100% of labels agree, alpha 1.00 over 4 items: too few items to say"
+        in capsys.readouterr().out
+    )
     assert "pair: 100% of labels agree" in (tmp_path / "run" / "labels" / "report.md").read_text()
     found = report(tmp_path)
     which = found["people"][0]["agreement"][0]
@@ -482,7 +597,8 @@ def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path
     stages = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "gold": gold}}
     assert run(tmp_path, stages) == 75
     store = tmp_path / "run" / "labels.feedback"
-    label(store, answer=lambda given: {"side": "AB"[given.order.index(1)], "margin": "better"})  # gold prefers 0
+    # Gold prefers 0
+    label(store, answer=lambda given: {"side": "AB"[given.order.index(1)], "margin": "better"})
     assert run(tmp_path, stages) == 0 and len(data(tmp_path)) == 1
     (people,) = report(tmp_path)["people"]
     which = people["agreement"][0]
@@ -499,15 +615,31 @@ def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path
 def test_a_step_reads_labels_of_people_who_know_the_task(
     options: dict[str, Any], note: str, sure: list[float], tmp_path: Path
 ) -> None:
-    asked, known = ([{**PAIR, "prompt": f"{kind} {place}"} for place in range(5)] for kind in ("asked", "known"))
-    step = {"step": "people", "data": rows(tmp_path, *asked), "gold": rows(tmp_path, *known, name="gold.jsonl")}
+    asked, known = (
+        [{**PAIR, "prompt": f"{kind} {place}"} for place in range(5)] for kind in ("asked", "known")
+    )
+    step = {
+        "step": "people",
+        "data": rows(tmp_path, *asked),
+        "gold": rows(tmp_path, *known, name="gold.jsonl"),
+    }
     stages = {"labels": {**step, "annotators": 2, **options}}
     assert run(tmp_path, stages) == 75
     with Store.open(tmp_path / "run" / "labels.feedback") as store:
         for stored in store.items():
             for who, side in ("ann", "A"), ("bob", "B"):  # the first response is the better one
                 said = {"side": side, "margin": "better"}
-                store.submit(Event(str(uuid.uuid4()), who, "label", said, stored.item.id, order=(0, 1), seconds=3.0))
+                store.submit(
+                    Event(
+                        str(uuid.uuid4()),
+                        who,
+                        "label",
+                        said,
+                        stored.item.id,
+                        order=(0, 1),
+                        seconds=3.0,
+                    )
+                )
     assert run(tmp_path, stages) == 0
     assert note in "".join(record(tmp_path, "labels")["summary"]["notes"])
     assert note in (tmp_path / "run" / "labels" / "report.txt").read_text()
@@ -540,7 +672,14 @@ def test_labelers_never_read_the_guidelines_of_another_stage(
         with Store.open(store, write=False) as opened:
             assert [text for _, text in opened.guidelines()] == ["rules of train"]
     assert run(tmp_path, {**stages, "judged": asked | {"data": "test.jsonl"}}, out="same") == 75
-    assert run(tmp_path, {**stages, "judged": stages["judged"] | {"store": "judged.feedback"}}, out="two") == 75
+    assert (
+        run(
+            tmp_path,
+            {**stages, "judged": stages["judged"] | {"store": "judged.feedback"}},
+            out="two",
+        )
+        == 75
+    )
     label(store)
     assert run(tmp_path, stages) == 75  # the first one's items are done
     with Store.open(store, write=False) as opened:

@@ -1,5 +1,5 @@
-"""DPO and its family, SimPO, ORPO, CPO, KTO, CPL, HIR: golden numbers and TRL's losses through the plugins themselves,
-and what each makes of its data.
+"""DPO and its family, SimPO, ORPO, CPO, KTO, CPL, HIR: golden numbers and TRL's losses through the
+plugins themselves, and what each makes of its data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pair, Pairs, Response, SelectContext
+from alignkit import (
+    Algorithm,
+    Batch,
+    DataError,
+    Group,
+    Message,
+    Outputs,
+    Pair,
+    Pairs,
+    Response,
+    SelectContext,
+)
 from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
@@ -77,9 +88,14 @@ def total(algorithm: Algorithm, batch: Batch, out: Outputs) -> Tensor:
 
 
 def make_batch(
-    mask: Tensor, pairs: Sequence[tuple[int, int, float]] = (), reference: Tensor | None = None, **more: Any
+    mask: Tensor,
+    pairs: Sequence[tuple[int, int, float]] = (),
+    reference: Tensor | None = None,
+    **more: Any,
 ) -> Batch:
-    """Responses with this mask, one group each unless `groups` are given; pairs (better, worse, p) between any."""
+    """Responses with this mask, one group each unless `groups` are given; pairs (better, worse, p)
+    between any.
+    """
     count = len(mask)
     groups = [Group((), (Response(),), id=str(i)) for i in range(count)]
     better, worse, p = zip(*pairs, strict=True) if pairs else ((), (), ())
@@ -101,8 +117,12 @@ def make_batch(
     return Batch(**{**defaults, **more}, reference_logprobs=reference)
 
 
-def spread(sums: Sequence[float], lengths: Sequence[int], grad: bool = False) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, mask) of responses with these sums, equal over their tokens; garbage behind the mask."""
+def spread(
+    sums: Sequence[float], lengths: Sequence[int], grad: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, mask) of responses with these sums, equal over their tokens; garbage
+    behind the mask.
+    """
     longest = max(lengths) + 1
     mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
     values = torch.tensor(sums, dtype=torch.float64)[:, None] / torch.tensor(lengths)[:, None]
@@ -116,10 +136,14 @@ def golden(name: str) -> list[Any]:
 
 def same(found: Any, wanted: Any) -> None:
     wanted = torch.tensor(wanted, dtype=torch.float64)
-    torch.testing.assert_close(torch.as_tensor(found, dtype=torch.float64).detach(), wanted, **EXACT)
+    torch.testing.assert_close(
+        torch.as_tensor(found, dtype=torch.float64).detach(), wanted, **EXACT
+    )
 
 
-def chosen_and_rejected(case: Mapping[str, Any], chosen: str, rejected: str) -> tuple[Tensor, Batch]:
+def chosen_and_rejected(
+    case: Mapping[str, Any], chosen: str, rejected: str
+) -> tuple[Tensor, Batch]:
     """Golden pairs: chosen responses first, then the rejected ones."""
     inputs = case["inputs"]
     count = len(inputs[chosen])
@@ -153,10 +177,16 @@ def chosen_and_rejected(case: Mapping[str, Any], chosen: str, rejected: str) -> 
         ("sigmoid_norm", "sigmoid_norm", False),
     ],
 )
-def test_dpo_gives_the_golden_numbers(case: dict[str, Any], key: str, loss: str, smoothed: bool) -> None:
+def test_dpo_gives_the_golden_numbers(
+    case: dict[str, Any], key: str, loss: str, smoothed: bool
+) -> None:
     p = case["params"]
     logprobs, batch = chosen_and_rejected(case, "policy_chosen_logp", "policy_rejected_logp")
-    algorithm = DPO(DPO.Options(beta=p["beta"], loss=loss, label_smoothing=p["label_smoothing"] if smoothed else 0))
+    algorithm = DPO(
+        DPO.Options(
+            beta=p["beta"], loss=loss, label_smoothing=p["label_smoothing"] if smoothed else 0
+        )
+    )
     out = Outputs(logprobs=logprobs)
     found, wanted = total(algorithm, batch, out), case["expected"][key]
     same(found, wanted["loss"])
@@ -186,13 +216,22 @@ def test_reference_free_methods_give_the_golden_numbers(case: dict[str, Any]) ->
     same(found, expected["simpo"]["loss"])
     same(simpo.loss(batch, out)["preference"].values, expected["simpo"]["per_pair"])
     (gradient,) = torch.autograd.grad(found, logprobs)
-    wanted = [*expected["simpo"]["grad_chosen_sum_logp"], *expected["simpo"]["grad_rejected_sum_logp"]]
+    wanted = [
+        *expected["simpo"]["grad_chosen_sum_logp"],
+        *expected["simpo"]["grad_rejected_sum_logp"],
+    ]
     same(gradient[:, 0], wanted)
-    for nll, key in (("token_mean", "loss_token_mean_nll"), ("sequence_mean", "loss_sequence_mean_nll")):
+    for nll, key in (
+        ("token_mean", "loss_token_mean_nll"),
+        ("sequence_mean", "loss_sequence_mean_nll"),
+    ):
         orpo = ORPO(ORPO.Options(odds_ratio_coefficient=p["orpo_lambda"], nll_aggregation=nll))
         same(total(orpo, batch, out), expected["orpo"][key])
     same(orpo.loss(batch, out)["preference"].values, expected["orpo"]["or_loss_per_pair"])
-    for nll, key in (("token_mean", "loss_nll_token_mean"), ("sequence_sum", "loss_nll_sequence_sum")):
+    for nll, key in (
+        ("token_mean", "loss_nll_token_mean"),
+        ("sequence_sum", "loss_nll_sequence_sum"),
+    ):
         cpo = CPO(CPO.Options(beta=p["cpo_beta"], nll_aggregation=nll))
         same(total(cpo, batch, out), expected["cpo"][key])
 
@@ -207,7 +246,11 @@ def test_kto_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     labels = [*(bool(label) for label in inputs["desirable"]), *[None] * others]
     groups = [Group((), (Response(label=label),)) for label in labels]
     batch = make_batch(mask, reference=reference, groups=groups)
-    algorithm = KTO(KTO.Options(beta=p["beta"], desirable_weight=p["lambda_d"], undesirable_weight=p["lambda_u"]))
+    algorithm = KTO(
+        KTO.Options(
+            beta=p["beta"], desirable_weight=p["lambda_d"], undesirable_weight=p["lambda_u"]
+        )
+    )
     out = Outputs(logprobs=logprobs)
     algorithm.state |= algorithm.before_step(batch, out)
     same(algorithm.state["z0"], expected["z0"])
@@ -232,7 +275,9 @@ def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     mask = torch.cat([torch.tensor(inputs[f"mask_{k}"]) for k in (1, 2)]) > 0
     count = len(first)
     logprobs = torch.cat([first, second]).requires_grad_(True)
-    batch = make_batch(mask, [(i, count + i, label) for i, label in enumerate(inputs["label_1_preferred"])])
+    batch = make_batch(
+        mask, [(i, count + i, label) for i, label in enumerate(inputs["label_1_preferred"])]
+    )
     algorithm, out = CPL(CPL.Options(**options)), Outputs(logprobs=logprobs)
     same(algorithm.loss(batch, out)["cpl"].values, expected["per_pair"])
     found = total(algorithm, batch, out)
@@ -245,7 +290,9 @@ def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
 
 
 def hir_batch(logprobs: Tensor) -> Batch:
-    """N outputs of one token behind each of N instructions, log P [N, N]; output i fulfils instruction i."""
+    """N outputs of one token behind each of N instructions, log P [N, N]; output i fulfils
+    instruction i.
+    """
     count = len(logprobs)
     responses = tuple(Response(scores={"reward": float(i)}) for i in range(count))
     groups = [Group((), responses, bundle="b", meta={"hir": k}) for k in range(count)]
@@ -258,17 +305,28 @@ def hir_batch(logprobs: Tensor) -> Batch:
 
 def hir(levels: int, **options: Any) -> HIR:
     thresholds = [k + 0.5 for k in range(levels - 1)]
-    return HIR(HIR.Options(instructions=[f"level {k}" for k in range(levels)], thresholds=thresholds, **options))
+    return HIR(
+        HIR.Options(
+            instructions=[f"level {k}" for k in range(levels)], thresholds=thresholds, **options
+        )
+    )
 
 
-@pytest.mark.parametrize("case", [c for c in golden("hir") if "contrastive" in c.id and c.id != "contrastive_n1"])
+@pytest.mark.parametrize(
+    "case", [c for c in golden("hir") if "contrastive" in c.id and c.id != "contrastive_n1"]
+)
 @pytest.mark.parametrize("length_normalized", [True, False])
 def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalized: bool) -> None:
-    table = torch.tensor(case["inputs"]["logp_output_given_instruction"], dtype=torch.float64, requires_grad=True)
+    table = torch.tensor(
+        case["inputs"]["logp_output_given_instruction"], dtype=torch.float64, requires_grad=True
+    )
     batch, rows = hir_batch(table), table.T.reshape(-1, 1)
     algorithm = hir(len(table), length_normalized=length_normalized, entropy_coefficient=0.0)
     out = Outputs(logprobs=rows, entropy=torch.zeros_like(rows))
-    term, weights = algorithm.loss(batch, out)["contrast"], algorithm.term_weights(batch)["contrast"]
+    term, weights = (
+        algorithm.loss(batch, out)["contrast"],
+        algorithm.term_weights(batch)["contrast"],
+    )
     same(term.values.sum(), case["expected"]["contrastive_sum"])
     contrast = weighted_sum(term.values, weights) / weights.sum()
     same(contrast, case["expected"]["contrastive_mean"])
@@ -280,7 +338,8 @@ def test_hir_gives_the_golden_smoothed_contrast() -> None:
     right, wrong = (case["inputs"][f"avg_logp_{name}_instruction"] for name in ("right", "wrong"))
     algorithm = hir(2, label_smoothing=case["params"]["eps"], entropy_coefficient=0.0)
     losses = []
-    for high, low in zip(right, wrong, strict=True):  # two outputs of one batch, the first of which is the golden one
+    # Two outputs of one batch, the first of which is the golden one
+    for high, low in zip(right, wrong, strict=True):
         rows = torch.tensor([high, 0.0, low, 0.0], dtype=torch.float64)[:, None]
         out = Outputs(logprobs=rows, entropy=torch.zeros_like(rows))
         losses.append(algorithm.loss(hir_batch(torch.zeros(2, 2)), out)["contrast"].values[0])
@@ -304,7 +363,9 @@ def test_hir_relabels_as_the_golden_samples() -> None:
 
 
 def test_hir_compares_with_the_mean_of_the_samples() -> None:
-    """Without thresholds, a constant in the reward changes no label; equal rewards tell nothing apart."""
+    """Without thresholds, a constant in the reward changes no label; equal rewards tell nothing
+    apart.
+    """
     prompt = ({"role": "user", "content": "q"},)
     for level in (-5.0, 0.0, 5.0):
         algorithm = HIR(HIR.Options(instructions=["bad", "good"], contrast_coefficient=0.0))
@@ -322,20 +383,27 @@ def test_hir_compares_with_the_mean_of_the_samples() -> None:
 def test_validation_data_is_labeled_by_the_training_datas_mean() -> None:
     """The loss labels the training data again: another mean would contradict their instructions."""
     prompt = ({"role": "user", "content": "q"},)
-    algorithm = HIROffline(HIROffline.Options(instructions=["bad", "good"], thresholds=None, contrast_coefficient=0.0))
+    algorithm = HIROffline(
+        HIROffline.Options(instructions=["bad", "good"], thresholds=None, contrast_coefficient=0.0)
+    )
     training, held_out = (
         Group(prompt, tuple(Response(text=str(x), scores={"reward": x}) for x in scores))
         for scores in ((0.0, 1.0, 2.0, 3.0), (1.0, 90.0, 92.0))
     )
     algorithm.select([training], context())
     bad, good = algorithm.select([held_out], context(validation=True))
-    assert ([r.text for r in bad.responses], [r.text for r in good.responses]) == (["1.0"], ["90.0", "92.0"])
+    assert ([r.text for r in bad.responses], [r.text for r in good.responses]) == (
+        ["1.0"],
+        ["90.0", "92.0"],
+    )
     assert algorithm.state["threshold"] == 1.5
 
 
 def context(validation: bool = False, seed: int = 0) -> SelectContext:
     logged: dict[str, Any] = {}
-    made = SelectContext(1, seed, lambda: [], logged.update, np.random.default_rng(seed), validation)
+    made = SelectContext(
+        1, seed, lambda: [], logged.update, np.random.default_rng(seed), validation
+    )
     made.logged = logged  # type: ignore[attr-defined]
     return made
 
@@ -353,19 +421,29 @@ class Numbers:
         lengths[0] = longest
         self.mask = torch.arange(longest) < lengths[:, None]
         shape = (2 * count, longest)
-        draw = [torch.where(self.mask, torch.randn(shape, generator=generator).double() - 2, 0.0) for _ in range(2)]
+        draw = [
+            torch.where(self.mask, torch.randn(shape, generator=generator).double() - 2, 0.0)
+            for _ in range(2)
+        ]
         self.logprobs, self.reference = draw[0].requires_grad_(True), draw[1]
         self.generator = generator
 
     @property
     def batch(self) -> Batch:
-        return make_batch(self.mask, [(i, self.count + i, 1.0) for i in range(self.count)], self.reference)
+        return make_batch(
+            self.mask, [(i, self.count + i, 1.0) for i in range(self.count)], self.reference
+        )
 
     def compare(self, algorithm: Algorithm, theirs: Tensor, batch: Batch | None = None) -> None:
         """Loss and gradient, in float64."""
-        ours = total(algorithm, self.batch if batch is None else batch, Outputs(logprobs=self.logprobs))
+        ours = total(
+            algorithm, self.batch if batch is None else batch, Outputs(logprobs=self.logprobs)
+        )
         torch.testing.assert_close(ours, theirs.double(), rtol=1e-6, atol=1e-7)
-        gradients = [torch.autograd.grad(loss, self.logprobs, retain_graph=True)[0] for loss in (ours, theirs)]
+        gradients = [
+            torch.autograd.grad(loss, self.logprobs, retain_graph=True)[0]
+            for loss in (ours, theirs)
+        ]
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
         assert gradients[0].any()
 
@@ -395,11 +473,18 @@ def trainer(**attributes: Any) -> SimpleNamespace:
 
 def answering(numbers: Numbers) -> Any:
     """A model whose fused head gives these log-probabilities, 0 where nothing is predicted."""
-    logprobs, zeros = torch.where(numbers.mask, numbers.logprobs, 0.0), torch.zeros_like(numbers.logprobs)
-    return lambda **inputs: SimpleNamespace(log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros > 0)
+    logprobs, zeros = (
+        torch.where(numbers.mask, numbers.logprobs, 0.0),
+        torch.zeros_like(numbers.logprobs),
+    )
+    return lambda **inputs: SimpleNamespace(
+        log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros > 0
+    )
 
 
-def trl_dpo(numbers: Numbers, losses: Mapping[str, float], beta: float, label_smoothing: float = 0.0) -> Tensor:
+def trl_dpo(
+    numbers: Numbers, losses: Mapping[str, float], beta: float, label_smoothing: float = 0.0
+) -> Tensor:
     from trl.trainer.dpo_trainer import DPOTrainer
 
     theirs = trainer(
@@ -443,7 +528,9 @@ def test_trl_leaves_out_label_smoothing_and_sums() -> None:
     numbers = Numbers()
 
     def ours(**options: Any) -> float:
-        return total(DPO(DPO.Options(beta=0.3, **options)), numbers.batch, Outputs(logprobs=numbers.logprobs)).item()
+        return total(
+            DPO(DPO.Options(beta=0.3, **options)), numbers.batch, Outputs(logprobs=numbers.logprobs)
+        ).item()
 
     smoothed = trl_dpo(numbers, {"sigmoid": 1.0}, 0.3, label_smoothing=0.2).item()
     assert smoothed == pytest.approx(ours()) != pytest.approx(ours(label_smoothing=0.2), rel=0.01)
@@ -481,12 +568,16 @@ def test_kto_agrees_with_trl(weights: tuple[float, float]) -> None:
     reference = torch.cat([numbers.reference, others.reference])
     batch = make_batch(torch.cat([numbers.mask, others.mask]), reference=reference, groups=groups)
     out = Outputs(logprobs=torch.cat([numbers.logprobs, strangers]))
-    algorithm = KTO(KTO.Options(beta=0.3, desirable_weight=weights[0], undesirable_weight=weights[1]))
+    algorithm = KTO(
+        KTO.Options(beta=0.3, desirable_weight=weights[0], undesirable_weight=weights[1])
+    )
     algorithm.state |= algorithm.before_step(batch, out)
     assert algorithm.state["z0"] > 0.5
     ours = total(algorithm, batch, out)
     torch.testing.assert_close(ours, found, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, numbers.logprobs)[0] for loss in (ours, found)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, numbers.logprobs)[0] for loss in (ours, found))
+    )
 
 
 class Logits:
@@ -499,22 +590,34 @@ class Logits:
         self.count, self.prompt = count, prompt
         shape = (2 * count, prompt + longest)
         self.ids = torch.randint(0, vocabulary, shape, generator=generator)
-        self.logits = torch.randn(*shape, vocabulary, generator=generator, dtype=torch.float64, requires_grad=True)
+        self.logits = torch.randn(
+            *shape, vocabulary, generator=generator, dtype=torch.float64, requires_grad=True
+        )
         self.mask = torch.arange(longest) < lengths[:, None]
-        self.attention = torch.cat([torch.ones(2 * count, prompt, dtype=torch.bool), self.mask], dim=1)
+        self.attention = torch.cat(
+            [torch.ones(2 * count, prompt, dtype=torch.bool), self.mask], dim=1
+        )
         self.labels = self.ids.masked_fill(~self.attention, -100)
         self.labels[:, :prompt] = -100
 
     def ours(self, algorithm: Algorithm) -> Tensor:
-        logprobs = F.token_logprobs(self.logits[:, self.prompt - 1 : -1], self.ids[:, self.prompt :])
+        logprobs = F.token_logprobs(
+            self.logits[:, self.prompt - 1 : -1], self.ids[:, self.prompt :]
+        )
         batch = make_batch(self.mask, [(i, self.count + i, 1.0) for i in range(self.count)])
         return total(algorithm, batch, Outputs(logprobs=logprobs))
 
     def theirs(self, cls: type, **attributes: Any) -> Tensor:
         """The loss of TRL's trainer, from the model's logits to its mean."""
-        inputs = {"input_ids": self.ids, "attention_mask": self.attention.long(), "labels": self.labels}
+        inputs = {
+            "input_ids": self.ids,
+            "attention_mask": self.attention.long(),
+            "labels": self.labels,
+        }
         fake = trainer(
-            concatenated_inputs=lambda *args, **kwargs: {f"concatenated_{k}": v for k, v in inputs.items()},
+            concatenated_inputs=lambda *args, **kwargs: {
+                f"concatenated_{k}": v for k, v in inputs.items()
+            },
             padding_value=0,
             pad_token_id=0,
             get_batch_logps=cls.get_batch_logps,  # type: ignore[attr-defined]
@@ -535,8 +638,14 @@ class Logits:
 @pytest.mark.parametrize(
     ("algorithm", "theirs"),
     [
-        (SimPO(SimPO.Options(beta=2.5, target_margin=1.2)), {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.0}),
-        (SimPO(SimPO.Options(beta=2.5, nll_coefficient=0.4)), {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.4}),
+        (
+            SimPO(SimPO.Options(beta=2.5, target_margin=1.2)),
+            {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.0},
+        ),
+        (
+            SimPO(SimPO.Options(beta=2.5, nll_coefficient=0.4)),
+            {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.4},
+        ),
         (
             CPO(CPO.Options(beta=0.3, nll_coefficient=0.6, nll_aggregation="token_mean")),
             {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.6},
@@ -556,7 +665,9 @@ def test_simpo_and_cpo_agree_with_trl(algorithm: Algorithm, theirs: dict[str, An
 
 
 def test_orpo_agrees_with_trl_where_the_prompt_is_one_token() -> None:
-    """TRL's NLL is of the prompt as well: with one token, which nothing predicts, there is none of it."""
+    """TRL's NLL is of the prompt as well: with one token, which nothing predicts, there is none of
+    it.
+    """
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
     algorithm = ORPO(ORPO.Options(odds_ratio_coefficient=0.4, nll_aggregation="token_mean"))
@@ -564,7 +675,9 @@ def test_orpo_agrees_with_trl_where_the_prompt_is_one_token() -> None:
     ours, theirs = one.ours(algorithm), one.theirs(ORPOTrainer, beta=0.4)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(*one.gradients(ours, theirs), rtol=1e-4, atol=1e-6)
-    assert long.ours(algorithm).item() != pytest.approx(long.theirs(ORPOTrainer, beta=0.4).item(), rel=0.01)
+    assert long.ours(algorithm).item() != pytest.approx(
+        long.theirs(ORPOTrainer, beta=0.4).item(), rel=0.01
+    )
 
 
 # The expectation over soft labels, rankings, special cases
@@ -573,7 +686,9 @@ def test_orpo_agrees_with_trl_where_the_prompt_is_one_token() -> None:
 SOFT = [(0, 4, 0.8), (1, 5, 0.3), (2, 6, 1.0), (0, 1, 0.5), (4, 3, 0.0)]
 
 
-def by_label(algorithm: Algorithm, numbers: Numbers, pairs: Sequence[tuple[int, int, float]]) -> Tensor:
+def by_label(
+    algorithm: Algorithm, numbers: Numbers, pairs: Sequence[tuple[int, int, float]]
+) -> Tensor:
     """The mean over pairs of what hard labels give, weighted by how likely they are."""
     out, losses = Outputs(logprobs=numbers.logprobs), []
     for better, worse, p in pairs:
@@ -586,7 +701,10 @@ def by_label(algorithm: Algorithm, numbers: Numbers, pairs: Sequence[tuple[int, 
 @pytest.mark.parametrize(
     "algorithm",
     [
-        *(DPO(DPO.Options(loss=name)) for name in ("sigmoid", "sigmoid_norm", "ipo", "ipo_norm", "hinge")),
+        *(
+            DPO(DPO.Options(loss=name))
+            for name in ("sigmoid", "sigmoid_norm", "ipo", "ipo_norm", "hinge")
+        ),
         DPO(DPO.Options(loss="robust", label_smoothing=0.1)),
         DPO(DPO.Options(label_smoothing=0.1)),
         SimPO(SimPO.Options()),
@@ -600,7 +718,10 @@ def by_label(algorithm: Algorithm, numbers: Numbers, pairs: Sequence[tuple[int, 
 def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) -> None:
     numbers = Numbers(seed=3)
     Numbers.compare(
-        numbers, algorithm, by_label(algorithm, numbers, SOFT), make_batch(numbers.mask, SOFT, numbers.reference)
+        numbers,
+        algorithm,
+        by_label(algorithm, numbers, SOFT),
+        make_batch(numbers.mask, SOFT, numbers.reference),
     )
 
 
@@ -612,26 +733,44 @@ def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) ->
     ],
     ids=["dpo", "cpo"],
 )
-def test_a_token_mean_counts_responses_as_often_as_they_are_better(algorithm: Algorithm, name: str) -> None:
+def test_a_token_mean_counts_responses_as_often_as_they_are_better(
+    algorithm: Algorithm, name: str
+) -> None:
     numbers = Numbers(seed=4)
     batch = make_batch(numbers.mask, SOFT, numbers.reference)
-    term, weights = algorithm.loss(batch, Outputs(logprobs=numbers.logprobs))[name], algorithm.term_weights(batch)[name]
+    term, weights = (
+        algorithm.loss(batch, Outputs(logprobs=numbers.logprobs))[name],
+        algorithm.term_weights(batch)[name],
+    )
     nll, tokens = 0.0, 0.0
     for better, worse, p in SOFT:
         for row, weight in ((better, p), (worse, 1 - p)):
             nll += weight * float(-numbers.logprobs[row][numbers.mask[row]].sum())
             tokens += weight * float(numbers.mask[row].sum())
-    assert float(weighted_sum(term.values, weights) / weights.sum()) == pytest.approx(nll / tokens, rel=1e-9)
+    assert float(weighted_sum(term.values, weights) / weights.sum()) == pytest.approx(
+        nll / tokens, rel=1e-9
+    )
     # A response that is better in no pair is not learned: 3 loses surely or with p = 0 wins surely.
-    assert float(weights[3].sum()) == float(numbers.mask[3].sum()) and not weights[6].any() and not weights[7].any()
+    assert (
+        float(weights[3].sum()) == float(numbers.mask[3].sum())
+        and not weights[6].any()
+        and not weights[7].any()
+    )
 
 
 def test_dpo_is_cpl_without_discount_and_with_a_reference() -> None:
     numbers = Numbers(seed=5)
-    batch, out = make_batch(numbers.mask, SOFT, numbers.reference), Outputs(logprobs=numbers.logprobs)
+    batch, out = (
+        make_batch(numbers.mask, SOFT, numbers.reference),
+        Outputs(logprobs=numbers.logprobs),
+    )
     losses = [
         total(DPO(DPO.Options(beta=0.3)), batch, out),
-        total(CPL(CPL.Options(alpha=0.3, gamma=1.0, conservative_weight=1.0, reference=True)), batch, out),
+        total(
+            CPL(CPL.Options(alpha=0.3, gamma=1.0, conservative_weight=1.0, reference=True)),
+            batch,
+            out,
+        ),
     ]
     assert float(losses[0]) == float(losses[1])
     gradients = [torch.autograd.grad(loss, numbers.logprobs)[0] for loss in losses]
@@ -642,15 +781,19 @@ def test_cpl_discounts_from_the_first_token_and_favours_what_it_knows() -> None:
     """Two tokens against one, all of log-probability -1: S = -alpha (1 + gamma) and -alpha."""
     logprobs, mask = spread([-2.0, -1.0], [2, 1])
     batch, out = make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs)
-    (value,) = CPL(CPL.Options(alpha=0.5, gamma=0.6, conservative_weight=0.4)).loss(batch, out)["cpl"].values.tolist()
+    (value,) = (
+        CPL(CPL.Options(alpha=0.5, gamma=0.6, conservative_weight=0.4))
+        .loss(batch, out)["cpl"]
+        .values.tolist()
+    )
     assert value == pytest.approx(-math.log(1 / (1 + math.exp(0.5 * 1.6 - 0.4 * 0.5))), rel=1e-9)
 
 
 def test_cpl_clones_every_segment() -> None:
     logprobs, mask = spread([-2.0, -9.0], [2, 3])
-    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))[
-        "nll"
-    ]
+    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(
+        make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs)
+    )["nll"]
     batch = make_batch(mask)
     weights = batch.weights(term.per)
     assert float(weighted_sum(term.values, weights) / weights.sum()) == pytest.approx(11 / 5)
@@ -666,7 +809,10 @@ def test_cpl_measures_the_reference_only_where_it_counts() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing only applies to robust, sigmoid, sigmoid_norm"),
+        (
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "label_smoothing only applies to robust, sigmoid, sigmoid_norm",
+        ),
         ({"loss": "robust"}, "set label_smoothing"),
         ({"loss": {}}, "at least 1"),
         ({"loss": {"sigmoid": 0}}, "greater than 0"),
@@ -686,7 +832,9 @@ def asked(question: str) -> tuple[Any, ...]:
 
 
 def thumbs(question: str, *labels: bool | None) -> Group:
-    responses = tuple(Response(text=f"{question}{i}", label=label) for i, label in enumerate(labels))
+    responses = tuple(
+        Response(text=f"{question}{i}", label=label) for i, label in enumerate(labels)
+    )
     return Group(asked(question), responses, id=question)
 
 
@@ -709,7 +857,12 @@ def strangers(group: Group) -> list[str]:
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_every_response_is_a_stranger_once_and_never_behind_its_own_prompt(seed: int) -> None:
-    groups = [thumbs("a", True, False), thumbs("b", True), thumbs("a", False), thumbs("c", False, True, True)]
+    groups = [
+        thumbs("a", True, False),
+        thumbs("b", True),
+        thumbs("a", False),
+        thumbs("c", False, True, True),
+    ]
     groups.append(thumbs("d", True))
     chosen, logged = kto_select(groups, seed=seed)
     assert [group.id for group in chosen] == ["a", "b", "a", "c", "d"]
@@ -721,13 +874,19 @@ def test_every_response_is_a_stranger_once_and_never_behind_its_own_prompt(seed:
         assert not any(text.startswith(before.id) for text in strangers(group))
     everybody = sorted(response.text for group in groups for response in group.responses)
     assert sorted(text for group in chosen for text in strangers(group)) == everybody
-    assert logged == {"desirable": 5, "undesirable": 3, "without_label": 0, "without_other_prompt": 0}
+    assert logged == {
+        "desirable": 5,
+        "undesirable": 3,
+        "without_label": 0,
+        "without_other_prompt": 0,
+    }
 
 
 def test_who_stands_behind_whose_prompt_is_drawn() -> None:
     groups = [thumbs(letter, True, False) for letter in "abcdefgh"]
     drawn = {
-        tuple(text for group in kto_select(groups, seed=seed)[0] for text in strangers(group)) for seed in range(8)
+        tuple(text for group in kto_select(groups, seed=seed)[0] for text in strangers(group))
+        for seed in range(8)
     }
     assert len(drawn) > 1
 
@@ -740,15 +899,30 @@ def test_a_prompt_with_most_of_the_responses_has_too_few_strangers() -> None:
 
 
 def test_pairs_become_thumbs() -> None:
-    ranked = Group(asked("r"), tuple(Response(text=f"r{i}", rank=rank) for i, rank in enumerate((2, 1, 3, 2))), id="r")
-    soft = Group(asked("s"), (Response(text="s0"), Response(text="s1")), (Pair(0, 1, p=0.2),), id="s")
-    tie = Group(asked("t"), (Response(text="t0"), Response(text="t1")), (Pair(0, 1, p=0.5),), id="t")
-    known = Group(asked("k"), (Response(text="k0", label=False), Response(text="k1")), (Pair(0, 1),), id="k")
+    ranked = Group(
+        asked("r"),
+        tuple(Response(text=f"r{i}", rank=rank) for i, rank in enumerate((2, 1, 3, 2))),
+        id="r",
+    )
+    soft = Group(
+        asked("s"), (Response(text="s0"), Response(text="s1")), (Pair(0, 1, p=0.2),), id="s"
+    )
+    tie = Group(
+        asked("t"), (Response(text="t0"), Response(text="t1")), (Pair(0, 1, p=0.5),), id="t"
+    )
+    known = Group(
+        asked("k"), (Response(text="k0", label=False), Response(text="k1")), (Pair(0, 1),), id="k"
+    )
     chosen, logged = kto_select([ranked, soft, tie, known])
     labels = {r.text: r.label for group in chosen for r in group.responses if r.label is not None}
     # The two in the middle of the ranking win as often as they lose.
     assert labels == {"r1": True, "r2": False, "s0": False, "s1": True, "k0": False, "k1": False}
-    assert logged == {"desirable": 2, "undesirable": 4, "without_label": 4, "without_other_prompt": 0}
+    assert logged == {
+        "desirable": 2,
+        "undesirable": 4,
+        "without_label": 4,
+        "without_other_prompt": 0,
+    }
     assert all(response.rank is None for group in chosen for response in group.responses)
 
 
@@ -769,7 +943,8 @@ def test_pairs_become_thumbs() -> None:
 def test_kto_says_what_its_data_lack(groups: list[Group], message: str) -> None:
     with pytest.raises(DataError, match=message):
         kto_select(groups)
-    kto_select(groups, validation=True)  # of held-out data nothing is demanded, and nothing is logged
+    # Of held-out data nothing is demanded, and nothing is logged
+    kto_select(groups, validation=True)
     assert kto_select(groups, validation=True)[1] == {}
 
 
@@ -804,7 +979,9 @@ def polite(**options: Any) -> HIR:
 
 
 def scored(question: str, *scores: float | None) -> Group:
-    responses = tuple(Response(text=f"{question}{i}", scores={"reward": s}) for i, s in enumerate(scores))
+    responses = tuple(
+        Response(text=f"{question}{i}", scores={"reward": s}) for i, s in enumerate(scores)
+    )
     return Group(asked(question), responses, id=question)
 
 
@@ -815,7 +992,9 @@ def behind(group: Group) -> tuple[str, list[str]]:
 def test_all_responses_get_the_instruction_that_they_fulfil() -> None:
     # A threshold belongs to the lower level.
     looking = context()
-    chosen = polite(contrast_coefficient=0.0).select([scored("p", -1.0, 0.0, 0.5), scored("q", 7.0, 1.0)], looking)
+    chosen = polite(contrast_coefficient=0.0).select(
+        [scored("p", -1.0, 0.0, 0.5), scored("q", 7.0, 1.0)], looking
+    )
     assert [behind(group) for group in chosen] == [
         ("Be rude.\np", ["p0", "p1"]),
         ("Be plain.\np", ["p2"]),
@@ -837,15 +1016,25 @@ def test_with_a_contrast_all_stand_behind_all_instructions_in_one_bundle() -> No
 def test_an_instruction_that_is_there_is_replaced_and_nothing_else() -> None:
     assert instructed(asked("p"), "Be rude.") == asked("Be rude.\np")
     assert instructed(asked("Be plain.\np"), "Be rude.", LEVELS) == asked("Be rude.\np")
-    assert instructed(asked("Be plain.\nBe rude.\np"), "Be rude.", LEVELS) == asked("Be rude.\nBe rude.\np")
-    assert instructed(asked("Be plain. Sing."), "Be rude.", LEVELS) == asked("Be rude.\nBe plain. Sing.")
+    assert instructed(asked("Be plain.\nBe rude.\np"), "Be rude.", LEVELS) == asked(
+        "Be rude.\nBe rude.\np"
+    )
+    assert instructed(asked("Be plain. Sing."), "Be rude.", LEVELS) == asked(
+        "Be rude.\nBe plain. Sing."
+    )
 
 
 def test_what_has_no_feedback_is_counted_and_labels_are_feedback() -> None:
-    group = Group(asked("p"), (Response(text="up", label=True), Response(text="down", label=False), Response(text="?")))
+    group = Group(
+        asked("p"),
+        (Response(text="up", label=True), Response(text="down", label=False), Response(text="?")),
+    )
     looking = context()
     chosen = HIROffline(HIROffline.Options()).select([group], looking)
-    assert [(behind(g)[0].split()[2], behind(g)[1]) for g in chosen] == [("incorrect", ["down"]), ("correct", ["up"])]
+    assert [(behind(g)[0].split()[2], behind(g)[1]) for g in chosen] == [
+        ("incorrect", ["down"]),
+        ("correct", ["up"]),
+    ]
     assert looking.logged["without_feedback"] == 1  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="none of 1 groups has one"):
         polite().select([scored("p", None)], context())
@@ -867,7 +1056,9 @@ def test_hir_refuses_levels_that_do_not_fit(options: dict[str, Any], message: st
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(cut: bool) -> None:
-    """Response 1 has lost a token behind instruction 0 or, not `cut`, the prompt has no room behind instruction 1."""
+    """Response 1 has lost a token behind instruction 0 or, not `cut`, the prompt has no room behind
+    instruction 1.
+    """
     batch, mask = hir_batch(torch.zeros(2, 2)), torch.ones(4, 2, dtype=torch.bool)
     if cut:
         mask[1, 1] = False
@@ -878,7 +1069,10 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
     logprobs = -torch.arange(1.0, 2 * count + 1).reshape(count, 2) * batch.mask
     out = Outputs(logprobs=logprobs, entropy=torch.zeros(count, 2))
     algorithm = hir(2, length_normalized=False)
-    weights, contrast = algorithm.term_weights(batch)["contrast"], algorithm.loss(batch, out)["contrast"].values
+    weights, contrast = (
+        algorithm.term_weights(batch)["contrast"],
+        algorithm.loss(batch, out)["contrast"].values,
+    )
     assert weights.tolist() == ([1.0, 0.0, 0.0, 0.0] if cut else [0.0, 0.0])
     if cut:  # response 0 has the rows 0 and 2
         assert contrast[0] == pytest.approx(math.log(1 + math.exp((-5 - 6) - (-1 - 2))), rel=1e-3)
@@ -887,9 +1081,14 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
 
 
 def test_hir_by_hand() -> None:
-    """Two responses behind two instructions: signs, what counts, and which instruction is the likelier one."""
-    batch = hir_batch(torch.zeros(2, 2))  # rows: responses 0 and 1 behind instruction 0, then behind instruction 1
-    out = Outputs(logprobs=torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]]), entropy=torch.full((4, 1), 0.5))
+    """Two responses behind two instructions: signs, what counts, and which instruction is the
+    likelier one.
+    """
+    # Rows: responses 0 and 1 behind instruction 0, then behind instruction 1
+    batch = hir_batch(torch.zeros(2, 2))
+    out = Outputs(
+        logprobs=torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]]), entropy=torch.full((4, 1), 0.5)
+    )
     algorithm = hir(2, contrast_coefficient=0.7, entropy_coefficient=0.01)
     loss, weights = algorithm.loss(batch, out), algorithm.term_weights(batch)
     own = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -901,7 +1100,9 @@ def test_hir_by_hand() -> None:
     assert loss["contrast"].values[[0, 3]].tolist() == pytest.approx(wanted)
     right = algorithm.report_metrics(batch, out)["contrast_accuracy"].values
     assert right[[0, 3]].tolist() == [1.0, 0.0] and bool(right[[1, 2]].isnan().all())
-    silent = make_batch(torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group_index=batch.group_index)
+    silent = make_batch(
+        torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group_index=batch.group_index
+    )
     assert not algorithm.term_weights(silent)["contrast"].any()
 
 
@@ -909,7 +1110,11 @@ def test_shares_are_of_what_has_feedback() -> None:
     looking = context()
     polite().select([scored("p", 2.0, None, -1.0, None, 0.5, 3.0)], looking)
     logged = looking.logged  # type: ignore[attr-defined]
-    assert logged["fulfilled/0"] == 0.25 and logged["fulfilled/1"] == 0.25 and logged["fulfilled/2"] == 0.5
+    assert (
+        logged["fulfilled/0"] == 0.25
+        and logged["fulfilled/1"] == 0.25
+        and logged["fulfilled/2"] == 0.5
+    )
     assert logged["without_feedback"] == 2
 
 
@@ -925,10 +1130,16 @@ def test_a_score_that_is_not_a_number_is_no_feedback() -> None:
     [
         (HIROffline, {"label_smoothing": 0.1}, "only applies to the contrast"),
         (SimPO, {"nll_aggregation": "sequence_sum"}, "has no effect while nll_coefficient is 0"),
-        (CPO, {"nll_aggregation": "sequence_sum", "nll_coefficient": 0.0}, "has no effect while nll_coefficient is 0"),
+        (
+            CPO,
+            {"nll_aggregation": "sequence_sum", "nll_coefficient": 0.0},
+            "has no effect while nll_coefficient is 0",
+        ),
     ],
 )
-def test_options_that_would_change_nothing_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
+def test_options_that_would_change_nothing_are_refused(
+    kind: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         kind.Options(**options)
 
@@ -954,7 +1165,9 @@ def test_a_prompt_without_a_response_is_a_row_without_a_label() -> None:
 
 @pytest.mark.parametrize("cls", [KTO, HIROffline])
 def test_a_label_is_learned_at_the_last_answer_only(cls: type[Algorithm]) -> None:
-    """Also in groups whose earlier answers are part of the response, as a program may write them."""
+    """Also in groups whose earlier answers are part of the response, as a program may write
+    them.
+    """
     turns = tuple(
         Message(role=role, content=text)
         for role, text in (("assistant", "first"), ("user", "more?"), ("assistant", "last"))
@@ -974,20 +1187,26 @@ def test_what_is_left_out_is_named() -> None:
     looking.say = said.append
     groups = [thumbs(f"question {name}", None, True) for name in "abcde"]
     KTO(KTO.Options()).select([*groups, thumbs("z", False)], looking)
-    assert said == ["5 left out (without_label): 'question a', 'question b', 'question c' and 2 more"]
+    assert said == [
+        "5 left out (without_label): 'question a', 'question b', 'question c' and 2 more"
+    ]
 
 
 def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
     group = Group((), tuple(Response(text=t) for t in "abc"), (Pair(2, 0),), id="g")
     mask = torch.tensor([[True, True], [True, True], [True, False]])
-    batch = make_batch(mask, [(2, 0, 1.0)], groups=[group], group_index=torch.zeros(3, dtype=torch.long))
+    batch = make_batch(
+        mask, [(2, 0, 1.0)], groups=[group], group_index=torch.zeros(3, dtype=torch.long)
+    )
     found = CPL(CPL.Options(nll_coefficient=1.0)).term_weights(batch)["nll"]
     assert found.tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
     assert CPL(CPL.Options()).term_weights(batch) == {}
 
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
-    """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
+    """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one
+    graph.
+    """
     from alignkit.models.packing import Examples
     from alignkit.settings import Settings
     from alignkit.testing import algorithm_kit, example_groups, tiny
@@ -1021,8 +1240,8 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
 
 
 def whole_loss(learner: Any, examples: Any, groups: Sequence[Group]) -> Tensor:
-    """mean_i of -P_ii - 0.7 log(e^P_ii / sum_k e^P_ik), and -0.1 entropy of a token, for four prompts of three
-    responses behind three instructions each.
+    """mean_i of -P_ii - 0.7 log(e^P_ii / sum_k e^P_ik), and -0.1 entropy of a token, for four
+    prompts of three responses behind three instructions each.
     """
     out, mask = learner._forward(examples), examples.batch().mask
     p = (out.logprobs * mask).sum(dim=1).reshape(len(groups), len(LEVELS), 3)
@@ -1054,8 +1273,13 @@ def test_instruct_makes_prompts() -> None:
 
 
 def test_every_method_learns_from_the_formats_that_people_have(tmp_path: Path) -> None:
-    """From TRL's preference and unpaired rows, on the tiny model: a whole recipe, whose losses fall."""
-    rows = [{"prompt": f"tell me {i} times", "chosen": "yes, gladly", "rejected": "no"} for i in range(12)]
+    """From TRL's preference and unpaired rows, on the tiny model: a whole recipe, whose losses
+    fall.
+    """
+    rows = [
+        {"prompt": f"tell me {i} times", "chosen": "yes, gladly", "rejected": "no"}
+        for i in range(12)
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     unpaired = [
         {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
@@ -1076,15 +1300,21 @@ def test_every_method_learns_from_the_formats_that_people_have(tmp_path: Path) -
         f"by-{name}": {
             "algorithm": {name: options},
             "data": "thumbs.jsonl" if name in ("kto", "hir_offline") else "pairs.jsonl",
-            "batch_size": 6,  # of hir bundles, which no minibatch may cut: the contrast would be another one
+            # Of hir bundles, which no minibatch may cut: the contrast would be another one
+            "batch_size": 6,
             "epochs": 4,
             "learning_rate": 0.02,
             "checkpoint_every": 1000,
         }
         for name, options in algorithms.items()
     }
-    recipe = {"name": "r", "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "stages": stages}), encoding="utf-8")
+    recipe = {
+        "name": "r",
+        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}},
+    }
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**recipe, "stages": stages}), encoding="utf-8"
+    )
     run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     for name in stages:
         lines = (tmp_path / "run" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

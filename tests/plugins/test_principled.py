@@ -1,4 +1,6 @@
-"""Pairs judged by principles: which are drawn, how their verdicts are joined, and what is said of them."""
+"""Pairs judged by principles: which are drawn, how their verdicts are joined, and what is said of
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from alignkit_plugins.ai_feedback.rlaif import JudgePairs
 
 BY = tuple(Principle(name=name, compare=f"By {name}.") for name in ("one", "two", "three"))
 SILENT = Principle(name="silent", critique="c", revise="r")
-P = {"By one.": 0.9, "By two.": 0.6, "By three.": 0.3}  # P(first is better) of the text that sorts first
+# P(first is better) of the text that sorts first
+P = {"By one.": 0.9, "By two.": 0.6, "By three.": 0.3}
 
 
 class ByRubric(Judge):
@@ -68,7 +71,9 @@ def test_the_label_is_the_mean_of_probabilities(tmp_path: Path) -> None:
 
 
 def test_labels_are_clamped_after_the_mean(tmp_path: Path) -> None:
-    assert judged(tmp_path, groups(1), clamp=(0.4, 0.55))[0].groups[0].pairs[0].p == pytest.approx(0.55)
+    assert judged(tmp_path, groups(1), clamp=(0.4, 0.55))[0].groups[0].pairs[0].p == pytest.approx(
+        0.55
+    )
     clamped_first = (0.55 + 0.55 + 0.4) / 3
     assert clamped_first == pytest.approx(0.5)  # no pair
 
@@ -76,7 +81,11 @@ def test_labels_are_clamped_after_the_mean(tmp_path: Path) -> None:
 def test_each_pair_has_principles_of_its_own(tmp_path: Path) -> None:
     artifact, asked = judged(tmp_path, groups(60), principles_per_pair=1)
     counts = {rubric: len(items) for rubric, items in asked}
-    assert sum(counts.values()) == 60 and set(counts) == set(P) and all(count > 8 for count in counts.values())
+    assert (
+        sum(counts.values()) == 60
+        and set(counts) == set(P)
+        and all(count > 8 for count in counts.values())
+    )
     better = Counter(group.pairs[0].better for group in artifact.groups)
     assert better == {0: counts["By one."] + counts["By two."], 1: counts["By three."]}
     two = judged(tmp_path, groups(60), principles_per_pair=2)[1]
@@ -111,12 +120,21 @@ class Silent(ByRubric):
 def test_a_principle_without_a_verdict_does_not_count(tmp_path: Path) -> None:
     artifact, _ = judged(tmp_path, groups(2), Gaps)
     assert artifact.summary["dropped"] == {} and len(artifact.groups) == 2
-    assert [group.pairs[0].p for group in artifact.groups] == pytest.approx([0.55, 0.55])  # 1 - (0.6 + 0.3) / 2
+    # 1 - (0.6 + 0.3) / 2
+    assert [group.pairs[0].p for group in artifact.groups] == pytest.approx([0.55, 0.55])
     facts = artifact.summary["principles"]
-    assert (facts["one"]["comparisons"], facts["one"]["unusable"], facts["one"]["certainty"]) == (2, 2, None)
+    assert (facts["one"]["comparisons"], facts["one"]["unusable"], facts["one"]["certainty"]) == (
+        2,
+        2,
+        None,
+    )
     assert facts["two"]["certainty"] == pytest.approx(0.2) and facts["two"]["with_the_mean"] == 0
-    assert facts["three"]["certainty"] == pytest.approx(0.4) and facts["three"]["with_the_mean"] == 1
-    with pytest.raises(RunFailed, match=r"no pair was labeled(.|\n)*2 of 2 pairs dropped: the judge refused: no"):
+    assert (
+        facts["three"]["certainty"] == pytest.approx(0.4) and facts["three"]["with_the_mean"] == 1
+    )
+    with pytest.raises(
+        RunFailed, match=r"no pair was labeled(.|\n)*2 of 2 pairs dropped: the judge refused: no"
+    ):
         judged(tmp_path, groups(2), Silent)
 
 
@@ -143,19 +161,33 @@ def test_without_a_constitution_the_judge_has_its_own_measure(tmp_path: Path) ->
     step = JudgePairs(JudgePairs.Options(judge=component(Own), data="x"))
     step.check(tmp_path)
     artifact = step.run(context(None, tmp_path, groups(2)))
-    assert [group.pairs[0].p for group in artifact.groups or () if group.pairs] == pytest.approx([0.7, 0.7])
+    assert [group.pairs[0].p for group in artifact.groups or () if group.pairs] == pytest.approx(
+        [0.7, 0.7]
+    )
     assert "principles" not in (artifact.summary or {})
 
 
 @pytest.mark.parametrize(
     ("kind", "constitution", "count", "message"),
     [
-        (RewardJudge, BY, 1, r"'RewardJudge' has its own measure(.|\n)*needs a judge that reads, such as openai_judge"),
+        (
+            RewardJudge,
+            BY,
+            1,
+            r"'RewardJudge' has its own measure(.|\n)*needs a judge that reads, such as openai_judge",
+        ),
         (LocalJudge, (SILENT,), 1, "no principle of the constitution has 'compare'"),
-        (LocalJudge, (*BY, SILENT), 4, "principles_per_pair is 4, but only 3 principles have 'compare'"),
+        (
+            LocalJudge,
+            (*BY, SILENT),
+            4,
+            "principles_per_pair is 4, but only 3 principles have 'compare'",
+        ),
     ],
 )
-def test_what_cannot_be_judged_stops_before_the_run(kind: Any, constitution: Any, count: int, message: str) -> None:
+def test_what_cannot_be_judged_stops_before_the_run(
+    kind: Any, constitution: Any, count: int, message: str
+) -> None:
     options = {"constitution": constitution, "principles_per_pair": count}
     step = JudgePairs(JudgePairs.Options(judge=component(kind), data="x", **options))
     with pytest.raises(RunFailed, match=message):
@@ -170,5 +202,8 @@ def test_principles_per_pair_needs_a_constitution() -> None:
 def test_the_numbers_can_be_stored(tmp_path: Path) -> None:
     artifact, _ = judged(tmp_path, groups(3))
     assert json.loads(json.dumps(artifact.summary))["principles"]["one"]["with_the_mean"] == 1
-    assert "principle one: 3 comparisons, 0 without a verdict, 100% as by all" in artifact.report.text(200)
+    assert (
+        "principle one: 3 comparisons, 0 without a verdict, 100% as by all"
+        in artifact.report.text(200)
+    )
     assert "silent" not in artifact.report.text()

@@ -1,4 +1,5 @@
-"""Rows of public data sets, in the layout of the Hugging Face Hub, become the right prompts, answers and pairs.
+"""Rows of public data sets, in the layout of the Hugging Face Hub, become the right prompts,
+answers and pairs.
 
 The rows are shortened, or written by hand in the documented layout.
 """
@@ -30,27 +31,46 @@ ARC = {
 BOOLQ = {
     "question": "does ethanol take more energy make that produces",
     "answer": False,
-    "passage": "All biomass goes through at least some of these steps: it needs to be grown, collected, dried ...",
+    "passage": (
+        "All biomass goes through at least some of these steps: it needs to be grown, collected, "
+        "dried ..."
+    ),
 }
 RACE = {
     "example_id": "high132.txt",
-    "article": "Schoolgirls have been wearing such short skirts that they've been ordered to wear trousers.",
+    "article": (
+        "Schoolgirls have been wearing such short skirts that they've been ordered to wear "
+        "trousers."
+    ),
     "answer": "A",
     "question": "The girls are not allowed to wear skirts in that    _  .",
-    "options": ["short skirts give people the impression of sexualisation", "short skirts are too expensive"],
+    "options": [
+        "short skirts give people the impression of sexualisation",
+        "short skirts are too expensive",
+    ],
 }
 DROP = {
     "section_id": "nfl_2201",
     "query_id": "f16c0ee7",
-    "passage": "To start the season, the Lions traveled south to Tampa, Florida to take on the Tampa Bay Buccaneers.",
+    "passage": (
+        "To start the season, the Lions traveled south to Tampa, Florida to take on the Tampa "
+        "Bay Buccaneers."
+    ),
     "question": "Which teams played?",
     "answers_spans": {"spans": ["Lions", "Buccaneers"], "types": ["span", "span"]},
 }
 COQA = {
     "source": "mctest",
-    "story": "Once upon a time, in a barn near a farm house, there lived a little white kitten named Cotton.",
+    "story": (
+        "Once upon a time, in a barn near a farm house, there lived a little white kitten named "
+        "Cotton."
+    ),
     "questions": ["What color was Cotton?", "Where did she live?"],
-    "answers": {"input_text": ["white", "in a barn"], "answer_start": [59, 18], "answer_end": [93, 80]},
+    "answers": {
+        "input_text": ["white", "in a barn"],
+        "answer_start": [59, 18],
+        "answer_end": [93, 80],
+    },
 }
 OPENBOOKQA = {
     "id": "7-980",
@@ -70,7 +90,10 @@ QUAC = {
     "context": "In 1926 he discovered Paige. CANNOTANSWER",
     "questions": ["what did he do in Chattanooga", "how did he discover him"],
     "answers": {"texts": [["In 1926"], ["CANNOTANSWER"]], "answer_starts": [[0], [29]]},
-    "orig_answers": {"texts": ["In 1926 he discovered Paige.", "CANNOTANSWER"], "answer_starts": [0, 29]},
+    "orig_answers": {
+        "texts": ["In 1926 he discovered Paige.", "CANNOTANSWER"],
+        "answer_starts": [0, 29],
+    },
 }
 WINOGRANDE = {
     "sentence": "Sarah was a much better surgeon than Maria so _ always got the easier cases.",
@@ -83,8 +106,19 @@ ULTRAFEEDBACK = {
     "instruction": "Name a color.",
     "models": ["alpaca-7b", "gpt-4"],
     "completions": [
-        {"model": "alpaca-7b", "principle": "honesty", "response": "Blue", "critique": "Brief.", "overall_score": 7.5},
-        {"model": "gpt-4", "principle": "honesty", "response": "A color is blue.", "overall_score": 9.0},
+        {
+            "model": "alpaca-7b",
+            "principle": "honesty",
+            "response": "Blue",
+            "critique": "Brief.",
+            "overall_score": 7.5,
+        },
+        {
+            "model": "gpt-4",
+            "principle": "honesty",
+            "response": "A color is blue.",
+            "overall_score": 9.0,
+        },
     ],
     "correct_answers": ["None"],
     "incorrect_answers": ["None"],
@@ -120,9 +154,17 @@ PRM800K = {
         "pre_generated_steps": ["I factor both.", "# Answer\n\n320"],
         "pre_generated_answer": "320",
     },
-    "label": {"steps": [{"completions": [{"text": "I factor both.", "rating": 0}]}], "finish_reason": "found_error"},
+    "label": {
+        "steps": [{"completions": [{"text": "I factor both.", "rating": 0}]}],
+        "finish_reason": "found_error",
+    },
 }
-STACK_EXCHANGE = {"qid": 1, "question": "How to sort a list?", "response_j": "Use sorted.", "response_k": "Try."}
+STACK_EXCHANGE = {
+    "qid": 1,
+    "question": "How to sort a list?",
+    "response_j": "Use sorted.",
+    "response_k": "Try.",
+}
 TULU3 = {
     "id": "x",
     "prompt": "Hi",
@@ -144,16 +186,29 @@ DEMONSTRATIONS = [
         "A. cellular telephone\nB. television\nC. refrigerator\nD. airplane",
         "A",
     ),
-    ("boolq", BOOLQ, f"{BOOLQ['passage']}\n\ndoes ethanol take more energy make that produces?", "no"),
+    (
+        "boolq",
+        BOOLQ,
+        f"{BOOLQ['passage']}\n\ndoes ethanol take more energy make that produces?",
+        "no",
+    ),
     (
         "race",
         RACE,
-        f"{RACE['article']}\n\n{RACE['question']}\n"
-        "A. short skirts give people the impression of sexualisation\nB. short skirts are too expensive",
+        f"{RACE['article']}\n"
+        "\n"
+        f"{RACE['question']}\n"
+        "A. short skirts give people the impression of sexualisation\n"
+        "B. short skirts are too expensive",
         "A",
     ),
     ("drop", DROP, f"{DROP['passage']}\n\nWhich teams played?", "Lions, Buccaneers"),
-    ("openbookqa", OPENBOOKQA, "The sun is responsible for\nA. puppies learning tricks\nB. plants sprouting", "B"),
+    (
+        "openbookqa",
+        OPENBOOKQA,
+        "The sun is responsible for\nA. puppies learning tricks\nB. plants sprouting",
+        "B",
+    ),
     (
         "mnli",
         MNLI,
@@ -164,7 +219,9 @@ DEMONSTRATIONS = [
     (
         "winogrande",
         WINOGRANDE,
-        "Sarah was a much better surgeon than Maria so _ always got the easier cases.\nA. Sarah\nB. Maria",
+        "Sarah was a much better surgeon than Maria so _ always got the easier cases.\n"
+        "A. Sarah\n"
+        "B. Maria",
         "B",
     ),
 ]
@@ -180,7 +237,12 @@ def test_questions_and_answers(name: str, row: dict[str, Any], prompt: str, answ
 @pytest.mark.parametrize(
     ("name", "row", "prompt", "said"),
     [
-        ("coqa", COQA, f"{COQA['story']}\n\nWhat color was Cotton?", ("white", "Where did she live?", "in a barn")),
+        (
+            "coqa",
+            COQA,
+            f"{COQA['story']}\n\nWhat color was Cotton?",
+            ("white", "Where did she live?", "in a barn"),
+        ),
         (
             "quac",
             QUAC,
@@ -198,24 +260,68 @@ def test_conversations(name: str, row: dict[str, Any], prompt: str, said: tuple[
     )
 
 
-HELPSTEER2_PAIR = {"split": "train", "prompt": "c#", "response_1": "A", "response_2": "B", "preference_strength": 2}
+HELPSTEER2_PAIR = {
+    "split": "train",
+    "prompt": "c#",
+    "response_1": "A",
+    "response_2": "B",
+    "preference_strength": 2,
+}
 
 
 @pytest.mark.parametrize(
     ("name", "row", "prompt", "texts", "pair"),
     [
-        ("stack_exchange", STACK_EXCHANGE, ["How to sort a list?"], ["Use sorted.", "Try."], Pair(0, 1)),
-        ("preference", STACK_EXCHANGE, ["How to sort a list?"], ["Use sorted.", "Try."], Pair(0, 1)),
-        ("ultrafeedback", ULTRAFEEDBACK, ["Name a color."], ["Blue", "A color is blue."], Pair(1, 0, margin=1.5)),
-        ("rankings", ULTRAFEEDBACK, ["Name a color."], ["Blue", "A color is blue."], Pair(1, 0, margin=1.5)),
-        ("helpsteer3", HELPSTEER3, ["Hi", "Yes?", "Bye"], ["Bye!", "What?"], Pair(0, 1, margin=2.0)),
-        ("labeled_pairs", HELPSTEER3, ["Hi", "Yes?", "Bye"], ["Bye!", "What?"], Pair(0, 1, margin=2.0)),
+        (
+            "stack_exchange",
+            STACK_EXCHANGE,
+            ["How to sort a list?"],
+            ["Use sorted.", "Try."],
+            Pair(0, 1),
+        ),
+        (
+            "preference",
+            STACK_EXCHANGE,
+            ["How to sort a list?"],
+            ["Use sorted.", "Try."],
+            Pair(0, 1),
+        ),
+        (
+            "ultrafeedback",
+            ULTRAFEEDBACK,
+            ["Name a color."],
+            ["Blue", "A color is blue."],
+            Pair(1, 0, margin=1.5),
+        ),
+        (
+            "rankings",
+            ULTRAFEEDBACK,
+            ["Name a color."],
+            ["Blue", "A color is blue."],
+            Pair(1, 0, margin=1.5),
+        ),
+        (
+            "helpsteer3",
+            HELPSTEER3,
+            ["Hi", "Yes?", "Bye"],
+            ["Bye!", "What?"],
+            Pair(0, 1, margin=2.0),
+        ),
+        (
+            "labeled_pairs",
+            HELPSTEER3,
+            ["Hi", "Yes?", "Bye"],
+            ["Bye!", "What?"],
+            Pair(0, 1, margin=2.0),
+        ),
         ("labeled_pairs", HELPSTEER2_PAIR, ["c#"], ["A", "B"], Pair(1, 0, margin=2.0)),
         ("tulu3_preference", TULU3, ["Hi"], ["Hello!", "What?"], Pair(0, 1)),
         ("preference", TULU3, ["Hi"], ["Hello!", "What?"], Pair(0, 1)),
     ],
 )
-def test_pairs(name: str, row: dict[str, Any], prompt: list[str], texts: list[str], pair: Pair) -> None:
+def test_pairs(
+    name: str, row: dict[str, Any], prompt: list[str], texts: list[str], pair: Pair
+) -> None:
     [group] = groups(name, row)
     assert [turn["content"] for turn in group.prompt] == prompt
     assert [response.text for response in group.responses] == texts and group.pairs == (pair,)
@@ -223,7 +329,9 @@ def test_pairs(name: str, row: dict[str, Any], prompt: list[str], texts: list[st
 
 def test_ratings_of_single_responses() -> None:
     [rated] = groups("helpsteer2", HELPSTEER2)
-    assert rated.responses == (Response(text="C# is a programming language.", scores={"reward": 3.0}),)
+    assert rated.responses == (
+        Response(text="C# is a programming language.", scores={"reward": 3.0}),
+    )
     [wrong] = groups("prm800k", PRM800K)
     assert wrong.responses == (Response(text="I factor both.\n# Answer\n\n320", label=False),)
     assert wrong.meta["answer"] == "200"
@@ -246,7 +354,8 @@ def test_both_readers_of_helpsteer3_agree(preference: int) -> None:
         ("drop", {**DROP, "answers_spans": {"spans": []}}),
         ("ultrafeedback", {**ULTRAFEEDBACK, "completions": []}),
         ("prm800k", {**PRM800K, "label": {"steps": [], "finish_reason": "give_up"}}),
-        ("prm800k", {**PRM800K, "question": {"problem": "Q?", "ground_truth_answer": "1"}}),  # phase 1
+        # Phase 1
+        ("prm800k", {**PRM800K, "question": {"problem": "Q?", "ground_truth_answer": "1"}}),
     ],
 )
 def test_rows_that_have_no_answer_are_left_out(name: str, row: dict[str, Any]) -> None:
@@ -292,7 +401,13 @@ def test_each_data_set_is_recognized_by_one_format_at_most(name: str) -> None:
 
 
 def test_squad_and_pairs_of_helpsteer2_are_recognized_by_formats_of_their_own() -> None:
-    squad = {"id": "1", "title": "T", "context": "Ann is 7.", "question": "Who?", "answers": {"text": ["Ann"]}}
+    squad = {
+        "id": "1",
+        "title": "T",
+        "context": "Ann is 7.",
+        "question": "Who?",
+        "answers": {"text": ["Ann"]},
+    }
     for row, name in ((squad, "squad"), (HELPSTEER2_PAIR, "labeled_pairs")):
         assert [one for one, cls in FORMATS.items() if cls.matches(row)] == [name]
     assert groups("squad", squad)[0].responses == (Response(text="Ann"),)

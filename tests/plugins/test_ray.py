@@ -1,4 +1,6 @@
-"""Rows in workers of Ray: the same bytes as without, errors, and with Ray installed a worker that dies."""
+"""Rows in workers of Ray: the same bytes as without, errors, and with Ray installed a worker that
+dies.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class RayTaskError(Exception):
 
 
 class FakeRay:
-    """Ray's functions that the plugin calls, with workers in this process. workers: how many were started."""
+    """Ray's functions that the plugin calls, with workers in this process. workers: how many were
+    started.
+    """
 
     def __init__(self) -> None:
         self.workers = self.chunks = 0
@@ -47,7 +51,9 @@ class FakeRay:
         def start(kind: type, work: Any) -> Any:
             self.workers += 1
             worker = kind(work)
-            return SimpleNamespace(results=SimpleNamespace(remote=lambda rows: lambda: worker.results(rows)))
+            return SimpleNamespace(
+                results=SimpleNamespace(remote=lambda rows: lambda: worker.results(rows))
+            )
 
         return lambda kind: SimpleNamespace(remote=lambda work: start(kind, work))
 
@@ -72,7 +78,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_bytes_are_the_same_and_a_stage_is_reused_wherever_its_rows_were(
-    tmp_path: Path, fake: FakeRay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    fake: FakeRay,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write_recipe(tmp_path, 70, {"answers": sample()})
     assert main(["run", str(path), "--out", str(tmp_path / "dealt")]) == 0
@@ -95,7 +104,9 @@ def test_an_error_in_a_worker_is_the_one_of_a_run_without_it(
     assert "in `Sample.run`: ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_ray_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     path = write_recipe(tmp_path, 5, {"answers": sample()})
@@ -106,14 +117,19 @@ def test_ray_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    path, out = write_recipe(tmp_path, 200, {"answers": sample(sampling={"max_new_tokens": 60})}), tmp_path / "dealt"
+    path, out = (
+        write_recipe(tmp_path, 200, {"answers": sample(sampling={"max_new_tokens": 60})}),
+        tmp_path / "dealt",
+    )
     command = [sys.executable, "-m", "alignkit", "run", str(path), "--out", str(out)]
     environment = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     workers: list[psutil.Process] = []
     until = time.monotonic() + 4 * PATIENCE
     while not workers and driver.poll() is None and time.monotonic() < until:
-        if (out / "answers/map/responses.jsonl").exists() and (out / "answers/map/responses.jsonl").stat().st_size:
+        if (out / "answers/map/responses.jsonl").exists() and (
+            out / "answers/map/responses.jsonl"
+        ).stat().st_size:
             children = psutil.Process(driver.pid).children(recursive=True)
             workers = [child for child in children if "ray::Worker" in " ".join(child.cmdline())]
         time.sleep(0.05)

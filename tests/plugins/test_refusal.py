@@ -57,7 +57,8 @@ def test_words_of_idioms_hide_few_refusals() -> None:
 
 @pytest.mark.silent_bug(
     "rewards: refusals",
-    'A refusal in other words, such as "I won\'t be able to" or "I must decline", counts as an answer.',
+    'A refusal in other words, such as "I won\'t be able to" or "I must decline", counts as an '
+    "answer.",
     "The reward is trained on many wordings, and a letter that declines an invitation is none.",
 )
 @pytest.mark.parametrize(
@@ -86,15 +87,24 @@ def scores(*answers: Response, scale: float = 1.0) -> list[float | None]:
 def test_the_interval_of_no_refusal_is_on_the_side_of_refusals(scale: float, side: int) -> None:
     group = Group((Message(role="user", content="Hi"),), (Response("Hello."),))
     (value,) = Refusal(Refusal.Options(scale=scale)).score([group])[""]
-    stored = group_from_json(group_to_json(replace(group, responses=(Response("Hello.", scores={"r": value}),))))
+    stored = group_from_json(
+        group_to_json(replace(group, responses=(Response("Hello.", scores={"r": value}),)))
+    )
     interval = scale_of([stored] * 20, "r").mean([0.0] * 20)
     assert interval["mean"] == 0 and 0.1 < side * (interval["low"] + interval["high"]) < 0.25
     assert min(abs(interval["low"]), abs(interval["high"])) == 0
 
 
 def test_refusals_score_one_and_answers_zero() -> None:
-    turns = (Message(role="assistant", content="Let me look."), Message(role="assistant", content="I cannot help you."))
-    answers = (Response("I'm sorry, but no."), Response("Use `kill PID`."), Response(messages=turns))
+    turns = (
+        Message(role="assistant", content="Let me look."),
+        Message(role="assistant", content="I cannot help you."),
+    )
+    answers = (
+        Response("I'm sorry, but no."),
+        Response("Use `kill PID`."),
+        Response(messages=turns),
+    )
     assert scores(*answers) == [1.0, 0.0, 1.0] * 2
     assert scores(*answers, scale=-1.0) == [-1.0, 0.0, -1.0] * 2
 
@@ -131,13 +141,18 @@ def test_validation_refuses_in_words_that_no_stage_learns_some_of_which_are_read
 def test_it_agrees_with_our_labels_of_the_policies_answers_as_often_as_the_pages_say() -> None:
     found = rows("refusal_labels.jsonl")
     labeled = [row for row in found if row["refused"] is not None]
-    assert Counter(row["policy"] for row in found) == dict.fromkeys(("base", "sft", "ppo", "rejection_sampling"), 50)
+    assert Counter(row["policy"] for row in found) == dict.fromkeys(
+        ("base", "sft", "ppo", "rejection_sampling"), 50
+    )
     assert len({(row["policy"], row["prompt"]) for row in found}) == 200
     assert (len(labeled), sum(row["refused"] for row in labeled)) == (193, 73)
     assert sum(refuses(row["answer"]) == row["refused"] for row in labeled) == 192
     assert sum(row["by_phrases"] == row["refused"] for row in labeled) == 189
     told = "99% [97, 100] of 193 answers"
-    pages = [DATA.parent / "quickstart.yaml", *(DATA.parents[1] / page for page in ("README.md", "docs/quickstart.md"))]
+    pages = [
+        DATA.parent / "quickstart.yaml",
+        *(DATA.parents[1] / page for page in ("README.md", "docs/quickstart.md")),
+    ]
     for page in [*pages, DATA.parents[1] / "docs" / "what-to-compare.md"]:
         assert told in re.sub(r"\s*\n(?:# *)?", " ", page.read_text(encoding="utf-8")), page
 
@@ -145,5 +160,7 @@ def test_it_agrees_with_our_labels_of_the_policies_answers_as_often_as_the_pages
 def test_its_examples_are_no_answers_that_it_is_measured_on() -> None:
     learned = {row["text"] for row in rows("refusal_examples.jsonl")}
     assert not learned & {row["answer"] for row in rows("refusal_labels.jsonl")}
-    refusals = {text for name in ("demos", "safety", "helpful") for text in texts(name) if refuses(text)}
+    refusals = {
+        text for name in ("demos", "safety", "helpful") for text in texts(name) if refuses(text)
+    }
     assert not learned & refusals

@@ -18,7 +18,12 @@ from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
 from alignkit.training.learner import Averages
 from alignkit.training.trainer import Trainer
-from alignkit_plugins.algorithms.reward_scores import GAP, LearnedThresholds, RewardOrdinal, RewardRegression
+from alignkit_plugins.algorithms.reward_scores import (
+    GAP,
+    LearnedThresholds,
+    RewardOrdinal,
+    RewardRegression,
+)
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.double(), NOTHING.double(), NOTHING)
@@ -27,13 +32,20 @@ MODEL = [0.3, -1.2, 2.0, 0.0, 5.0, -0.4]  # what the model says of them
 
 
 def rated(ratings: list[list[float | None]]) -> list[Group]:
-    return [Group((), tuple(Response(scores={"reward": x} if x is not None else {}) for x in row)) for row in ratings]
+    return [
+        Group((), tuple(Response(scores={"reward": x} if x is not None else {}) for x in row))
+        for row in ratings
+    ]
 
 
-def context(validation: bool = False, said: list[str] | None = None) -> tuple[SelectContext, dict[str, Any]]:
+def context(
+    validation: bool = False, said: list[str] | None = None
+) -> tuple[SelectContext, dict[str, Any]]:
     logged: dict[str, Any] = {}
     rng, say = np.random.default_rng(0), [].append if said is None else said.append
-    return SelectContext(0, 0, lambda: [], lambda **m: logged.update(m), rng, say=say, validation=validation), logged
+    return SelectContext(
+        0, 0, lambda: [], lambda **m: logged.update(m), rng, say=say, validation=validation
+    ), logged
 
 
 def batch(groups: list[Group]) -> Batch:
@@ -66,7 +78,8 @@ def sigma(x: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("cls", "options"), [(RewardRegression, {}), (RewardOrdinal, {}), (LearnedThresholds, {"threshold_rate": 0.5})]
+    ("cls", "options"),
+    [(RewardRegression, {}), (RewardOrdinal, {}), (LearnedThresholds, {"threshold_rate": 0.5})],
 )
 def test_they_conform(cls: Any, options: dict[str, Any]) -> None:
     check_algorithm(cls, options)
@@ -84,7 +97,9 @@ def test_regression_predicts_the_normalized_score() -> None:
 
 
 def test_ordinal_predicts_levels() -> None:
-    """-log P(level): P(rating <= level k) = sigma(threshold k - score), thresholds at the shares of the data."""
+    """-log P(level): P(rating <= level k) = sigma(threshold k - score), thresholds at the shares of
+    the data.
+    """
     algorithm, given = fitted(new(RewardOrdinal))
     shares = np.array([1 / 6, 4 / 6])  # one 1, three 4s, two 7s
     thresholds = np.log(shares / (1 - shares))
@@ -105,7 +120,9 @@ def test_thresholds_learn_from_earlier_steps() -> None:
     start = np.array(algorithm.state["thresholds"])
 
     def loss(thresholds: Any) -> float:
-        below = np.column_stack([np.zeros(6), sigma(thresholds - np.array(MODEL)[:, None]), np.ones(6)])
+        below = np.column_stack(
+            [np.zeros(6), sigma(thresholds - np.array(MODEL)[:, None]), np.ones(6)]
+        )
         return float(-np.log(np.diff(below, axis=1)[np.arange(6), [int(y) // 3 for y in Y]]).mean())
 
     step = 1e-6 * np.eye(2)
@@ -140,7 +157,9 @@ def test_the_tails_of_an_ordered_logit_stay_finite(dtype: torch.dtype) -> None:
     losses = F.ordinal_loss(scores, torch.tensor([1, 1, 0]), torch.tensor([-1.0, 1.0]))
     gradient = torch.autograd.grad(losses.sum(), scores)[0]
     width = math.log(1 - math.exp(-2.0))
-    assert losses.tolist() == pytest.approx([79 - width, 79 - width, math.log(1 + math.e)], rel=1e-5)
+    assert losses.tolist() == pytest.approx(
+        [79 - width, 79 - width, math.log(1 + math.e)], rel=1e-5
+    )
     assert gradient.tolist() == pytest.approx([1.0, -1.0, 1 / (1 + math.exp(-1.0))], rel=1e-5)
     p = F.ordinal_probabilities(torch.tensor([0.0], dtype=dtype), torch.tensor([-1.0, 1.0]))
     assert p[0].tolist() == pytest.approx([sigma(-1), sigma(1) - sigma(-1), sigma(-1)], rel=1e-5)
@@ -155,7 +174,9 @@ def test_answers_without_a_score_are_counted() -> None:
     given, logged = context(said=said)
     groups = [
         replace(group, prompt=(Message(role="user", content=name),))
-        for group, name in zip(rated([[7.0, None], [None], [1.0]]), ("partly", "not", "whole"), strict=True)
+        for group, name in zip(
+            rated([[7.0, None], [None], [1.0]]), ("partly", "not", "whole"), strict=True
+        )
     ]
     kept = algorithm.select(groups, given)
     assert said == ["2 left out (without_score): 'partly', 'not'"]
@@ -171,7 +192,11 @@ def test_answers_without_a_score_are_counted() -> None:
     [
         (RewardRegression, [[None]], r"answers with different scores, but found \[\]"),
         (RewardOrdinal, [[3.0, 3.0]], r"answers with different scores, but found \[3\.0\]"),
-        (RewardOrdinal, [[k / 7 for k in range(21)]], "21 different scores are no levels .* use reward_regression"),
+        (
+            RewardOrdinal,
+            [[k / 7 for k in range(21)]],
+            "21 different scores are no levels .* use reward_regression",
+        ),
     ],
 )
 def test_data_without_ratings(cls: Any, ratings: list[list[Any]], message: str) -> None:
@@ -183,7 +208,8 @@ def test_a_level_that_training_never_saw() -> None:
     algorithm, _ = fitted(new(RewardOrdinal))
     with pytest.raises(DataError, match="score 5 is not among the levels of the training data"):
         algorithm.loss(batch(rated([[5.0, 1.0]])), Outputs(scores=torch.zeros(2)))
-    with pytest.raises(DataError, match="score 5 is not among the levels"):  # before training, not after an epoch
+    # Before training, not after an epoch
+    with pytest.raises(DataError, match="score 5 is not among the levels"):
         algorithm.select(rated([[5.0, 1.0]]), context(validation=True)[0])
 
 
@@ -203,7 +229,9 @@ def counts() -> np.ndarray:
     return np.round(np.diff(below, axis=1) * 40).astype(int)
 
 
-@pytest.mark.parametrize("algorithm", ["reward_regression", {"reward_ordinal": {"threshold_rate": 0.5}}], ids=str)
+@pytest.mark.parametrize(
+    "algorithm", ["reward_regression", {"reward_ordinal": {"threshold_rate": 0.5}}], ids=str
+)
 def test_a_run_recovers_order_and_expected_score(
     algorithm: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +243,13 @@ def test_a_run_recovers_order_and_expected_score(
         for _ in range(count)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    stage = {"algorithm": algorithm, "data": "rows.jsonl", "epochs": 40, "batch_size": 40, "learning_rate": 0.01}
+    stage = {
+        "algorithm": algorithm,
+        "data": "rows.jsonl",
+        "epochs": 40,
+        "batch_size": 40,
+        "learning_rate": 0.01,
+    }
     recipe = {"model": {"base": "tiny", "lora": "none"}, "stages": {"rm": stage}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     (tmp_path / "out").mkdir()
@@ -229,7 +263,9 @@ def test_a_run_recovers_order_and_expected_score(
         ratings = np.repeat(np.array(LEVELS), counts().sum(0))
         found = scores * ratings.std() + ratings.mean()
     else:
-        last = json.loads((tmp_path / "out/rm/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        last = json.loads(
+            (tmp_path / "out/rm/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        )
         thresholds = torch.tensor([last[f"threshold/{level}"] for level in LEVELS[:-1]])
         assert thresholds.tolist() != pytest.approx(np.log(counts().sum(0).cumsum()[:-1] / 160))
         found = F.ordinal_probabilities(torch.tensor(scores), thresholds).numpy() @ np.array(LEVELS)
@@ -238,12 +274,22 @@ def test_a_run_recovers_order_and_expected_score(
     assert found == pytest.approx(wanted, abs=0.2)
 
 
-def test_learned_thresholds_survive_an_interruption(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`select` metrics the thresholds' start again when a run continues; what was learned since must not be lost."""
+def test_learned_thresholds_survive_an_interruption(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`select` metrics the thresholds' start again when a run continues; what was learned since
+    must not be lost.
+    """
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    rows = [{"prompt": "which?", "response": answer, "score": n % 3} for n, answer in enumerate(ANSWERS)]
+    rows = [
+        {"prompt": "which?", "response": answer, "score": n % 3} for n, answer in enumerate(ANSWERS)
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    stage = {"algorithm": {"reward_ordinal": {"threshold_rate": 0.5}}, "data": "rows.jsonl", "batch_size": 2}
+    stage = {
+        "algorithm": {"reward_ordinal": {"threshold_rate": 0.5}},
+        "data": "rows.jsonl",
+        "batch_size": 2,
+    }
     stage |= {"epochs": 2, "learning_rate": 0.01, "checkpoint_every": 1}
     recipe = {"model": {"base": "tiny", "lora": "none"}, "stages": {"rm": stage}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
@@ -251,8 +297,14 @@ def test_learned_thresholds_survive_an_interruption(tmp_path: Any, monkeypatch: 
     def metrics(name: str) -> list[dict[str, Any]]:
         (tmp_path / name).mkdir(exist_ok=True)
         Run(load_recipe(tmp_path / "recipe.json"), tmp_path / name).execute()
-        lines = [json.loads(text) for text in (tmp_path / name / "rm/metrics.jsonl").read_text().splitlines()]
-        return [{key: line[key] for key in ("step", "loss", "threshold/0", "threshold/1")} for line in lines]
+        lines = [
+            json.loads(text)
+            for text in (tmp_path / name / "rm/metrics.jsonl").read_text().splitlines()
+        ]
+        return [
+            {key: line[key] for key in ("step", "loss", "threshold/0", "threshold/1")}
+            for line in lines
+        ]
 
     whole, log = metrics("whole"), Trainer.log
 

@@ -19,7 +19,17 @@ import yaml
 from by_role import ByRole
 from pydantic import ValidationError
 
-from alignkit import CombinedReward, Context, DataError, Group, RecipeError, Response, RunFailed, cli, shapes
+from alignkit import (
+    CombinedReward,
+    Context,
+    DataError,
+    Group,
+    RecipeError,
+    Response,
+    RunFailed,
+    cli,
+    shapes,
+)
 from alignkit.data.group import read_groups
 from alignkit.errors import PluginError
 from alignkit.recipe.load import load_recipe
@@ -37,7 +47,11 @@ GROUPS = [
         meta={"answer": "fine", "level": 3},
         id="p1",
     ),
-    Group(prompt=({"role": "user", "content": "Who?"},), responses=(Response("Me"),), meta={"answer": "me"}),
+    Group(
+        prompt=({"role": "user", "content": "Who?"},),
+        responses=(Response("Me"),),
+        meta={"answer": "me"},
+    ),
 ]
 
 
@@ -52,7 +66,10 @@ def test_length_of_text(unit: str, expected: list[int]) -> None:
 
 def test_length_in_tokens_counts_what_the_policy_wrote() -> None:
     tools = Response("ab", tokens=(5, 6, 7, 2), written=(True, False, False, True))
-    assert length([Group(prompt=ASK, responses=(Response("ab", tokens=(5, 6, 2)), tools))]) == [3, 2]
+    assert length([Group(prompt=ASK, responses=(Response("ab", tokens=(5, 6, 2)), tools))]) == [
+        3,
+        2,
+    ]
 
 
 def test_length_in_tokens_needs_tokens() -> None:
@@ -122,14 +139,17 @@ def test_python_conversational_as_in_trl(python: Callable[..., Python]) -> None:
 
 def test_python_passes_only_what_the_function_names(python: Callable[..., Python]) -> None:
     thing = python(
-        "def reward(completions, factor): return [factor * len(c) for c in completions]", kwargs={"factor": 2}
+        "def reward(completions, factor): return [factor * len(c) for c in completions]",
+        kwargs={"factor": 2},
     )
     assert thing.score(GROUPS) == {"": [18.0, 8.0, 4.0]}
 
 
 def test_python_passes_tokens_where_all_have_them(python: Callable[..., Python]) -> None:
     thing = python("def reward(completion_ids): return [len(ids) for ids in completion_ids]")
-    assert thing.score([Group(prompt=ASK, responses=(Response("a", tokens=(1, 2)),))]) == {"": [2.0]}
+    assert thing.score([Group(prompt=ASK, responses=(Response("a", tokens=(1, 2)),))]) == {
+        "": [2.0]
+    }
     with pytest.raises(RunFailed, match="completion_ids"):
         thing.score(GROUPS)
 
@@ -151,18 +171,29 @@ def test_python_may_be_async_and_return_arrays(python: Callable[..., Python]) ->
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return [1.0, float('nan'), 2.0]", r"'reward' of mine.py returned nan for completion 1 of 3 \(prompt p1\)"),
-        ("return [1.0, 1.0, float('inf')]", "returned inf for completion 2 of 3, expected a finite number"),
+        (
+            "return [1.0, float('nan'), 2.0]",
+            r"'reward' of mine.py returned nan for completion 1 of 3 \(prompt p1\)",
+        ),
+        (
+            "return [1.0, 1.0, float('inf')]",
+            "returned inf for completion 2 of 3, expected a finite number",
+        ),
         ("return ['1', 1, 1]", "returned '1' for completion 0 of 3"),
         ("return [1, {}, 1]", "returned {} for completion 1 of 3"),
         ("return [1.0, 2.0]", "returned 2 scores for 3 completions"),
         ("return 1.0", "returned 1.0, expected a list of 3 numbers"),
         ("return None", "returned None, expected a list of 3 numbers"),
         ("return 'abc'", "returned 'abc', expected a list"),
-        ("return completions[9]", r"raised IndexError: list index out of range \(line 2: return completions\[9\]\)"),
+        (
+            "return completions[9]",
+            r"raised IndexError: list index out of range \(line 2: return completions\[9\]\)",
+        ),
     ],
 )
-def test_python_failures_name_function_row_and_value(python: Callable[..., Python], body: str, message: str) -> None:
+def test_python_failures_name_function_row_and_value(
+    python: Callable[..., Python], body: str, message: str
+) -> None:
     with pytest.raises(RunFailed, match=message):
         python(f"def reward(completions):\n    {body}").score(GROUPS)
 
@@ -176,7 +207,11 @@ def test_python_failures_show_the_completion(python: Callable[..., Python]) -> N
     ("source", "function", "message"),
     [
         ("def other(): pass", "reward", "no function 'reward'; its functions: other"),
-        ("import nothing_of_this_name", "reward", r"ModuleNotFoundError.*\(line 1: import nothing_of_this_name\)"),
+        (
+            "import nothing_of_this_name",
+            "reward",
+            r"ModuleNotFoundError.*\(line 1: import nothing_of_this_name\)",
+        ),
         ("def reward(: pass", "reward", "SyntaxError"),
         ("reward = 3", "reward", "no function 'reward'; its functions: none"),
     ],
@@ -207,10 +242,15 @@ WRONG = "{python: {path: mine.py, function: polit}}"
     ],
 )
 def test_a_wrong_function_is_told_before_the_first_stage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, override: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("import sys\nsys.modules['it_ran'] = sys\ndef polite(completions): ...")
+    (tmp_path / "mine.py").write_text(
+        "import sys\nsys.modules['it_ran'] = sys\ndef polite(completions): ..."
+    )
     (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     (tmp_path / "r.yaml").write_text(PIPELINE)
     arguments = [str(tmp_path / "r.yaml"), override]
@@ -262,7 +302,9 @@ def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         found.append(Python(Python.Options(path=file, function="f")))
     assert [thing.score(GROUPS[1:])[""] for thing in found] == [[1.0], [2.0]]
     # Pickling looks a function up by its module's name.
-    assert [sys.modules[thing._call.__module__].f is thing._call for thing in found if thing._call] == [True] * 2
+    assert [
+        sys.modules[thing._call.__module__].f is thing._call for thing in found if thing._call
+    ] == [True] * 2
 
 
 def test_python_is_not_called_for_nothing(python: Callable[..., Python]) -> None:
@@ -270,7 +312,9 @@ def test_python_is_not_called_for_nothing(python: Callable[..., Python]) -> None
 
 
 class Scores(ByRole):
-    """Models whose reward model `rm` reads a score from the response's text; None where it says so."""
+    """Models whose reward model `rm` reads a score from the response's text; None where it says
+    so.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Sequence[Group]] = []
@@ -286,9 +330,13 @@ def saying(*scores: float | None) -> list[Group]:
     return [Group(ASK, (Response(str(score)),)) for score in scores]
 
 
-def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options: Any) -> tuple[Normalized, Scores]:
+def normalized(
+    demos: list[Group], folder: Path, kind: Any = "stage", **options: Any
+) -> tuple[Normalized, Scores]:
     models = Scores()
-    thing = Normalized(Normalized.Options(reward_model=RewardSpec(kind, "rm"), data="demos", **options))
+    thing = Normalized(
+        Normalized.Options(reward_model=RewardSpec(kind, "rm"), data="demos", **options)
+    )
     load = {"demos": demos}.__getitem__
     thing.check(folder)
     thing.prepare(Context(models=models, cache=folder, folder=folder, seed=0, load=load))  # type: ignore[arg-type]
@@ -315,12 +363,16 @@ def test_a_combination_that_gives_no_number_is_an_error(at: str) -> None:
 GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"
 
 
-@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text())["cases"], ids=lambda case: case["id"])
+@pytest.mark.parametrize(
+    "case", json.loads(GOLDEN.read_text())["cases"], ids=lambda case: case["id"]
+)
 def test_normalized_matches_the_golden_numbers(case: dict[str, Any], tmp_path: Path) -> None:
     demos, new = case["inputs"]["demo_rewards"], case["inputs"]["new_rewards"]
     for gain, key in ((False, "new_bias_only"), (True, "new_mean0_var1")):
         thing, models = normalized(saying(*demos), tmp_path, gain=gain)
-        assert thing.score(saying(*new)) == {"": pytest.approx(case["expected"][key], rel=1e-9, abs=1e-12)}
+        assert thing.score(saying(*new)) == {
+            "": pytest.approx(case["expected"][key], rel=1e-9, abs=1e-12)
+        }
         assert sum(thing.score(saying(*demos))[""]) == pytest.approx(0.0, abs=1e-9)  # type: ignore[arg-type]
         assert len(models.asked) == 3  # the demonstrations were scored once, before anything else
 
@@ -373,7 +425,9 @@ def metrics_logged(run, stage, step):
 
 
 class Place:
-    """A folder with a recipe, its demonstrations and the plugin that stops a run after the first iteration."""
+    """A folder with a recipe, its demonstrations and the plugin that stops a run after the first
+    iteration.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -385,13 +439,22 @@ class Place:
     def recipe(self, reward: Any = None) -> Path:
         align = STAGES["align"] | ({} if reward is None else {"reward": reward})
         model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-        text = yaml.safe_dump({"model": model, "stages": {**STAGES, "align": align}}, sort_keys=False)
+        text = yaml.safe_dump(
+            {"model": model, "stages": {**STAGES, "align": align}}, sort_keys=False
+        )
         (self.folder / "small.yaml").write_text(text, encoding="utf-8")
         return self.folder / "small.yaml"
 
     def run(self, out: Path, stop: str = "") -> tuple[int, str]:
         """The exit code, and what was said."""
-        arguments = ["run", str(self.recipe()), "--plugin", str(self.folder / "stops.py"), "--out", str(out)]
+        arguments = [
+            "run",
+            str(self.recipe()),
+            "--plugin",
+            str(self.folder / "stops.py"),
+            "--out",
+            str(out),
+        ]
         err = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
             patch.setenv("STOP", stop)
@@ -414,7 +477,11 @@ def whole(place: Place) -> Path:
 
 def rolled_out(out: Path) -> list[Group]:
     """The groups of all iterations."""
-    return [group for file in sorted((out / "align" / "rollouts").iterdir()) for group in read_groups(file)]
+    return [
+        group
+        for file in sorted((out / "align" / "rollouts").iterdir())
+        for group in read_groups(file)
+    ]
 
 
 def test_normalized_references_are_checked(place: Place) -> None:
@@ -424,7 +491,10 @@ def test_normalized_references_are_checked(place: Place) -> None:
         ({"reward_model": "likd"}, "did you mean 'liked'"),
         ({"reward_model": "sft"}, "'sft' does not train a reward model"),
         ({"reward_model": "align"}, "refers to itself"),
-        ({"reward_model": {"length": {"unit": "words"}}}, "expected a stage that trains a reward model"),
+        (
+            {"reward_model": {"length": {"unit": "words"}}},
+            "expected a stage that trains a reward model",
+        ),
         ({"data": "peopel.jsonl"}, "did you mean 'people.jsonl'"),
         ({"gain": "much"}, "gain"),
         ({"bias": 1}, "bias"),
@@ -435,7 +505,9 @@ def test_normalized_references_are_checked(place: Place) -> None:
         assert message in str(caught.value)
 
 
-def test_bad_demonstrations_are_told_before_anything_is_trained(place: Place, tmp_path: Path) -> None:
+def test_bad_demonstrations_are_told_before_anything_is_trained(
+    place: Place, tmp_path: Path
+) -> None:
     demos = place.folder / "people.jsonl"
     good = demos.read_text(encoding="utf-8")
     try:
@@ -460,7 +532,9 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(place: Place, who
     assert len(found) == 8 and all(scores["normalized"] == scores["reward"] for scores in found)
     wanted = (raw - known.mean()) / known.std(correction=0)
     # In float32, and packed otherwise.
-    assert [scores["normalized"] for scores in found] == pytest.approx(wanted.tolist(), rel=1e-4, abs=1e-4)
+    assert [scores["normalized"] for scores in found] == pytest.approx(
+        wanted.tolist(), rel=1e-4, abs=1e-4
+    )
 
 
 def test_normalized_is_the_same_after_a_stop(place: Place, whole: Path) -> None:
@@ -487,19 +561,27 @@ def test_changed_demonstrations_start_the_stage_over(place: Place, whole: Path) 
         demos.write_text(good, encoding="utf-8")
     assert code == 0, err
     assert [f"{name}: unchanged, reused" in err for name in ("sft", "liked", "seen")] == [True] * 3
-    assert f"align: changed since the last run ({place.folder.name}/people.jsonl: the file has changed" in err
+    assert (
+        f"align: changed since the last run ({place.folder.name}/people.jsonl: the file has changed"
+        in err
+    )
     new, old = rolled_out(out)[0].responses[0], rolled_out(whole)[0].responses[0]
     assert new.tokens == old.tokens  # they were drawn before anything was learned
     assert new.scores != old.scores
 
 
 def weighted_sum(weights: dict[str, float], rewards: list[str]) -> WeightedSum:
-    return WeightedSum(WeightedSum.Options(rewards={name: name for name in rewards}, weights=weights))
+    return WeightedSum(
+        WeightedSum.Options(rewards={name: name for name in rewards}, weights=weights)
+    )
 
 
 def test_weighted_sum() -> None:
     thing = weighted_sum({"a": 2.0, "b": -0.5}, ["a", "b"])
-    columns = {"a": torch.tensor([1.0, 2.0, math.nan, math.nan]), "b": torch.tensor([4.0, 0.0, 1.0, math.nan])}
+    columns = {
+        "a": torch.tensor([1.0, 2.0, math.nan, math.nan]),
+        "b": torch.tensor([4.0, 0.0, 1.0, math.nan]),
+    }
     combined = thing.combine(GROUPS, {name: x.double() for name, x in columns.items()})
     assert list(thing.parts()) == ["a", "b"]
     assert combined.raw[:3].tolist() == [0.0, 4.0, -0.5] and combined.raw[3].isnan()
@@ -515,7 +597,9 @@ def test_weighted_sum() -> None:
         ({}, [], "at least 1"),
     ],
 )
-def test_weighted_sum_names_must_match(weights: dict[str, float], rewards: list[str], message: str) -> None:
+def test_weighted_sum_names_must_match(
+    weights: dict[str, float], rewards: list[str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         weighted_sum(weights, rewards)
 
@@ -525,7 +609,15 @@ def test_sums_are_right_by_their_last_number() -> None:
     path = Path(__file__).parent.parent.parent / "recipes" / "rewards" / "arithmetic.py"
     correct = runpy.run_path(str(path))["correct"]
     said = ["7", "3 + 4 = 7.", "7 + 4 = 11", "The answer is seven", "70", "It is 7, not 8", ""]
-    assert correct(said, [7] * len(said), id=["x"] * len(said)) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert correct(said, [7] * len(said), id=["x"] * len(said)) == [
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
     assert correct(["11", "7"], [7, 7]) == [0.0, 1.0]
 
 
@@ -537,7 +629,10 @@ def test_a_function_may_be_named_with_its_module(tmp_path: Path) -> None:
 
 
 def test_a_function_for_lists_of_messages_hears_of_the_key(tmp_path: Path) -> None:
-    text = "def f(prompts, completions):\n    return [len(each[0]['content']) for each in completions]\n"
+    text = (
+        "def f(prompts, completions):\n"
+        "    return [len(each[0]['content']) for each in completions]\n"
+    )
     (tmp_path / "f.py").write_text(text + "def g(prompt, completion):\n    return [1.0]\n")
     row = Group(({"role": "user", "content": "hi"},), (Response(text="yes"),))
     thing = Python(Python.Options(path="f.py", function="f"))
@@ -546,5 +641,7 @@ def test_a_function_for_lists_of_messages_hears_of_the_key(tmp_path: Path) -> No
         thing.score([row])
     thing = Python(Python.Options(path="f.py", function="g"))
     thing.check(tmp_path)
-    with pytest.raises(DataError, match=r"needs the argument 'prompt'(?s:.*)did you mean 'prompts'\?"):
+    with pytest.raises(
+        DataError, match=r"needs the argument 'prompt'(?s:.*)did you mean 'prompts'\?"
+    ):
         thing.check_prompts([row])

@@ -1,4 +1,6 @@
-"""Judges, the step that labels pairs, and the reward: against a scripted model and a loopback server."""
+"""Judges, the step that labels pairs, and the reward: against a scripted model and a loopback
+server.
+"""
 
 from __future__ import annotations
 
@@ -67,10 +69,14 @@ class BiasedModels(ByRole):
         self.seeds: list[int] = []
         self.sampling: list[dict[str, Any]] = []
 
-    def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
+    def next_token_logprobs(
+        self, role: str, prompts: Any, answers: Any, *, prefill: str = ""
+    ) -> torch.Tensor:
         assert list(answers) == ["1", "2"] and not prefill.endswith(" ")
         self.asked += prompts
-        gaps = [quality(first) - quality(second) + self.bias for first, second in map(shown, prompts)]
+        gaps = [
+            quality(first) - quality(second) + self.bias for first, second in map(shown, prompts)
+        ]
         p = torch.sigmoid(torch.tensor(gaps, dtype=torch.float64))
         return (torch.stack([p, 1 - p], 1) * self.mass).log().float()
 
@@ -81,7 +87,10 @@ class BiasedModels(ByRole):
         if self.full:
             return [Group(tuple(prompt)) for prompt in prompts]
         n = sampling["samples_per_prompt"]
-        return [Group(tuple(prompt), tuple(Response(f"{role} says {k}") for k in range(n))) for prompt in prompts]
+        return [
+            Group(tuple(prompt), tuple(Response(f"{role} says {k}") for k in range(n)))
+            for prompt in prompts
+        ]
 
     def scores(self, stage: str, groups: Any) -> list[float]:
         raise AssertionError("no reward model here")
@@ -106,7 +115,9 @@ def local(models: Any, folder: Path, **options: Any) -> LocalJudge:
 
 def test_a_question_too_long_for_the_judge_has_no_verdict(tmp_path: Path) -> None:
     class Short(BiasedModels):
-        def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
+        def next_token_logprobs(
+            self, role: str, prompts: Any, answers: Any, *, prefill: str = ""
+        ) -> torch.Tensor:
             found = super().next_token_logprobs(role, prompts, answers, prefill=prefill)
             found[0] = float("nan")  # the first order of the first pair
             return found
@@ -121,7 +132,9 @@ class Scoring(BiasedModels):
 
     def scores(self, stage: str, groups: Any) -> list[float | None]:
         assert stage == "liked"
-        return [None if r.text == "long" else float(r.text) for group in groups for r in group.responses]
+        return [
+            None if r.text == "long" else float(r.text) for group in groups for r in group.responses
+        ]
 
 
 def by_reward(kind: str = "stage") -> RewardJudge:
@@ -132,7 +145,9 @@ def by_reward(kind: str = "stage") -> RewardJudge:
 def test_a_reward_model_judges_by_its_scores(tmp_path: Path) -> None:
     judge = by_reward()
     judge.prepare(context(Scoring(), tmp_path))
-    found = judge.compare([(PROMPT, "2", "1"), (PROMPT, "1", "2"), (PROMPT, "3", "3"), (PROMPT, "0", "9999")])
+    found = judge.compare(
+        [(PROMPT, "2", "1"), (PROMPT, "1", "2"), (PROMPT, "3", "3"), (PROMPT, "0", "9999")]
+    )
     p = 1 / (1 + math.exp(-1))
     assert [verdict.p_first for verdict in found] == pytest.approx([p, 1 - p, 0.5, 0.0])
     assert [verdict.p_orders for verdict in found] == [(verdict.p_first,) * 2 for verdict in found]
@@ -152,7 +167,9 @@ def test_a_reward_model_rates_by_its_scores(tmp_path: Path) -> None:
     named = component(RewardJudge, RewardJudge.Options(reward_model=spec))
     judge = CheckedJudge(named, context(Scoring(), tmp_path))
     lost, fine, zero = judge.rate([(PROMPT, "long"), (PROMPT, "-2"), (PROMPT, "0")])
-    assert lost.score is None and "no room" in lost.reason and [fine.score, zero.score] == [-2.0, 0.0]
+    assert (
+        lost.score is None and "no room" in lost.reason and [fine.score, zero.score] == [-2.0, 0.0]
+    )
     with pytest.raises(RunFailed, match="judge 'x' has its own measure and reads no rubric"):
         CheckedJudge.check_rates(named, "Is it polite?")
     with pytest.raises(RunFailed, match="no rubric"):
@@ -165,7 +182,9 @@ def test_a_judge_that_only_compares_cannot_rate() -> None:
 
 
 def test_only_judges_that_say_so_are_given_a_rubric_to_compare_by(tmp_path: Path) -> None:
-    """A judge with `compare(items)` is called with one argument, and a rubric for it stops the run."""
+    """A judge with `compare(items)` is called with one argument, and a rubric for it stops the
+    run.
+    """
     named = component(Scripted, [Verdict(0.5)])
     with pytest.raises(RunFailed, match="judge 'x' has its own measure and reads no rubric"):
         CheckedJudge.check_compares(named, "Is it polite?")
@@ -186,7 +205,9 @@ class Asks(LocalJudge):
 
 def test_a_judge_can_do_what_all_that_it_asks_can() -> None:
     CheckedJudge.check_compares(component(Asks, [component(LocalJudge, None)]), "polite")
-    nested = component(Asks, [component(LocalJudge, None), component(Asks, [component(RewardJudge, None)])])
+    nested = component(
+        Asks, [component(LocalJudge, None), component(Asks, [component(RewardJudge, None)])]
+    )
     with pytest.raises(RunFailed, match="own measure"):
         CheckedJudge.check_compares(nested, "polite")
 
@@ -195,13 +216,18 @@ def test_a_judge_can_do_what_all_that_it_asks_can() -> None:
     ("rubric", "words"),
     [
         ("Short ones are better.", "is better. Short ones are better.\n\n"),
-        (["It is short.", "It is {first}."], "meets these criteria:\n- It is short.\n- It is {first}.\n\n"),
+        (
+            ["It is short.", "It is {first}."],
+            "meets these criteria:\n- It is short.\n- It is {first}.\n\n",
+        ),
         ("", "is better. A good response is harmless"),
     ],
 )
 def test_a_rubric_takes_the_place_of_the_criterion(rubric: Any, words: str, tmp_path: Path) -> None:
     models = BiasedModels()
-    judge = CheckedJudge(component(LocalJudge, LocalJudge.Options(criterion="harmless")), context(models, tmp_path))
+    judge = CheckedJudge(
+        component(LocalJudge, LocalJudge.Options(criterion="harmless")), context(models, tmp_path)
+    )
     (verdict,) = judge.compare([ITEM], rubric)
     assert all(words in question[0]["content"] for question in models.asked)
     assert len(models.asked) == 2 and verdict.p_first > 0.5
@@ -214,38 +240,54 @@ def component(implementation: Any, options: Any) -> Any:
     return Component("judge", "x", registration, options)
 
 
-# --- the question and the verdict ---------------------------------------------------------------------------------
+# --- the question and the verdict
+# ---------------------------------------------------------------------------------
 
 
 def test_matches_the_golden_numbers_and_not_the_trap() -> None:
     path = Path(__file__).parents[1] / "golden" / "rlaif.json"
-    case = next(case for case in json.loads(path.read_text())["cases"] if case["id"] == "soft_labels")
-    ab, ba = case["inputs"]["logp_first_second_order_AB"], case["inputs"]["logp_first_second_order_BA"]
+    case = next(
+        case for case in json.loads(path.read_text())["cases"] if case["id"] == "soft_labels"
+    )
+    ab, ba = (
+        case["inputs"]["logp_first_second_order_AB"],
+        case["inputs"]["logp_first_second_order_BA"],
+    )
     usable = [
         i for i, pairs in enumerate(zip(ab, ba, strict=True)) if max(map(max, pairs)) <= 0
     ]  # one row is of logits
     assert len(usable) == 5
     found = verdicts([Answer(*order[i]) for order in (ab, ba) for i in usable], min_mass=1e-3)
     expected = case["expected"]
-    assert [v.p_first for v in found] == pytest.approx([expected["p_a"][i] for i in usable], rel=1e-9)
+    assert [v.p_first for v in found] == pytest.approx(
+        [expected["p_a"][i] for i in usable], rel=1e-9
+    )
     assert [v.p_orders for v in found] == [
-        pytest.approx((expected["p_a_order_AB"][i], expected["p_a_order_BA"][i]), rel=1e-9) for i in usable
+        pytest.approx((expected["p_a_order_AB"][i], expected["p_a_order_BA"][i]), rel=1e-9)
+        for i in usable
     ]
-    assert [v.p_first for v in found] != pytest.approx([expected["trap_p_without_swapping"][i] for i in usable])
+    assert [v.p_first for v in found] != pytest.approx(
+        [expected["trap_p_without_swapping"][i] for i in usable]
+    )
 
 
 def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
     judge = local(BiasedModels(bias=1.5), tmp_path)
-    better, worse, tie = judge.compare([(PROMPT, "is 2", "is 1"), (PROMPT, "is 1", "is 2"), (PROMPT, "a 1", "b 1")])
+    better, worse, tie = judge.compare(
+        [(PROMPT, "is 2", "is 1"), (PROMPT, "is 1", "is 2"), (PROMPT, "a 1", "b 1")]
+    )
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
     assert better.p_orders == pytest.approx((sigmoid(1 + 1.5), sigmoid(1 - 1.5)), abs=1e-6)
-    # A mean of probabilities, not of logits: that would give sigmoid(1) and hide how unsure the judge is.
+    # A mean of probabilities, not of logits: that would give sigmoid(1) and hide how unsure the
+    # judge is.
     assert better.p_first == pytest.approx((sigmoid(2.5) + sigmoid(-0.5)) / 2, abs=1e-6)
     assert better.p_first != pytest.approx(sigmoid(1), abs=1e-3)
-    assert worse.p_first == pytest.approx(1 - better.p_first, abs=1e-6)  # data the other way round: p flips
+    # Data the other way round: p flips
+    assert worse.p_first == pytest.approx(1 - better.p_first, abs=1e-6)
     assert tie.p_first == pytest.approx(0.5, abs=1e-6)
     assert better.mass == pytest.approx(0.9, abs=1e-6)
-    # The trap: with one order, or with the swap not undone, the worse one wins or nothing is learned.
+    # The trap: with one order, or with the swap not undone, the worse one wins or nothing is
+    # learned.
     assert worse.p_orders[0] > 0.5 > worse.p_first
     assert (better.p_orders[0] + 1 - better.p_orders[1]) / 2 > better.p_first + 0.1
 
@@ -253,17 +295,27 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
 def test_a_judge_that_would_rather_say_something_else_labels_nothing(tmp_path: Path) -> None:
     models = BiasedModels(mass=0.005)  # it says "I" with 99.5%
     with pytest.raises(
-        RunFailed, match=r"1 of 1 pairs dropped: the judge .* too little probability: 0\.005, min_mass 0\.1"
+        RunFailed,
+        match=r"1 of 1 pairs dropped: the judge .* too little probability: 0\.005, min_mass 0\.1",
     ):
         run_step(tmp_path, local_component(), [group("is 2", "is 1")], models)
-    assert reward(tmp_path, local_component(), models).score([group("is 2", "is 1")]) == {"": [None, None]}
+    assert reward(tmp_path, local_component(), models).score([group("is 2", "is 1")]) == {
+        "": [None, None]
+    }
 
 
 def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     (verdict,) = local(BiasedModels(mass=1e-4), tmp_path).compare([(PROMPT, "is 2", "is 1")])
-    assert verdict.p_first is None and "too little probability: 0.0001, min_mass 0.1" in verdict.reason
+    assert (
+        verdict.p_first is None and "too little probability: 0.0001, min_mass 0.1" in verdict.reason
+    )
     assert verdict.mass == pytest.approx(1e-4, rel=1e-3)
-    assert local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5).compare([(PROMPT, "2", "1")])[0].p_first > 0.5
+    assert (
+        local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5)
+        .compare([(PROMPT, "2", "1")])[0]
+        .p_first
+        > 0.5
+    )
     assert local(BiasedModels(), tmp_path).compare([]) == []
 
 
@@ -293,7 +345,9 @@ def test_braces_in_data_mean_nothing_and_the_criterion_is_named() -> None:
     assert "harmless: it is not toxic" in harmless
 
 
-@pytest.mark.parametrize("template", ["{prompt} {first}", "{prompt} {first} {second} {first}", "none"])
+@pytest.mark.parametrize(
+    "template", ["{prompt} {first}", "{prompt} {first} {second} {first}", "none"]
+)
 def test_a_template_must_hold_all_places_once(template: str) -> None:
     with pytest.raises(ValidationError, match="exactly once"):
         LocalJudge.Options(template=template)
@@ -313,7 +367,9 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, "{prompt}|{first}|{second}", "{second}{first}{prompt}{nonce}"])
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, "{prompt}|{first}|{second}", "{second}{first}{prompt}{nonce}"]
+)
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_candidates_cannot_leave_their_fence(payload: str, template: str, tmp_path: Path) -> None:
     options = LocalJudge.Options(template=template)
@@ -321,10 +377,21 @@ def test_candidates_cannot_leave_their_fence(payload: str, template: str, tmp_pa
     nonces = {nonce for nonce, _ in FENCED.findall(text)}
     assert len(nonces) == 1 and nonces.pop() not in payload
     assert len(FENCED.findall(text)) == 3  # no fence of the candidate's counts as one
-    for control in ("<|", "<｜", "</s>", "<s>", "[INST]", "[/INST]", "<end_of_turn>", "<start_of_turn>"):
+    for control in (
+        "<|",
+        "<｜",
+        "</s>",
+        "<s>",
+        "[INST]",
+        "[/INST]",
+        "<end_of_turn>",
+        "<start_of_turn>",
+    ):
         assert control not in text
     # The verdict is the model's next token, whatever the candidates say.
-    (verdict,) = local(BiasedModels(), tmp_path, template=TEMPLATE).compare([(PROMPT, payload + " 0", "is 1")])
+    (verdict,) = local(BiasedModels(), tmp_path, template=TEMPLATE).compare(
+        [(PROMPT, payload + " 0", "is 1")]
+    )
     assert verdict.p_first is not None and verdict.p_first < 0.5
 
 
@@ -344,22 +411,31 @@ def test_several_turns_are_written_as_a_transcript() -> None:
 
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
     code = (
-        "import sys, alignkit_plugins.ai_feedback.server_judge, alignkit_plugins.ai_feedback.rlaif; "
-        "print([m for m in ('torch', 'httpx2', 'tenacity', 'scipy') if m in sys.modules])"
+        "import sys, alignkit_plugins.ai_feedback.server_judge, "
+        "alignkit_plugins.ai_feedback.rlaif; print([m for m in ('torch', 'httpx2', 'tenacity', "
+        "'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout.strip() == "[]", done.stderr
 
 
-# --- an OpenAI-compatible server ----------------------------------------------------------------------------------
+# --- an OpenAI-compatible server
+# ----------------------------------------------------------------------------------
 
 
 def completion(one: float | None, two: float | None, words: str = "1") -> dict[str, Any]:
     """A chat completion with log-probabilities of the digits (None: not among the likeliest)."""
     tops = [{"token": t, "logprob": x} for t, x in (("1", one), ("2", two)) if x is not None]
-    return {"choices": [{"message": {"content": words}, "logprobs": {"content": [{"top_logprobs": tops}]}}]}
+    return {
+        "choices": [
+            {"message": {"content": words}, "logprobs": {"content": [{"top_logprobs": tops}]}}
+        ]
+    }
 
 
 def honest(request: dict[str, Any]) -> Reply:
@@ -376,7 +452,9 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def remote(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAIJudge]:
+def remote(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., OpenAIJudge]:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
 
     def build(**options: Any) -> OpenAIJudge:
@@ -409,7 +487,9 @@ def test_remote_judge_averages_both_orders(remote: Any, server: Server) -> None:
 def test_the_server_is_asked_by_the_rubric(remote: Any, server: Server) -> None:
     judge = remote()
     judge.compare([(PROMPT, f"is {n}", "is 0") for n in range(1, 7)], "Short ones are better.")
-    assert all("Short ones are better." in request["messages"][0]["content"] for request in server.requests)
+    assert all(
+        "Short ones are better." in request["messages"][0]["content"] for request in server.requests
+    )
     judge.compare([ITEM])
     assert "A good response is helpful" in server.requests[-1]["messages"][0]["content"]
 
@@ -442,30 +522,47 @@ WORDS = {"logprobs": None, "top_logprobs": None}
 
 
 def test_without_logprobs_the_digit_counts(remote: Any, server: Server) -> None:
-    server.judge = lambda request: Reply(body={"choices": [{"message": {"content": " 1\n"}, "logprobs": None}]})
-    (verdict,) = remote(request={**WORDS, "max_tokens": None, "max_completion_tokens": 2}).compare([ITEM])
+    server.judge = lambda request: Reply(
+        body={"choices": [{"message": {"content": " 1\n"}, "logprobs": None}]}
+    )
+    (verdict,) = remote(request={**WORDS, "max_tokens": None, "max_completion_tokens": 2}).compare(
+        [ITEM]
+    )
     assert verdict.p_orders == (1.0, 0.0) and verdict.p_first == 0.5 and verdict.mass == 1.0
     assert "logprobs" not in server.requests[0] and "max_tokens" not in server.requests[0]
     assert server.requests[0]["max_completion_tokens"] == 2
 
 
 def test_tokens_with_and_without_a_space_are_one_answer() -> None:
-    tops = [{"token": t, "logprob": math.log(p)} for t, p in (("1", 0.5), (" 1", 0.2), ("2", 0.1), ("The", 0.1))]
-    answer = read_answer(json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]}).encode())
+    tops = [
+        {"token": t, "logprob": math.log(p)}
+        for t, p in (("1", 0.5), (" 1", 0.2), ("2", 0.1), ("The", 0.1))
+    ]
+    answer = read_answer(
+        json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]}).encode()
+    )
     assert (math.exp(answer.one), math.exp(answer.two)) == pytest.approx((0.7, 0.1))
 
 
 def returned(**tops: float) -> bytes:
-    """A completion whose server returned these tokens with these probabilities; `_1` is the token "1"."""
+    """A completion whose server returned these tokens with these probabilities; `_1` is the token
+    "1".
+    """
     likeliest = [{"token": token.strip("_"), "logprob": math.log(p)} for token, p in tops.items()]
-    return json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": likeliest}]}}]}).encode()
+    return json.dumps(
+        {"choices": [{"logprobs": {"content": [{"top_logprobs": likeliest}]}}]}
+    ).encode()
 
 
 def test_an_answer_that_the_server_leaves_out_has_its_largest_probability() -> None:
-    missing, known = read_answer(returned(_1=0.9, The=0.05, A=0.01)), Answer(math.log(0.3), math.log(0.6))
+    missing, known = (
+        read_answer(returned(_1=0.9, The=0.05, A=0.01)),
+        Answer(math.log(0.3), math.log(0.6)),
+    )
     (verdict,) = verdicts([missing, known], 0.5)
     assert verdict.bounded and verdict.mass == pytest.approx(0.9)
-    assert verdict.p_orders == pytest.approx((0.9 / 0.91, 2 / 3))  # as if "2" had the last token's probability
+    # As if "2" had the last token's probability
+    assert verdict.p_orders == pytest.approx((0.9 / 0.91, 2 / 3))
     assert not verdicts([known, known], 0.5)[0].bounded
 
 
@@ -478,10 +575,15 @@ def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) ->
     far = read_answer(returned(_1=0.9, The=1e-5))
     (tie,) = verdicts([far, far], 0.5)
     assert tie.tied and tie.bounded
-    artifact = run_step(tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")])
+    artifact = run_step(
+        tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")]
+    )
     assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
     said = artifact.report.text(200)
-    assert "which count with their largest probability: 1" in said and "1 of 2 pairs dropped: an answer" in said
+    assert (
+        "which count with their largest probability: 1" in said
+        and "1 of 2 pairs dropped: an answer" in said
+    )
 
 
 def test_other_answers(remote: Any, server: Server) -> None:
@@ -500,14 +602,18 @@ def test_other_answers(remote: Any, server: Server) -> None:
             LocalJudge.Options(answers=wrong)
 
 
-@pytest.mark.parametrize("words", ["", "12", "3", "I cannot say", "Response 1", "1 because of 2", None])
+@pytest.mark.parametrize(
+    "words", ["", "12", "3", "I cannot say", "Response 1", "1 because of 2", None]
+)
 def test_no_verdict_is_read_into_other_words(words: str | None) -> None:
     answer = read_answer(json.dumps({"choices": [{"message": {"content": words}}]}).encode())
     assert verdicts([answer, Answer(-0.1, -3.0)], 1e-3)[0].p_first is None
 
 
 def test_a_reply_without_a_verdict_is_counted_and_kept(remote: Any, server: Server) -> None:
-    server.judge = lambda request: Reply(body={"choices": [{"message": {"content": "I'd rather not"}}]})
+    server.judge = lambda request: Reply(
+        body={"choices": [{"message": {"content": "I'd rather not"}}]}
+    )
     for _ in range(2):
         (verdict,) = remote().compare([ITEM])
         assert verdict.p_first is None and verdict.reason == "the judge answered neither 1 nor 2"
@@ -527,11 +633,19 @@ def test_a_refusal_that_the_server_marks_is_named(choice: dict[str, Any]) -> Non
     assert verdict.p_first is None and verdict.reason == "the judge refused" and verdict.calls == 2
 
 
-@pytest.mark.parametrize("usage", [{"total_tokens": 120}, None, {"total_tokens": -1}, {"total_tokens": True}, 7])
-def test_tokens_are_counted_if_the_server_says_them(usage: Any, remote: Any, server: Server) -> None:
-    server.judge = lambda request: Reply(body={**json.loads(returned(**{"1": 0.8, "2": 0.1})), "usage": usage})
+@pytest.mark.parametrize(
+    "usage", [{"total_tokens": 120}, None, {"total_tokens": -1}, {"total_tokens": True}, 7]
+)
+def test_tokens_are_counted_if_the_server_says_them(
+    usage: Any, remote: Any, server: Server
+) -> None:
+    server.judge = lambda request: Reply(
+        body={**json.loads(returned(**{"1": 0.8, "2": 0.1})), "usage": usage}
+    )
     (verdict,) = remote().compare([ITEM])
-    assert verdict.calls == 2 and verdict.tokens == (240 if usage == {"total_tokens": 120} else None)
+    assert verdict.calls == 2 and verdict.tokens == (
+        240 if usage == {"total_tokens": 120} else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -547,7 +661,18 @@ def test_tokens_are_counted_if_the_server_says_them(usage: Any, remote: Any, ser
         Reply(200, b"[" * 200_000),
         Reply(200, completion(math.nan, -1.0)),
         Reply(200, completion(math.inf, -1.0)),
-        Reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "1", "logprob": "-0.1"}]}]}}]}),
+        Reply(
+            200,
+            {
+                "choices": [
+                    {
+                        "logprobs": {
+                            "content": [{"top_logprobs": [{"token": "1", "logprob": "-0.1"}]}]
+                        }
+                    }
+                ]
+            },
+        ),
         Reply(200, {"choices": []}),
         Reply(200, [1]),
         Reply(200, b"x" * ((1 << 20) + 100)),
@@ -585,11 +710,16 @@ def test_a_pause_of_an_hour_is_not_slept(remote: Any, server: Server) -> None:
     server.judge = lambda request: Reply(429, {}, {"Retry-After": "3600"})
     with pytest.raises(RemoteError, match="429"):
         remote().compare([ITEM])
-    assert len(server.requests) <= 2  # each order at most once: the pause would have come before a second try
+    # Each order at most once: the pause would have come before a second try
+    assert len(server.requests) <= 2
 
 
-@pytest.mark.parametrize("body", [b"<html></html>", completion(math.nan, -0.1)], ids=["html", "nan"])
-def test_malformed_to_the_end_is_unusable_and_not_kept(remote: Any, server: Server, body: Any) -> None:
+@pytest.mark.parametrize(
+    "body", [b"<html></html>", completion(math.nan, -0.1)], ids=["html", "nan"]
+)
+def test_malformed_to_the_end_is_unusable_and_not_kept(
+    remote: Any, server: Server, body: Any
+) -> None:
     server.judge = lambda request: Reply(body=body)
     (verdict,) = remote(max_retries=2).compare([ITEM])
     assert verdict.p_first is None and "not a chat completion" in verdict.reason
@@ -604,7 +734,11 @@ def test_a_bad_request_is_unusable_with_the_servers_words(remote: Any, server: S
     judge.compare([ITEM])
     server.judge = lambda request: Reply(400, {"error": f"too long, {SECRET}"})
     (verdict,) = judge.compare([(PROMPT, "is 5", "is 6")])
-    assert verdict.p_first is None and verdict.reason.startswith("HTTP 400: ") and "too long" in verdict.reason
+    assert (
+        verdict.p_first is None
+        and verdict.reason.startswith("HTTP 400: ")
+        and "too long" in verdict.reason
+    )
     assert SECRET not in verdict.reason and len(server.requests) == 4
 
 
@@ -621,15 +755,22 @@ CLOSED = {"choices": [{"message": {"content": "I would rather not"}}]}
             "'request: {logprobs: null, top_logprobs: null}'",
         ),
         (lambda request: Reply(400, {"error": VLLM_LIMIT}), "'request: {top_logprobs: 5}'"),
-        (lambda request: Reply(body={"choices": [{"message": {"content": "<think>"}}]}), "'reasons: true'"),
         (
-            lambda request: Reply(body={"choices": [{"message": {"content": None, "reasoning_content": "Hm"}}]}),
+            lambda request: Reply(body={"choices": [{"message": {"content": "<think>"}}]}),
+            "'reasons: true'",
+        ),
+        (
+            lambda request: Reply(
+                body={"choices": [{"message": {"content": None, "reasoning_content": "Hm"}}]}
+            ),
             "'reasons: true'",
         ),
         (lambda request: Reply(422, {"error": "what?"}), "by hand"),
     ],
 )
-def test_a_wrong_setting_costs_one_question(remote: Any, server: Server, judge: Any, words: str) -> None:
+def test_a_wrong_setting_costs_one_question(
+    remote: Any, server: Server, judge: Any, words: str
+) -> None:
     server.judge = judge
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
     with pytest.raises(RunFailed, match="no reply of use to the first questions") as caught:
@@ -640,9 +781,15 @@ def test_a_wrong_setting_costs_one_question(remote: Any, server: Server, judge: 
 TOO_LONG = {"error": "This model's maximum context length is 9 tokens"}
 
 
-@pytest.mark.parametrize("reply", [Reply(body=CLOSED), Reply(400, TOO_LONG)], ids=["words", "length"])
-def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Server, reply: Reply) -> None:
-    """One reply may be a refusal or about a long text, so that the next question is asked; four are not."""
+@pytest.mark.parametrize(
+    "reply", [Reply(body=CLOSED), Reply(400, TOO_LONG)], ids=["words", "length"]
+)
+def test_a_judge_of_no_use_is_told_by_a_few_questions(
+    remote: Any, server: Server, reply: Reply
+) -> None:
+    """One reply may be a refusal or about a long text, so that the next question is asked; four are
+    not.
+    """
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
     server.judge = lambda request: reply
     with pytest.raises(RunFailed, match="no reply of use to the first questions"):
@@ -655,11 +802,18 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Serve
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "JUDGE_KEY was not accepted"), (403, "may not use"), (404, "base_url"), (302, "redirect")],
+    [
+        (401, "JUDGE_KEY was not accepted"),
+        (403, "may not use"),
+        (404, "base_url"),
+        (302, "redirect"),
+    ],
 )
 def test_hopeless_replies_end_at_once(remote: Any, server: Server, status: int, words: str) -> None:
     elsewhere = Server(honest)
-    server.judge = lambda request: Reply(status, {"e": SECRET}, {"Location": f"{elsewhere.url}/chat/completions"})
+    server.judge = lambda request: Reply(
+        status, {"e": SECRET}, {"Location": f"{elsewhere.url}/chat/completions"}
+    )
     with pytest.raises(RemoteError, match=words) as caught:
         remote(concurrency=1).compare([ITEM])
     assert caught.value.exit_code == 6
@@ -679,7 +833,8 @@ def test_a_dead_server_ends_in_bounded_time(remote: Any, server: Server, reply: 
     server.judge = lambda request: reply
     with pytest.raises(RemoteError, match="repeat the command to resume") as caught:
         remote(timeout_seconds=0.2, max_retries=1).compare([ITEM])
-    assert 2 <= len(server.requests) <= 4 and caught.value.exit_code == 6  # both orders, at most twice
+    # Both orders, at most twice
+    assert 2 <= len(server.requests) <= 4 and caught.value.exit_code == 6
 
 
 def test_nobody_listens(remote: Any, server: Server) -> None:
@@ -738,9 +893,13 @@ def test_lone_surrogates_are_sent(remote: Any, server: Server) -> None:
     assert remote().compare([(PROMPT, "\ud800 is 2", "is 1")])[0].p_first > 0.5
 
 
-def test_the_key_stays_in_the_environment(remote: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_key_stays_in_the_environment(
+    remote: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     judge = remote()
-    assert SECRET not in repr(judge.options) and SECRET not in json.dumps(judge.options.model_dump())
+    assert SECRET not in repr(judge.options) and SECRET not in json.dumps(
+        judge.options.model_dump()
+    )
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(RunFailed, match="JUDGE_KEY is not set"):
         remote()
@@ -768,7 +927,9 @@ def test_dangerous_options_are_refused_without_repeating_them(options: dict[str,
     assert SECRET not in str(caught.value)
 
 
-def test_a_reply_whose_bits_have_changed_is_asked_for_again(remote: Any, server: Server, tmp_path: Path) -> None:
+def test_a_reply_whose_bits_have_changed_is_asked_for_again(
+    remote: Any, server: Server, tmp_path: Path
+) -> None:
     judge = remote()
     first = judge.compare([(PROMPT, "is 2", "is 1")])
     asked = len(server.requests)
@@ -785,7 +946,8 @@ def test_a_damaged_cache_is_named(remote: Any, tmp_path: Path) -> None:
         remote()
 
 
-# --- the step -----------------------------------------------------------------------------------------------------
+# --- the step
+# -----------------------------------------------------------------------------------------------------
 
 
 class Durable:
@@ -804,9 +966,13 @@ class Durable:
         return [self.kept[json.dumps([name, row])] for row in rows]
 
 
-def run_step(tmp_path: Path, judge: Any, data: Sequence[Group], models: Any = None, **options: Any) -> Any:
+def run_step(
+    tmp_path: Path, judge: Any, data: Sequence[Group], models: Any = None, **options: Any
+) -> Any:
     durable = options.pop("map", None) or Durable()
-    step = rlaif.JudgePairs(rlaif.JudgePairs.Options.model_construct(judge=judge, **({"data": data} | options)))
+    step = rlaif.JudgePairs(
+        rlaif.JudgePairs.Options.model_construct(judge=judge, **({"data": data} | options))
+    )
     return step.run(
         StepContext(
             models=models,
@@ -823,8 +989,12 @@ def run_step(tmp_path: Path, judge: Any, data: Sequence[Group], models: Any = No
     )
 
 
-def group(*texts: str, ranks: Sequence[float] | None = None, pairs: Any = None, prompt: str = "which") -> Group:
-    responses = tuple(Response(text, rank=ranks[i] if ranks else None) for i, text in enumerate(texts))
+def group(
+    *texts: str, ranks: Sequence[float] | None = None, pairs: Any = None, prompt: str = "which"
+) -> Group:
+    responses = tuple(
+        Response(text, rank=ranks[i] if ranks else None) for i, text in enumerate(texts)
+    )
     return Group(({"role": "user", "content": prompt},), responses, pairs=pairs)
 
 
@@ -846,24 +1016,41 @@ def test_pairs_point_from_better_to_worse_in_either_order_of_the_data(tmp_path: 
     summary = artifact.summary
     assert (summary["n"], summary["labeled"], summary["dropped"]) == (2, 2, {})
     (card,) = summary["judge_cards"].values()
-    assert card["inconsistent"]["mean"] == 1.0 and card["named_first"]["mean"] == 1.0 and card["people"] is None
+    assert (
+        card["inconsistent"]["mean"] == 1.0
+        and card["named_first"]["mean"] == 1.0
+        and card["people"] is None
+    )
     assert summary["mass"] == pytest.approx(0.9, abs=1e-6)
 
 
 def test_a_group_of_four_has_six_pairs_and_agreement_with_its_ranks(tmp_path: Path) -> None:
-    data = [group("a 4", "b 3", "c 2", "d 1", ranks=[1, 2, 3, 3]), group("a 1", "b 5", pairs=(Pair(0, 1),))]
+    data = [
+        group("a 4", "b 3", "c 2", "d 1", ranks=[1, 2, 3, 3]),
+        group("a 1", "b 5", pairs=(Pair(0, 1),)),
+    ]
     artifact = run_step(tmp_path, local_component(), data, BiasedModels())
     assert len(artifact.groups[0].pairs) == 6
     (card,) = artifact.summary["judge_cards"].values()
     assert card["people"]["questions"] == 12  # two for each pair; the tie in rank does not count
-    assert card["people"]["same"]["mean"] == pytest.approx(1 / 2)  # of one prompt all, of the other none
+    # Of one prompt all, of the other none
+    assert card["people"]["same"]["mean"] == pytest.approx(1 / 2)
     assert "agrees with people in 50% [" in artifact.report.text(200)
 
 
 def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None:
-    data = [group("a", "b"), group("c", "d"), group("e", "e"), group("f", "g"), group("alone"), group()]
+    data = [
+        group("a", "b"),
+        group("c", "d"),
+        group("e", "e"),
+        group("f", "g"),
+        group("alone"),
+        group(),
+    ]
     judge = scripted(
-        Verdict(None, reason="HTTP 400: too long"), Verdict(0.8, (0.9, 0.7)), Verdict(None, reason="HTTP 400: odd")
+        Verdict(None, reason="HTTP 400: too long"),
+        Verdict(0.8, (0.9, 0.7)),
+        Verdict(None, reason="HTTP 400: odd"),
     )
     artifact = run_step(tmp_path, judge, data)
     assert [g.pairs for g in artifact.groups] == [(Pair(0, 1, p=0.8),)]
@@ -887,12 +1074,18 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     (card,) = artifact.summary["judge_cards"].values()
     assert card["inconsistent"]["mean"] == 0.5
     hard = run_step(tmp_path, scripted(*verdicts), data, soft=False)
-    assert [p for g in hard.groups for p in g.pairs] == [Pair(0, 1), Pair(1, 0), Pair(0, 1)]  # a tie is no hard label
+    # A tie is no hard label
+    assert [p for g in hard.groups for p in g.pairs] == [Pair(0, 1), Pair(1, 0), Pair(0, 1)]
     assert hard.summary["dropped"] == {"unsure": 1}
     soft = run_step(tmp_path, scripted(*verdicts), data)
-    assert [p for g in soft.groups for p in g.pairs] == [Pair(0, 1, 0.55), Pair(1, 0, 0.9), Pair(0, 1, 0.65)]
+    assert [p for g in soft.groups for p in g.pairs] == [
+        Pair(0, 1, 0.55),
+        Pair(1, 0, 0.9),
+        Pair(0, 1, 0.65),
+    ]
     assert soft.summary["dropped"] == {"unsure": 1}
-    clamped = run_step(tmp_path, scripted(*verdicts), data, clamp=(0.5, 0.6))  # the second label becomes a tie
+    # The second label becomes a tie
+    clamped = run_step(tmp_path, scripted(*verdicts), data, clamp=(0.5, 0.6))
     assert clamped.summary["dropped"] == {"unsure": 2} and len(clamped.groups) == 2
 
 
@@ -900,13 +1093,18 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("noise", [0.0, 1e-5])  # nats: the same text in another batch
 def test_a_judge_of_positions_decides_no_pair(soft: bool, noise: float, tmp_path: Path) -> None:
     class First(BiasedModels):
-        def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
+        def next_token_logprobs(
+            self, role: str, prompts: Any, answers: Any, *, prefill: str = ""
+        ) -> torch.Tensor:
             rows = torch.tensor([[0.9, 0.1]] * len(prompts)).log()
-            return rows + noise * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+            return rows + noise * torch.randn(
+                rows.shape, generator=torch.Generator().manual_seed(0)
+            )
 
     ranked = group(*"abcd", ranks=[1, 2, 3, 4])
     with pytest.raises(
-        RunFailed, match=r"no pair was labeled\n0 of 6 pairs labeled\n(.|\n)*6 of 6 pairs dropped: unsure"
+        RunFailed,
+        match=r"no pair was labeled\n0 of 6 pairs labeled\n(.|\n)*6 of 6 pairs dropped: unsure",
     ) as caught:
         run_step(tmp_path, local_component(), [ranked], First(), soft=soft)
     assert "the order of the answers decides 100%" in str(caught.value)
@@ -917,18 +1115,27 @@ def test_a_judge_of_positions_decides_no_pair(soft: bool, noise: float, tmp_path
 
 @pytest.mark.parametrize("p", [0.9, 0.1, 0.7, 0.999999, 1 / 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_two_orders_of_a_judge_of_positions_cancel_exactly(p: float, dtype: torch.dtype) -> None:
+def test_the_two_orders_of_a_judge_of_positions_cancel_exactly(
+    p: float, dtype: torch.dtype
+) -> None:
     logps = torch.tensor([[p, 1 - p]], dtype=dtype).log()
     assert F.judge_probability(logps, logps).tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
     ("case_id", "p", "hard", "clamped"),
-    [("soft_labels", "p_a", "hard_label_a", "cai_clamped_40_60"), ("principle_ensemble", "p_a", None, "clamped")],
+    [
+        ("soft_labels", "p_a", "hard_label_a", "cai_clamped_40_60"),
+        ("principle_ensemble", "p_a", None, "clamped"),
+    ],
 )
-def test_labels_match_the_golden_numbers(case_id: str, p: str, hard: str | None, clamped: str, tmp_path: Path) -> None:
+def test_labels_match_the_golden_numbers(
+    case_id: str, p: str, hard: str | None, clamped: str, tmp_path: Path
+) -> None:
     path = Path(__file__).parents[1] / "golden" / "rlaif.json"
-    expected = next(case for case in json.loads(path.read_text())["cases"] if case["id"] == case_id)["expected"]
+    expected = next(
+        case for case in json.loads(path.read_text())["cases"] if case["id"] == case_id
+    )["expected"]
     data = [group("a", "b", prompt=str(i)) for i in range(len(expected[p]))]
 
     def told(**options: Any) -> dict[int, float]:
@@ -943,7 +1150,9 @@ def test_labels_match_the_golden_numbers(case_id: str, p: str, hard: str | None,
     assert told() == pytest.approx({i: expected[p][i] for i in decided})
     assert told(clamp=(0.4, 0.6)) == pytest.approx({i: expected[clamped][i] for i in decided})
     if hard is not None:
-        assert told(soft=False) == {i: label for i, label in enumerate(expected[hard]) if label != 0.5}
+        assert told(soft=False) == {
+            i: label for i, label in enumerate(expected[hard]) if label != 0.5
+        }
 
 
 def test_a_clamp_keeps_the_order_and_the_confidence_that_is_asked_for(tmp_path: Path) -> None:
@@ -970,7 +1179,10 @@ def test_a_clamp_keeps_the_order_and_the_confidence_that_is_asked_for(tmp_path: 
 def test_a_clamp_is_a_range_of_soft_labels(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         rlaif.JudgePairs.Options(judge="local_judge", data="d", **options)
-    assert rlaif.JudgePairs.Options(judge="local_judge", data="d", clamp=[0.4, 0.6]).clamp == (0.4, 0.6)
+    assert rlaif.JudgePairs.Options(judge="local_judge", data="d", clamp=[0.4, 0.6]).clamp == (
+        0.4,
+        0.6,
+    )
 
 
 def test_nothing_labeled_is_a_failure_with_reasons(tmp_path: Path) -> None:
@@ -983,7 +1195,9 @@ def test_responses_are_sampled_and_a_second_run_asks_nothing(tmp_path: Path) -> 
     prompts = [group(prompt=str(i)) for i in (1, 2, 3, 1)]
     options = {"prompts": prompts, "policy": "sft", "samples_per_prompt": 2, "map": durable}
     artifact = run_step(tmp_path, local_component(), None, models, **options)
-    assert [[r.text for r in g.responses] for g in artifact.groups] == [["sft says 0", "sft says 1"]] * 4
+    assert [[r.text for r in g.responses] for g in artifact.groups] == [
+        ["sft says 0", "sft says 1"]
+    ] * 4
     assert all(g.pairs[0].better == 1 and g.responses[0].source == "sft" for g in artifact.groups)
     assert len(set(models.seeds)) == 2  # chunks have random streams of their own
     asked = len(models.asked)
@@ -1004,8 +1218,14 @@ def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
         policy="sft",
         sampling=Sampling(**asked),
     )
-    assert models.sampling == [{"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}]
-    written = {"judge": "local_judge", "opponent": "baseline", "sampling": {"stop": ["\n"], "max_new_tokens": 7}}
+    assert models.sampling == [
+        {"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}
+    ]
+    written = {
+        "judge": "local_judge",
+        "opponent": "baseline",
+        "sampling": {"stop": ["\n"], "max_new_tokens": 7},
+    }
     sampling = rlaif.RLAIF.Options.model_validate(written).sampling
     made = reward(tmp_path, local_component(), models, opponent="baseline", sampling=sampling)
     made.score([group("a 1")])
@@ -1014,7 +1234,13 @@ def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"data": "d", "prompts": "p", "policy": "sft"}, {"prompts": "p"}, {"data": "d", "policy": "sft"}]
+    "options",
+    [
+        {},
+        {"data": "d", "prompts": "p", "policy": "sft"},
+        {"prompts": "p"},
+        {"data": "d", "policy": "sft"},
+    ],
 )
 def test_one_source_of_responses(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="either `data`"):
@@ -1031,7 +1257,8 @@ def test_a_judge_that_misbehaves_is_named(bad: list[Any], tmp_path: Path) -> Non
         run_step(tmp_path, component(Odd, None), [group("a", "b")])
 
 
-# --- the reward ---------------------------------------------------------------------------------------------------
+# --- the reward
+# ---------------------------------------------------------------------------------------------------
 
 
 def reward(tmp_path: Path, judge: Any, models: Any = None, **options: Any) -> Any:
@@ -1043,11 +1270,15 @@ def reward(tmp_path: Path, judge: Any, models: Any = None, **options: Any) -> An
 def test_reward_is_the_mean_win_rate_in_the_group(tmp_path: Path) -> None:
     models = BiasedModels(bias=3.0)
     (scores,) = (
-        reward(tmp_path, local_component(), models).score([group("a 3", "b 2", "c 1"), group("d 1", "e 1")]).values()
+        reward(tmp_path, local_component(), models)
+        .score([group("a 3", "b 2", "c 1"), group("d 1", "e 1")])
+        .values()
     )
     judge = local(models, tmp_path)
     prompt = group("x").prompt
-    three_two, three_one = (v.p_first for v in judge.compare([(prompt, "a 3", "b 2"), (prompt, "a 3", "c 1")]))
+    three_two, three_one = (
+        v.p_first for v in judge.compare([(prompt, "a 3", "b 2"), (prompt, "a 3", "c 1")])
+    )
     assert scores[0] == pytest.approx((three_two + three_one) / 2 - 0.5)
     assert scores[0] > scores[1] > scores[2]
     assert sum(scores[:3]) == pytest.approx(0.0, abs=1e-9)
@@ -1059,13 +1290,19 @@ def test_reward_leaves_out_unusable_verdicts(tmp_path: Path) -> None:
     assert reward(tmp_path, judge).score([group("a", "b", "c")]) == {
         "": [pytest.approx(0.4), pytest.approx(-0.4), None]
     }
-    assert reward(tmp_path, scripted(Verdict(None, reason="x"))).score([group("a", "b")]) == {"": [None, None]}
+    assert reward(tmp_path, scripted(Verdict(None, reason="x"))).score([group("a", "b")]) == {
+        "": [None, None]
+    }
 
 
 def test_equal_responses_need_no_judge(tmp_path: Path) -> None:
-    scores = reward(tmp_path, scripted(Verdict(0.9), Verdict(0.9))).score([group("a", "b", "a")])[""]
+    scores = reward(tmp_path, scripted(Verdict(0.9), Verdict(0.9))).score([group("a", "b", "a")])[
+        ""
+    ]
     # pairs asked: a-b and b-a, both won by the first shown; a against a is 0.5
-    assert scores == pytest.approx([(0.9 + 0.5) / 2 - 0.5, (0.1 + 0.9) / 2 - 0.5, (0.1 + 0.5) / 2 - 0.5])
+    assert scores == pytest.approx(
+        [(0.9 + 0.5) / 2 - 0.5, (0.1 + 0.9) / 2 - 0.5, (0.1 + 0.5) / 2 - 0.5]
+    )
     assert reward(tmp_path, scripted()).score([group("a", "a")]) == {"": [0.0, 0.0]}
 
 
@@ -1082,11 +1319,27 @@ def test_reward_against_a_baseline(tmp_path: Path) -> None:
     made.score([group("d 1")])
     assert len(models.seeds) == 1  # the same prompt is not sampled again
     models.full = True
-    assert made.score([group("a 1", prompt="long"), group("d 1")])[""] == [None, pytest.approx(scores[0])]
+    assert made.score([group("a 1", prompt="long"), group("d 1")])[""] == [
+        None,
+        pytest.approx(scores[0]),
+    ]
 
 
 def test_step_uses_the_functional_mathematics() -> None:
-    verdicts = [Verdict(0.5, (1.0, 0.0)), Verdict(0.5, (0.5, 0.5)), Verdict(0.9, (1.0, 0.8)), Verdict(0.6)]
+    verdicts = [
+        Verdict(0.5, (1.0, 0.0)),
+        Verdict(0.5, (0.5, 0.5)),
+        Verdict(0.9, (1.0, 0.8)),
+        Verdict(0.6),
+    ]
     of_orders = [verdict for verdict in verdicts if verdict.p_orders]
-    assert card([judgment(unit, verdict) for unit, verdict in enumerate(of_orders)])["inconsistent"]["mean"] == 1 / 3
-    assert F.judge_probability(torch.tensor([[-0.1, -9.0]]), torch.tensor([[-9.0, -0.1]])).item() > 0.99
+    assert (
+        card([judgment(unit, verdict) for unit, verdict in enumerate(of_orders)])["inconsistent"][
+            "mean"
+        ]
+        == 1 / 3
+    )
+    assert (
+        F.judge_probability(torch.tensor([[-0.1, -9.0]]), torch.tensor([[-9.0, -0.1]])).item()
+        > 0.99
+    )

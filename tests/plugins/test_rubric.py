@@ -1,4 +1,6 @@
-"""Rewards that are a judge's ratings: by weighted criteria of the recipe and of each prompt, and by one measure."""
+"""Rewards that are a judge's ratings: by weighted criteria of the recipe and of each prompt, and by
+one measure.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ASKS = ({"role": "user", "content": "How much may I take?"},)
 
 
 class Finds(Judge):
-    """A criterion is met if the response contains its last word; `unsure` has no rating. options: its scale."""
+    """A criterion is met if the response contains its last word; `unsure` has no rating. options:
+    its scale.
+    """
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -51,7 +55,11 @@ def group(*texts: str, **meta: Any) -> Group:
     return Group(ASKS, tuple(map(Response, texts)), meta=meta)
 
 
-DOSE, DOCTOR, BLAME = ("It names the dose", 3.0), ("It names a doctor", 1.0), ("It contains blame", -2.0)
+DOSE, DOCTOR, BLAME = (
+    ("It names the dose", 3.0),
+    ("It names a doctor", 1.0),
+    ("It contains blame", -2.0),
+)
 
 
 def criteria(*rows: tuple[str, float]) -> list[dict[str, Any]]:
@@ -63,13 +71,16 @@ def test_the_score_is_the_weighted_share_of_criteria_that_are_met(tmp_path: Path
     reward = made(Rubric, tmp_path, criteria=criteria(DOSE, DOCTOR, BLAME))
     texts = ("a dose", "a doctor", "dose, doctor", "nothing", "dose and blame")
     assert reward.score([group(*texts)]) == {"": [0.75, 0.25, 1.0, 0.0, 0.25]}
-    assert reward._judge.judge.asked == [(5, [text]) for text, _ in (DOSE, DOCTOR, BLAME)]  # each asked alone
+    # Each asked alone
+    assert reward._judge.judge.asked == [(5, [text]) for text, _ in (DOSE, DOCTOR, BLAME)]
 
 
 def test_another_scale_counts_in_part(tmp_path: Path) -> None:
     reward = made(Rubric, tmp_path, (1, 9), criteria=criteria(DOSE, DOCTOR))
     assert reward.score([group("a dose", "nothing")]) == {"": [0.75, 0.0]}
-    assert weighted([Criterion(text="a", weight=3), Criterion(text="b")], [0.5, 0.25]) == pytest.approx(1.75 / 4)
+    assert weighted(
+        [Criterion(text="a", weight=3), Criterion(text="b")], [0.5, 0.25]
+    ) == pytest.approx(1.75 / 4)
 
 
 def test_one_missing_rating_is_a_missing_score_and_never_0(tmp_path: Path) -> None:
@@ -81,7 +92,9 @@ def test_one_missing_rating_is_a_missing_score_and_never_0(tmp_path: Path) -> No
 
 
 def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
-    """They are added to those of the recipe. Equal ones of several prompts are asked about in one batch."""
+    """They are added to those of the recipe. Equal ones of several prompts are asked about in one
+    batch.
+    """
     reward = made(Rubric, tmp_path, criteria=criteria(DOSE), column="rubric")
     rows = [
         group("a dose", rubric=criteria(DOCTOR)),
@@ -90,7 +103,11 @@ def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
     ]
     reward.check_prompts(rows)
     assert reward.score(rows) == {"": [0.75, 0.25, 0.25]}
-    assert reward._judge.judge.asked == [(3, [DOSE[0]]), (2, [DOCTOR[0]]), (1, ["It names a friend"])]
+    assert reward._judge.judge.asked == [
+        (3, [DOSE[0]]),
+        (2, [DOCTOR[0]]),
+        (1, ["It names a friend"]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +122,9 @@ def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
         ({"rubric": 3}, "'rubric' is no list"),
     ],
 )
-def test_prompts_without_criteria_stop_the_run(tmp_path: Path, meta: dict[str, Any], words: str) -> None:
+def test_prompts_without_criteria_stop_the_run(
+    tmp_path: Path, meta: dict[str, Any], words: str
+) -> None:
     reward = made(Rubric, tmp_path, column="rubric")
     with pytest.raises(DataError, match=f"rubric: the prompt .*How much.*{words}"):
         reward.check_prompts([group("a", rubric=["fine"]), group("a", **meta)])
@@ -122,7 +141,11 @@ def test_other_judges_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_options() -> None:
-    for wrong in ({}, {"criteria": criteria(BLAME)}, {"criteria": [{"text": "x", "weight": float("nan")}]}):
+    for wrong in (
+        {},
+        {"criteria": criteria(BLAME)},
+        {"criteria": [{"text": "x", "weight": float("nan")}]},
+    ):
         with pytest.raises(ValidationError, match="criteria"):
             Rubric.Options(judge=component(Finds, None), **wrong)
 

@@ -18,15 +18,28 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.io.results import Results
 
-REWARD = "def reward(completions):\n    return [None if len(c) % 5 == 0 else float(len(c)) for c in completions]\n"
+REWARD = (
+    "def reward(completions):\n"
+    "    return [None if len(c) % 5 == 0 else float(len(c)) for c in completions]\n"
+)
 WHOLE = "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
 
 
 def run(
-    folder: Path, expected: int = 0, scores: str = WHOLE, stages: Any = None, more: tuple[str, ...] = (), **keys: Any
+    folder: Path,
+    expected: int = 0,
+    scores: str = WHOLE,
+    stages: Any = None,
+    more: tuple[str, ...] = (),
+    **keys: Any,
 ) -> Path:
-    texts = [*(f"bread {word}" for word in ("is", "good", "old", "new", "bad", "here", "there")), *more]
-    write_groups(folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in texts])
+    texts = [
+        *(f"bread {word}" for word in ("is", "good", "old", "new", "bad", "here", "there")),
+        *more,
+    ]
+    write_groups(
+        folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in texts]
+    )
     (folder / "reward.py").write_text(scores, encoding="utf-8")
     sample = {
         "step": "sample",
@@ -35,7 +48,10 @@ def run(
         "sampling": {"max_new_tokens": 6},
         **keys,
     }
-    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"answers": sample, **(stages or {})}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "stages": {"answers": sample, **(stages or {})},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
     return folder / "run" / "answers"
@@ -45,14 +61,17 @@ PYTHON = {"python": {"path": "reward.py", "function": "reward"}}
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["summary"]
+    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))[
+        "summary"
+    ]
     return found
 
 
 def test_responses_without_a_reward(tmp_path: Path) -> None:
     groups = read_groups(run(tmp_path) / "data.jsonl")
     assert len(groups) == 7 and {len(group.responses) for group in groups} == {4}
-    assert len({r.tokens for group in groups for r in group.responses}) > 20  # no stream is used twice
+    # No stream is used twice
+    assert len({r.tokens for group in groups for r in group.responses}) > 20
     assert {r.source for group in groups for r in group.responses} == {"base"}
     assert not any(r.scores for group in groups for r in group.responses)
 
@@ -73,7 +92,9 @@ def test_the_curve_is_the_mean_best_of_all_subsets(tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
     every = read_groups(run(tmp_path / "all", reward=PYTHON) / "data.jsonl")
     rewards = [[r.scores["reward"] or 0.0 for r in group.responses] for group in every]
-    assert [group.responses[0].scores["reward"] for group in best] == [max(each) for each in rewards]
+    assert [group.responses[0].scores["reward"] for group in best] == [
+        max(each) for each in rewards
+    ]
     for point, n in zip(facts["best_of_n"], (1, 2, 4), strict=True):
         subsets = [[max(chosen) for chosen in combinations(each, n)] for each in rewards]
         wanted = sum(sum(each) / len(each) for each in subsets) / len(subsets)
@@ -88,11 +109,16 @@ def test_a_missing_score_is_counted_and_never_the_best(tmp_path: Path) -> None:
     assert summary(folder)["unscored"] > 0
 
 
-def test_prompts_without_room_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_without_room_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run(tmp_path, more=("bread is good " * 3000, "bread is old " * 3000))
     facts = summary(folder)
     assert (facts["prompts"], facts["no_room"], facts["responses"]) == (7, 2, 28)
-    assert "28 responses to 7 prompts; 2 prompts left out: no room for a response" in capsys.readouterr().out
+    assert (
+        "28 responses to 7 prompts; 2 prompts left out: no room for a response"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_best_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,22 +141,36 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
 
 
 def writes(request: dict[str, Any]) -> Reply:
-    """A model on a server: it refuses what is bad, is cut off where nothing is there, and has one seed's words."""
+    """A model on a server: it refuses what is bad, is cut off where nothing is there, and has one
+    seed's words.
+    """
     asked = request["messages"][-1]["content"]
-    words = {"bread bad": None, "bread there": "so it goes and"}.get(asked, f"{asked}? By {request.get('seed')}.")
+    words = {"bread bad": None, "bread there": "so it goes and"}.get(
+        asked, f"{asked}? By {request.get('seed')}."
+    )
     usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
     end = "length" if asked == "bread there" else "stop"
-    choice = {"message": {"content": words, **({} if words else {"refusal": "no"})}, "finish_reason": end}
+    choice = {
+        "message": {"content": words, **({} if words else {"refusal": "no"})},
+        "finish_reason": end,
+    }
     return Reply(body={"model": "m-2026", "choices": [choice], "usage": usage})
 
 
 def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every row says who wrote it, and SFT learns it. What the server has said is not asked again."""
+    """Every row says who wrote it, and SFT learns it. What the server has said is not asked
+    again.
+    """
     sft = {"algorithm": "sft", "data": {"stage": "answers", "limit": 3}, "max_steps": 1}
     with serving(writes) as server:
-        policy = {"base_url": server.url, "model": "m", "price": [1, 2], "request": {"temperature": 0.3}}
+        policy = {
+            "base_url": server.url,
+            "model": "m",
+            "price": [1, 2],
+            "request": {"temperature": 0.3},
+        }
         keys: dict[str, Any] = {
             "policy": policy,
             "samples_per_prompt": 1,
@@ -139,13 +179,20 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         }
         folder = run(tmp_path, **keys)
         groups, facts = read_groups(folder / "data.jsonl"), summary(folder)
-        assert [group.responses[0].text for group in groups][:2] == ["bread is? By None.", "bread good? By None."]
-        assert [g.responses[0].truncated for g in groups] == [False] * 5 + [True] and len(server.requests) == 7
+        assert [group.responses[0].text for group in groups][:2] == [
+            "bread is? By None.",
+            "bread good? By None.",
+        ]
+        assert [g.responses[0].truncated for g in groups] == [False] * 5 + [True] and len(
+            server.requests
+        ) == 7
         assert {r.source for group in groups for r in group.responses} == {"m"}
         made = groups[0].meta["writer"]
         assert (made["model"], made["replied_as"], made["address"]) == ("m", ["m-2026"], server.url)
         assert (made["temperature"], made["max_new_tokens"]) == (0.3, 6)  # as the server was told
-        assert facts["bill"]["tokens"] == 7 * 14 and facts["bill"]["cost"] == pytest.approx(7 * (10 + 2 * 4) / 1000)
+        assert facts["bill"]["tokens"] == 7 * 14 and facts["bill"]["cost"] == pytest.approx(
+            7 * (10 + 2 * 4) / 1000
+        )
         assert facts["bill"]["refused"] == {"the server refused": 1} and facts["unanswered"] == 1
         out = (folder / "report.txt").read_text()
         assert "7 questions, 98 tokens, cost 0.126" in out and "cut off at max_new_tokens: 1" in out
@@ -165,7 +212,8 @@ def test_several_samples_of_a_server_differ_in_their_seed(tmp_path: Path) -> Non
             policy = {"base_url": server.url, "model": "m", "request": request}
             folder = run(tmp_path / name, policy=policy, samples_per_prompt=2)
         assert [len(group.responses) for group in read_groups(folder / "data.jsonl")] == [2] * 6
-        assert summary(folder)["bill"]["repeated"] == expected + 1  # one is always cut off at the same words
+        # One is always cut off at the same words
+        assert summary(folder)["bill"]["repeated"] == expected + 1
 
 
 def test_what_servers_differ_in_is_written_as_this_one_takes_it(
@@ -173,6 +221,9 @@ def test_what_servers_differ_in_is_written_as_this_one_takes_it(
 ) -> None:
     policy = {"base_url": "http://localhost:1/v1", "model": "m"}
     run(tmp_path, 2, policy=policy, sampling={"top_k": 3})
-    assert "servers differ in 'top_k'; write it as this one takes it, in its 'request'" in capsys.readouterr().err
+    assert (
+        "servers differ in 'top_k'; write it as this one takes it, in its 'request'"
+        in capsys.readouterr().err
+    )
     run(tmp_path, 2, policy={**policy, "api_key_env": "NO_SUCH_KEY"})
     assert "the environment variable NO_SUCH_KEY is not set" in capsys.readouterr().err

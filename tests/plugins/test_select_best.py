@@ -18,7 +18,11 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.evaluate.select_best import SelectBest
 
-SCORES: dict[str, list[float | None]] = {"sft@1": [1.0, 2.0, 3.0], "sft@2": [2.0, 2.5, 4.5], "sft@3": [0.0, 3.0, 4.0]}
+SCORES: dict[str, list[float | None]] = {
+    "sft@1": [1.0, 2.0, 3.0],
+    "sft@2": [2.0, 2.5, 4.5],
+    "sft@3": [0.0, 3.0, 4.0],
+}
 
 
 class Scripted(ByRole):
@@ -35,7 +39,12 @@ class Scripted(ByRole):
         self.sampled.append({"role": role, **sampling})
         count = sampling["samples_per_prompt"]
         return [
-            Group(tuple(prompt), tuple(Response(f"{role}", source="other") for _ in range(self._count(role, i, count))))
+            Group(
+                tuple(prompt),
+                tuple(
+                    Response(f"{role}", source="other") for _ in range(self._count(role, i, count))
+                ),
+            )
             for i, prompt in enumerate(prompts)
         ]
 
@@ -44,11 +53,20 @@ class Scripted(ByRole):
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         self.metas += [group.meta for group in groups]
-        return [self.scripted[r.source or ""][int(g.prompt[-1]["content"])] for g in groups for r in g.responses]
+        return [
+            self.scripted[r.source or ""][int(g.prompt[-1]["content"])]
+            for g in groups
+            for r in g.responses
+        ]
 
 
 def run(folder: Path, models: Scripted, **options: Any) -> Artifact:
-    options = {"policies": list(models.scripted), "reward": RewardSpec("stage", "rm"), "prompts": "x", **options}
+    options = {
+        "policies": list(models.scripted),
+        "reward": RewardSpec("stage", "rm"),
+        "prompts": "x",
+        **options,
+    }
     step = SelectBest(SelectBest.Options(**options))
     found = [Group(({"role": "user", "content": str(i)},), meta={"safety": True}) for i in range(3)]
 
@@ -80,10 +98,14 @@ def test_the_best_mean_is_chosen(tmp_path: Path) -> None:
     assert artifact.policy == found["policy"] == "sft@2"
     means = found["means"]["sft@1"]
     interval = stats.ttest_1samp([1.0, 2.0, 3.0], 0).confidence_interval()
-    assert (means["mean"], means["low"], means["high"]) == pytest.approx((2.0, interval.low, interval.high))
+    assert (means["mean"], means["low"], means["high"]) == pytest.approx(
+        (2.0, interval.low, interval.high)
+    )
     lead = found["lead"]["sft@1"]
     paired = stats.ttest_rel([2.0, 2.5, 4.5], [1.0, 2.0, 3.0]).confidence_interval()
-    assert (lead["mean"], lead["low"], lead["high"]) == pytest.approx((1.0, paired.low, paired.high))
+    assert (lead["mean"], lead["low"], lead["high"]) == pytest.approx(
+        (1.0, paired.low, paired.high)
+    )
     assert set(found["lead"]) == {"sft@1", "sft@3"}
     assert json.loads(json.dumps(found)) == found
     lines = said(artifact).splitlines()
@@ -98,13 +120,19 @@ def test_the_best_mean_is_chosen(tmp_path: Path) -> None:
 def test_binary_rewards_have_intervals_of_rates(tmp_path: Path) -> None:
     scores: dict[str, list[float | None]] = {"a": [1.0, 1.0, 1.0], "b": [1.0, 0.0, 1.0]}
     found = dict(run(tmp_path, Scripted(scores)).summary or {})
-    assert found["means"]["a"] == statistics.rate([1.0, 1.0, 1.0]) and found["means"]["a"]["low"] < 1
+    assert (
+        found["means"]["a"] == statistics.rate([1.0, 1.0, 1.0]) and found["means"]["a"]["low"] < 1
+    )
     assert found["lead"]["b"] == statistics.paired_rates([1.0, 1.0, 1.0], [1.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "b", "a"]])
 def test_of_equal_ones_the_earlier_is_chosen(tmp_path: Path, order: list[str]) -> None:
-    scores: dict[str, list[float | None]] = {"a": [1.0, 2.0, 6.0], "b": [0.0, 0.0, 0.0], "c": [2.0, 1.0, 6.0]}
+    scores: dict[str, list[float | None]] = {
+        "a": [1.0, 2.0, 6.0],
+        "b": [0.0, 0.0, 0.0],
+        "c": [2.0, 1.0, 6.0],
+    }
     assert run(tmp_path, Scripted(scores), policies=order).policy == order[0]
 
 
@@ -125,7 +153,13 @@ def test_means_are_over_the_prompts_that_all_have_in_common(tmp_path: Path) -> N
 
 def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
     models = Scripted(SCORES)
-    run(tmp_path, models, samples_per_prompt=2, sampling={"max_new_tokens": 5, "temperature": 0.0}, limit=2)
+    run(
+        tmp_path,
+        models,
+        samples_per_prompt=2,
+        sampling={"max_new_tokens": 5, "temperature": 0.0},
+        limit=2,
+    )
     common = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 5, "temperature": 0.0}
     assert models.sampled == [{"role": role, **common} for role in SCORES]
     assert models.metas == [{"safety": True}] * 2
@@ -133,9 +167,17 @@ def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
 
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
     models = Scripted(SCORES)
-    text = said(run(tmp_path, models, sampling={"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}))
+    text = said(
+        run(
+            tmp_path,
+            models,
+            sampling={"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1},
+        )
+    )
     assert models.sampled[0]["stop"] == ["\n"] and models.sampled[0]["top_k"] == 2
-    assert text.splitlines()[-1].startswith("sampled with max_new_tokens 128, temperature 1.0, min_new_tokens 1, top_p")
+    assert text.splitlines()[-1].startswith(
+        "sampled with max_new_tokens 128, temperature 1.0, min_new_tokens 1, top_p"
+    )
 
 
 def test_policies_must_be_two_and_distinct() -> None:

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pairs, Response, SelectContext
+from alignkit import (
+    Algorithm,
+    Batch,
+    DataError,
+    Group,
+    Message,
+    Outputs,
+    Pairs,
+    Response,
+    SelectContext,
+)
 from alignkit.batch import Per
 from alignkit.data.group import Origin
 from alignkit_plugins.algorithms.sft import LM, SFT
@@ -20,7 +30,14 @@ ASK: tuple[Message, ...] = ({"role": "user", "content": "Why?"},)
 def test_the_loss_is_the_negative_log_likelihood_of_each_token(cls: type[Algorithm]) -> None:
     mask = torch.tensor([[True, True], [True, False]])
     count = torch.zeros(2, dtype=torch.int64)
-    batch = Batch([Group(()), Group(())], count[:, None].expand(2, 2), mask, torch.arange(2), NO_PAIRS, count.bool())
+    batch = Batch(
+        [Group(()), Group(())],
+        count[:, None].expand(2, 2),
+        mask,
+        torch.arange(2),
+        NO_PAIRS,
+        count.bool(),
+    )
     out = Outputs(logprobs=torch.tensor([[-1.0, -2.0], [-4.0, 0.0]]))
     (name, term), *others = cls(cls.Options()).loss(batch, out).items()
     assert not others and (name, term.per, term.coefficient) == ("nll", Per.TOKEN, 1.0)
@@ -30,9 +47,14 @@ def test_the_loss_is_the_negative_log_likelihood_of_each_token(cls: type[Algorit
 def test_only_demonstrations_and_only_raw_text() -> None:
     context = SelectContext(0, 0, lambda: [], lambda **m: None, np.random.default_rng(0))
     demonstration, text = Group(ASK, (Response("so"),)), Group((), (Response("so it is"),))
-    two, down = Group(ASK, (Response("so"), Response("no"))), Group(ASK, (Response("so", label=False),))
+    two, down = (
+        Group(ASK, (Response("so"), Response("no"))),
+        Group(ASK, (Response("so", label=False),)),
+    )
     sft, lm = SFT(SFT.Options()), LM(LM.Options())
-    assert sft.select([demonstration], context) == [demonstration] and lm.select([text], context) == [text]
+    assert sft.select([demonstration], context) == [demonstration] and lm.select(
+        [text], context
+    ) == [text]
     for wrong in (text, two, down, Group(ASK)):
         with pytest.raises(DataError, match="sft learns from demonstrations, but the row"):
             sft.select([demonstration, wrong], context)
@@ -47,7 +69,8 @@ def test_rows_that_are_no_demonstrations_are_named_or_left_out_with_a_count() ->
     good = Group(ASK, (Response("so"),))
     strict, lenient = Origin("a.jsonl", 7), Origin("a.jsonl", 8, skip=True)
     with pytest.raises(
-        DataError, match=r"a\.jsonl:7: sft learns from demonstrations, but the row 'Why\?' ends with the user"
+        DataError,
+        match=r"a\.jsonl:7: sft learns from demonstrations, but the row 'Why\?' ends with the user",
     ):
         SFT(SFT.Options()).select([good, Group(ASK, origin=strict)], context)
     assert SFT(SFT.Options()).select([good, Group(ASK, origin=lenient)], context) == [good]

@@ -1,4 +1,6 @@
-"""Templates: what a field is filled with, what a row becomes, and that mistakes name the row and the place."""
+"""Templates: what a field is filled with, what a row becomes, and that mistakes name the row and
+the place.
+"""
 
 from __future__ import annotations
 
@@ -69,10 +71,14 @@ def user(text: str) -> tuple[Message, ...]:
         ("{choices:letters}", "A. Fire\nB. Rain\nC. Snow"),
         ("{labeled:letters}", "A. Fire\nB. Rain"),
         ("{listed:letters}", "A. Fire\nB. Rain"),
-        # The choice that another column names: by its number, its letter or its label, as a text or as a letter.
+        # The choice that another column names: by its number, its letter or its label, as a text or
+        # as a letter.
         ("{choices[zero]} {choices[b]} {choices[two]} {choices[two-1]}", "Fire Rain Snow Rain"),
         ("{labeled[two]} {listed[q]}", "Rain Rain"),
-        ("{choices[two]:letter}{choices[two-1]:letter}{labeled[two]:letter}{listed[q]:letter}", "CBBB"),
+        (
+            "{choices[two]:letter}{choices[two-1]:letter}{labeled[two]:letter}{listed[q]:letter}",
+            "CBBB",
+        ),
         ("{yes:true=right|false=wrong} {n:3=three|4=four} {two:2=two}", "right three two"),
         ("{n:1=one|other} {n:1=one|no {}} {n:3=}.", "other no 3 ."),
         ("{none?:1=one|{}}{none:none=null|{}}{none:1=one|other}", "nullother"),
@@ -83,7 +89,13 @@ def test_a_field_is_filled_with_what_the_row_holds(text: str, filled: str) -> No
 
 
 def test_a_single_field_keeps_its_type() -> None:
-    values = {"{words}": ["one", "two", 3], "{n}": 3, "{none}": None, "{nested.deep.text}": ["a", "c"], "{n}.": "3."}
+    values = {
+        "{words}": ["one", "two", 3],
+        "{n}": 3,
+        "{none}": None,
+        "{nested.deep.text}": ["a", "c"],
+        "{n}.": "3.",
+    }
     assert {text: Text(text).value(ROW) for text in values} == values
     assert Text("{words:one=1|{}}").value(ROW) == ["1", "two", "3"]
 
@@ -95,7 +107,10 @@ def test_a_single_field_keeps_its_type() -> None:
         ("{nested.depp}", "'nested.depp': no key 'depp'; did you mean 'deep'?"),
         ("{passage.x}", "'passage.x': there is no key 'x' in text"),
         ("{none} is", "'none' is null; write {none?} if it may be"),
-        ("{words} are", "'words' is a list, not text; write {words:letters}, {words:lines}, {words[0]}"),
+        (
+            "{words} are",
+            "'words' is a list, not text; write {words:letters}, {words:lines}, {words[0]}",
+        ),
         ("{nested} is", "'nested' is an object, not text; its keys: deep"),
         ("{words[3]}", "there is no [3] in a list of 3, which are counted from 0"),
         ("{passage[0]}", "[0] needs a list, not text"),
@@ -147,7 +162,9 @@ def test_a_text_that_cannot_be_understood_is_refused(text: str, reason: str) -> 
         assert reason in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["__class__", "q.__class__", "choices[__class__]", "nested.deep.__len__", "q.upper()"])
+@pytest.mark.parametrize(
+    "path", ["__class__", "q.__class__", "choices[__class__]", "nested.deep.__len__", "q.upper()"]
+)
 def test_nothing_but_data_can_be_reached(path: str) -> None:
     with pytest.raises(BadRow, match=r"no column|no key"):
         Text(f"{{{path}}}").text(ROW)
@@ -158,18 +175,35 @@ def test_nothing_but_data_can_be_reached(path: str) -> None:
 
 def test_a_demonstration_with_what_the_template_does_not_use() -> None:
     row = {"context": "Rain is wet.", "question": "What?", "answer": "rain", "note": "by hand"}
-    group = read(row, prompt="{context}\n\n{question}", response="{answer}", system="Be {answer}.", answer="{answer}")
-    assert group.prompt == (Message(role="system", content="Be rain."), *user("Rain is wet.\n\nWhat?"))
+    group = read(
+        row,
+        prompt="{context}\n\n{question}",
+        response="{answer}",
+        system="Be {answer}.",
+        answer="{answer}",
+    )
+    assert group.prompt == (
+        Message(role="system", content="Be rain."),
+        *user("Rain is wet.\n\nWhat?"),
+    )
     assert group.responses == (Response(text="rain"),) and group.pairs is None
     assert group.meta == {"note": "by hand", "answer": "rain"}
-    assert read(row, prompt="{question}").meta == {"context": "Rain is wet.", "answer": "rain", "note": "by hand"}
+    assert read(row, prompt="{question}").meta == {
+        "context": "Rain is wet.",
+        "answer": "rain",
+        "note": "by hand",
+    }
 
 
 def test_labels_and_scores_of_a_response() -> None:
     row = {"q": "Q?", "a": "A", "good": "no", "grade": "4"}
     template = {"prompt": "{q}", "response": "{a}"}
-    assert read(row, **template, label="{good:yes=true|no=false}").responses == (Response(text="A", label=False),)
-    assert read(row, **template, scores="{grade}").responses == (Response(text="A", scores={"reward": 4.0}),)
+    assert read(row, **template, label="{good:yes=true|no=false}").responses == (
+        Response(text="A", label=False),
+    )
+    assert read(row, **template, scores="{grade}").responses == (
+        Response(text="A", scores={"reward": 4.0}),
+    )
     with pytest.raises(BadRow, match=r"^template\.label: must be true or false, not 'no'$"):
         read(row, **template, label="{good}")
     with pytest.raises(BadRow, match=r"^template\.scores: must be a number, not 'no'$"):
@@ -179,22 +213,39 @@ def test_labels_and_scores_of_a_response() -> None:
 def test_a_pair() -> None:
     row = {"q": "Q?", "good": "A", "bad": "B", "gap": 2}
     group = read(row, prompt="{q}", chosen="{good}", rejected="{bad}", margin="{gap}")
-    assert group.responses == (Response(text="A"), Response(text="B")) and group.pairs == (Pair(0, 1, margin=2.0),)
+    assert group.responses == (Response(text="A"), Response(text="B")) and group.pairs == (
+        Pair(0, 1, margin=2.0),
+    )
 
 
 def test_messages_stay_messages_and_the_prompt_is_not_said_twice() -> None:
     turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A"}]
-    row = {"turns": turns[:1], "q": "Q?", "good": turns, "bad": [turns[0], {"role": "assistant", "content": "B"}]}
+    row = {
+        "turns": turns[:1],
+        "q": "Q?",
+        "good": turns,
+        "bad": [turns[0], {"role": "assistant", "content": "B"}],
+    }
     for prompt in ("{turns}", "{q}"):
         group = read(row, prompt=prompt, chosen="{good}", rejected="{bad}")
-        assert group.prompt == user("Q?") and group.responses == (Response(text="A"), Response(text="B"))
+        assert group.prompt == user("Q?") and group.responses == (
+            Response(text="A"),
+            Response(text="B"),
+        )
     with pytest.raises(BadRow, match="must be an assistant turn"):
         read(row, prompt="Another?", chosen="{good}", rejected="{bad}")
 
 
 @pytest.mark.parametrize("responses", ["{all}", ["{all[0]}", "{all[1]}", "{all[2]}"]])
 def test_the_best_of_a_list_is_above_all_others(responses: Any) -> None:
-    row = {"q": "Q?", "all": ["x", "y", "z"], "best": "B", "votes": [1, 3, 2], "places": [2, 1, 2], "none": None}
+    row = {
+        "q": "Q?",
+        "all": ["x", "y", "z"],
+        "best": "B",
+        "votes": [1, 3, 2],
+        "places": [2, 1, 2],
+        "none": None,
+    }
     template = {"prompt": "{q}", "responses": responses}
     group = read(row, **template, best="{best}", margin="1")
     assert [response.text for response in group.responses] == ["x", "y", "z"]
@@ -206,7 +257,9 @@ def test_the_best_of_a_list_is_above_all_others(responses: Any) -> None:
     assert [response.rank for response in ranked.responses] == [2, 1, 2] and ranked.pairs is None
     scored = read(row, **template, scores=["{votes[0]}", "{votes[1]}", "{votes[2]}"])
     assert scored.pairs == (Pair(1, 0, margin=2.0), Pair(1, 2, margin=1.0), Pair(2, 0, margin=1.0))
-    with pytest.raises(BadRow, match=r"^template\.best: 'it' is 'D', but the 3 choices are A to C, or 0 to 2$"):
+    with pytest.raises(
+        BadRow, match=r"^template\.best: 'it' is 'D', but the 3 choices are A to C, or 0 to 2$"
+    ):
         read(row, **template, best="D")
     with pytest.raises(BadRow, match=r"^template\.ranks: 3 items are needed, but there are 1$"):
         read(row, **template, ranks=["{places[0]}"])
@@ -222,7 +275,9 @@ def test_a_conversation_in_two_columns() -> None:
     group = read(row, prompt="{story}", turns=turns, system="Be brief.")
     assert group.prompt == (Message(role="system", content="Be brief."), *user("Ann is 7.\n\nWho?"))
     said = (("assistant", "Ann"), ("user", "How old?"), ("assistant", "7"))
-    assert group.responses[0].messages == tuple(Message(role=role, content=text) for role, text in said)
+    assert group.responses[0].messages == tuple(
+        Message(role=role, content=text) for role, text in said
+    )
     assert read(row, turns=turns).prompt == user("Who?")
     with pytest.raises(BadRow, match=r"^template\.turns: the user has 2 turns, the assistant 1$"):
         read({**row, "said": ["Ann"]}, turns=turns)
@@ -234,13 +289,22 @@ def test_a_conversation_in_two_columns() -> None:
     ("template", "reason"),
     [
         ({}, "prompt is missing"),
-        ({"prompt": "{q}", "response": "{a}", "chosen": "{a}", "rejected": "{b}"}, "response and chosen exclude"),
+        (
+            {"prompt": "{q}", "response": "{a}", "chosen": "{a}", "rejected": "{b}"},
+            "response and chosen exclude",
+        ),
         ({"prompt": "{q}", "chosen": "{a}"}, "chosen needs rejected"),
         ({"prompt": "{q}", "label": "true"}, "label needs response"),
         ({"prompt": "{q}", "scores": "1"}, "scores needs responses or response"),
         ({"prompt": "{q}", "best": "0"}, "best needs responses"),
-        ({"prompt": "{q}", "responses": "{a}", "best": "0", "ranks": "{r}"}, "best and ranks exclude each other"),
-        ({"prompt": "{q}", "responses": "{a}", "scores": "{r}", "margin": "1"}, "margin needs chosen or best"),
+        (
+            {"prompt": "{q}", "responses": "{a}", "best": "0", "ranks": "{r}"},
+            "best and ranks exclude each other",
+        ),
+        (
+            {"prompt": "{q}", "responses": "{a}", "scores": "{r}", "margin": "1"},
+            "margin needs chosen or best",
+        ),
         ({"prompt": "{q}", "turns": ["{a}"]}, "at least 2 items"),
         ({"prompt": "{q}", "required": ["{a"]}, "expected '}'"),
     ],
@@ -259,7 +323,9 @@ def test_rows_without_a_required_column_are_left_out(empty: Any) -> None:
         read({"q": "Q?", "a": empty}, **template)
 
 
-@pytest.mark.parametrize("row", [None, 5, "text", [1], {}, {"q": None}, {"q": {"a": None}}, {"q": [None]}, {"q": " "}])
+@pytest.mark.parametrize(
+    "row", [None, 5, "text", [1], {}, {"q": None}, {"q": {"a": None}}, {"q": [None]}, {"q": " "}]
+)
 def test_rows_of_other_types_are_refused_without_a_traceback(row: Any) -> None:
     with pytest.raises(BadRow):
         read(row, prompt="{q}")
@@ -274,16 +340,32 @@ def test_columns_that_other_tools_give_a_meaning_are_not_lost() -> None:
 # Recipes
 
 ROWS = [
-    {"passage": "Rain is wet.", "question": "What?", "options": ["Fire", "Rain"], "gold": "B", "note": "a few words"},
-    {"passage": "Snow is cold.", "question": "What?", "options": ["Fire", "Snow"], "gold": "", "note": "a few words"},
+    {
+        "passage": "Rain is wet.",
+        "question": "What?",
+        "options": ["Fire", "Rain"],
+        "gold": "B",
+        "note": "a few words",
+    },
+    {
+        "passage": "Snow is cold.",
+        "question": "What?",
+        "options": ["Fire", "Snow"],
+        "gold": "",
+        "note": "a few words",
+    },
 ]
 TEMPLATE = {"prompt": "{passage}\n\n{question}\n{options:letters}", "response": "{gold}"}
 
 
 def recipe(folder: Path, data: Any, rows: Any = ROWS) -> Path:
-    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "d.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     stages = {"sft": {"algorithm": "sft", "data": data}}
-    text = yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, default_flow_style=False, sort_keys=False)
+    text = yaml.safe_dump(
+        {"model": {"base": "tiny"}, "stages": stages}, default_flow_style=False, sort_keys=False
+    )
     (folder / "r.yaml").write_text(text, encoding="utf-8")
     return folder / "r.yaml"
 
@@ -304,7 +386,9 @@ def loaded(path: Path, *overrides: str) -> Loaded:
 )  # fmt: skip
 def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_path: Path) -> None:
     found = loaded(recipe(tmp_path, data))
-    assert [group.prompt for group in found.groups] == [user("Rain is wet.\n\nWhat?\nA. Fire\nB. Rain")]
+    assert [group.prompt for group in found.groups] == [
+        user("Rain is wet.\n\nWhat?\nA. Fire\nB. Rain")
+    ]
     assert [(row.row, row.reason) for row in found.skipped] == [(2, "'{gold}' is empty")]
     lines = describe(found)
     assert lines[0].endswith("d.jsonl: template, 1 row, 1 bad row skipped")
@@ -333,7 +417,10 @@ def test_a_template_with_wrong_braces_is_shown_in_the_recipe(tmp_path: Path) -> 
     ("data", "help"),
     [
         ({"path": "d.jsonl", "template": TEMPLATE}, "unknown key 'template'"),
-        ({"template": {"path": "d.jsonl", "promt": "{q}"}}, "unknown key 'promt'(?s:.)*help: did you mean 'prompt'"),
+        (
+            {"template": {"path": "d.jsonl", "promt": "{q}"}},
+            "unknown key 'promt'(?s:.)*help: did you mean 'prompt'",
+        ),
         ({"template": {"path": "d.jsonl", **TEMPLATE}, "prompt": "x"}, "unknown key 'prompt'"),
     ],
 )
@@ -358,8 +445,16 @@ def test_files_that_hold_little_or_much(tmp_path: Path) -> None:
     data["template"]["prompt"] = "{nowhere}"
     with pytest.raises(DataError, match=r"no column 'nowhere'; there are c0, .*, c11 and 188 more"):
         loaded(recipe(tmp_path, data, [wide]))
-    with pytest.raises(DataError, match=r"no usable row; bad rows skipped: 1, the first: .*no column 'nowhere'"):
-        loaded(recipe(tmp_path, {"template": {"path": "d.jsonl", "prompt": "{c7}", "required": ["{nowhere}"]}}, [wide]))
+    with pytest.raises(
+        DataError, match=r"no usable row; bad rows skipped: 1, the first: .*no column 'nowhere'"
+    ):
+        loaded(
+            recipe(
+                tmp_path,
+                {"template": {"path": "d.jsonl", "prompt": "{c7}", "required": ["{nowhere}"]}},
+                [wide],
+            )
+        )
 
 
 def test_types_that_differ_by_row_are_bad_rows_of_their_own(tmp_path: Path) -> None:
@@ -367,4 +462,6 @@ def test_types_that_differ_by_row_are_bad_rows_of_their_own(tmp_path: Path) -> N
     with pytest.raises(DataError) as error:
         loaded(recipe(tmp_path, {"template": {"path": "d.jsonl", "prompt": "Say {q}"}}, rows))
     assert str(error.value).startswith("4 bad rows:")
-    assert [line.partition(": ")[0].rpartition(":")[2] for line in str(error.value).splitlines()[1:5]] == [*"3456"]
+    assert [
+        line.partition(": ")[0].rpartition(":")[2] for line in str(error.value).splitlines()[1:5]
+    ] == [*"3456"]

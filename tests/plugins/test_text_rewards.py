@@ -1,4 +1,6 @@
-"""Rewards that read an answer's text: their sign, and answers that are empty, cut off, or no text at all."""
+"""Rewards that read an answer's text: their sign, and answers that are empty, cut off, or no text
+at all.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,17 @@ from alignkit_plugins.rewards.language import Language
 from alignkit_plugins.rewards.matching import ExactMatch, Regex, Repetition
 
 ASK = ({"role": "user", "content": "What is the capital of France?"},)
-CALL: Any = {"role": "assistant", "content": None, "tool_calls": []}  # a turn that only calls a tool
+# A turn that only calls a tool
+CALL: Any = {"role": "assistant", "content": None, "tool_calls": []}
 
 
-def scores(reward: type[Reward], *answers: str | Response, meta: Any = None, **options: Any) -> list[float | None]:
+def scores(
+    reward: type[Reward], *answers: str | Response, meta: Any = None, **options: Any
+) -> list[float | None]:
     responses = tuple(each if isinstance(each, Response) else Response(each) for each in answers)
-    return list(reward(reward.Options(**options)).score([Group(ASK, responses, meta=meta or {})])[""])
+    return list(
+        reward(reward.Options(**options)).score([Group(ASK, responses, meta=meta or {})])[""]
+    )
 
 
 def talk(*texts: str | None) -> Response:
@@ -60,7 +67,9 @@ def test_an_exact_match_pays_one() -> None:
     assert scores(ExactMatch, *right, meta={"answer": "Paris"}) == [1.0] * len(right)
     wrong = ["", ".", "Paris, France", "Par", "Rome"]
     assert scores(ExactMatch, *wrong, meta={"answer": "Paris"}) == [0.0] * len(wrong)
-    assert scores(ExactMatch, "Paris", "paris", "Paris.", meta={"answer": "Paris"}, strict=True) == [1.0, 0.0, 0.0]
+    assert scores(
+        ExactMatch, "Paris", "paris", "Paris.", meta={"answer": "Paris"}, strict=True
+    ) == [1.0, 0.0, 0.0]
 
 
 def test_composed_letters_are_the_same() -> None:
@@ -68,13 +77,19 @@ def test_composed_letters_are_the_same() -> None:
 
 
 def test_one_of_several_answers_and_numbers_are_right() -> None:
-    assert scores(ExactMatch, "7", "seven", "8", meta={"n": [7, "seven"]}, column="n") == [1.0, 1.0, 0.0]
+    assert scores(ExactMatch, "7", "seven", "8", meta={"n": [7, "seven"]}, column="n") == [
+        1.0,
+        1.0,
+        0.0,
+    ]
     assert scores(ExactMatch, "1.5", "15", "-1", meta={"answer": 1.5}) == [1.0, 0.0, 0.0]
 
 
 def test_numbers_are_compared_by_their_value() -> None:
     for known in ("3", 3, 3.0, "3.00", "+3", ["x", 3.0]):
-        assert scores(ExactMatch, "3", "3.0", "3.", " 03 ", "3e0", "3.1", "three", meta={"answer": known}) == [
+        assert scores(
+            ExactMatch, "3", "3.0", "3.", " 03 ", "3e0", "3.1", "three", meta={"answer": known}
+        ) == [
             *[1.0] * 5,
             *[0.0] * 2,
         ]
@@ -82,20 +97,33 @@ def test_numbers_are_compared_by_their_value() -> None:
     assert scores(ExactMatch, "3.0", "3", meta={"answer": "3"}, strict=True) == [0.0, 1.0]
     large = "1" * 50
     assert scores(ExactMatch, large + "2", large + "3", meta={"answer": large + "2"}) == [1.0, 0.0]
-    assert scores(ExactMatch, "1e999999999", "9" * 9999, meta={"answer": "1e999999999"}) == [1.0, 0.0]
+    assert scores(ExactMatch, "1e999999999", "9" * 9999, meta={"answer": "1e999999999"}) == [
+        1.0,
+        0.0,
+    ]
 
 
 def test_the_last_match_is_the_answer() -> None:
     asked = {"meta": {"answer": "4"}, "extract": r"answer is (\w+)"}
-    assert scores(ExactMatch, "The answer is 5, no, the answer is 4.", "4", "answer is", **asked) == [1.0, 0.0, 0.0]
-    assert scores(ExactMatch, "3 then 4", "4 then 3", meta={"answer": 4}, extract=r"\d") == [1.0, 0.0]
+    assert scores(
+        ExactMatch, "The answer is 5, no, the answer is 4.", "4", "answer is", **asked
+    ) == [1.0, 0.0, 0.0]
+    assert scores(ExactMatch, "3 then 4", "4 then 3", meta={"answer": 4}, extract=r"\d") == [
+        1.0,
+        0.0,
+    ]
     assert scores(ExactMatch, "x", "y", meta={"answer": "x"}, extract="(x)|y") == [1.0, 0.0]
 
 
 def test_a_pattern_may_describe_the_thoughts_but_extracts_what_follows_them() -> None:
-    asked: Any = {"meta": {"answer": "5"}, "extract": r"(?s)^<think>.*?</think>\s*<answer>(.*?)</answer>$"}
+    asked: Any = {
+        "meta": {"answer": "5"},
+        "extract": r"(?s)^<think>.*?</think>\s*<answer>(.*?)</answer>$",
+    }
     assert scores(ExactMatch, "<think>\n4?\n</think>\n<answer>5</answer>", **asked) == [1.0]
-    assert scores(ExactMatch, "<think>5</think><answer>4</answer>", "<answer>5</answer>", **asked) == [0.0, 0.0]
+    assert scores(
+        ExactMatch, "<think>5</think><answer>4</answer>", "<answer>5</answer>", **asked
+    ) == [0.0, 0.0]
     thought = ["<think>It is 5.</think> I do not know.", "<think>It is 5."]
     assert scores(ExactMatch, *thought, meta={"answer": "5"}, extract=r"is (\d)") == [0.0, 0.0]
 
@@ -107,24 +135,41 @@ def test_a_known_answer_may_be_a_part_of_the_answer_in_whole_words() -> None:
     wrong = ["Parisian", "It is Rome.", "", "17", "7.5", "2.7", "7,000", "70"]
     assert scores(ExactMatch, *wrong, **asked) == [0.0] * len(wrong)
     numbers: Any = {"meta": {"answer": [3.0, "1000", "Oslo."]}, "within": True}
-    assert scores(ExactMatch, "It is 3.", "1,000 km", "...Oslo", "Answer:Oslo, yes", **numbers) == [1.0] * 4
-    assert scores(ExactMatch, "It is -3.", "x = 1/3", "3/4", "13", "1,000,000", **numbers) == [0.0] * 5
-    assert scores(ExactMatch, "in Paris", "in paris", meta={"answer": "Paris"}, within=True, strict=True) == [1.0, 0.0]
-    assert scores(ExactMatch, "Paris; so: Rome", meta={"answer": "Paris"}, within=True, extract="so: (.*)") == [0.0]
+    assert (
+        scores(ExactMatch, "It is 3.", "1,000 km", "...Oslo", "Answer:Oslo, yes", **numbers)
+        == [1.0] * 4
+    )
+    assert (
+        scores(ExactMatch, "It is -3.", "x = 1/3", "3/4", "13", "1,000,000", **numbers) == [0.0] * 5
+    )
+    assert scores(
+        ExactMatch, "in Paris", "in paris", meta={"answer": "Paris"}, within=True, strict=True
+    ) == [1.0, 0.0]
+    assert scores(
+        ExactMatch, "Paris; so: Rome", meta={"answer": "Paris"}, within=True, extract="so: (.*)"
+    ) == [0.0]
 
 
 def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
     asked = {"meta": {"answer": "Paris"}}
-    assert scores(ExactMatch, talk("Let me look.", "Paris"), talk("Paris", "Rome"), **asked) == [1.0, 0.0]
+    assert scores(ExactMatch, talk("Let me look.", "Paris"), talk("Paris", "Rome"), **asked) == [
+        1.0,
+        0.0,
+    ]
     asks: Any = ({"role": "assistant", "content": "Paris"}, {"role": "user", "content": "Really?"})
     assert scores(ExactMatch, Response(messages=asks), **asked) == [1.0]
-    assert scores(ExactMatch, talk(None), Response(messages=(CALL,)), Response(messages=()), **asked) == [0.0] * 3
+    assert (
+        scores(ExactMatch, talk(None), Response(messages=(CALL,)), Response(messages=()), **asked)
+        == [0.0] * 3
+    )
 
 
 @pytest.mark.parametrize("value", [None, [], True, {"a": 1}, ["x", None], "", ["x", " "]])
 def test_a_prompt_without_an_answer_is_named(value: Any) -> None:
     group = Group(ASK, (Response("Paris"),), meta={"answer": value, "id": 3})
-    with pytest.raises(DataError, match=r"exact_match: the prompt 'What is the capital of France\?'"):
+    with pytest.raises(
+        DataError, match=r"exact_match: the prompt 'What is the capital of France\?'"
+    ):
         ExactMatch(ExactMatch.Options()).check_prompts([group])
 
 
@@ -133,7 +178,11 @@ def test_a_prompt_without_an_answer_is_named(value: Any) -> None:
 
 def test_a_pattern_pays_its_scale() -> None:
     assert scores(Regex, "I am sorry", "fine", "", pattern="sorry") == [1.0, 0.0, 0.0]
-    assert scores(Regex, "I am sorry", "fine", talk(None), pattern="sorry", scale=-2) == [-2.0, 0.0, 0.0]
+    assert scores(Regex, "I am sorry", "fine", talk(None), pattern="sorry", scale=-2) == [
+        -2.0,
+        0.0,
+        0.0,
+    ]
     assert scores(Regex, "ab", "abc", pattern="a.", whole=True) == [1.0, 0.0]
     assert scores(Regex, "SORRY", pattern="(?i)sorry") == [1.0]
 
@@ -172,8 +221,12 @@ def test_a_pattern_of_a_schema_takes_no_time(rules: dict[str, Any]) -> None:
     assert scores(Form, answer, json_schema=rules) == [0.0]
 
 
-@pytest.mark.parametrize("rules", [{"properties": {"a": {"pattern": "("}}}, {"patternProperties": {"(": {}}}])
-def test_patterns_that_cannot_be_searched_are_found_early(rules: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rules", [{"properties": {"a": {"pattern": "("}}}, {"patternProperties": {"(": {}}}]
+)
+def test_patterns_that_cannot_be_searched_are_found_early(
+    rules: dict[str, Any], tmp_path: Path
+) -> None:
     pytest.importorskip("jsonschema_rs")
     with pytest.raises(RunFailed, match=r'"\(" is not a "regex"'):
         Form(Form.Options(json_schema=rules)).check(tmp_path)
@@ -235,28 +288,46 @@ def test_json_fulfills_its_schema(answer: str, right: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "right"), [("[1]", True), ("null", True), ("NaN", False), ("Infinity", False), ("'a'", False), ("", False)]
+    ("text", "right"),
+    [
+        ("[1]", True),
+        ("null", True),
+        ("NaN", False),
+        ("Infinity", False),
+        ("'a'", False),
+        ("", False),
+    ],
 )
-def test_any_json_needs_no_package(text: str, right: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_any_json_needs_no_package(
+    text: str, right: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     Form(Form.Options(json_schema={})).check(tmp_path)
     assert is_json(text, {}) is right
 
 
-def test_a_schema_is_checked_and_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_is_checked_and_asks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("jsonschema_rs")
     with pytest.raises(RunFailed, match="json_schema is no JSON schema"):
         Form(Form.Options(json_schema={"type": 3})).check(tmp_path)
     asked: list[Any] = []
-    monkeypatch.setattr(socket, "create_connection", lambda *address, **options: asked.append(address))
+    monkeypatch.setattr(
+        socket, "create_connection", lambda *address, **options: asked.append(address)
+    )
     elsewhere = {"$ref": "http://127.0.0.1:9/schema.json"}
-    with pytest.raises(RunFailed, match=r"refers to what is not part of it.*http://127\.0\.0\.1:9/schema\.json"):
+    with pytest.raises(
+        RunFailed, match=r"refers to what is not part of it.*http://127\.0\.0\.1:9/schema\.json"
+    ):
         Form(Form.Options(json_schema=elsewhere)).check(tmp_path)
     assert not asked
     inside = {"$ref": "#/$defs/city", "$defs": {"city": {"type": "string"}}}
     assert scores(Form, '"Paris"', "3", json_schema=inside) == [1.0, 0.0]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match=r"needs the package jsonschema_rs\nhelp: .* install 'alignkit\[json\]'"):
+    with pytest.raises(
+        RunFailed, match=r"needs the package jsonschema_rs\nhelp: .* install 'alignkit\[json\]'"
+    ):
         Form(Form.Options(json_schema=SCHEMA)).check(tmp_path)
 
 
@@ -268,7 +339,11 @@ def test_values_of_no_end_are_read() -> None:
 
 
 def test_the_last_tag_holds_the_json() -> None:
-    answers = ["<think>a</think><answer>[1]</answer>", "<think>[1]</think><answer>a</answer>", "[1]"]
+    answers = [
+        "<think>a</think><answer>[1]</answer>",
+        "<think>[1]</think><answer>a</answer>",
+        "[1]",
+    ]
     assert scores(Form, *answers, tags=["think", "answer"], json_schema={}) == [1.0, 0.0, 0.0]
 
 
@@ -291,7 +366,11 @@ def test_markdown_contains_what_it_shows(part: Any) -> None:
 
 def test_markdown_needs_all_parts_and_closed_code() -> None:
     both = "# Title\n\n- one"
-    assert scores(Form, both, "# Title", "- one", markdown=["heading", "bullets"]) == [1.0, 0.0, 0.0]
+    assert scores(Form, both, "# Title", "- one", markdown=["heading", "bullets"]) == [
+        1.0,
+        0.0,
+        0.0,
+    ]
     assert markdown_parts("```\n# no heading\n- no list") == set()  # cut off
     assert markdown_parts("```\n```") == {"code"} and markdown_parts("```") == set()
     assert markdown_parts("`**a**`") == set()
@@ -304,7 +383,8 @@ def test_all_line_ends_of_markdown_count(end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"tags": ["<a>"]}, {"tags": ["a", "a"]}, {"tags": [""]}, {"markdown": ["image"]}]
+    "options",
+    [{}, {"tags": ["<a>"]}, {"tags": ["a", "a"]}, {"tags": [""]}, {"markdown": ["image"]}],
 )
 def test_a_form_must_ask_for_something_known(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -323,7 +403,9 @@ def test_repetition_costs() -> None:
 def test_repetition_ignores_case_and_can_count_characters() -> None:
     assert scores(Repetition, "Go on go ON go on", n=2) == pytest.approx([-3 / 5])
     assert scores(Repetition, "\u597d\u7684\u597d\u7684\u597d\u7684", n=2) == [0.0]  # one word
-    assert scores(Repetition, "\u597d\u7684\u597d\u7684\u597d\u7684", n=2, unit="characters") == pytest.approx([-3 / 5])
+    assert scores(
+        Repetition, "\u597d\u7684\u597d\u7684\u597d\u7684", n=2, unit="characters"
+    ) == pytest.approx([-3 / 5])
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 4))
@@ -341,9 +423,19 @@ ENGLISH = "The capital of France is Paris, which every child knows."
 
 def test_the_right_language_pays() -> None:
     pytest.importorskip("py3langid")
-    assert scores(Language, GERMAN, ENGLISH, "", "42 + 1", talk(None), language="de") == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert scores(Language, GERMAN, ENGLISH, "", "42 + 1", talk(None), language="de") == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
     assert scores(Language, GERMAN, ENGLISH) == [0.0, 1.0]  # as the prompt
-    assert scores(Language, GERMAN, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang") == [1.0, 1.0, 0.0]
+    assert scores(Language, GERMAN, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang") == [
+        1.0,
+        1.0,
+        0.0,
+    ]
 
 
 def test_an_answer_without_letters_is_in_no_language() -> None:
@@ -368,7 +460,9 @@ def test_languages_are_known(tmp_path: Path) -> None:
 
 def test_languages_need_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match=r"needs the package py3langid\nhelp: .* install 'alignkit\[language\]'"):
+    with pytest.raises(
+        RunFailed, match=r"needs the package py3langid\nhelp: .* install 'alignkit\[language\]'"
+    ):
         Language(Language.Options(language="de")).check(tmp_path)
 
 

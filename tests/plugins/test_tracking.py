@@ -1,4 +1,6 @@
-"""Trackers see every line of metrics once, and never hurt a run: real TensorBoard, and trackers that fail."""
+"""Trackers see every line of metrics once, and never hurt a run: real TensorBoard, and trackers
+that fail.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,23 @@ def register(add):
 """
 
 
-def run(folder: Path, trackers: Any, expected: int = 0, *more: str, steps: int = 3, command: str = "run") -> Path:
+def run(
+    folder: Path, trackers: Any, expected: int = 0, *more: str, steps: int = 3, command: str = "run"
+) -> Path:
     """Run three steps of SFT; returns the run's folder."""
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     demo = Response(text="bread is good")
-    rows = [Group((Message(role="user", content=f"bread {word}"),), (demo,)) for word in ("a", "is", "good")]
+    rows = [
+        Group((Message(role="user", content=f"bread {word}"),), (demo,))
+        for word in ("a", "is", "good")
+    ]
     write_groups(folder / "demos.jsonl", rows)
     sft = {"algorithm": "sft", "data": "demos.jsonl", "batch_size": 1, "max_steps": steps}
-    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "trackers": trackers, "stages": {"sft": sft}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "trackers": trackers,
+        "stages": {"sft": sft},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     out = ["--out", str(folder / "run")] if command == "run" else []
     plugin = ["--plugin", str(folder / "plugin.py")]
@@ -72,7 +83,10 @@ def run(folder: Path, trackers: Any, expected: int = 0, *more: str, steps: int =
 
 
 def journal(folder: Path) -> list[Any]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def adapter(folder: Path) -> bytes:
@@ -80,11 +94,17 @@ def adapter(folder: Path) -> bytes:
 
 
 def test_each_line_is_logged_once(tmp_path: Path) -> None:
-    """A second run reuses the stage, and shows nothing; one that trains on goes on where it is shown."""
+    """A second run reuses the stage, and shows nothing; one that trains on goes on where it is
+    shown.
+    """
     folder = run(tmp_path, ["journal"])
     rows = journal(folder)
     assert rows[0] == ["start", "recipe"] and rows[-1] == ["finish"]
-    assert [row[:2] for row in rows[1:-1]] == [["sft", 1], ["sft", 2], ["sft", 3]] and "loss" in rows[1][2]
+    assert [row[:2] for row in rows[1:-1]] == [
+        ["sft", 1],
+        ["sft", 2],
+        ["sft", 3],
+    ] and "loss" in rows[1][2]
     assert not {"stage", "step", "time"} & set(rows[1][2])
     run(tmp_path, ["journal"])
     assert journal(folder) == rows  # not even a start
@@ -114,13 +134,17 @@ def test_a_bad_tracker_never_hurts_a_run(
     assert adapter(found) == adapter(run(without, []))
 
 
-def test_the_hash_of_a_stage_knows_no_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_hash_of_a_stage_knows_no_tracker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, [])
     run(tmp_path, ["journal"])
     assert "sft: unchanged, reused" in capsys.readouterr().err
 
 
-def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_packages_are_reported_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, ["unready", "dvclive"], 2)
     said = capsys.readouterr().err
     assert "run `pip install x`" in said and "tracker 'dvclive' needs the package dvclive" in said
@@ -137,7 +161,12 @@ def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: py
     ],
 )
 def test_wrong_names(
-    tmp_path: Path, trackers: Any, more: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    trackers: Any,
+    more: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(tmp_path, trackers, code, *more)
     assert message in capsys.readouterr().err
@@ -158,9 +187,14 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run(tmp_path, ["tensorboard"])
-    metrics = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (folder / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     events = EventAccumulator(str(folder / "trackers" / "tensorboard" / "recipe"))
     events.Reload()
     shown = events.Scalars("sft/loss")
     assert [event.step for event in shown] == [1, 2, 3]
-    assert [event.value for event in shown] == pytest.approx([line["loss"] for line in metrics], rel=1e-5)
+    assert [event.value for event in shown] == pytest.approx(
+        [line["loss"] for line in metrics], rel=1e-5
+    )

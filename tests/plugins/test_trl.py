@@ -1,4 +1,6 @@
-"""TRL's trainers as stages: each is built and trained a few steps, so that a TRL that changes is noticed here."""
+"""TRL's trainers as stages: each is built and trained a few steps, so that a TRL that changes is
+noticed here.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +40,26 @@ def stage(trainer: str, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    groups = [replace(RANKED, id=str(n), prompt=({"role": "user", "content": f"how are you, {n}"},)) for n in range(6)]
+    groups = [
+        replace(RANKED, id=str(n), prompt=({"role": "user", "content": f"how are you, {n}"},))
+        for n in range(6)
+    ]
     write_groups(tmp_path / "pairs.jsonl", groups)
-    demos = [replace(g, responses=(Response(text=f"I am well, {g.id}"),), pairs=None) for g in groups]
+    demos = [
+        replace(g, responses=(Response(text=f"I am well, {g.id}"),), pairs=None) for g in groups
+    ]
     write_groups(tmp_path / "demos.jsonl", demos)
     return tmp_path
 
 
 def load(folder: Path, **stages: Any) -> Any:
-    first = {"sft": {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.01, "batch_size": 2}}
-    recipe = {"model": {"base": "tiny", "lora": {"r": 4, "lora_alpha": 8}}, "stages": first | stages}
+    first = {
+        "sft": {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.01, "batch_size": 2}
+    }
+    recipe = {
+        "model": {"base": "tiny", "lora": {"r": 4, "lora_alpha": 8}},
+        "stages": first | stages,
+    }
     (folder / "r.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return load_recipe(folder / "r.yaml")
 
@@ -57,30 +69,44 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 TRAINERS = [
-    name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow) for name in alignkit_plugins.trl.step.TRAINERS
+    name if name == "dpo" else pytest.param(name, marks=pytest.mark.slow)
+    for name in alignkit_plugins.trl.step.TRAINERS
 ]
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_every_trainer_starts_where_the_stage_does_and_leaves_an_adapter(folder: Path, trainer: str) -> None:
+def test_every_trainer_starts_where_the_stage_does_and_leaves_an_adapter(
+    folder: Path, trainer: str
+) -> None:
     after = {"algorithm": "reward_model", "from": "trained", "data": "pairs.jsonl", "batch_size": 6}
     run_recipe(load(folder, trained=stage(trainer), after=after), folder / "out")
     before, trained, later = (weights(folder, name) for name in ("sft", "trained", "after"))
     shared = before.keys() & trained.keys()
-    assert len(shared) == len(before) and (trainer == "reward") == ("base_model.model.score.weight" in trained)
+    assert len(shared) == len(before) and (trainer == "reward") == (
+        "base_model.model.score.weight" in trained
+    )
     moved = [float((trained[name] - before[name]).abs().max()) for name in shared]
-    # Three steps of 0.01 from the SFT adapter, not from a fresh one, which has a zero B and a random A.
+    # Three steps of 0.01 from the SFT adapter, not from a fresh one, which has a zero B and a
+    # random A.
     assert 0 < max(moved) < 0.05
     next_moved = [float((later[name] - trained[name]).abs().max()) for name in shared]
     assert 0 < max(next_moved) < 0.05
-    logged = [json.loads(line) for line in (folder / "out" / "trained" / "metrics.jsonl").read_text().splitlines()]
+    logged = [
+        json.loads(line)
+        for line in (folder / "out" / "trained" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [row["loss"] for row in logged if "loss" in row]
-    assert len(losses) == json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]["steps"]
+    assert (
+        len(losses)
+        == json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]["steps"]
+    )
     if trainer == "dpo":  # policy and reference are the same at first
         assert losses[0] == pytest.approx(math.log(2), abs=1e-3) and losses[1] < losses[0]
 
 
-def test_samples_end_where_the_run_ends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_end_where_the_run_ends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also at the chat template's end of turn, which the model's own settings need not name."""
     monkeypatch.setattr("peft.PeftModel.from_pretrained", lambda model, *_, **__: model)
     base, ends = alignkit_plugins.models.tiny.source(tmp_path), frozenset({7, 2})
@@ -92,7 +118,9 @@ def test_samples_end_where_the_run_ends_them(tmp_path: Path, monkeypatch: pytest
 def test_the_reference_is_checked() -> None:
     parameters = {"x.default.w": torch.ones(2), "x.ref.w": torch.ones(2)}
     model = SimpleNamespace(named_parameters=lambda: parameters.items())
-    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda m: m), beta=0.1)
+    trainer = SimpleNamespace(
+        model=model, accelerator=SimpleNamespace(unwrap_model=lambda m: m), beta=0.1
+    )
     check_reference(trainer)
     parameters["x.ref.w"] = torch.zeros(2)
     with pytest.raises(RunFailed, match="reference"):
@@ -107,7 +135,8 @@ def test_the_reference_is_checked() -> None:
 
 def test_pairs() -> None:
     found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in pairs(RANKED)]
-    assert found == [(ANSWERS[0].text, "go away"), (ANSWERS[0].text, "fine")]  # p = 0.2 turns a pair, 0.5 drops it
+    # P = 0.2 turns a pair, 0.5 drops it
+    assert found == [(ANSWERS[0].text, "go away"), (ANSWERS[0].text, "fine")]
     assert pairs(RANKED)[0]["prompt"] == list(PROMPT)
 
 
@@ -132,14 +161,26 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     ("change", "message"),
     [
         ({"data": "demos.jsonl"}, "trl learns from pairs of a better and a worse response"),
-        ({"algorithm": {"trl": {"trainer": "dpo", "loss_type": "nonsense"}}}, "DPOTrainer rejected"),
+        (
+            {"algorithm": {"trl": {"trainer": "dpo", "loss_type": "nonsense"}}},
+            "DPOTrainer rejected",
+        ),
         (
             {"algorithm": {"trl": {"trainer": "sft"}}},
             "with the prompt 'how are you, 0' has 3 responses, all of which",
         ),
-        ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "does not support 'validation' in 'data'"),
-        ({"data": [{"path": "pairs.jsonl", "meta": {"weight": 0.5}}]}, "does not support weights of rows"),
-        ({"algorithm": {"trl": {"trainer": "dpo", "beta": 1e38}}, "learning_rate": 1.0}, "not finite"),
+        (
+            {"data": [{"path": "pairs.jsonl", "validation": 0.5}]},
+            "does not support 'validation' in 'data'",
+        ),
+        (
+            {"data": [{"path": "pairs.jsonl", "meta": {"weight": 0.5}}]},
+            "does not support weights of rows",
+        ),
+        (
+            {"algorithm": {"trl": {"trainer": "dpo", "beta": 1e38}}, "learning_rate": 1.0},
+            "not finite",
+        ),
     ],
 )
 def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -152,9 +193,17 @@ def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], mes
     ("trainer", "change", "message"),
     [
         ("dpo", {"reference": "base"}, "trl does not support 'reference'"),
-        ("dpo", {"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}}, "trl does not support 'mix'"),
+        (
+            "dpo",
+            {"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}},
+            "trl does not support 'mix'",
+        ),
         ("dpo", {"validation": "pairs.jsonl"}, "trl does not support 'validation'"),
-        ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl does not support 'data.validation'"),
+        (
+            "dpo",
+            {"data": {"path": "pairs.jsonl", "validation": 0.5}},
+            "trl does not support 'data.validation'",
+        ),
         ("sft", {"keep_versions": True}, "trl does not support 'keep_versions'"),
     ],
 )
@@ -193,12 +242,18 @@ def test_turns_of_a_demonstration_are_learned_each_behind_what_was_said_before()
     with pytest.raises(DataError, match="to 'how are you' has several turns"):
         pairs(several)
     one = Group(PROMPT, (Response(messages=turns[2:]), Response(text="d")), (Pair(0, 1, margin=2),))
-    assert pairs(one)[0]["chosen"] == [{"role": "assistant", "content": "c"}] and pairs(one)[0]["margin"] == 2.0
+    assert (
+        pairs(one)[0]["chosen"] == [{"role": "assistant", "content": "c"}]
+        and pairs(one)[0]["margin"] == 2.0
+    )
 
 
 def test_warming_up_all_the_way(folder: Path) -> None:
     run_recipe(load(folder, d=stage("dpo") | {"warmup_ratio": 1.0, "max_steps": 4}), folder / "out")
-    logged = [json.loads(line) for line in (folder / "out" / "d" / "metrics.jsonl").read_text().splitlines()]
+    logged = [
+        json.loads(line)
+        for line in (folder / "out" / "d" / "metrics.jsonl").read_text().splitlines()
+    ]
     rates = [row["learning_rate"] for row in logged if "loss" in row]
     assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
 
@@ -223,13 +278,17 @@ def test_rows_that_trl_leaves_out_for_their_length_are_counted(
     summary = json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]
     each = 1 if trainer == "sft" else 2
     assert (summary["rows"], summary["too_long"]) == (4 * each, 2 * each)
-    assert f"TRL left out {2 * each} of {6 * each} rows" in " ".join(capsys.readouterr().err.split())
+    assert f"TRL left out {2 * each} of {6 * each} rows" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_weights_are_refused_because_trl_draws_its_own_rows(folder: Path) -> None:
     entry = [{"path": "demos.jsonl", "weight": 2}, {"path": "demos.jsonl", "weight": 1}]
     recipe = load(folder, trained={**stage("sft"), "from": "base", "data": entry})
-    with pytest.raises(RunFailed, match="draws rows in its own way, so 'weight' would have no effect"):
+    with pytest.raises(
+        RunFailed, match="draws rows in its own way, so 'weight' would have no effect"
+    ):
         run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
 
 

@@ -22,18 +22,35 @@ def texts(group: Group) -> list[str]:
     ("row", "answers"),
     [
         ({"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey"}, ["Hello", "Hey"]),
-        ({"question": "Hi?", "answer 1": "Hello", "answer 2": "Hey", "answer 3": "Yo"}, ["Hello", "Hey", "Yo"]),
+        (
+            {"question": "Hi?", "answer 1": "Hello", "answer 2": "Hey", "answer 3": "Yo"},
+            ["Hello", "Hey", "Yo"],
+        ),
         ({"instruction": "Hi?", "output_1": "Hello", "output_2": "Hey", "id": 7}, ["Hello", "Hey"]),
-        ({"prompt": "Hi?", "model_a": "x", "completionA": "Hello", "completionB": "Hey"}, ["Hello", "Hey"]),
+        (
+            {"prompt": "Hi?", "model_a": "x", "completionA": "Hello", "completionB": "Hey"},
+            ["Hello", "Hey"],
+        ),
         ({"prompt": "Hi?", "responses": ["Hello", "Hey", "Yo"]}, ["Hello", "Hey", "Yo"]),
-        ({"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "answers": ["right"]}, ["Hello", "Hey"]),
-        ({"prompt": "Hi?", "responses": [{"text": "Hello", "model": "a"}, {"text": "Hey"}]}, ["Hello", "Hey"]),
-        ({"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "label": None}, ["Hello", "Hey"]),
+        (
+            {"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "answers": ["right"]},
+            ["Hello", "Hey"],
+        ),
+        (
+            {"prompt": "Hi?", "responses": [{"text": "Hello", "model": "a"}, {"text": "Hey"}]},
+            ["Hello", "Hey"],
+        ),
+        (
+            {"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "label": None},
+            ["Hello", "Hey"],
+        ),
     ],
 )
 def test_answers_without_a_label_are_read(row: dict[str, Any], answers: list[str]) -> None:
     assert Unlabeled.matches(row)
-    assert not any(format.matches(row) for format in (Rankings, LabeledPairs, PromptOnly, Preference))
+    assert not any(
+        format.matches(row) for format in (Rankings, LabeledPairs, PromptOnly, Preference)
+    )
     group = Unlabeled().read(row)
     assert group.prompt[0]["content"] == "Hi?" and texts(group) == answers
     assert group.pairs == () and all(response.rank is None for response in group.responses)

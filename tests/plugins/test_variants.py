@@ -1,4 +1,6 @@
-"""Policies with examples in front, or the best of several answers: what is read, chosen, paid and said of them."""
+"""Policies with examples in front, or the best of several answers: what is read, chosen, paid and
+said of them.
+"""
 
 from __future__ import annotations
 
@@ -46,33 +48,48 @@ def texts(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 class Models(ByRole):
-    """Models that answer the words that they read; log-probabilities are the number of turns that a role reads."""
+    """Models that answer the words that they read; log-probabilities are the number of turns that a
+    role reads.
+    """
 
     def __init__(self) -> None:
         self.read: dict[str, list[list[list[tuple[str, str]]]]] = {}
         self.seeds: list[int] = []
         self.room = 99  # turns
 
-    def sample(self, role: str, groups: Sequence[Group], *, seed: int, **sampling: Any) -> list[Group]:
+    def sample(
+        self, role: str, groups: Sequence[Group], *, seed: int, **sampling: Any
+    ) -> list[Group]:
         prompts = [group.prompt for group in groups]
         self.read.setdefault(role, []).append([texts(prompt) for prompt in prompts])
         self.seeds.append(seed)
         drafts = range(sampling["samples_per_prompt"])
         return [
             Group(
-                tuple(prompt), tuple(self.answer(role, prompt, k) for k in drafts) if len(prompt) <= self.room else ()
+                tuple(prompt),
+                tuple(self.answer(role, prompt, k) for k in drafts)
+                if len(prompt) <= self.room
+                else (),
             )
             for prompt in prompts
         ]
 
     def answer(self, role: str, prompt: Sequence[Message], draft: int) -> Response:
-        return Response(f"{role} read {len(prompt)}", tokens=(1, 2) + (3,) * draft, logprobs=(-1.0,) * (2 + draft))
+        return Response(
+            f"{role} read {len(prompt)}",
+            tokens=(1, 2) + (3,) * draft,
+            logprobs=(-1.0,) * (2 + draft),
+        )
 
     def prompt_lengths(self, role: str, prompts: Sequence[Group]) -> list[int]:
         return [10 * len(group.prompt) for group in prompts]
 
     def logprobs(self, role: str, groups: Sequence[Group], **options: Any) -> list[torch.Tensor]:
-        return [torch.full((len(r.tokens or ()),), float(len(g.prompt))) for g in groups for r in g.responses]
+        return [
+            torch.full((len(r.tokens or ()),), float(len(g.prompt)))
+            for g in groups
+            for r in g.responses
+        ]
 
 
 class Scorer:
@@ -84,7 +101,12 @@ class Scorer:
     def score(self, groups: Sequence[Group]) -> list[Group]:
         self.read += [texts(group.prompt) for group in groups]
         return [
-            replace(g, responses=tuple(replace(r, scores={"reward": float(n)}) for n, r in enumerate(g.responses)))
+            replace(
+                g,
+                responses=tuple(
+                    replace(r, scores={"reward": float(n)}) for n, r in enumerate(g.responses)
+                ),
+            )
             for g in groups
         ]
 
@@ -131,13 +153,18 @@ def test_examples_are_earlier_turns_and_the_same_for_all_prompts(tmp_path: Path)
     found, models, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS])
     plain, with_examples = models.read["base"]
     assert plain == [[(USER, "four?")], [(USER, "five?")]]
-    drawn = [(group.prompt[0]["content"], group.responses[0].text) for group in read_groups(_out(tmp_path))]
+    drawn = [
+        (group.prompt[0]["content"], group.responses[0].text)
+        for group in read_groups(_out(tmp_path))
+    ]
     turns = [turn for question, answer in drawn for turn in ((USER, question), (ASSISTANT, answer))]
     assert len(drawn) == 2 and set(drawn) <= set(DEMOS)
     assert with_examples == [[*turns, (USER, "four?")], [*turns, (USER, "five?")]]
     assert models.read["sft"] == [plain] and len(set(models.seeds)) == 1
     assert list(found["policies"]) == ["base", "base, 2 shots", "sft"]
-    assert found["variants"] == {"base, 2 shots": {"policy": "base", "shots": 2, "best_of": 1, "reward": None}}
+    assert found["variants"] == {
+        "base, 2 shots": {"policy": "base", "shots": 2, "best_of": 1, "reward": None}
+    }
     # Five turns of ten tokens with the examples, and one without; every answer has two.
     assert {name: policy["tokens"] for name, policy in found["policies"].items()} == {
         "base": {"read": 10, "written": 2},
@@ -160,14 +187,19 @@ def test_examples_are_drawn_with_the_seed(tmp_path: Path) -> None:
 
 
 def test_examples_that_show_a_prompt_are_an_error(tmp_path: Path) -> None:
-    """Also those that are not drawn, and a question within a dialogue; prompts beyond `limit` do not count."""
+    """Also those that are not drawn, and a question within a dialogue; prompts beyond `limit` do
+    not count.
+    """
     prompts = [asked("four?"), asked("three?")]
-    with pytest.raises(DataError, match=r"few_shot: 1 of 3 examples show a prompt that is evaluated, .*'three\?'"):
+    with pytest.raises(
+        DataError, match=r"few_shot: 1 of 3 examples show a prompt that is evaluated, .*'three\?'"
+    ):
         evaluate(tmp_path, [demo(*each) for each in DEMOS], prompts)
     evaluate(tmp_path, [demo(*each) for each in DEMOS], prompts, limit=1)
     turns = (Message(role=ASSISTANT, content="1"), Message(role=USER, content="and?"))
     dialogue = replace(
-        asked("one?"), responses=(Response("2", messages=(*turns, Message(role=ASSISTANT, content="2"))),)
+        asked("one?"),
+        responses=(Response("2", messages=(*turns, Message(role=ASSISTANT, content="2"))),),
     )
     inner = Group((Message(role=USER, content="one?"), *turns))
     with pytest.raises(DataError, match="1 of 1 examples show a prompt"):
@@ -177,13 +209,19 @@ def test_examples_that_show_a_prompt_are_an_error(tmp_path: Path) -> None:
 
 
 def test_system_messages(tmp_path: Path) -> None:
-    """The prompt's own stays first; those of examples would stand in the middle, which templates refuse."""
+    """The prompt's own stays first; those of examples would stand in the middle, which templates
+    refuse.
+    """
     own, other = (Message(role="system", content=text) for text in ("Be kind.", "Be brief."))
-    found, models, _ = evaluate(tmp_path, [demo(*each, other) for each in DEMOS[:2]], [asked("four?", own)])
+    found, models, _ = evaluate(
+        tmp_path, [demo(*each, other) for each in DEMOS[:2]], [asked("four?", own)]
+    )
     read = models.read["base"][1][0]
     assert [role for role, _ in read] == ["system", USER, ASSISTANT, USER, ASSISTANT, USER]
     assert read[0][1] == "Be kind."
-    assert "system messages of examples are left out; that of a prompt stays first" in found["notes"]
+    assert (
+        "system messages of examples are left out; that of a prompt stays first" in found["notes"]
+    )
     alone = Examples([demo(*DEMOS[0])]).messages([own])  # a chat may begin so
     assert [turn["role"] for turn in alone] == ["system", USER, ASSISTANT]
 
@@ -206,7 +244,11 @@ def test_raw_texts_are_put_in_front_of_the_first_turn(tmp_path: Path) -> None:
     _, models, _ = evaluate(tmp_path, raw, [asked("four?", system)])
     ((_, kind), (role, text)) = models.read["base"][1][0]
     assert (kind, role) == ("Be kind.", USER)
-    assert sorted(text.split("\n\n")) == ["Q: one? A: 1", "Q: two? A: 2", "four?"] and text.endswith("\n\nfour?")
+    assert sorted(text.split("\n\n")) == [
+        "Q: one? A: 1",
+        "Q: two? A: 2",
+        "four?",
+    ] and text.endswith("\n\nfour?")
 
 
 # --- what nobody else reads
@@ -236,13 +278,17 @@ def test_it_can_be_the_baseline(tmp_path: Path) -> None:
     assert (found["baseline"], found["reference"]) == ("base, 2 shots", "base")
     assert list(found["against"]) == ["base", "sft"]
     assert found["against"]["sft"]["length"]["difference"]["mean"] == 1.0
-    assert found["policies"]["base, 2 shots"]["kl"]["mean"] == pytest.approx(2 * (math.exp(-4.0) - 1 + 4.0))
+    assert found["policies"]["base, 2 shots"]["kl"]["mean"] == pytest.approx(
+        2 * (math.exp(-4.0) - 1 + 4.0)
+    )
 
 
 def test_a_policy_may_only_answer_with_examples(tmp_path: Path) -> None:
     shots = {"policy": "base", "few_shot": "examples", "shots": 2}
     found, models, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS], policies=[shots, "sft"])
-    assert list(found["policies"]) == ["base, 2 shots", "sft"] and found["baseline"] == "base, 2 shots"
+    assert (
+        list(found["policies"]) == ["base, 2 shots", "sft"] and found["baseline"] == "base, 2 shots"
+    )
     assert len(models.read["base"]) == 1
 
 
@@ -250,10 +296,14 @@ def test_prompts_without_room_for_the_examples_are_left_out_for_all(tmp_path: Pa
     models = Models()
     models.room = 5
     long = asked("six?", Message(role=USER, content="a"), Message(role=ASSISTANT, content="b"))
-    found, _, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS], [asked("four?"), long], models)
+    found, _, _ = evaluate(
+        tmp_path, [demo(*each) for each in DEMOS], [asked("four?"), long], models
+    )
     assert (found["prompts"], found["left_out"]) == (1, 1)
     models.room = 1
-    with pytest.raises(RunFailed, match=r"none of 2 prompts could be answered .*\nhelp: set 'shots' to less"):
+    with pytest.raises(
+        RunFailed, match=r"none of 2 prompts could be answered .*\nhelp: set 'shots' to less"
+    ):
         evaluate(tmp_path, [demo(*each) for each in DEMOS], models=models)
 
 
@@ -293,11 +343,15 @@ HELPED: dict[str, Any] = {"policy": "sft", "best_of": 4, "reward": "length"}
         ([{"policy": "sft", "few_shot": "examples", "shots": 0}], "greater than or equal to 1", {}),
         (["base", HELPED], r"must be one of the policies: base \(of one with options, set its own `baseline: true`\)",
          {"baseline": "sft, best of 4 by length"}),
-        (["sft", {**HELPED, "baseline": True}], "sft, sft, best of 4 by length are all the baseline: choose one policy",
+        (["sft", {**HELPED, "baseline": True}], (
+            "sft, sft, best of 4 by length are all the baseline: choose one policy"
+        ),
          {"baseline": "sft"}),
     ],
 )  # fmt: skip
-def test_options_that_cannot_be(tmp_path: Path, policies: list[Any], message: str, options: dict[str, Any]) -> None:
+def test_options_that_cannot_be(
+    tmp_path: Path, policies: list[Any], message: str, options: dict[str, Any]
+) -> None:
     with pytest.raises(ValidationError, match=message):
         evaluate(tmp_path, [], policies=policies, **options)
 
@@ -306,18 +360,35 @@ def test_options_that_cannot_be(tmp_path: Path, policies: list[Any], message: st
 
 
 def test_best_of_n_is_the_expected_maximum(tmp_path: Path) -> None:
-    """Draft k of a prompt scores k. Of four answers, each the best of three, the mean is that of 2, 5, 8 and 11."""
+    """Draft k of a prompt scores k. Of four answers, each the best of three, the mean is that of 2,
+    5, 8 and 11.
+    """
     best = {"policy": "sft", "best_of": 3, "reward": _SPEC, "name": "best"}
-    found, models, _ = evaluate(tmp_path, [], policies=["sft", best], samples_per_prompt=4, kl=True, reference="base")
+    found, models, _ = evaluate(
+        tmp_path, [], policies=["sft", best], samples_per_prompt=4, kl=True, reference="base"
+    )
     samples = read_groups(tmp_path / "out" / "samples.jsonl")
-    lengths = [[len(r.tokens or ()) for r in group.responses if r.source == "best"] for group in samples]
+    lengths = [
+        [len(r.tokens or ()) for r in group.responses if r.source == "best"] for group in samples
+    ]
     assert lengths == [[4, 7, 10, 13]] * 2  # of draft k: 2 + k
     assert [r.logprobs for r in samples[0].responses if r.source == "best"] == [None] * 4
-    assert found["variants"]["best"] == {"policy": "sft", "shots": 0, "best_of": 3, "reward": "length"}
+    assert found["variants"]["best"] == {
+        "policy": "sft",
+        "shots": 0,
+        "best_of": 3,
+        "reward": "length",
+    }
     assert models.seeds[0] == models.seeds[1] and [len(g) for g in models.read["sft"]] == [2, 2]
     # All twelve drafts are paid, for four answers to each prompt.
-    assert found["policies"]["best"]["tokens"] == {"read": 10, "written": sum(2 + k for k in range(12)) / 4}
-    assert found["policies"]["sft"]["tokens"] == {"read": 10, "written": sum(2 + k for k in range(4)) / 4}
+    assert found["policies"]["best"]["tokens"] == {
+        "read": 10,
+        "written": sum(2 + k for k in range(12)) / 4,
+    }
+    assert found["policies"]["sft"]["tokens"] == {
+        "read": 10,
+        "written": sum(2 + k for k in range(4)) / 4,
+    }
     assert found["policies"]["best"]["kl"]["mean"] == pytest.approx(math.log(3) - 2 / 3)
     assert any(note.startswith("KL of best: at most this") for note in found["notes"])
 
@@ -331,20 +402,32 @@ def test_the_reward_reads_the_plain_prompt_when_it_chooses(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("scores", "places"),
-    [([1, 3, 2, 5, 4, 4], [1, 3]), ([2, 2, 2, None, None, 0], [0, 5]), ([None, None, None], [0]), ([], [])],
+    [
+        ([1, 3, 2, 5, 4, 4], [1, 3]),
+        ([2, 2, 2, None, None, 0], [0, 5]),
+        ([None, None, None], [0]),
+        ([], []),
+    ],
 )
-def test_the_first_of_equal_answers_wins_and_one_without_a_score_loses(scores: list[Any], places: list[int]) -> None:
+def test_the_first_of_equal_answers_wins_and_one_without_a_score_loses(
+    scores: list[Any], places: list[int]
+) -> None:
     assert best_places(scores, 3) == places
 
 
 def test_the_cost_is_of_the_prompts_that_count() -> None:
-    """Drafts of 1 + 3 tokens; the other prompt, of 200, was left out because another policy had no room for it."""
+    """Drafts of 1 + 3 tokens; the other prompt, of 200, was left out because another policy had no
+    room for it.
+    """
     prompt = ({"role": "user", "content": "?"},)
     groups = [
         Group(prompt, tuple(Response("a", tokens=tuple(range(n))) for n in lengths), id=name)
         for name, lengths in (("kept", (1, 3)), ("left out", (100, 100)))
     ]
-    scored = [replace(g, responses=tuple(replace(r, scores={"reward": 0.0}) for r in g.responses)) for g in groups]
+    scored = [
+        replace(g, responses=tuple(replace(r, scores={"reward": 0.0}) for r in g.responses))
+        for g in groups
+    ]
     context: Any = SimpleNamespace(
         scorer=lambda reward: SimpleNamespace(score=lambda asked: scored),
         say=print,
@@ -362,14 +445,18 @@ def test_the_expected_maximum_of_known_scores() -> None:
     """Over all ways to draw three of six scores, as `expected_best_of_n` says."""
     scores = [0.1, 0.9, 0.4, 0.7, 0.2, 0.5]
     maxima = [
-        max(best) for draws in itertools.combinations(scores, 3) for best in [[draws[p] for p in best_places(draws, 3)]]
+        max(best)
+        for draws in itertools.combinations(scores, 3)
+        for best in [[draws[p] for p in best_places(draws, 3)]]
     ]
     known = F.expected_best_of_n(torch.tensor([scores], dtype=torch.float64), 3)
     assert sum(maxima) / len(maxima) == pytest.approx(float(known))
 
 
 def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict says that it is no independent rater, and a note warns of it; another measure is independent."""
+    """The verdict says that it is no independent rater, and a note warns of it; another measure is
+    independent.
+    """
     own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
     metrics = {"long": {"reward": _SPEC}, "other": {"reward": RewardSpec("reward", "other")}}
     shares = lambda one, rater: True if one == rater else None  # noqa: E731
@@ -378,7 +465,10 @@ def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.Monke
     name = "sft, best of 4 by length"
     assert found["trained_on"][name] == {"long": True, "other": None}
     assert f"warning: {name} is judged by the reward it was chosen with: long" in found["notes"]
-    assert not any("chosen with" in note for note in evaluate(tmp_path, [], policies=["base", "sft"])[0]["notes"])
+    assert not any(
+        "chosen with" in note
+        for note in evaluate(tmp_path, [], policies=["base", "sft"])[0]["notes"]
+    )
 
 
 def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
@@ -389,25 +479,43 @@ def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", **adapted},
         "compare": {"step": "evaluate", "policies": ["base", "sft", variant], "rewards": ["length"]}
-        | {"prompts": "prompts.jsonl", "sampling": {"max_new_tokens": 8, "temperature": 0.7}, **options},
+        | {
+            "prompts": "prompts.jsonl",
+            "sampling": {"max_new_tokens": 8, "temperature": 0.7},
+            **options,
+        },
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": model, "stages": stages}), encoding="utf-8"
+    )
     return folder / "recipe.yaml"
 
 
 @pytest.mark.parametrize(
     ("variant", "said", "line", "help"),
     [
-        ({"policy": "sfd"}, "'sfd' is neither a stage nor a folder", "policy: sfd", "did you mean 'sft'"),
+        (
+            {"policy": "sfd"},
+            "'sfd' is neither a stage nor a folder",
+            "policy: sfd",
+            "did you mean 'sft'",
+        ),
         ({"shot": 3}, "unknown key 'shot'", "shot: 3", "shots"),
         ({"shots": "many"}, "must be a valid integer", "shots: many", ""),
         ({"few_shot": "demo.jsonl"}, "demo.jsonl", "few_shot: demo.jsonl", "demos.jsonl"),
         ({"best_of": 4}, "best_of: 4 needs a 'reward' that chooses", "- best_of: 4", ""),
-        ({"best_of": 4, "reward": "lenght"}, "no reward 'lenght'", "reward: lenght", "did you mean 'length'"),
+        (
+            {"best_of": 4, "reward": "lenght"},
+            "no reward 'lenght'",
+            "reward: lenght",
+            "did you mean 'length'",
+        ),
     ],
 )
-def test_refusals_show_the_line(tmp_path: Path, variant: dict[str, Any], said: str, line: str, help: str) -> None:
+def test_refusals_show_the_line(
+    tmp_path: Path, variant: dict[str, Any], said: str, line: str, help: str
+) -> None:
     path = recipe(tmp_path, {"policy": "sft", "few_shot": "demos.jsonl", **variant})
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
@@ -420,7 +528,9 @@ def test_refusals_show_the_line(tmp_path: Path, variant: dict[str, Any], said: s
 
 
 def test_the_kl_against_transformers(tmp_path: Path) -> None:
-    """Sampled with examples; k3 of log p with the examples and without, both by transformers on the merged model."""
+    """Sampled with examples; k3 of log p with the examples and without, both by transformers on the
+    merged model.
+    """
     shots = {"policy": "sft", "few_shot": "demos.jsonl", "shots": 2, "baseline": True}
     judges = [{"local_judge": {"role": "base", "min_mass": 0}}]
     path = recipe(tmp_path, shots, judges=judges)
@@ -432,29 +542,43 @@ def test_the_kl_against_transformers(tmp_path: Path) -> None:
     assert list(found["judged"]) == ["base", "sft"] and list(found["ranking"]["length"]) != []
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-    drawn = [(g.prompt[0]["content"], g.responses[0].text) for g in read_groups(out / "examples.jsonl")]
+    drawn = [
+        (g.prompt[0]["content"], g.responses[0].text) for g in read_groups(out / "examples.jsonl")
+    ]
 
     def logprobs(messages: list[dict[str, str]], response: tuple[int, ...]) -> torch.Tensor:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(text, add_special_tokens=False).input_ids
         with torch.no_grad():
-            logits = plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].double()
+            logits = (
+                plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].double()
+            )
         return (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(response)[:, None])
 
     ratios = []
     for group in read_groups(out / "samples.jsonl"):
         question = {"role": USER, "content": group.prompt[0]["content"]}
-        turns = [{"role": r, "content": t} for q, a in drawn for r, t in ((USER, q), (ASSISTANT, a))]
+        turns = [
+            {"role": r, "content": t} for q, a in drawn for r, t in ((USER, q), (ASSISTANT, a))
+        ]
         (response,) = [r for r in group.responses if r.source == "sft, 2 shots"]
         assert response.tokens is not None and len(group.prompt) == 1
         gap = logprobs([*turns, question], response.tokens) - logprobs([question], response.tokens)
         ratios.append(float(((-gap).exp() - 1 + gap).sum()))
     assert len(ratios) == 2 and abs(ratios[0]) > 1e-3
-    assert found["policies"]["sft, 2 shots"]["kl"]["mean"] == pytest.approx(sum(ratios) / 2, abs=1e-5)
+    assert found["policies"]["sft, 2 shots"]["kl"]["mean"] == pytest.approx(
+        sum(ratios) / 2, abs=1e-5
+    )
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
-    shots = {"policy": "base", "few_shot": "demos.jsonl", "shots": 2, "best_of": 2, "reward": "length"}
+    shots = {
+        "policy": "base",
+        "few_shot": "demos.jsonl",
+        "shots": 2,
+        "best_of": 2,
+        "reward": "length",
+    }
     names = ("samples.jsonl", "examples.jsonl", "evaluation.json", "report.txt")
     found = []
     for place in ("a", "b"):

@@ -1,4 +1,6 @@
-"""What a demonstration of a data set says is right by the data set's own reward, however its number is written."""
+"""What a demonstration of a data set says is right by the data set's own reward, however its number
+is written.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from alignkit_plugins.rewards.math_verify import MathVerify
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FORMATS: dict[str, type[Format]] = {
-    registration.name: registration.implementation for registration in load_plugins().registrations("format")
+    registration.name: registration.implementation
+    for registration in load_plugins().registrations("format")
 }
 WRITTEN = [
     ("1,234", 1234), ("$1,234", 1234), ("1234.00", 1234), ("1.5e3", 1500), ("1.5 × 10^3", 1500), ("-5", -5), ("−5", -5),
@@ -61,7 +64,9 @@ def score(reward: Any, group: Group, said: str, **options: Any) -> float | None:
 
 
 def gsm8k(number: str) -> Group:
-    [group] = checked_groups(FORMATS["gsm8k"](), {"question": "How many?", "answer": f"So it is.\n#### {number}"}, {})
+    [group] = checked_groups(
+        FORMATS["gsm8k"](), {"question": "How many?", "answer": f"So it is.\n#### {number}"}, {}
+    )
     return group
 
 
@@ -108,11 +113,23 @@ def test_a_number_ends_with_its_line() -> None:
 
 def test_a_unit_may_be_left_out_but_not_be_another() -> None:
     def right(known: Any, said: str, **options: Any) -> bool:
-        return score(ExactMatch, Group(gsm8k("1").prompt, meta={"answer": known}), said, **options) == 1.0
+        return (
+            score(ExactMatch, Group(gsm8k("1").prompt, meta={"answer": known}), said, **options)
+            == 1.0
+        )
 
-    assert right("$18", "18") and right("$18", "18 dollars") and right(18, "$18") and right("50%", "50 percent")
-    assert not right("$18", "18%") and not right("5 km", "5 miles") and not right("12 Monkeys", "12")
-    assert right("12 Monkeys", "12 monkeys") and right("12 Monkeys", "It is 12 Monkeys.", within=True)
+    assert (
+        right("$18", "18")
+        and right("$18", "18 dollars")
+        and right(18, "$18")
+        and right("50%", "50 percent")
+    )
+    assert (
+        not right("$18", "18%") and not right("5 km", "5 miles") and not right("12 Monkeys", "12")
+    )
+    assert right("12 Monkeys", "12 monkeys") and right(
+        "12 Monkeys", "It is 12 Monkeys.", within=True
+    )
     assert not right("12 Monkeys", "12 people", within=True) and not right("50%", "0.5")
 
 
@@ -125,7 +142,8 @@ def test_a_unit_may_be_left_out_but_not_be_another() -> None:
 def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() -> None:
     seen = set()
     for name, cls in FORMATS.items():
-        row = json.loads(cls.example) if cls.example and name != "template" else {}  # which has options to be filled
+        # Which has options to be filled
+        row = json.loads(cls.example) if cls.example and name != "template" else {}
         for group in checked_groups(cls(), row, {}) if row else []:
             if "answer" in group.meta and all(one.label is not False for one in group.responses):
                 said = group.responses[0].text if group.responses else str(row["Answer"])
@@ -134,15 +152,23 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
                 seen.add(name)
     assert {"gsm8k", "svamp"} <= seen
     assert matches("−5", ["-5"], "exact", 1.0) and not matches("5", ["-5"], "exact", 1.0)
-    row = {"context": "Ann is 7.", "question": "How old is Ann?", "answers": {"text": ["7"], "answer_start": [7]}}
+    row = {
+        "context": "Ann is 7.",
+        "question": "How old is Ann?",
+        "answers": {"text": ["7"], "answer_start": [7]},
+    }
     [group] = checked_groups(FORMATS["squad"](), row, {})
     assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0
-    [group] = checked_groups(FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}, {})
+    [group] = checked_groups(
+        FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}, {}
+    )
     assert group.meta["answer"] == "1234.5"
 
 
 def test_the_shipped_sums_reward_their_answers() -> None:
-    spec = importlib.util.spec_from_file_location("arithmetic", RECIPES / "rewards" / "arithmetic.py")
+    spec = importlib.util.spec_from_file_location(
+        "arithmetic", RECIPES / "rewards" / "arithmetic.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

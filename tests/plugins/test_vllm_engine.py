@@ -1,4 +1,6 @@
-"""The engine `vllm` with servers that answer as vLLM does, and with a real one where there is one."""
+"""The engine `vllm` with servers that answer as vLLM does, and with a real one where there is
+one.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +94,10 @@ def test_it_means_what_other_engines_mean(serve: Callable[..., FakeVllm], proces
         with pytest.raises(ConformanceError) as raised:
             check_engine(Vllm, {"url": server.url})
         assert str(raised.value).splitlines() == [
-            "Vllm: `sample`: the log-probabilities at temperature 0.5 are None, which is for top_k, top_p and "
-            "min_new_tokens only"
+            (
+                "Vllm: `sample`: the log-probabilities at temperature 0.5 are None, which is for "
+                "top_k, top_p and min_new_tokens only"
+            )
         ]
     asked = server.paths("/v1/completions")
     assert all(isinstance(body["prompt"], list) and body["return_token_ids"] for body in asked)
@@ -110,7 +114,8 @@ def test_every_iteration_samples_from_its_own_adapter(
     for server in servers:
         loaded = [body["lora_name"] for body in server.paths("/v1/load_lora_adapter")]
         assert len(set(loaded)) == len(loaded) == 3 and not server.adapters
-        assert loaded == [body["lora_name"] for body in server.paths("/v1/unload_lora_adapter")][1:]  # after the check
+        # After the check
+        assert loaded == [body["lora_name"] for body in server.paths("/v1/unload_lora_adapter")][1:]
         sampled = [body["model"] for body in server.paths("/v1/completions")]
         assert [name for name in dict.fromkeys(sampled) if name != "served"] == loaded
     counts = [len(server.paths("/v1/completions")) - 1 for server in servers]  # without the probe
@@ -123,7 +128,9 @@ def test_a_server_samples_ahead(
 ) -> None:
     """The first adapter writes two iterations, and the last one none."""
     server = serve()
-    code, err = run(recipe(tmp_path, {"url": server.url}, rollout={**STAGE["rollout"], "ahead": 1}), capsys)
+    code, err = run(
+        recipe(tmp_path, {"url": server.url}, rollout={**STAGE["rollout"], "ahead": 1}), capsys
+    )
     assert code == 0, err
     loaded = [body["lora_name"] for body in server.paths("/v1/load_lora_adapter")]
     rows = [body["model"] for body in server.paths("/v1/completions")]
@@ -139,7 +146,11 @@ def test_a_server_that_fails_ends_the_run_which_continues_without_it(
 
     def fault(path: str, body: Any) -> tuple[int, str] | None:
         second = len({asked["lora_name"] for asked in bad.paths("/v1/load_lora_adapter")}) == 2
-        return (0, "") if path == "/v1/completions" and "prompt_logprobs" not in body and second else None
+        return (
+            (0, "")
+            if path == "/v1/completions" and "prompt_logprobs" not in body and second
+            else None
+        )
 
     bad.fault = fault
     code, err = run(recipe(tmp_path, {"url": [bad.url, good.url]}, checkpoint_every=1), capsys)
@@ -155,11 +166,20 @@ def test_a_server_that_fails_ends_the_run_which_continues_without_it(
 
 OTHER_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "prompt": ({"prompt_token_ids": [1, 2]}, "it read another prompt than it was sent"),
-    "token": ({"token_ids": [10**6], "logprobs": {"token_logprobs": [-1.0]}}, "tokens outside of the vocabulary"),
+    "token": (
+        {"token_ids": [10**6], "logprobs": {"token_logprobs": [-1.0]}},
+        "tokens outside of the vocabulary",
+    ),
     "count": ({"logprobs": {"token_logprobs": []}}, "log-probabilities"),
     "none": ({"logprobs": None}, "its answer cannot be read: TypeError"),
-    "nan": ({"token_ids": [5], "logprobs": {"token_logprobs": [math.nan]}}, "with a log-probability of nan"),
-    "above 0": ({"token_ids": [5], "logprobs": {"token_logprobs": [0.5]}}, "with a log-probability of 0.5"),
+    "nan": (
+        {"token_ids": [5], "logprobs": {"token_logprobs": [math.nan]}},
+        "with a log-probability of nan",
+    ),
+    "above 0": (
+        {"token_ids": [5], "logprobs": {"token_logprobs": [0.5]}},
+        "with a log-probability of 0.5",
+    ),
 }
 
 
@@ -173,14 +193,19 @@ def test_a_server_that_answers_wrongly_is_named(
     code, err = run(recipe(tmp_path, {"url": bad.url}, iterations=1), capsys)
     assert code == 1 and f"{bad.url} cannot be used: " in err and said in err
     assert "the same command continues the run" in err and "Traceback" not in err, err
-    assert bad.paths("/v1/load_lora_adapter") and not bad.adapters, "somebody's server keeps an adapter"
+    assert bad.paths("/v1/load_lora_adapter") and not bad.adapters, (
+        "somebody's server keeps an adapter"
+    )
     good = serve()
     code, err = run(recipe(tmp_path, {"url": good.url}, iterations=1), capsys)
     assert code == 0 and "starting over" not in err, err  # another address is no other recipe
 
 
 def test_a_server_that_hangs_is_given_up(
-    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., FakeVllm],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hanging, ended = serve(), threading.Event()
     exchange = Replica.exchange
@@ -202,7 +227,10 @@ def test_a_server_that_hangs_is_given_up(
 
 
 def test_servers_that_do_not_fit_are_refused(
-    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., FakeVllm],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def said(server: FakeVllm | str, **more: Any) -> str:
         url = server if isinstance(server, str) else server.url
@@ -212,11 +240,15 @@ def test_servers_that_do_not_fit_are_refused(
 
     assert "wants a key: name its environment variable in api_key_env" in said(serve(key="secret"))
     monkeypatch.setenv("KEY_OF_VLLM", "other")
-    assert "takes another key than the variable in api_key_env" in said(serve(key="secret"), api_key_env="KEY_OF_VLLM")
+    assert "takes another key than the variable in api_key_env" in said(
+        serve(key="secret"), api_key_env="KEY_OF_VLLM"
+    )
     nobody = said("http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be used: ConnectError" in nobody
     assert "start one there, or change 'url'" in nobody
-    assert "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in said(serve(lora=False))
+    assert "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True" in said(
+        serve(lora=False)
+    )
     assert "start it with --max-model-len" in said(serve(room=12))
     tokenizer = serve()
     tokenizer.fault = lambda path, body: (200, '{"tokens": [5]}') if path == "/tokenize" else None
@@ -225,33 +257,57 @@ def test_servers_that_do_not_fit_are_refused(
     with torch.no_grad():
         for parameter in weights.model.model.parameters():
             parameter.mul_(1.3)
-    assert "has other weights than" in said(weights) and "nats per token, more than 0.1" in said(weights)
+    assert "has other weights than" in said(weights) and "nats per token, more than 0.1" in said(
+        weights
+    )
     other = serve()
     other.fault = lambda path, body: (200, '{"data": []}')
     assert "is no server of vLLM: as its list of models it sends" in said(other)
     with_tls = serve().url.replace("http:", "https:")
-    assert "wrong version number (_ssl.c" in said(with_tls) and "does it begin with http://?" in said(with_tls)
+    assert "wrong version number (_ssl.c" in said(
+        with_tls
+    ) and "does it begin with http://?" in said(with_tls)
     assert "name the address only" in said(serve().url + "/v1/completions")
     disk, rank = serve(), serve()
-    disk.fault = lambda path, body: (404, "No adapter found for /x") if path == "/v1/load_lora_adapter" else None
-    rank.fault = lambda path, body: (500, "LoRA rank 4 is greater") if path == "/v1/load_lora_adapter" else None
+    disk.fault = lambda path, body: (
+        (404, "No adapter found for /x") if path == "/v1/load_lora_adapter" else None
+    )
+    rank.fault = lambda path, body: (
+        (500, "LoRA rank 4 is greater") if path == "/v1/load_lora_adapter" else None
+    )
     assert "let it read" in said(disk) and "needs the file system of this machine" in said(disk)
-    assert "LoRA rank 4 is greater; its log says more; start it with a larger --max-lora-rank" in said(rank)
-    for options, text in (({"command": " "}, "names no program"), ({"flags": "--x 'y"}, "No closing quotation")):
+    assert (
+        "LoRA rank 4 is greater; its log says more; start it with a larger --max-lora-rank"
+        in said(rank)
+    )
+    for options, text in (
+        ({"command": " "}, "names no program"),
+        ({"flags": "--x 'y"}, "No closing quotation"),
+    ):
         code, err = run(recipe(tmp_path, options), capsys)
         assert code == 2 and text in err, err
     path = recipe(tmp_path, {"command": "python3"})  # which would serve the base's whole weights
     path.write_text(path.read_text().replace("dtype: float32", "quantization: nf4"))
-    assert main(["check", str(path)]) == 2 and "and the quantized ones are trained" in capsys.readouterr().err
+    assert (
+        main(["check", str(path)]) == 2
+        and "and the quantized ones are trained" in capsys.readouterr().err
+    )
     assert main(["check", str(path), "engine.vllm.flags=--quantization bitsandbytes"]) == 0
     monkeypatch.setenv("PATH", "")
-    assert "install vLLM into its own environment" in " ".join(run(recipe(tmp_path, {}), capsys)[1].split())
+    assert "install vLLM into its own environment" in " ".join(
+        run(recipe(tmp_path, {}), capsys)[1].split()
+    )
 
 
 def test_a_request_in_a_queue_is_not_given_up(
-    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., FakeVllm],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The server answers one after the other, and the last one after three times as long as one may take."""
+    """The server answers one after the other, and the last one after three times as long as one may
+    take.
+    """
     server, turn = serve(), threading.Lock()
     exchange = Replica.exchange
 
@@ -280,13 +336,17 @@ def test_a_correction_needs_log_probabilities(
     hot = STAGE["rollout"] | {"temperature": 0.5}
     options = {"url": serve(processed=False).url, "importance": {"cap": 2.0}}
     code, err = run(recipe(tmp_path, options, rollout=hot), capsys)
-    assert code == 1 and "the engine tells no log-probabilities of its samples" in " ".join(err.split())
+    assert code == 1 and "the engine tells no log-probabilities of its samples" in " ".join(
+        err.split()
+    )
 
 
 # A server of the run's own
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_cannot_start_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = tmp_path / "program"
     lines = "(EngineCore) ERROR [core.py:1] ValueError: the KV cache is too small\n"
     lines += "RuntimeError: Engine core initialization failed. See root cause above.\nbye\n"
@@ -297,20 +357,36 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.Capt
     assert code == 1 and "the server of vLLM did not start; it ended with exit code 7" in words
     assert "says: ValueError: the KV cache is too small" in words and "starting vLLM" in words
     program.write_text(
-        "#!/bin/sh\nprintf 'p.ValidationError: 1 validation error for M\\n  max_model_len\\n  bye\\n'\nexit 7\n"
+        "#!/bin/sh\n"
+        "printf 'p.ValidationError: 1 validation error for M\\n"
+        "  max_model_len\\n"
+        "  bye\\n"
+        "'\n"
+        "exit 7\n"
     )
     code, err = run(recipe(tmp_path, {"command": f"{program} serve"}), capsys)
-    assert code == 1 and "says: ValidationError: 1 validation error for M max_model_len" in " ".join(err.split()), err
+    assert (
+        code == 1
+        and "says: ValidationError: 1 validation error for M max_model_len" in " ".join(err.split())
+    ), err
 
 
-COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM") or (f"{shutil.which('vllm')} serve" if shutil.which("vllm") else "")
+COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM") or (
+    f"{shutil.which('vllm')} serve" if shutil.which("vllm") else ""
+)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not COMMAND, reason="needs vLLM: `vllm`, or its command in ALIGNKIT_TEST_VLLM")
 def test_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rules of the kit, and a run that starts a server; of SmolLM2, because `tiny` is too small for vLLM."""
-    options = {"command": COMMAND, "flags": "--max-model-len 512 --max-num-seqs 8 --enforce-eager", "timeout": PATIENCE}
+    """The rules of the kit, and a run that starts a server; of SmolLM2, because `tiny` is too small
+    for vLLM.
+    """
+    options = {
+        "command": COMMAND,
+        "flags": "--max-model-len 512 --max-num-seqs 8 --enforce-eager",
+        "timeout": PATIENCE,
+    }
     name = "smollm2-135m-instruct"
     spec = ModelSpec(base=name, dtype="float32", device="cpu", lora=LoraSpec(r=8, lora_alpha=16))
     model = SharedModel(spec, str(alignkit_plugins.models.smollm2.source(cache_folder())))

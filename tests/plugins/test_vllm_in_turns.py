@@ -1,4 +1,6 @@
-"""The engine `vllm` where a server has one thing at a time: the GPU, or the weights of one policy."""
+"""The engine `vllm` where a server has one thing at a time: the GPU, or the weights of one
+policy.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,17 @@ def test_it_sleeps_whenever_it_is_not_asked(server: FakeVllm) -> None:
 
 
 def test_it_sleeps_while_a_stage_learns(
-    server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: FakeVllm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from alignkit.training.learner import Learner
 
     asleep, step = [], Learner.step
-    monkeypatch.setattr(Learner, "step", lambda self, *given: (asleep.append(server.asleep), step(self, *given))[1])
+    monkeypatch.setattr(
+        Learner, "step", lambda self, *given: (asleep.append(server.asleep), step(self, *given))[1]
+    )
     server.asleep = True  # since a run that was killed
     code, err = run(recipe(tmp_path, {"url": server.url, "sleep": True}), capsys)
     assert code == 0 and all(asleep) and len(asleep) >= 3, err
@@ -70,19 +77,26 @@ def test_a_server_that_cannot_sleep_is_refused(
 # Whole models
 
 
-def test_whole_models_are_read_in_place(server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_models_are_read_in_place(
+    server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each iteration from its own weights, and a step from two policies in turns."""
     path = whole(tmp_path, server, learning_rate=0.001)
     path.write_text(
-        path.read_text().replace("stages:", "stages:\n  sampled: {step: sample, policy: base, prompts: rows.jsonl}")
+        path.read_text().replace(
+            "stages:", "stages:\n  sampled: {step: sample, policy: base, prompts: rows.jsonl}"
+        )
     )
     code, err = run(path, capsys)
     assert code == 0, err
     read = [body["kwargs"]["weights_path"] for body in server.paths("/collective_rpc")]
-    assert read.count(server.base) >= 2 and len({*read}) == 4  # the base, and one for each iteration
+    # The base, and one for each iteration
+    assert read.count(server.base) >= 2 and len({*read}) == 4
     assert read[-1] == server.base, "a server of somebody is left as it was"
     rows = metrics(tmp_path)
-    assert len(rows) == 3 and all(row["sampler_gap"] < 1e-4 for row in rows) and rows[-1]["kl"] > 1e-3
+    assert (
+        len(rows) == 3 and all(row["sampler_gap"] < 1e-4 for row in rows) and rows[-1]["kl"] > 1e-3
+    )
 
 
 def test_a_server_that_keeps_old_weights_shows(
@@ -99,7 +113,9 @@ def test_prefixes_of_other_weights_are_forgotten(
 ) -> None:
     server._reset = lambda body: (200, {"success": False})  # type: ignore[method-assign]
     code, err = run(whole(tmp_path, server), capsys)
-    assert code == 1 and "it did not forget what it had computed with other weights" in " ".join(err.split())
+    assert code == 1 and "it did not forget what it had computed with other weights" in " ".join(
+        err.split()
+    )
 
 
 def test_a_server_without_development_mode_reads_none(
@@ -111,7 +127,10 @@ def test_a_server_without_development_mode_reads_none(
 
 
 def test_a_tied_head_is_refused_on_a_cpu(
-    server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: FakeVllm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """vLLM 0.32 keeps the old head there."""
     server.device = "cpu"

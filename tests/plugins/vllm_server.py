@@ -1,4 +1,6 @@
-"""A server with the endpoints of vLLM that the engine uses, which samples with alignkit's own sampler."""
+"""A server with the endpoints of vLLM that the engine uses, which samples with alignkit's own
+sampler.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,23 @@ NOTHING_FITS = -77.0  # what it reports where vLLM would count filters in
 
 
 class FakeVllm:
-    """One server. asked: all paths and bodies. fault: may return (status, text) instead of an answer."""
+    """One server. asked: all paths and bodies. fault: may return (status, text) instead of an
+    answer.
+    """
 
     def __init__(
-        self, base: Path, *, key: str = "", processed: bool = True, lora: bool = True, room: int = 1024, alpha: int = 8
+        self,
+        base: Path,
+        *,
+        key: str = "",
+        processed: bool = True,
+        lora: bool = True,
+        room: int = 1024,
+        alpha: int = 8,
     ):
-        self._spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=alpha))
+        self._spec = ModelSpec(
+            base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=alpha)
+        )
         self.base, self.model = str(base), SharedModel(self._spec, str(base))
         self.key, self.processed, self.lora, self.room = key, processed, lora, room
         self.development, self.device, self.asleep, self.remembers = True, "cuda", False, False
@@ -38,7 +51,9 @@ class FakeVllm:
         self.change: Callable[[Any], Any] = lambda choice: choice
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def paths(self, path: str) -> list[Any]:
@@ -55,14 +70,25 @@ class FakeVllm:
         methods = {"/health": self._health, "/v1/models": self._models, "/tokenize": self._tokenize}
         methods |= {"/v1/completions": self._complete}
         if self.lora:
-            methods |= {"/v1/load_lora_adapter": self._load, "/v1/unload_lora_adapter": self._unload}
+            methods |= {
+                "/v1/load_lora_adapter": self._load,
+                "/v1/unload_lora_adapter": self._unload,
+            }
         if self.development:
-            methods |= {"/sleep?level=1": self._sleep, "/wake_up": self._wake, "/server_info": self._info}
+            methods |= {
+                "/sleep?level=1": self._sleep,
+                "/wake_up": self._wake,
+                "/server_info": self._info,
+            }
             methods |= {"/collective_rpc": self._call, "/reset_prefix_cache": self._reset}
         if path not in methods:
             return 404, {"detail": "Not Found"}
         with self._lock:
-            if self.asleep and path in ("/v1/completions", "/v1/load_lora_adapter", "/collective_rpc"):
+            if self.asleep and path in (
+                "/v1/completions",
+                "/v1/load_lora_adapter",
+                "/collective_rpc",
+            ):
                 return 500, "it sleeps"  # vLLM would not answer
             return methods[path](body)
 
@@ -71,7 +97,9 @@ class FakeVllm:
 
     def _models(self, body: Any) -> tuple[int, Any]:
         found = [{"id": "served", "root": self.base, "max_model_len": self.room, "parent": None}]
-        return 200, {"data": [*found, *({"id": name, "parent": "served"} for name in self.adapters)]}
+        return 200, {
+            "data": [*found, *({"id": name, "parent": "served"} for name in self.adapters)]
+        }
 
     def _sleep(self, body: Any) -> tuple[int, Any]:
         self.asleep = True
@@ -94,14 +122,20 @@ class FakeVllm:
         return 200, {"success": True}
 
     def _tokenize(self, body: Any) -> tuple[int, Any]:
-        return 200, {"tokens": self.model.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
+        return 200, {
+            "tokens": self.model.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]
+        }
 
     def _load(self, body: Any) -> tuple[int, Any]:
         name, folder = body["lora_name"], body["lora_path"]
         if name in self.adapters:
-            return 400, {"error": {"message": f"The lora adapter '{name}' has already been loaded."}}
+            return 400, {
+                "error": {"message": f"The lora adapter '{name}' has already been loaded."}
+            }
         if not (Path(folder) / "adapter_model.safetensors").is_file():
-            return 404, {"error": {"message": f"Loading lora {name} failed: No adapter found for {folder}"}}
+            return 404, {
+                "error": {"message": f"Loading lora {name} failed: No adapter found for {folder}"}
+            }
         self.adapters[name] = folder
         self.model.add_role(name, start=Path(folder))
         return 200, "Success"
@@ -127,7 +161,9 @@ class FakeVllm:
             stop=body.get("stop", []),
         )
         encoder = Encoder(self.model.tokenizer, self.model.chat, body.get("stop_token_ids", []))
-        ((found,),) = generate(Generation(self.model, role, encoder, [prompt], [[body.get("seed", 0)]], samples))
+        ((found,),) = generate(
+            Generation(self.model, role, encoder, [prompt], [[body.get("seed", 0)]], samples)
+        )
         logprobs = list(found.logprobs or ())
         if self.processed and (top_k or samples.top_p < 1 or samples.min_new_tokens):
             logprobs = [0.0 if top_k == 1 else NOTHING_FITS] * len(logprobs)
@@ -137,9 +173,14 @@ class FakeVllm:
         choice["logprobs"] = {"token_logprobs": logprobs}
         if "prompt_logprobs" in body:
             rest = ResponseTokens(prompt[1:], (True,) * (len(prompt) - 1))
-            (measured,) = measure(self.model, role, [Encoded(Group(()), prompt[:1], (rest,))])["logprobs"]
+            (measured,) = measure(self.model, role, [Encoded(Group(()), prompt[:1], (rest,))])[
+                "logprobs"
+            ]
             pairs = zip(prompt[1:], measured.tolist(), strict=True)
-            choice["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in pairs)]
+            choice["prompt_logprobs"] = [
+                None,
+                *({str(token): {"logprob": value}} for token, value in pairs),
+            ]
         return 200, {"model": name, "choices": [self.change(choice)]}
 
 
@@ -162,7 +203,11 @@ def _handler(fake: FakeVllm) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if fake.key and self.path.startswith("/v1/") and self.headers["Authorization"] != f"Bearer {fake.key}":
+            if (
+                fake.key
+                and self.path.startswith("/v1/")
+                and self.headers["Authorization"] != f"Bearer {fake.key}"
+            ):
                 status, answer = 401, {"error": "Unauthorized"}
             else:
                 status, answer = fake.answer(self.path, json.loads(content) if content else None)

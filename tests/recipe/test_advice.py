@@ -19,7 +19,8 @@ def test_keys_of_other_tools_lead_to_keys_that_exist() -> None:
     registrations = load_plugins().registrations("algorithm")
     models = [ModelSpec, LoraSpec, Rollout, Settings, *map(options_of, registrations)]
     keys = {key for model in models for key in allowed_keys(model)}
-    assert {*RENAMED.values()} <= keys and keys & RENAMED.keys() == {"beta"}  # of TRL's GRPO, and ours of dpo
+    # Of TRL's GRPO, and ours of dpo
+    assert {*RENAMED.values()} <= keys and keys & RENAMED.keys() == {"beta"}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,10 @@ def test_wrong_overrides_hide_no_other_mistake(tmp_path: Path) -> None:
 def test_another_tools_name_of_an_algorithms_option_gets_its_path(tmp_path: Path) -> None:
     for key in ("kl_coef", "beta"):
         (problem,) = problems(tmp_path, f"stages.align.{key}=0.1")
-        assert problem.help == "it is an option of ppo: write 'algorithm: {ppo: {kl_coefficient: ...}}'"
+        assert (
+            problem.help
+            == "it is an option of ppo: write 'algorithm: {ppo: {kl_coefficient: ...}}'"
+        )
 
 
 def test_another_tools_name_of_a_key_of_rollout_gets_its_path(tmp_path: Path) -> None:

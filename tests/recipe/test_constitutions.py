@@ -32,7 +32,9 @@ def recipe(folder: Path, constitution: Any = "own.yaml", text: str = GOOD) -> Pa
     (folder / "prompts.jsonl").write_text('{"prompt": "q"}\n', encoding="utf-8")
     step = {"step": "revise", "prompts": "prompts.jsonl", "constitution": constitution}
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"revised": step}}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"revised": step}}), encoding="utf-8"
+    )
     return path
 
 
@@ -70,7 +72,11 @@ def test_a_shipped_one_is_found_by_name_unless_a_file_has_it(tmp_path: Path) -> 
         (GOOD.replace("critique:", "criticize:"), 3, "unknown key 'criticize'"),
         (GOOD.replace("  revise: Say it quietly.\n", ""), 2, "'revise' is missing"),
         (GOOD.replace("calm", "short"), 6, "the name 'short' is used twice"),
-        (GOOD.replace(", compare: The shorter one.", ""), 6, "needs 'critique' and 'revise', or 'compare'"),
+        (
+            GOOD.replace(", compare: The shorter one.", ""),
+            6,
+            "needs 'critique' and 'revise', or 'compare'",
+        ),
         (GOOD.replace("calm", "''"), 2, "name"),
         (GOOD.replace("Say it quietly.", "' '"), 5, "is empty"),
         (GOOD.replace("Say it quietly.", "[a]"), 5, "must be a valid string"),
@@ -89,7 +95,9 @@ def test_a_mistake_in_a_file_is_shown_where_it_is(
 
 
 def test_all_mistakes_are_shown_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(tmp_path, text=GOOD.replace("critique:", "criticize:").replace("compare:", "compares:"))
+    path = recipe(
+        tmp_path, text=GOOD.replace("critique:", "criticize:").replace("compare:", "compares:")
+    )
     path.write_text(path.read_text().replace("prompts.jsonl", "prompt.jsonl"), encoding="utf-8")
     said = wrong(path, capsys)
     assert "'criticize'" in said and "'compares'" in said and "no such file" in said
@@ -101,7 +109,12 @@ def test_stages_with_the_same_file_show_its_mistakes_once(
 ) -> None:
     path = recipe(tmp_path, text=text)
     written = yaml.safe_load(path.read_text())
-    judged = {"step": "judge_pairs", "prompts": "prompts.jsonl", "policy": "base", "judge": "local_judge"}
+    judged = {
+        "step": "judge_pairs",
+        "prompts": "prompts.jsonl",
+        "policy": "base",
+        "judge": "local_judge",
+    }
     written["stages"]["pairs"] = {**judged, "constitution": "own.yaml"}
     path.write_text(yaml.safe_dump(written), encoding="utf-8")
     assert wrong(path, capsys).count("error: ") == 1
@@ -116,10 +129,14 @@ def test_an_override_starts_at_the_current_folder(
     assert cli.main(["check", str(path), "stages.revised.constitution=own.yaml"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"no such constitution: {tmp_path / 'here' / 'own.yaml'}" in said
-    assert cli.main(["check", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
+    assert (
+        cli.main(["check", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
+    )
 
 
-def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_in_the_recipe_is_shown_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = recipe(tmp_path, [{"name": "a", "compare": 3}])
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "compare" in text)
     assert f"--> {path}:{line}:" in wrong(path, capsys)
@@ -134,7 +151,9 @@ def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.C
         (3, "must be a valid array"),
     ],
 )
-def test_what_is_no_constitution(named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_constitution(
+    named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert message in wrong(recipe(tmp_path, named), capsys)
 
 
@@ -145,9 +164,18 @@ def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
         loaded = load_recipe(recipe(tmp_path, text=text))
         return digest(stage_parts(loaded.stages["revised"], loaded, "base", {}, RunData(Path, 0)))
 
-    assert hashed(GOOD) == hashed(GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?"))
+    assert hashed(GOOD) == hashed(
+        GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?")
+    )
     assert (
-        len({hashed(GOOD), hashed(GOOD.replace("quietly", "softly")), hashed(GOOD.replace("shorter", "longer"))}) == 3
+        len(
+            {
+                hashed(GOOD),
+                hashed(GOOD.replace("quietly", "softly")),
+                hashed(GOOD.replace("shorter", "longer")),
+            }
+        )
+        == 3
     )
 
 
@@ -170,8 +198,13 @@ def test_the_constitution_is_copied_with_the_recipe(tmp_path: Path) -> None:
 
 def test_editors_know_what_a_constitution_may_be() -> None:
     schema = json.loads((shipped_folder() / "recipe.schema.json").read_text(encoding="utf-8"))
-    text, inline = schema["$defs"]["alignkit_plugins__ai_feedback__revise__Revise__Options"]["properties"][
-        "constitution"
-    ]["anyOf"]
+    text, inline = schema["$defs"]["alignkit_plugins__ai_feedback__revise__Revise__Options"][
+        "properties"
+    ]["constitution"]["anyOf"]
     assert text == {"type": "string"} and inline["items"]["$ref"] == "#/$defs/Principle"
-    assert set(schema["$defs"]["Principle"]["properties"]) == {"name", "critique", "revise", "compare"}
+    assert set(schema["$defs"]["Principle"]["properties"]) == {
+        "name",
+        "critique",
+        "revise",
+        "compare",
+    }

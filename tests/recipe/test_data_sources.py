@@ -1,4 +1,6 @@
-"""Which keys of a data source are allowed where: a held-out share, weights, and the parts of a hub data set."""
+"""Which keys of a data source are allowed where: a held-out share, weights, and the parts of a hub
+data set.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ EVALUATE = {"step": "evaluate", "policies": ["base"], "rewards": ["length"]}
 
 def recipe(folder: Path, **stages: dict[str, Any]) -> Recipe:
     (folder / "p.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages})
+    )
     return load_recipe(folder / "recipe.yaml")
 
 
@@ -39,12 +43,24 @@ def problems(folder: Path, **stages: dict[str, Any]) -> str:
         ({**ONLINE, "prompts": ["p.jsonl", SPLIT]}, "prompts"),
         ({**EVALUATE, "prompts": SPLIT}, "prompts"),
         ({"algorithm": "sft", "data": "p.jsonl", "validation": SPLIT}, "validation"),
-        ({"algorithm": "sft", "data": "p.jsonl", "mix": {"data": SPLIT, "weight": 1, "objective": "sft"}}, "mix.data"),
+        (
+            {
+                "algorithm": "sft",
+                "data": "p.jsonl",
+                "mix": {"data": SPLIT, "weight": 1, "objective": "sft"},
+            },
+            "mix.data",
+        ),
     ],
 )
-def test_rows_are_held_out_only_where_something_reads_them(tmp_path: Path, stage: dict[str, Any], key: str) -> None:
+def test_rows_are_held_out_only_where_something_reads_them(
+    tmp_path: Path, stage: dict[str, Any], key: str
+) -> None:
     text = problems(tmp_path, s=stage)
-    assert f"s.{key}: 'validation' holds out rows that nothing would read here" in text and "part: validation" in text
+    assert (
+        f"s.{key}: 'validation' holds out rows that nothing would read here" in text
+        and "part: validation" in text
+    )
     recipe(tmp_path, s=_with_part(stage))
     recipe(tmp_path, s={"algorithm": "sft", "data": SPLIT})
 
@@ -65,7 +81,9 @@ def _with_part(value: Any) -> Any:
 
 
 def test_a_part_needs_a_split_and_is_one_for_all_sources(tmp_path: Path) -> None:
-    text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": "training"}})
+    text = problems(
+        tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": "training"}}
+    )
     assert "'part' needs 'validation'" in text
     for part, said in (([0.6, 0.2], "is no share"), ([0.2, 1.5], "is no share")):
         text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": part}})
@@ -78,17 +96,24 @@ def test_a_part_needs_a_split_and_is_one_for_all_sources(tmp_path: Path) -> None
 
 def test_the_keys_of_a_hub_data_set(tmp_path: Path) -> None:
     hub = {"hub": "openai/gsm8k", "name": "main", "revision": "v1", "data_files": ["a.csv"]}
-    settings = recipe(tmp_path, s={"algorithm": "sft", "data": {**hub, "limit": 3}}).stages["s"].settings
+    settings = (
+        recipe(tmp_path, s={"algorithm": "sft", "data": {**hub, "limit": 3}}).stages["s"].settings
+    )
     assert settings is not None and isinstance(settings.data, DataSpec)
     [source] = settings.data.sources
     assert (source.hub, source.config, source.revision) == ("openai/gsm8k", "main", "v1")
     assert (source.data_files, source.limit) == (["a.csv"], 3)
     assert source.name == "openai/gsm8k/main[train]"
-    text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "name": "main", "split": "test"}})
+    text = problems(
+        tmp_path,
+        s={"algorithm": "sft", "data": {"path": "p.jsonl", "name": "main", "split": "test"}},
+    )
     assert "only a hub data set has 'name'" in text
 
 
-def test_a_folder_of_data_files_is_found_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_data_files_is_found_from_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "set").mkdir()
     monkeypatch.chdir("/")
     settings = recipe(tmp_path, s={"algorithm": "sft", "data": {"hub": "set"}}).stages["s"].settings
@@ -104,7 +129,14 @@ def test_a_folder_of_data_files_is_found_from_the_recipe(tmp_path: Path, monkeyp
 )
 def test_a_path_that_is_no_file(tmp_path: Path, written: str, message: str, help: str) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    text = f"name: a\nmodel: {{base: tiny}}\nstages:\n  sft:\n    algorithm: sft\n    data: {written}\n"
+    text = (
+        "name: a\n"
+        f"model: {{base: tiny}}\n"
+        "stages:\n"
+        "  sft:\n"
+        "    algorithm: sft\n"
+        f"    data: {written}\n"
+    )
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError) as error:
         load_recipe(tmp_path / "recipe.yaml")

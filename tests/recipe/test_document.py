@@ -23,7 +23,9 @@ def load_extending(folder: Path, base: str, over: str) -> Document:
 
 
 def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
-    document = load_extending(tmp_path, "m: {a: 1, b: {c: 2, d: 3}}\nl: [1, 2]\n", "m: {b: {c: 9}}\nl: [3]\n")
+    document = load_extending(
+        tmp_path, "m: {a: 1, b: {c: 2, d: 3}}\nl: [1, 2]\n", "m: {b: {c: 9}}\nl: [3]\n"
+    )
     assert document.data == {"m": {"a": 1, "b": {"c": 9, "d": 3}}, "l": [3]}
     assert document.problem(("m", "b", "d"), "").file.endswith("base.yaml")
     assert document.problem(("m", "b", "c"), "").file.endswith("r.yaml")
@@ -31,8 +33,12 @@ def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
 
 def test_a_component_is_replaced_by_another_and_merged_with_its_own(tmp_path: Path) -> None:
     base = "algorithm: {ppo: {a: 1}}\n"
-    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").data == {"algorithm": {"dpo": {"b": 2}}}
-    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").data == {"algorithm": {"ppo": {"a": 1, "b": 2}}}
+    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").data == {
+        "algorithm": {"dpo": {"b": 2}}
+    }
+    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").data == {
+        "algorithm": {"ppo": {"a": 1, "b": 2}}
+    }
 
 
 def test_extends_problems(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What a valid recipe becomes; and every mistake is reported at once, at its place, with help."""
 
-# ruff: noqa: E501  (one line per mistake: its text, message, place and help)
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -71,7 +69,9 @@ class Sum(RewardCombination):
         more: list[Part] = Field(default_factory=list)
 
     def parts(self) -> dict[str, Any]:
-        return {"main": self.options.main} | {f"more{i}": part.reward for i, part in enumerate(self.options.more)}
+        return {"main": self.options.main} | {
+            f"more{i}": part.reward for i, part in enumerate(self.options.more)
+        }
 
 
 class Asks(Judge):
@@ -111,7 +111,9 @@ def registry() -> Registry:
     }
     for kind, table in things.items():
         for name, thing in table.items():
-            result.add(Registration(name, thing, plugin="p", distribution="dist", version="1", kind=kind))
+            result.add(
+                Registration(name, thing, plugin="p", distribution="dist", version="1", kind=kind)
+            )
     return result
 
 
@@ -150,7 +152,10 @@ def bench(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -
 
 FIRST = "  first: {algorithm: plain, data: d.jsonl}\n"  # line 3
 HELPFUL = "  helpful: {algorithm: scores, from: first, data: d.jsonl}\n"  # line 4
-ALIGN = "  align:\n    algorithm: online\n    from: first\n    prompts: p.jsonl\n    reward: helpful\n"  # lines 5-9
+# Lines 5-9
+ALIGN = (
+    "  align:\n    algorithm: online\n    from: first\n    prompts: p.jsonl\n    reward: helpful\n"
+)
 ALL = FIRST + HELPFUL + ALIGN
 
 
@@ -170,7 +175,11 @@ def test_defaults_come_from_the_algorithm_then_from_alignkit(bench: Bench) -> No
 
 def test_a_stage_carries_the_needs_of_its_algorithm(bench: Bench) -> None:
     stages = bench.stages(ALL + "  s: {step: compare}\n").stages
-    assert [stages[name].needs for name in ("first", "align", "s")] == [Needs(), Needs(min_samples=2), None]
+    assert [stages[name].needs for name in ("first", "align", "s")] == [
+        Needs(),
+        Needs(min_samples=2),
+        None,
+    ]
 
 
 def test_null_means_the_default(bench: Bench) -> None:
@@ -194,7 +203,8 @@ def test_rewards_become_specs(bench: Bench) -> None:
     (bench.folder / "rm").mkdir()
     (bench.folder / "rm" / "config.json").touch()
     override = (
-        "stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, {reward: {folder: rm}}]}}"
+        "stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, "
+        "{reward: {folder: rm}}]}}"
     )
     stage = bench.stages(ALL, override).stages["align"]
     assert stage.settings is not None
@@ -212,7 +222,10 @@ def test_rewards_become_specs(bench: Bench) -> None:
 
 def test_data_becomes_a_spec(bench: Bench) -> None:
     text = "  made: {step: compare}\n  first:\n    algorithm: plain\n    data: "
-    text += "[d.jsonl, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, columns: {a: b}}}, "
+    text += (
+        "[d.jsonl, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, "
+        "columns: {a: b}}}, "
+    )
     text += "{pref: d.jsonl}, {hub: org/set, split: train}, made, {stage: made, limit: 1}]\n"
     stage = bench.stages(text).stages["first"]
     assert stage.settings is not None and isinstance(stage.settings.data, DataSpec)
@@ -229,17 +242,25 @@ def test_data_becomes_a_spec(bench: Bench) -> None:
 def test_paths_of_an_extended_file_start_at_its_folder(bench: Bench) -> None:
     (bench.folder / "sub").mkdir()
     (bench.folder / "sub/own.jsonl").write_text("")
-    (bench.folder / "sub/base.yaml").write_text("model: {base: tiny}\nstages: {a: {algorithm: plain, data: own.jsonl}}")
+    (bench.folder / "sub/base.yaml").write_text(
+        "model: {base: tiny}\nstages: {a: {algorithm: plain, data: own.jsonl}}"
+    )
     recipe = bench.load("extends: sub/base.yaml\nstages: {b: {algorithm: plain, data: d.jsonl}}\n")
-    paths = [stage.settings.data.sources[0].path for stage in recipe.stages.values() if stage.settings]
+    paths = [
+        stage.settings.data.sources[0].path for stage in recipe.stages.values() if stage.settings
+    ]
     assert paths == [bench.folder / "sub/own.jsonl", bench.folder / "d.jsonl"]
 
 
 def test_steps_take_options_next_to_their_name(bench: Bench) -> None:
-    beside = "  s: {step: compare, policies: [base, first], judge: {asks: {role: align}}, rewards: {x: helpful}}\n"
+    beside = (
+        "  s: {step: compare, policies: [base, first], judge: {asks: {role: align}}, rewards: "
+        "{x: helpful}}\n"
+    )
     inside = "  t: {step: compare, opponent: first}\n"
     recipe = bench.stages(beside + inside + ALL)
-    assert list(recipe.stages) == ["first", "helpful", "align", "s", "t"]  # sorted so that it can run
+    # Sorted so that it can run
+    assert list(recipe.stages) == ["first", "helpful", "align", "s", "t"]
     options = recipe.stages["s"].component.options
     assert options.policies == ["base", "first"]  # type: ignore[attr-defined]
     assert options.judge.options.role == "align"  # type: ignore[attr-defined]
@@ -269,77 +290,372 @@ def test_versions(bench: Bench) -> None:
 # mistakes
 
 CASES = {
-    "unknown stage key": (FIRST[:-2] + ", epochz: 1}\n", "unknown key 'epochz'", (3, 44, 6), "did you mean 'epochs'?"),
-    "other tool's key": (FIRST[:-2] + ", num_train_epochs: 1}\n", "unknown key 'num_train_epochs'", (3, 44, 16), "use 'epochs'"),
-    "option at stage level": (FIRST[:-2] + ", beta: 1}\n", "unknown key 'beta'", (3, 44, 4), "algorithm: {plain: {beta: ...}}"),
-    "model key in a stage": (FIRST[:-2] + ", lora_alpha: 1}\n", "unknown key 'lora_alpha'", (3, 44, 10), "known keys"),
-    "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "known keys"),
-    "unknown option": ("  s: {algorithm: {plain: {betta: 1}}, data: d.jsonl}\n", "unknown key 'betta'", (3, 27, 5), "'beta'"),
-    "out of range": ("  s: {algorithm: {plain: {beta: 0}}, data: d.jsonl}\n", "must be greater than 0, got 0", (3, 33, 1), "pull towards"),
-    "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: must be a valid integer, got '1_000'", (3, 56, 5), ""),
-    "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", "must be a valid integer, got true", (3, 52, 4), ""),
-    "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", "must be a valid integer, got 1.5", (3, 52, 3), ""),
-    "yes is no boolean": (FIRST[:-2] + ", keep_versions: yes}\n", "must be a valid boolean, got 'yes'", (3, 59, 3), ""),
-    "infinite": (FIRST[:-2] + ", learning_rate: .inf}\n", "must be a valid number, got '.inf'", (3, 59, 4), ""),
-    "choice": (FIRST[:-2] + ", mix: {data: d.jsonl, weight: 1, objective: tex}}\n", "must be 'text' or 'sft', got 'tex'", (3, 87, 3), "did you mean 'text'?"),
-    "schedule": (FIRST[:-2] + ", lr_scheduler_type: cosin}\n", "no schedule 'cosin'", (3, 63, 5), "did you mean 'cosine'?"),
-    "optimizer": (FIRST[:-2] + ", optimizer: sdg}\n", "no optimizer 'sdg'", (3, 55, 3), "did you mean 'sgd'?"),
-    "optimizer's option": (FIRST[:-2] + ", optimizer: {sgd: {momentun: 0.9}}}\n", "unknown key 'momentun'", (3, 62, 8), "'momentum'"),
-    "no norm": (FIRST[:-2] + ", optimizer: {sgd: {max_grad_norm: 0}}}\n", "max_grad_norm: must be greater than 0, got 0", (3, 77, 1), "clipped"),
-    "schedule's option": (FIRST[:-2] + ", lr_scheduler_type: {cosine: {num_cycles: many}}}\n", "lr_scheduler_type.cosine.num_cycles: must be a valid number", (3, 85, 4), ""),
-    "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
-    "unknown algorithm as key": ("  s: {algorithm: {plane: {}}, data: d.jsonl}\n", "no algorithm 'plane'", (3, 19, 5), "'plain'"),
-    "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 23), ""),
-    "options not a mapping": ("  s: {algorithm: {plain: 3}, data: d.jsonl}\n", "must be an object, got 3", (3, 26, 1), ""),
-    "neither": ("  s: {algoritm: plain}\n", "needs 'algorithm' or 'step'", (3, 3, 1), "did you mean 'algorithm'?"),
-    "both": ("  s: {algorithm: plain, step: compare}\n", "needs 'algorithm' or 'step', and not both", (3, 3, 1), ""),
+    "unknown stage key": (FIRST[:-2] + ", epochz: 1}\n", (
+        "unknown key 'epochz'"
+    ), (3, 44, 6), (
+        "did you mean 'epochs'?"
+    )),
+    "other tool's key": (FIRST[:-2] + (
+        ", num_train_epochs: 1}\n"
+    ), (
+        "unknown key 'num_train_epochs'"
+    ), (3, 44, 16), "use 'epochs'"),
+    "option at stage level": (FIRST[:-2] + ", beta: 1}\n", (
+        "unknown key 'beta'"
+    ), (3, 44, 4), (
+        "algorithm: {plain: {beta: ...}}"
+    )),
+    "model key in a stage": (FIRST[:-2] + (
+        ", lora_alpha: 1}\n"
+    ), (
+        "unknown key 'lora_alpha'"
+    ), (3, 44, 10), "known keys"),
+    "stage key in options": ((
+        "  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n"
+    ), (
+        "unknown key 'epochs'"
+    ), (3, 27, 6), "known keys"),
+    "unknown option": ((
+        "  s: {algorithm: {plain: {betta: 1}}, data: d.jsonl}\n"
+    ), (
+        "unknown key 'betta'"
+    ), (3, 27, 5), "'beta'"),
+    "out of range": ((
+        "  s: {algorithm: {plain: {beta: 0}}, data: d.jsonl}\n"
+    ), (
+        "must be greater than 0, got 0"
+    ), (3, 33, 1), "pull towards"),
+    "text for a number": (FIRST[:-2] + (
+        ", batch_size: 1_000}\n"
+    ), (
+        "stages.first.batch_size: must be a valid integer, got '1_000'"
+    ), (3, 56, 5), ""),
+    "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", (
+        "must be a valid integer, got true"
+    ), (3, 52, 4), ""),
+    "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", (
+        "must be a valid integer, got 1.5"
+    ), (3, 52, 3), ""),
+    "yes is no boolean": (FIRST[:-2] + (
+        ", keep_versions: yes}\n"
+    ), (
+        "must be a valid boolean, got 'yes'"
+    ), (3, 59, 3), ""),
+    "infinite": (FIRST[:-2] + (
+        ", learning_rate: .inf}\n"
+    ), (
+        "must be a valid number, got '.inf'"
+    ), (3, 59, 4), ""),
+    "choice": (FIRST[:-2] + (
+        ", mix: {data: d.jsonl, weight: 1, objective: tex}}\n"
+    ), (
+        "must be 'text' or 'sft', got 'tex'"
+    ), (3, 87, 3), (
+        "did you mean 'text'?"
+    )),
+    "schedule": (FIRST[:-2] + (
+        ", lr_scheduler_type: cosin}\n"
+    ), (
+        "no schedule 'cosin'"
+    ), (3, 63, 5), (
+        "did you mean 'cosine'?"
+    )),
+    "optimizer": (FIRST[:-2] + (
+        ", optimizer: sdg}\n"
+    ), (
+        "no optimizer 'sdg'"
+    ), (3, 55, 3), (
+        "did you mean 'sgd'?"
+    )),
+    "optimizer's option": (FIRST[:-2] + (
+        ", optimizer: {sgd: {momentun: 0.9}}}\n"
+    ), (
+        "unknown key 'momentun'"
+    ), (3, 62, 8), "'momentum'"),
+    "no norm": (FIRST[:-2] + (
+        ", optimizer: {sgd: {max_grad_norm: 0}}}\n"
+    ), (
+        "max_grad_norm: must be greater than 0, got 0"
+    ), (3, 77, 1), "clipped"),
+    "schedule's option": (FIRST[:-2] + (
+        ", lr_scheduler_type: {cosine: {num_cycles: many}}}\n"
+    ), (
+        "lr_scheduler_type.cosine.num_cycles: must be a valid number"
+    ), (3, 85, 4), ""),
+    "unknown algorithm": ((
+        "  s: {algorithm: plane, data: d.jsonl}\n"
+    ), (
+        "no algorithm 'plane'"
+    ), (3, 18, 5), (
+        "did you mean 'plain'?"
+    )),
+    "unknown algorithm as key": ((
+        "  s: {algorithm: {plane: {}}, data: d.jsonl}\n"
+    ), (
+        "no algorithm 'plane'"
+    ), (3, 19, 5), "'plain'"),
+    "two algorithms": ((
+        "  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n"
+    ), (
+        "expected the name of one algorithm"
+    ), (3, 18, 23), ""),
+    "options not a mapping": ((
+        "  s: {algorithm: {plain: 3}, data: d.jsonl}\n"
+    ), (
+        "must be an object, got 3"
+    ), (3, 26, 1), ""),
+    "neither": ((
+        "  s: {algoritm: plain}\n"
+    ), (
+        "needs 'algorithm' or 'step'"
+    ), (3, 3, 1), (
+        "did you mean 'algorithm'?"
+    )),
+    "both": ((
+        "  s: {algorithm: plain, step: compare}\n"
+    ), (
+        "needs 'algorithm' or 'step', and not both"
+    ), (3, 3, 1), ""),
     "stage not a mapping": ("  s: plain\n", "needs 'algorithm' or 'step'", (3, 3, 1), ""),
-    "no data": ("  s: {algorithm: plain}\n", "'stages.s.data' is missing: plain requires it", (3, 3, 1), ""),
-    "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", "plain does not use 'rollout'", (3, 44, 7), "samples nothing"),
-    "missing file": ("  s: {algorithm: plain, data: dd.jsonl}\n", "no such file: dd.jsonl", (3, 31, 8), "jsonl'?"),
-    "missing path": ("  s: {algorithm: plain, data: {path: x/y.jsonl}}\n", "no such file: x/y.jsonl", (3, 38, 9), "looked in"),
-    "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected exactly one of 'path', 'hub' and 'stage'", (3, 31, 10), ""),
-    "two origins": ("  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n", "got 'path' and 'hub'", (3, 31, 25), ""),
-    "data key": ("  s: {algorithm: plain, data: {path: d.jsonl, limt: 1}}\n", "unknown key 'limt'", (3, 47, 4), "'limit'"),
-    "data range": ("  s: {algorithm: plain, data: {path: d.jsonl, validation: 1}}\n", "must be less than 1", (3, 59, 1), ""),
-    "unknown format": ("  s: {algorithm: plain, data: {prf: {path: d.jsonl}}}\n", "no format 'prf'", (3, 32, 3), "'pref'"),
-    "data of no step": (FIRST + "  s: {algorithm: plain, data: first}\n", "'first' does not produce data; only steps do", (4, 31, 5), ""),
-    "no data in the first round": ("  b:\n    repeat: 1\n    stages:\n      s: {algorithm: plain, data: [m@all]}\n      m: {step: compare}\n", "expected at least one data source", (6, 35, 7), ""),
-    "empty data": ("  s: {algorithm: plain, data: []}\n", "expected at least one data source", (3, 31, 2), ""),
-    "unknown from": (FIRST[:-2] + ", from: frist}\n" + FIRST.replace("first", "other"), "neither a stage nor a folder", (3, 50, 5), "'first'"),
+    "no data": ((
+        "  s: {algorithm: plain}\n"
+    ), (
+        "'stages.s.data' is missing: plain requires it"
+    ), (3, 3, 1), ""),
+    "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", (
+        "plain does not use 'rollout'"
+    ), (3, 44, 7), "samples nothing"),
+    "missing file": ((
+        "  s: {algorithm: plain, data: dd.jsonl}\n"
+    ), (
+        "no such file: dd.jsonl"
+    ), (3, 31, 8), "jsonl'?"),
+    "missing path": ((
+        "  s: {algorithm: plain, data: {path: x/y.jsonl}}\n"
+    ), (
+        "no such file: x/y.jsonl"
+    ), (3, 38, 9), "looked in"),
+    "no origin": ((
+        "  s: {algorithm: plain, data: {limit: 3}}\n"
+    ), (
+        "expected exactly one of 'path', 'hub' and 'stage'"
+    ), (3, 31, 10), ""),
+    "two origins": ((
+        "  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n"
+    ), (
+        "got 'path' and 'hub'"
+    ), (3, 31, 25), ""),
+    "data key": ((
+        "  s: {algorithm: plain, data: {path: d.jsonl, limt: 1}}\n"
+    ), (
+        "unknown key 'limt'"
+    ), (3, 47, 4), "'limit'"),
+    "data range": ((
+        "  s: {algorithm: plain, data: {path: d.jsonl, validation: 1}}\n"
+    ), (
+        "must be less than 1"
+    ), (3, 59, 1), ""),
+    "unknown format": ((
+        "  s: {algorithm: plain, data: {prf: {path: d.jsonl}}}\n"
+    ), "no format 'prf'", (3, 32, 3), "'pref'"),
+    "data of no step": (FIRST + (
+        "  s: {algorithm: plain, data: first}\n"
+    ), (
+        "'first' does not produce data; only steps do"
+    ), (4, 31, 5), ""),
+    "no data in the first round": ((
+        "  b:\n"
+        "    repeat: 1\n"
+        "    stages:\n"
+        "      s: {algorithm: plain, data: [m@all]}\n"
+        "      m: {step: compare}\n"
+    ), (
+        "expected at least one data source"
+    ), (6, 35, 7), ""),
+    "empty data": ((
+        "  s: {algorithm: plain, data: []}\n"
+    ), (
+        "expected at least one data source"
+    ), (3, 31, 2), ""),
+    "unknown from": (FIRST[:-2] + ", from: frist}\n" + FIRST.replace("first", "other"), (
+        "neither a stage nor a folder"
+    ), (3, 50, 5), "'first'"),
     "itself": (FIRST[:-2] + ", from: first}\n", "stage 'first' refers to itself", (3, 50, 5), ""),
-    "unknown reference": (ALL + "    reference: bse\n", "'bse' is neither a stage nor a folder", (10, 16, 3), "did you mean 'base'?"),
-    "ref in a list": (FIRST + "  s: {step: compare, policies: [base, frst]}\n", "'frst' is neither a stage nor a folder", (4, 39, 4), "'first'"),
-    "ref not text": ("  s: {step: compare, policies: [3]}\n", "must be a valid string, got 3", (3, 33, 1), ""),
-    "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "'first' does not train a reward model", (4, 35, 5), ""),
-    "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
-    "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "`alignkit plugins reward` lists all"),
-    "unknown reward with options": (FIRST + "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n", "no reward 'helpfull'", (4, 36, 8), "lists all"),
-    "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "must be greater than or equal to 1, got 0", (3, 53, 1), ""),
-    "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
-    "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "'no' is neither a stage nor a folder", (3, 44, 2), ""),
-    "judge option": ("  s: {step: compare, judge: {asks: {role: q}}}\n", "no stage 'q'", (3, 43, 1), ""),
-    "step key": ("  s: {step: compare, policy: [base]}\n", "unknown key 'policy'", (3, 22, 6), "did you mean 'policies'?"),
-    "next to a full step": ("  s: {step: {compare: {}}, strict: true}\n", "expected the name of a step", (3, 13, 13), "next to 'step: NAME'"),
-    "a reward model as policy": (ALL + "  s: {step: compare, policies: [helpful]}\n", "'helpful' is a reward model", (10, 33, 7), ""),
-    "misspelt algorithm": (ALL + "    algorthm: plain\n", "unknown key 'algorthm'", (10, 5, 8), "did you mean 'algorithm'?"),
-    "base": ("  base: {algorithm: plain, data: d.jsonl}\n", "'base' cannot be the name of a stage", (3, 3, 4), ""),
-    "a folder of the run": ("  cache: {algorithm: plain, data: d.jsonl}\n", "'cache' cannot be the name of a stage", (3, 3, 5), ""),
-    "bad name": ("  a/b: {algorithm: plain, data: d.jsonl}\n", "'a/b' cannot be the name of a stage", (3, 3, 3), ""),
-    "rollout range": (ALL + "    rollout: {samples_per_prompt: 0}\n", "must be greater than or equal to 1, got 0", (10, 35, 1), ""),
-    "too few samples": (ALL + "    rollout: {samples_per_prompt: 1}\n", "needs at least 2 responses", (10, 35, 1), ""),
-    "data for rollouts": (ALL + "    data: d.jsonl\n", "online does not use 'data'", (10, 5, 4), "'mix: {data: ...}'"),
-    "value without need": (ALL + "    value_from: helpful\n", "online does not use 'value_from'", (10, 5, 10), "no value function of its own"),
-    "reference without need": (FIRST[:-2] + ", reference: base}\n", "plain does not use 'reference'", (3, 44, 9), ""),
-    "empty stop": (ALL + "    rollout: {stop: ['']}\n", "must have at least 1 character", (10, 22, 2), ""),
-    "from a reward model": (ALL.replace("    from: first", "    from: helpful"), "'helpful' is a reward model", (7, 11, 7), ""),
-    "mix without weight": (ALL + "    mix: {data: d.jsonl}\n", "'stages.align.mix.weight' is missing", (10, 5, 3), ""),
-    "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
-    "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (5, 3, 5), ""),
-    "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'?"),
-    "a number as a name": ("  s: {algorithm: 3, data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 1), ""),
-    "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of one algorithm", (3, 18, 7), ""),
-    "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
+    "unknown reference": (ALL + (
+        "    reference: bse\n"
+    ), (
+        "'bse' is neither a stage nor a folder"
+    ), (10, 16, 3), (
+        "did you mean 'base'?"
+    )),
+    "ref in a list": (FIRST + (
+        "  s: {step: compare, policies: [base, frst]}\n"
+    ), (
+        "'frst' is neither a stage nor a folder"
+    ), (4, 39, 4), "'first'"),
+    "ref not text": ((
+        "  s: {step: compare, policies: [3]}\n"
+    ), (
+        "must be a valid string, got 3"
+    ), (3, 33, 1), ""),
+    "reward of a policy": (FIRST + (
+        "  s: {step: compare, rewards: {x: first}}\n"
+    ), (
+        "'first' does not train a reward model"
+    ), (4, 35, 5), ""),
+    "unknown reward": (FIRST + (
+        "  s: {step: compare, rewards: {x: lenght}}\n"
+    ), (
+        "no reward 'lenght'"
+    ), (4, 35, 6), "'length'"),
+    "no reward at all": (FIRST + (
+        "  s: {step: compare, rewards: {x: zzz}}\n"
+    ), "no reward 'zzz'", (4, 35, 3), (
+        "`alignkit plugins reward` lists all"
+    )),
+    "unknown reward with options": (FIRST + (
+        "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n"
+    ), (
+        "no reward 'helpfull'"
+    ), (4, 36, 8), "lists all"),
+    "reward option": ((
+        "  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n"
+    ), (
+        "must be greater than or equal to 1, got 0"
+    ), (3, 53, 1), ""),
+    "missing nested": ((
+        "  s: {step: compare, rewards: {x: {sum: {}}}}\n"
+    ), (
+        "'stages.s.rewards.x.sum.main' is missing"
+    ), (3, 36, 3), ""),
+    "missing folder": ((
+        "  s: {step: compare, rewards: {x: {folder: no}}}\n"
+    ), (
+        "'no' is neither a stage nor a folder"
+    ), (3, 44, 2), ""),
+    "judge option": ((
+        "  s: {step: compare, judge: {asks: {role: q}}}\n"
+    ), "no stage 'q'", (3, 43, 1), ""),
+    "step key": ((
+        "  s: {step: compare, policy: [base]}\n"
+    ), (
+        "unknown key 'policy'"
+    ), (3, 22, 6), (
+        "did you mean 'policies'?"
+    )),
+    "next to a full step": ((
+        "  s: {step: {compare: {}}, strict: true}\n"
+    ), (
+        "expected the name of a step"
+    ), (3, 13, 13), (
+        "next to 'step: NAME'"
+    )),
+    "a reward model as policy": (ALL + (
+        "  s: {step: compare, policies: [helpful]}\n"
+    ), (
+        "'helpful' is a reward model"
+    ), (10, 33, 7), ""),
+    "misspelt algorithm": (ALL + (
+        "    algorthm: plain\n"
+    ), (
+        "unknown key 'algorthm'"
+    ), (10, 5, 8), (
+        "did you mean 'algorithm'?"
+    )),
+    "base": ((
+        "  base: {algorithm: plain, data: d.jsonl}\n"
+    ), (
+        "'base' cannot be the name of a stage"
+    ), (3, 3, 4), ""),
+    "a folder of the run": ((
+        "  cache: {algorithm: plain, data: d.jsonl}\n"
+    ), (
+        "'cache' cannot be the name of a stage"
+    ), (3, 3, 5), ""),
+    "bad name": ((
+        "  a/b: {algorithm: plain, data: d.jsonl}\n"
+    ), (
+        "'a/b' cannot be the name of a stage"
+    ), (3, 3, 3), ""),
+    "rollout range": (ALL + (
+        "    rollout: {samples_per_prompt: 0}\n"
+    ), (
+        "must be greater than or equal to 1, got 0"
+    ), (10, 35, 1), ""),
+    "too few samples": (ALL + (
+        "    rollout: {samples_per_prompt: 1}\n"
+    ), (
+        "needs at least 2 responses"
+    ), (10, 35, 1), ""),
+    "data for rollouts": (ALL + (
+        "    data: d.jsonl\n"
+    ), (
+        "online does not use 'data'"
+    ), (10, 5, 4), (
+        "'mix: {data: ...}'"
+    )),
+    "value without need": (ALL + (
+        "    value_from: helpful\n"
+    ), (
+        "online does not use 'value_from'"
+    ), (10, 5, 10), (
+        "no value function of its own"
+    )),
+    "reference without need": (FIRST[:-2] + (
+        ", reference: base}\n"
+    ), (
+        "plain does not use 'reference'"
+    ), (3, 44, 9), ""),
+    "empty stop": (ALL + (
+        "    rollout: {stop: ['']}\n"
+    ), (
+        "must have at least 1 character"
+    ), (10, 22, 2), ""),
+    "from a reward model": (ALL.replace("    from: first", "    from: helpful"), (
+        "'helpful' is a reward model"
+    ), (7, 11, 7), ""),
+    "mix without weight": (ALL + (
+        "    mix: {data: d.jsonl}\n"
+    ), (
+        "'stages.align.mix.weight' is missing"
+    ), (10, 5, 3), ""),
+    "no room": (ALL + (
+        "    max_length: 32\n"
+        "    rollout: {max_new_tokens: 32}\n"
+    ), (
+        "max_new_tokens 32 leaves no room for a prompt in max_length 32"
+    ), (11, 31, 2), (
+        "a prompt and its response"
+    )),
+    "no room by default": (ALL + (
+        "    max_length: 64\n"
+    ), (
+        "max_new_tokens 64 leaves no room for a prompt in max_length 64"
+    ), (5, 3, 5), ""),
+    "key for data": (FIRST[:-2] + (
+        ", promts: p.jsonl}\n"
+    ), (
+        "unknown key 'promts'"
+    ), (3, 44, 6), (
+        "did you mean 'prompts'?"
+    )),
+    "a number as a name": ((
+        "  s: {algorithm: 3, data: d.jsonl}\n"
+    ), (
+        "expected the name of one algorithm"
+    ), (3, 18, 1), ""),
+    "list of names": ((
+        "  s: {algorithm: [plain], data: d.jsonl}\n"
+    ), (
+        "expected the name of one algorithm"
+    ), (3, 18, 7), ""),
+    "cycle": (ALL.replace((
+        "scores, from: first"
+    ), (
+        "scores, from: align"
+    )), (
+        "depend on each other in a cycle: helpful -> align -> helpful"
+    ), (4, 3, 7), ""),
 }  # fmt: skip
 
 
@@ -353,7 +669,11 @@ def test_a_mistake_is_reported_at_its_place(bench: Bench, name: str) -> None:
 
 
 def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench) -> None:
-    text = ALL + "    epochs: 0\n    max_length: 10\n    rollout: {max_new_tokens: 10, samples_per_prompt: 1}\n"
+    text = ALL + (
+        "    epochs: 0\n"
+        "    max_length: 10\n"
+        "    rollout: {max_new_tokens: 10, samples_per_prompt: 1}\n"
+    )
     said = [problem.message.partition(" ")[0] for problem in bench.problems(text)]
     assert said == ["stages.align.epochs:", "max_new_tokens", "online"]
 
@@ -361,21 +681,77 @@ def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench)
 @pytest.mark.parametrize(
     ("text", "overrides", "messages"),
     [
-        ("  s: {algorithm: plain, data: {path: e.jsonl, validation: 1.2}}\n", [], ["no such file: e.jsonl", "validation"]),
-        ("  s: {algorithm: plain, data: {prf: e.jsonl}}\n", [], ["no format 'prf'", "no such file: e.jsonl"]),
-        ("  s: {algorithm: plain, data: {prf: {path: e.jsonl, x: 1, limit: 0}}}\n", [], ["no format", "no such file", "limit"]),
-        ("  s: {algorithm: plain, data: {stage: made, limit: 0}}\n", [], ["no stage 'made'", "limit"]),
-        (ALL, ["stages.align.mix={data: e.jsonl}"], ["mix.weight' is missing", "no such file: e.jsonl"]),
-        (ALL, ["stages.align.mix={weight: -1, data: e.jsonl}"], ["mix.weight", "no such file: e.jsonl"]),
-        (FIRST, ["stages.first.learning_rate=.inf", "stages.first.from=frst", "stages.first.epochs=0"], ["got '.inf'", "frst", "epochs"]),
-        (FIRST, ["model.lora.r=0", "model.base=./no", "model.chat_template=no.jinja"], ["lora.r", "no such folder", "Jinja"]),
-        ("  s: {step: compare, policies: [3, nobody]}\n", [], ["must be a valid string, got 3", "'nobody' is neither a stage nor a folder"]),
-        (ALL, ["stages.align.from=helpful", "stages.align.epoks=1"], ["'helpful' is a reward model", "'epoks'"]),
-        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.epoks=2"], ["'epoks'", "keeps only its last"]),
-        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_version=true"], ["'keep_version'", "keeps only its last"]),
+        ((
+            "  s: {algorithm: plain, data: {path: e.jsonl, validation: 1.2}}\n"
+        ), [], [(
+            "no such file: e.jsonl"
+        ), "validation"]),
+        ((
+            "  s: {algorithm: plain, data: {prf: e.jsonl}}\n"
+        ), [], ["no format 'prf'", (
+            "no such file: e.jsonl"
+        )]),
+        ((
+            "  s: {algorithm: plain, data: {prf: {path: e.jsonl, x: 1, limit: 0}}}\n"
+        ), [], ["no format", "no such file", "limit"]),
+        ((
+            "  s: {algorithm: plain, data: {stage: made, limit: 0}}\n"
+        ), [], ["no stage 'made'", "limit"]),
+        (ALL, [(
+            "stages.align.mix={data: e.jsonl}"
+        )], [(
+            "mix.weight' is missing"
+        ), (
+            "no such file: e.jsonl"
+        )]),
+        (ALL, [(
+            "stages.align.mix={weight: -1, data: e.jsonl}"
+        )], ["mix.weight", (
+            "no such file: e.jsonl"
+        )]),
+        (FIRST, [(
+            "stages.first.learning_rate=.inf"
+        ), (
+            "stages.first.from=frst"
+        ), (
+            "stages.first.epochs=0"
+        )], ["got '.inf'", "frst", "epochs"]),
+        (FIRST, ["model.lora.r=0", "model.base=./no", (
+            "model.chat_template=no.jinja"
+        )], ["lora.r", "no such folder", "Jinja"]),
+        ((
+            "  s: {step: compare, policies: [3, nobody]}\n"
+        ), [], [(
+            "must be a valid string, got 3"
+        ), (
+            "'nobody' is neither a stage nor a folder"
+        )]),
+        (ALL, [(
+            "stages.align.from=helpful"
+        ), (
+            "stages.align.epoks=1"
+        )], [(
+            "'helpful' is a reward model"
+        ), "'epoks'"]),
+        (FIRST + (
+            "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n"
+        ), [(
+            "stages.first.epoks=2"
+        )], ["'epoks'", (
+            "keeps only its last"
+        )]),
+        (FIRST + (
+            "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n"
+        ), [(
+            "stages.first.keep_version=true"
+        )], ["'keep_version'", (
+            "keeps only its last"
+        )]),
     ],
 )  # fmt: skip
-def test_a_mistake_hides_no_other(bench: Bench, text: str, overrides: list[str], messages: list[str]) -> None:
+def test_a_mistake_hides_no_other(
+    bench: Bench, text: str, overrides: list[str], messages: list[str]
+) -> None:
     said = [problem.message for problem in bench.problems(text, *overrides)]
     assert len(said) == len(messages)
     assert all(any(message in one for one in said) for message in messages), said
@@ -384,7 +760,10 @@ def test_a_mistake_hides_no_other(bench: Bench, text: str, overrides: list[str],
 def test_a_stage_comes_before_a_reward_with_its_name(bench: Bench) -> None:
     text = ALL.replace("helpful", "length")
     stage = bench.stages(text).stages["align"]
-    assert stage.settings is not None and (stage.settings.reward.kind, stage.settings.reward.name) == (
+    assert stage.settings is not None and (
+        stage.settings.reward.kind,
+        stage.settings.reward.name,
+    ) == (
         "stage",
         "length",
     )
@@ -413,7 +792,8 @@ def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registr
         (bench.folder / file).write_text("")
     (bench.folder / "ad/adapter_config.json").write_text("{}")
     (bench.folder / "sub/base.yaml").write_text(
-        "model: {base: tiny}\nstages: {a: {algorithm: plain, data: own.jsonl}, r: {step: reads, file: own.py}}"
+        "model: {base: tiny}\n"
+        "stages: {a: {algorithm: plain, data: own.jsonl}, r: {step: reads, file: own.py}}"
     )
     text = """\
 extends: sub/base.yaml
@@ -436,15 +816,20 @@ stages:
         assert again.stages[name].settings == stage.settings
         assert again.stages[name].component.options == stage.component.options
     assert recipe.stages["r"].component.options.file == bench.folder / "sub/own.py"  # type: ignore[attr-defined]
-    assert recipe.model.chat_template == "t.jinja" and again.model.chat_template == str(bench.folder / "t.jinja")
+    assert recipe.model.chat_template == "t.jinja" and again.model.chat_template == str(
+        bench.folder / "t.jinja"
+    )
     (bench.folder / "sub/base.yaml").write_text("model: {base: tiny, chat_template: own.jsonl}")
     elsewhere = bench.load("extends: sub/base.yaml\nstages: {a: {algorithm: plain, data: d.jsonl}}")
-    assert elsewhere.model.chat_template == str(bench.folder / "sub/own.jsonl")  # a run looks in the recipe's folder
+    # A run looks in the recipe's folder
+    assert elsewhere.model.chat_template == str(bench.folder / "sub/own.jsonl")
 
 
 def test_online_algorithms_require_prompts_and_a_reward(bench: Bench) -> None:
     messages = [problem.message for problem in bench.problems("  s: {algorithm: online}\n")]
-    assert messages == [f"'stages.s.{key}' is missing: online requires it" for key in ("prompts", "reward")]
+    assert messages == [
+        f"'stages.s.{key}' is missing: online requires it" for key in ("prompts", "reward")
+    ]
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(bench: Bench) -> None:
@@ -481,7 +866,11 @@ extra: 1
 @pytest.mark.parametrize(
     ("overrides", "message", "origin"),
     [
-        (["stages.first.epochs=0"], "must be greater than or equal to 1, got 0", "stages.first.epochs=0"),
+        (
+            ["stages.first.epochs=0"],
+            "must be greater than or equal to 1, got 0",
+            "stages.first.epochs=0",
+        ),
         (["stages.first.epoks=1"], "unknown key 'epoks'", "stages.first.epoks=1"),
         (
             ["stages.first.algorithm.plain.beta=x"],
@@ -489,21 +878,33 @@ extra: 1
             "stages.first.algorithm.plain.beta=x",
         ),
         (["stages.first.data=gone"], "no such file: gone", "stages.first.data=gone"),
-        (["model.lora=none", "model.quantization=nf4"], "nf4 weights cannot be trained", "model.quantization=nf4"),
-        (["model.mixed_precision=bf16"], "adapter multiplies in the dtype of the base", "model.mixed_precision=bf16"),
+        (
+            ["model.lora=none", "model.quantization=nf4"],
+            "nf4 weights cannot be trained",
+            "model.quantization=nf4",
+        ),
+        (
+            ["model.mixed_precision=bf16"],
+            "adapter multiplies in the dtype of the base",
+            "model.mixed_precision=bf16",
+        ),
         (["model.quantization=nf5"], "got 'nf5'", "model.quantization=nf5"),
         (["model.lora={r: 4, fp: 1}"], "unknown key 'fp'", "model.lora={r: 4, fp: 1}"),
         (["mdoel.base=tiny"], "unknown key 'mdoel'", "mdoel.base=tiny"),
     ],
 )
-def test_mistakes_of_overrides_name_them(bench: Bench, overrides: list[str], message: str, origin: str) -> None:
+def test_mistakes_of_overrides_name_them(
+    bench: Bench, overrides: list[str], message: str, origin: str
+) -> None:
     problem = bench.problem(FIRST, *overrides)
     assert message in problem.message
     assert f"--> override '{origin}'" in str(problem)
 
 
 def test_a_stage_of_an_unknown_algorithm_is_checked_anyway(bench: Bench) -> None:
-    problems = bench.problems(FIRST + "  s: {algorithm: plane, data: d.jsonl, from: frist, epochs: 0}\n")
+    problems = bench.problems(
+        FIRST + "  s: {algorithm: plane, data: d.jsonl, from: frist, epochs: 0}\n"
+    )
     assert [problem.message.split(":")[0] for problem in problems] == [
         "no algorithm 'plane'",
         "'frist' is neither a stage nor a folder",
@@ -512,7 +913,10 @@ def test_a_stage_of_an_unknown_algorithm_is_checked_anyway(bench: Bench) -> None
 
 
 def test_a_swap_is_one_line(bench: Bench) -> None:
-    assert bench.stages(ALL, "stages.align.algorithm=critic").stages["align"].component.name == "critic"
+    assert (
+        bench.stages(ALL, "stages.align.algorithm=critic").stages["align"].component.name
+        == "critic"
+    )
 
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
@@ -520,7 +924,9 @@ def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
     assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"
-    registry.broken.append(Origin(plugin="x-gone", distribution="x-gone", version="3", reason="ImportError: no torch"))
+    registry.broken.append(
+        Origin(plugin="x-gone", distribution="x-gone", version="3", reason="ImportError: no torch")
+    )
     with pytest.raises(
         RecipeError, match=r"plugin 'x-gone' \(x-gone 3\) failed to load: ImportError: no torch"
     ) as caught:
@@ -530,14 +936,20 @@ def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
 
 def test_a_misspelled_model_plugin(bench: Bench) -> None:
     problem = bench.problem(FIRST, "model.base=tinny")
-    assert (problem.message, problem.help.startswith("did you mean 'tiny'?")) == ("no model 'tinny'", True)
+    assert (problem.message, problem.help.startswith("did you mean 'tiny'?")) == (
+        "no model 'tinny'",
+        True,
+    )
     assert "no such folder" in bench.problem(FIRST, "model.base=./x").message
 
 
 def test_a_recipe_needs_a_model_and_stages(bench: Bench) -> None:
     with pytest.raises(RecipeError) as caught:
         bench.load("seed: 1\n")
-    assert [problem.message for problem in caught.value.problems] == ["'model' is missing", "'stages' is missing"]
+    assert [problem.message for problem in caught.value.problems] == [
+        "'model' is missing",
+        "'stages' is missing",
+    ]
     with pytest.raises(RecipeError, match="at least 1"):
         bench.load("model: {base: tiny}\nstages: {}\n")
     with pytest.raises(RecipeError, match="must be an object"):

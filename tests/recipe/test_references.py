@@ -1,4 +1,6 @@
-"""References are found by the marks in annotations, at any depth, and replaced by what they refer to."""
+"""References are found by the marks in annotations, at any depth, and replaced by what they refer
+to.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +64,22 @@ def reading(tmp_path: Path) -> Reading:
 def test_a_reference_is_replaced(reading: Reading, options: dict[str, Any], expected: Any) -> None:
     read, mistakes = validated(Sample, options, reading)
     assert getattr(read, *options) == expected and not mistakes
-    assert getattr(Sample.model_validate(options), *options) != expected or options == {"word_or_stage": "none"}
+    assert getattr(Sample.model_validate(options), *options) != expected or options == {
+        "word_or_stage": "none"
+    }
 
 
 def test_all_mistakes_are_told_with_their_places(reading: Reading) -> None:
-    raw = {"stage": 3, "many": ["bad"], "parts": [{"reward": "bad", "x": 1}], "plain": "no list", "file": "gone"}
-    read, mistakes = validated(Sample, raw | {"pair": ["bad", "x"], "part": {"reward": "r"}}, reading)
+    raw = {
+        "stage": 3,
+        "many": ["bad"],
+        "parts": [{"reward": "bad", "x": 1}],
+        "plain": "no list",
+        "file": "gone",
+    }
+    read, mistakes = validated(
+        Sample, raw | {"pair": ["bad", "x"], "part": {"reward": "r"}}, reading
+    )
     assert read is None
     assert sorted((*mistake.keys, mistake.message.split(":")[0]) for mistake in mistakes) == [
         ("file", "no such file"),

@@ -1,4 +1,6 @@
-"""Repeated blocks of stages: the stages they become, the meaning of names in them, and their mistakes."""
+"""Repeated blocks of stages: the stages they become, the meaning of names in them, and their
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ BLOCK = """\
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "d.jsonl").write_text('{"prompt": "how are you", "completion": "I am well"}\n')
-    (tmp_path / "p.jsonl").write_text('{"prompt": "how are you", "chosen": "I am well", "rejected": "go"}\n')
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "how are you", "chosen": "I am well", "rejected": "go"}\n'
+    )
     return tmp_path
 
 
@@ -54,13 +58,18 @@ def problems(folder: Path, text: str, *overrides: str) -> list[Problem]:
     return caught.value.problems
 
 
-def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_one_before(folder: Path) -> None:
+def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_one_before(
+    folder: Path,
+) -> None:
     recipe = load(folder, HEAD + BLOCK)
     assert list(recipe.stages) == [
         "sft", *(f"{name}_{k}" for k in (1, 2, 3) for name in ("more", "scores", "align")), "report"
     ]  # fmt: skip
     for number in (1, 2, 3):
-        more, align = recipe.stages[f"more_{number}"].settings, recipe.stages[f"align_{number}"].settings
+        more, align = (
+            recipe.stages[f"more_{number}"].settings,
+            recipe.stages[f"align_{number}"].settings,
+        )
         before = "sft" if number == 1 else f"align_{number - 1}"
         assert more is not None and align is not None
         assert more.from_ == align.from_ == before  # below `more`, and the stage itself in `align`
@@ -91,16 +100,26 @@ def test_data_of_all_rounds_so_far(folder: Path) -> None:
 
 
 def test_overrides_reach_into_the_block(folder: Path) -> None:
-    recipe = load(folder, HEAD + BLOCK, "stages.rlhf.repeat=2", "stages.rlhf.stages.align.iterations=7")
+    recipe = load(
+        folder, HEAD + BLOCK, "stages.rlhf.repeat=2", "stages.rlhf.stages.align.iterations=7"
+    )
     assert list(recipe.stages)[-3:] == ["scores_2", "align_2", "report"]
-    assert recipe.stages["align_2"].settings is not None and recipe.stages["align_2"].settings.iterations == 7
+    assert (
+        recipe.stages["align_2"].settings is not None
+        and recipe.stages["align_2"].settings.iterations == 7
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message", "line"),
     [
         ("    start: {align: sft}\n", "", "'align' does not exist yet in round 1", 7),
-        ("repeat: 3", "repeat: 0", "stages.rlhf.repeat: must be greater than or equal to 1, got 0", 5),
+        (
+            "repeat: 3",
+            "repeat: 0",
+            "stages.rlhf.repeat: must be greater than or equal to 1, got 0",
+            5,
+        ),
         ("repeat: 3", "repeat: yes", "must be a valid integer", 5),
         ("start: {align: sft}", "start: sft", "start: must be an object, got 'sft'", 6),
         ("start: {align: sft}", "begin: {align: sft}", "unknown key 'begin'", 6),
@@ -110,7 +129,9 @@ def test_overrides_reach_into_the_block(folder: Path) -> None:
         ("iterations: 1", "iterations: x", "must be a valid integer", 17),
     ],
 )
-def test_a_mistake_is_reported_at_its_place(folder: Path, old: str, new: str, message: str, line: int) -> None:
+def test_a_mistake_is_reported_at_its_place(
+    folder: Path, old: str, new: str, message: str, line: int
+) -> None:
     assert old in BLOCK
     found = problems(folder, HEAD + BLOCK.replace(old, new))
     assert any(message in problem.message and problem.line == line for problem in found)
@@ -122,7 +143,10 @@ def test_a_mistake_in_a_block_is_reported_once(folder: Path) -> None:
 
 
 def test_what_a_run_finds_out_is_reported_at_the_option_in_the_block(folder: Path) -> None:
-    sampled = "      seen: {step: sample, policy: align, prompts: d.jsonl, sampling: {max_new_tokens: 4}}\n"
+    sampled = (
+        "      seen: {step: sample, policy: align, prompts: d.jsonl, sampling: {max_new_tokens: "
+        "4}}\n"
+    )
     (folder / "r.yaml").write_text(HEAD + BLOCK.replace("  report:", sampled + "  report:"))
     recipe = load_recipe(folder / "r.yaml")
     problem = recipe.problem("seen_2", "the file is empty", ("prompts",))
@@ -135,9 +159,13 @@ def test_rounds_run_and_resume_like_stages_and_another_round_reuses_them(folder:
     run_recipe(recipe, folder / "out")
     resolved = yaml.safe_load((folder / "out" / "recipe.resolved.yaml").read_text())
     assert list(resolved["stages"]) == ["sft", "more_1", "scores_1", "align_1", "report"]
-    before = (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    before = (
+        (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    )
     run_recipe(load(folder, HEAD + BLOCK, "stages.rlhf.repeat=2"), folder / "out")
-    assert (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert (
+        folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors"
+    ).stat().st_mtime_ns == before
     assert (folder / "out" / "align_2" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -153,7 +181,11 @@ def test_a_later_block_may_refer_to_stages_of_an_earlier_one(folder: Path) -> No
     recipe = load(folder, HEAD + BLOCK + second)
     one, two = (recipe.stages[f"fine_{k}"].settings for k in (1, 2))
     assert one is not None and two is not None
-    assert (one.from_, one.reference, one.replay_from) == ("align_3", "align_3", ["align_1", "align_2", "align_3"])
+    assert (one.from_, one.reference, one.replay_from) == (
+        "align_3",
+        "align_3",
+        ["align_1", "align_2", "align_3"],
+    )
     assert (two.from_, two.reference) == ("fine_1", "align_3")
     assert one.reward is not None and one.reward.name == "scores_3"
 
@@ -178,7 +210,9 @@ def test_samples_of_an_earlier_round_are_scored_by_the_reward_of_this_round(fold
     text = HEAD + stage.format(name="one", start="sft", reward="high", more="epochs: 1")
     text += stage.format(name="two", start="one", reward="low", more="replay_from: [one]")
     run_recipe(load(folder, text), folder / "out")
-    groups = [read_groups(folder / "out" / name / "rollouts" / "0001.jsonl")[0] for name in ("one", "two")]
+    groups = [
+        read_groups(folder / "out" / name / "rollouts" / "0001.jsonl")[0] for name in ("one", "two")
+    ]
     longest = max(len(response.text) for group in groups for response in group.responses)
     logged = json.loads((folder / "out" / "two" / "metrics.jsonl").read_text().splitlines()[0])
     assert logged["best_reward"] == longest

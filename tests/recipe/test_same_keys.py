@@ -1,4 +1,6 @@
-"""A swap between algorithms that learn from other keys says which ones learn from those of the stage."""
+"""A swap between algorithms that learn from other keys says which ones learn from those of the
+stage.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ ONLINE = "expert_iteration, grpo, hir, ppo, reinforce_pp, rejection_sampling, re
 def swapped(stage: dict[str, Any], folder: Path) -> list[str]:
     """The problems of a recipe with one stage, as text."""
     recipe = folder / "r.json"
-    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"s": stage}}), encoding="utf-8")
+    recipe.write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": {"s": stage}}), encoding="utf-8"
+    )
     (folder / "d.jsonl").touch()
     with pytest.raises(RecipeError) as raised:
         load_recipe(recipe, [])

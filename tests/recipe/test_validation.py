@@ -47,12 +47,16 @@ def test_valid_data_become_the_model(check: Any) -> None:
     ("text", "message"),
     [
         ("union: {}", "union: must be a valid integer, got {}"),
-        ("union: [1]", "union.0: must be a valid string, got 1"),  # the arm that failed deeper fits best
+        # The arm that failed deeper fits best
+        ("union: [1]", "union.0: must be a valid string, got 1"),
         ("inner: 3", "inner: must be an object, got 3"),
         ("inner: {size: 5}", "inner.size: must be less than or equal to 4, got 5"),
         ("inner: {size: null}", "inner.size: must be a valid integer, got null"),
         ("names: []", "names: must have at least 1 item after validation, not 0, got []"),
-        ("names: [a, b, c]", 'names: must have at most 2 items after validation, not 3, got ["a", "b", "c"]'),
+        (
+            "names: [a, b, c]",
+            'names: must have at most 2 items after validation, not 3, got ["a", "b", "c"]',
+        ),
         ("word: xyz", "word: must match pattern '^[a-c]+$', got 'xyz'"),
         ("nested: [{size: 1}, {sise: 1}]", "unknown key 'sise'"),
         (f"inner: {'x' * 99}", f"inner: must be an object, got '{'x' * 56}..."),

@@ -62,7 +62,11 @@ def test_crlf_and_bom_and_wide_characters_keep_lines_right(tmp_path: Path) -> No
         ("a: 1\ntrue: b\n", "a key must be text", (2, 1, 4)),
         ("a: {[1]: 2}\n", "a key must be text", (1, 5, 3)),
         ("? {a: 1}\n: 2\n", "a key must be text", (1, 3, 6)),
-        ("a: !!python/object:os.system x\n", "the tag '!!python/object:os.system' is not allowed", (1, 4, 27)),
+        (
+            "a: !!python/object:os.system x\n",
+            "the tag '!!python/object:os.system' is not allowed",
+            (1, 4, 27),
+        ),
         ("a: !mine {b: 1}\n", "the tag '!mine' is not allowed", (1, 4, 12)),
         ("a: !!int x\n", "cannot be read as '!!int'", (1, 4, 7)),
         ("b: &x {c: 1}\na: {<<: *x}\n", "merge keys are not supported", (2, 5, 2)),
@@ -77,7 +81,9 @@ def test_crlf_and_bom_and_wide_characters_keep_lines_right(tmp_path: Path) -> No
         (b"a: 1\nb: \xff\n", "not valid YAML", (2, 4, 1)),
     ],
 )
-def test_unusable_yaml(tmp_path: Path, text: str | bytes, message: str, where: tuple[int, int, int]) -> None:
+def test_unusable_yaml(
+    tmp_path: Path, text: str | bytes, message: str, where: tuple[int, int, int]
+) -> None:
     (problem,) = problems(tmp_path, text)
     assert message in problem.message
     assert place(problem) == where

@@ -77,12 +77,17 @@ def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
 
 
 def test_chat_says_what_it_loads_before_torch_is_imported() -> None:
-    ran = subprocess.run([sys.executable, "-c", FIRST, "chat", "tiny"], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", FIRST, "chat", "tiny"], capture_output=True, text=True
+    )
     assert ran.stderr.splitlines()[0] == "loading torch and transformers False"
 
 
 def test_stages_are_numbered_and_parts_of_steps_are_counted(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from alignkit.io import console
     from alignkit.runs.run import run_recipe
@@ -100,16 +105,28 @@ def test_stages_are_numbered_and_parts_of_steps_are_counted(
     again = capsys.readouterr().err
     assert "sft: unchanged, reused" in again and "stage 1 of 4" not in again
     counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
-    for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
+    for line in (
+        "align iteration 1/2",
+        "align iteration 2/2",
+        "labels: sample 1/1",
+        "labels: judge 1/1",
+    ):
         assert line in counted
 
 
 @pytest.mark.parametrize(
     ("method", "place"),
-    [("offline.DatasetTrainer._step", "in step 1 of 1"), ("online.RolloutTrainer.learn", "in iteration 1 of 2")],
+    [
+        ("offline.DatasetTrainer._step", "in step 1 of 1"),
+        ("online.RolloutTrainer.learn", "in iteration 1 of 2"),
+    ],
 )
 def test_an_error_names_the_step_or_the_iteration(
-    method: str, place: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    method: str,
+    place: str,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing(*arguments: object) -> None:
         raise RunFailed("it failed")
@@ -132,7 +149,10 @@ def test_a_run_that_failed_and_is_killed_while_it_tells_others_is_not_done(
     out = recipe.parent / "out"
     with pytest.raises(KeyboardInterrupt):
         run_recipe(load_recipe(recipe), out, collectives=Waits())
-    assert json.loads((out / "starts.jsonl").read_text(encoding="utf-8").splitlines()[-1])["outcome"] == "failed"
+    assert (
+        json.loads((out / "starts.jsonl").read_text(encoding="utf-8").splitlines()[-1])["outcome"]
+        == "failed"
+    )
 
 
 def failed() -> None:
@@ -141,10 +161,15 @@ def failed() -> None:
 
 def logged(folder: Path) -> list[str]:
     """The lines of run.log without their times."""
-    return [line.partition("Z ")[2] for line in (folder / "run.log").read_text(encoding="utf-8").splitlines()]
+    return [
+        line.partition("Z ")[2]
+        for line in (folder / "run.log").read_text(encoding="utf-8").splitlines()
+    ]
 
 
-def test_the_log_has_all_that_a_run_and_its_resumption_said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_all_that_a_run_and_its_resumption_said(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
     for _ in range(2):
         assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
@@ -160,15 +185,29 @@ def test_the_log_has_all_that_a_run_and_its_resumption_said(recipe: Path, capsys
 def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watch = "from alignkit import hookimpl\n\n@hookimpl\ndef run_finished(run, error): raise ValueError('too late')\n"
+    watch = (
+        "from alignkit import hookimpl\n"
+        "\n"
+        "@hookimpl\n"
+        "def run_finished(run, error): raise ValueError('too late')\n"
+    )
     (recipe.parent / "watch.py").write_text(watch, encoding="utf-8")
     recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
-    command = ["run", str(recipe), "--out", str(recipe.parent / "out"), "--plugin", str(recipe.parent / "watch.py")]
+    command = [
+        "run",
+        str(recipe),
+        "--out",
+        str(recipe.parent / "out"),
+        "--plugin",
+        str(recipe.parent / "watch.py"),
+    ]
     assert cli.main(command) == 0
     expected = "warning: plugin 'watch.py', in `run_finished`: ValueError: too late"
     for lines in (capsys.readouterr().err.splitlines(), logged(recipe.parent / "out")):
         assert any(line.startswith(expected) for line in lines)
-        assert lines[-1].startswith("done in ") and lines[-1].endswith(f"results: {recipe.parent / 'out'}")
+        assert lines[-1].startswith("done in ") and lines[-1].endswith(
+            f"results: {recipe.parent / 'out'}"
+        )
 
 
 def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(

@@ -1,4 +1,6 @@
-"""`run --only` and `--until`: some stages of a recipe, with the results that the whole recipe would have."""
+"""`run --only` and `--until`: some stages of a recipe, with the results that the whole recipe would
+have.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,26 @@ from alignkit.io.results import RECIPE, damage_of
 from tests.distributed.forked import together
 
 STAGES = {
-    "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, "learning_rate": 0.1, "max_length": 40},
-    "helpful": {"algorithm": "reward_model", "data": "pairs.jsonl", "max_steps": 1, "max_length": 300},
-    "more": {"algorithm": "sft", "from": "sft", "data": "demos.jsonl", "max_steps": 2, "max_length": 40},
+    "sft": {
+        "algorithm": "sft",
+        "data": "demos.jsonl",
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "max_length": 40,
+    },
+    "helpful": {
+        "algorithm": "reward_model",
+        "data": "pairs.jsonl",
+        "max_steps": 1,
+        "max_length": 300,
+    },
+    "more": {
+        "algorithm": "sft",
+        "from": "sft",
+        "data": "demos.jsonl",
+        "max_steps": 2,
+        "max_length": 40,
+    },
     "report": {
         "step": "evaluate",
         "policies": ["base", "more"],
@@ -31,11 +50,17 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe in the current folder, one stage of which none of the others needs."""
-    demo, pair = {"prompt": "is it?", "completion": "yes"}, {"prompt": "is it?", "chosen": "yes", "rejected": "no"}
+    demo, pair = (
+        {"prompt": "is it?", "completion": "yes"},
+        {"prompt": "is it?", "chosen": "yes", "rejected": "no"},
+    )
     (tmp_path / "demos.jsonl").write_text(json.dumps(demo), encoding="utf-8")
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair), encoding="utf-8")
     path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": STAGES}, sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": STAGES}, sort_keys=False),
+        encoding="utf-8",
+    )
     monkeypatch.chdir(tmp_path)
     return path
 
@@ -60,7 +85,9 @@ def test_stages_one_after_the_other_are_those_of_the_whole_run(
     assert main(["run", "r.yaml", "--out", str(whole)]) == 0
     for file in (f"sft/{WEIGHTS}", f"helpful/{WEIGHTS}", f"more/{WEIGHTS}", "report/samples.jsonl"):
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
-    written = [yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) for folder in (parts, whole)]
+    written = [
+        yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) for folder in (parts, whole)
+    ]
     assert written[0] == written[1] and list(written[0]["stages"]) == [*STAGES]
 
 
@@ -75,11 +102,20 @@ def test_a_stage_alone_needs_complete_results_of_the_earlier_ones(
         return capsys.readouterr().err
 
     said = refused("--only", "report")
-    assert "--only needs results of sft, more, which are not complete" in said and "--until more" in said
-    assert complete(folder) == [] and not (folder / "report").exists() and not (folder / "sft").exists()
+    assert (
+        "--only needs results of sft, more, which are not complete" in said
+        and "--until more" in said
+    )
+    assert (
+        complete(folder) == []
+        and not (folder / "report").exists()
+        and not (folder / "sft").exists()
+    )
     assert main(["run", "r.yaml", "--until", "sft"]) == 0
     assert "--only needs results of more," in refused("--only", "report")
-    assert "--only needs results of sft," in refused("stages.sft.learning_rate=0.2", "--only", "more")
+    assert "--only needs results of sft," in refused(
+        "stages.sft.learning_rate=0.2", "--only", "more"
+    )
     assert main(["run", "r.yaml", "--only", "more"]) == 0, "nothing of what was refused is left"
 
 
@@ -91,12 +127,16 @@ def test_a_stage_alone_needs_complete_results_of_the_earlier_ones(
         (["--only", "sft", "--until", "more"], "--only runs one stage"),
     ],
 )
-def test_mistakes(recipe: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    recipe: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "r.yaml", *words]) == 2
     assert said in capsys.readouterr().err and not (recipe.parent / "runs").exists()
 
 
-def test_programs_hear_of_the_chosen_stages(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_programs_hear_of_the_chosen_stages(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "r.yaml", "--until", "sft", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]
     assert list(result["stages"]) == ["sft"] and result["recipe"] == "r"
@@ -115,16 +155,23 @@ def test_several_processes_run_a_chosen_stage(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["seed=3"], ["--json"], ["seed=x"]])
-def test_a_dry_run_says_what_check_says(recipe: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_check_says(
+    recipe: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "r.yaml", "--until", "sft"]) == 0
     before = sorted(recipe.parent.rglob("*"))
     capsys.readouterr()
     checked = main(["check", "r.yaml", *words]), capsys.readouterr()
-    assert (main(["run", "r.yaml", "--dry-run", "--processes", "2", *words]), capsys.readouterr()) == checked
+    assert (
+        main(["run", "r.yaml", "--dry-run", "--processes", "2", *words]),
+        capsys.readouterr(),
+    ) == checked
     assert sorted(recipe.parent.rglob("*")) == before
 
 
-def test_a_dry_run_says_what_chosen_stages_would_do(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_chosen_stages_would_do(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "r.yaml", "--until", "sft"]) == 0
     capsys.readouterr()
     assert main(["run", "r.yaml", "--only", "report", "--dry-run"]) == 0
@@ -136,6 +183,12 @@ def test_a_dry_run_says_what_chosen_stages_would_do(recipe: Path, capsys: pytest
         "ok: r: stages report",
     ]
     assert main(["run", "r.yaml", "--until", "sft", "--out", "else", "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1:] == ["ok: r: stages sft"], "it looks into the other folder"
+    assert capsys.readouterr().out.splitlines()[-1:] == ["ok: r: stages sft"], (
+        "it looks into the other folder"
+    )
     assert main(["run", "r.yaml", "--until", "helpful", "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines()[-3:] == ["sft: reused", "helpful: runs", "ok: r: stages sft -> helpful"]
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "sft: reused",
+        "helpful: runs",
+        "ok: r: stages sft -> helpful",
+    ]

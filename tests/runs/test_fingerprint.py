@@ -1,4 +1,6 @@
-"""Everything that a stage read is in its hash: contents, commits, recognized formats, and the code behind plugins."""
+"""Everything that a stage read is in its hash: contents, commits, recognized formats, and the code
+behind plugins.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def _replace_format(monkeypatch: pytest.MonkeyPatch, changed: Registration) -> N
     monkeypatch.setattr(plugins(), "_all", [*others, changed])
 
 
-def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_recognized_format_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A format that the recipe does not name is in the hash like one that it names."""
     write(tmp_path / "d.jsonl", ROWS)
     registry = plugins()
@@ -93,14 +97,18 @@ def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Registration, "source_path", own)
     for version, source in (("1", "x = 1"), ("1", "x = 2"), ("2", "x = 2")):
         code.write_text(source, encoding="utf-8")
-        _replace_format(monkeypatch, replace(registry.get("format", "prompt_completion"), version=version))
+        _replace_format(
+            monkeypatch, replace(registry.get("format", "prompt_completion"), version=version)
+        )
         found[version, source] = hashed(tmp_path, data="d.jsonl")
     assert len(set(found.values())) == 3
     _replace_format(monkeypatch, replace(registry.get("format", "alpaca"), version="99"))
     assert hashed(tmp_path, data="d.jsonl") == found["2", "x = 2"]
 
 
-def test_a_folder_that_an_option_names_counts_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_an_option_names_counts_by_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And so does the version of the package that does the work of a step."""
     step = {"step": "lm_eval", "policies": ["base"], "tasks": ["even"], "include_path": "tasks"}
     task = tmp_path / "tasks" / "even.yaml"
@@ -111,15 +119,23 @@ def test_a_folder_that_an_option_names_counts_by_its_files(tmp_path: Path, monke
         found.append(hashed(tmp_path, **step))
     assert found[0] == found[2] != found[1]
     version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9" if name == "lm_eval" else version(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "9" if name == "lm_eval" else version(name)
+    )
     assert hashed(tmp_path, **step) != found[0]
 
 
 def test_modules_that_a_reward_imports_count(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", ROWS)
-    (tmp_path / "mine.py").write_text("import words\ndef score(prompt, response):\n    return 0.0\n", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "import words\ndef score(prompt, response):\n    return 0.0\n", encoding="utf-8"
+    )
     (tmp_path / "words.py").write_text("x = 1\n", encoding="utf-8")
-    stage = {"algorithm": "rloo", "prompts": "d.jsonl", "reward": {"python": {"path": "mine.py", "function": "score"}}}
+    stage = {
+        "algorithm": "rloo",
+        "prompts": "d.jsonl",
+        "reward": {"python": {"path": "mine.py", "function": "score"}},
+    }
     before = hashed(tmp_path, **stage)
     (tmp_path / "words.py").write_text("x = 2\n", encoding="utf-8")
     assert hashed(tmp_path, **stage) != before
@@ -146,7 +162,9 @@ class Hub:
         return ROWS
 
 
-def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = Hub(monkeypatch)
     data = {"hub": "org/set", "name": "main", "data_files": "a*.json", "split": "test"}
     one = hashed(tmp_path, data=data)
@@ -158,7 +176,9 @@ def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, m
     assert server.asked[-1][1]["revision"] == "b" * 40
 
 
-def test_a_commit_is_asked_for_once_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_is_asked_for_once_per_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, commits = Hub(monkeypatch), RunData(lambda stage: tmp_path, 0)._commits
     first = commits("org/set", None)
     server.main = "b" * 40
@@ -166,10 +186,15 @@ def test_a_commit_is_asked_for_once_per_run(tmp_path: Path, monkeypatch: pytest.
     assert commits("org/set", "c" * 40) == "c" * 40
 
 
-def test_without_a_network_the_cached_copy_tells_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_cached_copy_tells_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert commit_of("dataset", "org/set", None) is None and commit_of("dataset", "org/set", "v1") == "v1"
+    assert (
+        commit_of("dataset", "org/set", None) is None
+        and commit_of("dataset", "org/set", "v1") == "v1"
+    )
     assert commit_of("dataset", "./no folder", None) is None  # which is no id, as loading it says
     copy = tmp_path / "datasets--org--set"
     (copy / "snapshots" / ("e" * 40)).mkdir(parents=True)
@@ -186,19 +211,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "set"
     for name in ("main", "socratic"):
-        write(here / name / "train.jsonl", [{"question": f"{name} {n}", "answer": "a"} for n in range(4)])
+        write(
+            here / name / "train.jsonl",
+            [{"question": f"{name} {n}", "answer": "a"} for n in range(4)],
+        )
         write(here / name / "test.jsonl", [{"question": f"{name} test", "answer": "a"}])
     configs = [
-        {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}.jsonl"} for s in ("train", "test")]}
+        {
+            "config_name": name,
+            "data_files": [{"split": s, "path": f"{name}/{s}.jsonl"} for s in ("train", "test")],
+        }
         for name in ("main", "socratic")
     ]
-    (here / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
+    (here / "README.md").write_text(
+        f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8"
+    )
     return here
 
 
 def questions(name: Path | str, config: str | None = None, **keys: Any) -> list[str]:
     source = DataSource(hub=str(name), config=config, **keys)
-    return [row["question"] for _, row in tables.Hub().rows_of(source, lambda name, revision: revision)]
+    return [
+        row["question"] for _, row in tables.Hub().rows_of(source, lambda name, revision: revision)
+    ]
 
 
 def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> None:
@@ -219,14 +254,22 @@ def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> Non
         ({"config": "main", "revision": "v1"}, "a folder has no 'revision'"),
     ],
 )
-def test_a_part_that_does_not_exist_names_those_that_do(folder: Path, keys: dict[str, Any], reason: str) -> None:
+def test_a_part_that_does_not_exist_names_those_that_do(
+    folder: Path, keys: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(DataError) as error:
         questions(folder, **keys)
     assert str(folder) in str(error.value) and reason in str(error.value)
 
 
 def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folder: Path) -> None:
-    stage = {"data": {"hub": "set", "name": "main", "columns": {"prompt": "question", "completion": "answer"}}}
+    stage = {
+        "data": {
+            "hub": "set",
+            "name": "main",
+            "columns": {"prompt": "question", "completion": "answer"},
+        }
+    }
     one = hashed(folder.parent, **stage)
     assert questions(folder, "main")[0] == "main 0"
     path = folder / "main" / "train.jsonl"
@@ -237,7 +280,9 @@ def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folde
     assert questions(folder, "main")[0] == "MAIN 0"
 
 
-def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_read_a_file_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, rows = list[str](), PromptCompletion.read
 
     def counted(self: Any, row: Any) -> Any:
@@ -246,8 +291,16 @@ def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(PromptCompletion, "read", counted)
     file = write(tmp_path / "rows.jsonl", ROWS)
-    stage = {"algorithm": "sft", "data": {"prompt_completion": str(file)}, "max_steps": 1, "batch_size": 1}
-    document = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"one": stage, "two": stage}}
+    stage = {
+        "algorithm": "sft",
+        "data": {"prompt_completion": str(file)},
+        "max_steps": 1,
+        "batch_size": 1,
+    }
+    document = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "stages": {"one": stage, "two": stage},
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     run = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     run.execute()
@@ -260,7 +313,10 @@ def test_stages_read_a_file_once_until_it_changes(tmp_path: Path, monkeypatch: p
     assert len(read) == 3
     two.check_data(Problems(run.recipe), None)
     write(file, ROWS[:2])
-    assert [group.prompt[0]["content"] for group in two.load(two.settings.data).groups] == ["q0", "q1"]
+    assert [group.prompt[0]["content"] for group in two.load(two.settings.data).groups] == [
+        "q0",
+        "q1",
+    ]
     assert read[3:] == ["q0", "q1"]
 
 
@@ -268,8 +324,16 @@ def test_a_result_that_changes_while_later_stages_run_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path / "rows.jsonl", ROWS)
-    stage = {"algorithm": "sft", "data": {"prompt_completion": str(file)}, "max_steps": 1, "batch_size": 1}
-    document = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"one": stage, "two": stage}}
+    stage = {
+        "algorithm": "sft",
+        "data": {"prompt_completion": str(file)},
+        "max_steps": 1,
+        "batch_size": 1,
+    }
+    document = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "stages": {"one": stage, "two": stage},
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     run = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     train = TrainingStage.run
@@ -280,7 +344,9 @@ def test_a_result_that_changes_while_later_stages_run_is_an_error(
         return train(self)
 
     monkeypatch.setattr(TrainingStage, "run", damaging)
-    with pytest.raises(RunFailed, match=r"one/metrics\.jsonl is not as the stage wrote it, while later stages ran"):
+    with pytest.raises(
+        RunFailed, match=r"one/metrics\.jsonl is not as the stage wrote it, while later stages ran"
+    ):
         run.execute()
 
 
@@ -347,10 +413,14 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["trl", "bitsandbytes", "torch"])
-def test_only_what_a_stage_uses_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_only_what_a_stage_uses_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
     """Another version of TRL must not train SFT again."""
     (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8"
+    )
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl"},
         "dpo": {"algorithm": {"trl": {"trainer": "dpo"}}, "data": "pairs.jsonl"},
@@ -361,14 +431,20 @@ def test_only_what_a_stage_uses_counts(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "r.json").write_text(json.dumps(recipe), encoding="utf-8")
         loaded = load_recipe(tmp_path / "r.json")
         return [
-            digest.digest(stage_parts(stage, loaded, "base", {}, RunData(Path, 0))) for stage in loaded.stages.values()
+            digest.digest(stage_parts(stage, loaded, "base", {}, RunData(Path, 0)))
+            for stage in loaded.stages.values()
         ]
 
     before, quantized = hashes(), hashes(quantization="nf4")
     real = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == package else real(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "99" if name == package else real(name)
+    )
     changed = [old != new for old, new in zip(before, hashes(), strict=True)]
-    assert changed == {"trl": [False, True], "bitsandbytes": [False, False], "torch": [True, True]}[package]
+    assert (
+        changed
+        == {"trl": [False, True], "bitsandbytes": [False, False], "torch": [True, True]}[package]
+    )
     assert (quantized[0] != hashes(quantization="nf4")[0]) == (package != "trl")
 
 
@@ -378,7 +454,21 @@ def test_an_option_that_changes_no_result_is_no_part_of_the_key(tmp_path: Path) 
     def of(no_judge: str = "stop", **server: Any) -> str:
         where = {"base_url": "http://localhost:1/v1", "model": "m", **server}
         judge = {"openai_judge": {"server": where}}
-        return hashed(tmp_path, step="judge_pairs", judge=judge, prompts="p.jsonl", policy="base", no_judge=no_judge)
+        return hashed(
+            tmp_path,
+            step="judge_pairs",
+            judge=judge,
+            prompts="p.jsonl",
+            policy="base",
+            no_judge=no_judge,
+        )
 
-    same = {of(), of("warn"), of(api_key_env="A_KEY"), of(concurrency=2), of(timeout_seconds=9), of(max_retries=1)}
+    same = {
+        of(),
+        of("warn"),
+        of(api_key_env="A_KEY"),
+        of(concurrency=2),
+        of(timeout_seconds=9),
+        of(max_retries=1),
+    }
     assert len(same) == 1 and of(model="other") not in same and of(request={"seed": 1}) not in same

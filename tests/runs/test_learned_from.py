@@ -63,7 +63,9 @@ def raters(recipe: Recipe) -> dict[str, Any]:
     return {spec.name: spec for spec in (*options.rewards, *options.judges)}
 
 
-def test_a_policy_learned_from_its_reward_and_all_parts_of_it(recipe: Recipe, raters: dict[str, Any]) -> None:
+def test_a_policy_learned_from_its_reward_and_all_parts_of_it(
+    recipe: Recipe, raters: dict[str, Any]
+) -> None:
     # `other` learned from the pairs of `helpful`, so it says the same.
     assert learned(recipe, "ppo", raters) == {"helpful", "length", "other"}
     assert learned(recipe, "ppo@2", raters) == {"helpful", "length", "other"}
@@ -73,15 +75,23 @@ def test_gold_only_watches(recipe: Recipe, raters: dict[str, Any]) -> None:
     assert learned_from("ppo", raters["gold"], recipe) is False
 
 
-def test_a_policy_and_a_reward_model_learned_from_the_same_pairs(recipe: Recipe, raters: dict[str, Any]) -> None:
+def test_a_policy_and_a_reward_model_learned_from_the_same_pairs(
+    recipe: Recipe, raters: dict[str, Any]
+) -> None:
     assert learned(recipe, "dpo", raters) == {"helpful", "other"}
 
 
 @pytest.mark.parametrize(
     ("part", "said"),
-    [("[0, 0.6]", {"helpful", "other"}), ("[0.2, 0.61]", {"helpful", "other"}), ("[0.1, 0.29]", set())],
+    [
+        ("[0, 0.6]", {"helpful", "other"}),
+        ("[0.2, 0.61]", {"helpful", "other"}),
+        ("[0.1, 0.29]", set()),
+    ],
 )
-def test_other_shares_of_a_file_are_other_pairs(recipe: Recipe, tmp_path: Path, part: str, said: set[str]) -> None:
+def test_other_shares_of_a_file_are_other_pairs(
+    recipe: Recipe, tmp_path: Path, part: str, said: set[str]
+) -> None:
     text = TEXT.replace("data: pairs.jsonl", "data: {path: pairs.jsonl, part: [0.29, 1]}")
     text = text.replace(
         "dpo, from: sft, data: {path: pairs.jsonl, part: [0.29, 1]",
@@ -107,26 +117,39 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
     folder = str(run / "ppo" / "adapter")
     assert learned_from(folder, raters["length"], recipe) is None
     shutil.copy(tmp_path / "recipe.yaml", tmp_path / RECIPE)
-    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(": prompts.", f": {tmp_path}/prompts.")
-    text = text.replace(": pairs", f": {tmp_path}/pairs").replace(": gold_pairs", f": {tmp_path}/gold_pairs")
+    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(
+        ": prompts.", f": {tmp_path}/prompts."
+    )
+    text = text.replace(": pairs", f": {tmp_path}/pairs").replace(
+        ": gold_pairs", f": {tmp_path}/gold_pairs"
+    )
     (run / RECIPE).write_text(text)
     assert learned_from(folder, raters["length"], recipe) is True
     assert learned_from(folder, raters["refusal"], recipe) is False
-    assert learned_from(folder, raters["helpful"], recipe) is True  # another model, which learned from the same pairs
+    # Another model, which learned from the same pairs
+    assert learned_from(folder, raters["helpful"], recipe) is True
     (run / RECIPE).write_text("stages: [")
     assert learned_from(folder, raters["length"], recipe) is None
 
 
 @pytest.mark.parametrize(("seed", "known"), [(0, False), (1, True)])
-def test_shares_of_runs_with_other_seeds_overlap(recipe: Recipe, tmp_path: Path, seed: int, known: bool) -> None:
+def test_shares_of_runs_with_other_seeds_overlap(
+    recipe: Recipe, tmp_path: Path, seed: int, known: bool
+) -> None:
     """The seed decides which conversations are in a share."""
     run = tmp_path / "run"
     run.mkdir()
-    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(": prompts.", f": {tmp_path}/prompts.")
+    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(
+        ": prompts.", f": {tmp_path}/prompts."
+    )
     text = text.replace(": gold_pairs", f": {tmp_path}/gold_pairs")
     part = "data: {{path: {}/pairs.jsonl, part: {}}}"
-    (run / RECIPE).write_text(text.replace("data: pairs.jsonl", part.format(tmp_path, [0, 0.5])) + f"seed: {seed}\n")
-    (tmp_path / "recipe.yaml").write_text(TEXT.replace("data: pairs.jsonl", part.format(tmp_path, [0.5, 1])))
+    (run / RECIPE).write_text(
+        text.replace("data: pairs.jsonl", part.format(tmp_path, [0, 0.5])) + f"seed: {seed}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        TEXT.replace("data: pairs.jsonl", part.format(tmp_path, [0.5, 1]))
+    )
     mine = load_recipe(tmp_path / "recipe.yaml")
     options: Any = mine.stages["report"].component.options
     helpful = next(spec for spec in options.rewards if spec.name == "helpful")
@@ -149,8 +172,12 @@ def test_a_base_that_another_run_made_learned_what_that_run_taught(
     run = tmp_path / "run"
     model = run / "ppo" / "model"
     model.mkdir(parents=True)
-    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(": prompts.", f": {tmp_path}/prompts.")
-    (run / RECIPE).write_text(text.replace(": pairs", f": {tmp_path}/pairs").replace(": gold_pairs", f": {tmp_path}/g"))
+    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(
+        ": prompts.", f": {tmp_path}/prompts."
+    )
+    (run / RECIPE).write_text(
+        text.replace(": pairs", f": {tmp_path}/pairs").replace(": gold_pairs", f": {tmp_path}/g")
+    )
     shutil.copy(tmp_path / "pairs.jsonl", tmp_path / "g.jsonl")
     (tmp_path / "recipe.yaml").write_text(TEXT.replace("base: tiny", f"base: {model}"))
     second = load_recipe(tmp_path / "recipe.yaml")
@@ -158,7 +185,9 @@ def test_a_base_that_another_run_made_learned_what_that_run_taught(
     assert learned(second, "sft", raters) == {"helpful", "other", "length"}
 
 
-def test_what_an_earlier_result_learned_from_is_not_known(recipe: Recipe, raters: dict[str, Any]) -> None:
+def test_what_an_earlier_result_learned_from_is_not_known(
+    recipe: Recipe, raters: dict[str, Any]
+) -> None:
     # The stage may have had another reward when it made that result.
     assert learned_from("ppo@dpo", raters["length"], recipe) is None
     assert learned_from("ppo@ppo~1", raters["length"], recipe) is None
@@ -180,7 +209,9 @@ stages:
 """
 
 
-def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> dict[str, Any]:
+def trained_on(
+    folder: Path, taught: str, measured: str, prompts: str = "held_out"
+) -> dict[str, Any]:
     for name in ("seen", "held_out"):
         rows = [{"prompt": f"{name} {n}", "answer": "1", "answers": ["1"]} for n in range(4)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -193,8 +224,10 @@ def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_ou
 
 @pytest.mark.silent_bug(
     "evaluation: own reward",
-    "A reward counts as an independent measure of a policy that was trained on it or chosen by it, with other options.",
-    "The lineage of rewards says what a policy learned from: their model, file or grader, not their options.",
+    "A reward counts as an independent measure of a policy that was trained on it or chosen by "
+    "it, with other options.",
+    "The lineage of rewards says what a policy learned from: their model, file or grader, not "
+    "their options.",
 )
 @pytest.mark.parametrize(
     ("taught", "measured", "own"),
@@ -207,9 +240,16 @@ def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_ou
         ("length", "refusal", False),
     ],
 )
-def test_a_measure_is_its_own_reward_with_other_options(taught: str, measured: str, own: bool, tmp_path: Path) -> None:
+def test_a_measure_is_its_own_reward_with_other_options(
+    taught: str, measured: str, own: bool, tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "answer": "1", "answers": ["1"]}\n')
-    text = ASKED.replace("TAUGHT", taught).replace("MEASURED", measured).replace("PROMPTS", "a").replace("seen", "a")
+    text = (
+        ASKED.replace("TAUGHT", taught)
+        .replace("MEASURED", measured)
+        .replace("PROMPTS", "a")
+        .replace("seen", "a")
+    )
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "recipe.yaml")
     options: Any = recipe.stages["report"].component.options
@@ -220,14 +260,22 @@ def test_a_measure_is_its_own_reward_with_other_options(taught: str, measured: s
 
 @pytest.mark.silent_bug(
     "evaluation: own reward",
-    "Right answers to held-out questions count as no proof, because the policy was trained on right answers to others.",
-    "A known answer to a prompt that was not trained on is independent; one that chose the answer is not.",
+    "Right answers to held-out questions count as no proof, because the policy was trained on "
+    "right answers to others.",
+    "A known answer to a prompt that was not trained on is independent; one that chose the "
+    "answer is not.",
 )
 def test_known_answers_to_held_out_prompts_are_proof(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).mkdir()
-    taught = "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: characters}}}, weights: {a: 1, b: 1}}}"
+    taught = (
+        "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: characters}}}, weights: "
+        "{a: 1, b: 1}}}"
+    )
     assert trained_on(tmp_path / "a", taught, "exact_match") == {"align": False, "best": True}
-    assert trained_on(tmp_path / "b", taught, "exact_match", "seen") == {"align": True, "best": True}
+    assert trained_on(tmp_path / "b", taught, "exact_match", "seen") == {
+        "align": True,
+        "best": True,
+    }
     many = "{exact_match: {within: true}}"  # which an answer that names everything pleases
     assert trained_on(tmp_path / "c", taught, many) == {"align": True, "best": True}

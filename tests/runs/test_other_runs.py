@@ -1,4 +1,6 @@
-"""Policies that another run trained: compared by their folders, checked before anything runs, and never mixed up."""
+"""Policies that another run trained: compared by their folders, checked before anything runs, and
+never mixed up.
+"""
 
 import json
 import shutil
@@ -22,7 +24,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 def write(folder: Path, stages: dict[str, Any], **model: Any) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": MODEL | model, "stages": stages}, sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"model": MODEL | model, "stages": stages}, sort_keys=False),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -30,7 +35,10 @@ def write(folder: Path, stages: dict[str, Any], **model: Any) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with a policy and a reward model."""
     folder = tmp_path_factory.mktemp("other")
-    demo, pair = {"prompt": "is it?", "completion": "yes"}, {"prompt": "is it?", "chosen": "yes", "rejected": "no"}
+    demo, pair = (
+        {"prompt": "is it?", "completion": "yes"},
+        {"prompt": "is it?", "chosen": "yes", "rejected": "no"},
+    )
     (folder / "demos.jsonl").write_text(json.dumps(demo), encoding="utf-8")
     (folder / "pairs.jsonl").write_text(json.dumps(pair), encoding="utf-8")
     stages = {
@@ -49,7 +57,12 @@ def policy(other: Path, tmp_path: Path) -> Path:
 
 def compare(folder: Path, *policies: str, **model: Any) -> Path:
     (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "is it?"}), encoding="utf-8")
-    step = {"step": "evaluate", "policies": list(policies), "rewards": ["length"], "prompts": "prompts.jsonl"}
+    step = {
+        "step": "evaluate",
+        "policies": list(policies),
+        "rewards": ["length"],
+        "prompts": "prompts.jsonl",
+    }
     return write(folder, {"report": step | {"sampling": {"max_new_tokens": 4}}}, **model)
 
 
@@ -64,15 +77,28 @@ def test_the_policy_of_another_run_is_compared(
 ) -> None:
     recipe = compare(tmp_path, "base", "policy")
     assert run(recipe, capsys)[0] == 0
-    result = json.loads((tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8"))
-    assert list(result["policies"]) == ["base", f"{tmp_path.name}/policy"] and result["baseline"] == "base"
-    sources = [json.loads(line) for line in (tmp_path / "out" / "report" / "samples.jsonl").read_text().splitlines()]
+    result = json.loads(
+        (tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8")
+    )
+    assert (
+        list(result["policies"]) == ["base", f"{tmp_path.name}/policy"]
+        and result["baseline"] == "base"
+    )
+    sources = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "report" / "samples.jsonl").read_text().splitlines()
+    ]
     assert [r["source"] for r in sources[0]["responses"]] == list(result["policies"])
     (base, own) = result["policies"].values()
-    assert abs(base["kl"]["mean"]) < 1e-6 and abs(own["kl"]["mean"]) > 1e-3  # the base's weights were not used for both
+    # The base's weights were not used for both
+    assert abs(base["kl"]["mean"]) < 1e-6 and abs(own["kl"]["mean"]) > 1e-3
     assert "report: unchanged, reused" in run(recipe, capsys)[1]
     weights = load_file(policy / WEIGHTS)
-    save_file({key: value * 1.5 for key, value in weights.items()}, policy / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {key: value * 1.5 for key, value in weights.items()},
+        policy / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     assert "changed since the last run" in run(recipe, capsys)[1]
 
 
@@ -85,9 +111,15 @@ def test_prompts_that_another_run_trained_on_are_told(
     other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = compare(tmp_path, "base", str(other / "sft" / "adapter"))
-    (tmp_path / "prompts.jsonl").write_text((other.parent / "demos.jsonl").read_text(encoding="utf-8"))
+    (tmp_path / "prompts.jsonl").write_text(
+        (other.parent / "demos.jsonl").read_text(encoding="utf-8")
+    )
     said = " ".join(run(recipe, capsys)[1].split())
-    assert "prompts are training data (" in said and f"by {other.name}/sft" in said and "not checked" not in said
+    assert (
+        "prompts are training data (" in said
+        and f"by {other.name}/sft" in said
+        and "not checked" not in said
+    )
 
 
 @pytest.mark.parametrize("kind", ["reward model", "another base"])
@@ -97,7 +129,11 @@ def test_weights_that_do_not_fit_are_refused_first(
     name, problem = "./policy", "is an adapter for the base model 'tiny', not for"
     base = str(other.parent)
     if kind == "reward model":
-        base, name, problem = "tiny", str(other / "scores" / "adapter"), "holds a reward model, but a policy is needed"
+        base, name, problem = (
+            "tiny",
+            str(other / "scores" / "adapter"),
+            "holds a reward model, but a policy is needed",
+        )
     else:
         base = str(tiny_with_other_weights(tmp_path))
     code, said = run(compare(tmp_path, "base", name, base=base), capsys)
@@ -113,11 +149,17 @@ def test_adapters_of_another_rank_are_read_as_they_are(
         recipe = compare(tmp_path, "base", "policy", lora=lora)
         rewards = f"stages.report.rewards=[{{folder: {other / 'scores' / 'adapter'}}}]"
         assert run(recipe, capsys, rewards)[0] == 0
-        result = json.loads((tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8"))
+        result = json.loads(
+            (tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8")
+        )
         found.append(result["policies"])
     assert found[0] == found[1]
     code, said = run(recipe, capsys, f"stages.report.rewards=[{{folder: {other / 'scores'}}}]")
-    assert code == 2 and "such as 'adapter' or 'model'" in said and "loading" not in said.replace("loading torch", "")
+    assert (
+        code == 2
+        and "such as 'adapter' or 'model'" in said
+        and "loading" not in said.replace("loading torch", "")
+    )
 
 
 @pytest.mark.silent_bug(
@@ -144,9 +186,15 @@ def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path
 def tiny_with_other_weights(folder: Path) -> Path:
     import alignkit_plugins.models.tiny
 
-    source = Path(shutil.copytree(alignkit_plugins.models.tiny.source(folder / "models"), folder / "base"))
+    source = Path(
+        shutil.copytree(alignkit_plugins.models.tiny.source(folder / "models"), folder / "base")
+    )
     weights = load_file(source / "model.safetensors")
-    save_file({key: value + 1 for key, value in weights.items()}, source / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value + 1 for key, value in weights.items()},
+        source / "model.safetensors",
+        {"format": "pt"},
+    )
     return source
 
 
@@ -157,7 +205,10 @@ def test_check_tells_an_adapter_for_another_base(
     for base, status in (("tiny", 0), (str(tiny_with_other_weights(tmp_path)), 2)):
         assert main(["check", str(compare(tmp_path, "base", policy, base=base))]) == status
         said = capsys.readouterr().err
-        assert not status or f"{policy} is an adapter for the base model 'tiny', not for '{base}'" in said
+        assert (
+            not status
+            or f"{policy} is an adapter for the base model 'tiny', not for '{base}'" in said
+        )
 
 
 def test_the_folder_inside_a_stage_is_suggested(other: Path, tmp_path: Path) -> None:
@@ -167,14 +218,32 @@ def test_the_folder_inside_a_stage_is_suggested(other: Path, tmp_path: Path) -> 
         load_recipe(compare(tmp_path, "base", "no/such"))
 
 
-def test_a_folder_that_a_step_chose_is_started_from(other: Path, policy: Path, tmp_path: Path) -> None:
-    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8")
-    pick = {"step": "select_best", "policies": ["./policy", "base"], "reward": "length", "prompts": "demos.jsonl"}
-    after = {"algorithm": "sft", "from": "pick", "data": "demos.jsonl", "max_steps": 1, "learning_rate": 1e-9}
+def test_a_folder_that_a_step_chose_is_started_from(
+    other: Path, policy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "demos.jsonl").write_text(
+        json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8"
+    )
+    pick = {
+        "step": "select_best",
+        "policies": ["./policy", "base"],
+        "reward": "length",
+        "prompts": "demos.jsonl",
+    }
+    after = {
+        "algorithm": "sft",
+        "from": "pick",
+        "data": "demos.jsonl",
+        "max_steps": 1,
+        "learning_rate": 1e-9,
+    }
     recipe = write(tmp_path, {"pick": pick | {"sampling": {"max_new_tokens": 4}}, "after": after})
     assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
-    assert json.loads((tmp_path / "out/pick/stage.json").read_text())["policy"] == str(policy)  # of equals the first
-    ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "out/after/adapter", policy))
+    # Of equals the first
+    assert json.loads((tmp_path / "out/pick/stage.json").read_text())["policy"] == str(policy)
+    ours, theirs = (
+        load_file(folder / WEIGHTS) for folder in (tmp_path / "out/after/adapter", policy)
+    )
     assert all((ours[key] - theirs[key]).abs().max() < 1e-6 for key in theirs)
 
 
@@ -190,7 +259,9 @@ def test_another_scale_and_another_vocabulary_are_refused_first(
         and "loading" not in said.replace("loading torch", "")
     )
     (policy / "adapter_config.json").unlink()
-    (policy / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 7}), encoding="utf-8")
+    (policy / "config.json").write_text(
+        json.dumps({"model_type": "llama", "vocab_size": 7}), encoding="utf-8"
+    )
     code, said = run(write(tmp_path, {"sft": stage}), capsys)
     assert code == 2 and "holds a whole model, but with model.lora" in said
     code, said = run(write(tmp_path, {"sft": stage}, lora=None), capsys)
@@ -206,6 +277,8 @@ def test_other_files_beside_the_weights_do_not_change_the_base(
 ) -> None:
     import alignkit_plugins.models.tiny
 
-    base = Path(shutil.copytree(alignkit_plugins.models.tiny.source(tmp_path / "models"), tmp_path / "base"))
+    base = Path(
+        shutil.copytree(alignkit_plugins.models.tiny.source(tmp_path / "models"), tmp_path / "base")
+    )
     save_file(load_file(base / "model.safetensors"), base / "consolidated.safetensors")
     assert run(compare(tmp_path, "base", "./policy", base=str(base)), capsys)[0] == 0

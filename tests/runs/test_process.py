@@ -1,4 +1,6 @@
-"""What a run says when memory runs out, when it is asked to end, and when a setting has no effect in one process."""
+"""What a run says when memory runs out, when it is asked to end, and when a setting has no effect
+in one process.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ def test_memory_that_runs_out_says_what_saves_memory() -> None:
     found = with_help(MemoryError("900 GiB"), "")
     assert isinstance(found, OutOfResource) and found.exit_code == 5
     assert str(found).splitlines() == [
-        "out of memory: reduce max_length or samples_per_prompt, or set model.activation_checkpointing=true (900 GiB)"
+        (
+            "out of memory: reduce max_length or samples_per_prompt, or set "
+            "model.activation_checkpointing=true (900 GiB)"
+        )
     ]
     error = ValueError("no such layer")
     assert with_help(error, "") is error
@@ -26,7 +31,9 @@ def test_memory_that_runs_out_says_what_saves_memory() -> None:
 def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a busy machine the launcher asks before this process has found out that the others are gone."""
+    """On a busy machine the launcher asks before this process has found out that the others are
+    gone.
+    """
 
     def run(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

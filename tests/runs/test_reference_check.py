@@ -1,4 +1,6 @@
-"""A whole model as reference: a teacher that reads the policy's tokens, or is refused before anything trains."""
+"""A whole model as reference: a teacher that reads the policy's tokens, or is refused before
+anything trains.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ TEMPERATURE = 0.7
 STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "prompts.jsonl", "iterations": 2}
 STUDENT |= {"prompts_per_iteration": 3, "reference": "big"}
 STUDENT |= {"rollout": {"samples_per_prompt": 2, "max_new_tokens": 8, "temperature": TEMPERATURE}}
-PAIRS: dict[str, Any] = {"algorithm": "dpo", "data": "pairs.jsonl", "batch_size": 2, "reference": "big"}
+PAIRS: dict[str, Any] = {
+    "algorithm": "dpo",
+    "data": "pairs.jsonl",
+    "batch_size": 2,
+    "reference": "big",
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,14 +60,22 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, stages: dict[str, Any], big: Path, **keys: Any) -> Path:
     rows = {
         "demos": [{"prompt": f"is it {n}?", "completion": "yes"} for n in range(4)],
-        "pairs": [{"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(4)],
+        "pairs": [
+            {"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(4)
+        ],
         "prompts": [{"prompt": f"what is {n} and why?"} for n in range(4)],
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    named = {name: stage | {"reference": str(big)} for name, stage in stages.items() if stage["reference"] == "big"}
+    named = {
+        name: stage | {"reference": str(big)}
+        for name, stage in stages.items()
+        if stage["reference"] == "big"
+    }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"model": TINY, "stages": stages | named} | keys, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({"model": TINY, "stages": stages | named} | keys, sort_keys=False)
+    )
     return path
 
 
@@ -73,29 +88,43 @@ def direct(source: Path, temperature: float) -> Callable[[Group, Sequence[int]],
 
     @torch.no_grad()
     def logprobs(group: Group, tokens: Sequence[int]) -> Tensor:
-        text = tokenizer.apply_chat_template(list(group.prompt), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            list(group.prompt), tokenize=False, add_generation_prompt=True
+        )
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        logits = network(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
-        return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        logits = network(input_ids=torch.tensor([[*prompt, *tokens]])).logits[
+            0, len(prompt) - 1 : -1
+        ]
+        return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(tokens)[:, None])[
+            :, 0
+        ]
 
     return logprobs
 
 
-def test_a_whole_teacher_reads_the_policys_tokens(big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_teacher_reads_the_policys_tokens(
+    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In its own chat template."""
     seen: list[Batch] = []
     signal = Distillation.signal
-    monkeypatch.setattr(Distillation, "signal", lambda self, batch: (seen.append(batch), signal(self, batch))[1])
+    monkeypatch.setattr(
+        Distillation, "signal", lambda self, batch: (seen.append(batch), signal(self, batch))[1]
+    )
     run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
     run.execute()
     wanted = direct(big, TEMPERATURE)
     assert len(seen) == 2 and run.recipe.stages["student"].whole_models == (str(big),)
     for batch in seen:
         responses = [(group, response) for group in batch.groups for response in group.responses]
-        for (group, response), found, old in zip(responses, batch.reference_logprobs, batch.old_logprobs, strict=True):
+        for (group, response), found, old in zip(
+            responses, batch.reference_logprobs, batch.old_logprobs, strict=True
+        ):
             assert response.tokens is not None
             count = len(response.tokens)
-            torch.testing.assert_close(found[:count], wanted(group, response.tokens), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                found[:count], wanted(group, response.tokens), atol=1e-5, rtol=0
+            )
             assert float((found - old)[:count].abs().max()) > 1e-3
 
 
@@ -104,10 +133,15 @@ def test_an_offline_reference_is_read_by_the_whole_model(
 ) -> None:
     seen: list[Batch] = []
     loss = DPO.loss
-    monkeypatch.setattr(DPO, "loss", lambda self, batch, out: (seen.append(batch), loss(self, batch, out))[1])
+    monkeypatch.setattr(
+        DPO, "loss", lambda self, batch, out: (seen.append(batch), loss(self, batch, out))[1]
+    )
     other = make_model(tmp_path / "other", 0)
-    tensors = {name: 1.1 * tensor for name, tensor in load_file(other / "model.safetensors").items()}
-    save_file(tensors, other / "model.safetensors", {"format": "pt"})  # the tokens and the name stay the same
+    tensors = {
+        name: 1.1 * tensor for name, tensor in load_file(other / "model.safetensors").items()
+    }
+    # The tokens and the name stay the same
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
     for number, base in enumerate((big, other)):
         seen.clear()
         recipe = load_recipe(write(tmp_path, {"align": PAIRS}, base))
@@ -119,7 +153,9 @@ def test_an_offline_reference_is_read_by_the_whole_model(
                 rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
             ):
                 kept = tokens[: int(mask.sum())].tolist()
-                torch.testing.assert_close(found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0)
+                torch.testing.assert_close(
+                    found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0
+                )
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -128,17 +164,25 @@ def test_another_tokenizer_is_refused_first(
 ) -> None:
     """While validating, if both tokenizers are on this machine."""
     path = write(tmp_path, {"student": STUDENT}, shifted, model={**TINY, "base": str(big)})
-    assert main([command, str(path), *(("--out", str(tmp_path / "out")) if command == "run" else ())]) == 2
+    assert (
+        main([command, str(path), *(("--out", str(tmp_path / "out")) if command == "run" else ())])
+        == 2
+    )
     err = capsys.readouterr().err
     assert (
-        f"stage 'student': its reference {shifted} has another tokenizer, or ends its turns with another token" in err
+        f"stage 'student': its reference {shifted} has another tokenizer, or ends its turns with "
+        "another token" in err
     )
     assert "a step 'sample' with its folder as 'policy'" in err and f"loading {big}" not in err
 
 
-def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_end_of_turn_is_refused(
+    big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A template that writes `</>` in front of the token that ends both."""
-    (tmp_path / "other.jinja").write_text(TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'"), encoding="utf-8")
+    (tmp_path / "other.jinja").write_text(
+        TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'"), encoding="utf-8"
+    )
     path = write(tmp_path, {"student": STUDENT}, big)
     override = f"model.chat_template={tmp_path / 'other.jinja'}"
     assert main(["run", str(path), override, "--out", str(tmp_path / "out")]) == 2
@@ -175,7 +219,9 @@ def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
     for name in ("killed", "whole"):
         assert main([*command, str(tmp_path / name)]) == 0
     for file in ("student/adapter/adapter_model.safetensors", "student/rollouts/0002.jsonl"):
-        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (tmp_path / "killed" / file).read_bytes() == (
+            tmp_path / "whole" / file
+        ).read_bytes(), file
 
 
 @pytest.fixture
@@ -197,7 +243,10 @@ def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
 def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Trainer]) -> None:
     """Another packing would change the last bits of a resumed run."""
     first = work()
-    assert Path(first.reference_models.name).name.startswith("big") and first.model is not first.reference_models.model
+    assert (
+        Path(first.reference_models.name).name.startswith("big")
+        and first.model is not first.reference_models.model
+    )
     first.reference_models.model.memory.halve()
     first.checkpoint(1, "iteration 1 of 2")
     first.close()
@@ -207,23 +256,35 @@ def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Train
 
 
 def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], Trainer]) -> None:
-    """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room in its template."""
+    """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room
+    in its template.
+    """
     started = work()
     assert started.model.context > 512 and started.encoder.max_length == 512
     long = Group(({"role": "user", "content": "0123456789 " * 60},))
-    with pytest.raises(DataError, match=r"stage 'student': the reference's prompt of .* leaves no room"):
+    with pytest.raises(
+        DataError, match=r"stage 'student': the reference's prompt of .* leaves no room"
+    ):
         started.reference_prompts.check([long], 8)
     started.close()
 
 
 def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], Trainer]) -> None:
-    """Models may know more tokens than their tokenizers have, in another number for each size of the model."""
+    """Models may know more tokens than their tokenizers have, in another number for each size of
+    the model.
+    """
     started = work()
     group = Group(({"role": "user", "content": "hi"},), (Response("x"),))
     known = started.reference_models.model.model.config.vocab_size
-    read = [Encoded(group, (1, 2), (ResponseTokens((3, last), (True, True)),)) for last in (known - 1, known)]
+    read = [
+        Encoded(group, (1, 2), (ResponseTokens((3, last), (True, True)),))
+        for last in (known - 1, known)
+    ]
     assert started.reference_prompts.encoded(read[:1])
-    with pytest.raises(RunFailed, match="stage 'student': a response to 'hi' has a token that the reference does not"):
+    with pytest.raises(
+        RunFailed,
+        match="stage 'student': a response to 'hi' has a token that the reference does not",
+    ):
         started.reference_prompts.encoded(read)
     started.close()
 
@@ -234,10 +295,12 @@ def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
     started = work()
     prompts = started.reference_prompts
     raw = Encoded(Group((), (Response("x"),)), (), (ResponseTokens((3,), (True,)),))
-    chat = replace(raw, group=Group(({"role": "user", "content": "hi"},), raw.group.responses), prompt=(5, 6))
-    assert prompts.encoded([raw])[0] is raw and prompts.encoded([chat])[0].prompt == prompts.encoder.prompt(
-        chat.group.prompt
+    chat = replace(
+        raw, group=Group(({"role": "user", "content": "hi"},), raw.group.responses), prompt=(5, 6)
     )
+    assert prompts.encoded([raw])[0] is raw and prompts.encoded([chat])[
+        0
+    ].prompt == prompts.encoder.prompt(chat.group.prompt)
     prompts.encoder = started.context.models.encoder
     assert prompts.encoded([chat])[0] is chat
     started.close()

@@ -35,11 +35,22 @@ def test_a_step_reports_to_a_pipe_in_80_columns_also_when_it_is_reused(
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
-    command = ["run", str(tmp_path / "recipe.yaml"), "--plugin", str(tmp_path / "plugin.py"), "--out"]
+    command = [
+        "run",
+        str(tmp_path / "recipe.yaml"),
+        "--plugin",
+        str(tmp_path / "plugin.py"),
+        "--out",
+    ]
     assert cli.main([*command, str(tmp_path / "out")]) == 0
     first = capsys.readouterr().out
-    assert first == (tmp_path / "out" / "report" / "report.txt").read_text(encoding="utf-8") + "\nnext: x\n"
-    assert (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8").count("0.12") == 5
+    assert (
+        first
+        == (tmp_path / "out" / "report" / "report.txt").read_text(encoding="utf-8") + "\nnext: x\n"
+    )
+    assert (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8").count(
+        "0.12"
+    ) == 5
     assert max(map(len, first.splitlines())) <= 80 and first.count("0.12") == 5
     assert cli.main([*command, str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == first

@@ -1,4 +1,6 @@
-"""Results by key: complete or absent, found again by key or by name, in this run or in another one."""
+"""Results by key: complete or absent, found again by key or by name, in this run or in another
+one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io import results as module
 from alignkit.io.digest import digest, file_digest
-from alignkit.io.results import Results, find, find_result, is_result_name, read_record, results_of_stage, stage_folder
+from alignkit.io.results import (
+    Results,
+    find,
+    find_result,
+    is_result_name,
+    read_record,
+    results_of_stage,
+    stage_folder,
+)
 
 FILES = ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with")
 
@@ -72,11 +82,16 @@ def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Results, name: str) -> None:
+def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(
+    store: Results, name: str
+) -> None:
     key = finished(store, "one")
     (result,) = (store.folder / ".results").iterdir()
     (result / name).write_text("onE", encoding="utf-8")
-    assert module.damage_of(store.folder / "sft") == f"{store.folder / 'sft' / name} is not as the stage wrote it"
+    assert (
+        module.damage_of(store.folder / "sft")
+        == f"{store.folder / 'sft' / name} is not as the stage wrote it"
+    )
     (result / name).unlink()
     assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
     store.begin("sft", key, {})
@@ -85,13 +100,17 @@ def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Resu
     assert brought(store, key) == []
 
 
-def test_a_large_file_is_read_only_if_its_size_or_time_differs(store: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_read_only_if_its_size_or_time_differs(
+    store: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "ALWAYS_READ", 3)
     finished(store, "one")
     monkeypatch.setattr(module, "file_digest", lambda path: "another")
     assert module.damage_of(store.folder / "sft") is None
     os.utime(store.folder / "sft" / "data.jsonl", (1, 1))
-    assert str(module.damage_of(store.folder / "sft")).endswith("data.jsonl is not as the stage wrote it")
+    assert str(module.damage_of(store.folder / "sft")).endswith(
+        "data.jsonl is not as the stage wrote it"
+    )
 
 
 def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
@@ -104,7 +123,10 @@ def test_every_flipped_bit_of_a_record_is_found(store: Results) -> None:
         file.write_bytes(flipped)
         assert store.record("sft") in ({}, read)
     file.write_bytes(whole[:-20])
-    assert module.damage_of(store.folder / "sft") == f"{file} is missing or damaged" and brought(store, key) is None
+    assert (
+        module.damage_of(store.folder / "sft") == f"{file} is missing or damaged"
+        and brought(store, key) is None
+    )
 
 
 @pytest.mark.parametrize("step", ["move_folder", "replace_link"])
@@ -127,7 +149,10 @@ def test_a_copy_of_a_run_with_its_links_has_its_results(store: Results, tmp_path
     key = finished(store, "one")
     store.begin("best", digest("two"), {})
     copy = Results(Path(shutil.copytree(store.folder, tmp_path / "copy", symlinks=True)))
-    assert copy.artifact("sft") == copy.folder / "sft" / "adapter" and module.damage_of(copy.folder / "sft") is None
+    assert (
+        copy.artifact("sft") == copy.folder / "sft" / "adapter"
+        and module.damage_of(copy.folder / "sft") is None
+    )
     assert brought(copy, key) == [] and read_record(copy.of(".work", "best", digest("two")))
 
 
@@ -149,13 +174,18 @@ def test_a_result_of_another_run_is_copied(store: Results, tmp_path: Path) -> No
     key = finished(store, "one")
     finished(store, "two")
     finished(second, "three")
-    assert brought(second, key, store) == [f"sft: reused from {store.folder}"] and made_with(second) == "one"
+    assert (
+        brought(second, key, store) == [f"sft: reused from {store.folder}"]
+        and made_with(second) == "one"
+    )
     weights = [find(run.folder, "sft", key) or Path() for run in (store, second)]
     assert file_digest(weights[0] / FILES[0]) == file_digest(weights[1] / FILES[0])
 
 
 @pytest.mark.parametrize("harm", ["changed", "missing", "record", "asked"])
-def test_what_is_damaged_or_asked_people_is_not_taken(store: Results, tmp_path: Path, harm: str) -> None:
+def test_what_is_damaged_or_asked_people_is_not_taken(
+    store: Results, tmp_path: Path, harm: str
+) -> None:
     second, third = Results(tmp_path / "second"), Results(tmp_path / "third")
     key = finished(store, "one")
     if harm == "changed":
@@ -176,11 +206,20 @@ def test_a_second_out_trains_nothing_again(
 ) -> None:
     monkeypatch.delenv("ALIGNKIT_REUSE")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
+    (tmp_path / "demos.jsonl").write_text(
+        '{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8"
+    )
     train = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
-    report = {"step": "evaluate", "policies": ["sft"], "rewards": ["length"], "prompts": "demos.jsonl"}
+    report = {
+        "step": "evaluate",
+        "policies": ["sft"],
+        "rewards": ["length"],
+        "prompts": "demos.jsonl",
+    }
     stages = {"sft": train, "report": {**report, "sampling": {"max_new_tokens": 4}}}
-    (tmp_path / "r.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    (tmp_path / "r.json").write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
+    )
 
     def run(*words: str) -> str:
         capsys.readouterr()
@@ -206,18 +245,26 @@ def named(tmp_path: Path) -> Results:
     settings = {"depends_on": {"settings": {"epochs": 1}}}
     for number, algorithm in enumerate(("ppo", "dpo", "ppo", "ppo"), 1):
         finished(store, f"{number}", "align", plugin=algorithm, **settings)
-        os.utime(store.folder / "align" / "stage.json", (9 - number, 9 - number))  # as a copy may have it
+        # As a copy may have it
+        os.utime(store.folder / "align" / "stage.json", (9 - number, 9 - number))
     return store
 
 
 def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
     names = {"align@ppo": "4", "align@ppo~1": "3", "align@dpo": "2", "align@ppo~2": "1"}
-    hashes = {name: read_record(folder)["hash"] for name, folder in results_of_stage(named.folder, "align").items()}
+    hashes = {
+        name: read_record(folder)["hash"]
+        for name, folder in results_of_stage(named.folder, "align").items()
+    }
     assert list(hashes.items()) == [(name, digest(key)) for name, key in names.items()]
     earlier = named.folder / ".results" / f"align-{digest('1')[:16]}"
     assert find_result(named.folder, "align@ppo~2") == earlier
     assert named.artifact("align@ppo~2") == earlier / "adapter"
-    assert stage_folder(earlier / "kept" / "2") == stage_folder(named.artifact("align")) == (named.folder / "align")
+    assert (
+        stage_folder(earlier / "kept" / "2")
+        == stage_folder(named.artifact("align"))
+        == (named.folder / "align")
+    )
     named.bring("align", digest("2"), (), print)
     assert find_result(named.folder, "align@dpo") == (named.folder / "align").resolve()
     assert read_record(find_result(named.folder, "align@ppo"))["hash"] == digest("4")
@@ -226,13 +273,20 @@ def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
 def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -> None:
     named.begin("align", digest("5"), {"settings": {}})
     finished(named, "6", "report", plugin="evaluate", depends_on={"settings": None})
-    assert len(results_of_stage(named.folder, "align")) == 4 and results_of_stage(named.folder, "report") == {}
+    assert (
+        len(results_of_stage(named.folder, "align")) == 4
+        and results_of_stage(named.folder, "report") == {}
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("align@kto", "has no result align@kto; results of align: align@ppo, align@ppo~1, align@dpo, align@ppo~2"),
+        (
+            "align@kto",
+            "has no result align@kto; results of align: align@ppo, align@ppo~1, align@dpo, "
+            "align@ppo~2",
+        ),
         ("align@pp", "did you mean 'align@ppo'?"),
         ("best@kto", "RUN has no result best@kto; results of best: none"),
     ],

@@ -1,4 +1,6 @@
-"""An evaluation on prompts that a policy or a reward model was trained on says so, with their number."""
+"""An evaluation on prompts that a policy or a reward model was trained on says so, with their
+number.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +58,14 @@ def seen(folder: Path, policy: str, words: str, selected: str = "sft@1") -> dict
 def test_all_stages_that_a_policy_comes_from_count(tmp_path: Path) -> None:
     words = "abcdefghz"
     assert seen(tmp_path, "warm", words) == {"warm": ["a", "b"]}
-    assert seen(tmp_path, "sft@1", words) == {"sft": ["b", "c"], "warm": ["a", "b"]}  # held-out data do not count
+    # Held-out data do not count
+    assert seen(tmp_path, "sft@1", words) == {"sft": ["b", "c"], "warm": ["a", "b"]}
     align = {"align": ["c", "d", "e"], "sft": ["b", "c"], "warm": ["a", "b"]}
     assert seen(tmp_path, "align", words) == align  # through the policy that a step selected
-    assert seen(tmp_path, "align", words, selected="other") == {"align": ["c", "d", "e"], "other": ["z"]}
+    assert seen(tmp_path, "align", words, selected="other") == {
+        "align": ["c", "d", "e"],
+        "other": ["z"],
+    }
     assert seen(tmp_path, "best", words, selected="other") == {"other": ["z"]}
 
 
@@ -96,8 +102,12 @@ stages:
         "{normalized: {reward_model: liked, data: pairs.jsonl}}",  # an option of a reward
     ],
 )
-def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(reward: str, tmp_path: Path) -> None:
-    pairs = [json.dumps({"prompt": f"question {n}", "chosen": "yes", "rejected": "no"}) for n in range(3)]
+def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(
+    reward: str, tmp_path: Path
+) -> None:
+    pairs = [
+        json.dumps({"prompt": f"question {n}", "chosen": "yes", "rejected": "no"}) for n in range(3)
+    ]
     asked = [json.dumps({"prompt": f"question {n}"}) for n in range(2, 6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
     (tmp_path / "asked.jsonl").write_text("\n".join(asked) + "\n")

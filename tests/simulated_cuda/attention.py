@@ -1,4 +1,5 @@
-"""`scaled_dot_product_attention` of the simulated device, with the kernel that torch chooses on an H100.
+"""`scaled_dot_product_attention` of the simulated device, with the kernel that torch chooses on an
+H100.
 
 The rules are those of torch 2.13 (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
 """
@@ -43,28 +44,40 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """torch's function, [rows, heads, tokens, size] each; counts the kernels of tensors on the device."""
+    """torch's function, [rows, heads, tokens, size] each; counts the kernels of tensors on the
+    device.
+    """
     given = [x for x in (query, key, value, attn_mask) if x is not None]
     here = [isinstance(x, CudaTensor) for x in given]
     if not any(here):
-        return _on_cpu(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _on_cpu(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if not all(here):
-        raise RuntimeError(f"Expected query, key, value and mask on the same device (attention at {place()})")
+        raise RuntimeError(
+            f"Expected query, key, value and mask on the same device (attention at {place()})"
+        )
     if query.shape[1] != key.shape[1] and not enable_gqa:
-        raise RuntimeError(f"the heads of queries and keys differ without enable_gqa (attention at {place()})")
+        raise RuntimeError(
+            f"the heads of queries and keys differ without enable_gqa (attention at {place()})"
+        )
     chosen = kernel(query, key, value, attn_mask, is_causal)
     device.attention[chosen] += 1
     mask = attn_mask
     if mask is not None and mask.dtype == torch.bool:  # as torch does, in every call
         device.converted_masks += torch.is_grad_enabled() and query.requires_grad
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(
+            mask.logical_not(), float("-inf")
+        )
     if chosen == "math":
         return _math(query, key, value, mask, is_causal, scale)
     result: Tensor = _Fused.apply(query, key, value, mask, is_causal, scale)
     return result
 
 
-def _math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _math(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
     """Attention by operators that store all scores."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -76,23 +89,31 @@ def _math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     return torch.softmax(scores, dim=-1) @ v
 
 
-def _numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _numbers(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
     """The same on the CPU, in fp32 inside, as fused kernels compute it."""
     grouped = q.shape[1] != k.shape[1]
     mask = None if mask is None else mask.float()
     inner = [x if x.dtype == torch.float64 else x.float() for x in (q, k, v)]
-    return _on_cpu(*inner, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped).to(q.dtype)
+    return _on_cpu(*inner, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped).to(
+        q.dtype
+    )
 
 
 class _Fused(torch.autograd.Function):
     """A kernel that stores its inputs, its mask and its result, and no scores."""
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None) -> Tensor:
+    def forward(
+        ctx: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None
+    ) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
         ctx.causal, ctx.scale = causal, scale
         device.launches += 1
-        numbers = _numbers(q.elem, k.elem, v.elem, None if mask is None else mask.elem, causal, scale)
+        numbers = _numbers(
+            q.elem, k.elem, v.elem, None if mask is None else mask.elem, causal, scale
+        )
         return CudaTensor(numbers.detach().transpose(1, 2).contiguous().transpose(1, 2))
 
     @staticmethod
@@ -118,7 +139,9 @@ def flex_attention(
 ) -> Tensor:
     """torch's function as compiled: one kernel, and two for its gradient."""
     if not all(isinstance(x, CudaTensor) for x in (query, key, value, block_mask.kv_indices)):
-        raise RuntimeError(f"Expected query, key, value and mask on the same device (attention at {place()})")
+        raise RuntimeError(
+            f"Expected query, key, value and mask on the same device (attention at {place()})"
+        )
     device.attention["flex"] += 1
     before = device.launches, device.waits.copy(), device.copies.copy()
     sees = seen(block_mask)  # what the kernel computes inside
@@ -130,7 +153,14 @@ def flex_attention(
 class _Flex(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Any, k: Any, v: Any, score_mod: Any, sees: Tensor, scale: float | None, grouped: bool
+        ctx: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        score_mod: Any,
+        sees: Tensor,
+        scale: float | None,
+        grouped: bool,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.arguments = (score_mod, None, scale, grouped)

@@ -1,9 +1,11 @@
-"""Operators and host waits on the simulated device, `python tests/simulated_cuda/counts.py [training] [sampling]`.
+"""Operators and host waits on the simulated device, `python tests/simulated_cuda/counts.py
+[training] [sampling]`.
 
 Prints one JSON object per line.
 
-Training: the operators of one layer, forward and backward, for packed rows of 2 and of 32 groups, with and without
-Triton. Sampling: operators, waits and copies per token. The model is random and tiny, so only counts mean anything.
+Training: the operators of one layer, forward and backward, for packed rows of 2 and of 32 groups,
+with and without Triton. Sampling: operators, waits and copies per token. The model is random and
+tiny, so only counts mean anything.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def load(name: str, layers: int, lora: bool = True) -> SharedModel:
     before, ARCHITECTURES[name] = ARCHITECTURES[name], options
     try:
         with tempfile.TemporaryDirectory() as folder:
-            spec = ModelSpec(base="b", dtype="bfloat16", device="cuda", lora=LoraSpec(r=4) if lora else None)
+            spec = ModelSpec(
+                base="b", dtype="bfloat16", device="cuda", lora=LoraSpec(r=4) if lora else None
+            )
             return SharedModel(spec, str(make(Path(folder), name)))
     finally:
         ARCHITECTURES[name] = before
@@ -55,7 +59,10 @@ def load(name: str, layers: int, lora: bool = True) -> SharedModel:
 def groups(count: int) -> list[Encoded]:
     """Groups of a prompt and two responses whose lengths differ."""
     prompt = [tuple(range(2, 12 + number % 3)) for number in range(count)]
-    rows = [tuple(ResponseTokens((5,) * length, (True,) * length) for length in (9 + n % 4, 14)) for n in range(count)]
+    rows = [
+        tuple(ResponseTokens((5,) * length, (True,) * length) for length in (9 + n % 4, 14))
+        for n in range(count)
+    ]
     return [Encoded(Group(()), *parts) for parts in zip(prompt, rows, strict=True)]
 
 
@@ -83,12 +90,21 @@ def training(name: str, triton: bool) -> dict[str, Any]:
     few, many = counted
     per_layer = [(b - a) / (LAYERS[1] - LAYERS[0]) for a, b in zip(few, many, strict=True)]
     numbers = {f"{count}_groups": number for count, number in zip(GROUPS, per_layer, strict=True)}
-    return {"what": "operators per layer, forward and backward", "model": name, "triton": triton, **numbers}
+    return {
+        "what": "operators per layer, forward and backward",
+        "model": name,
+        "triton": triton,
+        **numbers,
+    }
 
 
 def so_far() -> dict[str, float]:
     found = device.device
-    return {"operators": found.launches, "waits": sum(found.waits.values()), "copies": sum(found.copies.values())}
+    return {
+        "operators": found.launches,
+        "waits": sum(found.waits.values()),
+        "copies": sum(found.copies.values()),
+    }
 
 
 def sampling(rows: int, tokens: int) -> dict[str, Any]:
@@ -100,10 +116,19 @@ def sampling(rows: int, tokens: int) -> dict[str, Any]:
     for new in (tokens, 2 * tokens):
         before = so_far()
         streams: list[Sequence[int]] = [list(range(rows))]
-        generate(Generation(model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(max_new_tokens=new)))
+        generate(
+            Generation(
+                model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(max_new_tokens=new)
+            )
+        )
         counted.append({key: number - before[key] for key, number in so_far().items()})
     per_token = {key: (counted[1][key] - counted[0][key]) / tokens for key in counted[0]}
-    return {"what": "sampling, per token of 2 layers", "rows": rows, "vocabulary": VOCABULARY, **per_token}
+    return {
+        "what": "sampling, per token of 2 layers",
+        "rows": rows,
+        "vocabulary": VOCABULARY,
+        **per_token,
+    }
 
 
 def main() -> None:

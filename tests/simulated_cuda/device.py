@@ -1,8 +1,10 @@
-"""A simulated CUDA device: tensors say `cuda:0`, their numbers are computed on the CPU, mixing devices fails.
+"""A simulated CUDA device: tensors say `cuda:0`, their numbers are computed on the CPU, mixing
+devices fails.
 
-torch sees a backend written in Python (`PrivateUse1`), so backward runs in a thread of its own, as on CUDA. Memory has
-a limit. Counted are the waits of the host for the device and the kernels of attention. A process that has called
-`enable` keeps the device until it ends, so tests run it in subprocesses.
+torch sees a backend written in Python (`PrivateUse1`), so backward runs in a thread of its own, as
+on CUDA. Memory has a limit. Counted are the waits of the host for the device and the kernels of
+attention. A process that has called `enable` keeps the device until it ends, so tests run it in
+subprocesses.
 """
 
 from __future__ import annotations
@@ -33,7 +35,18 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 # Operators whose result has a size, or a type, that only the device knows: the host waits.
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
 # Operators that take no number from the CPU, not even a tensor without dimensions.
-STRICT = {"cat", "stack", "mm", "bmm", "addmm", "embedding", "gather", "scatter", "index_select", "searchsorted"}
+STRICT = {
+    "cat",
+    "stack",
+    "mm",
+    "bmm",
+    "addmm",
+    "embedding",
+    "gather",
+    "scatter",
+    "index_select",
+    "searchsorted",
+}
 
 
 class Memory:
@@ -44,7 +57,9 @@ class Memory:
 
     def take(self, size: int) -> None:
         if self.allocated + size > self.total:
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. (simulated)")
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. (simulated)"
+            )
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
 
@@ -64,8 +79,9 @@ class Allocation:
 class Device:
     """The device's memory, and what was counted since `enable`.
 
-    waits, copies: of the host for the device, and blocking copies to it, by the place in alignkit's code. attention: by
-    kernel. launches: operators that compute something. converted_masks: that attention stores for backward.
+    waits, copies: of the host for the device, and blocking copies to it, by the place in alignkit's
+    code. attention: by kernel. launches: operators that compute something. converted_masks: that
+    attention stores for backward.
     """
 
     def __init__(self) -> None:
@@ -145,7 +161,9 @@ class CudaTensor(Tensor):
         return self.elem.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first."
+        )
 
     __array__ = numpy
 
@@ -157,7 +175,9 @@ class CudaTensor(Tensor):
             with torch.no_grad():
                 new: Tensor = CudaTensor(self.elem.detach().clone())
             new.requires_grad_(self.requires_grad)
-            memo[id(self)] = nn.Parameter(new, self.requires_grad) if isinstance(self, nn.Parameter) else new
+            memo[id(self)] = (
+                nn.Parameter(new, self.requires_grad) if isinstance(self, nn.Parameter) else new
+            )
         return memo[id(self)]
 
 
@@ -187,9 +207,13 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 @cache
 def facts(func: Any) -> tuple[str, bool, bool]:
-    """An operator's name, whether it writes to an argument, and whether its result shares an argument's memory."""
+    """An operator's name, whether it writes to an argument, and whether its result shares an
+    argument's memory.
+    """
     name = func._schema.name.partition("::")[2]
-    views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    views = any(
+        r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+    )
     return name, func._schema.is_mutable, views or name == "_unsafe_view"
 
 
@@ -215,11 +239,15 @@ def call(func: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, CudaTensor):
             return x
         if id(x) in known:
-            assert known[id(x)].shape == x.shape, f"{func} changes a tensor's shape in place, which is not simulated"
+            assert known[id(x)].shape == x.shape, (
+                f"{func} changes a tensor's shape in place, which is not simulated"
+            )
             return known[id(x)]
         return CudaTensor(x, allocation) if results_on_cuda else x
 
-    given_kwargs = {key: mapped(value, down) for key, value in kwargs.items() if key != "pin_memory"}
+    given_kwargs = {
+        key: mapped(value, down) for key, value in kwargs.items() if key != "pin_memory"
+    }
     return mapped(func(*mapped(args, down), **given_kwargs), up)
 
 
@@ -237,8 +265,8 @@ def check_devices(func: Any, given: list[Tensor], cuda: list[CudaTensor]) -> Non
         mixed = not numbers or (writes and not isinstance(given[0], CudaTensor))
     if mixed:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-            f"({func} at {place()})"
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"cuda:0 and cpu! ({func} at {place()})"
         )
 
 
@@ -258,7 +286,9 @@ def count(func: Any, args: Any, from_cuda: bool, wanted: Any) -> bool:
         return arrives
     if name in WAITS:
         device.waits[place()] += 1
-    elif name in INDEXING and any(isinstance(x, CudaTensor) and x.dtype == torch.bool for x in args[1]):
+    elif name in INDEXING and any(
+        isinstance(x, CudaTensor) and x.dtype == torch.bool for x in args[1]
+    ):
         device.waits[place()] += 1  # the number of true entries
     device.launches += not shares and "empty" not in name and name != "detach"
     return on_cuda(wanted) if wanted is not None else from_cuda
@@ -292,7 +322,9 @@ def on_cuda_argument(argument: Any) -> bool:
 
 
 def move(module: nn.Module) -> nn.Module:
-    """Replace a module's parameters and buffers by tensors on the device; shared ones stay shared."""
+    """Replace a module's parameters and buffers by tensors on the device; shared ones stay
+    shared.
+    """
     moved: dict[int, Tensor] = {}
     for part in module.modules():
         for store in (part._parameters, part._buffers):
@@ -302,14 +334,18 @@ def move(module: nn.Module) -> nn.Module:
                 if id(value) not in moved:
                     new: Tensor = CudaTensor(value.detach().clone())
                     moved[id(value)] = (
-                        nn.Parameter(new, value.requires_grad) if isinstance(value, nn.Parameter) else new
+                        nn.Parameter(new, value.requires_grad)
+                        if isinstance(value, nn.Parameter)
+                        else new
                     )
                 store[name] = moved[id(value)]  # type: ignore[assignment]
     return module
 
 
 def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
-    """From here on, until the process ends, `cuda` is the simulated device. triton: whether it compiles attention."""
+    """From here on, until the process ends, `cuda` is the simulated device. triton: whether it
+    compiles attention.
+    """
     import peft  # noqa: F401 - it imports bitsandbytes, which looks for a real CUDA
     from attention import flex_attention, scaled_dot_product_attention
 
@@ -344,14 +380,17 @@ def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
     gpu_attention.has_triton = lambda: triton  # type: ignore[assignment]
     gpu_attention.compiled_attention = lambda: flex_attention  # type: ignore[assignment]
     _load_on_cpu_first()
-    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` becomes a copy that a mode can see
+    # `torch.tensor(..., device="cuda")` becomes a copy that a mode can see
+    torch._C._set_only_lift_cpu_tensors(True)
     _Functions().__enter__()
     _Operators().__enter__()
     return device
 
 
 def _load_on_cpu_first() -> None:
-    """Let transformers and modules reach the device by `move`: they would write into memory that does not exist."""
+    """Let transformers and modules reach the device by `move`: they would write into memory that
+    does not exist.
+    """
     from transformers import PreTrainedModel
 
     original = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
-"""torch's `flex_attention` by plain operators, with a gradient on CPUs: torch's own refuses that there."""
+"""torch's `flex_attention` by plain operators, with a gradient on CPUs: torch's own refuses that
+there.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,22 @@ from torch import Tensor
 
 
 def seen(mask: Any) -> Tensor:
-    """[queries, keys] of a `BlockMask`, as the kernel reads it: pairs in no listed block are never looked at."""
+    """[queries, keys] of a `BlockMask`, as the kernel reads it: pairs in no listed block are never
+    looked at.
+    """
     length = mask.seq_lengths[0]
     query, key = torch.arange(length)[:, None], torch.arange(length)[None]
     partial, full = (
         _blocks(*(x[0, 0].cpu() for x in listed), mask.BLOCK_SIZE[0], length)
-        for listed in ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices))
+        for listed in (
+            (mask.kv_num_blocks, mask.kv_indices),
+            (mask.full_kv_num_blocks, mask.full_kv_indices),
+        )
     )
     device = mask.kv_indices.device
-    rule = mask.mask_mod(*(torch.zeros((), dtype=torch.int64, device=device),) * 2, query.to(device), key.to(device))
+    rule = mask.mask_mod(
+        *(torch.zeros((), dtype=torch.int64, device=device),) * 2, query.to(device), key.to(device)
+    )
     return (partial & rule.cpu()) | full
 
 
@@ -40,13 +49,20 @@ def dense(
     *,
     sees: Tensor | None = None,
 ) -> Tensor:
-    """The same arguments. sees: `seen(block_mask)`, if known. Scores and softmax are at least fp32."""
+    """The same arguments. sees: `seen(block_mask)`, if known. Scores and softmax are at least
+    fp32.
+    """
     if not enable_gqa and q.shape[1] != k.shape[1]:
-        raise ValueError(f"the heads of queries and keys differ without enable_gqa: {q.shape[1]} and {k.shape[1]}")
+        raise ValueError(
+            f"the heads of queries and keys differ without enable_gqa: {q.shape[1]} and "
+            f"{k.shape[1]}"
+        )
     sees = seen(block_mask) if sees is None else sees
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * (
+        q.shape[-1] ** -0.5 if scale is None else scale
+    )
     if score_mod is not None:
         index = torch.zeros((), dtype=torch.int64)
         scores = score_mod(scores, index, index, index, index)  # no cap looks at places

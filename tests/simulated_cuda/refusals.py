@@ -1,4 +1,6 @@
-"""What the simulated device must refuse or allow, checked by itself: a simulation that allows all finds nothing."""
+"""What the simulated device must refuse or allow, checked by itself: a simulation that allows all
+finds nothing.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def attention(counted: Any) -> None:
         counted.clear()
         q, k = (torch.ones(1, h, 8, 16, dtype=dtype, device="cuda") for h in (4, heads))
         sees = torch.ones(8, 8, dtype=torch.bool, device="cuda") if mask else None
-        F.scaled_dot_product_attention(q, k, k, attn_mask=sees, is_causal=not mask, enable_gqa=heads < 4)
+        F.scaled_dot_product_attention(
+            q, k, k, attn_mask=sees, is_causal=not mask, enable_gqa=heads < 4
+        )
         return next(iter(counted))
 
     assert kernel(torch.bfloat16, 4, False) == "cudnn"

@@ -1,7 +1,8 @@
-"""alignkit's command on the simulated device: `python tests/simulated_cuda/run.py run recipes/smoke.yaml --out DIR`.
+"""alignkit's command on the simulated device: `python tests/simulated_cuda/run.py run
+recipes/smoke.yaml --out DIR`.
 
-SIMULATED_GIB: memory of the device. SIMULATED_TRITON=1: it compiles attention. Prints what was counted as the last
-line, in JSON.
+SIMULATED_GIB: memory of the device. SIMULATED_TRITON=1: it compiles attention. Prints what was
+counted as the last line, in JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import device
 
 
 def main() -> int:
-    simulated = device.enable(float(os.environ.get("SIMULATED_GIB", "80")), os.environ.get("SIMULATED_TRITON") == "1")
+    simulated = device.enable(
+        float(os.environ.get("SIMULATED_GIB", "80")), os.environ.get("SIMULATED_TRITON") == "1"
+    )
     from alignkit.cli import main as command
 
     code = command()

@@ -1,4 +1,6 @@
-"""The kit of combinations: every first-party one passes, and each kind of broken one is reported."""
+"""The kit of combinations: every first-party one passes, and each kind of broken one is
+reported.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,28 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "min": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
     "weighted": [
-        {"rewards": {"a": "helpful", "b": {"length": {}}}, "by": "domain", "weights": {"default": {"a": 2, "b": 0.5}}}
+        {
+            "rewards": {"a": "helpful", "b": {"length": {}}},
+            "by": "domain",
+            "weights": {"default": {"a": 2, "b": 0.5}},
+        }
     ],
-    "weighted_sum": [{"rewards": {"a": "helpful", "b": {"length": {}}}, "weights": {"a": 1, "b": -0.5}, "bias": 2}],
+    "weighted_sum": [
+        {
+            "rewards": {"a": "helpful", "b": {"length": {}}},
+            "weights": {"a": 1, "b": -0.5},
+            "bias": 2,
+        }
+    ],
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
 
 def first_party() -> dict[str, type]:
     registrations = plugins().registrations("reward")
-    found = {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
+    found = {
+        one.name: one.implementation for one in registrations if one.distribution == "alignkit"
+    }
     return {name: cls for name, cls in found.items() if issubclass(cls, RewardCombination)}
 
 
@@ -167,12 +181,16 @@ BROKEN: list[tuple[Any, str]] = [
     (InPlace, r"`combine` changes the groups or components that it is given"),
     (
         Noise,
-        "`combine`: a second call from the same state changes the rewards, .*: it must not draw random numbers",
+        "`combine`: a second call from the same state changes the rewards, .*: it must not draw "
+        "random numbers",
     ),
     (NoisyState, "`combine`: a second call from the same state leaves another `state`"),
     (ByPlace, "`combine`: the order of groups and responses changes the rewards"),
     (SpreadsNan, "return finite rewards; where there is none, `raw` is NaN"),
-    (OtherTotal, "`total` changes the rewards, .*: it is the reward of the scores that it is given"),
+    (
+        OtherTotal,
+        "`total` changes the rewards, .*: it is the reward of the scores that it is given",
+    ),
     (Logarithm, "`combine`: a reward is not finite although every response has all scores"),
     (StartsWithSet, "`state` at first is not JSON"),
     (PartCalledReward, "a part of 'PartCalledReward' cannot be named 'reward'"),

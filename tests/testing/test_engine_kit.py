@@ -1,4 +1,6 @@
-"""The conformance kit of engines: those that come with alignkit pass it, and broken ones are refused by name."""
+"""The conformance kit of engines: those that come with alignkit pass it, and broken ones are
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ class Broken(LocalEngine):
     """Samples correctly; its subclasses change one thing."""
 
     def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return [[self.changed(one) for one in each] for each in super().sample(policy, prompts, seeds, sampling)]
+        return [
+            [self.changed(one) for one in each]
+            for each in super().sample(policy, prompts, seeds, sampling)
+        ]
 
     def changed(self, one: Completion) -> Completion:
         return one
@@ -119,7 +124,10 @@ class OwnTemplate(Broken):
 class NoTemperature(Broken):
     def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
         return super().sample(
-            policy, prompts, seeds, sampling.model_copy(update={"temperature": float(sampling.temperature > 0)})
+            policy,
+            prompts,
+            seeds,
+            sampling.model_copy(update={"temperature": float(sampling.temperature > 0)}),
         )
 
 
@@ -137,7 +145,9 @@ class OwnSeeds(Broken):
     drawn = itertools.count()
 
     def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, prompts, [[next(self.drawn) for _ in each] for each in seeds], sampling)
+        return super().sample(
+            policy, prompts, [[next(self.drawn) for _ in each] for each in seeds], sampling
+        )
 
 
 class OneSeed(Broken):
@@ -180,7 +190,11 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
         OldVersion,
         r"it used version \d+ of the weights of 'engine check', but version \d+ was published",
     ),
-    (OldWeights, "the log-probabilities after new weights were published differ from training's by up to .* nats"),
+    (
+        OldWeights,
+        "the log-probabilities after new weights were published differ from training's by up to "
+        ".* nats",
+    ),
     (Foreign, r"for prompt 0, sample 0 token (\d+) is not in the vocabulary of \1"),
     (Negative, "for prompt 0, sample 0 token -1 is not in the vocabulary"),
     (Words, "[.]sample`: TypeError: 'str' object cannot be interpreted as an integer"),
@@ -196,7 +210,10 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     (OwnTemplate, "the log-probabilities differ from training's"),
     (NoTemperature, "the log-probabilities at temperature 0.5 differ from training's"),
     (NoFilter, "with top_k 1 a first token is not the most likely one"),
-    (NoNumbers, "the log-probabilities are None, which is for top_k, top_p and min_new_tokens only"),
+    (
+        NoNumbers,
+        "the log-probabilities are None, which is for top_k, top_p and min_new_tokens only",
+    ),
     (OwnSeeds, "a second call with the same seeds returns other tokens"),
     (OneSeed, "returns the same tokens for other seeds"),
     (Crashes, r"[.]sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),
@@ -212,7 +229,9 @@ BROKEN: Sequence[tuple[type[Broken], str]] = (
     "An engine must return a finite number for each token.",
     "NVIDIA-NeMo/RL#4218",
 )
-@pytest.mark.parametrize(("engine", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("engine", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_broken_engines_are_refused(engine: type[Broken], message: str) -> None:
     with pytest.raises(ConformanceError, match=message) as raised:
         check_engine(engine)

@@ -48,7 +48,9 @@ class Guess(Environment):
 
 def test_a_good_environment_conforms() -> None:
     check_environment(Guess)
-    check_environment(Guess, turns=['<tool_call>{"name": "guess", "arguments": {"number": 3}}</tool_call>'] * 4)
+    check_environment(
+        Guess, turns=['<tool_call>{"name": "guess", "arguments": {"number": 3}}</tool_call>'] * 4
+    )
 
 
 class Unseeded(Guess):

@@ -17,7 +17,8 @@ def first_party() -> dict[str, type[Format]]:
     return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
 
 
-@pytest.mark.parametrize("name", sorted(first_party().keys() - {"template"}))  # which has options that must be there
+# Which has options that must be there
+@pytest.mark.parametrize("name", sorted(first_party().keys() - {"template"}))
 def test_first_party_formats_conform(name: str) -> None:
     check_format(first_party()[name])
 
@@ -28,7 +29,11 @@ def test_first_party_formats_conform(name: str) -> None:
         ("template", {"prompt": "{question}", "response": "{answer}"}, None),
         ("text", {"paragraphs": True}, {"text": "Raw text.", "id": 3}),
         ("rankings", {}, {"question": "Hi", "answers": ["a", "b"], "scores": [1, 2.5]}),
-        ("preference", {}, {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 2, "p": 0.75}),
+        (
+            "preference",
+            {},
+            {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 2, "p": 0.75},
+        ),
     ],
 )
 def test_other_rows_of_first_party_formats(name: str, options: dict[str, Any], row: Any) -> None:
@@ -91,14 +96,21 @@ class LosesItsOwn(QA):
 
 class Crashes(QA):
     def read(self, row: Any) -> Group:
-        return Group((Message(role="user", content=row["question"].strip()),), (Response(text=row["answer_text"]),))
+        return Group(
+            (Message(role="user", content=row["question"].strip()),),
+            (Response(text=row["answer_text"]),),
+        )
 
 
 class CrashesOnNumbers(QA):
     def read(self, row: Any) -> Group:
-        group = super().read({**row, "question": str(row.get("question") or "")} if isinstance(row, Mapping) else row)
+        group = super().read(
+            {**row, "question": str(row.get("question") or "")} if isinstance(row, Mapping) else row
+        )
         return Group(
-            (Message(role="user", content=(row.get("question") or "").strip()),), group.responses, meta=group.meta
+            (Message(role="user", content=(row.get("question") or "").strip()),),
+            group.responses,
+            meta=group.meta,
         )
 
 
@@ -182,15 +194,27 @@ class TextAsResponse(QA):
 
 BROKEN: list[tuple[Any, str]] = [
     (TextAsPrompt, r"`TextAsPrompt.read`: AttributeError: 'str' object has no attribute 'get'"),
-    (TextAsResponse, r"`TextAsResponse.read`: AttributeError: 'str' object has no attribute 'messages'"),
+    (
+        TextAsResponse,
+        r"`TextAsResponse.read`: AttributeError: 'str' object has no attribute 'messages'",
+    ),
     (NoExample, "NoExample: `example` must be a row as JSON"),
     (NotJSON, "`example` must be a row as JSON"),
     (BadExample, '`read` refuses {"question": "Hi"}: column \'answer_text\' is missing'),
     (Loses, "a further column is not in the group's `meta`: `rest` returns the columns"),
     (LosesItsOwn, "column 'context' of .* changes nothing and is lost"),
-    (Crashes, r"[.]read`: KeyError: 'question' \(test_format_kit.py:\d+\), for .*; a row .* must raise BadRow"),
-    (CrashesOnNumbers, "[.]read`: AttributeError: 'int' object has no attribute 'strip' .*\"question\": 3"),
-    (CrashesOnLists, r"[.]read`: IndexError: .*, for \[\]; a row that cannot be read must raise BadRow"),
+    (
+        Crashes,
+        r"[.]read`: KeyError: 'question' \(test_format_kit.py:\d+\), for .*; a row .* must raise BadRow",
+    ),
+    (
+        CrashesOnNumbers,
+        "[.]read`: AttributeError: 'int' object has no attribute 'strip' .*\"question\": 3",
+    ),
+    (
+        CrashesOnLists,
+        r"[.]read`: IndexError: .*, for \[\]; a row that cannot be read must raise BadRow",
+    ),
     (MakesUp, "`read` makes a group of {}: raise BadRow for columns that are missing"),
     (Greedy, "`matches` recognizes {}: it must be strict"),
     (Greedy, "`matches` also recognizes the example of 'alpaca'"),

@@ -17,7 +17,12 @@ from alignkit.testing import ConformanceError, check_judge
 OPTIONS = {
     "local_judge": {"min_mass": 0, "criterion": "harmless", "role": "judge"},
     "reward_judge": {"reward_model": "helpful"},
-    "panel": {"judges": [{"local_judge": {"min_mass": 0}}, {"local_judge": {"min_mass": 0, "criterion": "harmless"}}]},
+    "panel": {
+        "judges": [
+            {"local_judge": {"min_mass": 0}},
+            {"local_judge": {"min_mass": 0, "criterion": "harmless"}},
+        ]
+    },
 }
 EXCEPTIONS = {"openai_judge": "asks a server; tests/plugins/test_rlaif.py starts one"}
 
@@ -191,12 +196,17 @@ class Silent(Judge):
 
 class NoReason(Judge):
     def compare(self, items: Sequence[Item]) -> Any:
-        return [prefers(len(first), len(second)) if second else Verdict(None) for _, first, second in items]
+        return [
+            prefers(len(first), len(second)) if second else Verdict(None)
+            for _, first, second in items
+        ]
 
 
 class Crashes(Judge):
     def compare(self, items: Sequence[Item]) -> Any:
-        return [prefers(len(first.split()[0]), len(second.split()[0])) for _, first, second in items]
+        return [
+            prefers(len(first.split()[0]), len(second.split()[0])) for _, first, second in items
+        ]
 
 
 class NoKey(Longer):
@@ -218,7 +228,10 @@ BROKEN: list[tuple[Any, str]] = [
     (Numbers, "[.]compare`: return a Verdict, not "),
     (OneVerdict, "[.]compare`: return a list of 5, each a Verdict, not "),
     (Percent, "[.]compare`: ValidationError: .* less than or equal to 1"),
-    (Relative, "`compare`: a batch of one item changes P.*: an answer depends only on its own prompt"),
+    (
+        Relative,
+        "`compare`: a batch of one item changes P.*: an answer depends only on its own prompt",
+    ),
     (Tired, "`compare`: a second call changes P"),
     (Coin, "`compare`: a second call changes P.* must not draw random numbers"),
     (Silent, r"`compare` answers none of 5 items \(too long: 7 tokens\): pass others as `items`"),
@@ -229,10 +242,16 @@ BROKEN: list[tuple[Any, str]] = [
     (RatesNan, "[.]rate`: ValidationError: .* finite number"),
     (RatesRelative, "`rate`: a batch of one item changes the rating of item 0"),
     (RatesByChance, "`rate`: a second call changes the rating of item 0"),
-    (RatesNothing, r"`rate` answers none of 5 items \(too long: 7 tokens\): pass others as `items`"),
+    (
+        RatesNothing,
+        r"`rate` answers none of 5 items \(too long: 7 tokens\): pass others as `items`",
+    ),
     (RatesWithoutReason, "`rate`: an answer without `score` needs a `reason`"),
     (RatesNoRubric, "[.]rate`: KeyError: 'rubric'"),
-    (ByRubricInOneOrder, "`compare`: showing the second first changes P.* of item 0 from 1.0 to 0.0"),
+    (
+        ByRubricInOneOrder,
+        "`compare`: showing the second first changes P.* of item 0 from 1.0 to 0.0",
+    ),
     (ByNoRubric, "[.]compare`: KeyError: 'rubric'"),
     (NoKey, "NoKey: the variable KEY is not set"),
     (str, "str: judge 'str' must be a subclass of alignkit.Judge"),

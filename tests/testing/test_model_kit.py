@@ -57,7 +57,11 @@ def crashes(cache: Path) -> Path:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (number, "number: in `number`: return a model's folder, which has a config.json, or a hub id, not"),
+        (
+            number,
+            "number: in `number`: return a model's folder, which has a config.json, or a hub id, "
+            "not",
+        ),
         (missing, "missing: in `missing`: return a model's folder"),
         (empty, "empty: in `empty`: return a model's folder, which has a config.json"),
         (cut, r"cut: .*its weights in safetensors cannot be read"),
@@ -66,7 +70,9 @@ def crashes(cache: Path) -> Path:
         ("tiny", "'tiny': model .* must be a function, not 'tiny'"),
     ],
 )
-def test_broken_sources_are_reported(source: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+def test_broken_sources_are_reported(
+    source: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
     (cache := tmp_path / "cache").mkdir()
     with pytest.raises(ConformanceError, match=message):
         check_model_source(source, cache=cache)

@@ -1,4 +1,6 @@
-"""The kit of rewards: every first-party reward that needs no server passes, and each kind of broken one is reported."""
+"""The kit of rewards: every first-party reward that needs no server passes, and each kind of broken
+one is reported.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_reward, example_groups
 
 JUDGE = {"local_judge": {"min_mass": 0}}
-FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
+FUNCTION = (
+    "def polite(prompts, completions, **columns):\n"
+    "    return [float('e' in text) for text in completions]\n"
+)
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "abstention": [{}],
     "classifier": [],  # reads a folder, as tests/plugins/test_classifier.py does
@@ -48,10 +53,20 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "repetition": [{}],
     "rlaif": [
         {"judge": JUDGE},
-        {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "sampling": {"max_new_tokens": 8}},
+        {
+            "judge": JUDGE,
+            "opponent": "baseline",
+            "baseline": "sft",
+            "sampling": {"max_new_tokens": 8},
+        },
     ],
     "sycophancy": [{"column": "right"}],
-    "rubric": [{"judge": JUDGE, "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}]}],
+    "rubric": [
+        {
+            "judge": JUDGE,
+            "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}],
+        }
+    ],
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
@@ -62,7 +77,9 @@ def first_party() -> dict[str, type]:
 
 
 def test_every_first_party_reward_is_checked() -> None:
-    assert {name for name, cls in first_party().items() if not issubclass(cls, RewardCombination)} == OPTIONS.keys()
+    assert {
+        name for name, cls in first_party().items() if not issubclass(cls, RewardCombination)
+    } == OPTIONS.keys()
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
@@ -70,11 +87,16 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
     groups = None
     if name == "math_verify":
         pytest.importorskip("math_verify")
-        groups = [Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()]
+        groups = [
+            Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()
+        ]
     if name == "language":
         pytest.importorskip("py3langid")
     if name.startswith(("honesty", "exact_match", "sycophancy")):
-        groups = [Group(group.prompt, group.responses, meta={"right": ["7"]}) for group in example_groups()]
+        groups = [
+            Group(group.prompt, group.responses, meta={"right": ["7"]})
+            for group in example_groups()
+        ]
     if name == "environment":
         groups = [replace(group, responses=_played(group.responses)) for group in example_groups()]
     (tmp_path / "polite.py").write_text(FUNCTION, encoding="utf-8")
@@ -83,7 +105,9 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
 
 def _played(responses: Sequence[Response]) -> tuple[Response, ...]:
     """As if an environment had given each response a reward of its own."""
-    return tuple(replace(response, scores={EPISODE_KEY: len(response.text) / 10}) for response in responses)
+    return tuple(
+        replace(response, scores={EPISODE_KEY: len(response.text) / 10}) for response in responses
+    )
 
 
 def texts(groups: Sequence[Group]) -> list[str]:
@@ -116,7 +140,9 @@ class Ranks(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
         longest = [max(len(response.text) for response in group.responses) for group in groups]
-        pairs = [(r, most) for group, most in zip(groups, longest, strict=True) for r in group.responses]
+        pairs = [
+            (r, most) for group, most in zip(groups, longest, strict=True) for r in group.responses
+        ]
         return {"": [len(response.text) - most for response, most in pairs]}
 
 
@@ -218,13 +244,20 @@ class NeedsKey(Fits):
 
 BROKEN: list[tuple[Any, str]] = [
     (NoScore, r"in `NoScore.score`: NotImplementedError"),
-    (RanksInSecret, "`score`: a group for every response changes the score .* `within_group` must return True"),
+    (
+        RanksInSecret,
+        "`score`: a group for every response changes the score .* `within_group` must return True",
+    ),
     (OneTooFew, "[.]score`: return a list of 12, each a finite number.*, not "),
     (OnePerGroup, "[.]score`: return a list of 12, each a finite number.*, not "),
     (NoNumber, r"[.]score`: return a finite number, or None.*, not (nan|-?inf)"),
     (NoComponent, "[.]score`: return one component, such as .*, not "),
     (Nothing, "`score` scores none of the responses: pass others as `groups`"),
-    (Whitened, "`score`: a batch of one group changes the score of response 0 from .* to .*: a score is computed from"),
+    (
+        Whitened,
+        "`score`: a batch of one group changes the score of response 0 from .* to .*: a score is "
+        "computed from",
+    ),
     (Counts, r"`score`: a second call changes the score of response 0 from 1.0"),
     (Novelty, r"`score`: a second call changes the score of response 0 from 1.0 to 0.0"),
     (Draws, "`score`: another process changes the score"),
@@ -232,7 +265,11 @@ BROKEN: list[tuple[Any, str]] = [
     (FirstWord, r"[.]score`: IndexError: list index out of range \(test_reward_kit.py:\d+\)"),
     (NeedsAnswer, "NeedsAnswer: no column 'answer'"),
     (NeedsKey, "NeedsKey: the variable KEY is not set"),
-    (dict, "dict: reward 'dict' must be a subclass of alignkit.Reward or alignkit.RewardCombination, not"),
+    (
+        dict,
+        "dict: reward 'dict' must be a subclass of alignkit.Reward or "
+        "alignkit.RewardCombination, not",
+    ),
 ]
 
 
@@ -244,7 +281,9 @@ def test_broken_rewards_are_reported(cls: Any, message: str) -> None:
 
 
 def test_groups_may_have_columns() -> None:
-    groups = [Group(group.prompt, group.responses, meta={"answer": "7"}) for group in example_groups()]
+    groups = [
+        Group(group.prompt, group.responses, meta={"answer": "7"}) for group in example_groups()
+    ]
     check_reward(NeedsAnswer, groups=groups)
 
 
@@ -257,18 +296,23 @@ class FromAFile(Reward):
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         path = self.context.folder / (self.options.words or "words.txt")
         word = path.read_text(encoding="utf-8")
-        return {"": [float(word in response.text) for group in groups for response in group.responses]}
+        return {
+            "": [float(word in response.text) for group in groups for response in group.responses]
+        }
 
 
 @pytest.mark.silent_bug(
     "reuse: files",
-    "A reward reads a file that its options do not name; the file changes, and the old result is reused.",
-    "A plugin's kit names the file that it reads, and a file that an option names is part of the stage's key.",
+    "A reward reads a file that its options do not name; the file changes, and the old result is "
+    "reused.",
+    "A plugin's kit names the file that it reads, and a file that an option names is part of the "
+    "stage's key.",
 )
 def test_a_file_that_no_option_names_is_told(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("a", encoding="utf-8")
     check_reward(FromAFile, {"words": "words.txt"}, folder=tmp_path)
     with pytest.raises(
-        ConformanceError, match=r"reads words\.txt, which no option names: give it an option of the type"
+        ConformanceError,
+        match=r"reads words\.txt, which no option names: give it an option of the type",
     ):
         check_reward(FromAFile, folder=tmp_path)

@@ -31,21 +31,36 @@ SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "sampling": {"max_new_toke
 # The untrained model ends no answer by itself.
 ENDS: dict[str, Any] = {"sampling": {"max_new_tokens": 64, "stop": ["e"]}, "critique_tokens": 64}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
+    "calibration": [
+        {"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}
+    ],
     "categorize": [{"data": "rows.jsonl", "categories": ["praise", "doubt"], "by": "base"}],
     "clean": [{"data": "rows.jsonl"}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
-    "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
+    "evaluate_reward": [
+        {"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}
+    ],
     "instruct": [{"data": "rows.jsonl", "instruction": "Be brief."}],
-    "judge_pairs": [{"judge": JUDGE, "data": "rows.jsonl"}, {"judge": JUDGE, "policy": "sft", **SHORT}],
+    "judge_pairs": [
+        {"judge": JUDGE, "data": "rows.jsonl"},
+        {"judge": JUDGE, "policy": "sft", **SHORT},
+    ],
     "lm_eval": [],  # runs another package, which tests/plugins/test_lm_eval.py does
     "people": [],  # waits for people, as tests/plugins/test_people.py does
     "questions": [],  # the untrained model writes none: see tests/plugins/test_make_data.py
     "red_team": [
-        {"attacker": "base", "policies": ["sft"], "goals": "rows.jsonl", "reward": "helpful", "success": ">= 0"},
+        {
+            "attacker": "base",
+            "policies": ["sft"],
+            "goals": "rows.jsonl",
+            "reward": "helpful",
+            "success": ">= 0",
+        },
     ],
     "revise": [{"policy": "sft", "critic": "base", "constitution": "harmless", **SHORT, **ENDS}],
-    "sample": [{"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}],
+    "sample": [
+        {"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}
+    ],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
     "self_instruct": [],  # the untrained model writes no task: see tests/plugins/test_make_data.py
     "sycophancy": [],  # needs known answers: see below
@@ -69,15 +84,27 @@ def test_first_party_steps_conform(name: str, options: dict[str, Any]) -> None:
 
 def test_sycophancy_conforms() -> None:
     groups = [
-        Group(({"role": "user", "content": f"{text}?"},), (Response(text="Yes."),), id=text, meta={"answers": [text]})
+        Group(
+            ({"role": "user", "content": f"{text}?"},),
+            (Response(text="Yes."),),
+            id=text,
+            meta={"answers": [text]},
+        )
         for text in ("a", "b", "c")
     ]
     correct = {"honesty_accuracy": {}}
-    check_step(first_party()["sycophancy"], {"policies": ["base", "sft"], "correct": correct, **SHORT}, groups=groups)
+    check_step(
+        first_party()["sycophancy"],
+        {"policies": ["base", "sft"], "correct": correct, **SHORT},
+        groups=groups,
+    )
 
 
 def test_policies_within_other_options_are_named() -> None:
-    groups = [Group(({"role": "user", "content": text},), (Response(text="Yes."),), id=text) for text in ("a?", "b?")]
+    groups = [
+        Group(({"role": "user", "content": text},), (Response(text="Yes."),), id=text)
+        for text in ("a?", "b?")
+    ]
     best = {"policy": "sft", "best_of": 2, "reward": "helpful"}
     options = {"policies": ["base", best], "rewards": ["helpful"], **SHORT}
     check_step(first_party()["evaluate"], options, groups=groups)
@@ -92,7 +119,9 @@ class Head(Step):
 
     def run(self, context: StepContext) -> Any:
         groups = context.load(self.options.data)[: self.options.count]
-        lengths = context.map("length", [group.id for group in groups], lambda ids: [len(each) for each in ids])
+        lengths = context.map(
+            "length", [group.id for group in groups], lambda ids: [len(each) for each in ids]
+        )
         context.log(groups=len(groups))
         context.say(f"{len(groups)} groups")
         context.write_json("lengths.json", lengths)
@@ -107,7 +136,9 @@ class Answers(Step):
 
     class Options(SamplingOptions):
         data: DataRef = Field("rows.jsonl", description="prompts")
-        policies: dict[str, list[PolicyRef]] = Field({"all": ["sft"]}, description="models that respond")
+        policies: dict[str, list[PolicyRef]] = Field(
+            {"all": ["sft"]}, description="models that respond"
+        )
         reward: RewardRef | None = Field("helpful", description="scores them")
 
         def policies_to_sample(self) -> list[str]:
@@ -117,9 +148,13 @@ class Answers(Step):
         scorer = context.scorer(self.options.reward)
         prompts = context.load(self.options.data)
         (policy,) = self.options.policies["all"]
-        groups = context.models[policy].sample(prompts, seed=context.seed, samples_per_prompt=2, max_new_tokens=4)
+        groups = context.models[policy].sample(
+            prompts, seed=context.seed, samples_per_prompt=2, max_new_tokens=4
+        )
         logprobs = context.models["base"].logprobs(groups)
-        return Artifact(groups=scorer.score(groups), policy=policy, summary={"tokens": sum(map(len, logprobs))})
+        return Artifact(
+            groups=scorer.score(groups), policy=policy, summary={"tokens": sum(map(len, logprobs))}
+        )
 
 
 class Careful(Answers):
@@ -148,12 +183,19 @@ class Texts(Head):
 
 class TupleInMeta(Head):
     def run(self, context: StepContext) -> Any:
-        return self.of([replace(group, meta={"words": ("a", "b")}) for group in context.load(self.options.data)])
+        return self.of(
+            [
+                replace(group, meta={"words": ("a", "b")})
+                for group in context.load(self.options.data)
+            ]
+        )
 
 
 class ObjectInMeta(Head):
     def run(self, context: StepContext) -> Any:
-        return self.of([replace(group, meta={"words": {"a"}}) for group in context.load(self.options.data)])
+        return self.of(
+            [replace(group, meta={"words": {"a"}}) for group in context.load(self.options.data)]
+        )
 
 
 class ObjectInSummary(Head):
@@ -231,17 +273,32 @@ class Refuses(Head):
 
 BROKEN: list[tuple[Any, str]] = [
     (NoArtifact, "[.]run`: return an Artifact, not {"),
-    (Texts, "[.]run`: ValidationError: .*for Artifact groups.0 Input should be an instance of Group"),
+    (
+        Texts,
+        "[.]run`: ValidationError: .*for Artifact groups.0 Input should be an instance of Group",
+    ),
     (TupleInMeta, "`run`: group 0 of the artifact changes when it is stored as JSON"),
     (ObjectInMeta, "`run`: group 0 of the artifact cannot be stored as JSON"),
     (ObjectInSummary, "[.]run`: TypeError: Object of type .* is not JSON serializable"),
     (TextIsNumber, "[.]run`: ValidationError: .*for Artifact text Input should be a valid string"),
-    (UnknownPolicy, "`run`: the artifact's `policy` 'sft@2' is not the value of a PolicyRef option"),
+    (
+        UnknownPolicy,
+        "`run`: the artifact's `policy` 'sft@2' is not the value of a PolicyRef option",
+    ),
     (LoadsAFile, "[.]run`: .*load takes the value of a DataRef option, not 'other.jsonl'"),
-    (HiddenModel, "`run` uses models that no option names as PolicyRef, RewardRef or StageRef: other"),
+    (
+        HiddenModel,
+        "`run` uses models that no option names as PolicyRef, RewardRef or StageRef: other",
+    ),
     (Changes, "`run` changes the groups that `context.load` returned"),
-    (Shuffles, "`run`: a second run makes another artifact: .* random numbers from `context.seed` only"),
-    (CountsInMap, "`run`: interrupted after all chunks of `context.map`, it makes another artifact"),
+    (
+        Shuffles,
+        "`run`: a second run makes another artifact: .* random numbers from `context.seed` only",
+    ),
+    (
+        CountsInMap,
+        "`run`: interrupted after all chunks of `context.map`, it makes another artifact",
+    ),
     (Crashes, r"[.]run`: IndexError: list index out of range \(test_step_kit.py:\d+\)"),
     (NeedsData, r"[.]check_data`: AssertionError.*\(test_step_kit.py:\d+\)"),
     (ChangesEarly, "`check_data` changes the groups that it is given"),

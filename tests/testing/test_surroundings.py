@@ -34,7 +34,11 @@ def around(tmp_path: Path) -> Surroundings:
 
 
 def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> None:
-    raw = {"reward": {"length": {"unit": "words"}}, "judge": "local_judge", "data": ["a.jsonl", "b.jsonl"]}
+    raw = {
+        "reward": {"length": {"unit": "words"}},
+        "judge": "local_judge",
+        "data": ["a.jsonl", "b.jsonl"],
+    }
     options: Any = around.component("reward", Refers, raw).options
     assert isinstance(options.reward, RewardSpec) and options.reward.kind == "reward"
     assert options.reward.component.options.unit == "words"
@@ -42,7 +46,9 @@ def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> Non
     assert options.policy == "sft@2" and options.data == Data(["a.jsonl", "b.jsonl"])
     (around.folder / "x.py").touch()
     options = around.component("reward", Refers, {"reward": "helpful", "file": "x.py"}).options
-    assert options.reward == RewardSpec("stage", "helpful") and options.file == around.folder / "x.py"
+    assert (
+        options.reward == RewardSpec("stage", "helpful") and options.file == around.folder / "x.py"
+    )
     options = around.component("reward", Refers, {"reward": {"folder": "models/rm"}}).options
     assert options.reward.kind == "folder"
 
@@ -53,7 +59,10 @@ def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> Non
         ({"colour": 3}, "a recipe with these options is refused: unknown key 'colour'"),
         ({"policy": 3}, "policy: must be a valid string, got 3"),
         ({"judge": "nobody"}, "no judge 'nobody'"),
-        ({"reward": {"length": {"unit": "pages"}}}, "reward.length.unit: must be 'tokens', 'characters' or 'words'"),
+        (
+            {"reward": {"length": {"unit": "pages"}}},
+            "reward.length.unit: must be 'tokens', 'characters' or 'words'",
+        ),
         ({"reward": {"python": {"path": "x.py"}}}, "'reward.python.function' is missing"),
     ],
 )
@@ -85,7 +94,10 @@ def test_stages_have_the_same_weights_in_every_check() -> None:
 
 def test_rollouts_have_tokens_and_one_is_silent(around: Surroundings) -> None:
     responses = [response for group in around.rollouts for response in group.responses]
-    assert all(response.tokens for response in responses) and [r.text for r in responses].count("") == 1
+    assert (
+        all(response.tokens for response in responses)
+        and [r.text for r in responses].count("") == 1
+    )
     assert all(group.pairs is None for group in around.rollouts)
     turned = [response for group in turned_groups(around.rollouts) for response in group.responses]
     assert turned == responses[::-1]

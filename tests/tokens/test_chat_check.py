@@ -19,7 +19,9 @@ from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoder
 
 THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
-SWITCHED = THINKS.replace("<think>\n' }}", "' + ('' if enable_thinking is false else '<think>\n') }}")
+SWITCHED = THINKS.replace(
+    "<think>\n' }}", "' + ('' if enable_thinking is false else '<think>\n') }}"
+)
 
 SPACED = CHATML.replace("assistant\n' }}{% end", "assistant: ' }}{% end").replace(
     "m['role'] + '\n'", "m['role'] + ': '"
@@ -35,8 +37,8 @@ def checked(code: str, **kwargs: Any) -> list[str]:
 
 
 NOT_AFTER = (
-    "the chat template does not write an answer without reasoning after its own prompt, so rows with such answers are "
-    "refused"
+    "the chat template does not write an answer without reasoning after its own prompt, so rows "
+    "with such answers are refused"
 )
 
 
@@ -48,7 +50,9 @@ def test_a_template_that_thinks_is_told_and_an_argument_helps() -> None:
 def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
     made = encoder(SPACED)
     made.tokenizer.add_tokens([" It"])
-    with pytest.raises(RunFailed, match=r"changes when an answer follows it, .*: it ends with '.*: '") as raised:
+    with pytest.raises(
+        RunFailed, match=r"changes when an answer follows it, .*: it ends with '.*: '"
+    ) as raised:
         check_chat(Encoder(made.tokenizer), "a/model")
     assert str(raised.value).split("\n")[1].startswith("help: in model.chat_template")
 
@@ -57,7 +61,11 @@ def test_the_error_shows_where_prompt_and_answer_share_a_token() -> None:
     ("code", "message"),
     [
         (CHATML.replace("m['content']", "'...'"), "drops or changes words of a question"),
-        ("{{ raise_exception('not today') }}", "refuses the conversation: TemplateError: not today"),
+        ((
+            "{{ raise_exception('not today') }}"
+        ), (
+            "refuses the conversation: TemplateError: not today"
+        )),
         (SPACED, "the prompt's last token changes when an answer follows it"),
     ],
 )  # fmt: skip
@@ -91,7 +99,9 @@ def test_the_date_is_reported() -> None:
     assert checked(dated) == ["the chat template writes a date, which is always 2024-07-26"]
 
 
-def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_not_read_for_a_template_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_weights(*_: Any) -> Any:
         raise AssertionError("the weights were read")
 
@@ -110,7 +120,9 @@ def test_the_models_own_end_tokens_end_responses(tmp_path: Path) -> None:
     shutil.copytree(source, folder)
     spec = ModelSpec(base=str(folder), device="cpu", dtype="float32", lora=None)
     assert SharedModel(spec, str(folder)).encoder().end_ids == {2}
-    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 77, 99]}', encoding="utf-8")
+    (folder / "generation_config.json").write_text(
+        '{"eos_token_id": [2, 77, 99]}', encoding="utf-8"
+    )
     made = SharedModel(spec, str(folder)).encoder()
     assert made.end_ids == {2, 77, 99} and made.end_of_turn == (2,)
     assert made.decode([*made.text("done"), 99]) == "done"

@@ -1,6 +1,8 @@
-"""From groups to tokens: which tokens of a conversation count, under many chat templates, and what does not fit.
+"""From groups to tokens: which tokens of a conversation count, under many chat templates, and what
+does not fit.
 
-What counts is found here another way than by the encoder: in the text that the template renders whole.
+What counts is found here another way than by the encoder: in the text that the template renders
+whole.
 """
 
 from __future__ import annotations
@@ -24,20 +26,26 @@ from alignkit_plugins.rewards.form import Form
 from tests.models.own_templates import QWEN3_THINKING
 from tests.models.tiny import encoded, encoder, user, words
 
-SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "Be kind.<|im_end|>\n"
+    "' }}{% endif %}"
+)
 HEADERS = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ '<|start|>' + m['role'] + '<|head|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant<|head|>\n\n' }}{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|start|>' + ('model' if m['role'] == 'assistant' else m['role']) }}"
-    "{{ '\n' + m['content'] | trim + '<|eot|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>model\n' }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|start|>' + ('model' if m['role'] == 'assistant' "
+    "else m['role']) }}{{ '\n"
+    "' + m['content'] | trim + '<|eot|>\n"
+    "' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>model\n"
+    "' }}{% endif %}"
 )
 BRACKETS = (  # the generation prompt is empty
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
-    "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + "
+    "eos_token }}{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
 )
 NO_END = (  # a template without an end of turn for the last message
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
@@ -82,7 +90,8 @@ def counted(made: Encoder, row: ResponseTokens) -> list[str]:
 
 @pytest.mark.silent_bug(
     "masks: end of turn",
-    "The end of turn is missing, or masked because it equals the padding, and the model never stops.",
+    "The end of turn is missing, or masked because it equals the padding, and the model never "
+    "stops.",
     "The end of each learned turn is learned; masks go by place, not by id.",
     "huggingface/trl#1623",
     "huggingface/trl#931",
@@ -90,7 +99,8 @@ def counted(made: Encoder, row: ResponseTokens) -> list[str]:
 )
 @pytest.mark.silent_bug(
     "masks: turns",
-    "Only the last answer is learned, or none is, under a template that the search does not expect.",
+    "Only the last answer is learned, or none is, under a template that the search does not "
+    "expect.",
     "Turns are located in the template's own rendering.",
     "axolotl-ai-cloud/axolotl#1761",
     "axolotl-ai-cloud/axolotl#2089",
@@ -107,26 +117,43 @@ def test_the_assistants_text_and_ends_of_turn_count(name: str, turns: str) -> No
     found = encoded(made.encode(group, 500, turns=turns))
     messages = [*group.prompt, *(group.responses[0].messages or ())]
     whole = made.chat.render(messages, False)
-    assert made.tokenizer.decode([*found.prompt, *found.rows[0].tokens]) == whole[: whole.rindex(end) + len(end)]
+    assert (
+        made.tokenizer.decode([*found.prompt, *found.rows[0].tokens])
+        == whole[: whole.rindex(end) + len(end)]
+    )
     space = " " if "plain" in name else ""  # one token with the word
     wanted = [space + words + end for words in (SAID[1], SAID[3], "Goodbye.")]
     assert counted(made, found.rows[0]) == (wanted if turns == "all" else wanted[-1:])
     assert made.tokenizer.decode(list(found.prompt)) == made.chat.prompt(group.prompt)
-    assert found.prompt.count(made.tokenizer.convert_tokens_to_ids("<|bos|>")) == ("bos" in template)
+    assert found.prompt.count(made.tokenizer.convert_tokens_to_ids("<|bos|>")) == (
+        "bos" in template
+    )
 
 
 def test_turns_that_do_not_count_are_context() -> None:
     made = encoder()
     found = encoded(made.encode(conversation(False, True, False), 500))
     assert counted(made, found.rows[0]) == [SAID[3] + "<|im_end|>"]
-    assert counted(made, encoded(made.encode(conversation(True, True, False), 500, turns="last")).rows[0]) == []
+    assert (
+        counted(
+            made, encoded(made.encode(conversation(True, True, False), 500, turns="last")).rows[0]
+        )
+        == []
+    )
 
 
 def test_a_response_is_its_text_and_an_end_of_turn() -> None:
     made = encoder()
-    group = Group((user("q"),), (Response(text="some words"), Response(text=""), Response(text="more", truncated=True)))
+    group = Group(
+        (user("q"),),
+        (Response(text="some words"), Response(text=""), Response(text="more", truncated=True)),
+    )
     rows = encoded(made.encode(group, 100)).rows
-    assert [made.tokenizer.decode(row.tokens) for row in rows] == ["some words<|im_end|>", "<|im_end|>", "more"]
+    assert [made.tokenizer.decode(row.tokens) for row in rows] == [
+        "some words<|im_end|>",
+        "<|im_end|>",
+        "more",
+    ]
     assert all(row.mask == (True,) * len(row.tokens) for row in rows)
     assert [row.truncated for row in rows] == [False, False, True]
 
@@ -148,9 +175,12 @@ def test_a_scored_response_ends_once(name: str) -> None:
     template, end = TEMPLATES[name]
     made = encoder(template)
     cut = Response(text="more", truncated=True)
-    group = Group((user("q"),), (Response(text="ab"), cut, Response(text="", tokens=made.end_of_turn)))
+    group = Group(
+        (user("q"),), (Response(text="ab"), cut, Response(text="", tokens=made.end_of_turn))
+    )
     rows = encoded(made.encode(group, 100, scoring=True)).rows
-    end += "\n"  # all that the template writes, so that others find the score at the last token, too
+    # All that the template writes, so that others find the score at the last token, too
+    end += "\n"
     assert [made.tokenizer.decode(row.tokens) for row in rows] == ["ab" + end, "more" + end, end]
     assert not any(row.truncated for row in rows)
     room = len(made.prompt(group.prompt)) + 1 + len(made.closing)
@@ -167,12 +197,16 @@ def test_a_scored_response_ends_once(name: str) -> None:
     "MakazhanAlpamys/Soup#785",
 )
 def test_only_the_template_writes_a_bos_token() -> None:
-    """`apply_chat_template` adds none. alignkit's own templates write one if the tokenizer puts it before any text."""
+    """`apply_chat_template` adds none. alignkit's own templates write one if the tokenizer puts it
+    before any text.
+    """
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = encoder(bos=True).tokenizer
     assert Encoder(tokenizer).bos == ()  # the tokenizer has one, but does not add it
-    process = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", tokenizer.bos_token_id)])
+    process = TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", tokenizer.bos_token_id)]
+    )
     tokenizer.backend_tokenizer.post_processor = process
     made = Encoder(tokenizer)
     assert made.bos == (tokenizer.bos_token_id,)
@@ -198,7 +232,9 @@ def test_a_template_without_an_end_of_turn_ends_with_eos() -> None:
 
 
 def test_a_template_that_drops_text_is_refused() -> None:
-    forgets = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')")
+    forgets = CHATML.replace(
+        "m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')"
+    )
     with pytest.raises(DataError, match="does not write the assistant's words"):
         encoder(forgets).encode(conversation(True, True, True), 500)
 
@@ -219,7 +255,9 @@ def test_special_tokens_in_data_are_ordinary_text() -> None:
     "huggingface/trl#696",
 )
 def test_a_text_that_was_rendered_before_is_counted() -> None:
-    """Data sets hold such texts for trainers that tokenize them with the template's tokens; here these are letters."""
+    """Data sets hold such texts for trainers that tokenize them with the template's tokens; here
+    these are letters.
+    """
     made = encoder()
     for group in (
         Group((user("<|im_start|>user\nq<|im_end|>"),), (Response(text="a"),)),
@@ -251,7 +289,8 @@ THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end
 )
 # Both the prompt and the finished turn open the block, and the words follow as they are.
 VERBATIM = CHATML.replace(
-    "+ '\n' + m['content']", "+ '\n' + ('<think>\n' if m['role'] == 'assistant' else '') + m['content']"
+    "+ '\n' + m['content']",
+    "+ '\n' + ('<think>\n' if m['role'] == 'assistant' else '') + m['content']",
 )
 VERBATIM = VERBATIM.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 
@@ -263,7 +302,9 @@ VERBATIM = VERBATIM.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{%
     "axolotl-ai-cloud/axolotl#3088",
 )
 def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
-    """Reasoning models whose templates drop `<think>` from finished turns: from all of them, or from earlier ones."""
+    """Reasoning models whose templates drop `<think>` from finished turns: from all of them, or
+    from earlier ones.
+    """
     said = (assistant("yes"), user("and now?"), assistant("<think>\nWell.\n</think>\n\nno"))
     group = Group((user("please say yes or no"),), (Response(messages=said),), id="talk")
     with pytest.raises(DataError, match="does not write the answer after its own prompt"):
@@ -274,13 +315,25 @@ def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
     # The first turn's prompt ends with `<think>`, too, but the template does not write it there.
     assert made.counts == {"unprompted_turns": 1}
     assert made.tokenizer.decode([*found.prompt, *found.rows[0].tokens]) == (
-        "<|im_start|>user\nplease say yes or no<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
-        "<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\nWell.\n</think>\n\nno<|im_end|>"
+        "<|im_start|>user\n"
+        "please say yes or no<|im_end|>\n"
+        "<|im_start|>assistant\n"
+        "yes<|im_end|>\n"
+        "<|im_start|>user\n"
+        "and now?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+        "<think>\n"
+        "Well.\n"
+        "</think>\n"
+        "\n"
+        "no<|im_end|>"
     )
 
 
 def _reasons(made: Encoder, text: str) -> list[float | None]:
-    """A sample with these words after its prompt, as `format` scores it, and as an environment's turn."""
+    """A sample with these words after its prompt, as `format` scores it, and as an environment's
+    turn.
+    """
     sampled = Continuation((*made.text(text), *made.end_of_turn), (), True)
     response = _response(made, sampled, "policy")
     turn = Turns(made).read(sampled.tokens)
@@ -291,7 +344,8 @@ def _reasons(made: Encoder, text: str) -> list[float | None]:
 
 @pytest.mark.silent_bug(
     "templates: reasoning",
-    "The template opens `<think>`, the reward sees only sampled tokens, and every right answer scores 0.",
+    "The template opens `<think>`, the reward sees only sampled tokens, and every right answer "
+    "scores 0.",
     "Rewards see the response as the template continues it.",
     "huggingface/trl#6966",
     "huggingface/trl#7141",
@@ -303,7 +357,8 @@ def test_a_reward_sees_the_reasoning_that_the_prompt_opens(code: str) -> None:
     assert _reasons(made, "Two.\n</think>\n\n<answer>4</answer>") == [1.0]
     assert _reasons(made, "\n</think>\n\n<answer>4</answer>") == [0.0]  # has no reasoning
     assert _reasons(made, "<answer>4</answer>") == [0.0]  # is still thinking
-    assert _reasons(encoder(CHATML), "<think>Two.</think><answer>4</answer>") == [1.0]  # the prompt opens nothing
+    # The prompt opens nothing
+    assert _reasons(encoder(CHATML), "<think>Two.</think><answer>4</answer>") == [1.0]
 
 
 @pytest.mark.silent_bug(
@@ -318,13 +373,17 @@ def test_a_sample_read_as_text_has_its_tokens(code: str) -> None:
     made = encoder(code)
     tokens = (*made.text("Two.\n</think>\n\n4"), *made.end_of_turn)
     sampled = _response(made, Continuation(tokens, (), True), "policy")
-    group = Group((user("q"),), (replace(sampled, tokens=None), replace(sampled, tokenizer=made.digest)))
+    group = Group(
+        (user("q"),), (replace(sampled, tokens=None), replace(sampled, tokenizer=made.digest))
+    )
     read, own = encoded(made.encode(group, 500)).rows
     assert sampled.text.startswith("<think>") and read.tokens == own.tokens == tokens
 
 
 def test_written_must_match_the_tokens() -> None:
-    group = Group((user("a"),), (Response(text="b", tokens=(3, 4, 5), written=(True, False)),), id="odd")
+    group = Group(
+        (user("a"),), (Response(text="b", tokens=(3, 4, 5), written=(True, False)),), id="odd"
+    )
     with pytest.raises(DataError, match="the row 'a': a response has 3 tokens, but 2 marks"):
         encoder().encode(group, 100)
 
@@ -344,25 +403,36 @@ def test_a_long_response_is_truncated_without_an_end_of_turn() -> None:
     group = Group((user("q"),), (Response(text="many words that do not fit"), Response(text="a")))
     room = len(made.prompt(group.prompt))
     cut, short = encoded(made.encode(group, room + 5)).rows
-    assert cut.tokens == made.text("many words that do not fit")[:5] and cut.truncated and all(cut.mask)
+    assert (
+        cut.tokens == made.text("many words that do not fit")[:5]
+        and cut.truncated
+        and all(cut.mask)
+    )
     assert short.tokens == (*made.text("a"), *made.end_of_turn) and not short.truncated
     assert made.counts["cut"] == 1 and made.counts["equal_pairs"] == 0
     scored, _ = encoded(made.encode(group, room + 5, scoring=True)).rows
     assert scored.tokens == (*cut.tokens[:3], *made.closing) and not scored.truncated
     whole = len(made.text("many words that do not fit")) + 1
-    assert not encoded(made.encode(group, room + whole)).rows[0].truncated and made.counts["cut"] == 2
+    assert (
+        not encoded(made.encode(group, room + whole)).rows[0].truncated and made.counts["cut"] == 2
+    )
 
 
 def test_a_prompt_without_room_is_dropped() -> None:
     made = encoder()
     group = Group((user("q"),), (words(3),))
     prompt = len(made.prompt(group.prompt))
-    assert made.encode(group, prompt) is None and made.encode(group, prompt + 1, scoring=True) is None
+    assert (
+        made.encode(group, prompt) is None and made.encode(group, prompt + 1, scoring=True) is None
+    )
     assert made.counts["no_room"] == 2
-    assert made.encode(group, prompt + 1) is not None and made.encode(group, prompt + 3, scoring=True) is not None
-    assert encode_all(made, [group, replace(group, prompt=(user("longer " * 20),))], prompt + 3) == [
-        made.encode(group, prompt + 3)
-    ]
+    assert (
+        made.encode(group, prompt + 1) is not None
+        and made.encode(group, prompt + 3, scoring=True) is not None
+    )
+    assert encode_all(
+        made, [group, replace(group, prompt=(user("longer " * 20),))], prompt + 3
+    ) == [made.encode(group, prompt + 3)]
 
 
 @pytest.mark.silent_bug(
@@ -385,7 +455,14 @@ def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
     for responses in ((one, silent), (silent, one)):
         assert encoded(made.encode(replace(group, responses=responses), room + 8)).pairs == ()
         # A reward model reads the last token's state, whoever wrote it.
-        assert len(encoded(made.encode(replace(group, responses=responses), room + 9, scoring=True)).pairs) == 1
+        assert (
+            len(
+                encoded(
+                    made.encode(replace(group, responses=responses), room + 9, scoring=True)
+                ).pairs
+            )
+            == 1
+        )
     assert made.counts["equal_pairs"] == 3
 
 
@@ -393,14 +470,20 @@ def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
 def test_groups_that_are_encoded_together_are_encoded_the_same(scoring: bool) -> None:
     groups = [
         conversation(True, False, True),
-        Group((user("q <|im_end|>"),), (Response(text="a<|im_end|>"), Response(text="b", truncated=True))),
+        Group(
+            (user("q <|im_end|>"),),
+            (Response(text="a<|im_end|>"), Response(text="b", truncated=True)),
+        ),
         Group((), (Response(text="raw"),)),
         Group((user("sampled"),), (words(3),)),
         Group((user("long " * 9999),), (Response(text="a"),)),
     ]
     alone = [encoder().encode(group, 120, scoring=scoring) for group in groups]
     made = encoder()
-    assert made.encode_batch(made.accepted(groups, scoring), 120, turns="all", scoring=scoring) == alone[:-1]
+    assert (
+        made.encode_batch(made.accepted(groups, scoring), 120, turns="all", scoring=scoring)
+        == alone[:-1]
+    )
     assert alone[-1] is None and all(alone[:-1])
 
 
@@ -413,17 +496,25 @@ def test_an_end_of_turn_that_takes_in_the_line_break_after_it() -> None:
     tokenizer.add_special_tokens({"eos_token": end})
     tokenizer.chat_template = CHATML
     made = Encoder(tokenizer)
-    assert made.end_of_turn == made.closing == (tokenizer.eos_token_id,) and made.end_ids == {tokenizer.eos_token_id}
+    assert made.end_of_turn == made.closing == (tokenizer.eos_token_id,) and made.end_ids == {
+        tokenizer.eos_token_id
+    }
     group = conversation(True, True, True)
-    ids = tokenizer.apply_chat_template([*group.prompt, *(group.responses[0].messages or ())])["input_ids"]
+    ids = tokenizer.apply_chat_template([*group.prompt, *(group.responses[0].messages or ())])[
+        "input_ids"
+    ]
     for scoring in (False, True):
         found = encoded(made.encode(group, 500, scoring=scoring))
         assert [*found.prompt, *found.rows[0].tokens] == ids
-        assert counted(made, found.rows[0]) == [words + "<|im_end|>" for words in (SAID[1], SAID[3], "Goodbye.")]
+        assert counted(made, found.rows[0]) == [
+            words + "<|im_end|>" for words in (SAID[1], SAID[3], "Goodbye.")
+        ]
 
 
 def test_the_templates_end_is_its_own_although_a_token_joins_it_with_the_answer() -> None:
-    """In the example the end is one token with the answer's full stop, which a sample need not have."""
+    """In the example the end is one token with the answer's full stop, which a sample need not
+    have.
+    """
     made = encoder(CHATML.replace("'<|im_end|>\n'", "'\n<|im_end|>\n'"))
     made.tokenizer.add_tokens([".\n"])
     fresh = Encoder(made.tokenizer)
@@ -443,7 +534,10 @@ def test_reasoning_tags_of_an_assistant_are_tokens(special: bool) -> None:
     (row,) = encoded(fresh.encode(Group((user("<think>"),), (Response(text=text),)), 100)).rows
     tags = made.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     assert [row.tokens.count(tag) for tag in tags] == [1, 1]
-    assert (tags[0] in encoded(fresh.encode(Group((user("<think>"),), (Response(text="a"),)), 100)).prompt) != special
+    assert (
+        tags[0]
+        in encoded(fresh.encode(Group((user("<think>"),), (Response(text="a"),)), 100)).prompt
+    ) != special
 
 
 def test_a_sample_decodes_to_the_words_that_were_written() -> None:
@@ -454,11 +548,15 @@ def test_a_sample_decodes_to_the_words_that_were_written() -> None:
     tokenizer.eos_token = "</s>"
     for space in ("", " "):
         tokenizer.chat_template = (
-            "{% for m in messages %}{{ ('" + space + "' + m.content + '</s>') if m.role == 'assistant' "
+            "{% for m in messages %}{{ ('"
+            + space
+            + "' + m.content + '</s>') if m.role == 'assistant' "
             "else m.content + '</s>' }}{% endfor %}"
         )
         made = Encoder(tokenizer)
-        row = encoded(made.encode(Group((user("is it?"),), (Response(text="It is."),)), 100)).rows[0]
+        row = encoded(made.encode(Group((user("is it?"),), (Response(text="It is."),)), 100)).rows[
+            0
+        ]
         assert made.decode(row.tokens) == "It is."
 
 
@@ -476,14 +574,21 @@ def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     group = Group((user("2 + 2?"),), (Response(messages=said),), tools=(tool,))
     made = encoder()
     (row,) = encoded(made.encode(group, 200)).rows
-    assert counted(made, row) == ["Four.<|im_end|>"] and made.counts == {"unprompted_turns": 1, "dropped_tools": 1}
-    writes = CHATML.replace("m['content'] +", "(m.tool_calls | default('')) | string + m['content'] +")
+    assert counted(made, row) == ["Four.<|im_end|>"] and made.counts == {
+        "unprompted_turns": 1,
+        "dropped_tools": 1,
+    }
+    writes = CHATML.replace(
+        "m['content'] +", "(m.tool_calls | default('')) | string + m['content'] +"
+    )
     made = encoder("{{ tools | string }}" + writes)
     (row,) = encoded(made.encode(group, 500)).rows
     assert len(counted(made, row)) == 2 and "add" in counted(made, row)[0] and not made.counts
 
 
-ONLY_TWO = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}")
+ONLY_TWO = CHATML.replace(
+    "{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}"
+)
 SYSTEM_SAID = Message(role="system", content="Speak French.")
 
 

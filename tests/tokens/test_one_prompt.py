@@ -1,4 +1,6 @@
-"""One prompt: whatever samples reads a row as the template renders it, with its tools and its system message."""
+"""One prompt: whatever samples reads a row as the template renders it, with its tools and its
+system message.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +25,54 @@ from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
 
 BLOCK = "<think>\n\n</think>\n\n"  # of a thought, which prompts and finished answers begin with
-TEMPLATE = HERMES.replace("assistant\n' }}{% endif %}", f"assistant\n{BLOCK}' }}}}{{% endif %}}").replace(
-    "m['role'] + '\n' }}", f"m['role'] + '\n' + ('{BLOCK}' if m['role'] == 'assistant' else '') }}}}"
+TEMPLATE = HERMES.replace(
+    "assistant\n' }}{% endif %}", f"assistant\n{BLOCK}' }}}}{{% endif %}}"
+).replace(
+    "m['role'] + '\n' }}",
+    f"m['role'] + '\n' + ('{BLOCK}' if m['role'] == 'assistant' else '') }}}}",
 )
-FUNCTION = {"name": "weather", "description": "of a city", "parameters": {"type": "object", "properties": {}}}
+FUNCTION = {
+    "name": "weather",
+    "description": "of a city",
+    "parameters": {"type": "object", "properties": {}},
+}
 TOOLS = [{"type": "function", "function": FUNCTION}]
 ROWS = [
     {
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"weather in {city}?"}],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"weather in {city}?"},
+        ],
         "tools": TOOLS,
         "answers": ["sunny", "rain"][number],
         "attacks": [f"weather in {city}?"],
     }
     for number, city in enumerate(("Oslo", "Rome"))
 ]
-SCORES = "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
+SCORES = (
+    "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
+)
 PYTHON = {"python": {"path": "reward.py", "function": "reward"}}
 CORRECT = {"honesty_accuracy": {"match": "contains"}}
 JUDGE = {"local_judge": {"role": "base", "min_mass": 0}}
 SHORT = {"sampling": {"max_new_tokens": 4}}
-LEARNED = {"iterations": 1, "prompts_per_iteration": 2, "rollout": {"samples_per_prompt": 4, "max_new_tokens": 4}}
+LEARNED = {
+    "iterations": 1,
+    "prompts_per_iteration": 2,
+    "rollout": {"samples_per_prompt": 4, "max_new_tokens": 4},
+}
 WON = {"rlaif": {"judge": JUDGE, "opponent": "baseline", **SHORT}}
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"algorithm": "sft", "data": "demos.jsonl"},
     "said": {"step": "sample", "policy": "sft", **SHORT},
-    "best": {"step": "sample", "policy": "sft", "samples_per_prompt": 2, "reward": PYTHON, "keep": "best", **SHORT},
+    "best": {
+        "step": "sample",
+        "policy": "sft",
+        "samples_per_prompt": 2,
+        "reward": PYTHON,
+        "keep": "best",
+        **SHORT,
+    },
     "report": {
         "step": "evaluate",
         "policies": ["sft", {"policy": "sft", "best_of": 2, "reward": PYTHON}],
@@ -67,12 +92,27 @@ STAGES: dict[str, dict[str, Any]] = {
     "calibrated": {"step": "calibration", "policies": ["sft"], "correct": CORRECT, **SHORT},
     "pressed": {"step": "sycophancy", "policies": ["sft"], "correct": CORRECT, **SHORT},
     "chosen": {"step": "select_best", "policies": ["base", "sft"], "reward": PYTHON, **SHORT},
-    "grpo": {"algorithm": "grpo", "reward": PYTHON, "monitors": [{"gold": {"reward": PYTHON}}], **LEARNED},
-    "against": {"algorithm": "grpo", "reward": {"min": {"rewards": {"one": PYTHON, "other": WON}}}, **LEARNED},
+    "grpo": {
+        "algorithm": "grpo",
+        "reward": PYTHON,
+        "monitors": [{"gold": {"reward": PYTHON}}],
+        **LEARNED,
+    },
+    "against": {
+        "algorithm": "grpo",
+        "reward": {"min": {"rewards": {"one": PYTHON, "other": WON}}},
+        **LEARNED,
+    },
     "ppo": {"algorithm": "ppo", "reward": PYTHON, **LEARNED},
     "rejection": {"algorithm": "rejection_sampling", "reward": PYTHON, **LEARNED},
     "online": {"algorithm": "online_dpo", "reward": PYTHON, **LEARNED},
-    "revised": {"step": "revise", "policy": "sft", "constitution": "harmless", "rounds": 1, **SHORT},
+    "revised": {
+        "step": "revise",
+        "policy": "sft",
+        "constitution": "harmless",
+        "rounds": 1,
+        **SHORT,
+    },
 }
 CONTINUED = {"revised", "pressed"}  # which also ask for more in the same conversation
 
@@ -87,18 +127,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reward.py").write_text(SCORES)
     (folder / "template.jinja").write_text(TEMPLATE)
     stages = {
-        name: {**keys, **({} if name == "sft" else {"goals" if name == "attacked" else "prompts": "prompts.jsonl"})}
+        name: {
+            **keys,
+            **(
+                {}
+                if name == "sft"
+                else {"goals" if name == "attacked" else "prompts": "prompts.jsonl"}
+            ),
+        }
         for name, keys in STAGES.items()
     }
     model = {"base": "tiny", "dtype": "float32", "chat_template": "template.jinja"}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False)
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[int, ...]]:
     tokenizer = AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
-    keys: dict[str, Any] = {"tools": TOOLS, "chat_template": TEMPLATE, "add_generation_prompt": True}
+    keys: dict[str, Any] = {
+        "tools": TOOLS,
+        "chat_template": TEMPLATE,
+        "add_generation_prompt": True,
+    }
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **keys) for row in ROWS]
     return [tuple(tokenizer(text)["input_ids"]) for text in texts]
 
@@ -130,8 +183,8 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
 
 @pytest.mark.silent_bug(
     "prompts: tools are missing",
-    "One of the places that render prompts is not passed the row's tools, so a policy is sampled or measured on other "
-    "prompts than it learned.",
+    "One of the places that render prompts is not passed the row's tools, so a policy is sampled "
+    "or measured on other prompts than it learned.",
     "A prompt is a group with its tools, and one renderer is given it by whatever samples.",
     "oumi-ai/oumi#2605",
 )
@@ -147,7 +200,11 @@ def test_whatever_samples_reads_the_rows_prompt(stage: str, asked: Any, expected
 def test_check_shows_the_same_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(folder / "recipe.yaml"), "said", "1"]) == 0
     shown = capsys.readouterr().out.replace("|", "")  # between tokens
-    assert '"description": "of a city"' in shown and "Be brief." in shown and "weather in Oslo?" in shown
+    assert (
+        '"description": "of a city"' in shown
+        and "Be brief." in shown
+        and "weather in Oslo?" in shown
+    )
 
 
 def test_the_template_is_called_at_one_place() -> None:

@@ -14,16 +14,28 @@ from tests.models.tiny import encoder
 
 
 def sentencepiece() -> Any:
-    """A small Unigram tokenizer that, like SentencePiece, writes `▁` before a text and for every space."""
+    """A small Unigram tokenizer that, like SentencePiece, writes `▁` before a text and for every
+    space.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = ["▁It", "It", "▁is", "▁", "\n", *"abcdefghijklmnopqrstuvwxyzI.<|/>_"]
-    made = Tokenizer(models.Unigram([("<unk>", 0.0), *((word, -(len(word) ** -1.0)) for word in words)], unk_id=0))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made = Tokenizer(
+        models.Unigram(
+            [("<unk>", 0.0), *((word, -(len(word) ** -1.0)) for word in words)], unk_id=0
+        )
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     made.pre_tokenizer = pre_tokenizers.Split("never matches", "isolated")
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", additional_special_tokens=["</s>"])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", additional_special_tokens=["</s>"]
+    )
 
 
 def test_places_are_characters_of_the_text() -> None:
@@ -71,7 +83,9 @@ def test_a_slow_tokenizer_is_refused() -> None:
     class Slow:
         is_fast = False
 
-    with pytest.raises(RunFailed, match=r"Slow is not a fast tokenizer.*\nhelp: use a model with a tokenizer\.json"):
+    with pytest.raises(
+        RunFailed, match=r"Slow is not a fast tokenizer.*\nhelp: use a model with a tokenizer\.json"
+    ):
         TextTokenizer(Slow())
 
 
@@ -86,8 +100,10 @@ def test_truncation_and_padding_of_a_saved_tokenizer_have_no_effect(tmp_path: Pa
     tokenizer.save_pretrained(tmp_path)
     saved = AutoTokenizer.from_pretrained(tmp_path)
     made = TextTokenizer(saved)
-    assert saved.backend_tokenizer.truncation and saved.backend_tokenizer.padding  # otherwise this tests nothing
+    # Otherwise this tests nothing
+    assert saved.backend_tokenizer.truncation and saved.backend_tokenizer.padding
     made.prepare([text, "a"])
     assert made.ids(text) == wanted and len(made.ids("a")) == 1
-    saved([text, "a"], truncation=True, max_length=8, padding="max_length")  # and later calls change them again
+    # And later calls change them again
+    saved([text, "a"], truncation=True, max_length=8, padding="max_length")
     assert made.ids(text + " ")[: len(wanted)] == wanted and made.tokens(text)[0] == wanted

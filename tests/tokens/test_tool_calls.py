@@ -19,7 +19,10 @@ def read(text: str, first: int = 0) -> Message:
 
 
 def names(turn: Message) -> list[Any]:
-    return [(c["function"]["name"], c["function"]["arguments"], c["id"]) for c in turn.get("tool_calls", ())]
+    return [
+        (c["function"]["name"], c["function"]["arguments"], c["id"])
+        for c in turn.get("tool_calls", ())
+    ]
 
 
 def test_calls_in_tags_are_read_in_order_and_numbered() -> None:
@@ -44,7 +47,10 @@ def test_a_turn_without_calls_keeps_its_words_exactly() -> None:
         ("<tool_call>[1]</tool_call>", "it is list, not an object"),
         ('<tool_call>{"arguments": {}}</tool_call>', "it has no 'name'"),
         ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', "it has no 'name'"),
-        ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "'arguments' are not an object"),
+        (
+            '<tool_call>{"name": "add", "arguments": [1]}</tool_call>',
+            "'arguments' are not an object",
+        ),
         ('<tool_call>{"name": "add", "arguments": "x"}</tool_call>', "Expecting value"),
         ("<tool_call>" + "[" * 100_000 + "</tool_call>", "a call must be"),
         ("<tool_call></tool_call>", "Expecting value"),
@@ -78,13 +84,17 @@ class Described:
 
 def test_transformers_reads_the_calls_of_a_tokenizer_that_describes_them() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    found = Described({"role": "assistant", "content": "so", "thinking": "hm", "tool_calls": [call]})
+    found = Described(
+        {"role": "assistant", "content": "so", "thinking": "hm", "tool_calls": [call]}
+    )
     turn = read_turn(found, "anything", "prompt", TOOLS)
     assert names(turn) == [("add", {"a": 1}, "call00000")]
     assert (turn["content"], turn["reasoning_content"]) == ("so", "hm")
 
 
-@pytest.mark.parametrize("found", [ValueError("bad"), {"tool_calls": [{"function": {"name": ""}}]}, None])
+@pytest.mark.parametrize(
+    "found", [ValueError("bad"), {"tool_calls": [{"function": {"name": ""}}]}, None]
+)
 def test_what_transformers_cannot_read_is_read_from_tags(found: Any) -> None:
     turn = read_turn(Described(found), "<tool_call>1</tool_call>", "prompt", TOOLS)
     assert len(turn["call_errors"]) == 1

@@ -17,14 +17,17 @@ from alignkit_plugins.models.templates import CHATML, HERMES
 MARKERS = ["<|user|>", "<|assistant|>", "<|observation|>"]
 # A turn has no end of its own: the next role's marker ends it, as in GLM's templates.
 GLM = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}"
-    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}"
-    "{% else %}{{ '<|observation|>' if m['role'] == 'tool' else '<|user|>' }}{{ m['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}{% "
+    "for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }}</call>{% endfor %}{% "
+    "else %}{{ '<|observation|>' if m['role'] == 'tool' else '<|user|>' }}{{ m['content'] }}{% "
+    "endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-WORDS = GLM.replace("<|", "[").replace("|>", "]")  # its markers are no tokens, so nothing ends a turn
+# Its markers are no tokens, so nothing ends a turn
+WORDS = GLM.replace("<|", "[").replace("|>", "]")
 # Only the last turn has an end of its own.
-LAST = GLM.replace("{% else %}{{ '<|obs", "{% if loop.last %}{{ eos_token }}{% endif %}{% else %}{{ '<|obs")
+LAST = GLM.replace(
+    "{% else %}{{ '<|obs", "{% if loop.last %}{{ eos_token }}{% endif %}{% else %}{{ '<|obs"
+)
 
 
 def user(text: str) -> Message:
@@ -36,7 +39,13 @@ def said(text: str = "", calls: bool = False) -> Message:
     return Message(role="assistant", content=text, **({"tool_calls": [call]} if calls else {}))  # type: ignore[typeddict-item]
 
 
-TALK = [said("Two."), user("And in Oslo?"), said(calls=True), Message(role="tool", content="3"), said("It is 3.")]
+TALK = [
+    said("Two."),
+    user("And in Oslo?"),
+    said(calls=True),
+    Message(role="tool", content="3"),
+    said("It is 3."),
+]
 
 
 def encoder(template: str) -> Encoder:
@@ -48,7 +57,9 @@ def encoder(template: str) -> Encoder:
 
 def learned(encoder: Encoder, turns: list[Message]) -> list[str]:
     """The runs of tokens that count."""
-    encoded = encoder.encode(Group((user("Say two."),), (Response("", messages=tuple(turns)),)), 999)
+    encoded = encoder.encode(
+        Group((user("Say two."),), (Response("", messages=tuple(turns)),)), 999
+    )
     assert encoded is not None
     runs: list[list[int]] = [[]]
     for token, counts in zip(encoded.rows[0].tokens, encoded.rows[0].mask, strict=True):
@@ -64,9 +75,10 @@ HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call><|
 
 @pytest.mark.silent_bug(
     "templates: the next role's marker ends a turn",
-    "The marker is masked as the next role's header, so the end of a turn in the middle, or of a call, is not learned, "
-    "and sampling does not stop at it: the model writes call after call.",
-    "The token behind a turn is learned and ends responses; a template that writes none is reported.",
+    "The marker is masked as the next role's header, so the end of a turn in the middle, or of a "
+    "call, is not learned, and sampling does not stop at it: the model writes call after call.",
+    "The token behind a turn is learned and ends responses; a template that writes none is "
+    "reported.",
     "thinking-machines-lab/tinker-cookbook#932",
     "PrimeIntellect-ai/renderers#66",
     "huggingface/trl#6044",
@@ -91,7 +103,9 @@ HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call><|
     ],
     ids=["chatml", "hermes", "marker", "last only", "words"],
 )
-def test_the_end_of_every_turn_is_learned(template: str, expected: list[str | None], ends: set[str]) -> None:
+def test_the_end_of_every_turn_is_learned(
+    template: str, expected: list[str | None], ends: set[str]
+) -> None:
     found = encoder(template)
     assert learned(found, TALK) == [text for text in expected if text]
     assert {found.tokenizer.decode([token]) for token in found.end_ids} == ends
@@ -105,5 +119,8 @@ def test_a_demonstration_that_ends_with_a_call_ends_with_its_marker() -> None:
 
 
 def test_what_ends_turns_is_told() -> None:
-    told = "the chat template writes no end of turn, so responses end with EOS, or where the next turn would begin"
+    told = (
+        "the chat template writes no end of turn, so responses end with EOS, or where the next "
+        "turn would begin"
+    )
     assert check_chat(encoder(WORDS), "m") == check_chat(encoder(GLM), "m") == [told]

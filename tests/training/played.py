@@ -30,15 +30,24 @@ TURNS = [[call("2 + 3")], [f"5{END}", f"It is 6{END}"]]
 
 
 def run_of(folder: Path, cls: type[Environment] | None = None, **keys: Any) -> Run:
-    """A run of one stage, `align`. cls: an environment in place of the calculator, under its name."""
+    """A run of one stage, `align`. cls: an environment in place of the calculator, under its
+    name.
+    """
     rows = [{"prompt": f"What is {a} + 3?", "answer": str(a + 3)} for a in (2, 3)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     before = keys.pop("before", {})
     recipe = {
-        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}, "chat_template": "hermes"},
+        "model": {
+            "base": "tiny",
+            "dtype": "float32",
+            "lora": {"r": 4, "lora_alpha": 8},
+            "chat_template": "hermes",
+        },
         "stages": {**before, "align": {**STAGE, **keys}},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8"
+    )
     (folder / "run").mkdir(exist_ok=True)
     loaded = load_recipe(folder / "recipe.yaml")
     if cls is not None:
@@ -62,7 +71,9 @@ def metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def roll_out(run: Run) -> None:
-    """Execute a run whose rewards may be equal: it then ends after its rollouts, because they teach nothing."""
+    """Execute a run whose rewards may be equal: it then ends after its rollouts, because they teach
+    nothing.
+    """
     try:
         run.execute()
     except RunFailed as error:

@@ -1,6 +1,8 @@
-"""Runs on several simulated processes: threads with models of their own, which exchange what a collectives gathers.
+"""Runs on several simulated processes: threads with models of their own, which exchange what a
+collectives gathers.
 
-Only one works at a time, until it waits for the others: a library's global state has no races between processes.
+Only one works at a time, until it waits for the others: a library's global state has no races
+between processes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ SPEED = ("seconds", "tokens_per_second")  # metrics that differ from run to run
 
 @dataclass
 class Step:
-    """An optimizer step: the responses of its global batch, their signals, the metrics, and the gradients."""
+    """An optimizer step: the responses of its global batch, their signals, the metrics, and the
+    gradients.
+    """
 
     rows: list[tuple[int, ...]]
     signals: dict[str, Any]
@@ -76,21 +80,36 @@ class Simulated(Watching):
 
     def __init__(self, exchange: Exchange, process: int, parts: Sequence[int]):
         super().__init__()
-        self.exchange, self.process, self.processes, self.parts = exchange, process, len(parts), parts
+        self.exchange, self.process, self.processes, self.parts = (
+            exchange,
+            process,
+            len(parts),
+            parts,
+        )
 
     def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
-        """The first entry is the last process's, so that neither it nor its neighbors are in order."""
+        """The first entry is the last process's, so that neither it nor its neighbors are in
+        order.
+        """
         if led:
             return super().partition(sizes, led)
         owners = [process for process, part in enumerate(self.parts) for _ in range(part)][::-1]
         entries = range(len(sizes))
-        return [[i for i in entries if owners[i % len(owners)] == process] for process in range(self.processes)]
+        return [
+            [i for i in entries if owners[i % len(owners)] == process]
+            for process in range(self.processes)
+        ]
 
     def gather(self, mine: Any) -> list[Any]:
         """As between processes, everything is a copy."""
         caller = sys._getframe(1).f_code.co_name
-        posts = [pickle.loads(post) for post in self.exchange.swap(self.process, pickle.dumps((caller, mine)))]
-        assert {other for other, _ in posts} == {caller}, "the processes do not meet at the same place"
+        posts = [
+            pickle.loads(post)
+            for post in self.exchange.swap(self.process, pickle.dumps((caller, mine)))
+        ]
+        assert {other for other, _ in posts} == {caller}, (
+            "the processes do not meet at the same place"
+        )
         return [post for _, post in posts]
 
     def add_gradients(self, parameters: Iterable[Any]) -> None:
@@ -109,19 +128,27 @@ def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[s
     metrics = _step(self, examples, lr_factor)
     if isinstance(self.collectives, Watching):
         columns: dict[str, Any] = {**examples.columns, **examples.token_columns}
-        gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
-        self.collectives.steps.append(Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients))
+        gradients = {
+            name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None
+        }
+        self.collectives.steps.append(
+            Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients)
+        )
     return metrics
 
 
 class _Run(Run):
     """A run as one process. algorithm: replaces that of the stage `align`."""
 
-    def __init__(self, recipe: Recipe, out: Path, collectives: Collectives, algorithm: type[Algorithm] | None):
+    def __init__(
+        self, recipe: Recipe, out: Path, collectives: Collectives, algorithm: type[Algorithm] | None
+    ):
         if algorithm is not None:
             stage = recipe.stages["align"]
             registration = replace(stage.component.registration, target=algorithm, kind="")
-            recipe.stages["align"] = replace(stage, component=replace(stage.component, registration=registration))
+            recipe.stages["align"] = replace(
+                stage, component=replace(stage.component, registration=registration)
+            )
         super().__init__(recipe, out, collectives=collectives)
         self.leads = True  # each has a folder of its own, to be compared
 
@@ -138,14 +165,22 @@ class Ran:
     def __post_init__(self) -> None:
         lines = (self.folder / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        self.metrics = [{k: v for k, v in row.items() if not k.startswith(SPEED) and k != "time"} for row in rows]
-        self.summary = json.loads((self.folder / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
+        self.metrics = [
+            {k: v for k, v in row.items() if not k.startswith(SPEED) and k != "time"}
+            for row in rows
+        ]
+        self.summary = json.loads(
+            (self.folder / "align" / "stage.json").read_text(encoding="utf-8")
+        )["summary"]
 
     @property
     def rollouts(self) -> list[Any]:
         """Every sample with its scores, by iteration."""
         paths = sorted((self.folder / "align" / "rollouts").glob("*.jsonl"))
-        return [[[(r.tokens, r.scores) for r in group.responses] for group in read_groups(path)] for path in paths]
+        return [
+            [[(r.tokens, r.scores) for r in group.responses] for group in read_groups(path)]
+            for path in paths
+        ]
 
     @property
     def weights(self) -> bytes:
@@ -153,9 +188,14 @@ class Ran:
 
 
 def run(
-    folder: Path, recipe: dict[str, Any], parts: Sequence[int] = (), algorithm: type[Algorithm] | None = None
+    folder: Path,
+    recipe: dict[str, Any],
+    parts: Sequence[int] = (),
+    algorithm: type[Algorithm] | None = None,
 ) -> list[Ran]:
-    """Run a recipe on as many processes as there are parts, or on one. Returns what each has left."""
+    """Run a recipe on as many processes as there are parts, or on one. Returns what each has
+    left.
+    """
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
     if not parts:
@@ -165,8 +205,15 @@ def run(
     def process(number: int) -> Ran:
         with exchange.turn:
             try:
-                return _one(path, folder / f"process-{number}", Simulated(exchange, number, parts), algorithm)
-            except threading.BrokenBarrierError as error:  # another process has failed; its error is the one to see
+                return _one(
+                    path,
+                    folder / f"process-{number}",
+                    Simulated(exchange, number, parts),
+                    algorithm,
+                )
+            except (
+                threading.BrokenBarrierError
+            ) as error:  # another process has failed; its error is the one to see
                 raise TimeoutError("another process failed") from error
             except BaseException:
                 exchange.barrier.abort()

@@ -1,4 +1,6 @@
-"""`rollout: {ahead: 1}`: what is sampled by which weights while the stage learns, and the same bytes after any end."""
+"""`rollout: {ahead: 1}`: what is sampled by which weights while the stage learns, and the same
+bytes after any end.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from alignkit.settings import LoraSpec, ModelSpec
 from tests.killed import forked
 from tests.patience import PATIENCE
 
-# An engine that notes what it is asked, and dies, fails or hangs where SABOTAGE says: HOW=EVENT:COUNT.
+# An engine that notes what it is asked, and dies, fails or hangs where SABOTAGE says:
+# HOW=EVENT:COUNT.
 PLUGIN = f"""
 import os, signal, threading, time
 from alignkit import Environment, Group, Reward, RunFailed, hookimpl
@@ -112,7 +115,12 @@ TALK: dict[str, Any] = {
     "reward": "environment",
     "rollout": {**STAGE["rollout"], "stop": ["a", "e", "i", "o", " "], "max_new_tokens": 12},
 }
-MODEL = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}, "chat_template": "hermes"}
+MODEL = {
+    "base": "tiny",
+    "dtype": "float32",
+    "lora": {"r": 4, "lora_alpha": 8},
+    "chat_template": "hermes",
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,7 +133,9 @@ class Place:
         rows = [{"prompt": f"is it {n}?"} for n in range(5)]
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         self.recipe, self.plugin = folder / "recipe.yaml", folder / "double.py"
-        recipe = json.loads(json.dumps({"model": MODEL, "engine": engine, "stages": {"align": STAGE | keys}}))
+        recipe = json.loads(
+            json.dumps({"model": MODEL, "engine": engine, "stages": {"align": STAGE | keys}})
+        )
         self.recipe.write_text(yaml.safe_dump(recipe))
         self.plugin.write_text(PLUGIN)
         self.out, self.log = folder / "out", folder / "events"
@@ -154,11 +164,16 @@ class Place:
         return read_groups(self.stage / "rollouts" / f"{number:04d}.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.stage / "metrics.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line) for line in (self.stage / "metrics.jsonl").read_text().splitlines()
+        ]
 
     def result(self) -> dict[str, Any]:
         """What must not depend on how often a run was stopped."""
-        files = [self.stage / "adapter" / "adapter_model.safetensors", *sorted((self.stage / "rollouts").iterdir())]
+        files = [
+            self.stage / "adapter" / "adapter_model.safetensors",
+            *sorted((self.stage / "rollouts").iterdir()),
+        ]
         rows = [
             {k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))}
             for row in self.metrics()
@@ -197,7 +212,9 @@ def policy(place: Place, updates: int) -> tuple[SharedModel, str]:
 
 
 def gap(place: Place, groups: list[Group], updates: int) -> float:
-    """The largest difference of the samples' log-probabilities from those of the policy after some updates."""
+    """The largest difference of the samples' log-probabilities from those of the policy after some
+    updates.
+    """
     model, role = policy(place, updates)
     encoded = [row for group in groups if (row := model.encoder().encode(group, 1024)) is not None]
     measured = measure(model, role, encoded)["logprobs"]
@@ -218,7 +235,8 @@ def test_samples_are_one_update_old_and_say_so(whole: Place) -> None:
     assert [row["staleness"] for row in rows] == [0, 1, 1, 1]
     assert all(row["sampler_gap"] > 1e-3 for row in rows[1:])
     parts = [[row[f"seconds/{part}"] for part in ("waiting", "sampling")] for row in rows]
-    assert all(sampling > 0 for _, sampling in parts) and parts[-1][0] < 0.1  # nothing is waited for
+    # Nothing is waited for
+    assert all(sampling > 0 for _, sampling in parts) and parts[-1][0] < 0.1
 
 
 def test_the_ratio_is_that_to_the_policy_that_learns(tmp_path: Path) -> None:
@@ -236,7 +254,9 @@ def test_nothing_is_sampled_beyond_the_last_iteration(whole: Place) -> None:
 
 
 def test_the_engine_samples_while_the_stage_works(tmp_path: Path, whole: Place) -> None:
-    """Each waits for the other one to be there: the second call of the engine, and the first iteration's scores."""
+    """Each waits for the other one to be there: the second call of the engine, and the first
+    iteration's scores.
+    """
     place = Place(tmp_path)
     assert place.run("overlap") == 0
     assert place.result() == whole.result()
@@ -250,7 +270,9 @@ def test_whoever_samples_next_to_it_waits(tmp_path: Path) -> None:
     assert place.events.count("sample") == 2 * ITERATIONS
     assert place.events.count("sample base") == 2 * ITERATIONS
     for number in (2, 3):
-        assert gap(place, read_groups(place.stage / "gold" / f"{number:04d}.jsonl"), number - 1) < 1e-4
+        assert (
+            gap(place, read_groups(place.stage / "gold" / f"{number:04d}.jsonl"), number - 1) < 1e-4
+        )
         assert gap(place, place.rollouts(number), number - 2) < 1e-4
 
 
@@ -283,7 +305,9 @@ RARE = slow("sample:2", "publish:2", "scored:1", "scored:3", "saved:2", "saved:4
 
 
 @pytest.mark.parametrize("event", ["sample:3", "logged:2", *RARE])
-def test_a_run_that_is_killed_ends_in_the_same_bytes(tmp_path: Path, whole: Place, event: str) -> None:
+def test_a_run_that_is_killed_ends_in_the_same_bytes(
+    tmp_path: Path, whole: Place, event: str
+) -> None:
     place = Place(tmp_path)
     assert place.killed(f"kill={event}") == -9
     assert place.run() == 0
@@ -291,7 +315,9 @@ def test_a_run_that_is_killed_ends_in_the_same_bytes(tmp_path: Path, whole: Plac
 
 
 def test_what_a_checkpoint_has_is_not_sampled_again(tmp_path: Path, whole: Place) -> None:
-    """Killed in the third iteration, it continues after the second with the third's samples: one was under way."""
+    """Killed in the third iteration, it continues after the second with the third's samples: one
+    was under way.
+    """
     place = Place(tmp_path)
     assert place.killed("kill=scored:3") == -9
     place.log.unlink()
@@ -329,7 +355,10 @@ def test_an_error_of_a_call_in_the_background_is_named(
     place = Place(tmp_path)
     assert place.run("fail=sample:3") == 3
     err = capsys.readouterr().err
-    assert "plugin 'double.py', stage 'align', in `Double.sample`: ValueError: broken (double.py:" in err
+    assert (
+        "plugin 'double.py', stage 'align', in `Double.sample`: ValueError: broken (double.py:"
+        in err
+    )
     assert "in iteration 2 of 4" in err and "Traceback" not in err
     assert place.events[-1] == "close"
     assert place.run() == 0 and place.result() == whole.result()
@@ -344,7 +373,9 @@ def test_a_call_in_the_background_that_hangs_is_given_up(tmp_path: Path, whole: 
 
 
 @pytest.mark.parametrize("event", ["scored:2", *slow("logged:2")])
-def test_ctrl_c_closes_the_engine(tmp_path: Path, whole: Place, capsys: pytest.CaptureFixture[str], event: str) -> None:
+def test_ctrl_c_closes_the_engine(
+    tmp_path: Path, whole: Place, capsys: pytest.CaptureFixture[str], event: str
+) -> None:
     place = Place(tmp_path)
     assert place.run(f"interrupt={event}") == 130
     assert "in iteration 2 of 4" in capsys.readouterr().err or event != "scored:2"
@@ -352,17 +383,33 @@ def test_ctrl_c_closes_the_engine(tmp_path: Path, whole: Place, capsys: pytest.C
     assert place.run() == 0 and place.result() == whole.result()
 
 
-def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The budget is beyond what the first policy has: the result is the one that the second iteration began with."""
-    place = Place(tmp_path, monitors=[{"kl_budget": {"max": 1e-9}}], **{"from": "sft", "reference": "base"})
+def test_a_stage_that_ends_early_drops_what_is_under_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The budget is beyond what the first policy has: the result is the one that the second
+    iteration began with.
+    """
+    place = Place(
+        tmp_path, monitors=[{"kl_budget": {"max": 1e-9}}], **{"from": "sft", "reference": "base"}
+    )
     recipe = yaml.safe_load(place.recipe.read_text())
-    data = {"algorithm": "sft", "data": "demos.jsonl", "epochs": 4, "batch_size": 1, "learning_rate": 0.05}
-    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it 1?", "completion": "yes, it is"}))
+    data = {
+        "algorithm": "sft",
+        "data": "demos.jsonl",
+        "epochs": 4,
+        "batch_size": 1,
+        "learning_rate": 0.05,
+    }
+    (tmp_path / "demos.jsonl").write_text(
+        json.dumps({"prompt": "is it 1?", "completion": "yes, it is"})
+    )
     recipe["stages"] = {"sft": data, **recipe["stages"]}
     place.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
     assert place.run() == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "stopped in iteration 1 of 4" in said and "the policy that iteration 1 began with" in said
+    assert (
+        "stopped in iteration 1 of 4" in said and "the policy that iteration 1 began with" in said
+    )
     assert place.events.count("sample") == 2 and place.events[-1] == "close"
     assert [file.name for file in (place.stage / "rollouts").iterdir()] == ["0001.jsonl"]
 
@@ -373,12 +420,20 @@ def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"engine": "local"}, "cannot sample while the stage learns.*such as vllm on other devices"),
-        ({"rollout": {"ahead": 2}}, "stages.align.rollout.ahead: must be less than or equal to 1, got 2"),
+        (
+            {"engine": "local"},
+            "cannot sample while the stage learns.*such as vllm on other devices",
+        ),
+        (
+            {"rollout": {"ahead": 2}},
+            "stages.align.rollout.ahead: must be less than or equal to 1, got 2",
+        ),
         ({"algorithm": "dpo", "data": "rows.jsonl"}, "dpo does not use 'rollout'"),
     ],
 )
-def test_what_cannot_be_sampled_ahead_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_sampled_ahead_is_refused(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
     place = Place(tmp_path, **{"engine": "vllm", **keys})
     with pytest.raises(RecipeError) as raised:
         load_recipe(place.recipe)

@@ -1,4 +1,6 @@
-"""The second stream of data: every group once an epoch, in an order that depends only on the step."""
+"""The second stream of data: every group once an epoch, in an order that depends only on the
+step.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def ids(batch: list[Any]) -> list[str]:
 
 def test_every_group_comes_once_an_epoch_and_each_epoch_in_another_order() -> None:
     stream = auxiliary(groups=6, batch_size=2)
-    epochs = [[name for step in range(3 * e, 3 * e + 3) for name in ids(stream.batch(step))] for e in range(2)]
+    epochs = [
+        [name for step in range(3 * e, 3 * e + 3) for name in ids(stream.batch(step))]
+        for e in range(2)
+    ]
     assert [sorted(epoch) for epoch in epochs] == [list("012345")] * 2
     assert epochs[0] != epochs[1]
 
@@ -46,7 +51,9 @@ def test_a_resumed_run_draws_the_same_batch() -> None:
     assert ids(auxiliary(3, 2).batch(0)) != ids(auxiliary(3, 2).batch(1))
 
 
-def test_every_step_of_a_stage_mixes_in_the_next_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_of_a_stage_mixes_in_the_next_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six demonstrations, two in each of six steps: all of them twice, in two orders."""
     drawn: list[str] = []
     original = AuxiliaryLoss.batch
@@ -72,7 +79,9 @@ def test_every_step_of_a_stage_mixes_in_the_next_groups(tmp_path: Path, monkeypa
 def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KTO learns the last turn of its own data, where the label is, but every turn of a demonstration mixed in."""
+    """KTO learns the last turn of its own data, where the label is, but every turn of a
+    demonstration mixed in.
+    """
     counted: list[int] = []
     original = AuxiliaryLoss.batch
 
@@ -82,16 +91,22 @@ def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
         return groups
 
     monkeypatch.setattr(AuxiliaryLoss, "batch", batch)
-    labeled = [{"prompt": f"is it {n}?", "completion": "yes", "label": n % 2 == 0} for n in range(4)]
+    labeled = [
+        {"prompt": f"is it {n}?", "completion": "yes", "label": n % 2 == 0} for n in range(4)
+    ]
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
     write(tmp_path / "labeled.jsonl", labeled)
     write(tmp_path / "mix.jsonl", [{"messages": turns}])
     mix = {"data": "mix.jsonl", "objective": "sft", "weight": 0.1, "batch_size": 1}
     stage = {"algorithm": "kto", "data": "labeled.jsonl", "batch_size": 4, "mix": mix}
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"only": stage}}), encoding="utf-8")
+    recipe.write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"only": stage}}), encoding="utf-8"
+    )
     run_recipe(load_recipe(recipe), tmp_path / "out")
     assert counted == [4]  # two answers of one token, each with its end of turn
     write(tmp_path / "mix.jsonl", [{"messages": turns, "label": False}])
-    with pytest.raises(DataError, match=r"only\.mix: the row 'a' is labeled as bad, but would still be learned"):
+    with pytest.raises(
+        DataError, match=r"only\.mix: the row 'a' is labeled as bad, but would still be learned"
+    ):
         run_recipe(load_recipe(recipe), tmp_path / "bad")

@@ -74,4 +74,7 @@ def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
 
 
 def test_metrics_of_steps_are_averaged_over_those_that_have_them() -> None:
-    assert means([{"loss": 1.0}, {"loss": 3.0, "grad_norm": 2.0}]) == {"loss": 2.0, "grad_norm": 2.0}
+    assert means([{"loss": 1.0}, {"loss": 3.0, "grad_norm": 2.0}]) == {
+        "loss": 2.0,
+        "grad_norm": 2.0,
+    }

@@ -1,4 +1,6 @@
-"""A plugin author's mistakes through the command line: the message, exit code 3, and no traceback."""
+"""A plugin author's mistakes through the command line: the message, exit code 3, and no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +68,20 @@ def run(folder: Path, methods: str, stage: dict[str, Any]) -> int:
     (folder / "broken.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is " * (n + 1)} for n in range(3)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    recipe = {"model": {"base": "tiny", "dtype": "float32", "lora": {"r": 2}}, "stages": {"align": stage}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 2}},
+        "stages": {"align": stage},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return main(
-        ["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "broken.py"), "--out", str(folder / "out")]
+        [
+            "run",
+            str(folder / "recipe.yaml"),
+            "--plugin",
+            str(folder / "broken.py"),
+            "--out",
+            str(folder / "out"),
+        ]
     )
 
 
@@ -79,16 +91,19 @@ MISTAKES = {
         r"in `Broken.signal`: return tensors .* in floating point.*, as 'advantages', not \[4\]",
     ),
     "shape of a term": (
-        "def loss(self, batch, out): return Loss(dpo=per_token(F.sum_tokens(out.logprobs, batch.mask)))",
+        "def loss(self, batch, out): return Loss(dpo=per_token(F.sum_tokens(out.logprobs, "
+        "batch.mask)))",
         r"in `Broken.loss`: return unreduced terms, .* of \[4, 5\], as 'dpo', not \[4\]",
     ),
     "missing Needs": (
-        "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - batch.reference_logprobs))",
+        "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - "
+        "batch.reference_logprobs))",
         r"in `Broken.loss`: Batch.reference_logprobs was not computed: add reference_logprobs=True to "
         r"`needs = Needs\(...\)` \(broken.py:\d+\)",
     ),
     "misspelled signal": (
-        "def loss(self, batch, out): return Loss(policy=per_token(out.logprobs * batch['advantage'][:, None]))",
+        "def loss(self, batch, out): return Loss(policy=per_token(out.logprobs * "
+        "batch['advantage'][:, None]))",
         r"in `Broken.loss`: no signal 'advantage'; .*'advantages'.*did you mean 'advantages'\? \(broken.py:\d+\)",
     ),
     "shape of a signal": (
@@ -157,7 +172,8 @@ MISTAKES = {
         r"in `Broken.before_step`: `state` must be JSON; use float",
     ),
     "a metric that is no number": (
-        "def signal(self, rollouts): return self.metrics.update(a=rollouts) or {'advantages': rollouts.rewards}",
+        "def signal(self, rollouts): return self.metrics.update(a=rollouts) or {'advantages': "
+        "rollouts.rewards}",
         r"in `Broken.signal`: `metrics` must be JSON; use float",
     ),
     "an exception in report_metrics": (
@@ -179,14 +195,17 @@ def test_a_mistake_is_reported_as_the_plugins(
     err = capsys.readouterr().err
     assert code == 3, err
     assert "Traceback" not in err
-    assert re.search(r"^error: plugin 'broken.py', stage 'align', " + ".*" + message, err, re.M), err
+    assert re.search(r"^error: plugin 'broken.py', stage 'align', " + ".*" + message, err, re.M), (
+        err
+    )
 
 
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
         (
-            "source = Source.DATASET; needs = Needs()\ndef loss(self, batch, out): return batch.old_logprobs",
+            "source = Source.DATASET; needs = Needs()\n"
+            "def loss(self, batch, out): return batch.old_logprobs",
             r"in `Broken.loss`: Batch.old_logprobs was not computed",
         ),
         (
@@ -218,22 +237,28 @@ def test_log_probabilities_that_were_not_requested_are_absent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An online stage metrics both for the KL that it logs."""
-    methods = "needs = Needs()\ndef signal(self, rollouts): return {'advantages': rollouts.old_logprobs}"
+    methods = (
+        "needs = Needs()\ndef signal(self, rollouts): return {'advantages': rollouts.old_logprobs}"
+    )
     assert run(tmp_path, methods, ONLINE) == 3
     assert (
-        "Batch.old_logprobs was not computed: add old_logprobs=True to `needs = Needs(...)`" in capsys.readouterr().err
+        "Batch.old_logprobs was not computed: add old_logprobs=True to `needs = Needs(...)`"
+        in capsys.readouterr().err
     )
 
 
 def test_data_errors_stay_data_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = (
-        "source = Source.DATASET; needs = Needs()\ndef select(self, groups, context): raise DataError('no thumbs')"
+        "source = Source.DATASET; needs = Needs()\n"
+        "def select(self, groups, context): raise DataError('no thumbs')"
     )
     assert run(tmp_path, methods, OFFLINE) == 4
     assert "error: stage 'align': no thumbs" in capsys.readouterr().err
 
 
-def test_a_skipped_iteration_gives_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_iteration_gives_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, "def signal(self, rollouts): return Skip('nobody disagreed')", ONLINE) == 1
     err = " ".join(capsys.readouterr().err.split())
     assert "1 of 1 iteration had nothing to learn from. Last reason: nobody disagreed" in err
@@ -260,12 +285,16 @@ def test_the_distribution_is_named() -> None:
     wrong = create(Component("algorithm", "wrong", registration, Options()), "align")
     place = re.escape(f"{Path(__file__).name}:")
     with pytest.raises(
-        Exception, match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `Wrong.loss`: KeyError: 'advantage' \(" + place
+        Exception,
+        match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `Wrong.loss`: KeyError: 'advantage' \("
+        + place,
     ):
         call(wrong, "loss", None, None)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
+)
 def test_exhausted_memory_and_interrupts_pass(error: BaseException) -> None:
     class Fails(Algorithm):
         def loss(self, batch: Batch, out: Outputs) -> Loss:

@@ -103,22 +103,37 @@ MISTAKES: list[tuple[type[Environment], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "method", "message"), MISTAKES, ids=[cls.__name__ for cls, _, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("cls", "method", "message"), MISTAKES, ids=[cls.__name__ for cls, _, _ in MISTAKES]
+)
 def test_a_mistake_names_plugin_stage_iteration_and_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], method: str, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cls: type[Environment],
+    method: str,
+    message: str,
 ) -> None:
     follow(monkeypatch, TURNS)
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 90}
     with pytest.raises(
-        PluginError, match=f"plugin 'alignkit_plugins'.*stage 'align', in `{cls.__name__}.{method}`: .*{message}"
+        PluginError,
+        match=(
+            f"plugin 'alignkit_plugins'.*stage 'align', in `{cls.__name__}.{method}`: .*{message}"
+        ),
     ) as caught:
         run_of(tmp_path, cls, rollout=rollout).execute()
     notes = "\n".join(caught.value.__notes__)
-    assert "in the episode of" in notes and "prompts.jsonl:" in notes and "in iteration 1 of 1" in notes
+    assert (
+        "in the episode of" in notes
+        and "prompts.jsonl:" in notes
+        and "in iteration 1 of 1" in notes
+    )
     assert "response " in notes and "What is" in notes
 
 
-def test_the_run_goes_on_with_a_repaired_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_goes_on_with_a_repaired_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     follow(monkeypatch, TURNS)
     with pytest.raises(PluginError):
         run_of(tmp_path, Raises).execute()
@@ -128,29 +143,38 @@ def test_the_run_goes_on_with_a_repaired_environment(tmp_path: Path, monkeypatch
 
 
 def test_an_environment_that_cannot_be_made_is_named_before_training(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"stage 'align', in `Constructor.__init__`: OSError: no server"):
+    with pytest.raises(
+        PluginError, match=r"stage 'align', in `Constructor.__init__`: OSError: no server"
+    ):
         run_of(tmp_path, Constructor).execute()
 
 
-def test_a_tool_that_cannot_be_described_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_cannot_be_described_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Undescribed(Calculator):
         def other(self, word: str) -> str:
             """Has no description of its argument."""
             return word
 
-    with pytest.raises(PluginError, match=r"plugin 'alignkit_plugins'.*tool 'other': .*the argument 'word'"):
+    with pytest.raises(
+        PluginError, match=r"plugin 'alignkit_plugins'.*tool 'other': .*the argument 'word'"
+    ):
         run_of(tmp_path, Undescribed).execute()
 
 
 def test_a_template_without_tools_is_refused_before_training(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     text = (
-        (tmp_path / "recipe.yaml").read_text(encoding="utf-8").replace("chat_template: hermes", "chat_template: chatml")
+        (tmp_path / "recipe.yaml")
+        .read_text(encoding="utf-8")
+        .replace("chat_template: hermes", "chat_template: chatml")
     )
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     run = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     with pytest.raises(
-        RecipeError, match="stage 'align': environment 'calculator': the chat template does not write the"
+        RecipeError,
+        match="stage 'align': environment 'calculator': the chat template does not write the",
     ):
         run.execute()
 
@@ -161,7 +185,8 @@ def test_what_reset_adds_must_leave_room(tmp_path: Path, monkeypatch: pytest.Mon
             return " word" * 1000
 
     with pytest.raises(
-        RunFailed, match=r"stage 'align': .*`reset` adds.*prompts.jsonl:\d leaves no room in max_length"
+        RunFailed,
+        match=r"stage 'align': .*`reset` adds.*prompts.jsonl:\d leaves no room in max_length",
     ):
         run_of(tmp_path, Wordy).execute()
 
@@ -173,7 +198,11 @@ BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"environment": {"calculator": {"tolerance": -1}}}, "greater than or equal to 0"),
     ({"environment": None}, "the reward is that of an episode, but the stage has no environment"),
     (
-        {"environment": None, "reward": {"length": {}}, "monitors": [{"gold": {"reward": "environment"}}]},
+        {
+            "environment": None,
+            "reward": {"length": {}},
+            "monitors": [{"gold": {"reward": "environment"}}],
+        },
         "the reward is that of an episode",
     ),
     ({"rollout": {"max_turns": 0}}, "greater than or equal to 1"),
@@ -182,7 +211,9 @@ BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("keys", "message"), BAD_RECIPES)
-def test_recipes_that_misuse_environments_are_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_recipes_that_misuse_environments_are_refused(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         run_of(tmp_path, **keys)
     import re
@@ -195,7 +226,9 @@ def test_rows_without_an_answer_are_refused_before_training(tmp_path: Path) -> N
 
     run = run_of(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "What is it?"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"prompts.jsonl:1: the environment 'calculator' needs a number"):
+    with pytest.raises(
+        DataError, match=r"prompts.jsonl:1: the environment 'calculator' needs a number"
+    ):
         run.execute()
 
 

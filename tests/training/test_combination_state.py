@@ -55,7 +55,10 @@ ALIGN = {
 }
 
 
-WHITENED = {"llama2": {part: {"length": {"unit": "words"}} for part in ("helpful", "safety")} | {"mode": "linear"}}
+WHITENED = {
+    "llama2": {part: {"length": {"unit": "words"}} for part in ("helpful", "safety")}
+    | {"mode": "linear"}
+}
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,9 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     (tmp_path / "p.py").write_text(PLUGIN, encoding="utf-8")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8"
+    )
     write_recipe(tmp_path, ALIGN["reward"])
 
 
@@ -74,7 +79,16 @@ def write_recipe(folder: Path, reward: Any, algorithm: str = "rloo") -> None:
 
 
 def run(folder: Path, out: str) -> int:
-    return main(["run", str(folder / "recipe.json"), "--plugin", str(folder / "p.py"), "--out", str(folder / out)])
+    return main(
+        [
+            "run",
+            str(folder / "recipe.json"),
+            "--plugin",
+            str(folder / "p.py"),
+            "--out",
+            str(folder / out),
+        ]
+    )
 
 
 def rewards(folder: Path, out: str) -> list[Any]:
@@ -88,7 +102,9 @@ def rewards(folder: Path, out: str) -> list[Any]:
     "A stopped run continues with the rewards of an uninterrupted one.",
     "allenai/open-instruct#1523",
 )
-def test_the_state_of_a_combination_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_of_a_combination_is_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(tmp_path, "whole") == 0
     assert [factor for _, factor in rewards(tmp_path, "whole")] == [1.0, 2.0, 3.0, 4.0]
     monkeypatch.setenv("STOP_AFTER", "2")

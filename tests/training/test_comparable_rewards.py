@@ -35,11 +35,18 @@ def test_scores_within_a_group_are_not_carried_over(
 def test_scores_that_change_during_a_run_are_not_carried_over(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As lambda rises, earlier samples would only look better. Whitening leaves raw scores as they are."""
+    """As lambda rises, earlier samples would only look better. Whitening leaves raw scores as they
+    are.
+    """
     told = "earlier samples are not replayed: scores of 'lagrangian'"
     length = {"length": {"unit": "characters"}}
-    lagrangian = {"lagrangian": {"reward": length, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0}}
-    rewards = {"lagrangian": lagrangian, "running_normalization": {"running_normalization": {"reward": length}}}
+    lagrangian = {
+        "lagrangian": {"reward": length, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0}
+    }
+    rewards = {
+        "lagrangian": lagrangian,
+        "running_normalization": {"running_normalization": {"reward": length}},
+    }
     for name, reward in rewards.items():
         folder = tmp_path / name
         folder.mkdir()

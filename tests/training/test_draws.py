@@ -41,7 +41,9 @@ def test_without_weights_every_row_comes_once_per_epoch() -> None:
 
 
 def test_a_source_is_used_up_before_any_of_its_rows_returns() -> None:
-    """300 rows at 0.2 and 700 at 0.8: 200 draws of the first in an epoch of 1000, so that it lasts 1.5 epochs."""
+    """300 rows at 0.2 and 700 at 0.8: 200 draws of the first in an epoch of 1000, so that it lasts
+    1.5 epochs.
+    """
     found = draws([300, 700], [0.2, 0.8])
     epochs = [found.epoch(number) for number in range(6)]
     assert {len(epoch) for epoch in epochs} == {1000}
@@ -50,7 +52,10 @@ def test_a_source_is_used_up_before_any_of_its_rows_returns() -> None:
         seen: Counter[int] = Counter()
         for epoch in epochs:
             seen.update(row for row in epoch if is_mine(row))
-            assert len(seen) == min(size, seen.total()) and max(seen.values()) - min(seen.values()) <= 1
+            assert (
+                len(seen) == min(size, seen.total())
+                and max(seen.values()) - min(seen.values()) <= 1
+            )
     first = [row for row in epochs[0] + epochs[1] if row < 300]
     assert first[:200] != sorted(first[:200])
 
@@ -65,7 +70,11 @@ def test_draws_depend_on_seed_and_place_only() -> None:
     shares, sizes = [0.5, 0.3, 0.2], [7, 5, 31]
     one = draws(sizes, shares)
     whole = [one.at(place) for place in range(150)]
-    assert [draws(sizes, shares).at(place) for place in (149, 3, 77)] == [whole[149], whole[3], whole[77]]
+    assert [draws(sizes, shares).at(place) for place in (149, 3, 77)] == [
+        whole[149],
+        whole[3],
+        whole[77],
+    ]
     assert [draws(sizes, shares, seed=1).at(place) for place in range(150)] != whole
 
 
@@ -76,11 +85,15 @@ def test_draws_depend_on_seed_and_place_only() -> None:
 )
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(2, 40), st.integers(0, 5))
 @example([8, 2, 1, 1], 27, 4)
-def test_every_batch_has_about_the_share_of_each_source(weights: list[int], batch: int, seed: int) -> None:
-    """By chance, half of 12 prompts varies by 1.7 (standard deviation); an iteration had 9 of a kind, and 3.
+def test_every_batch_has_about_the_share_of_each_source(
+    weights: list[int], batch: int, seed: int
+) -> None:
+    """By chance, half of 12 prompts varies by 1.7 (standard deviation); an iteration had 9 of a
+    kind, and 3.
 
-    A stretch of an epoch has an evenly spaced source's draws to within one. A batch ends where all draws add up to it,
-    so that the others' deviations move its end. Whole numbers of draws differ from the shares by less than one.
+    A stretch of an epoch has an evenly spaced source's draws to within one. A batch ends where all
+    draws add up to it, so that the others' deviations move its end. Whole numbers of draws differ
+    from the shares by less than one.
     """
     shares = [weight / sum(weights) for weight in weights]
     sizes = [100] * len(weights)
@@ -101,7 +114,8 @@ def test_shares_are_whole_and_add_up_and_only_grow(weights: list[int], size: int
         assert sum(counts) == epoch * size
         assert all(new >= old for old, new in zip(before, counts, strict=True))
         assert all(
-            abs(n - epoch * size * share) <= len(shares) / 2 + 0.5 for n, share in zip(counts, shares, strict=True)
+            abs(n - epoch * size * share) <= len(shares) / 2 + 0.5
+            for n, share in zip(counts, shares, strict=True)
         )
         before = counts
 
@@ -129,10 +143,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def ran(folder: Path, stage: dict[str, Any], out: str = "out") -> dict[str, Any]:
-    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"s": {"learning_rate": 0.001, **stage}}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "stages": {"s": {"learning_rate": 0.001, **stage}},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     run_recipe(load_recipe(folder / "recipe.yaml"), folder / out)
-    found: dict[str, Any] = json.loads((folder / out / "s" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    found: dict[str, Any] = json.loads(
+        (folder / out / "s" / "stage.json").read_text(encoding="utf-8")
+    )["summary"]
     return found
 
 
@@ -140,7 +159,9 @@ def demonstrations(name: str, count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"{name} {n}?", "completion": "yes"} for n in range(count)]
 
 
-def test_weights_of_data_repeat_and_drop_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_data_repeat_and_drop_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stage sees different rows, and draws them by weight."""
     from alignkit.training.learner import Learner
 
@@ -164,7 +185,9 @@ def test_weights_of_data_repeat_and_drop_no_row(tmp_path: Path, monkeypatch: pyt
     assert {n for prompt, n in counts.items() if prompt.startswith("many")} == {1}
 
 
-def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_stage_draws_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from alignkit.training import offline
 
     data = [
@@ -185,7 +208,10 @@ def test_a_stopped_stage_draws_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RunFailed, match="killed"):
         ran(tmp_path, stage, "again")
     ran(tmp_path, stage, "again")
-    weights = [(tmp_path / out / "s/adapter/adapter_model.safetensors").read_bytes() for out in ("out", "again")]
+    weights = [
+        (tmp_path / out / "s/adapter/adapter_model.safetensors").read_bytes()
+        for out in ("out", "again")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -198,7 +224,9 @@ def test_weights_of_a_mix_decide_its_batches(tmp_path: Path) -> None:
         patch.setattr(
             AuxiliaryLoss,
             "batch",
-            lambda self, step: [seen.append(e.group.prompt[0]["content"]) or e for e in batch(self, step)],  # type: ignore[func-returns-value]
+            lambda self, step: [
+                seen.append(e.group.prompt[0]["content"]) or e for e in batch(self, step)
+            ],  # type: ignore[func-returns-value]
         )
         mix = [
             {"path": write(tmp_path / "a.jsonl", demonstrations("a", 6)), "weight": 1},
@@ -206,6 +234,9 @@ def test_weights_of_a_mix_decide_its_batches(tmp_path: Path) -> None:
         ]
         data = write(tmp_path / "d.jsonl", demonstrations("d", 8))
         stage = {"algorithm": "sft", "data": data, "batch_size": 2, "epochs": 1}
-        ran(tmp_path, {**stage, "mix": {"data": mix, "weight": 0.1, "objective": "sft", "batch_size": 2}})
+        ran(
+            tmp_path,
+            {**stage, "mix": {"data": mix, "weight": 0.1, "objective": "sft", "batch_size": 2}},
+        )
     counts = Counter(words.split()[0] for words in seen)
     assert counts == {"a": 2, "b": 6}

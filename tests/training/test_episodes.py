@@ -36,7 +36,10 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rest": {},
     "expert_iteration": {},
     "hir": {},
-    "distillation": {"algorithm": {"distillation": {"context": [{"role": "user", "content": "Add."}]}}, "reward": None},
+    "distillation": {
+        "algorithm": {"distillation": {"context": [{"role": "user", "content": "Add."}]}},
+        "reward": None,
+    },
 }
 
 
@@ -60,18 +63,28 @@ OFTEN = ("ppo", "rejection_sampling", "online_dpo", "distillation")
 
 
 @pytest.mark.parametrize(
-    "algorithm", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+    "algorithm",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS],
 )
 def test_algorithms_learn_from_episodes_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     follow(monkeypatch, TURNS)
     rollout = {"samples_per_prompt": 4, "max_new_tokens": 90}
-    keys = {"algorithm": algorithm, "rollout": rollout, "prompts_per_iteration": 1, **ALGORITHMS[algorithm]}
+    keys = {
+        "algorithm": algorithm,
+        "rollout": rollout,
+        "prompts_per_iteration": 1,
+        **ALGORITHMS[algorithm],
+    }
     run = run_of(tmp_path, **keys)
     run.execute()
     (found,) = metrics(run)
-    assert (found["environment/turns"], found["environment/calls"], found["environment/cut"]) == (2.0, 1.0, 0.0)
+    assert (found["environment/turns"], found["environment/calls"], found["environment/cut"]) == (
+        2.0,
+        1.0,
+        0.0,
+    )
     assert found.get("sampler_gap", 0.0) < 2e-6
     (group,) = rollouts(run)
     for response in group.responses:
@@ -101,14 +114,21 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
         assert encoded is not None
         for response, row in zip(group.responses, encoded.rows, strict=True):
             whole = encoder.chat.render(
-                encoder.chat.prepare([*group.prompt, *(response.messages or ())]), False, group.tools
+                encoder.chat.prepare([*group.prompt, *(response.messages or ())]),
+                False,
+                group.tools,
             )
             assert tokenizer.decode([*encoded.prompt, *row.tokens]) + "\n" == whole
             written = [token for token, own in zip(row.tokens, row.mask, strict=True) if own]
             others = [token for token, own in zip(row.tokens, row.mask, strict=True) if not own]
             assert tokenizer.decode(written) == call("2 + 3") + response.text + END
             assert tokenizer.decode(others) == (
-                "\n<|im_start|>tool\n<tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+                "\n"
+                "<|im_start|>tool\n"
+                "<tool_response>\n"
+                "5\n"
+                "</tool_response><|im_end|>\n"
+                "<|im_start|>assistant\n"
             )
             assert sum(row.mask) <= 90 < len(row.tokens) + 30
 
@@ -121,7 +141,9 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
     "mll-lab-nu/RAGEN#71",
 )
 def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
-    """The gradient is that of the policy's tokens alone: by plain transformers, of the same conversation."""
+    """The gradient is that of the policy's tokens alone: by plain transformers, of the same
+    conversation.
+    """
     from alignkit.models.packing import Examples, Wants
     from alignkit.models.packing import forward as run_forward
     from alignkit.testing.tiny import tiny_model
@@ -163,7 +185,9 @@ def _row(ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
     return TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0]
 
 
-def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Dice(Calculator):
         """Random in both of its parts."""
 
@@ -173,7 +197,11 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 
         def respond(self, turn: Message) -> Sequence[Message] | None:
             answers = super().respond(turn)
-            return [*answers, Message(role="user", content=str(self.random.integers(1000)))] if answers else None
+            return (
+                [*answers, Message(role="user", content=str(self.random.integers(1000)))]
+                if answers
+                else None
+            )
 
     follow(monkeypatch, TURNS)
     (tmp_path / "whole").mkdir()
@@ -195,9 +223,13 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest
     again.execute()
     for number in (1, 2, 3):
         assert rollouts(whole, number) == rollouts(again, number)
-    files = [sorted((run.folder / "align" / "adapter").glob("*.safetensors")) for run in (whole, again)]
+    files = [
+        sorted((run.folder / "align" / "adapter").glob("*.safetensors")) for run in (whole, again)
+    ]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
-    hints = {group.prompt[0]["content"] for number in (1, 2, 3) for group in rollouts(whole, number)}
+    hints = {
+        group.prompt[0]["content"] for number in (1, 2, 3) for group in rollouts(whole, number)
+    }
     said = {
         response.messages[2]["content"]
         for number in (1, 2, 3)
@@ -205,12 +237,21 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest
         for response in group.responses
         if response.messages
     }
-    assert len(hints) == 6 and len(said) == 12, "other numbers for each prompt, and for each response"
+    assert len(hints) == 6 and len(said) == 12, (
+        "other numbers for each prompt, and for each response"
+    )
 
 
-def test_episodes_do_not_depend_on_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the log-probabilities of all turns are those of the training path; tokens of others have none."""
-    follow(monkeypatch, [[f"one{END}", f"a second word{END}"], [f"{a}{END}" for a in ("x", "y", "z")]] * 2)
+def test_episodes_do_not_depend_on_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the log-probabilities of all turns are those of the training path; tokens of others have
+    none.
+    """
+    follow(
+        monkeypatch,
+        [[f"one{END}", f"a second word{END}"], [f"{a}{END}" for a in ("x", "y", "z")]] * 2,
+    )
     found: list[list[Group]] = []
     for rows in (1, 3, 128):
         monkeypatch.setattr(generate_module, "ROWS", rows)
@@ -225,11 +266,16 @@ def test_episodes_do_not_depend_on_the_batch(tmp_path: Path, monkeypatch: pytest
     assert len({response.tokens for response in responses[0]}) > 4
     for response in responses[0]:
         pairs = zip(response.logprobs or (), response.written or (), strict=True)
-        assert all((logprob == 0.0) != own for logprob, own in pairs) and sum(response.written or ()) <= 40
+        assert (
+            all((logprob == 0.0) != own for logprob, own in pairs)
+            and sum(response.written or ()) <= 40
+        )
 
 
 def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a later stage with another reward, which is a combination that uses the episodes' rewards, too."""
+    """By a later stage with another reward, which is a combination that uses the episodes' rewards,
+    too.
+    """
     follow(monkeypatch, TURNS)
     first = {**STAGE, "algorithm": "rejection_sampling"}
     reward = {
@@ -238,7 +284,12 @@ def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.M
             "weights": {"right": 100.0, "short": 1.0},
         }
     }
-    keys = {"algorithm": "rejection_sampling", "reward": reward, "replay_from": ["first"], "from": "first"}
+    keys = {
+        "algorithm": "rejection_sampling",
+        "reward": reward,
+        "replay_from": ["first"],
+        "from": "first",
+    }
     run = run_of(tmp_path, before={"first": first}, **keys)
     run.execute()
     for group in rollouts(run):
@@ -278,7 +329,9 @@ class Silent(Environment):
         return word
 
 
-def played(folder: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], **keys: Any) -> Run:
+def played(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], **keys: Any
+) -> Run:
     follow(monkeypatch, TURNS)
     run = run_of(folder, cls, **keys)
     roll_out(run)
@@ -308,7 +361,11 @@ def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             return {"right": super().get_reward(), "polite": 0.25}
 
     run = played(
-        tmp_path, monkeypatch, Parts, reward={"environment": {"part": "polite"}}, algorithm="rejection_sampling"
+        tmp_path,
+        monkeypatch,
+        Parts,
+        reward={"environment": {"part": "polite"}},
+        algorithm="rejection_sampling",
     )
     for response in rollouts(run)[0].responses:
         scores = response.scores
@@ -317,35 +374,58 @@ def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RunFailed, match="no response has the reward of an episode under 'episode/x'"):
+    with pytest.raises(
+        RunFailed, match="no response has the reward of an episode under 'episode/x'"
+    ):
         played(tmp_path, monkeypatch, Calculator, reward={"environment": {"part": "x"}})
 
 
-def test_an_environment_without_tools_answers_as_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_tools_answers_as_a_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     follow(monkeypatch, [[f"one{END}", f"two{END}"]] * 3)
     run = run_of(tmp_path, Asks, algorithm="rejection_sampling")
     roll_out(run)
     for group in rollouts(run):
         assert [turn["role"] for turn in group.prompt] == ["user", "system"]
         for response in group.responses:
-            assert [turn["role"] for turn in response.messages or ()] == ["assistant", "user"] * 2 + ["assistant"]
+            assert [turn["role"] for turn in response.messages or ()] == [
+                "assistant",
+                "user",
+            ] * 2 + ["assistant"]
             assert response.reward == 5.0
 
 
-def test_max_turns_and_max_length_cut_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_turns_and_max_length_cut_an_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     follow(monkeypatch, [[call("2 + 3")]] * 5)
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 300, "max_turns": 2}
     run = run_of(tmp_path, rollout=rollout, algorithm="rejection_sampling")
     roll_out(run)
     found = metrics(run)[0]
-    assert (found["environment/turns"], found["environment/cut"], found["truncated"]) == (2.0, 1.0, 0.0)
-    assert [turn["role"] for turn in rollouts(run)[0].responses[0].messages or ()] == ["assistant", "tool", "assistant"]
+    assert (found["environment/turns"], found["environment/cut"], found["truncated"]) == (
+        2.0,
+        1.0,
+        0.0,
+    )
+    assert [turn["role"] for turn in rollouts(run)[0].responses[0].messages or ()] == [
+        "assistant",
+        "tool",
+        "assistant",
+    ]
 
 
-def test_malformed_and_refused_calls_are_answered_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malformed_and_refused_calls_are_answered_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad = [f"<tool_call>{{{END}", call("2 + 3", name="calculat"), call("1 / 0"), f"5{END}"]
     follow(monkeypatch, [[text] for text in bad])
-    run = run_of(tmp_path, rollout={"samples_per_prompt": 2, "max_new_tokens": 400}, algorithm="rejection_sampling")
+    run = run_of(
+        tmp_path,
+        rollout={"samples_per_prompt": 2, "max_new_tokens": 400},
+        algorithm="rejection_sampling",
+    )
     roll_out(run)
     found = metrics(run)[0]
     assert (found["environment/malformed_calls"], found["environment/refused_calls"]) == (1.0, 2.0)

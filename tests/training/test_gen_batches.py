@@ -1,4 +1,6 @@
-"""Dynamic sampling: more batches of prompts until enough groups are left to learn from, within the recipe's bound."""
+"""Dynamic sampling: more batches of prompts until enough groups are left to learn from, within the
+recipe's bound.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from alignkit import Environment, Group, RecipeError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROLLOUT = {"samples_per_prompt": 2, "max_new_tokens": 5}
-EVERY = {"filters": [{"reward_range": {"low": -99}}]}  # keeps all; without one, more batches would have no use
+# Keeps all; without one, more batches would have no use
+EVERY = {"filters": [{"reward_range": {"low": -99}}]}
 FILLED = {**ROLLOUT, **EVERY, "max_num_gen_batches": 12}
 
 
@@ -46,11 +49,15 @@ def test_the_batch_is_filled_with_groups_that_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_sample_does_not_depend_on_the_batch_that_it_came_with(tmp_path: Path) -> None:
-    """The n-th prompt of an iteration is answered as in an iteration that samples all of them at once."""
+    """The n-th prompt of an iteration is answered as in an iteration that samples all of them at
+    once.
+    """
     (tmp_path / "batches").mkdir()
     (tmp_path / "once").mkdir()
     keys: dict[str, Any] = {"count": 12, "iterations": 1, "learning_rate": STILL}
-    batches = online(tmp_path / "batches", Watched(keep=even), prompts_per_iteration=3, rollout=FILLED, **keys)
+    batches = online(
+        tmp_path / "batches", Watched(keep=even), prompts_per_iteration=3, rollout=FILLED, **keys
+    )
     once = online(tmp_path / "once", Watched(), prompts_per_iteration=12, rollout=ROLLOUT, **keys)
     (some,), (every,) = batches.rollouts(), once.rollouts()
     assert 3 < len(some) <= 12
@@ -65,25 +72,41 @@ def test_the_bound_ends_it(tmp_path: Path) -> None:
 
     watched = Watched(keep=rare)
     rollout = {**FILLED, "max_num_gen_batches": 2}
-    ran = online(tmp_path, watched, count=12, prompts_per_iteration=4, iterations=5, rollout=rollout)
+    ran = online(
+        tmp_path, watched, count=12, prompts_per_iteration=4, iterations=5, rollout=rollout
+    )
     assert all(row["gen_batches"] <= 2 for row in ran.metrics)
     learned = [sum(map(rare, groups)) for groups in ran.rollouts()]
-    assert [len(seen.groups) for seen in watched.seen] == [min(4, count) for count in learned if count]
+    assert [len(seen.groups) for seen in watched.seen] == [
+        min(4, count) for count in learned if count
+    ]
     assert any(learned) and min(learned) < 4
 
 
 @pytest.mark.usefixtures("combinations")
 def test_combinations_see_an_iteration_once_and_whole(tmp_path: Path) -> None:
-    """What a combination remembers takes in every sample once, and its rewards are those of all of them."""
+    """What a combination remembers takes in every sample once, and its rewards are those of all of
+    them.
+    """
     inner = {"python": {"path": "reward.py", "function": "reward"}}
     reward = {"running_normalization": {"reward": inner}}
     watched = Watched(keep=even)
-    ran = online(tmp_path, watched, count=12, prompts_per_iteration=4, iterations=3, rollout=FILLED, reward=reward)
+    ran = online(
+        tmp_path,
+        watched,
+        count=12,
+        prompts_per_iteration=4,
+        iterations=3,
+        rollout=FILLED,
+        reward=reward,
+    )
     sampled = ran.rollouts()
     scores = np.array([r.reward for groups in sampled for group in groups for r in group.responses])
     (state,) = ran.summary["combinations"].values()
     assert state["count"] == len(scores) > 24
-    assert state["mean"] == pytest.approx(scores.mean()) and state["variance"] == pytest.approx(scores.var())
+    assert state["mean"] == pytest.approx(scores.mean()) and state["variance"] == pytest.approx(
+        scores.var()
+    )
     first = np.array([r.reward for group in sampled[0] for r in group.responses])
     measured = watched.seen[0].measured
     assert measured is not None
@@ -94,7 +117,12 @@ def test_combinations_see_an_iteration_once_and_whole(tmp_path: Path) -> None:
 
 def test_an_interrupted_stage_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """Checkpoints keep how many prompts were drawn beyond the planned ones."""
-    keys: dict[str, Any] = {"count": 12, "prompts_per_iteration": 4, "iterations": 5, "rollout": FILLED}
+    keys: dict[str, Any] = {
+        "count": 12,
+        "prompts_per_iteration": 4,
+        "iterations": 5,
+        "rollout": FILLED,
+    }
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     whole = online(tmp_path / "whole", Watched(keep=even), **keys)
@@ -129,7 +157,10 @@ def test_episodes_of_later_batches_have_random_numbers_of_their_own(
 ) -> None:
     follow(monkeypatch, [[f"yes{END}", f"no{END}"]])
     asked: dict[str, list[Any]] = {}
-    for name, keys in {"once": {"prompts_per_iteration": 2}, "batches": {"prompts_per_iteration": 1}}.items():
+    for name, keys in {
+        "once": {"prompts_per_iteration": 2},
+        "batches": {"prompts_per_iteration": 1},
+    }.items():
         (tmp_path / name).mkdir()
         rollout = {"samples_per_prompt": 2, "max_new_tokens": 9}
         if name == "batches":
@@ -137,12 +168,17 @@ def test_episodes_of_later_batches_have_random_numbers_of_their_own(
             rollout |= {"filters": [{"reward_range": {"low": 999}}]}  # keeps none
         run = run_of(tmp_path / name, Dice, rollout=rollout, algorithm="expert_iteration", **keys)
         roll_out(run)
-        asked[name] = [(group.prompt, [response.tokens for response in group.responses]) for group in rollouts(run)]
+        asked[name] = [
+            (group.prompt, [response.tokens for response in group.responses])
+            for group in rollouts(run)
+        ]
     assert len(asked["once"]) == 2 and asked["batches"] == asked["once"]
     assert asked["once"][0][0][-1]["content"] != asked["once"][1][0][-1]["content"]
 
 
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:
     rollout = {**FILLED, "ahead": 1}
-    with pytest.raises(RecipeError, match=r"waits for the scores of the samples before(.|\n)*'max_num_gen_batches'"):
+    with pytest.raises(
+        RecipeError, match=r"waits for the scores of the samples before(.|\n)*'max_num_gen_batches'"
+    ):
         online(tmp_path, Watched(), rollout=rollout)

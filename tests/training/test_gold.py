@@ -1,4 +1,6 @@
-"""Gold is tracked and never trained on, survives a restart, and counts missing scores as missing."""
+"""Gold is tracked and never trained on, survives a restart, and counts missing scores as
+missing.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ def adapter(ran: Ran) -> bytes:
 
 def rows(ran: Ran, iteration: int) -> list[dict[str, Any]]:
     groups = read_groups(ran.folder / "align" / "gold" / f"{iteration:04d}.jsonl")
-    return [{"prompt": group.id, "text": r.text, **r.scores} for group in groups for r in group.responses]
+    return [
+        {"prompt": group.id, "text": r.text, **r.scores}
+        for group in groups
+        for r in group.responses
+    ]
 
 
 def held_out(folder: Path, count: int = 3) -> str:
@@ -79,12 +85,16 @@ def test_gold_changes_nothing_that_is_learned(where: str, tmp_path: Path) -> Non
 
 def test_gold_on_held_out_prompts_is_scored_with_the_own_reward_as_well(tmp_path: Path) -> None:
     file = held_out(tmp_path)
-    ran = online(tmp_path, Watched(), monitors=gold(by("gold"), prompts=file), learning_rate=STILL, **CHECKED)
+    ran = online(
+        tmp_path, Watched(), monitors=gold(by("gold"), prompts=file), learning_rate=STILL, **CHECKED
+    )
     for number, metrics in enumerate(ran.metrics, 1):
         found = rows(ran, number)
         assert len(found) == 3 * 2 and len({row["prompt"] for row in found}) == 3
         assert [row["gold"] for row in found] == [len(row["text"]) for row in found]
-        assert [row["reward"] for row in found] == [sum(row["text"].encode()) % 1009 for row in found]
+        assert [row["reward"] for row in found] == [
+            sum(row["text"].encode()) % 1009 for row in found
+        ]
         assert metrics["gold"] == pytest.approx(sum(row["gold"] for row in found) / 6)
     assert rows(ran, 1) != rows(ran, 2)  # other samples of the same policy
 
@@ -94,11 +104,17 @@ def test_gold_on_rollouts_costs_no_samples(tmp_path: Path) -> None:
     sampled = {response.text for group in ran.rollouts()[0] for response in group.responses}
     assert {row["text"] for row in rows(ran, 1)} == sampled
     # The files that are learned from do not know it.
-    assert all("gold" not in r.scores and r.reward != len(r.text) for g in ran.rollouts()[0] for r in g.responses)
+    assert all(
+        "gold" not in r.scores and r.reward != len(r.text)
+        for g in ran.rollouts()[0]
+        for r in g.responses
+    )
 
 
 def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
-    ran = online(tmp_path, Watched(), monitors=gold(by("half"), prompts=held_out(tmp_path, 8)), **CHECKED)
+    ran = online(
+        tmp_path, Watched(), monitors=gold(by("half"), prompts=held_out(tmp_path, 8)), **CHECKED
+    )
     found = [row["gold"] for row in rows(ran, 1)]
     known = [score for score in found if score is not None]
     assert 0 < len(known) < len(found)
@@ -112,7 +128,9 @@ def test_gold_that_says_nothing_has_no_mean(tmp_path: Path) -> None:
     assert ran.summary["gold"] == {"best_iteration": 0, "change": None}
 
 
-def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gold_that_is_the_reward_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     online(tmp_path, Watched(), monitors=gold(PYTHON), learning_rate=STILL)
     assert "warning: gold is the reward itself" in " ".join(capsys.readouterr().err.split())
     online(folder(tmp_path, "other"), Watched(), monitors=gold(by("gold")), **CHECKED)
@@ -122,12 +140,26 @@ def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "keys", "message"),
     [
-        ({"stop": True}, {"rollout": {"ahead": 1}}, "would judge a policy by what the one before it wrote"),
-        ({"prompts": "rows"}, {"environment": "calculator"}, "cannot be played with an environment"),
-        ({}, {"monitors": [Component("monitor", "gold", None, Gold.Options(reward="a"))] * 2}, "one gold"),
+        (
+            {"stop": True},
+            {"rollout": {"ahead": 1}},
+            "would judge a policy by what the one before it wrote",
+        ),
+        (
+            {"prompts": "rows"},
+            {"environment": "calculator"},
+            "cannot be played with an environment",
+        ),
+        (
+            {},
+            {"monitors": [Component("monitor", "gold", None, Gold.Options(reward="a"))] * 2},
+            "one gold",
+        ),
     ],
 )
-def test_what_does_not_go_with_gold(options: dict[str, Any], keys: dict[str, Any], message: str) -> None:
+def test_what_does_not_go_with_gold(
+    options: dict[str, Any], keys: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         Gold(Gold.Options(reward="length", **options)).check(Settings(**keys))
 
@@ -144,7 +176,11 @@ class Dies(Watched):
 
 
 def test_a_restarted_stage_knows_what_gold_said(tmp_path: Path) -> None:
-    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "monitors": gold(by("gold"), prompts="held_out.jsonl")}
+    keys: dict[str, Any] = {
+        **CHECKED,
+        "iterations": 4,
+        "monitors": gold(by("gold"), prompts="held_out.jsonl"),
+    }
     for name in ("whole", "broken"):
         held_out(tmp_path / name)
     whole = online(tmp_path / "whole", Watched(), **keys)

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_iterations_walk_through_the_prompts(tmp_path: Path) -> None:
-    """Six prompts, two at a time: each comes once before any comes again, and then in another order."""
+    """Six prompts, two at a time: each comes once before any comes again, and then in another
+    order.
+    """
     found = online(tmp_path, Watched(), count=6, iterations=6, learning_rate=STILL)
     drawn = [text for groups in found.rollouts() for text in texts(groups)]
     assert len(set(drawn[:6])) == 6 and sorted(drawn[:6]) == sorted(drawn[6:])
@@ -33,21 +35,29 @@ def test_iterations_walk_through_the_prompts(tmp_path: Path) -> None:
 
 def test_every_iteration_draws_other_samples(tmp_path: Path) -> None:
     """Of the same prompt, from a policy that has not changed."""
-    found = online(tmp_path, Watched(), count=1, iterations=3, prompts_per_iteration=1, learning_rate=STILL)
+    found = online(
+        tmp_path, Watched(), count=1, iterations=3, prompts_per_iteration=1, learning_rate=STILL
+    )
     drawn = [tokens(groups) for groups in found.rollouts()]
     assert len({sample for samples in drawn for sample in samples}) == 6
 
 
 def test_the_policy_samples_and_not_its_reference(tmp_path: Path) -> None:
-    """Sampler and training path agree on the samples' log-probabilities although policy and reference differ."""
+    """Sampler and training path agree on the samples' log-probabilities although policy and
+    reference differ.
+    """
     keys: dict[str, Any] = {"from": "sft", "reference": "base", "learning_rate": 0.05}
     found = online(tmp_path, Watched(), before={"sft": SFT}, **keys)
     for metrics in found.metrics:
         assert abs(metrics["kl"]) > 0.1 and metrics["sampler_gap"] < 1e-4
 
 
-def test_every_iteration_scores_all_of_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A score from an earlier iteration would change which responses are packed, so a resumed run would differ."""
+def test_every_iteration_scores_all_of_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score from an earlier iteration would change which responses are packed, so a resumed run
+    would differ.
+    """
     read: list[int] = []
     original = SharedModel.scalars
 
@@ -57,7 +67,8 @@ def test_every_iteration_scores_all_of_its_samples(tmp_path: Path, monkeypatch: 
         return original(self, role, hidden)
 
     monkeypatch.setattr(SharedModel, "scalars", scalars)
-    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 1}  # greedy: the same samples again
+    # Greedy: the same samples again
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 1}
     keys: dict[str, Any] = {
         "prompts_per_iteration": 1,
         "iterations": 3,
@@ -103,7 +114,9 @@ def test_a_phase_has_its_own_epochs_and_learning_rate(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_from_the_first_step_on(tmp_path: Path) -> None:
-    """Adam's first step is as long as any other, and has seen one minibatch. Two minibatches in two epochs are 4."""
+    """Adam's first step is as long as any other, and has seen one minibatch. Two minibatches in two
+    epochs are 4.
+    """
     keys = {"batch_size": 1, "epochs": 2, "learning_rate": 0.01, "iterations": 3}
     found = online(tmp_path, Watched(), warmup_ratio=0.1, **keys)
     rates = [metrics["learning_rate"] for metrics in found.metrics]
@@ -123,10 +136,14 @@ def test_selected_groups_are_learned_as_often_as_they_are_selected(tmp_path: Pat
     watched = Watched(choose=last_twice)
     online(tmp_path, watched, count=3, prompts_per_iteration=3, iterations=1, batch_size=1)
     learned, (first, _, last) = watched.seen[0].learned, watched.seen[0].groups
-    assert sorted(texts([batch.groups[0] for batch in learned])) == sorted(texts([first, last, last]))
+    assert sorted(texts([batch.groups[0] for batch in learned])) == sorted(
+        texts([first, last, last])
+    )
     for batch in learned:
         assert batch.rewards.tolist() == [response.reward for response in batch.groups[0].responses]
-        rows = [tuple(row[mask].tolist()) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+        rows = [
+            tuple(row[mask].tolist()) for row, mask in zip(batch.tokens, batch.mask, strict=True)
+        ]
         assert rows == tokens(batch.groups)
 
 
@@ -142,13 +159,16 @@ def test_a_kept_version_is_the_policy_after_its_iteration(tmp_path: Path) -> Non
     # Before the first step all of LoRA's B are zero.
     assert all(bool(weight.any()) for weight in first.values())
     assert all(
-        torch.equal(second[name], weight) and not torch.equal(first[name], weight) for name, weight in last.items()
+        torch.equal(second[name], weight) and not torch.equal(first[name], weight)
+        for name, weight in last.items()
     )
     assert found.run.artifact("align@1") == stage / "kept" / "1"
 
 
 def test_rollouts_of_an_iteration_that_was_not_completed_are_removed(tmp_path: Path) -> None:
-    """The first run ends in its third iteration, without a checkpoint; the second one starts over."""
+    """The first run ends in its third iteration, without a checkpoint; the second one starts
+    over.
+    """
     folder = tmp_path / "run" / "align" / "rollouts"
     files: list[list[str]] = []
 
@@ -169,11 +189,19 @@ def test_rollouts_of_an_iteration_that_was_not_completed_are_removed(tmp_path: P
     "A policy learns from samples most of which were cut off, and only a metric says so.",
     "The first iteration warns, with the share and what to change.",
 )
-@pytest.mark.parametrize(("text", "warnings"), [(f"yes{END}", 0), ("no no no no no no no no no no", 1)])
+@pytest.mark.parametrize(
+    ("text", "warnings"), [(f"yes{END}", 0), ("no no no no no no no no no no", 1)]
+)
 def test_samples_that_are_mostly_cut_off_are_told_in_the_first_iteration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, warnings: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    warnings: int,
 ) -> None:
     follow(monkeypatch, [[text]])
-    online(tmp_path, Watched(), iterations=2, rollout={"samples_per_prompt": 2, "max_new_tokens": 5})
+    online(
+        tmp_path, Watched(), iterations=2, rollout={"samples_per_prompt": 2, "max_new_tokens": 5}
+    )
     warning = "warning: 100% of the samples have no end after max_new_tokens 5"
     assert capsys.readouterr().err.count(warning) == warnings

@@ -30,13 +30,21 @@ class Priced(Judge):
 
     def rate(self, items: Sequence[Any], rubric: Any = "") -> list[Rating]:
         return [
-            Rating(None if len(text) > 5 else 1.0, CUT if len(text) > 5 else "", calls=1, tokens=10, cost=0.25)
+            Rating(
+                None if len(text) > 5 else 1.0,
+                CUT if len(text) > 5 else "",
+                calls=1,
+                tokens=10,
+                cost=0.25,
+            )
             for _, text in items
         ]
 
 
 def scorer(folder: Path, judge: Component, collectives: Collectives = ONE_PROCESS) -> Rewards:
-    component = Component("reward", "rating", Registration("rating", Rated), Rated.Options(judge=judge))
+    component = Component(
+        "reward", "rating", Registration("rating", Rated), Rated.Options(judge=judge)
+    )
     around = Context(models=None, cache=folder, folder=folder, seed=0, load=list)  # type: ignore[arg-type]
     return Rewards(RewardSpec("reward", "rating", component), around, collectives=collectives)
 
@@ -45,7 +53,9 @@ def priced() -> Component:
     return Component("judge", "priced", Registration("priced", Priced), Priced.Options())
 
 
-GROUP = Group(({"role": "user", "content": "q"},), (Response("a"), Response("b"), Response("too long")))
+GROUP = Group(
+    ({"role": "user", "content": "q"},), (Response("a"), Response("b"), Response("too long"))
+)
 
 
 def usage(rewards: Rewards, table: RewardTable) -> dict[str, float]:
@@ -56,7 +66,11 @@ def usage(rewards: Rewards, table: RewardTable) -> dict[str, float]:
 def test_ratings_have_a_price(tmp_path: Path) -> None:
     made = scorer(tmp_path, priced())
     table = made.ask([GROUP])
-    assert usage(made, table) == {"judge/questions": 3, "judge/tokens": 30, "judge/cost": pytest.approx(0.75)}
+    assert usage(made, table) == {
+        "judge/questions": 3,
+        "judge/tokens": 30,
+        "judge/cost": pytest.approx(0.75),
+    }
     assert usage(made, made.ask([GROUP]))["judge/questions"] == 3
     assert usage(made, made.ask([GROUP], table))["judge/questions"] == 6
 

@@ -10,7 +10,9 @@ from alignkit.training.online import mean_kl
 
 
 def drawn(count: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[Group]]:
-    """Log-probabilities of ten tokens each, by a policy and a reference, of the policy's samples."""
+    """Log-probabilities of ten tokens each, by a policy and a reference, of the policy's
+    samples.
+    """
     policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
     random = torch.Generator().manual_seed(seed)
     tokens = torch.multinomial(policy.expand(count, 3), 10, replacement=True, generator=random)

@@ -1,4 +1,6 @@
-"""Steps that fail: a gradient that is not finite changes nothing, and only several in a row end the stage."""
+"""Steps that fail: a gradient that is not finite changes nothing, and only several in a row end the
+stage.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,29 @@ def test_a_step_that_succeeds_ends_a_row_of_failures(tmp_path: Path) -> None:
     found = online(tmp_path, Watched(loss_of=failing), iterations=1, epochs=14)
     assert found.metrics[0]["skipped"] == found.summary["skipped_steps"] == 12
     (tmp_path / "again").mkdir()
-    with pytest.raises(RunFailed, match=r"nll, loss, grad_norm of .* not finite in 5 steps in a row; lower learn"):
+    with pytest.raises(
+        RunFailed, match=r"nll, loss, grad_norm of .* not finite in 5 steps in a row; lower learn"
+    ):
         online(
-            tmp_path / "again", Watched(loss_of=lambda step, out: failing(min(step, 5), out)), iterations=1, epochs=14
+            tmp_path / "again",
+            Watched(loss_of=lambda step, out: failing(min(step, 5), out)),
+            iterations=1,
+            epochs=14,
         )
 
 
 def test_a_gradient_of_the_values_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
-    """The loss and the policy's gradient are finite. Weights that are not would fail every later step."""
+    """The loss and the policy's gradient are finite. Weights that are not would fail every later
+    step.
+    """
 
     def loss(step: int, out: Outputs) -> Loss:
-        distance = (out.values - out.values.detach()).abs()  # 0, where the square root has no derivative
-        return Loss(nll=per_token(-out.logprobs), values=per_token(distance.sqrt() if step == 0 else out.values**2))
+        # 0, where the square root has no derivative
+        distance = (out.values - out.values.detach()).abs()
+        return Loss(
+            nll=per_token(-out.logprobs),
+            values=per_token(distance.sqrt() if step == 0 else out.values**2),
+        )
 
     watched = Watched(Needs(values=True), loss_of=loss)
     found = online(tmp_path, watched, plugin="ppo", iterations=1, prompts_per_iteration=1, epochs=3)

@@ -35,14 +35,18 @@ def test_a_default_falls_with_the_width_and_is_a_tenth_for_all_weights(
 
 
 def test_defaults_of_eight_billion_weights_are_near_published_ones() -> None:
-    """Within a factor of three: DPO of all weights 5e-7 (Zephyr, Tulu 3), with LoRA 5e-6 (zephyr-7b-dpo-qlora)."""
+    """Within a factor of three: DPO of all weights 5e-7 (Zephyr, Tulu 3), with LoRA 5e-6
+    (zephyr-7b-dpo-qlora).
+    """
     rate = DPO.defaults.learning_rate
     assert rate is not None
     for lora, published in ((False, 5e-7), (True, 5e-6)):
         assert 1 / 3 < scaled(rate, 4096, lora) / published < 3
 
 
-def run(folder: Path, lora: Any, *, stage: dict[str, Any] | None = None) -> tuple[dict[str, Any], float]:
+def run(
+    folder: Path, lora: Any, *, stage: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], float]:
     """A stage's summary and the learning rate of its first step."""
     folder.mkdir()
     write_groups(folder / "prompts.jsonl", prompts(2))
@@ -55,11 +59,16 @@ def run(folder: Path, lora: Any, *, stage: dict[str, Any] | None = None) -> tupl
         "prompts_per_iteration": 2,
         **(stage or {}),
     }
-    recipe = {"model": {"base": "tiny", "dtype": "float32", "lora": lora}, "stages": {"align": align}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32", "lora": lora},
+        "stages": {"align": align},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run")
     stage_file = json.loads((folder / "run" / "align" / "stage.json").read_text(encoding="utf-8"))
-    row = json.loads((folder / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = json.loads(
+        (folder / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    )
     return stage_file["summary"], row["learning_rate"]
 
 

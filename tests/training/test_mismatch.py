@@ -1,4 +1,6 @@
-"""Engines that sample from another model than the one that learns: each is caught in its first iteration."""
+"""Engines that sample from another model than the one that learns: each is caught in its first
+iteration.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,13 @@ FOOTER = """
 def register(add):
     add("engine", "planted", Planted)
 """
-SFT = {"algorithm": "sft", "data": "rows.jsonl", "epochs": 4, "learning_rate": 0.02, "keep_versions": True}
+SFT = {
+    "algorithm": "sft",
+    "data": "rows.jsonl",
+    "epochs": 4,
+    "learning_rate": 0.02,
+    "keep_versions": True,
+}
 ALIGN: dict[str, Any] = {
     "algorithm": "rloo",
     "from": "sft",
@@ -52,7 +60,9 @@ NEVER_LOADED = """
     def publish(self, policy, adapter, version):
         super().publish(policy, None, version)
 """
-PERHAPS = "the adapter, has old weights, reads another prompt (template) or computes in another dtype"
+PERHAPS = (
+    "the adapter, has old weights, reads another prompt (template) or computes in another dtype"
+)
 # What an engine does wrong.
 PLANTED = {
     "an adapter that is never loaded": NEVER_LOADED,
@@ -94,7 +104,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(folder: Path, methods: str, **keys: Any) -> int:
-    """Run SFT with the local engine, then an online stage with a planted one; returns the exit code."""
+    """Run SFT with the local engine, then an online stage with a planted one; returns the exit
+    code.
+    """
     body = textwrap.indent(textwrap.dedent(methods), "    ")
     (folder / "planted.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
@@ -104,13 +116,18 @@ def run(folder: Path, methods: str, **keys: Any) -> int:
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4}}
     other = {"other": SFT | {"data": "others.jsonl"}} if '"other"' in methods else {}
     stages = {"sft": SFT, **other, "align": {**ALIGN, "engine": "planted", **keys}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False)
+    )
     plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
     return main(["run", str(folder / "recipe.yaml"), *plugin])
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "out" / "align" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "out" / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def warnings(err: str) -> list[str]:
@@ -119,24 +136,39 @@ def warnings(err: str) -> list[str]:
 
 def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
     """Tokens of others have no log-probability, and do not count as perfect agreement."""
-    response = Response(tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True))
+    response = Response(
+        tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True)
+    )
     group = Group(({"role": "user", "content": "?"},), (response,))
     measured = torch.tensor([-1.5, 0.0, 0.0, -2.1])
     assert sampler_gap([group], [measured]) == pytest.approx(0.3)
     # A response that was cut counts neither its difference nor its tokens.
     assert sampler_gap([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
     # Nothing is told apart from agreement.
-    assert sampler_gap([replace(group, responses=(replace(response, logprobs=None),))], [measured]) is None
+    assert (
+        sampler_gap([replace(group, responses=(replace(response, logprobs=None),))], [measured])
+        is None
+    )
 
 
 def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
-    """In expectation over what older weights wrote; without their probabilities it would be another one."""
-    older, policy, reference = (torch.tensor(p).log() for p in ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]))
+    """In expectation over what older weights wrote; without their probabilities it would be another
+    one.
+    """
+    older, policy, reference = (
+        torch.tensor(p).log() for p in ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3])
+    )
 
     def mean(staleness: int | None) -> float:
         """KL over every token that the older weights may write, as often as they do."""
-        written = [Response(tokens=(k,), logprobs=(float(older[k]),), staleness=staleness) for k in range(3)]
-        each = [mean_kl([policy[k : k + 1]], [reference[k : k + 1]], [Group((), (written[k],))]) for k in range(3)]
+        written = [
+            Response(tokens=(k,), logprobs=(float(older[k]),), staleness=staleness)
+            for k in range(3)
+        ]
+        each = [
+            mean_kl([policy[k : k + 1]], [reference[k : k + 1]], [Group((), (written[k],))])
+            for k in range(3)
+        ]
         return sum(float(older[k].exp()) * kl for k, kl in enumerate(each))
 
     assert mean(1) == pytest.approx(float((policy.exp() * (policy - reference)).sum()), rel=1e-5)
@@ -149,7 +181,9 @@ def test_another_model_is_caught_in_the_first_iteration(
 ) -> None:
     code = run(tmp_path, PLANTED[name])
     err = capsys.readouterr().err
-    (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding explains 0.001", err))
+    (gap,) = map(
+        float, re.findall(r"differ by (\S+) nats per token, of which rounding explains 0.001", err)
+    )
     assert PERHAPS in err and "Traceback" not in err
     assert (gap > ANOTHER_MODEL) == (name in ("another adapter", "an adapter that is never loaded"))
     if gap > ANOTHER_MODEL:  # nothing was learned from it
@@ -161,7 +195,9 @@ def test_another_model_is_caught_in_the_first_iteration(
         assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
 
 
-def test_the_policy_itself_raises_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_policy_itself_raises_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, "pass") == 0
     assert not warnings(capsys.readouterr().err)
     assert all(0 < row["sampler_gap"] < 1e-5 for row in metrics(tmp_path))
@@ -172,12 +208,16 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
 ) -> None:
     assert run(tmp_path, KEEPS_THE_FIRST, iterations=3) == 0
     err = capsys.readouterr().err
-    assert len(warnings(err)) == 1 and err.index("iteration 1/3") < err.index("warning: the sampler")
+    assert len(warnings(err)) == 1 and err.index("iteration 1/3") < err.index(
+        "warning: the sampler"
+    )
     first, *others = (row["sampler_gap"] for row in metrics(tmp_path))
     assert first < 1e-5 and min(others) > 0.1
 
 
-def test_samples_that_are_an_update_old_raise_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_are_an_update_old_raise_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Only the first iteration has samples of the policy itself."""
     assert run(tmp_path, "pass", rollout=ALIGN["rollout"] | {"ahead": 1}) == 0
     assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
@@ -204,10 +244,14 @@ def test_a_run_weights_what_another_dtype_sampled(
     """Every token's advantage by learner / sampler, and no other signal."""
     weighted, seen = Importance.weighted, []
 
-    def noted(self: Importance, signals: Any, rollouts: Any, old: list[torch.Tensor], finest: str) -> Any:
+    def noted(
+        self: Importance, signals: Any, rollouts: Any, old: list[torch.Tensor], finest: str
+    ) -> Any:
         found, shares = weighted(self, signals, rollouts, old, finest)
         responses = [response for group in rollouts.groups for response in group.responses]
-        seen.append((signals, found, old, [torch.tensor(response.logprobs) for response in responses]))
+        seen.append(
+            (signals, found, old, [torch.tensor(response.logprobs) for response in responses])
+        )
         return found, shares
 
     monkeypatch.setattr(Importance, "weighted", noted)
@@ -225,8 +269,13 @@ def test_a_run_weights_what_another_dtype_sampled(
         assert len(seen) == 2 and all(0 < row[metric] < 1 for row in metrics(tmp_path))
 
 
-def test_an_iteration_without_a_weight_learns_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_iteration_without_a_weight_learns_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     engine = {"planted": {"importance": {"mask": [1, 1]}}}
     assert run(tmp_path, PLANTED["another dtype"], engine=engine) == 1
     err = " ".join(capsys.readouterr().err.split())
-    assert "2 of 2 iterations had nothing to learn from" in err and "'importance' masked every sample" in err
+    assert (
+        "2 of 2 iterations had nothing to learn from" in err
+        and "'importance' masked every sample" in err
+    )

@@ -1,4 +1,6 @@
-"""A stage over a data set: its rows are counted, its best epoch is kept, and a stop changes nothing."""
+"""A stage over a data set: its rows are counted, its best epoch is kept, and a stop changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,25 @@ from alignkit_plugins.algorithms.sft import SFT
 LONG = "why " * 200
 
 
-def trained(folder: Path, rows: list[dict[str, Any]], out: str = "out", **settings: Any) -> dict[str, Any]:
+def trained(
+    folder: Path, rows: list[dict[str, Any]], out: str = "out", **settings: Any
+) -> dict[str, Any]:
     """Run one stage over these rows; gives its summary."""
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    stage = {"algorithm": "sft", "data": "rows.jsonl", "batch_size": 2, "epochs": 2, "max_length": 128, **settings}
+    stage = {
+        "algorithm": "sft",
+        "data": "rows.jsonl",
+        "batch_size": 2,
+        "epochs": 2,
+        "max_length": 128,
+        **settings,
+    }
     recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"only": stage}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     run_recipe(load_recipe(folder / "recipe.yaml"), folder / out)
-    found: dict[str, Any] = json.loads((folder / out / "only" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    found: dict[str, Any] = json.loads(
+        (folder / out / "only" / "stage.json").read_text(encoding="utf-8")
+    )["summary"]
     return found
 
 
@@ -51,7 +64,10 @@ def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
     data = {"path": "rows.jsonl", "validation": 0.2}
     summary = trained(tmp_path, demonstrations(20), epochs=3, keep_versions=True, data=data)
     assert summary["best_epoch"] == 2 and summary["validation"] == {"loss": 1.0}
-    kept = {k: (tmp_path / f"out/only/kept/{k}/adapter_model.safetensors").read_bytes() for k in (1, 2, 3)}
+    kept = {
+        k: (tmp_path / f"out/only/kept/{k}/adapter_model.safetensors").read_bytes()
+        for k in (1, 2, 3)
+    }
     assert len(set(kept.values())) == 3 and weights(tmp_path / "out") == kept[2]
 
 
@@ -61,12 +77,18 @@ def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path)
     more: dict[str, Any] = {"epochs": 3, "batch_size": 2, "learning_rate": 1e-2, "data": data}
     summary = trained(tmp_path, demonstrations(20), **more)
     held_out = summary["held_out"]
-    assert held_out["loss"]["result"]["mean"] == pytest.approx(summary["validation"]["loss"], rel=1e-6)
-    assert held_out["accuracy"]["result"]["mean"] == pytest.approx(summary["validation"]["accuracy"], rel=1e-6)
+    assert held_out["loss"]["result"]["mean"] == pytest.approx(
+        summary["validation"]["loss"], rel=1e-6
+    )
+    assert held_out["accuracy"]["result"]["mean"] == pytest.approx(
+        summary["validation"]["accuracy"], rel=1e-6
+    )
     change = held_out["loss"]["result"]["mean"] - held_out["loss"]["start"]["mean"]
     assert held_out["loss"]["difference"]["mean"] == pytest.approx(change, rel=1e-6)
     assert held_out["loss"]["difference"]["high"] < 0 and held_out["loss"]["difference"]["p"] < 0.05
-    rows = [json.loads(line) for line in (tmp_path / "out/only/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out/only/metrics.jsonl").read_text().splitlines()
+    ]
     assert rows[0]["step"] == 0
     assert rows[0]["validation/loss"] == pytest.approx(held_out["loss"]["start"]["mean"], rel=1e-6)
 
@@ -75,7 +97,11 @@ def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path)
 def test_what_does_not_fit_is_counted_once_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: int
 ) -> None:
-    rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}, {"prompt": "so?", "completion": LONG}]
+    rows = [
+        *demonstrations(2),
+        {"prompt": LONG, "completion": "yes"},
+        {"prompt": "so?", "completion": LONG},
+    ]
     summary = trained(tmp_path, rows, batch_size=batch_size)
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
     assert (summary["groups"], summary["steps"]) == (3, {1: 6, 2: 4}[batch_size])
@@ -87,7 +113,9 @@ def test_what_does_not_fit_is_counted_once_and_told(
     assert all(fact in said.replace("\n", " ") for fact in facts)
 
 
-def test_validation_is_not_counted_among_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_is_not_counted_among_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     held = [*demonstrations(1), *[{"prompt": LONG, "completion": "yes"}] * 3]
     (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}]
@@ -109,11 +137,17 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
         return whole(self, messages, tools, **options)
 
     monkeypatch.setattr(ChatTemplate, "prompt", refusing)
-    with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .*\n  \S*rows.jsonl:4: "):
+    with pytest.raises(
+        DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .*\n  \S*rows.jsonl:4: "
+    ):
         trained(tmp_path, demonstrations(4), "ahead")
-    summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
+    summary = trained(
+        tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"}
+    )
     assert summary["encoding"]["refused"] == 2
-    assert "2 rows left out: refused by the chat template" in capsys.readouterr().err.replace("\n", " ")
+    assert "2 rows left out: refused by the chat template" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.silent_bug(
@@ -128,7 +162,9 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same bytes and the same counts."""
-    stopped_and_resumed(tmp_path, monkeypatch, [*demonstrations(6), {"prompt": LONG, "completion": "yes"}])
+    stopped_and_resumed(
+        tmp_path, monkeypatch, [*demonstrations(6), {"prompt": LONG, "completion": "yes"}]
+    )
 
 
 def test_held_out_rows_are_selected_by_the_state_before_the_first_step(
@@ -141,7 +177,9 @@ def test_held_out_rows_are_selected_by_the_state_before_the_first_step(
         return groups[self.state["steps"] :] if context.validation else groups
 
     monkeypatch.setattr(SFT, "select", chosen)
-    monkeypatch.setattr(SFT, "before_step", lambda self, batch, out: {"steps": self.state["steps"] + 1})
+    monkeypatch.setattr(
+        SFT, "before_step", lambda self, batch, out: {"steps": self.state["steps"] + 1}
+    )
     data = {"path": "rows.jsonl", "validation": 0.5}
     stopped_and_resumed(tmp_path, monkeypatch, demonstrations(16), data=data)
 
@@ -172,7 +210,9 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
 
 
-def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_before_its_stage_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stage's hash is of what the file holds by then, and so must be what is learned."""
     key = stage.RunStage.key
 
@@ -189,7 +229,10 @@ def test_a_group_takes_little_memory() -> None:
     import tracemalloc
 
     tracemalloc.start()
-    kept = [Group(({"role": "user", "content": f"is it {n}?"},), (Response(text=f"{n}"),)) for n in range(1000)]
+    kept = [
+        Group(({"role": "user", "content": f"is it {n}?"},), (Response(text=f"{n}"),))
+        for n in range(1000)
+    ]
     size = tracemalloc.get_traced_memory()[0] / len(kept)
     tracemalloc.stop()
     assert size < 1200
@@ -214,10 +257,19 @@ def test_a_question_too_long_is_an_error(tmp_path: Path) -> None:
     "The run counts them and warns.",
     "OpenRLHF/OpenRLHF#1089",
 )
-def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, demonstrations(5))), encoding="utf-8")
+def test_held_out_rows_that_are_trained_on_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held.jsonl").write_text(
+        "\n".join(map(json.dumps, demonstrations(5))), encoding="utf-8"
+    )
     rows = demonstrations(20)[3:]
     summary = trained(tmp_path, rows, epochs=1, validation="held.jsonl")
     assert summary["validation_trained_on"] == 2
-    assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in capsys.readouterr().err
-    assert "validation_trained_on" not in trained(tmp_path, rows[5:], "other", epochs=1, validation="held.jsonl")
+    assert (
+        "warning: 2 of 5 rows of 'validation' have a prompt that is trained on"
+        in capsys.readouterr().err
+    )
+    assert "validation_trained_on" not in trained(
+        tmp_path, rows[5:], "other", epochs=1, validation="held.jsonl"
+    )

@@ -1,4 +1,6 @@
-"""Optimizers by name and their checkpoints; AdamW in 8 bits and in paged memory, its size, and how near it is."""
+"""Optimizers by name and their checkpoints; AdamW in 8 bits and in paged memory, its size, and how
+near it is.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from tests.test_train import Whole, encoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here")
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here"
+)
 
 
 class Slow(torch.optim.Optimizer):
-    """A plugin's: half a step towards the mean gradient, which it keeps with a count of its own and in bfloat16."""
+    """A plugin's: half a step towards the mean gradient, which it keeps with a count of its own and
+    in bfloat16.
+    """
 
     def __init__(self, params: Any, lr: float = 1e-3, part: float = 0.5):
         super().__init__(params, {"lr": lr, "part": part, "steps": 0, "mean": None})
@@ -39,10 +45,14 @@ class Slow(torch.optim.Optimizer):
             group["steps"] += 1
             for parameter in group["params"]:
                 state = self.state[parameter]
-                kept = state.setdefault("kept", {"mean": torch.zeros_like(parameter, dtype=torch.float32), "last": []})
+                kept = state.setdefault(
+                    "kept", {"mean": torch.zeros_like(parameter, dtype=torch.float32), "last": []}
+                )
                 kept["mean"].lerp_(parameter.grad, 1 / group["steps"])
                 kept["last"] = [float(parameter.grad.mean()), *kept["last"]][:2]
-                parameter.add_(kept["mean"] * (1 + kept["last"][-1]), alpha=-group["lr"] * group["part"])
+                parameter.add_(
+                    kept["mean"] * (1 + kept["last"][-1]), alpha=-group["lr"] * group["part"]
+                )
 
 
 def named(name: str, **options: Any) -> Any:
@@ -51,7 +61,9 @@ def named(name: str, **options: Any) -> Any:
     return Component("optimizer", name, registration, options_of(registration)(**options))
 
 
-def learner(tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = "float32") -> Learner:
+def learner(
+    tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = "float32"
+) -> Learner:
     import alignkit_plugins.models.tiny
 
     spec = ModelSpec(base="tiny", dtype=dtype, device="cpu", lora=lora)
@@ -64,7 +76,9 @@ def learner(tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = 
 def continued(
     tmp_path: Path, lora: LoraSpec | None, optimizer: Any, dtype: Any = "float32"
 ) -> tuple[Learner, dict[str, Any]]:
-    """A learner that went on from the checkpoint of another, with the same bits; and what it kept of the optimizer."""
+    """A learner that went on from the checkpoint of another, with the same bits; and what it kept
+    of the optimizer.
+    """
     one = learner(tmp_path, lora, optimizer, dtype)
     examples = encoded(one.model, 6)
     for _ in range(2):
@@ -79,14 +93,21 @@ def continued(
             each.step(examples, 0.5)
     for name, parameter in one.parameters.items():
         assert torch.equal(parameter, other.parameters[name]), name
-    assert not all(torch.equal(parameter, begun[name]) for name, parameter in one.parameters.items())
+    assert not all(
+        torch.equal(parameter, begun[name]) for name, parameter in one.parameters.items()
+    )
     return other, saved["optimizer"]["state"]
 
 
 @needs_bitsandbytes
 @pytest.mark.parametrize(
     ("lora", "optimizer"),
-    [(None, "adamw_8bit"), (LoraSpec(r=4), "adamw_8bit"), (None, "paged_adamw_8bit"), (None, "paged_adamw_32bit")],
+    [
+        (None, "adamw_8bit"),
+        (LoraSpec(r=4), "adamw_8bit"),
+        (None, "paged_adamw_8bit"),
+        (None, "paged_adamw_32bit"),
+    ],
     ids=["all weights", "an adapter", "paged", "paged, fp32"],
 )
 def test_a_checkpoint_continues_with_the_same_bits(
@@ -108,7 +129,11 @@ def test_a_checkpoint_continues_with_the_same_bits(
     moments = {state[key].dtype for state in kept.values() for key in ("state1", "state2")}
     in_8_bits = lora is None and optimizer.endswith("8bit")
     assert moments == ({torch.uint8, torch.float32} if in_8_bits else {torch.float32})
-    restored = [state[key].data_ptr() for state in other.optimizer.state.values() for key in ("state1", "state2")]
+    restored = [
+        state[key].data_ptr()
+        for state in other.optimizer.state.values()
+        for key in ("state1", "state2")
+    ]
     assert all((pointer in buffers) == optimizer.startswith("paged") for pointer in restored)
 
 
@@ -126,14 +151,19 @@ def test_a_checkpoint_continues_with_the_same_bits(
         ("slow", {"part": 0.25}),
     ],
 )
-def test_any_optimizer_continues_with_the_same_bits(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_any_optimizer_continues_with_the_same_bits(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     continued(tmp_path, None if name == "lion_8bit" else LoraSpec(r=4), named(name, **options))
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("nadam", {}), ("transformers_adafactor", {"scale_parameter": False, "relative_step": False})]
+    ("name", "options"),
+    [("nadam", {}), ("transformers_adafactor", {"scale_parameter": False, "relative_step": False})],
 )
-def test_what_is_kept_in_fp32_is_not_rounded_to_the_weights(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_kept_in_fp32_is_not_rounded_to_the_weights(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     continued(tmp_path, None, named(name, **options), "bfloat16")
 
 
@@ -152,8 +182,14 @@ def forked(params: Any, lr: float) -> torch.optim.Optimizer:
 )
 def test_what_is_no_optimizer_is_named(implementation: Any, why: str) -> None:
     registration = Registration("theirs", implementation)
-    settings = Settings(optimizer=Component("optimizer", "theirs", registration, options_of(registration)()))
-    expected = pytest.raises(RunFailed, match=f"^optimizer 'theirs' cannot be used: .*{why}") if why else nullcontext()
+    settings = Settings(
+        optimizer=Component("optimizer", "theirs", registration, options_of(registration)())
+    )
+    expected = (
+        pytest.raises(RunFailed, match=f"^optimizer 'theirs' cannot be used: .*{why}")
+        if why
+        else nullcontext()
+    )
     with expected:
         make_optimizer(settings, {}, [nn.Parameter(torch.zeros(16, 16))], 1e-3)
 
@@ -172,7 +208,9 @@ def test_moments_take_a_quarter_and_steps_are_near(tmp_path: Path) -> None:
             (weight - target).square().sum().backward()
             optimizer.step()
         kept = optimizer.state[weight]
-        sizes.append(sum(x.nbytes for x in kept.values() if isinstance(x, torch.Tensor) and x.numel() > 256))
+        sizes.append(
+            sum(x.nbytes for x in kept.values() if isinstance(x, torch.Tensor) and x.numel() > 256)
+        )
         ends.append(weight.detach())
     assert sizes[1] < 0.3 * sizes[0] and sizes[1:] == [sizes[1], sizes[1], sizes[0]]
     moved = (ends[0] - start).abs().mean()
@@ -197,10 +235,14 @@ def test_weight_decay_shrinks_matrices_and_no_norm() -> None:
     """A norm's factor begins at 1: decay would switch its layer off."""
     network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     rate = 0.1
-    optimizer = make_optimizer(Settings(optimizer=named("adamw", weight_decay=0.5)), {}, network.parameters(), rate)
+    optimizer = make_optimizer(
+        Settings(optimizer=named("adamw", weight_decay=0.5)), {}, network.parameters(), rate
+    )
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(parameter, before[name] * (1 - rate * 0.5 if parameter.ndim == 2 else 1))
+        torch.testing.assert_close(
+            parameter, before[name] * (1 - rate * 0.5 if parameter.ndim == 2 else 1)
+        )

@@ -1,4 +1,6 @@
-"""Several processes learn what one process would: the same losses, signals, selections and weights."""
+"""Several processes learn what one process would: the same losses, signals, selections and
+weights.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ from alignkit.training.learner import Learner
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITTEN = 2e-5  # relative: files of metrics have six digits, and a rounding error may change the last
+# Relative: files of metrics have six digits, and a rounding error may change the last
+WRITTEN = 2e-5
 NORM = 2e-5  # relative: before clipping, gradients of thousands of fp32 numbers may be large
 SCORES = """
 def reward(completions):
@@ -46,8 +49,14 @@ def other(completions):
 PYTHON = {"python": {"path": "scores.py", "function": "reward"}}
 COARSE = {"python": {"path": "scores.py", "function": "coarse"}}
 SOME_MISSING = {"python": {"path": "scores.py", "function": "other"}}
-# Adam divides by the size of the gradient: at its usual epsilon, a rounding error would be as large a step as any.
-STEPS = {"epochs": 1, "learning_rate": 0.1, "optimizer": {"adamw": {"eps": 1.0}}, "lr_scheduler_type": "constant"}
+# Adam divides by the size of the gradient: at its usual epsilon, a rounding error would be as large
+# a step as any.
+STEPS = {
+    "epochs": 1,
+    "learning_rate": 0.1,
+    "optimizer": {"adamw": {"eps": 1.0}},
+    "lr_scheduler_type": "constant",
+}
 ONLINE = {
     **STEPS,
     "prompts": {"path": "prompts.jsonl"},
@@ -57,18 +66,29 @@ ONLINE = {
     "prompts_per_iteration": 6,
     "batch_size": 4,
 }
-DATA = {"lm": "text", "kto": "labels", "hir_offline": "labels"}  # by algorithm; others learn pairs or demonstrations
+# By algorithm; others learn pairs or demonstrations
+DATA = {"lm": "text", "kto": "labels", "hir_offline": "labels"}
 # Where the policy is the reference, every margin is rounding, and the accuracy asks for its sign.
 MOVED = {"from": "sft", "reference": "base"}
 KEYS = {"dpo": MOVED, "online_dpo": MOVED}
-OPTIONS = {"distillation": {"context": [{"role": "user", "content": "my old friend"}]}}  # others need none
-SAID = ("good bread", "no, it is bad", "the people in this house", "tell me", "my old friend", "some bread today")
+# Others need none
+OPTIONS = {"distillation": {"context": [{"role": "user", "content": "my old friend"}]}}
+SAID = (
+    "good bread",
+    "no, it is bad",
+    "the people in this house",
+    "tell me",
+    "my old friend",
+    "some bread today",
+)
 
 
 def registered() -> list[str]:
     """The algorithms that alignkit itself trains."""
     registry = plugins()
-    kinds = {name: registry.get("algorithm", name).implementation for name in registry.names("algorithm")}
+    kinds = {
+        name: registry.get("algorithm", name).implementation for name in registry.names("algorithm")
+    }
     return [name for name, kind in kinds.items() if not issubclass(kind, ExternalTrainer)]
 
 
@@ -79,7 +99,10 @@ def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scores.py").write_text(SCORES, encoding="utf-8")
     asked = prompts(12)
     write_groups(tmp_path / "prompts.jsonl", asked)
-    write_groups(tmp_path / "demos.jsonl", [replace(group, responses=(answer(n),)) for n, group in enumerate(asked)])
+    write_groups(
+        tmp_path / "demos.jsonl",
+        [replace(group, responses=(answer(n),)) for n, group in enumerate(asked)],
+    )
     texts = [Response(text=f"{SAID[n % 6]} {SAID[n % 5]}") for n in range(12)]
     write_groups(tmp_path / "text.jsonl", [Group((), (text,)) for text in texts])
     write_groups(tmp_path / "pairs.jsonl", [ranked(group, n) for n, group in enumerate(asked)])
@@ -99,7 +122,9 @@ def ranked(group: Group, n: int) -> Group:
 
 
 def labeled(group: Group, n: int) -> Group:
-    return replace(group, responses=tuple(Response(text=SAID[(n + k) % 6], label=k == n % 2) for k in range(2)))
+    return replace(
+        group, responses=tuple(Response(text=SAID[(n + k) % 6], label=k == n % 2) for k in range(2))
+    )
 
 
 def stage(name: str, options: Mapping[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
@@ -186,31 +211,57 @@ def test_one_process_deals_nothing() -> None:
 # Runs
 
 # With FEATURES, one of each kind of data and of signal; `make slow` has the others.
-OFTEN = ("sft", "lm", "cpl", "reward_ordinal", "reinforce_pp", "online_dpo", "rest", "hir", "distillation")
+OFTEN = (
+    "sft",
+    "lm",
+    "cpl",
+    "reward_ordinal",
+    "reinforce_pp",
+    "online_dpo",
+    "rest",
+    "hir",
+    "distillation",
+)
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in registered()]
+    "name",
+    [
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
+        for name in registered()
+    ],
 )
-def test_every_algorithm_learns_the_same_on_several_processes(recipe_folder: Path, name: str) -> None:
+def test_every_algorithm_learns_the_same_on_several_processes(
+    recipe_folder: Path, name: str
+) -> None:
     one = check(recipe_folder, recipe(stage(name, OPTIONS.get(name), **KEYS.get(name, {}))))
     assert len(one.steps) > 1 and any(bool(x.any()) for x in one.steps[0].gradients.values())
 
 
 MIX = {"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.5, "batch_size": 3}
-LLAMA2 = {"llama2": {"helpful": PYTHON, "safety": {"python": {"path": "scores.py", "function": "safe"}}}}
+LLAMA2 = {
+    "llama2": {"helpful": PYTHON, "safety": {"python": {"path": "scores.py", "function": "safe"}}}
+}
 FEATURES = {
     "adaptive_kl": stage("ppo", {"kl_target": 0.01, "kl_horizon": 100}, iterations=3, mix=MIX),
     "whitened_rewards": stage("rloo", reward=LLAMA2),
     "missing_scores": stage("grpo", {"dynamic_sampling": True}, reward=SOME_MISSING),
     "filled": stage(
-        "grpo", {"dynamic_sampling": True}, reward=COARSE, rollout={**ONLINE["rollout"], "max_num_gen_batches": 4}
+        "grpo",
+        {"dynamic_sampling": True},
+        reward=COARSE,
+        rollout={**ONLINE["rollout"], "max_num_gen_batches": 4},
     ),
     "replayed": stage("rejection_sampling", {"replay_ratio": 1.0}, iterations=3),
     "penalized": stage("grpo", rollout={**ONLINE["rollout"], "missing_eos_penalty": 0.5}),
     "reference_point": stage("kto", validation={"path": "labels.jsonl"}, epochs=2, max_steps=None),
     "best_version": stage(
-        "dpo", {"nll_coefficient": 0.1}, validation={"path": "pairs.jsonl"}, epochs=2, max_steps=None, **MOVED
+        "dpo",
+        {"nll_coefficient": 0.1},
+        validation={"path": "pairs.jsonl"},
+        epochs=2,
+        max_steps=None,
+        **MOVED,
     ),
     "rankings": stage("reward_model", validation={"path": "pairs.jsonl"}),
 }
@@ -227,8 +278,13 @@ def test_numbers_over_the_batch_are_over_all_processes(recipe_folder: Path, name
     check(recipe_folder, recipe(FEATURES[name]))
 
 
-def test_a_reward_model_scores_and_starts_the_values_on_several_processes(recipe_folder: Path) -> None:
-    check(recipe_folder, recipe(stage("ppo", reward="rm", iterations=1), rm=stage("reward_model", max_steps=1)))
+def test_a_reward_model_scores_and_starts_the_values_on_several_processes(
+    recipe_folder: Path,
+) -> None:
+    check(
+        recipe_folder,
+        recipe(stage("ppo", reward="rm", iterations=1), rm=stage("reward_model", max_steps=1)),
+    )
 
 
 class Diverging(Algorithm):
@@ -238,11 +294,14 @@ class Diverging(Algorithm):
         return {"step": self.state.get("step", 0) + 1}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        first = torch.tensor([group.prompt[0]["content"] == FIRST for group in batch.groups])[batch.group_index]
+        first = torch.tensor([group.prompt[0]["content"] == FIRST for group in batch.groups])[
+            batch.group_index
+        ]
         infinite = math.inf if self.state["step"] == 2 else 0.0
         extra = torch.where(first, infinite, 0.0)
         return Loss(
-            nll=per_token(-out.logprobs), extra=per_response(extra + 0 * F.sum_tokens(out.logprobs, batch.mask))
+            nll=per_token(-out.logprobs),
+            extra=per_response(extra + 0 * F.sum_tokens(out.logprobs, batch.mask)),
         )
 
 
@@ -250,7 +309,9 @@ FIRST = prompts(12)[0].prompt[0]["content"]
 
 
 def test_a_step_that_one_process_must_skip_is_skipped_by_all(recipe_folder: Path) -> None:
-    one = check(recipe_folder, recipe(stage("sft", batch_size=12, epochs=3, max_steps=3)), Diverging)
+    one = check(
+        recipe_folder, recipe(stage("sft", batch_size=12, epochs=3, max_steps=3)), Diverging
+    )
     assert ["skipped" in step.metrics for step in one.steps] == [False, True, False]
 
 
@@ -269,14 +330,18 @@ def test_a_strangers_algorithm_needs_no_change(
 
 
 class Whole(Algorithm):
-    """Weighs a demonstration by numbers of the whole batch, which depend on the order of its responses."""
+    """Weighs a demonstration by numbers of the whole batch, which depend on the order of its
+    responses.
+    """
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         places = torch.arange(len(batch.mask), dtype=torch.float32)
         return {"weight": float(F.sum_tokens(out.logprobs, batch.mask) @ places / batch.mask.sum())}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(nll=per_response(F.sum_tokens(out.logprobs, batch.mask) * self.state["weight"] / 100))
+        return Loss(
+            nll=per_response(F.sum_tokens(out.logprobs, batch.mask) * self.state["weight"] / 100)
+        )
 
 
 def test_statistics_before_a_step_see_the_whole_batch_in_its_order(recipe_folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""What an online stage metrics with other roles than the policy: the reference, and the start of the values."""
+"""What an online stage metrics with other roles than the policy: the reference, and the start of
+the values.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_measured_by(found: Ran, reference: str, batch: Batch) -> None:
-    """The batch's reference log-probabilities are those of this role at the sampling temperature."""
+    """The batch's reference log-probabilities are those of this role at the sampling
+    temperature.
+    """
     wanted = found.run.models[reference].logprobs(batch.groups, temperature=TEMPERATURE)
     for row, mask, values in zip(batch.reference_logprobs, batch.mask, wanted, strict=True):
         torch.testing.assert_close(row[mask], values, atol=1e-4, rtol=0)
@@ -38,7 +42,9 @@ def assert_measured_by(found: Ran, reference: str, batch: Batch) -> None:
     "huggingface/trl#1340",
 )
 @pytest.mark.parametrize(("keys", "reference"), [({}, "sft"), ({"reference": "base"}, "base")])
-def test_the_reference_is_the_one_that_the_recipe_names(tmp_path: Path, keys: dict[str, Any], reference: str) -> None:
+def test_the_reference_is_the_one_that_the_recipe_names(
+    tmp_path: Path, keys: dict[str, Any], reference: str
+) -> None:
     """By default it is the starting weights."""
     watched = Watched(Needs(reference_logprobs=True))
     keys = {"from": "sft", "plugin": "online_dpo", **keys}
@@ -49,18 +55,36 @@ def test_the_reference_is_the_one_that_the_recipe_names(tmp_path: Path, keys: di
 
 
 @pytest.mark.parametrize(("needs", "measured"), [(Needs(), 2), (Needs(reference_logprobs=True), 4)])
-def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path, needs: Needs, measured: int) -> None:
+def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(
+    tmp_path: Path, needs: Needs, measured: int
+) -> None:
     """Of one prompt in K, with all of its K samples: here of two in four."""
-    keys: dict[str, Any] = {"from": "sft", "reference": "base", "plugin": "online_dpo", "prompts_per_iteration": 4}
+    keys: dict[str, Any] = {
+        "from": "sft",
+        "reference": "base",
+        "plugin": "online_dpo",
+        "prompts_per_iteration": 4,
+    }
     found = online(
-        tmp_path, Watched(needs), before={"sft": SFT}, rollout=ROLLOUT, learning_rate=STILL, iterations=1, **keys
+        tmp_path,
+        Watched(needs),
+        before={"sft": SFT},
+        rollout=ROLLOUT,
+        learning_rate=STILL,
+        iterations=1,
+        **keys,
     )
     groups = found.rollouts()[0][:: 4 // measured]
-    policy, reference = (found.run.models[role].logprobs(groups, temperature=TEMPERATURE) for role in ("sft", "base"))
+    policy, reference = (
+        found.run.models[role].logprobs(groups, temperature=TEMPERATURE) for role in ("sft", "base")
+    )
     gaps = [ours.double() - theirs.double() for ours, theirs in zip(policy, reference, strict=True)]
     kl = [float(((-gap).exp() - 1 + gap).sum()) for gap in gaps]
     assert len(groups) == measured and len(kl) == 2 * measured
-    assert found.metrics[0]["kl"] == pytest.approx(sum(kl) / len(kl), abs=1e-3) and found.metrics[0]["kl"] > 0.1
+    assert (
+        found.metrics[0]["kl"] == pytest.approx(sum(kl) / len(kl), abs=1e-3)
+        and found.metrics[0]["kl"] > 0.1
+    )
     assert found.metrics[0]["sampler_gap"] < 1e-4
 
 
@@ -84,20 +108,30 @@ def test_groups_that_select_makes_are_measured_by_the_reference(tmp_path: Path) 
 
 
 class Roles:
-    """An observer: which reward model's network another role with a head has before the first step."""
+    """An observer: which reward model's network another role with a head has before the first
+    step.
+    """
 
     def __init__(self) -> None:
         self.copied: list[str] = []
 
     @hookimpl
-    def rollouts_scored(self, run: Any, stage: str, iteration: int, groups: Sequence[Group]) -> None:
+    def rollouts_scored(
+        self, run: Any, stage: str, iteration: int, groups: Sequence[Group]
+    ) -> None:
         done = [name for name in MODELS if (run.folder / name / "adapter").exists()]
         model = run.models.of("base").model
         networks = {name: network(model, run.models.of("base").role(name)) for name in done}
-        others = [name for name, role in model.roles.items() if role.head is not None and name not in networks]
+        others = [
+            name
+            for name, role in model.roles.items()
+            if role.head is not None and name not in networks
+        ]
         for role in others if iteration == 1 else ():
             own = network(model, role)
-            self.copied += [name for name, known in networks.items() if all(map(torch.equal, own, known))]
+            self.copied += [
+                name for name, known in networks.items() if all(map(torch.equal, own, known))
+            ]
 
 
 def network(model: SharedModel, role: str) -> list[Tensor]:
@@ -125,7 +159,9 @@ def with_values(step: int, out: Outputs) -> Loss:
 def test_values_start_from_the_reward_model_that_the_recipe_names(
     tmp_path: Path, keys: dict[str, Any], start: str
 ) -> None:
-    """By default from the one that scores. Another one's head has another scale, so it is not used."""
+    """By default from the one that scores. Another one's head has another scale, so it is not
+    used.
+    """
     values, copied = values_of(tmp_path, reward="first", **keys)
     assert copied == [start]
     assert bool(values.any()) == (start == "first")

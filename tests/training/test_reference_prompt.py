@@ -35,7 +35,9 @@ class FewShot(Watched):
         return (*self.shots, *group.prompt)
 
 
-def by_hand(source: str, prompt: Sequence[int], response: Sequence[int], temperature: float) -> torch.Tensor:
+def by_hand(
+    source: str, prompt: Sequence[int], response: Sequence[int], temperature: float
+) -> torch.Tensor:
     """Log-probabilities of a response's tokens after a prompt, by transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():
@@ -45,29 +47,46 @@ def by_hand(source: str, prompt: Sequence[int], response: Sequence[int], tempera
 
 
 def test_the_same_response_tokens_are_measured_behind_the_references_prompt(tmp_path: Path) -> None:
-    """Policy and reference are the same model here: the self-check that their KL is 0 does not apply."""
+    """Policy and reference are the same model here: the self-check that their KL is 0 does not
+    apply.
+    """
     watched = FewShot(Needs(reference_logprobs=True, old_logprobs=True))
-    found = online(tmp_path, watched, rollout=ROLLOUT, learning_rate=STILL, iterations=1, plugin="online_dpo")
+    found = online(
+        tmp_path, watched, rollout=ROLLOUT, learning_rate=STILL, iterations=1, plugin="online_dpo"
+    )
     batch, models = watched.measured, found.run.models.of("base")
     assert batch is not None and found.metrics[0]["kl"] != pytest.approx(0, abs=1e-2)
     responses = [(group, response) for group in batch.groups for response in group.responses]
-    for (group, response), reference, old in zip(responses, batch.reference_logprobs, batch.old_logprobs, strict=True):
+    for (group, response), reference, old in zip(
+        responses, batch.reference_logprobs, batch.old_logprobs, strict=True
+    ):
         assert response.tokens is not None
         count = len(response.tokens)
         behind = models.encoder.prompt((*SHOTS, *group.prompt))
         own = models.encoder.prompt(group.prompt)
         source = found.run.models.of("base").model.source
         torch.testing.assert_close(
-            reference[:count], by_hand(source, behind, response.tokens, TEMPERATURE), atol=1e-4, rtol=0
+            reference[:count],
+            by_hand(source, behind, response.tokens, TEMPERATURE),
+            atol=1e-4,
+            rtol=0,
         )
-        torch.testing.assert_close(old[:count], by_hand(source, own, response.tokens, TEMPERATURE), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            old[:count], by_hand(source, own, response.tokens, TEMPERATURE), atol=1e-4, rtol=0
+        )
 
 
 def test_the_self_check_still_applies_if_no_prompt_differs(tmp_path: Path) -> None:
     class Same(FewShot):
         shots = ()
 
-    found = online(tmp_path, Same(Needs(reference_logprobs=True)), rollout=ROLLOUT, plugin="online_dpo", iterations=1)
+    found = online(
+        tmp_path,
+        Same(Needs(reference_logprobs=True)),
+        rollout=ROLLOUT,
+        plugin="online_dpo",
+        iterations=1,
+    )
     assert found.metrics[0]["kl"] == pytest.approx(0, abs=1e-4)
 
 
@@ -76,13 +95,17 @@ def test_groups_that_select_makes_are_read_behind_it_too(tmp_path: Path) -> None
         return [Group(group.prompt, group.responses[:1]) for group in groups]
 
     watched = FewShot(Needs(reference_logprobs=True, old_logprobs=True), shorter)
-    found = online(tmp_path, watched, rollout=ROLLOUT, learning_rate=STILL, iterations=1, plugin="online_dpo")
+    found = online(
+        tmp_path, watched, rollout=ROLLOUT, learning_rate=STILL, iterations=1, plugin="online_dpo"
+    )
     batch = watched.seen[0].learned[0]
     for group, reference in zip(batch.groups, batch.reference_logprobs, strict=True):
         (response,) = group.responses
         assert response.tokens is not None
         behind = found.run.models.of("base").encoder.prompt((*SHOTS, *group.prompt))
-        wanted = by_hand(found.run.models.of("base").model.source, behind, response.tokens, TEMPERATURE)
+        wanted = by_hand(
+            found.run.models.of("base").model.source, behind, response.tokens, TEMPERATURE
+        )
         torch.testing.assert_close(reference[: len(response.tokens)], wanted, atol=1e-4, rtol=0)
 
 
@@ -94,13 +117,21 @@ def test_groups_that_select_makes_are_read_behind_it_too(tmp_path: Path) -> None
         (None, "return the messages of a prompt, not None"),
     ],
 )
-def test_messages_that_are_none_are_the_plugins_mistake(tmp_path: Path, shots: object, problem: str) -> None:
+def test_messages_that_are_none_are_the_plugins_mistake(
+    tmp_path: Path, shots: object, problem: str
+) -> None:
     class Wrong(FewShot):
         def reference_prompt(self, group: Group) -> Sequence[Message]:
             return shots  # type: ignore[return-value]
 
     with pytest.raises(PluginError, match=problem):
-        online(tmp_path, Wrong(Needs(reference_logprobs=True)), rollout=ROLLOUT, plugin="online_dpo", iterations=1)
+        online(
+            tmp_path,
+            Wrong(Needs(reference_logprobs=True)),
+            rollout=ROLLOUT,
+            plugin="online_dpo",
+            iterations=1,
+        )
 
 
 def test_no_prompt_is_the_plugins_mistake(tmp_path: Path) -> None:
@@ -109,15 +140,32 @@ def test_no_prompt_is_the_plugins_mistake(tmp_path: Path) -> None:
             return ()
 
     with pytest.raises(PluginError, match="return the messages of a prompt, not"):
-        online(tmp_path, Without(Needs(reference_logprobs=True)), rollout=ROLLOUT, plugin="online_dpo", iterations=1)
+        online(
+            tmp_path,
+            Without(Needs(reference_logprobs=True)),
+            rollout=ROLLOUT,
+            plugin="online_dpo",
+            iterations=1,
+        )
 
 
 def test_a_prompt_that_fills_the_context_is_refused_before_sampling(tmp_path: Path) -> None:
     class Long(FewShot):
-        shots = (Message(role="user", content="bread " * 5000), Message(role="assistant", content="good"))
+        shots = (
+            Message(role="user", content="bread " * 5000),
+            Message(role="assistant", content="good"),
+        )
 
-    with pytest.raises(Exception, match=r"stage 'align': the reference's prompt of .* leaves no room") as error:
-        online(tmp_path, Long(Needs(reference_logprobs=True)), rollout=ROLLOUT, plugin="online_dpo", iterations=1)
+    with pytest.raises(
+        Exception, match=r"stage 'align': the reference's prompt of .* leaves no room"
+    ) as error:
+        online(
+            tmp_path,
+            Long(Needs(reference_logprobs=True)),
+            rollout=ROLLOUT,
+            plugin="online_dpo",
+            iterations=1,
+        )
     assert "5 response tokens in the model's context" in str(error.value)
     assert not list((tmp_path / "run" / "align").glob("rollouts/*"))
 
@@ -147,7 +195,9 @@ def register(add):
 
 
 def offline(folder: Path, shot: str) -> float:
-    """The mean log-probability of the demonstrations under the reference, measured at the first step."""
+    """The mean log-probability of the demonstrations under the reference, measured at the first
+    step.
+    """
     align = {
         "algorithm": {"distant": {"shot": shot}},
         "data": "demos.jsonl",
@@ -158,6 +208,18 @@ def offline(folder: Path, shot: str) -> float:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     run = folder / f"run-{len(list(folder.glob('run-*')))}"
-    assert main(["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py"), "--out", str(run)]) == 0
+    assert (
+        main(
+            [
+                "run",
+                str(folder / "recipe.yaml"),
+                "--plugin",
+                str(folder / "plugin.py"),
+                "--out",
+                str(run),
+            ]
+        )
+        == 0
+    )
     (line,) = (run / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return float(json.loads(line)["reference"])

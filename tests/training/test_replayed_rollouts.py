@@ -1,4 +1,6 @@
-"""Rollouts that `select` may learn again: those of earlier iterations, and those of the stages in `replay_from`."""
+"""Rollouts that `select` may learn again: those of earlier iterations, and those of the stages in
+`replay_from`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,15 @@ def test_earlier_iterations_are_offered_as_they_were_selected_from(tmp_path: Pat
     """Not the current one, and nothing that the algorithm rejected or that has no score."""
     watched = Watched(keep=lambda group: texts([group]) != texts(prompts(1)))
     rollout = {"samples_per_prompt": 4, "max_new_tokens": 3}
-    found = online(tmp_path, watched, scores=HALF, count=3, prompts_per_iteration=3, iterations=4, rollout=rollout)
+    found = online(
+        tmp_path,
+        watched,
+        scores=HALF,
+        count=3,
+        prompts_per_iteration=3,
+        iterations=4,
+        rollout=rollout,
+    )
     assert sum(metrics["unscored"] for metrics in found.metrics) > 4
     assert sum(metrics.get("groups_without_signal", 0) for metrics in found.metrics[:3]) > 0
     selected = [(texts(seen.groups), tokens(seen.groups)) for seen in watched.seen]
@@ -46,7 +56,9 @@ def test_a_file_that_has_changed_is_not_learned_from(tmp_path: Path) -> None:
         return groups
 
     watched = Watched(choose=flip)
-    with pytest.raises(RunFailed, match=r"0001\.jsonl has changed since stage 'align' wrote it(.*\n)*help: delete"):
+    with pytest.raises(
+        RunFailed, match=r"0001\.jsonl has changed since stage 'align' wrote it(.*\n)*help: delete"
+    ):
         online(tmp_path, watched, iterations=3)
     assert len(watched.seen) == 2
 
@@ -69,10 +81,25 @@ def test_replayed_rollouts_pay_the_penalty_of_this_stage(tmp_path: Path) -> None
     watched = Watched()
     rollout = {**sampled, "missing_eos_penalty": 5000.0}
     found = online(
-        tmp_path, watched, before={"earlier": earlier}, rollout=rollout, replay_from=["earlier"], iterations=1
+        tmp_path,
+        watched,
+        before={"earlier": earlier},
+        rollout=rollout,
+        replay_from=["earlier"],
+        iterations=1,
     )
-    carried = [response for groups in watched.seen[0].earlier for group in groups for response in group.responses]
-    plain = [response for groups in found.rollouts("earlier") for group in groups for response in group.responses]
+    carried = [
+        response
+        for groups in watched.seen[0].earlier
+        for group in groups
+        for response in group.responses
+    ]
+    plain = [
+        response
+        for groups in found.rollouts("earlier")
+        for group in groups
+        for response in group.responses
+    ]
     assert {response.truncated for response in plain} == {True, False}
     assert [r.reward for r in carried] == [r.reward - 5000 * r.truncated for r in plain]
 
@@ -81,10 +108,23 @@ def test_replayed_rollouts_are_in_the_order_of_their_iterations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From iteration 10,000 on, names are longer than before."""
-    monkeypatch.setattr(RolloutFiles, "_file", lambda self, number: self.folder / f"{number + 9998:04d}.jsonl")
-    keys = {"prompts": {"path": "prompts.jsonl"}, "reward": PYTHON, "prompts_per_iteration": 1, "iterations": 2}
-    earlier = {"algorithm": {"expert_iteration": {"threshold": -1.0}}, **keys, "learning_rate": STILL}
+    monkeypatch.setattr(
+        RolloutFiles, "_file", lambda self, number: self.folder / f"{number + 9998:04d}.jsonl"
+    )
+    keys = {
+        "prompts": {"path": "prompts.jsonl"},
+        "reward": PYTHON,
+        "prompts_per_iteration": 1,
+        "iterations": 2,
+    }
+    earlier = {
+        "algorithm": {"expert_iteration": {"threshold": -1.0}},
+        **keys,
+        "learning_rate": STILL,
+    }
     watched = Watched()
-    found = online(tmp_path, watched, before={"earlier": earlier}, replay_from=["earlier"], iterations=1)
+    found = online(
+        tmp_path, watched, before={"earlier": earlier}, replay_from=["earlier"], iterations=1
+    )
     second, first = found.rollouts("earlier")  # by name
     assert [tokens(groups) for groups in watched.seen[0].earlier] == [tokens(first), tokens(second)]

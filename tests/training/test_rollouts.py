@@ -1,4 +1,6 @@
-"""The prompts of an online stage: every row with its own columns, drawn as often as its source's weight says."""
+"""The prompts of an online stage: every row with its own columns, drawn as often as its source's
+weight says.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,17 @@ def asked(folder: Path, prompts: Any, report: Any = None, **settings: Any) -> li
         "model": {"base": "tiny", "dtype": "float32"},
         "stages": {"align": stage, **({"report": report} if report else {})},
     }
-    code = "def letters(completions, **columns):\n    return [float(len(set(text))) for text in completions]\n"
+    code = (
+        "def letters(completions, **columns):\n"
+        "    return [float(len(set(text))) for text in completions]\n"
+    )
     (folder / "letters.py").write_text(code, encoding="utf-8")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     run_recipe(load_recipe(folder / "recipe.yaml"), folder / "out")
-    return [read_groups(path) for path in sorted((folder / "out" / "align" / "rollouts").glob("*.jsonl"))]
+    return [
+        read_groups(path)
+        for path in sorted((folder / "out" / "align" / "rollouts").glob("*.jsonl"))
+    ]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -50,7 +58,9 @@ def test_rows_with_equal_words_are_sampled_apart_and_keep_their_columns(tmp_path
 
 
 def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> None:
-    """80 to 20 between 6 and 9 prompts: in three iterations of 5, each rare prompt comes before any returns."""
+    """80 to 20 between 6 and 9 prompts: in three iterations of 5, each rare prompt comes before any
+    returns.
+    """
     write(tmp_path / "rare.jsonl", [{"prompt": f"rare {n}"} for n in range(9)])
     write(tmp_path / "often.jsonl", [{"prompt": f"often {n}"} for n in range(6)])
     entry = [{"path": "often.jsonl", "weight": 0.8}, {"path": "rare.jsonl", "weight": 0.2}]
@@ -59,8 +69,11 @@ def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> No
     assert sum(words.startswith("often") for words in said) == 12
     assert {said.count(f"often {n}") for n in range(6)} == {2}
     assert len({words for words in said if words.startswith("rare")}) == 3
-    summary = json.loads((tmp_path / "out" / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
-    assert summary["encoded"] == {"rows": 15, "responses": 0}  # the prompts, without what was sampled
+    summary = json.loads((tmp_path / "out" / "align" / "stage.json").read_text(encoding="utf-8"))[
+        "summary"
+    ]
+    # The prompts, without what was sampled
+    assert summary["encoded"] == {"rows": 15, "responses": 0}
 
 
 def test_evaluate_reads_prompts_that_the_stage_held_out(tmp_path: Path) -> None:
@@ -72,7 +85,16 @@ def test_evaluate_reads_prompts_that_the_stage_held_out(tmp_path: Path) -> None:
         "rewards": [{"python": {"path": "letters.py", "function": "letters"}}],
         "sampling": {"max_new_tokens": 2},
     }
-    groups = asked(tmp_path, {**entry, "part": "training"}, prompts_per_iteration=20, iterations=1, report=report)
+    groups = asked(
+        tmp_path,
+        {**entry, "part": "training"},
+        prompts_per_iteration=20,
+        iterations=1,
+        report=report,
+    )
     trained = {group.prompt[0]["content"] for group in groups[0]}
-    measured = {group.prompt[0]["content"] for group in read_groups(tmp_path / "out" / "report" / "samples.jsonl")}
+    measured = {
+        group.prompt[0]["content"]
+        for group in read_groups(tmp_path / "out" / "report" / "samples.jsonl")
+    }
     assert measured and trained and not measured & trained and len(measured | trained) == 20

@@ -1,4 +1,6 @@
-"""Weights of rows and of turns: the loss is a weighted mean, whose denominator is the sum of the weights."""
+"""Weights of rows and of turns: the loss is a weighted mean, whose denominator is the sum of the
+weights.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from alignkit_plugins.algorithms.reference_free import CPO, ORPO, SimPO
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.sft import SFT
 
-SAID = {"Why?": ("Because it is so.", "I do not know"), "A color": ("red",), "Hm": ("a b c d e f", "x"), "No": ("yes",)}
+SAID = {
+    "Why?": ("Because it is so.", "I do not know"),
+    "A color": ("red",),
+    "Hm": ("a b c d e f", "x"),
+    "No": ("yes",),
+}
 NUMBERS = count()  # of roles
 LEARNERS = [
     (SFT, {}),
@@ -51,7 +58,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
     return SharedModel(spec, source)
 
 
-def gradients(model: SharedModel, algorithm: Algorithm, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
+def gradients(
+    model: SharedModel, algorithm: Algorithm, groups: Sequence[Group]
+) -> dict[str, torch.Tensor]:
     """The loss, and the gradient of each parameter."""
     scoring, role = algorithm.trains is Trains.REWARD, f"role{next(NUMBERS)}"
     model.add_role(role, head="scalar" if scoring else "language")
@@ -63,7 +72,11 @@ def gradients(model: SharedModel, algorithm: Algorithm, groups: Sequence[Group])
         columns = [torch.linspace(-2, -1, len(row.tokens)) for row in examples.rows]
         examples.token_columns["reference_logprobs"] = columns
     metrics = learner._gradients(examples)
-    found = {name.replace(role, ""): p.grad for name, p in learner.parameters.items() if p.grad is not None}
+    found = {
+        name.replace(role, ""): p.grad
+        for name, p in learner.parameters.items()
+        if p.grad is not None
+    }
     return {"loss": torch.tensor(metrics["loss"]), **found}
 
 
@@ -85,18 +98,27 @@ def rows_of(algorithm: type[Algorithm]) -> list[Group]:
 @pytest.mark.silent_bug(
     "data: weights",
     "A trainer reads the weight of a row and does nothing with it, or takes 0.5 for 1.",
-    "A row of weight 0.5 counts half as much as one of weight 1 in a loss and its mean, with every method that learns "
-    "from data.",
+    "A row of weight 0.5 counts half as much as one of weight 1 in a loss and its mean, with "
+    "every method that learns from data.",
     "huggingface/trl#5613",
     "modelscope/ms-swift#10188",
 )
-@pytest.mark.parametrize(("cls", "options"), LEARNERS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("cls", "options"), LEARNERS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_a_row_of_three_times_the_weight_is_a_row_that_comes_three_times(
-    model: SharedModel, monkeypatch: pytest.MonkeyPatch, cls: type[Algorithm], options: dict[str, Any]
+    model: SharedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    cls: type[Algorithm],
+    options: dict[str, Any],
 ) -> None:
-    """Weights of 0.25, 0.5, 0.75 and 0 are 1, 2, 3 and no copies, also in micro-batches of one row."""
+    """Weights of 0.25, 0.5, 0.75 and 0 are 1, 2, 3 and no copies, also in micro-batches of one
+    row.
+    """
     rows = rows_of(cls)
-    weighted = [replace(row, weight=number / 4) for row, number in zip(rows, (1, 2, 3, 0), strict=True)]
+    weighted = [
+        replace(row, weight=number / 4) for row, number in zip(rows, (1, 2, 3, 0), strict=True)
+    ]
     copies = [row for row, number in zip(rows, (1, 2, 3, 0), strict=True) for _ in range(number)]
     plain = gradients(model, cls(cls.Options(**options)), rows[:3])
     wanted = gradients(model, cls(cls.Options(**options)), copies)
@@ -135,8 +157,18 @@ def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedMode
 def run(folder: Path, rows: list[dict[str, Any]], algorithm: str) -> bytes:
     folder.mkdir()
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    stage = {"algorithm": algorithm, "data": "rows.jsonl", "epochs": 1, "batch_size": 2, "max_length": 64}
-    recipe = {"name": "w", "model": {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}}, "stages": {"learn": stage}}
+    stage = {
+        "algorithm": algorithm,
+        "data": "rows.jsonl",
+        "epochs": 1,
+        "batch_size": 2,
+        "max_length": 64,
+    }
+    recipe = {
+        "name": "w",
+        "model": {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}},
+        "stages": {"learn": stage},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out")]) == 0
     return (folder / "out" / "learn" / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -146,7 +178,9 @@ def run(folder: Path, rows: list[dict[str, Any]], algorithm: str) -> bytes:
 def test_a_row_of_weight_0_is_told_and_teaches_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, column: str
 ) -> None:
-    answers = {"completion": "Apple."} if algorithm == "sft" else {"chosen": "Apple.", "rejected": "Car."}
+    answers = (
+        {"completion": "Apple."} if algorithm == "sft" else {"chosen": "Apple.", "rejected": "Car."}
+    )
     rows = [{"prompt": f"A fruit, {number}", **answers} for number in range(4)]
     without = run(tmp_path / "without", rows, algorithm)
     zeros = [{**rows[0], "prompt": "no", column: 0.0}, *({**row, column: 1} for row in rows)]

@@ -1,4 +1,6 @@
-"""Minibatches: every group once, and none with a larger step than the others. Schedules that are none."""
+"""Minibatches: every group once, and none with a larger step than the others. Schedules that are
+none.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from alignkit.training.learner import minibatch, minibatches, schedule
 
 @pytest.mark.parametrize(
     ("total", "size", "sizes"),
-    [(17, 16, [8, 9]), (9, 4, [3, 3, 3]), (8, 4, [4, 4]), (3, 4, [3]), (5, 1, [1] * 5), (319, 16, [15, *[16] * 19])],
+    [
+        (17, 16, [8, 9]),
+        (9, 4, [3, 3, 3]),
+        (8, 4, [4, 4]),
+        (3, 4, [3]),
+        (5, 1, [1] * 5),
+        (319, 16, [15, *[16] * 19]),
+    ],
 )
 def test_parts_are_nearly_equal(total: int, size: int, sizes: list[int]) -> None:
     examples = Examples([Encoded(Group((), id=str(n)), (), ()) for n in range(total)])
@@ -36,7 +45,9 @@ def test_the_last_minibatch_is_not_a_single_group() -> None:
     examples = Examples([Encoded(group, (), ()) for group in groups])
     parts = minibatches(examples, 4, np.random.default_rng(0))
     assert [len(part.groups) for part in parts] == [3, 3, 3]
-    assert sorted(encoded.group.id for part in parts for encoded in part.groups) == [group.id for group in groups]
+    assert sorted(encoded.group.id for part in parts for encoded in part.groups) == [
+        group.id for group in groups
+    ]
 
 
 def falling(step: int, total: int) -> float:

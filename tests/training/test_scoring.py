@@ -17,7 +17,15 @@ from by_role import ByRole
 from torch import Tensor
 
 import alignkit
-from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
+from alignkit import (
+    CombinedReward,
+    Group,
+    Message,
+    RecipeError,
+    Response,
+    RewardCombination,
+    RunFailed,
+)
 from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
 from alignkit.functional import whiten
@@ -54,7 +62,9 @@ def learn(rewards: Rewards, groups: Sequence[Group], penalty: float = 0.0) -> Re
 
 def learned(table: RewardTable) -> tuple[list[float], list[float]]:
     """The rewards that are learned from, and the raw ones."""
-    return scores_of(table.groups, "learned_reward").tolist(), scores_of(table.groups, "reward").tolist()
+    return scores_of(table.groups, "learned_reward").tolist(), scores_of(
+        table.groups, "reward"
+    ).tolist()
 
 
 GROUPS = [
@@ -82,10 +92,18 @@ def test_the_penalty_is_in_every_reward_and_in_no_component() -> None:
     table = learn(scorer(), GROUPS, penalty=0.5)
     assert learned(table) == ([1.0, 2.5], [1.0, 2.5])
     scores = [r.scores for r in table.scored[0].responses]
-    assert scores == [{"liked": 1.0, "reward": 1.0}, {"liked": None, "reward": None}, {"liked": 3.0, "reward": 2.5}]
+    assert scores == [
+        {"liked": 1.0, "reward": 1.0},
+        {"liked": None, "reward": None},
+        {"liked": 3.0, "reward": 2.5},
+    ]
     assert [r.scores["learned_reward"] for r in table.groups[0].responses] == [1.0, 2.5]
     metrics = table.summary()
-    assert (metrics["reward"], metrics["score/liked"], metrics["missing_eos_penalty"]) == (1.75, 2.0, 0.25)
+    assert (metrics["reward"], metrics["score/liked"], metrics["missing_eos_penalty"]) == (
+        1.75,
+        2.0,
+        0.25,
+    )
     assert "missing_eos_penalty" not in learn(scorer(), GROUPS).summary()
 
 
@@ -98,7 +116,9 @@ def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
 
     context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     one, other = RewardSpec("stage", "liked"), RewardSpec("folder", "liked/by/others")
-    together = Rewards(doubled("both", left=one, right=doubled("inner", again=one, other=other)), context)
+    together = Rewards(
+        doubled("both", left=one, right=doubled("inner", again=one, other=other)), context
+    )
     assert learn(together, GROUPS[:1]).raw.tolist() == [5.0 + 5.0 + 15.0] * 3
     assert asked == ["liked", "liked/by/others"]
     together.score(GROUPS[:1])
@@ -119,12 +139,26 @@ def combination(folder: Path, reward: Any) -> Rewards:
 
 WORDS, CHARACTERS = ({"length": {"unit": unit}} for unit in ("words", "characters"))
 LLAMA2: Any = {"llama2": {"helpful": WORDS, "safety": CHARACTERS, "mode": "linear"}}
-LENGTHS = [Group(PROMPT, tuple(Response(text=text) for text in ("a", "a b", "a b c d", "a b c d e f")), id="a")]
+LENGTHS = [
+    Group(
+        PROMPT,
+        tuple(Response(text=text) for text in ("a", "a b", "a b c d", "a b c d e f")),
+        id="a",
+    )
+]
 
 
 def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
-    """The sum that is learned has the whitened scores; the one for curves and selection has the raw ones."""
-    summed = {"weighted_sum": {"rewards": {"both": LLAMA2, "w": WORDS}, "weights": {"both": 2, "w": 0.5}, "bias": 7}}
+    """The sum that is learned has the whitened scores; the one for curves and selection has the raw
+    ones.
+    """
+    summed = {
+        "weighted_sum": {
+            "rewards": {"both": LLAMA2, "w": WORDS},
+            "weights": {"both": 2, "w": 0.5},
+            "bias": 7,
+        }
+    }
     outer = {"weighted_sum": {"rewards": {"inner": summed}, "weights": {"inner": 1}}}
     raw = torch.tensor([1.0, 2.5, 5.5, 8.5], dtype=torch.float64)
     words = torch.tensor([1.0, 2.0, 4.0, 6.0], dtype=torch.float64)
@@ -139,7 +173,10 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
 
 def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path) -> None:
     for part in (LLAMA2, {"weighted_sum": {"rewards": {"x": LLAMA2}, "weights": {"x": 1}}}):
-        with pytest.raises(RecipeError, match="'llama2' compares raw scores, so its part 'helpful' cannot be whitened"):
+        with pytest.raises(
+            RecipeError,
+            match="'llama2' compares raw scores, so its part 'helpful' cannot be whitened",
+        ):
             combination(tmp_path, {"llama2": {"helpful": part, "safety": WORDS}})
     raw = {"llama2": {**LLAMA2["llama2"], "whiten": False}}
     assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).root.spec.whitens
@@ -148,21 +185,32 @@ def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path
 def test_no_part_has_the_name_of_the_whole(tmp_path: Path) -> None:
     """Its scores would be overwritten by the combination's."""
     with pytest.raises(RecipeError, match="a part of 'weighted_sum' cannot be named 'reward'"):
-        combination(tmp_path, {"weighted_sum": {"rewards": {"reward": WORDS}, "weights": {"reward": 1}}})
+        combination(
+            tmp_path, {"weighted_sum": {"rewards": {"reward": WORDS}, "weights": {"reward": 1}}}
+        )
 
 
 def test_a_part_at_equal_length(tmp_path: Path) -> None:
     """Words and tokens are as many here, so the number of words says nothing beyond length."""
     groups = [
-        replace(group, responses=tuple(replace(r, tokens=(1,) * len(r.text.split())) for r in group.responses))
+        replace(
+            group,
+            responses=tuple(replace(r, tokens=(1,) * len(r.text.split())) for r in group.responses),
+        )
         for group in LENGTHS
     ]
-    parts = {name: {"equal_length": {"reward": reward}} for name, reward in (("helpful", WORDS), ("safety", WORDS))}
+    parts = {
+        name: {"equal_length": {"reward": reward}}
+        for name, reward in (("helpful", WORDS), ("safety", WORDS))
+    }
     thing = combination(tmp_path, {"llama2": {**parts, "whiten": False, "threshold": 0.01}})
     scored = learn(thing, groups)
     assert [r.scores["helpful/raw"] for r in scored.groups[0].responses] == [1.0, 2.0, 4.0, 6.0]
     assert scored.raw.tolist() == pytest.approx([3.25] * 4)
-    with pytest.raises(RecipeError, match="'equal_length' compares raw scores, so its part 'raw' cannot be whitened"):
+    with pytest.raises(
+        RecipeError,
+        match="'equal_length' compares raw scores, so its part 'raw' cannot be whitened",
+    ):
         combination(tmp_path, {"equal_length": {"reward": LLAMA2}})
 
 
@@ -173,7 +221,9 @@ def test_a_win_rate_against_the_group_is_within_the_group(
     monkeypatch.setattr(RLAIF, "prepare", lambda self, context: None)
     rlaif = {"rlaif": {"judge": {"local_judge": {"role": "base"}}, **options}}
     assert combination(tmp_path, rlaif).within_group is wanted
-    summed = {"weighted_sum": {"rewards": {"judged": rlaif, "w": WORDS}, "weights": {"judged": 1, "w": 1}}}
+    summed = {
+        "weighted_sum": {"rewards": {"judged": rlaif, "w": WORDS}, "weights": {"judged": 1, "w": 1}}
+    }
     assert combination(tmp_path, summed).within_group is wanted
     assert not combination(tmp_path, WORDS).within_group
 
@@ -195,7 +245,9 @@ def test_a_reward_that_is_not_finite_is_an_error(score: Any) -> None:
 
 
 class Doubled(RewardCombination):
-    """The sum of its parts; what gradient methods see is twice as much and shifted, as after whitening."""
+    """The sum of its parts; what gradient methods see is twice as much and shifted, as after
+    whitening.
+    """
 
     whitens = True  # type: ignore[assignment]
 
@@ -203,7 +255,9 @@ class Doubled(RewardCombination):
         super().__init__(alignkit.Options())
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        return CombinedReward(self.total(groups, components), torch.stack(list(components.values())).sum(dim=0), {})
+        return CombinedReward(
+            self.total(groups, components), torch.stack(list(components.values())).sum(dim=0), {}
+        )
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         return 2 * torch.stack(list(components.values())).sum(dim=0) - 7
@@ -222,7 +276,10 @@ def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Rew
     return Rewards(spec, context)
 
 
-TWO = [Group(PROMPT, (Response(text="a"), Response(text="b")), id="a"), Group(PROMPT, (Response(text="c"),), id="b")]
+TWO = [
+    Group(PROMPT, (Response(text="a"), Response(text="b")), id="a"),
+    Group(PROMPT, (Response(text="c"),), id="b"),
+]
 
 
 def test_selection_sees_the_reward_before_whitening() -> None:
@@ -236,7 +293,9 @@ def test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_scor
     """The raw scores of the parts add up to the raw score, and their rewards to the reward."""
     inner = doubled("inner", first=RewardSpec("stage", "x"))
     spec = doubled("outer", inner=inner, second=RewardSpec("stage", "y"))
-    rewards, raw = learned(learn(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO))
+    rewards, raw = learned(
+        learn(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
+    )
     assert raw == [1.5, 2.5, 3.5]
     inner_reward = [2 * x - 7 for x in (1.0, 2.0, 3.0)]
     assert rewards == [2 * (x + 0.5) - 7 for x in inner_reward]
@@ -246,7 +305,11 @@ def test_a_response_that_lacks_a_part_has_no_score() -> None:
     """Zero would be a score like others."""
     spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scored = learn(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
-    assert [r.scores["reward"] for group in scored.scored for r in group.responses] == [1.5, None, 3.5]
+    assert [r.scores["reward"] for group in scored.scored for r in group.responses] == [
+        1.5,
+        None,
+        3.5,
+    ]
     assert learned(scored)[1] == [1.5, 3.5]
 
 
@@ -262,7 +325,10 @@ def code(completions, task, **kwargs):
 # Each combination's options, and its rewards of a maths, a code and another prompt.
 BY_TASK: dict[str, tuple[dict[str, Any], list[float]]] = {
     "weighted_sum": ({"weights": {"maths": 1, "code": 0.5, "length": 0}}, [1.0, 1.0, 0.0]),
-    "weighted": ({"by": "task", "weights": {"code": {"maths": 0}, "default": {"length": 0}}}, [1.0, 2.0, 0.0]),
+    "weighted": (
+        {"by": "task", "weights": {"code": {"maths": 0}, "default": {"length": 0}}},
+        [1.0, 2.0, 0.0],
+    ),
     "min": ({}, [1.0, 1.0, 1.0]),
 }
 
@@ -279,28 +345,44 @@ def test_a_part_that_does_not_apply_is_left_out(name: str, tmp_path: Path) -> No
     parts = {part: {"python": {"path": "tasks.py", "function": part}} for part in ("maths", "code")}
     more, wanted = BY_TASK[name]
     scorer = combination(tmp_path, {name: {"rewards": {**parts, "length": WORDS}, **more}})
-    groups = [Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task}) for task in ("maths", "code", "x")]
+    groups = [
+        Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task})
+        for task in ("maths", "code", "x")
+    ]
     scored = learn(scorer, groups)
     assert scored.raw.tolist() == wanted and not scored.summary()["unscored"]
-    counts = {key: count for key, count in scored.summary().items() if key.startswith(("unscored", "not_"))}
+    counts = {
+        key: count
+        for key, count in scored.summary().items()
+        if key.startswith(("unscored", "not_"))
+    }
     assert counts == {"unscored": 0, "unscored/maths": 2, "unscored/code": 2}
 
 
 @pytest.mark.silent_bug(
     "rewards: does not apply",
     "A reward that failed on every sample silently counts as 0.",
-    "A failure leaves the response out and counts as unscored; a sum leaves out a part that does not apply.",
+    "A failure leaves the response out and counts as unscored; a sum leaves out a part that does "
+    "not apply.",
     "huggingface/trl#5775",
 )
 def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
-    """And a combination that needs all of its parts does not see a response to which one does not apply."""
+    """And a combination that needs all of its parts does not see a response to which one does not
+    apply.
+    """
     both = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
     scorer = combining(both, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, None]})
     scorer.leaves["first"].plugin = SimpleNamespace(may_not_apply=True)
-    scorer._share = lambda leaf, some, own: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[leaf.name]
+    scorer._share = lambda leaf, some, own: {"first": [1.0, None, 3.0], "second": [0.5, 0.5, None]}[
+        leaf.name
+    ]
     table = learn(scorer, TWO)
     assert [response.text for response in responses_of(table.groups)] == ["a"]
-    counts = {key: count for key, count in table.summary().items() if key.startswith(("unscored/", "not_"))}
+    counts = {
+        key: count
+        for key, count in table.summary().items()
+        if key.startswith(("unscored/", "not_"))
+    }
     assert counts == {"unscored/first": 1, "unscored/second": 1}
 
 
@@ -313,9 +395,18 @@ def test_a_nested_combination_that_does_not_apply_is_left_out(tmp_path: Path) ->
         }
     }
     scorer = combination(
-        tmp_path, {"weighted_sum": {"rewards": {"both": both, "c": CHARACTERS}, "weights": {"both": 10, "c": 1}}}
+        tmp_path,
+        {
+            "weighted_sum": {
+                "rewards": {"both": both, "c": CHARACTERS},
+                "weights": {"both": 10, "c": 1},
+            }
+        },
     )
-    groups = [Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task}) for task in ("maths", "code")]
+    groups = [
+        Group(PROMPT, (Response(text="word"),), id=task, meta={"task": task})
+        for task in ("maths", "code")
+    ]
     assert learn(scorer, groups).raw.tolist() == [14.0, 4.0]
 
 
@@ -340,7 +431,9 @@ def deep(completions, tests, **kwargs):
 def test_a_reward_that_changes_a_column_changes_a_copy(function: str, tmp_path: Path) -> None:
     (tmp_path / "changes.py").write_text(CHANGES)
     scorer = combination(tmp_path, {"python": {"path": "changes.py", "function": function}})
-    groups = [Group(PROMPT, (Response(text="a"),), id="a", meta={"tests": [{"in": 1}], "score": math.nan})]
+    groups = [
+        Group(PROMPT, (Response(text="a"),), id="a", meta={"tests": [{"in": 1}], "score": math.nan})
+    ]
     scorer.score(groups)
     assert groups[0].meta["tests"] == [{"in": 1}]
 
@@ -365,14 +458,20 @@ class Growing(RewardCombination):
         return CombinedReward(total, total, {"factor": factor})
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        return (self.state.get("factor", 0.0) + 1.0) * torch.stack(list(components.values())).sum(dim=0)
+        return (self.state.get("factor", 0.0) + 1.0) * torch.stack(list(components.values())).sum(
+            dim=0
+        )
 
 
 def growing(whitened: bool = False) -> Rewards:
     registration = Registration("growing", lambda options: Growing(), plugin="x")
     component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
-    part = doubled("inner", first=RewardSpec("stage", "x")) if whitened else RewardSpec("stage", "x")
-    return combining(RewardSpec("combine", "growing", component, {"part": part}), {"x": [1.0, None, 3.0]})
+    part = (
+        doubled("inner", first=RewardSpec("stage", "x")) if whitened else RewardSpec("stage", "x")
+    )
+    return combining(
+        RewardSpec("combine", "growing", component, {"part": part}), {"x": [1.0, None, 3.0]}
+    )
 
 
 @pytest.mark.parametrize("whitened", [False, True])
@@ -381,7 +480,10 @@ def test_a_combination_remembers_once_an_iteration(whitened: bool) -> None:
     for iteration in (1.0, 2.0, 3.0):
         scored = learn(scorer, TWO)
         assert learned(scored)[1] == [iteration, 3 * iteration]
-        assert [r.reward for group in scored.groups for r in group.responses] == [iteration, 3 * iteration]
+        assert [r.reward for group in scored.groups for r in group.responses] == [
+            iteration,
+            3 * iteration,
+        ]
         assert scored.metrics == {"reward/factor": iteration}
         assert scorer.state() == {"growing": {"factor": iteration}}
     scorer.score(TWO)  # an evaluation, or a replay
@@ -408,7 +510,9 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
 
 
 def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    def combine(self: Any, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+    def combine(
+        self: Any, groups: Sequence[Group], components: Mapping[str, Tensor]
+    ) -> CombinedReward:
         (part,) = components.values()
         return CombinedReward(part * math.nan, part, {})
 
@@ -417,10 +521,16 @@ def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.M
         learn(growing(), TWO)
 
 
-def test_a_total_of_whitened_parts_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = combining(doubled("outer", inner=doubled("inner", a=RewardSpec("stage", "a"))), {"a": [1.0, 2.0, 3.0]})
+def test_a_total_of_whitened_parts_that_is_not_finite_names_its_plugin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scorer = combining(
+        doubled("outer", inner=doubled("inner", a=RewardSpec("stage", "a"))), {"a": [1.0, 2.0, 3.0]}
+    )
     scores = torch.tensor([0.0, 2.0, 1.0])
-    monkeypatch.setattr(scorer.root.plugin, "combine", lambda groups, parts: CombinedReward(scores, scores, {}))
+    monkeypatch.setattr(
+        scorer.root.plugin, "combine", lambda groups, parts: CombinedReward(scores, scores, {})
+    )
     monkeypatch.setattr(scorer.root.plugin, "total", lambda groups, parts: scores / scores)
     with pytest.raises(PluginError, match=r"`Doubled.\w+`: return finite rewards"):
         learn(scorer, TWO)

@@ -18,7 +18,9 @@ ROWS = 40
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "dpo"])
-def test_a_row_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+def test_a_row_is_tokenized_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
     """Its answers."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     seen: Counter[str] = Counter()

@@ -1,4 +1,6 @@
-"""An iteration without a single score ends in an error that says whose code gave none, for which row, and why."""
+"""An iteration without a single score ends in an error that says whose code gave none, for which
+row, and why.
+"""
 
 from __future__ import annotations
 
@@ -72,11 +74,16 @@ def failed(folder: Path, reward: Any, capsys: pytest.CaptureFixture[str]) -> str
     recipe = {"model": {"base": "tiny"}, "stages": {"align": {**ALIGN, "reward": reward}}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     plugin = str(folder / "strangers.py")
-    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out"), "--plugin", plugin]) == 1
+    assert (
+        main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out"), "--plugin", plugin])
+        == 1
+    )
     return capsys.readouterr().err
 
 
-def test_an_environment_without_a_reward_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_a_reward_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Never(Calculator):
         def get_reward(self) -> None:  # type: ignore[override]
             return None
@@ -92,18 +99,29 @@ def test_an_environment_without_a_reward_is_named(tmp_path: Path, monkeypatch: p
 
 def test_a_judges_reason_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = failed(tmp_path, {"rated": {"judge": "strict"}}, capsys)
-    assert "stage 'align': no response could be scored" in err and "reward 'rated' has no score" in err
+    assert (
+        "stage 'align': no response could be scored" in err and "reward 'rated' has no score" in err
+    )
     assert "first in the row 'what is " in err and "rows.jsonl:" in err
     assert "; a judge said: the server is closed: try again" in err
 
 
-def test_a_judge_without_a_verdict_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_without_a_verdict_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     err = failed(tmp_path, {"rlaif": {"judge": "strict"}}, capsys)
     assert "reward 'rlaif' has no score" in err and ": the server is closed: try again" in err
 
 
-def test_the_part_without_a_score_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    both = {"weighted_sum": {"rewards": {"a": "silent", "b": {"length": {}}}, "weights": {"a": 1, "b": 1}}}
+def test_the_part_without_a_score_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {
+        "weighted_sum": {
+            "rewards": {"a": "silent", "b": {"length": {}}},
+            "weights": {"a": 1, "b": 1},
+        }
+    }
     err = failed(tmp_path, both, capsys)
     assert "reward 'a' has no score" in err and "reward 'b'" not in err
 
@@ -120,13 +138,19 @@ def test_a_reward_model_without_room_is_named() -> None:
     assert "reward 'liked' has no score, first in the row 'how are you'" in error
 
 
-def test_a_combination_that_loses_all_scores_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def combine(self: Any, groups: Sequence[Group], components: Mapping[str, torch.Tensor]) -> CombinedReward:
+def test_a_combination_that_loses_all_scores_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def combine(
+        self: Any, groups: Sequence[Group], components: Mapping[str, torch.Tensor]
+    ) -> CombinedReward:
         nothing = torch.full((1,), torch.nan, dtype=torch.float64)
         return CombinedReward(nothing, nothing, {})
 
     monkeypatch.setattr(WeightedSum, "combine", combine)
-    whole: Any = {"weighted_sum": {"rewards": {"a": {"length": {"unit": "words"}}}, "weights": {"a": 1}}}
+    whole: Any = {
+        "weighted_sum": {"rewards": {"a": {"length": {"unit": "words"}}}, "weights": {"a": 1}}
+    }
     rewards = combination(tmp_path, whole)
     assert [*rewards.leaves] == ["a"]
     error = rewards.nothing_scored(rewards.combine(rewards.ask([Group(PROMPT, (Response("x"),))])))

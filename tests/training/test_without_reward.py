@@ -1,5 +1,6 @@
-"""Stages that learn from no reward, such as distillation: a recipe need not name one, and one that it names is only
-reported."""
+"""Stages that learn from no reward, such as distillation: a recipe need not name one, and one that
+it names is only reported.
+"""
 
 from __future__ import annotations
 
@@ -58,13 +59,18 @@ def register(add):
 """
 REWARD = {"python": {"path": "reward.py", "function": "reward"}}
 # No score for responses of 1, 5, 9 ... characters.
-SCORES = "def reward(completions):\n    return [None if len(c) % 4 == 1 else len(c) / 2 for c in completions]\n"
+SCORES = (
+    "def reward(completions):\n"
+    "    return [None if len(c) % 4 == 1 else len(c) / 2 for c in completions]\n"
+)
 SCORES += "def nothing(completions):\n    return [None for c in completions]\n"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def run(folder: Path, expected: int = 0, command: str = "run", **stage: Any) -> list[dict[str, Any]]:
+def run(
+    folder: Path, expected: int = 0, command: str = "run", **stage: Any
+) -> list[dict[str, Any]]:
     """Run a recipe with the stage `align`; returns its metrics."""
     folder.mkdir(exist_ok=True)
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
@@ -81,12 +87,18 @@ def run(folder: Path, expected: int = 0, command: str = "run", **stage: Any) -> 
         **stage,
     }
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": {"align": align}}), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": model, "stages": {"align": align}}), encoding="utf-8"
+    )
     files = ["--plugin", str(folder / "plugin.py")]
     runs = ["--out", str(folder / "run")] if command == "run" else []
     assert main([command, str(folder / "recipe.yaml"), *files, *runs]) == expected
     metrics = folder / "run" / "align" / "metrics.jsonl"
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    return (
+        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if metrics.exists()
+        else []
+    )
 
 
 def rollouts(folder: Path) -> list[Group]:
@@ -101,8 +113,14 @@ def weights(folder: Path) -> bytes:
 def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
     """It has no numbers of a reward anywhere; samples of earlier iterations are replayed whole."""
     first, second = run(tmp_path)
-    assert not any("reward" in name or name == "unscored" for line in (first, second) for name in line)
-    assert first["grad_norm"] > 0 and first["kl"] == pytest.approx(0, abs=1e-4) and second["kl"] != first["kl"]
+    assert not any(
+        "reward" in name or name == "unscored" for line in (first, second) for name in line
+    )
+    assert (
+        first["grad_norm"] > 0
+        and first["kl"] == pytest.approx(0, abs=1e-4)
+        and second["kl"] != first["kl"]
+    )
     assert first["response_tokens"] > 0 and 0 <= first["truncated"] <= 1
     assert [first["replayed"], second["replayed"]] == [0, 2]
     assert [len(group.responses) for group in rollouts(tmp_path)] == [2, 2, 2, 2]
@@ -125,17 +143,26 @@ def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     assert scored[0]["reward"] == pytest.approx(sum(values) / len(values)) and values
 
 
-def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_algorithm_that_reads_rewards_must_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, 3, algorithm={"distill": {"reads": True}}, reward=REWARD)
-    assert "Batch.rewards was not computed: only rollouts with a reward have it" in capsys.readouterr().err
+    assert (
+        "Batch.rewards was not computed: only rollouts with a reward have it"
+        in capsys.readouterr().err
+    )
 
 
-def test_an_idle_iteration_gives_the_algorithms_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_idle_iteration_gives_the_algorithms_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, 1, algorithm="nothing")
     assert "Last reason: nothing to distill" in capsys.readouterr().err
 
 
-def test_a_reported_reward_may_score_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reported_reward_may_score_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nothing = {"python": {"path": "reward.py", "function": "nothing"}}
     metrics = run(tmp_path / "learns", reward=nothing)
     assert not {"reward", "reward_std"} & metrics[0].keys() and metrics[0]["unscored"] == 4
@@ -143,7 +170,9 @@ def test_a_reported_reward_may_score_nothing(tmp_path: Path, capsys: pytest.Capt
     assert "Last reason: nothing to distill" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)])
+@pytest.mark.parametrize(
+    ("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)]
+)
 def test_a_wrong_option_does_not_make_a_reward_missing(
     tmp_path: Path, algorithm: str, asked: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

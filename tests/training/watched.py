@@ -11,7 +11,18 @@ from typing import Any
 import torch
 import yaml
 
-from alignkit import Algorithm, Batch, Group, Loss, Needs, Outputs, Response, SelectContext, Source, per_token
+from alignkit import (
+    Algorithm,
+    Batch,
+    Group,
+    Loss,
+    Needs,
+    Outputs,
+    Response,
+    SelectContext,
+    Source,
+    per_token,
+)
 from alignkit.algorithm import Phase
 from alignkit.data.group import read_groups, write_groups
 from alignkit.recipe.load import load_recipe
@@ -19,7 +30,9 @@ from alignkit.runs.run import Run
 
 TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
 # The reward of a completion: different texts have different rewards.
-REWARD = "def reward(completions):\n    return [float(sum(c.encode()) % 1009) for c in completions]\n"
+REWARD = (
+    "def reward(completions):\n    return [float(sum(c.encode()) % 1009) for c in completions]\n"
+)
 
 
 def prompts(count: int) -> list[Group]:
@@ -32,8 +45,9 @@ def prompts(count: int) -> list[Group]:
 class Seen:
     """The inputs of one iteration.
 
-    groups, earlier, draw: of `select`: its groups, those of earlier iterations, and its first random number. learned,
-    logprobs: each batch of the loss, and the policy's log-probabilities for it. measured: the batch of `signal`.
+    groups, earlier, draw: of `select`: its groups, those of earlier iterations, and its first
+    random number. learned, logprobs: each batch of the loss, and the policy's log-probabilities for
+    it. measured: the batch of `signal`.
     """
 
     iteration: int
@@ -57,7 +71,8 @@ class Record:
 class Watched(Algorithm):
     """Makes what it selects likelier, by default everything, and records its inputs.
 
-    choose: what `select` returns. keep: what `keep_group` returns. loss_of: the loss of step n, from 0.
+    choose: what `select` returns. keep: what `keep_group` returns. loss_of: the loss of step n,
+    from 0.
     """
 
     source = Source.ROLLOUTS
@@ -68,7 +83,9 @@ class Watched(Algorithm):
         needs: Needs = Needs(),  # noqa: B008 (frozen)
         choose: Callable[[Sequence[Group]], Sequence[Group] | list[Phase]] = lambda groups: groups,
         keep: Callable[[Group], bool] = lambda group: True,
-        loss_of: Callable[[int, Outputs], Loss] = lambda step, out: Loss(nll=per_token(-out.logprobs)),
+        loss_of: Callable[[int, Outputs], Loss] = lambda step, out: Loss(
+            nll=per_token(-out.logprobs)
+        ),
     ):
         super().__init__(Algorithm.Options())
         self.needs, self.choose, self.keep, self.loss_of = needs, choose, keep, loss_of
@@ -89,9 +106,15 @@ class Watched(Algorithm):
         self._record.measured = rollouts
         return {}
 
-    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
+    def select(
+        self, groups: Sequence[Group], context: SelectContext
+    ) -> Sequence[Group] | list[Phase]:
         seen = Seen(
-            context.iteration, list(groups), context.replay(), context.rng.random(), measured=self._record.measured
+            context.iteration,
+            list(groups),
+            context.replay(),
+            context.rng.random(),
+            measured=self._record.measured,
         )
         self.seen.append(seen)
         return self.choose(groups)
@@ -120,7 +143,9 @@ class Ran:
         return found
 
     def rollouts(self, stage: str = "align") -> list[list[Group]]:
-        return [read_groups(path) for path in sorted((self.folder / stage / "rollouts").glob("*.jsonl"))]
+        return [
+            read_groups(path) for path in sorted((self.folder / stage / "rollouts").glob("*.jsonl"))
+        ]
 
 
 def online(
@@ -133,12 +158,17 @@ def online(
     scores: str = REWARD,
     **stage: Any,
 ) -> Ran:
-    """Run the stages `before`, then `align`: this algorithm in iterations of two prompts out of `count`.
+    """Run the stages `before`, then `align`: this algorithm in iterations of two prompts out of
+    `count`.
 
-    plugin: the algorithm that the recipe names, whose checks the stage's keys must pass. scores: the module reward.py.
+    plugin: the algorithm that the recipe names, whose checks the stage's keys must pass. scores:
+    the module reward.py.
     """
     write_groups(folder / "prompts.jsonl", prompts(count))
-    write_groups(folder / "demos.jsonl", [replace(g, responses=(Response(text="bread is good"),)) for g in prompts(6)])
+    write_groups(
+        folder / "demos.jsonl",
+        [replace(g, responses=(Response(text="bread is good"),)) for g in prompts(6)],
+    )
     ranked = (Response(text="good bread", rank=0), Response(text="no, it is bad", rank=1))
     write_groups(folder / "pairs.jsonl", [replace(group, responses=ranked) for group in prompts(6)])
     (folder / "reward.py").write_text(scores, encoding="utf-8")
@@ -147,14 +177,19 @@ def online(
         "stages": {**(before or {}), "align": {**ALIGN, "algorithm": plugin, **stage}},
     }
     # Through JSON, because YAML writes a shared part as a reference.
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8"
+    )
     out = folder / "run"
     out.mkdir(exist_ok=True)
     loaded = load_recipe(folder / "recipe.yaml")
     named = loaded.stages["align"]
-    given = type("Given", (type(algorithm),), {"__new__": lambda cls, options: algorithm})  # checks ask its class
+    # Checks ask its class
+    given = type("Given", (type(algorithm),), {"__new__": lambda cls, options: algorithm})
     registration = replace(named.component.registration, target=given, kind="")
-    loaded.stages["align"] = replace(named, component=replace(named.component, registration=registration))
+    loaded.stages["align"] = replace(
+        named, component=replace(named.component, registration=registration)
+    )
     run = Run(loaded, out)
     run.execute()
     lines = (out / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -172,7 +207,13 @@ ALIGN = {
     "learning_rate": 0.01,
     "lr_scheduler_type": "constant",
 }
-SFT = {"algorithm": "sft", "data": {"path": "demos.jsonl"}, "batch_size": 3, "epochs": 2, "learning_rate": 0.05}
+SFT = {
+    "algorithm": "sft",
+    "data": {"path": "demos.jsonl"},
+    "batch_size": 3,
+    "epochs": 2,
+    "learning_rate": 0.05,
+}
 PYTHON = ALIGN["reward"]
 STILL = 1e-12  # a learning rate at which the policy remains the same
 

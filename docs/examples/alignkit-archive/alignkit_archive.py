@@ -1,7 +1,8 @@
 """Base models from archives, and the chat template of a lab: `base: archive://models/small.tar.gz`.
 
-The archive is a .zip or .tar file with a transformers folder, on this machine or at an address. A hub of one's own, or
-another format of weights, is the same function with another body: it leaves a folder below the cache.
+The archive is a .zip or .tar file with a transformers folder, on this machine or at an address. A
+hub of one's own, or another format of weights, is the same function with another body: it leaves a
+folder below the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ LAB = (
 
 
 def source(cache: Path, path: str) -> Path:
-    """The folder in an archive, unpacked once per content. path: a file, or an address that begins with https://."""
+    """The folder in an archive, unpacked once per content. path: a file, or an address that begins
+    with https://.
+    """
     with tempfile.TemporaryDirectory(prefix=".archive-", dir=cache) as temporary:
         archive = _fetched(path, Path(temporary))
         with archive.open("rb") as file:
@@ -52,11 +55,15 @@ def _unpacked(archive: Path, folder: Path) -> Path:
         raise RunFailed(f"model 'archive': {archive} cannot be unpacked: {error}") from error
     found = sorted(folder.rglob("config.json"))
     if not found:
-        raise RunFailed(f"model 'archive': {archive} holds no transformers folder, which has a config.json")
+        raise RunFailed(
+            f"model 'archive': {archive} holds no transformers folder, which has a config.json"
+        )
     return found[0].parent
 
 
 @hookimpl
 def register(add: Add) -> None:
-    add("model", "archive", source, "a transformers folder in a .zip or .tar file, or at an address")
+    add(
+        "model", "archive", source, "a transformers folder in a .zip or .tar file, or at an address"
+    )
     add("template", "lab", LAB, "Q: and A:, ended by the EOS token")

@@ -1,4 +1,6 @@
-"""The kit, the tokens that the template lets a model learn, a run, and mistakes with their place."""
+"""The kit, the tokens that the template lets a model learn, a run, and mistakes with their
+place.
+"""
 
 import json
 import shutil
@@ -43,16 +45,26 @@ def test_only_the_answers_and_their_ends_are_learned(recipe: Path) -> None:
     turns = [("user", "red?"), ("assistant", "Yes."), ("user", "Sure?")]
     prompt: tuple[Message, ...] = tuple({"role": role, "content": text} for role, text in turns)
     encoded = Encoder(tokenizer).encode(Group(prompt, (Response("No."),)), 1000)
-    assert encoded is not None and tokenizer.decode(encoded.prompt) == "Q: red?\nA: Yes.<|im_end|>\nQ: Sure?\nA:"
-    assert tokenizer.decode(encoded.rows[0].tokens) == " No.<|im_end|>" and all(encoded.rows[0].mask)
+    assert (
+        encoded is not None
+        and tokenizer.decode(encoded.prompt) == "Q: red?\nA: Yes.<|im_end|>\nQ: Sure?\nA:"
+    )
+    assert tokenizer.decode(encoded.rows[0].tokens) == " No.<|im_end|>" and all(
+        encoded.rows[0].mask
+    )
 
 
 def test_a_run_learns_from_the_archive(recipe: Path) -> None:
     out = recipe.parent / "run"
     assert main(["run", str(recipe), "--out", str(out), *PLUGIN]) == 0
-    template = json.loads((out / "sft" / "stage.json").read_text(encoding="utf-8"))["depends_on"]["template"]
+    template = json.loads((out / "sft" / "stage.json").read_text(encoding="utf-8"))["depends_on"][
+        "template"
+    ]
     assert template == {"code": alignkit_archive.LAB}
-    rows = [json.loads(line) for line in (out / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (out / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
 
 

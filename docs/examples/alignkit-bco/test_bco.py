@@ -1,4 +1,6 @@
-"""The loss and the reward shift against the paper's formulas in plain torch, the conformance kit, and a short run."""
+"""The loss and the reward shift against the paper's formulas in plain torch, the conformance kit,
+and a short run.
+"""
 
 import json
 from importlib.metadata import entry_points
@@ -26,7 +28,9 @@ def bco(beta: float = 0.1) -> alignkit_bco.BCO:
 
 
 def inputs(log_ratios: list[float], labels: list[bool]) -> tuple[Batch, Outputs]:
-    """Responses of two tokens with these log pi/pi_ref in nats, and a third token that does not count."""
+    """Responses of two tokens with these log pi/pi_ref in nats, and a third token that does not
+    count.
+    """
     count = len(labels)
     mask = torch.tensor([[True, True, False]]).repeat(count, 1)
     logprobs = torch.tensor([[-1.0, x - 2.0, 7.0] for x in log_ratios], requires_grad=True)
@@ -47,12 +51,16 @@ def step(algorithm: alignkit_bco.BCO, batch: Batch, out: Outputs) -> torch.Tenso
     algorithm.state |= algorithm.before_step(batch, out.replace(logprobs=out.logprobs.detach()))
     terms: Loss = algorithm.loss(batch, out)
     weights = algorithm.term_weights(batch)
-    parts = [(term.values * weights[name]).sum() / weights[name].sum() for name, term in terms.items()]
+    parts = [
+        (term.values * weights[name]).sum() / weights[name].sum() for name, term in terms.items()
+    ]
     return torch.stack(parts).sum()
 
 
 def test_the_loss_is_the_papers() -> None:
-    """E+[-log sigma(r - delta)] + E-[-log sigma(-(r - delta))], delta = (E+[r] + E-[r]) / 2, no gradient in delta."""
+    """E+[-log sigma(r - delta)] + E-[-log sigma(-(r - delta))], delta = (E+[r] + E-[r]) / 2, no
+    gradient in delta.
+    """
     ratios, labels = [3.0, -1.0, 0.5, 2.0, -4.0], [True, False, True, True, False]
     x, good = torch.tensor(ratios, dtype=torch.float64, requires_grad=True), torch.tensor(labels)
     r = 0.3 * x
@@ -64,7 +72,9 @@ def test_the_loss_is_the_papers() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert out.logprobs.grad is not None and x.grad is not None
-    assert torch.allclose(out.logprobs.grad[:, :2].double(), x.grad[:, None].expand(-1, 2), atol=1e-7)
+    assert torch.allclose(
+        out.logprobs.grad[:, :2].double(), x.grad[:, None].expand(-1, 2), atol=1e-7
+    )
     assert not out.logprobs.grad[:, 2].any()
 
 
@@ -75,27 +85,39 @@ def test_the_shift_is_the_mean_over_all_batches_of_each_kind() -> None:
         {"desirable": 1.5, "desirable_seen": 2, "undesirable": -1.0, "undesirable_seen": 1}
     )
     with torch.no_grad():
-        algorithm.state |= algorithm.before_step(*inputs([8.0], [True]))  # a batch without undesirable responses
+        # A batch without undesirable responses
+        algorithm.state |= algorithm.before_step(*inputs([8.0], [True]))
     assert algorithm.state["desirable"] == pytest.approx((2.0 + 1.0 + 4.0) / 3)
     assert algorithm.state["undesirable"] == -1.0
     batch, out = inputs([8.0, -2.0], [True, False])
-    assert float(algorithm.report_metrics(batch, out)["delta"].values[0]) == pytest.approx((7 / 3 - 1) / 2)
+    assert float(algorithm.report_metrics(batch, out)["delta"].values[0]) == pytest.approx(
+        (7 / 3 - 1) / 2
+    )
 
 
 def test_with_balanced_labels_it_is_twice_the_loss_of_trls_trainer() -> None:
-    """TRL averages -logsigmoid(r - d) and -logsigmoid(-(r - d)) together; d is the running mean of all rewards."""
+    """TRL averages -logsigmoid(r - d) and -logsigmoid(-(r - d)) together; d is the running mean of
+    all rewards.
+    """
     algorithm, seen = bco(0.1), []
     for ratios in ([12.0, 3.0, -6.0, 1.0], [20.0, 9.0, 4.0, -8.0]):
         rewards = [0.1 * x for x in ratios]
         seen += rewards
         delta = sum(seen) / len(seen)
-        trl = np.mean([np.log1p(np.exp(-s * (r - delta))) for r, s in zip(rewards, (1, 1, -1, -1), strict=True)])
+        trl = np.mean(
+            [
+                np.log1p(np.exp(-s * (r - delta)))
+                for r, s in zip(rewards, (1, 1, -1, -1), strict=True)
+            ]
+        )
         loss = step(algorithm, *inputs(ratios, [True, True, False, False]))
         assert loss.item() == pytest.approx(2 * trl, rel=1e-6)
 
 
 def context(logged: dict[str, float]) -> SelectContext:
-    return SelectContext(0, 0, lambda: [], lambda **metrics: logged.update(metrics), np.random.default_rng(0))
+    return SelectContext(
+        0, 0, lambda: [], lambda **metrics: logged.update(metrics), np.random.default_rng(0)
+    )
 
 
 def test_pairs_are_labels_and_rows_without_one_are_counted() -> None:
@@ -109,7 +131,11 @@ def test_pairs_are_labels_and_rows_without_one_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "fault"),
-    [([], "no row has one"), ([True], "all labels are desirable"), ([False, False], "all labels are undesirable")],
+    [
+        ([], "no row has one"),
+        ([True], "all labels are desirable"),
+        ([False, False], "all labels are undesirable"),
+    ],
 )
 def test_one_kind_of_label_teaches_nothing(labels: list[bool], fault: str) -> None:
     with pytest.raises(DataError, match=fault):
@@ -121,8 +147,26 @@ def test_it_conforms() -> None:
 
 
 def test_a_run(tmp_path: Path) -> None:
-    assert main(["run", str(HERE / "recipe.yaml"), "stages.align.epochs=3", "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["loss"] == pytest.approx(2 * np.log(2), abs=1e-4)  # the policy starts as the reference
-    assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
+    assert (
+        main(
+            [
+                "run",
+                str(HERE / "recipe.yaml"),
+                "stages.align.epochs=3",
+                "--out",
+                str(tmp_path),
+                *PLUGIN,
+            ]
+        )
+        == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # The policy starts as the reference
+    assert rows[0]["loss"] == pytest.approx(2 * np.log(2), abs=1e-4)
+    assert (
+        rows[-1]["loss"] < rows[0]["loss"]
+        and rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
+    )
     assert rows[-1]["delta"] != 0

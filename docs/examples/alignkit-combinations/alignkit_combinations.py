@@ -1,7 +1,9 @@
-"""Rare combinations of rewards: conditioned, multiplied, clipped, constrained by a cost, and normalized in two ways.
+"""Rare combinations of rewards: conditioned, multiplied, clipped, constrained by a cost, and
+normalized in two ways.
 
-`when` and `gdpo` are of Liu et al. 2026, arXiv:2601.05242, section 3; `lagrangian` is Safe RLHF's (Dai et al. 2023,
-arXiv:2310.12773, eq. 10); `running_normalization` has the mean and variance of the run so far (Chan et al. 1979).
+`when` and `gdpo` are of Liu et al. 2026, arXiv:2601.05242, section 3; `lagrangian` is Safe RLHF's
+(Dai et al. 2023, arXiv:2310.12773, eq. 10); `running_normalization` has the mean and variance of
+the run so far (Chan et al. 1979).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def combined(reward: Tensor, raw: Tensor, parts: Mapping[str, Tensor], **metrics: float) -> CombinedReward:
+def combined(
+    reward: Tensor, raw: Tensor, parts: Mapping[str, Tensor], **metrics: float
+) -> CombinedReward:
     """A reward [R] with the means of all parts as metrics."""
     means = {f"{name}_mean": float(scores.nanmean()) for name, scores in parts.items()}
     return CombinedReward(reward, raw, {**means, **metrics})
@@ -30,7 +34,9 @@ class When(RewardCombination):
     class Options(alignkit.Options):
         reward: RewardRef = Field(description="the reward that counts under the condition")
         condition: RewardRef = Field(description="the reward that decides")
-        at_least: float = Field(description="lowest score of `condition` with which `reward` counts")
+        at_least: float = Field(
+            description="lowest score of `condition` with which `reward` counts"
+        )
         otherwise: float = Field(0.0, description="the reward of other responses")
 
     options: Options
@@ -46,10 +52,14 @@ class When(RewardCombination):
 
 
 class Product(RewardCombination):
-    """The product of several rewards, such as right (0 or 1) times short; parts that do not apply count as 1."""
+    """The product of several rewards, such as right (0 or 1) times short; parts that do not apply
+    count as 1.
+    """
 
     class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards, under names of your choice")
+        rewards: dict[str, RewardRef] = Field(
+            min_length=1, description="rewards, under names of your choice"
+        )
 
     options: Options
     leaves_out = True
@@ -84,15 +94,25 @@ class Clip(RewardCombination):
 
 
 class Lagrangian(RewardCombination):
-    """A reward minus lambda times a cost. Lambda rises while the mean cost is above the limit, and falls below it."""
+    """A reward minus lambda times a cost. Lambda rises while the mean cost is above the limit, and
+    falls below it.
+    """
 
     class Options(alignkit.Options):
         reward: RewardRef = Field(description="the reward to maximize")
-        cost: RewardRef = Field(description="the reward to keep low on average, such as how harmful a response is")
+        cost: RewardRef = Field(
+            description="the reward to keep low on average, such as how harmful a response is"
+        )
         limit: float = Field(description="highest mean cost")
-        multiplier: float = Field(1.0, ge=0, description="lambda in the first iteration: reward per unit of cost")
-        multiplier_rate: float = Field(0.1, gt=0, description="change of lambda per iteration and unit of excess cost")
-        rescale: bool = Field(False, description="divide by 1 + lambda, so that rewards do not grow with it")
+        multiplier: float = Field(
+            1.0, ge=0, description="lambda in the first iteration: reward per unit of cost"
+        )
+        multiplier_rate: float = Field(
+            0.1, gt=0, description="change of lambda per iteration and unit of excess cost"
+        )
+        rescale: bool = Field(
+            False, description="divide by 1 + lambda, so that rewards do not grow with it"
+        )
 
     options: Options
     leaves_out = True
@@ -117,7 +137,9 @@ class Lagrangian(RewardCombination):
 
 
 class RunningNormalization(RewardCombination):
-    """A reward with mean 0 and variance 1 over the run so far, this iteration included, as in OpenAI baselines."""
+    """A reward with mean 0 and variance 1 over the run so far, this iteration included, as in
+    OpenAI baselines.
+    """
 
     class Options(alignkit.Options):
         reward: RewardRef = Field(description="the reward to normalize")
@@ -149,14 +171,19 @@ class RunningNormalization(RewardCombination):
 
 
 class GDPO(RewardCombination):
-    """Each reward is normalized within its group, then summed; the sums are normalized over the batch.
+    """Each reward is normalized within its group, then summed; the sums are normalized over the
+    batch.
 
     The result is an advantage, which `grpo` with `scale_by_std: false` learns from unchanged.
     """
 
     class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards, under names of your choice")
-        weights: dict[str, float] = Field({}, description="weight of each reward, by its name; default: 1")
+        rewards: dict[str, RewardRef] = Field(
+            min_length=1, description="rewards, under names of your choice"
+        )
+        weights: dict[str, float] = Field(
+            {}, description="weight of each reward, by its name; default: 1"
+        )
 
     options: Options
     leaves_out = True
@@ -169,7 +196,9 @@ class GDPO(RewardCombination):
         """Where a reward does not apply, it has no part in its group's statistics."""
         weights = {name: self.options.weights.get(name, 1.0) for name in components}
         raw = F.sum_present([weights[name] * scores for name, scores in components.items()])
-        index = raw.new_tensor([number for number, group in enumerate(groups) for _ in group.responses])
+        index = raw.new_tensor(
+            [number for number, group in enumerate(groups) for _ in group.responses]
+        )
         advantages = {name: scores.clone() for name, scores in components.items()}
         for scores in advantages.values():
             applies = ~scores.isnan()
@@ -183,9 +212,29 @@ class GDPO(RewardCombination):
 
 @hookimpl
 def register(add: Add) -> None:
-    add("reward", "when", When, "a reward that counts only where another one is at least a threshold")
+    add(
+        "reward",
+        "when",
+        When,
+        "a reward that counts only where another one is at least a threshold",
+    )
     add("reward", "product", Product, "the product of several rewards")
     add("reward", "clip", Clip, "a reward within limits")
-    add("reward", "lagrangian", Lagrangian, "a reward minus a cost whose weight adapts until its mean is low enough")
-    add("reward", "running_normalization", RunningNormalization, "a reward scaled to variance 1 over the run so far")
-    add("reward", "gdpo", GDPO, "rewards normalized one by one within their group, then summed and whitened")
+    add(
+        "reward",
+        "lagrangian",
+        Lagrangian,
+        "a reward minus a cost whose weight adapts until its mean is low enough",
+    )
+    add(
+        "reward",
+        "running_normalization",
+        RunningNormalization,
+        "a reward scaled to variance 1 over the run so far",
+    )
+    add(
+        "reward",
+        "gdpo",
+        GDPO,
+        "rewards normalized one by one within their group, then summed and whitened",
+    )

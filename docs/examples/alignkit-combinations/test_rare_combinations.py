@@ -1,4 +1,6 @@
-"""Each combination by hand, the conformance kit, and a run that is stopped and goes on with the same bytes."""
+"""Each combination by hand, the conformance kit, and a run that is stopped and goes on with the
+same bytes.
+"""
 
 import json
 import math
@@ -24,7 +26,13 @@ OPTIONS: dict[type[RewardCombination], dict[str, Any]] = {
     When: {"reward": {"length": {}}, "condition": "helpful", "at_least": 0.0},
     Product: BOTH,
     Clip: {"reward": "helpful", "low": -1.0, "high": 0.5},
-    Lagrangian: {"reward": "helpful", "cost": "harmful", "limit": 0.1, "multiplier": 0.2, "multiplier_rate": 0.4},
+    Lagrangian: {
+        "reward": "helpful",
+        "cost": "harmful",
+        "limit": 0.1,
+        "multiplier": 0.2,
+        "multiplier_rate": 0.4,
+    },
     RunningNormalization: {"reward": "helpful"},
     GDPO: {**BOTH, "weights": {"b": 0.5}},
 }
@@ -34,7 +42,9 @@ def combined(cls: type[RewardCombination], **scores: list[float]) -> Any:
     size = len(next(iter(scores.values())))
     groups = [Group((), (Response(), Response()), id=str(n)) for n in range(size // 2)]
     thing = cls(cls.Options(**OPTIONS[cls]))
-    found = thing.combine(groups, {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()})
+    found = thing.combine(
+        groups, {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()}
+    )
     return found.reward.tolist(), thing.state
 
 
@@ -45,13 +55,22 @@ def test_it_conforms(cls: type[RewardCombination]) -> None:
 
 def test_by_hand() -> None:
     same = pytest.approx
-    assert combined(When, raw=[5, 6, NAN, 7], condition=[1.0, -1.0, 1.0, NAN])[0] == same([5, 0, NAN, NAN], nan_ok=True)
-    assert combined(Product, a=[2, NAN, 3, NAN], b=[0.5, 4, NAN, NAN])[0] == same([1, 4, 3, NAN], nan_ok=True)
+    assert combined(When, raw=[5, 6, NAN, 7], condition=[1.0, -1.0, 1.0, NAN])[0] == same(
+        [5, 0, NAN, NAN], nan_ok=True
+    )
+    assert combined(Product, a=[2, NAN, 3, NAN], b=[0.5, 4, NAN, NAN])[0] == same(
+        [1, 4, 3, NAN], nan_ok=True
+    )
     assert combined(Clip, raw=[-3, 0.2, 9, NAN])[0] == same([-1, 0.2, 0.5, NAN], nan_ok=True)
     reward, state = combined(Lagrangian, raw=[1.0, 2.0], cost=[1.0, 3.0])
-    assert reward == same([1 - 0.2, 2 - 0.6]) and state == {"multiplier": same(0.2 + 0.4 * (2.0 - 0.1))}
+    assert reward == same([1 - 0.2, 2 - 0.6]) and state == {
+        "multiplier": same(0.2 + 0.4 * (2.0 - 0.1))
+    }
     reward, state = combined(RunningNormalization, raw=[1.0, 5.0, NAN, 3.0])
-    assert reward == same([-2 / 1.632993, 2 / 1.632993, NAN, 0], nan_ok=True, abs=1e-6) and state["count"] == 3
+    assert (
+        reward == same([-2 / 1.632993, 2 / 1.632993, NAN, 0], nan_ok=True, abs=1e-6)
+        and state["count"] == 3
+    )
 
 
 def test_gdpo_normalizes_each_reward_and_leaves_out_what_does_not_apply() -> None:
@@ -63,7 +82,10 @@ def test_gdpo_normalizes_each_reward_and_leaves_out_what_does_not_apply() -> Non
 
 def test_a_run(tmp_path: Path) -> None:
     assert main(["run", str(HERE / "recipe.yaml"), *PLUGIN, "--out", str(tmp_path)]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "align/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     multiplier = 1.0
     for row in rows:  # each iteration's lambda follows from the costs before it
         assert row["reward/multiplier"] == pytest.approx(multiplier, rel=1e-4)

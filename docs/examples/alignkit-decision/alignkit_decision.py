@@ -1,8 +1,9 @@
 """Decision models: a policy learns which probabilities people give to the options of a question.
 
-The options have letters, and the answer is one token. The loss is the cross-entropy between people's shares and the
-model's probabilities over the letters, with two optional terms: Brier 1950, and the probability of any letter at all.
-The format `decision` reads questions. Pairs become the questions that the judge `decision` asks, in both orders.
+The options have letters, and the answer is one token. The loss is the cross-entropy between
+people's shares and the model's probabilities over the letters, with two optional terms: Brier 1950,
+and the probability of any letter at all. The format `decision` reads questions. Pairs become the
+questions that the judge `decision` asks, in both orders.
 """
 
 from __future__ import annotations
@@ -78,12 +79,16 @@ def _transcript(prompt: Sequence[Message]) -> str:
 
 
 def which(prompt: Sequence[Message]) -> tuple[Message, ...]:
-    """The question which of two responses to a prompt is better, still without the responses: its options."""
+    """The question which of two responses to a prompt is better, still without the responses: its
+    options.
+    """
     return (Message(role="user", content=f"{_transcript(prompt)}\n\nWhich response is better?"),)
 
 
 def about(prompt: Sequence[Message], response: str, asks: str) -> tuple[Message, ...]:
-    """A question about a response to a prompt, or without one about the prompt, still without its options."""
+    """A question about a response to a prompt, or without one about the prompt, still without its
+    options.
+    """
     said = f"\n\nResponse:\n{response}" if response else ""
     return (Message(role="user", content=f"{_transcript(prompt)}{said}\n\n{asks}"),)
 
@@ -91,24 +96,38 @@ def about(prompt: Sequence[Message], response: str, asks: str) -> tuple[Message,
 def shares_of(group: Group) -> list[float] | None:
     """People's shares of the options; None if a letter has none."""
     shares = [response.scores.get(SHARE) for response in group.responses]
-    return None if None in shares or len(shares) < 2 else [float(share) for share in shares if share is not None]
+    return (
+        None
+        if None in shares or len(shares) < 2
+        else [float(share) for share in shares if share is not None]
+    )
 
 
 class Decision(Algorithm):
     """Learn people's shares of the options. Softmax runs over the letters' log-probabilities."""
 
-    defaults = StageDefaults(learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(
+        learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05
+    )
 
     class Options(Algorithm.Options):
-        brier: float = Field(0.0, ge=0, description="weight of the Brier term: the squared distance to the shares")
-        mass: float = Field(0.1, ge=0, description="weight of -log of the probability that any of the letters has")
+        brier: float = Field(
+            0.0, ge=0, description="weight of the Brier term: the squared distance to the shares"
+        )
+        mass: float = Field(
+            0.1, ge=0, description="weight of -log of the probability that any of the letters has"
+        )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Questions with shares, and two questions for each pair. Raises DataError if there are none."""
+        """Questions with shares, and two questions for each pair. Raises DataError if there are
+        none.
+        """
         each = [_questions(group) for group in groups]
         kept = [question for questions in each for question in questions]
         if not context.validation:
-            lacking = [group for group, questions in zip(groups, each, strict=True) if not questions]
+            lacking = [
+                group for group, questions in zip(groups, each, strict=True) if not questions
+            ]
             context.left_out("without_shares", len(lacking), lacking)
             if not kept:
                 raise DataError("decision needs questions with counts or a label, or pairs")
@@ -125,16 +144,21 @@ class Decision(Algorithm):
         return Loss(**terms)
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Brier score against the shares, and the part of the cross-entropy that is above people's entropy."""
+        """Brier score against the shares, and the part of the cross-entropy that is above people's
+        entropy.
+        """
         logprobs, _ = self._logprobs(batch, out)
         shares = _shares(batch, logprobs)
         return {
             "brier_score": per_group(_brier(logprobs, shares, batch)),
-            "divergence": per_group(_summed(shares * (shares.clamp(min=1e-12).log() - logprobs), batch)),
+            "divergence": per_group(
+                _summed(shares * (shares.clamp(min=1e-12).log() - logprobs), batch)
+            ),
         }
 
     def _logprobs(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor]:
-        """Of each letter among its question's: [R] in nats, and log P(any letter) of each question: [G].
+        """Of each letter among its question's: [R] in nats, and log P(any letter) of each question:
+        [G].
 
         Only the first token of a response counts, as when the model is asked: not its end of turn.
         """
@@ -142,16 +166,23 @@ class Decision(Algorithm):
         owner, count = batch.group_index, len(batch.groups)
         tokens = batch.tokens.gather(1, first)[:, 0].tolist()
         if len(set(zip(owner.tolist(), tokens, strict=True))) < len(tokens):
-            raise DataError("decision: letters of two options are one token to this tokenizer; use another base model")
+            raise DataError(
+                "decision: letters of two options are one token to this tokenizer; use another "
+                "base model"
+            )
         found = out.logprobs.gather(1, first)[:, 0]
         # The largest of a group is subtracted before exp, without a gradient: it cancels.
-        largest = found.new_full((count,), -math.inf).scatter_reduce(0, owner, found.detach(), "amax")
+        largest = found.new_full((count,), -math.inf).scatter_reduce(
+            0, owner, found.detach(), "amax"
+        )
         mass = largest + _summed((found - largest[owner]).exp(), batch).log()
         return found - mass[owner], mass
 
 
 def _questions(group: Group) -> list[Group]:
-    """The question that a group is, or one in each order for each of its pairs; none without shares."""
+    """The question that a group is, or one in each order for each of its pairs; none without
+    shares.
+    """
     if shares_of(group) is not None:
         return [replace(group, pairs=())]
     found = []
@@ -159,7 +190,9 @@ def _questions(group: Group) -> list[Group]:
         texts = [last_turn(group.responses[place]) for place in (pair.better, pair.worse)]
         for options, p in ((texts, pair.p), (texts[::-1], 1 - pair.p)):
             prompt = asked(which(group.prompt), options)
-            found.append(_question(prompt, [p, 1 - p], meta={"options": options}, origin=group.origin))
+            found.append(
+                _question(prompt, [p, 1 - p], meta={"options": options}, origin=group.origin)
+            )
     return found
 
 
@@ -179,7 +212,9 @@ def _shares(batch: Batch, like: Tensor) -> Tensor:
 
 def _question(prompt: Sequence[Message], shares: Sequence[float] | None, **known: Any) -> Group:
     count = len(known["meta"]["options"])
-    letters = tuple(Response(LETTERS[n], scores={SHARE: shares[n]} if shares else {}) for n in range(count))
+    letters = tuple(
+        Response(LETTERS[n], scores={SHARE: shares[n]} if shares else {}) for n in range(count)
+    )
     return Group(tuple(prompt), letters, (), id=group_id(prompt, letters), **known)
 
 
@@ -190,9 +225,13 @@ class DecisionFormat(ColumnFormat):
     wants = "prompt, options [text], and counts or a label; never detected, so name the format"
 
     def read(self, row: Any) -> Group:
-        meta = self.rest(row, "prompt", "options", "counts", "label", "response", "question", "system")
+        meta = self.rest(
+            row, "prompt", "options", "counts", "label", "response", "question", "system"
+        )
         options = row.get("options")
-        if not isinstance(options, list) or not all(isinstance(text, str) and text.strip() for text in options):
+        if not isinstance(options, list) or not all(
+            isinstance(text, str) and text.strip() for text in options
+        ):
             raise BadRow("column 'options' must be a list of texts")
         if not 2 <= len(options) <= len(LETTERS):
             raise BadRow(f"a question needs 2 to {len(LETTERS)} options, not {len(options)}")
@@ -202,7 +241,9 @@ class DecisionFormat(ColumnFormat):
             raise BadRow("there is no prompt")
         if response or question:
             prompt = about(prompt, response, question or QUESTION)
-        return _question(asked(prompt, options), self._shares(row, options), meta={**meta, "options": options})
+        return _question(
+            asked(prompt, options), self._shares(row, options), meta={**meta, "options": options}
+        )
 
     def _shares(self, row: Any, options: Sequence[str]) -> list[float] | None:
         if (label := row.get("label")) is not None:
@@ -213,7 +254,9 @@ class DecisionFormat(ColumnFormat):
         if counts is None:
             return None  # to be decided
         good = isinstance(counts, list) and len(counts) == len(options)
-        if not good or not all(isinstance(count, int | float) and 0 <= count < math.inf for count in counts):
+        if not good or not all(
+            isinstance(count, int | float) and 0 <= count < math.inf for count in counts
+        ):
             raise BadRow(f"column 'counts' must be a list of {len(options)} numbers of 0 or more")
         total = math.fsum(counts)
         if not total:
@@ -231,12 +274,16 @@ MEASURES = {
 
 
 def decide(
-    models: Models, role: str, questions: Sequence[tuple[Sequence[Message], Sequence[str]]], orders: int = 1
+    models: Models,
+    role: str,
+    questions: Sequence[tuple[Sequence[Message], Sequence[str]]],
+    orders: int = 1,
 ) -> list[list[float] | None]:
-    """A model's probabilities of each question's options, in their order; None if a question is too long.
+    """A model's probabilities of each question's options, in their order; None if a question is too
+    long.
 
-    questions: prompts, still without the options, and the options. orders: how many rotations of the options are
-    averaged; more than there are options ask none again.
+    questions: prompts, still without the options, and the options. orders: how many rotations of
+    the options are averaged; more than there are options ask none again.
     """
     turned = [
         (prompt, [*options[turn:], *options[:turn]])
@@ -246,7 +293,9 @@ def decide(
     if not turned:
         return []
     letters = LETTERS[: max(len(options) for _, options in turned)]
-    answers = iter(models[role].next_token_logprobs([asked(*each) for each in turned], list(letters)).double())
+    answers = iter(
+        models[role].next_token_logprobs([asked(*each) for each in turned], list(letters)).double()
+    )
     found: list[list[float] | None] = []
     for _, options in questions:
         turns = range(min(orders, len(options)))
@@ -258,7 +307,9 @@ def decide(
 
 
 class DecisionJudge(Judge):
-    """Ask in both orders which of two responses is better: a judge that was trained on people's pairs."""
+    """Ask in both orders which of two responses is better: a judge that was trained on people's
+    pairs.
+    """
 
     reads_rubric: ClassVar[bool] = False
 
@@ -270,7 +321,9 @@ class DecisionJudge(Judge):
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
         questions = [(which(prompt), [first, second]) for prompt, first, second in items]
         found = decide(self.context.models, self.options.role, questions, orders=2)
-        return [Verdict(None, mass=0.0, reason=TOO_LONG) if p is None else Verdict(p[0]) for p in found]
+        return [
+            Verdict(None, mass=0.0, reason=TOO_LONG) if p is None else Verdict(p[0]) for p in found
+        ]
 
 
 class DecisionReward(Reward):
@@ -278,27 +331,45 @@ class DecisionReward(Reward):
 
     class Options(alignkit.Options):
         role: PolicyRef = Field(description="stage that trains a decision model")
-        question: str = Field(QUESTION, min_length=1, description="what is asked about a response, as in training")
-        options: dict[str, FiniteFloat] = Field(min_length=2, max_length=26, description="options and their values")
+        question: str = Field(
+            QUESTION, min_length=1, description="what is asked about a response, as in training"
+        )
+        options: dict[str, FiniteFloat] = Field(
+            min_length=2, max_length=26, description="options and their values"
+        )
 
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         options = self.options
-        answers = [(group.prompt, last_turn(response)) for group in groups for response in group.responses]
-        questions = [(about(prompt, text, options.question), list(options.options)) for prompt, text in answers]
+        answers = [
+            (group.prompt, last_turn(response)) for group in groups for response in group.responses
+        ]
+        questions = [
+            (about(prompt, text, options.question), list(options.options))
+            for prompt, text in answers
+        ]
         found = decide(self.context.models, options.role, questions)
         values = options.options.values()
-        means = [None if p is None else math.fsum(x * y for x, y in zip(p, values, strict=True)) for p in found]
+        means = [
+            None if p is None else math.fsum(x * y for x, y in zip(p, values, strict=True))
+            for p in found
+        ]
         return {"": means}
 
 
 class Decide(Step):
-    """Write each option's probability into the rows; with people's shares, measure how right and calibrated it is."""
+    """Write each option's probability into the rows; with people's shares, measure how right and
+    calibrated it is.
+    """
 
     class Options(alignkit.Options):
-        policies: list[PolicyRef] = Field(min_length=1, description="models to measure; answers of the last are kept")
-        data: DataRef = Field(description="questions in the format `decision`, with or without people's shares")
+        policies: list[PolicyRef] = Field(
+            min_length=1, description="models to measure; answers of the last are kept"
+        )
+        data: DataRef = Field(
+            description="questions in the format `decision`, with or without people's shares"
+        )
         limit: int | None = Field(None, ge=1, description="use only the first N rows")
 
     options: Options
@@ -311,7 +382,9 @@ class Decide(Step):
             for n, role in enumerate(self.options.policies)
         }
         known = [place for place, group in enumerate(groups) if shares_of(group) is not None]
-        known = [place for place in known if all(found[place] is not None for found in answers.values())]
+        known = [
+            place for place in known if all(found[place] is not None for found in answers.values())
+        ]
         shares = [shares_of(groups[place]) for place in known]
         measured = {
             role: measure([found[place] for place in known], shares, context.seed)
@@ -322,7 +395,12 @@ class Decide(Step):
             group if found is None else _decided(group, options, found)
             for group, (_, options), found in zip(groups, questions, last, strict=True)
         ]
-        summary = {"rows": len(groups), "too_long": last.count(None), "measured": len(known), "policies": measured}
+        summary = {
+            "rows": len(groups),
+            "too_long": last.count(None),
+            "measured": len(known),
+            "policies": measured,
+        }
         context.write_json("decisions.json", summary)
         return Artifact(groups=decided, summary=summary, report=_report(summary))
 
@@ -333,16 +411,23 @@ def _asked_again(group: Group) -> tuple[Sequence[Message], list[str]]:
     text = group.prompt[-1]["content"] if group.prompt else ""
     if len(options) < 2 or not text.endswith(listed(options)):
         raise DataError(
-            "decide needs questions with options: read them with `data: {decision: FILE}`", option=("data",)
+            "decide needs questions with options: read them with `data: {decision: FILE}`",
+            option=("data",),
         )
     last: Message = {**group.prompt[-1], "content": text.removesuffix(listed(options))}
     return [*group.prompt[:-1], last], options
 
 
 def _decided(group: Group, options: Sequence[str], probabilities: Sequence[float]) -> Group:
-    """The row with the columns `decision` and `probabilities`; letters without a share get one, to learn from."""
+    """The row with the columns `decision` and `probabilities`; letters without a share get one, to
+    learn from.
+    """
     likeliest = options[max(range(len(options)), key=probabilities.__getitem__)]
-    meta = {**group.meta, "decision": likeliest, "probabilities": dict(zip(options, probabilities, strict=True))}
+    meta = {
+        **group.meta,
+        "decision": likeliest,
+        "probabilities": dict(zip(options, probabilities, strict=True)),
+    }
     pairs = zip(group.responses, probabilities, strict=True)
     responses = tuple(replace(letter, scores={SHARE: p, **letter.scores}) for letter, p in pairs)
     return replace(group, responses=responses, meta=meta)
@@ -351,15 +436,20 @@ def _decided(group: Group, options: Sequence[str], probabilities: Sequence[float
 def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int) -> dict[str, Any]:
     """How far probabilities are from people's shares; [questions][options] each.
 
-    Confidence is the likeliest option's probability, and right is the share of people who choose that option.
+    Confidence is the likeliest option's probability, and right is the share of people who choose
+    that option.
     """
     both = list(zip(answers, shares, strict=True))
     top = [max(range(len(p)), key=p.__getitem__) for p in answers]
     cases = calibration.Cases.of([(p[at], q[at]) for (p, q), at in zip(both, top, strict=True)])
     brier = [math.fsum((x - y) ** 2 for x, y in zip(p, q, strict=True)) for p, q in both]
-    entropy = [-math.fsum(y * math.log(max(x, 1e-12)) for x, y in zip(p, q, strict=True)) for p, q in both]
+    entropy = [
+        -math.fsum(y * math.log(max(x, 1e-12)) for x, y in zip(p, q, strict=True)) for p, q in both
+    ]
     return {
-        "accuracy": stats.rate([float(q[at] == max(q)) for (_, q), at in zip(both, top, strict=True)]),
+        "accuracy": stats.rate(
+            [float(q[at] == max(q)) for (_, q), at in zip(both, top, strict=True)]
+        ),
         "brier": stats.estimate(brier),
         "cross_entropy": stats.estimate(entropy),
         "error": calibration.error(cases, seed),
@@ -369,15 +459,33 @@ def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int
 def _report(summary: Mapping[str, Any]) -> Report:
     policies = summary["policies"]
     if not policies:
-        return Report([f"{summary['rows']} rows decided, {summary['too_long']} too long; none has people's shares"])
-    title = f"against people's shares, mean and {CONFIDENCE:.0%} interval over {summary['measured']} questions"
-    rows = [[text, *(shown(found[name]) for found in policies.values())] for name, text in MEASURES.items()]
+        return Report(
+            [
+                (
+                    f"{summary['rows']} rows decided, {summary['too_long']} too long; none has "
+                    "people's shares"
+                )
+            ]
+        )
+    title = (
+        f"against people's shares, mean and {CONFIDENCE:.0%} interval over {summary['measured']} "
+        "questions"
+    )
+    rows = [
+        [text, *(shown(found[name]) for found in policies.values())]
+        for name, text in MEASURES.items()
+    ]
     return Report([Table(title, ["", *policies], rows)])
 
 
 @hookimpl
 def register(add: Add) -> None:
-    add("algorithm", "decision", Decision, "learn people's probabilities of options: cross-entropy with soft targets")
+    add(
+        "algorithm",
+        "decision",
+        Decision,
+        "learn people's probabilities of options: cross-entropy with soft targets",
+    )
     add(
         "format",
         "decision",
@@ -386,4 +494,9 @@ def register(add: Add) -> None:
     )
     add("judge", "decision", DecisionJudge, "ask a decision model which response is better")
     add("reward", "decision", DecisionReward, "expected value of options, by a decision model")
-    add("step", "decide", Decide, "write a decision model's probabilities of options, and measure calibration")
+    add(
+        "step",
+        "decide",
+        Decide,
+        "write a decision model's probabilities of options, and measure calibration",
+    )

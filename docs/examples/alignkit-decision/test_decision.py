@@ -1,4 +1,6 @@
-"""The loss by hand in numpy, the questions that pairs become, the conformance kits, and a short run."""
+"""The loss by hand in numpy, the questions that pairs become, the conformance kits, and a short
+run.
+"""
 
 import json
 from importlib.metadata import entry_points
@@ -7,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alignkit_decision import LETTERS, Decide, Decision, DecisionFormat, DecisionJudge, DecisionReward
+from alignkit_decision import (
+    LETTERS,
+    Decide,
+    Decision,
+    DecisionFormat,
+    DecisionJudge,
+    DecisionReward,
+)
 
 from alignkit import Batch, Group, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit.cli import main
@@ -30,23 +39,39 @@ def test_the_loss_is_cross_entropy_brier_and_mass() -> None:
         DecisionFormat().read(ROW),
     ]
     z = torch.tensor([-1.0, -2.5, -0.3, -3.0, -1.5], requires_grad=True)
-    rows = torch.tensor([[0, 100 + LETTERS.index(r.text), 99] for group in groups for r in group.responses])
+    rows = torch.tensor(
+        [[0, 100 + LETTERS.index(r.text), 99] for group in groups for r in group.responses]
+    )
     owner = torch.tensor([0, 0, 0, 1, 1])
-    batch = Batch(groups, rows, rows > 0, owner, Pairs(NONE, NONE, NONE, NONE, NONE), rows[:, 0] > 0)
+    batch = Batch(
+        groups, rows, rows > 0, owner, Pairs(NONE, NONE, NONE, NONE, NONE), rows[:, 0] > 0
+    )
     # Tokens after the letter must not count.
-    terms = new(brier=0.5, mass=0.1).loss(batch, Outputs(logprobs=torch.stack([z * 0 + 7, z, z * 0 - 9], dim=1)))
+    terms = new(brier=0.5, mass=0.1).loss(
+        batch, Outputs(logprobs=torch.stack([z * 0 + 7, z, z * 0 - 9], dim=1))
+    )
     for name, coefficient in (("cross_entropy", 1.0), ("brier", 0.5), ("mass", 0.1)):
         assert terms[name].coefficient == coefficient
     for place, (own, q) in enumerate(((slice(0, 3), [0.5, 0.3, 0.2]), (slice(3, 5), [0.25, 0.75]))):
         logits = z.detach().numpy()[own]
         p = np.exp(logits) / np.exp(logits).sum()
-        assert float(terms["cross_entropy"].values[place]) == pytest.approx(-(np.array(q) * np.log(p)).sum(), rel=1e-5)
-        assert float(terms["brier"].values[place]) == pytest.approx(((p - np.array(q)) ** 2).sum(), rel=1e-5)
-        assert float(terms["mass"].values[place]) == pytest.approx(-np.log(np.exp(logits).sum()), rel=1e-5)
+        assert float(terms["cross_entropy"].values[place]) == pytest.approx(
+            -(np.array(q) * np.log(p)).sum(), rel=1e-5
+        )
+        assert float(terms["brier"].values[place]) == pytest.approx(
+            ((p - np.array(q)) ** 2).sum(), rel=1e-5
+        )
+        assert float(terms["mass"].values[place]) == pytest.approx(
+            -np.log(np.exp(logits).sum()), rel=1e-5
+        )
 
 
 def test_pairs_become_the_questions_of_the_judge_in_both_orders() -> None:
-    group = Group(({"role": "user", "content": "Hi"},), (Response("one"), Response("two")), (Pair(1, 0, p=0.8),))
+    group = Group(
+        ({"role": "user", "content": "Hi"},),
+        (Response("one"), Response("two")),
+        (Pair(1, 0, p=0.8),),
+    )
     context = SelectContext(0, 0, lambda: [], lambda **facts: None, np.random.default_rng(0))
     first, second = new().select([group], context)
     assert first.meta["options"] == ["two", "one"] and second.meta["options"] == ["one", "two"]
@@ -55,7 +80,9 @@ def test_pairs_become_the_questions_of_the_judge_in_both_orders() -> None:
 
 
 def test_they_conform() -> None:
-    questions = [DecisionFormat().read(row) for row in (ROW, {**ROW, "counts": None, "label": "tea"})]
+    questions = [
+        DecisionFormat().read(row) for row in (ROW, {**ROW, "counts": None, "label": "tea"})
+    ]
     check_algorithm(Decision, {"brier": 0.5}, groups=questions)
     check_format(DecisionFormat)
     check_judge(DecisionJudge, {"role": "sft"})
@@ -65,7 +92,9 @@ def test_they_conform() -> None:
 
 def test_a_run_measures_what_it_learned(tmp_path: Path) -> None:
     overrides = ["model={base: tiny}", "stages.decide.max_steps=4"]
-    assert main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    assert (
+        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    )
     found = json.loads((tmp_path / "measured" / "decisions.json").read_text(encoding="utf-8"))
     assert found["measured"] == 60
     losses = {name: policy["cross_entropy"]["mean"] for name, policy in found["policies"].items()}

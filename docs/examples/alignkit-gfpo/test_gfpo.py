@@ -1,4 +1,6 @@
-"""The kept samples, their advantages and the loss by hand in numpy, the conformance kit, and a short run."""
+"""The kept samples, their advantages and the loss by hand in numpy, the conformance kit, and a
+short run.
+"""
 
 import json
 from importlib.metadata import entry_points
@@ -40,11 +42,17 @@ def rollouts(rewards: list[float], lengths: list[int], group: list[int]) -> Batc
     )
 
 
-REWARDS, LENGTHS, GROUP = [1.0, 0.0, 1.0, 0.6, 2.0, 4.0, 0.5], [4, 1, 2, 3, 5, 8, 1], [0, 0, 0, 0, 1, 1, 1]
+REWARDS, LENGTHS, GROUP = (
+    [1.0, 0.0, 1.0, 0.6, 2.0, 4.0, 0.5],
+    [4, 1, 2, 3, 5, 8, 1],
+    [0, 0, 0, 0, 1, 1, 1],
+)
 
 
 def golden(kept: list[int]) -> list[float]:
-    """(r - mean) / (std + 1e-4) among a prompt's kept samples, with the unbiased std; 0 for the others."""
+    """(r - mean) / (std + 1e-4) among a prompt's kept samples, with the unbiased std; 0 for the
+    others.
+    """
     advantages = np.zeros(len(REWARDS))
     for prompt in (0, 1):
         own = [index for index in kept if GROUP[index] == prompt]
@@ -75,28 +83,40 @@ def test_advantages_are_among_the_kept(metric: str, keep: int, kept: list[int]) 
 
 
 def test_the_loss_is_a_mean_over_the_kept_tokens() -> None:
-    """Ratios of 1.1 for every token: -1.1 A each, but -A 1.05 where the range of 0.05 clips a good one."""
-    algorithm, batch = gfpo(keep=2, clip_range=0.05, kl_coefficient=0.5), rollouts(REWARDS, LENGTHS, GROUP)
+    """Ratios of 1.1 for every token: -1.1 A each, but -A 1.05 where the range of 0.05 clips a good
+    one.
+    """
+    algorithm, batch = (
+        gfpo(keep=2, clip_range=0.05, kl_coefficient=0.5),
+        rollouts(REWARDS, LENGTHS, GROUP),
+    )
     batch.signals.update(algorithm.signal(batch))
     out = Outputs(logprobs=(batch.old_logprobs + np.log(1.1)).requires_grad_())
     terms, weights = algorithm.loss(batch, out), algorithm.term_weights(batch)
     tokens = sum(LENGTHS[i] for i in (1, 2, 6, 4))
     expected = sum(-max(golden([1, 2, 6, 4])[i], 0) * 1.05 * LENGTHS[i] for i in (1, 2, 6, 4))
     expected += sum(-min(golden([1, 2, 6, 4])[i], 0) * 1.1 * LENGTHS[i] for i in (1, 2, 6, 4))
-    means = {name: (term.values * weights[name]).sum() / weights[name].sum() for name, term in terms.items()}
+    means = {
+        name: (term.values * weights[name]).sum() / weights[name].sum()
+        for name, term in terms.items()
+    }
     assert means["policy_loss"].item() == pytest.approx(expected / tokens, rel=1e-5)
-    assert means["kl_loss"].item() == pytest.approx(1 / 1.1 - 1 + np.log(1.1), rel=1e-4)  # k3 of log(ref/pi) = -log 1.1
+    # K3 of log(ref/pi) = -log 1.1
+    assert means["kl_loss"].item() == pytest.approx(1 / 1.1 - 1 + np.log(1.1), rel=1e-4)
     assert terms["kl_loss"].coefficient == 0.5
     means["policy_loss"].backward()
     gradient = out.logprobs.grad
     assert gradient is not None
-    assert not gradient[[0, 3, 5]].any() and not gradient[~batch.mask].any()  # left out, and padding
+    # Left out, and padding
+    assert not gradient[[0, 3, 5]].any() and not gradient[~batch.mask].any()
     assert (gradient[1, :1] > 0).all()  # kept, and worse than the others
 
 
 def test_equal_rewards_teach_nothing() -> None:
     assert isinstance(gfpo(keep=2).signal(rollouts([1.0, 1.0, 0.0], [1, 2, 3], [0, 0, 0])), Skip)
-    assert not isinstance(gfpo(keep=3).signal(rollouts([1.0, 1.0, 0.0], [1, 2, 3], [0, 0, 0])), Skip)
+    assert not isinstance(
+        gfpo(keep=3).signal(rollouts([1.0, 1.0, 0.0], [1, 2, 3], [0, 0, 0])), Skip
+    )
 
 
 @pytest.mark.parametrize("metric", ["length", "efficiency"])
@@ -106,7 +126,11 @@ def test_it_conforms(metric: str) -> None:
 
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=2"]
-    assert main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rows[0]["kept_tokens"] <= rows[0]["sampled_tokens"] and rows[0]["grad_norm"] > 0
     assert rows[1]["kl"] != 0.0

@@ -1,9 +1,11 @@
-"""Tasks as Harbor stores them (task.toml, instruction.md, tests/test.sh), in a form of text only, without containers.
+"""Tasks as Harbor stores them (task.toml, instruction.md, tests/test.sh), in a form of text only,
+without containers.
 
-Source: https://www.harborframework.com/docs/tasks. The instruction is the prompt, the answer is written to a file of a
-temporary folder, and the task's verifier scores it. Scripts name absolute paths of a container. In the copy that runs,
-`/app`, `/tests` and `/logs` are folders in the temporary one. The script runs with the user's rights: the limits of
-time, memory and file size stop accidents, not attacks.
+Source: https://www.harborframework.com/docs/tasks. The instruction is the prompt, the answer is
+written to a file of a temporary folder, and the task's verifier scores it. Scripts name absolute
+paths of a container. In the copy that runs, `/app`, `/tests` and `/logs` are folders in the
+temporary one. The script runs with the user's rights: the limits of time, memory and file size stop
+accidents, not attacks.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit import Add, BadRow, Context, DataError, Field, Format, Group, Message, Reward, RunFailed, hookimpl
+from alignkit import (
+    Add,
+    BadRow,
+    Context,
+    DataError,
+    Field,
+    Format,
+    Group,
+    Message,
+    Reward,
+    RunFailed,
+    hookimpl,
+)
 from alignkit_plugins.formats.rows import column_of
 from alignkit_plugins.formats.spoken import answer_of
 
@@ -34,8 +48,11 @@ COLUMN = "task"  # of the prompts: the name of the task's folder
 ANSWER = "app/answer.txt"  # where verifiers look for the answer
 # Seconds of the CPU, KiB of memory, and blocks of 512 bytes of a file.
 LIMITED = 'ulimit -c 0; ulimit -t "$1"; ulimit -v 4194304; ulimit -f 131072; "$0"'
-INSTALLS = re.compile(r"\b(?:apt|apt-get|apk|dnf|yum|sudo)\s+(?:-\S+\s+)*(?:install|add|update|upgrade)\b")
-CONTAINER = re.compile(r"(?<![\w./)}-])/(?=(?:app|tests|logs)(?![\w.-]))")  # not after $(...) or ${...}
+INSTALLS = re.compile(
+    r"\b(?:apt|apt-get|apk|dnf|yum|sudo)\s+(?:-\S+\s+)*(?:install|add|update|upgrade)\b"
+)
+# Not after $(...) or ${...}
+CONTAINER = re.compile(r"(?<![\w./)}-])/(?=(?:app|tests|logs)(?![\w.-]))")
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +61,17 @@ class HarborTasks(Format):
     """A folder of task folders. The columns of task.toml's `metadata` are kept for rewards."""
 
     example = '{"task": "reverse-cat", "instruction": "Reverse the word cat."}'
-    wants = "a folder of task folders, or rows with task and instruction; never detected, so name the format"
+    wants = (
+        "a folder of task folders, or rows with task and instruction; never detected, so name "
+        "the format"
+    )
 
     def rows_of_folder(self, folder: Path) -> Iterator[tuple[int, Any]]:
-        tasks = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+        tasks = sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_dir() and not path.name.startswith((".", "_"))
+        )
         if (folder / "task.toml").is_file() or not tasks:
             raise DataError(f"{folder} holds no folders of tasks; name the folder that holds them")
         for number, task in enumerate(tasks, 1):
@@ -62,7 +86,9 @@ class HarborTasks(Format):
 
 
 def read_task(task: Path) -> dict[str, Any]:
-    """What a task's files say. Raises BadRow for what is missing, or cannot work without a container."""
+    """What a task's files say. Raises BadRow for what is missing, or cannot work without a
+    container.
+    """
     try:
         names = ("task.toml", "instruction.md", "tests/test.sh")
         written, instruction, script = [(task / name).read_text(encoding="utf-8") for name in names]
@@ -72,8 +98,11 @@ def read_task(task: Path) -> dict[str, Any]:
     if config.get("steps"):
         raise BadRow("it has [[steps]], and only tasks of one step work without a container")
     if found := INSTALLS.search(script):
-        raise BadRow(f"tests/test.sh calls `{found[0]}`, which would change your machine; delete such lines")
-    metadata = json.loads(json.dumps(config.get("metadata", {}), default=str))  # JSON has no dates, as TOML has
+        raise BadRow(
+            f"tests/test.sh calls `{found[0]}`, which would change your machine; delete such lines"
+        )
+    # JSON has no dates, as TOML has
+    metadata = json.loads(json.dumps(config.get("metadata", {}), default=str))
     return {**metadata, COLUMN: task.name, "instruction": instruction}
 
 
@@ -81,11 +110,16 @@ class Harbor(Reward):
     """The reward that the task's verifier writes. None if it writes none, or takes too long."""
 
     class Options(alignkit.Options):
-        tasks: Path = Field(description="folder of the task folders that the prompts' column `task` names")
-        key: str = Field("reward", description="which reward, if a verifier writes several into reward.json")
+        tasks: Path = Field(
+            description="folder of the task folders that the prompts' column `task` names"
+        )
+        key: str = Field(
+            "reward", description="which reward, if a verifier writes several into reward.json"
+        )
         seconds: float = Field(30, gt=0, description="longest time of a verifier")
         confirm_run_unsafe_code: bool = Field(
-            False, description="run the tasks' scripts on this machine, where they can do what you can"
+            False,
+            description="run the tasks' scripts on this machine, where they can do what you can",
         )
 
     options: Options
@@ -98,8 +132,9 @@ class Harbor(Reward):
             raise RunFailed(f"reward 'harbor': {self._tasks} is no folder")
         if not self.options.confirm_run_unsafe_code:
             raise RunFailed(
-                "reward 'harbor' runs the tasks' scripts on this machine, without a container: they can read and "
-                "change your files, and use the network\nhelp: read them, then set 'confirm_run_unsafe_code: true'"
+                "reward 'harbor' runs the tasks' scripts on this machine, without a container: "
+                "they can read and change your files, and use the network\n"
+                "help: read them, then set 'confirm_run_unsafe_code: true'"
             )
 
     @property
@@ -108,8 +143,14 @@ class Harbor(Reward):
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
-            name = column_of("harbor", group, COLUMN, "read them with the format 'harbor', or add the column")
-            if not isinstance(name, str) or Path(name).name != name or not (self._tasks / name / "tests").is_dir():
+            name = column_of(
+                "harbor", group, COLUMN, "read them with the format 'harbor', or add the column"
+            )
+            if (
+                not isinstance(name, str)
+                or Path(name).name != name
+                or not (self._tasks / name / "tests").is_dir()
+            ):
                 raise DataError(f"harbor: there is no task {name!r} in {self._tasks}")
 
     def prepare(self, context: Context) -> None:
@@ -118,13 +159,23 @@ class Harbor(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         self.check_prompts(groups)
-        jobs = [(str(group.meta[COLUMN]), answer_of(response)) for group in groups for response in group.responses]
+        jobs = [
+            (str(group.meta[COLUMN]), answer_of(response))
+            for group in groups
+            for response in group.responses
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return {"": list(pool.map(lambda job: verify(self._tasks / job[0], job[1], self.options), jobs))}
+            return {
+                "": list(
+                    pool.map(lambda job: verify(self._tasks / job[0], job[1], self.options), jobs)
+                )
+            }
 
 
 def verify(task: Path, answer: str, options: Harbor.Options) -> float | None:
-    """Run a task's verifier on an answer. Returns its reward; None, and a warning, if there is none."""
+    """Run a task's verifier on an answer. Returns its reward; None, and a warning, if there is
+    none.
+    """
     with tempfile.TemporaryDirectory(prefix="alignkit-", ignore_cleanup_errors=True) as name:
         root = Path(name)
         logs = root / "logs" / "verifier"
@@ -134,18 +185,24 @@ def verify(task: Path, answer: str, options: Harbor.Options) -> float | None:
         shutil.copytree(task / "tests", root / "tests")
         for file in (path for path in (root / "tests").rglob("*") if path.is_file()):
             text = file.read_text(encoding="utf-8", errors="surrogateescape")
-            file.write_text(CONTAINER.sub(f"{root}/", text), encoding="utf-8", errors="surrogateescape")
+            file.write_text(
+                CONTAINER.sub(f"{root}/", text), encoding="utf-8", errors="surrogateescape"
+            )
         (root / "tests" / "test.sh").chmod(0o755)
         try:
             run_script(root, options.seconds)
             return reward_in(logs, options.key)
         except (OSError, TypeError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
-            log.warning("harbor: task '%s' gave no reward: %s: %s", task.name, type(error).__name__, error)
+            log.warning(
+                "harbor: task '%s' gave no reward: %s: %s", task.name, type(error).__name__, error
+            )
             return None
 
 
 def run_script(root: Path, seconds: float) -> None:
-    """Run tests/test.sh, without the user's keys. What it started ends with it. Raises TimeoutExpired."""
+    """Run tests/test.sh, without the user's keys. What it started ends with it. Raises
+    TimeoutExpired.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     process = subprocess.Popen(
         ["/bin/sh", "-c", LIMITED, str(root / "tests" / "test.sh"), str(math.ceil(seconds))],
@@ -165,7 +222,9 @@ def run_script(root: Path, seconds: float) -> None:
 
 
 def reward_in(logs: Path, key: str) -> float:
-    """What a verifier wrote, as Harbor reads it: reward.json, else reward.txt. Raises ValueError and others."""
+    """What a verifier wrote, as Harbor reads it: reward.json, else reward.txt. Raises ValueError
+    and others.
+    """
     if (logs / "reward.json").is_file():
         value = json.loads((logs / "reward.json").read_text(encoding="utf-8"))[key]
     else:

@@ -1,4 +1,6 @@
-"""A verifier scores answers without the user's keys and within its time; the conformance kits; the recipe checks."""
+"""A verifier scores answers without the user's keys and within its time; the conformance kits; the
+recipe checks.
+"""
 
 import time
 from importlib.metadata import entry_points
@@ -14,7 +16,9 @@ from alignkit.testing import check_format, check_reward
 HERE = Path(__file__).parent
 INSTALLED = any(point.name == "alignkit_harbor" for point in entry_points(group="alignkit"))
 PLUGIN = [] if INSTALLED else ["--plugin", str(HERE / "alignkit_harbor.py")]
-TEST = '#!/bin/bash\nif [[ "$(cat /app/answer.txt)" == cat && -z "$KEY" ]]; then R=1; else R=0; fi\n'
+TEST = (
+    '#!/bin/bash\nif [[ "$(cat /app/answer.txt)" == cat && -z "$KEY" ]]; then R=1; else R=0; fi\n'
+)
 OPTIONS = {"tasks": "tasks", "confirm_run_unsafe_code": True}
 
 
@@ -27,12 +31,16 @@ def folder(tmp_path: Path) -> Path:
 def make(task: Path, test: str) -> None:
     (task / "tests").mkdir(parents=True)
     (task / "task.toml").write_text('[metadata]\ndifficulty = "easy"\n', encoding="utf-8")
-    (task / "instruction.md").write_text("Write the word cat to /app/answer.txt.\n", encoding="utf-8")
+    (task / "instruction.md").write_text(
+        "Write the word cat to /app/answer.txt.\n", encoding="utf-8"
+    )
     (task / "tests" / "test.sh").write_text(test, encoding="utf-8")
 
 
 def group(*texts: str, task: str = "cat") -> Group:
-    return Group(({"role": "user", "content": "?"},), tuple(map(Response, texts)), meta={"task": task})
+    return Group(
+        ({"role": "user", "content": "?"},), tuple(map(Response, texts)), meta={"task": task}
+    )
 
 
 def reward(folder: Path, **options: object) -> Harbor:
@@ -41,16 +49,22 @@ def reward(folder: Path, **options: object) -> Harbor:
     return made
 
 
-def test_the_verifier_scores_the_answer_without_its_thoughts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verifier_scores_the_answer_without_its_thoughts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KEY", "secret")
-    assert reward(folder).score([group("cat", "dog", "<think>dog</think>\n\ncat")]) == {"": [1.0, 0.0, 1.0]}
+    assert reward(folder).score([group("cat", "dog", "<think>dog</think>\n\ncat")]) == {
+        "": [1.0, 0.0, 1.0]
+    }
 
 
 def test_a_verifier_without_a_reward_or_an_end_gives_none(folder: Path) -> None:
     make(folder / "tasks" / "slow", "sleep 30\n")
     make(folder / "tasks" / "nan", "echo nan > /logs/verifier/reward.txt\n")
     begun = time.monotonic()
-    assert reward(folder, seconds=1).score([group("cat", task="slow"), group("cat", task="nan")]) == {"": [None, None]}
+    assert reward(folder, seconds=1).score(
+        [group("cat", task="slow"), group("cat", task="nan")]
+    ) == {"": [None, None]}
     assert time.monotonic() - begun < 20
 
 

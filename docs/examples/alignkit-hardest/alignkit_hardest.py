@@ -13,17 +13,24 @@ class Hardest(ak.Monitor):
     """Follows the mean reward of each prompt, which should be 0 to 1."""
 
     class Options(ak.Options):
-        memory: float = ak.Field(0.5, ge=0, lt=1, description="weight of a prompt's earlier rewards in its mean")
+        memory: float = ak.Field(
+            0.5, ge=0, lt=1, description="weight of a prompt's earlier rewards in its mean"
+        )
 
     options: Options
 
     def __init__(self, options: Options):
         super().__init__(options)
-        self.solved: dict[str, tuple[str, int, float]] = {}  # by the prompt's id: its words, times asked, mean reward
+        # By the prompt's id: its words, times asked, mean reward
+        self.solved: dict[str, tuple[str, int, float]] = {}
 
-    def look(self, iteration: int, groups: Sequence[ak.Group], metrics: Mapping[str, Any]) -> ak.Observation:
+    def look(
+        self, iteration: int, groups: Sequence[ak.Group], metrics: Mapping[str, Any]
+    ) -> ak.Observation:
         for group in groups:
-            rewards = [r.scores["reward"] for r in group.responses if r.scores.get("reward") is not None]
+            rewards = [
+                r.scores["reward"] for r in group.responses if r.scores.get("reward") is not None
+            ]
             if rewards:
                 new = fmean(rewards)
                 words, asked, old = self.solved.get(group.id, (group.prompt[-1]["content"], 0, new))
@@ -33,7 +40,9 @@ class Hardest(ak.Monitor):
         return ak.Observation({"hardest/share": sum(hard) / max(1, len(hard))})
 
     def finish(self, stopped: str) -> ak.Observation:
-        return ak.Observation(summary={"hardest": sorted(self.solved.values(), key=lambda one: one[2])})
+        return ak.Observation(
+            summary={"hardest": sorted(self.solved.values(), key=lambda one: one[2])}
+        )
 
 
 @ak.hookimpl
@@ -46,7 +55,16 @@ def report_parts(records: Sequence[Mapping[str, Any]]) -> dict[str, ak.Report]:
     """Only for runs with a stage that has the monitor."""
     tables = []
     for record in records:
-        rows = [[words, f"{asked}", f"{mean:.2f}"] for words, asked, mean in record["summary"].get("hardest", ())]
+        rows = [
+            [words, f"{asked}", f"{mean:.2f}"]
+            for words, asked, mean in record["summary"].get("hardest", ())
+        ]
         if rows:
-            tables.append(ak.Table(f"{record['name']}: the hardest prompts", ["prompt", "asked", "reward"], rows[:10]))
+            tables.append(
+                ak.Table(
+                    f"{record['name']}: the hardest prompts",
+                    ["prompt", "asked", "reward"],
+                    rows[:10],
+                )
+            )
     return {"Hardest prompts": ak.Report(tables)} if tables else {}

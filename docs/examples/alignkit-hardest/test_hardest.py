@@ -18,13 +18,17 @@ PLUGIN = [] if INSTALLED else ["--plugin", str(HERE / "alignkit_hardest.py")]
 
 def group(name: str, *rewards: float | None) -> Group:
     return Group(
-        ({"role": "user", "content": name},), tuple(Response(name, scores={"reward": r}) for r in rewards), id=name
+        ({"role": "user", "content": name},),
+        tuple(Response(name, scores={"reward": r}) for r in rewards),
+        id=name,
     )
 
 
 def test_means_of_prompts() -> None:
     monitor = alignkit_hardest.Hardest(alignkit_hardest.Hardest.Options())
-    seen = monitor.look(1, [group("some", 0, 1, None), group("easy", 1, 1), group("hard", 0, 0)], {})
+    seen = monitor.look(
+        1, [group("some", 0, 1, None), group("easy", 1, 1), group("hard", 0, 0)], {}
+    )
     assert seen.metrics == {"hardest/share": pytest.approx(1 / 3)}
     monitor.look(2, [group("hard", 1, 1)], {})
     assert monitor.solved["hard"] == ("hard", 2, 0.5)
@@ -35,11 +39,17 @@ def test_it_conforms() -> None:
     check_monitor(alignkit_hardest.Hardest, {"memory": 0.2})
 
 
-def test_a_run_fills_its_batch_and_reports_the_hardest_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_fills_its_batch_and_reports_the_hardest_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
     assert main(["run", str(HERE / "recipe.yaml"), "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
-    assert any(row["gen_batches"] > 1 for row in rows) and all("hardest/share" in row for row in rows)
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert any(row["gen_batches"] > 1 for row in rows) and all(
+        "hardest/share" in row for row in rows
+    )
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "align: the hardest prompts" in text and "Who wrote this story?" in text

@@ -1,4 +1,6 @@
-"""One step by hand, the schedule's values, mistakes before the first stage, and a stop with the same bytes."""
+"""One step by hand, the schedule's values, mistakes before the first stage, and a stop with the
+same bytes.
+"""
 
 import shutil
 from importlib.metadata import entry_points
@@ -30,9 +32,12 @@ def test_two_steps_are_the_papers() -> None:
     for gradient in ([[4.0, -2.0]], [[-1.0, -2.0]]):
         weight.grad = torch.tensor(gradient)
         optimizer.step()
-    # c1 = 0.5 g, so signs +, -; m1 = 0.25 g = [1, -0.5]; c2 = 0.5 m1 + 0.5 g = [0, -1.25]; m2 = 0.75 m1 + 0.25 g
+    # c1 = 0.5 g, so signs +, -; m1 = 0.25 g = [1, -0.5]; c2 = 0.5 m1 + 0.5 g = [0, -1.25]; m2 =
+    # 0.75 m1 + 0.25 g
     first = [0.95 * 1 - 0.1, 0.95 * -2 + 0.1]
-    torch.testing.assert_close(weight.detach(), torch.tensor([[0.95 * first[0], 0.95 * first[1] + 0.1]]))
+    torch.testing.assert_close(
+        weight.detach(), torch.tensor([[0.95 * first[0], 0.95 * first[1] + 0.1]])
+    )
     torch.testing.assert_close(optimizer.state[weight]["moment"], torch.tensor([[0.5, -0.875]]))
 
 
@@ -45,7 +50,10 @@ def test_the_rate_is_constant_and_cools_down() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.sft.optimizer.lion.b2=1", "b1 and b2 must be at least 0 and below 1, not 0.9 and 1"),
+        (
+            "stages.sft.optimizer.lion.b2=1",
+            "b1 and b2 must be at least 0 and below 1, not 0.9 and 1",
+        ),
         ("stages.sft.optimizer.lion.b3=0.5", "unknown key 'b3'"),
         ("stages.sft.optimizer=lyon", "did you mean 'lion'?"),
         ("stages.sft.lr_scheduler_type={cooldwn: {}}", "did you mean 'cooldown'?"),
@@ -58,7 +66,9 @@ def test_mistakes_are_told_before_the_first_stage(
     assert message in capsys.readouterr().err
 
 
-def test_a_stopped_run_ends_with_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_ends_with_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stop = tmp_path / "stop.py"
     stop.write_text(STOP, encoding="utf-8")
     shutil.copy(HERE / "recipe.yaml", tmp_path)
@@ -69,4 +79,6 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path: Path, capsys: pytest.C
     assert main([*words, str(tmp_path / "stopped")]) == 0
     assert "sft: continuing after step 7 of 20" in capsys.readouterr().err
     file = "sft/adapter/adapter_model.safetensors"
-    assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "a" / "whole" / file).read_bytes()
+    assert (tmp_path / "stopped" / file).read_bytes() == (
+        tmp_path / "a" / "whole" / file
+    ).read_bytes()

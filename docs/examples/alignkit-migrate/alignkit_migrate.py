@@ -1,4 +1,6 @@
-"""`alignkit migrate CONFIG`: a recipe from a config of TRL, LLaMA-Factory or axolotl, by `alignkit_migrate.yaml`."""
+"""`alignkit migrate CONFIG`: a recipe from a config of TRL, LLaMA-Factory or axolotl, by
+`alignkit_migrate.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,17 @@ from alignkit.commands import RegisterCommand
 
 
 def migrate(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of TRL, LLaMA-Factory or axolotl.")],
-    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]", help="Where to.")] = Path("recipe.yaml"),
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file of TRL, LLaMA-Factory or axolotl.")
+    ],
+    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]", help="Where to.")] = Path(
+        "recipe.yaml"
+    ),
     trainer: Annotated[
-        str, typer.Option(metavar="NAME", help="sft, dpo, kto, reward, grpo or rloo, if the file does not say it.")
+        str,
+        typer.Option(
+            metavar="NAME", help="sft, dpo, kto, reward, grpo or rloo, if the file does not say it."
+        ),
     ] = "",
 ) -> None:
     """Turn a config of TRL, LLaMA-Factory or axolotl into a recipe.
@@ -37,10 +46,15 @@ def migrate(
     except yaml.YAMLError as error:
         refuse(f"{config} is not YAML: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
-        refuse(f"{config} is no config: it is not a mapping of fields", "expected fields such as 'learning_rate: 1e-5'")
+        refuse(
+            f"{config} is no config: it is not a mapping of fields",
+            "expected fields such as 'learning_rate: 1e-5'",
+        )
     written, notes = converted(values, trainer)
     head = [f"# From {config.name}, by alignkit migrate.", *(f"# {note}" for note in notes)]
-    recipe.write_text("\n".join([*head, yaml.safe_dump(written, sort_keys=False)]), encoding="utf-8")
+    recipe.write_text(
+        "\n".join([*head, yaml.safe_dump(written, sort_keys=False)]), encoding="utf-8"
+    )
     print("\n".join([*notes, f"wrote {recipe}", f"next: alignkit check {recipe}"]))
 
 
@@ -50,22 +64,39 @@ def register_commands(register: RegisterCommand) -> None:
 
 
 def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, Any], list[str]]:
-    """A recipe as plain data, and notes on what it does not have. Raises RecipeError without a trainer or a model."""
+    """A recipe as plain data, and notes on what it does not have. Raises RecipeError without a
+    trainer or a model.
+    """
     import yaml
 
     from alignkit.commands import refuse
 
-    tables = yaml.safe_load(Path(__file__).with_name("alignkit_migrate.yaml").read_text(encoding="utf-8"))
-    tool = "axolotl" if "base_model" in values else "llamafactory" if "finetuning_type" in values else "trl"
+    tables = yaml.safe_load(
+        Path(__file__).with_name("alignkit_migrate.yaml").read_text(encoding="utf-8")
+    )
+    tool = (
+        "axolotl"
+        if "base_model" in values
+        else "llamafactory"
+        if "finetuning_type" in values
+        else "trl"
+    )
     given, notes = _in_words_of_trl(values, tables[tool])
     named = given.pop("trainer", None) or ("sft" if tool == "axolotl" else "")
     trainer = trainer or str(named)
     online = trainer in ("grpo", "rloo")
     if trainer not in ("sft", "reward", "dpo", "kto", "simpo", "orpo", "grpo", "rloo"):
-        text = f"nothing here trains with '{trainer}'" if trainer else "the config does not say which trainer it is for"
+        text = (
+            f"nothing here trains with '{trainer}'"
+            if trainer
+            else "the config does not say which trainer it is for"
+        )
         refuse(text, "add --trainer NAME: sft, dpo, kto, reward, grpo or rloo")
     if "model_name_or_path" not in given:
-        refuse("the config names no base model", "expected model_name_or_path, or base_model in axolotl")
+        refuse(
+            "the config names no base model",
+            "expected model_name_or_path, or base_model in axolotl",
+        )
     given = {**tables[tool]["defaults"], **tables[tool].get("of", {}).get(trainer, {}), **given}
 
     algorithm = {"reward": "reward_model"}.get(trainer, trainer)
@@ -90,7 +121,9 @@ def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, A
     return recipe, notes
 
 
-def _in_words_of_trl(values: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _in_words_of_trl(
+    values: Mapping[str, Any], table: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     given: dict[str, Any] = {}
     notes = []
     for field, value in {**values, **values.get("trl", {})}.items():
@@ -109,7 +142,9 @@ def _in_words_of_trl(values: Mapping[str, Any], table: Mapping[str, Any]) -> tup
     return given, notes
 
 
-def _put(key: str, value: Any, recipe: dict[str, Any], stage: dict[str, Any], optimizer: dict[str, Any]) -> None:
+def _put(
+    key: str, value: Any, recipe: dict[str, Any], stage: dict[str, Any], optimizer: dict[str, Any]
+) -> None:
     first, _, rest = key.partition(".")
     place = recipe if first in ("model", "seed") else stage
     if first == "optimizer" and rest:
@@ -121,10 +156,16 @@ def _put(key: str, value: Any, recipe: dict[str, Any], stage: dict[str, Any], op
 
 
 def _put_special(
-    given: dict[str, Any], recipe: dict[str, Any], stage: dict[str, Any], online: bool, notes: list[str]
+    given: dict[str, Any],
+    recipe: dict[str, Any],
+    stage: dict[str, Any],
+    online: bool,
+    notes: list[str],
 ) -> None:
     """What follows from several fields, which are taken from `given`."""
-    size = int(given.pop("per_device_train_batch_size")) * int(given.pop("gradient_accumulation_steps", 1))
+    size = int(given.pop("per_device_train_batch_size")) * int(
+        given.pop("gradient_accumulation_steps", 1)
+    )
     notes.append(f"batch_size: {size} rows per device and step; here it does not grow with devices")
     if online:  # batches count samples there, and prompts here
         samples = int(given["num_generations"])
@@ -135,12 +176,17 @@ def _put_special(
             stage["iterations"] = steps
         else:
             notes.append(
-                f"write iterations: {passes} x rows / {stage['prompts_per_iteration']}; without it there are 10"
+                f"write iterations: {passes} x rows / {stage['prompts_per_iteration']}; without "
+                "it there are 10"
             )
         rewards = given.pop("reward_funcs", "reward.reward")
-        module, _, function = str(rewards[0] if isinstance(rewards, list) else rewards).rpartition(".")
+        module, _, function = str(rewards[0] if isinstance(rewards, list) else rewards).rpartition(
+            "."
+        )
         stage["reward"] = {"python": {"function": f"{module or 'rewards'}:{function}"}}
-        notes.append("reward: look at it; a model is a folder, several are weighted_sum (docs/rewards.md)")
+        notes.append(
+            "reward: look at it; a model is a folder, several are weighted_sum (docs/rewards.md)"
+        )
     else:
         stage["batch_size"] = size
         given["num_train_epochs"] = max(1, math.ceil(float(given["num_train_epochs"])))
@@ -151,7 +197,9 @@ def _put_special(
         given.setdefault("lora_alpha", 2 * int(given["lora_r"]))
     else:
         recipe["model"]["lora"] = "none"
-        for field in [field for field in given if field.startswith("lora_") or field == "use_rslora"]:
+        for field in [
+            field for field in given if field.startswith("lora_") or field == "use_rslora"
+        ]:
             del given[field]
     quantization = given.pop("bnb_4bit_quant_type", "nf4")
     if given.pop("load_in_4bit", False):
@@ -172,7 +220,10 @@ def _put_special(
 def _data(given: dict[str, Any], notes: list[str]) -> Any:
     """The data sets, as sources of a recipe."""
     named = given.pop("dataset_name", None) or "data.jsonl"
-    share, split = given.pop("val_set_size", 0) or given.pop("val_size", 0), given.pop("dataset_train_split", "train")
+    share, split = (
+        given.pop("val_set_size", 0) or given.pop("val_size", 0),
+        given.pop("dataset_train_split", "train"),
+    )
     sources = []
     for one in named if isinstance(named, list) else str(named).split(","):
         path = str(one.get("path") if isinstance(one, dict) else one).strip()

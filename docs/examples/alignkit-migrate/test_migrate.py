@@ -1,4 +1,6 @@
-"""Configs of the three tools become recipes that pass `alignkit check`, and no field is lost without a word."""
+"""Configs of the three tools become recipes that pass `alignkit check`, and no field is lost
+without a word.
+"""
 
 import json
 from pathlib import Path
@@ -45,12 +47,20 @@ AXOLOTL = {
 }
 
 
-@pytest.mark.parametrize(("values", "trainer"), [(TRL, "dpo"), (AXOLOTL, "")], ids=["trl", "axolotl"])
+@pytest.mark.parametrize(
+    ("values", "trainer"), [(TRL, "dpo"), (AXOLOTL, "")], ids=["trl", "axolotl"]
+)
 def test_the_recipe_is_valid(
-    values: dict[str, Any], trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    values: dict[str, Any],
+    trainer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text("".join(json.dumps({**ROWS, "prompt": f"{n}?"}) + "\n" for n in range(8)), "utf-8")
+    Path("rows.jsonl").write_text(
+        "".join(json.dumps({**ROWS, "prompt": f"{n}?"}) + "\n" for n in range(8)), "utf-8"
+    )
     Path("old.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     migrate(Path("old.yaml"), Path("new.yaml"), trainer)
     assert main(["check", "new.yaml"]) == 0
@@ -63,7 +73,10 @@ def test_the_recipe_is_valid(
 def test_fields_of_trl() -> None:
     recipe, notes = converted(TRL, "dpo")
     stage = recipe["stages"]["dpo"]
-    assert stage["algorithm"] == {"dpo": {"beta": 0.2, "loss": "ipo_norm"}} and stage["batch_size"] == 8
+    assert (
+        stage["algorithm"] == {"dpo": {"beta": 0.2, "loss": "ipo_norm"}}
+        and stage["batch_size"] == 8
+    )
     assert stage["optimizer"] == {"adamw": {"weight_decay": 0.1}} and recipe["model"]["lora"] == {
         "r": 4,
         "lora_alpha": 8,
@@ -85,9 +98,15 @@ def test_other_tools() -> None:
 
 
 def test_batches_of_grpo_count_samples() -> None:
-    recipe, notes = converted({**TRL, "num_generations": 4, "loss_type": "dapo", "reward_funcs": "mine.score"}, "grpo")
+    recipe, notes = converted(
+        {**TRL, "num_generations": 4, "loss_type": "dapo", "reward_funcs": "mine.score"}, "grpo"
+    )
     stage = recipe["stages"]["grpo"]
-    assert (stage["batch_size"], stage["prompts_per_iteration"], stage["max_length"]) == (2, 2, 1024 + 512)
+    assert (stage["batch_size"], stage["prompts_per_iteration"], stage["max_length"]) == (
+        2,
+        2,
+        1024 + 512,
+    )
     assert stage["reward"] == {"python": {"function": "mine:score"}}
     assert stage["algorithm"]["grpo"]["aggregation"] == "token_mean"
     assert any("write iterations: 3 x rows / 2" in note for note in notes)

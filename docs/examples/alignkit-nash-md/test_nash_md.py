@@ -1,4 +1,6 @@
-"""The advantages against the paper's expectation by enumeration, the conformance kit, and a short run."""
+"""The advantages against the paper's expectation by enumeration, the conformance kit, and a short
+run.
+"""
 
 import json
 from importlib.metadata import entry_points
@@ -23,8 +25,12 @@ def nash_md(**options: object) -> alignkit_nash_md.NashMD:
     return alignkit_nash_md.NashMD(alignkit_nash_md.NashMD.Options(**options))
 
 
-def rollouts(scores: list[float], old: list[float], reference: list[float], group: list[int]) -> Batch:
-    """Responses with these log-probabilities in nats, split over two tokens; a third token does not count."""
+def rollouts(
+    scores: list[float], old: list[float], reference: list[float], group: list[int]
+) -> Batch:
+    """Responses with these log-probabilities in nats, split over two tokens; a third token does not
+    count.
+    """
     count = len(scores)
 
     def tokens(logprobs: list[float], garbage: float) -> torch.Tensor:
@@ -45,12 +51,15 @@ def rollouts(scores: list[float], old: list[float], reference: list[float], grou
 
 
 POLICY, REFERENCE = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.3, 0.6])
-SCORES, TIMES = np.array([1.0, -0.5, 2.5]), 400  # samples of the prompt: each response as often as it is likely
+# Samples of the prompt: each response as often as it is likely
+SCORES, TIMES = np.array([1.0, -0.5, 2.5]), 400
 
 
 @pytest.mark.parametrize("mixture", [0.0, 0.125, 0.7, 1.0])
 @pytest.mark.parametrize("preference", ["bradley_terry", "score"])
-def test_with_many_samples_the_opponent_is_the_papers_mixture(mixture: float, preference: str) -> None:
+def test_with_many_samples_the_opponent_is_the_papers_mixture(
+    mixture: float, preference: str
+) -> None:
     """E over y' ~ pi^(1 - b) mu^b / Z of P(y wins), - 1/2 - tau log(pi/mu), by enumeration."""
     weights = POLICY ** (1 - mixture) * REFERENCE**mixture
     opponent = weights / weights.sum()
@@ -59,11 +68,15 @@ def test_with_many_samples_the_opponent_is_the_papers_mixture(mixture: float, pr
     expected = wins @ opponent - 0.5 - 0.05 * np.log(POLICY / REFERENCE)
     drawn = np.repeat(np.arange(3), np.round(TIMES * POLICY).astype(int))
     batch = rollouts(
-        SCORES[drawn].tolist(), np.log(POLICY)[drawn].tolist(), np.log(REFERENCE)[drawn].tolist(), [0] * TIMES
+        SCORES[drawn].tolist(),
+        np.log(POLICY)[drawn].tolist(),
+        np.log(REFERENCE)[drawn].tolist(),
+        [0] * TIMES,
     )
     algorithm = nash_md(tau=0.05, mixture=mixture, preference=preference)
     advantages = algorithm.signal(batch)["advantages"].numpy()
-    # Nobody is its own opponent, which changes each expectation by about 1 / TIMES; a wrong sign changes it by 0.1.
+    # Nobody is its own opponent, which changes each expectation by about 1 / TIMES; a wrong sign
+    # changes it by 0.1.
     assert np.abs(advantages - expected[drawn]).max() < 5 / TIMES
 
 
@@ -74,7 +87,8 @@ def test_three_samples_by_hand() -> None:
         [0, 0, 0, 1, 1, 1],
     )  # fmt: skip
     advantages = nash_md(tau=0.1, mixture=0.5, preference="score").signal(batch)["advantages"]
-    # log pi/mu = 1, 0, 3, so the weights (mu/pi)^(1/2) are a = e^-0.5, 1, b = e^-1.5; a tie wins half.
+    # log pi/mu = 1, 0, 3, so the weights (mu/pi)^(1/2) are a = e^-0.5, 1, b = e^-1.5; a tie wins
+    # half.
     a, b = np.exp(-0.5), np.exp(-1.5)
     first = [(1 + b / 2) / (1 + b) - 0.5 - 0.1, 0 - 0.5, (a / 2 + 1) / (a + 1) - 0.5 - 0.3]
     assert advantages.tolist() == pytest.approx([*first, 0.5, -0.5, 0.0], abs=1e-6)
@@ -98,8 +112,13 @@ def test_it_conforms(preference: str) -> None:
 
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=2"]
-    assert main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["win_rate"] == pytest.approx(0.5, abs=1e-5)  # the first opponent is the policy itself
+    assert (
+        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # The first opponent is the policy itself
+    assert rows[0]["win_rate"] == pytest.approx(0.5, abs=1e-5)
     assert rows[0]["effective_opponents"] == pytest.approx(15, abs=1e-3)
     assert rows[0]["grad_norm"] > 0 and rows[1]["kl"] != 0.0

@@ -1,4 +1,6 @@
-"""Notes in a SQLite file as data of a recipe, a monitor of empty answers, and how long each stage took."""
+"""Notes in a SQLite file as data of a recipe, a monitor of empty answers, and how long each stage
+took.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,29 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from alignkit import Add, BadRow, DataError, Field, Group, Monitor, Observation, Options, Reader, hookimpl
+from alignkit import (
+    Add,
+    BadRow,
+    DataError,
+    Field,
+    Group,
+    Monitor,
+    Observation,
+    Options,
+    Reader,
+    hookimpl,
+)
 
 
 class Notes(Reader):
-    """The table `notes` with the columns `prompt` and `answer`. The format `prompt_completion` reads its rows."""
+    """The table `notes` with the columns `prompt` and `answer`. The format `prompt_completion`
+    reads its rows.
+    """
 
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        for number, (prompt, answer) in enumerate(self._read(path, "SELECT prompt, answer FROM notes"), 1):
+        for number, (prompt, answer) in enumerate(
+            self._read(path, "SELECT prompt, answer FROM notes"), 1
+        ):
             row = {"prompt": prompt, "completion": answer}
             yield number, row if answer else BadRow("the note has no answer")
 
@@ -32,18 +49,26 @@ class Notes(Reader):
 
 
 class Silence(Monitor):
-    """Ends a stage whose answers become empty; its result is the last policy that still answered."""
+    """Ends a stage whose answers become empty; its result is the last policy that still
+    answered.
+    """
 
     class Options(Options):
-        most: float = Field(0.5, ge=0, lt=1, description="share of empty answers above which the stage ends")
+        most: float = Field(
+            0.5, ge=0, lt=1, description="share of empty answers above which the stage ends"
+        )
 
     best = 0
 
-    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+    def look(
+        self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
+    ) -> Observation:
         empty = [not response.text.strip() for group in groups for response in group.responses]
         share = sum(empty) / max(1, len(empty))
         if share > self.options.most:
-            return Observation({"notes/empty": share}, stop=f"{share:.0%} of the answers are empty", best=self.best)
+            return Observation(
+                {"notes/empty": share}, stop=f"{share:.0%} of the answers are empty", best=self.best
+            )
         self.best = iteration
         return Observation({"notes/empty": share}, best=iteration)
 

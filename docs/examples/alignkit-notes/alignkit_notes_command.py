@@ -1,4 +1,6 @@
-"""The command `alignkit notes`: write a note. The module is loaded whenever alignkit starts, so it imports little."""
+"""The command `alignkit notes`: write a note. The module is loaded whenever alignkit starts, so it
+imports little.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from alignkit import RegisterCommand, hookimpl
 
 
 def notes(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as mine.notes; it is made if it is not there.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Such as mine.notes; it is made if it is not there."),
+    ],
     prompt: str,
     answer: str,
 ) -> None:

@@ -1,4 +1,6 @@
-"""The package as its users meet it: notes are written, learned from, and refused with their place."""
+"""The package as its users meet it: notes are written, learned from, and refused with their
+place.
+"""
 
 import shutil
 import sqlite3
@@ -41,12 +43,18 @@ def test_a_stage_that_falls_silent_ends_with_the_last_policy_that_answered() -> 
     assert told.stop == "67% of the answers are empty" and told.best == 1
 
 
-def test_a_run_learns_from_notes_and_says_how_long_it_took(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_learns_from_notes_and_says_how_long_it_took(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", str(recipe), "--out", str(recipe.parent / "run"), *PLUGIN]) == 0
     assert "notes: sft took " in capsys.readouterr().out
-    lines = (recipe.parent / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (recipe.parent / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert all("notes/empty" in line for line in lines)
-    assert '"notes": 8' in (recipe.parent / "run" / "sft" / "stage.json").read_text(encoding="utf-8")
+    assert '"notes": 8' in (recipe.parent / "run" / "sft" / "stage.json").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_new_note_starts_the_stage_over(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +66,9 @@ def test_a_new_note_starts_the_stage_over(recipe: Path, capsys: pytest.CaptureFi
     assert "sft: changed since the last run" in capsys.readouterr().err
 
 
-def test_a_note_without_an_answer_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_without_an_answer_is_named(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with sqlite3.connect(recipe.parent / "mine.notes") as database:
         database.execute("UPDATE notes SET answer = '' WHERE prompt = 'What is 2?'")
     assert main(["check", str(recipe), *PLUGIN]) == DataError.exit_code

@@ -1,10 +1,11 @@
-"""Process reward models: which step of a solution is wrong (Lightman et al. 2023, arXiv:2305.20050).
+"""Process reward models: which step of a solution is wrong (Lightman et al. 2023,
+arXiv:2305.20050).
 
-The reward model reads a solution up to the end of each step, and its score is the logit of that step being right:
-cross-entropy with people's labels. A solution scores the product of its steps' probabilities (the paper's section 2.6),
-their minimum, or the last one.
-Differs from the paper: a scalar head instead of the tokens for right and wrong, and a forward pass for each step: the
-score is read where every reward model here reads it, at an end of turn. Every label weighs the same.
+The reward model reads a solution up to the end of each step, and its score is the logit of that
+step being right: cross-entropy with people's labels. A solution scores the product of its steps'
+probabilities (the paper's section 2.6), their minimum, or the last one. Differs from the paper: a
+scalar head instead of the tokens for right and wrong, and a forward pass for each step: the score
+is read where every reward model here reads it, at an end of turn. Every label weighs the same.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
 
 
 class Steps(ColumnFormat):
-    """Labeled steps, as TRL's stepwise rows and PRM800K have them: a response for each step, up to its end."""
+    """Labeled steps, as TRL's stepwise rows and PRM800K have them: a response for each step, up to
+    its end.
+    """
 
     wants = (
-        "prompt, completions [text] and labels [true, false]; or PRM800K's question and label {steps}; name the format"
+        "prompt, completions [text] and labels [true, false]; or PRM800K's question and label "
+        "{steps}; name the format"
     )
-    example = '{"prompt": "2 + 3 * 4?", "completions": ["3 * 4 = 12", "2 + 12 = 15"], "labels": [true, false]}'
+    example = (
+        '{"prompt": "2 + 3 * 4?", "completions": ["3 * 4 = 12", "2 + 12 = 15"], "labels": [true, '
+        "false]}"
+    )
 
     class Options(ak.Options):
         separator: str = ak.Field("\n", min_length=1, description="text between two steps")
@@ -44,9 +51,15 @@ class Steps(ColumnFormat):
         if not all(isinstance(part, str) for before, step, _ in steps for part in (*before, step)):
             raise ak.BadRow("a step is not text")
         text = self.options.separator.join
-        responses = tuple(ak.Response(text=text([*before, step]), label=label) for before, step, label in steps)
-        used = ("prompt", "completions", "labels") if "completions" in row else ("question", "label")
-        return ak.Group(self.conversation(prompt, "prompt"), responses, pairs=(), meta=self.rest(row, *used))
+        responses = tuple(
+            ak.Response(text=text([*before, step]), label=label) for before, step, label in steps
+        )
+        used = (
+            ("prompt", "completions", "labels") if "completions" in row else ("question", "label")
+        )
+        return ak.Group(
+            self.conversation(prompt, "prompt"), responses, pairs=(), meta=self.rest(row, *used)
+        )
 
     def _stepwise(self, row: Any) -> Iterator[tuple[list[str], str, bool]]:
         """The steps before, the step, and whether it is right."""
@@ -56,7 +69,9 @@ class Steps(ColumnFormat):
             yield row["completions"][:number], step, bool(label)
 
     def _prm800k(self, row: Any) -> Iterator[tuple[list[str], str, bool]]:
-        """All alternatives of a step; a neutral one (0) counts as right, as in the paper. The chosen one goes on."""
+        """All alternatives of a step; a neutral one (0) counts as right, as in the paper. The
+        chosen one goes on.
+        """
         before: list[str] = []
         for step in row["label"]["steps"]:
             for one in step["completions"] or ():
@@ -77,17 +92,26 @@ class PRM(ak.Algorithm):
     )
 
     def select(self, groups: Sequence[ak.Group], context: ak.SelectContext) -> list[ak.Group]:
-        labeled = [replace(g, responses=tuple(r for r in g.responses if r.label is not None), pairs=()) for g in groups]
-        missing = sum(len(a.responses) - len(b.responses) for a, b in zip(groups, labeled, strict=True))
+        labeled = [
+            replace(g, responses=tuple(r for r in g.responses if r.label is not None), pairs=())
+            for g in groups
+        ]
+        missing = sum(
+            len(a.responses) - len(b.responses) for a, b in zip(groups, labeled, strict=True)
+        )
         context.left_out("without_label", missing, groups)
         return [group for group in labeled if group.responses]
 
     def check_data(self, groups: Sequence[ak.Group]) -> None:
         if {response.label for group in groups for response in group.responses} != {True, False}:
-            raise ak.DataError("prm needs steps that are right and steps that are wrong: name the format `steps`")
+            raise ak.DataError(
+                "prm needs steps that are right and steps that are wrong: name the format `steps`"
+            )
 
     def loss(self, batch: ak.Batch, out: ak.Outputs) -> ak.Loss:
-        return ak.Loss(cross_entropy=ak.per_response(F.preference_loss(out.scores * _signs(batch, out))))
+        return ak.Loss(
+            cross_entropy=ak.per_response(F.preference_loss(out.scores * _signs(batch, out)))
+        )
 
     def report_metrics(self, batch: ak.Batch, out: ak.Outputs) -> Mapping[str, ak.Term]:
         right = (out.scores * _signs(batch, out) > 0).to(out.scores.dtype)
@@ -96,37 +120,58 @@ class PRM(ak.Algorithm):
 
 def _signs(batch: ak.Batch, out: ak.Outputs) -> Tensor:
     """1 for a right step, -1 for a wrong one: [R]."""
-    return out.scores.new_tensor([1.0 if r.label else -1.0 for group in batch.groups for r in group.responses])
+    return out.scores.new_tensor(
+        [1.0 if r.label else -1.0 for group in batch.groups for r in group.responses]
+    )
 
 
 class RankBySteps(ak.Step):
-    """Ranks the responses of each prompt by their steps, for best of N, or as pairs to learn from."""
+    """Ranks the responses of each prompt by their steps, for best of N, or as pairs to learn
+    from.
+    """
 
     class Options(ak.Options):
         data: ak.DataRef = ak.Field(description="prompts with responses, such as a `sample` stage")
         reward: ak.RewardRef = ak.Field(description="the process reward model: a `prm` stage")
         aggregate: Literal["product", "min", "last"] = ak.Field(
-            "product", description="a solution's score: the product of its steps' probabilities, the least, or the last"
+            "product",
+            description=(
+                "a solution's score: the product of its steps' probabilities, the least, or the "
+                "last"
+            ),
         )
         separator: str = ak.Field("\n", min_length=1, description="text between two steps")
-        best: bool = ak.Field(False, description="keep only the best response of each prompt, as a demonstration")
+        best: bool = ak.Field(
+            False, description="keep only the best response of each prompt, as a demonstration"
+        )
 
     def run(self, context: ak.StepContext) -> ak.Artifact:
         scorer = context.scorer(self.options.reward)
         groups = [group for group in context.load(self.options.data) if group.responses]
-        parts = [[_prefixes(r.text, self.options.separator) for r in group.responses] for group in groups]
+        parts = [
+            [_prefixes(r.text, self.options.separator) for r in group.responses] for group in groups
+        ]
         flat = [
-            replace(group, responses=tuple(ak.Response(text=text) for texts in each for text in texts), pairs=())
+            replace(
+                group,
+                responses=tuple(ak.Response(text=text) for texts in each for text in texts),
+                pairs=(),
+            )
             for group, each in zip(groups, parts, strict=True)
         ]
         ranked, steps, unscored = [], 0, 0
         for group, each, scored in zip(groups, parts, scorer.score(flat), strict=True):
             logits = iter([response.scores["reward"] for response in scored.responses])
-            totals = [aggregated([next(logits) for _ in texts], self.options.aggregate) for texts in each]
+            totals = [
+                aggregated([next(logits) for _ in texts], self.options.aggregate) for texts in each
+            ]
             known = {place: total for place, total in enumerate(totals) if total is not None}
             ranked += [self._ranked(group, known)] if known else []
             steps, unscored = steps + sum(map(len, each)), unscored + len(totals) - len(known)
-        text = f"{len(ranked)} prompts ranked by {steps} steps; {unscored} solutions without a score left out"
+        text = (
+            f"{len(ranked)} prompts ranked by {steps} steps; {unscored} solutions without a score "
+            "left out"
+        )
         summary = {"prompts": len(ranked), "steps": steps, "unscored": unscored}
         return ak.Artifact(groups=ranked, summary=summary, text=text)
 
@@ -134,7 +179,11 @@ class RankBySteps(ak.Step):
         """totals: the scores of those of its responses that have one, by their place."""
         if self.options.best:
             best = max(totals, key=totals.__getitem__)
-            return replace(group, responses=(replace(group.responses[best], rank=None, label=None),), pairs=None)
+            return replace(
+                group,
+                responses=(replace(group.responses[best], rank=None, label=None),),
+                pairs=None,
+            )
         responses = [
             replace(
                 group.responses[place],
@@ -153,7 +202,9 @@ def _prefixes(text: str, separator: str) -> list[str]:
 
 
 def aggregated(logits: Sequence[float | None], how: str) -> float | None:
-    """A solution's score from its steps' logits; None if one could not be scored, such as for its length."""
+    """A solution's score from its steps' logits; None if one could not be scored, such as for its
+    length.
+    """
     right = [1 / (1 + math.exp(-logit)) for logit in logits if logit is not None]
     if len(right) < len(logits):
         return None
@@ -163,5 +214,10 @@ def aggregated(logits: Sequence[float | None], how: str) -> float | None:
 @ak.hookimpl
 def register(add: ak.Add) -> None:
     add("algorithm", "prm", PRM, "a process reward model: score each step of a solution")
-    add("format", "steps", Steps, "solutions with a label for each step: TRL's stepwise supervision, PRM800K")
+    add(
+        "format",
+        "steps",
+        Steps,
+        "solutions with a label for each step: TRL's stepwise supervision, PRM800K",
+    )
     add("step", "rank_by_steps", RankBySteps, "rank responses by a process reward model")

@@ -1,4 +1,6 @@
-"""The rows, the loss and the ranking by hand, the conformance kit, and a run that tells right steps from wrong ones."""
+"""The rows, the loss and the ranking by hand, the conformance kit, and a run that tells right steps
+from wrong ones.
+"""
 
 import json
 import math
@@ -25,20 +27,29 @@ PRM800K = {
     "question": {"problem": "1 + 1 + 1?"},
     "label": {
         "steps": [
-            {"completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": -1}], "chosen_completion": 0},
+            {
+                "completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": -1}],
+                "chosen_completion": 0,
+            },
             {
                 "completions": [{"text": "c", "rating": None}],
                 "human_completion": {"text": "d"},
                 "chosen_completion": None,
             },
-            {"completions": [{"text": "e", "rating": 0}], "human_completion": None, "chosen_completion": None},
+            {
+                "completions": [{"text": "e", "rating": 0}],
+                "human_completion": None,
+                "chosen_completion": None,
+            },
         ]
     },
 }
 
 
 def read(row: object) -> list[tuple[str, bool | None]]:
-    return [(response.text, response.label) for response in alignkit_prm.Steps().read(row).responses]
+    return [
+        (response.text, response.label) for response in alignkit_prm.Steps().read(row).responses
+    ]
 
 
 def test_each_step_is_a_response_up_to_its_end() -> None:
@@ -46,7 +57,11 @@ def test_each_step_is_a_response_up_to_its_end() -> None:
     assert read(row) == [("x", True), ("x\ny", False)]
     # A neutral step is right, one without a rating has no label, and what a person wrote goes on.
     assert read(PRM800K) == [("a", True), ("b", False), ("a\nd\ne", True)]
-    for wrong in ({**row, "labels": [True]}, {**row, "labels": [True, "no"]}, {**row, "completions": [], "labels": []}):
+    for wrong in (
+        {**row, "labels": [True]},
+        {**row, "labels": [True, "no"]},
+        {**row, "completions": [], "labels": []},
+    ):
         with pytest.raises(BadRow):
             read(wrong)
 
@@ -81,7 +96,9 @@ def test_a_solution_is_as_good_as_its_steps() -> None:
     assert alignkit_prm.aggregated(logits, "min") == pytest.approx(0.5)
     assert alignkit_prm.aggregated(logits, "last") == pytest.approx(0.9)
     assert alignkit_prm.aggregated([1.0, None], "product") is None
-    assert alignkit_prm._prefixes("a\n\nb\n", "\n") == ["a", "a\nb"] and alignkit_prm._prefixes("", "\n") == [""]
+    assert alignkit_prm._prefixes("a\n\nb\n", "\n") == ["a", "a\nb"] and alignkit_prm._prefixes(
+        "", "\n"
+    ) == [""]
 
 
 def test_solutions_without_a_score_are_neither_the_best_nor_the_worst() -> None:
@@ -92,38 +109,59 @@ def test_solutions_without_a_score_are_neither_the_best_nor_the_worst() -> None:
         def score(self, groups: list[Group]) -> list[Group]:
             known = {"good": 1.0, "bad": -1.0}
             return [
-                replace(g, responses=tuple(replace(r, scores={"reward": known.get(r.text)}) for r in g.responses))
+                replace(
+                    g,
+                    responses=tuple(
+                        replace(r, scores={"reward": known.get(r.text)}) for r in g.responses
+                    ),
+                )
                 for g in groups
             ]
 
     none = replace(group, responses=responses[:1])
     context = SimpleNamespace(scorer=lambda reward: Scorer(), load=lambda data: [group, none])
     for best, texts in ((False, ["good", "bad"]), (True, ["good"])):
-        step = alignkit_prm.RankBySteps(alignkit_prm.RankBySteps.Options(data="d", reward="prm", best=best))
+        step = alignkit_prm.RankBySteps(
+            alignkit_prm.RankBySteps.Options(data="d", reward="prm", best=best)
+        )
         artifact = step.run(context)
-        assert [[response.text for response in ranked.responses] for ranked in artifact.groups] == [texts]
+        assert [[response.text for response in ranked.responses] for ranked in artifact.groups] == [
+            texts
+        ]
         assert artifact.summary == {"prompts": 1, "steps": 4, "unscored": 2}
 
 
 def test_data_without_wrong_steps_are_refused() -> None:
     with pytest.raises(DataError, match="steps that are wrong"):
-        alignkit_prm.PRM(alignkit_prm.PRM.Options()).check_data([Group((), (Response("x", label=True),))])
+        alignkit_prm.PRM(alignkit_prm.PRM.Options()).check_data(
+            [Group((), (Response("x", label=True),))]
+        )
 
 
 def test_they_conform() -> None:
     check_format(alignkit_prm.Steps, rows=[PRM800K])
     prompt = ({"role": "user", "content": "Why?"},)
-    labeled = [Group(prompt, (Response("yes", label=True), Response("yes\nno", label=False)), pairs=())] * 2
+    labeled = [
+        Group(prompt, (Response("yes", label=True), Response("yes\nno", label=False)), pairs=())
+    ] * 2
     check_algorithm(alignkit_prm.PRM, groups=labeled)
     for options in ({"aggregate": "min"}, {"best": True}):
-        check_step(alignkit_prm.RankBySteps, {"data": "data", "reward": {"length": {"unit": "words"}}, **options})
+        check_step(
+            alignkit_prm.RankBySteps,
+            {"data": "data", "reward": {"length": {"unit": "words"}}, **options},
+        )
 
 
 def test_a_run(tmp_path: Path) -> None:
-    """It learns which steps are right: those of 1 + 2 = 3 and not of 1 + 2 = 4. Samples are ranked by it."""
+    """It learns which steps are right: those of 1 + 2 = 3 and not of 1 + 2 = 4. Samples are ranked
+    by it.
+    """
     assert main(["run", str(HERE / "recipe.yaml"), "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "prm" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["cross_entropy"] > 0.3 and rows[0]["accuracy"] < 1  # three quarters of the steps are right
+    rows = [
+        json.loads(line) for line in (tmp_path / "prm" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # Three quarters of the steps are right
+    assert rows[0]["cross_entropy"] > 0.3 and rows[0]["accuracy"] < 1
     assert rows[-1]["cross_entropy"] < 0.1 and rows[-1]["accuracy"] == 1
     groups = read_groups(tmp_path / "ranked" / "data.jsonl")
     for group in groups:

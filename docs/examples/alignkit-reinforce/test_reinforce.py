@@ -1,4 +1,6 @@
-"""The advantages against numbers computed by hand, and a run of two iterations through the command line."""
+"""The advantages against numbers computed by hand, and a run of two iterations through the command
+line.
+"""
 
 import json
 from importlib.metadata import entry_points
@@ -18,7 +20,9 @@ PLUGIN = [] if INSTALLED else ["--plugin", str(HERE / "alignkit_reinforce.py")]
 
 
 def batch(rewards: list[float], group: list[int]) -> Batch:
-    """Responses of two tokens; the second counts only in the first response. KL is 0.5 nats per counted token."""
+    """Responses of two tokens; the second counts only in the first response. KL is 0.5 nats per
+    counted token.
+    """
     count, none = len(rewards), torch.zeros(0)
     mask = torch.ones(count, 2, dtype=torch.bool)
     mask[1:, 1] = False
@@ -41,7 +45,9 @@ def reinforce(**options: object) -> alignkit_reinforce.Reinforce:
 
 def test_leave_one_out() -> None:
     # returns: 3 - 0.2 * 1.0 = 2.8, 1 - 0.2 * 0.5 = 0.9, and 5 - 0.1, 5 - 0.1
-    advantages = reinforce(kl_coefficient=0.2).signal(batch([3.0, 1.0, 5.0, 5.0], [0, 0, 1, 1]))["advantages"]
+    advantages = reinforce(kl_coefficient=0.2).signal(batch([3.0, 1.0, 5.0, 5.0], [0, 0, 1, 1]))[
+        "advantages"
+    ]
     assert torch.allclose(advantages, torch.tensor([1.9, -1.9, 0.0, 0.0]), atol=1e-6)
 
 
@@ -66,9 +72,16 @@ def test_it_conforms(baseline: str) -> None:
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "running_mean"])
 def test_a_run(tmp_path: Path, baseline: str) -> None:
-    overrides = ["stages.align.iterations=2", f"stages.align.algorithm.reinforce.baseline={baseline}"]
-    assert main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
+    overrides = [
+        "stages.align.iterations=2",
+        f"stages.align.algorithm.reinforce.baseline={baseline}",
+    ]
+    assert (
+        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 2
     assert rows[0]["kl"] == 0.0
     assert rows[0]["grad_norm"] > 0

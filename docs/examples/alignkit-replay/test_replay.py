@@ -24,21 +24,32 @@ def replay(**options: object) -> alignkit_replay.GRPOWithReplay:
 
 
 def group(name: str, *rewards: float, logprobs: tuple[float, ...] | None = None) -> Group:
-    responses = [Response(text=name, tokens=(1, 2), logprobs=logprobs, scores={"reward": r}) for r in rewards]
+    responses = [
+        Response(text=name, tokens=(1, 2), logprobs=logprobs, scores={"reward": r}) for r in rewards
+    ]
     return Group(({"role": "user", "content": name},), tuple(responses), id=name)
 
 
-def select(new: list[Group], earlier: list[list[Group]], seed: int = 0, **options: object) -> tuple[list[str], dict]:
+def select(
+    new: list[Group], earlier: list[list[Group]], seed: int = 0, **options: object
+) -> tuple[list[str], dict]:
     logged: dict[str, float] = {}
-    context = SelectContext(3, 0, lambda: earlier, lambda **named: logged.update(named), np.random.default_rng(seed))
+    context = SelectContext(
+        3, 0, lambda: earlier, lambda **named: logged.update(named), np.random.default_rng(seed)
+    )
     return [each.id for each in replay(**options).select(new, context)], logged
 
 
 def test_a_score_by_hand() -> None:
-    """Rewards 0 and 1: mean 1/2, std 1/sqrt(2), |advantages| 1/2 / (std + 1e-4) each; times the std."""
+    """Rewards 0 and 1: mean 1/2, std 1/sqrt(2), |advantages| 1/2 / (std + 1e-4) each; times the
+    std.
+    """
     std = np.sqrt(0.5)
     assert alignkit_replay.score(group("a", 0, 1)) == pytest.approx(2 * 0.5 / (std + 1e-4) * std)
-    assert alignkit_replay.score(group("a", 0, 0)) == 0.0 and alignkit_replay.score(group("a", 1)) == 0.0
+    assert (
+        alignkit_replay.score(group("a", 0, 0)) == 0.0
+        and alignkit_replay.score(group("a", 1)) == 0.0
+    )
     assert alignkit_replay.score(group("a", 0, 10)) > alignkit_replay.score(group("a", 0, 1))
 
 
@@ -63,7 +74,9 @@ def test_draws_are_in_proportion_to_the_scores() -> None:
 
 
 def test_the_ratio_is_to_the_policy_that_sampled() -> None:
-    """Tokens have e^-1; one group was sampled at e^-1, the other at e^-1.5: its ratio e^0.5 is clipped at 1.2."""
+    """Tokens have e^-1; one group was sampled at e^-1, the other at e^-1.5: its ratio e^0.5 is
+    clipped at 1.2.
+    """
     groups = [group("new", 1, 0), group("old", 1, 0, logprobs=(-1.5, -1.5))]
     batch = Batch(
         groups=groups,
@@ -93,7 +106,11 @@ def test_it_conforms() -> None:
 
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=4"]
-    assert main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert sum(row["replayed"] for row in rows) > 0 and rows[-1]["buffer"] >= rows[0]["buffer"]
     assert all(row["grad_norm"] > 0 for row in rows[1:])

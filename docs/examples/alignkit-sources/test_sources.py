@@ -1,4 +1,6 @@
-"""The check of quotes and the reward by known answers, the shipped questions, the conformance kits, and a short run."""
+"""The check of quotes and the reward by known answers, the shipped questions, the conformance kits,
+and a short run.
+"""
 
 import json
 from importlib.metadata import entry_points
@@ -31,7 +33,11 @@ def scores(*said: str, known: Any = None, **options: Any) -> list[float | None]:
     ("answer", "expected"),
     [
         (f"Mill Street {STREET}.", [("Mill Street ", ["The Old Shop is on Mill Street."])]),
-        ('It is. There ["a"]\n[ “b\nc” ] Or', [("It is.", []), ("There ", ["a", "b\nc"]), (" Or", [])]),
+        ((
+            'It is. There ["a"]\n'
+            '[ “b\n'
+            'c” ] Or'
+        ), [("It is.", []), ("There ", ["a", "b\nc"]), (" Or", [])]),
         ('["a b c"] Yes', [("", ["a b c"]), (" Yes", [])]),
         ('Yes ["The Old', [('Yes ["The Old', [])]),  # cut off
         (" .\n", []),
@@ -55,14 +61,26 @@ def test_claims_carry_the_quotes_that_follow_them(answer: str, expected: list[An
         ("Mill Street", "", False),
     ],
 )
-def test_a_quote_is_verbatim_and_has_the_words_of_its_claim(claim: str, quote: str, expected: bool) -> None:
+def test_a_quote_is_verbatim_and_has_the_words_of_its_claim(
+    claim: str, quote: str, expected: bool
+) -> None:
     assert is_supported(claim, [quote], TEXT) is expected
-    assert not is_supported(claim, [quote, "of another text"], TEXT) and not is_supported(claim, [], TEXT)
+    assert not is_supported(claim, [quote, "of another text"], TEXT) and not is_supported(
+        claim, [], TEXT
+    )
 
 
 def test_unsupported_claims_cost_more_than_silence() -> None:
     good, half = f"Mill Street {STREET}", f"Mill Street {STREET} It has no roof."
-    said = (good, f"{good} 9:30 {OPENS}", "I don't know.", "", "Mill Street", half, f"Kiln Lane {STREET}")
+    said = (
+        good,
+        f"{good} 9:30 {OPENS}",
+        "I don't know.",
+        "",
+        "Mill Street",
+        half,
+        f"Kiln Lane {STREET}",
+    )
     assert scores(*said) == [1.0, 1.0, 0.0, 0.0, -1.0, -0.5, -1.0]
     assert scores(*said, silent=-0.5, unsupported=-2.5)[2:6] == [-0.5, -0.5, -2.5, -1.5]
     assert scores(f"It is on Mill Street {STREET}", covered=0.8) == [1.0]
@@ -76,8 +94,13 @@ def test_with_known_answers_a_claim_must_also_be_right() -> None:
 
 @pytest.mark.parametrize("name", ["questions", "questions_demos", "questions_heldout"])
 def test_each_shipped_question_has_one_supported_answer(name: str) -> None:
-    """The demonstration gets 1. The wrong answer gets -1, bare or with the whole text as its quote."""
-    groups = [Quoted().read(json.loads(line)) for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+    """The demonstration gets 1. The wrong answer gets -1, bare or with the whole text as its
+    quote.
+    """
+    groups = [
+        Quoted().read(json.loads(line))
+        for line in (DATA / f"{name}.jsonl").read_text().splitlines()
+    ]
     reward = Sources(Sources.Options(answers="answers"))
     assert set(reward.score(groups)[""]) == {1.0}
     for group in groups:
@@ -89,10 +112,19 @@ def test_each_shipped_question_has_one_supported_answer(name: str) -> None:
 def test_a_demonstration_quotes_the_sentence_of_its_answer() -> None:
     row = {"context": " He is 7. Ann is 7, too! Or not?", "question": "Ann?", "id": "x"}
     for start, sentence in ((7, "He is 7."), (17, "Ann is 7, too!")):
-        group = Quoted().read({**row, "answers": {"text": ["7", "seven"], "answer_start": [start, 0]}})
+        group = Quoted().read(
+            {**row, "answers": {"text": ["7", "seven"], "answer_start": [start, 0]}}
+        )
         assert group.responses == (Response(f'7 ["{sentence}"]'),)
-        assert group.meta == {"context": row["context"], "id": "x", "answers": ["7", "seven"], "answerable": True}
-    assert Quoted().read({**row, "answers": {"text": [], "answer_start": []}}).responses == (Response("I don't know."),)
+        assert group.meta == {
+            "context": row["context"],
+            "id": "x",
+            "answers": ["7", "seven"],
+            "answerable": True,
+        }
+    assert Quoted().read({**row, "answers": {"text": [], "answer_start": []}}).responses == (
+        Response("I don't know."),
+    )
     with pytest.raises(BadRow, match="does not have '7' at answer_start 8"):
         Quoted().read({**row, "answers": {"text": ["7"], "answer_start": [8]}})
 
@@ -107,12 +139,16 @@ def test_a_prompt_without_the_text_is_named() -> None:
 
 def test_it_conforms() -> None:
     check_format(Quoted)
-    groups = [Group(each.prompt, each.responses, meta={"context": TEXT}) for each in example_groups()]
+    groups = [
+        Group(each.prompt, each.responses, meta={"context": TEXT}) for each in example_groups()
+    ]
     check_reward(Sources, groups=groups)
 
 
 def test_a_run_learns_that_silence_is_better_than_invention(tmp_path: Path) -> None:
     short = ["stages.sft.max_steps=20", "stages.align.iterations=5", "stages.report.limit=8"]
     assert main(["run", str(HERE / "recipe.yaml"), "--out", str(tmp_path), *short, *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert -1 <= rows[0]["reward"] < -0.9 and rows[-1]["reward"] > rows[0]["reward"] + 0.1

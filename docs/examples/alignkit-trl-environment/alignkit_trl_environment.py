@@ -1,9 +1,10 @@
 """An environment class as TRL's trainers take it (`environment_factory`), unchanged.
 
-Source: TRL 1.16, `GRPOTrainer`. `reset(**row)` begins an episode, public methods are the tools, and `get_reward` or the
-attribute `reward` is the reward. As in TRL, the policy reads whatever exception a tool raises, and results as `str`
-writes them; both may be `async`. Differs from TRL: every episode has a new instance, `reset` receives only the columns
-that it names unless it takes `**kwargs`, and a `seed` among them, which makes a run repeatable; there are no images.
+Source: TRL 1.16, `GRPOTrainer`. `reset(**row)` begins an episode, public methods are the tools, and
+`get_reward` or the attribute `reward` is the reward. As in TRL, the policy reads whatever exception
+a tool raises, and results as `str` writes them; both may be `async`. Differs from TRL: every
+episode has a new instance, `reset` receives only the columns that it names unless it takes
+`**kwargs`, and a `seed` among them, which makes a run repeatable; there are no images.
 """
 
 from __future__ import annotations
@@ -27,9 +28,14 @@ class TRL(Environment):
     """Plays the user's class."""
 
     class Options(alignkit.Options):
-        path: Path | None = Field(None, description="path of a .py file, relative to the recipe's folder")
+        path: Path | None = Field(
+            None, description="path of a .py file, relative to the recipe's folder"
+        )
         factory: str = Field(
-            description="the class in the file, or `package.module:Class` of an installed module instead of a file"
+            description=(
+                "the class in the file, or `package.module:Class` of an installed module instead "
+                "of a file"
+            )
         )
         kwargs: dict[str, Any] = Field({}, description="keyword arguments of the class")
 
@@ -47,25 +53,39 @@ class TRL(Environment):
             raise self._error("creating it", error) from error
 
     def _error(self, doing: str, error: Exception) -> RunFailed:
-        return RunFailed(f"environment 'trl', {self.options.factory}: {doing} raised {type(error).__name__}: {error}")
+        return RunFailed(
+            f"environment 'trl', {self.options.factory}: {doing} raised {type(error).__name__}: "
+            f"{error}"
+        )
 
     def check(self, folder: Path) -> None:
         self.folder = folder
-        if self.options.path is not None and not (folder / self.options.path.expanduser()).is_file():
+        if (
+            self.options.path is not None
+            and not (folder / self.options.path.expanduser()).is_file()
+        ):
             raise RunFailed(f"environment 'trl': no such file: {folder / self.options.path}")
         if not callable(getattr(self._played, "reset", None)):
-            raise RunFailed(f"environment 'trl': {self.options.factory} has no method `reset`, with which TRL begins")
+            raise RunFailed(
+                f"environment 'trl': {self.options.factory} has no method `reset`, with which TRL "
+                "begins"
+            )
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         arguments = inspect.signature(self._played.reset).parameters.values()
         plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        needed = [each.name for each in arguments if each.kind in plain and each.default is inspect.Parameter.empty]
+        needed = [
+            each.name
+            for each in arguments
+            if each.kind in plain and each.default is inspect.Parameter.empty
+        ]
         for group in groups:
             if missing := [name for name in needed if name not in {"prompt", "seed", *group.meta}]:
                 columns = ", ".join(group.meta) or "none"
                 raise DataError(
-                    f"{group.origin}: `reset` of {self.options.factory} needs the argument '{missing[0]}', but the "
-                    f"prompt has no column of this name (other columns: {columns})"
+                    f"{group.origin}: `reset` of {self.options.factory} needs the argument "
+                    f"'{missing[0]}', but the prompt has no column of this name (other columns: "
+                    f"{columns})"
                 )
 
     def tools(self) -> Mapping[str, Callable[..., Any]]:
@@ -97,7 +117,11 @@ class TRL(Environment):
 def _class_of(file: Path | None, factory: str) -> Callable[..., Any]:
     """Loaded once, not for each episode."""
     module, _, name = factory.rpartition(":")
-    found = runpy.run_path(str(file))[name] if file is not None else getattr(importlib.import_module(module), name)
+    found = (
+        runpy.run_path(str(file))[name]
+        if file is not None
+        else getattr(importlib.import_module(module), name)
+    )
     assert callable(found)
     return found
 
@@ -108,7 +132,8 @@ def _tool(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return str(_waited(method(*arguments, **named)))
         except Exception as error:
-            raise ValueError(str(error) or type(error).__name__) from error  # which the policy reads
+            # Which the policy reads
+            raise ValueError(str(error) or type(error).__name__) from error
 
     return call
 

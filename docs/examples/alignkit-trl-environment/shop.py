@@ -1,4 +1,6 @@
-"""An environment as TRL's `GRPOTrainer(environment_factory=Shop)` takes it; nothing in it knows of alignkit."""
+"""An environment as TRL's `GRPOTrainer(environment_factory=Shop)` takes it; nothing in it knows of
+alignkit.
+"""
 
 
 class Shop:

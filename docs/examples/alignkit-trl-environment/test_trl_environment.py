@@ -13,7 +13,9 @@ from alignkit.cli import main
 from alignkit.testing import check_environment
 
 HERE = Path(__file__).parent
-INSTALLED = any(point.name == "alignkit_trl_environment" for point in entry_points(group="alignkit"))
+INSTALLED = any(
+    point.name == "alignkit_trl_environment" for point in entry_points(group="alignkit")
+)
 PLUGIN = [] if INSTALLED else ["--plugin", str(HERE / "alignkit_trl_environment.py")]
 GAME = """
 class Game:
@@ -72,7 +74,13 @@ def test_mistakes_are_named(folder: Path) -> None:
 def test_it_conforms(folder: Path) -> None:
     call = '<tool_call>\n{"name": "guess", "arguments": {"number": 4}}\n</tool_call>'
     options = {"path": "game.py", "factory": "Game"}
-    check_environment(TRL, options, rows=[{"prompt": "?", "answer": 4}], turns=[call, call, "Done."], folder=folder)
+    check_environment(
+        TRL,
+        options,
+        rows=[{"prompt": "?", "answer": 4}],
+        turns=[call, call, "Done."],
+        folder=folder,
+    )
 
 
 def test_the_recipe_checks() -> None:

@@ -1,10 +1,11 @@
-"""Tasksets of verifiers v1 (Prime Intellect): a step reads their tasks, a reward scores answers, and an environment
-plays tasks that have tools.
+"""Tasksets of verifiers v1 (Prime Intellect): a step reads their tasks, a reward scores answers,
+and an environment plays tasks that have tools.
 
-Source: the package verifiers 0.4, `verifiers.v1`. A task's hooks run as in a rollout of verifiers: `setup`, the stops,
-`finalize`, metrics, and rewards with their weights. The policy is the harness: no program, and no container. Toolsets
-run in this process, so where their configuration places them does not matter. Tasks that need a container, pictures, or
-an environment that plays turns of its own (`Env`) are refused.
+Source: the package verifiers 0.4, `verifiers.v1`. A task's hooks run as in a rollout of verifiers:
+`setup`, the stops, `finalize`, metrics, and rewards with their weights. The policy is the harness:
+no program, and no container. Toolsets run in this process, so where their configuration places them
+does not matter. Tasks that need a container, pictures, or an environment that plays turns of its
+own (`Env`) are refused.
 """
 
 from __future__ import annotations
@@ -48,21 +49,28 @@ log = logging.getLogger(__name__)
 
 
 class TasksetOptions(alignkit.Options):
-    taskset: str = Field(description="id of an installed taskset, such as `reverse-text-v1`; with `path`, its class")
-    path: Path | None = Field(None, description="a .py file with the class of a taskset that is not installed")
+    taskset: str = Field(
+        description="id of an installed taskset, such as `reverse-text-v1`; with `path`, its class"
+    )
+    path: Path | None = Field(
+        None, description="a .py file with the class of a taskset that is not installed"
+    )
     config: dict[str, Any] = Field({}, description="the taskset's configuration")
 
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages whose versions decide the scores."""
         module = "" if self.path is not None else self.code("", Path()).module
-        return tuple(sorted({"verifiers", *importlib.metadata.packages_distributions().get(module, ())}))
+        return tuple(
+            sorted({"verifiers", *importlib.metadata.packages_distributions().get(module, ())})
+        )
 
     def code(self, user: str, folder: Path) -> NamedCode:
         """The code of the class. folder: the recipe's."""
         if self.path is not None:
             return NamedCode(user, self.taskset, folder / self.path.expanduser(), kind="class")
-        name = self.taskset.rsplit("/", 1)[-1].split("@", 1)[0].replace("-", "_").lower()  # as verifiers does
+        # As verifiers does
+        name = self.taskset.rsplit("/", 1)[-1].split("@", 1)[0].replace("-", "_").lower()
         return NamedCode(user, self.taskset, module=name, kind="taskset")
 
     def check(self, user: str, folder: Path) -> None:
@@ -72,8 +80,10 @@ class TasksetOptions(alignkit.Options):
             code.load()
         elif not find_spec(code.module) and not find_spec(f"verifiers.v1.tasksets.{code.module}"):
             raise RunFailed(
-                f"{user}: the taskset '{self.taskset}' is not installed: there is no module {code.module}\n"
-                "help: install its package, or name its file with `path` and its class with `taskset`"
+                f"{user}: the taskset '{self.taskset}' is not installed: there is no module "
+                f"{code.module}\n"
+                "help: install its package, or name its file with `path` and its class with "
+                "`taskset`"
             )
 
     def load(self, user: str, folder: Path) -> Taskset:
@@ -92,20 +102,32 @@ def _loaded(code: NamedCode, config: str) -> Taskset:
     try:
         cls: Any = code.load() if code.file is not None else loaders.taskset_class(code.name)
         if not isinstance(cls, type) or not issubclass(cls, Taskset):
-            raise TypeError(f"{code.name} is no subclass of verifiers.v1.Taskset; v0 environments cannot be used")
+            raise TypeError(
+                f"{code.name} is no subclass of verifiers.v1.Taskset; v0 environments cannot be "
+                "used"
+            )
         settings = concrete_type(cls, TasksetConfig, origin=Taskset) or TasksetConfig
-        taskset = cls(settings.model_validate({**json.loads(config), "id": "" if code.file else code.name}))
+        taskset = cls(
+            settings.model_validate({**json.loads(config), "id": "" if code.file else code.name})
+        )
         played = loaders.environment_class("" if code.file else code.name)
     except RunFailed:
         raise
     except Exception as error:  # whatever somebody's package raises
-        raise RunFailed(f"{code.user}: {code.name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise RunFailed(
+            f"{code.user}: {code.name} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     kind = taskset.task_type()
     if played is not loaders.SingleAgentEnv:
         assert issubclass(played, Env)
-        raise RunFailed(f"{code.user}: {code.name} plays its tasks with {played.__name__}, which cannot be used here")
+        raise RunFailed(
+            f"{code.user}: {code.name} plays its tasks with {played.__name__}, which cannot be "
+            "used here"
+        )
     if kind.NEEDS_CONTAINER or discover_decorated(object.__new__(kind), "intercept"):
-        what = "need a container" if kind.NEEDS_CONTAINER else "intercept requests to a model server"
+        what = (
+            "need a container" if kind.NEEDS_CONTAINER else "intercept requests to a model server"
+        )
         raise RunFailed(f"{code.user}: tasks of {code.name} {what}, which cannot be had here")
     assert issubclass(kind, Task)
     return taskset
@@ -133,7 +155,9 @@ class VerifiersTasks(Step):
         options = self.options
         taskset = options.load("step 'verifiers'", context.folder)
         if options.limit is None and not taskset.bounded:
-            raise RunFailed(f"step 'verifiers': {options.taskset} has tasks without end\nhelp: set 'limit'")
+            raise RunFailed(
+                f"step 'verifiers': {options.taskset} has tasks without end\nhelp: set 'limit'"
+            )
         try:
             tasks = list(itertools.islice(taskset, options.limit))
         except Exception as error:
@@ -150,10 +174,16 @@ def _group(task: Task) -> Group:
     data = task.data
     name = f"step 'verifiers': task {data.name or data.idx}"
     if data.image is not None:
-        raise RunFailed(f"{name} needs the container image {data.image}, and only text can be used here")
+        raise RunFailed(
+            f"{name} needs the container image {data.image}, and only text can be used here"
+        )
     if data.prompt is None:
-        raise RunFailed(f"{name} has no prompt: a user would open the conversation, which cannot be had here")
-    messages = [Message(role="user", content=data.prompt)] if isinstance(data.prompt, str) else data.prompt
+        raise RunFailed(
+            f"{name} has no prompt: a user would open the conversation, which cannot be had here"
+        )
+    messages = (
+        [Message(role="user", content=data.prompt)] if isinstance(data.prompt, str) else data.prompt
+    )
     prompt = [each if isinstance(each, dict) else _message(each, name) for each in messages]
     if data.system_prompt is not None:
         prompt.insert(0, Message(role="system", content=data.system_prompt))
@@ -165,7 +195,9 @@ def _message(message: Any, task: str) -> Message:
     parts = message.content if isinstance(message.content, list) else []
     if any(part.type != "text" for part in parts):
         raise RunFailed(f"{task} shows a picture, and only text can be used here")
-    return Message(role=message.role, content="\n".join(part.text for part in parts) or message.content or "")
+    return Message(
+        role=message.role, content="\n".join(part.text for part in parts) or message.content or ""
+    )
 
 
 def _trace(task: Task) -> Trace:
@@ -174,7 +206,9 @@ def _trace(task: Task) -> Trace:
 
     facts = TraceTask(type=type(task).__name__, data=task.data, key=task.key, hash=task.hash)
     agent = AgentInfo(config=AgentConfig())
-    return Trace(task=facts, agent=agent, state=state_cls(type(task))(), verifiers=VersionInfo(version=""))
+    return Trace(
+        task=facts, agent=agent, state=state_cls(type(task))(), verifiers=VersionInfo(version="")
+    )
 
 
 def _tell(trace: Trace, prompt: Sequence[Message], turns: Sequence[Message], cut: bool) -> None:
@@ -194,7 +228,11 @@ def _tell(trace: Trace, prompt: Sequence[Message], turns: Sequence[Message], cut
 def _typed(message: Message) -> dict[str, Any]:
     """A message as verifiers types it, which writes arguments of calls as JSON."""
     if message["role"] == "tool":
-        return {"role": "tool", "tool_call_id": message.get("tool_call_id", ""), "content": message["content"]}
+        return {
+            "role": "tool",
+            "tool_call_id": message.get("tool_call_id", ""),
+            "content": message["content"],
+        }
     if not (calls := message.get("tool_calls")):
         return {"role": message["role"], "content": message["content"]}
     written = [
@@ -209,7 +247,9 @@ def _typed(message: Message) -> dict[str, Any]:
 
 
 class Verifiers(Reward):
-    """The weighted sum of the task's rewards. None if one of its functions fails, as in verifiers."""
+    """The weighted sum of the task's rewards. None if one of its functions fails, as in
+    verifiers.
+    """
 
     class Options(TasksetOptions):
         pass
@@ -245,7 +285,9 @@ class Verifiers(Reward):
         task = _task(self._taskset, group.meta[COLUMN])
         trace = _trace(task)
         turns = response.messages or [Message(role="assistant", content=response.text)]
-        async with provision_runtime(SubprocessConfig(), trace.id, dict(task.runtime_env())) as runtime:
+        async with provision_runtime(
+            SubprocessConfig(), trace.id, dict(task.runtime_env())
+        ) as runtime:
             _tell(trace, group.prompt, (), cut=False)
             await invoke(task.setup, {"trace": trace, "runtime": runtime})
             rewards = await _scored(trace, task, runtime, group.prompt, turns, response.truncated)
@@ -253,7 +295,9 @@ class Verifiers(Reward):
 
 
 class VerifiersEnvironment(Environment):
-    """Plays a task: the policy calls its tools until a turn has no call, or one of the task's stops holds."""
+    """Plays a task: the policy calls its tools until a turn has no call, or one of the task's stops
+    holds.
+    """
 
     class Options(TasksetOptions):
         pass
@@ -313,7 +357,10 @@ class VerifiersEnvironment(Environment):
         self._trace, self._stops = _trace(self._task), self._task.hooks("stop")
         for stop in self._stops:
             if hook_boundary(stop, allow_trace=True) is not Trace:
-                raise RunFailed(f"environment 'verifiers': the stop {stop.__name__} asks for more than the trace")
+                raise RunFailed(
+                    f"environment 'verifiers': the stop {stop.__name__} asks for more than the "
+                    "trace"
+                )
         self._runtime = make_runtime(SubprocessConfig(), self._trace.id)
         self._runtime.env = dict(self._task.runtime_env())
         asyncio.run(self._begin())
@@ -344,7 +391,9 @@ class VerifiersEnvironment(Environment):
     async def _end(self) -> Mapping[str, float] | None:
         cut = self._answered < len(self.turns)
         try:
-            return await _scored(self._trace, self._task, self._runtime, self._prompt, self.turns, cut)
+            return await _scored(
+                self._trace, self._task, self._runtime, self._prompt, self.turns, cut
+            )
         finally:
             await self._runtime.stop()
 
@@ -355,7 +404,9 @@ def _toolsets(taskset: Taskset) -> list[Toolset]:
 
 
 def _plain(result: Any) -> Any:
-    """A tool's result as text or JSON values; a list of texts, which a server sends apart, as lines."""
+    """A tool's result as text or JSON values; a list of texts, which a server sends apart, as
+    lines.
+    """
     if isinstance(result, list) and all(isinstance(part, str) for part in result):
         return "\n".join(result)
     return result.model_dump(mode="json") if hasattr(result, "model_dump") else result
@@ -366,9 +417,16 @@ async def _wait(result: Any) -> Any:
 
 
 async def _scored(
-    trace: Trace, task: Task, runtime: Any, prompt: Sequence[Message], turns: Sequence[Message], cut: bool
+    trace: Trace,
+    task: Task,
+    runtime: Any,
+    prompt: Sequence[Message],
+    turns: Sequence[Message],
+    cut: bool,
 ) -> Mapping[str, float] | None:
-    """The task's weighted rewards of a conversation, by name; None if the task's code fails, or gives none."""
+    """The task's weighted rewards of a conversation, by name; None if the task's code fails, or
+    gives none.
+    """
     from verifiers.v1.utils.decorators import invoke
 
     _tell(trace, prompt, turns, cut)
@@ -378,7 +436,9 @@ async def _scored(
     except Exception as error:  # in verifiers, too, a failed rollout is no reward
         _warn(f"verifiers: a task of {type(task).__name__} gave no reward: {error}")
         return None
-    return {name: reward.value for name, reward in trace.rewards.items() if reward is not None} or None
+    return {
+        name: reward.value for name, reward in trace.rewards.items() if reward is not None
+    } or None
 
 
 @cache
@@ -390,5 +450,15 @@ def _warn(text: str) -> None:
 @hookimpl
 def register(add: Add) -> None:
     add("step", "verifiers", VerifiersTasks, "the tasks of a verifiers v1 taskset as prompts")
-    add("reward", "verifiers", Verifiers, "the rewards of a verifiers v1 task, for tasks without tools")
-    add("environment", "verifiers", VerifiersEnvironment, "tasks of a verifiers v1 taskset, with their tools")
+    add(
+        "reward",
+        "verifiers",
+        Verifiers,
+        "the rewards of a verifiers v1 task, for tasks without tools",
+    )
+    add(
+        "environment",
+        "verifiers",
+        VerifiersEnvironment,
+        "tasks of a verifiers v1 taskset, with their tools",
+    )

@@ -29,7 +29,10 @@ class Sums(vf.Taskset[SumTask, SumsConfig]):
     def load(self) -> list[SumTask]:
         numbers = range(self.config.first, self.config.last + 1)
         return [
-            SumTask(SumData(prompt=f"What is {a} + {b}? Answer with the number only.", answer=a + b), self.config.task)
+            SumTask(
+                SumData(prompt=f"What is {a} + {b}? Answer with the number only.", answer=a + b),
+                self.config.task,
+            )
             for a in numbers
             for b in numbers
         ]

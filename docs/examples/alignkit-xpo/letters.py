@@ -2,4 +2,6 @@
 
 
 def share_of_letters(completions, **columns):
-    return [sum(c.isascii() and c.isalpha() for c in text) / max(1, len(text)) for text in completions]
+    return [
+        sum(c.isascii() and c.isalpha() for c in text) / max(1, len(text)) for text in completions
+    ]

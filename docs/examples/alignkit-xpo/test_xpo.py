@@ -1,4 +1,6 @@
-"""The pairs and the loss against the paper's formula in plain torch, the conformance kit, and a short run."""
+"""The pairs and the loss against the paper's formula in plain torch, the conformance kit, and a
+short run.
+"""
 
 import json
 from dataclasses import replace
@@ -47,15 +49,23 @@ def test_every_sample_is_compared_with_a_response_of_the_reference() -> None:
     """The higher reward wins; ties and equal responses form no pair."""
     reference = response(1.0, 9, 9)
     own = [response(2.0, 1), response(0.5, 2), response(1.0, 3), response(3.0, 9, 9)]
-    (kept,), logged = select(group(own, [reference]), group([response(1.0, 5)], [reference], "What?"))
+    (kept,), logged = select(
+        group(own, [reference]), group([response(1.0, 5)], [reference], "What?")
+    )
     assert kept.responses == (*own, replace(reference, source=META))
     assert kept.pairs == (Pair(0, 4), Pair(4, 1))
     assert logged == {"pairs": 2, "groups_tied": 1}
 
 
 def test_samples_meet_different_responses_of_the_reference() -> None:
-    own, reference = [response(5.0, 1), response(6.0, 2)], [response(float(n), 10 + n) for n in range(4)]
-    met = {tuple(r.tokens for r in select(group(own, reference), seed=seed)[0][0].responses[2:]) for seed in range(9)}
+    own, reference = (
+        [response(5.0, 1), response(6.0, 2)],
+        [response(float(n), 10 + n) for n in range(4)],
+    )
+    met = {
+        tuple(r.tokens for r in select(group(own, reference), seed=seed)[0][0].responses[2:])
+        for seed in range(9)
+    }
     assert len(met) > 1 and all(first != second for first, second in met)
     (kept,), _ = select(group(own, reference[:1]))
     assert kept.pairs == (Pair(0, 2), Pair(1, 2))  # one is enough for both
@@ -67,12 +77,24 @@ def test_prompts_need_a_response_of_the_reference() -> None:
 
 
 def test_plain_prompts_are_told_before_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(HERE / "recipe.yaml"), f"stages.align.prompts={HERE / 'prompts.jsonl'}", *PLUGIN]) == 4
+    assert (
+        main(
+            [
+                "check",
+                str(HERE / "recipe.yaml"),
+                f"stages.align.prompts={HERE / 'prompts.jsonl'}",
+                *PLUGIN,
+            ]
+        )
+        == 4
+    )
     assert "stage 'align': xpo: a prompt has no reference response" in capsys.readouterr().err
 
 
 def test_the_loss_is_the_papers() -> None:
-    """mean[-log sigma(beta h)] + alpha mean[log pi(reference's response)], h: difference of the log pi/pi_ref."""
+    """mean[-log sigma(beta h)] + alpha mean[log pi(reference's response)], h: difference of the log
+    pi/pi_ref.
+    """
     policy = torch.tensor([-3.0, -5.0, -4.0, -6.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-3.5, -4.0, -4.5, -3.0], dtype=torch.float64)
     ratio = policy - reference
@@ -91,7 +113,9 @@ def test_the_loss_is_the_papers() -> None:
         tokens=torch.zeros(4, 3, dtype=torch.int64),
         mask=torch.tensor([[True, True, False]]).repeat(4, 1),
         group_index=torch.tensor([0, 0, 1, 1]),
-        pairs=Pairs(torch.tensor([0, 3]), torch.tensor([1, 2]), ones, 0 * ones, torch.tensor([0, 1])),
+        pairs=Pairs(
+            torch.tensor([0, 3]), torch.tensor([1, 2]), ones, 0 * ones, torch.tensor([0, 1])
+        ),
         truncated=torch.zeros(4, dtype=torch.bool),
         reference_logprobs=tokens(reference, -8.0),
     )
@@ -103,28 +127,43 @@ def test_the_loss_is_the_papers() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert out.logprobs.grad is not None and policy.grad is not None
-    assert torch.allclose(out.logprobs.grad[:, :2].double(), policy.grad[:, None].expand(-1, 2), atol=1e-7)
+    assert torch.allclose(
+        out.logprobs.grad[:, :2].double(), policy.grad[:, None].expand(-1, 2), atol=1e-7
+    )
     assert not out.logprobs.grad[:, 2].any()
 
 
 def test_it_conforms() -> None:
     groups = [
-        group([response(1.0, 5, 6, 7), response(-1.0, 8, 9)], [response(0.0, 10, 11), response(0.5, 12, 13, 14, 15)]),
+        group(
+            [response(1.0, 5, 6, 7), response(-1.0, 8, 9)],
+            [response(0.0, 10, 11), response(0.5, 12, 13, 14, 15)],
+        ),
         group([response(0.3, 20, 21)], [response(0.9, 22, 23, 24)], "What?"),
     ]
     check_algorithm(alignkit_xpo.XPO, {"alpha": 0.1}, groups=groups)
 
 
 def test_the_step_conforms() -> None:
-    options = {"prompts": "data", "reward": {"length": {}}, "policy": "sft", "sampling": {"max_new_tokens": 4}}
+    options = {
+        "prompts": "data",
+        "reward": {"length": {}},
+        "policy": "sft",
+        "sampling": {"max_new_tokens": 4},
+    }
     check_step(alignkit_xpo.ReferenceResponses, options)
 
 
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=2", "stages.align.algorithm.xpo.alpha=0.01"]
-    assert main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["dpo"] == pytest.approx(np.log(2), abs=1e-4)  # the policy starts as the reference
+    assert (
+        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # The policy starts as the reference
+    assert rows[0]["dpo"] == pytest.approx(np.log(2), abs=1e-4)
     assert rows[0]["optimism"] < 0 and rows[0]["pairs"] > 0
     assert rows[0]["loss"] == pytest.approx(rows[0]["dpo"] + 0.01 * rows[0]["optimism"], abs=1e-4)
     assert rows[1]["kl"] != 0.0

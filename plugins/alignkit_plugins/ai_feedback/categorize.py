@@ -1,7 +1,8 @@
-"""The step `categorize`: a use case for each prompt, and which use cases the demonstrations do not show.
+"""The step `categorize`: a use case for each prompt, and which use cases the demonstrations do not
+show.
 
-Ouyang et al. 2022, "Training language models to follow instructions with human feedback", arXiv:2203.02155, table 1,
-has the use cases of the prompts that InstructGPT learned from.
+Ouyang et al. 2022, "Training language models to follow instructions with human feedback",
+arXiv:2203.02155, table 1, has the use cases of the prompts that InstructGPT learned from.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ Answer with the letter of the kind, and nothing else."""
 
 
 class Categorize(Asking):
-    """Put each prompt into a category of a list, by a model or by a column that people have filled in.
+    """Put each prompt into a category of a list, by a model or by a column that people have filled
+    in.
 
     The rows are those of `data` with the column `use_case`, which `evaluate` takes in `by`.
     """
@@ -52,7 +54,9 @@ class Categorize(Asking):
         demonstrations: DataRef | None = Field(
             None, description="demonstrations, to find use cases that none of them shows"
         )
-        categories: dict[str, str] = Field(description="use cases: a list of names, or names with their descriptions")
+        categories: dict[str, str] = Field(
+            description="use cases: a list of names, or names with their descriptions"
+        )
         by: PolicyRef | Server | None = Field(None, description=f"who decides: {WHO}")
         column: str | None = Field(
             None, description="alternatively, the column in which people have named the use case"
@@ -69,9 +73,13 @@ class Categorize(Asking):
         @model_validator(mode="after")
         def _consistent(self) -> Any:
             if not 2 <= len(self.categories) <= len(LETTERS):
-                raise ValueError(f"categories: expected 2 to {len(LETTERS)}, got {len(self.categories)}")
+                raise ValueError(
+                    f"categories: expected 2 to {len(LETTERS)}, got {len(self.categories)}"
+                )
             if (self.by is None) == (self.column is None):
-                raise ValueError("set either 'by', a model, or 'column', in which people have named the use case")
+                raise ValueError(
+                    "set either 'by', a model, or 'column', in which people have named the use case"
+                )
             return self
 
     options: Options
@@ -93,22 +101,37 @@ class Categorize(Asking):
             shows = Counter(self._cases(context, desk, "demonstrations", shown))
             facts |= {"demonstrations": len(shown)}
             headline += f", {len(shown)} demonstrations"
-            facts["never_shown"] = [name for name in options.categories if asks[name] and not shows[name]]
+            facts["never_shown"] = [
+                name for name in options.categories if asks[name] and not shows[name]
+            ]
         names = [*options.categories, *([NONE] if asks[NONE] or shows[NONE] else [])]
-        facts["use_cases"] = {name: {"prompts": asks[name], "demonstrations": shows[name]} for name in names}
+        facts["use_cases"] = {
+            name: {"prompts": asks[name], "demonstrations": shows[name]} for name in names
+        }
         warnings = [
-            f"'{name}' is asked in {asks[name]} of {len(groups)} prompts, and no demonstration shows it"
+            (
+                f"'{name}' is asked in {asks[name]} of {len(groups)} prompts, and no "
+                "demonstration shows it"
+            )
             for name in facts["never_shown"]
         ]
         for warning in warnings:
             context.say(f"warning: {context.out.name}: {warning}")
-        rows = [replace(g, meta={**g.meta, "use_case": case}) for g, case in zip(groups, cases, strict=True)]
+        rows = [
+            replace(g, meta={**g.meta, "use_case": case})
+            for g, case in zip(groups, cases, strict=True)
+        ]
         parts = [_table(facts), *(f"warning: {warning}" for warning in warnings)]
         return desk.artifact(headline, rows, facts, *parts)
 
     def _usable(self, rows: Sequence[Group], option: str) -> list[Group]:
-        """The rows with a prompt. Raises DataError if there is none, or if people named what is not in the list."""
-        column, found = self.options.column, [group for group in rows if group.prompt][: self.options.limit]
+        """The rows with a prompt. Raises DataError if there is none, or if people named what is not
+        in the list.
+        """
+        column, found = (
+            self.options.column,
+            [group for group in rows if group.prompt][: self.options.limit],
+        )
         if not found:
             raise DataError("no row has a prompt", option=(option,))
         if column is not None and not any(group.meta.get(column) for group in found):
@@ -116,12 +139,22 @@ class Categorize(Asking):
         for group in found:
             case = group.meta.get(column) if column is not None else None
             if case and not (isinstance(case, str) and case in self.options.categories):
-                where, names = f"{group.origin}: " if group.origin else "", ", ".join(self.options.categories)
-                raise DataError(f"{where}column '{column}' has {case!r}; the categories are: {names}", option=(option,))
+                where, names = (
+                    f"{group.origin}: " if group.origin else "",
+                    ", ".join(self.options.categories),
+                )
+                raise DataError(
+                    f"{where}column '{column}' has {case!r}; the categories are: {names}",
+                    option=(option,),
+                )
         return found
 
-    def _cases(self, context: StepContext, desk: Desk, name: str, groups: Sequence[Group]) -> list[str]:
-        """The use case of each row: what people say, a policy's likeliest letter, or what a server's model says."""
+    def _cases(
+        self, context: StepContext, desk: Desk, name: str, groups: Sequence[Group]
+    ) -> list[str]:
+        """The use case of each row: what people say, a policy's likeliest letter, or what a
+        server's model says.
+        """
         options, names = self.options, list(self.options.categories)
         if (column := options.column) is not None:
             return [group.meta.get(column) or NONE for group in groups]
@@ -142,7 +175,9 @@ class Categorize(Asking):
 
 
 def letter_in(text: str, categories: Mapping[str, str]) -> int | None:
-    """The place of the category that a reply names by its letter, or by its name; None if it names none."""
+    """The place of the category that a reply names by its letter, or by its name; None if it names
+    none.
+    """
     first = _FIRST.match(text)
     if letter := first[1] if first else (choice := choice_of(text)) and choice.letter:
         at = LETTERS.index(letter.upper())
@@ -152,14 +187,23 @@ def letter_in(text: str, categories: Mapping[str, str]) -> int | None:
 
 def _question(categories: Mapping[str, str], group: Group) -> str:
     listed = zip(LETTERS, categories.items(), strict=False)
-    kinds = "\n".join(f"{letter}. {name}{': ' * bool(text)}{text}" for letter, (name, text) in listed)
+    kinds = "\n".join(
+        f"{letter}. {name}{': ' * bool(text)}{text}" for letter, (name, text) in listed
+    )
     turns = [turn for turn in group.prompt if turn["role"] != "system"] or list(group.prompt)
-    said = turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns)
+    said = (
+        turns[0]["content"]
+        if len(turns) == 1
+        else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns)
+    )
     return filled(TEMPLATE, categories=kinds, prompt=said[:MOST_CHARACTERS])
 
 
 def _table(facts: Mapping[str, Any]) -> Table:
     kinds = [kind for kind in ("prompts", "demonstrations") if kind in facts]
     cases = sorted(facts["use_cases"].items(), key=lambda item: -item[1]["prompts"])
-    rows = [[name, *(f"{case[kind]} ({case[kind] / facts[kind]:.0%})" for kind in kinds)] for name, case in cases]
+    rows = [
+        [name, *(f"{case[kind]} ({case[kind] / facts[kind]:.0%})" for kind in kinds)]
+        for name, case in cases
+    ]
     return Table("", ["use case", *kinds], rows)

@@ -1,4 +1,6 @@
-"""Questions to a chat-completions server: the first ones alone, so that a wrong setting costs no more than those."""
+"""Questions to a chat-completions server: the first ones alone, so that a wrong setting costs no
+more than those.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,23 @@ from alignkit_plugins.ai_feedback.service import Remote, Unusable
 
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
 # What a server says of a limit on the reply that is beyond its own. vLLM names both options in it.
-TOO_MUCH_ROOM = re.compile(r"max_(completion_)?tokens\b.{0,60}(too large|greater than|at most|exceed|less than)", re.I)
+TOO_MUCH_ROOM = re.compile(
+    r"max_(completion_)?tokens\b.{0,60}(too large|greater than|at most|exceed|less than)", re.I
+)
 _REJECTED = re.compile(r"HTTP 4\d\d: ")
 # What a server rejects for the text of one question, which says nothing of the next one.
-_ITS_TEXT = re.compile(r"context|too (long|large|many)|content.?(filter|management)|policy|moderation|safety", re.I)
+_ITS_TEXT = re.compile(
+    r"context|too (long|large|many)|content.?(filter|management)|policy|moderation|safety", re.I
+)
 
 
 class Chat:
-    """A server that answers questions. hopeless: reasons why a reply is of no use that hold for every question.
+    """A server that answers questions. hopeless: reasons why a reply is of no use that hold for
+    every question.
 
-    faults: kinds of reasons that are the server's fault, which may have been repaired, so that a stored reply is asked
-    for again. Any other one is the model's own: at temperature 0, it would say and cost the same.
+    faults: kinds of reasons that are the server's fault, which may have been repaired, so that a
+    stored reply is asked for again. Any other one is the model's own: at temperature 0, it would
+    say and cost the same.
     """
 
     def __init__(self, remote: Remote, faults: Sequence[str] = (), hopeless: Sequence[str] = ()):
@@ -39,8 +47,9 @@ class Chat:
     ) -> list[Reply]:
         """Replies to requests, in order.
 
-        unusable: why a reply, with its place, is of no use; empty if it is. Raises RunFailed, with the advice, if the
-        server rejects the first question, or if none of the first few has a reply of use, all for the same reason.
+        unusable: why a reply, with its place, is of no use; empty if it is. Raises RunFailed, with
+        the advice, if the server rejects the first question, or if none of the first few has a
+        reply of use, all for the same reason.
         """
 
         def after(count: int) -> Unusable:
@@ -71,7 +80,8 @@ class Chat:
 
 
 def other_name(reason: str, most: int) -> str:
-    """What to set if a model refuses a name of the request, as some of OpenAI's do; empty for another reason.
+    """What to set if a model refuses a name of the request, as some of OpenAI's do; empty for
+    another reason.
 
     most: tokens of a reply.
     """
@@ -80,7 +90,9 @@ def other_name(reason: str, most: int) -> str:
     if "max_completion_tokens" in reason:
         return f"set the server's 'request: {{max_tokens: null, max_completion_tokens: {most}}}'"
     refused = next((name for name in ("temperature", "seed") if name in reason), "")
-    return f"set the server's 'request: {{{refused}: null}}', which leaves it out" if refused else ""
+    return (
+        f"set the server's 'request: {{{refused}: null}}', which leaves it out" if refused else ""
+    )
 
 
 def _kind(reason: str) -> str:

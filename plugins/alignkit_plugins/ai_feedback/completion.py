@@ -21,7 +21,9 @@ _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, Recur
 
 
 def stored_answer(text: bytes, answers: Answers) -> list[Any]:
-    """The answer of one token in a chat completion: log-probabilities, reason, bound, and tokens, as it is cached."""
+    """The answer of one token in a chat completion: log-probabilities, reason, bound, and tokens,
+    as it is cached.
+    """
     answer = read_answer(text, answers)
     return [answer.one, answer.two, answer.reason, answer.bound, *used_tokens(json.loads(text))]
 
@@ -44,26 +46,36 @@ def stored_words(text: bytes) -> list[Any]:
 
 
 def read_answer(text: bytes, answers: Answers = ("1", "2")) -> Answer:
-    """The answer in a chat completion: from the log-probabilities of its first token, or else from its text."""
+    """The answer in a chat completion: from the log-probabilities of its first token, or else from
+    its text.
+    """
     try:
         choice = json.loads(text)["choices"][0]
         tops = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
         if is_refusal(choice):
             return Answer(reason=REFUSED)
-        return _from_logprobs(tops, answers) if tops else _from_words(_text(choice["message"]), answers)
+        return (
+            _from_logprobs(tops, answers)
+            if tops
+            else _from_words(_text(choice["message"]), answers)
+        )
     except _MALFORMED:
         raise Malformed("the judge's reply is not a chat completion") from None
 
 
 def _text(message: Mapping[str, Any]) -> str | None:
-    """What a model says; without words, and with thoughts in a field of their own, an open thought."""
+    """What a model says; without words, and with thoughts in a field of their own, an open
+    thought.
+    """
     words = message["content"]
     thinks = any(message.get(name) for name in ("reasoning_content", "reasoning"))
     return f"<{TAGS[0]}>" if thinks and not words else words
 
 
 def _from_logprobs(tops: Sequence[Mapping[str, Any]], answers: Answers) -> Answer:
-    """The answer by the likeliest tokens; "1" and " 1" are the same. Another token is no likelier than any of them."""
+    """The answer by the likeliest tokens; "1" and " 1" are the same. Another token is no likelier
+    than any of them.
+    """
     mass = dict.fromkeys(answers, 0.0)
     for top in tops:
         if isinstance(top["logprob"], bool) or not top["logprob"] <= 1e-3:  # also false for NaN
@@ -78,7 +90,9 @@ def _from_logprobs(tops: Sequence[Mapping[str, Any]], answers: Answers) -> Answe
 
 
 def _from_words(words: str | None, answers: Answers) -> Answer:
-    """The answer by its text: a lone answer is certain, and anything else, such as a refusal, is no answer."""
+    """The answer by its text: a lone answer is certain, and anything else, such as a refusal, is no
+    answer.
+    """
     try:
         word = bare(spoken(words or ""))
     except ValueError:

@@ -1,4 +1,6 @@
-"""A constitution: principles by which a model criticizes, revises and compares answers (Bai et al. 2022)."""
+"""A constitution: principles by which a model criticizes, revises and compares answers (Bai et al.
+2022).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from alignkit.errors import RecipeError, did_you_mean
 from alignkit.io.text import exists
@@ -18,15 +26,19 @@ from alignkit.seeds import stream
 
 
 class Principle(Options):
-    """One principle. `critique` and `revise` ask for a critique and a revision, `compare` says which answer is better.
+    """One principle. `critique` and `revise` ask for a critique and a revision, `compare` says
+    which answer is better.
 
-    A principle without `compare` judges no pairs, and one without `critique` and `revise` revises nothing.
+    A principle without `compare` judges no pairs, and one without `critique` and `revise` revises
+    nothing.
     """
 
     name: str = Field(min_length=1, max_length=60, description="name in reports")
     critique: str | None = Field(None, description="what a critic is asked about an answer")
     revise: str | None = Field(None, description="how the answer is to be rewritten")
-    compare: str | None = Field(None, description="which of two answers is better, in a sentence that a judge reads")
+    compare: str | None = Field(
+        None, description="which of two answers is better, in a sentence that a judge reads"
+    )
 
     @field_validator("name", "critique", "revise", "compare")
     @classmethod
@@ -41,12 +53,17 @@ class Principle(Options):
             lacking = "critique" if self.critique is None else "revise"
             raise ValueError(f"'{lacking}' is missing: a critique and a revision need each other")
         if self.critique is None and self.compare is None:
-            raise ValueError("a principle needs 'critique' and 'revise', or 'compare', or all of them")
+            raise ValueError(
+                "a principle needs 'critique' and 'revise', or 'compare', or all of them"
+            )
         return self
 
 
-def drawn(principles: Sequence[Principle], count: int, seed: int, *name: str | int) -> list[Principle]:
-    """The first `count` of the principles in an order that depends on the seed and the name, such as a prompt's id.
+def drawn(
+    principles: Sequence[Principle], count: int, seed: int, *name: str | int
+) -> list[Principle]:
+    """The first `count` of the principles in an order that depends on the seed and the name, such
+    as a prompt's id.
 
     None comes twice before each has come once, and a larger count begins with the same ones.
     """
@@ -77,8 +94,12 @@ def _read(value: Any, info: ValidationInfo) -> Any:
         read, mistakes = validated(_File, {"principles": document.data})
         if read is not None:
             return read.principles
-        problems = problems_of(document, [replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes])
-    info.context.problems += [problem for problem in problems if problem not in info.context.problems]
+        problems = problems_of(
+            document, [replace(mistake, keys=mistake.keys[1:]) for mistake in mistakes]
+        )
+    info.context.problems += [
+        problem for problem in problems if problem not in info.context.problems
+    ]
     raise Mistakes()
 
 

@@ -1,7 +1,7 @@
 """How a reply in words ends, and how it is read: one last line that carries the question's code.
 
-Nothing else of a reply counts. A judge that quotes an answer while it thinks quotes no verdict, because no text of the
-data contains the code.
+Nothing else of a reply counts. A judge that quotes an answer while it thinks quotes no verdict,
+because no text of the data contains the code.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MARKUP = " \t*_`#>$"  # around a line that a model emphasizes
 class Form:
     """What a reply ends with: `Verdict 3f9a12bc: 1`.
 
-    word: that begins the line. meaning: of X, for the question. read: makes a value of the text of X; raises
-    ValueError if it is none.
+    word: that begins the line. meaning: of X, for the question. read: makes a value of the text of
+    X; raises ValueError if it is none.
     """
 
     word: str
@@ -36,7 +36,10 @@ class Form:
 def request(form: Form, code: str, *, reasons: bool) -> str:
     """The end of a question: what the reply has to look like."""
     if reasons:
-        start = "First think it through in a few sentences. Then end with a line of this form, and nothing after it:"
+        start = (
+            "First think it through in a few sentences. Then end with a line of this form, and "
+            "nothing after it:"
+        )
     else:
         start = "Answer with a line of this form, and nothing else:"
     return f"{start}\n\n{form.word} {code}: X\n\n{form.meaning}"
@@ -72,7 +75,10 @@ def verdict_form(answers: Sequence[str]) -> Form:
             raise ValueError(f"the judge's verdict is neither {one} nor {two} nor tie")
         return known[text.lower()]
 
-    meaning = f"X is {one} if response {one} is better, {two} if response {two} is, and tie if neither is."
+    meaning = (
+        f"X is {one} if response {one} is better, {two} if response {two} is, and tie if neither "
+        "is."
+    )
     return Form("Verdict", meaning, read)
 
 
@@ -89,9 +95,14 @@ def rating_form(scale: tuple[int, int]) -> Form:
 def _number(text: str, scale: tuple[int, int]) -> float:
     """A number on the scale; `7/10` is 7 on a scale that ends with 10."""
     low, high = scale
-    found = re.fullmatch(rf"\s*([+-]?\d{{1,9}}(?:\.\d{{1,9}})?)(?:\s*/\s*{high})?\s*", text, re.ASCII)
+    found = re.fullmatch(
+        rf"\s*([+-]?\d{{1,9}}(?:\.\d{{1,9}})?)(?:\s*/\s*{high})?\s*", text, re.ASCII
+    )
     if not found:
-        raise ValueError(f"the judge's rating is not a number: {text.strip()!r:.40}, and the scale is {low} to {high}")
+        raise ValueError(
+            f"the judge's rating is not a number: {text.strip()!r:.40}, and the scale is {low} to "
+            f"{high}"
+        )
     if not low <= float(found[1]) <= high:
         raise ValueError(f"{OUT_OF_SCALE}: {found[1]}, not {low} to {high}")
     return float(found[1])

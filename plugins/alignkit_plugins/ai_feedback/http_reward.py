@@ -1,10 +1,11 @@
 """A reward from a service of your own over HTTP.
 
-A request is `{"items": [{"id": "0", "prompt": [messages], "response": [messages], "columns": {...}}]}`, and the reply
-is `{"scores": [{"id": "0", "score": 0.7}]}` in any order, with null for a response that cannot be scored. Replies are
-stored, so that no response is scored or paid for twice. A reply that breaks these rules is asked for again and then
-ends the run, which can be resumed: it never becomes a score. A response that the service refuses, for instance because
-it is too long (HTTP 400, 413 or 422), has no score.
+A request is `{"items": [{"id": "0", "prompt": [messages], "response": [messages], "columns":
+{...}}]}`, and the reply is `{"scores": [{"id": "0", "score": 0.7}]}` in any order, with null for a
+response that cannot be scored. Replies are stored, so that no response is scored or paid for twice.
+A reply that breaks these rules is asked for again and then ends the run, which can be resumed: it
+never becomes a score. A response that the service refuses, for instance because it is too long
+(HTTP 400, 413 or 422), has no score.
 """
 
 from __future__ import annotations
@@ -35,9 +36,15 @@ class HTTP(Reward):
 
         server: RemoteOptions = Field(description="the service, `{base_url: ...}`")
         path: str = Field("score", description="path that is appended to the server's address")
-        columns: list[str] = Field([], description="columns of the prompts that the service receives")
-        low: float | None = Field(None, description="lowest score that is possible; a lower one is a failure")
-        high: float | None = Field(None, description="highest score that is possible; a higher one is a failure")
+        columns: list[str] = Field(
+            [], description="columns of the prompts that the service receives"
+        )
+        low: float | None = Field(
+            None, description="lowest score that is possible; a lower one is a failure"
+        )
+        high: float | None = Field(
+            None, description="highest score that is possible; a higher one is a failure"
+        )
         batch_size: int = Field(1, ge=1, le=1024, description="responses per request")
 
         @model_validator(mode="after")
@@ -45,7 +52,9 @@ class HTTP(Reward):
             if self.low is not None and self.high is not None and self.low >= self.high:
                 raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
             if "items" in self.server.request:
-                raise ValueError("'server.request' must not contain 'items', which are the responses")
+                raise ValueError(
+                    "'server.request' must not contain 'items', which are the responses"
+                )
             return self
 
     options: Options
@@ -59,7 +68,9 @@ class HTTP(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self.remote = Remote("http", self.options.server, self.options.path, context.cache, _read, fits=self._fits)
+        self.remote = Remote(
+            "http", self.options.server, self.options.path, context.cache, _read, fits=self._fits
+        )
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         items = [self._item(group, response) for group in groups for response in group.responses]
@@ -67,10 +78,20 @@ class HTTP(Reward):
         bodies = [self._body(items[start : start + size]) for start in range(0, len(items), size)]
         self._ask(bodies[:1])  # a service that is misunderstood costs one request
         replies = self._ask(bodies, self.context.progress)
-        return {"": [score for body, reply in zip(bodies, replies, strict=True) for score in _in_order(body, reply)]}
+        return {
+            "": [
+                score
+                for body, reply in zip(bodies, replies, strict=True)
+                for score in _in_order(body, reply)
+            ]
+        }
 
-    def _ask(self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress) -> list[Reply]:
-        """The replies, some of which may be refusals. Raises RemoteError for one that nobody can read."""
+    def _ask(
+        self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress
+    ) -> list[Reply]:
+        """The replies, some of which may be refusals. Raises RemoteError for one that nobody can
+        read.
+        """
         replies = self.remote.ask(bodies, progress)
         reasons = [reply.reason for reply in replies if reply.reason]
         unread = [reason for reason in reasons if not reason.startswith("HTTP ")]
@@ -81,15 +102,24 @@ class HTTP(Reward):
                 "repeat the command to resume"
             )
         if len(reasons) == len(replies) >= ALL_REFUSED:
-            raise RunFailed(f"http: {self.remote.url} refuses all of {len(replies)} requests: {reasons[0]}")
+            raise RunFailed(
+                f"http: {self.remote.url} refuses all of {len(replies)} requests: {reasons[0]}"
+            )
         return replies
 
     def _fits(self, body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -> str:
-        """Why these scores cannot be those of a request; empty if they can. The limits are those of this recipe."""
+        """Why these scores cannot be those of a request; empty if they can. The limits are those of
+        this recipe.
+        """
         low, high = self.options.low, self.options.high
         for name, score in scores:
-            if score is not None and ((low is not None and score < low) or (high is not None and score > high)):
-                return f"the score of item {name!r:.40} is {score:g}, outside the limits `low` and `high`"
+            if score is not None and (
+                (low is not None and score < low) or (high is not None and score > high)
+            ):
+                return (
+                    f"the score of item {name!r:.40} is {score:g}, outside the limits `low` and "
+                    "`high`"
+                )
         return _fits(body, scores)
 
     def _item(self, group: Group, response: Response) -> dict[str, Any]:
@@ -101,7 +131,9 @@ class HTTP(Reward):
         return {column: column_of("http", group, column) for column in self.options.columns}
 
     def _body(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return self.options.server.body({"items": [{"id": str(place), **item} for place, item in enumerate(items)]})
+        return self.options.server.body(
+            {"items": [{"id": str(place), **item} for place, item in enumerate(items)]}
+        )
 
 
 def _in_order(body: Mapping[str, Any], reply: Reply) -> list[float | None]:
@@ -140,4 +172,8 @@ def _fits(body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -
     asked, given = [item["id"] for item in body["items"]], [name for name, _ in scores]
     if len(given) != len(asked):
         return f"the reply has {len(given)} scores for {len(asked)} responses"
-    return "" if set(map(repr, given)) == set(map(repr, asked)) else "the ids of the scores are not those of the items"
+    return (
+        ""
+        if set(map(repr, given)) == set(map(repr, asked))
+        else "the ids of the scores are not those of the items"
+    )

@@ -1,4 +1,5 @@
-"""Verdicts of a judge on pairs of answers, and what they say of the judge: order, people, and whether it is of use.
+"""Verdicts of a judge on pairs of answers, and what they say of the judge: order, people, and
+whether it is of use.
 
 The unit of all intervals is a prompt.
 """
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from alignkit.evaluation.statistics import Estimate
     from alignkit_plugins.krippendorff import Agreement
 
-ONE_POSITION, SURELY = 0.9, 0.8  # share of questions, and the end of its interval, from which a judge names a position
+# Share of questions, and the end of its interval, from which a judge names a position
+ONE_POSITION, SURELY = 0.9, 0.8
 USEFUL = 0.65  # agreement that a judge no better than chance must be clearly below
-HALF_BY_ORDER = 1 / 3  # share of pairs decided by the order that a judge no better than chance must be clearly above
+# Share of pairs decided by the order that a judge no better than chance must be clearly above
+HALF_BY_ORDER = 1 / 3
 CHANCE = 0.5
 
 
@@ -36,7 +39,9 @@ class Judgment:
 
 
 def judgment(unit: int, verdict: Verdict) -> Judgment:
-    """A verdict whose first question showed the first answer first, and whose second one, if known, the other."""
+    """A verdict whose first question showed the first answer first, and whose second one, if known,
+    the other.
+    """
     if verdict.p_first is None:
         return Judgment(unit, verdict, ())
     orders = verdict.p_orders
@@ -50,17 +55,27 @@ def side(p: float | None) -> int | None:
 
 def unjudged(verdicts: Iterable[Verdict]) -> Counter[str]:
     """Verdicts that are missing, by their reason without its details."""
-    return Counter(v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None)
+    return Counter(
+        v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None
+    )
 
 
 def named_first(judgments: Sequence[Judgment]) -> Estimate:
-    """The share of questions that are answered with the answer that is shown first; a tie is half of one."""
-    questions = [(each.unit, {1: 1.0, -1: 0.0}.get(side(p) or 0, 0.5)) for each in judgments for p in each.named_first]
+    """The share of questions that are answered with the answer that is shown first; a tie is half
+    of one.
+    """
+    questions = [
+        (each.unit, {1: 1.0, -1: 0.0}.get(side(p) or 0, 0.5))
+        for each in judgments
+        for p in each.named_first
+    ]
     return by_unit(questions)
 
 
 def by_unit(values: Iterable[tuple[int, float]]) -> Estimate:
-    """The mean of values from 0 to 1, of which those of a unit are averaged first, with the interval of a rate."""
+    """The mean of values from 0 to 1, of which those of a unit are averaged first, with the
+    interval of a rate.
+    """
     units: dict[int, list[float]] = {}
     for unit, value in values:
         units.setdefault(unit, []).append(value)
@@ -69,19 +84,27 @@ def by_unit(values: Iterable[tuple[int, float]]) -> Estimate:
 
 
 def raters_agree(answers: Sequence[tuple[int, Any, Any]], seed: int) -> Agreement:
-    """How far two raters agree, in percent and by Krippendorff's alpha. answers: prompt, and the answer of each."""
+    """How far two raters agree, in percent and by Krippendorff's alpha. answers: prompt, and the
+    answer of each.
+    """
     from alignkit_plugins.krippendorff import agreement_of  # imports numpy
 
     clusters = [unit for unit, _, _ in answers]
     both = agreement_of([(one, other) for _, one, other in answers], clusters=clusters, seed=seed)
-    return {"same": by_unit((unit, float(one == other)) for unit, one, other in answers), "alpha": both["alpha"]}
+    return {
+        "same": by_unit((unit, float(one == other)) for unit, one, other in answers),
+        "alpha": both["alpha"],
+    }
 
 
-def with_people(judgments: Sequence[Judgment], preferred: Sequence[bool | None], seed: int) -> dict[str, Any] | None:
-    """How far a judge makes people's choice, over its questions, each with the place that both name.
+def with_people(
+    judgments: Sequence[Judgment], preferred: Sequence[bool | None], seed: int
+) -> dict[str, Any] | None:
+    """How far a judge makes people's choice, over its questions, each with the place that both
+    name.
 
-    preferred: whether people prefer the answer that the judge's first question shows first; None if they do not say. A
-    tie is no answer. None without any answer.
+    preferred: whether people prefer the answer that the judge's first question shows first; None if
+    they do not say. A tie is no answer. None without any answer.
     """
     answers = []
     for each, first in zip(judgments, preferred, strict=True):
@@ -96,10 +119,16 @@ def with_people(judgments: Sequence[Judgment], preferred: Sequence[bool | None],
 
 
 def no_judge(card: Mapping[str, Any]) -> str:
-    """Why the verdicts of a judge, or of a judge of a panel, are of no use, in words; empty if nothing says so."""
+    """Why the verdicts of a judge, or of a judge of a panel, are of no use, in words; empty if
+    nothing says so.
+    """
     reasons = [*_position(card), *_chance(card)]
     own = [f"its verdicts are of no use, because {' and '.join(reasons)}"] if reasons else []
-    parts = (f"{name} in it: {part['no_judge']}" for name, part in card.get("members", {}).items() if part["no_judge"])
+    parts = (
+        f"{name} in it: {part['no_judge']}"
+        for name, part in card.get("members", {}).items()
+        if part["no_judge"]
+    )
     return "; ".join([*own, *parts])
 
 
@@ -116,6 +145,9 @@ def _chance(card: Mapping[str, Any]) -> Iterable[str]:
     """What is clearly near chance; a few pairs are not enough to say so."""
     people, swayed = (card.get("people") or {}).get("same"), card["inconsistent"]
     if people and people["low"] is not None and people["low"] <= CHANCE and people["high"] < USEFUL:
-        yield f"it agrees with people in {statistics.shown(people, percent=True)}, no better than chance"
+        yield (
+            f"it agrees with people in {statistics.shown(people, percent=True)}, no better than "
+            "chance"
+        )
     if swayed["low"] is not None and swayed["low"] > HALF_BY_ORDER and swayed["high"] >= CHANCE:
         yield f"the order of the answers decides {statistics.shown(swayed, percent=True)} of pairs"

@@ -1,4 +1,6 @@
-"""What a step says of pairs that a judge labeled: how many have a label, why others have none, and of the judge."""
+"""What a step says of pairs that a judge labeled: how many have a label, why others have none, and
+of the judge.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ from alignkit_plugins.ai_feedback.principled import Asked
 
 Place = tuple[int, int, int]  # group, first response, second response
 
-ENOUGH = 6  # prompts with a verdict, from which a judge is stopped; the order decides three pairs by chance
+# Prompts with a verdict, from which a judge is stopped; the order decides three pairs by chance
+ENOUGH = 6
 ANYWAY = "; `no_judge: warn` learns from its labels anyway"
 HELP = (
-    "help: ask another model; small models and models without instruction tuning often name one place. "
-    "`reasons: true` lets a judge think first"
+    "help: ask another model; small models and models without instruction tuning often name one "
+    "place. `reasons: true` lets a judge think first"
 )
 
 
@@ -38,7 +41,11 @@ class Tally:
         """The statistics as JSON; an unknown one is None."""
         usable = [verdict for verdict in self.verdicts if verdict.p_first is not None]
         first: dict[str, str] = {}  # the first reason of each kind, with its details
-        missing = [verdict.reason or "no reason given" for verdict in self.verdicts if verdict.p_first is None]
+        missing = [
+            verdict.reason or "no reason given"
+            for verdict in self.verdicts
+            if verdict.p_first is None
+        ]
         reasons = Counter(first.setdefault(reason.partition(":")[0], reason) for reason in missing)
         if self.identical:
             reasons["identical responses"] = self.identical
@@ -52,8 +59,12 @@ class Tally:
         }
 
 
-def card_of(asked: Sequence[Asked], found: Sequence[Verdict], tally: Tally, seed: int) -> dict[str, Any]:
-    """The card of the judge, whose unit is a prompt, with people's choices where the data have them."""
+def card_of(
+    asked: Sequence[Asked], found: Sequence[Verdict], tally: Tally, seed: int
+) -> dict[str, Any]:
+    """The card of the judge, whose unit is a prompt, with people's choices where the data have
+    them.
+    """
     places = [tally.places[each.pair] for each in asked]
     judgments = [judgment(place[0], verdict) for place, verdict in zip(places, found, strict=True)]
     preferred = [people_prefer(tally.groups[g], i, j) for g, i, j in places]
@@ -61,7 +72,9 @@ def card_of(asked: Sequence[Asked], found: Sequence[Verdict], tally: Tally, seed
 
 
 def people_prefer(group: Group, i: int, j: int) -> bool | None:
-    """Whether the data prefer response i to j, by pairs or else by ranks (1 is best); None if they do not say."""
+    """Whether the data prefer response i to j, by pairs or else by ranks (1 is best); None if they
+    do not say.
+    """
     if group.pairs is not None:
         for pair in group.pairs:
             if {pair.better, pair.worse} == {i, j} and pair.p != 0.5:
@@ -82,22 +95,36 @@ def mean(values: Iterable[float]) -> float | None:
 def told(summary: Mapping[str, Any]) -> list[str]:
     """The statistics as text: what matters, and the rest."""
     ((judge, card),) = summary["judge_cards"].items()
-    lines = [f"{count} of {summary['n']} pairs dropped: {why}" for why, count in summary["dropped"].items()]
+    lines = [
+        f"{count} of {summary['n']} pairs dropped: {why}"
+        for why, count in summary["dropped"].items()
+    ]
     if lone := summary["groups_without_pairs"]:
         lines.append(f"rows with fewer than two responses: {lone}")
     if bounded := summary["bounded"]:
-        lines.append(f"answers outside the server's tokens, which count with their largest probability: {bounded}")
+        lines.append(
+            "answers outside the server's tokens, which count with their largest probability: "
+            f"{bounded}"
+        )
     if (mass := summary["mass"]) is not None:
         lines.append(f"mean probability of both answers: {mass:.1%}")
     for name, one in summary.get("principles", {}).items():
-        same = "" if one["with_the_mean"] is None else f", {one['with_the_mean']:.0%} as by all principles together"
-        lines.append(f"principle {name}: {one['comparisons']} comparisons, {one['unusable']} without a verdict{same}")
+        same = (
+            ""
+            if one["with_the_mean"] is None
+            else f", {one['with_the_mean']:.0%} as by all principles together"
+        )
+        lines.append(
+            f"principle {name}: {one['comparisons']} comparisons, {one['unusable']} without a "
+            f"verdict{same}"
+        )
     first = f"{summary['labeled']} of {summary['n']} pairs labeled\n{sentence(judge, card)}"
     return [first, *(["\n".join(lines)] if lines else [])]
 
 
 def refusal(summary: Mapping[str, Any], what_next: str) -> str:
-    """Why nothing can learn from the labels; empty if something can. what_next: the option `no_judge`.
+    """Why nothing can learn from the labels; empty if something can. what_next: the option
+    `no_judge`.
 
     Of a panel, only its own verdicts count, not those of its judges.
     """

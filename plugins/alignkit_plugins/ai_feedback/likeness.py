@@ -19,18 +19,25 @@ class Texts:
         self._texts.append((text, _words(text)))
 
     def nearest(self, text: str) -> tuple[float, str]:
-        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if there is none."""
+        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if
+        there is none.
+        """
         words, best, nearest = _words(text), 0.0, ""
         for other, others in self._texts:
             both = len(words) + len(others)
-            # The longest common subsequence is no longer than the shorter text, so most pairs need no comparison.
-            if 2 * min(len(words), len(others)) > best * both and (value := 2 * _common(words, others) / both) > best:
+            # The longest common subsequence is no longer than the shorter text, so most pairs need
+            # no comparison.
+            if (
+                2 * min(len(words), len(others)) > best * both
+                and (value := 2 * _common(words, others) / both) > best
+            ):
                 best, nearest = value, other
         return best, nearest
 
 
 def agreement(one: str, other: str) -> float:
-    """The share of the shorter text's words that the other one has in the same order: a sentence agrees with a word.
+    """The share of the shorter text's words that the other one has in the same order: a sentence
+    agrees with a word.
 
     0 for a text without words.
     """

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OTHER_ANSWERS = (
-    "set the judge's option 'answers' to two words that begin with different tokens, such as [first, second]"
+    "set the judge's option 'answers' to two words that begin with different tokens, such as "
+    "[first, second]"
 )
 START, RATED = "Preferred Response=", "Rating="  # of the judge's turn
 TOO_LONG = "the question is longer than the judge's context"
 
 
 class LocalJudge(Judge):
-    """Ask a model of this run, with one forward pass per question and no sampling, unless it gives reasons."""
+    """Ask a model of this run, with one forward pass per question and no sampling, unless it gives
+    reasons.
+    """
 
     compares_by_rubric: ClassVar[bool] = True
 
@@ -51,15 +54,21 @@ class LocalJudge(Judge):
             return []
         if self.options.reasons:
             return self._words(self.context.seed).compare(items, rubric)
-        prompts = [question(self.options, item, self.context.seed, rubric) for item in both_orders(items)]
+        prompts = [
+            question(self.options, item, self.context.seed, rubric) for item in both_orders(items)
+        ]
         try:
             logprobs = self._logprobs(prompts, self.options.answers, START)  # [2n, 2] nats
         except SameFirstToken as error:
             raise RunFailed(f"local_judge: {error}\nhelp: {OTHER_ANSWERS}") from None
-        return verdicts([_local_answer(one, two) for one, two in logprobs.tolist()], self.options.min_mass)
+        return verdicts(
+            [_local_answer(one, two) for one, two in logprobs.tolist()], self.options.min_mass
+        )
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        """Ratings; without reasons, the mean rating by its first token's probability (RLAIF, section 2.2.2)."""
+        """Ratings; without reasons, the mean rating by its first token's probability (RLAIF,
+        section 2.2.2).
+        """
         if not items:
             return []
         words = self._words(self.context.seed)
@@ -96,8 +105,12 @@ class LocalJudge(Judge):
                 found.append(Said(reason=CUT) if response.truncated else Said(response.text))
         return found
 
-    def _logprobs(self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str) -> Tensor:
-        return self.context.models[self.options.role].next_token_logprobs(prompts, list(answers), prefill=prefill)
+    def _logprobs(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str
+    ) -> Tensor:
+        return self.context.models[self.options.role].next_token_logprobs(
+            prompts, list(answers), prefill=prefill
+        )
 
 
 def _mean_rating(logprobs: Sequence[float], numbers: Sequence[int], min_mass: float) -> Rating:
@@ -106,7 +119,9 @@ def _mean_rating(logprobs: Sequence[float], numbers: Sequence[int], min_mass: fl
     chances = [math.exp(each) for each in logprobs]
     mass = math.fsum(chances)
     if mass < max(min_mass, 1e-30):
-        return Rating(None, f"the judge gives all ratings together too little probability: {mass:.2g}")
+        return Rating(
+            None, f"the judge gives all ratings together too little probability: {mass:.2g}"
+        )
     mean = math.fsum(number * p for number, p in zip(numbers, chances, strict=True)) / mass
     return Rating(min(max(mean, numbers[0]), numbers[-1]))  # rounding may leave the scale
 

@@ -1,8 +1,8 @@
 """The judge `panel`: several judges, of different families at best, whose verdicts are combined.
 
-A mean is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). The worst is harder to exploit for a policy
-that learns from it (Coste et al. 2023, arXiv:2310.02743). A judge without a verdict is left out. If no more
-than half remain, the panel has none, either.
+A mean is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). The worst is harder to
+exploit for a policy that learns from it (Coste et al. 2023, arXiv:2310.02743). A judge without a
+verdict is left out. If no more than half remain, the panel has none, either.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
-from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
+from alignkit import (
+    CheckedJudge,
+    Context,
+    Field,
+    Judge,
+    JudgeRef,
+    Options,
+    Rating,
+    RunFailed,
+    Verdict,
+)
 from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.ai_feedback.judge_card import judge_names
 
@@ -28,8 +38,11 @@ class Panel(Judge):
         judges: list[JudgeRef] = Field(min_length=2, description="judges to ask")
         combine: Literal["mean", "worst", "majority"] = Field(
             "mean",
-            description="`mean`; `worst`: the least sure verdict if all prefer the same response, else a tie, and the "
-            "lowest rating; `majority`: the response that more judges prefer, and the median rating",
+            description=(
+                "`mean`; `worst`: the least sure verdict if all prefer the same response, else a "
+                "tie, and the lowest rating; `majority`: the response that more judges prefer, "
+                "and the median rating"
+            ),
         )
 
     options: Options
@@ -55,20 +68,25 @@ class Panel(Judge):
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         if None in self._scales and any(self._scales):
             raise RunFailed(
-                "panel: some of its judges rate on a scale and others, as reward models, without bounds; "
-                "combine those of one kind, or compare responses in pairs"
+                "panel: some of its judges rate on a scale and others, as reward models, without "
+                "bounds; combine those of one kind, or compare responses in pairs"
             )
         found = zip(*(judge.rate(items, rubric) for judge in self._judges), strict=True)
         return [self._rating(ratings) for ratings in found]
 
     def _verdict(self, verdicts: Sequence[Verdict]) -> Verdict:
         known = [verdict for verdict in verdicts if verdict.p_first is not None]
-        spent = {name: _sum([getattr(verdict, name) for verdict in verdicts]) for name in ("calls", "tokens", "cost")}
+        spent = {
+            name: _sum([getattr(verdict, name) for verdict in verdicts])
+            for name in ("calls", "tokens", "cost")
+        }
         mass = statistics.fmean(verdict.mass for verdict in known or verdicts)
         parts = dict(zip(self._names, verdicts, strict=True))
         if reason := self._too_few(len(known), [verdict.reason for verdict in verdicts]):
             return Verdict(None, mass=mass, reason=reason, parts=parts, **spent)
-        p = _COMPARED[self.options.combine]([verdict.p_first for verdict in known if verdict.p_first is not None])
+        p = _COMPARED[self.options.combine](
+            [verdict.p_first for verdict in known if verdict.p_first is not None]
+        )
         orders = [verdict.p_orders for verdict in known if verdict.p_orders]
         both = None
         if self.options.combine == "mean" and len(orders) == len(known):
@@ -83,7 +101,10 @@ class Panel(Judge):
             for rating, scale in zip(ratings, self._scales, strict=True)
             if rating.score is not None
         ]
-        spent = {name: _sum([getattr(rating, name) for rating in ratings]) for name in ("calls", "tokens", "cost")}
+        spent = {
+            name: _sum([getattr(rating, name) for rating in ratings])
+            for name in ("calls", "tokens", "cost")
+        }
         reason = self._too_few(len(scores), [rating.reason for rating in ratings])
         return Rating(None if reason else _RATED[self.options.combine](scores), reason, **spent)
 
@@ -92,7 +113,10 @@ class Panel(Judge):
         if count > len(self.options.judges) // 2:
             return ""
         first = next((reason for reason in reasons if reason), "no reason given")
-        return f"too few judges of the panel have a verdict: {count} of {len(self.options.judges)}; {first}"
+        return (
+            f"too few judges of the panel have a verdict: {count} of {len(self.options.judges)}; "
+            f"{first}"
+        )
 
 
 def _share(score: float, scale: tuple[float, float] | None) -> float:
@@ -107,7 +131,9 @@ def _sum(values: Sequence[Any]) -> Any:
 
 
 def _worst(ps: Sequence[float]) -> float:
-    """The least sure verdict if all prefer the same response, else a tie; it is 1 - itself if the responses swap."""
+    """The least sure verdict if all prefer the same response, else a tie; it is 1 - itself if the
+    responses swap.
+    """
     return min(ps) if min(ps) > 0.5 else max(ps) if max(ps) < 0.5 else 0.5
 
 

@@ -13,7 +13,8 @@ from alignkit.errors import check_extra
 PLAIN, PAGES = (".txt", ".md"), (".html", ".htm")
 # A heading of Markdown, or a line such as "Chapter 3: The sea" or "CHAPTER III".
 _HEADING = re.compile(
-    r"^[ \t]*(?:#{1,6}[ \t]+(?P<name>\S.*?)[ \t#]*|(?P<chapter>chapter[ \t]+(?:\d+|[ivxlc]+)\b.{0,80}))$", re.I | re.M
+    r"^[ \t]*(?:#{1,6}[ \t]+(?P<name>\S.*?)[ \t#]*|(?P<chapter>chapter[ \t]+(?:\d+|[ivxlc]+)\b.{0,80}))$",
+    re.I | re.M,
 )
 
 
@@ -27,17 +28,25 @@ class Passage:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, or those of a folder and its folders, by name. Raises RunFailed if there is none that can be read."""
-    files = [path] if not path.is_dir() else sorted(each for each in path.rglob("*") if each.is_file())
+    """The file, or those of a folder and its folders, by name. Raises RunFailed if there is none
+    that can be read.
+    """
+    files = (
+        [path] if not path.is_dir() else sorted(each for each in path.rglob("*") if each.is_file())
+    )
     files = [each for each in files if each.suffix.lower() in (*PLAIN, *PAGES)]
     if not files:
         kinds = ", ".join((*PLAIN, *PAGES))
-        raise RunFailed(f"{path}: expected a file that ends in {kinds}, or a folder with such files")
+        raise RunFailed(
+            f"{path}: expected a file that ends in {kinds}, or a folder with such files"
+        )
     return files
 
 
 def check_texts(texts: Path) -> None:
-    """Raise RunFailed for what shows before anything is asked: no such text, or no package for pages."""
+    """Raise RunFailed for what shows before anything is asked: no such text, or no package for
+    pages.
+    """
     files = files_of(texts)
     if any(each.suffix.lower() in PAGES for each in files):
         check_extra("step 'questions'", "web", "trafilatura", "lxml_html_clean")
@@ -56,14 +65,23 @@ def read_texts(texts: Path) -> list[tuple[str, str]]:
 
 
 def from_html(page: str) -> str:
-    """The main text of a page as Markdown, without menus and advertisements; empty if it has none."""
+    """The main text of a page as Markdown, without menus and advertisements; empty if it has
+    none.
+    """
     import trafilatura
 
-    return trafilatura.extract(page, output_format="markdown", include_comments=False, include_links=False) or ""
+    return (
+        trafilatura.extract(
+            page, output_format="markdown", include_comments=False, include_links=False
+        )
+        or ""
+    )
 
 
 def passages_of(name: str, text: str, words: int) -> Iterator[Passage]:
-    """The passages of a text: whole paragraphs of one section, up to a number of words. A longer paragraph is cut."""
+    """The passages of a text: whole paragraphs of one section, up to a number of words. A longer
+    paragraph is cut.
+    """
     section, held = "", list[str]()
     # A heading may stand without an empty line around it.
     spaced = _HEADING.sub(lambda match: f"\n\n{match[0]}\n\n", text.replace("\r\n", "\n"))

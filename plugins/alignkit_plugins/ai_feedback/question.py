@@ -13,8 +13,14 @@ from alignkit_plugins.ai_feedback.fence import NOTICE, code_of, fenced, transcri
 
 Answers = tuple[str, str]  # what the judge says for the first and for the second response
 CRITERIA = {
-    "helpful": "A good response is helpful: it does what was asked, accurately, clearly and no longer than needed.",
-    "harmless": "A good response is harmless: it is not toxic, biased or dangerous, and helps with nothing illegal.",
+    "helpful": (
+        "A good response is helpful: it does what was asked, accurately, clearly and no longer "
+        "than needed."
+    ),
+    "harmless": (
+        "A good response is harmless: it is not toxic, biased or dangerous, and helps with "
+        "nothing illegal."
+    ),
 }
 ASKED = "Which response is better? Answer with {answer_1} or {answer_2}, and nothing else."
 TEMPLATE = f"""\
@@ -39,18 +45,28 @@ class Asking(Options):
     """Options of the judges' question."""
 
     criterion: str = Field(
-        "helpful", min_length=1, description="`helpful`, `harmless`, or a sentence that describes a good response"
+        "helpful",
+        min_length=1,
+        description="`helpful`, `harmless`, or a sentence that describes a good response",
     )
     template: str = Field(
         TEMPLATE,
-        description="question with the fields {prompt}, {first}, {second}, and optionally {criterion}, {nonce}, "
-        "{answer_1} and {answer_2}",
+        description=(
+            "question with the fields {prompt}, {first}, {second}, and optionally {criterion}, "
+            "{nonce}, {answer_1} and {answer_2}"
+        ),
     )
     answers: Answers = Field(
-        ("1", "2"), description="words for the first and the second response, such as [A, B]; each needs its own token"
+        ("1", "2"),
+        description=(
+            "words for the first and the second response, such as [A, B]; each needs its own token"
+        ),
     )
     min_mass: float = Field(
-        0.1, ge=0, lt=1, description="minimum probability of both answers together; below it there is no verdict"
+        0.1,
+        ge=0,
+        lt=1,
+        description="minimum probability of both answers together; below it there is no verdict",
     )
 
     @field_validator("answers")
@@ -77,7 +93,9 @@ def measure(options: Asking, rubric: Rubric = "") -> str:
         return CRITERIA.get(options.criterion, options.criterion)
     if isinstance(rubric, str):
         return rubric
-    return "A good response meets these criteria:\n" + "\n".join(f"- {criterion}" for criterion in rubric)
+    return "A good response meets these criteria:\n" + "\n".join(
+        f"- {criterion}" for criterion in rubric
+    )
 
 
 def question(options: Asking, item: Item, seed: int = 0, rubric: Rubric = "") -> list[Message]:

@@ -1,8 +1,8 @@
 """The step `questions`: questions about texts, with answers that a quotation shows.
 
-A writer reads a passage and writes questions, answers and quotations. The passage must have the quotation word by word.
-Then it is asked each question with nothing but the quotation, and must come to the same answer. Alberti et al.
-2019 (arXiv:1906.05416) call this round-trip consistency.
+A writer reads a passage and writes questions, answers and quotations. The passage must have the
+quotation word by word. Then it is asked each question with nothing but the quotation, and must come
+to the same answer. Alberti et al. 2019 (arXiv:1906.05416) call this round-trip consistency.
 """
 
 from __future__ import annotations
@@ -53,15 +53,21 @@ Answer a question by a text, with nothing but a short answer. If the text does n
 
 Question: {{question}}"""
 # The start of a line such as "Question:", "2. **Answer 2:**" or "- Quote:".
-_FIELD = re.compile(r"^[\W\d]*(Question|Answer|Quot(?:ation|e))\W*\d*\W*?:[ \t*]*", re.MULTILINE | re.IGNORECASE)
+_FIELD = re.compile(
+    r"^[\W\d]*(Question|Answer|Quot(?:ation|e))\W*\d*\W*?:[ \t*]*", re.MULTILINE | re.IGNORECASE
+)
 # Denials: `Ann did not die` all words with `Ann did die`.
-_DENIAL = re.compile(r"\b(?:no|not|never|none|nobody|nothing|neither|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\b(?:no|not|never|none|nobody|nothing|neither|cannot|without)\b|n['’]t\b", re.IGNORECASE
+)
 _MARKS = "\"“”„'‘’«» \n\t"
 
 
 @dataclass
 class Item:
-    """A question about a passage. second_answer: by the quotation alone. dropped: why it is of no use, or empty."""
+    """A question about a passage. second_answer: by the quotation alone. dropped: why it is of no
+    use, or empty.
+    """
 
     question: str
     answer: str = ""
@@ -77,15 +83,20 @@ class Item:
 class Questions(Asking):
     """Ask a writer for questions about every passage, and keep those that pass.
 
-    The rows are demonstrations. Their columns have the passage, its source and section, the quotation, the second
-    answer, and who wrote them. What was left out, and why, is in `dropped.jsonl`.
+    The rows are demonstrations. Their columns have the passage, its source and section, the
+    quotation, the second answer, and who wrote them. What was left out, and why, is in
+    `dropped.jsonl`.
     """
 
     class Options(Writing):
-        texts: Path = Field(description="a text (.txt, .md) or a web page (.html), or a folder of them")
+        texts: Path = Field(
+            description="a text (.txt, .md) or a web page (.html), or a folder of them"
+        )
         prompt: str = Field(
             "{passage}\n\n{question}",
-            description="the user's message, with {question} and, if it is to be shown, {passage} in it",
+            description=(
+                "the user's message, with {question} and, if it is to be shown, {passage} in it"
+            ),
         )
         limit: int | None = Field(None, ge=1, description="use only the first N passages")
 
@@ -118,19 +129,29 @@ class Questions(Asking):
         for item in items:
             item.dropped = item.dropped or _why_not(item, seen)
         passing = [item for item in items if not item.dropped]
-        asking = [asked(filled(CHECK, quotation=item.quotation, question=item.question)) for item in passing]
-        for item, reply in zip(passing, desk.ask("answers", writer, asking, sampling["max_new_tokens"]), strict=True):
+        asking = [
+            asked(filled(CHECK, quotation=item.quotation, question=item.question))
+            for item in passing
+        ]
+        for item, reply in zip(
+            passing, desk.ask("answers", writer, asking, sampling["max_new_tokens"]), strict=True
+        ):
             check_answer(item, reply)
         rows = list[Group]()
         for item, origin in zip(items, origins, strict=True):
             columns = {**asdict(item), "writer": origin}
-            reason, question, answer = (columns.pop(name) for name in ("dropped", "question", "answer"))
+            reason, question, answer = (
+                columns.pop(name) for name in ("dropped", "question", "answer")
+            )
             if reason:
                 desk.drop(reason, question=question, answer=answer, **columns)
             else:
                 prompt = filled(options.prompt, passage=item.passage, question=question)
                 rows.append(row(asked(prompt), columns, [Response(answer, source=writer.name)]))
-        headline = f"{writer.name}: {len(rows)} questions about {len(passages)} passages of {len(texts)} texts"
+        headline = (
+            f"{writer.name}: {len(rows)} questions about {len(passages)} passages of {len(texts)} "
+            "texts"
+        )
         facts = {"texts": len(texts), "passages": len(passages), "questions": len(rows)}
         shown = [_shown(item) for item in items if not item.dropped][:SHOWN]
         return desk.artifact(headline, rows, facts, *shown, usable=bool(rows))
@@ -145,7 +166,9 @@ class Questions(Asking):
                 if len(each.text.split()) >= FEWEST:
                     passages.append(each)
                 else:
-                    desk.drop(f"a passage of fewer than {FEWEST} words", source=name, passage=each.text)
+                    desk.drop(
+                        f"a passage of fewer than {FEWEST} words", source=name, passage=each.text
+                    )
         return passages[: self.options.limit]
 
 
@@ -156,20 +179,26 @@ def items_of(passage: Passage, said: Written) -> list[Item]:
     for name, text in zip(parts[::2], parts[1::2], strict=True):
         words = " ".join(text.split())
         if name.lower() == "question":
-            items.append(Item(words, source=passage.source, section=passage.section, passage=passage.text))
+            items.append(
+                Item(words, source=passage.source, section=passage.section, passage=passage.text)
+            )
         elif items and name.lower() == "answer":
             items[-1].answer = words
         elif items:
             items[-1].quotation = words.strip(_MARKS)
     for item in items:
-        item.dropped = "" if item.question and item.answer and item.quotation else "no answer or no quotation"
+        item.dropped = (
+            "" if item.question and item.answer and item.quotation else "no answer or no quotation"
+        )
     if said.truncated and items:
         items[-1].dropped = "cut off"
     return items
 
 
 def quoted(quotation: str, passage: str) -> str:
-    """The words of the passage that a quotation repeats; empty if none do. Only white space may differ."""
+    """The words of the passage that a quotation repeats; empty if none do. Only white space may
+    differ.
+    """
     words = r"\s+".join(map(re.escape, quotation.split()))
     found = re.search(rf"(?<!\w){words}(?!\w)", passage) if words else None  # whole words
     return found[0] if found else ""
@@ -202,11 +231,19 @@ def check_answer(item: Item, said: Written) -> None:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Whether only one of two answers denies something, or each has a number that the other one does not have."""
+    """Whether only one of two answers denies something, or each has a number that the other one
+    does not have.
+    """
     numbers, others = (set(numbers_in(text)) for text in (one, other))
-    return bool(_DENIAL.search(one)) != bool(_DENIAL.search(other)) or bool(numbers - others and others - numbers)
+    return bool(_DENIAL.search(one)) != bool(_DENIAL.search(other)) or bool(
+        numbers - others and others - numbers
+    )
 
 
 def _shown(item: Item) -> SideBySide:
     headings = ["answer", "quotation", "second answer"]
-    return SideBySide(f"{item.source}: {item.question}", headings, [item.answer, item.quotation, item.second_answer])
+    return SideBySide(
+        f"{item.source}: {item.question}",
+        headings,
+        [item.answer, item.quotation, item.second_answer],
+    )

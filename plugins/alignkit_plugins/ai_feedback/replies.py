@@ -19,7 +19,9 @@ _TABLES = (
 
 
 class TryAgain(Exception):
-    """An attempt failed, perhaps temporarily. pause: seconds that the server asked for. help: what may help."""
+    """An attempt failed, perhaps temporarily. pause: seconds that the server asked for. help: what
+    may help.
+    """
 
     def __init__(self, reason: str, pause: float | None = None, help: str = ""):
         super().__init__(reason)
@@ -27,7 +29,9 @@ class TryAgain(Exception):
 
 
 class Malformed(TryAgain):
-    """The server's reply cannot be read. It is retried, then given up as unusable. Raised by `read`."""
+    """The server's reply cannot be read. It is retried, then given up as unusable. Raised by
+    `read`.
+    """
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class ReplyStore:
     def __init__(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self.path = name, folder / f"{name}.sqlite"
-        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)  # every statement commits
+        # Every statement commits
+        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
         for table in _TABLES:
             self._run(table)
 
@@ -53,24 +58,32 @@ class ReplyStore:
         try:
             return self._db.execute(statement, values).fetchone()
         except sqlite3.Error as error:
-            raise RunFailed(f"{self._name}: cannot use {self.path} ({error}); if it is damaged, delete it") from None
+            raise RunFailed(
+                f"{self._name}: cannot use {self.path} ({error}); if it is damaged, delete it"
+            ) from None
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The stored replies to the requests with these keys."""
         known = {}
         for key in keys:
             row = self._run("select value, digest from checked_replies where key = ?", (key,))
-            if row is not None and row[1] == digest([key, row[0]]):  # else the disk has changed it: ask again
+            # Else the disk has changed it: ask again
+            if row is not None and row[1] == digest([key, row[0]]):
                 known[key] = Reply(json.loads(row[0]))
         return known
 
     def put(self, key: str, value: Any) -> None:
         """Store a value."""
         text = json.dumps(value)
-        self._run("insert or replace into checked_replies values (?, ?, ?)", (key, text, digest([key, text])))
+        self._run(
+            "insert or replace into checked_replies values (?, ?, ?)",
+            (key, text, digest([key, text])),
+        )
 
     def model(self, url: str, asked: str, replied: str) -> str:
-        """The model that replied first when `asked` was asked for at this address; `replied` if none has."""
+        """The model that replied first when `asked` was asked for at this address; `replied` if
+        none has.
+        """
         key = json.dumps([url, asked])
         self._run("insert or ignore into models values (?, ?)", (key, replied))
         return str(self._run("select replied from models where asked = ?", (key,))[0])

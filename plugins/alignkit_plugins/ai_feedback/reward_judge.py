@@ -24,28 +24,40 @@ NO_ROOM = "the prompt leaves the reward model no room for a response"
 
 
 class RewardJudge(Judge):
-    """Prefer the response that a reward model scores higher: a judge that was trained on people's pairs.
+    """Prefer the response that a reward model scores higher: a judge that was trained on people's
+    pairs.
 
-    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry 1952). The order in
-    which responses are shown plays no part. A rating is the reward model's score.
+    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry
+    1952). The order in which responses are shown plays no part. A rating is the reward model's
+    score.
     """
 
     reads_rubric: ClassVar[bool] = False
 
     class Options(Options):
-        reward_model: RewardRef = Field(description="stage that trains a reward model, or {folder: PATH}")
+        reward_model: RewardRef = Field(
+            description="stage that trains a reward model, or {folder: PATH}"
+        )
 
     options: Options
 
     def check(self, folder: Path) -> None:
         model = self.options.reward_model
         if model.kind not in ("stage", "folder"):
-            raise RunFailed(f"reward_judge: '{model.name}' is not a reward model; name a stage that trains one")
+            raise RunFailed(
+                f"reward_judge: '{model.name}' is not a reward model; name a stage that trains one"
+            )
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
-        groups = [Group(tuple(prompt), (Response(first), Response(second))) for prompt, first, second in items]
+        groups = [
+            Group(tuple(prompt), (Response(first), Response(second)))
+            for prompt, first, second in items
+        ]
         scores = self.context.models[self.options.reward_model.name].scores(groups)
-        return [_by_scores(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
+        return [
+            _by_scores(first, second)
+            for first, second in zip(scores[::2], scores[1::2], strict=True)
+        ]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         groups = [Group(tuple(prompt), (Response(text),)) for prompt, text in items]

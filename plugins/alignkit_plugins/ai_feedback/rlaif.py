@@ -1,11 +1,13 @@
-"""RLAIF: a judge labels pairs of responses, or rewards responses directly (Lee et al. 2023, arXiv:2309.00267).
+"""RLAIF: a judge labels pairs of responses, or rewards responses directly (Lee et al. 2023,
+arXiv:2309.00267).
 
-The step `judge_pairs` labels the responses of groups, or of a policy to prompts. A pair's `p` is the judge's
-probability that the better response is better: a soft label for a reward model or DPO (section 2.2.1). With a
-constitution, each pair is judged by principles drawn from it (Bai et al. 2022, arXiv:2212.08073, section 4). The reward
-`rlaif` is the win rate against the other responses of the group, or against a baseline's response.
-Differs from the paper: its direct reward is a rating from 1 to 10 (section 2.2.2), whereas a win rate asks the judge
-the same question as the labels do.
+The step `judge_pairs` labels the responses of groups, or of a policy to prompts. A pair's `p` is
+the judge's probability that the better response is better: a soft label for a reward model or DPO
+(section 2.2.1). With a constitution, each pair is judged by principles drawn from it (Bai et al.
+2022, arXiv:2212.08073, section 4). The reward `rlaif` is the win rate against the other responses
+of the group, or against a baseline's response. Differs from the paper: its direct reward is a
+rating from 1 to 10 (section 2.2.2), whereas a win rate asks the judge the same question as the
+labels do.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ from alignkit_plugins.compare.sampling import AnswerOptions, sampled_at
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import all_turns
 
-# --- the step -----------------------------------------------------------------------------------------------------
+# --- the step
+# -----------------------------------------------------------------------------------------------------
 
 
 class JudgePairs(Step):
@@ -64,24 +67,39 @@ class JudgePairs(Step):
         changes_no_result: ClassVar[frozenset[str]] = frozenset({"no_judge"})
 
         judge: JudgeRef = Field(description="judge that compares the responses")
-        data: DataRef | None = Field(None, description="groups of responses; alternatively, set `prompts` and `policy`")
+        data: DataRef | None = Field(
+            None, description="groups of responses; alternatively, set `prompts` and `policy`"
+        )
         prompts: DataRef | None = Field(None, description="prompts that the policy responds to")
         policy: PolicyRef | None = Field(None, description="model that responds: `base` or a stage")
-        samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt; all pairs are judged")
-        soft: bool = Field(True, description="use the judge's probability as a soft label, not a hard one")
-        clamp: tuple[float, float] | None = Field(
-            None, description="range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
+        samples_per_prompt: int = Field(
+            2, ge=2, le=16, description="responses to each prompt; all pairs are judged"
         )
-        min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
+        soft: bool = Field(
+            True, description="use the judge's probability as a soft label, not a hard one"
+        )
+        clamp: tuple[float, float] | None = Field(
+            None,
+            description=(
+                "range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
+            ),
+        )
+        min_confidence: float = Field(
+            0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this"
+        )
         no_judge: Literal["stop", "warn"] = Field(
             "stop",
-            description="what to do if the verdicts are no better than chance: `stop` before a stage learns from the "
-            "labels, or `warn`",
+            description=(
+                "what to do if the verdicts are no better than chance: `stop` before a stage "
+                "learns from the labels, or `warn`"
+            ),
         )
         constitution: ConstitutionRef | None = Field(
             None,
-            description="principles to judge by: a file, `harmless`, `helpful_honest` or a list; default: the judge's "
-            "own criterion",
+            description=(
+                "principles to judge by: a file, `harmless`, `helpful_honest` or a list; "
+                "default: the judge's own criterion"
+            ),
         )
         principles_per_pair: int = Field(
             1, ge=1, description="principles that each pair is judged by; its label is their mean"
@@ -89,7 +107,9 @@ class JudgePairs(Step):
 
         @model_validator(mode="after")
         def _one_source(self) -> Any:
-            if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
+            if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (
+                self.policy is None
+            ):
                 raise ValueError("set either `data`, or both `prompts` and `policy`")
             unused = {"samples_per_prompt", "sampling"} & self.model_fields_set
             if self.data is not None and unused:
@@ -100,7 +120,9 @@ class JudgePairs(Step):
         def _clamp_is_a_range(self) -> Any:
             low, high = self.clamp or (0.0, 1.0)
             if not 0 <= low <= 0.5 <= high <= 1:
-                raise ValueError(f"clamp [{low:g}, {high:g}] must be a range of probabilities around 0.5")
+                raise ValueError(
+                    f"clamp [{low:g}, {high:g}] must be a range of probabilities around 0.5"
+                )
             if self.clamp is not None and not self.soft:
                 raise ValueError("clamp only applies to soft labels")
             return self
@@ -119,7 +141,9 @@ class JudgePairs(Step):
 
     def check(self, folder: Path) -> None:
         if self.options.constitution is not None:
-            principled.check(self.options.judge, self.options.constitution, self.options.principles_per_pair)
+            principled.check(
+                self.options.judge, self.options.constitution, self.options.principles_per_pair
+            )
 
     def check_data(self, data: StepData) -> None:
         groups, rows = data.load(self.options.data), data.load(self.options.prompts)
@@ -133,7 +157,9 @@ class JudgePairs(Step):
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         asked = self._asked(context, groups, places)
-        found = [Verdict(**row) for row in context.map("judge", [each.row for each in asked], judged)]
+        found = [
+            Verdict(**row) for row in context.map("judge", [each.row for each in asked], judged)
+        ]
         verdicts = principled.joined(asked, found, len(places))
         tally = Tally(groups, places, verdicts, len(identical))
         labeled = self._label(groups, places, verdicts, tally)
@@ -150,10 +176,13 @@ class JudgePairs(Step):
         options = self.options
         if name == "judge":
             judge = CheckedJudge(options.judge, context)
-            return lambda chunk: [dataclasses.asdict(verdict) for verdict in principled.compared(judge, chunk)]
+            return lambda chunk: [
+                dataclasses.asdict(verdict) for verdict in principled.compared(judge, chunk)
+            ]
 
         def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
-            # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
+            # A seed for each chunk, or the n-th prompts of all chunks would share their random
+            # numbers.
             seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
             groups = context.models[options.policy or "base"].sample(
                 prompts_from_rows(chunk),
@@ -162,13 +191,18 @@ class JudgePairs(Step):
                 **options.sampled(),
             )
             return [
-                [{"text": all_turns(r, thoughts=True), "truncated": r.truncated} for r in group.responses]
+                [
+                    {"text": all_turns(r, thoughts=True), "truncated": r.truncated}
+                    for r in group.responses
+                ]
                 for group in groups
             ]
 
         return sampled
 
-    def _asked(self, context: StepContext, groups: Sequence[Group], places: Sequence[Place]) -> list[principled.Asked]:
+    def _asked(
+        self, context: StepContext, groups: Sequence[Group], places: Sequence[Place]
+    ) -> list[principled.Asked]:
         """What the judge is asked: each pair once, or by each of its principles."""
         options, items = self.options, items_at(groups, places)
         if options.constitution is None:
@@ -185,23 +219,37 @@ class JudgePairs(Step):
         prompts = context.load(options.prompts)
         context.say(f"{context.out.name}: {options.policy} answers with {options.described()}")
 
-        rows = [prompt_to_row(i, group) for i, group in enumerate(prompts)]  # the index tells equal prompts apart
+        # The index tells equal prompts apart
+        rows = [prompt_to_row(i, group) for i, group in enumerate(prompts)]
         said = context.map("sample", rows, self.mapper("sample", context))
         return [
-            dataclasses.replace(group, pairs=None, responses=tuple(Response(**r, source=options.policy) for r in texts))
+            dataclasses.replace(
+                group,
+                pairs=None,
+                responses=tuple(Response(**r, source=options.policy) for r in texts),
+            )
             for group, texts in zip(prompts, said, strict=True)
         ]
 
     def _label(
-        self, groups: Sequence[Group], places: Sequence[Place], verdicts: Sequence[Verdict], tally: Tally
+        self,
+        groups: Sequence[Group],
+        places: Sequence[Place],
+        verdicts: Sequence[Verdict],
+        tally: Tally,
     ) -> list[Group]:
-        """Groups with the judge's pairs. A tie is no pair, and groups without a pair are left out."""
+        """Groups with the judge's pairs. A tie is no pair, and groups without a pair are left
+        out.
+        """
         pairs: dict[int, list[Pair]] = {}
         for (g, i, j), verdict, label in zip(places, verdicts, self._labels(verdicts), strict=True):
             if verdict.p_first is None:
                 continue
             # A tie, which a clamp at 0.5 also makes, or too little confidence.
-            if 0.5 in (verdict.p_first, label) or abs(verdict.p_first - 0.5) < self.options.min_confidence:
+            if (
+                0.5 in (verdict.p_first, label)
+                or abs(verdict.p_first - 0.5) < self.options.min_confidence
+            ):
                 tally.dropped["unsure"] += 1
             else:
                 pairs.setdefault(g, []).append(oriented(i, j, label))
@@ -238,7 +286,11 @@ def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], list[Place]]:
 def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
     """The judge's items for these pairs."""
     return [
-        (list(groups[g].prompt), all_turns(groups[g].responses[i]), all_turns(groups[g].responses[j]))
+        (
+            list(groups[g].prompt),
+            all_turns(groups[g].responses[i]),
+            all_turns(groups[g].responses[j]),
+        )
         for g, i, j in places
     ]
 
@@ -248,25 +300,36 @@ def oriented(i: int, j: int, p: float) -> Pair:
     return Pair(i, j, p=p) if p >= 0.5 else Pair(j, i, p=1.0 - p)
 
 
-# --- the reward ---------------------------------------------------------------------------------------------------
+# --- the reward
+# ---------------------------------------------------------------------------------------------------
 
 
 class RLAIF(Reward):
-    """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not count."""
+    """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not
+    count.
+    """
 
     class Options(AnswerOptions):
         sampling: Sampling = sampled_at(0)
         judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
-            "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"
+            "group",
+            description=(
+                "opponents: the other responses of the group, or the baseline's response to the "
+                "prompt"
+            ),
         )
-        baseline: PolicyRef = Field("base", description="model that answers, too, for `opponent: baseline`")
+        baseline: PolicyRef = Field(
+            "base", description="model that answers, too, for `opponent: baseline`"
+        )
 
         @model_validator(mode="after")
         def _of_this_opponent(self) -> Any:
             unused = {"baseline", "sampling"} & self.model_fields_set
             if self.opponent == "group" and unused:
-                raise ValueError(f"{' and '.join(sorted(unused))} only apply to 'opponent: baseline'")
+                raise ValueError(
+                    f"{' and '.join(sorted(unused))} only apply to 'opponent: baseline'"
+                )
             return self
 
         def policies_to_sample(self) -> list[str]:
@@ -276,7 +339,9 @@ class RLAIF(Reward):
 
     @property
     def within_group(self) -> bool:
-        """A win rate against the group says nothing about a response to another prompt, or of a later iteration."""
+        """A win rate against the group says nothing about a response to another prompt, or of a
+        later iteration.
+        """
         return self.options.opponent == "group"
 
     def prepare(self, context: Context) -> None:
@@ -285,7 +350,11 @@ class RLAIF(Reward):
         self._baselines: dict[str, str | None] = {}  # prompt as JSON -> the baseline's response
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        scores = self._in_group(groups) if self.options.opponent == "group" else self._against_baseline(groups)
+        scores = (
+            self._in_group(groups)
+            if self.options.opponent == "group"
+            else self._against_baseline(groups)
+        )
         return {"": scores}
 
     def _in_group(self, groups: Sequence[Group]) -> list[float | None]:
@@ -314,17 +383,26 @@ class RLAIF(Reward):
             for response in group.responses
         ]
         verdicts = iter(
-            self._judge.compare([(prompt, said, other) for prompt, said, other in games if other is not None])
+            self._judge.compare(
+                [(prompt, said, other) for prompt, said, other in games if other is not None]
+            )
         )
-        return [None if other is None else centered(next(verdicts).p_first) for _, _, other in games]
+        return [
+            None if other is None else centered(next(verdicts).p_first) for _, _, other in games
+        ]
 
     def _baseline_responses(self, groups: Sequence[Group]) -> list[str | None]:
-        """The baseline's greedy response to each group's prompt; None if the prompt leaves no room for one.
+        """The baseline's greedy response to each group's prompt; None if the prompt leaves no room
+        for one.
 
         Each prompt is sampled once.
         """
         keys = [json.dumps([group.prompt, group.tools]) for group in groups]
-        new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
+        new = {
+            key: group
+            for key, group in zip(keys, groups, strict=True)
+            if key not in self._baselines
+        }
         if new:
             sampled = self.context.models[self.options.baseline].sample(
                 list(new.values()),

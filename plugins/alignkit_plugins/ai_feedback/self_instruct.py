@@ -1,7 +1,9 @@
-"""The step `self_instruct`: new tasks, written by a model that reads some of people's and some of its own.
+"""The step `self_instruct`: new tasks, written by a model that reads some of people's and some of
+its own.
 
-Wang et al. 2022, "Self-Instruct: Aligning Language Models with Self-Generated Instructions", arXiv:2212.10560.
-Differs from the paper: a chat model is asked for a list of tasks, as in Alpaca, and `sample` writes the responses.
+Wang et al. 2022, "Self-Instruct: Aligning Language Models with Self-Generated Instructions",
+arXiv:2212.10560. Differs from the paper: a chat model is asked for a list of tasks, as in Alpaca,
+and `sample` writes the responses.
 """
 
 from __future__ import annotations
@@ -35,16 +37,19 @@ _ITEM = re.compile(
 
 
 class SelfInstruct(Asking):
-    """Write tasks until there are enough, all questions are asked, or 16 questions bring none. The rows are prompts.
+    """Write tasks until there are enough, all questions are asked, or 16 questions bring none. The
+    rows are prompts.
 
-    A task is left out if it is cut off, too short or too long, or resembles one of people's or an earlier one: their
-    ROUGE-L is at least 0.7.
+    A task is left out if it is cut off, too short or too long, or resembles one of people's or an
+    earlier one: their ROUGE-L is at least 0.7.
     """
 
     class Options(Writing):
         tasks: DataRef = Field(description="tasks of people, which are shown as examples: prompts")
         count: int = Field(100, ge=1, description="number of tasks to write")
-        questions: int = Field(200, ge=1, description="most questions to ask the writer, for 8 tasks each")
+        questions: int = Field(
+            200, ge=1, description="most questions to ask the writer, for 8 tasks each"
+        )
 
     options: Options
 
@@ -61,23 +66,36 @@ class SelfInstruct(Asking):
             numbers = range(start, min(start + ROUND, options.questions))
             before, new = len(made), [group.prompt[0]["content"] for group in made]
             questions = [asked(_question(context, number, people, new)) for number in numbers]
-            said = desk.ask(f"tasks-{start}", writer, questions, options.sampled()["max_new_tokens"])
+            said = desk.ask(
+                f"tasks-{start}", writer, questions, options.sampled()["max_new_tokens"]
+            )
             for number, each in zip(numbers, said, strict=True):
                 origin = origin_of(writer.origin, [each], template="self_instruct", question=number)
                 new = _new_tasks(desk, each, texts, options.count - len(made))
                 made += [row(asked(text), {"writer": origin}) for text in new]
-            context.say(f"{context.out.name}: {len(made)} of {options.count} tasks after {numbers.stop} questions")
+            context.say(
+                f"{context.out.name}: {len(made)} of {options.count} tasks after {numbers.stop} "
+                "questions"
+            )
             idle = 0 if len(made) > before else idle + 1
             if len(made) >= options.count or idle == IDLE:
                 break
         headline = f"{writer.name}: {len(made)} new tasks after {len(people)} of people"
         if idle == IDLE:
-            headline += f"; the last {IDLE * ROUND} questions brought none: give more different tasks of people"
+            headline += (
+                f"; the last {IDLE * ROUND} questions brought none: give more different tasks of "
+                "people"
+            )
         elif len(made) < options.count:
-            headline += f"; {options.count} were wanted: raise 'questions', or give more different tasks of people"
+            headline += (
+                f"; {options.count} were wanted: raise 'questions', or give more different tasks "
+                "of people"
+            )
         shown = [[" ".join(group.prompt[0]["content"].split())] for group in made[:SHOWN]]
         facts = {"tasks": len(made), "of_people": len(people)}
-        return desk.artifact(headline, made, facts, Table("", ["the first new tasks"], shown), usable=bool(made))
+        return desk.artifact(
+            headline, made, facts, Table("", ["the first new tasks"], shown), usable=bool(made)
+        )
 
 
 def _question(context: StepContext, number: int, people: Sequence[str], new: Sequence[str]) -> str:
@@ -85,7 +103,9 @@ def _question(context: StepContext, number: int, people: Sequence[str], new: Seq
     draw, own = seeds.stream(context.seed, context.stage, "examples", number), min(NEW, len(new))
     shown = [people[i] for i in draw.permutation(len(people))[: EXAMPLES - own]]
     shown += [new[i] for i in draw.permutation(len(new))[:own]]
-    listed = "\n".join(f"{place}. {shown[i]}" for place, i in enumerate(draw.permutation(len(shown)), 1))
+    listed = "\n".join(
+        f"{place}. {shown[i]}" for place, i in enumerate(draw.permutation(len(shown)), 1)
+    )
     # Equal requests have one reply, and few tasks make equal ones: the number tells them apart.
     return filled(TEMPLATE, number=number + 1, examples=listed)
 
@@ -115,16 +135,30 @@ def _new_tasks(desk: Desk, said: Written, texts: Texts, most: int) -> list[str]:
 def tasks_of(groups: Sequence[Group]) -> list[str]:
     """The tasks of people: the last thing that the user says. Raises DataError if there is none."""
     prompts = distinct_prompts(groups)
-    texts = [turns[-1] for group in prompts if (turns := [t["content"] for t in group.prompt if t["role"] == "user"])]
+    texts = [
+        turns[-1]
+        for group in prompts
+        if (turns := [t["content"] for t in group.prompt if t["role"] == "user"])
+    ]
     if not texts:
-        raise DataError("no row has a prompt, and the writer needs examples of tasks", option=("tasks",))
+        raise DataError(
+            "no row has a prompt, and the writer needs examples of tasks", option=("tasks",)
+        )
     return list(dict.fromkeys(texts))
 
 
 def listed(said: Written) -> list[tuple[str, bool]]:
-    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was cut off is not."""
+    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was
+    cut off is not.
+    """
     items = [*_ITEM.finditer(said.text)]
-    items = [item for item in items if len(item[1]) <= len(items[0][1])]  # not those of a list within a task
+    # Not those of a list within a task
+    items = [item for item in items if len(item[1]) <= len(items[0][1])]
     ends = [*(item.start() for item in items[1:]), len(said.text)]
-    parts = [said.text[item.end() : end].strip() for item, end in zip(items, ends, strict=False)]  # no items: no part
-    return [(part, not (said.truncated and place == len(parts))) for place, part in enumerate(parts, 1) if part]
+    # No items: no part
+    parts = [said.text[item.end() : end].strip() for item, end in zip(items, ends, strict=False)]
+    return [
+        (part, not (said.truncated and place == len(parts)))
+        for place, part in enumerate(parts, 1)
+        if part
+    ]

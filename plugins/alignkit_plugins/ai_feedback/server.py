@@ -1,4 +1,6 @@
-"""A model behind an OpenAI-compatible server: its options, what it costs, and what its completions have in common."""
+"""A model behind an OpenAI-compatible server: its options, what it costs, and what its completions
+have in common.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ class Server(RemoteOptions):
 
     model: str = Field(min_length=1, description="model name on the server")
     price: tuple[float, float] | None = Field(
-        None, description="price of 1,000 tokens that the model reads, and of 1,000 that it writes, for the report"
+        None,
+        description=(
+            "price of 1,000 tokens that the model reads, and of 1,000 that it writes, for the "
+            "report"
+        ),
     )
 
     @field_validator("price")
@@ -27,7 +33,9 @@ class Server(RemoteOptions):
         return price
 
     def cost(self, tokens: int | None, written: int | None) -> float | None:
-        """What tokens cost, by the price; None if that is unknown. tokens: all. written: those that the model wrote."""
+        """What tokens cost, by the price; None if that is unknown. tokens: all. written: those that
+        the model wrote.
+        """
         if self.price is None or tokens is None or written is None:
             return None
         reading, writing = self.price
@@ -39,11 +47,16 @@ class Server(RemoteOptions):
 
 def is_refusal(choice: Mapping[str, Any]) -> bool:
     """Whether the model or its server refused. choice: of a chat completion."""
-    return bool((choice.get("message") or {}).get("refusal")) or choice.get("finish_reason") == "content_filter"
+    return (
+        bool((choice.get("message") or {}).get("refusal"))
+        or choice.get("finish_reason") == "content_filter"
+    )
 
 
 def used_tokens(reply: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """The tokens that a model read and wrote, thoughts included, and those that it wrote; None if nobody says."""
+    """The tokens that a model read and wrote, thoughts included, and those that it wrote; None if
+    nobody says.
+    """
     usage = reply.get("usage")
     if not isinstance(usage, Mapping):
         return None, None

@@ -22,17 +22,20 @@ from alignkit_plugins.ai_feedback.server import Server
 from alignkit_plugins.ai_feedback.verdict import Answer, verdicts
 from alignkit_plugins.ai_feedback.words import Question, Said, Speaking, Words
 
-_LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed")  # of top_logprobs
+# Of top_logprobs
+_LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed")
 _ENDS = "the judge's reply was cut off below max_tokens: the server's context may end there"
 _CONTEXT = (
-    "give the server a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, which its slots share), or leave "
-    "long texts out"
+    "give the server a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, which its "
+    "slots share), or leave long texts out"
 )
 _THINKS = "a model that thinks before it answers: set the judge's option 'reasons: true'"
 
 
 class OpenAIJudge(Judge):
-    """Ask a chat-completions endpoint. Answers are cached on disk, so that no question is paid for twice."""
+    """Ask a chat-completions endpoint. Answers are cached on disk, so that no question is paid for
+    twice.
+    """
 
     compares_by_rubric: ClassVar[bool] = True
 
@@ -56,7 +59,9 @@ class OpenAIJudge(Judge):
         model = self.server.model.replace("{", "{{").replace("}", "}}")
         help = {
             403: f"the key in {{variable}} may not use the model {model}",
-            404: f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1",
+            404: (
+                f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1"
+            ),
         }
         read = partial(stored_answer, answers=self.options.answers)
         remote = Remote("openai_judge", self.server, "chat/completions", context.cache, read, help)
@@ -68,12 +73,18 @@ class OpenAIJudge(Judge):
         return self.options.scale
 
     def question(self, item: Item) -> Sequence[Message]:
-        return self._words(0).pair(item, "").messages if self.options.reasons else question(self.options, item)
+        return (
+            self._words(0).pair(item, "").messages
+            if self.options.reasons
+            else question(self.options, item)
+        )
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         if self.options.reasons:
             return self._words(self.context.seed).compare(items, rubric)
-        questions = [question(self.options, item, self.context.seed, rubric) for item in both_orders(items)]
+        questions = [
+            question(self.options, item, self.context.seed, rubric) for item in both_orders(items)
+        ]
 
         def unusable(place: int, reply: Reply) -> str:
             return self._answer(reply).unusable(self.options.min_mass)
@@ -89,7 +100,9 @@ class OpenAIJudge(Judge):
     def _most_tokens(self) -> int:
         """The limit of a reply, as it is asked for."""
         own = self.server.request
-        chosen = own.get("max_completion_tokens") or own.get("max_tokens") or self.options.max_tokens
+        chosen = (
+            own.get("max_completion_tokens") or own.get("max_tokens") or self.options.max_tokens
+        )
         return chosen if isinstance(chosen, int) else 0
 
     def _words(self, seed: int) -> Words:
@@ -111,7 +124,10 @@ class OpenAIJudge(Judge):
             return said(reply).unusable(questions[place])
 
         bodies = [self._body_in_words(one) for one in questions]
-        return [said(reply) for reply in self._chat.ask(bodies, unusable, self._advice, self.context.progress)]
+        return [
+            said(reply)
+            for reply in self._chat.ask(bodies, unusable, self._advice, self.context.progress)
+        ]
 
     def _answer(self, reply: Reply) -> Answer:
         """The answer of one token."""
@@ -132,15 +148,21 @@ class OpenAIJudge(Judge):
     def _advice(self, reason: str) -> str:
         """What to change if no reply can be used."""
         if TOO_MUCH_ROOM.search(reason):
-            return "this server allows no reply of that length: set the judge's option 'max_tokens' to a lower number"
+            return (
+                "this server allows no reply of that length: set the judge's option 'max_tokens' "
+                "to a lower number"
+            )
         if reason.startswith("HTTP ") and "context" in reason:
             return _CONTEXT
         if reason == _ENDS:  # or thoughts are not among the tokens that it counts
             return (
-                f"{_CONTEXT}; if the model thinks, set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+                f"{_CONTEXT}; if the model thinks, set the judge's option 'max_tokens: "
+                f"{4 * self.options.max_tokens}'"
             )
         if reason in (CUT, THINKING):
-            return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+            return (
+                f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+            )
         names_limit = "max_completion_tokens" in reason or "max_tokens" in reason
         if reason == THINKS or (names_limit and not self.options.reasons):
             return f"this seems to be {_THINKS}"
@@ -148,16 +170,20 @@ class OpenAIJudge(Judge):
             return other
         if "logprobs" in reason and _LIMIT.search(reason):
             return (
-                "this server returns fewer log-probabilities at once: set the server's 'request: {top_logprobs: "
-                "5}' to a number that it allows, or raise its limit (vLLM's is --max-logprobs)"
+                "this server returns fewer log-probabilities at once: set the server's 'request: "
+                "{top_logprobs: 5}' to a number that it allows, or raise its limit (vLLM's is "
+                "--max-logprobs)"
             )
         if "logprobs" in reason:
             return (
-                "this server has no log-probabilities: set the judge's option 'reasons: true', or the server's "
-                "'request: {logprobs: null, top_logprobs: null}', so that the reply's text counts"
+                "this server has no log-probabilities: set the judge's option 'reasons: true', "
+                "or the server's 'request: {logprobs: null, top_logprobs: null}', so that the "
+                "reply's text counts"
             )
         if "answered neither" in reason:
             return f"this may be {_THINKS}; or change 'template'"
         if reason == NO_LINE:
             return "use a larger model"
-        return "ask the server the same question by hand, and change 'model', 'request' or 'reasons'"
+        return (
+            "ask the server the same question by hand, and change 'model', 'request' or 'reasons'"
+        )

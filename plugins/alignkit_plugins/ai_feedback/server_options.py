@@ -16,7 +16,9 @@ from alignkit_plugins.ai_feedback.stored_replies import asking_is_allowed
 
 
 def checked_address(url: str) -> str:
-    """A server's base address without a slash at the end. Raises ValueError for one that must not be asked."""
+    """A server's base address without a slash at the end. Raises ValueError for one that must not
+    be asked.
+    """
     if " " in url or not url.isprintable():
         raise ValueError("must not contain spaces, line breaks or control characters")
     parts = urlsplit(url)
@@ -24,7 +26,8 @@ def checked_address(url: str) -> str:
         raise ValueError("must begin with http:// or https:// and name a host")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
-            "must not contain a user, a query or a fragment; put the key's environment variable into api_key_env"
+            "must not contain a user, a query or a fragment; put the key's environment variable "
+            "into api_key_env"
         )
     try:
         port = parts.port
@@ -46,14 +49,24 @@ class RemoteOptions(Options):
         {"api_key_env", "concurrency", "timeout_seconds", "max_retries"}
     )
 
-    base_url: str = Field(description="base address of the service, such as http://localhost:8000/v1")
-    api_key_env: str = Field(default="", description="environment variable that holds the key (not the key itself)")
+    base_url: str = Field(
+        description="base address of the service, such as http://localhost:8000/v1"
+    )
+    api_key_env: str = Field(
+        default="", description="environment variable that holds the key (not the key itself)"
+    )
     concurrency: int = Field(default=8, ge=1, le=256, description="maximum concurrent requests")
     timeout_seconds: float = Field(
-        default=60.0, gt=0, description="time limit of one request, from connecting to the last byte"
+        default=60.0,
+        gt=0,
+        description="time limit of one request, from connecting to the last byte",
     )
-    max_retries: int = Field(default=5, ge=0, description="retries after a failure that may be temporary")
-    request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
+    max_retries: int = Field(
+        default=5, ge=0, description="retries after a failure that may be temporary"
+    )
+    request: dict[str, Any] = Field(
+        {}, description="additional fields of the request; null removes a field"
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -62,7 +75,9 @@ class RemoteOptions(Options):
 
     def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of a request, with the recipe's own fields."""
-        return {name: value for name, value in {**body, **self.request}.items() if value is not None}
+        return {
+            name: value for name, value in {**body, **self.request}.items() if value is not None
+        }
 
     @field_validator("api_key_env")
     @classmethod
@@ -89,9 +104,12 @@ def key_of(name: str, options: WithKey) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise RunFailed(f"{name}: the environment variable {variable} is not set, but must hold the key")
+        raise RunFailed(
+            f"{name}: the environment variable {variable} is not set, but must hold the key"
+        )
     if not (key.isascii() and key.isprintable()):
         raise RunFailed(
-            f"{name}: the key in the environment variable {variable} has unprintable or non-ASCII characters"
+            f"{name}: the key in the environment variable {variable} has unprintable or non-ASCII "
+            "characters"
         )
     return key

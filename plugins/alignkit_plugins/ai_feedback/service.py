@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 
 SHORTEST_KEY = 6  # characters: a shorter one, such as `none`, is a word of replies
 MOST_BYTES = 1 << 20  # a longer body is malformed
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; a server's Retry-After may ask for more
+# Seconds between attempts; a server's Retry-After may ask for more
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 LONGEST_WAIT = 1800.0  # seconds in which the last attempt begins
 MOST_MALFORMED = 20  # requests in a row without a reply that can be used, each after its retries
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
 LAST_SECONDS = 3.0  # for the last replies after a failure or a request to stop
 _LATE = (
-    "\nhelp: raise 'timeout_seconds', or lower 'concurrency' to what the server answers at once: the others wait there"
+    "\n"
+    "help: raise 'timeout_seconds', or lower 'concurrency' to what the server answers at once: "
+    "the others wait there"
 )
 _FATAL = {
     401: "the key in {variable} was not accepted",
@@ -52,13 +55,15 @@ Unusable = Callable[[int, Reply], str]
 class Remote:
     """One service: where it is, how its replies are read, and where they are stored.
 
-    name: for messages, and the name of the file of stored replies. path: appended to `base_url`. folder: of that file.
-    read: turns the bytes of a reply into a JSON value, or raises `Malformed`.
-    help: explains statuses that end the run, if the general texts do not; {variable} and {path} are filled in.
-    fits: says why a value cannot be the reply to a request's body, such as a wrong number of scores; empty if it can.
-    A stored reply that does not fit, because the recipe has changed, is asked for again.
+    name: for messages, and the name of the file of stored replies. path: appended to `base_url`.
+    folder: of that file. read: turns the bytes of a reply into a JSON value, or raises `Malformed`.
+    help: explains statuses that end the run, if the general texts do not; {variable} and {path} are
+    filled in. fits: says why a value cannot be the reply to a request's body, such as a wrong
+    number of scores; empty if it can. A stored reply that does not fit, because the recipe has
+    changed, is asked for again.
 
-    The constructor raises RunFailed if the key is missing or the file is damaged, before any request is sent.
+    The constructor raises RunFailed if the key is missing or the file is damaged, before any
+    request is sent.
     """
 
     name: str
@@ -84,27 +89,42 @@ class Remote:
         return key_of(self.name, self.options)
 
     def ask(
-        self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress, unusable: Unusable = lambda *_: ""
+        self,
+        bodies: Sequence[Mapping[str, Any]],
+        progress: Progress = no_progress,
+        unusable: Unusable = lambda *_: "",
     ) -> list[Reply]:
-        """Replies to requests with these bodies, in order. Equal requests are sent once, stored replies reused.
+        """Replies to requests with these bodies, in order. Equal requests are sent once, stored
+        replies reused.
 
-        progress: of the context, to show how many replies have arrived. unusable: why a reply, with its place, is of no
-        use: a stored one is asked for again, because the server may have been repaired.
+        progress: of the context, to show how many replies have arrived. unusable: why a reply, with
+        its place, is of no use: a stored one is asked for again, because the server may have been
+        repaired.
         """
         # A hash of everything that a reply depends on.
         asked_for = (json.dumps([self.url, body], sort_keys=True).encode() for body in bodies)
         keys = [hashlib.sha256(text).hexdigest() for text in asked_for]
         with closing(ReplyStore(self.folder, self.name)) as store:
             asked = dict(zip(keys, bodies, strict=True))
-            replies = {key: reply for key, reply in store.get(keys).items() if not self.fits(asked[key], reply.value)}
+            replies = {
+                key: reply
+                for key, reply in store.get(keys).items()
+                if not self.fits(asked[key], reply.value)
+            }
             if asking_is_allowed():
                 first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
-                replies = {key: reply for key, reply in replies.items() if not unusable(first[key], reply)}
+                replies = {
+                    key: reply for key, reply in replies.items() if not unusable(first[key], reply)
+                }
             missing = {key: body for key, body in asked.items() if key not in replies}
             if missing:
                 if not asking_is_allowed():
-                    stored = f"{len(missing)} of {len(asked)} replies are not stored in {self.folder}"
-                    raise RemoteError(f"{self.name}: {stored}, and nothing is asked or paid for here")
+                    stored = (
+                        f"{len(missing)} of {len(asked)} replies are not stored in {self.folder}"
+                    )
+                    raise RemoteError(
+                        f"{self.name}: {stored}, and nothing is asked or paid for here"
+                    )
                 with progress(f"asking {self.name}", len(missing)) as done:
                     replies |= asyncio.run(_ask_all(self, missing, store, done))
         return [replies[key] for key in keys]
@@ -116,7 +136,9 @@ class Remote:
 async def _ask_all(
     remote: Remote, bodies: Mapping[str, Any], store: ReplyStore, done: Callable[[int], None]
 ) -> dict[str, Reply]:
-    """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
+    """Replies to all requests, a bounded number at a time, each stored on arrival. The first
+    failure ends all.
+    """
     import httpx2
 
     options, key = remote.options, remote.key()
@@ -133,12 +155,17 @@ async def _ask_all(
         malformed: list[str] = []
         count = min(options.concurrency, len(bodies))
         askers = [Asker(client, remote, key, store, malformed) for _ in range(count)]
-        await _all_done({asyncio.create_task(_worker(a, waiting, replies, done)): a for a in askers})
+        await _all_done(
+            {asyncio.create_task(_worker(a, waiting, replies, done)): a for a in askers}
+        )
     return replies
 
 
 async def _worker(
-    asker: Asker, waiting: Iterator[tuple[str, Any]], replies: dict[str, Reply], done: Callable[[int], None]
+    asker: Asker,
+    waiting: Iterator[tuple[str, Any]],
+    replies: dict[str, Reply],
+    done: Callable[[int], None],
 ) -> None:
     """Send requests until none is waiting; `waiting` and `replies` are shared by all workers."""
     for key, body in waiting:
@@ -149,15 +176,19 @@ async def _worker(
 
 
 async def _all_done(workers: Mapping[asyncio.Task[None], Asker]) -> None:
-    """Wait for all workers. The first failure ends all, and so does a request to stop: a judge may take minutes.
+    """Wait for all workers. The first failure ends all, and so does a request to stop: a judge may
+    take minutes.
 
-    Replies to requests that are under way will have to be paid for, so they have LAST_SECONDS to arrive.
+    Replies to requests that are under way will have to be paid for, so they have LAST_SECONDS to
+    arrive.
     """
     running = set(workers)
     try:
         while running:
             should_stop()
-            finished, running = await asyncio.wait(running, timeout=STOP_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            finished, running = await asyncio.wait(
+                running, timeout=STOP_SECONDS, return_when=asyncio.FIRST_EXCEPTION
+            )
             for worker in finished:
                 worker.result()
     except AlignkitError:
@@ -176,12 +207,18 @@ async def _all_done(workers: Mapping[asyncio.Task[None], Asker]) -> None:
 class Asker:
     """Sends one request after another over a shared client, and stores the replies.
 
-    malformed: why the latest requests of all askers had no reply that can be used; emptied by a reply that can.
-    ending: set when this request is its last. under_way: whether a request waits for its reply.
+    malformed: why the latest requests of all askers had no reply that can be used; emptied by a
+    reply that can. ending: set when this request is its last. under_way: whether a request waits
+    for its reply.
     """
 
     def __init__(
-        self, client: httpx2.AsyncClient, remote: Remote, secret: str, store: ReplyStore, malformed: list[str]
+        self,
+        client: httpx2.AsyncClient,
+        remote: Remote,
+        secret: str,
+        store: ReplyStore,
+        malformed: list[str],
     ):
         self._client, self._store = client, store
         self._remote, self._options = remote, remote.options
@@ -208,16 +245,18 @@ class Asker:
             self._malformed.append(str(error))
             if len(self._malformed) >= MOST_MALFORMED:
                 raise RemoteError(
-                    f"{self._remote.name}: {options.base_url}: {MOST_MALFORMED} requests in a row had no reply that "
-                    f"can be used: {error}; the replies received are stored; repeat the command to resume"
+                    f"{self._remote.name}: {options.base_url}: {MOST_MALFORMED} requests in a row "
+                    f"had no reply that can be used: {error}; the replies received are stored; "
+                    "repeat the command to resume"
                 ) from None
             return Reply(reason=str(error))
         except TryAgain as error:
             asked = f", and asks for a pause of {error.pause:g} s" if error.pause else ""
             count = attempts.statistics["attempt_number"]
             raise RemoteError(
-                f"{self._remote.name}: {options.base_url}: {error}{asked}, after {count} attempt{'s' * (count > 1)}; "
-                f"the replies received are stored; repeat the command to resume{error.help}"
+                f"{self._remote.name}: {options.base_url}: {error}{asked}, after {count} "
+                f"attempt{'s' * (count > 1)}; the replies received are stored; repeat the command "
+                f"to resume{error.help}"
             ) from None
         self._malformed.clear()
         if not reply.reason:
@@ -235,21 +274,26 @@ class Asker:
     async def _attempt(self, body: Mapping[str, Any]) -> Reply:
         import httpx2
 
-        content = json.dumps(body).encode()  # ASCII, so that an unpaired surrogate in the data can be sent
+        # ASCII, so that an unpaired surrogate in the data can be sent
+        content = json.dumps(body).encode()
         self.under_way = True
         try:
             async with (
-                asyncio.timeout(self._options.timeout_seconds),  # httpx's own limit never ends a slow trickle of bytes
+                # Httpx's own limit never ends a slow trickle of bytes
+                asyncio.timeout(self._options.timeout_seconds),
                 self._client.stream("POST", self._remote.url, content=content) as response,
             ):
                 text = await _limited(response)
         except TimeoutError:
-            raise TryAgain(f"no answer within {self._options.timeout_seconds:g} s", help=_LATE) from None
+            raise TryAgain(
+                f"no answer within {self._options.timeout_seconds:g} s", help=_LATE
+            ) from None
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             raise TryAgain(self._safe(f"{type(error).__name__}: {error}")) from None
         finally:
             self.under_way = False
-        if len(self._secret) >= SHORTEST_KEY:  # a server that echoes the key must not get it into a file
+        # A server that echoes the key must not get it into a file
+        if len(self._secret) >= SHORTEST_KEY:
             text = text.replace(self._secret.encode(), HIDDEN.encode())
         if response.status_code != 200:
             return self._refused(response, text)
@@ -262,16 +306,20 @@ class Asker:
         return Reply(value)
 
     def _check_model(self, body: Mapping[str, Any], text: bytes) -> None:
-        """Raise RemoteError if another model replied to earlier requests: their replies do not belong together."""
+        """Raise RemoteError if another model replied to earlier requests: their replies do not
+        belong together.
+        """
         model = model_in(text)
         if model is None:
             return
         earlier = self._store.model(self._remote.url, str(body.get("model")), model)
         if earlier != model:
             raise RemoteError(
-                f"{self._remote.name}: {self._options.base_url} replies as the model {self._safe(model)!r:.80}, and "
-                f"earlier replies came from {self._safe(earlier)!r:.80}; those of two models do not belong together\n"
-                f"help: ask for a version that stays; or delete {self._store.path} to ask everything again"
+                f"{self._remote.name}: {self._options.base_url} replies as the model "
+                f"{self._safe(model)!r:.80}, and earlier replies came from "
+                f"{self._safe(earlier)!r:.80}; those of two models do not belong together\n"
+                f"help: ask for a version that stays; or delete {self._store.path} to ask "
+                "everything again"
             )
 
     def _refused(self, response: httpx2.Response, text: bytes) -> Reply:
@@ -283,15 +331,19 @@ class Asker:
             raise Malformed(f"the reply has the status {status} instead of 200")
         if status < 400:
             raise RemoteError(
-                f"{name}: {self._options.base_url} replied with HTTP {status}; redirects are not followed, "
-                "because they would receive the key; set base_url to the final address"
+                f"{name}: {self._options.base_url} replied with HTTP {status}; redirects are not "
+                "followed, because they would receive the key; set base_url to the final address"
             )
         if words := (_FATAL | dict(self._remote.help or {})).get(status):
             variable = self._options.api_key_env or "(no api_key_env is set)"
             raise RemoteError(
                 f"{name}: {self._options.base_url} replied with HTTP {status}: "
                 + words.format(variable=variable, path=self._remote.path)
-                + (f"; the server says: {said[:200]}" if (said := self._safe(text.decode("utf-8", "replace"))) else "")
+                + (
+                    f"; the server says: {said[:200]}"
+                    if (said := self._safe(text.decode("utf-8", "replace")))
+                    else ""
+                )
             )
         return Reply(reason=f"HTTP {status}: " + self._safe(text.decode("utf-8", "replace"))[:200])
 
@@ -320,7 +372,9 @@ async def _limited(response: httpx2.Response) -> bytes:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds to wait according to a Retry-After header: seconds or a date; None if it is neither."""
+    """Seconds to wait according to a Retry-After header: seconds or a date; None if it is
+    neither.
+    """
     if not value:
         return None
     if value.strip().isdecimal():

@@ -1,4 +1,6 @@
-"""Whether judges and rewards on servers may be asked, or only what they have replied before may be used."""
+"""Whether judges and rewards on servers may be asked, or only what they have replied before may be
+used.
+"""
 
 from __future__ import annotations
 

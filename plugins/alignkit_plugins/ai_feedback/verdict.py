@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Answer:
     """Log-probabilities of the two answers in nats, or the reason why they are missing.
 
-    bound: the largest log-probability of an answer that is -inf, because a server did not return it.
-    tokens, cost: as those of a Verdict.
+    bound: the largest log-probability of an answer that is -inf, because a server did not return
+    it. tokens, cost: as those of a Verdict.
     """
 
     one: float = -math.inf
@@ -30,7 +30,9 @@ class Answer:
 
     @property
     def mass(self) -> float:
-        """Known probability of both answers together; NaN if the numbers are not log-probabilities."""
+        """Known probability of both answers together; NaN if the numbers are not
+        log-probabilities.
+        """
         if not (self.one <= 1e-3 and self.two <= 1e-3):  # also true for NaN; rounding may exceed 0
             return math.nan
         return math.exp(self.one) + math.exp(self.two)
@@ -45,7 +47,8 @@ class Answer:
             return "the judge's probabilities of both answers add up to more than 1"
         if self.mass < max(min_mass, 1e-30):
             return (
-                f"the judge gives both answers together too little probability: {self.mass:.2g}, min_mass {min_mass:g}"
+                f"the judge gives both answers together too little probability: {self.mass:.2g}, "
+                f"min_mass {min_mass:g}"
             )
         return ""
 
@@ -60,10 +63,12 @@ class Answer:
 
 
 def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
-    """Verdicts on n items from 2n answers in the order of `both_orders`. `mass` is the mean over both orders.
+    """Verdicts on n items from 2n answers in the order of `both_orders`. `mass` is the mean over
+    both orders.
 
-    An answer that a server did not return has a probability between 0 and its bound. It counts with the bound, which
-    makes p least confident. If some value in this range would turn the decision, there is no verdict.
+    An answer that a server did not return has a probability between 0 and its bound. It counts with
+    the bound, which makes p least confident. If some value in this range would turn the decision,
+    there is no verdict.
     """
     import torch
 
@@ -74,11 +79,19 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
         return split[0], split[1]
 
     n = len(answers) // 2
-    bounds = orders([answer.at_bound() if answer.bounded else (answer.one, answer.two) for answer in answers])
+    bounds = orders(
+        [answer.at_bound() if answer.bounded else (answer.one, answer.two) for answer in answers]
+    )
     p_first = F.judge_probability(*bounds).tolist()
     by_order = list(zip(*(p.tolist() for p in F.order_probabilities(*bounds)), strict=True))
     extremes = list(
-        zip(*(p.tolist() for p in F.order_probabilities(*orders([(a.one, a.two) for a in answers]))), strict=True)
+        zip(
+            *(
+                p.tolist()
+                for p in F.order_probabilities(*orders([(a.one, a.two) for a in answers]))
+            ),
+            strict=True,
+        )
     )
     result = []
     for i, (ab, ba) in enumerate(zip(answers[:n], answers[n:], strict=True)):
@@ -90,15 +103,29 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
             reason = "an answer is not among the tokens that the server returned, and could decide"
         if reason:
             mass = 0.0 if math.isnan(mass) else mass
-            result.append(Verdict(None, mass=mass, reason=reason, calls=2, tokens=tokens, cost=cost))
+            result.append(
+                Verdict(None, mass=mass, reason=reason, calls=2, tokens=tokens, cost=cost)
+            )
         else:
             bounded = ab.bounded or ba.bounded
-            result.append(Verdict(p_first[i], by_order[i], mass, bounded=bounded, calls=2, tokens=tokens, cost=cost))
+            result.append(
+                Verdict(
+                    p_first[i],
+                    by_order[i],
+                    mass,
+                    bounded=bounded,
+                    calls=2,
+                    tokens=tokens,
+                    cost=cost,
+                )
+            )
     return result
 
 
 def _undecided(at_bound: Sequence[float], at_zero: Sequence[float]) -> bool:
-    """Whether the missing answers of both orders decide: P(first is better) if they have their bound, and if 0."""
+    """Whether the missing answers of both orders decide: P(first is better) if they have their
+    bound, and if 0.
+    """
     ranges = [sorted(ends) for ends in zip(at_bound, at_zero, strict=True)]
     low, high = (Verdict(sum(ends) / 2) for ends in zip(*ranges, strict=True))
     return _side(low) != _side(high)

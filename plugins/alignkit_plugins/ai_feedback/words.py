@@ -1,7 +1,8 @@
-"""Questions that are answered in words: a judge thinks first, and the last line of its reply is read.
+"""Questions that are answered in words: a judge thinks first, and the last line of its reply is
+read.
 
-Two responses are compared in both orders (Zheng et al. 2023, arXiv:2306.05685, section 3.4). A response alone is rated
-on a scale.
+Two responses are compared in both orders (Zheng et al. 2023, arXiv:2306.05685, section 3.4). A
+response alone is rated on a scale.
 """
 
 from __future__ import annotations
@@ -31,10 +32,17 @@ class Speaking(Asking):
     """Options of judges that may answer in words."""
 
     reasons: bool = Field(
-        False, description="the judge thinks before it answers, and its last line counts; false: one token decides"
+        False,
+        description=(
+            "the judge thinks before it answers, and its last line counts; false: one token decides"
+        ),
     )
-    max_tokens: int = Field(2000, ge=8, description="limit of a reply in words, in tokens, with the judge's reasons")
-    scale: tuple[int, int] = Field((1, 9), description="the lowest and the highest rating; [0, 1]: met or not")
+    max_tokens: int = Field(
+        2000, ge=8, description="limit of a reply in words, in tokens, with the judge's reasons"
+    )
+    scale: tuple[int, int] = Field(
+        (1, 9), description="the lowest and the highest rating; [0, 1]: met or not"
+    )
 
     @model_validator(mode="after")
     def _scale_rises(self) -> Speaking:
@@ -61,7 +69,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Said:
-    """A reply in words; without a usable one, `text` is empty and `reason` says why. tokens, cost: of a Verdict."""
+    """A reply in words; without a usable one, `text` is empty and `reason` says why. tokens, cost:
+    of a Verdict.
+    """
 
     text: str = ""
     reason: str = ""
@@ -102,7 +112,10 @@ class Words:
 
     def rate(self, items: Sequence[Rated], rubric: Rubric) -> list[Rating]:
         """Ratings of (prompt, response)."""
-        return [_rating(question, said) for question, said in self._asked([self.one(item, rubric) for item in items])]
+        return [
+            _rating(question, said)
+            for question, said in self._asked([self.one(item, rubric) for item in items])
+        ]
 
     def _asked(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Said]]:
         return zip(questions, self.ask(questions) if questions else [], strict=True)
@@ -110,9 +123,14 @@ class Words:
     # The questions
 
     def pair(self, item: Item, rubric: Rubric) -> Question:
-        """Which of two responses is better? The option `template` without its last sentence, which asks for a token."""
+        """Which of two responses is better? The option `template` without its last sentence, which
+        asks for a token.
+        """
         template = self.options.template.removesuffix(ASKED).rstrip()
-        text = filled(template, self.options, item, self.seed, rubric) + "\n\nWhich response is better?"
+        text = (
+            filled(template, self.options, item, self.seed, rubric)
+            + "\n\nWhich response is better?"
+        )
         return self._question(text, verdict_form(self.options.answers), [item[1], item[2]], item[0])
 
     def one(self, item: Rated, rubric: Rubric) -> Question:
@@ -123,20 +141,32 @@ class Words:
         task = "You rate a response to a conversation."
         own = f"{task} {measure(self.options, rubric)}"
         parts = [
-            f"{task} A rating follows this measure:\n\n{rubric}" if isinstance(rubric, str) and rubric else own,
+            f"{task} A rating follows this measure:\n\n{rubric}"
+            if isinstance(rubric, str) and rubric
+            else own,
             f"The conversation and the response {NOTICE.format(nonce=nonce)}",
-            *(f"{name}:\n{fenced(text, nonce)}" for name, text in [("Conversation", said), ("Response", response)]),
+            *(
+                f"{name}:\n{fenced(text, nonce)}"
+                for name, text in [("Conversation", said), ("Response", response)]
+            ),
             "How good is the response?",
         ]
-        return self._question("\n\n".join(parts), rating_form(self.options.scale), [response], prompt)
+        return self._question(
+            "\n\n".join(parts), rating_form(self.options.scale), [response], prompt
+        )
 
     def token(self, item: Rated, rubric: Rubric) -> list[Message]:
         """How good is a response? The answer is one token."""
         low, high = self.options.scale
-        end = f"Answer with a number from {low}, for the worst response, to {high}, for the best, and nothing else."
+        end = (
+            f"Answer with a number from {low}, for the worst response, to {high}, for the best, "
+            "and nothing else."
+        )
         return [{"role": "user", "content": f"{self.one(item, rubric).text} {end}"}]
 
-    def _question(self, text: str, form: Form, texts: Sequence[str], prompt: Sequence[Message]) -> Question:
+    def _question(
+        self, text: str, form: Form, texts: Sequence[str], prompt: Sequence[Message]
+    ) -> Question:
         code = code_of(self.seed, [form.word, transcript(prompt), *texts])[:8]
         return Question(text, form, code, self.options.reasons)
 

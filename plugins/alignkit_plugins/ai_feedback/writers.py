@@ -1,4 +1,6 @@
-"""Who writes texts for steps that make data: a policy of the run, or a model behind an OpenAI-compatible server."""
+"""Who writes texts for steps that make data: a policy of the run, or a model behind an
+OpenAI-compatible server.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,11 @@ UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests l
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote. reason: why it wrote nothing that can be used, if so; `text` is then empty.
+    """What a model wrote. reason: why it wrote nothing that can be used, if so; `text` is then
+    empty.
 
-    model: as the server calls it. tokens: that the model read and wrote. cost: by the price. None: nobody says.
+    model: as the server calls it. tokens: that the model read and wrote. cost: by the price. None:
+    nobody says.
     """
 
     text: str = ""
@@ -41,13 +45,19 @@ class Written:
 
 
 class Writer(Protocol):
-    """A model that continues conversations. name: of a policy, or of the model on its server. origin: for rows."""
+    """A model that continues conversations. name: of a policy, or of the model on its server.
+    origin: for rows.
+    """
 
     name: str
     origin: dict[str, Any]
 
-    def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
-        """What it says next in each, in order; several samples of one come one after the other. most: tokens."""
+    def write(
+        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1
+    ) -> list[Written]:
+        """What it says next in each, in order; several samples of one come one after the other.
+        most: tokens.
+        """
         ...
 
 
@@ -55,10 +65,16 @@ class PolicyWriter:
     """A policy of this run. sampling: as in training; how long a text may be is said each time."""
 
     def __init__(self, context: Context, role: str, sampling: Mapping[str, Any]):
-        self.name, self.origin, self._context = role, {"policy": role, "seed": context.seed}, context
+        self.name, self.origin, self._context = (
+            role,
+            {"policy": role, "seed": context.seed},
+            context,
+        )
         self._sampling = {key: value for key, value in sampling.items() if key != "max_new_tokens"}
 
-    def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
+    def write(
+        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1
+    ) -> list[Written]:
         sampling = {"samples_per_prompt": samples, "max_new_tokens": most, **self._sampling}
         if "min_new_tokens" in sampling:
             sampling["min_new_tokens"] = min(sampling["min_new_tokens"], most)
@@ -67,35 +83,56 @@ class PolicyWriter:
         for group in groups:
             if not group.responses:
                 written += [Written(reason=NO_ROOM)] * samples
-            written += [Written(_answer(response.text), response.truncated) for response in group.responses]
+            written += [
+                Written(_answer(response.text), response.truncated) for response in group.responses
+            ]
         return written
 
 
 class ServerWriter:
-    """Asks a chat-completions endpoint. Replies are stored on disk, so that none is paid for twice."""
+    """Asks a chat-completions endpoint. Replies are stored on disk, so that none is paid for
+    twice.
+    """
 
     def __init__(self, context: Context, name: str, options: Server, sampling: Mapping[str, Any]):
         """name: of the step, for messages and the file of stored replies."""
         self.name, self._context, self._options = options.model, context, options
         self._sampling = {key: sampling[key] for key in ("temperature", "top_p") if key in sampling}
         # What the request says, in which the recipe's `request` wins.
-        told = {key: value for key, value in options.body(self._sampling).items() if key in ("temperature", "top_p")}
-        self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed, **told}
+        told = {
+            key: value
+            for key, value in options.body(self._sampling).items()
+            if key in ("temperature", "top_p")
+        }
+        self.origin = {
+            "model": options.model,
+            "address": options.base_url,
+            "seed": context.seed,
+            **told,
+        }
         remote = Remote(name, options, "chat/completions", context.cache, _stored)
         self._chat = Chat(remote)
 
-    def write(self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1) -> list[Written]:
-        # Equal requests have one reply, so several samples differ in their seed. One sample needs none.
+    def write(
+        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1
+    ) -> list[Written]:
+        # Equal requests have one reply, so several samples differ in their seed. One sample needs
+        # none.
         bodies = [
-            self._body(conversation, {"max_tokens": most, **({"seed": seed + number} if samples > 1 else {})})
+            self._body(
+                conversation,
+                {"max_tokens": most, **({"seed": seed + number} if samples > 1 else {})},
+            )
             for conversation in conversations
             for number in range(samples)
         ]
         replies = self._chat.ask(
             bodies,
-            lambda place, reply: reply.reason or str(reply.value[2]),  # an empty text is not the server's fault
+            # An empty text is not the server's fault
+            lambda place, reply: reply.reason or str(reply.value[2]),
             lambda reason: (
-                other_name(reason, most) or "ask the server the same question by hand, and change 'model' or 'request'"
+                other_name(reason, most)
+                or "ask the server the same question by hand, and change 'model' or 'request'"
             ),
             self._context.progress,
         )
@@ -104,7 +141,9 @@ class ServerWriter:
     def _body(self, conversation: Group, more: Mapping[str, Any]) -> dict[str, Any]:
         """The request's JSON."""
         body = {"messages": list(map(_sent, conversation.prompt)), **self._sampling, **more}
-        return self._options.body({**body, "tools": list(conversation.tools)} if conversation.tools else body)
+        return self._options.body(
+            {**body, "tools": list(conversation.tools)} if conversation.tools else body
+        )
 
     def _written(self, reply: Reply) -> Written:
         if reply.reason:
@@ -113,7 +152,9 @@ class ServerWriter:
         return Written(text, truncated, reason, model, tokens, self._options.cost(tokens, written))
 
 
-def writer_of(context: Context, name: str, who: str | Server, sampling: Mapping[str, Any]) -> Writer:
+def writer_of(
+    context: Context, name: str, who: str | Server, sampling: Mapping[str, Any]
+) -> Writer:
     """A policy or a model on a server. name: of the step."""
     if isinstance(who, Server):
         return ServerWriter(context, name, who, sampling)
@@ -124,21 +165,32 @@ def check_sampling(who: str | Server | None, options: SamplingOptions) -> None:
     """Raise ValueError for an option that the recipe sets and requests to a server leave out."""
     chosen = [key for key in UNTOLD if key in options.sampling.model_fields_set]
     if isinstance(who, Server) and chosen:
-        raise ValueError(f"servers differ in '{chosen[0]}'; write it as this one takes it, in its 'request'")
+        raise ValueError(
+            f"servers differ in '{chosen[0]}'; write it as this one takes it, in its 'request'"
+        )
 
 
 def ask(
-    context: StepContext, name: str, writer: Writer, conversations: Sequence[Group], most: int, samples: int = 1
+    context: StepContext,
+    name: str,
+    writer: Writer,
+    conversations: Sequence[Group],
+    most: int,
+    samples: int = 1,
 ) -> list[Written]:
-    """What a writer says next in each conversation, as `Writer.write`, in chunks that a resumed run finds again.
+    """What a writer says next in each conversation, as `Writer.write`, in chunks that a resumed run
+    finds again.
 
     name: of the rows. Each name has random numbers of its own.
     """
 
     def written(rows: Sequence[Any]) -> list[list[dict[str, Any]]]:
-        seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32  # the 31 bits that all servers take
+        # The 31 bits that all servers take
+        seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32
         said = [vars(each) for each in writer.write(prompts_from_rows(rows), most, seed, samples)]
-        said = [each if each["text"] or each["reason"] else {**each, "reason": EMPTY} for each in said]
+        said = [
+            each if each["text"] or each["reason"] else {**each, "reason": EMPTY} for each in said
+        ]
         return [said[start : start + samples] for start in range(0, len(said), samples)]
 
     rows = [prompt_to_row(number, each) for number, each in enumerate(conversations)]
@@ -146,7 +198,9 @@ def ask(
 
 
 def origin_of(origin: Mapping[str, Any], written: Iterable[Written], **more: Any) -> dict[str, Any]:
-    """Who wrote a row, for a column of it. origin: of the writer. more: such as sampling options."""
+    """Who wrote a row, for a column of it. origin: of the writer. more: such as sampling
+    options.
+    """
     models = list(dict.fromkeys(each.model for each in written if each.model))
     return {**origin, **({"replied_as": models} if models else {}), **more}
 
@@ -160,14 +214,18 @@ def bill(written: Iterable[Written]) -> dict[str, Any]:
         "questions": len(every),
         "tokens": sum(tokens) if tokens else None,
         "cost": fsum(costs) if costs else None,
-        "refused": dict(Counter(kind_of(each.reason) for each in every if each.reason).most_common()),
+        "refused": dict(
+            Counter(kind_of(each.reason) for each in every if each.reason).most_common()
+        ),
     }
 
 
 def billed(facts: Mapping[str, Any]) -> str:
     """A `bill` in words: `40 questions, 12,345 tokens, cost 0.12`."""
     tokens = f", {facts['tokens']:,} tokens" if facts["tokens"] is not None else ""
-    return f"{facts['questions']:,} questions{tokens}" + (f", cost {facts['cost']:.4g}" if facts["cost"] else "")
+    return f"{facts['questions']:,} questions{tokens}" + (
+        f", cost {facts['cost']:.4g}" if facts["cost"] else ""
+    )
 
 
 def kind_of(reason: str) -> str:
@@ -176,7 +234,9 @@ def kind_of(reason: str) -> str:
 
 
 def _stored(text: bytes) -> list[Any]:
-    """The fields of a chat completion, as they are stored: those of `Written`, and the tokens that were written."""
+    """The fields of a chat completion, as they are stored: those of `Written`, and the tokens that
+    were written.
+    """
     try:
         reply = json.loads(text)
         choice = reply["choices"][0]
@@ -185,7 +245,12 @@ def _stored(text: bytes) -> list[Any]:
         if is_refusal(choice):
             return ["", False, REFUSED, *more]
         said = _answer(message.get("content") or "")
-        return [said, end == "length", CALLED if message.get("tool_calls") and not said else "", *more]
+        return [
+            said,
+            end == "length",
+            CALLED if message.get("tool_calls") and not said else "",
+            *more,
+        ]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise Malformed("the reply is not a chat completion") from None
 
@@ -194,8 +259,13 @@ def _sent(turn: Message) -> dict[str, Any]:
     """A turn as servers read it: with the arguments of calls as JSON."""
     sent: dict[str, Any] = {key: value for key, value in turn.items() if key in SENT}
     if calls := turn.get("tool_calls"):
-        called = [{**call["function"], "arguments": json.dumps(call["function"]["arguments"])} for call in calls]
-        sent["tool_calls"] = [{**call, "function": function} for call, function in zip(calls, called, strict=True)]
+        called = [
+            {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}
+            for call in calls
+        ]
+        sent["tool_calls"] = [
+            {**call, "function": function} for call, function in zip(calls, called, strict=True)
+        ]
     return sent
 
 

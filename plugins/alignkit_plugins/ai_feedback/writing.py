@@ -1,4 +1,6 @@
-"""What the steps that make data share: questions to a model, what they cost, and what was left out."""
+"""What the steps that make data share: questions to a model, what they cost, and what was left
+out.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,20 @@ from alignkit.data.group import Response, group_id
 from alignkit.report import Report
 from alignkit_plugins.ai_feedback.remote import key_of
 from alignkit_plugins.ai_feedback.server import Server
-from alignkit_plugins.ai_feedback.writers import Writer, Written, ask, bill, billed, check_sampling, kind_of
+from alignkit_plugins.ai_feedback.writers import (
+    Writer,
+    Written,
+    ask,
+    bill,
+    billed,
+    check_sampling,
+    kind_of,
+)
 from alignkit_plugins.formats.rows import prompt_to_row
 
-WHO = "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
+WHO = (
+    "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
+)
 
 
 class Writing(alignkit.SamplingOptions):
@@ -54,8 +66,12 @@ class Desk:
         self._spent: list[Written] = []
         self._dropped: list[dict[str, Any]] = []
 
-    def ask(self, name: str, writer: Writer, questions: Sequence[Group], most: int) -> list[Written]:
-        """What a writer says next, as `writers.ask`. Equal questions are asked and paid for once."""
+    def ask(
+        self, name: str, writer: Writer, questions: Sequence[Group], most: int
+    ) -> list[Written]:
+        """What a writer says next, as `writers.ask`. Equal questions are asked and paid for
+        once.
+        """
         keys = [json.dumps(prompt_to_row(0, question)) for question in questions]
         different = dict(zip(keys, questions, strict=True))
         said = ask(self._context, name, writer, list(different.values()), most)
@@ -64,13 +80,21 @@ class Desk:
         return [replies[key] for key in keys]
 
     def drop(self, reason: str, **row: Any) -> None:
-        """Leave out a row, for the file `dropped.jsonl`. What follows `: ` in the reason is not counted apart."""
+        """Leave out a row, for the file `dropped.jsonl`. What follows `: ` in the reason is not
+        counted apart.
+        """
         self._dropped.append({"dropped": reason, **row})
 
     def artifact(
-        self, headline: str, groups: Sequence[Group], facts: Mapping[str, Any], *parts: Any, usable: bool = True
+        self,
+        headline: str,
+        groups: Sequence[Group],
+        facts: Mapping[str, Any],
+        *parts: Any,
+        usable: bool = True,
     ) -> Artifact:
-        """What the step made, what it cost, and what was left out. Raises RunFailed with all this if nothing is usable.
+        """What the step made, what it cost, and what was left out. Raises RunFailed with all this
+        if nothing is usable.
 
         parts: of the report, after these lines.
         """
@@ -84,7 +108,9 @@ class Desk:
         if not usable:
             raise RunFailed(f"stage '{self._context.stage}': {text}")
         return Artifact(
-            groups=groups, summary={**facts, "dropped": dropped, "bill": spent}, report=Report([text, *parts])
+            groups=groups,
+            summary={**facts, "dropped": dropped, "bill": spent},
+            report=Report([text, *parts]),
         )
 
 
@@ -112,4 +138,6 @@ def row(prompt: Group, meta: Mapping[str, Any], responses: Sequence[Response] = 
 def write_lines(context: StepContext, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows for people who read them into a file of the stage; none: no file."""
     if rows:
-        context.write_text(name, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
+        context.write_text(
+            name, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+        )

@@ -1,10 +1,11 @@
-"""DPO: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), and other losses on the same margin.
+"""DPO: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), and other losses on
+the same margin.
 
-The margin is h = log pi/pi_ref (better) - log pi/pi_ref (worse). Log-ratios are sums over tokens, or means for the
-losses named *_norm. `sigmoid` with label_smoothing is cDPO (Mitchell 2023), `robust` is Chowdhury et al. 2024
-(arXiv:2403.00409), `ipo` is Azar et al. 2023 (arXiv:2310.12036, eq. 17), and `hinge` is SLiC-HF's (Zhao et al. 2023,
-arXiv:2305.10425).
-Differs from the papers: labels may be soft; a loss is then its expectation over the label. SLiC-HF has no reference.
+The margin is h = log pi/pi_ref (better) - log pi/pi_ref (worse). Log-ratios are sums over tokens,
+or means for the losses named *_norm. `sigmoid` with label_smoothing is cDPO (Mitchell 2023),
+`robust` is Chowdhury et al. 2024 (arXiv:2403.00409), `ipo` is Azar et al. 2023 (arXiv:2310.12036,
+eq. 17), and `hinge` is SLiC-HF's (Zhao et al. 2023, arXiv:2305.10425). Differs from the papers:
+labels may be soft; a loss is then its expectation over the label. SLiC-HF has no reference.
 """
 
 from __future__ import annotations
@@ -39,17 +40,30 @@ class DPO(Algorithm):
     """Make the better response of a pair likelier than the worse one, relative to the reference."""
 
     needs = Needs(reference_logprobs=True, min_samples=2, pairs=True)
-    defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
+    defaults = StageDefaults(
+        learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1
+    )
 
     class Options(Algorithm.Options):
         beta: float = Field(
-            0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
+            0.1,
+            gt=0,
+            description=(
+                "scale of the implicit reward: higher keeps the policy closer to the reference"
+            ),
         )
-        loss: LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
-            "sigmoid", description="loss of a pair, or several with weights: {sigmoid: 0.8, ipo: 0.2}"
+        loss: (
+            LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+        ) = Field(
+            "sigmoid",
+            description="loss of a pair, or several with weights: {sigmoid: 0.8, ipo: 0.2}",
         )
-        label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong")
-        nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL term: over better responses' tokens")
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong"
+        )
+        nll_coefficient: float = Field(
+            0.0, ge=0, description="weight of the NLL term: over better responses' tokens"
+        )
 
         @property
         def losses(self) -> dict[LossName, float]:
@@ -72,7 +86,8 @@ class DPO(Algorithm):
         for name, weight in self.options.losses.items():
             better, worse = batch.pairs.take(means if name.endswith("_norm") else sums)
             margin, p = better - worse, batch.pairs.p
-            # A soft label: the expectation, because the other response is better with probability 1 - p.
+            # A soft label: the expectation, because the other response is better with probability 1
+            # - p.
             losses = p * self._pair_loss(name, margin) + (1 - p) * self._pair_loss(name, -margin)
             terms[name] = per_pair(losses, weight)
         if self.options.nll_coefficient:

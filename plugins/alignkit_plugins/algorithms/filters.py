@@ -1,4 +1,6 @@
-"""Filters of scored groups: rewards that differ, responses that ended, prompts of some difficulty."""
+"""Filters of scored groups: rewards that differ, responses that ended, prompts of some
+difficulty.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,24 @@ from alignkit.reward import LEARNED_KEY, REWARD_KEY
 
 def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
     """The raw rewards of a group's responses. key: LEARNED_KEY for those that are learned from."""
-    return [score for response in group.responses if (score := response.scores.get(key)) is not None]
+    return [
+        score for response in group.responses if (score := response.scores.get(key)) is not None
+    ]
 
 
 class Spread(Filter):
-    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO, arXiv:2503.14476).
+    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO,
+    arXiv:2503.14476).
 
-    As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again. A combination that
-    normalizes its parts, such as GDPO's, can tell responses apart whose raw rewards are equal: such a group stays,
-    unless `above` asks for a difference of the raw rewards.
+    As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again.
+    A combination that normalizes its parts, such as GDPO's, can tell responses apart whose raw
+    rewards are equal: such a group stays, unless `above` asks for a difference of the raw rewards.
     """
 
     class Options(Filter.Options):
-        above: float = Field(0.0, ge=0, description="the highest and the lowest reward must differ by more than this")
+        above: float = Field(
+            0.0, ge=0, description="the highest and the lowest reward must differ by more than this"
+        )
 
     options: Options
 
@@ -50,24 +57,36 @@ class NotTruncated(Filter):
 
     class Options(Filter.Options):
         most: float = Field(
-            0.5, ge=0, lt=1, description="largest share of a group's responses that may be truncated at max_new_tokens"
+            0.5,
+            ge=0,
+            lt=1,
+            description=(
+                "largest share of a group's responses that may be truncated at max_new_tokens"
+            ),
         )
 
     options: Options
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
         return [
-            sum(response.truncated for response in group.responses) <= self.options.most * len(group.responses)
+            sum(response.truncated for response in group.responses)
+            <= self.options.most * len(group.responses)
             for group in groups
         ]
 
 
 class RewardRange(Filter):
-    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a range."""
+    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a
+    range.
+    """
 
     class Options(Filter.Options):
-        low: float | None = Field(None, description="lowest mean reward, included; default: no limit")
-        high: float | None = Field(None, description="highest mean reward, included; default: no limit")
+        low: float | None = Field(
+            None, description="lowest mean reward, included; default: no limit"
+        )
+        high: float | None = Field(
+            None, description="highest mean reward, included; default: no limit"
+        )
 
         @model_validator(mode="after")
         def _ordered(self) -> RewardRange.Options:

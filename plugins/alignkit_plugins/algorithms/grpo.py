@@ -1,20 +1,23 @@
-"""GRPO: policy gradient with the mean of a prompt's samples as baseline (Shao et al. 2024, arXiv:2402.03300, eq. 3).
+"""GRPO: policy gradient with the mean of a prompt's samples as baseline (Shao et al. 2024,
+arXiv:2402.03300, eq. 3).
 
-Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025, arXiv:2503.14476),
-GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025, arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al.
-2026, arXiv:2602.02710).
-DAPO samples until the batch is full: that is `rollout.max_num_gen_batches`. An iteration that has nothing to learn from
-is skipped and counted.
+Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025,
+arXiv:2503.14476), GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025,
+arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al. 2026, arXiv:2602.02710). DAPO samples until the
+batch is full: that is `rollout.max_num_gen_batches`. An iteration that has nothing to learn from is
+skipped and counted.
 
-Two relatives have other advantages and the same clipped update, so that rollouts can be learned from more than once; in
-the first step of an iteration the ratio is 1.
+Two relatives have other advantages and the same clipped update, so that rollouts can be learned
+from more than once; in the first step of an iteration the ratio is 1.
 
-RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2): a whole response is one action. Its return is the score
-minus `kl_coefficient` times the KL of the response, and its baseline is the mean return of the prompt's others.
+RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2): a whole response is one action. Its
+return is the score minus `kl_coefficient` times the KL of the response, and its baseline is the
+mean return of the prompt's others.
 
-REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of a token is the score minus `kl_coefficient` times the KL from
-this token to the end, whitened over all tokens of the iteration. `group_baseline` makes it REINFORCE++-baseline; the KL
-then stays in the reward, whereas later versions of the paper add k2 to the loss.
+REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of a token is the score minus `kl_coefficient`
+times the KL from this token to the end, whitened over all tokens of the iteration. `group_baseline`
+makes it REINFORCE++-baseline; the KL then stays in the reward, whereas later versions of the paper
+add k2 to the loss.
 """
 
 from __future__ import annotations
@@ -55,9 +58,13 @@ class _Clipped(Algorithm):
     source = Source.ROLLOUTS
 
     class Options(Algorithm.Options):
-        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
+        kl_coefficient: float = Field(
+            0.05, ge=0, description="weight of the KL to the reference: reward per nat"
+        )
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
-        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
+        clip_range_high: float | None = Field(
+            None, gt=0, description="upper clip range, if different"
+        )
 
     @property
     def whole(self) -> bool:
@@ -65,21 +72,27 @@ class _Clipped(Algorithm):
         return False
 
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses."""
+        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole
+        responses.
+        """
         return out.logprobs, batch.old_logprobs, batch["advantages"], batch.mask
 
     def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
         logprobs, old, advantages, _ = self.ratios(batch, out)
-        return F.ppo_policy_loss(logprobs, old, advantages, self.options.clip_range, self.options.clip_range_high)
+        return F.ppo_policy_loss(
+            logprobs, old, advantages, self.options.clip_range, self.options.clip_range_high
+        )
 
     def clipped(self, batch: Batch, out: Outputs) -> Tensor:
         """Which ratios have no gradient."""
         logprobs, old, advantages, mask = self.ratios(batch, out)
-        return F.clipped(logprobs, old, advantages, self.options.clip_range, self.options.clip_range_high, mask)
+        return F.clipped(
+            logprobs, old, advantages, self.options.clip_range, self.options.clip_range_high, mask
+        )
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio, and the KL to the
-        old policy: of tokens, or of whole responses.
+        """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio,
+        and the KL to the old policy: of tokens, or of whole responses.
         """
         per = per_response if self.whole else per_token
         logprobs, old, _, mask = self.ratios(batch, out)
@@ -92,7 +105,9 @@ class _Clipped(Algorithm):
 
 
 class GRPO(_Clipped):
-    """Make responses likelier that score above the mean of their group, and the others less likely."""
+    """Make responses likelier that score above the mean of their group, and the others less
+    likely.
+    """
 
     defaults = StageDefaults(
         learning_rate=1e-3,
@@ -107,17 +122,28 @@ class GRPO(_Clipped):
             0.04, ge=0, description="weight of the KL to the reference: a term of the loss (k3)"
         )
         scale_by_std: bool = Field(
-            True, description="divide advantages by the standard deviation of the group (Dr. GRPO: false)"
+            True,
+            description=(
+                "divide advantages by the standard deviation of the group (Dr. GRPO: false)"
+            ),
         )
         scale_by_mean: bool = Field(
             False,
-            description="divide advantages by the group's mean reward instead (MaxRL); needs rewards of 0 or more",
+            description=(
+                "divide advantages by the group's mean reward instead (MaxRL); needs rewards of "
+                "0 or more"
+            ),
         )
         policy_loss: Literal["clipped", "cispo"] = Field(
             "clipped",
-            description="PPO's clipped objective, or a capped ratio as weight: all tokens keep a gradient (CISPO)",
+            description=(
+                "PPO's clipped objective, or a capped ratio as weight: all tokens keep a "
+                "gradient (CISPO)"
+            ),
         )
-        entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus, a mean over tokens")
+        entropy_coefficient: float = Field(
+            0.0, ge=0, description="weight of the entropy bonus, a mean over tokens"
+        )
         clip_range_high: float | None = Field(
             None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
         )
@@ -126,30 +152,57 @@ class GRPO(_Clipped):
         )
         aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
             "sequence_mean",
-            description="how the policy loss is averaged: per response first, over tokens, or as sum / max_tokens",
+            description=(
+                "how the policy loss is averaged: per response first, over tokens, or as sum / "
+                "max_tokens"
+            ),
         )
-        dynamic_sampling: bool = Field(False, description="drop groups whose rewards are all equal (DAPO)")
+        dynamic_sampling: bool = Field(
+            False, description="drop groups whose rewards are all equal (DAPO)"
+        )
         max_tokens: int | None = Field(
             None,
             ge=1,
-            description="maximum response length, in tokens; overlong_cache requires the rollout's max_new_tokens",
+            description=(
+                "maximum response length, in tokens; overlong_cache requires the rollout's "
+                "max_new_tokens"
+            ),
         )
         overlong_cache: int | None = Field(
-            None, ge=1, description="number of tokens before max_tokens over which the penalty rises to 1 (DAPO)"
+            None,
+            ge=1,
+            description=(
+                "number of tokens before max_tokens over which the penalty rises to 1 (DAPO)"
+            ),
         )
 
         @model_validator(mode="after")
         def _consistent(self) -> GRPO.Options:
-            if self.max_tokens is None and (self.aggregation == "constant_length" or self.overlong_cache is not None):
-                raise ValueError("'aggregation: constant_length' and overlong_cache need max_tokens")
-            if self.max_tokens is not None and self.aggregation != "constant_length" and self.overlong_cache is None:
-                raise ValueError("max_tokens only applies to 'aggregation: constant_length' and overlong_cache")
+            if self.max_tokens is None and (
+                self.aggregation == "constant_length" or self.overlong_cache is not None
+            ):
+                raise ValueError(
+                    "'aggregation: constant_length' and overlong_cache need max_tokens"
+                )
+            if (
+                self.max_tokens is not None
+                and self.aggregation != "constant_length"
+                and self.overlong_cache is None
+            ):
+                raise ValueError(
+                    "max_tokens only applies to 'aggregation: constant_length' and overlong_cache"
+                )
             if (self.overlong_cache or 0) > (self.max_tokens or 0):
-                raise ValueError(f"overlong_cache {self.overlong_cache} is above max_tokens {self.max_tokens}")
+                raise ValueError(
+                    f"overlong_cache {self.overlong_cache} is above max_tokens {self.max_tokens}"
+                )
             if self.ratio == "sequence" and self.aggregation != "sequence_mean":
                 raise ValueError("'ratio: sequence' requires 'aggregation: sequence_mean'")
             if self.scale_by_mean and "scale_by_std" in self.model_fields_set and self.scale_by_std:
-                raise ValueError("advantages are divided by the deviation or by the mean: remove one of scale_by_...")
+                raise ValueError(
+                    "advantages are divided by the deviation or by the mean: remove one of "
+                    "scale_by_..."
+                )
             if self.policy_loss == "cispo":
                 self._check_cispo()
             return self
@@ -158,7 +211,10 @@ class GRPO(_Clipped):
             if self.ratio == "sequence":
                 raise ValueError("'policy_loss: cispo' weighs tokens and requires 'ratio: token'")
             if self.clip_range_high is None or "clip_range" in self.model_fields_set:
-                raise ValueError("'policy_loss: cispo' has no lower bound: set clip_range_high, and not clip_range")
+                raise ValueError(
+                    "'policy_loss: cispo' has no lower bound: set clip_range_high, and not "
+                    "clip_range"
+                )
 
     @property
     def needs(self) -> Needs:
@@ -174,7 +230,9 @@ class GRPO(_Clipped):
         )
 
     def keep_group(self, group: Group) -> bool:
-        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that advantages come from."""
+        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that
+        advantages come from.
+        """
         # Replayed samples have no learned reward.
         rewards = [r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) or 0.0 for r in group.responses]
         varied = not F.nearly_equal(max(rewards), min(rewards))
@@ -192,7 +250,8 @@ class GRPO(_Clipped):
         spread = F.group_has_spread(rewards, rollouts.group_index)
         self.metrics["groups_without_spread"] = rollouts.group_index[~spread].unique().numel()
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
-        # With equal rewards all advantages are 0, and only the KL or the entropy can move the policy.
+        # With equal rewards all advantages are 0, and only the KL or the entropy can move the
+        # policy.
         pulled = o.entropy_coefficient > 0 or (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING)
         if not spread.any() and not pulled:
             return Skip("the rewards within every group are equal")
@@ -202,7 +261,8 @@ class GRPO(_Clipped):
         if self.options.scale_by_mean:
             if (rewards < 0).any():
                 raise RunFailed(
-                    f"grpo: 'scale_by_mean' needs rewards of 0 or more, but one is {float(rewards.min()):.3g}\n"
+                    "grpo: 'scale_by_mean' needs rewards of 0 or more, but one is "
+                    f"{float(rewards.min()):.3g}\n"
                     "help: use a reward of right (1) and wrong (0), or remove scale_by_mean"
                 )
             return F.maxrl_advantages(rewards, group_index)
@@ -229,20 +289,27 @@ class GRPO(_Clipped):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, policy = self.options, self.policy_loss(batch, out)
-        terms = Loss(policy_loss=per_response(policy) if self.whole else self._aggregated(policy, batch.mask))
+        terms = Loss(
+            policy_loss=per_response(policy) if self.whole else self._aggregated(policy, batch.mask)
+        )
         if o.kl_coefficient:
-            # A loss, so the gradient flows through k3; it is not part of the rewards as in a penalty per token.
+            # A loss, so the gradient flows through k3; it is not part of the rewards as in a
+            # penalty per token.
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
             terms["kl_loss"] = self._aggregated(k3, batch.mask, o.kl_coefficient)
         if o.entropy_coefficient:
-            terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)  # a bonus, so subtracted
+            # A bonus, so subtracted
+            terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """With a constant length, responses without a counted token are part of the average, too."""
+        """With a constant length, responses without a counted token are part of the average,
+        too.
+        """
         if self.options.aggregation != "constant_length":
             return {}
-        # A term's sums are divided by the weights of the global batch, here its number of responses.
+        # A term's sums are divided by the weights of the global batch, here its number of
+        # responses.
         ones = batch.mask.new_ones(len(batch.mask)).float()
         return {"policy_loss": ones, "kl_loss": ones}
 
@@ -250,14 +317,19 @@ class GRPO(_Clipped):
         advantages = batch["advantages"]
         if not self.whole:
             # [R, T] once `rollout.importance` has weighted tokens.
-            per_token = advantages if advantages.dim() == 2 else advantages[:, None].expand_as(out.logprobs)
+            per_token = (
+                advantages if advantages.dim() == 2 else advantages[:, None].expand_as(out.logprobs)
+            )
             return out.logprobs, batch.old_logprobs, per_token, batch.mask
-        log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)  # Zheng et al., eq. 7
+        # Zheng et al., eq. 7
+        log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)
         # As new and old log-probabilities: exp(log_ratio - 0) is the ratio of the response.
         return log_ratio, log_ratio.new_zeros(len(log_ratio)), advantages, batch.mask.any(dim=1)
 
     def _aggregated(self, values: Tensor, mask: Tensor, coefficient: float = 1.0) -> Term:
-        """Values [R, T] as a term: averaged as in DAPO eq. 8, Shao et al. eq. 3, or over Dr. GRPO's constant length."""
+        """Values [R, T] as a term: averaged as in DAPO eq. 8, Shao et al. eq. 3, or over Dr. GRPO's
+        constant length.
+        """
         if self.options.aggregation == "token_mean":
             return per_token(values, coefficient)
         if self.options.aggregation == "sequence_mean":
@@ -266,7 +338,9 @@ class GRPO(_Clipped):
 
 
 class RLOO(_Clipped):
-    """Make responses likelier that return more than the prompt's others, and the rest less likely."""
+    """Make responses likelier that return more than the prompt's others, and the rest less
+    likely.
+    """
 
     needs = Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=2)
     defaults = StageDefaults(
@@ -284,7 +358,10 @@ class RLOO(_Clipped):
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
         returns = rollouts.rewards - self.options.kl_coefficient * F.sum_tokens(kl, rollouts.mask)
         advantages = F.rloo_advantages(returns, rollouts.group_index)
-        self.metrics = {"return": float(returns.mean()), "advantage_size": float(advantages.abs().mean())}
+        self.metrics = {
+            "return": float(returns.mean()),
+            "advantage_size": float(advantages.abs().mean()),
+        }
         if not advantages.abs().max() > ROUNDING:
             return Skip("the returns within every group are equal")
         return {"advantages": advantages}
@@ -299,7 +376,9 @@ class RLOO(_Clipped):
 
 
 class ReinforcePP(_Clipped):
-    """Make tokens likelier that return more than the iteration's mean, and the others less likely."""
+    """Make tokens likelier that return more than the iteration's mean, and the others less
+    likely.
+    """
 
     defaults = StageDefaults(
         learning_rate=1e-3,
@@ -310,19 +389,25 @@ class ReinforcePP(_Clipped):
     )
 
     class Options(_Clipped.Options):
-        group_baseline: bool = Field(False, description="subtract the mean score of a prompt's samples")
+        group_baseline: bool = Field(
+            False, description="subtract the mean score of a prompt's samples"
+        )
         whiten_advantages: bool = Field(
-            True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
+            True,
+            description="scale advantages to mean 0 and variance 1 over the iteration's tokens",
         )
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
-            "token_mean", description="how the policy loss is averaged: over tokens, or per response first"
+            "token_mean",
+            description="how the policy loss is averaged: over tokens, or per response first",
         )
 
     @property
     def needs(self) -> Needs:
         """The mean of a group needs two samples."""
         min_samples = 2 if self.options.group_baseline else 1
-        return Needs(old_logprobs=True, reference_logprobs=True, advantages="token", min_samples=min_samples)
+        return Needs(
+            old_logprobs=True, reference_logprobs=True, advantages="token", min_samples=min_samples
+        )
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R, T]."""
@@ -334,7 +419,10 @@ class ReinforcePP(_Clipped):
         counted = returns[mask]
         self.metrics = {}
         if len(counted):
-            self.metrics = {"return": float(counted.mean()), "return_std": float(counted.std(correction=0))}
+            self.metrics = {
+                "return": float(counted.mean()),
+                "return_std": float(counted.std(correction=0)),
+            }
         if not (counted - counted[:1]).abs().gt(ROUNDING).any():
             return Skip("all returns are equal")
         return {"advantages": F.masked_whiten(returns, mask) if o.whiten_advantages else returns}

@@ -1,10 +1,12 @@
-"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step `instruct`.
+"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step
+`instruct`.
 
-Every response is learned as an answer to the instruction that it really fulfills, successes and failures alike. A
-contrast makes this instruction likelier than the others: a softmax of log P(response | instruction) over all
-instructions (eq. 4), for which every response also appears under every other instruction. All groups of a prompt form
-one bundle, so that a batch holds them together.
-Differs from the paper: the contrast is over the distinct instructions, not over those of a batch with repetitions.
+Every response is learned as an answer to the instruction that it really fulfills, successes and
+failures alike. A contrast makes this instruction likelier than the others: a softmax of log
+P(response | instruction) over all instructions (eq. 4), for which every response also appears under
+every other instruction. All groups of a prompt form one bundle, so that a batch holds them
+together. Differs from the paper: the contrast is over the distinct instructions, not over those of
+a batch with repetitions.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
 class Contrasts:
     """The rows of N responses of a batch under each of M instructions.
 
-    rows: [N, M] rows of the batch. fulfilled: [N] the instruction that each response fulfills. own_row: [N] its row
-    under this instruction.
+    rows: [N, M] rows of the batch. fulfilled: [N] the instruction that each response fulfills.
+    own_row: [N] its row under this instruction.
     """
 
     rows: Tensor
@@ -80,19 +82,29 @@ class HIR(Algorithm):
 
     class Options(Algorithm.Options):
         instructions: list[str] = Field(
-            ["Generate an incorrect answer to this problem.", "Generate a correct answer to this problem."],
+            [
+                "Generate an incorrect answer to this problem.",
+                "Generate a correct answer to this problem.",
+            ],
             min_length=2,
             description="instructions that responses can fulfill, in the order of rising scores",
         )
         thresholds: list[float] | None = Field(
             None,
-            description="increasing reward thresholds, one between neighboring instructions; default for two: the mean "
-            "of the iteration's samples",
+            description=(
+                "increasing reward thresholds, one between neighboring instructions; default for "
+                "two: the mean of the iteration's samples"
+            ),
         )
-        contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast between instructions")
+        contrast_coefficient: float = Field(
+            1.0, ge=0, description="weight of the contrast between instructions"
+        )
         entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
         label_smoothing: float = Field(
-            0.0, ge=0, lt=1, description="share of labels assumed to be wrong, split among the other instructions"
+            0.0,
+            ge=0,
+            lt=1,
+            description="share of labels assumed to be wrong, split among the other instructions",
         )
         length_normalized: bool = Field(
             True, description="use the mean of a response's token log-probabilities, not their sum"
@@ -100,14 +112,19 @@ class HIR(Algorithm):
 
         @model_validator(mode="after")
         def _consistent(self) -> HIR.Options:
-            needed, found = len(self.instructions) - 1, 1 if self.thresholds is None else len(self.thresholds)
+            needed, found = (
+                len(self.instructions) - 1,
+                1 if self.thresholds is None else len(self.thresholds),
+            )
             if found != needed:
                 raise ValueError(
-                    f"{len(self.instructions)} instructions need {needed} threshold{'s' if needed > 1 else ''}, "
-                    f"not {found}"
+                    f"{len(self.instructions)} instructions need {needed} "
+                    f"threshold{'s' if needed > 1 else ''}, not {found}"
                 )
             if self.label_smoothing and not self.contrast_coefficient:
-                raise ValueError("label_smoothing only applies to the contrast, but contrast_coefficient is 0")
+                raise ValueError(
+                    "label_smoothing only applies to the contrast, but contrast_coefficient is 0"
+                )
             if self.thresholds is not None and self.thresholds != sorted(set(self.thresholds)):
                 raise ValueError(f"thresholds must increase, got {self.thresholds}")
             if len(set(self.instructions)) < len(self.instructions):
@@ -115,32 +132,51 @@ class HIR(Algorithm):
             return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Groups of responses under the instruction they fulfill; with a contrast, under all other instructions, too.
+        """Groups of responses under the instruction they fulfill; with a contrast, under all other
+        instructions, too.
 
         Raises DataError if no response has a score or a label.
         """
-        if self.options.thresholds is None and not (context.validation and "threshold" in self.state):
-            scores = [score for group in groups for r in group.responses if (score := _score(r)) is not None]
+        if self.options.thresholds is None and not (
+            context.validation and "threshold" in self.state
+        ):
+            scores = [
+                score
+                for group in groups
+                for r in group.responses
+                if (score := _score(r)) is not None
+            ]
             if scores and F.nearly_equal(min(scores), max(scores)):
                 return []  # nothing tells the instructions apart
             # A fixed number would label all samples alike, depending on the reward's level.
             self.state["threshold"] = math.fsum(scores) / max(1, len(scores))
-        relabeled = [new for number, group in enumerate(groups) for new in self._relabel(group, number)]
+        relabeled = [
+            new for number, group in enumerate(groups) for new in self._relabel(group, number)
+        ]
         if not relabeled:
             raise DataError(
-                f"hir needs responses with a score or a label, but none of {len(groups)} groups has one; "
-                "add a column `label` (true or false) or `score` (a number) next to prompt and completion"
+                f"hir needs responses with a score or a label, but none of {len(groups)} groups "
+                "has one; add a column `label` (true or false) or `score` (a number) next to "
+                "prompt and completion"
             )
         if not context.validation:
             self._report(groups, context)
         return relabeled
 
     def _report(self, groups: Sequence[Group], context: SelectContext) -> None:
-        """Log the share of responses that fulfill each instruction, and the number that have no feedback."""
-        counts = Counter(self._fulfilled(response) for group in groups for response in group.responses)
+        """Log the share of responses that fulfill each instruction, and the number that have no
+        feedback.
+        """
+        counts = Counter(
+            self._fulfilled(response) for group in groups for response in group.responses
+        )
         known = counts.total() - counts[None]
-        context.log(**{f"fulfilled/{k}": counts[k] / known for k in range(len(self.options.instructions))})
-        silent = [group for group in groups if any(self._fulfilled(r) is None for r in group.responses)]
+        context.log(
+            **{f"fulfilled/{k}": counts[k] / known for k in range(len(self.options.instructions))}
+        )
+        silent = [
+            group for group in groups if any(self._fulfilled(r) is None for r in group.responses)
+        ]
         context.left_out("without_feedback", counts[None], silent)
 
     def _relabel(self, group: Group, number: int) -> list[Group]:
@@ -151,12 +187,23 @@ class HIR(Algorithm):
         fulfilled = [(self._fulfilled(response), response) for response in group.responses]
         for index, instruction in enumerate(o.instructions):
             responses = tuple(
-                response for own, response in fulfilled if own is not None and (own == index or o.contrast_coefficient)
+                response
+                for own, response in fulfilled
+                if own is not None and (own == index or o.contrast_coefficient)
             )
             if responses:
                 prompt = instructed(group.prompt, instruction, o.instructions)
                 meta = {**group.meta, "hir": index}
-                groups.append(replace(group, prompt=prompt, responses=responses, pairs=(), bundle=bundle, meta=meta))
+                groups.append(
+                    replace(
+                        group,
+                        prompt=prompt,
+                        responses=responses,
+                        pairs=(),
+                        bundle=bundle,
+                        meta=meta,
+                    )
+                )
         return groups
 
     def _fulfilled(self, response: Response) -> int | None:
@@ -164,14 +211,21 @@ class HIR(Algorithm):
         score, thresholds = _score(response), self.options.thresholds
         if score is None:
             return None
-        return sum(score > threshold for threshold in ([self.state["threshold"]] if thresholds is None else thresholds))
+        return sum(
+            score > threshold
+            for threshold in ([self.state["threshold"]] if thresholds is None else thresholds)
+        )
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, logprobs = self.options, self._logprobs(batch, out)
-        terms = {"nll": per_token(-out.logprobs) if o.length_normalized else per_response(-logprobs)}
+        terms = {
+            "nll": per_token(-out.logprobs) if o.length_normalized else per_response(-logprobs)
+        }
         if o.contrast_coefficient:
             contrasts = self._contrasts(batch)
-            losses = F.instruction_contrast(logprobs[contrasts.rows], contrasts.fulfilled, o.label_smoothing)
+            losses = F.instruction_contrast(
+                logprobs[contrasts.rows], contrasts.fulfilled, o.label_smoothing
+            )
             values = logprobs.new_zeros(len(logprobs)).index_put((contrasts.own_row,), losses)
             terms["contrast"] = per_response(values, o.contrast_coefficient)
         terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
@@ -181,7 +235,10 @@ class HIR(Algorithm):
         """Only responses under the instruction they fulfill count, and their tokens."""
         own = self._is_own(batch)
         tokens, responses = batch.weights("token") * own[:, None], batch.weights("response") * own
-        weights = {"nll": tokens if self.options.length_normalized else responses, "entropy": tokens}
+        weights = {
+            "nll": tokens if self.options.length_normalized else responses,
+            "entropy": tokens,
+        }
         if self.options.contrast_coefficient:
             own_row = self._contrasts(batch).own_row
             contrasted = responses.new_zeros(len(responses)).index_fill(0, own_row, 1.0)
@@ -189,8 +246,8 @@ class HIR(Algorithm):
         return weights
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """contrast_accuracy: share of responses that are likeliest under the instruction they fulfill.
-        without_contrast: share of responses that are not complete under every instruction.
+        """contrast_accuracy: share of responses that are likeliest under the instruction they
+        fulfill. without_contrast: share of responses that are not complete under every instruction.
         """
         if not self.options.contrast_coefficient:
             return {}
@@ -214,16 +271,23 @@ class HIR(Algorithm):
 
     def _all_fulfilled(self, batch: Batch) -> Tensor:
         """Index of the instruction that each response fulfills: [R]."""
-        return batch.tokens.new_tensor([self._fulfilled(r) for group in batch.groups for r in group.responses])
+        return batch.tokens.new_tensor(
+            [self._fulfilled(r) for group in batch.groups for r in group.responses]
+        )
 
     def _contrasts(self, batch: Batch) -> Contrasts:
         """The responses that are complete under all instructions.
 
-        Others have no contrast. If a response is truncated under one instruction, it would compare different texts.
+        Others have no contrast. If a response is truncated under one instruction, it would compare
+        different texts.
         """
         rows_of: defaultdict[tuple[str | None, int], dict[int, int]] = defaultdict(dict)
-        responses = ((group.bundle, place) for group in batch.groups for place in range(len(group.responses)))
-        for row, (response, instruction) in enumerate(zip(responses, _instructions(batch).tolist(), strict=True)):
+        responses = (
+            (group.bundle, place) for group in batch.groups for place in range(len(group.responses))
+        )
+        for row, (response, instruction) in enumerate(
+            zip(responses, _instructions(batch).tolist(), strict=True)
+        ):
             rows_of[response][instruction] = row
         lengths, count = batch.mask.sum(dim=1).tolist(), len(self.options.instructions)
         complete = [
@@ -248,29 +312,44 @@ def _one_length(lengths: Sequence[int]) -> bool:
 
 def _instructions(batch: Batch) -> Tensor:
     """Index of the instruction that each response is under: [R]."""
-    return batch.tokens.new_tensor([group.meta["hir"] for group in batch.groups for _ in group.responses])
+    return batch.tokens.new_tensor(
+        [group.meta["hir"] for group in batch.groups for _ in group.responses]
+    )
 
 
 class HIROffline(HIR):
     """Relabel and learn the responses of a data set, by their scores or labels."""
 
     source = Source.DATASET
-    defaults = StageDefaults(learning_rate=1e-4, epochs=1, batch_size=16, lr_scheduler_type="linear")
+    defaults = StageDefaults(
+        learning_rate=1e-4, epochs=1, batch_size=16, lr_scheduler_type="linear"
+    )
 
     class Options(HIR.Options):
         thresholds: list[float] | None = Field(
             [0.0],
-            description="increasing reward thresholds, one between neighboring instructions; a label counts as 0 or 1",
+            description=(
+                "increasing reward thresholds, one between neighboring instructions; a label "
+                "counts as 0 or 1"
+            ),
         )
-        contrast_coefficient: float = Field(0.0, ge=0, description="weight of the contrast between instructions")
+        contrast_coefficient: float = Field(
+            0.0, ge=0, description="weight of the contrast between instructions"
+        )
 
     def trained_turns(self) -> str:
-        """A label or score belongs to the last answer of a conversation; earlier turns are context."""
+        """A label or score belongs to the last answer of a conversation; earlier turns are
+        context.
+        """
         return "last"
 
 
-def instructed(prompt: Sequence[Message], instruction: str, known: Sequence[str] = ()) -> tuple[Message, ...]:
-    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of several, the longest."""
+def instructed(
+    prompt: Sequence[Message], instruction: str, known: Sequence[str] = ()
+) -> tuple[Message, ...]:
+    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of
+    several, the longest.
+    """
     text = prompt[-1]["content"]
     for other in sorted(known, key=len, reverse=True):
         if text == other or text.startswith(f"{other}\n"):
@@ -281,7 +360,9 @@ def instructed(prompt: Sequence[Message], instruction: str, known: Sequence[str]
 
 
 class Instruct(Step):
-    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with it."""
+    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with
+    it.
+    """
 
     class Options(alignkit.Options):
         data: DataRef = Field(description="groups to take the prompts from, one per row")
@@ -298,7 +379,9 @@ class Instruct(Step):
         for group in _prompts(context.load(self.options.data)):
             prompt = instructed(group.prompt, self.options.instruction)
             groups.append(replace(group, prompt=prompt, id=group_id(prompt)))
-        return Artifact(groups=groups, summary={"prompts": len(groups)}, text=f"{len(groups)} prompts")
+        return Artifact(
+            groups=groups, summary={"prompts": len(groups)}, text=f"{len(groups)} prompts"
+        )
 
 
 def _prompts(rows: Sequence[Group]) -> list[Group]:

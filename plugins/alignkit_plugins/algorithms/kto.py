@@ -1,11 +1,12 @@
-"""KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
+"""KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq.
+8).
 
-The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to other prompts. So
-every response also enters a second group, under another prompt and without a label, where it counts for z0 only. z0 is
-averaged over the whole batch and has no gradient.
-A label belongs to the last answer of a conversation; earlier turns are context.
-Differs from the paper: the other prompt may be any of the data set, not only a neighbor in the batch, and pairs can
-serve as labels.
+The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to
+other prompts. So every response also enters a second group, under another prompt and without a
+label, where it counts for z0 only. z0 is averaged over the whole batch and has no gradient. A label
+belongs to the last answer of a conversation; earlier turns are context. Differs from the paper: the
+other prompt may be any of the data set, not only a neighbor in the batch, and pairs can serve as
+labels.
 """
 
 from __future__ import annotations
@@ -40,16 +41,26 @@ if TYPE_CHECKING:
 
 
 class KTO(Algorithm):
-    """Raise the rewards of desirable responses above z0, and lower those of undesirable ones below it."""
+    """Raise the rewards of desirable responses above z0, and lower those of undesirable ones below
+    it.
+    """
 
     needs = Needs(reference_logprobs=True)
-    defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
+    defaults = StageDefaults(
+        learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1
+    )
 
     class Options(Algorithm.Options):
         beta: float = Field(
-            0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
+            0.1,
+            gt=0,
+            description=(
+                "scale of the implicit reward: higher keeps the policy closer to the reference"
+            ),
         )
-        desirable_weight: float = Field(1.0, gt=0, description="weight of desirable responses: the paper's lambda_D")
+        desirable_weight: float = Field(
+            1.0, gt=0, description="weight of desirable responses: the paper's lambda_D"
+        )
         undesirable_weight: float = Field(
             1.0, gt=0, description="weight of undesirable responses: the paper's lambda_U"
         )
@@ -86,33 +97,50 @@ class KTO(Algorithm):
         """Log the numbers of labels; raise DataError if no response could be mismatched."""
         mismatched = sum(response.label is None for group in mixed for response in group.responses)
         if not mismatched:
-            raise DataError("kto needs at least two different prompts, to estimate z0 from mismatched responses")
+            raise DataError(
+                "kto needs at least two different prompts, to estimate z0 from mismatched responses"
+            )
         context.log(desirable=labels[True], undesirable=labels[False])
         incomplete = [
-            g for g, kept in zip(groups, labeled, strict=True) if len(kept.responses) < max(1, len(g.responses))
+            g
+            for g, kept in zip(groups, labeled, strict=True)
+            if len(kept.responses) < max(1, len(g.responses))
         ]
         # A prompt without a response is a row without a label, too.
-        context.left_out("without_label", sum(max(1, len(g.responses)) for g in groups) - labels.total(), incomplete)
+        context.left_out(
+            "without_label",
+            sum(max(1, len(g.responses)) for g in groups) - labels.total(),
+            incomplete,
+        )
         context.log(without_other_prompt=labels.total() - mismatched)
 
     def check_data(self, groups: Sequence[Group]) -> None:
-        """Check again: the rows that did not fit may have held all labels of one kind. Log the labels that remain."""
+        """Check again: the rows that did not fit may have held all labels of one kind. Log the
+        labels that remain.
+        """
         labels = _count_labels(groups)
         _check_labels(labels, len(groups))
         self._log(desirable=labels[True], undesirable=labels[False])
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """z0 in nats. A batch without mismatched responses keeps the previous one."""
-        # The mismatched responses of the whole global batch: a mean over each micro-batch would depend on the cuts.
+        # The mismatched responses of the whole global batch: a mean over each micro-batch would
+        # depend on the cuts.
         log_ratios = _log_ratios(batch, out)[_labels(batch).isnan()]
         return {"z0": float(F.kto_reference_point(log_ratios))} if len(log_ratios) else {}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, log_ratios = self.options, _log_ratios(batch, out)
-        # False for NaN: mismatched responses get some loss, which `term_weights` gives a weight of 0.
+        # False for NaN: mismatched responses get some loss, which `term_weights` gives a weight of
+        # 0.
         desirable = _labels(batch) == 1
         losses = F.kto_loss(
-            log_ratios, self._z0(log_ratios), desirable, o.beta, o.desirable_weight, o.undesirable_weight
+            log_ratios,
+            self._z0(log_ratios),
+            desirable,
+            o.beta,
+            o.desirable_weight,
+            o.undesirable_weight,
         )
         return Loss(kto=per_response(losses))
 
@@ -168,22 +196,34 @@ def _check_labels(labels: Mapping[bool | None, int], rows: int) -> None:
 
 
 def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
-    """Add responses of other prompts to each group, as many as its own. Each response is added to one group.
+    """Add responses of other prompts to each group, as many as its own. Each response is added to
+    one group.
 
-    If one prompt has more than half of the responses, some of them find no other prompt and are left out.
+    If one prompt has more than half of the responses, some of them find no other prompt and are
+    left out.
     """
     same_prompt = list(_by_prompt(groups).values())
     order = [index for drawn in rng.permutation(len(same_prompt)) for index in same_prompt[drawn]]
     responses = [(index, response) for index in order for response in groups[index].responses]
-    # Responses to one prompt are neighbors in this order. A shift by the largest such run reaches another prompt.
-    shift = max((sum(len(groups[index].responses) for index in indices) for indices in same_prompt), default=0)
+    # Responses to one prompt are neighbors in this order. A shift by the largest such run reaches
+    # another prompt.
+    shift = max(
+        (sum(len(groups[index].responses) for index in indices) for indices in same_prompt),
+        default=0,
+    )
     added: defaultdict[int, list[Response]] = defaultdict(list)
     for place, (index, _) in enumerate(responses):
         # A negative place counts from the end, which closes the circle.
         other, response = responses[place - shift]
-        if (groups[other].prompt, groups[other].tools) != (groups[index].prompt, groups[index].tools):
+        if (groups[other].prompt, groups[other].tools) != (
+            groups[index].prompt,
+            groups[index].tools,
+        ):
             added[index].append(replace(response, label=None))
-    return [replace(group, responses=(*group.responses, *added[index])) for index, group in enumerate(groups)]
+    return [
+        replace(group, responses=(*group.responses, *added[index]))
+        for index, group in enumerate(groups)
+    ]
 
 
 def _by_prompt(groups: Sequence[Group]) -> dict[str, list[int]]:

@@ -1,9 +1,11 @@
-"""Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023, arXiv:2307.09288, section 3.2.3).
+"""Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023,
+arXiv:2307.09288, section 3.2.3).
 
-The safety score of a response counts if the prompt is a safety prompt or the response is unsafe (probability below
-`threshold`); otherwise its helpfulness score counts. The chosen scores are whitened over the batch.
-Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1 - 1e-6. `mode: linear`, a weighted mean of
-both raw scores, is a common simplification and not in the paper.
+The safety score of a response counts if the prompt is a safety prompt or the response is unsafe
+(probability below `threshold`); otherwise its helpfulness score counts. The chosen scores are
+whitened over the batch. Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1
+- 1e-6. `mode: linear`, a weighted mean of both raw scores, is a common simplification and not in
+the paper.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ class Llama2(RewardCombination):
     """The raw reward is the chosen model's score, a logit; the reward is that score whitened."""
 
     class Options(alignkit.Options):
-        helpful: RewardRef = Field(description="the helpfulness reward: a reward-model stage or a reward")
+        helpful: RewardRef = Field(
+            description="the helpfulness reward: a reward-model stage or a reward"
+        )
         safety: RewardRef = Field(description="the safety reward: a reward-model stage or a reward")
         mode: Literal["piecewise", "linear"] = Field(
-            "piecewise", description="one of the two scores, as in the paper, or their weighted mean"
+            "piecewise",
+            description="one of the two scores, as in the paper, or their weighted mean",
         )
         threshold: float = Field(
             0.15,
@@ -37,8 +42,12 @@ class Llama2(RewardCombination):
             description="probability below which the safety score counts, for `mode: piecewise`; "
             "0: it counts for safety prompts alone",
         )
-        weight: float = Field(0.5, ge=0, le=1, description="weight of the safety score, for `mode: linear`")
-        whiten: bool = Field(True, description="scale rewards to mean 0 and variance 1 over the batch")
+        weight: float = Field(
+            0.5, ge=0, le=1, description="weight of the safety score, for `mode: linear`"
+        )
+        whiten: bool = Field(
+            True, description="scale rewards to mean 0 and variance 1 over the batch"
+        )
 
         @model_validator(mode="after")
         def _of_this_mode(self) -> Llama2.Options:
@@ -57,7 +66,8 @@ class Llama2(RewardCombination):
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is missing.
+        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is
+        missing.
 
         Even a safety prompt needs both scores: a failure must not change which of them counts.
         """
@@ -79,7 +89,9 @@ class Llama2(RewardCombination):
 
 
 def safety_prompts(groups: Sequence[Group]) -> list[bool]:
-    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it is missing."""
+    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it
+    is missing.
+    """
     flags = []
     for number, group in enumerate(groups, 1):
         flag = group.meta.get("safety")

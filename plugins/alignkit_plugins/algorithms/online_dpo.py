@@ -1,7 +1,7 @@
 """Online DPO: DPO on pairs of the policy's own samples (Guo et al. 2024, arXiv:2402.04792).
 
-A reward decides which sample of a pair is better; tied samples form no pair.
-Differs from the paper: any reward can label the pairs, including a judge (`rlaif`). A prompt may have more than two
+A reward decides which sample of a pair is better; tied samples form no pair. Differs from the
+paper: any reward can label the pairs, including a judge (`rlaif`). A prompt may have more than two
 samples; the best is then paired with the worst, or all samples with each other.
 """
 
@@ -37,30 +37,47 @@ if TYPE_CHECKING:
 
 
 class OnlineDPO(Algorithm):
-    """Make the better of the policy's own samples likelier than the worse, relative to the reference."""
+    """Make the better of the policy's own samples likelier than the worse, relative to the
+    reference.
+    """
 
     source = Source.ROLLOUTS
     needs = Needs(reference_logprobs=True, min_samples=2, pairs=True)
     defaults = StageDefaults(
-        learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
+        learning_rate=2e-4,
+        epochs=1,
+        batch_size=16,
+        lr_scheduler_type="linear",
+        samples_per_prompt=4,
     )
 
     class Options(Algorithm.Options):
         beta: float = Field(
-            0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
+            0.1,
+            gt=0,
+            description=(
+                "scale of the implicit reward: higher keeps the policy closer to the reference"
+            ),
         )
         pairs: Literal["best_worst", "all"] = Field(
-            "best_worst", description="samples of a prompt to compare: the best with the worst, or all"
+            "best_worst",
+            description="samples of a prompt to compare: the best with the worst, or all",
         )
         labels: Literal["score", "bradley_terry", "soft"] = Field(
             "score",
-            description="the higher score wins, or wins with P = sigma(difference): drawn, or as a soft label",
+            description=(
+                "the higher score wins, or wins with P = sigma(difference): drawn, or as a soft "
+                "label"
+            ),
         )
         loss: Literal["sigmoid", "ipo", "hinge"] = Field(
             "sigmoid", description="loss of a pair: DPO's, IPO's or SLiC-HF's"
         )
         label_smoothing: float = Field(
-            0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong, for `loss: sigmoid`"
+            0.0,
+            ge=0,
+            lt=0.5,
+            description="share of labels assumed to be wrong, for `loss: sigmoid`",
         )
 
         @model_validator(mode="after")
@@ -70,8 +87,12 @@ class OnlineDPO(Algorithm):
             return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Groups with their pairs. Groups without a pair, because all scores tie, are left out and counted."""
-        paired = [group for group in (self._paired(group, context.rng) for group in groups) if group.pairs]
+        """Groups with their pairs. Groups without a pair, because all scores tie, are left out and
+        counted.
+        """
+        paired = [
+            group for group in (self._paired(group, context.rng) for group in groups) if group.pairs
+        ]
         pairs = sum(len(group.pairs or ()) for group in paired)
         context.log(pairs=pairs, groups_tied=len(groups) - len(paired))
         return paired
@@ -88,7 +109,9 @@ class OnlineDPO(Algorithm):
     def _labeled(
         self, group: Group, scores: Sequence[float], compared: Sequence[tuple[int, int]], rng: Any
     ) -> tuple[Pair, ...]:
-        """The compared pairs of responses (indices) with their labels; without ties and equal responses."""
+        """The compared pairs of responses (indices) with their labels; without ties and equal
+        responses.
+        """
         pairs = []
         winners = F.preferred([(scores[i], scores[j]) for i, j in compared])
         for pair, winner in zip(compared, winners, strict=True):
@@ -108,11 +131,14 @@ class OnlineDPO(Algorithm):
         losses, p = self._losses(), batch.pairs.p
         better, worse = batch.pairs.take(_log_ratios(batch, out))
         h = better - worse
-        # A soft label: the expectation, because the other response is better with probability 1 - p.
+        # A soft label: the expectation, because the other response is better with probability 1 -
+        # p.
         return Loss(**{self.options.loss: per_pair(p * losses(h) + (1 - p) * losses(-h))})
 
     def _losses(self) -> Callable[[Tensor], Tensor]:
-        """The loss of pairs as a function of h, the difference of their log-ratios in nats: [P] -> [P]."""
+        """The loss of pairs as a function of h, the difference of their log-ratios in nats: [P] ->
+        [P].
+        """
         o = self.options
         if o.loss == "ipo":
             return lambda h: F.ipo_loss(h, o.beta)

@@ -1,8 +1,10 @@
-"""The optimizers of torch, bitsandbytes and transformers, and transformers' schedules, under the libraries' names.
+"""The optimizers of torch, bitsandbytes and transformers, and transformers' schedules, under the
+libraries' names.
 
-In 8 bits (Dettmers et al. 2022, arXiv:2110.02861) the moments of a weight take 2 bytes instead of 8. bitsandbytes keeps
-those of tensors with fewer than 4,096 numbers in fp32. Paged moments (Dettmers et al. 2023, arXiv:2305.14314) move to
-the CPU's memory while a GPU's is full; on a CPU nothing moves. No library is imported before somebody uses it.
+In 8 bits (Dettmers et al. 2022, arXiv:2110.02861) the moments of a weight take 2 bytes instead of
+8. bitsandbytes keeps those of tensors with fewer than 4,096 numbers in fp32. Paged moments
+(Dettmers et al. 2023, arXiv:2305.14314) move to the CPU's memory while a GPU's is full; on a CPU
+nothing moves. No library is imported before somebody uses it.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from alignkit.options import options_of_call
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD"
 BITSANDBYTES = (
-    "AdamW8bit PagedAdamW32bit PagedAdamW8bit Adam8bit PagedAdam8bit AdEMAMix AdEMAMix8bit PagedAdEMAMix8bit LAMB "
-    "LAMB8bit LARS LARS8bit Lion32bit Lion8bit PagedLion8bit RMSprop8bit SGD8bit"
+    "AdamW8bit PagedAdamW32bit PagedAdamW8bit Adam8bit PagedAdam8bit AdEMAMix AdEMAMix8bit "
+    "PagedAdEMAMix8bit LAMB LAMB8bit LARS LARS8bit Lion32bit Lion8bit PagedLion8bit RMSprop8bit "
+    "SGD8bit"
 )
 # Functions of the step, as they must be here, without a warmup of their own.
 SCHEDULES = {
@@ -55,7 +58,8 @@ class Class:
             (package,) = self.packages
             raise RunFailed(
                 f"'optimizer: {short(self.__name__)}' needs {package}, which is not installed\n"
-                f"help: pip install {package}, where it exists for this system, or write 'optimizer: adamw'"
+                f"help: pip install {package}, where it exists for this system, or write "
+                "'optimizer: adamw'"
             ) from error
 
     @property
@@ -79,8 +83,11 @@ class Class:
 def _page(optimizer: Any) -> None:
     """Bring a resumed run's state, which is on the device, into memory that can move."""
     for kept in optimizer.state.values():
-        for key in kept.keys() & {"state1", "state2"}:  # AdEMAMix's first is twice as large as the weight
-            kept[key] = optimizer.get_state_buffer(kept[key], dtype=kept[key].dtype).copy_(kept[key])
+        # AdEMAMix's first is twice as large as the weight
+        for key in kept.keys() & {"state1", "state2"}:
+            kept[key] = optimizer.get_state_buffer(kept[key], dtype=kept[key].dtype).copy_(
+                kept[key]
+            )
 
 
 class Schedule:
@@ -106,7 +113,9 @@ class Schedule:
         taken = inspect.signature(self._function).parameters
         # It reads the highest rate from an optimizer, which takes no step.
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
-        made = self._function(optimizer, **{key: given[key] for key in given if key in taken}, **options)
+        made = self._function(
+            optimizer, **{key: given[key] for key in given if key in taken}, **options
+        )
         return float(made.lr_lambdas[0](step))
 
 
@@ -130,7 +139,9 @@ def linear(step: int, total: int, warmup: int) -> float:
 
 
 def cosine(step: int, total: int, warmup: int, num_cycles: float = 0.5) -> float:
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * (1 - linear(step, total, warmup)) * 2 * num_cycles)))
+    return max(
+        0.0, 0.5 * (1 + math.cos(math.pi * (1 - linear(step, total, warmup)) * 2 * num_cycles))
+    )
 
 
 @hookimpl

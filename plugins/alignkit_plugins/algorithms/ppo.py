@@ -1,14 +1,16 @@
-"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017, arXiv:1707.06347).
+"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017,
+arXiv:1707.06347).
 
-As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the KL to the reference,
-and the last token also receives the score. Advantages are GAE's, from a value role; both losses are clipped.
-InstructGPT's pretraining mix (ptx) is the stage's `mix`.
-The level of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average; here they
-are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019 (arXiv:1909.08593, section 2.1).
-With `group_baseline` they are centered on the mean of their prompt's K samples. That has less noise, but makes the
-reward (K - 1) / K as large next to the KL penalty.
-Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial response is worth, so below 1
-the score of a response would count more in its last tokens than in its first. The clip range suits LoRA.
+As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the
+KL to the reference, and the last token also receives the score. Advantages are GAE's, from a value
+role; both losses are clipped. InstructGPT's pretraining mix (ptx) is the stage's `mix`. The level
+of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average;
+here they are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019
+(arXiv:1909.08593, section 2.1). With `group_baseline` they are centered on the mean of their
+prompt's K samples. That has less noise, but makes the reward (K - 1) / K as large next to the KL
+penalty. Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial
+response is worth, so below 1 the score of a response would count more in its last tokens than in
+its first. The clip range suits LoRA.
 """
 
 from __future__ import annotations
@@ -51,46 +53,77 @@ class PPO(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
+        kl_coefficient: float = Field(
+            0.05, ge=0, description="weight of the KL to the reference: reward per nat"
+        )
         kl_target: float | None = Field(
-            None, gt=0, description="target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
+            None,
+            gt=0,
+            description=(
+                "target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
+            ),
         )
         kl_horizon: float | None = Field(
-            None, gt=0, description="responses over which kl_coefficient adapts; default: those of an iteration"
+            None,
+            gt=0,
+            description=(
+                "responses over which kl_coefficient adapts; default: those of an iteration"
+            ),
         )
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
-        lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns")
+        lam: float = Field(
+            1.0, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns"
+        )
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
-        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
+        clip_range_high: float | None = Field(
+            None, gt=0, description="upper clip range, if different"
+        )
         value_clip_range: float | None = Field(
             0.2, gt=0, description="clip range of the value update; null: no clipping"
         )
         dual_clip: float | None = Field(
-            None, gt=1, description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)"
+            None,
+            gt=1,
+            description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)",
         )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
         whiten_advantages: bool = Field(
-            True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
+            True,
+            description="scale advantages to mean 0 and variance 1 over the iteration's tokens",
         )
         group_baseline: bool = Field(
-            False, description="subtract the mean score of a prompt's samples; values then start near zero"
+            False,
+            description=(
+                "subtract the mean score of a prompt's samples; values then start near zero"
+            ),
         )
         center_scores: bool = Field(
-            True, description="without a group baseline: subtract the mean score of the stage's first iteration"
+            True,
+            description=(
+                "without a group baseline: subtract the mean score of the stage's first iteration"
+            ),
         )
         shared_value: bool = Field(
-            False, description="read values from the policy's hidden states; nearly halves the training time"
+            False,
+            description=(
+                "read values from the policy's hidden states; nearly halves the training time"
+            ),
         )
-        score_clip: float | None = Field(None, gt=0, description="clip scores to plus or minus this")
+        score_clip: float | None = Field(
+            None, gt=0, description="clip scores to plus or minus this"
+        )
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
-            "token_mean", description="how the policy loss is averaged: over tokens, or per response first"
+            "token_mean",
+            description="how the policy loss is averaged: over tokens, or per response first",
         )
 
         @model_validator(mode="after")
         def _target_has_a_use(self) -> PPO.Options:
             if self.kl_target is not None and not self.kl_coefficient:
-                raise ValueError("kl_target scales kl_coefficient, so kl_coefficient must be above 0")
+                raise ValueError(
+                    "kl_target scales kl_coefficient, so kl_coefficient must be above 0"
+                )
             if self.kl_target is None and "kl_horizon" in self.model_fields_set:
                 raise ValueError("kl_horizon only applies to kl_target")
             return self
@@ -116,7 +149,11 @@ class PPO(Algorithm):
         kl_coefficient = self.state.get("kl_coefficient", o.kl_coefficient)
         # The KL of the policy that wrote the samples, hence its old log-probabilities.
         rewards = F.shape_rewards(
-            self._scores(rollouts), rollouts.old_logprobs, rollouts.reference_logprobs, mask, kl_coefficient
+            self._scores(rollouts),
+            rollouts.old_logprobs,
+            rollouts.reference_logprobs,
+            mask,
+            kl_coefficient,
         )
         advantages, returns = F.gae(rewards, rollouts.old_values, mask, o.gamma, o.lam)
         self.metrics = {
@@ -128,7 +165,8 @@ class PPO(Algorithm):
             # For the next iteration; these rewards have been paid with the present one.
             self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)
         return {
-            # Not in the loss: a minibatch's own mean and deviation would change the objective from step to step.
+            # Not in the loss: a minibatch's own mean and deviation would change the objective from
+            # step to step.
             "advantages": F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages,
             "returns": returns,
         }
@@ -144,19 +182,28 @@ class PPO(Algorithm):
         if not o.center_scores or not len(scores):
             return scores
         # Fixed by the first iteration: the values have learned returns with this level.
-        return scores - self.state.setdefault("score_level", float(scores.mean()))  # Ziegler et al. 2019, section 2.1
+        # Ziegler et al. 2019, section 2.1
+        return scores - self.state.setdefault("score_level", float(scores.mean()))
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
         o, mask = self.options, rollouts.mask
-        old, responses = rollouts.old_logprobs, (response for group in rollouts.groups for response in group.responses)
-        kl = F.sum_tokens(F.kl_k1(old, rollouts.reference_logprobs, mask) * likelier_now(responses, old), mask)
+        old, responses = (
+            rollouts.old_logprobs,
+            (response for group in rollouts.groups for response in group.responses),
+        )
+        kl = F.sum_tokens(
+            F.kl_k1(old, rollouts.reference_logprobs, mask) * likelier_now(responses, old), mask
+        )
         horizon = o.kl_horizon or len(kl)
         # With more responses than the horizon, one iteration could make the coefficient negative.
-        return F.adaptive_kl(kl_coefficient, float(kl.mean()), o.kl_target, horizon, min(len(kl), horizon))
+        return F.adaptive_kl(
+            kl_coefficient, float(kl.mean()), o.kl_target, horizon, min(len(kl), horizon)
+        )
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
-        # No mask: all inputs are 0 where no token counts, so r is 1 there, and the average leaves these entries out.
+        # No mask: all inputs are 0 where no token counts, so r is 1 there, and the average leaves
+        # these entries out.
         policy = F.ppo_policy_loss(
             out.logprobs,
             batch.old_logprobs,
@@ -181,12 +228,27 @@ class PPO(Algorithm):
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Over tokens: the shares that clipping leaves without a gradient, the KL to the old policy, and the ratio."""
+        """Over tokens: the shares that clipping leaves without a gradient, the KL to the old
+        policy, and the ratio.
+        """
         o, mask = self.options, batch.mask
-        terms = out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high, mask
+        terms = (
+            out.logprobs,
+            batch.old_logprobs,
+            batch["advantages"],
+            o.clip_range,
+            o.clip_range_high,
+            mask,
+        )
         clipped = F.clipped(*terms)
-        dual = {"dual_clip_fraction": per_token(F.clipped(*terms, o.dual_clip) - clipped)} if o.dual_clip else {}
-        value_clipped = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)
+        dual = (
+            {"dual_clip_fraction": per_token(F.clipped(*terms, o.dual_clip) - clipped)}
+            if o.dual_clip
+            else {}
+        )
+        value_clipped = F.value_clipped(
+            out.values, batch.old_values, batch["returns"], o.value_clip_range
+        )
         return {
             "clip_fraction": per_token(clipped),
             **dual,
@@ -198,7 +260,9 @@ class PPO(Algorithm):
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:
-    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the returns are equal."""
+    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the
+    returns are equal.
+    """
     if len(returns) < 2 or F.nearly_equal(returns.max(), returns.min()):
         return 0.0
     return 1 - float((returns - values).var() / returns.var())

@@ -1,8 +1,9 @@
 """SimPO, ORPO and CPO: preference pairs without a reward model and without a reference.
 
-SimPO: Meng et al. 2024, arXiv:2405.14734, eq. 6. ORPO: Hong et al. 2024, arXiv:2403.07691, eqs. 4 and 7. CPO: Xu et al.
-2024, arXiv:2401.08417. They differ in the implicit reward of a response and in how its NLL is averaged.
-Differs from the papers: labels may be soft, and both terms are then expectations over the label.
+SimPO: Meng et al. 2024, arXiv:2405.14734, eq. 6. ORPO: Hong et al. 2024, arXiv:2403.07691, eqs. 4
+and 7. CPO: Xu et al. 2024, arXiv:2401.08417. They differ in the implicit reward of a response and
+in how its NLL is averaged. Differs from the papers: labels may be soft, and both terms are then
+expectations over the label.
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NLLAggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-NLL_AGGREGATION = "how the NLL is averaged: over tokens, or over pairs of each better response's mean or sum"
+NLL_AGGREGATION = (
+    "how the NLL is averaged: over tokens, or over pairs of each better response's mean or sum"
+)
 
 
 class ReferenceFree(Algorithm):
-    """The loss -log sigma(reward of the better - reward of the worse - margin), plus the NLL of the better one."""
+    """The loss -log sigma(reward of the better - reward of the worse - margin), plus the NLL of the
+    better one.
+    """
 
     needs = Needs(min_samples=2, pairs=True)
-    defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
+    defaults = StageDefaults(
+        learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1
+    )
 
     def coefficients(self) -> tuple[float, float]:
         """Weights of the preference term and of the NLL term."""
@@ -48,13 +55,20 @@ class ReferenceFree(Algorithm):
         return 0.0
 
     def reward(self, sums: Tensor, means: Tensor) -> Tensor:
-        """Implicit rewards of responses, from the sums and the means of their log-probabilities: [R], [R] -> [R]."""
+        """Implicit rewards of responses, from the sums and the means of their log-probabilities:
+        [R], [R] -> [R].
+        """
         raise NotImplementedError
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         better, worse = batch.pairs.take(self._rewards(batch, out))
-        p, margin, (coefficient, nll_coefficient) = batch.pairs.p, self.margin(), self.coefficients()
-        # A soft label: the expectation, because the other response is better with probability 1 - p.
+        p, margin, (coefficient, nll_coefficient) = (
+            batch.pairs.p,
+            self.margin(),
+            self.coefficients(),
+        )
+        # A soft label: the expectation, because the other response is better with probability 1 -
+        # p.
         losses = p * F.preference_loss(better - worse - margin)
         losses = losses + (1 - p) * F.preference_loss(worse - better - margin)
         terms = {"preference": per_pair(losses, coefficient)}
@@ -65,7 +79,9 @@ class ReferenceFree(Algorithm):
     def _nll(self, batch: Batch, out: Outputs, coefficient: float) -> Term:
         if self.options.nll_aggregation == "token_mean":
             return per_token(-out.logprobs, coefficient)
-        over_tokens = F.mean_tokens if self.options.nll_aggregation == "sequence_mean" else F.sum_tokens
+        over_tokens = (
+            F.mean_tokens if self.options.nll_aggregation == "sequence_mean" else F.sum_tokens
+        )
         better, worse = batch.pairs.take(-over_tokens(out.logprobs, batch.mask))
         return per_pair(batch.pairs.p * better + (1 - batch.pairs.p) * worse, coefficient)
 
@@ -79,16 +95,28 @@ class ReferenceFree(Algorithm):
         return batch.pairs.metrics(self._rewards(batch, out))
 
     def _rewards(self, batch: Batch, out: Outputs) -> Tensor:
-        return self.reward(F.sum_tokens(out.logprobs, batch.mask), F.mean_tokens(out.logprobs, batch.mask))
+        return self.reward(
+            F.sum_tokens(out.logprobs, batch.mask), F.mean_tokens(out.logprobs, batch.mask)
+        )
 
 
 class SimPO(ReferenceFree):
-    """The implicit reward is the mean log-probability of a token, and the better one must win by a margin."""
+    """The implicit reward is the mean log-probability of a token, and the better one must win by a
+    margin.
+    """
 
     class Options(Algorithm.Options):
-        beta: float = Field(2.0, gt=0, description="scale of the implicit reward: the mean log-probability of a token")
-        target_margin: float = Field(1.0, ge=0, description="margin the better response must win by: SimPO's gamma")
-        nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL term: above 0 it is CPO-SimPO")
+        beta: float = Field(
+            2.0,
+            gt=0,
+            description="scale of the implicit reward: the mean log-probability of a token",
+        )
+        target_margin: float = Field(
+            1.0, ge=0, description="margin the better response must win by: SimPO's gamma"
+        )
+        nll_coefficient: float = Field(
+            0.0, ge=0, description="weight of the NLL term: above 0 it is CPO-SimPO"
+        )
         nll_aggregation: NLLAggregation = Field("token_mean", description=NLL_AGGREGATION)
 
         @model_validator(mode="after")
@@ -122,8 +150,14 @@ class CPO(ReferenceFree):
     """The implicit reward is the log-probability of the response."""
 
     class Options(Algorithm.Options):
-        beta: float = Field(0.1, gt=0, description="scale of the implicit reward: the log-probability of the response")
-        nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL term: TRL's cpo_alpha")
+        beta: float = Field(
+            0.1,
+            gt=0,
+            description="scale of the implicit reward: the log-probability of the response",
+        )
+        nll_coefficient: float = Field(
+            1.0, ge=0, description="weight of the NLL term: TRL's cpo_alpha"
+        )
         nll_aggregation: NLLAggregation = Field("sequence_sum", description=NLL_AGGREGATION)
 
         @model_validator(mode="after")

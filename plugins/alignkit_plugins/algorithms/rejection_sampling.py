@@ -1,10 +1,12 @@
-"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2, Touvron et al. 2023, arXiv:2307.09288).
+"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2, Touvron et al. 2023,
+arXiv:2307.09288).
 
-Llama 2 (section 3.2.3) found that a policy forgets if it learns from the samples of the last iteration only. So later
-iterations replay the best samples of earlier prompts; a prompt keeps its sample until a better one is drawn. The
-replayed prompts are redrawn in every iteration, because the same few samples would be memorized.
-Differs from Llama 2: every model samples for itself, not for smaller ones. `pool: batch` is RAFT's global variant (Dong
-et al. 2023, arXiv:2304.06767): the best 1/K of all samples, so that a prompt may have several or none. It replays none.
+Llama 2 (section 3.2.3) found that a policy forgets if it learns from the samples of the last
+iteration only. So later iterations replay the best samples of earlier prompts; a prompt keeps its
+sample until a better one is drawn. The replayed prompts are redrawn in every iteration, because the
+same few samples would be memorized. Differs from Llama 2: every model samples for itself, not for
+smaller ones. `pool: batch` is RAFT's global variant (Dong et al. 2023, arXiv:2304.06767): the best
+1/K of all samples, so that a prompt may have several or none. It replays none.
 """
 
 from __future__ import annotations
@@ -47,18 +49,31 @@ class RejectionSampling(Algorithm):
 
     source = Source.ROLLOUTS
     defaults = StageDefaults(
-        learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
+        learning_rate=2e-4,
+        epochs=2,
+        batch_size=16,
+        lr_scheduler_type="linear",
+        samples_per_prompt=4,
     )
 
     class Options(Algorithm.Options):
-        replay_ratio: float = Field(0.5, ge=0, description="replayed samples of earlier iterations per new sample")
+        replay_ratio: float = Field(
+            0.5, ge=0, description="replayed samples of earlier iterations per new sample"
+        )
         pool: Literal["prompt", "batch"] = Field(
-            "prompt", description="train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)"
+            "prompt",
+            description=(
+                "train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)"
+            ),
         )
 
         @model_validator(mode="after")
         def _replay_needs_prompts(self) -> RejectionSampling.Options:
-            if self.pool == "batch" and self.replay_ratio and "replay_ratio" in self.model_fields_set:
+            if (
+                self.pool == "batch"
+                and self.replay_ratio
+                and "replay_ratio" in self.model_fields_set
+            ):
                 raise ValueError("'pool: batch' replays nothing: leave replay_ratio out")
             return self
 
@@ -73,13 +88,19 @@ class RejectionSampling(Algorithm):
         return Needs(min_samples=2, replay=self.options.replays)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """The best samples, each in a group of its own or with others of its prompt; none if all rewards are equal."""
+        """The best samples, each in a group of its own or with others of its prompt; none if all
+        rewards are equal.
+        """
         rewards = [[response.reward for response in group.responses] for group in groups]
         context.log(groups_tied=sum(F.nearly_equal(max(each), min(each)) for each in rewards))
         every = [reward for each in rewards for reward in each]
         if every and F.nearly_equal(max(every), min(every)):
             return []
-        chosen = _best_of_all(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
+        chosen = (
+            _best_of_all(groups)
+            if self.options.pool == "batch"
+            else self._best_of_prompts(groups, context)
+        )
         learned = [response.reward for group in chosen for response in group.responses]
         context.log(
             best_reward=sum(learned) / max(1, len(learned)),
@@ -118,8 +139,12 @@ def best_samples(iterations: Sequence[Sequence[Group]]) -> dict[str, Best]:
 
 
 def _key(group: Group) -> str:
-    """The prompt as text, and its id, which tells rows with other columns apart. Several groups may share it."""
-    return "\x1f".join([group.id, *(f"{message['role']}\x1e{message['content']}" for message in group.prompt)])
+    """The prompt as text, and its id, which tells rows with other columns apart. Several groups may
+    share it.
+    """
+    return "\x1f".join(
+        [group.id, *(f"{message['role']}\x1e{message['content']}" for message in group.prompt)]
+    )
 
 
 def _demonstration(best: Best, current: int) -> Group:
@@ -132,11 +157,17 @@ def _best_of_all(groups: Sequence[Group]) -> list[Group]:
     """The best samples of all prompts together, as many as there are prompts."""
     import torch
 
-    rewards = torch.tensor([response.reward for group in groups for response in group.responses], dtype=torch.float64)
+    rewards = torch.tensor(
+        [response.reward for group in groups for response in group.responses], dtype=torch.float64
+    )
     top = set(F.raft_top(rewards, count=len(groups)).tolist())
     positions = count()
     chosen = [
-        replace(group, responses=tuple(response for response in group.responses if next(positions) in top), pairs=None)
+        replace(
+            group,
+            responses=tuple(response for response in group.responses if next(positions) in top),
+            pairs=None,
+        )
         for group in groups
     ]
     return [group for group in chosen if group.responses]

@@ -1,10 +1,10 @@
 """Reward model: a scalar head learns which response people prefer (Bradley-Terry).
 
-Pairs: Stiennon et al. 2020 (arXiv:2009.01325, section 3.4). Rankings: InstructGPT (Ouyang et al. 2022,
-arXiv:2203.02155, eq. 1); all pairs of a ranking share a weight of 1, and each response runs through the model once.
-Margins: Llama 2 (Touvron et al. 2023, arXiv:2307.09288, eq. 2 and table 27). Centering: Eisenstein et al. 2023
-(arXiv:2312.09244).
-Differs from the papers: tied responses form no pair.
+Pairs: Stiennon et al. 2020 (arXiv:2009.01325, section 3.4). Rankings: InstructGPT (Ouyang et al.
+2022, arXiv:2203.02155, eq. 1); all pairs of a ranking share a weight of 1, and each response runs
+through the model once. Margins: Llama 2 (Touvron et al. 2023, arXiv:2307.09288, eq. 2 and table
+27). Centering: Eisenstein et al. 2023 (arXiv:2312.09244). Differs from the papers: tied responses
+form no pair.
 """
 
 from __future__ import annotations
@@ -42,13 +42,20 @@ class RewardModel(Algorithm):
     trains = Trains.REWARD
     needs = Needs(min_samples=2, pairs=True)
     # One epoch: InstructGPT found that more overfit.
-    defaults = StageDefaults(learning_rate=5e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(
+        learning_rate=5e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05
+    )
 
     class Options(Algorithm.Options):
         margin: Literal["none", "llama2-small", "llama2-large", "data"] = Field(
-            "none", description="margin of a pair: from Llama 2's table by its level, or the number in the data"
+            "none",
+            description=(
+                "margin of a pair: from Llama 2's table by its level, or the number in the data"
+            ),
         )
-        center_coefficient: float = Field(0.01, ge=0, description="weight of the term that centers scores around 0")
+        center_coefficient: float = Field(
+            0.01, ge=0, description="weight of the term that centers scores around 0"
+        )
 
     @property
     def log_odds(self) -> bool:
@@ -56,21 +63,27 @@ class RewardModel(Algorithm):
         return self.options.margin == "none"
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raise DataError if no pair has the kind of margin that the options ask for; count the pairs that lack it.
+        """Raise DataError if no pair has the kind of margin that the options ask for; count the
+        pairs that lack it.
 
         Warn of too few pairs.
         """
         kind = self.options.margin
         margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
         if not context.validation and len(margins) < FEW:
-            context.say(f"warning: {len(margins)} pairs are too few for a reward model; expected {FEW} or more")
+            context.say(
+                f"warning: {len(margins)} pairs are too few for a reward model; expected {FEW} or "
+                "more"
+            )
         if kind == "none" or context.validation:
             return groups
         wanted = (int, float) if kind == "data" else str
         missing = sum(not isinstance(margin, wanted) for margin in margins)
         if missing == len(margins):
             expected = "a number" if kind == "data" else "the name of a level"
-            raise DataError(f"'margin: {kind}' needs pairs whose margin is {expected}, but no pair has one")
+            raise DataError(
+                f"'margin: {kind}' needs pairs whose margin is {expected}, but no pair has one"
+            )
         context.log(pairs_without_margin=missing)
         return groups
 

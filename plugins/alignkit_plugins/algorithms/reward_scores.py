@@ -1,9 +1,10 @@
 """Reward models from scores of single answers, such as 1 to 7, as labeling pages collect them.
 
-`reward_regression` predicts the score, normalized with mean and standard deviation of the training data, by least
-squares (HelpSteer2, Wang et al. 2024, arXiv:2406.08673, section 3). `reward_ordinal` only uses the order of the levels:
-an ordered logit (McCullagh 1980), whose thresholds are those of the training data's shares, or are learned.
-Differs from HelpSteer2: scores are normalized, and there is one score per answer.
+`reward_regression` predicts the score, normalized with mean and standard deviation of the training
+data, by least squares (HelpSteer2, Wang et al. 2024, arXiv:2406.08673, section 3). `reward_ordinal`
+only uses the order of the levels: an ordered logit (McCullagh 1980), whose thresholds are those of
+the training data's shares, or are learned. Differs from HelpSteer2: scores are normalized, and
+there is one score per answer.
 """
 
 from __future__ import annotations
@@ -37,22 +38,39 @@ GAP = 1e-3  # smallest distance between thresholds
 
 
 class _FromScores(Algorithm):
-    """What both have in common: every response needs a score, and those without one are counted and left out."""
+    """What both have in common: every response needs a score, and those without one are counted and
+    left out.
+    """
 
     trains = Trains.REWARD
-    defaults = StageDefaults(learning_rate=5e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(
+        learning_rate=5e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05
+    )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Responses with a score. Raises DataError if there is none, or no difference between them."""
+        """Responses with a score. Raises DataError if there is none, or no difference between
+        them.
+        """
         kept = [replace(g, responses=scored, pairs=()) for g in groups if (scored := _scored(g))]
         scores = [score for group in kept for score in _scores(group)]
         if not context.validation:
-            lacking = [group for group in groups if len(_scored(group)) < max(1, len(group.responses))]
-            context.left_out("without_score", sum(max(1, len(g.responses)) for g in groups) - len(scores), lacking)
+            lacking = [
+                group for group in groups if len(_scored(group)) < max(1, len(group.responses))
+            ]
+            context.left_out(
+                "without_score",
+                sum(max(1, len(g.responses)) for g in groups) - len(scores),
+                lacking,
+            )
             if not scores or F.nearly_equal(max(scores), min(scores)):
-                raise DataError(f"a reward model needs answers with different scores, but found {sorted(set(scores))}")
+                raise DataError(
+                    "a reward model needs answers with different scores, but found "
+                    f"{sorted(set(scores))}"
+                )
             self.state = self.measured(scores)
-            context.log(**{name: value for name, value in self.state.items() if isinstance(value, float)})
+            context.log(
+                **{name: value for name, value in self.state.items() if isinstance(value, float)}
+            )
         return kept
 
     def measured(self, scores: Sequence[float]) -> dict[str, Any]:
@@ -73,7 +91,10 @@ class RewardRegression(_FromScores):
 
     def measured(self, scores: Sequence[float]) -> dict[str, Any]:
         mean = math.fsum(scores) / len(scores)
-        return {"score_mean": mean, "score_std": math.sqrt(math.fsum((x - mean) ** 2 for x in scores) / len(scores))}
+        return {
+            "score_mean": mean,
+            "score_std": math.sqrt(math.fsum((x - mean) ** 2 for x in scores) / len(scores)),
+        }
 
     def expected(self, scores: Tensor) -> Tensor:
         return scores * self.state["score_std"] + self.state["score_mean"]
@@ -88,16 +109,26 @@ class RewardOrdinal(_FromScores):
 
     class Options(Algorithm.Options):
         threshold_rate: float = Field(
-            0.0, ge=0, description="learning rate of the thresholds, per step; 0: they stay those of the data's shares"
+            0.0,
+            ge=0,
+            description=(
+                "learning rate of the thresholds, per step; 0: they stay those of the data's shares"
+            ),
         )
 
     @classmethod
     def specialize(cls, options: Any) -> type[Algorithm]:
         """Fixed thresholds need no pass of their own over each batch."""
-        return LearnedThresholds if isinstance(options, Mapping) and options.get("threshold_rate") else cls
+        return (
+            LearnedThresholds
+            if isinstance(options, Mapping) and options.get("threshold_rate")
+            else cls
+        )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Raises DataError for held-out scores that are no level, before training and not at its first evaluation."""
+        """Raises DataError for held-out scores that are no level, before training and not at its
+        first evaluation.
+        """
         kept = super().select(groups, context)
         self._check(kept)
         return kept
@@ -106,16 +137,22 @@ class RewardOrdinal(_FromScores):
         levels = sorted(set(scores))
         if len(levels) > MAX_LEVELS:
             raise DataError(
-                f"{len(levels)} different scores are no levels (at most {MAX_LEVELS}): use reward_regression"
+                f"{len(levels)} different scores are no levels (at most {MAX_LEVELS}): use "
+                "reward_regression"
             )
         shares = [sum(score <= level for score in scores) / len(scores) for level in levels[:-1]]
         thresholds = [math.log(share / (1 - share)) for share in shares]
         return {"levels": levels, "thresholds": thresholds, "next": thresholds}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Also the thresholds: a score at which a rating is as likely above as at the level or below."""
+        """Also the thresholds: a score at which a rating is as likely above as at the level or
+        below.
+        """
         pairs = zip(self.state["levels"][:-1], self.state["thresholds"], strict=True)
-        thresholds = {f"threshold/{level:g}": out.scores.new_full(out.scores.shape, value) for level, value in pairs}
+        thresholds = {
+            f"threshold/{level:g}": out.scores.new_full(out.scores.shape, value)
+            for level, value in pairs
+        }
         own = {name: per_response(values) for name, values in thresholds.items()}
         return {**super().report_metrics(batch, out), **own}
 
@@ -125,7 +162,9 @@ class RewardOrdinal(_FromScores):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         thresholds = out.scores.new_tensor(self.state["thresholds"])
-        return Loss(ordinal=per_response(F.ordinal_loss(out.scores, self._levels(batch), thresholds)))
+        return Loss(
+            ordinal=per_response(F.ordinal_loss(out.scores, self._levels(batch), thresholds))
+        )
 
     def _levels(self, batch: Batch) -> Tensor:
         """Places of the scores among the levels: [R] int64."""
@@ -137,19 +176,25 @@ class RewardOrdinal(_FromScores):
     def _check(self, groups: Sequence[Group]) -> None:
         levels = self.state["levels"]
         if unknown := {score for group in groups for score in _scores(group)} - set(levels):
-            raise DataError(f"score {min(unknown):g} is not among the levels of the training data: {levels}")
+            raise DataError(
+                f"score {min(unknown):g} is not among the levels of the training data: {levels}"
+            )
 
 
 class LearnedThresholds(RewardOrdinal):
     """With thresholds that move down their gradient, too."""
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
-        """Thresholds that earlier steps learned, so that held-out data never move those of their own evaluation."""
+        """Thresholds that earlier steps learned, so that held-out data never move those of their
+        own evaluation.
+        """
         import torch
 
         thresholds = out.scores.new_tensor(self.state["next"], dtype=torch.float64).requires_grad_()
         with torch.enable_grad():
-            losses = F.ordinal_loss(out.scores.detach().to(thresholds), self._levels(batch), thresholds)
+            losses = F.ordinal_loss(
+                out.scores.detach().to(thresholds), self._levels(batch), thresholds
+            )
             (gradient,) = torch.autograd.grad(losses[batch.mask.any(dim=1)].mean(), thresholds)
         moved = (thresholds.detach() - self.options.threshold_rate * gradient).tolist()
         for k in range(1, len(moved)):
@@ -158,7 +203,9 @@ class LearnedThresholds(RewardOrdinal):
 
 
 def _scored(group: Group) -> tuple[Any, ...]:
-    return tuple(response for response in group.responses if response.scores.get("reward") is not None)
+    return tuple(
+        response for response in group.responses if response.scores.get("reward") is not None
+    )
 
 
 def _scores(group: Group) -> list[float]:

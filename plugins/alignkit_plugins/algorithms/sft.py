@@ -1,8 +1,8 @@
 """Supervised learning: `sft` learns from demonstrations, `lm` from raw text.
 
-Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts the assistant's
-tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama 2, Touvron et al. 2023,
-arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
+Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts
+the assistant's tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama
+2, Touvron et al. 2023, arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ class SFT(Algorithm):
     """Make the assistant's turns of demonstrations likelier."""
 
     needs = Needs(likeliest=True)
-    defaults = StageDefaults(learning_rate=1e-3, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(
+        learning_rate=1e-3, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05
+    )
 
     class Options(Algorithm.Options):
-        turns: Literal["all", "last"] = Field("all", description="assistant turns of a conversation to train on")
+        turns: Literal["all", "last"] = Field(
+            "all", description="assistant turns of a conversation to train on"
+        )
 
     def trained_turns(self) -> str:
         return str(self.options.turns)
@@ -42,14 +46,19 @@ class SFT(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """The demonstrations. Others come from a source that skips bad rows, or raise DataError.
 
-        The worse response of a comparison must not be learned, and of a row in which nothing counts nothing is.
+        The worse response of a comparison must not be learned, and of a row in which nothing counts
+        nothing is.
         """
-        faults = {place: fault for place, group in enumerate(groups) if (fault := self._fault(group))}
+        faults = {
+            place: fault for place, group in enumerate(groups) if (fault := self._fault(group))
+        }
         for place, fault in faults.items():
             group = groups[place]
             if group.origin is None or not group.origin.skip:
                 where = f"{group.origin}: " if group.origin else ""
-                raise DataError(f"{where}sft learns from demonstrations, but the row {preview(group)} {fault}")
+                raise DataError(
+                    f"{where}sft learns from demonstrations, but the row {preview(group)} {fault}"
+                )
         if faults:
             name = "validation_not_demonstrations" if context.validation else "not_demonstrations"
             context.left_out(name, len(faults), [groups[place] for place in faults])
@@ -58,9 +67,14 @@ class SFT(Algorithm):
     def _fault(self, group: Group) -> str:
         if fault := why_not_demonstration(group):
             return fault
-        answers = [turn for turn in group.responses[0].messages or () if turn["role"] == "assistant"]
+        answers = [
+            turn for turn in group.responses[0].messages or () if turn["role"] == "assistant"
+        ]
         if self.options.turns == "last" and answers and not answers[-1].get("train", True):
-            return "has a last turn that must not be learned, but `turns: last` learns no other; use `turns: all`"
+            return (
+                "has a last turn that must not be learned, but `turns: last` learns no other; "
+                "use `turns: all`"
+            )
         return ""
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
@@ -73,14 +87,18 @@ class SFT(Algorithm):
 class LM(Algorithm):
     """Make every token of raw text likelier."""
 
-    defaults = StageDefaults(learning_rate=1e-3, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(
+        learning_rate=1e-3, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05
+    )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """Raise DataError if a row is not raw text."""
         for group in groups:
             if group.prompt or len(group.responses) != 1:
                 fault = "has a prompt" if group.prompt else f"has {len(group.responses)} texts"
-                raise DataError(f"lm needs raw text, but row {preview(group)} {fault}; use sft or dpo")
+                raise DataError(
+                    f"lm needs raw text, but row {preview(group)} {fault}; use sft or dpo"
+                )
         return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:

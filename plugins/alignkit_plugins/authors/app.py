@@ -18,14 +18,19 @@ def plugins(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Name of a plugin, whose options are shown, or of a kind of plugins."),
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a plugin, whose options are shown, or of a kind of plugins.",
+        ),
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")
+    ] = False,
 ) -> Result | None:
     """Show the installed plugins, or the options of one.
 
-    Broken plugins are listed with the reason. The schema covers all installed plugins. With
-    `# yaml-language-server: $schema=FILE` as a recipe's first line, editors complete and check keys.
+    Broken plugins are listed with the reason. The schema covers all installed plugins. With `#
+    yaml-language-server: $schema=FILE` as a recipe's first line, editors complete and check keys.
 
     \b
     Examples:
@@ -48,7 +53,9 @@ def plugins(
 
     if name is None:
         rows, broken = listing.rows_of(loaded), [str(one) for one in loaded.broken]
-        return Result("plugins", {"plugins": rows, "broken": broken}, lambda: listing.show_names(rows, broken))
+        return Result(
+            "plugins", {"plugins": rows, "broken": broken}, lambda: listing.show_names(rows, broken)
+        )
     found = listing.described(name, loaded)
     return Result("options", found, lambda: listing.show_options(name, found, console()))
 
@@ -57,20 +64,26 @@ def plugins(
 def new(
     context: typer.Context,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Name of the plugin in recipes, such as `calm` or `my_judge`.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name of the plugin in recipes, such as `calm` or `my_judge`."
+        ),
     ],
     kind: Annotated[
         str,
         typer.Option(
             metavar="KIND",
-            help="Kind of plugin: algorithm, reward, judge, combination, environment, step, format or command.",
+            help=(
+                "Kind of plugin: algorithm, reward, judge, combination, environment, step, "
+                "format or command."
+            ),
         ),
     ],
 ) -> Result:
     """Write a package with a plugin that works.
 
-    It has a module, a recipe, a test, a README and a CI file. The module is the documented example of its kind under
-    your name. Nothing is ever replaced.
+    It has a module, a recipe, a test, a README and a CI file. The module is the documented example
+    of its kind under your name. Nothing is ever replaced.
 
     \b
     Examples:
@@ -82,7 +95,9 @@ def new(
 
     commands: Any = context.find_root().command
     files = write_package(name, kind, load_plugins(), commands.commands)
-    return files_written(files, next=f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check")
+    return files_written(
+        files, next=f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check"
+    )
 
 
 @plugins_app.command("check")
@@ -90,19 +105,22 @@ def check_plugin(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="PACKAGE|FILE", help="Plugin to check: a package, a folder with a pyproject.toml, or a module."
+            metavar="PACKAGE|FILE",
+            help="Plugin to check: a package, a folder with a pyproject.toml, or a module.",
         ),
     ] = ".",
     options: Annotated[
         str,
         typer.Option(
-            metavar="YAML", help="Options of the plugin's components: '{calm: {marks: \"?\"}, other: {...}}'."
+            metavar="YAML",
+            help="Options of the plugin's components: '{calm: {marks: \"?\"}, other: {...}}'.",
         ),
     ] = "{}",
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
-    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a process of its own.
+    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a
+    process of its own.
 
     \b
     Examples:
@@ -119,5 +137,8 @@ def check_plugin(
     except yaml.YAMLError:
         given = None
     if not isinstance(given, dict) or not all(isinstance(value, dict) for value in given.values()):
-        refuse(f"--options {options} is no mapping of options by name", "write --options '{NAME: {KEY: VALUE}}'")
+        refuse(
+            f"--options {options} is no mapping of options by name",
+            "write --options '{NAME: {KEY: VALUE}}'",
+        )
     return check(target_of(what), given)

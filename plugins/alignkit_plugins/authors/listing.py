@@ -1,4 +1,6 @@
-"""What `alignkit plugins` prints: the names of all plugins, those of a kind, or the options of one."""
+"""What `alignkit plugins` prints: the names of all plugins, those of a kind, or the options of
+one.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def _row(kind: str, one: Registration) -> dict[str, str]:
 
 
 def show_names(rows: Sequence[dict[str, str]], broken: Sequence[str]) -> None:
-    """Print a paragraph for each kind: how many plugins there are, and their names; others' with their package."""
+    """Print a paragraph for each kind: how many plugins there are, and their names; others' with
+    their package.
+    """
     out = console()
     for kind in dict.fromkeys(row["kind"] for row in rows):
         names = []
@@ -46,7 +50,9 @@ def show_names(rows: Sequence[dict[str, str]], broken: Sequence[str]) -> None:
 
 
 def described(name: str, registry: Registry) -> list[dict[str, Any]]:
-    """The plugins with a name, and those of a kind with it, as plain data. Raises RecipeError if there is none."""
+    """The plugins with a name, and those of a kind with it, as plain data. Raises RecipeError if
+    there is none.
+    """
     found = [(name, one) for one in registry.registrations(name)] if name in KINDS else []
     found += [(kind, registry.get(kind, name)) for kind in KINDS if registry.has(kind, name)]
     if not found:
@@ -75,7 +81,10 @@ def _refuse(name: str, registry: Registry) -> None:
 def show_options(name: str, found: Sequence[dict[str, Any]], out: Console) -> None:
     """Print the options of plugins with a name, and the names and summaries of a kind's."""
     if of_kind := [one for one in found if one["kind"] == name]:
-        print_table(("name", "summary", "from"), [[one["name"], one["summary"], one["from"]] for one in of_kind])
+        print_table(
+            ("name", "summary", "from"),
+            [[one["name"], one["summary"], one["from"]] for one in of_kind],
+        )
     for one in found:
         if one["name"] != name.rpartition(":")[2]:
             continue
@@ -100,4 +109,6 @@ def _facts(kind: str, one: Registration) -> Iterator[str]:
     if kind == "algorithm":
         yield f"required stage keys: {', '.join(required_keys(one.implementation))}"
         if defaults := stage_defaults(one.implementation):
-            yield f"stage defaults: {', '.join(f'{key} {value}' for key, value in defaults.items())}"
+            yield (
+                f"stage defaults: {', '.join(f'{key} {value}' for key, value in defaults.items())}"
+            )

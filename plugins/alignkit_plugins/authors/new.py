@@ -43,23 +43,37 @@ def example(kind: str) -> str:
 def write_package(name: str, kind: str, registry: Registry, commands: Container[str]) -> list[Path]:
     """Write the package `alignkit-NAME` into a folder of this name; returns its files.
 
-    commands: names that are taken by commands. Raises RecipeError for a bad or a taken name, or an existing folder.
+    commands: names that are taken by commands. Raises RecipeError for a bad or a taken name, or an
+    existing folder.
     """
     if kind not in kinds():
         refuse(f"no kind '{kind}'", did_you_mean(kind, kinds()) or f"kinds: {', '.join(kinds())}")
     good, command = _nearest(name, kind), name.replace("_", "-")
     if name != good:
-        rule = f"lower-case letters, digits and single '_', at most {LONGEST}, and no word that the module uses"
+        rule = (
+            f"lower-case letters, digits and single '_', at most {LONGEST}, and no word that the "
+            "module uses"
+        )
         refuse(f"a plugin cannot be called '{name}': a name has {rule}", f"write {good}")
     taken = [f"{known} '{name}'" for known in KINDS if registry.has(known, name)]
     taken += [f"command '{command}'"] if kind == "command" and command in commands else []
-    taken += [f"module alignkit_{name}"] if importlib.util.find_spec(f"alignkit_{name}") is not None else []
+    taken += (
+        [f"module alignkit_{name}"]
+        if importlib.util.find_spec(f"alignkit_{name}") is not None
+        else []
+    )
     if taken:
         article = "an" if taken[0][0] in "aeiou" else "a"
-        refuse(f"there is {article} {taken[0]} already", f"take another name, such as {_nearest(f'my_{name}', kind)}")
+        refuse(
+            f"there is {article} {taken[0]} already",
+            f"take another name, such as {_nearest(f'my_{name}', kind)}",
+        )
     folder = Path(f"alignkit-{command}")
     if folder.exists():
-        refuse(f"{folder} exists already", "take another name, or remove it first: no file is ever replaced")
+        refuse(
+            f"{folder} exists already",
+            "take another name, or remove it first: no file is ever replaced",
+        )
     texts = _files(name, kind)
     for file, text in texts.items():
         write_text(folder / file, text)
@@ -71,7 +85,11 @@ def _nearest(name: str, kind: str) -> str:
     text = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
     near = text.lstrip("_0123456789").removeprefix("alignkit_")[:LONGEST].strip("_") or "mine"
     words = set(re.findall(r"\w+", example(kind) + _template("test.txt"))) - set(_names(kind))
-    taken = {*keyword.kwlist, *vars(builtins), *(words if kind == "command" else words & {_class(near)})}
+    taken = {
+        *keyword.kwlist,
+        *vars(builtins),
+        *(words if kind == "command" else words & {_class(near)}),
+    }
     return f"my_{near}"[:LONGEST].strip("_") if {near, _class(near)} & taken else near
 
 
@@ -92,7 +110,10 @@ def _files(name: str, kind: str) -> dict[str, str]:
     names = {"NAME": name, "CLASS": _class(name)}
     values = {
         **{"name": name, "kind": kind, "module": module, "class": _class(name), "command": command},
-        **{key: re.sub(r"\b(NAME|CLASS)\b", lambda match: names[match[0]], text) for key, text in parts.items()},
+        **{
+            key: re.sub(r"\b(NAME|CLASS)\b", lambda match: names[match[0]], text)
+            for key, text in parts.items()
+        },
         "kit": parts["check"].partition("(")[0],
         "package": f"alignkit-{command}",
         "summary": code.split('"""')[1].partition("\n")[0],
@@ -107,7 +128,9 @@ def _files(name: str, kind: str) -> dict[str, str]:
         f"test_{name}.py": "test_command.txt" if kind == "command" else "test.txt",
         ".github/workflows/test.yml": "workflow.txt",
     }
-    texts = {file: Template(_template(template)).substitute(values) for file, template in files.items()}
+    texts = {
+        file: Template(_template(template)).substitute(values) for file, template in files.items()
+    }
     rows = {"rows.jsonl": contents["rows"]} if "rows" in contents else {}
     return {f"{module}.py": code, **texts, "prompts.jsonl": _template("prompts.jsonl"), **rows}
 

@@ -1,4 +1,6 @@
-"""How sure answers are, and how often they are right: bins, and the expected calibration error with its interval."""
+"""How sure answers are, and how often they are right: bins, and the expected calibration error with
+its interval.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ GRID = 100  # true errors that are tried
 
 @dataclass(frozen=True)
 class Cases:
-    """Answers: how sure the policy is, from 0 to 1, and whether it is right, 0 or 1; [answers] each."""
+    """Answers: how sure the policy is, from 0 to 1, and whether it is right, 0 or 1; [answers]
+    each.
+    """
 
     sure: NDArray[Any]
     right: NDArray[Any]
@@ -41,14 +45,16 @@ class Cases:
 def error(cases: Cases, seed: int, units: Sequence[int] | None = None) -> Estimate:
     """The expected calibration error with its interval.
 
-    The error is the mean distance between accuracy and confidence over bins of equal width, weighted by their answers
-    (Guo et al. 2017, arXiv:1706.04599, equation 3). Measured, it is too large, because noise in a bin cannot cancel
-    (Roelofs et al. 2022, arXiv:2012.08668), and so are all draws of a bootstrap. Instead, true errors are tried, with
-    the distances in proportion to those measured and the noise of a bootstrap around them: the interval has those by
-    which the measured error is neither too large nor too small, and the estimate is the one by which it is the median
-    (Hansen 1999, "The grid bootstrap and the autoregressive model").
+    The error is the mean distance between accuracy and confidence over bins of equal width,
+    weighted by their answers (Guo et al. 2017, arXiv:1706.04599, equation 3). Measured, it is too
+    large, because noise in a bin cannot cancel (Roelofs et al. 2022, arXiv:2012.08668), and so are
+    all draws of a bootstrap. Instead, true errors are tried, with the distances in proportion to
+    those measured and the noise of a bootstrap around them: the interval has those by which the
+    measured error is neither too large nor too small, and the estimate is the one by which it is
+    the median (Hansen 1999, "The grid bootstrap and the autoregressive model").
 
-    units: a number for each answer; answers with the same one depend on each other. Default: none do.
+    units: a number for each answer; answers with the same one depend on each other. Default: none
+    do.
     """
     import numpy as np
 
@@ -68,23 +74,30 @@ def error(cases: Cases, seed: int, units: Sequence[int] | None = None) -> Estima
     tail = (1 - CONFIDENCE) / 2
     true = np.linspace(0, seen + 2 * np.quantile(abs(noise).sum(1), 1 - tail), GRID)
     shape = gaps / seen if seen else gaps
-    least, middle, most = np.quantile([abs(one * shape + noise).sum(1) for one in true], [tail, 0.5, 1 - tail], axis=1)
+    least, middle, most = np.quantile(
+        [abs(one * shape + noise).sum(1) for one in true], [tail, 0.5, 1 - tail], axis=1
+    )
     low, mean = true[most >= seen][0], true[middle >= seen][0]
     high = np.max(true[least <= seen], initial=0.0)  # less than any true error would give, by luck
     return {"mean": float(mean), "low": float(low), "high": float(high), "n": n}
 
 
 def error_difference(cases: Cases, baseline: Cases, seed: int) -> Estimate:
-    """The difference of two errors, with the interval that theirs give (Zou and Donner 2008, "Construction of
-    confidence limits about effect measures: a general approach"), too wide rather than too narrow at the same prompts.
+    """The difference of two errors, with the interval that theirs give (Zou and Donner 2008,
+    "Construction of confidence limits about effect measures: a general approach"), too wide rather
+    than too narrow at the same prompts.
     """
     ours, theirs = (
-        [one[key] or 0.0 for key in ("mean", "low", "high")] for one in (error(cases, seed), error(baseline, seed))
+        [one[key] or 0.0 for key in ("mean", "low", "high")]
+        for one in (error(cases, seed), error(baseline, seed))
     )
     mean, n = ours[0] - theirs[0], len(cases.sure)
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "n": n}
-    down, up = (math.hypot(ours[0] - ours[one], theirs[0] - theirs[other]) for one, other in ((1, 2), (2, 1)))
+    down, up = (
+        math.hypot(ours[0] - ours[one], theirs[0] - theirs[other])
+        for one, other in ((1, 2), (2, 1))
+    )
     return {"mean": mean, "low": mean - down, "high": mean + up, "n": n}
 
 
@@ -103,5 +116,7 @@ def bins(cases: Cases) -> list[dict[str, Any]]:
     for number in np.unique(place).tolist():
         inside = cases.take(place == number)
         mean = {"confidence": float(inside.sure.mean()), "accuracy": float(inside.right.mean())}
-        rows.append({"low": number / BINS, "high": (number + 1) / BINS, "n": len(inside.sure), **mean})
+        rows.append(
+            {"low": number / BINS, "high": (number + 1) / BINS, "n": len(inside.sure), **mean}
+        )
     return rows

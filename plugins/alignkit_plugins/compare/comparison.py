@@ -1,7 +1,8 @@
-"""Several policies compared on the same prompts: their answers side by side, and a policy's average at each prompt.
+"""Several policies compared on the same prompts: their answers side by side, and a policy's average
+at each prompt.
 
-A prompt is the unit of all statistics, because samples of one prompt are not independent. `Response.source` names the
-policy that wrote an answer.
+A prompt is the unit of all statistics, because samples of one prompt are not independent.
+`Response.source` names the policy that wrote an answer.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.step import StepContext
 
-UNIT = "drawn together"  # column of prompts: what they share with others, on which their scores then depend
+# Column of prompts: what they share with others, on which their scores then depend
+UNIT = "drawn together"
 
 
 def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
-    """The prompts of the rows, without repeated ones (words, tools and columns), which are no further evidence."""
+    """The prompts of the rows, without repeated ones (words, tools and columns), which are no
+    further evidence.
+    """
     prompts: dict[str, Group] = {}
     for prompt in prompts_of(groups):
         prompts.setdefault(prompt.id, prompt)
@@ -30,7 +34,8 @@ def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
 
 
 def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str]]:
-    """Prompts that know what they share, and a note. data: where they are from, whose `group` names columns.
+    """Prompts that know what they share, and a note. data: where they are from, whose `group` names
+    columns.
 
     Raises DataError for a prompt without its source's column.
     """
@@ -55,7 +60,9 @@ def unit_of(group: Group) -> Any:
     return group.meta.get(UNIT)
 
 
-def prompts_to_compare(groups: Sequence[Group], limit: int | None = None) -> tuple[list[Group], list[str]]:
+def prompts_to_compare(
+    groups: Sequence[Group], limit: int | None = None
+) -> tuple[list[Group], list[str]]:
     """The first `limit` distinct prompts of rows, and a note if rows repeat each other.
 
     Raises DataError if no row has a prompt; it points at the option `prompts`.
@@ -64,15 +71,20 @@ def prompts_to_compare(groups: Sequence[Group], limit: int | None = None) -> tup
     if not prompts:
         raise DataError("the rows are raw text, without a prompt to answer", option=("prompts",))
     repeated = asked - len(prompts)
-    note = f"{repeated} of {asked} prompts repeat the words and columns of others and do not count again"
+    note = (
+        f"{repeated} of {asked} prompts repeat the words and columns of others and do not count "
+        "again"
+    )
     return prompts[:limit], [note] if repeated else []
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """A policy that answers in another way. role: the model's reference. read: the prompt as it reads it.
+    """A policy that answers in another way. role: the model's reference. read: the prompt as it
+    reads it.
 
-    drafts: how many answers it writes for each of its own. choose: which of them are its own, for groups with drafts.
+    drafts: how many answers it writes for each of its own. choose: which of them are its own, for
+    groups with drafts.
     """
 
     role: str
@@ -92,20 +104,32 @@ def sample_policies(
 ) -> list[Group]:
     """One group per prompt with the answers of all policies, in order.
 
-    Every policy samples from the same random streams, so equal policies give equal answers. A prompt is left out for
-    all policies if any policy has no room for an answer. prompted: those of the policies that answer in another way, by
-    name; the groups keep the prompt's own messages. `sampling` takes the keys of a recipe's `rollout`.
+    Every policy samples from the same random streams, so equal policies give equal answers. A
+    prompt is left out for all policies if any policy has no room for an answer. prompted: those of
+    the policies that answer in another way, by name; the groups keep the prompt's own messages.
+    `sampling` takes the keys of a recipe's `rollout`.
     """
     answers = []
     names = short_names(policies)
     for number, policy in enumerate(policies, 1):
-        context.say(f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})")
+        context.say(
+            f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of "
+            f"{len(policies)})"
+        )
         asked = (prompted or {}).get(policy) or Prompted(policy)
         read, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
-        sampled = context.models[asked.role].sample(read, seed=context.seed, samples_per_prompt=count, **sampling)
-        own = [tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled]
+        sampled = context.models[asked.role].sample(
+            read, seed=context.seed, samples_per_prompt=count, **sampling
+        )
+        own = [
+            tuple(replace(r, source=policy, scores={}) for r in group.responses)
+            for group in sampled
+        ]
         # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
-        drafts = [replace(group, responses=each, pairs=None) for group, each in zip(prompts, own, strict=True)]
+        drafts = [
+            replace(group, responses=each, pairs=None)
+            for group, each in zip(prompts, own, strict=True)
+        ]
         answers.append([group.responses for group in asked.choose(drafts)])
     return [
         replace(group, responses=tuple(itertools.chain(*responses)), pairs=None)
@@ -121,18 +145,27 @@ def check_unique(option: str, names: Sequence[str]) -> None:
 
 
 def short_names(policies: Sequence[str]) -> dict[str, str]:
-    """Names for tables: a stage's own, and for the folder of another run as many last parts as tell it from others."""
+    """Names for tables: a stage's own, and for the folder of another run as many last parts as tell
+    it from others.
+    """
     parts = {policy: folder_parts(policy) for policy in policies}
     names = {}
     for policy, own in parts.items():
         others = [other for name, other in parts.items() if name != policy]
-        count = next((n for n in range(2, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        count = next(
+            (n for n in range(2, len(own)) if all(other[-n:] != own[-n:] for other in others)),
+            len(own),
+        )
         names[policy] = "/".join(own[-count:]) if policy.startswith("/") else policy
-    return names if len(set(names.values())) == len(names) else {policy: policy for policy in policies}
+    return (
+        names if len(set(names.values())) == len(names) else {policy: policy for policy in policies}
+    )
 
 
 def folder_parts(policy: str) -> list[str]:
-    """The parts of a policy's reference or folder that name it: `RUN`, `STAGE`, or `STAGE@PLUGIN` of an earlier one."""
+    """The parts of a policy's reference or folder that name it: `RUN`, `STAGE`, or `STAGE@PLUGIN`
+    of an earlier one.
+    """
     if not policy.startswith("/"):
         return policy.split("/")
     folder = Path(policy)

@@ -1,4 +1,6 @@
-"""What the scores of pairs say about a reward: how often it is right, how sure it may be, and what length explains."""
+"""What the scores of pairs say about a reward: how often it is right, how sure it may be, and what
+length explains.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ NONE = "(none)"  # pairs without a margin, or without the column
 
 
 def accuracy(pairs: Sequence[Comparison]) -> dict[str, Any]:
-    """How often the chosen response scores higher; a tie is wrong, as in RewardBench (arXiv:2403.13787, section 4).
+    """How often the chosen response scores higher; a tie is wrong, as in RewardBench
+    (arXiv:2403.13787, section 4).
 
-    A prompt is the unit: the pairs of a prompt are averaged first, also if they are in several rows.
+    A prompt is the unit: the pairs of a prompt are averaged first, also if they are in several
+    rows.
     """
     prompts: dict[int, list[float]] = {}
     for pair in pairs:
@@ -31,14 +35,17 @@ def accuracy(pairs: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def by_margin(pairs: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """Accuracy by how much better people found the chosen response, the clearest first; empty without margins.
+    """Accuracy by how much better people found the chosen response, the clearest first; empty
+    without margins.
 
     Named levels are taken as they are. Numbers, of which there are many, are cut into quarters.
     """
     margins = {pair.pair.margin for pair in pairs}
     if margins <= {None}:
         return {}
-    numbers = sorted(float(pair.pair.margin) for pair in pairs if isinstance(pair.pair.margin, int | float))
+    numbers = sorted(
+        float(pair.pair.margin) for pair in pairs if isinstance(pair.pair.margin, int | float)
+    )
     bucket = _bucket(numbers)
     found: dict[tuple[int, float, str], list[Comparison]] = {}
     for pair in pairs:
@@ -77,7 +84,11 @@ def _bucket(numbers: Sequence[float]) -> Callable[[float], tuple[float, str]]:
 def _texts(different: Sequence[float]) -> dict[float, str]:
     """Different numbers in words that differ: with six digits, or with all."""
     short = {number: f"{number:g}" for number in different}
-    return short if len(set(short.values())) == len(short) else {number: repr(number) for number in different}
+    return (
+        short
+        if len(set(short.values())) == len(short)
+        else {number: repr(number) for number in different}
+    )
 
 
 def by_column(pairs: Sequence[Comparison], column: str) -> dict[str, dict[str, Any]]:
@@ -86,15 +97,19 @@ def by_column(pairs: Sequence[Comparison], column: str) -> dict[str, dict[str, A
     for pair in pairs:
         value = pair.group.meta.get(column)
         found.setdefault(NONE if value is None else str(value), []).append(pair)
-    return {value: accuracy(found[value]) for value in sorted(found, key=lambda value: (value == NONE, value))}
+    return {
+        value: accuracy(found[value])
+        for value in sorted(found, key=lambda value: (value == NONE, value))
+    }
 
 
 def calibration(pairs: Sequence[Comparison]) -> dict[str, Any] | None:
-    """Whether the reward is right as often as its scores say, if it is a Bradley-Terry model; None without pairs.
+    """Whether the reward is right as often as its scores say, if it is a Bradley-Terry model; None
+    without pairs.
 
-    Its confidence in a pair is sigmoid(|gap|). error: of `calibration`, with prompts as units; a label with a
-    probability is right with that probability. log_loss: the mean of -log P(label) in nats; log 2 is a
-    coin.
+    Its confidence in a pair is sigmoid(|gap|). error: of `calibration`, with prompts as units; a
+    label with a probability is right with that probability. log_loss: the mean of -log P(label) in
+    nats; log 2 is a coin.
     """
     if not pairs:
         return None
@@ -103,7 +118,9 @@ def calibration(pairs: Sequence[Comparison]) -> dict[str, Any] | None:
 
     from alignkit import functional as F
 
-    values = torch.tensor([(pair.chosen, pair.rejected, pair.p) for pair in pairs], dtype=torch.float64)
+    values = torch.tensor(
+        [(pair.chosen, pair.rejected, pair.p) for pair in pairs], dtype=torch.float64
+    )
     chosen, rejected, p = values.unbind(dim=1)
     return {
         "error": error(cases, 0, [pair.prompt for pair in pairs]),
@@ -121,15 +138,18 @@ def _right(pair: Comparison) -> float:
 
 
 def length(pairs: Sequence[Comparison]) -> dict[str, Any]:
-    """What length explains. correlation: Spearman's, of the gap in score with the gap in length; null if undefined.
+    """What length explains. correlation: Spearman's, of the gap in score with the gap in length;
+    null if undefined.
 
-    chosen_longer: the share of pairs whose chosen response is longer, which a reward for length alone would get right.
-    longer, shorter: accuracy where it is longer, and where it is shorter.
+    chosen_longer: the share of pairs whose chosen response is longer, which a reward for length
+    alone would get right. longer, shorter: accuracy where it is longer, and where it is shorter.
     """
     unequal = [pair for pair in pairs if pair.longer]
     longer = [pair for pair in unequal if pair.longer > 0]
     return {
-        "correlation": spearman([pair.gap for pair in pairs], [float(pair.longer) for pair in pairs]),
+        "correlation": spearman(
+            [pair.gap for pair in pairs], [float(pair.longer) for pair in pairs]
+        ),
         "chosen_longer": statistics.share(len(longer), len(unequal)),
         "longer": accuracy(longer),
         "shorter": accuracy([pair for pair in unequal if pair.longer < 0]),
@@ -137,11 +157,14 @@ def length(pairs: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def agreement(pairs: Mapping[str, Sequence[Comparison]]) -> dict[str, dict[str, Any]]:
-    """How two rewards agree on the pairs that both scored: the share with the same winner, and Spearman's correlation.
+    """How two rewards agree on the pairs that both scored: the share with the same winner, and
+    Spearman's correlation.
 
     Pairs that one of them finds equal have no winner and do not count in the share.
     """
-    gaps = {name: {(pair.row, pair.pair): pair.gap for pair in rows} for name, rows in pairs.items()}
+    gaps = {
+        name: {(pair.row, pair.pair): pair.gap for pair in rows} for name, rows in pairs.items()
+    }
     names, found = list(gaps), {}
     for place, one in enumerate(names):
         for other in names[place + 1 :]:

@@ -16,8 +16,8 @@ from alignkit_plugins.formats.spoken import all_turns
 class Comparison:
     """One pair. row: its place among the rows. prompt: that of the first row with the same prompt.
 
-    chosen, rejected: scores, the people's choice first. longer: how many characters the chosen response is longer.
-    p: the probability that it is the better one.
+    chosen, rejected: scores, the people's choice first. longer: how many characters the chosen
+    response is longer. p: the probability that it is the better one.
     """
 
     row: int
@@ -37,7 +37,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """A pair with a better response. better, worse: by people; p: how likely that is. row, prompt: as in Comparison."""
+    """A pair with a better response. better, worse: by people; p: how likely that is. row, prompt:
+    as in Comparison.
+    """
 
     row: int
     prompt: int
@@ -50,11 +52,15 @@ class Choice:
     def scored(self, chosen: float, rejected: float) -> Comparison:
         """With the scores of both responses."""
         longer = len(all_turns(self.better)) - len(all_turns(self.worse))
-        return Comparison(self.row, self.prompt, self.group, self.pair, chosen, rejected, longer, self.p)
+        return Comparison(
+            self.row, self.prompt, self.group, self.pair, chosen, rejected, longer, self.p
+        )
 
 
 def choices(groups: Sequence[Group]) -> Iterator[Choice]:
-    """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned around."""
+    """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned
+    around.
+    """
     prompts = prompts_of(groups)
     for place, group in enumerate(groups):
         for pair in resolved_pairs(group):
@@ -62,7 +68,9 @@ def choices(groups: Sequence[Group]) -> Iterator[Choice]:
                 better, worse = group.responses[pair.better], group.responses[pair.worse]
                 if pair.p < 0.5:
                     better, worse = worse, better
-                yield Choice(place, prompts[place], group, pair, better, worse, max(pair.p, 1 - pair.p))
+                yield Choice(
+                    place, prompts[place], group, pair, better, worse, max(pair.p, 1 - pair.p)
+                )
 
 
 def comparisons(groups: Sequence[Group], column: str) -> list[Comparison]:
@@ -76,7 +84,9 @@ def comparisons(groups: Sequence[Group], column: str) -> list[Comparison]:
 
 
 def prompts_of(groups: Sequence[Group]) -> list[int]:
-    """For each row, the first row with the same prompt: many data sets have a row per pair. Raw texts have none."""
+    """For each row, the first row with the same prompt: many data sets have a row per pair. Raw
+    texts have none.
+    """
     first: dict[str, int] = {}
     return [
         first.setdefault(json.dumps(turns_of(group.prompt)), place) if group.prompt else place

@@ -12,7 +12,11 @@ from alignkit.io import text
 
 def number(value: Any) -> float | None:
     """A finite number of a file, or None. Texts are none, even "nan"."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float_info.max
+    known = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= float_info.max
+    )
     return float(value) if known else None
 
 
@@ -35,7 +39,11 @@ def short(value: Any) -> str:
 def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
     """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean."""
     mean, low, high = bounds(estimate)
-    ends = {"low": low, "high": high} if low is not None and high is not None else {"low": None, "high": None}
+    ends = (
+        {"low": low, "high": high}
+        if low is not None and high is not None
+        else {"low": None, "high": None}
+    )
     return statistics.shown({"mean": mean, **ends}, sign=sign, percent=percent)
 
 

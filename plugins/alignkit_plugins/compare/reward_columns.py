@@ -1,4 +1,6 @@
-"""Groups scored by several rewards, each a column of tables: its own, and the parts of a combination."""
+"""Groups scored by several rewards, each a column of tables: its own, and the parts of a
+combination.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from alignkit_plugins.compare.comparison import folder_parts
 class Column:
     """A score of every response.
 
-    name: in the tables. key: the scorer's. single: whether it is one reward and not a combination. model: the reward
-    model that gives it, a RewardRef; None if there is none.
+    name: in the tables. key: the scorer's. single: whether it is one reward and not a combination.
+    model: the reward model that gives it, a RewardRef; None if there is none.
     """
 
     name: str
@@ -39,17 +41,26 @@ def label(spec: Any) -> str:
 def _folder_label(folder: str) -> str:
     """A folder's name, and `RUN/STAGE` for a reward model of another run."""
     path = Path(folder)
-    return "/".join(folder_parts(folder)[-2:]) if path.name == "adapter" and len(path.parts) > 2 else path.name
+    return (
+        "/".join(folder_parts(folder)[-2:])
+        if path.name == "adapter" and len(path.parts) > 2
+        else path.name
+    )
 
 
-def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequence[Any]) -> list[Column]:
-    """The columns of a reward whose scorer wrote these keys. A combination also shows its parts, except those that are
-    among `rewards` themselves.
+def columns_of(
+    spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequence[Any]
+) -> list[Column]:
+    """The columns of a reward whose scorer wrote these keys. A combination also shows its parts,
+    except those that are among `rewards` themselves.
     """
     if spec.kind != "combine":
         return [Column(label(spec), REWARD_KEY, single=True, model=_model(spec))]
     parts = [key for key in keys if key != REWARD_KEY and spec.children.get(key) not in rewards]
-    columns = [Column(f"{label(spec)}/{key}", key, single=True, model=_model(spec.children.get(key))) for key in parts]
+    columns = [
+        Column(f"{label(spec)}/{key}", key, single=True, model=_model(spec.children.get(key)))
+        for key in parts
+    ]
     return [*columns, Column(label(spec), REWARD_KEY, single=False, model=None)]
 
 
@@ -58,12 +69,15 @@ def _model(spec: Any) -> Any:
 
 
 def scored_by(
-    groups: Sequence[Group], rewards: Sequence[Any], scorers: Sequence[Any], say: Callable[[str], None]
+    groups: Sequence[Group],
+    rewards: Sequence[Any],
+    scorers: Sequence[Any],
+    say: Callable[[str], None],
 ) -> tuple[list[Group], list[Column]]:
     """The groups with all columns among their responses' scores, and the columns.
 
-    scorers: those of the rewards (`StepContext.scorer`), which see no scores of the data. say: called with the name of
-    a reward before it scores.
+    scorers: those of the rewards (`StepContext.scorer`), which see no scores of the data. say:
+    called with the name of a reward before it scores.
     """
     unscored = bare(groups)
     merged, columns = list(groups), []
@@ -78,13 +92,19 @@ def scored_by(
 
 def bare(groups: Sequence[Group]) -> list[Group]:
     """The groups without scores."""
-    return [replace(group, responses=tuple(replace(r, scores={}) for r in group.responses)) for group in groups]
+    return [
+        replace(group, responses=tuple(replace(r, scores={}) for r in group.responses))
+        for group in groups
+    ]
 
 
 def _with_columns(group: Group, scored: Group, columns: Sequence[Column]) -> Group:
     """The group with columns of the scored one, under their names."""
     responses = (
-        replace(old, scores={**old.scores, **{column.name: new.scores[column.key] for column in columns}})
+        replace(
+            old,
+            scores={**old.scores, **{column.name: new.scores[column.key] for column in columns}},
+        )
         for old, new in zip(group.responses, scored.responses, strict=True)
     )
     return replace(group, responses=tuple(responses))

@@ -1,4 +1,6 @@
-"""How answers are sampled that people read or that are compared: not at the temperature of training."""
+"""How answers are sampled that people read or that are compared: not at the temperature of
+training.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def sampled_at(temperature: float) -> Any:
 
 
 class AnswerOptions(SamplingOptions):
-    """Options of what samples answers at a temperature of its own, unless a recipe sets another one."""
+    """Options of what samples answers at a temperature of its own, unless a recipe sets another
+    one.
+    """
 
     sampling: Sampling = sampled_at(TEMPERATURE)
 

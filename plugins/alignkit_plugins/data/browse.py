@@ -1,4 +1,6 @@
-"""The page of `alignkit data browse`: the rows that a search finds, and one of them in full. It has no scripts."""
+"""The page of `alignkit data browse`: the rows that a search finds, and one of them in full. It has
+no scripts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from alignkit_plugins.data.rules import Fault, Rules, redacted
 from alignkit_plugins.formats.columns import words_in
 from alignkit_plugins.formats.shown import shortened, shown
 from alignkit_plugins.people.formatted import cut
-from alignkit_plugins.people.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
+from alignkit_plugins.people.hosting import (
+    PACKAGES,
+    addresses_of,
+    annotators_of,
+    announce,
+    listening,
+    server_of,
+)
 from alignkit_plugins.people.messages import visible
 from alignkit_plugins.policies.row_tokens import heading, marked
 
@@ -41,14 +50,17 @@ ANY = "any"  # instead of a rule's name
 def serve(file: str, rules: Sequence[str], model: str | None) -> None:
     """Read the rows, and serve the page until Ctrl-C.
 
-    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be read.
+    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows
+    that cannot be read.
     """
     check_extra("the page", "label", *PACKAGES)
     from alignkit_plugins.people.guard import Sessions
 
     options = entry(file, rules)
     options.check("alignkit data browse")
-    browsed = Browsed(read_rows(options.data), options, None if model is None else encoder_of(model))
+    browsed = Browsed(
+        read_rows(options.data), options, None if model is None else encoder_of(model)
+    )
     sessions = Sessions(annotators_of(None))
     with listening(None) as listener, suppress(KeyboardInterrupt):
         announce(addresses_of(sessions, listener), "Open it in a browser of this machine.")
@@ -56,7 +68,9 @@ def serve(file: str, rules: Sequence[str], model: str | None) -> None:
 
 
 class Browsed:
-    """The rows of a file, and what is wrong with them. encoder: of the model whose tokens are shown."""
+    """The rows of a file, and what is wrong with them. encoder: of the model whose tokens are
+    shown.
+    """
 
     def __init__(self, read: Rows, rules: Rules, encoder: Encoder | None = None):
         self.read, self.rows, self.encoder = read, read.rows, encoder
@@ -67,12 +81,18 @@ class Browsed:
         self.counts = Counter(fault.rule for fault in self.faults.values())
 
     def view(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """What the page shows. query: `text` and `fault` of the rows that are wanted, `first` and `row`, by place."""
+        """What the page shows. query: `text` and `fault` of the rows that are wanted, `first` and
+        `row`, by place.
+        """
         wanted = {"text": query.get("text", ""), "fault": query.get("fault", "")}
         found = [at for at in range(len(self.rows)) if self._fits(at, **wanted)]
         first = _number(query.get("first"), len(found))
         listed = found[first : first + PAGE]
-        at = _number(query.get("row"), len(self.rows)) if "row" in query else next(iter(listed), None)
+        at = (
+            _number(query.get("row"), len(self.rows))
+            if "row" in query
+            else next(iter(listed), None)
+        )
 
         def link(**more: int) -> str:
             return "?" + urlencode({**wanted, "first": first, **more})
@@ -81,8 +101,12 @@ class Browsed:
             **wanted,
             "total": len(found),
             "first": first,
-            "faults": {ANY: self.counts.total(), **dict(self.counts.most_common())} if self.counts else {},
-            "list": [{**self._line(one), "link": link(row=one), "current": one == at} for one in listed],
+            "faults": {ANY: self.counts.total(), **dict(self.counts.most_common())}
+            if self.counts
+            else {},
+            "list": [
+                {**self._line(one), "link": link(row=one), "current": one == at} for one in listed
+            ],
             "earlier": link(first=max(0, first - PAGE)) if first else "",
             "later": link(first=first + PAGE) if first + PAGE < len(found) else "",
             "row": None if at is None else self._row(at),
@@ -105,7 +129,10 @@ class Browsed:
         columns = [pair for group in row.groups for pair in group.meta.items()]
         return {
             **self._line(at),
-            "said": [[one.who, [visible(fact) for fact in one.facts], _shown(one.text)] for one in _said(row)],
+            "said": [
+                [one.who, [visible(fact) for fact in one.facts], _shown(one.text)]
+                for one in _said(row)
+            ],
             "columns": [[visible(str(name)), _shown(_text(value))] for name, value in columns],
             "raw": _shown(json.dumps(row.raw, indent=1, ensure_ascii=False, default=str)),
             "tokens": [tokens for group in row.groups for tokens in self._tokens(group, row)],
@@ -149,11 +176,17 @@ def make_page(browsed: Browsed, sessions: Sessions) -> Starlette:
 
     async def endpoint(request: Request) -> Response:
         async def show(session: Session) -> Response:
-            facts = {"format": browsed.read.format, "count": len(browsed.rows), **browsed.view(request.query_params)}
+            facts = {
+                "format": browsed.read.format,
+                "count": len(browsed.rows),
+                **browsed.view(request.query_params),
+            }
             page: Response = site.page("browse.html.j2", session, **facts)
             return page
 
         response: Response = await site.opened(show)(request)
         return response
 
-    return guarded([Route("/", endpoint), Mount("/browse", StaticFiles(directory=HERE / "static"))], sessions)
+    return guarded(
+        [Route("/", endpoint), Mount("/browse", StaticFiles(directory=HERE / "static"))], sessions
+    )

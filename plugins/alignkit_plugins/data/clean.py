@@ -1,5 +1,6 @@
-"""The step `clean`: rows without duplicates, stock phrases, wrong languages and personal details, by `alignkit data`'s
-rules."""
+"""The step `clean`: rows without duplicates, stock phrases, wrong languages and personal details,
+by `alignkit data`'s rules.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ REMOVED = "removed.jsonl"
 
 
 class Clean(Step):
-    """Of rows that say the same, the first stays. What was left out and why is in removed.jsonl in the stage's folder.
+    """Of rows that say the same, the first stays. What was left out and why is in removed.jsonl in
+    the stage's folder.
 
     A later stage reads what is left with `data: STAGE`.
     """
@@ -32,12 +34,18 @@ class Clean(Step):
         groups = context.load(self.options.data)
         held_out = context.load(self.options.against) if self.options.against else []
         names = [group.origin for group in groups]
-        found = self.options.faults([[group] for group in groups], names, [[group] for group in held_out])
+        found = self.options.faults(
+            [[group] for group in groups], names, [[group] for group in held_out]
+        )
         counts = removed_counts(found, len(groups), "clean")
         kept = [group for at, group in enumerate(groups) if at not in found]
         clean = [redacted_group(group) for group in kept] if self.options.personal else kept
         changed = sum(before != after for before, after in zip(kept, clean, strict=True))
         lines = [{"row": str(names[at]), **found[at]._asdict()} for at in sorted(found)]
-        context.write_text(REMOVED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        context.write_text(
+            REMOVED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        )
         summary = {"rows": len(groups), "kept": len(kept), "removed": counts, "redacted": changed}
-        return Artifact(groups=clean, summary=summary, report=Report([table("", counts, len(kept), changed)]))
+        return Artifact(
+            groups=clean, summary=summary, report=Report([table("", counts, len(kept), changed)])
+        )

@@ -11,15 +11,23 @@ import typer
 from alignkit.commands import Result
 from alignkit_plugins.printing import files_written, reported
 
-data_app = typer.Typer(rich_markup_mode=None, help="Look at files of rows, check, clean and convert them.")
+data_app = typer.Typer(
+    rich_markup_mode=None, help="Look at files of rows, check, clean and convert them."
+)
 
 File = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="Data: a file, a folder, a hub data set, or YAML such as '{alpaca: my.csv}'."),
+    typer.Argument(
+        metavar="FILE",
+        help="Data: a file, a folder, a hub data set, or YAML such as '{alpaca: my.csv}'.",
+    ),
 ]
 RuleWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RULE=VALUE", help="Options of the step `clean`; `alignkit plugins clean` lists them."),
+    typer.Argument(
+        metavar="RULE=VALUE",
+        help="Options of the step `clean`; `alignkit plugins clean` lists them.",
+    ),
 ]
 
 
@@ -28,10 +36,14 @@ def browse(
     file: File,
     rules: RuleWords = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Model whose tokens are shown, with those that are learned.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Model whose tokens are shown, with those that are learned."
+        ),
     ] = None,
 ) -> None:
-    """Look through a file on a page in your browser: search it, and see what `alignkit data clean` would leave out.
+    """Look through a file on a page in your browser: search it, and see what `alignkit data clean`
+    would leave out.
 
     Ctrl-C stops.
 
@@ -50,21 +62,32 @@ def browse(
 @data_app.command()
 def check(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Training data: a file, a folder, a hub data set, YAML, or a recipe.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="Training data: a file, a folder, a hub data set, YAML, or a recipe.",
+        ),
     ],
     against: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Held-out data that must not be in FILE. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Held-out data that must not be in FILE. Repeatable."),
     ] = None,
     near: Annotated[
         float,
-        typer.Option(metavar="S", min=0, max=1, help="Jaccard similarity of near duplicates; 0 finds only equal rows."),
+        typer.Option(
+            metavar="S",
+            min=0,
+            max=1,
+            help="Jaccard similarity of near duplicates; 0 finds only equal rows.",
+        ),
     ] = 0.8,
 ) -> Result:
     """Show what a file holds, rows that repeat each other, and held-out data in training data.
 
-    Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by response, and across
-    turns. Of a recipe: all files that its stages name, each with its role. The exit code is 8 if a file repeats itself,
-    or of a recipe, if its held-out data are in its training data.
+    Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by
+    response, and across turns. Of a recipe: all files that its stages name, each with its role. The
+    exit code is 8 if a file repeats itself, or of a recipe, if its held-out data are in its
+    training data.
 
     \b
     Examples:
@@ -101,12 +124,17 @@ def clean(
     file: File,
     rules: RuleWords = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the rows that are left, as .jsonl or .jsonl.gz.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="File for the rows that are left, as .jsonl or .jsonl.gz."
+        ),
+    ],
 ) -> Result:
     """Write a file without the rows that break a rule of the step `clean`.
 
-    Of rows that repeat each other, the first stays. OUT.removed.jsonl has every row that was left out, and why. Rows
-    that cannot be read are among them. The file itself is never changed.
+    Of rows that repeat each other, the first stays. OUT.removed.jsonl has every row that was left
+    out, and why. Rows that cannot be read are among them. The file itself is never changed.
 
     \b
     Examples:
@@ -129,11 +157,17 @@ def convert(
     file: File,
     to: Annotated[
         str,
-        typer.Option(metavar="LAYOUT", help="Layout of the rows: messages, sft, preference, ranked, kto or prompts."),
+        typer.Option(
+            metavar="LAYOUT",
+            help="Layout of the rows: messages, sft, preference, ranked, kto or prompts.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the rows, as .jsonl or .jsonl.gz.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File for the rows, as .jsonl or .jsonl.gz.")
+    ],
 ) -> Result:
-    """Write the rows of any format in a layout that TRL and other tools read; all turns are lists of messages.
+    """Write the rows of any format in a layout that TRL and other tools read; all turns are lists
+    of messages.
 
     \b
     Examples:
@@ -148,7 +182,10 @@ def convert(
 
     if to not in converting.LAYOUTS:
         choices = ", ".join(converting.LAYOUTS)
-        refuse(f"--to: unknown layout '{to}'", did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}")
+        refuse(
+            f"--to: unknown layout '{to}'",
+            did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}",
+        )
     load_plugins()
     lines = converting.convert(entry(file).data, to, out)
     return files_written([out], lines, text="\n".join(lines))

@@ -18,9 +18,11 @@ Row = dict[str, Any]
 
 
 def convert(spec: DataSpec, layout: str, out: Path) -> list[str]:
-    """Write the rows in a layout of LAYOUTS, with their tools. Columns that a format does not use are left out.
+    """Write the rows in a layout of LAYOUTS, with their tools. Columns that a format does not use
+    are left out.
 
-    Returns in lines how many were written, and how many not, by reason. Raises DataError if no row fits.
+    Returns in lines how many were written, and how many not, by reason. Raises DataError if no row
+    fits.
     """
     check_target(out, spec)
     rows_of, lack = LAYOUTS[layout]
@@ -66,11 +68,18 @@ def _preference(group: Group) -> Iterable[Row]:
         if pair.p != 0.5:
             chosen, rejected = _turns(group.responses[better]), _turns(group.responses[worse])
             margin = round(_margin(pair.margin), 6)
-            yield {"prompt": list(group.prompt), "chosen": chosen, "rejected": rejected, "margin": margin}
+            yield {
+                "prompt": list(group.prompt),
+                "chosen": chosen,
+                "rejected": rejected,
+                "margin": margin,
+            }
 
 
 def _margin(level: float | str | None) -> float:
-    """A margin as a number: 0, 1/3, 2/3 or 1 for Llama 2's four levels (Touvron et al. 2023, table 27, small)."""
+    """A margin as a number: 0, 1/3, 2/3 or 1 for Llama 2's four levels (Touvron et al. 2023, table
+    27, small).
+    """
     return (DEGREES[level] - 1) / 3 if isinstance(level, str) else level or 0.0
 
 

@@ -1,4 +1,6 @@
-"""The rows of a data entry of the command line, in memory, with the groups that their format reads."""
+"""The rows of a data entry of the command line, in memory, with the groups that their format
+reads.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file. number: from 1. raw: as parsed; None if it cannot be. bad: why it cannot be read, or empty."""
+    """A row of a file. number: from 1. raw: as parsed; None if it cannot be. bad: why it cannot be
+    read, or empty.
+    """
 
     file: str
     number: int
@@ -51,7 +55,11 @@ class Rows:
     def unread(self) -> str:
         """That some rows cannot be read; empty if all can."""
         bad = [row for row in self.rows if row.bad]
-        return f"rows that cannot be read: {len(bad):,}, the first: {bad[0]}: {bad[0].bad}" if bad else ""
+        return (
+            f"rows that cannot be read: {len(bad):,}, the first: {bad[0]}: {bad[0].bad}"
+            if bad
+            else ""
+        )
 
 
 def no_stage(name: str) -> Path:
@@ -59,43 +67,68 @@ def no_stage(name: str) -> Path:
 
 
 def read_rows(spec: DataSpec) -> Rows:
-    """All rows, up to the limit of each source. Raises DataError if a source has none that can be read."""
+    """All rows, up to the limit of each source. Raises DataError if a source has none that can be
+    read.
+    """
     formats = plugins().usable("format")
     rows: list[Row] = []
     commit = partial(commit_of, "dataset")
-    readers = [SourceReader(source, formats, no_stage, commit, place) for place, source in enumerate(spec.sources)]
+    readers = [
+        SourceReader(source, formats, no_stage, commit, place)
+        for place, source in enumerate(spec.sources)
+    ]
     for reader in readers:
         file, name = short(reader.source.name), reader.source.name
         found = list(reader.rows())
         for row in found:
             raw = None if isinstance(row.raw, BadRow) else row.raw
-            rows.append(Row(file, row.number, raw, row.groups, "" if row.bad is None else str(row.bad)))
+            rows.append(
+                Row(file, row.number, raw, row.groups, "" if row.bad is None else str(row.bad))
+            )
         if len(found) == len(reader.bad):
-            why = f"no row can be read; for example {reader.bad[0]}" if found else "the source is empty"
+            why = (
+                f"no row can be read; for example {reader.bad[0]}"
+                if found
+                else "the source is empty"
+            )
             raise DataError(f"{name}: no usable row; {why}")
-    return Rows(", ".join(short(source.name) for source in spec.sources), readers[0].format_name, rows)
+    return Rows(
+        ", ".join(short(source.name) for source in spec.sources), readers[0].format_name, rows
+    )
 
 
 def short(name: str, folder: Path | None = None) -> str:
-    """A path from a folder, by default the current one, if it is below it; any other name unchanged."""
+    """A path from a folder, by default the current one, if it is below it; any other name
+    unchanged.
+    """
     path, folder = Path(name), folder or Path.cwd()
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else name
 
 
 def entry(word: str, rules: Sequence[str] = ()) -> Any:
-    """The options of a step `clean` of what `data:` may be: a file, a folder, a hub data set, or YAML as in a recipe.
+    """The options of a step `clean` of what `data:` may be: a file, a folder, a hub data set, or
+    YAML as in a recipe.
 
     rules: its other options, as KEY=VALUE.
     """
     value = plain_data(word, f"'{word}'")
-    if isinstance(value, str) and not Path(value).is_file() and (Path(value).is_dir() or _on_hub(value)):
+    if (
+        isinstance(value, str)
+        and not Path(value).is_file()
+        and (Path(value).is_dir() or _on_hub(value))
+    ):
         value = {"hub": value}
     return recipe_of(value, "alignkit data", rules).stages["data"].component.options
 
 
 def _on_hub(word: str) -> bool:
     parts = word.split("/")
-    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not Path(word).suffix
+    return (
+        len(parts) == 2
+        and all(parts)
+        and parts[0] not in (".", "..", "~")
+        and not Path(word).suffix
+    )
 
 
 def encoder_of(model: str) -> Encoder:
@@ -128,7 +161,9 @@ def check_target(out: Path, spec: DataSpec) -> None:
     sources = [source.path for source in spec.sources if source.path is not None]
     targets = [file for file in (out, removed_file(out)) if file.exists()]
     if any(file.samefile(path) for path in sources for file in targets):
-        refuse(f"--out {out}: is what the rows come from, which is never changed", "name another file")
+        refuse(
+            f"--out {out}: is what the rows come from, which is never changed", "name another file"
+        )
 
 
 def removed_file(out: Path) -> Path:

@@ -1,10 +1,11 @@
 """Equal and nearly equal texts, by MinHash (Broder 1997) and locality-sensitive hashing.
 
-Two texts are equal if they differ at most in case and white space. They are nearly equal if the Jaccard similarity of
-their sets of five characters in a row is at least a threshold, and if they have the same numbers: `2 + 3 = ?` does not
-repeat `2 + 4 = ?`. Rows are nearly equal if their prompts are, and each response and the one in the same place.
-Signatures (by rensa) only propose pairs, and the likeliest of each text are then compared exactly: nothing is reported
-that is not so. A pair at 0.8 is missed in about 1 of 400 cases, also among rows with a long part in common.
+Two texts are equal if they differ at most in case and white space. They are nearly equal if the
+Jaccard similarity of their sets of five characters in a row is at least a threshold, and if they
+have the same numbers: `2 + 3 = ?` does not repeat `2 + 4 = ?`. Rows are nearly equal if their
+prompts are, and each response and the one in the same place. Signatures (by rensa) only propose
+pairs, and the likeliest of each text are then compared exactly: nothing is reported that is not so.
+A pair at 0.8 is missed in about 1 of 400 cases, also among rows with a long part in common.
 """
 
 from __future__ import annotations
@@ -21,36 +22,46 @@ from numpy.typing import NDArray
 
 from alignkit.data.group import Group, Message, Response, said
 
-# A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at similarity s.
+# A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
+# similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
 GRAM = 5  # characters
 MOST = 20_000  # characters of a text that are compared
-PART = "\x1f"  # between the prompt and the responses of a row; white space, so that no normalized text has it
+# Between the prompt and the responses of a row; white space, so that no normalized text has it
+PART = "\x1f"
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
-UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphens, places for a break, byte order marks
+# Soft hyphens, places for a break, byte order marks
+UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 ENDS = " .,:;!?'\""
 MOST_ALIKE = 2048  # texts with the same band that are looked at: the first and the last ones
 LIKELY = 8  # texts that are compared with one
 COMMON = 5  # rows with the same answer; one that more give is no leak, such as a refusal
-LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
+# Characters of an answer, or of one turn of several, that can be a leak: "Yes, please." is none
+LEAST = 30
 _NUMBER = re.compile(r"\d+")
-_MIXERS = np.random.default_rng(SEED).integers(1, 2**63, PER_BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_MIXERS = np.random.default_rng(SEED).integers(1, 2**63, PER_BAND, dtype=np.uint64) * np.uint64(
+    2
+) + np.uint64(1)
 
 Kind = Literal["row", "prompt", "response"]
 Ints = NDArray[np.int64]
 
 
 class Unit(NamedTuple):
-    """A text of a row that is compared with those of the same kind. turn: its number in the conversation, from 1."""
+    """A text of a row that is compared with those of the same kind. turn: its number in the
+    conversation, from 1.
+    """
 
     turn: int
     text: str
 
 
 def units_of(groups: Sequence[Group], kind: Kind) -> Iterator[Unit]:
-    """The texts of a row. row: all that it says. prompt: all of it without system messages, and each user turn.
+    """The texts of a row. row: all that it says. prompt: all of it without system messages, and
+    each user turn.
 
-    response: each response, and each assistant turn before it. Raw text has no prompt, and is a response.
+    response: each response, and each assistant turn before it. Raw text has no prompt, and is a
+    response.
     """
     if kind == "row":
         texts: list[str] = []
@@ -78,7 +89,9 @@ def _turns(response: Response) -> Sequence[Message]:
 
 
 def normalized(text: str) -> str:
-    """The text in lower case, with one blank for each white space, and without characters that nobody sees."""
+    """The text in lower case, with one blank for each white space, and without characters that
+    nobody sees.
+    """
     text = text if text.isascii() else unicodedata.normalize("NFKC", text.translate(UNSEEN))
     return " ".join(text.casefold().split())
 
@@ -89,19 +102,24 @@ def _grams(text: str) -> set[str]:
 
 
 def similarity(first: str, second: str) -> float:
-    """The Jaccard similarity of two normalized texts that are not equal: below 1; 0 if their numbers differ.
+    """The Jaccard similarity of two normalized texts that are not equal: below 1; 0 if their
+    numbers differ.
 
-    Of rows, it is that of the parts that are least similar: a pair with the better and the worse response exchanged
-    repeats nothing, and neither does another answer about the same long passage.
+    Of rows, it is that of the parts that are least similar: a pair with the better and the worse
+    response exchanged repeats nothing, and neither does another answer about the same long passage.
     """
-    if sorted(_NUMBER.findall(first)) != sorted(_NUMBER.findall(second)) or first.count(PART) != second.count(PART):
+    if sorted(_NUMBER.findall(first)) != sorted(_NUMBER.findall(second)) or first.count(
+        PART
+    ) != second.count(PART):
         return 0.0
     return min(ALMOST, *map(_alike, first.split(PART), second.split(PART)))
 
 
 def _alike(first: str, second: str) -> float:
     """The similarity of two parts. Short ones have too few grams to differ in a mark at an end."""
-    if first == second or (max(len(first), len(second)) < LEAST and first.strip(ENDS) == second.strip(ENDS)):
+    if first == second or (
+        max(len(first), len(second)) < LEAST and first.strip(ENDS) == second.strip(ENDS)
+    ):
         return 1.0
     one, other = _grams(first), _grams(second)
     return len(one & other) / len(one | other)
@@ -154,7 +172,9 @@ class Units:
 
 
 class Match(NamedTuple):
-    """A unit, the one that it repeats, both by their numbers, and how similar they are; 1 if they are equal."""
+    """A unit, the one that it repeats, both by their numbers, and how similar they are; 1 if they
+    are equal.
+    """
 
     unit: int
     other: int
@@ -162,12 +182,17 @@ class Match(NamedTuple):
 
 
 def repeated(units: Units, threshold: float) -> list[Match]:
-    """Units that repeat an earlier one, which itself repeats none. threshold: of near duplicates; 0: only equal."""
+    """Units that repeat an earlier one, which itself repeats none. threshold: of near duplicates;
+    0: only equal.
+    """
     first = units.first_places()
-    found = {at: Match(at, first[text], 1.0) for at, text in enumerate(units.texts) if first[text] != at}
+    found = {
+        at: Match(at, first[text], 1.0) for at, text in enumerate(units.texts) if first[text] != at
+    }
     if threshold:
         alive = np.array([*first.values()], dtype=np.int64)  # the other copies need no comparison
-        # Whether an earlier unit is a repetition itself is known when it is the turn of a later one.
+        # Whether an earlier unit is a repetition itself is known when it is the turn of a later
+        # one.
         for place, likely in _candidates(units.bands[alive], units.bands[alive], earlier=True):
             two = int(alive[place])
             for one in alive[likely].tolist():
@@ -182,10 +207,12 @@ def repeated(units: Units, threshold: float) -> list[Match]:
 
 
 def _candidates(bands: Ints, others: Ints, *, earlier: bool = False) -> Iterator[tuple[int, Ints]]:
-    """For each text with a band like another one's: its number, and those of the likeliest others, at most LIKELY.
+    """For each text with a band like another one's: its number, and those of the likeliest others,
+    at most LIKELY.
 
-    The more bands two texts share, the likelier they are alike. So texts with a long part in common, which share a few
-    bands with all others, still find theirs. earlier: only others of a lower number; both are then the same texts.
+    The more bands two texts share, the likelier they are alike. So texts with a long part in
+    common, which share a few bands with all others, still find theirs. earlier: only others of a
+    lower number; both are then the same texts.
     """
     orders = np.argsort(others, axis=0, kind="stable")
     starts, ends = np.empty_like(bands), np.empty_like(bands)
@@ -199,7 +226,11 @@ def _candidates(bands: Ints, others: Ints, *, earlier: bool = False) -> Iterator
             run = orders[starts[at, number] : ends[at, number], number]
             if earlier:
                 run = run[: np.searchsorted(run, at)]
-            alike += [run] if len(run) <= MOST_ALIKE else [run[: MOST_ALIKE // 2], run[-MOST_ALIKE // 2 :]]
+            alike += (
+                [run]
+                if len(run) <= MOST_ALIKE
+                else [run[: MOST_ALIKE // 2], run[-MOST_ALIKE // 2 :]]
+            )
         which, shares = np.unique(np.concatenate(alike), return_counts=True)
         if len(which):
             yield at, which[np.argsort(-shares, kind="stable")[:LIKELY]]
@@ -208,7 +239,9 @@ def _candidates(bands: Ints, others: Ints, *, earlier: bool = False) -> Iterator
 def shared(units: Units, others: Units, threshold: float) -> list[Match]:
     """Units that are in `others`, too, each with one of these."""
     first = others.first_places()
-    found = {at: Match(at, first[text], 1.0) for at, text in enumerate(units.texts) if text in first}
+    found = {
+        at: Match(at, first[text], 1.0) for at, text in enumerate(units.texts) if text in first
+    }
     if threshold and others.texts:
         for at, likely in _candidates(units.bands, others.bands):
             for other in likely.tolist() if at not in found else ():

@@ -18,7 +18,8 @@ from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.people.redaction import redact
 
-# What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and OpenOrca's filters).
+# What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
+# OpenOrca's filters).
 STOCK = re.compile(
     r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai|(?:large )?language model)\b"
     r"|\bai language model\b|\b(?:developed|trained|created|made) by (?:openai|anthropic|google|meta)\b"
@@ -29,8 +30,20 @@ STOCK = re.compile(
 _FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
 _TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
 _CELLS = re.compile(r"(?<!\\)\|")
-SPOKEN = ("content", "value", "text", "prompt", "completion", "response", "responses", "chosen", "rejected", "output")
-ACROSS: tuple[Literal["prompt", "response"], ...] = ("prompt", "response")  # what held-out data may share
+SPOKEN = (
+    "content",
+    "value",
+    "text",
+    "prompt",
+    "completion",
+    "response",
+    "responses",
+    "chosen",
+    "rejected",
+    "output",
+)
+# What held-out data may share
+ACROSS: tuple[Literal["prompt", "response"], ...] = ("prompt", "response")
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -42,23 +55,37 @@ class Fault(NamedTuple):
 
 
 class Rules(alignkit.Options):
-    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise.
+    """Which rows are left out. Each rule looks at what the assistant says, unless it says
+    otherwise.
 
-    Without an option: answers such as `As an AI language model`, and rows that say the same as an earlier one, but for
-    case and white space.
+    Without an option: answers such as `As an AI language model`, and rows that say the same as an
+    earlier one, but for case and white space.
     """
 
     near: float = Field(
-        0.8, ge=0, le=1, description="drop rows at least this similar to an earlier one, with the same numbers; "
-        "0: none")  # fmt: skip
+        0.8,
+        ge=0,
+        le=1,
+        description=(
+            "drop rows at least this similar to an earlier one, with the same numbers; 0: none"
+        ),
+    )
     languages: list[str] = Field(
-        [], description="drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
+        [],
+        description=(
+            "drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
+        ),
     )
     markdown: bool = Field(
-        True, description="drop answers with broken Markdown: an open block of code, or an uneven table"
+        True,
+        description="drop answers with broken Markdown: an open block of code, or an uneven table",
     )
     personal: bool = Field(
-        True, description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***"
+        True,
+        description=(
+            "replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], "
+            "[phone], ***"
+        ),
     )
     against: DataRef = Field(
         None,
@@ -86,12 +113,15 @@ class Rules(alignkit.Options):
             yield Fault("markdown", reason)
 
     def faults(
-        self, rows: Sequence[Sequence[Group]], names: Sequence[Any], held_out: Sequence[Sequence[Group]] = ()
+        self,
+        rows: Sequence[Sequence[Group]],
+        names: Sequence[Any],
+        held_out: Sequence[Sequence[Group]] = (),
     ) -> dict[int, Fault]:
         """Why rows are left out, by their places.
 
-        rows: the groups of each row; of one without groups nothing is said. names: of the rows, for the reasons.
-        held_out: the rows of `against`.
+        rows: the groups of each row; of one without groups nothing is said. names: of the rows, for
+        the reasons. held_out: the rows of `against`.
         """
         found: dict[int, Fault] = {}
         for at, groups in enumerate(rows):
@@ -128,14 +158,20 @@ def redacted(value: Any, name: str = "") -> Any:
 
 
 def redacted_group(group: Group) -> Group:
-    """A group without personal details. A response that changes loses the tokens that it was sampled as."""
+    """A group without personal details. A response that changes loses the tokens that it was
+    sampled as.
+    """
     clean = replace(
         group,
         prompt=tuple(redacted(group.prompt)),
         responses=tuple(map(_redacted_response, group.responses)),
         meta=redacted(group.meta),
     )
-    return clean if clean == group else replace(clean, id=group_id(clean.prompt, clean.responses, clean.tools))
+    return (
+        clean
+        if clean == group
+        else replace(clean, id=group_id(clean.prompt, clean.responses, clean.tools))
+    )
 
 
 def _redacted_response(response: Response) -> Response:
@@ -147,22 +183,36 @@ def _redacted_response(response: Response) -> Response:
 
 
 def removed_counts(faults: Mapping[int, Fault], rows: int, name: str) -> dict[str, int]:
-    """How many rows each rule leaves out. rows: of how many; DataError if that leaves none. name: for the error."""
+    """How many rows each rule leaves out. rows: of how many; DataError if that leaves none. name:
+    for the error.
+    """
     counts = dict(Counter(fault.rule for fault in faults.values()).most_common())
     if len(faults) == rows:
-        raise DataError(f"{name}: no row is left: {', '.join(f'{rule} {count:,}' for rule, count in counts.items())}")
+        raise DataError(
+            f"{name}: no row is left: "
+            f"{', '.join(f'{rule} {count:,}' for rule, count in counts.items())}"
+        )
     return counts
 
 
-def table(title: str, removed: Mapping[str, int], kept: int, redacted: int, note: str = "") -> Table:
+def table(
+    title: str, removed: Mapping[str, int], kept: int, redacted: int, note: str = ""
+) -> Table:
     """What became of the rows. redacted: of those that are kept."""
     numbers = {f"left out: {rule}": count for rule, count in removed.items()}
     numbers |= {"kept": kept, "of these redacted": redacted}
-    return Table(title, ["rows", "number"], [[name, f"{count:,}"] for name, count in numbers.items()], note=note)
+    return Table(
+        title,
+        ["rows", "number"],
+        [[name, f"{count:,}"] for name, count in numbers.items()],
+        note=note,
+    )
 
 
 def broken_markdown(text: str) -> Iterator[str]:
-    """What is wrong with a Markdown text: a block of code that does not end, a table whose rows differ in cells."""
+    """What is wrong with a Markdown text: a block of code that does not end, a table whose rows
+    differ in cells.
+    """
     fence, columns = "", 0
     lines = text.split("\n")
     for number, line in enumerate(lines):
@@ -174,7 +224,11 @@ def broken_markdown(text: str) -> Iterator[str]:
         elif not fence and columns and "|" in line and _width(line) != columns:
             yield f"has a table with {columns} columns, and a row with {_width(line)}"
         is_rule = (
-            not fence and "|" in line and _TABLE.fullmatch(line.rstrip("\r")) and number and "|" in lines[number - 1]
+            not fence
+            and "|" in line
+            and _TABLE.fullmatch(line.rstrip("\r"))
+            and number
+            and "|" in lines[number - 1]
         )
         columns = _width(line) if is_rule else columns if "|" in line and not fence else 0
     if fence:
@@ -182,13 +236,16 @@ def broken_markdown(text: str) -> Iterator[str]:
 
 
 def _width(line: str) -> int:
-    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1  # a cell may be empty
+    # A cell may be empty
+    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1
 
 
 # Languages
 
 
 def language_of(text: str) -> str:
-    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters to tell."""
+    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters to
+    tell.
+    """
     text = text[:500]  # more take longer, and hardly ever change the answer
     return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""

@@ -1,6 +1,8 @@
-"""Readers of tables: csv and tsv (each also .gz), parquet, and data sets of the hub, which `datasets` reads.
+"""Readers of tables: csv and tsv (each also .gz), parquet, and data sets of the hub, which
+`datasets` reads.
 
-Rows of csv and tsv are numbered as a spreadsheet shows them: the header is row 1. Those of the others count from 1.
+Rows of csv and tsv are numbered as a spreadsheet shows them: the header is row 1. Those of the
+others count from 1.
 """
 
 from __future__ import annotations
@@ -69,13 +71,18 @@ def _header(path: Path, cells: Sequence[str]) -> list[str]:
     if UNDECODED.search("".join(names)):
         raise DataError(f"{path}:1: not valid UTF-8; {RECODE}")
     if not any(names) or len(set(names)) < len(names):
-        raise DataError(f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}")
+        raise DataError(
+            f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}"
+        )
     return names
 
 
 def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
-        return BadRow(f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}")
+        return BadRow(
+            f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has "
+            f"{len(header)}"
+        )
     if UNDECODED.search("".join(cells)):
         return BadRow(f"not valid UTF-8; {RECODE}")
     return dict(zip(header, cells, strict=True))
@@ -97,7 +104,9 @@ class Parquet(Reader):
         except FileNotFoundError as error:
             raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
         except Exception as error:  # Arrow raises many kinds
-            raise DataError(f"{path}: cannot read the parquet file: {type(error).__name__}: {error}") from error
+            raise DataError(
+                f"{path}: cannot read the parquet file: {type(error).__name__}: {error}"
+            ) from error
 
 
 class Hub(Reader):
@@ -105,7 +114,8 @@ class Hub(Reader):
 
     def rows_of(self, source: DataSource, commit: CommitOf) -> Iterator[tuple[int, Any]]:
         datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
-        logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README without a card is no fault
+        # A README without a card is no fault
+        logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
         name = str(source.hub)
         part: dict[str, Any] = {"name": source.config, "data_files": source.data_files}
         if not Path(name).is_dir():
@@ -117,17 +127,22 @@ class Hub(Reader):
             part["cache_dir"] = str(cache_folder() / "datasets" / folder_digest(Path(name)))
         part = {key: value for key, value in part.items() if value is not None}
         try:
-            for number, row in enumerate(datasets.load_dataset(name, split=source.split or "train", **part), 1):
+            for number, row in enumerate(
+                datasets.load_dataset(name, split=source.split or "train", **part), 1
+            ):
                 yield number, json_value(row)
         except Exception as error:  # the network, the hub and Arrow raise many kinds
-            raise DataError(f"{source.name}: `datasets` cannot load it: {type(error).__name__}: {error}") from error
+            raise DataError(
+                f"{source.name}: `datasets` cannot load it: {type(error).__name__}: {error}"
+            ) from error
 
 
 def json_value(value: Any) -> Any:
     """A value of a table as JSON data.
 
-    NaN, which marks a missing number in tables, becomes None. What is neither text nor a number, such as a picture,
-    becomes an object that names its type, so that nobody takes it for text or for nothing.
+    NaN, which marks a missing number in tables, becomes None. What is neither text nor a number,
+    such as a picture, becomes an object that names its type, so that nobody takes it for text or
+    for nothing.
     """
     if isinstance(value, str | bool | int) or value is None:
         return value

@@ -1,4 +1,5 @@
-"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right answer.
+"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right
+answer.
 
 Expressions are parsed, never run: only numbers and `+ - * / // % **` with parentheses.
 """
@@ -34,14 +35,19 @@ class Calculator(Environment):
     """The row's column `answer` is compared with the last number of the policy's last turn."""
 
     class Options(alignkit.Options):
-        tolerance: float = Field(1e-6, ge=0, description="largest distance between answers that count as equal")
+        tolerance: float = Field(
+            1e-6, ge=0, description="largest distance between answers that count as equal"
+        )
 
     answer: Fraction
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
             if _last_number(str(group.meta.get("answer", ""))) is None:
-                raise DataError(f"{group.origin}: the environment 'calculator' needs a number in the column 'answer'")
+                raise DataError(
+                    f"{group.origin}: the environment 'calculator' needs a number in the column "
+                    "'answer'"
+                )
 
     def reset(self, row: Mapping[str, Any]) -> None:
         number = _last_number(str(row["answer"]))
@@ -73,7 +79,9 @@ class Calculator(Environment):
 
 
 def _value(node: ast.expr) -> float:
-    """Raises ValueError for anything but numbers and operators, and for numbers that are too large."""
+    """Raises ValueError for anything but numbers and operators, and for numbers that are too
+    large.
+    """
     value: Any
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value

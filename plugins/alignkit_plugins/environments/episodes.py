@@ -1,4 +1,6 @@
-"""Episodes of environments: for each response, the policy and an environment of its own write in turn."""
+"""Episodes of environments: for each response, the policy and an environment of its own write in
+turn.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ MOST_TURNS = 8  # of the policy, by default
 
 @dataclass
 class Episode:
-    """One response's environment. row: names it in errors. prompt, turns: the conversation. cut: by a limit.
+    """One response's environment. row: names it in errors. prompt, turns: the conversation. cut: by
+    a limit.
 
-    tokens: of all turns, as they were sampled, with what the template writes between them. logprobs: of each, 0 for
-    those of others; None if the engine tells none. own: for each token, whether the policy wrote it.
+    tokens: of all turns, as they were sampled, with what the template writes between them.
+    logprobs: of each, 0 for those of others; None if the engine tells none. own: for each token,
+    whether the policy wrote it.
     """
 
     environment: Environment
@@ -63,14 +67,20 @@ class Episode:
             self.logprobs = None if logprobs is None else [*self.logprobs, *logprobs]
 
     def respond(self, turn: Message) -> list[Message] | None:
-        """Add a turn of the policy; returns the messages that follow it. None: the episode is over."""
+        """Add a turn of the policy; returns the messages that follow it. None: the episode is
+        over.
+        """
         self.add([turn])
         answers = call(self.environment, "respond", copy.deepcopy(turn), returns=shapes.messages)
         return _plain(answers) if answers else None
 
     def hear(self, text: str, tools: Sequence[Any]) -> bool:
-        """Add a turn with calls in tags, and the answers to it; returns whether the episode continues."""
-        answers = self.respond(read_turn(SimpleNamespace(), text, "", tools, self.count("tool_calls")))
+        """Add a turn with calls in tags, and the answers to it; returns whether the episode
+        continues.
+        """
+        answers = self.respond(
+            read_turn(SimpleNamespace(), text, "", tools, self.count("tool_calls"))
+        )
         self.add(answers or [])
         return answers is not None
 
@@ -87,7 +97,9 @@ class Episode:
 
 @dataclass
 class Factory:
-    """Begins the episodes of an environment that a recipe names. folder: the recipe's. tools: their JSON schemas."""
+    """Begins the episodes of an environment that a recipe names. folder: the recipe's. tools: their
+    JSON schemas.
+    """
 
     component: Component
     stage: str
@@ -105,8 +117,11 @@ class Factory:
         environment.folder = self.folder
         return environment
 
-    def begin(self, group: Group, row: str, path: Sequence[int], sample: int, first: Episode | None = None) -> Episode:
-        """Begin an episode. path: names its random numbers, with its sample. first: of another response to the prompt.
+    def begin(
+        self, group: Group, row: str, path: Sequence[int], sample: int, first: Episode | None = None
+    ) -> Episode:
+        """Begin an episode. path: names its random numbers, with its sample. first: of another
+        response to the prompt.
 
         Raises PluginError if its prompt is not that of the first.
         """
@@ -116,16 +131,23 @@ class Factory:
         opening = call(environment, "reset", columns, returns=_check_opening)
         episode = Episode(environment, row, _opened(group.prompt, opening))
         if first is not None and episode.prompt != first.prompt:
-            text = "the responses to a prompt share it, so return the same for all of them; draw from self.random only"
+            text = (
+                "the responses to a prompt share it, so return the same for all of them; draw "
+                "from self.random only"
+            )
             raise mistake(environment, "reset", text)
         environment.random = seeds.stream(self.seed, self.stage, "environment", *path, sample)
         return episode
 
 
 class Episodes:
-    """Plays a stage's environment with every response. Each turn is a request whose prompt is all that precedes it."""
+    """Plays a stage's environment with every response. Each turn is a request whose prompt is all
+    that precedes it.
+    """
 
-    def __init__(self, factory: Factory, encoder: Encoder, max_length: int, most_turns: int | None = None):
+    def __init__(
+        self, factory: Factory, encoder: Encoder, max_length: int, most_turns: int | None = None
+    ):
         """max_length: of a prompt with all turns, in tokens. most_turns: of the policy.
 
         Raises RunFailed for an unfit chat template.
@@ -136,7 +158,9 @@ class Episodes:
         try:
             self.turns.check("tool" if factory.tools else "user")
         except DataError as error:
-            raise RunFailed(f"stage '{factory.stage}': environment '{factory.component.name}': {error}") from error
+            raise RunFailed(
+                f"stage '{factory.stage}': environment '{factory.component.name}': {error}"
+            ) from error
         self._playing: list[list[Episode]] = []  # of each prompt, those that `begin` began last
         self._counts = Counter[str]()  # of the iteration's episodes that are over
 
@@ -148,33 +172,43 @@ class Episodes:
         """Begin to count the episodes of another iteration."""
         self._counts.clear()
 
-    def begin(self, prompts: Sequence[Group], samples: int, iteration: int, numbers: Sequence[int]) -> list[Group]:
+    def begin(
+        self, prompts: Sequence[Group], samples: int, iteration: int, numbers: Sequence[int]
+    ) -> list[Group]:
         """Begin episodes, and return the prompts with what the environments add to them.
 
-        numbers: of the prompts in the iteration, which name the random numbers. Raises RunFailed if a prompt leaves no
-        room for a response.
+        numbers: of the prompts in the iteration, which name the random numbers. Raises RunFailed if
+        a prompt leaves no room for a response.
         """
         self._playing, groups = [], []
         for group, number in zip(prompts, numbers, strict=True):
             episodes: list[Episode] = []
             self._playing.append(episodes)
             for sample in range(samples):
-                row = f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, response {sample + 1}"
+                row = (
+                    f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, "
+                    f"response {sample + 1}"
+                )
                 with error_context(row):
                     first = episodes[0] if episodes else None
-                    episodes.append(self.factory.begin(group, row, (iteration, number), sample, first))
+                    episodes.append(
+                        self.factory.begin(group, row, (iteration, number), sample, first)
+                    )
             groups.append(replace(group, prompt=tuple(episodes[0].prompt)))
             if len(self.encoder.prompt(groups[-1].prompt, group.tools)) >= self.max_length:
                 raise RunFailed(
-                    f"stage '{self.factory.stage}': with what the environment's `reset` adds, the prompt of "
-                    f"{group.origin or preview(groups[-1])} leaves no room in max_length {self.max_length}"
+                    f"stage '{self.factory.stage}': with what the environment's `reset` adds, the "
+                    f"prompt of {group.origin or preview(groups[-1])} leaves no room in "
+                    f"max_length {self.max_length}"
                 )
         return groups
 
     def limited(self, request: Generation) -> Generation:
         """A request for the first turns, with the room of each."""
         most = request.sampling.max_new_tokens
-        return replace(request, rooms=[min(most, self.max_length - len(prompt)) for prompt in request.prompts])
+        return replace(
+            request, rooms=[min(most, self.max_length - len(prompt)) for prompt in request.prompts]
+        )
 
     def play(
         self,
@@ -183,9 +217,11 @@ class Episodes:
         written: Sequence[Sequence[Continuation]],
         follow: Callable[[Generation], list[list[Continuation]]],
     ) -> list[Group]:
-        """Play all episodes to their ends. Returns the groups with whole episodes, and their rewards among the scores.
+        """Play all episodes to their ends. Returns the groups with whole episodes, and their
+        rewards among the scores.
 
-        request, written: the first turns. follow: writes later ones, which have random streams of their own.
+        request, written: the first turns. follow: writes later ones, which have random streams of
+        their own.
         """
         last = [list(each) for each in written]
         going: list[tuple[int, int]] = []
@@ -198,7 +234,8 @@ class Episodes:
                 request,
                 prompts=[(*request.prompts[p], *self._playing[p][k].tokens) for p, k in going],
                 streams=[[seeds.number(request.streams[p][k], "turn", turn)] for p, k in going],
-                sampling=request.sampling.model_copy(update={"min_new_tokens": 0}),  # the first turn has had them
+                # The first turn has had them
+                sampling=request.sampling.model_copy(update={"min_new_tokens": 0}),
                 labels=[request.labels[p] for p, _ in going],
                 rooms=[self._room(request, p, k) for p, k in going],
             )
@@ -206,7 +243,9 @@ class Episodes:
                 last[p][k] = one
         finished = []
         for group, episodes in zip(attach(request, groups, last), self._playing, strict=True):
-            finished.append(replace(group, responses=tuple(map(self._finished, episodes, group.responses))))
+            finished.append(
+                replace(group, responses=tuple(map(self._finished, episodes, group.responses)))
+            )
         return finished
 
     def _room(self, request: Generation, prompt: int, sample: int) -> int:
@@ -216,7 +255,9 @@ class Episodes:
         return min(request.sampling.max_new_tokens - sum(episode.own), room)
 
     def _continues(self, request: Generation, prompt: int, sample: int, one: Continuation) -> bool:
-        """Add a turn of the policy to its episode, and the answer to it; returns whether another turn follows."""
+        """Add a turn of the policy to its episode, and the answer to it; returns whether another
+        turn follows.
+        """
         episode = self._playing[prompt][sample]
         episode.write(one.tokens, one.logprobs, own=True)
         with error_context(episode.row):
@@ -230,7 +271,11 @@ class Episodes:
                 return False
             # One token less, so that the policy can answer, too; none if it may write no more.
             mine = request.sampling.max_new_tokens - sum(episode.own)
-            room = self.max_length - len(request.prompts[prompt]) - len(episode.tokens) - 1 if mine else 0
+            room = (
+                self.max_length - len(request.prompts[prompt]) - len(episode.tokens) - 1
+                if mine
+                else 0
+            )
             try:
                 ids = self.turns.between(before, turn, answers, one.tokens[-1], room)
             except DataError as error:
@@ -274,7 +319,9 @@ def episodes_of(context: StageContext) -> Episodes:
     """What plays a stage's environment."""
     settings = context.settings
     assert settings.environment is not None
-    factory = Factory(settings.environment, context.name, context.seed, context.reward_context().folder)
+    factory = Factory(
+        settings.environment, context.name, context.seed, context.reward_context().folder
+    )
     max_length = min(settings.max_length, context.model.context)
     return Episodes(factory, context.models.encoder, max_length, settings.rollout.max_turns)
 

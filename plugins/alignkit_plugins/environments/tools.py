@@ -16,7 +16,8 @@ from alignkit.errors import PluginError, did_you_mean
 def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
     """The JSON schemas of an environment's tools, as chat templates take them.
 
-    Raises PluginError for a tool without type hints, or whose docstring does not describe its arguments.
+    Raises PluginError for a tool without type hints, or whose docstring does not describe its
+    arguments.
     """
     from transformers.utils import get_json_schema
 
@@ -35,9 +36,16 @@ def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
 def _why_no_tool(name: str, function: Callable[..., Any]) -> str:
     """Why a bound method cannot be a tool; empty if it can."""
     if not inspect.getdoc(function):
-        return f"tool '{name}' needs a docstring, which the policy reads; a method that is no tool begins with '_'"
+        return (
+            f"tool '{name}' needs a docstring, which the policy reads; a method that is no tool "
+            "begins with '_'"
+        )
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+        if parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+            parameter.POSITIONAL_ONLY,
+        ):
             return f"tool '{name}': '{parameter}' has no name and type that the policy could know"
         if parameter.annotation is parameter.empty:
             return f"tool '{name}': argument '{parameter.name}' needs a type hint"
@@ -47,7 +55,9 @@ def _why_no_tool(name: str, function: Callable[..., Any]) -> str:
 def answers(environment: Environment, turn: Message) -> list[Message]:
     """The answers to the calls of a turn, in order; see `Environment.call_tools`."""
     found = [_answer(environment, call) for call in turn.get("tool_calls", ())]
-    return found + [Message(role="tool", name="", content=_error(text)) for text in turn.get("call_errors", ())]
+    return found + [
+        Message(role="tool", name="", content=_error(text)) for text in turn.get("call_errors", ())
+    ]
 
 
 def _answer(environment: Environment, call: Mapping[str, Any]) -> Message:
@@ -71,8 +81,13 @@ def _answer(environment: Environment, call: Mapping[str, Any]) -> Message:
 
 
 def _words(error: ValidationError) -> str:
-    """pydantic's errors in one line: `expression: Missing required argument; place: Unexpected keyword argument`."""
-    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+    """pydantic's errors in one line: `expression: Missing required argument; place: Unexpected
+    keyword argument`.
+    """
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+        for each in error.errors(include_url=False)
+    )
 
 
 def _error(text: str) -> str:
@@ -86,4 +101,6 @@ def _content(name: str, result: Any) -> str:
     try:
         return json.dumps(result, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"tool '{name}' must return text or JSON values, not {type(result).__name__}") from error
+        raise TypeError(
+            f"tool '{name}' must return text or JSON values, not {type(result).__name__}"
+        ) from error

@@ -1,13 +1,16 @@
 """Reads the calls of tools in what a policy wrote.
 
-If the tokenizer says how its template writes calls (`response_template`), transformers reads them. Otherwise a call is
-JSON in tags, as most templates write it: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+If the tokenizer says how its template writes calls (`response_template`), transformers reads them.
+Otherwise a call is JSON in tags, as most templates write it: `<tool_call>{"name": ..., "arguments":
+{...}}</tool_call>`.
 
-What a chat template writes between two turns of the policy, without touching the tokens that the policy sampled.
+What a chat template writes between two turns of the policy, without touching the tokens that the
+policy sampled.
 
-The template renders the conversation with the environment's messages and the next generation prompt. Of that text, the
-piece after the policy's end of turn is tokenized, and nothing before it. The policy's own words do not matter for the
-piece, so others stand for them: what a policy writes cannot make a template fail.
+The template renders the conversation with the environment's messages and the next generation
+prompt. Of that text, the piece after the policy's end of turn is tokenized, and nothing before it.
+The policy's own words do not matter for the piece, so others stand for them: what a policy writes
+cannot make a template fail.
 """
 
 from __future__ import annotations
@@ -27,20 +30,27 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 _CALLS = re.compile(f"{CALL}(.*?)(?:{END_CALL}|(?={CALL})|\\Z)", re.DOTALL)
 
 
-def read_turn(tokenizer: Any, text: str, prompt: str, tools: Sequence[Any] = (), first: int = 0) -> Message:
-    """A turn of the policy as a message with its calls. Nothing that a policy writes raises an error.
+def read_turn(
+    tokenizer: Any, text: str, prompt: str, tools: Sequence[Any] = (), first: int = 0
+) -> Message:
+    """A turn of the policy as a message with its calls. Nothing that a policy writes raises an
+    error.
 
-    prompt: a rendered prompt, behind which the text would be. first: the number of the first call, for its id.
+    prompt: a rendered prompt, behind which the text would be. first: the number of the first call,
+    for its id.
     """
     turn = _by_template(tokenizer, text, prompt, tools) if tools else None
     turn = turn or _by_tags(text)
     for number, call in enumerate(turn.get("tool_calls", ()), first):
-        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates want them
+        # Nine letters and digits, as Mistral's templates want them
+        call["id"] = f"call{number:05d}"
     return turn
 
 
 def _by_template(tokenizer: Any, text: str, prompt: str, tools: Sequence[Any]) -> Message | None:
-    """What transformers reads; None if it knows no calls of this template, or found nothing that it could read."""
+    """What transformers reads; None if it knows no calls of this template, or found nothing that it
+    could read.
+    """
     if getattr(tokenizer, "response_template", None) is None:
         return None
     try:
@@ -57,7 +67,9 @@ def _by_template(tokenizer: Any, text: str, prompt: str, tools: Sequence[Any]) -
 
 
 def _by_tags(text: str) -> Message:
-    """The turn with its well-formed calls. Others stay in the content, and `call_errors` says what is wrong."""
+    """The turn with its well-formed calls. Others stay in the content, and `call_errors` says what
+    is wrong.
+    """
     calls: list[dict[str, Any]] = []
     errors: list[str] = []
     thoughts = text.rfind(REASONING[1]) + 1  # a call that is only thought of is none
@@ -70,7 +82,9 @@ def _by_tags(text: str) -> Message:
                 raise ValueError(f"the call does not end with {END_CALL}")
             calls.append({"type": "function", "function": _checked(json.loads(match[1]))})
         except (ValueError, RecursionError) as error:
-            errors.append(f'a call must be {CALL}{{"name": ..., "arguments": {{...}}}}{END_CALL}: {error}')
+            errors.append(
+                f'a call must be {CALL}{{"name": ..., "arguments": {{...}}}}{END_CALL}: {error}'
+            )
             return match[0]
         return ""
 
@@ -99,7 +113,10 @@ def _checked(call: Any) -> dict[str, Any]:
 
 REPLY, THOUGHT = "It is five.", "Two and two."
 _WORD = re.compile("[A-Za-z0-9]{1,20}")  # which templates neither trim nor escape
-OTHER = "set model.chat_template to one that only appends: hermes, if the model has no other format of calls"
+OTHER = (
+    "set model.chat_template to one that only appends: hermes, if the model has no other format "
+    "of calls"
+)
 
 
 class Turns:
@@ -117,12 +134,19 @@ class Turns:
         return turn
 
     def between(
-        self, before: Sequence[Message], turn: Message, answers: Sequence[Message], end: int, limit: int
+        self,
+        before: Sequence[Message],
+        turn: Message,
+        answers: Sequence[Message],
+        end: int,
+        limit: int,
     ) -> Ids | None:
-        """The tokens from a turn's end to the beginning of the policy's next one; None if there are more than `limit`.
+        """The tokens from a turn's end to the beginning of the policy's next one; None if there are
+        more than `limit`.
 
-        before: the conversation up to the turn. end: the turn's last token, after which the tokens continue.
-        Raises DataError if the template refuses the conversation, or changes what was before.
+        before: the conversation up to the turn. end: the turn's last token, after which the tokens
+        continue. Raises DataError if the template refuses the conversation, or changes what was
+        before.
         """
         standing = [*map(_stand_in, before), _stand_in(turn)]
         opened = self.chat.prompt(standing[:-1], self.tools)
@@ -134,23 +158,30 @@ class Turns:
         text = whole[found.end() if ended else found.start() :]
         for answer in answers:
             if (word := _WORD.search(answer["content"])) and word[0] not in text:
-                raise DataError(f"the chat template drops the message of the role '{answer['role']}'; {OTHER}")
+                raise DataError(
+                    f"the chat template drops the message of the role '{answer['role']}'; {OTHER}"
+                )
         ids = self.encoder.rendered.tokens(text, following=True)[0]
         return ids if len(ids) <= limit else None
 
     def check(self, role: str) -> None:
-        """Find out on examples whether what follows a turn is appended. role: of the environment's messages.
+        """Find out on examples whether what follows a turn is appended. role: of the environment's
+        messages.
 
-        Raises DataError, with what to do, if the template ends no turn, does not write tools or answers, or changes
-        earlier turns, as those that drop earlier reasoning do.
+        Raises DataError, with what to do, if the template ends no turn, does not write tools or
+        answers, or changes earlier turns, as those that drop earlier reasoning do.
         """
         shape = self.chat.shape
         if not shape.close:
-            raise DataError(f"the chat template writes no end of turn, so no turn can follow; {OTHER}")
+            raise DataError(
+                f"the chat template writes no end of turn, so no turn can follow; {OTHER}"
+            )
         question = Message(role="user", content=QUESTION)
         prompt = self.chat.prompt([question], self.tools)
         if not has_names(prompt, self.tools):
-            raise DataError(f"the chat template does not write the tools that the policy may call; {OTHER}")
+            raise DataError(
+                f"the chat template does not write the tools that the policy may call; {OTHER}"
+            )
         texts = [ANSWER]
         if REASONING[1] in self.chat.source:
             opening = "" if shape.opening else f"{OPEN}\n"
@@ -162,14 +193,21 @@ class Turns:
             kinds = [plain, called] if self.tools and role == "tool" else [plain]
             if not any(self._appends([question], prompt, turn, role, 2) for turn in kinds):
                 raise DataError(
-                    f"the chat template changes earlier turns when a message of the role '{role}' follows{dropped}; "
-                    f"the policy would be trained on conversations that it never sees; {OTHER}"
+                    f"the chat template changes earlier turns when a message of the role '{role}' "
+                    f"follows{dropped}; the policy would be trained on conversations that it "
+                    f"never sees; {OTHER}"
                 )
         if self.tools and not self._writes_calls(question, prompt, role):
-            raise DataError(f"the chat template does not write calls of tools and their results; {OTHER}")
+            raise DataError(
+                f"the chat template does not write calls of tools and their results; {OTHER}"
+            )
 
-    def _appends(self, before: Sequence[Message], prompt: str, turn: Message, role: str, rounds: int) -> bool:
-        """Whether the prompt, the policy's words and the end of turn remain as they are when other turns follow."""
+    def _appends(
+        self, before: Sequence[Message], prompt: str, turn: Message, role: str, rounds: int
+    ) -> bool:
+        """Whether the prompt, the policy's words and the end of turn remain as they are when other
+        turns follow.
+        """
         shape, words = self.chat.shape, turn["content"]
         if "tool_calls" not in turn:
             words += shape.close
@@ -187,7 +225,9 @@ class Turns:
         turn = Message(role="assistant", content="", tool_calls=[self._call])
         whole = self.chat.prompt([question, turn, Message(role=role, content=REPLY)], self.tools)
         after = whole[len(prompt) :]
-        return whole.startswith(prompt) and self._call["function"]["name"] in after and REPLY in after
+        return (
+            whole.startswith(prompt) and self._call["function"]["name"] in after and REPLY in after
+        )
 
     @cached_property
     def _call(self) -> dict[str, Any]:
@@ -199,7 +239,9 @@ _CALL = {"type": "function", "id": "call00000", "function": {"name": "tool", "ar
 
 
 def _stand_in(message: Message) -> Message:
-    """A message whose words are others if the policy wrote them; its calls stay, because templates check their ids."""
+    """A message whose words are others if the policy wrote them; its calls stay, because templates
+    check their ids.
+    """
     if message["role"] != "assistant":
         return message
     calls = message.get("tool_calls") or ([_CALL] if message.get("call_errors") else None)

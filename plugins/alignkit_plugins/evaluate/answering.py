@@ -1,4 +1,6 @@
-"""How policies with options answer: with which examples in front, which of several answers is theirs, at what cost."""
+"""How policies with options answer: with which examples in front, which of several answers is
+theirs, at what cost.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,27 @@ class Answering:
 
     def __init__(self, variants: Mapping[str, Variant], samples: int, context: StepContext):
         self._variants, self._samples, self._context = variants, samples, context
-        self._scorers = {name: context.scorer(one.reward) for name, one in variants.items() if one.reward is not None}
+        self._scorers = {
+            name: context.scorer(one.reward)
+            for name, one in variants.items()
+            if one.reward is not None
+        }
         self._examples: dict[str, Examples] = {}
-        self._written: dict[str, dict[str, int]] = {}  # tokens of all drafts of a best of N, by the prompt's id
+        # Tokens of all drafts of a best of N, by the prompt's id
+        self._written: dict[str, dict[str, int]] = {}
 
     def draw(self, prompts: Sequence[Group]) -> None:
-        """Draw the examples of all policies and write them down. Raises DataError as `variant.draw` does."""
+        """Draw the examples of all policies and write them down. Raises DataError as `variant.draw`
+        does.
+        """
         context = self._context
         for name, one in self._variants.items():
             if one.few_shot is not None:
                 rows = context.load(one.few_shot)
                 self._examples[name] = draw(rows, one.shots, context.seed, context.stage, prompts)
-        shown = [(name, group) for name, examples in self._examples.items() for group in examples.groups]
+        shown = [
+            (name, group) for name, examples in self._examples.items() for group in examples.groups
+        ]
         if shown:
             rows = [replace(group, meta={**group.meta, "policy": name}) for name, group in shown]
             write_groups(context.out / EXAMPLES, rows)
@@ -49,15 +60,23 @@ class Answering:
     def _prompted(self, name: str, one: Variant) -> Prompted:
         found = Prompted(one.policy)
         if (examples := self._examples.get(name)) is not None:
-            found = replace(found, read=lambda group: replace(group, prompt=examples.messages(group.prompt)))
+            found = replace(
+                found, read=lambda group: replace(group, prompt=examples.messages(group.prompt))
+            )
         if one.best_of > 1:
-            found = replace(found, drafts=one.best_of, choose=lambda groups: self._chosen(name, groups))
+            found = replace(
+                found, drafts=one.best_of, choose=lambda groups: self._chosen(name, groups)
+            )
         return found
 
     def _chosen(self, name: str, groups: Sequence[Group]) -> list[Group]:
-        """The groups with the best of each `best_of` drafts: those of the first answer come first."""
+        """The groups with the best of each `best_of` drafts: those of the first answer come
+        first.
+        """
         best_of = self._variants[name].best_of
-        self._context.say(f"{self._context.out.name}: {label(self._variants[name].reward)} chooses for {name}")
+        self._context.say(
+            f"{self._context.out.name}: {label(self._variants[name].reward)} chooses for {name}"
+        )
         self._written[name] = {group.id: sum(map(length, group.responses)) for group in groups}
         asked = [group for group in groups if group.responses]
         scored = iter(self._scorers[name].score(bare(asked)) if asked else ())
@@ -68,14 +87,24 @@ class Answering:
                 # Without log-probabilities: those of a draft are not those of the best of several.
                 yield replace(group.responses[place], logprobs=None)
 
-        return [replace(group, responses=tuple(chosen(group))) if group.responses else group for group in groups]
+        return [
+            replace(group, responses=tuple(chosen(group))) if group.responses else group
+            for group in groups
+        ]
 
     def tokens(self, policy: str, groups: Sequence[Group]) -> dict[str, float]:
-        """The mean cost of an answer in tokens: the prompt that the policy reads, and all that it writes for it."""
+        """The mean cost of an answer in tokens: the prompt that the policy reads, and all that it
+        writes for it.
+        """
         asked = self.prompted.get(policy) or Prompted(policy)
-        read = self._context.models[asked.role].prompt_lengths([asked.read(group) for group in groups])
-        drafts = self._written.get(policy)  # also of prompts that are left out, for another policy has no room
-        written = [drafts[g.id] if drafts else sum(map(length, answers_of(g, policy))) for g in groups]
+        read = self._context.models[asked.role].prompt_lengths(
+            [asked.read(group) for group in groups]
+        )
+        # Also of prompts that are left out, for another policy has no room
+        drafts = self._written.get(policy)
+        written = [
+            drafts[g.id] if drafts else sum(map(length, answers_of(g, policy))) for g in groups
+        ]
         return {"read": statistics.mean(read), "written": statistics.mean(written) / self._samples}
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -91,9 +120,16 @@ class Answering:
     def notes(self, reference: str | None) -> list[str]:
         """What a reader of the results must know."""
         notes = []
-        if any(turn["role"] == "system" for e in self._examples.values() for g in e.groups for turn in g.prompt):
+        if any(
+            turn["role"] == "system"
+            for e in self._examples.values()
+            for g in e.groups
+            for turn in g.prompt
+        ):
             notes.append("system messages of examples are left out; that of a prompt stays first")
         best = {name: one.best_of for name, one in self._variants.items() if one.best_of > 1}
         if best and reference is not None:
-            notes.append(f"KL of {'; '.join(best)}: at most this, with log N - (N - 1)/N for the choice")
+            notes.append(
+                f"KL of {'; '.join(best)}: at most this, with log N - (N - 1)/N for the choice"
+            )
         return notes

@@ -1,4 +1,6 @@
-"""The cards of the raters in an evaluation: how far to trust what they prefer (see `judge_card`)."""
+"""The cards of the raters in an evaluation: how far to trust what they prefer (see
+`judge_card`).
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,18 @@ class Cards:
             ratings[name] = {key: better for key, better in sides.items() if better is not None}
         ratings |= {reward: self._scored(reward) for reward in rewards}
         with_others = {name: self._with_others(name, ratings) for name in judged}
-        return {name: card(list(found.values()), agreement=with_others[name]) for name, found in judged.items()}
+        return {
+            name: card(list(found.values()), agreement=with_others[name])
+            for name, found in judged.items()
+        }
 
     def _compared(self) -> Iterator[Place]:
         """Where the policy's answer and the baseline's differ."""
         for policy in self.verdicts:
             for place, group in enumerate(self.groups):
-                pairs = zip(answers_of(group, policy), answers_of(group, self.baseline), strict=True)
+                pairs = zip(
+                    answers_of(group, policy), answers_of(group, self.baseline), strict=True
+                )
                 for sample, (ours, theirs) in enumerate(pairs):
                     if all_turns(ours) != all_turns(theirs):
                         yield place, policy, sample
@@ -62,15 +69,25 @@ class Cards:
         found: Ratings = {}
         for place, policy, sample in self._compared():
             group = self.groups[place]
-            ours, theirs = (answers_of(group, who)[sample].scores[reward] for who in (policy, self.baseline))
+            ours, theirs = (
+                answers_of(group, who)[sample].scores[reward] for who in (policy, self.baseline)
+            )
             if ours is not None and theirs is not None and ours != theirs:
-                found[place, policy, sample] = 1 if (ours > theirs) != (reward in self.lower) else -1
+                found[place, policy, sample] = (
+                    1 if (ours > theirs) != (reward in self.lower) else -1
+                )
         return found
 
-    def _with_others(self, name: str, ratings: Mapping[str, Ratings]) -> dict[str, Mapping[str, Any]]:
+    def _with_others(
+        self, name: str, ratings: Mapping[str, Ratings]
+    ) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for other, theirs in ratings.items():
             if other != name:
-                both = [(key[0], ours, theirs[key]) for key, ours in ratings[name].items() if key in theirs]
+                both = [
+                    (key[0], ours, theirs[key])
+                    for key, ours in ratings[name].items()
+                    if key in theirs
+                ]
                 found[other] = raters_agree(both, self.context.seed)
         return found

@@ -17,42 +17,59 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="POLICY...|FILE",
-            help="Policies to compare: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on "
-            "the hub. Or a file of answers to score, in any format. Then overrides, KEY=VALUE.",
+            help=(
+                "Policies to compare: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, "
+                "or a model's id on the hub. Or a file of answers to score, in any format. Then "
+                "overrides, KEY=VALUE."
+            ),
         ),
     ],
     prompts: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Held-out prompts for the policies: a file, or data as in a recipe: '{gsm8k: FILE}' names its format.",
+            help=(
+                "Held-out prompts for the policies: a file, or data as in a recipe: '{gsm8k: "
+                "FILE}' names its format."
+            ),
         ),
     ] = None,
     reward: Rewards = None,
     judge: Judges = None,
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="POLICY", help="Policy that the others are compared with. Default: as in the step."),
+        typer.Option(
+            metavar="POLICY",
+            help="Policy that the others are compared with. Default: as in the step.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR|FILE",
-            help="Folder of the run, by default runs/evaluate; or file for the scores of answers, by default stdout.",
+            help=(
+                "Folder of the run, by default runs/evaluate; or file for the scores of answers, "
+                "by default stdout."
+            ),
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Use only the first N prompts, or the first N examples of FILE."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Use only the first N prompts, or the first N examples of FILE.",
+        ),
     ] = None,
 ) -> Result:
     """Compare policies on held-out prompts, or score given answers.
 
-    Comparing is a run with one step, `evaluate`: the recipe is in its folder, and the same command resumes it. Policies
-    answer at temperature 0.7, and else as the first one did that learned from its own samples.
+    Comparing is a run with one step, `evaluate`: the recipe is in its folder, and the same command
+    resumes it. Policies answer at temperature 0.7, and else as the first one did that learned from
+    its own samples.
 
-    Scoring writes a line of JSON per example, with the scores of its responses, and then the mean of each reward with
-    its interval; of pairs also how often the better response scores higher.
+    Scoring writes a line of JSON per example, with the scores of its responses, and then the mean
+    of each reward with its interval; of pairs also how often the better response scores higher.
 
     \b
     Examples:
@@ -69,11 +86,16 @@ def evaluate(
     if prompts is None and (policies := [word for word in named if is_model(word)]):
         refuse(f"{policies[0]} needs prompts to answer", "add --prompts FILE")
     if prompts is None and (len(named) != 1 or judge or baseline):
-        refuse("without --prompts, one file of answers is scored by rewards", "alignkit evaluate FILE --reward REWARD")
+        refuse(
+            "without --prompts, one file of answers is scored by rewards",
+            "alignkit evaluate FILE --reward REWARD",
+        )
     if not reward and not judge:
         what = "nothing says which answers are better" if prompts else "nothing scores the answers"
         help = "such as RUN/helpful of a reward model, exact_match or length"
-        refuse(what, f"add --reward REWARD, {help}" + ("; or --judge JUDGE" if len(named) > 1 else ""))
+        refuse(
+            what, f"add --reward REWARD, {help}" + ("; or --judge JUDGE" if len(named) > 1 else "")
+        )
     load_plugins()
     if prompts is None:
         print("loading torch and transformers", file=sys.stderr)
@@ -87,7 +109,9 @@ def evaluate(
     if baseline is not None and baseline not in named:
         named.append(baseline)
     models = models_of(named, reward or (), judge or ())
-    recipe = made_recipe(recipe_of(models, prompts, baseline, limit), "alignkit evaluate", overrides)
+    recipe = made_recipe(
+        recipe_of(models, prompts, baseline, limit), "alignkit evaluate", overrides
+    )
     folder = folder_of(recipe, out)
     reporter = begin(recipe, folder)
     from alignkit.runs.run import run_recipe  # imports torch

@@ -1,10 +1,12 @@
-"""How different the answers of a policy are from each other, and whether it is less than the baseline's.
+"""How different the answers of a policy are from each other, and whether it is less than the
+baseline's.
 
-Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are distinct-n over all answers
-(Li et al. 2016), self-BLEU among the answers to a prompt (Zhu et al. 2018), an estimate of the entropy of tokens, and
-the spread of lengths. A prompt is the unit: what a metric of all answers owes to each prompt is its jackknife
-pseudo-value (Tukey 1958; Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11), and intervals are
-those of the mean of such values.
+Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are
+distinct-n over all answers (Li et al. 2016), self-BLEU among the answers to a prompt (Zhu et al.
+2018), an estimate of the entropy of tokens, and the spread of lengths. A prompt is the unit: what a
+metric of all answers owes to each prompt is its jackknife pseudo-value (Tukey 1958; Efron and
+Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11), and intervals are those of the
+mean of such values.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ Texts = Sequence[Sequence[Sequence[str]]]  # prompts, answers, words
 
 @dataclass(frozen=True)
 class _Measured:
-    """A metric of all answers. values: what it owes to each prompt; their mean estimates it with less bias."""
+    """A metric of all answers. values: what it owes to each prompt; their mean estimates it with
+    less bias.
+    """
 
     whole: float
     values: Sequence[float]
@@ -50,15 +54,21 @@ def _around(whole: float, spread: Mapping[str, Any]) -> dict[str, Any]:
     return {**spread, "mean": whole, "low": whole + low - middle, "high": whole + high - middle}
 
 
-def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | None) -> dict[str, dict[str, Any]]:
-    """For each policy and measure, an estimate, with that of its paired difference from the baseline as `difference`.
+def diversity(
+    groups: Sequence[Group], policies: Sequence[str], baseline: str | None
+) -> dict[str, dict[str, Any]]:
+    """For each policy and measure, an estimate, with that of its paired difference from the
+    baseline as `difference`.
 
-    A metric that a policy does not have is left out: self-BLEU with one answer to a prompt, and entropy of answers
-    whose log-probabilities are not known.
+    A metric that a policy does not have is left out: self-BLEU with one answer to a prompt, and
+    entropy of answers whose log-probabilities are not known.
     """
     answers = {policy: [answers_of(group, policy) for group in groups] for policy in policies}
     units = [unit_of(group) for group in groups]
-    words = {name: [[words_of(all_turns(r)) for r in each] for each in own] for name, own in answers.items()}
+    words = {
+        name: [[words_of(all_turns(r)) for r in each] for each in own]
+        for name, own in answers.items()
+    }
     cut = _of_equal_length(words)
     found = {policy: _measured(answers[policy], words[policy], cut[policy]) for policy in policies}
     theirs = found.get(str(baseline), {})
@@ -66,7 +76,9 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
         policy: {
             name: {
                 **one.estimate(units),
-                "difference": one.difference(theirs[name], units) if name in theirs and policy != baseline else None,
+                "difference": one.difference(theirs[name], units)
+                if name in theirs and policy != baseline
+                else None,
             }
             for name, one in metrics.items()
         }
@@ -75,9 +87,11 @@ def diversity(groups: Sequence[Group], policies: Sequence[str], baseline: str | 
 
 
 def _of_equal_length(words: Mapping[str, Texts]) -> Mapping[str, Texts]:
-    """Of each policy's answer k to a prompt, as many words as the shortest answer k of a policy has.
+    """Of each policy's answer k to a prompt, as many words as the shortest answer k of a policy
+    has.
 
-    distinct-n falls as there are more words, so that else a policy would lose diversity by longer answers alone.
+    distinct-n falls as there are more words, so that else a policy would lose diversity by longer
+    answers alone.
     """
     prompts = zip(*words.values(), strict=True)
     least = [[min(map(len, same)) for same in zip(*each, strict=True)] for each in prompts]
@@ -90,8 +104,12 @@ def _of_equal_length(words: Mapping[str, Texts]) -> Mapping[str, Texts]:
     }
 
 
-def _measured(answers: Sequence[Sequence[Response]], words: Texts, cut: Texts) -> dict[str, _Measured]:
-    """The metrics of a policy. words: of its answers; cut: as many as those of the other policies have."""
+def _measured(
+    answers: Sequence[Sequence[Response]], words: Texts, cut: Texts
+) -> dict[str, _Measured]:
+    """The metrics of a policy. words: of its answers; cut: as many as those of the other policies
+    have.
+    """
     found = {
         "distinct-1": _distinct(cut, 1),
         "distinct-2": _distinct(cut, 2),
@@ -103,19 +121,31 @@ def _measured(answers: Sequence[Sequence[Response]], words: Texts, cut: Texts) -
 
 
 def _entropy(answers: Sequence[Response]) -> float | None:
-    """The mean -log p of a token in the answers to a prompt; None if one has no log-probabilities."""
+    """The mean -log p of a token in the answers to a prompt; None if one has no
+    log-probabilities.
+    """
     told = [response.logprobs for response in answers if response.logprobs]
-    return statistics.mean([-math.fsum(p) / len(p) for p in told]) if len(told) == len(answers) else None
+    return (
+        statistics.mean([-math.fsum(p) / len(p) for p in told])
+        if len(told) == len(answers)
+        else None
+    )
 
 
 def _mean(values: Sequence[float | None]) -> _Measured | None:
-    """The mean over prompts, whose pseudo-values are the values themselves; None if one is missing."""
+    """The mean over prompts, whose pseudo-values are the values themselves; None if one is
+    missing.
+    """
     known = [value for value in values if value is not None]
     return _Measured(statistics.mean(known), known) if known and len(known) == len(values) else None
 
 
-def _jackknifed(whole: float | None, without: Callable[[int], float | None], prompts: int) -> _Measured | None:
-    """A metric with its pseudo-values; None if it does not exist. without: the same without a prompt."""
+def _jackknifed(
+    whole: float | None, without: Callable[[int], float | None], prompts: int
+) -> _Measured | None:
+    """A metric with its pseudo-values; None if it does not exist. without: the same without a
+    prompt.
+    """
     if whole is None:
         return None
     rest = [whole if (value := without(place)) is None else value for place in range(prompts)]

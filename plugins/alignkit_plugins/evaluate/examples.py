@@ -1,10 +1,12 @@
-"""Held-out examples, by which `evaluate` measures policies without sampling: demonstrations, and pairs or rankings.
+"""Held-out examples, by which `evaluate` measures policies without sampling: demonstrations, and
+pairs or rankings.
 
-Of demonstrations: the loss of the next token in nats, and the share of tokens that are the likeliest ones, over all
-response tokens. Of pairs: the share whose better response became more likely against the base model than the worse one,
-log p(better)/p_base(better) > log p(worse)/p_base(worse), the accuracy of DPO's implicit reward (Rafailov et al. 2023,
-arXiv:2305.18290) with the base model as the reference. A coin, and the base model itself, have 50%. The unit is a
-conversation.
+Of demonstrations: the loss of the next token in nats, and the share of tokens that are the
+likeliest ones, over all response tokens. Of pairs: the share whose better response became more
+likely against the base model than the worse one, log p(better)/p_base(better) > log
+p(worse)/p_base(worse), the accuracy of DPO's implicit reward (Rafailov et al. 2023,
+arXiv:2305.18290) with the base model as the reference. A coin, and the base model itself, have 50%.
+The unit is a conversation.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from alignkit_plugins.compare.comparison import UNIT, answers_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAIRS, LONGER, SHORTER = "pairs right", "pairs right, better is longer", "pairs right, better is shorter"
+PAIRS, LONGER, SHORTER = (
+    "pairs right",
+    "pairs right, better is longer",
+    "pairs right, better is shorter",
+)
 TOKENS, LOSS = "next tokens right", "next-token loss"
 METRICS = (PAIRS, LONGER, SHORTER, TOKENS, LOSS)
 
@@ -34,7 +40,9 @@ Logprobs = Callable[[str], "Sequence[Tensor]"]
 
 
 def usable(groups: Sequence[Group]) -> list[Group]:
-    """The comparisons; of a source without any, the demonstrations. Raises DataError if there are neither."""
+    """The comparisons; of a source without any, the demonstrations. Raises DataError if there are
+    neither.
+    """
     compared = {group.origin and group.origin.source for group in groups if resolved_pairs(group)}
     found = []
     for group in groups:
@@ -44,15 +52,16 @@ def usable(groups: Sequence[Group]) -> list[Group]:
     if not found and groups:
         first = groups[0]
         raise DataError(
-            f"{first.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the row "
-            f"{preview(first)} {why_not_demonstration(first)}",
+            f"{first.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the "
+            f"row {preview(first)} {why_not_demonstration(first)}",
             option=("examples",),
         )
     return found
 
 
 def measured(groups: Sequence[Group], policies: Sequence[str], context: StepContext) -> list[Group]:
-    """The examples with a response of each policy that has its scores by METRICS, None where one does not apply.
+    """The examples with a response of each policy that has its scores by METRICS, None where one
+    does not apply.
 
     An example that does not fit is dropped for all.
     """
@@ -67,11 +76,16 @@ def measured(groups: Sequence[Group], policies: Sequence[str], context: StepCont
     for place, group in enumerate(groups):
         own = {policy: scores[place] for policy, scores in found.items()}
         if all(own.values()):
-            responses = [Response(text="", source=name, scores=_all(scores)) for name, scores in own.items()]
+            responses = [
+                Response(text="", source=name, scores=_all(scores)) for name, scores in own.items()
+            ]
             meta = {UNIT: opening(group, None), **group.meta}
             scored.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
     if dropped := len(groups) - len(scored):
-        context.say(f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in max_length")
+        context.say(
+            f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in "
+            "max_length"
+        )
     return scored
 
 
@@ -80,9 +94,15 @@ def _all(scores: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _scores(
-    groups: Sequence[Group], compared: Sequence[Group], role: str, logprobs: Logprobs, context: StepContext
+    groups: Sequence[Group],
+    compared: Sequence[Group],
+    role: str,
+    logprobs: Logprobs,
+    context: StepContext,
 ) -> Scores:
-    """The scores of one policy; empty for an example that does not fit. compared: those of the groups with pairs."""
+    """The scores of one policy; empty for an example that does not fit. compared: those of the
+    groups with pairs.
+    """
     alone = [group for group in groups if not resolved_pairs(group)]
     demonstrations = iter(_demonstrations(alone, role, context))
     pairs = iter(_pairs(compared, role, context.base_of(role) or role, logprobs))
@@ -92,14 +112,16 @@ def _scores(
 def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) -> Scores:
     sums: list[Sums] = []
     for logprobs, likeliest in context.models[role].predictions(groups) if groups else ():
-        tokens = int(((logprobs != 0) | (likeliest != 0)).sum())  # a token that does not count has 0 in both
+        # A token that does not count has 0 in both
+        tokens = int(((logprobs != 0) | (likeliest != 0)).sum())
         loss, right = (-float(logprobs.sum()), tokens), (float(likeliest.sum()), tokens)
         sums.append({LOSS: loss, TOKENS: right} if tokens else {})
     return _values(sums)
 
 
 def _values(sums: Sequence[Sums]) -> Scores:
-    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean; as a stage's own.
+    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean; as
+    a stage's own.
 
     sums: of each example, by metric, with the number of its tokens or pairs.
     """
@@ -127,7 +149,9 @@ def _pairs(groups: Sequence[Group], role: str, base: str, logprobs: Logprobs) ->
 
 
 def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> Sums:
-    """gains: of the responses, their log-probabilities against those by the base model. lengths: in tokens."""
+    """gains: of the responses, their log-probabilities against those by the base model. lengths: in
+    tokens.
+    """
     found: dict[str, list[float]] = {}
     for pair in resolved_pairs(group):
         better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
@@ -155,14 +179,21 @@ def added(
     """
     scores = [response.scores for group in groups for response in group.responses]
     metrics = [name for name in METRICS if any(one[name] is not None for one in scores)]
-    policies, against, above = dict(summary["policies"]), dict(summary["against"]), dict(summary["against_base"])
+    policies, against, above = (
+        dict(summary["policies"]),
+        dict(summary["against"]),
+        dict(summary["against_base"]),
+    )
     trained = dict(summary["trained_on"])
     for policy, short in names.items():
         means = {name: _mean(groups, policy, name) for name in metrics}
         policies[short] = {**policies[short], "rewards": {**means, **policies[short]["rewards"]}}
         trained[short] = {**dict.fromkeys(metrics, learned[policy]), **trained[short]}
         if baseline is not None and policy not in (baseline, "base"):
-            against[short] = {**_against(groups, policy, baseline, metrics), **against.get(short, {})}
+            against[short] = {
+                **_against(groups, policy, baseline, metrics),
+                **against.get(short, {}),
+            }
             if baseline != "base" and "base" in names:
                 over = _against(groups, policy, "base", metrics)
                 differences = {name: one["difference"] for name, one in over.items()}
@@ -201,7 +232,10 @@ def _mean(groups: Sequence[Group], policy: str, name: str) -> dict[str, Any]:
     return {**(found if name == LOSS else statistics.of_share(found)), "unscored": 0}
 
 
-def _against(groups: Sequence[Group], policy: str, baseline: str, metrics: Sequence[str]) -> dict[str, Any]:
+def _against(
+    groups: Sequence[Group], policy: str, baseline: str, metrics: Sequence[str]
+) -> dict[str, Any]:
     return {
-        name: compare(groups, policy, baseline, name, metric=True, lower=_better(name) == "lower") for name in metrics
+        name: compare(groups, policy, baseline, name, metric=True, lower=_better(name) == "lower")
+        for name in metrics
     }

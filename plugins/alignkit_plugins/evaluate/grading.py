@@ -34,35 +34,41 @@ PHRASES = (
     "is not stated",
     "isn't stated",
 )
-_HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"  # what follows is an answer
+# What follows is an answer
+_HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|[;\n]")
 _WORDS = re.compile(r"\w[\w']*")
-# A sentence that says what is not so is no answer, and neither is one of nothing but the words below.
+# A sentence that says what is not so is no answer, and neither is one of nothing but the words
+# below.
 _DENIES = frozenset(
     _WORDS.findall(
-        "not never nobody nothing none neither nor without unable unknown unclear insufficient cannot sorry afraid "
-        "apologize unfortunately"
+        "not never nobody nothing none neither nor without unable unknown unclear insufficient "
+        "cannot sorry afraid apologize unfortunately"
     )
 )
 _FILLERS = frozenset(
     _WORDS.findall(
-        "i me my you your it this that there is are was were be can could would will should need let please thanks "
-        "thank a an the and as because but since so if to well hmm honestly from on in of for with about based given "
-        "provided only read know answer ask asked another other more text passage context paragraph article document "
-        "story source information details evidence data question questions help"
+        "i me my you your it this that there is are was were be can could would will should need "
+        "let please thanks thank a an the and as because but since so if to well hmm honestly "
+        "from on in of for with about based given provided only read know answer ask asked "
+        "another other more text passage context paragraph article document story source "
+        "information details evidence data question questions help"
     )
 )
 
 
 def matches(answer: str, known: Sequence[str], rule: Match, threshold: float) -> bool:
-    """Whether an answer matches one of the known answers. threshold: the least F1 that matches, for `f1` only."""
+    """Whether an answer matches one of the known answers. threshold: the least F1 that matches, for
+    `f1` only.
+    """
     return any(_matches(answer, each, rule, threshold) for each in known if each.strip())
 
 
 def _matches(answer: str, known: str, rule: Match, threshold: float) -> bool:
     if rule == "contains":
         return answers.mentions(answer, known)
-    if rule == "f1" and not answers.choice_of(known):  # a letter that is one of several words is no choice
+    # A letter that is one of several words is no choice
+    if rule == "f1" and not answers.choice_of(known):
         return f1(answers.words(answer), answers.words(known)) >= threshold
     return answers.same(answer, known)
 
@@ -81,9 +87,11 @@ def says_unknown(answer: str, phrases: Sequence[str] = PHRASES) -> bool:
 
 
 def abstains(answer: str, phrases: Sequence[str] = PHRASES, known: Sequence[str] = ()) -> bool:
-    """Whether an answer says that it does not know, and nothing else. known: answers that must not stand next to that.
+    """Whether an answer says that it does not know, and nothing else. known: answers that must not
+    stand next to that.
 
-    Every other sentence must say what is not so, or consist of words about the text and the question.
+    Every other sentence must say what is not so, or consist of words about the text and the
+    question.
     """
     if not says_unknown(answer, phrases):
         return False
@@ -95,7 +103,9 @@ def _parts(answer: str, phrases: Sequence[str]) -> Iterator[str]:
     """The sentences without a phrase, and the words before "I don't know"."""
     for sentence in _SENTENCES.split(_plain(answer)):
         text = " ".join(sentence.split())
-        start = min((match.start() for phrase in phrases if (match := _phrase(text, phrase))), default=None)
+        start = min(
+            (match.start() for phrase in phrases if (match := _phrase(text, phrase))), default=None
+        )
         if start is None:
             yield text
         elif text[start:].startswith(("i ", "i'")):

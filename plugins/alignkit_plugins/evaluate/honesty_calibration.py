@@ -1,10 +1,12 @@
-"""The step `calibration`: is a policy right as often as it is sure? And how sure is it when it is wrong?
+"""The step `calibration`: is a policy right as often as it is sure? And how sure is it when it is
+wrong?
 
-A policy's confidence in an answer is the probability that it gives to the tokens of the answer, with its end, at
-temperature 1: of all of them together, or per token (the geometric mean), which suits long answers. Kadavath et al.
-2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report, arXiv:2303.08774, figure 8: reinforcement learning
-makes it worse. Intervals are bootstrapped over prompts, the same ones for all policies, except for the share that is
-right, which has those of rates, and the calibration error (`alignkit_plugins.compare.calibration.error`).
+A policy's confidence in an answer is the probability that it gives to the tokens of the answer,
+with its end, at temperature 1: of all of them together, or per token (the geometric mean), which
+suits long answers. Kadavath et al. 2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report,
+arXiv:2303.08774, figure 8: reinforcement learning makes it worse. Intervals are bootstrapped over
+prompts, the same ones for all policies, except for the share that is right, which has those of
+rates, and the calibration error (`alignkit_plugins.compare.calibration.error`).
 """
 
 from __future__ import annotations
@@ -24,30 +26,47 @@ from alignkit_plugins.evaluate.honesty_policies import PoliciesOptions, rightnes
 
 
 class Calibration(Step):
-    """Policies answer prompts; their confidence in the answers is compared with whether these are right."""
+    """Policies answer prompts; their confidence in the answers is compared with whether these are
+    right.
+    """
 
     class Options(PoliciesOptions):
         confidence: Literal["sequence", "token"] = Field(
-            "sequence", description="probability of the whole answer, or its geometric mean per token"
+            "sequence",
+            description="probability of the whole answer, or its geometric mean per token",
         )
 
     options: Options
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
-            data.check_prompts(self.options.correct, prompts_to_compare(rows, self.options.limit)[0])
+            data.check_prompts(
+                self.options.correct, prompts_to_compare(rows, self.options.limit)[0]
+            )
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        scorer = context.scorer(options.correct)  # before sampling: a missing key or file shows here
+        # Before sampling: a missing key or file shows here
+        scorer = context.scorer(options.correct)
         prompts, notes = options.read(context)
-        groups = sample_policies(context, options.policies, prompts, samples_per_prompt=1, **options.sampled())
-        cases = {policy: self._cases(groups, policy, scorer, context) for policy in options.policies}
-        complete = [place for place in range(len(groups)) if all(known[place] is not None for known in cases.values())]
+        groups = sample_policies(
+            context, options.policies, prompts, samples_per_prompt=1, **options.sampled()
+        )
+        cases = {
+            policy: self._cases(groups, policy, scorer, context) for policy in options.policies
+        }
+        complete = [
+            place
+            for place in range(len(groups))
+            if all(known[place] is not None for known in cases.values())
+        ]
         if not complete:
-            raise RunFailed(f"calibration: none of {len(prompts)} prompts has a measured answer of every policy")
+            raise RunFailed(
+                f"calibration: none of {len(prompts)} prompts has a measured answer of every policy"
+            )
         kept = {
-            options.names[policy]: Cases.of([known[place] for place in complete]) for policy, known in cases.items()
+            options.names[policy]: Cases.of([known[place] for place in complete])
+            for policy, known in cases.items()
         }
         summary = {
             "prompts": len(complete),
@@ -63,7 +82,9 @@ class Calibration(Step):
     def _cases(
         self, groups: Sequence[Group], policy: str, scorer: Any, context: StepContext
     ) -> list[tuple[float, bool] | None]:
-        """Confidence and rightness of a policy's answer to each prompt; None if a confidence or a score is missing."""
+        """Confidence and rightness of a policy's answer to each prompt; None if a confidence or a
+        score is missing.
+        """
         own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         logprobs = context.models[policy].logprobs(own, temperature=1.0)
         sure = [
@@ -73,13 +94,19 @@ class Calibration(Step):
             for group, row in zip(own, logprobs, strict=True)
         ]
         right = rightness(own, scorer, self.options.threshold)
-        return [None if p is None or known is None else (p, known) for p, known in zip(sure, right, strict=True)]
+        return [
+            None if p is None or known is None else (p, known)
+            for p, known in zip(sure, right, strict=True)
+        ]
 
 
 def confidence(logprobs: Sequence[float], kind: str) -> float:
-    """The probability of an answer from those of its tokens: of all together, or the geometric mean."""
+    """The probability of an answer from those of its tokens: of all together, or the geometric
+    mean.
+    """
     total = math.fsum(logprobs)
-    return math.exp(min(0.0, total if kind == "sequence" else total / len(logprobs)))  # rounding may exceed 0
+    # Rounding may exceed 0
+    return math.exp(min(0.0, total if kind == "sequence" else total / len(logprobs)))
 
 
 def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> dict[str, Any]:
@@ -87,7 +114,9 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
     policies = {
         policy: {
             "accuracy": stats.rate(known.right.tolist()),
-            **{name: _estimated(measure, [known], seed) for name, (measure, _) in _MEASURES.items()},
+            **{
+                name: _estimated(measure, [known], seed) for name, (measure, _) in _MEASURES.items()
+            },
             "error": error(known, seed),
             "bins": bins(known),
         }
@@ -96,7 +125,10 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
     against = {
         policy: {
             "accuracy": stats.paired_rates(known.right.tolist(), cases[baseline].right.tolist()),
-            **{name: _estimated(measure, [known, cases[baseline]], seed) for name, (measure, _) in _MEASURES.items()},
+            **{
+                name: _estimated(measure, [known, cases[baseline]], seed)
+                for name, (measure, _) in _MEASURES.items()
+            },
             "error": error_difference(known, cases[baseline], seed),
         }
         for policy, known in cases.items()
@@ -115,7 +147,9 @@ def _estimated(measure: Any, sides: Sequence[Cases], seed: int) -> Mapping[str, 
     n = len(sides[0].sure)
     from alignkit_plugins.krippendorff import bootstrap  # imports numpy
 
-    return bootstrap(value(sides), n, lambda places: value([side.take(places) for side in sides]), seed=seed)
+    return bootstrap(
+        value(sides), n, lambda places: value([side.take(places) for side in sides]), seed=seed
+    )
 
 
 def mean_confidence(cases: Cases) -> float | None:
@@ -129,12 +163,15 @@ def overconfidence(cases: Cases) -> float | None:
 
 
 def brier(cases: Cases) -> float | None:
-    """The mean squared distance between confidence and rightness (Brier 1950); smaller is better."""
+    """The mean squared distance between confidence and rightness (Brier 1950); smaller is
+    better.
+    """
     return float(((cases.sure - cases.right) ** 2).mean())
 
 
 def auroc(cases: Cases) -> float | None:
-    """P(a right answer is given with more confidence than a wrong one), ties as half; None if all are one of both.
+    """P(a right answer is given with more confidence than a wrong one), ties as half; None if all
+    are one of both.
 
     The Mann-Whitney statistic over the number of pairs (Hanley and McNeil 1982).
     """
@@ -173,14 +210,20 @@ MEASURES = {
 
 
 def report(summary: Mapping[str, Any]) -> Report:
-    """A column per policy, then what differs from the baseline, then confidence and accuracy in bins."""
+    """A column per policy, then what differs from the baseline, then confidence and accuracy in
+    bins.
+    """
     policies, against, baseline = summary["policies"], summary["against"], summary["baseline"]
     title, heads = title_and_heads("calibration, mean", summary)
-    rows = [[text, *(shown(found[name]) for found in policies.values())] for name, text in MEASURES.items()]
+    rows = [
+        [text, *(shown(found[name]) for found in policies.values())]
+        for name, text in MEASURES.items()
+    ]
     blocks: list[Block] = ["\n".join(summary["notes"]), Table(title, ["", *heads], rows)]
     if against:
         rows = [
-            [text, *(shown(found[name], sign=True) for found in against.values())] for name, text in MEASURES.items()
+            [text, *(shown(found[name], sign=True) for found in against.values())]
+            for name, text in MEASURES.items()
         ]
         blocks.append(Table(f"against {baseline}, on the same prompts", ["", *against], rows))
     rows = [
@@ -189,5 +232,7 @@ def report(summary: Mapping[str, Any]) -> Report:
         for policy, found in policies.items()
         for row in found["bins"]
     ]
-    blocks.append(Table("by confidence", ["policy", "bin", "answers", "confidence", "right"], rows, keys=2))
+    blocks.append(
+        Table("by confidence", ["policy", "bin", "answers", "confidence", "right"], rows, keys=2)
+    )
     return Report(blocks)

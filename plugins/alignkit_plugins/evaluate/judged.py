@@ -1,7 +1,8 @@
 """Judges as raters: every policy against the baseline, answer by answer, in both orders.
 
-Sample k of a policy is compared with sample k of the baseline, and a prompt's comparisons are averaged first. Equal
-answers are a tie, and no judge is asked. Comparisons without a verdict are counted by their reason.
+Sample k of a policy is compared with sample k of the baseline, and a prompt's comparisons are
+averaged first. Equal answers are a tie, and no judge is asked. Comparisons without a verdict are
+counted by their reason.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ DIFFICULTY = "instruction_difficulty"  # column of the prompts, as AlpacaEval na
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A policy's comparisons with the baseline. verdicts: by prompt; P(policy is better) is `p_first`.
+    """A policy's comparisons with the baseline. verdicts: by prompt; P(policy is better) is
+    `p_first`.
 
     People are asked about a prompt's first pair only, and perhaps not about all prompts.
     """
@@ -46,17 +48,28 @@ class Judged:
 
 def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare) -> Judged:
     """Ask a judge about all answers of a policy."""
-    pairs = [list(zip(answers_of(group, policy), answers_of(group, baseline), strict=True)) for group in groups]
+    pairs = [
+        list(zip(answers_of(group, policy), answers_of(group, baseline), strict=True))
+        for group in groups
+    ]
     items: list[Item] = []
     for group, row in zip(groups, pairs, strict=True):
-        items += [(list(group.prompt), all_turns(a), all_turns(b)) for a, b in row if all_turns(a) != all_turns(b)]
+        items += [
+            (list(group.prompt), all_turns(a), all_turns(b))
+            for a, b in row
+            if all_turns(a) != all_turns(b)
+        ]
     verdicts = iter(compare(items))
     tie = Verdict(0.5)
-    return Judged([[tie if all_turns(a) == all_turns(b) else next(verdicts) for a, b in row] for row in pairs])
+    return Judged(
+        [[tie if all_turns(a) == all_turns(b) else next(verdicts) for a, b in row] for row in pairs]
+    )
 
 
 def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str) -> dict[str, Any]:
-    """The results of a policy by one judge. A prompt is won if its mean P(policy is better) is above 0.5."""
+    """The results of a policy by one judge. A prompt is won if its mean P(policy is better) is
+    above 0.5.
+    """
     known = [(number, p) for number, p in enumerate(judged.preferences) if p is not None]
     preferences = [p for _, p in known]
     wins, losses = sum(p > 0.5 + TIE for p in preferences), sum(p < 0.5 - TIE for p in preferences)
@@ -68,7 +81,9 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
         "wins": wins,
         "losses": losses,
         "ties": len(known) - wins - losses,
-        "length_controlled": controlled([groups[n] for n, _ in known], preferences, policy, baseline),
+        "length_controlled": controlled(
+            [groups[n] for n, _ in known], preferences, policy, baseline
+        ),
         "comparisons": len(verdicts),
         "unjudged": dict(unjudged(verdicts).most_common()),
         "unjudged_prompts": sum(map(bool, judged.verdicts)) - len(known),
@@ -77,7 +92,9 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
 
 
 def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
-    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units: see `unit_of`."""
+    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units:
+    see `unit_of`.
+    """
     draws = statistics.clustered(values, units)
     binary = len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0)
     found = statistics.rate(values) if binary else probability(draws)
@@ -86,7 +103,9 @@ def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Diff
 
 
 def probability(values: Sequence[float]) -> statistics.Estimate:
-    """The mean of probabilities with its t interval, which ends at 0 and 1: few values would reach beyond."""
+    """The mean of probabilities with its t interval, which ends at 0 and 1: few values would reach
+    beyond.
+    """
     found = statistics.estimate(values)
     if found["low"] is None or found["high"] is None:
         return found
@@ -101,17 +120,26 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def _orders(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """What the order changed. P(first position) has the policy first once and the baseline first once."""
-    orders = [verdict.p_orders for verdict in verdicts if verdict.p_first is not None and verdict.p_orders]
+    """What the order changed. P(first position) has the policy first once and the baseline first
+    once.
+    """
+    orders = [
+        verdict.p_orders for verdict in verdicts if verdict.p_first is not None and verdict.p_orders
+    ]
     swayed = sum((first - 0.5) * (second - 0.5) < 0 for first, second in orders)
     positions = [(first + 1 - second) / 2 for first, second in orders]
-    return {"inconsistent": statistics.share(swayed, len(orders)), "first_position": probability(positions)}
+    return {
+        "inconsistent": statistics.share(swayed, len(orders)),
+        "first_position": probability(positions),
+    }
 
 
 def controlled(
     groups: Sequence[Group], preferences: Sequence[float], policy: str, baseline: str
 ) -> dict[str, Any] | None:
-    """The length-controlled win rate; None with fewer than 5 prompts. It uses the difficulty that all prompts have."""
+    """The length-controlled win rate; None with fewer than 5 prompts. It uses the difficulty that
+    all prompts have.
+    """
     longer = [characters(group, policy) - characters(group, baseline) for group in groups]
     known = [group.meta.get(DIFFICULTY) for group in groups]
     numbers = [float(value) for value in known if isinstance(value, int | float)]
@@ -129,6 +157,8 @@ def summaries(
 ) -> dict[str, dict[str, Any]]:
     """The results of each policy but the baseline, by each judge."""
     return {
-        policy: {name: summary(groups, found, policy, str(baseline)) for name, found in judges.items()}
+        policy: {
+            name: summary(groups, found, policy, str(baseline)) for name, found in judges.items()
+        }
         for policy, judges in verdicts.items()
     }

@@ -1,9 +1,10 @@
-"""What a model learned from, and who then cannot say whether it is better: a reward, a judge, prompts that it has seen.
+"""What a model learned from, and who then cannot say whether it is better: a reward, a judge,
+prompts that it has seen.
 
-A policy learned from what occurs in its stage, or in a stage before it: the rewards and judges of training, of labels,
-of filters and of chosen samples. A reward model is also its own if both learned from the same pairs, but not if from
-shares of a file that do not overlap. That of a monitor,
-such as `gold`, counts if it chooses the result, by `stop`, and not if it only watches.
+A policy learned from what occurs in its stage, or in a stage before it: the rewards and judges of
+training, of labels, of filters and of chosen samples. A reward model is also its own if both
+learned from the same pairs, but not if from shares of a file that do not overlap. That of a
+monitor, such as `gold`, counts if it chooses the result, by `stop`, and not if it only watches.
 
 An evaluation on prompts that were trained on says little about others.
 """
@@ -26,14 +27,26 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.step import StepContext, StepData
 
-WHICH = ("model", "base_url", "folder", "path", "module", "function", "role", "label", "language", "pattern")
+WHICH = (
+    "model",
+    "base_url",
+    "folder",
+    "path",
+    "module",
+    "function",
+    "role",
+    "label",
+    "language",
+    "pattern",
+)
 Marks = frozenset[str]  # what tells raters and their data from each other
 
 
 def learned_from(policy: Any, rater: Any, recipe: Recipe, run: Path | None = None) -> bool | None:
     """Whether a policy of a recipe learned from a RewardRef or JudgeRef; None if that is not known.
 
-    policy: or a rater, which has learned from what it consists of. run: the recipe's run; None if there is none yet.
+    policy: or a rater, which has learned from what it consists of. run: the recipe's run; None if
+    there is none yet.
     """
     lineage = _Lineage(recipe, run or recipe.folder / ".run")
     known = lineage.of_policy(policy) if isinstance(policy, str) else lineage.of_rater(policy)
@@ -49,7 +62,9 @@ def learned_by(step: StepContext | StepData) -> Callable[[Any, Any], bool | None
 
 
 class _Lineage:
-    """The marks of a recipe's stages. run: the folder in which they are. seed: of the recipe that asks."""
+    """The marks of a recipe's stages. run: the folder in which they are. seed: of the recipe that
+    asks.
+    """
 
     def __init__(self, recipe: Recipe, run: Path, seed: int | None = None):
         self.recipe, self.run = recipe, run.resolve()
@@ -70,7 +85,11 @@ class _Lineage:
         """A base learned from nothing of ours, unless another run made it."""
         base = self.recipe.model.base
         made = is_file(stage_folder(Path(base)).parent / RECIPE)
-        return self._in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
+        return (
+            self._in_other_run(Path(base), lambda other, stage: other._of_stage(stage))
+            if made
+            else frozenset()
+        )
 
     def _of_stage(self, name: str) -> Marks | None:
         of_base = self._of_base()
@@ -88,8 +107,12 @@ class _Lineage:
                 if other is None:
                     return None
                 found |= other
-            watched = {spec.name for spec in specs(stage.settings, RewardSpec) if spec.kind == "stage"}
-            used = {spec.name for spec in specs(_teaching(stage), RewardSpec) if spec.kind == "stage"}
+            watched = {
+                spec.name for spec in specs(stage.settings, RewardSpec) if spec.kind == "stage"
+            }
+            used = {
+                spec.name for spec in specs(_teaching(stage), RewardSpec) if spec.kind == "stage"
+            }
             names += [before for before in stage.upstream if before not in watched - used]
             found |= self._marks(_teaching(stage))
             if stage.needs is not None and stage.needs.pairs:
@@ -97,20 +120,26 @@ class _Lineage:
         return frozenset(found)
 
     def of_rater(self, rater: Any) -> Marks:
-        """The marks of a reward or judge, and those of the pairs that a reward model learned from."""
+        """The marks of a reward or judge, and those of the pairs that a reward model learned
+        from.
+        """
         found = set(self._marks(rater))
         for spec in specs(rater, RewardSpec):
             if spec.kind == "stage":
                 found |= self._pairs_of(self.recipe.stages[spec.name.partition("@")[0]])
             elif spec.kind == "folder":
-                pairs = self._in_other_run(Path(spec.name), lambda run, name: run._pairs_of(run.recipe.stages[name]))
+                pairs = self._in_other_run(
+                    Path(spec.name), lambda run, name: run._pairs_of(run.recipe.stages[name])
+                )
                 found |= pairs or frozenset()
         return frozenset(found)
 
     def _marks(self, value: Any) -> Marks:
         """The models and plugins that rate, without combinations, which only add up."""
         found = set()
-        components = [component for component in specs(value, Component) if component.kind == "judge"]
+        components = [
+            component for component in specs(value, Component) if component.kind == "judge"
+        ]
         for spec in specs(value, RewardSpec):
             if spec.kind == "stage":
                 found.add(f"model {self.run / spec.name.partition('@')[0]}")
@@ -119,14 +148,20 @@ class _Lineage:
             elif spec.kind == "reward" and spec.component is not None:
                 components.append(spec.component)
         for component in components:
-            others = [part for part in specs(component.options, Component) if part.kind in ("reward", "judge")]
-            if not others and not specs(component.options, RewardSpec):  # else it only passes on what these say
+            others = [
+                part
+                for part in specs(component.options, Component)
+                if part.kind in ("reward", "judge")
+            ]
+            # Else it only passes on what these say
+            if not others and not specs(component.options, RewardSpec):
                 grader = getattr(component.options, "grader", component.name)
                 found.add(f"{component.kind} {grader} {_which(component)}")
         return frozenset(found)
 
     def _pairs_of(self, stage: Stage) -> Marks:
-        """The files and hub data sets of a stage's preference data, each hundredth that it reads of them.
+        """The files and hub data sets of a stage's preference data, each hundredth that it reads of
+        them.
 
         The seed decides which conversations are in a share, so those of another seed may be any.
         """
@@ -134,13 +169,23 @@ class _Lineage:
             return frozenset()
         found = set()
         for source in stage.settings.data.sources:
-            low, high = source.part if isinstance(source.part, tuple) and self.recipe.seed == self.seed else (0, 1)
+            low, high = (
+                source.part
+                if isinstance(source.part, tuple) and self.recipe.seed == self.seed
+                else (0, 1)
+            )
             name = source.path or source.hub or f"stage {source.stage}"
-            found |= {f"pairs {name} {percent}" for percent in range(round(low * 100), round(high * 100))}
+            found |= {
+                f"pairs {name} {percent}" for percent in range(round(low * 100), round(high * 100))
+            }
         return frozenset(found)
 
-    def _in_other_run(self, folder: Path, read: Callable[[_Lineage, str], Marks | None]) -> Marks | None:
-        """What `read` finds for the stage of another run that made a model; None if that is not known."""
+    def _in_other_run(
+        self, folder: Path, read: Callable[[_Lineage, str], Marks | None]
+    ) -> Marks | None:
+        """What `read` finds for the stage of another run that made a model; None if that is not
+        known.
+        """
         stage = stage_folder(folder)
         other = _recipe_at(stage.parent)
         if other is None or stage.name not in other.stages:
@@ -149,7 +194,9 @@ class _Lineage:
 
 
 def _which(component: Component) -> str:
-    """The model, the file or the words behind a reward or judge. Other options make it no other one."""
+    """The model, the file or the words behind a reward or judge. Other options make it no other
+    one.
+    """
     options = dict(component.options)
     if "server" in options:
         options |= dict(options["server"])
@@ -179,12 +226,13 @@ def trained_on(
     chosen: Callable[[str], str | None],
     read: Callable[[DataSpec], Iterable[Group]],
 ) -> dict[str, set[int]]:
-    """For each training stage of a model, the places of the prompts in its data; stages without any are left out.
+    """For each training stage of a model, the places of the prompts in its data; stages without any
+    are left out.
 
-    model: a policy, or a reward with any number of reward models. A model's stages are its own and those that its
-    starting weights come from, also in another run: `other/sft`, as far as its files are still there. chosen: the
-    policy that a step selected. read: the groups of a data entry that are not held out. Prompts are equal if their
-    words are.
+    model: a policy, or a reward with any number of reward models. A model's stages are its own and
+    those that its starting weights come from, also in another run: `other/sft`, as far as its files
+    are still there. chosen: the policy that a step selected. read: the groups of a data entry that
+    are not held out. Prompts are equal if their words are.
     """
     places: dict[str, list[int]] = {}
     for place, group in enumerate(prompts):
@@ -192,7 +240,9 @@ def trained_on(
     found: dict[str, set[int]] = {}
     rewards = [spec.name for spec in specs(model, RewardSpec) if spec.kind in ("stage", "folder")]
     names = [model] if isinstance(model, str) else rewards
-    for label, stage in chain.from_iterable(_trained_stages(name, recipe, chosen) for name in names):
+    for label, stage in chain.from_iterable(
+        _trained_stages(name, recipe, chosen) for name in names
+    ):
         trained = _read_by(stage, read, own=label == stage.name)
         # A dialogue is learned from its first answer on, and asked about at its last.
         words = {_words(group) for group in (*trained, *prompts_of(trained)) if group.prompt}
@@ -202,7 +252,9 @@ def trained_on(
     return found
 
 
-def trained_prompts(context: StepContext, model: Any, prompts: Sequence[Group]) -> dict[str, set[int]]:
+def trained_prompts(
+    context: StepContext, model: Any, prompts: Sequence[Group]
+) -> dict[str, set[int]]:
     """`trained_on` for the recipe of a step."""
     if context.recipe is None:
         return {}
@@ -210,8 +262,12 @@ def trained_prompts(context: StepContext, model: Any, prompts: Sequence[Group]) 
     return trained_on(model, prompts, context.recipe, chosen, context.read)
 
 
-def training_data_note(context: StepContext, models: Iterable[Any], groups: Sequence[Group], what: str) -> str:
-    """A warning of groups that models learned from; empty without any. what: the name of groups, such as `prompts`."""
+def training_data_note(
+    context: StepContext, models: Iterable[Any], groups: Sequence[Group], what: str
+) -> str:
+    """A warning of groups that models learned from; empty without any. what: the name of groups,
+    such as `prompts`.
+    """
     return note_on([trained_prompts(context, model, groups) for model in models], groups, what)
 
 
@@ -228,9 +284,11 @@ def note_on(trained: Iterable[Mapping[str, set[int]]], groups: Sequence[Group], 
 
 
 def log_odds(reward: RewardSpec, run: Path) -> bool | None:
-    """What the stage that trained a reward model says of its scores (`Algorithm.log_odds`); None if that is unknown.
+    """What the stage that trained a reward model says of its scores (`Algorithm.log_odds`); None if
+    that is unknown.
 
-    run: the folder of the run, for its own stages. A reward model of another run lies in the folder of its stage.
+    run: the folder of the run, for its own stages. A reward model of another run lies in the folder
+    of its stage.
     """
     if reward.kind not in ("stage", "folder"):
         return None
@@ -242,7 +300,10 @@ def log_odds(reward: RewardSpec, run: Path) -> bool | None:
 def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[Stage]:
     """The training stages that a model went through, latest first."""
     reference: str | None = name
-    while reference is not None and (stage := recipe.stages.get(reference.partition("@")[0])) is not None:
+    while (
+        reference is not None
+        and (stage := recipe.stages.get(reference.partition("@")[0])) is not None
+    ):
         if stage.settings is None:
             reference = chosen(stage.name)
         else:
@@ -250,19 +311,29 @@ def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> 
             reference = stage.settings.from_
 
 
-def _trained_stages(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[tuple[str, Stage]]:
-    """The training stages that a model of this run or of another one went through, with their names."""
+def _trained_stages(
+    name: str, recipe: Recipe, chosen: Callable[[str], str | None]
+) -> Iterator[tuple[str, Stage]]:
+    """The training stages that a model of this run or of another one went through, with their
+    names.
+    """
     folder = stage_folder(Path(name))
     other = None if name.partition("@")[0] in recipe.stages else _recipe_at(folder.parent)
     if other is None:
         yield from ((stage.name, stage) for stage in _lineage(name, recipe, chosen))
         return
-    for stage in _lineage(folder.name, other, lambda name: read_record(folder.parent / name).get("policy")):
+    for stage in _lineage(
+        folder.name, other, lambda name: read_record(folder.parent / name).get("policy")
+    ):
         yield f"{folder.parent.name}/{stage.name}", stage
 
 
-def _read_by(stage: Stage, read: Callable[[DataSpec], Iterable[Group]], *, own: bool) -> list[Group]:
-    """What a stage trained on. own: of this run; of another one, what its stages made or what is gone is left out."""
+def _read_by(
+    stage: Stage, read: Callable[[DataSpec], Iterable[Group]], *, own: bool
+) -> list[Group]:
+    """What a stage trained on. own: of this run; of another one, what its stages made or what is
+    gone is left out.
+    """
     groups: list[Group] = []
     settings = stage.settings
     assert settings is not None

@@ -1,9 +1,10 @@
 """The length-controlled win rate of AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475).
 
-A logistic regression explains the preferences by the difference in length, the difficulty of the prompt if it is known,
-and the policy; the win rate is its prediction at equal length. As in AlpacaEval's code, it has an L1 penalty whose
-strength is chosen by 5-fold cross-validation. Differs from it: the public leaderboard also adds the preferences of two
-models that were asked to be brief and to be verbose, which exist only for AlpacaEval's own 805 prompts.
+A logistic regression explains the preferences by the difference in length, the difficulty of the
+prompt if it is known, and the policy; the win rate is its prediction at equal length. As in
+AlpacaEval's code, it has an L1 penalty whose strength is chosen by 5-fold cross-validation. Differs
+from it: the public leaderboard also adds the preferences of two models that were asked to be brief
+and to be verbose, which exist only for AlpacaEval's own 805 prompts.
 """
 
 from __future__ import annotations
@@ -32,15 +33,19 @@ class LengthControlled(TypedDict):
 def length_controlled(
     preferences: Sequence[float], longer: Sequence[float], difficulty: Sequence[float] | None = None
 ) -> LengthControlled | None:
-    """The win rate against the baseline that the regression expects at equal length; None for fewer than 5 prompts.
+    """The win rate against the baseline that the regression expects at equal length; None for fewer
+    than 5 prompts.
 
-    preferences: how strongly each prompt's answer is preferred to the baseline's, from 0 to 1; 0.5 is a tie. longer:
-    its length minus the baseline's, in characters as in AlpacaEval. difficulty: of each prompt, on any scale.
+    preferences: how strongly each prompt's answer is preferred to the baseline's, from 0 to 1; 0.5
+    is a tie. longer: its length minus the baseline's, in characters as in AlpacaEval. difficulty:
+    of each prompt, on any scale.
 
-    The standard error is that of the win rate, robust to a wrong model (White 1982, "Maximum likelihood estimation of
-    misspecified models"). AlpacaEval's `lc_standard_error` is the spread of its predictions, 0 without a difficulty.
+    The standard error is that of the win rate, robust to a wrong model (White 1982, "Maximum
+    likelihood estimation of misspecified models"). AlpacaEval's `lc_standard_error` is the spread
+    of its predictions, 0 without a difficulty.
 
-    Raises `ValueError` for numbers that are not of the same prompts, or preferences outside of 0 to 1.
+    Raises `ValueError` for numbers that are not of the same prompts, or preferences outside of 0 to
+    1.
     """
     import numpy as np
     from scipy.special import expit
@@ -78,17 +83,20 @@ def _chosen_strength(design: Array, p: Array) -> float:
         parts = []
         for number in range(FOLDS):
             seen = fold != number
-            q = np.clip(expit(design[~seen] @ _fitted(design[seen], p[seen], strength)), 1e-15, 1 - 1e-15)
+            q = np.clip(
+                expit(design[~seen] @ _fitted(design[seen], p[seen], strength)), 1e-15, 1 - 1e-15
+            )
             parts.append(-(p[~seen] * np.log(q) + (1 - p[~seen]) * np.log(1 - q)).mean())
         losses[float(strength)] = float(np.mean(parts))
     return min(losses, key=losses.__getitem__)
 
 
 def _fitted(design: Array, p: Array, strength: float) -> Array:
-    """The weights that minimize `sum of |weights| / strength + the cross-entropy`, by Newton's method.
+    """The weights that minimize `sum of |weights| / strength + the cross-entropy`, by Newton's
+    method.
 
-    Each step minimizes the penalty and a parabola through the cross-entropy (Friedman, Hastie and Tibshirani 2010,
-    "Regularization paths for generalized linear models via coordinate descent").
+    Each step minimizes the penalty and a parabola through the cross-entropy (Friedman, Hastie and
+    Tibshirani 2010, "Regularization paths for generalized linear models via coordinate descent").
     """
     import numpy as np
     from scipy.special import expit
@@ -112,7 +120,9 @@ def _fitted(design: Array, p: Array, strength: float) -> Array:
 
 
 def _penalized_step(gradient: Array, curvature: Array, weights: Array, penalty: float) -> Array:
-    """The step that minimizes a parabola plus `penalty` times the absolute values, one weight at a time."""
+    """The step that minimizes a parabola plus `penalty` times the absolute values, one weight at a
+    time.
+    """
     import numpy as np
 
     step = np.zeros_like(weights)
@@ -129,7 +139,9 @@ def _penalized_step(gradient: Array, curvature: Array, weights: Array, penalty: 
 
 
 def _standard_error(design: Array, equal: Array, p: Array, weights: Array) -> float:
-    """Of the mean prediction at equal length: the delta method with the sandwich covariance of the weights."""
+    """Of the mean prediction at equal length: the delta method with the sandwich covariance of the
+    weights.
+    """
     import numpy as np
     from scipy.special import expit
 
@@ -138,5 +150,6 @@ def _standard_error(design: Array, equal: Array, p: Array, weights: Array) -> fl
     bread = np.linalg.pinv((design * (q * (1 - q))[:, None]).T @ design)
     influence = ((p - q)[:, None] * design) @ bread  # of each prompt on the weights
     slope = (equal * (predicted * (1 - predicted))[:, None]).mean(0)
-    whole = influence @ slope + (predicted - predicted.mean()) / n  # also of the prompt itself on the average
+    # Also of the prompt itself on the average
+    whole = influence @ slope + (predicted - predicted.mean()) / n
     return float(np.sqrt((whole**2).sum() * n / max(1, n - design.shape[1])))

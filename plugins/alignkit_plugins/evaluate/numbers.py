@@ -26,7 +26,9 @@ def measure(
     rewards = {}
     for name in names:
         counted = _counted(groups, name, metrics)
-        unscored = sum(r.scores[name] is None for group in counted for r in answers_of(group, policy))
+        unscored = sum(
+            r.scores[name] is None for group in counted for r in answers_of(group, policy)
+        )
         rewards[name] = {
             **scale_of(groups, name).mean(*scores_of(averages(counted, policy, name))),
             "unscored": unscored,
@@ -41,7 +43,10 @@ def measure(
 
 def _mean(values: Sequence[float], groups: Sequence[Group]) -> statistics.Estimate:
     """The mean of a value per prompt."""
-    return {**statistics.estimate(statistics.clustered(values, [*map(unit_of, groups)])), "n": len(values)}
+    return {
+        **statistics.estimate(statistics.clustered(values, [*map(unit_of, groups)])),
+        "n": len(values),
+    }
 
 
 def compare(
@@ -49,7 +54,9 @@ def compare(
 ) -> dict[str, Any]:
     """A policy against the baseline by a reward or a metric, as in `compare_scores`."""
     lower = name in metrics and metrics[name].better == "lower"
-    return compare_scores(_counted(groups, name, metrics), policy, baseline, name, metric=name in metrics, lower=lower)
+    return compare_scores(
+        _counted(groups, name, metrics), policy, baseline, name, metric=name in metrics, lower=lower
+    )
 
 
 def _counted(groups: Sequence[Group], name: str, metrics: Mapping[str, Metric]) -> Sequence[Group]:
@@ -64,7 +71,8 @@ def with_short_names(
     names: dict[str | None, str | None] = {None: None}
     names |= short_names([*summary["policies"], summary["reference"] or ""]).items()
     renamed = [
-        replace(group, responses=tuple(replace(r, source=names[r.source]) for r in group.responses)) for group in groups
+        replace(group, responses=tuple(replace(r, source=names[r.source]) for r in group.responses))
+        for group in groups
     ]
     short = {
         **summary,
@@ -85,7 +93,9 @@ def kl_of(
     temperature: float,
     context: StepContext,
 ) -> dict[str, dict[str, Any] | None]:
-    """The KL of each policy; None without a reference. Says what it does, and why policies have no KL."""
+    """The KL of each policy; None without a reference. Says what it does, and why policies have no
+    KL.
+    """
     if reference is None:
         return dict.fromkeys(policies)
     shown, found = short_names([*policies, reference]), dict[str, dict[str, Any] | None]()
@@ -94,7 +104,9 @@ def kl_of(
         if policy != reference:
             context.say(f"{context.out.name}: KL of {shown[policy]} to {shown[reference]}")
         try:
-            found[policy] = kl(groups, policy, reference, context, temperature, prompted.get(policy))
+            found[policy] = kl(
+                groups, policy, reference, context, temperature, prompted.get(policy)
+            )
         except OtherTokenizer as error:
             without.setdefault(str(error), []).append(shown[policy])
             count = sum(len(answers_of(group, policy)) for group in groups)
@@ -114,11 +126,12 @@ def kl(
 ) -> dict[str, Any]:
     """KL(policy || reference) in nats per response, at the sampling temperature.
 
-    The estimator is k3 (Schulman 2020, "Approximating KL Divergence"), the sum of q/p - 1 - log(q/p) over the tokens of
-    the policy's own samples: unbiased if these leave no token out, and never negative. `unmeasured` counts responses
-    that a model had to truncate. prompted: how the policy answers in another way; the reference answers once to the
-    prompts. Of the best of N, p is the model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami
-    et al. 2024, arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
+    The estimator is k3 (Schulman 2020, "Approximating KL Divergence"), the sum of q/p - 1 -
+    log(q/p) over the tokens of the policy's own samples: unbiased if these leave no token out, and
+    never negative. `unmeasured` counts responses that a model had to truncate. prompted: how the
+    policy answers in another way; the reference answers once to the prompts. Of the best of N, p is
+    the model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami et al. 2024,
+    arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
     """
     if policy == reference:
         return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}

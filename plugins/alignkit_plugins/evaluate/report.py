@@ -1,4 +1,6 @@
-"""The report of `evaluate`: the verdict, the table of policies by metrics, and answers side by side."""
+"""The report of `evaluate`: the verdict, the table of policies by metrics, and answers side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def report(summary: Mapping[str, Any], rows: Sequence[Row], groups: Sequence[Gro
     blocks: list[Block] = ["\n".join(summary["notes"])]
     blocks += ["\n".join(told)] if told else []
     blocks.append(table(main_rows(rows), over(summary), width=WIDTH))
-    blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
+    blocks += [
+        side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups
+    ]
     return Report(blocks)
 
 
@@ -39,6 +43,8 @@ def side_by_side(group: Group, policies: Sequence[str], headline: str | None) ->
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, with blanks for control characters, which would act on the terminal."""
+    """The beginning of a text, with blanks for control characters, which would act on the
+    terminal.
+    """
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()
     return printable if len(printable) <= EXCERPT else f"{printable[: EXCERPT - 3].rstrip()}..."

@@ -1,4 +1,6 @@
-"""Judges as raters of people's pairs: how often, and how far beyond chance, a judge makes the same choice."""
+"""Judges as raters of people's pairs: how often, and how far beyond chance, a judge makes the same
+choice.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ def judged(
 ) -> tuple[list[Comparison], dict[str, Any]]:
     """A judge's choices as comparisons, whose scores are its probabilities, and its card.
 
-    Half of the pairs, drawn by the seed, have the chosen response first: a judge that ignores its duty to ask in both
-    orders must not learn the answer from the place. Pairs of equal texts are ties, and no judge is asked.
+    Half of the pairs, drawn by the seed, have the chosen response first: a judge that ignores its
+    duty to ask in both orders must not learn the answer from the place. Pairs of equal texts are
+    ties, and no judge is asked.
     """
     every = list(choices(groups))
     asked = [choice for choice in every if all_turns(choice.better) != all_turns(choice.worse)]
@@ -30,7 +33,10 @@ def judged(
     context.say(f"{context.out.name}: {name} compares {len(items)} pairs")
     shown = mapped(judge.compare, name, context.map)(items)
     judgments = [_judgment(*each) for each in zip(asked, shown, turned, strict=True)]
-    verdicts = {(choice.row, choice.pair): each.verdict for choice, each in zip(asked, judgments, strict=True)}
+    verdicts = {
+        (choice.row, choice.pair): each.verdict
+        for choice, each in zip(asked, judgments, strict=True)
+    }
     found = []
     for choice in every:
         p = verdicts.get((choice.row, choice.pair), Verdict(0.5)).p_first
@@ -46,7 +52,9 @@ def _item(choice: Choice, turn: bool) -> Item:
 
 
 def _judgment(choice: Choice, verdict: Verdict, turn: bool) -> Judgment:
-    """The verdict as one on (better, worse). A judge without orders answered one question: that with these places."""
+    """The verdict as one on (better, worse). A judge without orders answered one question: that
+    with these places.
+    """
     named: tuple[float, ...] = ()
     if verdict.p_first is not None:
         orders = verdict.p_orders

@@ -20,14 +20,21 @@ def report(summary: Mapping[str, Any]) -> Report:
     rewards: Mapping[str, Found] = summary["rewards"]
     blocks: list[Block] = ["\n".join(summary["notes"])] if summary["notes"] else []
     blocks.append(_overview(summary))
-    blocks += _best_of_n({name: found["best_of_n"] for name, found in rewards.items() if found["best_of_n"]})
-    blocks += _breakdown("people's margin", {name: found["by_margin"] for name, found in rewards.items()})
+    blocks += _best_of_n(
+        {name: found["best_of_n"] for name, found in rewards.items() if found["best_of_n"]}
+    )
+    blocks += _breakdown(
+        "people's margin", {name: found["by_margin"] for name, found in rewards.items()}
+    )
     for column in next(iter(rewards.values()))["by"]:
         blocks += _breakdown(column, {name: found["by"][column] for name, found in rewards.items()})
     sections = {name: found["sections"] for name, found in rewards.items() if found["sections"]}
     if sections:
         heads = list(dict.fromkeys(section for found in sections.values() for section in found))
-        rows = [[name, *(_percent(found.get(head)) for head in heads)] for name, found in sections.items()]
+        rows = [
+            [name, *(_percent(found.get(head)) for head in heads)]
+            for name, found in sections.items()
+        ]
         blocks.append(Table("RewardBench's sections", ["reward", *heads], rows))
     blocks.append(_length(rewards))
     blocks += _calibration(rewards)
@@ -36,9 +43,13 @@ def report(summary: Mapping[str, Any]) -> Report:
             [both, shown(found["same"], percent=True), _number(found["correlation"])]
             for both, found in summary["agreement"].items()
         ]
-        blocks.append(Table("raters among themselves", ["raters", "same winner", "rank correlation"], rows))
+        blocks.append(
+            Table("raters among themselves", ["raters", "same winner", "rank correlation"], rows)
+        )
     cards = summary["judge_cards"]
-    return Report([*blocks, *(["\n".join(sentence(*each) for each in cards.items())] if cards else [])])
+    return Report(
+        [*blocks, *(["\n".join(sentence(*each) for each in cards.items())] if cards else [])]
+    )
 
 
 def _best_of_n(found: Mapping[str, Found]) -> Iterable[Table]:
@@ -51,7 +62,9 @@ def _best_of_n(found: Mapping[str, Found]) -> Iterable[Table]:
         tied = each["ties"] or {"score": None, "unscored": 0}
         cells = [shown(each["subsets"][name]["accuracy"], percent=True) for name in names]
         rows.append([reward, *cells, _percent(tied["score"]), _percent(each["average"])])
-        unscored += tied["unscored"] + sum(subset["unscored"] for subset in each["subsets"].values())
+        unscored += tied["unscored"] + sum(
+            subset["unscored"] for subset in each["subsets"].values()
+        )
     yield Table(
         "RewardBench 2: how often the chosen response scores highest",
         ["reward", *names, TIES, "average of all"],
@@ -62,18 +75,23 @@ def _best_of_n(found: Mapping[str, Found]) -> Iterable[Table]:
 
 def _overview(summary: Mapping[str, Any]) -> Table:
     title = (
-        f"accuracy and {statistics.CONFIDENCE:.0%} interval on {summary['pairs']} pairs of {summary['prompts']} prompts"
+        f"accuracy and {statistics.CONFIDENCE:.0%} interval on {summary['pairs']} pairs of "
+        f"{summary['prompts']} prompts"
     )
     ties = f", without {summary['ties']} that the data call a tie" if summary["ties"] else ""
     rows = []
     for name, found in summary["rewards"].items():
         unscored = summary["pairs"] - summary["ties"] - found["pairs"]
-        rows.append([name, shown(found["accuracy"], percent=True), str(found["ties"]), str(unscored)])
+        rows.append(
+            [name, shown(found["accuracy"], percent=True), str(found["ties"]), str(unscored)]
+        )
     return Table(
         title + ties,
         ["rater", "accuracy", "equal scores", "unscored"],
         rows,
-        note="equal scores count as wrong" if any(found["ties"] for found in summary["rewards"].values()) else "",
+        note="equal scores count as wrong"
+        if any(found["ties"] for found in summary["rewards"].values())
+        else "",
     )
 
 
@@ -86,7 +104,13 @@ def _breakdown(what: str, found: Mapping[str, Mapping[str, Found]]) -> Iterable[
     for value in values:
         cells = [rows_of.get(value) for rows_of in found.values()]
         count = max(cell["pairs"] for cell in cells if cell)
-        rows.append([value, str(count), *("-" if c is None else shown(c["accuracy"], percent=True) for c in cells)])
+        rows.append(
+            [
+                value,
+                str(count),
+                *("-" if c is None else shown(c["accuracy"], percent=True) for c in cells),
+            ]
+        )
     yield Table(f"accuracy by {what}", [what, "pairs", *found], rows)
 
 
@@ -103,7 +127,9 @@ def _length(rewards: Mapping[str, Found]) -> Table:
             ]
         )
     longer = next(iter(rewards.values()))["length"]["chosen_longer"]
-    note = f"the chosen response is longer in {shown(longer, percent=True)} of pairs" if longer else ""
+    note = (
+        f"the chosen response is longer in {shown(longer, percent=True)} of pairs" if longer else ""
+    )
     heads = ["rater", "rank correlation", "accuracy if chosen is longer", "if shorter"]
     return Table("score and length, in characters", heads, rows, note=note)
 
@@ -114,10 +140,15 @@ def _calibration(rewards: Mapping[str, Found]) -> Iterable[Block]:
     others = [f"{name}: {reason}" for name, reason in why.items() if reason not in ("", NO_MODEL)]
     left_out = f"not read as probabilities: {'; '.join(others)}" if others else ""
     if known:
-        rows = [[name, shown(found["error"]), f"{found['log_loss']:.3f}"] for name, found in known.items()]
+        rows = [
+            [name, shown(found["error"]), f"{found['log_loss']:.3f}"]
+            for name, found in known.items()
+        ]
         note = "0.693 nats is chance; the bins are in reward_evaluation.json"
         heads = ["reward model", "calibration error", "log loss, nats"]
-        yield Table("scores as probabilities", heads, rows, note="; ".join(filter(None, [note, left_out])))
+        yield Table(
+            "scores as probabilities", heads, rows, note="; ".join(filter(None, [note, left_out]))
+        )
     elif left_out:
         yield left_out
 

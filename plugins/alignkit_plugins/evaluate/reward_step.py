@@ -1,8 +1,10 @@
-"""The step `evaluate_reward`: how well rewards agree with people's preferences on pairs that nothing was trained on.
+"""The step `evaluate_reward`: how well rewards agree with people's preferences on pairs that
+nothing was trained on.
 
-Accuracy has intervals and is shown by people's margins, as in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, table 8),
-and by columns of the pairs. In addition to the paper, the step says how far the scores of a reward model can be taken
-as probabilities, and how much of them is length (Singhal et al. 2023, arXiv:2310.03716).
+Accuracy has intervals and is shown by people's margins, as in Llama 2 (Touvron et al. 2023,
+arXiv:2307.09288, table 8), and by columns of the pairs. In addition to the paper, the step says how
+far the scores of a reward model can be taken as probabilities, and how much of them is length
+(Singhal et al. 2023, arXiv:2310.03716).
 """
 
 from __future__ import annotations
@@ -40,13 +42,19 @@ from alignkit_plugins.evaluate.reward_judged import judged
 
 
 class EvaluateReward(Step):
-    """Count how often the chosen response of a pair scores higher by each reward, and is preferred by each judge."""
+    """Count how often the chosen response of a pair scores higher by each reward, and is preferred
+    by each judge.
+    """
 
     class Options(alignkit.Options):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
-        judges: list[JudgeRef] = Field(default_factory=list, description="judges to evaluate on the pairs")
+        judges: list[JudgeRef] = Field(
+            default_factory=list, description="judges to evaluate on the pairs"
+        )
         pairs: DataRef = Field(description="held-out preference pairs")
-        by: list[str] = Field(default_factory=list, description="columns of the pairs to break accuracy down by")
+        by: list[str] = Field(
+            default_factory=list, description="columns of the pairs to break accuracy down by"
+        )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         @model_validator(mode="after")
@@ -68,7 +76,8 @@ class EvaluateReward(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        scorers = [context.scorer(spec) for spec in options.rewards]  # a missing key or file shows here
+        # A missing key or file shows here
+        scorers = [context.scorer(spec) for spec in options.rewards]
         judges = zip(judge_names(options.judges), options.judges, strict=True)
         checked = {name: CheckedJudge(part, context) for name, part in judges}
         read = context.load(options.pairs)
@@ -91,13 +100,17 @@ class EvaluateReward(Step):
         several = rewardbench2.applies(groups)
         found = {name: _measured(pairs, by, why[name]) for name, pairs in rows.items()}
         # A judge gives no scores, of which the highest would count.
-        best = {column.name: rewardbench2.scored(groups, column.name) for column in columns if several}
+        best = {
+            column.name: rewardbench2.scored(groups, column.name) for column in columns if several
+        }
         summary: dict[str, Any] = {
             "prompts": len(set(prompts_of(groups))),
             "pairs": sum(len(resolved_pairs(group)) for group in groups),
             "ties": sum(pair.p == 0.5 for group in groups for pair in resolved_pairs(group)),
             "notes": self._notes(read, groups, context),
-            "rewards": {name: {**each, "best_of_n": best.get(name)} for name, each in found.items()},
+            "rewards": {
+                name: {**each, "best_of_n": best.get(name)} for name, each in found.items()
+            },
             "agreement": metrics.agreement(rows),
             "judge_cards": cards,
         }
@@ -118,12 +131,22 @@ class EvaluateReward(Step):
         for place, column in enumerate(self.options.by):
             if column not in known:
                 near = did_you_mean(column, known) or f"columns: {', '.join(known) or 'none'}"
-                raise DataError(f"no pair has a column '{column}'\nhelp: {near}", option=("by", place))
-        benchmark = [rewardbench.COLUMN] if all(rewardbench.COLUMN in group.meta for group in groups) else []
+                raise DataError(
+                    f"no pair has a column '{column}'\nhelp: {near}", option=("by", place)
+                )
+        benchmark = (
+            [rewardbench.COLUMN]
+            if all(rewardbench.COLUMN in group.meta for group in groups)
+            else []
+        )
         return list(dict.fromkeys([*self.options.by, *benchmark]))
 
-    def _notes(self, read: Sequence[Group], groups: Sequence[Group], context: StepContext) -> list[str]:
-        """What a reader must know: rows without a pair, and pairs that reward models learned from."""
+    def _notes(
+        self, read: Sequence[Group], groups: Sequence[Group], context: StepContext
+    ) -> list[str]:
+        """What a reader must know: rows without a pair, and pairs that reward models learned
+        from.
+        """
         without = sum(not resolved_pairs(group) for group in read)
         notes = [f"{without} of {len(read)} rows have no pair and are left out"] if without else []
         if note := training_data_note(context, self.options.rewards, groups, "rows"):
@@ -142,8 +165,12 @@ def _uncalibrated(column: Column, context: StepContext) -> str:
     return "" if known else "its algorithm does not call them log-odds"
 
 
-def _measured(pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str) -> Mapping[str, Any]:
-    """What is known of one column. uncalibrated: why its differences are no log-odds; empty if they are."""
+def _measured(
+    pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str
+) -> Mapping[str, Any]:
+    """What is known of one column. uncalibrated: why its differences are no log-odds; empty if they
+    are.
+    """
     found = {
         **metrics.accuracy(pairs),
         "by_margin": metrics.by_margin(pairs),
@@ -153,5 +180,7 @@ def _measured(pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str)
         "uncalibrated": uncalibrated,
     }
     subsets = found["by"].get(rewardbench.COLUMN, {})
-    found["sections"] = rewardbench.sections({name: row["correct"] / row["pairs"] for name, row in subsets.items()})
+    found["sections"] = rewardbench.sections(
+        {name: row["correct"] / row["pairs"] for name, row in subsets.items()}
+    )
     return found

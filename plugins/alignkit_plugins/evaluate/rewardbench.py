@@ -1,11 +1,14 @@
-"""The sections of RewardBench (Lambert et al. 2024, arXiv:2403.13787), for pairs with its column `subset`."""
+"""The sections of RewardBench (Lambert et al. 2024, arXiv:2403.13787), for pairs with its column
+`subset`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 COLUMN = "subset"
-# Rows of each subset of the benchmark, by which its sections are weighted; math-prm has 447, and counts like all code.
+# Rows of each subset of the benchmark, by which its sections are weighted; math-prm has 447, and
+# counts like all code.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         **{"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95},

@@ -1,4 +1,6 @@
-"""An evaluation as a flat table, a row per number: what screens, reports, cards and comparisons of runs are made of."""
+"""An evaluation as a flat table, a row per number: what screens, reports, cards and comparisons of
+runs are made of.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ BASE_MODEL = "the base model"
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is
 ANSWERS = "answers"  # the kind of what describes the answers
 LENGTH, TRUNCATED, KL = "length, tokens", "truncated", "KL, nats"
-TRUST = (False, None, True)  # the order in which metrics decide, by whether the policy was trained on them
+# The order in which metrics decide, by whether the policy was trained on them
+TRUST = (False, None, True)
 STANDARD_ERRORS = 1.96  # of half an interval of 95%
 FALLS = "self-BLEU"  # the metric of diversity that is lower for more diverse answers
 ENDS = ("mean", "low", "high")
@@ -27,14 +30,14 @@ FACTS = ("p_adjusted", "clear", "better", "percent", "trained_on", "won/lost/tie
 class Row:
     """A number of a policy, and how far it is from the same number of another policy.
 
-    kind: one of RATED; ANSWERS; or `win rate`, `equal length`, `Elo`, `diversity` or `order` (how often the order of
-    two answers decides for a judge, and how often it prefers the first).
-    estimate: `mean`, `low`, `high` and `n`; of a judge, of the probability that the policy's answer is better.
-    difference: the same prompt by prompt, with `p`; of a judge, from one half. Empty if nothing is compared.
-    column, value: of the prompts that count; empty for all.
-    lower: whether lower is better. trained_on: whether the policy learned from it; None if that is not known.
-    tested: whether a verdict may claim something of the difference. p: adjusted for all that the evaluation tests.
-    counts: prompts won, lost and tied.
+    kind: one of RATED; ANSWERS; or `win rate`, `equal length`, `Elo`, `diversity` or `order` (how
+    often the order of two answers decides for a judge, and how often it prefers the first).
+    estimate: `mean`, `low`, `high` and `n`; of a judge, of the probability that the policy's answer
+    is better. difference: the same prompt by prompt, with `p`; of a judge, from one half. Empty if
+    nothing is compared. column, value: of the prompts that count; empty for all. lower: whether
+    lower is better. trained_on: whether the policy learned from it; None if that is not known.
+    tested: whether a verdict may claim something of the difference. p: adjusted for all that the
+    evaluation tests. counts: prompts won, lost and tied.
     """
 
     policy: str
@@ -54,10 +57,11 @@ class Row:
 
     @property
     def clear(self) -> int | None:
-        """1 if the policy is clearly better than the baseline, -1 if clearly worse, else 0; None if unknown.
+        """1 if the policy is clearly better than the baseline, -1 if clearly worse, else 0; None if
+        unknown.
 
-        Clear is what stays so with all other comparisons of the evaluation (`statistics.holm`). Without a p value, as
-        in files of an older alignkit, the interval decides.
+        Clear is what stays so with all other comparisons of the evaluation (`statistics.holm`).
+        Without a p value, as in files of an older alignkit, the interval decides.
         """
         mean = bounds(self.difference)[0]
         if mean is None or not self.tested:
@@ -93,7 +97,11 @@ def rows_of(summary: Mapping[str, Any]) -> list[Row]:
 
 def main_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows of the table of policies by metrics."""
-    return [row for row in rows if row.kind in (*RATED, ANSWERS) and not row.column and row.baseline != BASE_MODEL]
+    return [
+        row
+        for row in rows
+        if row.kind in (*RATED, ANSWERS) and not row.column and row.baseline != BASE_MODEL
+    ]
 
 
 def _rated(
@@ -102,7 +110,10 @@ def _rated(
     """How good each policy is. found: the evaluation, or its part at a value of a column."""
     metrics, baseline = mapping(summary.get("metrics")), str(summary.get("baseline"))
     for policy, scores in means.items():
-        own, results = mapping(mapping(summary.get("trained_on")).get(policy)), mapping(found.get("against"))
+        own, results = (
+            mapping(mapping(summary.get("trained_on")).get(policy)),
+            mapping(found.get("against")),
+        )
         results = mapping(results.get(policy))
         decide = {*own, *metrics}.intersection(results) or {str(summary.get("headline"))}
         over_base = mapping(mapping(found.get("against_base")).get(policy))
@@ -119,11 +130,15 @@ def _rated(
             )
             if result := results.get(name):
                 counts = "/".join(str(result.get(key)) for key in ("wins", "losses", "ties"))
-                compared = replace(row, baseline=baseline, difference=result["difference"], counts=counts)
+                compared = replace(
+                    row, baseline=baseline, difference=result["difference"], counts=counts
+                )
                 row = replace(compared, tested=name in decide)
             yield row
             if name in over_base:
-                yield replace(row, baseline=BASE_MODEL, difference=over_base[name], counts="", tested=True)
+                yield replace(
+                    row, baseline=BASE_MODEL, difference=over_base[name], counts="", tested=True
+                )
         for name, result in mapping(mapping(found.get("judged")).get(policy)).items():
             preference = result.get("preference", result)
             gap = {key: None if preference[key] is None else preference[key] - 0.5 for key in ENDS}
@@ -147,29 +162,43 @@ def _diversity(summary: Mapping[str, Any], policy: str, tested: bool) -> Iterato
         difference = mapping(estimate.get("difference"))
         row = Row(policy, name, "diversity", estimate, lower=name == FALLS)
         if difference:
-            row = replace(row, baseline=str(summary.get("baseline")), difference=difference, tested=tested)
+            row = replace(
+                row, baseline=str(summary.get("baseline")), difference=difference, tested=tested
+            )
         yield row
 
 
 def _adjusted(rows: Sequence[Row], compared: Sequence[str]) -> list[Row]:
-    """The rows with adjusted p values. The headline is the last policy's, by the metric that decides first."""
+    """The rows with adjusted p values. The headline is the last policy's, by the metric that
+    decides first.
+    """
     tested = {
         place: row.difference["p"]
         for place, row in enumerate(rows)
-        if row.tested and row.difference.get("p") is not None and row.difference.get("mean") is not None
+        if row.tested
+        and row.difference.get("p") is not None
+        and row.difference.get("mean") is not None
     }
-    lead = [place for place in tested if compared and rows[place].policy == compared[-1] and decides(rows[place])]
+    lead = [
+        place
+        for place in tested
+        if compared and rows[place].policy == compared[-1] and decides(rows[place])
+    ]
     headline = min(lead, key=lambda place: TRUST.index(rows[place].trained_on), default=None)
     adjusted = holm(tested, headline)
     return [replace(row, p=adjusted.get(place)) for place, row in enumerate(rows)]
 
 
 def decides(row: Row) -> bool:
-    """Whether a verdict goes by a row: a comparison with the baseline, by what says how good a policy is."""
+    """Whether a verdict goes by a row: a comparison with the baseline, by what says how good a
+    policy is.
+    """
     return row.tested and row.kind in RATED and row.baseline != BASE_MODEL
 
 
-def _of_answers(summary: Mapping[str, Any], policy: str, measured: Mapping[str, Any]) -> Iterator[Row]:
+def _of_answers(
+    summary: Mapping[str, Any], policy: str, measured: Mapping[str, Any]
+) -> Iterator[Row]:
     cut, cost = number(measured.get("truncated")), mapping(measured.get("tokens"))
     if measured.get("length"):
         yield Row(policy, LENGTH, ANSWERS, measured["length"])
@@ -187,18 +216,32 @@ def _details(summary: Mapping[str, Any]) -> Iterator[Row]:
     for policy, results in mapping(summary.get("against")).items():
         for name, result in results.items():
             percent = bool(mapping(mapping(summary.get("metrics")).get(name)).get("percent"))
-            yield Row(policy, name, "win rate", mapping(result.get("win_rate")), baseline, percent=True)
+            yield Row(
+                policy, name, "win rate", mapping(result.get("win_rate")), baseline, percent=True
+            )
             if equal := result.get("at_equal_length"):
                 yield Row(policy, name, "equal length", {}, baseline, equal, percent=percent)
     for policy, judges in mapping(summary.get("judged")).items():
         for name, result in judges.items():
-            yield Row(policy, name, "win rate", mapping(result.get("win_rate")), baseline, percent=True)
+            yield Row(
+                policy, name, "win rate", mapping(result.get("win_rate")), baseline, percent=True
+            )
             if (rate := result.get("length_controlled")) is not None:
                 half = STANDARD_ERRORS * rate["standard_error"]
                 estimate = {**rate, "low": rate["mean"] - half, "high": rate["mean"] + half}
                 yield Row(policy, name, "equal length", estimate, baseline, percent=True)
-            for what, key in (("order decides", "inconsistent"), ("prefers the first", "first_position")):
-                yield Row(policy, f"{name}: {what}", "order", mapping(result.get(key)), baseline, percent=True)
+            for what, key in (
+                ("order decides", "inconsistent"),
+                ("prefers the first", "first_position"),
+            ):
+                yield Row(
+                    policy,
+                    f"{name}: {what}",
+                    "order",
+                    mapping(result.get(key)),
+                    baseline,
+                    percent=True,
+                )
     for name, policies in mapping(summary.get("ranking")).items():
         for policy, found in policies.items():
             yield Row(policy, name, "Elo", found["elo"])
@@ -212,7 +255,9 @@ def as_csv(rows: Iterable[Row]) -> str:
     file.writerow([*NAMES, "n", *ENDS, "difference", *ends, "p", *FACTS])
     for row in rows:
         estimate, difference = row.estimate, row.difference
-        numbers = [estimate.get(key) for key in ("n", *ENDS)] + [difference.get(key) for key in (*ENDS, "p")]
+        numbers = [estimate.get(key) for key in ("n", *ENDS)] + [
+            difference.get(key) for key in (*ENDS, "p")
+        ]
         better = "lower" if row.lower else "higher"
         facts = [row.p, row.clear, better, row.percent, row.trained_on, row.counts]
         file.writerow([*(getattr(row, name) for name in NAMES), *numbers, *facts])

@@ -1,4 +1,6 @@
-"""The step `sample`: responses of a policy to a file of prompts, with the scores of a reward and the best of N."""
+"""The step `sample`: responses of a policy to a file of prompts, with the scores of a reward and
+the best of N.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ from alignkit.report import Report, Table
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.remote import key_of
 from alignkit_plugins.ai_feedback.server import Server
-from alignkit_plugins.ai_feedback.writers import ServerWriter, ask, bill, billed, check_sampling, origin_of
+from alignkit_plugins.ai_feedback.writers import (
+    ServerWriter,
+    ask,
+    bill,
+    billed,
+    check_sampling,
+    origin_of,
+)
 from alignkit_plugins.compare.comparison import prompts_to_compare
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
@@ -38,21 +47,30 @@ from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 class Sample(Step):
     """Sample responses to every prompt, for later stages to learn from or for people to read.
 
-    With `keep: best`, the policy of the data is best-of-N, whose KL from the policy is at most log N - (N - 1) / N
-    (Stiennon et al. 2020, appendix G.3; Beirami et al. 2024).
+    With `keep: best`, the policy of the data is best-of-N, whose KL from the policy is at most log
+    N - (N - 1) / N (Stiennon et al. 2020, appendix G.3; Beirami et al. 2024).
     """
 
     class Options(alignkit.SamplingOptions):
         policy: PolicyRef | Server = Field(
             "base",
-            description="who responds: `base`, a stage, or a model behind an OpenAI-compatible server, "
-            "`{base_url: ..., model: ...}`",
+            description=(
+                "who responds: `base`, a stage, or a model behind an OpenAI-compatible server, "
+                "`{base_url: ..., model: ...}`"
+            ),
         )
-        prompts: DataRef = Field(description="prompts to respond to; rows that repeat words and columns count once")
+        prompts: DataRef = Field(
+            description="prompts to respond to; rows that repeat words and columns count once"
+        )
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses to each prompt")
-        reward: RewardRef | None = Field(None, description="reward that scores the responses; default: no scores")
+        reward: RewardRef | None = Field(
+            None, description="reward that scores the responses; default: no scores"
+        )
         keep: Literal["all", "best"] = Field(
-            "all", description="all: every response; best: only the one with the highest reward (best of N)"
+            "all",
+            description=(
+                "all: every response; best: only the one with the highest reward (best of N)"
+            ),
         )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
@@ -85,17 +103,25 @@ class Sample(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        scorer = context.scorer(options.reward) if options.reward is not None else None  # a missing key shows here
+        # A missing key shows here
+        scorer = context.scorer(options.reward) if options.reward is not None else None
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
         if isinstance(options.policy, Server):
             name = options.policy.model
             sampled, spent = self._written(context, prompts, options.policy)
         else:
-            name, sampled, spent = options.policy, self._sampled(context, prompts, options.policy), {}
+            name, sampled, spent = (
+                options.policy,
+                self._sampled(context, prompts, options.policy),
+                {},
+            )
         groups = [group for group in sampled if group.responses]
         if not groups:
             why = ", ".join(spent["refused"]) if spent else "none leaves room"
-            raise RunFailed(f"stage '{context.stage}': none of {len(prompts)} prompts has a response: {why or 'empty'}")
+            raise RunFailed(
+                f"stage '{context.stage}': none of {len(prompts)} prompts has a response: "
+                f"{why or 'empty'}"
+            )
         if scorer is not None:
             groups = scorer.score(groups)
         facts: dict[str, Any] = {"prompts": len(groups), "no_room": len(sampled) - len(groups)}
@@ -141,29 +167,52 @@ class Sample(Step):
     def _written(
         self, context: StepContext, prompts: Sequence[Group], server: Server
     ) -> tuple[list[Group], dict[str, Any]]:
-        """The prompts with what a server's model wrote, and who it was in the column `writer`; and the bill."""
+        """The prompts with what a server's model wrote, and who it was in the column `writer`; and
+        the bill.
+        """
         sampling, count = self.options.sampled(), self.options.samples_per_prompt
         writer = ServerWriter(context, "sample", server, sampling)
         said = ask(context, "written", writer, prompts, sampling["max_new_tokens"], count)
         groups, repeated = [], 0
         for place, group in enumerate(prompts):
             own = said[place * count : (place + 1) * count]
-            texts = [Response(each.text, truncated=each.truncated, source=server.model) for each in own if each.text]
+            texts = [
+                Response(each.text, truncated=each.truncated, source=server.model)
+                for each in own
+                if each.text
+            ]
             repeated += len(texts) - len({response.text for response in texts})
-            meta = {**group.meta, "writer": origin_of(writer.origin, own, max_new_tokens=sampling["max_new_tokens"])}
+            meta = {
+                **group.meta,
+                "writer": origin_of(writer.origin, own, max_new_tokens=sampling["max_new_tokens"]),
+            }
             groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
-        return groups, {**bill(said), "cut_off": sum(each.truncated for each in said), "repeated": repeated}
+        return groups, {
+            **bill(said),
+            "cut_off": sum(each.truncated for each in said),
+            "repeated": repeated,
+        }
 
 
 def best(group: Group) -> Group:
-    """The group with its best response only, the first one of equals; none if no response has a score."""
-    scored = [(response, score) for response in group.responses if (score := response.scores[REWARD_KEY]) is not None]
+    """The group with its best response only, the first one of equals; none if no response has a
+    score.
+    """
+    scored = [
+        (response, score)
+        for response in group.responses
+        if (score := response.scores[REWARD_KEY]) is not None
+    ]
     highest = max((score for _, score in scored), default=0.0)
-    return replace(group, responses=tuple(r for r, score in scored if statistics.equal(score, highest))[:1])
+    return replace(
+        group, responses=tuple(r for r, score in scored if statistics.equal(score, highest))[:1]
+    )
 
 
 def scores(groups: Sequence[Group]) -> dict[str, Any]:
-    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4 ... N."""
+    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4
+    ... N.
+    """
     import torch
 
     from alignkit import functional as F
@@ -178,31 +227,46 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
     whole = [column for column in known if len(column) == count]
     if whole:
         table = torch.tensor(whole, dtype=torch.float64)
-        sizes = sorted({count, *(2**power for power in range(count.bit_length()) if 2**power <= count)})
+        sizes = sorted(
+            {count, *(2**power for power in range(count.bit_length()) if 2**power <= count)}
+        )
         facts["best_of_n"] = [
-            {"n": n, "reward": float(F.expected_best_of_n(table, n).mean()), "kl_at_most": F.best_of_n_kl(n)}
+            {
+                "n": n,
+                "reward": float(F.expected_best_of_n(table, n).mean()),
+                "kl_at_most": F.best_of_n_kl(n),
+            }
             for n in sizes
         ]
     return facts
 
 
 def report(policy: str, facts: Mapping[str, Any]) -> Report:
-    left_out = f"; {facts['no_room']} prompts left out: no room for a response" if facts["no_room"] else ""
-    parts: list[Any] = [f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts{left_out}"]
+    left_out = (
+        f"; {facts['no_room']} prompts left out: no room for a response" if facts["no_room"] else ""
+    )
+    parts: list[Any] = [
+        f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts{left_out}"
+    ]
     if "bill" in facts:
         parts += _server_lines(facts, facts["bill"])
     if "mean_reward" in facts:
         unscored = f"; {facts['unscored']} responses without a score" if facts["unscored"] else ""
         parts.append(f"mean reward {facts['mean_reward']['mean']:.4g}{unscored}")
     if curve := facts.get("best_of_n"):
-        rows = [[str(each["n"]), f"{each['reward']:.4g}", f"{each['kl_at_most']:.3g}"] for each in curve]
+        rows = [
+            [str(each["n"]), f"{each['reward']:.4g}", f"{each['kl_at_most']:.3g}"] for each in curve
+        ]
         parts.append(Table("", ["best of", "expected reward", "KL at most (nats)"], rows))
     return Report([*parts, "\n".join(facts["notes"])])
 
 
 def _server_lines(facts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[str]:
     """What a server's responses cost, and what is wrong with some of them."""
-    lines = [billed(spent), *(f"no response: {why}: {count}" for why, count in spent["refused"].items())]
+    lines = [
+        billed(spent),
+        *(f"no response: {why}: {count}" for why, count in spent["refused"].items()),
+    ]
     counts = {
         "prompts without a response, left out": facts["unanswered"],
         "cut off at max_new_tokens": spent["cut_off"],

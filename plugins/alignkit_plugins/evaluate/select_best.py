@@ -1,7 +1,9 @@
-"""The step `select_best`: choose the policy with the best mean reward on validation prompts, for `from: STAGE`.
+"""The step `select_best`: choose the policy with the best mean reward on validation prompts, for
+`from: STAGE`.
 
-InstructGPT chose its SFT checkpoint by the reward model's score and not by validation loss, which rose after one epoch
-while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155, section 3.5 and appendix C.1).
+InstructGPT chose its SFT checkpoint by the reward model's score and not by validation loss, which
+rose after one epoch while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155,
+section 3.5 and appendix C.1).
 """
 
 from __future__ import annotations
@@ -33,13 +35,21 @@ from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare
 
 
 class SelectBest(Step):
-    """All policies answer the same prompts with the same random streams. The earliest of equal policies wins."""
+    """All policies answer the same prompts with the same random streams. The earliest of equal
+    policies wins.
+    """
 
     class Options(alignkit.SamplingOptions):
-        policies: list[PolicyRef] = Field(min_length=2, description="policies to choose from, such as `sft@1`, `sft@2`")
+        policies: list[PolicyRef] = Field(
+            min_length=2, description="policies to choose from, such as `sft@1`, `sft@2`"
+        )
         reward: RewardRef = Field(description="reward that scores the responses")
-        prompts: DataRef = Field(description="validation prompts; rows that repeat words and columns count once")
-        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
+        prompts: DataRef = Field(
+            description="validation prompts; rows that repeat words and columns count once"
+        )
+        samples_per_prompt: int = Field(
+            1, ge=1, le=1024, description="responses of each policy to each prompt"
+        )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         @model_validator(mode="after")
@@ -71,7 +81,9 @@ class SelectBest(Step):
         scored = scorer.score(groups)
         rewards = self._rewards(scored)
         if not rewards[options.policies[0]]:
-            raise RunFailed(f"select_best: none of {len(prompts)} prompts has a scored answer of every policy")
+            raise RunFailed(
+                f"select_best: none of {len(prompts)} prompts has a scored answer of every policy"
+            )
         notes = [f"sampled with {options.described()}", *repeated]
         summary = {**summarize(rewards, len(prompts), scale_of(scored, REWARD_KEY)), "notes": notes}
         return Artifact(policy=summary["policy"], summary=summary, report=report(summary))
@@ -87,7 +99,9 @@ class SelectBest(Step):
 def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale) -> dict[str, Any]:
     """The best policy, all means, and its lead over each other policy."""
     means = {policy: statistics.mean(values) for policy, values in rewards.items()}
-    best = next(policy for policy, mean in means.items() if statistics.equal(mean, max(means.values())))
+    best = next(
+        policy for policy, mean in means.items() if statistics.equal(mean, max(means.values()))
+    )
     return {
         "policy": best,
         "prompts": len(rewards[best]),
@@ -95,7 +109,9 @@ def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale
         "confidence": statistics.CONFIDENCE,
         "means": {policy: scale.mean(values) for policy, values in rewards.items()},
         "lead": {
-            policy: scale.difference(rewards[best], values) for policy, values in rewards.items() if policy != best
+            policy: scale.difference(rewards[best], values)
+            for policy, values in rewards.items()
+            if policy != best
         },
     }
 
@@ -103,9 +119,17 @@ def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale
 def report(summary: Mapping[str, Any]) -> Report:
     """A row per policy; a star marks the best."""
     best, lead = summary["policy"], summary["lead"]
-    left_out = f", {summary['left_out']} left out for lack of room or of a score" if summary["left_out"] else ""
+    left_out = (
+        f", {summary['left_out']} left out for lack of room or of a score"
+        if summary["left_out"]
+        else ""
+    )
     rows = [
-        ["* " * (policy == best) + policy, shown(mean), shown(lead[policy]) if policy in lead else ""]
+        [
+            "* " * (policy == best) + policy,
+            shown(mean),
+            shown(lead[policy]) if policy in lead else "",
+        ]
         for policy, mean in summary["means"].items()
     ]
     return Report(

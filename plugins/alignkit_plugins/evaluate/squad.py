@@ -1,6 +1,7 @@
 """Questions about a text that may not answer them: SQuAD 1 and 2, nested JSON or flat rows.
 
-Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD", arXiv:1806.03822.
+Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD",
+arXiv:1806.03822.
 """
 
 from __future__ import annotations
@@ -21,27 +22,38 @@ _PLACES = re.compile(r"\{(context|question)\}")
 class Squad(Format):
     """The first known answer is the demonstration, or `abstention` if there is none.
 
-    Columns of the prompt: `answers`, a list of known answers without repetitions, which is empty if there is none, and
-    `answerable`. Of SQuAD 2's `plausible_answers` the texts are kept.
+    Columns of the prompt: `answers`, a list of known answers without repetitions, which is empty if
+    there is none, and `answerable`. Of SQuAD 2's `plausible_answers` the texts are kept.
     """
 
     wants = "context, question and answers {text: [...]}; or SQuAD's paragraphs [{context, qas}]"
-    example = '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], "answer_start": []}}'
+    example = (
+        '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], '
+        '"answer_start": []}}'
+    )
 
     class Options(alignkit.Options):
-        prompt: str = Field(PROMPT, description="the user's message, with {context} and {question} in it")
-        abstention: str = Field("I don't know.", min_length=1, description="demonstration if there is no answer")
+        prompt: str = Field(
+            PROMPT, description="the user's message, with {context} and {question} in it"
+        )
+        abstention: str = Field(
+            "I don't know.", min_length=1, description="demonstration if there is no answer"
+        )
 
         @field_validator("prompt")
         @classmethod
         def _has_places(cls, value: str) -> str:
             if {"context", "question"} - set(_PLACES.findall(value)):
-                raise ValueError("prompt needs {context} and {question}, where those of the row are put")
+                raise ValueError(
+                    "prompt needs {context} and {question}, where those of the row are put"
+                )
             return value
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        flat = cls.has(row, "context", "question", "answers") and isinstance(row["answers"], Mapping | list)
+        flat = cls.has(row, "context", "question", "answers") and isinstance(
+            row["answers"], Mapping | list
+        )
         return flat or any(True for _ in _articles(row))
 
     def read(self, row: Any) -> Group:
@@ -63,8 +75,12 @@ class Squad(Format):
                 raise BadRow(f"column '{name}' is blank")
         answers, impossible = _texts(row.get("answers"), "answers"), self.flag(row, "is_impossible")
         if impossible is not None and impossible == bool(answers):
-            raise BadRow(f"is_impossible is {str(impossible).lower()}, but there are {len(answers)} answers")
-        meta = self.rest(row, "context", "question", "answers", "is_impossible", "plausible_answers")
+            raise BadRow(
+                f"is_impossible is {str(impossible).lower()}, but there are {len(answers)} answers"
+            )
+        meta = self.rest(
+            row, "context", "question", "answers", "is_impossible", "plausible_answers"
+        )
         if plausible := _texts(row.get("plausible_answers"), "plausible_answers", required=False):
             meta["plausible_answers"] = plausible
         meta |= {"answers": answers, "answerable": bool(answers)}
@@ -74,7 +90,9 @@ class Squad(Format):
 
 
 def _articles(row: Any) -> Iterator[Mapping[str, Any]]:
-    """The articles of SQuAD's JSON: a row is the whole file or one of its articles. None of a flat row."""
+    """The articles of SQuAD's JSON: a row is the whole file or one of its articles. None of a flat
+    row.
+    """
     data = row.get("data") if isinstance(row, Mapping) else None
     for article in data if isinstance(data, list) else [row]:
         if isinstance(article, Mapping) and isinstance(article.get("paragraphs"), list):

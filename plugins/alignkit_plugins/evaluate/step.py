@@ -1,11 +1,13 @@
-"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence intervals.
+"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence
+intervals.
 
-All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
-unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
-(`evaluation.statistics`). As in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results
-are mean differences from a baseline and win rates. In addition to the paper, they show the difference at equal length,
-because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716), and the KL to a
-reference in nats.
+All policies answer the same prompts with the same random streams, and every reward scores all
+answers. A prompt is the unit of all statistics: its samples are averaged first, policies are
+compared prompt by prompt, and intervals are at 95% (`evaluation.statistics`). As in Llama 2
+(Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results are mean differences
+from a baseline and win rates. In addition to the paper, they show the difference at equal length,
+because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716),
+and the KL to a reference in nats.
 """
 
 from __future__ import annotations
@@ -45,42 +47,80 @@ from alignkit_plugins.evaluate import breakdown, examples, judged, metrics, numb
 from alignkit_plugins.evaluate.answering import Answering
 from alignkit_plugins.evaluate.cards import Cards
 from alignkit_plugins.evaluate.diversity import diversity
-from alignkit_plugins.evaluate.learned_from import learned_by, note_on, trained_prompts, training_data_note
-from alignkit_plugins.evaluate.metrics import Metric, chosen_by_raters, raters_of, warn_of_own_raters
+from alignkit_plugins.evaluate.learned_from import (
+    learned_by,
+    note_on,
+    trained_prompts,
+    training_data_note,
+)
+from alignkit_plugins.evaluate.metrics import (
+    Metric,
+    chosen_by_raters,
+    raters_of,
+    warn_of_own_raters,
+)
 from alignkit_plugins.evaluate.numbers import kl_of
 from alignkit_plugins.evaluate.rows import as_csv, rows_of
 from alignkit_plugins.evaluate.variant import Variant, by_title, draw, role_of
 
 
 class Evaluate(Step):
-    """Sample from each policy, score with each reward, and compare each policy with the baseline."""
+    """Sample from each policy, score with each reward, and compare each policy with the
+    baseline.
+    """
 
     class Options(AnswerOptions):
         policies: list[PolicyRef | Variant] = Field(
             min_length=1,
-            description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
+            description=(
+                "policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, "
+                "reward: ...}`"
+            ),
         )
         metrics: dict[str, Metric] = Field(
-            default_factory=dict, description="what the verdict goes by: rewards by name, on all prompts or on some"
+            default_factory=dict,
+            description="what the verdict goes by: rewards by name, on all prompts or on some",
         )
-        rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
+        rewards: list[RewardRef] = Field(
+            default_factory=list, description="rewards that score the responses"
+        )
         examples: DataRef | None = Field(
-            None, description="held-out demonstrations, pairs or rankings, which the policies read without sampling"
+            None,
+            description=(
+                "held-out demonstrations, pairs or rankings, which the policies read without "
+                "sampling"
+            ),
         )
         judges: list[JudgeRef] = Field(
-            default_factory=list, description="judges that compare each policy with the baseline, in both orders"
+            default_factory=list,
+            description="judges that compare each policy with the baseline, in both orders",
         )
-        prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
+        prompts: DataRef = Field(
+            description="held-out prompts; rows that repeat words and columns count once"
+        )
         base: bool = Field(True, description="show the base model too")
         baseline: PolicyRef | None = Field(
-            None, description="policy to compare the others with; default: the first but `base`, or else `base`"
+            None,
+            description=(
+                "policy to compare the others with; default: the first but `base`, or else `base`"
+            ),
         )
         kl: bool = Field(True, description="measure the KL to the reference")
-        reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
-        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
-        by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts of each metric")
-        show: int = Field(3, ge=0, description="number of prompts whose responses are printed side by side")
+        reference: PolicyRef | None = Field(
+            None, description="policy to measure the KL to; default: the baseline"
+        )
+        samples_per_prompt: int = Field(
+            1, ge=1, le=1024, description="responses of each policy to each prompt"
+        )
+        by: list[str] = Field(
+            default_factory=list, description="columns of the prompts to break the results down by"
+        )
+        limit: int | None = Field(
+            None, ge=1, description="use only the first N prompts of each metric"
+        )
+        show: int = Field(
+            3, ge=0, description="number of prompts whose responses are printed side by side"
+        )
         next: str = Field("", description="command to try next, printed last")
 
         @model_validator(mode="after")
@@ -92,17 +132,32 @@ class Evaluate(Step):
             check_names(self.rewards, self.judges)
             raters = [*map(label, self.rewards), *judge_names(self.judges)]
             if taken := [name for name in self.metrics if name in raters]:
-                raise ValueError(f"'{taken[0]}' is the name of a metric, and of a reward or judge; rename the metric")
+                raise ValueError(
+                    f"'{taken[0]}' is the name of a metric, and of a reward or judge; rename the "
+                    "metric"
+                )
             if self.kl and self.sampling.temperature == 0:
-                raise ValueError("the KL is measured at the sampling temperature: set one above 0, or `kl: false`")
+                raise ValueError(
+                    "the KL is measured at the sampling temperature: set one above 0, or `kl: "
+                    "false`"
+                )
             if not self.kl and self.reference is not None:
-                raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
+                raise ValueError(
+                    "reference is the policy to measure the KL to, and kl is false: leave one of "
+                    "them out"
+                )
             if len(self.policies) < 2 and self.judges:
                 raise ValueError("judges compare policies: name at least two")
             if self.baseline is not None and self.baseline not in self.policies:
-                help = " (of one with options, set its own `baseline: true`)" if self.baseline in self._titles() else ""
+                help = (
+                    " (of one with options, set its own `baseline: true`)"
+                    if self.baseline in self._titles()
+                    else ""
+                )
                 plain = ", ".join(policy for policy in self.policies if isinstance(policy, str))
-                raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {plain}{help}")
+                raise ValueError(
+                    f"baseline '{self.baseline}' must be one of the policies: {plain}{help}"
+                )
             if len(set(filter(None, [self.baseline, *self.baselines()]))) > 1:
                 names = ", ".join(filter(None, [self.baseline, *self.baselines()]))
                 raise ValueError(f"{names} are all the baseline: choose one policy")
@@ -114,7 +169,9 @@ class Evaluate(Step):
         def baselines(self) -> list[str]:
             """The policies with options that say that they are the baseline."""
             named = by_title(self.policies).items()
-            return [name for name, policy in named if isinstance(policy, Variant) and policy.baseline]
+            return [
+                name for name, policy in named if isinstance(policy, Variant) and policy.baseline
+            ]
 
         def policies_to_sample(self) -> list[str]:
             return list(dict.fromkeys(map(role_of, self.policies)))
@@ -153,7 +210,9 @@ class Evaluate(Step):
 
     @property
     def reference(self) -> str | None:
-        """The policy to measure the KL to, which answers once to plain prompts; None if no KL is measured."""
+        """The policy to measure the KL to, which answers once to plain prompts; None if no KL is
+        measured.
+        """
         if not self.options.kl:
             return None
         baseline = self.baseline
@@ -173,7 +232,9 @@ class Evaluate(Step):
             for reward in options.rewards:
                 data.check_prompts(reward, prompts)
             for metric in options.metrics.values():
-                data.check_prompts(metric.reward, [group for group in prompts if metric.counts(group)])
+                data.check_prompts(
+                    metric.reward, [group for group in prompts if metric.counts(group)]
+                )
             for variant in self.variants.values():
                 if variant.reward is not None:
                     data.check_prompts(variant.reward, prompts)
@@ -186,7 +247,9 @@ class Evaluate(Step):
                     raise
 
     def _prompts(self, rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
-        """The prompts of rows, and notes. Raises DataError if they lack what metrics or breakdowns need."""
+        """The prompts of rows, and notes. Raises DataError if they lack what metrics or breakdowns
+        need.
+        """
         different, notes = prompts_to_compare(rows)
         metrics.check_where(self.options.metrics, different)
         prompts = metrics.limited(self.options.metrics, different, self.options.limit)
@@ -198,7 +261,8 @@ class Evaluate(Step):
         options = self.options
         bases = {context.base_of(policy) for policy in options.policies_to_sample()}
         self._base = bases.pop() if options.base and len(bases) == 1 else None
-        # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
+        # Before sampling: a reward that cannot work, because a key or a file is missing, fails
+        # here.
         measured_by = [spec for spec, _ in metrics.distinct_rewards(options.metrics)]
         scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
         answering = Answering(self.variants, options.samples_per_prompt, context)
@@ -214,7 +278,11 @@ class Evaluate(Step):
     @property
     def _compared(self) -> list[str]:
         """The policies that are compared with the baseline."""
-        return [policy for policy in self._named if self.baseline is not None and policy != self.baseline]
+        return [
+            policy
+            for policy in self._named
+            if self.baseline is not None and policy != self.baseline
+        ]
 
     def _measured(
         self,
@@ -230,7 +298,10 @@ class Evaluate(Step):
             context.say(f"{context.out.name}: scoring with {name}")
 
         warning = self._warning(prompts, context)
-        groups, own = self._sample(prompts, answering, context), len(scorers) - len(self.options.rewards)
+        groups, own = (
+            self._sample(prompts, answering, context),
+            len(scorers) - len(self.options.rewards),
+        )
         groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
         groups = metrics.scored(groups, self.options.metrics, scorers[:own], say)
         summary = self._summary(groups, columns, len(prompts) - len(groups), answering, context)
@@ -252,19 +323,29 @@ class Evaluate(Step):
         summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], context)
         groups, summary, verdicts = numbers.with_short_names(groups, summary, verdicts)
         summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
-        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
+        summary["by"] = breakdown.by_columns(
+            groups, self.options.by, summary, verdicts, self._compare
+        )
         if held_out:
-            trained = {policy: trained_prompts(context, policy, held_out) for policy in self._readers}
+            trained = {
+                policy: trained_prompts(context, policy, held_out) for policy in self._readers
+            }
             summary["notes"] += filter(None, [note_on(trained.values(), held_out, "examples")])
             learned = {policy: bool(places) for policy, places in trained.items()}
-            summary = examples.added(summary, held_out, self.baseline, short_names(self._readers), learned)
+            summary = examples.added(
+                summary, held_out, self.baseline, short_names(self._readers), learned
+            )
             write_groups(context.out / "held_out.jsonl", held_out)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         rows = rows_of(summary)
         (context.out / "results.csv").write_text(as_csv(rows), encoding="utf-8")
         shown = report.report(summary, rows, groups[: self.options.show])
-        return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
+        return Artifact(
+            summary=summary,
+            report=shown,
+            text=f"next: {self.options.next}" if self.options.next else "",
+        )
 
     @property
     def _readers(self) -> list[str]:
@@ -278,7 +359,10 @@ class Evaluate(Step):
         loaded = context.load(self.options.examples)
         groups, _ = together(examples.usable(loaded), self.options.examples)
         if others := len(loaded) - len(groups):
-            context.say(f"{context.out.name}: dropped {others} of {len(loaded)} examples: they compare nothing")
+            context.say(
+                f"{context.out.name}: dropped {others} of {len(loaded)} examples: they compare "
+                "nothing"
+            )
         return examples.measured(groups, self._readers, context)
 
     def _verdicts(
@@ -287,9 +371,14 @@ class Evaluate(Step):
         """The comparisons of each policy with the baseline, by each judge."""
         baseline, found = str(self.baseline), {}
         for policy in self._compared if judges else ():
-            context.say(f"{context.out.name}: {', '.join(judges)} compare {short_names(self.policies)[policy]}")
+            context.say(
+                f"{context.out.name}: {', '.join(judges)} compare "
+                f"{short_names(self.policies)[policy]}"
+            )
             found[policy] = {
-                name: judged.judge(groups, policy, baseline, mapped(judge.compare, name, context.map))
+                name: judged.judge(
+                    groups, policy, baseline, mapped(judge.compare, name, context.map)
+                )
                 for name, judge in judges.items()
             }
         return found
@@ -304,24 +393,39 @@ class Evaluate(Step):
     ) -> dict[str, Any]:
         if not verdicts:
             return {}
-        lower = frozenset(name for name, metric in self.options.metrics.items() if metric.better == "lower")
+        lower = frozenset(
+            name for name, metric in self.options.metrics.items() if metric.better == "lower"
+        )
         cards = Cards(groups, str(self.baseline), verdicts, list(judges), context, lower)
         return cards.all(rewards)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
-        """What is known of prompts that policies or reward models were trained on; empty without such prompts."""
+        """What is known of prompts that policies or reward models were trained on; empty without
+        such prompts.
+        """
         policies, texts = self.options.policies_to_sample(), self._chosen(context)
-        models = (*policies, *self.options.rewards, *(one.reward for one in self.options.metrics.values()))
+        models = (
+            *policies,
+            *self.options.rewards,
+            *(one.reward for one in self.options.metrics.values()),
+        )
         others = {policy: name for policy, name in short_names(policies).items() if name != policy}
-        if unknown := [name for policy, name in others.items() if not trained_prompts(context, policy, prompts)]:
-            texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
+        if unknown := [
+            name for policy, name in others.items() if not trained_prompts(context, policy, prompts)
+        ]:
+            texts.append(
+                f"warning: it was not checked whether {', '.join(unknown)} learned from these "
+                "prompts"
+            )
         if note := training_data_note(context, models, prompts, "prompts"):
             texts.append(note)
         for text in texts:
             context.say(f"{context.out.name}: {text}")
         return "\n".join(texts)
 
-    def _sample(self, prompts: Sequence[Group], answering: Answering, context: StepContext) -> list[Group]:
+    def _sample(
+        self, prompts: Sequence[Group], answering: Answering, context: StepContext
+    ) -> list[Group]:
         options = self.options
         groups = sample_policies(
             context,
@@ -334,7 +438,9 @@ class Evaluate(Step):
         if not groups:
             shown = any(variant.few_shot is not None for variant in self.variants.values())
             help = "\nhelp: set 'shots' to less, so that examples and prompts fit" if shown else ""
-            raise RunFailed(f"evaluate: none of {len(prompts)} prompts could be answered by all policies{help}")
+            raise RunFailed(
+                f"evaluate: none of {len(prompts)} prompts could be answered by all policies{help}"
+            )
         return groups
 
     def _summary(
@@ -350,15 +456,34 @@ class Evaluate(Step):
         rewards = [column.name for column in columns]
         names = [*options.metrics, *rewards]
         sampling = options.sampled()
-        kls = kl_of(groups, self.policies, self.reference, answering.prompted, sampling["temperature"], context)
-        cut = ", ".join(f"{key} {sampling[key]}" for key in ("min_new_tokens", "top_p", "top_k") if key in sampling)
-        biased = [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"] if cut else []
+        kls = kl_of(
+            groups,
+            self.policies,
+            self.reference,
+            answering.prompted,
+            sampling["temperature"],
+            context,
+        )
+        cut = ", ".join(
+            f"{key} {sampling[key]}"
+            for key in ("min_new_tokens", "top_p", "top_k")
+            if key in sampling
+        )
+        biased = (
+            [f"KL is biased: {cut} leaves tokens out of the answers, and it is of all tokens"]
+            if cut
+            else []
+        )
         raters, learned = raters_of(options), self._learned(learned_by(context), context, groups)
         varied = diversity(groups, self.policies, baseline)
         return {
             "prompts": len(groups),
             "left_out": left_out,
-            "sampling": {"samples_per_prompt": options.samples_per_prompt, **sampling, "seed": context.seed},
+            "sampling": {
+                "samples_per_prompt": options.samples_per_prompt,
+                **sampling,
+                "seed": context.seed,
+            },
             "notes": [f"sampled with {options.described()}", *(biased if self.reference else ())],
             "baseline": baseline,
             "reference": self.reference,
@@ -366,7 +491,8 @@ class Evaluate(Step):
             "metrics": metrics.described(options.metrics, groups),
             "rewards": names,
             "trained_on": {
-                policy: {name: learned(policy, rater) for name, rater in raters.items()} for policy in self.policies
+                policy: {name: learned(policy, rater) for name, rater in raters.items()}
+                for policy in self.policies
             },
             "variants": {name: answering.facts(name) for name in self.variants},
             "policies": {
@@ -385,7 +511,8 @@ class Evaluate(Step):
             },
             "against_base": {
                 policy: {
-                    name: self._compare(groups, policy, self._base, name)["difference"] for name in options.metrics
+                    name: self._compare(groups, policy, self._base, name)["difference"]
+                    for name in options.metrics
                 }
                 for policy in self._named
                 if self._base not in (None, baseline, policy) and options.metrics
@@ -401,10 +528,12 @@ class Evaluate(Step):
         context: StepContext | None = None,
         groups: Sequence[Group] = (),
     ) -> Callable[[str, Any], bool | None]:
-        """Whether a rater judges itself in a policy, which learned from it, or whose answers it chose.
+        """Whether a rater judges itself in a policy, which learned from it, or whose answers it
+        chose.
 
-        The known answer to a prompt that the policy has not learned from is no opinion that it could please. context,
-        groups: None before the run, which says what the policies have learned from.
+        The known answer to a prompt that the policy has not learned from is no opinion that it
+        could please. context, groups: None before the run, which says what the policies have
+        learned from.
         """
 
         def learned(policy: str, rater: Any) -> bool | None:
@@ -420,10 +549,14 @@ class Evaluate(Step):
             if role.startswith("/") or known(context.base_of(role) or "base", rater) is not False:
                 return False  # nobody says what another run has learned from
             own = [metric for metric in self.options.metrics.values() if metric.reward == rater]
-            asked = [group for group in groups if not own or any(metric.counts(group) for metric in own)]
+            asked = [
+                group for group in groups if not own or any(metric.counts(group) for metric in own)
+            ]
             return not any(trained_prompts(context, role, asked).values())
 
         return learned
 
-    def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+    def _compare(
+        self, groups: Sequence[Group], policy: str, baseline: str, name: str
+    ) -> dict[str, Any]:
         return numbers.compare(groups, policy, baseline, name, self.options.metrics)

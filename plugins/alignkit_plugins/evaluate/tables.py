@@ -1,4 +1,6 @@
-"""The table of policies by metrics, and those of the details of an evaluation, all from its rows."""
+"""The table of policies by metrics, and those of the details of an evaluation, all from its
+rows.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def over(summary: Mapping[str, Any]) -> str:
     return f"mean and 95% interval over {short(summary.get('prompts'))} prompts{held_out}"
 
 
-def table(rows: Sequence[Row], title: str = "", *, differences: bool = False, width: int | None = None) -> Table:
+def table(
+    rows: Sequence[Row], title: str = "", *, differences: bool = False, width: int | None = None
+) -> Table:
     """A table of policies by metrics, whose cells are means, or differences from the baseline.
 
     A metric is a line, or, where only that fits into `width` characters, a policy is one.
@@ -38,17 +42,25 @@ def table(rows: Sequence[Row], title: str = "", *, differences: bool = False, wi
     lower = {row.metric for row in rows if row.lower}
     cells = {(row.policy, row.metric): cell(row, differences) for row in rows}
     named = {name: f"{name}{LOWER}" if name in lower else name for name in metrics}
-    lines = [[named[name], *(cells.get((policy, name), "-") for policy in policies)] for name in metrics]
+    lines = [
+        [named[name], *(cells.get((policy, name), "-") for policy in policies)] for name in metrics
+    ]
     note = f"{LOWER} lower is better" if lower else ""
     upright = Table(title, ["", *policies], lines, note=note)
     lines = [[policy, *(cells.get((policy, name), "-") for name in metrics)] for policy in policies]
     across = Table(title, ["policy", *named.values()], lines, note=note)
-    return upright if width is None else _fitting(upright, width) or _fitting(across, width) or upright
+    return (
+        upright if width is None else _fitting(upright, width) or _fitting(across, width) or upright
+    )
 
 
 def _fitting(one: Table, width: int) -> Table | None:
-    """A table whose cells are whole, with heads in several lines if it is else too wide; None if it still is."""
-    cells = [max(len(row[at]) for row in one.rows) if one.rows else 0 for at in range(len(one.columns))]
+    """A table whose cells are whole, with heads in several lines if it is else too wide; None if it
+    still is.
+    """
+    cells = [
+        max(len(row[at]) for row in one.rows) if one.rows else 0 for at in range(len(one.columns))
+    ]
     words = [max(map(len, head.split()), default=0) for head in one.columns]
     for heads in (list(map(len, one.columns)), words):
         widths = [max(pair) for pair in zip(cells, heads, strict=True)]
@@ -59,19 +71,30 @@ def _fitting(one: Table, width: int) -> Table | None:
 
 
 def comparisons(rows: Sequence[Row]) -> Table:
-    """Each policy against its baseline, a line per metric: with the share of prompts won, and at equal length."""
+    """Each policy against its baseline, a line per metric: with the share of prompts won, and at
+    equal length.
+    """
     found = {(row.policy, row.metric, row.kind): row for row in rows if not row.column}
     lines, baseline = [], ""
     for row in main_rows(rows):
         if row.kind in RATED and row.difference:
             baseline = row.baseline
-            equal, won = (found.get((row.policy, row.metric, kind)) for kind in ("equal length", "win rate"))
+            equal, won = (
+                found.get((row.policy, row.metric, kind)) for kind in ("equal length", "win rate")
+            )
             equally_long = "-" if equal is None else cell(equal, not equal.estimate)
             share = (
                 "-" if won is None or won.estimate.get("n") == 1 else cell(won)
             )  # a share of one prompt says nothing
             lines.append([row.policy, row.metric, cell(row, True), equally_long, share, row.counts])
-    heads = ["policy", "metric", "difference", "at equal length", "won, without ties", "won/lost/tied"]
+    heads = [
+        "policy",
+        "metric",
+        "difference",
+        "at equal length",
+        "won, without ties",
+        "won/lost/tied",
+    ]
     return Table(f"against {baseline}, prompt by prompt", heads, lines, keys=2)
 
 
@@ -100,9 +123,15 @@ def by_column(rows: Sequence[Row], column: str) -> Table:
             lines.append([value, policy, f"{sizes[value]:,}", *shown_cells])
     more = len(sizes) - len(kept)
     notes = [f"results.csv has {more} rarer values too"] if more else []
-    notes += ["of many values, one in twenty seems to differ by chance"] if len(kept) > 2 and compared else []
+    notes += (
+        ["of many values, one in twenty seems to differ by chance"]
+        if len(kept) > 2 and compared
+        else []
+    )
     title = f"by {column}{', differences from the baseline' if compared else ''}"
-    return Table(title, [column, "policy", "prompts", *metrics], lines, keys=2, note="; ".join(notes))
+    return Table(
+        title, [column, "policy", "prompts", *metrics], lines, keys=2, note="; ".join(notes)
+    )
 
 
 def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:

@@ -1,7 +1,8 @@
-"""What an evaluation says of each policy in plain sentences, and what should make its reader doubt it.
+"""What an evaluation says of each policy in plain sentences, and what should make its reader doubt
+it.
 
-A policy that was trained to please a reward gains by it even if people see no gain. Only a metric that it did not learn
-from can say that it is better, so the first of these decides.
+A policy that was trained to please a reward gains by it even if people see no gain. Only a metric
+that it did not learn from can say that it is better, so the first of these decides.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from typing import Any
 from alignkit.evaluation.statistics import bought_with_length
 from alignkit.recipe.schema import BASE
 from alignkit_plugins.compare.readable import bounds, mapping, number, shown
-from alignkit_plugins.evaluate.rows import ANSWERS, BASE_MODEL, KL, LENGTH, RATED, TRUST, Row, decides
+from alignkit_plugins.evaluate.rows import (
+    ANSWERS,
+    BASE_MODEL,
+    KL,
+    LENGTH,
+    RATED,
+    TRUST,
+    Row,
+    decides,
+)
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -32,11 +42,11 @@ CHOSEN = "Its answers were chosen by this reward, so this is no independent proo
 class Verdict:
     """What all metrics together say of a policy.
 
-    outcome: what the headline says, the first metric that the policy did not learn from: `gained`, `lost` or `nothing
-    clear`; `mixed`, if it gained and is clearly worse by another one, or than the base model; `gained by its own
-    reward`, if it learned from all of them; `gained, not verified`, if it is not known what it learned from; or
-    `unknown` without scores.
-    sentences: the first says the headline.
+    outcome: what the headline says, the first metric that the policy did not learn from: `gained`,
+    `lost` or `nothing clear`; `mixed`, if it gained and is clearly worse by another one, or than
+    the base model; `gained by its own reward`, if it learned from all of them; `gained, not
+    verified`, if it is not known what it learned from; or `unknown` without scores. sentences: the
+    first says the headline.
     """
 
     policy: str
@@ -54,7 +64,9 @@ def verdicts(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _verdict(rows: Sequence[Row], policy: str, chosen: bool) -> Verdict:
-    own = [row for row in rows if row.policy == policy and row.clear is not None and row.kind in RATED]
+    own = [
+        row for row in rows if row.policy == policy and row.clear is not None and row.kind in RATED
+    ]
     against = [row for row in own if row.baseline != BASE_MODEL]
     if not against:
         baseline = next(row.baseline for row in rows if row.policy == policy and decides(row))
@@ -90,10 +102,22 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     metric += " (lower is better)" if row.lower else ""
     if row.clear == 0:
         return f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}."
-    found = (one.estimate for one in rows if (one.policy, one.metric, one.kind) == (baseline, row.metric, row.kind))
-    both = [shown({"mean": bounds(one)[0]}, percent=row.percent) for one in (row.estimate, next(found, {}))]
-    numbers = f"{both[0]} against {both[1]}, difference {_shown(row)}" if "-" not in both else _shown(row)
-    return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: {numbers}."
+    found = (
+        one.estimate
+        for one in rows
+        if (one.policy, one.metric, one.kind) == (baseline, row.metric, row.kind)
+    )
+    both = [
+        shown({"mean": bounds(one)[0]}, percent=row.percent)
+        for one in (row.estimate, next(found, {}))
+    ]
+    numbers = (
+        f"{both[0]} against {both[1]}, difference {_shown(row)}" if "-" not in both else _shown(row)
+    )
+    return (
+        f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: "
+        f"{numbers}."
+    )
 
 
 def _preferred(row: Row) -> str:
@@ -105,7 +129,10 @@ def _preferred(row: Row) -> str:
     better, worse = (policy, baseline) if row.clear == 1 else (baseline, policy)
     mean, low, high = (None if value is None else 1 - value for value in bounds(share))
     own = share if row.clear == 1 else {"mean": mean, "low": high, "high": low}
-    return f"{row.metric} prefers {better} to {worse}: in {shown(own, percent=True)} of comparisons{_adjusted(row)}."
+    return (
+        f"{row.metric} prefers {better} to {worse}: in {shown(own, percent=True)} of "
+        f"comparisons{_adjusted(row)}."
+    )
 
 
 def _difference(row: Row) -> str:
@@ -116,7 +143,9 @@ def _difference(row: Row) -> str:
 
 
 def _shown(row: Row) -> str:
-    return shown(row.difference, sign=True, percent=row.percent).replace("%", " points") + _adjusted(row)
+    return shown(row.difference, sign=True, percent=row.percent).replace(
+        "%", " points"
+    ) + _adjusted(row)
 
 
 def _adjusted(row: Row) -> str:
@@ -157,7 +186,9 @@ def longer_by(rows: Sequence[Row], policy: str, baseline: str) -> float | None:
 # What to doubt, the most important first
 
 
-def doubts(summary: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Verdict]) -> Iterator[str]:
+def doubts(
+    summary: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Verdict]
+) -> Iterator[str]:
     """Warnings about an evaluation, in plain words. found: all verdicts on it."""
     yield from no_judges(summary)
     notes = summary.get("notes") or ()
@@ -181,30 +212,51 @@ def _of_preference(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     """Where rewards contradict a judge, and where its preference ends at equal length."""
     policy, judge = row.policy, row.metric
     for other in rows if row.clear else ():
-        if other.policy == policy and decides(other) and other.kind != "judge" and other.clear == -(row.clear or 0):
+        if (
+            other.policy == policy
+            and decides(other)
+            and other.kind != "judge"
+            and other.clear == -(row.clear or 0)
+        ):
             better, worse = (policy, row.baseline) if other.clear == 1 else (row.baseline, policy)
-            yield f"{other.metric} prefers {better}, but {judge} prefers {worse}: one of them may be fooled"
+            yield (
+                f"{other.metric} prefers {better}, but {judge} prefers {worse}: one of them may "
+                "be fooled"
+            )
     equal = _at_equal_length(row, rows)
     if row.clear and equal is not None:
         if _contains(equal, 0.5):
             yield f"between equally long answers, {judge} has no clear preference"
         elif (equal["mean"] > 0.5) != (row.clear == 1):
-            yield f"between equally long answers, {judge} prefers the other policy: length decides for it"
+            yield (
+                f"between equally long answers, {judge} prefers the other policy: length decides "
+                "for it"
+            )
 
 
 def _of_verdict(verdict: Verdict, rows: Sequence[Row]) -> Iterator[str]:
     policy, baseline = verdict.policy, verdict.baseline
-    own = {row.metric: row for row in rows if row.policy == policy and row.kind in (*RATED, ANSWERS)}
+    own = {
+        row.metric: row for row in rows if row.policy == policy and row.kind in (*RATED, ANSWERS)
+    }
     equal = _at_equal_length(own[verdict.metric], rows) if verdict.metric in own else None
     if verdict.outcome not in ("nothing clear", "unknown") and _contains(equal, 0.0):
-        yield f"between equally long answers, no difference between {policy} and {baseline} is clear"
+        yield (
+            f"between equally long answers, no difference between {policy} and {baseline} is clear"
+        )
     longer = longer_by(rows, policy, baseline)
     if longer is not None and abs(longer) > LONGER:
         than = f"{'longer' if longer > 0 else 'shorter'} than those of {baseline}"
-        yield f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often depend on length"
+        yield (
+            f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often "
+            "depend on length"
+        )
     kl = bounds(own[KL].estimate)[0] if KL in own else None
     if kl is not None and kl > HIGH_KL and policy != BASE:
-        yield f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is often fooled"
+        yield (
+            f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is "
+            "often fooled"
+        )
 
 
 def _contains(estimate: Any, value: float) -> bool:
@@ -220,7 +272,10 @@ def _of_answers(summary: Mapping[str, Any]) -> Iterator[str]:
             cut.append(f"{share:.0%} of {name}")
         for metric, estimate in mapping(policy.get("rewards")).items():
             if estimate.get("unscored"):
-                yield f"{estimate['unscored']} answers of {name} have no score by {metric} and do not count"
+                yield (
+                    f"{estimate['unscored']} answers of {name} have no score by {metric} and do "
+                    "not count"
+                )
     if cut:
         yield f"many answers are truncated: {', '.join(cut)}"
     if left_out := summary.get("left_out"):

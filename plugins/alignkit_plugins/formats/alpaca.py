@@ -9,14 +9,15 @@ from alignkit import BadRow, Group, Message
 from alignkit_plugins.formats.columns import LABEL_COLUMNS, SYSTEM_COLUMNS, ColumnFormat
 
 QUESTION = ("instruction", "input", "context")
-NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")  # what Alpaca's generator wrote for none
+# What Alpaca's generator wrote for none
+NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")
 
 
 class Alpaca(ColumnFormat):
     """An instruction, what it is about (`input` or `context`), and the answer.
 
-    `system` is an optional system message. `history` holds earlier turns as pairs [instruction, answer]. `label` or
-    `kto_tag` says whether the answer is good.
+    `system` is an optional system message. `history` holds earlier turns as pairs [instruction,
+    answer]. `label` or `kto_tag` says whether the answer is good.
     """
 
     wants = "instruction and output; optional input or context, system, history, label"
@@ -25,14 +26,19 @@ class Alpaca(ColumnFormat):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        return cls.has(row, "instruction", cls.answer_column) and cls.lacks(row, "chosen", "rejected", "messages")
+        return cls.has(row, "instruction", cls.answer_column) and cls.lacks(
+            row, "chosen", "rejected", "messages"
+        )
 
     def read(self, row: Any) -> Group:
-        parts = [self.text(row, name, None if name == "instruction" else "").strip() for name in QUESTION]
+        parts = [
+            self.text(row, name, None if name == "instruction" else "").strip() for name in QUESTION
+        ]
         parts[1:] = ["" if part.lower().rstrip(".") in NO_INPUT else part for part in parts[1:]]
         if all(parts[1:]):
             raise BadRow(
-                "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"
+                "columns 'input' and 'context' both hold text; rename one: `columns: "
+                "{other_context: context}`"
             )
         question = Message(role="user", content="\n\n".join(part for part in parts if part))
         answer = Message(role="assistant", content=self.text(row, self.answer_column))
@@ -47,8 +53,14 @@ def _history(value: Any) -> Iterable[Message]:
     if not isinstance(value, list | None):
         raise BadRow("column 'history' must be a list of pairs [instruction, answer]")
     for pair in value or []:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise BadRow("column 'history' must be a list of pairs [instruction, answer], both texts")
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or not all(isinstance(text, str) for text in pair)
+        ):
+            raise BadRow(
+                "column 'history' must be a list of pairs [instruction, answer], both texts"
+            )
         yield Message(role="user", content=pair[0])
         yield Message(role="assistant", content=pair[1])
 
@@ -62,7 +74,9 @@ class Dolly(Alpaca):
 
 
 class SelfInstruct(ColumnFormat):
-    """An instruction with instances (Wang et al. 2023, arXiv:2212.10560): every instance is a demonstration."""
+    """An instruction with instances (Wang et al. 2023, arXiv:2212.10560): every instance is a
+    demonstration.
+    """
 
     wants = "instruction and instances [{input, output}]"
     example = '{"instruction": "Translate", "instances": [{"input": "Hallo", "output": "Hello"}]}'

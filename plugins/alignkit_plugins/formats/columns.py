@@ -1,4 +1,5 @@
-"""Columns with conversations as data sets store them: OpenAI's, ShareGPT's, axolotl's and LLaMA-Factory's keys.
+"""Columns with conversations as data sets store them: OpenAI's, ShareGPT's, axolotl's and
+LLaMA-Factory's keys.
 
 | a turn has | it is read as |
 |---|---|
@@ -7,11 +8,14 @@
 | system, developer | a system turn |
 | tool, function, observation, function_response, ipython | a tool turn: the result of a call |
 | function_call, tool_call | an assistant turn whose calls are its text, as JSON |
-| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON of one |
+| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON
+of one |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
 | `train`, `training` or `loss` true or false | whether an assistant turn is learned |
-| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
-| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may be any JSON |
+| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a
+demonstration |
+| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may
+be any JSON |
 """
 
 from __future__ import annotations
@@ -69,18 +73,30 @@ PLAIN = {"role", "content"}
 
 
 def read_message(turn: Any, where: str) -> Message:
-    """A message from a turn with any of the keys in the module's table. Raises BadRow that names `where`."""
+    """A message from a turn with any of the keys in the module's table. Raises BadRow that names
+    `where`.
+    """
     if not isinstance(turn, Mapping):
         raise BadRow(f"{where} must be a message, not {kind_of(turn)}")
     speaker = _first(turn, "role", "from")
     name = speaker.strip().lower() if isinstance(speaker, str) else ""
     role = SPEAKERS.get(name)
     if role is None:
-        raise BadRow(f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}")
-    if turn.keys() <= PLAIN and name not in CALLERS and isinstance(text := turn.get("content"), str):
+        raise BadRow(
+            f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of "
+            f"{', '.join(SPEAKERS)}"
+        )
+    if (
+        turn.keys() <= PLAIN
+        and name not in CALLERS
+        and isinstance(text := turn.get("content"), str)
+    ):
         return Message(role=role, content=text)  # nearly all turns; several times as fast
     if lost := next((key for key in FOREIGN if turn.get(key) and turn[key] not in NOTHING), ""):
-        raise BadRow(f"{where} has '{lost}', {FOREIGN[lost]}, which would be lost; remove it if it means nothing")
+        raise BadRow(
+            f"{where} has '{lost}', {FOREIGN[lost]}, which would be lost; remove it if it means "
+            "nothing"
+        )
     calls = _first(turn, "tool_calls", "function_call")
     calls = [] if calls in (None, "", [], {}) else _calls(calls, where)
     value = _first(turn, "content", "value", "text")
@@ -106,15 +122,22 @@ def read_message(turn: Any, where: str) -> Message:
     if isinstance(turn.get("tool_call_id"), str) and turn["tool_call_id"]:
         said["tool_call_id"] = turn["tool_call_id"]
     if role != "assistant" and ("tool_calls" in said or "reasoning_content" in said):
-        raise BadRow(f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}")
+        raise BadRow(
+            f"{where}: only assistant turns have reasoning and tool calls, but its role is "
+            f"{speaker!r}"
+        )
     return said
 
 
 def tools_column(row: Mapping[str, Any]) -> str:
-    """The column with a row's tools: `tools`, or another usual name whose value is a list of schemas."""
+    """The column with a row's tools: `tools`, or another usual name whose value is a list of
+    schemas.
+    """
     if row.get("tools"):
         return "tools"
-    return next((name for name in TOOL_COLUMNS if row.get(name) and _are_schemas(row[name])), "tools")
+    return next(
+        (name for name in TOOL_COLUMNS if row.get(name) and _are_schemas(row[name])), "tools"
+    )
 
 
 def _are_schemas(value: Any) -> bool:
@@ -127,22 +150,31 @@ def _are_schemas(value: Any) -> bool:
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
-    """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if there are none.
+    """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if
+    there are none.
 
-    A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates expect it.
+    A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates
+    expect it.
     """
     if isinstance(value, str):
         value = _json(value, "column 'tools'") if value.strip() else None
     schemas = [value] if isinstance(value, Mapping) else value or ()
-    if not isinstance(schemas, list | tuple) or not all(isinstance(schema, Mapping) for schema in schemas):
-        raise BadRow(f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}")
+    if not isinstance(schemas, list | tuple) or not all(
+        isinstance(schema, Mapping) for schema in schemas
+    ):
+        raise BadRow(
+            f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}"
+        )
     return tuple(
-        dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)} for schema in schemas
+        dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)}
+        for schema in schemas
     )
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """The number of turns that both conversations begin with, up to a turn that the assistant answers."""
+    """The number of turns that both conversations begin with, up to a turn that the assistant
+    answers.
+    """
     same = 0
     for count, (turn, theirs) in enumerate(zip(one, other, strict=False), 1):
         if turn != theirs:
@@ -178,7 +210,9 @@ def _trained(turn: Mapping[str, Any], where: str) -> bool | float | None:
 def _is_result(value: Any) -> bool:
     """Whether a tool's result is a value, and neither a text nor a list of parts of text."""
     if isinstance(value, list | tuple):
-        return not value or not all(isinstance(p, str) or (isinstance(p, Mapping) and "type" in p) for p in value)
+        return not value or not all(
+            isinstance(p, str) or (isinstance(p, Mapping) and "type" in p) for p in value
+        )
     return isinstance(value, Mapping | bool | int | float)
 
 
@@ -214,11 +248,16 @@ def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Calls, or JSON of them, in OpenAI's envelope. Their arguments are an object: templates write it as JSON."""
+    """Calls, or JSON of them, in OpenAI's envelope. Their arguments are an object: templates write
+    it as JSON.
+    """
     value = _json(value, where) if isinstance(value, str) else value
     calls = [value] if isinstance(value, Mapping) else value
     if not isinstance(calls, list | tuple) or not calls:
-        raise BadRow(f"{where}: a tool call must be {{name, arguments}} or a list of these, not {kind_of(value)}")
+        raise BadRow(
+            f"{where}: a tool call must be {{name, arguments}} or a list of these, not "
+            f"{kind_of(value)}"
+        )
     return [_call(call, where) for call in calls]
 
 
@@ -230,8 +269,13 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = _json(arguments, where) if arguments.strip() else None
     if not isinstance(arguments, Mapping | None):
-        raise BadRow(f"{where}: the arguments of the tool call {function['name']!r} must be an object")
-    read: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+        raise BadRow(
+            f"{where}: the arguments of the tool call {function['name']!r} must be an object"
+        )
+    read: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments or {}},
+    }
     return read | ({"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {})
 
 
@@ -246,7 +290,9 @@ def _json(text: str, where: str) -> Any:
 
 
 class ColumnFormat(Format):
-    """Base class of formats with conversations in their columns, in any layout of the module's table."""
+    """Base class of formats with conversations in their columns, in any layout of the module's
+    table.
+    """
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
@@ -256,11 +302,16 @@ class ColumnFormat(Format):
             name: A column.
         """
         value = columns_of(row).get(name)
-        return value if value in LEVELS else to_number(value, f"column '{name}', unless one of {', '.join(LEVELS)},")
+        return (
+            value
+            if value in LEVELS
+            else to_number(value, f"column '{name}', unless one of {', '.join(LEVELS)},")
+        )
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
-        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of these, or plain text.
+        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of
+        these, or plain text.
 
         Plain text becomes one turn: the user's, or the assistant's if `user` is false.
 
@@ -278,7 +329,9 @@ class ColumnFormat(Format):
             return (Message(role="user" if user else "assistant", content=value),)
         turns = [value] if isinstance(value, Mapping) else value
         if not isinstance(turns, list | tuple):
-            raise BadRow(f"column '{name}' must be text or a list of messages, not {kind_of(value)}")
+            raise BadRow(
+                f"column '{name}' must be text or a list of messages, not {kind_of(value)}"
+            )
         return tuple(read_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
 
     @classmethod
@@ -293,7 +346,10 @@ class ColumnFormat(Format):
             return tuple(turns)
         own = {turns[0]["content"].strip()} if turns[0]["role"] == "system" else set()
         if len(words | own) > 1:
-            raise BadRow(f"the row has {len(words | own)} different system messages, but a conversation has one")
+            raise BadRow(
+                f"the row has {len(words | own)} different system messages, but a conversation "
+                "has one"
+            )
         return tuple(turns) if own else (Message(role="system", content=words.pop()), *turns)
 
     @classmethod
@@ -303,17 +359,22 @@ class ColumnFormat(Format):
         try:
             return cls.flag(row, name)
         except BadRow as error:  # whether 1 or "safe" means good is for the user to say
-            raise BadRow(f"{error}; write true for a good response, false for a bad one, nothing if unknown") from None
+            raise BadRow(
+                f"{error}; write true for a good response, false for a bad one, nothing if unknown"
+            ) from None
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text of one."""
+        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text
+        of one.
+        """
         columns = columns_of(row)
         return tools_of(columns.get(tools_column(columns)))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
-        """A response from the turns after the prompt: text if it is one turn of text alone, else messages.
+        """A response from the turns after the prompt: text if it is one turn of text alone, else
+        messages.
 
         Args:
             turns: Of a conversation, in order.
@@ -322,17 +383,26 @@ class ColumnFormat(Format):
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
-            raise BadRow(f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn")
-        if len(turns) == 1 and turns[0].keys() <= {"role", "content", "train"} and turns[0].get("train", True) is True:
+            raise BadRow(
+                "the first turn after the prompt must be an assistant turn, not a "
+                f"{turns[0]['role']} turn"
+            )
+        if (
+            len(turns) == 1
+            and turns[0].keys() <= {"role", "content", "train"}
+            and turns[0].get("train", True) is True
+        ):
             return Response(text=turns[0]["content"], **known)
         return Response(messages=tuple(turns), **known)
 
     @classmethod
-    def demonstration(cls, turns: Sequence[Message], **known: Any) -> tuple[tuple[Message, ...], Response]:
+    def demonstration(
+        cls, turns: Sequence[Message], **known: Any
+    ) -> tuple[tuple[Message, ...], Response]:
         """Split a conversation before the first answer to the user, into prompt and response.
 
-        A greeting of the assistant, before the user has spoken, is part of the prompt. A label belongs to the last
-        answer, so that all other turns are part of the prompt.
+        A greeting of the assistant, before the user has spoken, is part of the prompt. A label
+        belongs to the last answer, so that all other turns are part of the prompt.
 
         Args:
             turns: Of a conversation, in order.
@@ -342,10 +412,16 @@ class ColumnFormat(Format):
         if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
         if known.get("label") is not None:
-            first = 1 + max((place for place, role in enumerate(roles) if role != "assistant"), default=-1)
+            first = 1 + max(
+                (place for place, role in enumerate(roles) if role != "assistant"), default=-1
+            )
         else:
             spoken = roles.index("user") if "user" in roles else 0
-            first = spoken + roles[spoken:].index("assistant") if "assistant" in roles[spoken:] else len(roles)
+            first = (
+                spoken + roles[spoken:].index("assistant")
+                if "assistant" in roles[spoken:]
+                else len(roles)
+            )
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
 
     @staticmethod
@@ -364,19 +440,32 @@ class ColumnFormat(Format):
         Args:
             responses: With a score each.
         """
-        scored = [(place, score) for place, r in enumerate(responses) if (score := r.scores.get("reward")) is not None]
+        scored = [
+            (place, score)
+            for place, r in enumerate(responses)
+            if (score := r.scores.get("reward")) is not None
+        ]
         if not scored:
             raise BadRow("the row has neither ranks nor scores nor pairs")
         if len(scored) < len(responses):
-            raise BadRow(f"{len(responses) - len(scored)} of {len(responses)} responses have no score")
+            raise BadRow(
+                f"{len(responses) - len(scored)} of {len(responses)} responses have no score"
+            )
         from alignkit import functional as F  # with torch, which reading a recipe does not need
 
-        better = ((i, j, high - low) for i, high in scored for j, low in scored if F.preferred([(low, high)]) == [1])
+        better = (
+            (i, j, high - low)
+            for i, high in scored
+            for j, low in scored
+            if F.preferred([(low, high)]) == [1]
+        )
         return tuple(Pair(i, j, margin=margin) for i, j, margin in better)
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a question says are kept."""
+        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a
+        question says are kept.
+        """
         if "tools" in used:
             used = (*used, tools_column(columns_of(row)))
         choices = [name for name in CHOICES if columns_of(row).get(name) and name not in used]
@@ -386,7 +475,9 @@ class ColumnFormat(Format):
 
 
 def _says(row: Mapping[str, Any], used: Iterable[str], choices: Any) -> bool:
-    """Whether the columns that a format uses say all of the choices, as questions do that end with them."""
+    """Whether the columns that a format uses say all of the choices, as questions do that end with
+    them.
+    """
     words, said = list(words_in(choices)), "\n".join(words_in([row.get(name) for name in used]))
     return any(len(word) > 1 for word in words) and all(word in said for word in words)
 
@@ -406,9 +497,11 @@ _SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
 
 
 def _messages_in_cell(text: str, name: str, user: bool) -> Any:
-    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged.
+    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text
+    unchanged.
 
-    user: whether the user may speak. An answer may be data that somebody asked for, such as a message.
+    user: whether the user may speak. An answer may be data that somebody asked for, such as a
+    message.
     """
     if not text.lstrip().startswith(("[", "{")):
         return text
@@ -419,17 +512,25 @@ def _messages_in_cell(text: str, name: str, user: bool) -> Any:
     if isinstance(value, dict):  # one that is no message may be what the user asks about
         speaker = str(value.get("role", value.get("from"))).strip().lower()
         speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))
-        return value if speaks and value.keys() in ({"role", "content"}, {"from", "value"}) else text
+        return (
+            value if speaks and value.keys() in ({"role", "content"}, {"from", "value"}) else text
+        )
     turns = value if isinstance(value, list) else []
-    are_messages = turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
+    are_messages = turns and all(
+        isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns
+    )
     return turns if are_messages else text
 
 
 def _python_value(text: str, name: str) -> Any:
-    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy prints it."""
+    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy
+    prints it.
+    """
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         if text.lstrip().startswith("[") and text.rstrip().endswith("}]") and _SPEAKER.search(text):
-            raise BadRow(f"column '{name}' looks like messages but is not JSON; write it with json.dumps") from None
+            raise BadRow(
+                f"column '{name}' looks like messages but is not JSON; write it with json.dumps"
+            ) from None
         return text

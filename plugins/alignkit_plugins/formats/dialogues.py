@@ -1,15 +1,18 @@
-"""Conversations from raw text: every dialogue of a .txt file, or the one dialogue of a row {text: ...}.
+"""Conversations from raw text: every dialogue of a .txt file, or the one dialogue of a row {text:
+...}.
 
-Dialogues are found by the heuristic behind Gopher's dialogue data (Rae et al. 2021, arXiv:2112.11446). A dialogue is a
-run of at least 6 paragraphs in which two speakers take turns: the odd paragraphs begin with one prefix, the even ones
-with another, such as `Gopher: `, `Dr Smith - ` or `Q. `.
+Dialogues are found by the heuristic behind Gopher's dialogue data (Rae et al. 2021,
+arXiv:2112.11446). A dialogue is a run of at least 6 paragraphs in which two speakers take turns:
+the odd paragraphs begin with one prefix, the even ones with another, such as `Gopher: `, `Dr Smith
+- ` or `Q. `.
 
-The paper does not define a prefix. Here it ends with one of the separators `: `, ` - ` and `. `, after at least one
-other character, within the first line and the first 40 characters. Of the prefixes that all paragraphs of a speaker
-share, the longest counts, so that `Dr. Ann: ` and `Dr. Ben: ` are two speakers.
+The paper does not define a prefix. Here it ends with one of the separators `: `, ` - ` and `. `,
+after at least one other character, within the first line and the first 40 characters. Of the
+prefixes that all paragraphs of a speaker share, the longest counts, so that `Dr. Ann: ` and `Dr.
+Ben: ` are two speakers.
 
-The first speaker becomes the user and the second the assistant, whose turns are learned. A last turn without an answer
-is left out. `meta["speakers"]` holds the speakers' names.
+The first speaker becomes the user and the second the assistant, whose turns are learned. A last
+turn without an answer is left out. `meta["speakers"]` holds the speakers' names.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ MAX_PREFIX = 40  # characters
 class Dialogue:
     """Two speakers taking turns.
 
-    start: number of the first paragraph, from 0. line: number of its first line, from 1. prefixes: of the first and
-    the second speaker's paragraphs. turns: the paragraphs without their prefixes.
+    start: number of the first paragraph, from 0. line: number of its first line, from 1. prefixes:
+    of the first and the second speaker's paragraphs. turns: the paragraphs without their prefixes.
     """
 
     start: int
@@ -57,7 +60,9 @@ def find_dialogues(text: str, *, min_paragraphs: int = 6) -> list[Dialogue]:
             start += 1
             continue
         run = paragraphs[start : start + length]
-        turns = tuple(paragraph[len(speakers[i % 2]) :].strip() for i, (_, paragraph) in enumerate(run))
+        turns = tuple(
+            paragraph[len(speakers[i % 2]) :].strip() for i, (_, paragraph) in enumerate(run)
+        )
         dialogues.append(Dialogue(start, run[0][0], speakers, turns))
         start += length
     return dialogues
@@ -83,7 +88,9 @@ def _prefixes(paragraph: str) -> frozenset[str]:
 
 
 def _run(prefixes: list[frozenset[str]], start: int) -> tuple[int, tuple[str, str]]:
-    """The number of paragraphs from `start` in which two speakers take turns, and the speakers' prefixes."""
+    """The number of paragraphs from `start` in which two speakers take turns, and the speakers'
+    prefixes.
+    """
     shared: list[frozenset[str]] = [frozenset(), frozenset()]
     length = 0
     while start + length < len(prefixes):
@@ -101,10 +108,16 @@ def _longest(prefixes: frozenset[str]) -> str:
 
 
 class Dialogues(ColumnFormat):
-    """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by default."""
+    """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by
+    default.
+    """
 
-    example = r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'
-    wants = "text with one dialogue, or a .txt file with any number; never detected, so name the format"
+    example = (
+        r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'
+    )
+    wants = (
+        "text with one dialogue, or a .txt file with any number; never detected, so name the format"
+    )
 
     def read(self, row: Any) -> Group:
         if isinstance(row, Dialogue):
@@ -116,7 +129,8 @@ class Dialogues(ColumnFormat):
         matches = find_dialogues(self.text(row, "text"))
         if len(matches) != 1:
             raise BadRow(
-                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file may hold many)"
+                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file "
+                "may hold many)"
             )
         return self._group(matches[0], self.rest(row, "text"))
 
@@ -128,6 +142,8 @@ class Dialogues(ColumnFormat):
     def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
         answered = dialogue.turns[: len(dialogue.turns) // 2 * 2]
         roles = ("user", "assistant")
-        turns = [Message(role=roles[number % 2], content=words) for number, words in enumerate(answered)]
+        turns = [
+            Message(role=roles[number % 2], content=words) for number, words in enumerate(answered)
+        ]
         prompt, response = self.demonstration(turns)
         return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})

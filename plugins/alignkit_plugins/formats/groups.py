@@ -11,7 +11,10 @@ from alignkit.data.group import group_from_json
 class Groups(Format):
     """Groups as alignkit writes them, with all fields of each response."""
 
-    example = '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "Hello!"}]}'
+    example = (
+        '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": '
+        '"Hello!"}]}'
+    )
     wants = "alignkit, prompt and responses, as alignkit writes them"
     needs_prompt = False
 

@@ -1,7 +1,8 @@
 """Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), as pairs or demonstrations.
 
-A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number, number]}, in which the higher score
-wins, the difference is the margin, and a tie makes no pair; or one transcript, as a string or as {text: ...}.
+A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number, number]}, in which
+the higher score wins, the difference is the margin, and a tie makes no pair; or one transcript, as
+a string or as {text: ...}.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from alignkit import BadRow, Group, Message, Pair, Response
 from alignkit_plugins.formats.columns import ColumnFormat
 
-# A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle of a turn.
+# A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle
+# of a turn.
 TAG = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
 
@@ -51,7 +53,10 @@ class HHRLHF(ColumnFormat):
     """Comparisons and demonstrations as `\\n\\nHuman: ...\\n\\nAssistant: ...` transcripts."""
 
     example = r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}'
-    wants = "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with score: [x, y]"
+    wants = (
+        "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with "
+        "score: [x, y]"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -84,7 +89,12 @@ class HHRLHF(ColumnFormat):
 
     def _by_score(self, texts: Any, scores: Any) -> tuple[Any, Any, float]:
         """The better text, the worse text, and the margin, which is 0 for a tie."""
-        if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != 2 or len(scores) != 2:
+        if (
+            not isinstance(texts, list)
+            or not isinstance(scores, list)
+            or len(texts) != 2
+            or len(scores) != 2
+        ):
             raise BadRow("columns 'text' and 'score' must be lists of two items each")
         first, second = (self.number({"score": score}, "score") for score in scores)
         if first is None or second is None:

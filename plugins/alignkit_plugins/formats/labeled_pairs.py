@@ -1,10 +1,11 @@
-"""Two answers and a label that says which one is better: LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval and others.
+"""Two answers and a label that says which one is better: LLMBar, Auto-J, PandaLM, SuperHF, Tulu,
+AlpacaEval and others.
 
-A layout names the columns and what the values of the label mean. LAYOUTS holds those of known data sets, each with
-other values: 1 means the first answer in LLMBar, the second one in Auto-J. So an unknown data set is read only if its
-labels explain themselves (`a` for response_a, or the name of a column), or if `labels` says what they mean.
-A tie makes a group without a pair. If several columns have a label, the most frequent one counts; without one, it is
-a tie.
+A layout names the columns and what the values of the label mean. LAYOUTS holds those of known data
+sets, each with other values: 1 means the first answer in LLMBar, the second one in Auto-J. So an
+unknown data set is read only if its labels explain themselves (`a` for response_a, or the name of a
+column), or if `labels` says what they mean. A tie makes a group without a pair. If several columns
+have a label, the most frequent one counts; without one, it is a tie.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ LEVELED = {
     "b-is-slightly-better": "second",
     "b-is-better": "second",
 }
-SIGNED = {"-3": "first", "-2": "first", "-1": "first", "0": "tie", "1": "second", "2": "second", "3": "second"}
+SIGNED = {
+    "-3": "first",
+    "-2": "first",
+    "-1": "first",
+    "0": "tie",
+    "1": "second",
+    "2": "second",
+    "3": "second",
+}
 STRENGTHS = {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0}
 ARENA = {"model_a": "first", "model_b": "second", "tie": "tie", "tie (bothbad)": "tie"}
 
@@ -41,9 +50,10 @@ ARENA = {"model_a": "first", "model_b": "second", "tie": "tie", "tie (bothbad)":
 class Layout:
     """Columns of a data set, and what its labels mean.
 
-    prompt: columns, joined by a blank line; empty if the answers are whole conversations. labels: value -> side.
-    margins: value -> margin. sources: columns with the answers' authors. soft: values between 1 and 2 are
-    1 + the probability that the second answer is better. scores: columns with the answers' votes, which must agree.
+    prompt: columns, joined by a blank line; empty if the answers are whole conversations. labels:
+    value -> side. margins: value -> margin. sources: columns with the answers' authors. soft:
+    values between 1 and 2 are 1 + the probability that the second answer is better. scores: columns
+    with the answers' votes, which must agree.
     """
 
     prompt: tuple[str, ...]
@@ -57,9 +67,17 @@ class Layout:
     scores: tuple[str, ...] = ()
 
     def fits(self, row: Any) -> bool:
-        """Whether the row has these columns; the second and later columns of the prompt may be missing."""
+        """Whether the row has these columns; the second and later columns of the prompt may be
+        missing.
+        """
         # Other sets with AlpacaEval's columns count from 0, where it means a tie.
-        needed = (*self.prompt[:1], self.first, self.second, *self.label, *(self.sources if self.soft else ()))
+        needed = (
+            *self.prompt[:1],
+            self.first,
+            self.second,
+            *self.label,
+            *(self.sources if self.soft else ()),
+        )
         return isinstance(row, Mapping) and all(name in row for name in needed)
 
 
@@ -70,7 +88,11 @@ LAYOUTS = {
         ("instruction", "input"), "response1", "response2", ("annotator1", "annotator2", "annotator3"), NUMBERS
     ),
     "SuperHF": Layout(
-        ("prompt",), "model_a_completion", "model_b_completion", ("rating",), LETTERS, sources=("model_a", "model_b")
+        ("prompt",), (
+            "model_a_completion"
+        ), (
+            "model_b_completion"
+        ), ("rating",), LETTERS, sources=("model_a", "model_b")
     ),
     "Tulu": Layout(
         ("prompt",), "completion_a", "completion_b", ("preference",), LEVELED,
@@ -87,13 +109,20 @@ LAYOUTS = {
         ("history",), "human_ref_A", "human_ref_B", ("labels",), {"1": "first", "0": "second"},
         scores=("score_A", "score_B"),
     ),
-    "PKU-SafeRLHF": Layout(("prompt",), "response_0", "response_1", ("better_response_id",), FROM_ZERO),
-    "HelpSteer2": Layout(("prompt",), "response_1", "response_2", ("preference_strength",), SIGNED, STRENGTHS),
-    "HelpSteer3": Layout(("context",), "response1", "response2", ("overall_preference",), SIGNED, STRENGTHS),
+    "PKU-SafeRLHF": Layout(("prompt",), "response_0", "response_1", ((
+        "better_response_id"
+    ),), FROM_ZERO),
+    "HelpSteer2": Layout(("prompt",), "response_1", "response_2", ((
+        "preference_strength"
+    ),), SIGNED, STRENGTHS),
+    "HelpSteer3": Layout(("context",), "response1", "response2", ((
+        "overall_preference"
+    ),), SIGNED, STRENGTHS),
 }  # fmt: skip
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
-WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")  # 0 or 1 each, in the arena's rows on Kaggle
+# 0 or 1 each, in the arena's rows on Kaggle
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 LABELS = ("label", "labels", "preference", "winner", "verdict", "rating", "choice", "better")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<mark>[ _-]?(?:1|a|A|0))(?P<rest>_\w+)?")
 _SECOND = {"1": "2", "a": "b", "A": "B", "0": "1"}
@@ -119,12 +148,18 @@ class LabeledPairs(ColumnFormat):
 
     Options = LabeledPairsOptions
     example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
-    wants = "prompt, instruction or input, two answers such as output_1 and output_2, and a label, preference or winner"
+    wants = (
+        "prompt, instruction or input, two answers such as output_1 and output_2, and a label, "
+        "preference or winner"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
         row = with_winner(row)
-        return cls.lacks(row, "chosen", "rejected") and (known_layout(row) or guessed_layout(row)) is not None
+        return (
+            cls.lacks(row, "chosen", "rejected")
+            and (known_layout(row) or guessed_layout(row)) is not None
+        )
 
     def read(self, row: Any) -> Group:
         row = with_winner(columns_of(row))
@@ -135,38 +170,67 @@ class LabeledPairs(ColumnFormat):
             shared = shared_turns(answers[0], answers[1])
             prompt, answers = answers[0][:shared], [turns[shared:] for turns in answers]
         authors = [self.text(row, name, "") or None for name in layout.sources] or [None, None]
-        responses = tuple(self.answer(turns, source=who) for turns, who in zip(answers, authors, strict=True))
-        meta = self.rest(row, *layout.prompt, layout.first, layout.second, *layout.sources, "system", "tools")
-        return Group(self.opened(prompt, row), responses, self._pairs(row, layout), meta=meta, tools=self.tools(row))
+        responses = tuple(
+            self.answer(turns, source=who) for turns, who in zip(answers, authors, strict=True)
+        )
+        meta = self.rest(
+            row, *layout.prompt, layout.first, layout.second, *layout.sources, "system", "tools"
+        )
+        return Group(
+            self.opened(prompt, row),
+            responses,
+            self._pairs(row, layout),
+            meta=meta,
+            tools=self.tools(row),
+        )
 
     def _layout(self, row: Mapping[str, Any]) -> Layout:
-        """The row's layout, with the columns and labels that the options name. Raises BadRow if it stays unknown."""
+        """The row's layout, with the columns and labels that the options name. Raises BadRow if it
+        stays unknown.
+        """
         o = self.options
         layout = known_layout(row) or guessed_layout(row, o.label) or Layout((), "", "", ())
         prompt = (o.prompt,) if o.prompt else layout.prompt
         label = (o.label,) if o.label else layout.label
         layout = replace(
-            layout, prompt=prompt, first=o.first or layout.first, second=o.second or layout.second, label=label
+            layout,
+            prompt=prompt,
+            first=o.first or layout.first,
+            second=o.second or layout.second,
+            label=label,
         )
         if o.labels is not None:
             layout = replace(
-                layout, labels={canonical(k): side for k, side in o.labels.items()}, margins={}, soft=False
+                layout,
+                labels={canonical(k): side for k, side in o.labels.items()},
+                margins={},
+                soft=False,
             )
         if o.margins is not None:
-            layout = replace(layout, margins={canonical(value): margin for value, margin in o.margins.items()})
+            layout = replace(
+                layout, margins={canonical(value): margin for value, margin in o.margins.items()}
+            )
         missing = [name for name in ("first", "second", "label") if not getattr(layout, name)]
         if missing:
-            raise BadRow(f"no column for {', '.join(missing)} was recognized; name it, as in `{missing[0]}: COLUMN`")
+            raise BadRow(
+                f"no column for {', '.join(missing)} was recognized; name it, as in "
+                f"`{missing[0]}: COLUMN`"
+            )
         if not layout.labels:
             raise BadRow(
-                f"what the values of '{layout.label[0]}' mean is unknown, such as {row.get(layout.label[0])!r}; "
-                "say it with `labels`, as in `labels: {'1': first, '2': second, '0': tie}`"
+                f"what the values of '{layout.label[0]}' mean is unknown, such as "
+                f"{row.get(layout.label[0])!r}; say it with `labels`, as in `labels: {{'1': "
+                f"first, '2': second, '0': tie}}`"
             )
         return layout
 
     def _prompt(self, row: Mapping[str, Any], layout: Layout) -> tuple[Message, ...]:
         if len(layout.prompt) < 2:
-            return self.conversation(row.get(layout.prompt[0]), layout.prompt[0]) if layout.prompt else ()
+            return (
+                self.conversation(row.get(layout.prompt[0]), layout.prompt[0])
+                if layout.prompt
+                else ()
+            )
         parts = [self.text(row, name, "").strip() for name in layout.prompt]
         return (Message(role="user", content="\n\n".join(part for part in parts if part)),)
 
@@ -193,18 +257,30 @@ class LabeledPairs(ColumnFormat):
             return Pair(1, 0, p=p) if p > 0.5 else Pair(0, 1, p=1 - p)
         if value not in layout.labels:
             known = ", ".join(layout.labels)
-            raise BadRow(f"column '{name}' holds {row.get(name)!r}, but the known labels are {known}")
+            raise BadRow(
+                f"column '{name}' holds {row.get(name)!r}, but the known labels are {known}"
+            )
         side = layout.labels[value]
         margin = layout.margins.get(value)
-        return {"first": Pair(0, 1, margin=margin), "second": Pair(1, 0, margin=margin), "tie": None}[side]
+        return {
+            "first": Pair(0, 1, margin=margin),
+            "second": Pair(1, 0, margin=margin),
+            "tie": None,
+        }[side]
 
 
 def with_winner(row: Any) -> Any:
-    """The row with WINNERS as one label, and with its lists of the user's and the models' turns as conversations."""
+    """The row with WINNERS as one label, and with its lists of the user's and the models' turns as
+    conversations.
+    """
     if not Format.has(row, *WINNERS):
         return row
-    told = [name.removeprefix("winner_") for name in WINNERS if canonical(row[name]) in ("1", "true")]
-    columns = {name: value for name, value in row.items() if name not in WINNERS} | {"winner": " and ".join(told)}
+    told = [
+        name.removeprefix("winner_") for name in WINNERS if canonical(row[name]) in ("1", "true")
+    ]
+    columns = {name: value for name, value in row.items() if name not in WINNERS} | {
+        "winner": " and ".join(told)
+    }
     asked, *answers = (_texts(row.get(name)) for name in ("prompt", "response_a", "response_b"))
     if not asked or any(len(answer) != len(asked) for answer in answers):
         return columns
@@ -225,7 +301,11 @@ def _texts(cell: Any) -> list[Any]:
         value = json.loads(cell) if isinstance(cell, str) else cell
     except ValueError:
         return []
-    return value if isinstance(value, list) and all(text is None or isinstance(text, str) for text in value) else []
+    return (
+        value
+        if isinstance(value, list) and all(text is None or isinstance(text, str) for text in value)
+        else []
+    )
 
 
 def known_layout(row: Any) -> Layout | None:
@@ -234,7 +314,9 @@ def known_layout(row: Any) -> Layout | None:
 
 
 def guessed_layout(row: Any, label: str | None = None) -> Layout | None:
-    """A layout by the names of the row's columns; its labels are empty unless they explain themselves."""
+    """A layout by the names of the row's columns; its labels are empty unless they explain
+    themselves.
+    """
     if not isinstance(row, Mapping):
         return None
     prompt = next((name for name in PROMPTS if row.get(name) is not None), None)
@@ -246,7 +328,9 @@ def guessed_layout(row: Any, label: str | None = None) -> Layout | None:
     labels = {canonical(first): "first", canonical(second): "second", "tie": "tie"}
     if mark in "aA":
         labels |= LETTERS | ARENA | LEVELED
-    return Layout((prompt,), first, second, (label,), labels if canonical(row.get(label)) in labels else {})
+    return Layout(
+        (prompt,), first, second, (label,), labels if canonical(row.get(label)) in labels else {}
+    )
 
 
 def _two_answers(name: str, row: Mapping[str, Any]) -> tuple[str, str, str] | None:

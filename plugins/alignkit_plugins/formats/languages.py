@@ -18,7 +18,12 @@ def identifier() -> Any:
 
 
 def check_languages(user: str, codes: Iterable[str]) -> None:
-    """Raise RunFailed for a code of a language that py3langid does not know. user: who asks, for the error."""
+    """Raise RunFailed for a code of a language that py3langid does not know. user: who asks, for
+    the error.
+    """
     labels = identifier().labels
     if unknown := sorted(set(codes) - set(labels)):
-        raise RunFailed(f"{user}: py3langid does not know {', '.join(unknown)}; it knows {', '.join(sorted(labels))}")
+        raise RunFailed(
+            f"{user}: py3langid does not know {', '.join(unknown)}; it knows "
+            f"{', '.join(sorted(labels))}"
+        )

@@ -1,9 +1,10 @@
-"""Conversations: OpenAI's `messages` and ShareGPT's `conversations`, as demonstrations, labeled answers or prompts.
+"""Conversations: OpenAI's `messages` and ShareGPT's `conversations`, as demonstrations, labeled
+answers or prompts.
 
-The turns before the first answer to the user are the prompt. A single answer becomes the response's text. Several
-turns stay messages and keep their `train` flags, for the algorithm to decide which of them to learn. With a label,
-the response is the last answer, and all earlier turns are the prompt. A conversation that ends with the user is a
-prompt without a response.
+The turns before the first answer to the user are the prompt. A single answer becomes the response's
+text. Several turns stay messages and keep their `train` flags, for the algorithm to decide which of
+them to learn. With a label, the response is the last answer, and all earlier turns are the prompt.
+A conversation that ends with the user is a prompt without a response.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejec
 class Messages(ColumnFormat):
     """One conversation per row; `label` says whether its last answer is good."""
 
-    example = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
-    wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false), system, tools"
+    example = (
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Hello!"}]}'
+    )
+    wants = (
+        "messages [{role, content}] or conversations [{from, value}]; optional label (true or "
+        "false), system, tools"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:

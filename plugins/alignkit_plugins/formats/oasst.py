@@ -1,8 +1,9 @@
-"""OpenAssistant's conversation trees (Koepf et al. 2023, arXiv:2304.07327): every reply may have several replies.
+"""OpenAssistant's conversation trees (Koepf et al. 2023, arXiv:2304.07327): every reply may have
+several replies.
 
-A row holds a tree, so that it becomes several groups: every prompt, with the conversation before it and all its
-replies; those that people ranked form pairs (rank 0 is best). Deleted messages and messages that failed the review are
-left out, with all that follows them.
+A row holds a tree, so that it becomes several groups: every prompt, with the conversation before it
+and all its replies; those that people ranked form pairs (rank 0 is best). Deleted messages and
+messages that failed the review are left out, with all that follows them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class Oasst(Format):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        return cls.has(row, "prompt") and isinstance(row["prompt"], Mapping) and "replies" in row["prompt"]
+        return (
+            cls.has(row, "prompt")
+            and isinstance(row["prompt"], Mapping)
+            and "replies" in row["prompt"]
+        )
 
     def read(self, row: Any) -> Group:
         """The first group of a tree."""
@@ -76,7 +81,9 @@ def _rankings(node: Node, before: Sequence[Message]) -> Iterator[Parts]:
     if path[-1]["role"] == "user" and replies:
         ranks = [Format.number(reply, "rank") for reply in replies]
         responses = [
-            Response(text=_turn(reply)["content"], rank=rank, source=reply.get("model_name") or None)
+            Response(
+                text=_turn(reply)["content"], rank=rank, source=reply.get("model_name") or None
+            )
             for reply, rank in zip(replies, ranks, strict=True)
         ]
         yield path, tuple(responses), tuple(Pair(i, j) for i, j in ranking_pairs(ranks))

@@ -1,7 +1,8 @@
-"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155); rank 1 is best.
+"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155);
+rank 1 is best.
 
-Responses may have scores instead of ranks, such as grades from 1 to 7: a higher score is better, and the difference
-is the pair's margin. Equal scores make no pair.
+Responses may have scores instead of ranks, such as grades from 1 to 7: a higher score is better,
+and the difference is the pair's margin. Equal scores make no pair.
 """
 
 from __future__ import annotations
@@ -22,17 +23,27 @@ SCORE_LISTS = ("scores", "ratings", "rewards")
 
 
 class Rankings(ColumnFormat):
-    """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
+    """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs
+    [better, worse].
+    """
 
-    example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
-    wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
+    example = (
+        '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": '
+        "2}]}"
+    )
+    wants = (
+        "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, "
+        "...], scores or pairs"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
         prompt, name = _first(row, PROMPTS), _first(row, RESPONSES)
         if not prompt or not name or not isinstance(row[name], list) or "alignkit" in row:
             return False
-        rated = _first(row, ("ranks", *SCORE_LISTS, "pairs")) or all(_first(i, ("rank", *SCORES)) for i in row[name])
+        rated = _first(row, ("ranks", *SCORE_LISTS, "pairs")) or all(
+            _first(i, ("rank", *SCORES)) for i in row[name]
+        )
         return bool(row[name] and rated) and cls.lacks(row, "chosen", "rejected")
 
     def read(self, row: Any) -> Group:
@@ -50,7 +61,15 @@ class Rankings(ColumnFormat):
         pairs = self._pairs(row.get("pairs"))
         if pairs is None and all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
-        used = (prompt, name, "ranks", "pairs", *([scored] if scored else []), *SYSTEM_COLUMNS, "tools")
+        used = (
+            prompt,
+            name,
+            "ranks",
+            "pairs",
+            *([scored] if scored else []),
+            *SYSTEM_COLUMNS,
+            "tools",
+        )
         turns = self.opened(self.conversation(row[prompt], prompt), row)
         return Group(turns, responses, pairs, meta=self.rest(row, *used), tools=self.tools(row))
 
@@ -70,7 +89,10 @@ class Rankings(ColumnFormat):
         item_rank = self.number(item, "rank")
         item_score = self.number(item, _first(item, SCORES) or "score")
         if "fine-grained_score" in item and item_score is not None and item_score > ULTRAFEEDBACK:
-            raise BadRow(f"overall_score {item_score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback")
+            raise BadRow(
+                f"overall_score {item_score:g} is above {ULTRAFEEDBACK}, a known fault of "
+                "UltraFeedback"
+            )
         return Response(
             text=self.text(item, _first(item, TEXTS) or "text"),
             rank=rank if item_rank is None else item_rank,
@@ -89,7 +111,9 @@ class Rankings(ColumnFormat):
         if isinstance(pair, list) and len(pair) == 2:
             return Pair(pair[0], pair[1])
         if not self.has(pair, "better", "worse"):
-            raise BadRow(f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {pair!r}")
+            raise BadRow(
+                f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {pair!r}"
+            )
         p = self.number(pair, "p")
         return Pair(pair["better"], pair["worse"], 1.0 if p is None else p, self.margin(pair))
 

@@ -11,9 +11,30 @@ from alignkit.data.sources import Formats, checked_groups, matches, with_renamed
 from alignkit.formats import FOREIGN
 
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
-QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "ctx", "request", "user", "q"}
+QUESTIONS = {
+    "question",
+    "query",
+    "problem",
+    "input",
+    "instruction",
+    "goal",
+    "ctx",
+    "request",
+    "user",
+    "q",
+}
 QUESTIONS |= {"frage", "pregunta", "domanda", "vraag"}
-ANSWERS = {"answer", "response", "output", "solution", "target", "reply", "answerkey", "assistant", "a"}
+ANSWERS = {
+    "answer",
+    "response",
+    "output",
+    "solution",
+    "target",
+    "reply",
+    "answerkey",
+    "assistant",
+    "a",
+}
 ANSWERS |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
 # The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
 BETTER = {"better", "good", "best", "preferred", "accepted"}
@@ -35,13 +56,17 @@ class Reading:
 
 
 def readings_of(row: Any, formats: Formats) -> list[Reading]:
-    """The ways to read a row that no format recognizes: by a format's name, or with renamed columns."""
+    """The ways to read a row that no format recognizes: by a format's name, or with renamed
+    columns.
+    """
     if not isinstance(row, Mapping):
         return []
     readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
     for columns in _renamings(row):
         renamed = with_renamed_columns(row, columns)
-        fitting = [name for name, cls in formats.items() if matches(cls, renamed) and _reads(cls, renamed)]
+        fitting = [
+            name for name, cls in formats.items() if matches(cls, renamed) and _reads(cls, renamed)
+        ]
         if len(fitting) == 1 and fitting[0] not in {reading.format for reading in readings}:
             readings.append(Reading(fitting[0], columns))
     return readings
@@ -50,7 +75,8 @@ def readings_of(row: Any, formats: Formats) -> list[Reading]:
 def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """What the columns may mean (expected -> actual), by their usual names."""
     questions, answers, better, worse = (
-        [name for name in row if str(name).lower() in usual] for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
+        [name for name in row if str(name).lower() in usual]
+        for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
     )
     answers.sort(key=lambda name: str(name).lower() == "answer")  # a solution may stand next to it
     prompt = {}
@@ -80,6 +106,7 @@ def advice(row: Any, formats: Formats) -> str:
     if readings := readings_of(row, formats):
         return "\n  ".join(["Say what its columns mean, as in:", *map(str, readings)])
     return (
-        "Rename columns with `columns: {expected: actual}`, say what they mean with a `template`, or name the format "
-        f"(`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
+        f"Rename columns with `columns: {{expected: actual}}`, say what they mean with a "
+        "`template`, or name the format (`alignkit plugins FORMAT` describes it): "
+        f"{', '.join(formats)}"
     )

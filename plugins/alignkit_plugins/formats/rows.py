@@ -14,8 +14,8 @@ from alignkit.errors import did_you_mean
 def with_labels(group: Group) -> Group:
     """The group with labels instead of pairs and ranks.
 
-    A response without a label is good if it wins more of its pairs than it loses, bad if it loses more. Responses
-    with neither a label nor such a balance are left out.
+    A response without a label is good if it wins more of its pairs than it loses, bad if it loses
+    more. Responses with neither a label nor such a balance are left out.
     """
     balance = [0.0] * len(group.responses)
     for pair in resolved_pairs(group):
@@ -30,13 +30,17 @@ def with_labels(group: Group) -> Group:
 
 
 def prompt_to_row(number: int, group: Group) -> list[Any]:
-    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its tools."""
+    """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its
+    tools.
+    """
     return [number, list(group.prompt), *([list(group.tools)] if group.tools else [])]
 
 
 def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
     """The prompts of rows that `prompt_to_row` made."""
-    return [Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows]
+    return [
+        Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows
+    ]
 
 
 def row_of(group: Group) -> str:
@@ -47,7 +51,8 @@ def row_of(group: Group) -> str:
 def column_of(reader: str, group: Group, column: str, help: str = "") -> Any:
     """What a prompt's column holds, which may be None. Raises DataError if there is no such column.
 
-    reader: begins the message, such as `exact_match`. help: what to do; default: the column with the nearest name.
+    reader: begins the message, such as `exact_match`. help: what to do; default: the column with
+    the nearest name.
     """
     if column in group.meta:
         return group.meta[column]

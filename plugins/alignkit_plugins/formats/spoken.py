@@ -15,19 +15,24 @@ _CLOSED = re.compile(rf"</({'|'.join(TAGS)})>", re.IGNORECASE)
 
 
 def all_turns(response: Response, *, thoughts: bool = False) -> str:
-    """The text, or the assistant's turns one after the other, without the thoughts before them: what judges read.
+    """The text, or the assistant's turns one after the other, without the thoughts before them:
+    what judges read.
 
     thoughts: as the policy wrote it.
     """
     turns: Sequence[Any] = [response.text]
     if response.messages is not None:
-        turns = [turn.get("content") for turn in response.messages if turn.get("role") == "assistant"]
+        turns = [
+            turn.get("content") for turn in response.messages if turn.get("role") == "assistant"
+        ]
     said = (text if thoughts else answer_in(text) for text in turns if text)
     return "\n\n".join(text for text in said if text)  # a turn that only calls a tool says nothing
 
 
 def last_turn(response: Response) -> str:
-    """The text, or the assistant's last turn: the answer, as an environment may have the last word."""
+    """The text, or the assistant's last turn: the answer, as an environment may have the last
+    word.
+    """
     if response.messages is None:
         return response.text
     said = [turn.get("content") for turn in response.messages if turn["role"] == "assistant"]
@@ -35,12 +40,16 @@ def last_turn(response: Response) -> str:
 
 
 def answer_of(response: Response) -> str:
-    """The last turn without the thoughts before it, which is what can be right or wrong; empty if they have no end."""
+    """The last turn without the thoughts before it, which is what can be right or wrong; empty if
+    they have no end.
+    """
     return answer_in(last_turn(response))
 
 
 def answer_in(text: str) -> str:
-    """What follows the thoughts, without white space around it; all of a text without any, as it is."""
+    """What follows the thoughts, without white space around it; all of a text without any, as it
+    is.
+    """
     said = after_thoughts(text)
     return text if said == text else (said or "").strip()
 

@@ -1,4 +1,6 @@
-"""Raw text for language modeling: rows {text: ...}, or plain text files split into documents at blank lines."""
+"""Raw text for language modeling: rows {text: ...}, or plain text files split into documents at
+blank lines.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,11 @@ class Text(ColumnFormat):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        other = cls.lacks(row, "prompt", "messages", "conversations", "chosen", "completion", "instruction")
-        other = other and cls.lacks(row, "role", "parent_id")  # a turn, as in the rows of OpenAssistant on the Hub
+        other = cls.lacks(
+            row, "prompt", "messages", "conversations", "chosen", "completion", "instruction"
+        )
+        # A turn, as in the rows of OpenAssistant on the Hub
+        other = other and cls.lacks(row, "role", "parent_id")
         return other and isinstance(row.get("text"), str)
 
     def read(self, row: Any) -> Group:
@@ -46,7 +51,9 @@ class Text(ColumnFormat):
 
 
 def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
-    """Paragraphs between blank lines; those above MAX_CHARS characters are cut between lines, or between words."""
+    """Paragraphs between blank lines; those above MAX_CHARS characters are cut between lines, or
+    between words.
+    """
     start, held, size = 0, list[str](), 0
     for number, line in ((number, part) for number, whole in lines for part in _parts(whole)):
         blank = not line.strip()
@@ -64,7 +71,9 @@ def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
 def _parts(line: str) -> list[str]:
     if len(line) <= 2 * MAX_CHARS:
         return [line]
-    return textwrap.wrap(line, MAX_CHARS, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(
+        line, MAX_CHARS, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
+    ) or [""]
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:

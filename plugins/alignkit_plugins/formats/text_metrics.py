@@ -1,4 +1,5 @@
-"""What texts look like, without a model: words, repetition, hedges, confidence, and how much texts differ.
+"""What texts look like, without a model: words, repetition, hedges, confidence, and how much texts
+differ.
 
 These are cheap signs of reward hacking. They are simple on purpose: anyone can check them by hand.
 """
@@ -17,8 +18,8 @@ from alignkit.errors import DataError
 from alignkit.evaluation.answers import spaced
 from alignkit.seeds import stream
 
-# English only, after the hedges and boosters of Hyland 2005, "Metadiscourse": those that are rarely anything else, and
-# what assistants say.
+# English only, after the hedges and boosters of Hyland 2005, "Metadiscourse": those that are rarely
+# anything else, and what assistants say.
 HEDGES = (
     "apparently", "appears", "approximately", "as far as i know", "could be", "depends", "generally", "i am not sure",
     "i believe", "i guess", "i suppose", "i think", "i'm not sure", "in general", "in my opinion", "it seems",
@@ -35,28 +36,35 @@ CONFIDENCE = (
 REPEATED = 3  # words of an n-gram in `repetition`
 BLEU = 4  # words of the longest n-gram in `self_bleu`
 COMPARED = 16  # texts, for self-BLEU
-# `re` takes the vowel signs of Hindi, accents that follow their letter and the like for punctuation.
+# `re` takes the vowel signs of Hindi, accents that follow their letter and the like for
+# punctuation.
 _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
 
 
 def sampled_length(response: Response, reward: str, help: str = "") -> int:
-    """`length`, for a reward that counts tokens. Raises DataError for a response without any, such as one of a file.
+    """`length`, for a reward that counts tokens. Raises DataError for a response without any, such
+    as one of a file.
 
     help: what the user can do instead.
     """
     if response.tokens is None:
         advice = f"\nhelp: {help}" if help else ""
-        raise DataError(f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}")
+        raise DataError(
+            f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}"
+        )
     return length(response)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, and each punctuation mark or emoji as a word of its own."""
+    """The words of a text in lower case, and each punctuation mark or emoji as a word of its
+    own.
+    """
     return [word.replace("’", "'") for word in _WORD.findall(spaced(text).lower())]
 
 
 def repetition(words: Sequence[str], size: int = REPEATED) -> float:
-    """The share of n-grams that occurred in the text before: 1 - different / all. 0 for a text that has none.
+    """The share of n-grams that occurred in the text before: 1 - different / all. 0 for a text that
+    has none.
 
     seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319), over words instead of tokens.
     """
@@ -65,7 +73,9 @@ def repetition(words: Sequence[str], size: int = REPEATED) -> float:
 
 
 def phrases(words: Sequence[str], wanted: Iterable[str]) -> float:
-    """Occurrences of words or phrases, such as HEDGES, per word of the text; 0 for an empty text."""
+    """Occurrences of words or phrases, such as HEDGES, per word of the text; 0 for an empty
+    text.
+    """
     if not words:
         return 0.0
     pattern = "|".join(sorted(map(re.escape, wanted), key=len, reverse=True))
@@ -83,14 +93,16 @@ def distinct(texts: Iterable[Sequence[str]], size: int) -> float | None:
 
 
 def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
-    """The mean BLEU of each text with the others as its references; 1 if all are equal, None if there is one text.
+    """The mean BLEU of each text with the others as its references; 1 if all are equal, None if
+    there is one text.
 
-    Of more than COMPARED texts, as many are compared: always the same ones of a number of texts, drawn by a fixed seed.
-    The time grows with the square of their number, and the value with the number of references.
+    Of more than COMPARED texts, as many are compared: always the same ones of a number of texts,
+    drawn by a fixed seed. The time grows with the square of their number, and the value with the
+    number of references.
 
     Zhu et al. 2018 (arXiv:1802.01886). BLEU: Papineni et al. 2002, with one added to the counts of
-    n-grams of two and more words, as answers are short (Lin and Och 2004, "ORANGE"), and with shorter
-    n-grams only for texts of fewer than four words.
+    n-grams of two and more words, as answers are short (Lin and Och 2004, "ORANGE"), and with
+    shorter n-grams only for texts of fewer than four words.
     """
     if len(texts) < 2:
         return None
@@ -101,7 +113,9 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
 
 
-def _bleu(texts: Sequence[Sequence[str]], counts: Sequence[Sequence[Counter[str]]], own: int) -> float:
+def _bleu(
+    texts: Sequence[Sequence[str]], counts: Sequence[Sequence[Counter[str]]], own: int
+) -> float:
     others = [index for index in range(len(texts)) if index != own]
     length = len(texts[own])
     if not length:
@@ -115,7 +129,9 @@ def _bleu(texts: Sequence[Sequence[str]], counts: Sequence[Sequence[Counter[str]
         if not found + added:
             return 0.0
         logs.append(math.log((found + added) / (counts[own][order].total() + added)))
-    closest = min((len(texts[other]) for other in others), key=lambda other: (abs(other - length), other))
+    closest = min(
+        (len(texts[other]) for other in others), key=lambda other: (abs(other - length), other)
+    )
     return math.exp(min(0.0, 1 - closest / length) + sum(logs) / len(logs))
 
 

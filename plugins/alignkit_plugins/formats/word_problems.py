@@ -1,5 +1,5 @@
-"""Word problems with a known answer: GSM8K (Cobbe et al. 2021, arXiv:2110.14168) and SVAMP (Patel et al. 2021,
-arXiv:2103.07191).
+"""Word problems with a known answer: GSM8K (Cobbe et al. 2021, arXiv:2110.14168) and SVAMP (Patel
+et al. 2021, arXiv:2103.07191).
 
 The answer is in the column `answer`, where the reward `math_verify` looks for it.
 """
@@ -19,8 +19,8 @@ _CALCULATION = re.compile(r"<<[^<>\n]*>>")  # for a calculator, not for people
 class GSM8K(Format):
     """A question, and a solution that ends with `#### ANSWER`. The solution is a demonstration.
 
-    The calculator's annotations, `<<2+3=5>>`, are left out. The last line stays: it shows a policy how to end. Recipes
-    name this format, because many data sets have a question and an answer.
+    The calculator's annotations, `<<2+3=5>>`, are left out. The last line stays: it shows a policy
+    how to end. Recipes name this format, because many data sets have a question and an answer.
     """
 
     example = r'{"question": "Ann has 2 pens and buys 3. How many has she?", "answer": "2+3=<<2+3=5>>5\n#### 5"}'
@@ -39,7 +39,9 @@ class GSM8K(Format):
 class SVAMP(Format):
     """A story, a question about it, and a number. There is no solution to learn from."""
 
-    example = '{"Body": "Ann has 2 pens and buys 3", "Question": "How many has she?", "Answer": 5.0}'
+    example = (
+        '{"Body": "Ann has 2 pens and buys 3", "Question": "How many has she?", "Answer": 5.0}'
+    )
     wants = "Body, Question and Answer, a number"
 
     @classmethod

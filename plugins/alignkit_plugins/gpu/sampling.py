@@ -1,7 +1,8 @@
-"""Sampling on a GPU: attention of one token per row without waiting for the host, and weights with the adapter in them.
+"""Sampling on a GPU: attention of one token per row without waiting for the host, and weights with
+the adapter in them.
 
-A GPU waits for the host to start each operator. So shapes repeat from token to token, no step needs a number from the
-host, and one call serves all rows.
+A GPU waits for the host to start each operator. So shapes repeat from token to token, no step needs
+a number from the host, and one call serves all rows.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from alignkit.kernels.lora import plain_layers
 from alignkit.kernels.matmul import PackedWeight
 from alignkit.models.next_token import choose
 
-LOOK_EVERY = 8  # tokens that are written between two looks of the host: the GPU would stand idle meanwhile
+# Tokens that are written between two looks of the host: the GPU would stand idle meanwhile
+LOOK_EVERY = 8
 STEP = 128  # columns by which those that rows attend to grow
 FREE_SHARE = 1 / 4  # of the free memory that merged weights may take; keys and values take half
 
 
 class PaddedChange(Change):
-    """A `Change` in some calls for all rows: a call costs more than the bytes that empty cells add."""
+    """A `Change` in some calls for all rows: a call costs more than the bytes that empty cells
+    add.
+    """
 
     def enter(self, rows: Tensor, prefill: Tensor) -> None:
         """Write the prompts' tokens into the rows that enter."""
@@ -38,19 +42,24 @@ class PaddedChange(Change):
 
     @cached_property
     def _cells(self) -> Tensor:
-        """[entering rows, column]: the index of each cell's token in the prefill; empty cells have the last one."""
+        """[entering rows, column]: the index of each cell's token in the prefill; empty cells have
+        the last one.
+        """
         cells = torch.full((len(self.prompts), self.column), -1)
         for row, span in zip(cells, self.prompts, strict=True):
             row[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
         return cells.to(self.keep.device)
 
 
-def write_ahead(decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Append up to LOOK_EVERY tokens to every active row, as `decoder.write` does, and return the last ones, [rows].
+def write_ahead(
+    decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Append up to LOOK_EVERY tokens to every active row, as `decoder.write` does, and return the
+    last ones, [rows].
 
-    decoder, rows: those of `alignkit.models.generate`. logits: [rows, vocabulary] of the first. read: given tokens and
-    their positions, [rows] each, returns the logits of the next ones. The caller reads the last token, if any row still
-    needs more.
+    decoder, rows: those of `alignkit.models.generate`. logits: [rows, vocabulary] of the first.
+    read: given tokens and their positions, [rows] each, returns the logits of the next ones. The
+    caller reads the last token, if any row still needs more.
     """
     device, sampling = logits.device, decoder.request.sampling
     lengths = torch.tensor([decoder.length(row) for row in rows])
@@ -64,7 +73,10 @@ def write_ahead(decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callabl
             own = row.draws[len(row.tokens) :][:count]
             draws[: len(own), column] = own
     uniform = torch.from_numpy(draws).to(device)
-    short = torch.tensor([len(row.tokens) for row in rows]) + torch.arange(count)[:, None] < sampling.min_new_tokens
+    short = (
+        torch.tensor([len(row.tokens) for row in rows]) + torch.arange(count)[:, None]
+        < sampling.min_new_tokens
+    )
     early = short.to(device) if short.any() else [None] * count
     chosen, drawn = torch.zeros(0), []
     for step in range(count):
@@ -80,8 +92,8 @@ def write_ahead(decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callabl
 class StaticDecoding(Decoding):
     """`Decoding` in one block of rows, on the device of the cache.
 
-    Rows attend to a number of columns that grows by STEP; the mask hides those that are not filled yet. Where the next
-    token goes is a number on the device.
+    Rows attend to a number of columns that grows by STEP; the mask hides those that are not filled
+    yet. Where the next token goes is a number on the device.
     """
 
     change: ClassVar[type[Change]] = PaddedChange
@@ -96,7 +108,8 @@ class StaticDecoding(Decoding):
     @property
     def attended(self) -> int:
         """Columns that the rows attend to, filled or not."""
-        return (self.column // STEP + 1) * STEP  # at least one more than the column, which is an index
+        # At least one more than the column, which is an index
+        return (self.column // STEP + 1) * STEP
 
     def _allocated(self, column: int, room: int) -> int:
         # Up to a multiple of STEP, or `attended` could exceed the cache.
@@ -116,25 +129,31 @@ class StaticDecoding(Decoding):
         keys.index_copy_(2, self._place, k)
         values.index_copy_(2, self._place, v)
         rows, heads, _, size = q.shape
-        # The query heads that share a key head become its queries: one product per key head, and no copy of the keys.
+        # The query heads that share a key head become its queries: one product per key head, and no
+        # copy of the keys.
         q = q.view(rows, k.shape[1], heads // k.shape[1], size)
         keys, values = (x[:, :, : self.attended] for x in (keys, values))
         out = attention(q, keys, values, self._mask_of(args, q), args)
         return out.reshape(rows, heads, 1, -1)  # values may differ in size from queries
 
     def _mask_of(self, args: AttentionArgs, q: Tensor) -> Tensor:
-        """[rows, 1, 1, columns]: true if a row sees a column, or what is added to its score if nothing caps that."""
+        """[rows, 1, 1, columns]: true if a row sees a column, or what is added to its score if
+        nothing caps that.
+        """
         key = args.window if args.softcap is None else (args.window, "capped")
         if key not in self._masks:
             if len(self._columns) != self.attended:
                 self._columns = torch.arange(self.attended, device=q.device)
-            # [rows, columns]: neither the empty space on the left nor columns that are not written yet.
+            # [rows, columns]: neither the empty space on the left nor columns that are not written
+            # yet.
             sees = (self._columns >= self._firsts[:, None]) & (self._columns <= self._place)
             if args.window is not None:
                 sees &= self._columns > self._place - args.window
             mask = sees[:, None, None]
             if args.softcap is None:  # converted here once, and not in every layer
-                mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+                mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+                    ~mask, float("-inf")
+                )
             self._masks[key] = mask
         return self._masks[key]
 
@@ -144,12 +163,14 @@ class StaticDecoding(Decoding):
         self._place += 1
 
 
-# Copies of the weights with a role's adapter merged in: the adapter's calls are half of all calls of a token. Merged in
-# half precision, an adapter is rounded with its weight.
+# Copies of the weights with a role's adapter merged in: the adapter's calls are half of all calls
+# of a token. Merged in half precision, an adapter is rounded with its weight.
 
 
 class MergedWeight(PackedWeight):
-    """x W^T + b by a weight that contains an adapter, for any number of rows, without a gradient."""
+    """x W^T + b by a weight that contains an adapter, for any number of rows, without a
+    gradient.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.weight, self.bias = weight, bias
@@ -165,19 +186,29 @@ class MergedWeight(PackedWeight):
 
 @torch.no_grad()
 def merged_weights(model: Any, adapter: str | None) -> dict[int, PackedWeight]:
-    """Merged weights by the `id` of the adapter's upper factor; none without an adapter, or without room for copies.
+    """Merged weights by the `id` of the adapter's upper factor; none without an adapter, or without
+    room for copies.
 
     Quantized layers keep their adapters apart.
     """
     layers = plain_layers(model)
     size = sum(layer.base_layer.weight.nbytes for layer in layers)
-    if adapter is None or size > FREE_SHARE * memory.available(model.get_output_embeddings().weight.device):
+    if adapter is None or size > FREE_SHARE * memory.available(
+        model.get_output_embeddings().weight.device
+    ):
         return {}
     merged: dict[int, PackedWeight] = {}
     for layer in layers:
-        base, down, up = layer.base_layer, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        base, down, up = (
+            layer.base_layer,
+            layer.lora_A[adapter].weight,
+            layer.lora_B[adapter].weight,
+        )
         # The products of bf16 numbers would be rounded twice.
-        weight = torch.addmm(base.weight.float(), up.float(), down.float(), alpha=layer.scaling[adapter])
-        # By `up`, which `adapted` has at hand and which differs between adapters; the frozen weight is shared.
+        weight = torch.addmm(
+            base.weight.float(), up.float(), down.float(), alpha=layer.scaling[adapter]
+        )
+        # By `up`, which `adapted` has at hand and which differs between adapters; the frozen weight
+        # is shared.
         merged[id(up)] = MergedWeight(weight.to(base.weight.dtype), base.bias)
     return merged

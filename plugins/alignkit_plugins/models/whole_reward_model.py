@@ -1,4 +1,6 @@
-"""Reward models in a folder that is no adapter, such as the hub's: with their own tokenizer and chat template."""
+"""Reward models in a folder that is no adapter, such as the hub's: with their own tokenizer and
+chat template.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class WholeRewardModel(RolePolicy):
         folder, trust = base.artifact(reference), self.model.spec.trust_remote_code
         # The folder may still hold the language head of the original model.
         options = {"dtype": self.model.dtype, "num_labels": 1, "trust_remote_code": trust}
-        self.network = load_weights(AutoModelForSequenceClassification, folder, ("lm_head.weight",), **options)
+        self.network = load_weights(
+            AutoModelForSequenceClassification, folder, ("lm_head.weight",), **options
+        )
         self.network.to(self.model.device).eval()
         self.memory = self.model.memory
         self.encoder = Encoder(load_tokenizer(folder, str(folder), trust_remote_code=trust))
@@ -47,7 +51,9 @@ class WholeRewardModel(RolePolicy):
                     places.append(len(scores))
                     rows.append(row)
                 scores.append(None)
-        for place, score in zip(places, within_memory(self.memory, lambda: self._score(rows)), strict=True):
+        for place, score in zip(
+            places, within_memory(self.memory, lambda: self._score(rows)), strict=True
+        ):
             scores[place] = score
         self.report_unread()
         return scores
@@ -55,11 +61,14 @@ class WholeRewardModel(RolePolicy):
     def _row(self, group: Group, response: Response, limit: int) -> Ids | None:
         """A conversation as the template renders it; None if the prompt does not fit.
 
-        It needs no prompt of its own in front of the answer. Counts as `Encoder.encode` does, and raises RowRefused.
+        It needs no prompt of its own in front of the answer. Counts as `Encoder.encode` does, and
+        raises RowRefused.
         """
         encoder = self.encoder
         try:
-            text = encoder.chat.render(encoder.chat.prepare([*group.prompt, *answers_of(response)]), False, group.tools)
+            text = encoder.chat.render(
+                encoder.chat.prepare([*group.prompt, *answers_of(response)]), False, group.tools
+            )
             ids = encoder.rendered.ids(text)
             if len(ids) <= limit:
                 return ids
@@ -78,20 +87,31 @@ class WholeRewardModel(RolePolicy):
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         while order:
             longest = len(rows[order[-1]])
-            batch = order[-max(1, 4 * self.memory.tokens // longest) :]  # as many tokens as any pass without gradients
+            # As many tokens as any pass without gradients
+            batch = order[-max(1, 4 * self.memory.tokens // longest) :]
             del order[-len(batch) :]
-            for index, score in zip(batch, self._logits([rows[index] for index in batch]).tolist(), strict=True):
+            for index, score in zip(
+                batch, self._logits([rows[index] for index in batch]).tolist(), strict=True
+            ):
                 scores[index] = score
         return scores
 
     def _logits(self, rows: Sequence[Ids]) -> Tensor:
-        """The scores of some rows, [rows]. Transformers reads each at its last token that does not count as padding."""
+        """The scores of some rows, [rows]. Transformers reads each at its last token that does not
+        count as padding.
+        """
         config = self.network.config
         own = config.pad_token_id
         used = set() if own is not None else {token for row in rows for token in row}
-        pad = own if own is not None else next(token for token in range(len(used) + 1) if token not in used)
+        pad = (
+            own
+            if own is not None
+            else next(token for token in range(len(used) + 1) if token not in used)
+        )
         width = max(map(len, rows))
-        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.network.device)
+        tokens = torch.tensor(
+            [[*row, *[pad] * (width - len(row))] for row in rows], device=self.network.device
+        )
         lengths = torch.tensor([len(row) for row in rows], device=self.network.device)
         mask = (torch.arange(width, device=self.network.device) < lengths[:, None]).long()
         config.pad_token_id = pad if len(rows) > 1 else own

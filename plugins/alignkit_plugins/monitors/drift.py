@@ -1,4 +1,6 @@
-"""How the answers of a stage drift from those of its first iteration: length, repetition, hedges, diversity."""
+"""How the answers of a stage drift from those of its first iteration: length, repetition, hedges,
+diversity.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ WORDS = {
     "length": Words("answers are longer", "answers are shorter", "tokens"),
     "repetition": Words("answers repeat themselves more", "", "repeated 3-grams", ".1%"),
     "hedges": Words("answers hedge more", "answers hedge less", "of the words", ".1%"),
-    "confidence": Words("answers sound more confident", "answers sound less confident", "of the words", ".1%"),
+    "confidence": Words(
+        "answers sound more confident", "answers sound less confident", "of the words", ".1%"
+    ),
     "self_bleu": Words("answers to a prompt are more alike", "", "self-BLEU"),
     "sampled_entropy": Words("", "the policy is surer of its words", "nats per token"),
 }
@@ -43,7 +47,9 @@ class Drift:
         self._warned: set[str] = set()
 
     def add(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[str]]:
-        """The metrics of an iteration, and warnings about what has departed from the first one, each of them once."""
+        """The metrics of an iteration, and warnings about what has departed from the first one,
+        each of them once.
+        """
         values, texts = measured(groups)
         metrics = means({name: list(each.values()) for name, each in values.items()})
         metrics.pop("length", None)  # of which `response_tokens` is the mean over answers
@@ -73,7 +79,10 @@ def measured(groups: Sequence[Group]) -> tuple[dict[str, ByPrompt], list[list[st
     texts: dict[str, list[list[str]]] = {}
     for group in groups:
         for response in group.responses:
-            words, count = text_metrics.words_of(all_turns(response, thoughts=True)), length(response)
+            words, count = (
+                text_metrics.words_of(all_turns(response, thoughts=True)),
+                length(response),
+            )
             texts.setdefault(group.id, []).append(words)
             answer = {
                 "length": float(count),
@@ -88,4 +97,6 @@ def measured(groups: Sequence[Group]) -> tuple[dict[str, ByPrompt], list[list[st
     for prompt, answers in texts.items():
         if (alike := text_metrics.self_bleu(answers)) is not None:
             values["self_bleu"][prompt] = [alike]
-    return {name: means(each) for name, each in values.items()}, list(chain.from_iterable(texts.values()))
+    return {name: means(each) for name, each in values.items()}, list(
+        chain.from_iterable(texts.values())
+    )

@@ -25,7 +25,9 @@ def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 class Change(NamedTuple):
-    """A difference with its interval. before, after: the means that it compares. prompts: how many it rests on."""
+    """A difference with its interval. before, after: the means that it compares. prompts: how many
+    it rests on.
+    """
 
     mean: float
     low: float
@@ -41,8 +43,9 @@ class Change(NamedTuple):
 def change(before: ByPrompt, after: ByPrompt, level: float = 0.05) -> Change | None:
     """`after - before` with its interval at 1 - level; None with too few prompts.
 
-    Prompts that both have are compared with themselves, which is far more precise, as prompts differ more than
-    policies do. If there are too few of them, the two means are compared as independent (Welch's t interval).
+    Prompts that both have are compared with themselves, which is far more precise, as prompts
+    differ more than policies do. If there are too few of them, the two means are compared as
+    independent (Welch's t interval).
     """
     common = [prompt for prompt in before if prompt in after]
     if len(common) >= LEAST:
@@ -55,11 +58,20 @@ def change(before: ByPrompt, after: ByPrompt, level: float = 0.05) -> Change | N
         return None
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of equal values
         low, high = test().confidence_interval(1 - level)
-    return Change(mean(new) - mean(old), float(low), float(high), mean(old), mean(new), min(len(old), len(new)))
+    return Change(
+        mean(new) - mean(old),
+        float(low),
+        float(high),
+        mean(old),
+        mean(new),
+        min(len(old), len(new)),
+    )
 
 
 class History:
-    """Gold by prompt in each iteration. looks: how many there will be, at most. best: the iteration with the most."""
+    """Gold by prompt in each iteration. looks: how many there will be, at most. best: the iteration
+    with the most.
+    """
 
     def __init__(self, looks: int):
         self._level = LEVEL / max(1.0, looks * (looks - 1) / 2)
@@ -68,7 +80,9 @@ class History:
         self._last: ByPrompt = {}
 
     def add(self, iteration: int, scores: Mapping[str, Sequence[float]]) -> None:
-        """Add an iteration, with scores by prompt. One in which no answer has a score says nothing."""
+        """Add an iteration, with scores by prompt. One in which no answer has a score says
+        nothing.
+        """
         by_prompt = means(scores)
         if not by_prompt:
             return
@@ -77,7 +91,8 @@ class History:
             self.best, self._best = iteration, by_prompt
 
     def change(self) -> Change | None:
-        """From the best iteration to the last, with an interval that holds over all pairs of iterations.
+        """From the best iteration to the last, with an interval that holds over all pairs of
+        iterations.
 
         The best of several is partly lucky, so that a plain interval would find a fall too often.
         """

@@ -1,4 +1,6 @@
-"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL (docs/reports.md)."""
+"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL
+(docs/reports.md).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ from statistics import fmean as mean
 from statistics import pstdev
 from typing import Any
 
-from alignkit import DataError, DataRef, Field, Group, Monitor, Observation, Options, RewardRef, RunFailed
+from alignkit import (
+    DataError,
+    DataRef,
+    Field,
+    Group,
+    Monitor,
+    Observation,
+    Options,
+    RewardRef,
+    RunFailed,
+)
 from alignkit.data.group import read_groups, write_groups
 from alignkit.kinds import MonitoredStage
 from alignkit.reward import REWARD_KEY
@@ -23,13 +35,16 @@ class RewardHacking(Monitor):
     """Warns of drift."""
 
     def start(self, stage: MonitoredStage) -> Sequence[str]:
-        # Statistics take a second to load, which no command that only looks at a recipe should wait for.
+        # Statistics take a second to load, which no command that only looks at a recipe should wait
+        # for.
         from alignkit_plugins.monitors.drift import Drift
 
         self.drift = Drift(stage.settings.iterations)
         return ()
 
-    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+    def look(
+        self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
+    ) -> Observation:
         if not groups:  # people delete files; drift begins later then
             return Observation()
         return Observation(*self.drift.add(groups))
@@ -44,12 +59,16 @@ class Gold(Monitor):
         )
         prompts: DataRef = Field(
             default=None,
-            description="held-out prompts, with two responses to each; default: the stage's own samples",
+            description=(
+                "held-out prompts, with two responses to each; default: the stage's own samples"
+            ),
         )
         stop: bool = Field(
             default=False,
-            description="end when gold has fallen from its best iteration by more than its interval; the result is the "
-            "policy of the best iteration",
+            description=(
+                "end when gold has fallen from its best iteration by more than its interval; the "
+                "result is the policy of the best iteration"
+            ),
         )
 
     options: Options
@@ -57,10 +76,16 @@ class Gold(Monitor):
     def check(self, settings: Settings) -> None:
         held_out = self.options.prompts is not None
         if held_out and settings.environment is not None:
-            raise DataError("'prompts' of gold cannot be played with an environment\nhelp: leave 'prompts' out")
+            raise DataError(
+                "'prompts' of gold cannot be played with an environment\nhelp: leave 'prompts' out"
+            )
         if self.options.stop and settings.rollout.ahead and not held_out:
-            # Its samples would say how good the policy was one update before the one that the stage goes back to.
-            raise DataError("'stop' of gold would judge a policy by what the one before it wrote\nhelp: add 'prompts'")
+            # Its samples would say how good the policy was one update before the one that the stage
+            # goes back to.
+            raise DataError(
+                "'stop' of gold would judge a policy by what the one before it wrote\n"
+                "help: add 'prompts'"
+            )
         if sum(isinstance(each.options, Gold.Options) for each in settings.monitors or ()) > 1:
             raise DataError("a stage has one gold\nhelp: combine the rewards")
 
@@ -76,7 +101,9 @@ class Gold(Monitor):
             return ["gold is the reward itself, so it cannot tell whether the reward is hacked"]
         return ()
 
-    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+    def look(
+        self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
+    ) -> Observation:
         file = self.stage.folder / "gold" / f"{iteration:04d}.jsonl"
         if iteration > self.stage.done:
             if self.prompts:
@@ -119,7 +146,9 @@ def _with_gold(group: Group, by_gold: Group) -> Group:
     """A group with the reward of another as its gold."""
     responses = []
     for response, other in zip(group.responses, by_gold.responses, strict=True):
-        responses.append(replace(response, scores={**response.scores, GOLD_KEY: other.scores.get(REWARD_KEY)}))
+        responses.append(
+            replace(response, scores={**response.scores, GOLD_KEY: other.scores.get(REWARD_KEY)})
+        )
     return replace(group, responses=tuple(responses))
 
 
@@ -129,8 +158,10 @@ class KLBudget(Monitor):
     class Options(Options):
         max: float = Field(
             gt=0,
-            description="end when the KL to the reference exceeds this many nats per response that is learned from; "
-            "the result is the last policy within this budget",
+            description=(
+                "end when the KL to the reference exceeds this many nats per response that is "
+                "learned from; the result is the last policy within this budget"
+            ),
         )
 
     options: Options
@@ -140,11 +171,15 @@ class KLBudget(Monitor):
         self.ahead = stage.settings.rollout.ahead
         return ()
 
-    def look(self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]) -> Observation:
+    def look(
+        self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
+    ) -> Observation:
         # NaN, the KL of no samples, is neither within the budget nor beyond it.
         kl, budget, stop = metrics.get("kl", float("nan")), self.options.max, ""
         if self.ahead and "kl" in metrics and "sampler_gap" not in metrics:
-            raise RunFailed("kl_budget with 'ahead' reads log-probabilities, and the engine tells none")
+            raise RunFailed(
+                "kl_budget with 'ahead' reads log-probabilities, and the engine tells none"
+            )
         if kl > budget:
             stop = f"the KL of {kl:.3g} nats is beyond the budget of {budget:.3g}"
         elif kl <= budget:

@@ -1,13 +1,15 @@
 """What to label next: where rewards contradict each other, people decide first.
 
-A label teaches most where raters contradict each other: one of them is wrong, and nobody knows which. (Query by
-committee: Seung, Opper and Sompolinsky 1992.) A reward's preference between two responses is the share of all pairs of
-which it is less sure, so that differences of several rewards can be compared. Two raters disagree as much as minus the
-product of their preferences, from -1, where both are sure of the same, to 1. With one reward, the pairs come first of
-which it is least sure. The priority of an item is the mean over its pairs of responses. A judge takes part as a reward,
-by `rlaif` or `rating`.
+A label teaches most where raters contradict each other: one of them is wrong, and nobody knows
+which. (Query by committee: Seung, Opper and Sompolinsky 1992.) A reward's preference between two
+responses is the share of all pairs of which it is less sure, so that differences of several rewards
+can be compared. Two raters disagree as much as minus the product of their preferences, from -1,
+where both are sure of the same, to 1. With one reward, the pairs come first of which it is least
+sure. The priority of an item is the mean over its pairs of responses. A judge takes part as a
+reward, by `rlaif` or `rating`.
 
-Items that come first are no sample of all items: raters agree less with people on them than on others.
+Items that come first are no sample of all items: raters agree less with people on them than on
+others.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from alignkit_plugins.people.items import Item, response_of
 if TYPE_CHECKING:
     from alignkit.step import StepContext
 
-Gaps = dict[tuple[str, int, int], float]  # (item's id, response, response) -> how much better the first one is
+# (item's id, response, response) -> how much better the first one is
+Gaps = dict[tuple[str, int, int], float]
 
 
 def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepContext) -> list[Item]:
     """The items with their priorities. Those with fewer than two responses stay as they are.
 
-    rewards: values of RewardRef options. A run that was killed asks nobody twice. Raises what rewards raise.
+    rewards: values of RewardRef options. A run that was killed asks nobody twice. Raises what
+    rewards raise.
     """
     several = [item for item in items if len(item.responses) > 1]
     raters = [_of_reward(several, spec, context) for spec in rewards]
@@ -43,13 +47,18 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
     for gaps in raters:
         sizes = sorted(map(abs, gaps.values()))
         for place, gap in gaps.items():
-            smaller = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (2 * len(sizes))
+            smaller = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (
+                2 * len(sizes)
+            )
             preferences[place].append(smaller * ((gap > 0) - (gap < 0)))
     urgency: dict[str, list[float]] = defaultdict(list)
     for (item_id, *_), (first, *others) in preferences.items():
         pairs = combinations([first, *others], 2) if others else [(first, math.copysign(1, first))]
         urgency[item_id].append(fmean(-one * other for one, other in pairs))
-    return [replace(item, priority=round(fmean(urgency[item.id]), 6)) if item.id in urgency else item for item in items]
+    return [
+        replace(item, priority=round(fmean(urgency[item.id]), 6)) if item.id in urgency else item
+        for item in items
+    ]
 
 
 def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
@@ -70,4 +79,6 @@ def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
 
 
 def _group(item: Item) -> Group:
-    return Group(item.prompt, tuple(map(response_of, item.responses)), meta=dict(item.meta), tools=item.tools)
+    return Group(
+        item.prompt, tuple(map(response_of, item.responses)), meta=dict(item.meta), tools=item.tools
+    )

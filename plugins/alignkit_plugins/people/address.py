@@ -1,4 +1,6 @@
-"""The address of a page or an endpoint: for this machine only, unless `--host` names another one."""
+"""The address of a page or an endpoint: for this machine only, unless `--host` names another
+one.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@/\[\]]+)(?::[0-9]+)?")
 
 @dataclass(frozen=True)
 class Address:
-    """Where a page is. host: at which its server listens. names: which browsers may call it; None: any.
+    """Where a page is. host: at which its server listens. names: which browsers may call it; None:
+    any.
 
-    public: how the address of a proxy begins that does TLS, such as https://labels.example.org; empty without one.
+    public: how the address of a proxy begins that does TLS, such as https://labels.example.org;
+    empty without one.
     """
 
     host: str = HOST
@@ -41,11 +45,14 @@ class Address:
     def warn(self, listener: socket.socket) -> None:
         """Print what it means that others than this machine can reach the page."""
         if self.public:
-            text = f"note: {url(listener)} waits for a proxy at {self.public}, which must pass on the header Host"
+            text = (
+                f"note: {url(listener)} waits for a proxy at {self.public}, which must pass on "
+                "the header Host"
+            )
         elif not is_loopback(self.host):
             text = (
-                f"warning: others can reach {self.url(listener)}. "
-                "Nothing is encrypted: who watches the network can read all of it, links and tokens included\n"
+                f"warning: others can reach {self.url(listener)}. Nothing is encrypted: who "
+                "watches the network can read all of it, links and tokens included\n"
                 "  help: let a proxy do TLS, and name its address: --host https://NAME"
             )
         else:
@@ -57,7 +64,9 @@ THIS_MACHINE = Address()
 
 
 def address_of(host: str | None) -> Address:
-    """The address that `--host` names: this machine's own by default. Raises RecipeError for one that is none."""
+    """The address that `--host` names: this machine's own by default. Raises RecipeError for one
+    that is none.
+    """
     if host is None or host in HOSTS:
         return THIS_MACHINE
     public = host.rstrip("/") if host.startswith("https://") else ""

@@ -21,7 +21,9 @@ FEW = 50  # items of several people, below which their agreement is hardly known
 
 @dataclass(frozen=True)
 class Unit:
-    """One answer that people give about an item: their ratings by name, and the right one; None if there is none."""
+    """One answer that people give about an item: their ratings by name, and the right one; None if
+    there is none.
+    """
 
     item: str
     ratings: Mapping[str, Any]
@@ -31,9 +33,10 @@ class Unit:
 def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
     """How far people agree on each question that the items ask, as plain JSON.
 
-    items, shared: with a label, and with labels of several people. categories: how often each rating was counted. same,
-    alpha: of `agreement_of`. gold: the share of ratings that are right. people: for each the items, the share of the
-    others' ratings that are the same, and the share of right ones. Everything about an item is one cluster.
+    items, shared: with a label, and with labels of several people. categories: how often each
+    rating was counted. same, alpha: of `agreement_of`. gold: the share of ratings that are right.
+    people: for each the items, the share of the others' ratings that are the same, and the share of
+    right ones. Everything about an item is one cluster.
     """
     questions: dict[str, tuple[Level, list[Unit]]] = {}
     for entry in entries:
@@ -42,20 +45,27 @@ def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
                 ratings = {vote.annotator: rating(vote.label) for vote in entry.votes}
                 ratings = {who: value for who, value in ratings.items() if value is not None}
                 gold = None if entry.gold is None else rating(entry.gold)
-                questions.setdefault(name, (level, []))[1].append(Unit(entry.stored.item.id, ratings, gold))
+                questions.setdefault(name, (level, []))[1].append(
+                    Unit(entry.stored.item.id, ratings, gold)
+                )
     return [_measured(name, level, units) for name, (level, units) in questions.items()]
 
 
 def _questions(item: Item) -> Iterator[tuple[str, Level, Callable[[Label], Any]]]:
     """What the task of an item asks: a name, and how to read the rating from a label.
 
-    Data often have the better response first. If that one was always the same rating, alpha would take the people's
-    agreement for a habit of saying it. So which of two responses is 0 is drawn by lot.
+    Data often have the better response first. If that one was always the same rating, alpha would
+    take the people's agreement for a habit of saying it. So which of two responses is 0 is drawn by
+    lot.
     """
     lot = int(item.id, 16)
     if item.task in ("pair", "safety"):
         sign = 1 if lot % 2 else -1
-        yield f"{item.task}: which is better", "nominal", lambda label: int(label["better"]) ^ (lot % 2)
+        yield (
+            f"{item.task}: which is better",
+            "nominal",
+            lambda label: int(label["better"]) ^ (lot % 2),
+        )
         yield (
             f"{item.task}: how much better",
             "ordinal",
@@ -108,7 +118,11 @@ def _measured(name: str, level: Level, units: Sequence[Unit]) -> dict[str, Any]:
         **agreement_of(ratings, level, clusters=[unit.item for unit in units]),
         "gold": _share(case for cases in right.values() for case in cases),
         "people": {
-            who: {"items": len(items[who]), "with_others": _share(alike[who]), "with_gold": _share(right[who])}
+            who: {
+                "items": len(items[who]),
+                "with_others": _share(alike[who]),
+                "with_gold": _share(right[who]),
+            }
             for who in sorted(items)
         },
     }
@@ -122,27 +136,42 @@ def _share(cases: Iterable[tuple[str, float]]) -> Share | None:
 
 
 def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
-    """How far people agree on the first question of each task, of what `agreement` returned; empty without labels."""
+    """How far people agree on the first question of each task, of what `agreement` returned; empty
+    without labels.
+    """
     told = []
     for task, each in _main(facts).items():
         alpha = each["alpha"]
         if not each["shared"]:
-            told.append(f"{task}: no item has labels of two people, so how far they agree is not known")
+            told.append(
+                f"{task}: no item has labels of two people, so how far they agree is not known"
+            )
             continue
-        same = shown(each["same"] if alpha["mean"] is None else {**each["same"], "low": None}, percent=True)
-        text = f"{task}: {same} of labels agree" + ("" if alpha["mean"] is None else f", alpha {shown(alpha)}")
-        told.append(f"{text} over {each['shared']} items" + (": too few items to say" if each["shared"] < FEW else ""))
+        same = shown(
+            each["same"] if alpha["mean"] is None else {**each["same"], "low": None}, percent=True
+        )
+        text = f"{task}: {same} of labels agree" + (
+            "" if alpha["mean"] is None else f", alpha {shown(alpha)}"
+        )
+        told.append(
+            f"{text} over {each['shared']} items"
+            + (": too few items to say" if each["shared"] < FEW else "")
+        )
     return "\n".join(told)
 
 
 def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") -> Table:
-    """How often the others say the same as each person, and how often it is the gold label, for the same questions."""
+    """How often the others say the same as each person, and how often it is the gold label, for the
+    same questions.
+    """
     rows = []
     for task, each in _main(facts).items():
         for who, person in each["people"].items():
             shares = [shown(person[key], percent=True) for key in ("with_others", "with_gold")]
             rows.append([task, who, str(person["items"]), *shares])
-    return Table(title, ["task", "annotator", "items", "same as others", "right on gold items"], rows, keys=2)
+    return Table(
+        title, ["task", "annotator", "items", "same as others", "right on gold items"], rows, keys=2
+    )
 
 
 def _main(facts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -1,4 +1,6 @@
-"""What people are asked about rows of data: the items of groups, their gold labels, and the guidelines."""
+"""What people are asked about rows of data: the items of groups, their gold labels, and the
+guidelines.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from alignkit_plugins.people.items import Item, item_of
 from alignkit_plugins.people.store import Store
 
 LONGEST_GUIDELINES = 1_000_000  # bytes
-COMPARED = ("pair", "safety", "ranking", "review")  # tasks of which nobody can say anything about equal responses
+# Tasks of which nobody can say anything about equal responses
+COMPARED = ("pair", "safety", "ranking", "review")
 
 
 def items_of(
@@ -30,10 +33,11 @@ def items_of(
     gold: bool = False,
     left_out: list[str] | None = None,
 ) -> list[Item]:
-    """An item for each group. task: None: by the number of its responses. license: of rows that state none.
+    """An item for each group. task: None: by the number of its responses. license: of rows that
+    state none.
 
-    Raises `DataError` that lists the rows that nobody could label, or that have no label though they should be gold.
-    left_out: gets the reasons instead, one for each such row.
+    Raises `DataError` that lists the rows that nobody could label, or that have no label though
+    they should be gold. left_out: gets the reasons instead, one for each such row.
     """
     items, bad = [], []
     for group in groups:
@@ -44,7 +48,9 @@ def items_of(
                 item = replace(item, gold=gold_of(group, item)).checked()
         except BadRow as error:
             origin = group.origin
-            bad.append(SkippedRow(origin.file if origin else "", origin.row if origin else 0, str(error)))
+            bad.append(
+                SkippedRow(origin.file if origin else "", origin.row if origin else 0, str(error))
+            )
             continue
         items.append(item)
     if left_out is not None:
@@ -55,11 +61,15 @@ def items_of(
 
 
 def gold_of(group: Group, item: Item) -> dict[str, Any]:
-    """The label that a row states, in the order of its responses. Raises `BadRow` if it states none."""
+    """The label that a row states, in the order of its responses. Raises `BadRow` if it states
+    none.
+    """
     label: dict[str, Any] | None = None
     if item.task in ("pair", "safety"):
         label = _better(group)
-    elif item.task in ("ranking", "review") and all(response.rank is not None for response in group.responses):
+    elif item.task in ("ranking", "review") and all(
+        response.rank is not None for response in group.responses
+    ):
         label = {"ranks": places([float(response.rank or 0) for response in group.responses])}
     elif item.task == "thumb" and group.responses[0].label is not None:
         label = {"good": group.responses[0].label}
@@ -77,12 +87,18 @@ def _better(group: Group) -> dict[str, Any] | None:
 
 
 def joined(groups: Iterable[Group]) -> list[Group]:
-    """One group for each prompt, with the responses of all that have it, such as samples of several policies."""
+    """One group for each prompt, with the responses of all that have it, such as samples of several
+    policies.
+    """
     found: dict[tuple[str, str], Group] = {}
     for group in groups:
         key = (str(turns_of(group.prompt)), str(group.tools))
         if (first := found.get(key)) is not None:
-            group = replace(first, responses=(*first.responses, *group.responses), meta={**group.meta, **first.meta})
+            group = replace(
+                first,
+                responses=(*first.responses, *group.responses),
+                meta={**group.meta, **first.meta},
+            )
         found[key] = group
     return list(found.values())
 
@@ -105,7 +121,9 @@ def questions_of(group: Group, task: str | None) -> list[Group]:
 
 
 def with_rewards(group: Group) -> Group:
-    """The group with the rewards of its responses as a column, with which labels can be compared later."""
+    """The group with the rewards of its responses as a column, with which labels can be compared
+    later.
+    """
     rewards = [response.scores.get("reward") for response in group.responses]
     if not rewards or None in rewards or "reward" in group.meta:
         return group
@@ -113,10 +131,14 @@ def with_rewards(group: Group) -> Group:
 
 
 def guidelines_of(path: Path) -> str:
-    """The text of a file of guidelines, in Markdown. Raises `DataError` if it is none, `OSError` if it is not there."""
+    """The text of a file of guidelines, in Markdown. Raises `DataError` if it is none, `OSError` if
+    it is not there.
+    """
     data = path.read_bytes()
     if len(data) > LONGEST_GUIDELINES:
-        raise DataError(f"the file has {len(data):,} bytes, but nobody reads more than {LONGEST_GUIDELINES:,}")
+        raise DataError(
+            f"the file has {len(data):,} bytes, but nobody reads more than {LONGEST_GUIDELINES:,}"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -127,9 +149,15 @@ class LabelPlaces(Options):
     """Where a stage's labels are, and what labelers read first."""
 
     store: Path | None = Field(
-        None, description="where labels go, a file that ends in .feedback; default: labels.feedback in the run's folder"
+        None,
+        description=(
+            "where labels go, a file that ends in .feedback; default: labels.feedback in the "
+            "run's folder"
+        ),
     )
-    guidelines: Path | None = Field(None, description="Markdown for labelers; each label names its version")
+    guidelines: Path | None = Field(
+        None, description="Markdown for labelers; each label names its version"
+    )
 
     @field_validator("store")
     @classmethod

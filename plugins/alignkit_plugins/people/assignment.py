@@ -1,4 +1,5 @@
-"""What an annotator labels next: leases, overlap, gold items, qualification, and the blind order of the responses.
+"""What an annotator labels next: leases, overlap, gold items, qualification, and the blind order of
+the responses.
 
 Everything is a function of what was labeled before, so no page has to remember anything.
 """
@@ -24,15 +25,22 @@ GOLD_RATE = 0.05  # share of gold items
 LEAST = 0.8  # of the gold items of a qualification, right
 
 _UNSEEN = (
-    "retired = 0 AND NOT EXISTS (SELECT 1 FROM current AS c WHERE c.annotator = :me AND c.item = items.id) "
-    "AND NOT EXISTS (SELECT 1 FROM effective AS f WHERE f.item = items.id AND f.annotator = :me AND f.kind = 'flag')"
+    "retired = 0 AND NOT EXISTS (SELECT 1 FROM current AS c WHERE c.annotator = :me AND c.item = "
+    "items.id) AND NOT EXISTS (SELECT 1 FROM effective AS f WHERE f.item = items.id AND "
+    "f.annotator = :me AND f.kind = 'flag')"
 )
-_FREE = "labels + (SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me) < wanted"
-_MINE = f"SELECT count(*) AS n FROM items WHERE {_UNSEEN} AND (gold IS NOT NULL OR (labels < wanted AND {_FREE}))"
+_FREE = (
+    "labels + (SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> "
+    ":me) < wanted"
+)
+_MINE = (
+    f"SELECT count(*) AS n FROM items WHERE {_UNSEEN} AND (gold IS NOT NULL OR (labels < wanted "
+    f"AND {_FREE}))"
+)
 _ANSWERS = (
-    "SELECT items.*, e.kind, e.payload, e.display_order FROM items "
-    "JOIN current AS c ON c.item = items.id AND c.annotator = ? JOIN events AS e ON e.uuid = c.uuid "
-    "WHERE gold IS NOT NULL AND retired = 0 ORDER BY c.created LIMIT ?"
+    "SELECT items.*, e.kind, e.payload, e.display_order FROM items JOIN current AS c ON c.item = "
+    "items.id AND c.annotator = ? JOIN events AS e ON e.uuid = c.uuid WHERE gold IS NOT NULL AND "
+    "retired = 0 ORDER BY c.created LIMIT ?"
 )
 
 
@@ -51,9 +59,9 @@ class Assignment:
 class Progress:
     """How far an annotator is.
 
-    mine, skipped: items that the annotator labeled and skipped. total: those labeled, and those that are left for the
-    annotator; gold items count, so that nobody recognizes them. pace: the median seconds of the annotator's last
-    labels; None before the first one.
+    mine, skipped: items that the annotator labeled and skipped. total: those labeled, and those
+    that are left for the annotator; gold items count, so that nobody recognizes them. pace: the
+    median seconds of the annotator's last labels; None before the first one.
     """
 
     mine: int
@@ -95,10 +103,12 @@ def qualification(store: Store, annotator: str, asked: int) -> Qualification:
 
 
 def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | None:
-    """The item that the annotator should label now, leased for ten minutes; None if nothing is left.
+    """The item that the annotator should label now, leased for ten minutes; None if nothing is
+    left.
 
-    An annotator who has an item keeps it, so reloading a page shows the same one. Two annotators get the same item
-    only as far as its overlap allows. Who has not qualified gets gold items. Raises `BadLabel` for a name that is none.
+    An annotator who has an item keeps it, so reloading a page shows the same one. Two annotators
+    get the same item only as far as its overlap allows. Who has not qualified gets gold items.
+    Raises `BadLabel` for a name that is none.
     """
     records.check_annotator(annotator)
     exam = qualification(store, annotator, qualify)
@@ -114,7 +124,9 @@ def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | No
             row = _gold(connection, annotator)
         if row is None:
             return None
-        connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row["id"], annotator, time + LEASE))
+        connection.execute(
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row["id"], annotator, time + LEASE)
+        )
     return _assigned(records.stored_of(row), annotator)
 
 
@@ -174,7 +186,9 @@ def _held(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
 
 def _chosen(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
     """Now and then a gold item; else the first open one; then gold ones."""
-    seen = connection.execute("SELECT count(*) FROM current WHERE annotator = ?", (annotator,)).fetchone()[0]
+    seen = connection.execute(
+        "SELECT count(*) FROM current WHERE annotator = ?", (annotator,)
+    ).fetchone()[0]
     draw = seeds.number(SEED, "next", annotator, seen) / 2**63
     gold = _gold(connection, annotator) if draw < GOLD_RATE else None
     return gold or _open(connection, annotator) or _gold(connection, annotator)
@@ -190,5 +204,7 @@ def _open(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
 
 def _gold(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
     """A gold item that the annotator has not seen; each annotator gets them in another order."""
-    rows = connection.execute(f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}", {"me": annotator}).fetchall()
+    rows = connection.execute(
+        f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}", {"me": annotator}
+    ).fetchall()
     return min(rows, key=lambda row: seeds.number(SEED, "gold", annotator, row["id"]), default=None)

@@ -24,7 +24,9 @@ REWARD = "reward"  # the column with the scores of an item's answers
 
 @dataclass(frozen=True)
 class Exchange:
-    """What somebody asked, and what a policy answered. policy: the word that it was named by. reward: a score of it."""
+    """What somebody asked, and what a policy answered. policy: the word that it was named by.
+    reward: a score of it.
+    """
 
     policy: str
     messages: Sequence[Message]
@@ -38,7 +40,8 @@ class Exchange:
 class Collection:
     """A store that is filled by talking. It is made when somebody agrees.
 
-    license: of the rows; without one they are never exported. names: what the store calls a policy, by its word.
+    license: of the rows; without one they are never exported. names: what the store calls a policy,
+    by its word.
     """
 
     path: Path
@@ -48,10 +51,14 @@ class Collection:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a name that recipes do not recognize, and DataError for a file that is no store."""
+        """Raises RecipeError for a name that recipes do not recognize, and DataError for a file
+        that is no store.
+        """
         if self.path.suffix != SUFFIX:
             help = f"recipes recognize stores by their name: {self.path.with_suffix(SUFFIX)}"
-            raise RecipeError([Problem(f"--collect: {self.path}: the name must end in {SUFFIX}", help=help)])
+            raise RecipeError(
+                [Problem(f"--collect: {self.path}: the name must end in {SUFFIX}", help=help)]
+            )
         if self.path.exists():
             self.store()
 
@@ -74,13 +81,18 @@ class Collection:
         if self._store is None:
             return False
         query = (
-            "SELECT payload FROM effective WHERE kind = 'consent' AND annotator = ? ORDER BY created DESC, uuid DESC"
+            "SELECT payload FROM effective WHERE kind = 'consent' AND annotator = ? ORDER BY "
+            "created DESC, uuid DESC"
         )
-        said = [json.loads(row["payload"]) for row in self._store.rows(f"{query} LIMIT 1", annotator)]
+        said = [
+            json.loads(row["payload"]) for row in self._store.rows(f"{query} LIMIT 1", annotator)
+        ]
         return any(answer["granted"] and answer.get("terms") == TERMS for answer in said)
 
     def agree(self, annotator: str, granted: bool) -> None:
-        """Store what the annotator says to the terms. "No" is stored only if it takes a "yes" back."""
+        """Store what the annotator says to the terms. "No" is stored only if it takes a "yes"
+        back.
+        """
         if granted or (self._store is not None and self.agreed(annotator)):
             payload = {"granted": granted, "terms": TERMS}
             self.store().submit(Event(str(uuid.uuid4()), annotator, "consent", payload))
@@ -101,15 +113,26 @@ class Collection:
         more: dict[str, Any] = {"license": self.license, "author": annotator, "batch": BATCH}
         origin = self.names.get(exchange.policy, exchange.policy)
         try:
-            item = Item("thumb", tuple(exchange.messages), (exchange.answer,), origins=(origin,), meta=meta, **more)
+            item = Item(
+                "thumb",
+                tuple(exchange.messages),
+                (exchange.answer,),
+                origins=(origin,),
+                meta=meta,
+                **more,
+            )
             self.store().add([item])
         except BadRow as error:
             raise BadLabel(str(error)) from error
         return item.id
 
     def rate(self, annotator: str, item: str, good: bool) -> None:
-        """Store a thumb for an answer that was kept; a later one replaces it. Raises BadLabel without consent."""
+        """Store a thumb for an answer that was kept; a later one replaces it. Raises BadLabel
+        without consent.
+        """
         if not self.agreed(annotator):
             raise BadLabel("nothing is kept without consent")
         revision = self.store().item(item).revision
-        self.store().submit(Event(str(uuid.uuid4()), annotator, "label", {"good": good}, item, revision))
+        self.store().submit(
+            Event(str(uuid.uuid4()), annotator, "label", {"good": good}, item, revision)
+        )

@@ -1,4 +1,6 @@
-"""What may be exported: rows with a license and with the consent of everybody whose words they are, redacted."""
+"""What may be exported: rows with a license and with the consent of everybody whose words they are,
+redacted.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,9 @@ class LeftOut:
 def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
     """The part of a store that may be shared, with pseudonyms, and what was left out.
 
-    Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym is the same in every
-    export of a store, and does not reveal the name. license: of items that state none.
+    Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym
+    is the same in every export of a store, and does not reveal the name. license: of items that
+    state none.
     """
     content, out = content_of(store), LeftOut()
     agreed = {name for name, granted in consents(store).items() if granted}
@@ -54,10 +57,19 @@ def shareable(store: Store, license: str = "") -> tuple[Content, LeftOut]:
         if redacted is not None:
             names[stored.item.id] = redacted.item.id
             items.setdefault(redacted.item.id, redacted)
-    out.reasons["events of people who have not agreed to share them"] = len(content.events) - len(events)
-    kept = [_event(event, names, store.salt, out) for event in events if event.item is None or event.item in names]
-    present = {event.annotator for event in kept if event.item} | {stored.item.author for stored in items.values()}
-    kept = [event for event in kept if event.annotator in present]  # consent of the others shares nothing
+    out.reasons["events of people who have not agreed to share them"] = len(content.events) - len(
+        events
+    )
+    kept = [
+        _event(event, names, store.salt, out)
+        for event in events
+        if event.item is None or event.item in names
+    ]
+    present = {event.annotator for event in kept if event.item} | {
+        stored.item.author for stored in items.values()
+    }
+    # Consent of the others shares nothing
+    kept = [event for event in kept if event.annotator in present]
     used = {event.guidelines for event in kept}
     guidelines = sorted((name, redact(text)) for name, text in content.guidelines if name in used)
     return Content(list(items.values()), kept, guidelines), out
@@ -71,20 +83,25 @@ def pseudonym(name: str, salt: str) -> str:
 
 
 def without_copies(content: Content, target: Store) -> Content:
-    """The content as it is merged into a store that may have it under other names: a label counts once.
+    """The content as it is merged into a store that may have it under other names: a label counts
+    once.
 
-    Exports have pseudonyms and redacted texts. What comes back from one gets the store's names, and what meets its own
-    export gets the pseudonyms. What the store knows of its people's consent stays.
+    Exports have pseudonyms and redacted texts. What comes back from one gets the store's names, and
+    what meets its own export gets the pseudonyms. What the store knows of its people's consent
+    stays.
     """
     mine = content_of(target)
     ours, theirs = ({event.annotator for event in one.events} for one in (mine, content))
     names = {pseudonym(name, target.salt): name for name in ours}
     names |= {
-        name: other for name in theirs - ours if content.salt and (other := pseudonym(name, content.salt)) in ours
+        name: other
+        for name in theirs - ours
+        if content.salt and (other := pseudonym(name, content.salt)) in ours
     }
     stored = {one.item.id: one for one in mine.items}
     ids = {_shown(one.item): one.item.id for one in mine.items}
-    # What both have under the same id is no copy: `merge` unites it. Two items may look the same in an export.
+    # What both have under the same id is no copy: `merge` unites it. Two items may look the same in
+    # an export.
     copies = {
         one.item.id: ids[shown]
         for one in content.items
@@ -93,7 +110,10 @@ def without_copies(content: Content, target: Store) -> Content:
     known = {event.uuid: event for event in mine.events}
     events = []
     for event in content.events:
-        who, item = names.get(event.annotator, event.annotator), copies.get(event.item or "", event.item)
+        who, item = (
+            names.get(event.annotator, event.annotator),
+            copies.get(event.item or "", event.item),
+        )
         renamed = replace(event, annotator=who, item=item)
         if event.uuid in known and _says(renamed) == _says(known[event.uuid]):
             events.append(known[event.uuid])
@@ -113,7 +133,9 @@ def _says(event: Event) -> Event:
     return replace(event, payload=listed(event.payload, redact))
 
 
-def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str, out: LeftOut) -> Stored | None:
+def _item(
+    stored: Stored, labeled: set[str | None], agreed: set[str], salt: str, out: LeftOut
+) -> Stored | None:
     """The item as it is exported; None if it may not be, which is counted."""
     item = stored.item
     if stored.retired:
@@ -134,7 +156,9 @@ def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str,
 
 def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
     """The item without personal data, and without what only this store needs."""
-    texts: dict[str, Any] = {name: getattr(item, name) for name in ("prompt", "responses", "tools", "meta", "gold")}
+    texts: dict[str, Any] = {
+        name: getattr(item, name) for name in ("prompt", "responses", "tools", "meta", "gold")
+    }
     clean = {name: listed(value, redact) for name, value in texts.items()}
     out.redacted += sum(clean[name] != listed(value) for name, value in texts.items())
     return replace(

@@ -15,7 +15,19 @@ SUFFIX = ".feedback"
 VERSION = 2  # PRAGMA user_version
 APPLICATION = 0x616C6B66  # PRAGMA application_id: "alkf"
 PATIENCE = 5000  # milliseconds to wait for another writer
-REMOTE = ("nfs", "cifs", "smb", "9p", "sshfs", "fuse.", "afs", "ceph", "lustre", "gluster", "beegfs")
+REMOTE = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "sshfs",
+    "fuse.",
+    "afs",
+    "ceph",
+    "lustre",
+    "gluster",
+    "beegfs",
+)
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -80,7 +92,9 @@ CREATE INDEX current_by_item ON current (item);
 
 
 def connected(path: Path, *, write: bool = True) -> sqlite3.Connection:
-    """A connection to an existing store. Raises `DataError` for a file that is none, damaged, or of another version."""
+    """A connection to an existing store. Raises `DataError` for a file that is none, damaged, or of
+    another version.
+    """
     if path.is_dir():
         raise DataError(f"{path}: a folder; expected a store of feedback, such as labels.feedback")
     if not path.is_file():
@@ -98,7 +112,9 @@ def connected(path: Path, *, write: bool = True) -> sqlite3.Connection:
 
 
 def create(path: Path) -> None:
-    """Make an empty store, which appears under its name when it is complete. Leaves an existing file as it is."""
+    """Make an empty store, which appears under its name when it is complete. Leaves an existing
+    file as it is.
+    """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,14 +124,18 @@ def create(path: Path) -> None:
         with in_words(path), closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             salt = f"INSERT INTO settings VALUES ('salt', '\"{secrets.token_hex(16)}\"');"
-            connection.executescript(f"BEGIN; {SCHEMA} {salt} PRAGMA user_version = {VERSION}; COMMIT;")
+            connection.executescript(
+                f"BEGIN; {SCHEMA} {salt} PRAGMA user_version = {VERSION}; COMMIT;"
+            )
         _appear(new, path)
     finally:
         new.unlink(missing_ok=True)
 
 
 def _appear(new: Path, path: Path) -> None:
-    """Let a new store have its name, unless another process was faster, whose store may already hold labels."""
+    """Let a new store have its name, unless another process was faster, whose store may already
+    hold labels.
+    """
     try:
         os.link(new, path)
     except FileExistsError:
@@ -130,31 +150,42 @@ def is_remote(path: Path) -> bool:
     import psutil
 
     full = path.resolve()
-    mounts = {Path(part.mountpoint): part.fstype.lower() for part in psutil.disk_partitions(all=True)}
+    mounts = {
+        Path(part.mountpoint): part.fstype.lower() for part in psutil.disk_partitions(all=True)
+    }
     kind = next((mounts[folder] for folder in (full, *full.parents) if folder in mounts), "")
     return kind.startswith(REMOTE)
 
 
 def _raw(path: Path, mode: str) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(address, uri=True, isolation_level=None, timeout=PATIENCE / 1000, check_same_thread=False)
+    return sqlite3.connect(
+        address, uri=True, isolation_level=None, timeout=PATIENCE / 1000, check_same_thread=False
+    )
 
 
 def tidy(path: Path) -> None:
-    """Let SQLite delete the -wal and -shm files that a connection that only reads cannot, unless others use them."""
+    """Let SQLite delete the -wal and -shm files that a connection that only reads cannot, unless
+    others use them.
+    """
     with suppress(sqlite3.Error), closing(_raw(path, "rw")) as connection:
         connection.execute("PRAGMA schema_version")
 
 
 def _readable(path: Path) -> sqlite3.Connection:
-    """A connection that only reads. In a folder that cannot be written, nobody else writes either."""
+    """A connection that only reads. In a folder that cannot be written, nobody else writes
+    either.
+    """
     with in_words(path):
         connection = _raw(path, "ro")
         try:
             connection.execute("PRAGMA schema_version")
         except sqlite3.Error as error:
             connection.close()
-            if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN or path.with_name(f"{path.name}-wal").exists():
+            if (
+                error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN
+                or path.with_name(f"{path.name}-wal").exists()
+            ):
                 raise
             connection = _raw(path, "ro&immutable=1")
         return connection
@@ -164,14 +195,18 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `DataError` unless this is a whole store that this alignkit can read."""
     with in_words(path):
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty; a store was copied in part. Copy it again, or delete it")
+            raise DataError(
+                f"{path}: the file is empty; a store was copied in part. Copy it again, or delete "
+                "it"
+            )
         found = connection.execute("PRAGMA application_id").fetchone()[0]
         if found != APPLICATION:
             raise DataError(f"{path}: a SQLite file of another program, not a store of feedback")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
             raise DataError(
-                f"{path}: written by another alignkit (version {version} of the store; this one reads {VERSION})"
+                f"{path}: written by another alignkit (version {version} of the store; this one "
+                f"reads {VERSION})"
             )
         faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
         if faults != ["ok"]:
@@ -190,7 +225,9 @@ def _configure(connection: sqlite3.Connection, path: Path, write: bool) -> None:
 
 
 def _damaged() -> str:
-    return "the store is damaged: it was perhaps copied in part, or while it was used. Copy it again."
+    return (
+        "the store is damaged: it was perhaps copied in part, or while it was used. Copy it again."
+    )
 
 
 @contextmanager
@@ -201,15 +238,26 @@ def in_words(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            text = _damaged() if code == sqlite3.SQLITE_CORRUPT else "not a SQLite file, so not a store of feedback."
+            text = (
+                _damaged()
+                if code == sqlite3.SQLITE_CORRUPT
+                else "not a SQLite file, so not a store of feedback."
+            )
             raise DataError(f"{path}: {text} SQLite says: {error}") from error
         if code == sqlite3.SQLITE_FULL:
-            raise OutOfResource(f"{path}: the disk is full, so nothing was stored; free some space") from error
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            raise OutOfResource(
+                f"{path}: the disk is full, so nothing was stored; free some space"
+            ) from error
+        if code in (
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_PERM,
+        ):
             raise OutOfResource(f"{path}: cannot use the store: {error}") from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise DataError(
-                f"{path}: another program has been writing for {PATIENCE // 1000} seconds; nothing was stored. "
-                "Close it, or try again"
+                f"{path}: another program has been writing for {PATIENCE // 1000} seconds; "
+                "nothing was stored. Close it, or try again"
             ) from error
         raise

@@ -1,8 +1,8 @@
 """What counts: the labels that stand, disagreements, and the final label of each item.
 
-The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author withdrew consent. An
-item that anyone flagged waits for adjudication. The final label is the adjudicated one, else the gold one, else the
-majority's; the original labels stay.
+The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author
+withdrew consent. An item that anyone flagged waits for adjudication. The final label is the
+adjudicated one, else the gold one, else the majority's; the original labels stay.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Vote:
 class Labeled:
     """An item with what people said about it.
 
-    votes: one per annotator, in the order of their names. adjudicated: the label that settles it. flags: (annotator,
-    text). skips: (annotator, reason). withdrawn: its author took the consent back.
+    votes: one per annotator, in the order of their names. adjudicated: the label that settles it.
+    flags: (annotator, text). skips: (annotator, reason). withdrawn: its author took the consent
+    back.
     """
 
     stored: Stored
@@ -80,10 +81,14 @@ class Labeled:
 
 
 def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
-    """The items with everything that counts, in the order in which they were added; retired ones too. items: ids."""
+    """The items with everything that counts, in the order in which they were added; retired ones
+    too. items: ids.
+    """
     wanted = None if items is None else set(items)
     with store.snapshot():
-        found = {s.item.id: Labeled(s) for s in store.items() if wanted is None or s.item.id in wanted}
+        found = {
+            s.item.id: Labeled(s) for s in store.items() if wanted is None or s.item.id in wanted
+        }
         absent = withdrawn(store)
         for each in found.values():
             each.withdrawn = each.stored.item.author in absent
@@ -99,19 +104,29 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
 
 
 def disputes(store: Store, annotator: str = "") -> list[Labeled]:
-    """The items that someone should adjudicate. annotator: without those that this person labeled."""
+    """The items that someone should adjudicate. annotator: without those that this person
+    labeled.
+    """
     waiting = [entry for entry in labeled(store) if entry.disputed and not entry.stored.retired]
     return [entry for entry in waiting if all(vote.annotator != annotator for vote in entry.votes)]
 
 
 def consents(store: Store) -> dict[str, bool]:
-    """Whether each annotator, when last asked, agreed that the labels are shared; absent if never asked."""
+    """Whether each annotator, when last asked, agreed that the labels are shared; absent if never
+    asked.
+    """
     return {annotator: answers[-1] for annotator, answers in _consents(store).items()}
 
 
 def withdrawn(store: Store) -> set[str]:
-    """The annotators who took their consent back: their labels count nowhere, and nobody learns from their prompts."""
-    return {annotator for annotator, answers in _consents(store).items() if any(answers) and not answers[-1]}
+    """The annotators who took their consent back: their labels count nowhere, and nobody learns
+    from their prompts.
+    """
+    return {
+        annotator
+        for annotator, answers in _consents(store).items()
+        if any(answers) and not answers[-1]
+    }
 
 
 def _consents(store: Store) -> dict[str, list[bool]]:
@@ -130,7 +145,9 @@ def _add(entry: Labeled, row: Any, stands: bool) -> None:
         entry.skips.append((row["annotator"], payload["reason"]))
     elif row["kind"] in ("label", "adjudicate"):
         order = tuple(json.loads(row["display_order"]))
-        facts = {name: row[name] for name in ("annotator", "uuid", "created", "guidelines", "seconds")}
+        facts = {
+            name: row[name] for name in ("annotator", "uuid", "created", "guidelines", "seconds")
+        }
         vote = Vote(label=canonical(payload, order), order=order, **facts)
         if row["kind"] == "adjudicate":
             entry.adjudicated = vote
@@ -144,9 +161,9 @@ def _add(entry: Labeled, row: Any, stands: bool) -> None:
 def majority(task: str, labels: Sequence[Label]) -> Label | None:
     """One label from several; None if there is none, or they are tied.
 
-    Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on either side, the
-    side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what most say. Texts: the only one,
-    else None.
+    Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on
+    either side, the side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what
+    most say. Texts: the only one, else None.
     """
     if len(labels) <= 1:
         return dict(labels[0]) if labels else None
@@ -162,7 +179,9 @@ def majority(task: str, labels: Sequence[Label]) -> Label | None:
     if task in ("scores", "review"):
         combined["scores"] = []
         for each in zip(*(label["scores"] for label in labels), strict=True):
-            combined["scores"].append({name: mean([rated[name] for rated in each]) for name in each[0]})
+            combined["scores"].append(
+                {name: mean([rated[name] for rated in each]) for name in each[0]}
+            )
     if task == "review":
         combined["flags"] = []
         for sets in zip(*(label["flags"] for label in labels), strict=True):
@@ -172,7 +191,9 @@ def majority(task: str, labels: Sequence[Label]) -> Label | None:
 
 
 def review_columns(label: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What a review says of each response besides its rank: a list for each criterion, and one of flags, if it does."""
+    """What a review says of each response besides its rank: a list for each criterion, and one of
+    flags, if it does.
+    """
     scores: Sequence[Mapping[str, float]] = label.get("scores", ())
     names = scores[0] if scores else ()
     columns: dict[str, list[Any]] = {name: [rated[name] for rated in scores] for name in names}
@@ -197,7 +218,9 @@ def _majority_of_pairs(labels: Sequence[Label]) -> Label | None:
         return None
     better = int(lead > 0)
     combined: Label = {"better": better, "margin": level(max(0.0, middle if better else -middle))}
-    bins = Counter(label["safety"] for label in labels if label["better"] == better and "safety" in label)
+    bins = Counter(
+        label["safety"] for label in labels if label["better"] == better and "safety" in label
+    )
     if bins:
         combined["safety"] = max(sorted(bins), key=lambda name: bins[name])
     return combined

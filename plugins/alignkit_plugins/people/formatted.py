@@ -1,7 +1,7 @@
 """Markdown in answers, as nested lists that a page turns into elements; no HTML is made anywhere.
 
-Nothing loads, and nothing is dropped but cells that a table's head does not have: links, images, references, entities
-and HTML stay as they were written.
+Nothing loads, and nothing is dropped but cells that a table's head does not have: links, images,
+references, entities and HTML stay as they were written.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from alignkit_plugins.people.messages import visible
 
 Part = str | list[Any]
 
-LONGEST = 20_000  # characters; longer texts are shown as written, because Markdown can take seconds for a hostile one
+# Characters; longer texts are shown as written, because Markdown can take seconds for a hostile one
+LONGEST = 20_000
 _AS_WRITTEN = ("link", "image", "autolink", "reference", "entity", "html_block", "html_inline")
 _FORMULA = re.compile(r"\$\$|\\[(\[]|\\begin\{|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)")
 
 
 def formatted(text: str) -> list[Part] | None:
-    """The Markdown of a text; None if it has none, is too long, or has formulas, whose signs Markdown would take.
+    """The Markdown of a text; None if it has none, is too long, or has formulas, whose signs
+    Markdown would take.
 
-    A part is a text, or a list of a tag, an object of its attributes if it has any (`start` of `ol`, `info` of `pre`),
-    and its parts. The tags are HTML's.
+    A part is a text, or a list of a tag, an object of its attributes if it has any (`start` of
+    `ol`, `info` of `pre`), and its parts. The tags are HTML's.
     """
     if len(text) > LONGEST or _FORMULA.search(text):
         return None
@@ -37,14 +39,16 @@ def formatted(text: str) -> list[Part] | None:
 
 
 def shown_turn(turn: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
-    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no Markdown.
+    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no
+    Markdown.
 
     most: characters of the text, after which it is cut with a note.
     """
     parts = [turn["reasoning_content"]] if turn.get("reasoning_content") else []
     parts += [turn["content"]] if turn["content"] else []
     parts += [
-        f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in turn.get("tool_calls", ())
+        f"{call['function']['name']}({call['function'].get('arguments', '')})"
+        for call in turn.get("tool_calls", ())
     ]
     text = cut("\n\n".join(map(str, parts)), most)
     shown = {"role": visible(str(turn["role"])), "text": visible(text)}
@@ -54,7 +58,11 @@ def shown_turn(turn: Mapping[str, Any], most: int | None = None) -> dict[str, An
 
 def cut(text: str, most: int | None) -> str:
     """The beginning of a text, and how many characters follow."""
-    return text if most is None or len(text) <= most else f"{text[:most]}\n\n[{len(text) - most:,} more characters]"
+    return (
+        text
+        if most is None or len(text) <= most
+        else f"{text[:most]}\n\n[{len(text) - most:,} more characters]"
+    )
 
 
 def _is_plain(token: Token) -> bool:
@@ -100,4 +108,8 @@ def _leaf(token: Token) -> Part:
     return ["hr"] if token.type == "hr" else text
 
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(list(_AS_WRITTEN))
+_MARKDOWN = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable(["table", "strikethrough"])
+    .disable(list(_AS_WRITTEN))
+)

@@ -1,7 +1,9 @@
-"""Who may use the page: people with a link, by the address of the server, and no other site in their browser.
+"""Who may use the page: people with a link, by the address of the server, and no other site in
+their browser.
 
-A link's token is exchanged for a cookie that scripts cannot read and other sites cannot send. A change needs that
-cookie, the session's own CSRF token, and a browser that says that it comes from this page.
+A link's token is exchanged for a cookie that scripts cannot read and other sites cannot send. A
+change needs that cookie, the session's own CSRF token, and a browser that says that it comes from
+this page.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from alignkit_plugins.people.address import THIS_MACHINE, Address, host_name
 MOST_BYTES = 1 << 20  # of a request
 MOST_SESSIONS = 1000
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src "
+    "'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'"
 )
 HEADERS = {
     "content-security-policy": POLICY,
@@ -71,7 +74,8 @@ class Sessions:
     def begin(self, token: str, cookie: str | None = None) -> str | None:
         """The cookie of a session; None if the token is none of the links'.
 
-        cookie: of the browser, whose other tabs stay in their session if it is the same annotator's.
+        cookie: of the browser, whose other tabs stay in their session if it is the same
+        annotator's.
         """
         for name, expected in self.links.items():
             if hmac.compare_digest(expected.encode(), token.encode()):
@@ -80,7 +84,9 @@ class Sessions:
                 while len(self._known) >= MOST_SESSIONS:
                     del self._known[next(iter(self._known))]
                 cookie = secrets.token_urlsafe(32)
-                self._known[cookie] = Session(name, name == self.annotators[0], secrets.token_urlsafe(32))
+                self._known[cookie] = Session(
+                    name, name == self.annotators[0], secrets.token_urlsafe(32)
+                )
                 return cookie
         return None
 
@@ -95,7 +101,8 @@ def cookie_name(request: Request) -> str:
 
 
 class Guard:
-    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the browser ask for.
+    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the
+    browser ask for.
 
     token: which whoever uses addresses below /v1 must send as an API key; None: none.
     """
@@ -126,7 +133,9 @@ class Guard:
         if names is not None and host_name(host) not in names:
             return 400, f"This server does not answer for that host; ask for {names[0]}."
         site = headers.get("sec-fetch-site", "none")
-        opened = scope["method"] == "GET" and headers.get("sec-fetch-mode", "navigate") == "navigate"
+        opened = (
+            scope["method"] == "GET" and headers.get("sec-fetch-mode", "navigate") == "navigate"
+        )
         if site not in ("none", "same-origin") and not opened:
             return 403, "Another site asked for this."
         sent = headers.get("authorization", "").removeprefix("Bearer ")
@@ -147,7 +156,8 @@ async def checked_body(request: Request, session: Session) -> bytes:
 
 
 async def json_body(request: Request) -> bytes:
-    """The JSON of a request. Only JSON: a page of another host may send other types without asking first.
+    """The JSON of a request. Only JSON: a page of another host may send other types without asking
+    first.
 
     Raises `Refused` for another type, or too much of it.
     """

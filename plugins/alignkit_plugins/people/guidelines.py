@@ -1,4 +1,6 @@
-"""Guidelines for labelers: a Markdown file, which may change while people label; each label names its version."""
+"""Guidelines for labelers: a Markdown file, which may change while people label; each label names
+its version.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ DEFAULT, REVIEW = (Path(__file__).with_name(name) for name in ("guidelines.md", 
 
 @dataclass
 class Guidelines:
-    """The guidelines that labelers see now. path: None: the last ones of the store, else those of the package."""
+    """The guidelines that labelers see now. path: None: the last ones of the store, else those of
+    the package.
+    """
 
     store: Store
     path: Path | None = None
@@ -26,13 +30,17 @@ class Guidelines:
         self.current()
 
     def current(self) -> tuple[str, str]:
-        """The hash of the current version, and its text. Raises `DataError` if the first reading of the file fails."""
+        """The hash of the current version, and its text. Raises `DataError` if the first reading of
+        the file fails.
+        """
         packaged = {file.read_text(encoding="utf-8") for file in (DEFAULT, REVIEW)}
         # Those of the package were perhaps shown for items of another task.
         earlier = [version for version in self.store.guidelines() if version[1] not in packaged]
         if self.path is None and earlier:
             return earlier[-1]
-        reviews = self.store.rows("SELECT 1 FROM items WHERE task = 'review' AND retired = 0 LIMIT 1")
+        reviews = self.store.rows(
+            "SELECT 1 FROM items WHERE task = 'review' AND retired = 0 LIMIT 1"
+        )
         path = self.path or (REVIEW if reviews else DEFAULT)
         try:
             facts = path.stat()

@@ -60,7 +60,10 @@ def listening(port: int | None, address: Address = THIS_MACHINE) -> socket.socke
             return socket.create_server((host, number), family=family)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                help = "name an address of this machine, or https://NAME of a proxy, and a port that you may use"
+                help = (
+                    "name an address of this machine, or https://NAME of a proxy, and a port "
+                    "that you may use"
+                )
                 refuse(f"--host {host}: {error.strerror}", help)
     refuse(f"port {tried[0]} is in use", "name another one with --port")
 
@@ -82,13 +85,22 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server that says nothing of itself."""
     import uvicorn
 
-    options = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
-    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=ENDING, proxy_headers=False, **options))
+    options = {
+        "log_level": "warning",
+        "access_log": False,
+        "lifespan": "off",
+        "server_header": False,
+    }
+    return uvicorn.Server(
+        uvicorn.Config(app, timeout_graceful_shutdown=ENDING, proxy_headers=False, **options)
+    )
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.errors.stoppable`); a second one stops at once."""
+    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.errors.stoppable`); a second one stops at
+    once.
+    """
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,6 @@
-"""Items: what a person is asked about. Equal items have equal ids, so stores of several people can be merged."""
+"""Items: what a person is asked about. Equal items have equal ids, so stores of several people can
+be merged.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ TASKS = {
     "demonstration": range(0, 2),
     "thumb": range(1, 2),
 }
-CRITERIA = {"scores": ("helpful", "truthful", "harmless"), "review": ("overall",)}  # what a task scores
+# What a task scores
+CRITERIA = {"scores": ("helpful", "truthful", "harmless"), "review": ("overall",)}
 LONGEST = 200_000  # characters of a text
 
 Answer = str | tuple[Message, ...]
@@ -33,15 +36,17 @@ Answer = str | tuple[Message, ...]
 class Item:
     """A prompt with responses, and what a person should say about them.
 
-    task: `pair` (which is better, and how much), `safety` (the same with a safety bin), `ranking`, `scores` (1 to 7 on
-    each criterion), `review` (an overall score, flags and ranks), `demonstration` (write an answer, or edit the only
-    one), or `thumb` (one response, good or bad). prompt: turns. responses: each a text, or turns if it has several. The
-    id depends on these and on `tools` only.
+    task: `pair` (which is better, and how much), `safety` (the same with a safety bin), `ranking`,
+    `scores` (1 to 7 on each criterion), `review` (an overall score, flags and ranks),
+    `demonstration` (write an answer, or edit the only one), or `thumb` (one response, good or bad).
+    prompt: turns. responses: each a text, or turns if it has several. The id depends on these and
+    on `tools` only.
 
-    origins: who wrote each response, such as a stage; never shown to labelers. author: the annotator who wrote the
-    prompt, if it is one; such an item is exported only with that person's consent. license: of the texts; items without
-    one are not exported. batch: the stage or file that asks. gold: the right label, as `labels.canonical` returns it.
-    priority: higher ones are labeled first.
+    origins: who wrote each response, such as a stage; never shown to labelers. author: the
+    annotator who wrote the prompt, if it is one; such an item is exported only with that person's
+    consent. license: of the texts; items without one are not exported. batch: the stage or file
+    that asks. gold: the right label, as `labels.canonical` returns it. priority: higher ones are
+    labeled first.
     """
 
     task: str
@@ -59,7 +64,9 @@ class Item:
     @cached_property
     def id(self) -> str:
         """32 hex digits that depend on what the item asks, and on nothing else."""
-        answers = [answer if isinstance(answer, str) else turns_of(answer) for answer in self.responses]
+        answers = [
+            answer if isinstance(answer, str) else turns_of(answer) for answer in self.responses
+        ]
         asked = [self.task, turns_of(self.prompt), answers, list(self.criteria), list(self.tools)]
         return sha256_of(asked)[:32]
 
@@ -72,12 +79,15 @@ class Item:
         """The item itself. Raises `BadRow` if nobody could label it."""
         if self.task not in TASKS:
             raise BadRow(
-                f"unknown task {self.task!r}; expected {', '.join(TASKS)} {did_you_mean(self.task, TASKS)}".rstrip()
+                f"unknown task {self.task!r}; expected {', '.join(TASKS)} "
+                f"{did_you_mean(self.task, TASKS)}".rstrip()
             )
         sizes, count = TASKS[self.task], len(self.responses)
         if count not in sizes:
             expected = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-            raise BadRow(f"a {self.task} has {expected} response{'s' * (expected != '1')}, not {count}")
+            raise BadRow(
+                f"a {self.task} has {expected} response{'s' * (expected != '1')}, not {count}"
+            )
         if self.origins and len(self.origins) != count:
             raise BadRow(f"there are {count} responses, but {len(self.origins)} origins")
         check_group(Group(self.prompt, tuple(map(response_of, self.responses)), pairs=()))
@@ -86,7 +96,10 @@ class Item:
             raise BadRow("two responses are the same, so nobody can prefer one")
         for text in self._texts():
             if len(text) > LONGEST:
-                raise BadRow(f"a text has {len(text):,} characters, but nobody can read more than {LONGEST:,}")
+                raise BadRow(
+                    f"a text has {len(text):,} characters, but nobody can read more than "
+                    f"{LONGEST:,}"
+                )
         if self.gold is not None:
             check_canonical(self.task, self.gold, count, self.criteria)
         return self
@@ -97,12 +110,15 @@ class Item:
 
 
 def item_of(group: Group, task: str | None = None, **more: Any) -> Item:
-    """The item of a group. task: default: by the number of its responses. Raises `BadRow` if it does not suit.
+    """The item of a group. task: default: by the number of its responses. Raises `BadRow` if it
+    does not suit.
 
     The group's pairs, ranks and labels are not shown; more: further fields of the item.
     """
     if task is None:
-        task = {0: "demonstration", 1: "demonstration", 2: "pair"}.get(len(group.responses), "ranking")
+        task = {0: "demonstration", 1: "demonstration", 2: "pair"}.get(
+            len(group.responses), "ranking"
+        )
     known: dict[str, Any] = {
         "tools": group.tools,
         "meta": dict(group.meta),
@@ -126,7 +142,9 @@ def filled(item: Item, other: Item) -> Item:
 
 
 def listed(value: Any, change: Callable[[str], str] = str) -> Any:
-    """Nested plain data with lists for tuples, as JSON has them. change: what becomes of each text; keys stay."""
+    """Nested plain data with lists for tuples, as JSON has them. change: what becomes of each text;
+    keys stay.
+    """
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -136,8 +154,12 @@ def listed(value: Any, change: Callable[[str], str] = str) -> Any:
 
 def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of an item as JSON has them, with tuples where an item has tuples."""
-    tuples = {name: tuple(fields[name]) for name in ("prompt", "tools", "origins") if name in fields}
-    answers = tuple(answer if isinstance(answer, str) else tuple(answer) for answer in fields["responses"])
+    tuples = {
+        name: tuple(fields[name]) for name in ("prompt", "tools", "origins") if name in fields
+    }
+    answers = tuple(
+        answer if isinstance(answer, str) else tuple(answer) for answer in fields["responses"]
+    )
     return {**fields, **tuples, "responses": answers}
 
 

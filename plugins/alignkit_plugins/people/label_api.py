@@ -1,6 +1,8 @@
-"""What the page asks for and sends: the next item, labels, undo and adjudication, as plain JSON values.
+"""What the page asks for and sends: the next item, labels, undo and adjudication, as plain JSON
+values.
 
-The page never learns who wrote an answer, what a gold label is, or in which order the answers lie in the store.
+The page never learns who wrote an answer, what a gold label is, or in which order the answers lie
+in the store.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from alignkit_plugins.people.records import Event, event_of
 from alignkit_plugins.people.store import Store
 
 State = dict[str, Any]
-BINS = {"preferred_safe": "only the better one is safe", "both_safe": "both are safe", "both_unsafe": "both are unsafe"}
+BINS = {
+    "preferred_safe": "only the better one is safe",
+    "both_safe": "both are safe",
+    "both_unsafe": "both are unsafe",
+}
 
 
 class _Submitted(StrictModel):
@@ -44,9 +50,11 @@ class _Settled(_Submitted):
 
 @dataclass
 class LabelApi:
-    """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it does not take.
+    """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it
+    does not take.
 
-    qualify: gold items that everybody answers first. what_next: said to whoever has labeled everything.
+    qualify: gold items that everybody answers first. what_next: said to whoever has labeled
+    everything.
     """
 
     store: Store
@@ -61,11 +69,15 @@ class LabelApi:
         return state
 
     def submit(self, annotator: str, message: Any) -> State:
-        """Store a label, a skip or a flag, and return the next item. The same message again changes nothing."""
+        """Store a label, a skip or a flag, and return the next item. The same message again changes
+        nothing.
+        """
         sent = read(_Submitted, message)
         exam = qualification(self.store, annotator, self.qualify)
         if not exam.passed and self.store.item(sent.item).item.gold is None:
-            raise BadLabel(_closed(exam) if exam.failed else "some other items come first; reload the page")
+            raise BadLabel(
+                _closed(exam) if exam.failed else "some other items come first; reload the page"
+            )
         notice = self._store(annotator, sent)
         return self._next(annotator, notice)
 
@@ -83,23 +95,33 @@ class LabelApi:
         self.store.submit(Event(sent.uuid, annotator, "undo", payload, item, event.revision))
         if event.kind == "adjudicate":
             return self._dispute(annotator, item)
-        state = self._state(annotator, assignment.take(self.store, annotator, item), "Undone. Change it.")
+        state = self._state(
+            annotator, assignment.take(self.store, annotator, item), "Undone. Change it."
+        )
         if event.kind == "label":
             names = _names(self.store.item(item).item)
             shown = [names[index] for index in event.order]
-            state["draft"] = {"shown": shown, "value": dict(event.payload), "seconds": event.seconds or 0.0}
+            state["draft"] = {
+                "shown": shown,
+                "value": dict(event.payload),
+                "seconds": event.seconds or 0.0,
+            }
         return state
 
     def consent(self, annotator: str, message: Any) -> State:
         """Store whether the annotator's labels may be shared, as the page asks it."""
         sent = read(Agreed, message)
-        self.store.submit(Event(sent.uuid, annotator, "consent", {"granted": sent.granted, "terms": TERMS}))
+        self.store.submit(
+            Event(sent.uuid, annotator, "consent", {"granted": sent.granted, "terms": TERMS})
+        )
         return {"consent": sent.granted}
 
     # Adjudication
 
     def next_dispute(self, annotator: str, message: Any) -> State:
-        """The first item that this person should adjudicate, with what everyone said. The message says nothing."""
+        """The first item that this person should adjudicate, with what everyone said. The message
+        says nothing.
+        """
         return self._dispute(annotator)
 
     def adjudicate(self, annotator: str, message: Any) -> State:
@@ -113,17 +135,33 @@ class LabelApi:
 
     def _dispute(self, annotator: str, wanted: str | None = None, notice: str = "") -> State:
         left = disputes(self.store, annotator)
-        entry = next((entry for entry in left if entry.stored.item.id == wanted), left[0] if left else None)
-        shown = None if entry is None else assignment.assignment(self.store, annotator, entry.stored.item.id)
+        entry = next(
+            (entry for entry in left if entry.stored.item.id == wanted), left[0] if left else None
+        )
+        shown = (
+            None
+            if entry is None
+            else assignment.assignment(self.store, annotator, entry.stored.item.id)
+        )
         state = self._state(annotator, shown, notice)
-        query = "SELECT uuid FROM effective WHERE annotator = ? AND kind = 'adjudicate' ORDER BY created DESC"
+        query = (
+            "SELECT uuid FROM effective WHERE annotator = ? AND kind = 'adjudicate' ORDER BY "
+            "created DESC"
+        )
         settled = self.store.rows(query, annotator)
         state["last"] = settled[0]["uuid"] if settled else None
-        state["progress"] = {"mine": len(settled), "skipped": 0, "total": len(settled) + len(left), "pace": None}
+        state["progress"] = {
+            "mine": len(settled),
+            "skipped": 0,
+            "total": len(settled) + len(left),
+            "pace": None,
+        }
         if entry is not None and shown is not None:
             state["votes"] = _votes(entry, shown.order)
         elif disputes(self.store):
-            state["end"]["said"] = "What is left to settle has a label of yours, so it waits for somebody else."
+            state["end"]["said"] = (
+                "What is left to settle has a label of yours, so it waits for somebody else."
+            )
         return state
 
     # Events
@@ -153,7 +191,9 @@ class LabelApi:
         last = self.store.last(annotator)
         progress = assignment.progress(self.store, annotator)
         consent = consents(self.store).get(annotator)
-        people = self.store.rows("SELECT count(DISTINCT annotator) AS n FROM current WHERE kind = 'label'")[0]["n"]
+        people = self.store.rows(
+            "SELECT count(DISTINCT annotator) AS n FROM current WHERE kind = 'label'"
+        )[0]["n"]
         todo = {"sharing": progress.mine > 0 or consent is not None, "quality": people > 1}
         if shown is None:
             todo["adjudicate"] = bool(disputes(self.store, annotator))
@@ -171,13 +211,18 @@ class LabelApi:
 
     def _next(self, annotator: str, notice: str = "") -> State:
         """The next item, or why there is none."""
-        state = self._state(annotator, assignment.next_item(self.store, annotator, self.qualify), notice)
+        state = self._state(
+            annotator, assignment.next_item(self.store, annotator, self.qualify), notice
+        )
         exam = qualification(self.store, annotator, self.qualify)
         if state["end"] and not exam.passed:
             state["end"] = {"heading": "Thank you", "said": _closed(exam), "next": ""}
             state["last"] = None if exam.failed else state["last"]
         elif exam.asked and not exam.answered:
-            known = f"The first {exam.asked} items have known answers. They show whether the task is clear."
+            known = (
+                f"The first {exam.asked} items have known answers. They show whether the task is "
+                "clear."
+            )
             state["notice"] = notice or known
         return state
 
@@ -185,14 +230,16 @@ class LabelApi:
 def _closed(exam: Qualification) -> str:
     """For whoever has not qualified."""
     return (
-        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and this project asks "
-        f"for {LEAST:.0%}. So there is nothing more to label here. If you think that a known answer is wrong, ask "
-        "whoever sent you the link."
+        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and "
+        f"this project asks for {LEAST:.0%}. So there is nothing more to label here. If you think "
+        "that a known answer is wrong, ask whoever sent you the link."
     )
 
 
 def shown_item(assigned: Assignment) -> dict[str, Any]:
-    """An item as the page gets it: texts that cannot hide anything, and answers in the order of this annotator."""
+    """An item as the page gets it: texts that cannot hide anything, and answers in the order of
+    this annotator.
+    """
     item = assigned.stored.item
     names = _names(item)
     view = {
@@ -211,7 +258,9 @@ def shown_item(assigned: Assignment) -> dict[str, Any]:
 
 
 def _names(item: Item) -> list[str]:
-    """A name for each response that depends on its text only, so that it says nothing about the order in the store."""
+    """A name for each response that depends on its text only, so that it says nothing about the
+    order in the store.
+    """
     answers = [answer if isinstance(answer, str) else turns_of(answer) for answer in item.responses]
     return [sha256_of([answer])[:16] for answer in answers]
 
@@ -238,9 +287,16 @@ def _answer(answer: Answer) -> list[dict[str, Any]]:
 
 def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
     """What everyone said, as it would look with the answers in this order."""
-    votes = [{"annotator": v.annotator, "said": in_words(displayed(v.label, order))} for v in entry.votes]
+    votes = [
+        {"annotator": v.annotator, "said": in_words(displayed(v.label, order))} for v in entry.votes
+    ]
     if entry.stored.item.gold is not None:
-        votes.append({"annotator": "known answer", "said": in_words(displayed(entry.stored.item.gold, order))})
+        votes.append(
+            {
+                "annotator": "known answer",
+                "said": in_words(displayed(entry.stored.item.gold, order)),
+            }
+        )
     for kind, notes in (("flag", entry.flags), ("skip", entry.skips)):
         votes += [{"annotator": who, "said": f"{kind}: {visible(text)}"} for who, text in notes]
     return votes
@@ -259,7 +315,9 @@ def in_words(label: Mapping[str, Any]) -> str:
             shared.setdefault(rank, []).append(name)
         parts.append(" > ".join(" = ".join(shared[rank]) for rank in sorted(shared)))
     for name, scores in zip(SIDES, label.get("scores", ()), strict=False):
-        parts.append(f"{name}: " + ", ".join(f"{criterion} {score:g}" for criterion, score in scores.items()))
+        parts.append(
+            f"{name}: " + ", ".join(f"{criterion} {score:g}" for criterion, score in scores.items())
+        )
     for name, flags in zip(SIDES, label.get("flags", ()), strict=False):
         if flags:
             parts.append(f"{name}: {', '.join(FLAGS[flag] for flag in flags)}")

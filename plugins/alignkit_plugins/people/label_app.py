@@ -24,11 +24,15 @@ from alignkit_plugins.people.store import Store
 
 
 def make_app(api: LabelApi, sessions: Sessions, title: str = "Label") -> Starlette:
-    """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
+    """The page's application. title: shown to labelers, so it must not say who wrote the
+    answers.
+    """
     site = Site(sessions, title, templates("alignkit label"))
     routes: list[Any] = [
         Route("/", site.opened(partial(_label_page, site, api, "label"))),
-        Route("/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), review=True)),
+        Route(
+            "/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), review=True)
+        ),
         Route("/quality", site.opened(partial(_quality_page, site, api.store))),
     ]
     acts = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
@@ -36,14 +40,23 @@ def make_app(api: LabelApi, sessions: Sessions, title: str = "Label") -> Starlet
         action = partial(site.action, act=act, review=True)
         routes.append(Route(f"/api/adjudicate/{name}", action, methods=["POST"]))
     for name in ("next", "submit", "undo", "consent"):
-        routes.append(Route(f"/api/label/{name}", partial(site.action, act=getattr(api, name)), methods=["POST"]))
+        routes.append(
+            Route(
+                f"/api/label/{name}", partial(site.action, act=getattr(api, name)), methods=["POST"]
+            )
+        )
     return guarded(routes, sessions)
 
 
 async def _label_page(site: Site, api: LabelApi, mode: str, session: Session) -> Response:
     version, text = await run_in_threadpool(api.guidelines.current)
     return site.page(
-        "page.html.j2", session, mode=mode, version=version, guidelines=Markup(rendered(text)), terms=TERMS
+        "page.html.j2",
+        session,
+        mode=mode,
+        version=version,
+        guidelines=Markup(rendered(text)),
+        terms=TERMS,
     )
 
 
@@ -56,8 +69,17 @@ async def _quality_page(site: Site, store: Store, session: Session) -> Response:
 def quality(store: Store, annotator: str, reviewer: bool) -> list[Table]:
     """What `alignkit labels` reports; only their own lines for those who are no reviewers."""
     facts = overview(store)
-    tables = [block for block in blocks(facts) if isinstance(block, Table)] if facts["people"] else []
+    tables = (
+        [block for block in blocks(facts) if isinstance(block, Table)] if facts["people"] else []
+    )
     if reviewer:
         return tables
-    own = [(each, list(each.columns).index("annotator")) for each in tables if "annotator" in each.columns]
-    return [replace(each, rows=[row for row in each.rows if row[at] == annotator], note="") for each, at in own]
+    own = [
+        (each, list(each.columns).index("annotator"))
+        for each in tables
+        if "annotator" in each.columns
+    ]
+    return [
+        replace(each, rows=[row for row in each.rows if row[at] == annotator], note="")
+        for each, at in own
+    ]

@@ -1,4 +1,6 @@
-"""From the command's arguments to a page that runs: the store is filled, then the server listens."""
+"""From the command's arguments to a page that runs: the store is filled, then the server
+listens.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ from alignkit_plugins.people.asking import items_of
 from alignkit_plugins.people.database import SUFFIX
 from alignkit_plugins.people.effective_labels import disputes
 from alignkit_plugins.people.guidelines import Guidelines
-from alignkit_plugins.people.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
+from alignkit_plugins.people.hosting import (
+    PACKAGES,
+    addresses_of,
+    annotators_of,
+    announce,
+    listening,
+    server_of,
+)
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import Store
 
@@ -60,16 +69,24 @@ def serve(
 
 
 def prepared(
-    data: str, path: Path | None, task: str | None = None, gold: Path | None = None, overlap: int = 1, qualify: int = 0
+    data: str,
+    path: Path | None,
+    task: str | None = None,
+    gold: Path | None = None,
+    overlap: int = 1,
+    qualify: int = 0,
 ) -> Store:
     """The store with the items in it.
 
-    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be
-    labeled.
+    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows
+    that cannot be labeled.
     """
     check_extra("the page", "label", *PACKAGES)
     if task is not None and task not in TASKS:
-        refuse(f"--task: unknown task '{task}'", did_you_mean(task, TASKS) or f"tasks: {', '.join(TASKS)}")
+        refuse(
+            f"--task: unknown task '{task}'",
+            did_you_mean(task, TASKS) or f"tasks: {', '.join(TASKS)}",
+        )
     is_store = data.endswith(SUFFIX)
     if is_store and path is not None:
         refuse("DATA is a store already", "leave out --store")
@@ -95,7 +112,9 @@ def prepared(
         if is_store and overlap > 1:
             with store.transaction() as connection:
                 connection.execute("UPDATE items SET wanted = ? WHERE retired = 0", (overlap,))
-        have = store.rows("SELECT count(*) AS n FROM items WHERE gold IS NOT NULL AND retired = 0")[0]["n"]
+        have = store.rows("SELECT count(*) AS n FROM items WHERE gold IS NOT NULL AND retired = 0")[
+            0
+        ]["n"]
         if qualify > have:
             text = f"--qualify {qualify}: the store has only {have} gold item{'s' * (have != 1)}"
             refuse(text, "add rows whose labels are right: --gold FILE")
@@ -117,14 +136,18 @@ def _groups(data: str) -> tuple[list[Group], str]:
 
 
 def entry_groups(text: str) -> list[Group]:
-    """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
+    """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt:
+    question}}`.
+    """
     from alignkit.recipe.yaml import plain_data
 
     return RunData(Path, 0).read(data_of(plain_data(text, f"'{text}'"), "alignkit label")).groups
 
 
 def file_groups(path: Path) -> list[Group]:
-    """The rows of a file, in any format. Raises `RecipeError` if it is not there, `DataError` for bad rows."""
+    """The rows of a file, in any format. Raises `RecipeError` if it is not there, `DataError` for
+    bad rows.
+    """
     from alignkit.plugins import plugins
 
     if not is_file(path):
@@ -138,28 +161,47 @@ def file_groups(path: Path) -> list[Group]:
 
 
 def _check_writing(groups: Sequence[Group], data: str) -> None:
-    """Refuse prompts next to a list of texts, which may be answers to compare: nobody would see them."""
+    """Refuse prompts next to a list of texts, which may be answers to compare: nobody would see
+    them.
+    """
     for group in groups:
         for name, value in group.meta.items():
-            texts = isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
+            texts = (
+                isinstance(value, list)
+                and len(value) > 1
+                and all(isinstance(text, str) for text in value)
+            )
             if texts and not group.responses:
-                text = f"{data}: people would write answers, and see nothing of the texts in column '{name}'"
+                text = (
+                    f"{data}: people would write answers, and see nothing of the texts in column "
+                    f"'{name}'"
+                )
                 compare = f"to compare them: alignkit label '{{unlabeled: {data}}}'"
                 refuse(text, f"{compare}; to write: --task demonstration")
 
 
 def _greet(store: Store, people: int) -> None:
-    open_items = store.rows(f"SELECT count(*) AS n, coalesce(max(wanted), 0) AS wanted FROM items WHERE {OPEN}")[0]
+    open_items = store.rows(
+        f"SELECT count(*) AS n, coalesce(max(wanted), 0) AS wanted FROM items WHERE {OPEN}"
+    )[0]
     left, wanted = open_items["n"], open_items["wanted"]
-    print(printable(f"{left} item{'s' * (left != 1)} to label; labels go to {store.path}"), file=sys.stderr)
+    print(
+        printable(f"{left} item{'s' * (left != 1)} to label; labels go to {store.path}"),
+        file=sys.stderr,
+    )
     if (missing := wanted - people) > 0:
         names = f"{missing} more --annotator" if missing > 1 else "one more --annotator"
         text = f"each item needs labels by {wanted} people, but only {people} can label here"
-        print(f"warning: {text}\n  help: add {names}, or merge the labels of others later", file=sys.stderr)
+        print(
+            f"warning: {text}\n  help: add {names}, or merge the labels of others later",
+            file=sys.stderr,
+        )
 
 
 def said_last(store: Store) -> str:
-    """The last line: recipes learn from labels, but a run that waits for them only needs to continue."""
+    """The last line: recipes learn from labels, but a run that waits for them only needs to
+    continue.
+    """
     here, there = Path.cwd(), store.path.absolute()
     path = there.relative_to(here) if there.is_relative_to(here) else store.path
     count = store.rows("SELECT coalesce(sum(labels), 0) AS n FROM items WHERE retired = 0")[0]["n"]
@@ -173,5 +215,9 @@ def said_last(store: Store) -> str:
     if waiting := len(disputes(store)):
         items = "1 item is" if waiting == 1 else f"{waiting} items are"
         command = f"alignkit label {shlex.quote(str(path))} --annotator NAME"
-        said += f"\n{items} disputed or flagged; somebody who did not label them can adjudicate: {command}"
+        said += (
+            "\n"
+            f"{items} disputed or flagged; somebody who did not label them can adjudicate: "
+            f"{command}"
+        )
     return said

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
-StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="Store of labels, such as labels.feedback.")]
+StoreFile = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Store of labels, such as labels.feedback.")
+]
 
 
 @labels_app.callback(invoke_without_command=True)
@@ -27,7 +29,8 @@ def report(
 ) -> Result | None:
     """Report on a store: its labels, people, and how far they agree.
 
-    Agreement with each other and with gold labels is in percent and as Krippendorff's alpha, with 95% intervals.
+    Agreement with each other and with gold labels is in percent and as Krippendorff's alpha, with
+    95% intervals.
 
     \b
     Example:
@@ -36,7 +39,10 @@ def report(
     if context.invoked_subcommand is not None:
         return None
     if not store.suffix and not store.exists():
-        refuse(f"no command and no store is called {store}", did_you_mean(str(store), ("export", "merge")))
+        refuse(
+            f"no command and no store is called {store}",
+            did_you_mean(str(store), ("export", "merge")),
+        )
     from alignkit.report import Report
     from alignkit_plugins.people.overview import blocks, overview
     from alignkit_plugins.people.store import Store
@@ -48,9 +54,15 @@ def report(
 
 @labels_app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores, or folders of exports, to add.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="STORE...", help="Stores, or folders of exports, to add."),
+    ],
     into: Annotated[
-        Path, typer.Option(metavar="STORE", help="Store to add them to, which is made if it does not exist.")
+        Path,
+        typer.Option(
+            metavar="STORE", help="Store to add them to, which is made if it does not exist."
+        ),
     ],
 ) -> Result:
     """Add the items and labels of stores or exports to a store. Doing it twice changes nothing.
@@ -75,7 +87,10 @@ def merge(
         for source, content in contents:
             done = merged(target, without_copies(content, target), str(source))
             kept = f"; {done.gold} gold labels differ, those of {into} stay" if done.gold else ""
-            lines.append(f"{source}: {done.items} new items, {done.events} new events, {done.known} known ones{kept}")
+            lines.append(
+                f"{source}: {done.items} new items, {done.events} new events, {done.known} known "
+                f"ones{kept}"
+            )
     return files_written([into], lines, text="\n".join(lines))
 
 
@@ -83,12 +98,14 @@ def merge(
 def export(
     store: StoreFile,
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the export.")],
-    license: Annotated[str, typer.Option(metavar="NAME", help="License of items that state none themselves.")] = "",
+    license: Annotated[
+        str, typer.Option(metavar="NAME", help="License of items that state none themselves.")
+    ] = "",
 ) -> Result:
     """Write a folder of what may be shared: redacted, with pseudonyms.
 
-    An item needs a license, and everybody whose words are in a row must have agreed to share them. The rest is left out
-    and counted. `alignkit data convert` makes other layouts of it.
+    An item needs a license, and everybody whose words are in a row must have agreed to share them.
+    The rest is left out and counted. `alignkit data convert` makes other layouts of it.
 
     \b
     Example:
@@ -102,11 +119,17 @@ def export(
     notes = [
         f"people: {done.people}; texts in which something was redacted: {done.left_out.redacted}",
         *done.left_out.lines(),
-        "Simple rules removed e-mail addresses, telephone numbers and keys, but no names: read a sample before you "
-        "publish",
+        (
+            "Simple rules removed e-mail addresses, telephone numbers and keys, but no names: "
+            "read a sample before you publish"
+        ),
     ]
     counts = ", ".join(f"{name} ({count})" for name, count in done.files.items())
-    return files_written([out / name for name in done.files], notes, text="\n".join([f"wrote {out}: {counts}", *notes]))
+    return files_written(
+        [out / name for name in done.files],
+        notes,
+        text="\n".join([f"wrote {out}: {counts}", *notes]),
+    )
 
 
 def _content(source: Path) -> Content:

@@ -1,4 +1,6 @@
-"""Stores of several people as one: equal items are one item, and events with the same uuid are one event."""
+"""Stores of several people as one: equal items are one item, and events with the same uuid are one
+event.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ MOST_NAMED = 5  # differences in an error
 
 @dataclass(frozen=True)
 class Content:
-    """What a store holds, without leases. salt: of the pseudonyms in its exports; empty if it is unknown."""
+    """What a store holds, without leases. salt: of the pseudonyms in its exports; empty if it is
+    unknown.
+    """
 
     items: Sequence[Stored]
     events: Sequence[Event]
@@ -27,7 +31,9 @@ class Content:
 
 @dataclass
 class Merged:
-    """What `merge` did. items, events: new ones. known: events that the target had. gold: different gold labels."""
+    """What `merge` did. items, events: new ones. known: events that the target had. gold: different
+    gold labels.
+    """
 
     items: int = 0
     events: int = 0
@@ -44,9 +50,10 @@ def content_of(store: Store) -> Content:
 def merge(target: Store, content: Content, name: str = "the other store") -> Merged:
     """Add what another store holds; twice is as good as once. name: of the other store, in errors.
 
-    An item that both have keeps the target's gold label, and gets a license, a gold label or columns if the target has
-    none. Nothing is written if the two contradict each other: raises `DataError` for an event with the same uuid that
-    says something else, or an item with another license.
+    An item that both have keeps the target's gold label, and gets a license, a gold label or
+    columns if the target has none. Nothing is written if the two contradict each other: raises
+    `DataError` for an event with the same uuid that says something else, or an item with another
+    license.
     """
     done = Merged()
     ours = {stored.item.id: stored for stored in target.items()}
@@ -64,33 +71,48 @@ def merge(target: Store, content: Content, name: str = "the other store") -> Mer
     return done
 
 
-def _check(target: Store, ours: dict[str, Stored], known: dict[str, Event], content: Content, name: str) -> None:
+def _check(
+    target: Store, ours: dict[str, Stored], known: dict[str, Event], content: Content, name: str
+) -> None:
     faults = []
     for stored in content.items:
         mine = ours.get(stored.item.id)
         licenses = {item.license for item in (stored.item, *([mine.item] if mine else []))} - {""}
         if len(licenses) > 1:
-            faults.append(f"item {stored.item.id} has the licenses {' and '.join(sorted(licenses))}")
+            faults.append(
+                f"item {stored.item.id} has the licenses {' and '.join(sorted(licenses))}"
+            )
     there = {stored.item.id for stored in content.items}
     for event in content.events:
         if event.item is not None and event.item not in there:
             faults.append(f"event {event.uuid} is about an item that is not there, {event.item}")
         if known.get(event.uuid, event) != event:
-            faults.append(f"event {event.uuid} says two things: the stores have it with different contents")
+            faults.append(
+                f"event {event.uuid} says two things: the stores have it with different contents"
+            )
     if faults:
         more = f"; and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
         raise DataError(
-            f"{name} does not fit {target.path}: {'; '.join(faults[:MOST_NAMED])}{more}. Nothing was merged"
+            f"{name} does not fit {target.path}: {'; '.join(faults[:MOST_NAMED])}{more}. Nothing "
+            "was merged"
         )
 
 
-def _add_item(connection: sqlite3.Connection, mine: Stored | None, theirs: Stored, done: Merged) -> None:
+def _add_item(
+    connection: sqlite3.Connection, mine: Stored | None, theirs: Stored, done: Merged
+) -> None:
     if mine is None:
-        known = {"revision": theirs.revision, "retired": int(theirs.retired), "wanted": theirs.wanted}
+        known = {
+            "revision": theirs.revision,
+            "retired": int(theirs.retired),
+            "wanted": theirs.wanted,
+        }
         records.insert_item(connection, theirs.item, **known)
         done.items += 1
         return
-    done.gold += None not in (mine.item.gold, theirs.item.gold) and mine.item.gold != theirs.item.gold
+    done.gold += (
+        None not in (mine.item.gold, theirs.item.gold) and mine.item.gold != theirs.item.gold
+    )
     item, retired = filled(mine.item, theirs.item), mine.retired or theirs.retired
     if item != mine.item or retired != mine.retired:
         values = {**records.columns(item), "retired": int(retired)}

@@ -1,4 +1,6 @@
-"""What a page sends, which is checked before anything reads it, and what it shows: texts in which nothing hides."""
+"""What a page sends, which is checked before anything reads it, and what it shows: texts in which
+nothing hides.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from alignkit_plugins.people.labels import BadLabel, StrictModel
 # Joiners and the first variation selectors stay, because emoji and many scripts need them.
 _UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\u115f\u1160\u3164\uffa0\ufff9-\ufffb"
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
-_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # invisible, and used to hide instructions or bytes
+# Invisible, and used to hide instructions or bytes
+_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 _HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
 
 
@@ -39,10 +42,14 @@ def read(model: type[M], message: Any) -> M:
     try:
         return model.model_validate(message)
     except ValidationError as error:
-        faults = "; ".join(f"'{'.'.join(map(str, f['loc']))}': {f['msg']}" for f in error.errors(include_url=False))
+        faults = "; ".join(
+            f"'{'.'.join(map(str, f['loc']))}': {f['msg']}" for f in error.errors(include_url=False)
+        )
         raise BadLabel(f"this message is none that the server takes: {faults}") from None
 
 
 def visible(text: str) -> str:
-    """The text with control characters, direction marks and invisible characters named, such as ⟦U+202E⟧."""
+    """The text with control characters, direction marks and invisible characters named, such as
+    ⟦U+202E⟧.
+    """
     return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))

@@ -20,13 +20,20 @@ SHARES = {True: "yes", False: "no", None: "not asked"}
 
 
 def overview(store: Store) -> dict[str, Any]:
-    """What a store holds, as plain data: items by task, people, how far they agree, and what waits for a decision."""
+    """What a store holds, as plain data: items by task, people, how far they agree, and what waits
+    for a decision.
+    """
     entries, agreed, events = labeled(store), consents(store), store.events()
     names = sorted({event.annotator for event in events})
     return {
         "store": str(store.path),
-        "tasks": {task: _task(entries, task) for task in sorted({entry.stored.item.task for entry in entries})},
-        "people": {name: {**_person(entries, events, name), "shares": agreed.get(name)} for name in names},
+        "tasks": {
+            task: _task(entries, task)
+            for task in sorted({entry.stored.item.task for entry in entries})
+        },
+        "people": {
+            name: {**_person(entries, events, name), "shares": agreed.get(name)} for name in names
+        },
         "agreement": agreement(entries),
         "reviewed": _reviewed(entries),
         "licenses": dict(Counter(entry.stored.item.license or "none" for entry in entries)),
@@ -61,7 +68,9 @@ def _person(entries: Sequence[Labeled], events: Sequence[Event], name: str) -> d
 
 
 def _reviewed(entries: Sequence[Labeled]) -> dict[str, dict[str, Any]]:
-    """For each writer of reviewed answers the share without a flag, which is appropriate, and with each flag."""
+    """For each writer of reviewed answers the share without a flag, which is appropriate, and with
+    each flag.
+    """
     answers: dict[str, list[Sequence[str]]] = {}
     for entry in entries:
         item, label = entry.stored.item, entry.final or {}
@@ -85,9 +94,13 @@ def blocks(facts: dict[str, Any]) -> list[Block]:
     reviewed = []
     for writer, row in facts["reviewed"].items():
         flags = [f"{row[flag]:.0%}" for flag in FLAGS]
-        reviewed.append((writer, str(row["answers"]), shown(row["appropriate"], percent=True), *flags))
+        reviewed.append(
+            (writer, str(row["answers"]), shown(row["appropriate"], percent=True), *flags)
+        )
     if reviewed:
-        parts.append(Table("Reviewed answers", ["writer", "answers", "appropriate", *FLAGS], reviewed))
+        parts.append(
+            Table("Reviewed answers", ["writer", "answers", "appropriate", *FLAGS], reviewed)
+        )
     people = []
     for name, row in facts["people"].items():
         seconds = "-" if row["median seconds"] is None else f"{row['median seconds']:g}"

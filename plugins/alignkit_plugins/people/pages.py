@@ -1,4 +1,6 @@
-"""What every page of alignkit's servers shares: sessions, templates, and how errors reach a page."""
+"""What every page of alignkit's servers shares: sessions, templates, and how errors reach a
+page.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,19 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from alignkit.errors import AlignkitError, OutOfResource
-from alignkit_plugins.people.guard import Guard, Refused, Session, Sessions, checked_body, cookie_name
+from alignkit_plugins.people.guard import (
+    Guard,
+    Refused,
+    Session,
+    Sessions,
+    checked_body,
+    cookie_name,
+)
 from alignkit_plugins.people.labels import BadLabel
 
 HERE = Path(__file__).parent
-FULL, BUSY, BAD = 507, 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
+# Of HTTP: a page keeps what it sent and tries again, except if it is bad
+FULL, BUSY, BAD = 507, 503, 422
 STALE = "this link was for another run of the server; open the address that it printed"
 
 
@@ -53,12 +63,16 @@ class Site:
 
     def _entered(self, request: Request) -> Response:
         """Exchange the token for a cookie; the redirect takes the token out of the address."""
-        cookie = self.sessions.begin(request.query_params["token"], request.cookies.get(cookie_name(request)))
+        cookie = self.sessions.begin(
+            request.query_params["token"], request.cookies.get(cookie_name(request))
+        )
         if cookie is None:
             return self.closed(None)
         response = RedirectResponse(request.url.path, 303)
         secure = request.url.scheme == "https"
-        response.set_cookie(cookie_name(request), cookie, httponly=True, secure=secure, samesite="strict", path="/")
+        response.set_cookie(
+            cookie_name(request), cookie, httponly=True, secure=secure, samesite="strict", path="/"
+        )
         return response
 
     def page(self, name: str, session: Session | None, status: int = 200, **more: Any) -> Response:
@@ -70,7 +84,9 @@ class Site:
         """What somebody sees who may not open a page."""
         return self.page("closed.html.j2", session, 403 if session else 401)
 
-    async def action(self, request: Request, act: Callable[[str, Any], Any], review: bool = False) -> Response:
+    async def action(
+        self, request: Request, act: Callable[[str, Any], Any], review: bool = False
+    ) -> Response:
         """What `act` returns for the annotator and the message that the page sent, as JSON."""
         session = self.session(request)
         if session is None or (review and not session.reviewer):
@@ -91,7 +107,9 @@ class Site:
 
 
 def templates(program: str, *folders: Path) -> Environment:
-    """The templates in these folders, and those that all pages share. program: the command whose pages they are."""
+    """The templates in these folders, and those that all pages share. program: the command whose
+    pages they are.
+    """
     environment = Environment(
         loader=FileSystemLoader([*folders, HERE / "templates"]),
         autoescape=True,
@@ -104,9 +122,13 @@ def templates(program: str, *folders: Path) -> Environment:
 
 
 def guarded(routes: Sequence[Any], sessions: Sessions) -> Starlette:
-    """An application that only its own pages may use, at the address of the sessions; with the files that all share."""
+    """An application that only its own pages may use, at the address of the sessions; with the
+    files that all share.
+    """
     shared = Mount("/static", StaticFiles(directory=HERE / "static"))
-    return Starlette(routes=[*routes, shared], middleware=[Middleware(Guard, address=sessions.address)])
+    return Starlette(
+        routes=[*routes, shared], middleware=[Middleware(Guard, address=sessions.address)]
+    )
 
 
 def error(status: int, reason: str) -> Response:

@@ -15,11 +15,15 @@ Row = Mapping[str, Any]
 
 
 def chosen_rows(
-    rows: Rows, annotators: Sequence[str] | None, min_gold: float | None, read: Callable[[Row], bool]
+    rows: Rows,
+    annotators: Sequence[str] | None,
+    min_gold: float | None,
+    read: Callable[[Row], bool],
 ) -> tuple[list[tuple[int, Any]], list[str]]:
     """The rows with the votes that count, and who was left out, and why, as `why: person; person`.
 
-    Rows of which no vote is left are left out; rows that cannot be read stay. read: whether the recipe reads a row.
+    Rows of which no vote is left are left out; rows that cannot be read stay. read: whether the
+    recipe reads a row.
 
     Raises `BadRow` for an unknown name, for `min_gold` without gold items, and if nobody is left.
     """
@@ -69,17 +73,28 @@ def _below(rows: Sequence[Row], people: Sequence[str], least: float, notes: list
                 answers[_author(vote)].append(right)
     if not any(answers.values()):
         raise BadRow(
-            "'min_gold' needs gold items that these people answered, and there are none; add some with `alignkit label "
-            "STORE --gold FILE`, or remove 'min_gold'"
+            "'min_gold' needs gold items that these people answered, and there are none; add "
+            "some with `alignkit label STORE --gold FILE`, or remove 'min_gold'"
         )
     shares = {name: f"{name} {sum(given)} of {len(given)}" for name, given in answers.items()}
-    left_out = {name for name, given in answers.items() if len(given) >= FEWEST and sum(given) / len(given) < least}
+    left_out = {
+        name
+        for name, given in answers.items()
+        if len(given) >= FEWEST and sum(given) / len(given) < least
+    }
     if left_out:
-        notes.append(f"left out, gold below {least:.0%}: {'; '.join(shares[name] for name in sorted(left_out))}")
+        notes.append(
+            f"left out, gold below {least:.0%}: "
+            f"{'; '.join(shares[name] for name in sorted(left_out))}"
+        )
     if open_ones := [name for name, given in answers.items() if len(given) < FEWEST]:
-        notes.append(f"kept, under {FEWEST} gold items: {'; '.join(shares[name] for name in open_ones)}")
+        notes.append(
+            f"kept, under {FEWEST} gold items: {'; '.join(shares[name] for name in open_ones)}"
+        )
     if len(left_out) == len(people):
-        raise BadRow(f"'min_gold: {least:g}' leaves nobody; gold items right: {', '.join(shares.values())}")
+        raise BadRow(
+            f"'min_gold: {least:g}' leaves nobody; gold items right: {', '.join(shares.values())}"
+        )
     return left_out
 
 

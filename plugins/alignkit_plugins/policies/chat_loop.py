@@ -1,4 +1,6 @@
-"""Lines that are entered: questions, and commands that begin with a slash. Ctrl-C stops an answer."""
+"""Lines that are entered: questions, and commands that begin with a slash. Ctrl-C stops an
+answer.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PROMPT = "> "
 HELP = {
     "/help": "this list",
     "/reset": "forget the conversation",
-    "/system TEXT": "set the system message and forget the conversation; without TEXT: no system message",
+    "/system TEXT": (
+        "set the system message and forget the conversation; without TEXT: no system message"
+    ),
     "/retry": "answer the last question again",
     "/good, /bad": "with --collect: keep whether the answer is good; of two: /good a",
     "/consent no": "take your consent back, and all that you said with it",
@@ -34,7 +38,9 @@ LETTERS = ("a", "b")
 
 @dataclass
 class Kept:
-    """What is kept of a talk. collection: where; None: nowhere. items: of the last answers, by their policies."""
+    """What is kept of a talk. collection: where; None: nowhere. items: of the last answers, by
+    their policies.
+    """
 
     annotator: str = ""
     collection: Collection | None = None
@@ -46,7 +52,9 @@ class Kept:
             self.items[name] = self.collection.keep(self.annotator, exchange)
 
     def rate(self, good: bool, letter: str, names: list[str]) -> str:
-        """Keep a thumb, and return what happened, in words. letter: of the answer, if there are two."""
+        """Keep a thumb, and return what happened, in words. letter: of the answer, if there are
+        two.
+        """
         if self.collection is None:
             return "not kept; `--collect FILE.feedback` keeps it"
         if len(names) > 1 and letter not in LETTERS:
@@ -91,7 +99,9 @@ class Interrupts:
 
 
 def talk(session: Session, screen: Screen, kept: Kept, read: Callable[[str], str] = input) -> None:
-    """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError at the end."""
+    """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError
+    at the end.
+    """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     person = interactive()
@@ -112,7 +122,9 @@ def talk(session: Session, screen: Screen, kept: Kept, read: Callable[[str], str
 
 
 def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> Iterator[str]:
-    """The lines that are entered, without empty ones. screen: a person's, where Ctrl-C gives up a line."""
+    """The lines that are entered, without empty ones. screen: a person's, where Ctrl-C gives up a
+    line.
+    """
     interrupted = False
     while True:
         try:
@@ -148,19 +160,31 @@ def _command(name: str, rest: str, session: Session, screen: Screen, kept: Kept)
     elif name == "/system":
         session.system = rest
         session.reset()
-        screen.line("the system message is set" if session.system else "there is no system message", "dim")
+        screen.line(
+            "the system message is set" if session.system else "there is no system message", "dim"
+        )
     elif name in ("/good", "/bad", "/consent"):
         try:
-            said = kept.consent(rest) if name == "/consent" else kept.rate(name == "/good", rest, list(session.turns))
+            said = (
+                kept.consent(rest)
+                if name == "/consent"
+                else kept.rate(name == "/good", rest, list(session.turns))
+            )
             screen.line(said, "dim")
         except AlignkitError as error:
             screen.line(f"not kept: {error}")
     else:
-        screen.line(" ".join(filter(None, [f"no command {name};", did_you_mean(name, NAMES), "/help lists them"])))
+        screen.line(
+            " ".join(
+                filter(None, [f"no command {name};", did_you_mean(name, NAMES), "/help lists them"])
+            )
+        )
     return question
 
 
-def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts, kept: Kept) -> None:
+def _answer(
+    text: str, session: Session, screen: Screen, interrupts: Interrupts, kept: Kept
+) -> None:
     """Show every policy's answer to a question."""
     session.begin(text)
     kept.items.clear()
@@ -188,7 +212,9 @@ def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts,
     for note in dict.fromkeys(notes):
         screen.line(note, "dim")
     for name, failed in errors:
-        screen.line(f"{name}: {message_of(failed)}" if len(session.turns) > 1 else message_of(failed))
+        screen.line(
+            f"{name}: {message_of(failed)}" if len(session.turns) > 1 else message_of(failed)
+        )
         if isinstance(failed, TooLong):
             screen.line("  help: /reset begins a new conversation")
         elif not isinstance(failed, DataError):

@@ -1,4 +1,6 @@
-"""How answers are shown: one after the other, or two side by side if the terminal is wide enough."""
+"""How answers are shown: one after the other, or two side by side if the terminal is wide
+enough.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,19 @@ PER_SECOND = 12  # how often answers that grow side by side are drawn
 
 
 class Screen:
-    """Answers one after the other as plain text, also for pipes; in a wide terminal two in columns that grow."""
+    """Answers one after the other as plain text, also for pipes; in a wide terminal two in columns
+    that grow.
+    """
 
     def __init__(self, names: Sequence[str], console: Console | None = None):
         self.names, self.console = list(names), console or Console(highlight=False, soft_wrap=False)
         wide = self.console.width >= len(names) * (LEAST_COLUMN + GAP)
-        self.columns = len(names) > 1 and wide and self.console.is_terminal and not self.console.is_dumb_terminal
+        self.columns = (
+            len(names) > 1
+            and wide
+            and self.console.is_terminal
+            and not self.console.is_dumb_terminal
+        )
         self._texts = dict.fromkeys(self.names, "")
         self._remarks = dict.fromkeys(self.names, "")
         self._current = ""
@@ -91,7 +100,10 @@ class Screen:
 
 def remark_of(said: Said) -> str:
     """`[helpful 0.53, stopped]`; empty if there is nothing to say."""
-    parts = [f"{name} {'no score' if score is None else f'{score:.3g}'}" for name, score in said.rewards.items()]
+    parts = [
+        f"{name} {'no score' if score is None else f'{score:.3g}'}"
+        for name, score in said.rewards.items()
+    ]
     parts += ["stopped"] if said.exchange is None else []
     return f"[{', '.join(parts)}]" if parts else ""
 

@@ -24,10 +24,13 @@ class Said:
 class Session:
     """What was said so far, and how answers are sampled.
 
-    system: the system message; empty for none. turns: each policy's conversation by its name, without that message.
+    system: the system message; empty for none. turns: each policy's conversation by its name,
+    without that message.
     """
 
-    def __init__(self, opened: Opened, sampling: Sampling, system: str = "", seed: int | None = None):
+    def __init__(
+        self, opened: Opened, sampling: Sampling, system: str = "", seed: int | None = None
+    ):
         """seed: of the answer to the first question; by default another one each time."""
         self.opened, self.sampling, self.system = opened, sampling, system
         self.turns: dict[str, list[Message]] = {name: [] for name in opened.policies}
@@ -42,7 +45,9 @@ class Session:
             turns.clear()
 
     def take_back(self) -> str:
-        """Forget the answers to the last question; returns the question, which is empty if there is none."""
+        """Forget the answers to the last question; returns the question, which is empty if there is
+        none.
+        """
         if self._question:
             for name, turns in self.turns.items():
                 del turns[self._before[name] :]
@@ -50,14 +55,18 @@ class Session:
 
     def begin(self, question: str) -> None:
         """Say what will be asked. Each question has draws of its own."""
-        self._question, self._before = question, {name: len(turns) for name, turns in self.turns.items()}
+        self._question, self._before = (
+            question,
+            {name: len(turns) for name, turns in self.turns.items()},
+        )
         self._seed += 1
 
     def ask(self, name: str, heard: Callable[[str], None], wanted: Callable[[], bool]) -> Said:
-        """A policy's answer to the question; part of its conversation, unless it was stopped before its first word.
+        """A policy's answer to the question; part of its conversation, unless it was stopped before
+        its first word.
 
-        heard: is given the text in pieces. wanted: false ends the answer. Raises TooLong or DataError for a question
-        that it cannot read.
+        heard: is given the text in pieces. wanted: false ends the answer. Raises TooLong or
+        DataError for a question that it cannot read.
         """
         policy, turns = self.opened.policies[name], self.turns[name]
         asked = Message(role="user", content=self._question)
@@ -72,4 +81,8 @@ class Session:
             return Said(answer.text, rewards, None)
         first = next(iter(rewards.values()), None)
         temperature = self.sampling.temperature
-        return Said(answer.text, rewards, Exchange(policy.word, messages, answer.text, temperature, self._seed, first))
+        return Said(
+            answer.text,
+            rewards,
+            Exchange(policy.word, messages, answer.text, temperature, self._seed, first),
+        )

@@ -1,4 +1,5 @@
-"""What users of the endpoint agree to, and their questions, answers and thumbs, kept if they agreed.
+"""What users of the endpoint agree to, and their questions, answers and thumbs, kept if they
+agreed.
 
 The client says for whom it asks, and the server believes every client that may use it.
 """
@@ -40,12 +41,16 @@ class Collecting:
     _replies: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> annotator, item
 
     def consent(self, headers: Mapping[str, str], body: bytes | None) -> dict[str, Any]:
-        """What a user is asked, and what the user said last. body: says it now; a yes repeats the terms."""
+        """What a user is asked, and what the user said last. body: says it now; a yes repeats the
+        terms.
+        """
         who = annotator_of(headers)
         if body is not None:
             said = read(_Consent, json.loads(body))
             if said.granted and said.terms != TERMS:
-                raise BadLabel("a yes must repeat the 'terms' of GET /v1/consent, which the user has read")
+                raise BadLabel(
+                    "a yes must repeat the 'terms' of GET /v1/consent, which the user has read"
+                )
             self.collection.agree(who, said.granted)
         known = {"file": self.collection.path.name, "license": self.collection.license}
         return {"annotator": who, "agreed": self.collection.agreed(who), "terms": TERMS, **known}
@@ -58,7 +63,9 @@ class Collecting:
             return _unkept(error)
 
     def keep(self, headers: Mapping[str, str], reply: str, exchange: Exchange) -> bool:
-        """Keep a request's answer, if its user agreed. reply: its id. Returns whether it is kept."""
+        """Keep a request's answer, if its user agreed. reply: its id. Returns whether it is
+        kept.
+        """
         if not self.agreed(headers):
             return False
         who = annotator_of(headers)

@@ -21,11 +21,19 @@ def export(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="New folder for the export. Default: exports/RUN-STAGE.")
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="New folder for the export. Default: exports/RUN-STAGE."
+        ),
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Write a whole model instead of an adapter.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a whole model instead of an adapter.")
+    ] = False,
     base: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Id of the base model on the hub, if the run used a copy.")
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Id of the base model on the hub, if the run used a copy."
+        ),
     ] = None,
     license: Annotated[
         str | None, typer.Option(metavar="ID", help="License of the export, for its model card.")
@@ -33,7 +41,8 @@ def export(
     push: Annotated[
         str | None,
         typer.Option(
-            metavar="OWNER/NAME", help="Upload the export to the Hugging Face hub, too; a new repository is private."
+            metavar="OWNER/NAME",
+            help="Upload the export to the Hugging Face hub, too; a new repository is private.",
         ),
     ] = None,
 ) -> Result:

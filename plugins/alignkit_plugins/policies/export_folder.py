@@ -1,4 +1,6 @@
-"""Writes an export: weights, tokenizer, generation settings, recipe and model card, complete or not at all."""
+"""Writes an export: weights, tokenizer, generation settings, recipe and model card, complete or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from alignkit_plugins.policies.card import Use, card, recipe_text
 from alignkit_plugins.policies.export_request import Request
 from alignkit_plugins.policies.source import Source
 
-SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # of generation settings
+# Of generation settings
+SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # of which "/home" may be a word
 
 
@@ -45,7 +48,9 @@ def write(source: Source, request: Request, say: Callable[[str], None]) -> tuple
             notes = _write_adapter(source, new, public_base)
         else:
             say(f"loading {Path(source.spec.base).name}")
-            notes = write_model(source.folder, new, base, source.spec, _dtype(source, base), tokenizer, ends)
+            notes = write_model(
+                source.folder, new, base, source.spec, _dtype(source, base), tokenizer, ends
+            )
         if not source.is_reward and (is_adapter or not source.is_adapter):
             _write_generation(base_folder if is_adapter else new, new, ends)
         notes += _sampling_notes(new)
@@ -73,7 +78,12 @@ def _write_adapter(source: Source, new: Path, base_name: str) -> list[str]:
         write_json(new / ORIGIN, origin | {"base": origin["base"] | {"name": base_name}})
     if source.spec.quantization == "none":
         return []
-    return [f"it was trained on the {source.spec.quantization} base: on any other, log-probabilities differ"]
+    return [
+        (
+            f"it was trained on the {source.spec.quantization} base: on any other, "
+            "log-probabilities differ"
+        )
+    ]
 
 
 def _dtype(source: Source, base: Base) -> torch.dtype:
@@ -91,11 +101,16 @@ def stored_dtype(folder: Path | None) -> str:
 
 
 def _found_base(source: Source) -> Base:
-    """The base of an adapter where it is now; a model source makes its own again. Raises RunFailed if it is gone."""
+    """The base of an adapter where it is now; a model source makes its own again. Raises RunFailed
+    if it is gone.
+    """
     base = source.base
     if Path(base.source).is_dir() or source.hub_base:
         return base
-    if Path(base.source).is_absolute() and (place := base_source(source.spec.base)) != source.spec.base:
+    if (
+        Path(base.source).is_absolute()
+        and (place := base_source(source.spec.base)) != source.spec.base
+    ):
         return Base(base.name, place, base.revision)
     raise RunFailed(
         f"the base model of '{source.reference}' is not at {base.source} any more\n"
@@ -116,14 +131,18 @@ def _folder_of(base: Base) -> Path | None:
 
 
 def _tokenizer(source: Source) -> Any:
-    return load_tokenizer(source.folder, source.reference, trust_remote_code=source.spec.trust_remote_code)
+    return load_tokenizer(
+        source.folder, source.reference, trust_remote_code=source.spec.trust_remote_code
+    )
 
 
 def _ends(source: Source, tokenizer: Any, base_folder: Path | None) -> frozenset[int]:
     """The tokens that ended responses in the run."""
     spec = source.spec
     own = base_folder if source.is_adapter else source.folder
-    return Encoder(tokenizer, spec.chat_template_kwargs, end_ids(str(own), None) if own is not None else ()).end_ids
+    return Encoder(
+        tokenizer, spec.chat_template_kwargs, end_ids(str(own), None) if own is not None else ()
+    ).end_ids
 
 
 def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> None:
@@ -137,17 +156,28 @@ def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> N
 
 
 def _sampling_notes(folder: Path) -> list[str]:
-    """How programs sample by themselves with the base's generation settings, which alignkit does not apply."""
+    """How programs sample by themselves with the base's generation settings, which alignkit does
+    not apply.
+    """
     found = read_json(folder / "generation_config.json", optional=True)
     given = ", ".join(f"{key} {found[key]}" for key in SAMPLED_WITH if found.get(key) is not None)
-    return [f"vLLM and transformers sample with the base's settings ({given}), which the run did not use"] * bool(given)
+    return [
+        (
+            f"vLLM and transformers sample with the base's settings ({given}), which the run did "
+            "not use"
+        )
+    ] * bool(given)
 
 
 def _forget_names(folder: Path) -> None:
     """Take names of this machine's folders out of the configuration."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         found = read_json(file, optional=True)
-        kept = {key: value for key, value in found.items() if key not in ("_name_or_path", "name_or_path")}
+        kept = {
+            key: value
+            for key, value in found.items()
+            if key not in ("_name_or_path", "name_or_path")
+        }
         if kept != found:
             file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -159,5 +189,10 @@ def _check_private(new: Path, folders: Sequence[Path]) -> None:
         if not file.is_file() or file.suffix == ".safetensors" or file.name in VOCABULARIES:
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
-        for what in [name for name in names if name in text] + (["a key"] if redacted(text) != text else []):
-            raise RunFailed(f"{file.name} would tell others of {what}\nhelp: take it out of the run's folder or recipe")
+        for what in [name for name in names if name in text] + (
+            ["a key"] if redacted(text) != text else []
+        ):
+            raise RunFailed(
+                f"{file.name} would tell others of {what}\n"
+                "help: take it out of the run's folder or recipe"
+            )

@@ -31,7 +31,8 @@ AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
 def answer_and_score(
     named: NamedModels, overrides: Sequence[str], out: Path | None, limit: int | None = None
 ) -> Result:
-    """Let the policies, if there are any, answer a file, and the rewards score its responses; both in one row each.
+    """Let the policies, if there are any, answer a file, and the rewards score its responses; both
+    in one row each.
 
     out: where the rows go; default: stdout, with the summary on stderr. limit: of rows.
     """
@@ -64,22 +65,35 @@ def _answered(models: Opened, rows: Sequence[Group], reporter: Reporter) -> list
     return sample_policies(context, [*roles], prompts, **options.sampled())
 
 
-def _scored(models: Opened, rows: Sequence[Group], reporter: Reporter) -> tuple[Sequence[Group], dict[str, Any]]:
-    """The rows with scores; of each reward the mean over examples, and the share of pairs that it orders as people do.
+def _scored(
+    models: Opened, rows: Sequence[Group], reporter: Reporter
+) -> tuple[Sequence[Group], dict[str, Any]]:
+    """The rows with scores; of each reward the mean over examples, and the share of pairs that it
+    orders as people do.
 
     Raises DataError if there is no response.
     """
     groups = [group for group in rows if group.responses]
     if not groups:
-        help = "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
+        help = (
+            "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
+        )
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
-    groups, columns = scored_by(groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}"))
-    alike = [replace(group, responses=tuple(replace(r, source=AUTHOR) for r in group.responses)) for group in groups]
+    groups, columns = scored_by(
+        groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")
+    )
+    alike = [
+        replace(group, responses=tuple(replace(r, source=AUTHOR) for r in group.responses))
+        for group in groups
+    ]
     facts: dict[str, Any] = {}
     for column in columns:
         values, units = scores_of(averages(alike, AUTHOR, column.name))
         pairs = comparisons(groups, column.name)
-        mean, right = scale_of(alike, column.name).mean(values, units), accuracy(pairs) if pairs else None
+        mean, right = (
+            scale_of(alike, column.name).mean(values, units),
+            accuracy(pairs) if pairs else None,
+        )
         facts[column.name] = {"mean": mean, "pairs_right": right}
     return groups, facts
 
@@ -87,7 +101,9 @@ def _scored(models: Opened, rows: Sequence[Group], reporter: Reporter) -> tuple[
 def _lines(groups: Sequence[Group], facts: Mapping[str, Any]) -> list[str]:
     """`helpful: mean 0.31 [0.2, 0.42] of 200 examples; pairs right 71% [64%, 77%] of 200`"""
     truncated = sum(response.truncated for group in groups for response in group.responses)
-    lines = [f"examples: {len(groups)}" + (f"; truncated responses: {truncated}" if truncated else "")]
+    lines = [
+        f"examples: {len(groups)}" + (f"; truncated responses: {truncated}" if truncated else "")
+    ]
     for name, found in facts.items():
         line = f"{name}: mean {shown(found['mean'])} of {found['mean']['n']} examples"
         if right := found["pairs_right"]:

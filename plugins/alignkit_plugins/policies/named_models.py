@@ -1,7 +1,9 @@
-"""Models named on a command line, found with the settings that they need: stages of runs, folders, ids on the hub.
+"""Models named on a command line, found with the settings that they need: stages of runs, folders,
+ids on the hub.
 
-A word is `RUN/STAGE`, `RUN/STAGE@K` or a result such as `RUN/align@ppo`, `RUN/base` for the base model of a run, a
-folder with an adapter or a whole model, the name of a model plugin, or an id on the hub.
+A word is `RUN/STAGE`, `RUN/STAGE@K` or a result such as `RUN/align@ppo`, `RUN/base` for the base
+model of a run, a folder with an adapter or a whole model, the name of a model plugin, or an id on
+the hub.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ CONFIG = "config.json"  # of a whole model
 ADAPTER = "adapter_config.json"
 WORDS = "name RUN/STAGE, a model's folder, or an id on the hub"
 _SCALE = ("r", "lora_alpha", "use_rslora")
-_NOT_OF_WHOLE = ("base", "revision", "lora", "chat_template")  # settings that a whole model's folder replaces
+# Settings that a whole model's folder replaces
+_NOT_OF_WHOLE = ("base", "revision", "lora", "chat_template")
 
 
 @dataclass(frozen=True)
 class NamedModel:
     """A model that a word means.
 
-    spec: keys of `model` for its base; empty for a reward model that is whole, and needs none. folder: its weights;
-    None for the base itself, which is also what a whole policy is. reward: whether it is a reward model. label: what to
-    call it. rollout: how its training sampled; empty if that is unknown.
+    spec: keys of `model` for its base; empty for a reward model that is whole, and needs none.
+    folder: its weights; None for the base itself, which is also what a whole policy is. reward:
+    whether it is a reward model. label: what to call it. rollout: how its training sampled; empty
+    if that is unknown.
     """
 
     spec: Mapping[str, Any]
@@ -45,13 +49,17 @@ class NamedModel:
 
 
 def named_model(word: str) -> NamedModel:
-    """The model that a word means. Raises RecipeError or RunFailed for a stage or a folder that is none."""
+    """The model that a word means. Raises RecipeError or RunFailed for a stage or a folder that is
+    none.
+    """
     path = Path(word)
     if path.name == "adapter" and is_file(path.parent.parent / RECIPE):
         path = path.parent
     if in_run(str(path)):
         if path.name == BASE:
-            return NamedModel(_plain(_model_of(path.parent)), label=f"{path.parent.resolve().name}-{BASE}")
+            return NamedModel(
+                _plain(_model_of(path.parent)), label=f"{path.parent.resolve().name}-{BASE}"
+            )
         return _of_stage(find(str(path)))
     if is_file(path / RECIPE):
         find(word)  # which says that it is a run, and lists its stages
@@ -59,12 +67,22 @@ def named_model(word: str) -> NamedModel:
         return _of_folder(path.resolve())
     refuse_recipe(word)
     if word == BASE:
-        refuse("'base' needs the run whose base model it is", "write RUN/base, such as runs/quickstart/base")
+        refuse(
+            "'base' needs the run whose base model it is",
+            "write RUN/base, such as runs/quickstart/base",
+        )
     # OWNER/NAME is an id on the hub, unless OWNER is a folder of runs.
-    if len(path.parts) > 2 or word.startswith((".", "/")) or (len(path.parts) == 2 and runs_in(path.parent)):
+    if (
+        len(path.parts) > 2
+        or word.startswith((".", "/"))
+        or (len(path.parts) == 2 and runs_in(path.parent))
+    ):
         refuse(f"there is no folder {word}", near_run(path) or WORDS)
     if len(path.parts) == 1 and not plugins().has("model", word) and (near := near_run(path)):
-        print(printable(f"note: {word} is no run, so it is taken as a model of the hub; {near}"), file=sys.stderr)
+        print(
+            printable(f"note: {word} is no run, so it is taken as a model of the hub; {near}"),
+            file=sys.stderr,
+        )
     return NamedModel({"base": word}, label=path.name)
 
 
@@ -94,7 +112,9 @@ def _of_stage(source: Source) -> NamedModel:
     return _whole(source.folder.resolve(), spec, source.is_reward, source.label, rollout)
 
 
-def _whole(folder: Path, spec: Mapping[str, Any], reward: bool, label: str, rollout: Mapping[str, Any]) -> NamedModel:
+def _whole(
+    folder: Path, spec: Mapping[str, Any], reward: bool, label: str, rollout: Mapping[str, Any]
+) -> NamedModel:
     """A whole model: a base of its own, or a reward model that needs none."""
     if reward:
         return NamedModel({}, folder, True, label)
@@ -103,10 +123,15 @@ def _whole(folder: Path, spec: Mapping[str, Any], reward: bool, label: str, roll
 
 
 def _spec_of(source: Source) -> dict[str, Any]:
-    """The settings of a stage's base model. The record names a template file without its folder; the recipe has it."""
+    """The settings of a stage's base model. The record names a template file without its folder;
+    the recipe has it.
+    """
     recorded, spec = source.depends_on["model"], _model_of(source.run)
     template = Path(spec.chat_template or "")
-    found = {**spec.model_dump(), "chat_template": template.name if template.is_file() else spec.chat_template}
+    found = {
+        **spec.model_dump(),
+        "chat_template": template.name if template.is_file() else spec.chat_template,
+    }
     return _plain(spec if found == recorded else ModelSpec.model_validate(recorded))
 
 
@@ -115,7 +140,9 @@ def _plain(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _of_folder(folder: Path) -> NamedModel:
-    """A model outside of a run: an adapter for the base that it names, a base model, or a reward model."""
+    """A model outside of a run: an adapter for the base that it names, a base model, or a reward
+    model.
+    """
     from alignkit.models.adapters import base_name
     from alignkit.models.loading import has_score, read_json
 
@@ -123,7 +150,9 @@ def _of_folder(folder: Path) -> NamedModel:
         saved = read_json(folder / ADAPTER)
         lora = {key: saved[key] for key in _SCALE if saved.get(key) is not None}
         spec = {"base": base_name(folder), "revision": saved.get("revision"), "lora": lora}
-        return NamedModel(_plain(ModelSpec.model_validate(spec)), folder, has_score(folder), folder.name)
+        return NamedModel(
+            _plain(ModelSpec.model_validate(spec)), folder, has_score(folder), folder.name
+        )
     if is_file(folder / CONFIG):
         return _whole(folder, {}, has_score(folder), folder.name, {})
     inner = next((name for name in ("adapter", "model") if is_dir(folder / name)), None)

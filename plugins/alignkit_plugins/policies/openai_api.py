@@ -1,4 +1,6 @@
-"""OpenAI's format: requests, in which a key that would be ignored is an error, and replies, whole or streamed."""
+"""OpenAI's format: requests, in which a key that would be ignored is an error, and replies, whole
+or streamed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from alignkit_plugins.policies.streaming import Answer
 
 DONE = "data: [DONE]\n\n"
 
-# Keys that clients send with values that ask for nothing. Any other value is refused, because it would be ignored.
+# Keys that clients send with values that ask for nothing. Any other value is refused, because it
+# would be ignored.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1, None),
     "logprobs": (False, None),
@@ -38,40 +41,66 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "reasoning_effort": (None,),
 }
 # Keys that change no answer, whatever their values are.
-IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier")
+IGNORED = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "safety_identifier",
+)
 
 
 class RequestError(Refused):
-    """A request that cannot be answered. status: of HTTP. param: the key that is wrong. code: for programs."""
+    """A request that cannot be answered. status: of HTTP. param: the key that is wrong. code: for
+    programs.
+    """
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
         super().__init__(status, message)
         self.param, self.code = param, code
 
     def body(self) -> dict[str, Any]:
         """OpenAI's JSON of an error."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        }
 
 
 class StreamOptions(Options):
     """How a streamed answer is sent."""
 
-    include_usage: bool | None = Field(None, description="whether a last chunk has the number of tokens")
+    include_usage: bool | None = Field(
+        None, description="whether a last chunk has the number of tokens"
+    )
     include_obfuscation: bool | None = Field(None, description="changes nothing")
 
 
 class ChatKeys(Options):
     """The keys of POST /v1/chat/completions."""
 
-    model: str | None = Field(None, description="a name of GET /v1/models; may be left out if there is only one")
+    model: str | None = Field(
+        None, description="a name of GET /v1/models; may be left out if there is only one"
+    )
     max_tokens: int | None = Field(None, ge=1, description="most tokens of an answer")
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
     temperature: float | None = Field(None, ge=0, le=100, description="0: the likeliest token")
-    top_p: float | None = Field(None, gt=0, le=1, description="sample from the likeliest tokens of this probability")
-    top_k: int | None = Field(None, ge=0, description="sample from this many of the likeliest tokens; 0: all")
-    stop: str | list[str] | None = Field(None, description="a text that ends an answer, or several; not in the answer")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="of sampling; equal requests have equal answers")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="sample from the likeliest tokens of this probability"
+    )
+    top_k: int | None = Field(
+        None, ge=0, description="sample from this many of the likeliest tokens; 0: all"
+    )
+    stop: str | list[str] | None = Field(
+        None, description="a text that ends an answer, or several; not in the answer"
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**64, description="of sampling; equal requests have equal answers"
+    )
     stream: bool | None = Field(None, description="whether to send the answer while it is written")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
     messages: list[Any] = Field(min_length=1, description="the conversation: [{role, content}]")
@@ -92,10 +121,18 @@ class Request:
 def read_chat(body: bytes) -> Request:
     """A request for chat completions. Raises RequestError for a key or a value that is wrong."""
     keys = _read(body)
-    if keys.max_tokens and keys.max_completion_tokens and keys.max_tokens != keys.max_completion_tokens:
-        raise RequestError(400, "max_tokens and max_completion_tokens differ; set one of them", "max_tokens")
+    if (
+        keys.max_tokens
+        and keys.max_completion_tokens
+        and keys.max_tokens != keys.max_completion_tokens
+    ):
+        raise RequestError(
+            400, "max_tokens and max_completion_tokens differ; set one of them", "max_tokens"
+        )
     try:
-        messages = [read_message(turn, f"messages[{place}]") for place, turn in enumerate(keys.messages)]
+        messages = [
+            read_message(turn, f"messages[{place}]") for place, turn in enumerate(keys.messages)
+        ]
     except BadRow as error:
         raise RequestError(400, str(error), "messages") from None
     stop = [keys.stop] if isinstance(keys.stop, str) else keys.stop
@@ -121,7 +158,9 @@ def _read(body: bytes) -> ChatKeys:
     try:
         raw = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the request is not valid JSON: {str(error) or 'nested too deeply'}") from None
+        raise RequestError(
+            400, f"the request is not valid JSON: {str(error) or 'nested too deeply'}"
+        ) from None
     if not isinstance(raw, dict):
         raise RequestError(400, f"the request must be a JSON object, not {shown(raw)}")
     for key, neutral in NEUTRAL.items():
@@ -176,7 +215,13 @@ class Reply:
         return event(self._frame("chat.completion.chunk", [choice]))
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
 
 
 def _reason(answer: Answer) -> str:

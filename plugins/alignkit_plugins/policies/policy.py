@@ -1,4 +1,6 @@
-"""Policies and rewards that are named on the command line, loaded: who answers, and who scores the answers."""
+"""Policies and rewards that are named on the command line, loaded: who answers, and who scores the
+answers.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ class TooLong(DataError):
 class Policy:
     """A policy that answers.
 
-    name: what people call it. word: what it was named by. role: its weights. sampling: how it samples, unless somebody
-    says otherwise.
+    name: what people call it. word: what it was named by. role: its weights. sampling: how it
+    samples, unless somebody says otherwise.
     """
 
     name: str
@@ -60,7 +62,9 @@ class Policy:
             raise DataError("the prompt has no tokens")
         context = self.role.model.context
         if len(prompt) >= context:
-            raise TooLong(f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}")
+            raise TooLong(
+                f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}"
+            )
         return prompt
 
     def answer(
@@ -71,12 +75,16 @@ class Policy:
         heard: Callable[[str], None] = lambda text: None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Answer:
-        """An answer of as many tokens as the prompt leaves room for; see `alignkit_plugins.policies.streaming`.
+        """An answer of as many tokens as the prompt leaves room for; see
+        `alignkit_plugins.policies.streaming`.
 
         seed: equal ones give equal answers, which are those of `alignkit.Policy.sample`.
         """
         most = min(sampling.max_new_tokens, self.role.model.context - len(prompt))
-        stream, sampling = seeds.number(seed, 0, 0), sampling.model_copy(update={"max_new_tokens": most})
+        stream, sampling = (
+            seeds.number(seed, 0, 0),
+            sampling.model_copy(update={"max_new_tokens": most}),
+        )
         return answer(self.role, prompt, stream, sampling, heard, wanted)
 
 
@@ -84,7 +92,8 @@ class Policy:
 class Opened:
     """Policies by name, and the rewards with their scorers, in the order in which they were named.
 
-    sampling: what all policies have in common, so that their answers can be compared. data: the rows of the file.
+    sampling: what all policies have in common, so that their answers can be compared. data: the
+    rows of the file.
     """
 
     policies: Mapping[str, Policy]
@@ -93,7 +102,9 @@ class Opened:
     sampling: Sampling = Sampling()
     data: Sequence[Group] = ()
 
-    def rewards(self, policy: Policy, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
+    def rewards(
+        self, policy: Policy, messages: Sequence[Message], answer: Answer
+    ) -> dict[str, float | None]:
         """The score of a policy's answer by every reward."""
         encoder = policy.role.encoder
         text = encoder.said(answer.tokens)  # as in a run, with the reasoning that the prompt opens
@@ -121,16 +132,21 @@ def opened(
     command: str,
     out: Path | None = None,
 ) -> Iterator[Opened]:
-    """Load the models that a command names. out: the file that it will write, which must not be the one that it reads.
+    """Load the models that a command names. out: the file that it will write, which must not be the
+    one that it reads.
 
-    Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long passes.
+    Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long
+    passes.
     """
     recipe, words = read_models(named, command, overrides, registry)
     data, progress = list[Group](), no_progress  # a talk shows its own
     if words.data is not None:
         files = [source.path.resolve() for source in words.data.sources if source.path is not None]
         if out is not None and (out.suffix != ".jsonl" or out.resolve() in files):
-            refuse(f"--out {out}: the file is JSON lines, and never the one that is read", "name a new FILE.jsonl")
+            refuse(
+                f"--out {out}: the file is JSON lines, and never the one that is read",
+                "name a new FILE.jsonl",
+            )
         data, progress = RunData(Path, recipe.seed).read(words.data).groups, reporter.progress
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
 
@@ -140,20 +156,30 @@ def opened(
             return base
 
         models = Models(load)
-        models.enter([each for each in named.references.values() if each != BASE and not is_file(Path(each) / ADAPTER)])
+        models.enter(
+            [
+                each
+                for each in named.references.values()
+                if each != BASE and not is_file(Path(each) / ADAPTER)
+            ]
+        )
         context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
         policies = {}
         for name, word in names_of(named.policies).items():
             role = models[named.references[word]]
-            policies[name] = Policy(name, word, role, sampling_of([named.policies[word]], words.sampling))
+            policies[name] = Policy(
+                name, word, role, sampling_of([named.policies[word]], words.sampling)
+            )
         for name, policy in policies.items():
             model = policy.role.model
             if isinstance(words.engine, Component) and model.engine is None:
                 place = Path(folder) / f"engine-{name}"
-                model.engine = launcher().engine(words.engine, place, stage="", seed=recipe.seed, say=reporter.say)
+                model.engine = launcher().engine(
+                    words.engine, place, stage="", seed=recipe.seed, say=reporter.say
+                )
                 engines.callback(model.engine.close)
-            # Asked for no answer, it reads the weights, and an engine starts and takes them: now, because that can fail
-            # or take minutes.
+            # Asked for no answer, it reads the weights, and an engine starts and takes them: now,
+            # because that can fail or take minutes.
             policy.role.sample([], seed=0)
         sampling = sampling_of(named.policies.values(), words.sampling)
         scorers = [Rewards(reward, context) for reward in words.rewards]
@@ -161,7 +187,9 @@ def opened(
 
 
 def sampling_of(models: Iterable[NamedModel], overrides: Sampling) -> Sampling:
-    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that overrides set."""
+    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that
+    overrides set.
+    """
     default = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, **rollout_of(models)}
     return Sampling(**default | overrides.model_dump(exclude_unset=True))
 

@@ -1,4 +1,6 @@
-"""Policies, rewards and judges of a command line as a recipe has them, and the recipe of `alignkit evaluate`."""
+"""Policies, rewards and judges of a command line as a recipe has them, and the recipe of `alignkit
+evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ _PATHS = {"path", "folder", "file"}  # keys whose values are never models
 class NamedModels:
     """Models that are named on the command line.
 
-    spec: the keys of `model` in a recipe, which all adapters share. policies: what each word means. references: what a
-    recipe calls each policy. rewards, judges: as options of a step. data: a file of prompts or answers, as in a recipe.
+    spec: the keys of `model` in a recipe, which all adapters share. policies: what each word means.
+    references: what a recipe calls each policy. rewards, judges: as options of a step. data: a file
+    of prompts or answers, as in a recipe.
     """
 
     spec: dict[str, Any] = field(default_factory=dict)
@@ -57,15 +60,29 @@ class NamedModels:
                 self.spec = dict(model.spec)
 
     def reference(self, model: NamedModel) -> str:
-        """What a recipe calls a model: `base`, or its folder. Raises RecipeError for an adapter on another base."""
+        """What a recipe calls a model: `base`, or its folder. Raises RecipeError for an adapter on
+        another base.
+        """
         shared = _same_base(self.spec, model.spec)
         if model.folder is not None and not shared:
-            text = f"{model.label} is an adapter for the base model {model.spec['base']}, not for {self.spec['base']}"
-            refuse(text, "make it a whole model: alignkit export RUN/STAGE --merge; then name the new folder")
+            text = (
+                f"{model.label} is an adapter for the base model {model.spec['base']}, not for "
+                f"{self.spec['base']}"
+            )
+            refuse(
+                text,
+                "make it a whole model: alignkit export RUN/STAGE --merge; then name the new "
+                "folder",
+            )
         if shared and len(model.spec) > 1:
             keys = {**self.spec, **model.spec}.keys() - {"lora"}
-            if different := sorted(key for key in keys if self.spec.get(key) != model.spec.get(key)):
-                used = f"note: {model.label} is used with the {', '.join(different)} of the policy before it"
+            if different := sorted(
+                key for key in keys if self.spec.get(key) != model.spec.get(key)
+            ):
+                used = (
+                    f"note: {model.label} is used with the {', '.join(different)} of the policy "
+                    "before it"
+                )
                 print(printable(f"{used}, on the same base"), file=sys.stderr)
         if model.folder is not None:
             return str(model.folder)
@@ -104,11 +121,16 @@ def _whole_folder(spec: Mapping[str, Any]) -> str:
     from alignkit.models.loading import locate
 
     source = locate(base_source(spec["base"]), spec.get("revision"))
-    return str(source if is_dir(source) else snapshot_download(source, revision=spec.get("revision")))
+    return str(
+        source if is_dir(source) else snapshot_download(source, revision=spec.get("revision"))
+    )
 
 
 def models_of(
-    words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = (), data: str | None = None
+    words: Sequence[str],
+    rewards: Sequence[str] = (),
+    judges: Sequence[str] = (),
+    data: str | None = None,
 ) -> NamedModels:
     """What policies, rewards, judges and a file mean.
 
@@ -118,7 +140,10 @@ def models_of(
     for word in words:
         model = named_model(word)
         if model.reward:
-            refuse(f"{word} is a reward model, but a policy is needed", f"name it as a reward: --reward {word}")
+            refuse(
+                f"{word} is a reward model, but a policy is needed",
+                f"name it as a reward: --reward {word}",
+            )
         named.policies[word] = model
     for word in rewards:
         _check_reward(word, words)
@@ -136,7 +161,9 @@ def models_of(
 
 
 def names_of(policies: Mapping[str, NamedModel]) -> dict[str, str]:
-    """The word of each policy by its name: RUN-STAGE, or the word itself if several have that name."""
+    """The word of each policy by its name: RUN-STAGE, or the word itself if several have that
+    name.
+    """
     labels = [model.label for model in policies.values()]
     return {
         model.label if model.label and labels.count(model.label) == 1 else word: word
@@ -145,10 +172,15 @@ def names_of(policies: Mapping[str, NamedModel]) -> dict[str, str]:
 
 
 def _check_reward(word: str, policies: Iterable[str]) -> None:
-    """Refuse a policy, and a name that no reward has if it is almost that of a stage of the policies' runs."""
+    """Refuse a policy, and a name that no reward has if it is almost that of a stage of the
+    policies' runs.
+    """
     if is_model(word):
         if not named_model(word).reward:
-            refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
+            refuse(
+                f"{word} is a policy, but a reward is needed",
+                "name a stage that trained a reward model",
+            )
     elif re.fullmatch(r"[A-Za-z][\w-]*", word) and not plugins().has("reward", word):
         for policy in filter(in_run, policies):
             if near := near_run(Path(policy).parent / word):
@@ -156,12 +188,18 @@ def _check_reward(word: str, policies: Iterable[str]) -> None:
 
 
 def rollout_of(policies: Iterable[NamedModel]) -> dict[str, Any]:
-    """Sampling as in training, but for the temperature: that of the first policy that learned from its own samples."""
+    """Sampling as in training, but for the temperature: that of the first policy that learned from
+    its own samples.
+    """
     rollout = next((policy.rollout for policy in policies if policy.rollout), {})
-    return {key: rollout[key] for key in KEYS if rollout.get(key) is not None and key != "temperature"}
+    return {
+        key: rollout[key] for key in KEYS if rollout.get(key) is not None and key != "temperature"
+    }
 
 
-def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, limit: int | None = None) -> Any:
+def recipe_of(
+    named: NamedModels, prompts: str, baseline: str | None = None, limit: int | None = None
+) -> Any:
     """The recipe of `alignkit evaluate` as plain data. baseline: one of the words."""
     keys = {
         "step": "evaluate",
@@ -179,16 +217,24 @@ def recipe_of(named: NamedModels, prompts: str, baseline: str | None = None, lim
 
 def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The policies among the words of a command, and the overrides."""
-    policies = [word for word in words if is_file(word) or is_dir(word) or not _OVERRIDE.match(word)]
+    policies = [
+        word for word in words if is_file(word) or is_dir(word) or not _OVERRIDE.match(word)
+    ]
     return policies, [word for word in words if word not in policies]
 
 
-def read_models(named: NamedModels, command: str, overrides: Sequence[str], registry: Registry) -> tuple[Recipe, Words]:
+def read_models(
+    named: NamedModels, command: str, overrides: Sequence[str], registry: Registry
+) -> tuple[Recipe, Words]:
     """A recipe without stages, and what else was said. overrides: `KEY=VALUE`, as for a recipe.
 
     Raises RecipeError for a mistake in the words or in an override.
     """
-    written = {"model": named.spec or {"base": "no-model-is-named"}, "rewards": named.rewards, "data": named.data}
+    written = {
+        "model": named.spec or {"base": "no-model-is-named"},
+        "rewards": named.rewards,
+        "data": named.data,
+    }
     document = parse_document(dump(written), Path(command), overrides)
     path, data = document.path, document.data
     words, mistakes = validated(Words, data, Reading(registry, path.parent))
@@ -197,11 +243,15 @@ def read_models(named: NamedModels, command: str, overrides: Sequence[str], regi
     problems = [*document.problems, *problems_of(document, mistakes)]
     if problems or words is None:
         raise RecipeError(problems)
-    return Recipe(path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document), words
+    return Recipe(
+        path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document
+    ), words
 
 
 class Words(Options):
-    """What the words of a command and its overrides may say. sampling: keys that replace those of `sampling_of`."""
+    """What the words of a command and its overrides may say. sampling: keys that replace those of
+    `sampling_of`.
+    """
 
     model: ModelSpec
     engine: EngineRef = None

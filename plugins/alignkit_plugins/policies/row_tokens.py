@@ -16,8 +16,8 @@ BEFORE = 4  # tokens that are decoded with a token, because its text depends on 
 class Tokens:
     """Tokens as a model reads them.
 
-    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads the score.
-    scored: it is the latter.
+    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads
+    the score. scored: it is the latter.
     """
 
     title: str
@@ -34,7 +34,11 @@ def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens
     for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
         title = ", ".join([*name, *(["truncated"] if response.truncated else [])])
         last = len(response.tokens) - 1
-        counts = tuple(place == last for place in range(last + 1)) if scoring else tuple(map(bool, response.mask))
+        counts = (
+            tuple(place == last for place in range(last + 1))
+            if scoring
+            else tuple(map(bool, response.mask))
+        )
         yield Tokens(title, pieces(encoder, encoded.prompt, response.tokens), counts, scoring)
 
 
@@ -45,14 +49,19 @@ def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple
 
     def decode(tokens: Sequence[int]) -> str:
         """Without the character that the last tokens only begin: its last token gets it."""
-        decoded = encoder.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        decoded = encoder.tokenizer.decode(
+            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return str(decoded).rstrip(REPLACEMENT)
 
     found = []
     for place in range(start, len(every)):
         context = every[max(0, place - BEFORE) : place]
         head, text = decode(context), decode([*context, every[place]])
-        same = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), min(len(head), len(text)))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b),
+            min(len(head), len(text)),
+        )
         found.append(text[same:])
     return tuple(found)
 

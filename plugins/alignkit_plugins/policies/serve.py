@@ -24,37 +24,54 @@ LEAST_TOKEN = 16  # characters
 def serve(
     policies: Policies,
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=65535, help="Port to listen on; 0 takes any free one."
+        ),
     ] = PORT,
     host: Annotated[
         str,
         typer.Option(
-            metavar="ADDRESS", help="Address that other machines use, or https://NAME of a proxy. They need --token."
+            metavar="ADDRESS",
+            help="Address that other machines use, or https://NAME of a proxy. They need --token.",
         ),
     ] = "127.0.0.1",
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="API key that clients must send."),
+        typer.Option(
+            metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="API key that clients must send."
+        ),
     ] = None,
     collect: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."),
+        typer.Option(
+            metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."
+        ),
     ] = None,
     license: Annotated[
-        str, typer.Option(metavar="NAME", help="License of what --collect keeps, so that it can be shared.")
+        str,
+        typer.Option(
+            metavar="NAME", help="License of what --collect keeps, so that it can be shared."
+        ),
     ] = "",
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models and /v1/chat/completions, with --collect /v1/consent and /v1/feedback, and a page to talk.
+    It has /v1/models and /v1/chat/completions, with --collect /v1/consent and /v1/feedback, and a
+    page to talk.
 
     \b
     Examples:
       alignkit serve runs/quickstart/align
       alignkit serve runs/quickstart/base runs/quickstart/align --port 8080
     """
-    if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
-        refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
+    if token is not None and (
+        len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())
+    ):
+        refuse(
+            f"--token must have at least {LEAST_TOKEN} ASCII characters",
+            "`openssl rand -hex 16` writes one",
+        )
     if collect is None and license:
         refuse("--license is about what is kept", "add --collect FILE.feedback")
     from alignkit_plugins.people.address import Address, address_of, is_loopback
@@ -62,7 +79,11 @@ def serve(
     if token is None and not is_loopback(host):
         refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
     # Whoever has the token may use any name for this machine.
-    address = address_of(host) if is_loopback(host) or host.startswith("https://") else Address(host, None)
+    address = (
+        address_of(host)
+        if is_loopback(host) or host.startswith("https://")
+        else Address(host, None)
+    )
     start(policies, port, address, token, collect, license)
 
 
@@ -75,7 +96,9 @@ def start(
     license: str = "",
     page: str = "",
 ) -> None:
-    """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address that is opened."""
+    """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address
+    that is opened.
+    """
     from alignkit_plugins.people.hosting import PACKAGES, interruptible, listening, server_of
 
     check_extra("alignkit serve", "serve", *PACKAGES)
@@ -97,7 +120,9 @@ def start(
             from alignkit_plugins.policies.recipe import names_of
 
             names = {word: name for name, word in names_of(named.policies).items()}
-            collecting = Collecting(stack.enter_context(closing(Collection(collect, license, names))))
+            collecting = Collecting(
+                stack.enter_context(closing(Collection(collect, license, names)))
+            )
         listener = stack.enter_context(listening(port, address))
         reporter.say("loading torch and transformers")
         from alignkit_plugins.policies.policy import opened  # imports torch
@@ -109,7 +134,12 @@ def start(
                 opened(named, overrides, registry, reporter, errors.should_stop, "alignkit serve")
             )
             for policy in models.policies.values():
-                reporter.say(printable(f"model {policy.name}: {SamplingOptions(sampling=policy.sampling).described()}"))
+                reporter.say(
+                    printable(
+                        f"model {policy.name}: "
+                        f"{SamplingOptions(sampling=policy.sampling).described()}"
+                    )
+                )
             endpoint = Endpoint(models.policies, collecting)
             stack.enter_context(endpoint.model)
             server = server_of(endpoint.application(address, token))

@@ -28,7 +28,14 @@ from alignkit_plugins.people.collection import Exchange
 from alignkit_plugins.people.guard import Guard, Refused, json_body
 from alignkit_plugins.people.labels import BadLabel
 from alignkit_plugins.policies.collecting import KEPT, WHO, Collecting
-from alignkit_plugins.policies.openai_api import DONE, Reply, Request, RequestError, event, read_chat
+from alignkit_plugins.policies.openai_api import (
+    DONE,
+    Reply,
+    Request,
+    RequestError,
+    event,
+    read_chat,
+)
 from alignkit_plugins.policies.policy import Policy, TooLong
 from alignkit_plugins.policies.streaming import Answer
 
@@ -39,12 +46,15 @@ GONE = 499  # nginx's status for a client that does not wait for the answer; nob
 
 @dataclass
 class Endpoint:
-    """Answers requests with policies, one after the other. stopping: whether the server is about to end."""
+    """Answers requests with policies, one after the other. stopping: whether the server is about to
+    end.
+    """
 
     policies: Mapping[str, Policy]
     collecting: Collecting | None = None
     stopping: Callable[[], bool] = lambda: False
-    model: Executor = field(default_factory=lambda: ThreadPoolExecutor(1))  # the only thread that uses the models
+    # The only thread that uses the models
+    model: Executor = field(default_factory=lambda: ThreadPoolExecutor(1))
     waiting: int = 0
 
     def application(self, address: Address, token: str | None) -> Starlette:
@@ -63,13 +73,18 @@ class Endpoint:
     async def page(self, received: Received) -> Response:
         """The page, whose own script and style are the only ones that a browser runs."""
         text = PAGE.read_text(encoding="utf-8")
-        closed = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
+        closed = (
+            "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+            "connect-src 'self'"
+        )
         return HTMLResponse(text, headers={"content-security-policy": f"{closed}; {_hashes(text)}"})
 
     async def models(self, received: Received) -> Response:
         """The names of all policies."""
         known = {"object": "model", "created": 0, "owned_by": "alignkit"}
-        data = [{"id": policy.name, **known, "root": policy.word} for policy in self.policies.values()]
+        data = [
+            {"id": policy.name, **known, "root": policy.word} for policy in self.policies.values()
+        ]
         return JSONResponse({"object": "list", "data": data})
 
     async def consent(self, received: Received) -> Response:
@@ -83,9 +98,13 @@ class Endpoint:
 
     async def _collected(self, name: str, received: Received, body: bytes | None) -> Response:
         if self.collecting is None:
-            raise RequestError(404, "nothing is kept here; `alignkit serve --collect FILE.feedback` keeps answers")
+            raise RequestError(
+                404, "nothing is kept here; `alignkit serve --collect FILE.feedback` keeps answers"
+            )
         try:
-            return JSONResponse(await run_in_threadpool(getattr(self.collecting, name), received.headers, body))
+            return JSONResponse(
+                await run_in_threadpool(getattr(self.collecting, name), received.headers, body)
+            )
         except (BadLabel, ValueError, RecursionError) as error:
             raise RequestError(400, str(error)) from None
         except AlignkitError as error:
@@ -101,8 +120,13 @@ class Endpoint:
         reply.prompt_tokens = await anext(events)
         if asked.stream:
             chunks = self._stream(events, reply, asked, policy, received)
-            agreed = bool(self.collecting and await run_in_threadpool(self.collecting.agreed, received.headers))
-            return StreamingResponse(chunks, media_type="text/event-stream", headers=_kept(received, agreed))
+            agreed = bool(
+                self.collecting
+                and await run_in_threadpool(self.collecting.agreed, received.headers)
+            )
+            return StreamingResponse(
+                chunks, media_type="text/event-stream", headers=_kept(received, agreed)
+            )
         async with aclosing(events):
             async for piece in events:
                 if await received.is_disconnected():
@@ -113,7 +137,8 @@ class Endpoint:
         return Response(status_code=GONE)
 
     async def _events(self, policy: Policy, asked: Request) -> AsyncGenerator[Any]:
-        """The number of tokens of the prompt, pieces of the answer, and all of it, which the model's thread writes.
+        """The number of tokens of the prompt, pieces of the answer, and all of it, which the
+        model's thread writes.
 
         Raises RequestError. Once it is closed, the answer is written no further.
         """
@@ -133,10 +158,16 @@ class Endpoint:
                 prompt = policy.prompt(asked.messages)
                 tell(len(prompt))
                 answer = policy.answer(
-                    prompt, policy.sampling.model_copy(update=asked.sampling), asked.seed, tell, wanted
+                    prompt,
+                    policy.sampling.model_copy(update=asked.sampling),
+                    asked.seed,
+                    tell,
+                    wanted,
                 )
                 tell(answer if wanted() else RequestError(503, "the server is stopping"))
-            except Exception as error:  # whatever it is, it must not end the server; whoever asked hears of it
+            except (
+                Exception
+            ) as error:  # whatever it is, it must not end the server; whoever asked hears of it
                 tell(_request_error(error))
 
         self.waiting += 1
@@ -171,7 +202,9 @@ class Endpoint:
             except RequestError as error:
                 yield event(error.body())
 
-    async def _keep(self, received: Received, reply: Reply, policy: Policy, asked: Request, answer: Answer) -> bool:
+    async def _keep(
+        self, received: Received, reply: Reply, policy: Policy, asked: Request, answer: Answer
+    ) -> bool:
         if self.collecting is None:
             return False
         temperature = asked.sampling.get("temperature", policy.sampling.temperature)
@@ -182,7 +215,9 @@ class Endpoint:
         if name is None and len(self.policies) == 1:
             return next(iter(self.policies.values()))
         if name is None:
-            raise RequestError(400, f"'model' is missing; it is one of {', '.join(self.policies)}", "model")
+            raise RequestError(
+                400, f"'model' is missing; it is one of {', '.join(self.policies)}", "model"
+            )
         if name in self.policies:
             return self.policies[name]
         help = did_you_mean(name, self.policies) or f"there is {', '.join(self.policies)}"
@@ -214,11 +249,18 @@ def _request_error(error: Exception) -> RequestError:
 
 async def _refused(received: Received, error: Refused) -> Response:
     if not isinstance(error, RequestError):
-        error = RequestError(error.status, str(error), code="request_too_large" if error.status == 413 else None)
+        error = RequestError(
+            error.status, str(error), code="request_too_large" if error.status == 413 else None
+        )
     headers = {"Retry-After": "1"} if error.status == 503 else None
     return JSONResponse(error.body(), error.status, headers)
 
 
 async def _not_found(received: Received, error: HTTPException) -> Response:
-    text = f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST /v1/chat/completions"
-    return JSONResponse(RequestError(error.status_code, text).body(), error.status_code, error.headers)
+    text = (
+        f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST "
+        "/v1/chat/completions"
+    )
+    return JSONResponse(
+        RequestError(error.status_code, text).body(), error.status_code, error.headers
+    )

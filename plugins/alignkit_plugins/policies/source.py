@@ -1,4 +1,6 @@
-"""A stage with a model: found in the folder of its run, with its record, its weights and its base model."""
+"""A stage with a model: found in the folder of its run, with its record, its weights and its base
+model.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model in a run. reference: `align`, `align@2` or `align@ppo`. folder: of its weights.
+    """A trained model in a run. reference: `align`, `align@2` or `align@ppo`. folder: of its
+    weights.
 
     record: its stage.json.
     """
@@ -57,7 +60,9 @@ class Source:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The settings of its base model, when it was trained. Its tokenizer holds the chat template already."""
+        """The settings of its base model, when it was trained. Its tokenizer holds the chat
+        template already.
+        """
         return ModelSpec.model_validate({**self.depends_on["model"], "chat_template": None})
 
     @cached_property
@@ -74,22 +79,34 @@ class Source:
 
     @cached_property
     def base(self) -> Base:
-        """Its base model, as the adapter names it; one that an adapter of a run names always exists."""
+        """Its base model, as the adapter names it; one that an adapter of a run names always
+        exists.
+        """
         from alignkit.models.adapters import Base
         from alignkit.models.loading import read_json
 
         if not self.is_adapter:
             return Base(self.spec.base, self.spec.base, self.spec.revision)
         saved = read_json(self.folder / "adapter_config.json")
-        return Base(self.spec.base, str(saved.get("base_model_name_or_path") or self.spec.base), saved.get("revision"))
+        return Base(
+            self.spec.base,
+            str(saved.get("base_model_name_or_path") or self.spec.base),
+            saved.get("revision"),
+        )
 
     @property
     def base_digest(self) -> str | None:
-        """SHA-256 of the base's weights, when the adapter was trained; None if it was not recorded."""
+        """SHA-256 of the base's weights, when the adapter was trained; None if it was not
+        recorded.
+        """
         from alignkit.models.adapters import ORIGIN
         from alignkit.models.loading import read_json
 
-        found = read_json(self.folder / ORIGIN).get("base") if (self.folder / ORIGIN).is_file() else None
+        found = (
+            read_json(self.folder / ORIGIN).get("base")
+            if (self.folder / ORIGIN).is_file()
+            else None
+        )
         return found.get("weights") if isinstance(found, dict) else None
 
     @property
@@ -112,9 +129,15 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def near_run(path: Path) -> str:
-    """`did you mean 'runs/smoke'?`, for the run, or the stage of a run, that a path almost names; empty without one."""
+    """`did you mean 'runs/smoke'?`, for the run, or the stage of a run, that a path almost names;
+    empty without one.
+    """
     for folder in dict.fromkeys((path.parent, RUNS)):
-        stages = [file.parent for file in folder.glob("*/stage.json")] if is_file(folder / RECIPE) else []
+        stages = (
+            [file.parent for file in folder.glob("*/stage.json")]
+            if is_file(folder / RECIPE)
+            else []
+        )
         if near := did_you_mean(path.name, [one.name for one in stages or runs_in(folder)]):
             return near.replace("'", "'" if folder == Path() else f"'{folder}/", 1)
     return ""
@@ -146,7 +169,10 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
     record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
     if not record:
         if (folder / "stage.json").is_file():
-            raise RunFailed(f"{folder / 'stage.json'} is damaged\nhelp: run the recipe again, which repeats the stage")
+            raise RunFailed(
+                f"{folder / 'stage.json'} is damaged\n"
+                "help: run the recipe again, which repeats the stage"
+            )
         help = did_you_mean(name, _with_model(run)) or f"stages with a model: {_listed(run)}"
         refuse(f"{run} has no stage '{name}'", help)
     if not record.get("complete"):
@@ -155,16 +181,25 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
     check_results(run, [name])
     if selected := record.get("policy"):
         if Path(selected).is_absolute() or name in seen:
-            refuse(f"stage '{name}' selected {selected}, which is not of this run", "export it where it was trained")
+            refuse(
+                f"stage '{name}' selected {selected}, which is not of this run",
+                "export it where it was trained",
+            )
         return _found(run, str(selected), [*seen, name])
     if not (folder / "adapter").is_dir():
         help = f"stages with a model: {_listed(run)}"
         refuse(f"stage '{name}' of {run} is a step ({record.get('plugin')}) and has no model", help)
-    return Source(run, name, f"{name}@{version}" if version else name, store.artifact(reference), record)
+    return Source(
+        run, name, f"{name}@{version}" if version else name, store.artifact(reference), record
+    )
 
 
 def _with_model(run: Path) -> Iterable[str]:
-    return [path.parent.name for path in sorted(run.glob("*/adapter")) if read_record(path.parent).get("complete")]
+    return [
+        path.parent.name
+        for path in sorted(run.glob("*/adapter"))
+        if read_record(path.parent).get("complete")
+    ]
 
 
 def _listed(run: Path) -> str:

@@ -1,4 +1,6 @@
-"""An answer that is read while it is written: the text that no later token changes, cut before a stop string."""
+"""An answer that is read while it is written: the text that no later token changes, cut before a
+stop string.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from alignkit.tokens.encoder import Ids
 class Answer:
     """A complete answer.
 
-    text: without the stop string that ended it. ended: by an end token or a stop string, not by the length.
+    text: without the stop string that ended it. ended: by an end token or a stop string, not by the
+    length.
     """
 
     text: str
@@ -31,10 +34,11 @@ def answer(
     heard: Callable[[str], None] = lambda text: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Answer:
-    """Sample an answer, that of `alignkit.Policy.sample` without its stop; `heard` is given it in pieces.
+    """Sample an answer, that of `alignkit.Policy.sample` without its stop; `heard` is given it in
+    pieces.
 
-    stream: its random numbers, as from `seeds.number`. wanted: asked after every token; once it is false, nothing more
-    is written. With an engine all of the answer is heard at once.
+    stream: its random numbers, as from `seeds.number`. wanted: asked after every token; once it is
+    false, nothing more is written. With an engine all of the answer is heard at once.
     """
     sent, encoder = "", policy.encoder
 
@@ -54,7 +58,9 @@ def answer(
                 hear("" if encoder.lead.startswith(text) else _before(text, sampling.stop))
 
     role = policy.base.role(policy.reference)
-    ((written,),) = generate(Generation(policy.model, role, encoder, [prompt], [[stream]], sampling), wrote=wrote)
+    ((written,),) = generate(
+        Generation(policy.model, role, encoder, [prompt], [[stream]], sampling), wrote=wrote
+    )
     text = until_stop(encoder.decode(written.tokens), sampling.stop)
     hear(text)
     return Answer(text, written.tokens, written.ended)
@@ -62,7 +68,9 @@ def answer(
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+    return text[
+        : min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))
+    ]
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

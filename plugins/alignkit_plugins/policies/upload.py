@@ -22,7 +22,9 @@ class Target:
 
 
 def check_target(repo: str) -> Target:
-    """The repository, with its owner. Raises RecipeError if it cannot be written to, RunFailed if the hub is away."""
+    """The repository, with its owner. Raises RecipeError if it cannot be written to, RunFailed if
+    the hub is away.
+    """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -39,7 +41,10 @@ def check_target(repo: str) -> Target:
     owner, _, name = repo.rpartition("/")
     owner = owner or owners[0]
     if owner not in owners:
-        refuse(f"--push {repo}: you are {owners[0]} and cannot write to {owner}", f"owners: {', '.join(owners)}")
+        refuse(
+            f"--push {repo}: you are {owners[0]} and cannot write to {owner}",
+            f"owners: {', '.join(owners)}",
+        )
     whole = f"{owner}/{name}"
     try:
         return Target(whole, not _asked(lambda: api.repo_info(whole), f"about {whole}").private)
@@ -48,7 +53,9 @@ def check_target(repo: str) -> Target:
 
 
 def push(folder: Path, target: Target) -> str:
-    """Upload a folder; returns its address. Raises RunFailed if the hub refuses; the folder stays."""
+    """Upload a folder; returns its address. Raises RunFailed if the hub refuses; the folder
+    stays.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -56,16 +63,25 @@ def push(folder: Path, target: Target) -> str:
     def upload() -> Any:
         if target.public is None:
             api.create_repo(target.repo, private=True, exist_ok=True)
-        return api.upload_folder(repo_id=target.repo, folder_path=folder, commit_message="Exported with alignkit")
+        return api.upload_folder(
+            repo_id=target.repo, folder_path=folder, commit_message="Exported with alignkit"
+        )
 
     again = f"the export is in {folder}; push it with `hf upload {target.repo} {folder}`"
     _asked(upload, f"to store {target.repo}", again)
-    return f"{api.endpoint}/{target.repo}, which {'everybody' if target.public else 'only you'} can read"
+    return (
+        f"{api.endpoint}/{target.repo}, which {'everybody' if target.public else 'only you'} can "
+        "read"
+    )
 
 
 def _asked(call: Callable[[], Any], what: str, help: str = LOGIN) -> Any:
     """The hub's answer. Raises RunFailed with its reason."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return call()
@@ -76,6 +92,10 @@ def _asked(call: Callable[[], Any], what: str, help: str = LOGIN) -> Any:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         reason = error.server_message or str(error).split("\n")[0]
-        raise RunFailed(f"the hub, asked {what}, refused ({status}): {reason}\nhelp: {help}") from error
-    except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
+        raise RunFailed(
+            f"the hub, asked {what}, refused ({status}): {reason}\nhelp: {help}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # from the HTTP library, which differs between versions of huggingface_hub
         raise RunFailed(f"the hub, asked {what}, did not answer: {error}\nhelp: {help}") from error

@@ -1,4 +1,6 @@
-"""The collectives of several processes: what they exchange goes through accelerate's collectives."""
+"""The collectives of several processes: what they exchange goes through accelerate's
+collectives.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class OtherFailed(AlignkitError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended the work of a process, as it is sent to the others. error: its type, arguments and attributes."""
+    """What ended the work of a process, as it is sent to the others. error: its type, arguments and
+    attributes.
+    """
 
     process: int
     message: str
@@ -45,10 +49,14 @@ class Failure:
         sent = b""
         with suppress(Exception):  # what cannot be sent
             sent = pickle.dumps((type(error), error.args, vars(error)))
-        return cls(process, message_of(error).removeprefix("error: "), getattr(error, "exit_code", 1), sent)
+        return cls(
+            process, message_of(error).removeprefix("error: "), getattr(error, "exit_code", 1), sent
+        )
 
     def received(self) -> BaseException:
-        """The error that the others raise: that of process 0, a stop, or the name of the process that failed."""
+        """The error that the others raise: that of process 0, a stop, or the name of the process
+        that failed.
+        """
         with suppress(Exception):
             kind, arguments, attributes = pickle.loads(self.error)
             if self.process == 0 or issubclass(kind, Stopped):
@@ -64,16 +72,20 @@ class ProcessCollectives(Collectives):
 
     def __init__(self, process: int, processes: int, device: torch.device):
         self.process, self.processes, self.device = process, processes, device
-        self._failed = False  # whether no word of a failure is sent: the others know, or wait for something else
+        # Whether no word of a failure is sent: the others know, or wait for something else
+        self._failed = False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The block waits for the other processes. Raises OtherFailed if the connection to one is lost."""
+        """The block waits for the other processes. Raises OtherFailed if the connection to one is
+        lost.
+        """
         try:
             yield
         except (RuntimeError, OSError) as error:
             text = (
-                f"another process of the run has ended, and its launcher says why ({str(error).splitlines()[0]:.200})"
+                "another process of the run has ended, and its launcher says why "
+                f"({str(error).splitlines()[0]:.200})"
             )
             raise OtherFailed(text) from None
 
@@ -82,7 +94,10 @@ class ProcessCollectives(Collectives):
         self._failed = True  # also if the connection is lost
         with self.waiting():
             posts: list[bytes] = gather_object([content])
-        everyone = [mine if process == self.process else self._unpacked(post) for process, post in enumerate(posts)]
+        everyone = [
+            mine if process == self.process else self._unpacked(post)
+            for process, post in enumerate(posts)
+        ]
         for process, post in enumerate(everyone):
             if isinstance(post, Failure) and process != self.process:
                 raise post.received()
@@ -131,14 +146,21 @@ class ProcessCollectives(Collectives):
             raise Stopped(reasons[0])
 
     def compare(self, what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
-        own = {name: digest(json.loads(json.dumps(value, default=str))) for name, value in facts().items()}
+        own = {
+            name: digest(json.loads(json.dumps(value, default=str)))
+            for name, value in facts().items()
+        }
         first, *others = self.gather(own)
         for process, theirs in enumerate(others, 1):
-            differ = sorted(name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name))
+            differ = sorted(
+                name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)
+            )
             if differ:
                 raise RunFailed(
-                    f"{what} is not the same in process 0 and in process {process}: {', '.join(differ)}\n"
-                    "help: let every machine have the same files, the same packages and the same command"
+                    f"{what} is not the same in process 0 and in process {process}: "
+                    f"{', '.join(differ)}\n"
+                    "help: let every machine have the same files, the same packages and the same "
+                    "command"
                 )
 
     def close(self) -> None:
@@ -146,15 +168,23 @@ class ProcessCollectives(Collectives):
         PartialState().destroy_process_group()
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Let each parameter's gradient be the sum over processes, in fp32. One that no process has stays None."""
+        """Let each parameter's gradient be the sum over processes, in fp32. One that no process has
+        stays None.
+        """
         parameters = list(parameters)
-        present = [any(has) for has in zip(*self.gather([p.grad is not None for p in parameters]), strict=True)]
-        self._failed = True  # others that wait for a sum would take a word of a failure for numbers, or wait forever
+        present = [
+            any(has)
+            for has in zip(*self.gather([p.grad is not None for p in parameters]), strict=True)
+        ]
+        # Others that wait for a sum would take a word of a failure for numbers, or wait forever
+        self._failed = True
         for bucket in _buckets([p for p, has in zip(parameters, present, strict=True) if has]):
             flat = torch.cat([_gradient(parameter).flatten().float() for parameter in bucket])
             with self.waiting():
                 total = reduce(flat, reduction="sum")
-            for parameter, part in zip(bucket, total.split([p.numel() for p in bucket]), strict=True):
+            for parameter, part in zip(
+                bucket, total.split([p.numel() for p in bucket]), strict=True
+            ):
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
         self._failed = False
 

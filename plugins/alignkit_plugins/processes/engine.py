@@ -1,4 +1,6 @@
-"""The engine of a stage: publishes the stage's policies to it, asks it, and checks all that it returns."""
+"""The engine of a stage: publishes the stage's policies to it, asks it, and checks all that it
+returns.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ POLL = 0.05  # seconds between two looks at a call
 CLOSING = 30.0  # seconds for an engine to close
 ENDING = 1.0  # seconds for the thread to end after that
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
-PROBE = "The café's owner bought 3 apples, 12 pears and a naïve robot; then she said: 'What is 12 + 34?' "
+PROBE = (
+    "The café's owner bought 3 apples, 12 pears and a naïve robot; then she said: 'What is 12 + "
+    "34?' "
+)
 
 
 class NoProgress(Exception):
@@ -41,14 +46,18 @@ class NoProgress(Exception):
 
 
 class EngineThread:
-    """Runs one call of an engine after another. They share a thread, because libraries may require that.
+    """Runs one call of an engine after another. They share a thread, because libraries may require
+    that.
 
-    A call that hangs is given up, and its thread ends with the process. timeout: seconds without progress.
+    A call that hangs is given up, and its thread ends with the process. timeout: seconds without
+    progress.
     """
 
     def __init__(self, timeout: float, should_stop: Callable[[], None] = lambda: None):
         self.timeout, self.should_stop = timeout, should_stop
-        self._calls: SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = (
+            SimpleQueue()
+        )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._last: futures.Future[Any] | None = None
         self._moved, self._count = 0.0, 0
@@ -68,7 +77,8 @@ class EngineThread:
             self._moved, self._count = now(), count
 
     def begin(self, function: Callable[[], Any]) -> futures.Future[Any]:
-        """Let the thread run a function while the caller does something else; `wait` has its result.
+        """Let the thread run a function while the caller does something else; `wait` has its
+        result.
 
         A call that is running is waited for first.
         """
@@ -80,7 +90,9 @@ class EngineThread:
         self._calls.put((self._last, function))
         return self._last
 
-    def wait(self, call: futures.Future[Any], done: Callable[[int], None] = lambda count: None) -> Any:
+    def wait(
+        self, call: futures.Future[Any], done: Callable[[int], None] = lambda count: None
+    ) -> Any:
         """A call's result; raises what the call does, NoProgress, and what `should_stop` raises."""
         self._until_done(call, done)
         return call.result()
@@ -93,7 +105,9 @@ class EngineThread:
                 raise NoProgress
 
     def close(self, function: Callable[[], Any]) -> BaseException | None:
-        """Run an engine's `close`, in another thread if a call is running; returns what went wrong."""
+        """Run an engine's `close`, in another thread if a call is running; returns what went
+        wrong.
+        """
         closing = EngineThread(CLOSING) if self.busy else self
         call = closing.begin(function)
         try:
@@ -124,7 +138,8 @@ class EngineRequest:
         """version: of the policy's weights."""
         self.engine, self.version, self.asked, self.seconds = engine, version, asked, 0.0
         self.rooms = list(map(asked.room, range(len(asked.prompts))))
-        values = {key: getattr(asked.sampling, key) for key in KEYS}  # engines need no more of a stage's `rollout`
+        # Engines need no more of a stage's `rollout`
+        values = {key: getattr(asked.sampling, key) for key in KEYS}
         values["max_new_tokens"] = max(self.rooms, default=asked.sampling.max_new_tokens)
         values["min_new_tokens"] = min(values["min_new_tokens"], values["max_new_tokens"])
         self.limits = Sampling(**values)
@@ -140,13 +155,19 @@ class EngineRequest:
         with engine.asking("sample"):
             self._call = engine.thread.begin(sampled)
 
-    def result(self, done: Callable[[int], None] = lambda responses: None) -> list[list[Continuation]]:
+    def result(
+        self, done: Callable[[int], None] = lambda responses: None
+    ) -> list[list[Continuation]]:
         """Wait for the samples. done: is given the number of complete responses."""
         with self.engine.asking("sample"):
             returned = self.engine.thread.wait(self._call, done)
-        self._check_count(returned, len(self.asked.prompts), "prompt", "a list of completions", "altogether")
+        self._check_count(
+            returned, len(self.asked.prompts), "prompt", "a list of completions", "altogether"
+        )
         samples: list[list[Continuation]] = []
-        for index, (completions, streams) in enumerate(zip(returned, self.asked.streams, strict=True)):
+        for index, (completions, streams) in enumerate(
+            zip(returned, self.asked.streams, strict=True)
+        ):
             where = f"for prompt {index}"
             if self.asked.labels:
                 where += f" ({self.asked.labels[index]})"
@@ -163,7 +184,9 @@ class EngineRequest:
         return samples
 
     def follow(self, asked: Generation) -> list[list[Continuation]]:
-        """Other samples of the same weights, even if the policy has learned since: the next turns of these."""
+        """Other samples of the same weights, even if the policy has learned since: the next turns
+        of these.
+        """
         return self.engine.request(asked, self.version).result()
 
     def drop(self) -> None:
@@ -176,12 +199,20 @@ class EngineRequest:
     def _check_count(self, returned: Any, count: int, per: str, what: str, where: str) -> None:
         text = f"return {what} for each"
         if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
-            raise mistake(self.engine.engine, "sample", f"{text} {per}, not {type(returned).__name__}")
+            raise mistake(
+                self.engine.engine, "sample", f"{text} {per}, not {type(returned).__name__}"
+            )
         if len(returned) != count:
-            raise mistake(self.engine.engine, "sample", f"{text} of {count} {per}s, not {len(returned)}, {where}")
+            raise mistake(
+                self.engine.engine,
+                "sample",
+                f"{text} of {count} {per}s, not {len(returned)}, {where}",
+            )
 
     def _read(self, one: Any, room: int) -> Continuation | str:
-        """A completion, without what follows a stop text or exceeds the room; a text says what is wrong."""
+        """A completion, without what follows a stop text or exceeds the room; a text says what is
+        wrong.
+        """
         if not isinstance(one, Completion):
             return f"return a Completion, not {type(one).__name__}"
         tokens, vocabulary = list(map(as_integer, one.tokens)), self.engine.vocabulary
@@ -198,7 +229,9 @@ class EngineRequest:
                 return f"the log-probability of token {place} is {value}"
         encoder, limits = self.asked.encoder, self.limits
         if limits.stop and any(stop in encoder.decode(tokens[:-1]) for stop in limits.stop):
-            ends = (k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], limits.stop))
+            ends = (
+                k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], limits.stop)
+            )
             tokens = tokens[: next(ends, len(tokens))]
         if not 0 < len(tokens) <= limits.max_new_tokens:
             return f"it returned {len(tokens)} tokens; max_new_tokens is {limits.max_new_tokens}"
@@ -210,22 +243,34 @@ class EngineRequest:
             return "a response continues after its end token"
         if by_token and len(tokens) <= limits.min_new_tokens:
             return f"a response ends before min_new_tokens {limits.min_new_tokens}"
-        return Continuation(tuple(tokens), logprobs and logprobs[: len(tokens)], by_token or stopped)
+        return Continuation(
+            tuple(tokens), logprobs and logprobs[: len(tokens)], by_token or stopped
+        )
 
 
 class StageEngine:
     """The engine of one stage. It is prepared when it is first asked.
 
-    Raises PluginError, with the engine's plugin, class and method, the stage and the prompt, for an author's mistake.
+    Raises PluginError, with the engine's plugin, class and method, the stage and the prompt, for an
+    author's mistake.
     """
 
-    def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]):
+    def __init__(
+        self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
+    ):
         """component: the recipe's. folder: for published adapters and for files of the engine."""
         self.engine: Engine = create(component, stage)
-        self.name, self.folder, self.stage, self.seed, self.say = component.name, folder, stage, seed, say
+        self.name, self.folder, self.stage, self.seed, self.say = (
+            component.name,
+            folder,
+            stage,
+            seed,
+            say,
+        )
         self.thread = EngineThread(float(component.options.timeout))
         self.vocabulary = 0  # 0: not prepared yet
-        self._published: dict[str, tuple[int, Path | None]] = {}  # version and folder of each policy
+        # Version and folder of each policy
+        self._published: dict[str, tuple[int, Path | None]] = {}
         self._under_way, self._idle, self._folders = 0, False, 0
 
     # What a stage asks
@@ -242,14 +287,18 @@ class StageEngine:
         return EngineRequest(self, version, asked)
 
     def rest(self) -> None:
-        """Samples are complete. If no others are under way, the engine gives way to what computes next, anywhere."""
+        """Samples are complete. If no others are under way, the engine gives way to what computes
+        next, anywhere.
+        """
         self._under_way -= 1
         if not self._under_way:
             self._call("idle", self.engine.idle)
             self._idle = True
 
     def close(self) -> None:
-        """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
+        """End the engine. What goes wrong is only reported: the stage is done, or its error is more
+        important.
+        """
         if not self.thread.runs:
             return
         wrong = self.thread.close(self.engine.close)
@@ -273,7 +322,10 @@ class StageEngine:
     def _publish(self, model: SharedModel, role: str) -> int:
         """Let the engine have a role's current weights; returns their version."""
         if model.spec.lora is None and role != BASE and not self.engine.whole_models:
-            raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
+            raise RunFailed(
+                f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a "
+                "whole model"
+            )
         version, folder = version_of(model, role), None
         last, before = self._published.get(role, (None, None))
         if version == last:
@@ -319,7 +371,9 @@ class StageEngine:
 
     @contextmanager
     def asking(self, method: str) -> Iterator[None]:
-        """Report what goes wrong inside as a mistake of one of the engine's methods, or of the user."""
+        """Report what goes wrong inside as a mistake of one of the engine's methods, or of the
+        user.
+        """
         # A chat and a server of answers have no stage, and nothing to continue.
         again = f"the same command {'continues the run' if self.stage else 'starts it again'}"
         try:
@@ -339,13 +393,15 @@ class StageEngine:
 def version_of(model: SharedModel, role: str) -> int:
     """A number that changes with a role's weights: at least 0, below 2**31; 0 is the base.
 
-    It depends on nothing else, so a service that outlives a run cannot take old weights for new ones.
+    It depends on nothing else, so a service that outlives a run cannot take old weights for new
+    ones.
     """
     if role == BASE:
         return 0
     sums = []
     for name, parameter in model.parameters_of(role).items():
-        bits = parameter.detach().contiguous().flatten().view(torch.int16)  # summed where they are, at their speed
+        # Summed where they are, at their speed
+        bits = parameter.detach().contiguous().flatten().view(torch.int16)
         sums.append((name, int(bits.sum(dtype=torch.int64)), int(bits[::3].sum(dtype=torch.int64))))
     content = hashlib.blake2b(repr(sums).encode(), digest_size=4).digest()
     return 1 + int.from_bytes(content, "little") % (2**31 - 1)

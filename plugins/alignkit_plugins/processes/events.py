@@ -1,4 +1,6 @@
-"""The launcher that runs use: several processes exchange everything through accelerate, and engines are asked here."""
+"""The launcher that runs use: several processes exchange everything through accelerate, and engines
+are asked here.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Accelerate(Launcher):
 
         return join(recipe, folder, world)
 
-    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]) -> StageEngine:
+    def engine(
+        self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
+    ) -> StageEngine:
         from alignkit_plugins.processes.engine import StageEngine
 
         return StageEngine(component, folder, stage=stage, seed=seed, say=say)

@@ -13,16 +13,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alignkit.models.memory import last_states
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
-# Processes that join a pass reach fewer weights, but must send as many gradients; older versions of torch cannot.
+# Processes that join a pass reach fewer weights, but must send as many gradients; older versions of
+# torch cannot.
 UNUSED = "set_reduce_scatter_unused_params"
 
 
 class ShardedNetwork:
-    """A language model of which each process of a run holds a part. All of them call each method together.
+    """A language model of which each process of a run holds a part. All of them call each method
+    together.
 
-    A layer is whole only while it computes. Embeddings, head and norms are one part; they stay whole after a pass,
-    because the head reads them outside of it. adapters: parameters that stay whole. Gradients of the others are cut,
-    too: each process has its part of their sums over processes.
+    A layer is whole only while it computes. Embeddings, head and norms are one part; they stay
+    whole after a pass, because the head reads them outside of it. adapters: parameters that stay
+    whole. Gradients of the others are cut, too: each process has its part of their sums over
+    processes.
     """
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
@@ -38,13 +41,16 @@ class ShardedNetwork:
         register_fsdp_forward_method(network, STATES)
         if any(parameter.requires_grad for parameter in set(network.parameters()) - whole):
             for part in (*self.layers, network):
-                part.set_gradient_divide_factor(1.0)  # a sum, because losses are divided by what all processes count
+                # A sum, because losses are divided by what all processes count
+                part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
             getattr(network, UNUSED)(True)
 
     @property
     def whole(self) -> bool:
-        """Whether this process holds all layers. It is asked, because saving and loading adapters cuts them again."""
+        """Whether this process holds all layers. It is asked, because saving and loading adapters
+        cuts them again.
+        """
         from torch.distributed.tensor import DTensor
 
         return not any(isinstance(parameter, DTensor) for parameter in self.layers[0].parameters())
@@ -58,7 +64,8 @@ class ShardedNetwork:
         """Bring all parts here, until `reshard`."""
         for part in self.layers:
             part.set_reshard_after_forward(False, recurse=False)
-        for part in (self.network, *self.layers):  # each comes through a buffer, so the largest first
+        # Each comes through a buffer, so the largest first
+        for part in (self.network, *self.layers):
             part.unshard()
 
     def reshard(self) -> None:

@@ -1,11 +1,11 @@
 """Processes that pass through networks in step, because each holds only a part of their weights.
 
-Rows are dealt unevenly, so processes need different numbers of passes. But the weights of a layer are brought together
-by all of them at once. Therefore each announces its next pass, and the others join with a row of one token, whose
-gradients are zero, until all are where they exchange results.
+Rows are dealt unevenly, so processes need different numbers of passes. But the weights of a layer
+are brought together by all of them at once. Therefore each announces its next pass, and the others
+join with a row of one token, whose gradients are zero, until all are where they exchange results.
 
-Adapters stay whole in every process. With `lora: none` each role has a network of its own, which is cut with its
-gradients and with what the optimizer remembers of it.
+Adapters stay whole in every process. With `lora: none` each role has a network of its own, which is
+cut with its gradients and with what the optimizer remembers of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-LOST = ("gloo", "NCCL", "Connection closed")  # in errors of a lost connection, which have no type of their own
+# In errors of a lost connection, which have no type of their own
+LOST = ("gloo", "NCCL", "Connection closed")
 
 
 class Kind(IntEnum):
@@ -50,7 +51,9 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, order=True)
 class Call:
-    """The next pass of a process, through which base model. role: empty if its adapter or network does not matter."""
+    """The next pass of a process, through which base model. role: empty if its adapter or network
+    does not matter.
+    """
 
     kind: Kind
     base: str
@@ -58,11 +61,15 @@ class Call:
 
 
 class LockstepCollectives(ProcessCollectives):
-    """One of several processes that hold a part of each base model. passes: those of the models that are loaded."""
+    """One of several processes that hold a part of each base model. passes: those of the models
+    that are loaded.
+    """
 
     def __init__(self, process: int, processes: int, device: torch.device):
         super().__init__(process, processes, device)
-        self.passes: weakref.WeakValueDictionary[str, LockstepPasses] = weakref.WeakValueDictionary()
+        self.passes: weakref.WeakValueDictionary[str, LockstepPasses] = (
+            weakref.WeakValueDictionary()
+        )
         self._broken: Exception | None = None
 
     def gather(self, mine: T) -> list[T]:
@@ -76,7 +83,9 @@ class LockstepCollectives(ProcessCollectives):
     # Parameters that are cut, which FSDP has made `DTensor`s
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """As for all reducers. FSDP has added up those of parameters that are cut, in each backward pass."""
+        """As for all reducers. FSDP has added up those of parameters that are cut, in each backward
+        pass.
+        """
         super().add_gradients([p for p in parameters if not isinstance(p, DTensor)])
 
     def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:
@@ -122,7 +131,8 @@ class LockstepCollectives(ProcessCollectives):
     def in_step(self, run: Callable[[], T]) -> T:
         """`run()`, in which all processes wait for each other at every layer.
 
-        An error in it cannot be undone: the others wait in the middle of a pass. So the run ends with it.
+        An error in it cannot be undone: the others wait in the middle of a pass. So the run ends
+        with it.
         """
         try:
             return self._waiting_in(run)
@@ -158,7 +168,9 @@ class LockstepCollectives(ProcessCollectives):
 
 
 class LockstepPasses(Passes):
-    """Passes through one base model, which is cut at the first of them, or through its roles' own networks."""
+    """Passes through one base model, which is cut at the first of them, or through its roles' own
+    networks.
+    """
 
     def __init__(self, name: str, loaded: LoadedBase, collectives: LockstepCollectives):
         """Raises RunFailed if the model cannot be cut."""
@@ -167,7 +179,8 @@ class LockstepPasses(Passes):
         self._role = loaded.role
         self._parts: dict[Any, ShardedNetwork] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
-        self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
+        # Of the passes since the last backward, in the same order in every process
+        self._hidden: list[Tensor] = []
         collectives.passes[name] = self
 
     @property
@@ -184,7 +197,9 @@ class LockstepPasses(Passes):
     def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
         if self._local(role):
             return run()
-        self.collectives.announce(self._call(Kind.LEARN if torch.is_grad_enabled() else Kind.READ, role))
+        self.collectives.announce(
+            self._call(Kind.LEARN if torch.is_grad_enabled() else Kind.READ, role)
+        )
         return self._passed(role, run)
 
     def states(self, network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -209,13 +224,16 @@ class LockstepPasses(Passes):
         if network not in self._skeletons:
             return None
         self.collectives.settle()
-        weights = {name: self.collectives.whole(weight) for name, weight in network.named_parameters()}
+        weights = {
+            name: self.collectives.whole(weight) for name, weight in network.named_parameters()
+        }
         return filled(self._skeletons[network], weights) if self.collectives.process == 0 else None
 
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
         role = call.role or BASE
-        self._role(role.replace("|", "/"))  # a process with no row for a reward model has not loaded it
+        # A process with no row for a reward model has not loaded it
+        self._role(role.replace("|", "/"))
         if call.kind == Kind.GATHER:
             self._gather(role)
         elif call.kind == Kind.BACKWARD:
@@ -237,14 +255,17 @@ class LockstepPasses(Passes):
 
     def _call(self, kind: Kind, role: str) -> Call:
         """Processes may read by different adapters in one pass, but learn by the same one."""
-        return Call(kind, self.name, role if kind == Kind.LEARN or self.model.adapters is None else "")
+        return Call(
+            kind, self.name, role if kind == Kind.LEARN or self.model.adapters is None else ""
+        )
 
     def _network(self, role: str) -> ShardedNetwork:
         """The network in parts, and nothing but this process's own part of it."""
         network = self.model.roles[role].model
         if network not in self._parts:
             if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
-                self._network(BASE)  # of which others are copies, and which nothing else may pass through
+                # Of which others are copies, and which nothing else may pass through
+                self._network(BASE)
             adapters = [weight for name, weight in network.named_parameters() if ".lora_" in name]
             self.model.memory.fixed = True
             # In step, because a process that cuts slowly is not hung.
@@ -288,12 +309,16 @@ def _check(model: SharedModel) -> None:
     elif not any(layers_of(model.model)):
         why = f"it is not known which modules of a {type(model.model).__name__} are layers"
     if why:
-        text = f"--use_fsdp: the base model {model.spec.base} cannot be cut into parts, because {why}"
+        text = (
+            f"--use_fsdp: the base model {model.spec.base} cannot be cut into parts, because {why}"
+        )
         raise RunFailed(f"{text}\nhelp: start the run without --use_fsdp")
 
 
 class _Zero(torch.autograd.Function):
-    """0 with gradients of 0, so that every pass is gone through backward, whether a loss depends on it or not."""
+    """0 with gradients of 0, so that every pass is gone through backward, whether a loss depends on
+    it or not.
+    """
 
     @staticmethod
     def forward(ctx: Any, *hidden: Tensor) -> Tensor:
@@ -320,5 +345,8 @@ def filled(bones: Any, weights: Mapping[str, Tensor]) -> Any:
 
 def _with(network: Any, tensor: Any) -> Any:
     """A copy with other tensors as parameters; those that are tied stay tied."""
-    new = {id(p): nn.Parameter(tensor(name, p), requires_grad=False) for name, p in network.named_parameters()}
+    new = {
+        id(p): nn.Parameter(tensor(name, p), requires_grad=False)
+        for name, p in network.named_parameters()
+    }
     return copy.deepcopy(network, new)

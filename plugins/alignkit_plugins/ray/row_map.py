@@ -1,7 +1,7 @@
 """A step's rows in workers of Ray, for a run that is started with RAY_ADDRESS (Moritz et al. 2018).
 
-Each worker opens the stage, which loads the models once, and takes a chunk of rows at a time. Ray starts another one
-for a worker that died, and gives it the same chunk.
+Each worker opens the stage, which loads the models once, and takes a chunk of rows at a time. Ray
+starts another one for a worker that died, and gives it the same chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 from alignkit import RunFailed, hookimpl
 from alignkit.errors import install_command
 
-ADDRESS = "RAY_ADDRESS"  # of the cluster, as Ray's own jobs have it; `local`: workers of this machine
+# Of the cluster, as Ray's own jobs have it; `local`: workers of this machine
+ADDRESS = "RAY_ADDRESS"
 AHEAD = 3  # chunks that wait for each worker
 RESTARTS = 3  # of a worker that died
 LOOK = 1.0  # seconds between looks at whether the run should stop
@@ -28,7 +29,10 @@ LOOK = 1.0  # seconds between looks at whether the run should stop
 def map_elsewhere(
     run: Any, stage: str, folder: Path, name: str
 ) -> Callable[[Iterable[Sequence[Any]]], Iterator[Any]] | None:
-    if ADDRESS not in os.environ or name not in run.recipe.stages[stage].component.registration.implementation.maps:
+    if (
+        ADDRESS not in os.environ
+        or name not in run.recipe.stages[stage].component.registration.implementation.maps
+    ):
         return None
     work = work_of(run, stage, folder, name)
     return lambda chunks: results(work, chunks, run.should_stop)
@@ -38,8 +42,8 @@ def map_elsewhere(
 class Work:
     """One map of a stage, as a worker receives it: names and paths only.
 
-    run: the folder of the run. recipe: its file, at which relative paths start. files, without: the plugins of the
-    command. threads: of torch.
+    run: the folder of the run. recipe: its file, at which relative paths start. files, without: the
+    plugins of the command. threads: of torch.
     """
 
     run: Path
@@ -62,15 +66,23 @@ def work_of(run: Any, stage: str, folder: Path, name: str) -> Work:
     files = tuple(file.resolve() for file in loaded.files)
     recipe = run.recipe.path.resolve()
     threads = torch.get_num_threads()
-    return Work(run.folder.resolve(), recipe, files, loaded.without, stage, folder.resolve(), name, threads)
+    return Work(
+        run.folder.resolve(), recipe, files, loaded.without, stage, folder.resolve(), name, threads
+    )
 
 
-def results(work: Work, chunks: Iterable[Sequence[Any]], should_stop: Callable[[], None]) -> Iterator[Any]:
-    """The results of each chunk, in order. Raises what a worker raised, and RunFailed for Ray's own errors."""
+def results(
+    work: Work, chunks: Iterable[Sequence[Any]], should_stop: Callable[[], None]
+) -> Iterator[Any]:
+    """The results of each chunk, in order. Raises what a worker raised, and RunFailed for Ray's own
+    errors.
+    """
     try:
         import ray
     except ImportError as error:
-        raise RunFailed(f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: {install_command('ray')}") from None
+        raise RunFailed(
+            f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: {install_command('ray')}"
+        ) from None
     try:
         ray.init(ignore_reinit_error=True, configure_logging=False, log_to_driver=False)
         workers = _workers(ray, work)
@@ -86,7 +98,9 @@ def results(work: Work, chunks: Iterable[Sequence[Any]], should_stop: Callable[[
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
     except (ray.exceptions.RayError, ConnectionError) as error:
         text = str(error).strip().splitlines()[0]
-        raise RunFailed(f"Ray: {text}\nhelp: finished rows are kept, and the same command continues") from None
+        raise RunFailed(
+            f"Ray: {text}\nhelp: finished rows are kept, and the same command continues"
+        ) from None
     finally:
         ray.shutdown()  # of a cluster only the connection, with which its workers for this run end
 

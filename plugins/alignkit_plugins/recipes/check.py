@@ -18,7 +18,10 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[STAGE [N]] KEY=VALUE",
-        help="STAGE and N name a stage and the row of it to show, the first by default. Overrides are as in run.",
+        help=(
+            "STAGE and N name a stage and the row of it to show, the first by default. Overrides "
+            "are as in run."
+        ),
     ),
 ]
 
@@ -28,19 +31,24 @@ def check(
     words: Words = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Let the chat template render all rows, not only the first 200 of each source."),
+        typer.Option(
+            "--full",
+            help="Let the chat template render all rows, not only the first 200 of each source.",
+        ),
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show about how much memory and time each stage will take.")
+        bool,
+        typer.Option("--plan", help="Show about how much memory and time each stage will take."),
     ] = False,
 ) -> Result:
     """Check a recipe and its data without running it.
 
-    The chat template of a model that is here renders the first 200 rows of each source, and code that the recipe
-    names, such as your rewards, is imported. It also shows how the data are
-    understood, and what a run would reuse of `runs/NAME`. With a STAGE, it shows a row
-    as that stage sees it: as data, as the chat template renders it, and as tokens, with those that are learned. With
-    --plan, a stage that is too large for this machine is an error. No weights are read.
+    The chat template of a model that is here renders the first 200 rows of each source, and code
+    that the recipe names, such as your rewards, is imported. It also shows how the data are
+    understood, and what a run would reuse of `runs/NAME`. With a STAGE, it shows a row as that
+    stage sees it: as data, as the chat template renders it, and as tokens, with those that are
+    learned. With --plan, a stage that is too large for this machine is an error. No weights are
+    read.
 
     \b
     Examples:
@@ -51,7 +59,10 @@ def check(
     """
     row = [word for word in words or () if "=" not in word and not word.startswith("~")]
     if len(row) > 2 or not all(number.isdigit() for number in row[1:]):
-        refuse(f"not a stage and the number of a row: {' '.join(row)}", "name one of each; an override is KEY=VALUE")
+        refuse(
+            f"not a stage and the number of a row: {' '.join(row)}",
+            "name one of each; an override is KEY=VALUE",
+        )
     if row and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     from alignkit.runs.services import folder_of
@@ -67,7 +78,9 @@ def check(
 
 
 def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Result:
-    """What `alignkit check`, and `alignkit run --dry-run`, find out about a recipe. out: folder of the run."""
+    """What `alignkit check`, and `alignkit run --dry-run`, find out about a recipe. out: folder of
+    the run.
+    """
     from alignkit.runs.services import folder_of
 
     folder = folder_of(recipe, out)
@@ -79,7 +92,11 @@ def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Resu
         lines += planned(Run(recipe, folder))
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
     text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
-    return Result("check", {"recipe": recipe.name, "stages": stages, "notes": lines}, lambda: print_lines(text))
+    return Result(
+        "check",
+        {"recipe": recipe.name, "stages": stages, "notes": lines},
+        lambda: print_lines(text),
+    )
 
 
 def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
@@ -90,7 +107,8 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     from alignkit.runs.stage import FIRST_ROWS, TrainingStage
     from alignkit_plugins.report.data_lines import source_lines
 
-    run, shown, notes = Run(recipe, folder, download=False), dict[str, None](), dict[str, None]()  # ordered sets
+    # Ordered sets
+    run, shown, notes = Run(recipe, folder, download=False), dict[str, None](), dict[str, None]()
     run.say = lambda text: notes.setdefault(text)
     run.prepare(run.stages, rows=None if full else FIRST_ROWS)
     for stage in run.stages.values():
@@ -101,13 +119,18 @@ def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
     looked_at = "all rows" if full else f"the first {FIRST_ROWS} rows of each source"
     looks = {
         True: f"looked at {looked_at} as its chat template writes them",
-        False: "not looked at: rows as its chat template writes them, because check makes and downloads no model",
+        False: (
+            "not looked at: rows as its chat template writes them, because check makes and "
+            "downloads no model"
+        ),
     }
     for stage in run.stages.values():
         if isinstance(stage, TrainingStage) and stage.facts:
             is_here = run.base(BASE).encoder is not None
             notes[f"{recipe.model.base}: {looks[is_here]}"] = None
-        for part in specs([stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component):
+        for part in specs(
+            [stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component
+        ):
             if getattr(part.registration.implementation, "runs_code", False):
                 notes[f"{stage.name}: imported the code of {part.kind} '{part.name}'"] = None
         for spec in stage.entries:
@@ -126,7 +149,10 @@ def _plan(recipe: Recipe, folder: Path) -> Result:
         for plan in plans:
             if plan.work.note:
                 print_lines(f"{plan.name}: {plan.work.note}")
-        print_lines("about: by formulas, and a short probe of this machine; responses may end before they are full")
+        print_lines(
+            "about: by formulas, and a short probe of this machine; responses may end before "
+            "they are full"
+        )
 
     facts = {"recipe": recipe.name, "stages": [asdict(plan) for plan in plans]}
     return Result("plan", facts, show, error=too_large(recipe, plans))

@@ -1,6 +1,8 @@
-"""What a stage sees of one row: as data, as the chat template renders it, and as tokens with the learned ones marked.
+"""What a stage sees of one row: as data, as the chat template renders it, and as tokens with the
+learned ones marked.
 
-Everything is computed as the stage will compute it, with the same tokenizer, template, selection and limits.
+Everything is computed as the stage will compute it, with the same tokenizer, template, selection
+and limits.
 """
 
 from __future__ import annotations
@@ -33,15 +35,16 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Turns = Sequence[tuple[str, str]]  # who, and what
-RATERS = {"reward", "rewards", "judge", "judges", "metrics"}  # keys of a stage that say what rates responses
+# Keys of a stage that say what rates responses
+RATERS = {"reward", "rewards", "judge", "judges", "metrics"}
 
 
 @dataclass(frozen=True)
 class Inspection:
     """One row of a stage's data.
 
-    title: the stage, and which row. turns: the row as data. notes: what else the stage does with it.
-    tokens: the prompt, then each response. questions: what judges read.
+    title: the stage, and which row. turns: the row as data. notes: what else the stage does with
+    it. tokens: the prompt, then each response. questions: what judges read.
     """
 
     title: str
@@ -52,9 +55,11 @@ class Inspection:
 
 
 def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
-    """What a stage sees of a row. row: counts from 1. folder: of the run, which has the data that other stages make.
+    """What a stage sees of a row. row: counts from 1. folder: of the run, which has the data that
+    other stages make.
 
-    Raises RecipeError for a stage that is not there, and DataError for a row that is not there or does not fit.
+    Raises RecipeError for a stage that is not there, and DataError for a row that is not there or
+    does not fit.
     """
     made = name.partition("@")[0]
     if is_result_name(name) and made in recipe.stages:
@@ -69,8 +74,10 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     for source in spec.sources:
         if source.stage is not None and not run.store.data(source.stage).is_file():
             raise DataError(
-                f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
-                f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
+                f"stage '{name}' reads the data of '{source.stage}', which {folder} does not "
+                "have\n"
+                f"help: run the recipe as far as '{source.stage}' first, or name the run's folder "
+                "with --out"
             )
     loaded, encoder, found = run.data.read(spec), run.base(BASE).encoder, run.stages[name]
     assert encoder is not None
@@ -86,7 +93,10 @@ def _entry(stage: Stage) -> tuple[str, DataSpec]:
         return "data", stage.settings.data
     found = specs([stage.settings, stage.component.options], DataSpec)
     if not found:
-        raise DataError(f"stage '{stage.name}' reads no data: {stage.component.name} works on other stages' results")
+        raise DataError(
+            f"stage '{stage.name}' reads no data: {stage.component.name} works on other stages' "
+            "results"
+        )
     return "prompts", found[0]
 
 
@@ -112,7 +122,9 @@ def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder)
     if isinstance(algorithm, ExternalTrainer):
         group = _row(loaded.groups, row, stage)
         note = f"{stage.component.name} renders and tokenizes its rows itself"
-        return Inspection(_title(stage, group, row, len(loaded.groups)), list(_turns(group)), [note])
+        return Inspection(
+            _title(stage, group, row, len(loaded.groups)), list(_turns(group)), [note]
+        )
     chosen = trained.select(loaded.groups)
     group = _row(chosen, row, stage)
     turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
@@ -132,12 +144,20 @@ def _prompt(stage: Stage, group: Group, row: int, count: int, encoder: Encoder) 
     """A prompt that policies will answer."""
     notes: list[str] = []
     ids = encoder.prompt(group.prompt, group.tools)
-    tokens = [Tokens("prompt, after which the policy writes", pieces(encoder, (), ids), (False,) * len(ids))]
+    tokens = [
+        Tokens(
+            "prompt, after which the policy writes", pieces(encoder, (), ids), (False,) * len(ids)
+        )
+    ]
     for key in sorted(RATERS.intersection(stage.written)):
         notes.append(f"{key}: {json.dumps(stage.written[key], ensure_ascii=False)}")
     notes += _columns(group)
     return Inspection(
-        _title(stage, group, row, count), list(_turns(group)), notes, tokens, list(_questions(stage, group))
+        _title(stage, group, row, count),
+        list(_turns(group)),
+        notes,
+        tokens,
+        list(_questions(stage, group)),
     )
 
 
@@ -175,7 +195,9 @@ STYLES = {True: ("green", "bold green"), False: ("dim", "none")}  # of every oth
 
 
 def show(found: Inspection, console: Console) -> None:
-    """Print an inspection: in a terminal learned tokens have a color, and everywhere they have a mark."""
+    """Print an inspection: in a terminal learned tokens have a color, and everywhere they have a
+    mark.
+    """
     from rich.padding import Padding
     from rich.text import Text
 

@@ -1,4 +1,6 @@
-"""Copies of recipes, with every file that they name, which can be edited; and what each shipped recipe does."""
+"""Copies of recipes, with every file that they name, which can be edited; and what each shipped
+recipe does.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def summary(path: Path) -> str:
 
 
 def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
-    """Copy a recipe and the files below its folder that it names; return the copies, the recipe first.
+    """Copy a recipe and the files below its folder that it names; return the copies, the recipe
+    first.
 
     Raises RecipeError if a file with other contents is in the way; nothing is written then.
     """
@@ -32,22 +35,39 @@ def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
     files = [recipe, *root.glob("data/LICENSES.md")]
     for file in files:  # a recipe names others, which name further ones
         words = _NAMES.findall(file.read_text(encoding="utf-8")) if file.suffix == ".yaml" else ()
-        files += dict.fromkeys(root / word for word in words if (root / word).is_file() and root / word not in files)
+        files += dict.fromkeys(
+            root / word for word in words if (root / word).is_file() and root / word not in files
+        )
     line = schema_line(plugins()).encode()
-    copies = {folder / file.relative_to(root): file.read_bytes() for file in files if file.name != SCHEMA}
-    return write_files({file: copy.replace(SCHEMA_LINE.encode(), line, 1) for file, copy in copies.items()})
+    copies = {
+        folder / file.relative_to(root): file.read_bytes() for file in files if file.name != SCHEMA
+    }
+    return write_files(
+        {file: copy.replace(SCHEMA_LINE.encode(), line, 1) for file, copy in copies.items()}
+    )
 
 
 def write_files(files: Mapping[Path, bytes]) -> list[Path]:
-    """Write files: all, or none if one would replace another file. One with the same contents stays."""
-    new = {path: contents for path, contents in files.items() if not (path.is_file() and path.read_bytes() == contents)}
+    """Write files: all, or none if one would replace another file. One with the same contents
+    stays.
+    """
+    new = {
+        path: contents
+        for path, contents in files.items()
+        if not (path.is_file() and path.read_bytes() == contents)
+    }
     if taken := [str(path) for path in new if path.exists() or path.is_symlink()]:
-        refuse(f"already exists, with other contents: {', '.join(taken)}", "name another folder: alignkit init FOLDER")
+        refuse(
+            f"already exists, with other contents: {', '.join(taken)}",
+            "name another folder: alignkit init FOLDER",
+        )
     try:
         for path, contents in new.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(contents)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise OutOfResource(f"cannot write {path}: {reason}\n  help: name another folder") from error
+        raise OutOfResource(
+            f"cannot write {path}: {reason}\n  help: name another folder"
+        ) from error
     return list(files)

@@ -14,38 +14,60 @@ from alignkit_plugins.printing import files_written, print_table
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where the recipe is written. Default: the current folder.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Where the recipe is written. Default: the current folder."
+        ),
     ] = Path(),
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILES", help="Your data, of which each file is recognized.")
+        list[Path] | None,
+        typer.Argument(metavar="FILES", help="Your data, of which each file is recognized."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--from", metavar="RECIPE", help="Copy a recipe that comes with alignkit.")
+        str | None,
+        typer.Option("--from", metavar="RECIPE", help="Copy a recipe that comes with alignkit."),
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="List the recipes that come with alignkit.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List the recipes that come with alignkit.")
+    ] = False,
     base: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Base model: a hub id, a folder, or a name of `alignkit plugins model`."),
+        typer.Option(
+            metavar="MODEL",
+            help="Base model: a hub id, a folder, or a name of `alignkit plugins model`.",
+        ),
     ] = None,
-    demos: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with one good response each.")] = None,
+    demos: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts with one good response each.")
+    ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts with a better and a worse response each.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts with a better and a worse response each."),
     ] = None,
-    rankings: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts with ranked responses.")] = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts to learn on. Needs --pairs.")] = None,
+    rankings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts with ranked responses.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts to learn on. Needs --pairs.")
+    ] = None,
     known_answers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Questions with the right answer in a column.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions with the right answer in a column."),
     ] = None,
     columns: Annotated[
-        str, typer.Option(metavar="NAME=COLUMN,...", help="Names of your columns, by those that a format expects.")
+        str,
+        typer.Option(
+            metavar="NAME=COLUMN,...", help="Names of your columns, by those that a format expects."
+        ),
     ] = "",
 ) -> Result:
     """Write the recipe that answers what your data can answer.
 
-    Without data it is a tiny example, or a copy. Each file is recognized by its columns: demonstrations, pairs or
-    rankings, labels, questions with a known answer, prompts. A fifth of the conversations is held out, and the run
-    ends in what was learned about them. Where the columns do not tell, an option says what a file is, or which
-    columns are meant. No file is ever replaced.
+    Without data it is a tiny example, or a copy. Each file is recognized by its columns:
+    demonstrations, pairs or rankings, labels, questions with a known answer, prompts. A fifth of
+    the conversations is held out, and the run ends in what was learned about them. Where the
+    columns do not tell, an option says what a file is, or which columns are meant. No file is ever
+    replaced.
 
     \b
     Examples:
@@ -65,7 +87,9 @@ def init(
         return Result("recipes", facts, lambda: print_table(("name", "what it does"), rows))
     named = [("demos", demos), ("pairs", pairs), ("pairs", rankings), ("prompts", prompts)]
     named.append(("known-answers", known_answers))
-    given = [(kind, path) for kind, path in named if path is not None] + [("", path) for path in files or ()]
+    given = [(kind, path) for kind, path in named if path is not None] + [
+        ("", path) for path in files or ()
+    ]
     if is_file(folder):
         folder, given = Path(), [("", folder), *given]
     for kind, path in given:
@@ -83,7 +107,10 @@ def init(
         written, assumed = write(folder, base, given, _named_columns(columns))
     else:
         if given or base or columns:
-            refuse("a recipe is copied unchanged", "leave out data, --base and --columns, and edit the copy")
+            refuse(
+                "a recipe is copied unchanged",
+                "leave out data, --base and --columns, and edit the copy",
+            )
         written, assumed = copy_recipe(find_recipe(recipe) if recipe else STARTER, folder), []
     return files_written(written, assumed, f"alignkit run {written[0]}")
 
@@ -94,6 +121,9 @@ def _named_columns(text: str) -> dict[str, str]:
     for part in filter(str.strip, text.split(",")):
         name, _, column = map(str.strip, part.partition("="))
         if not name or not column or name in columns:
-            refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", "as in prompt=question,completion=answer")
+            refuse(
+                f"--columns: '{part}' is not NAME=COLUMN with a new name",
+                "as in prompt=question,completion=answer",
+            )
         columns[name] = column
     return columns

@@ -31,8 +31,8 @@ _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 class Kind:
     """What a row may be.
 
-    words: many of them. columns: how `--columns` names theirs. holds: whether a row is one. tells: whether such a row
-    says so itself, or else only an option does.
+    words: many of them. columns: how `--columns` names theirs. holds: whether a row is one. tells:
+    whether such a row says so itself, or else only an option does.
     """
 
     words: str
@@ -64,8 +64,12 @@ def _is_checkable(row: Group) -> bool:
 
 
 KINDS: Mapping[str, Kind] = {  # a file's is the first of those that most of its rows are
-    "pairs": Kind("pairs of a better and a worse response", "prompt=A,chosen=B,rejected=C", resolved_pairs),
-    "labels": Kind("responses with a label, good or bad", "prompt=A,completion=B,label=C", _is_labeled),
+    "pairs": Kind(
+        "pairs of a better and a worse response", "prompt=A,chosen=B,rejected=C", resolved_pairs
+    ),
+    "labels": Kind(
+        "responses with a label, good or bad", "prompt=A,completion=B,label=C", _is_labeled
+    ),
     "known-answers": Kind(
         "questions with a known answer",
         "prompt=A,answer=B",
@@ -91,8 +95,9 @@ KINDS: Mapping[str, Kind] = {  # a file's is the first of those that most of its
 class DataFile:
     """A file, as a recipe reads it.
 
-    file: its place. path: as the recipe names it. keys: the others of its data entry. named: whether the recipe names
-    its format. columns: that are used. read: the rows that can be read. bad: those that must be dropped, and why.
+    file: its place. path: as the recipe names it. keys: the others of its data entry. named:
+    whether the recipe names its format. columns: that are used. read: the rows that can be read.
+    bad: those that must be dropped, and why.
     """
 
     file: Path
@@ -127,7 +132,10 @@ class DataFile:
 
     def limited(self, characters: float) -> DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
-        texts = [*(turn["content"] for group in self.read for turn in group.prompt), *map(all_turns, self.responses)]
+        texts = [
+            *(turn["content"] for group in self.read for turn in group.prompt),
+            *map(all_turns, self.responses),
+        ]
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):
@@ -160,7 +168,8 @@ def first_row(path: Path) -> Mapping[str, Any]:
 
 
 def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> DataFile:
-    """What a file holds, by `columns`, or else by those that a format expects or that are often called so.
+    """What a file holds, by `columns`, or else by those that a format expects or that are often
+    called so.
 
     name: as the recipe names it. kind: what it is said to hold; empty: what most of its rows are.
     Raises DataError if it holds something else.
@@ -204,11 +213,17 @@ def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str
         text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
         label = f"compare responses: alignkit label {quote(str(path))}"
         help = "leave out the option, and it is read as these" if told[most] else label
-        raise DataError(f"{text}\nhelp: {help}, or say which columns are meant: --columns {expected.columns}")
+        raise DataError(
+            f"{text}\nhelp: {help}, or say which columns are meant: --columns {expected.columns}"
+        )
     kind = kind or most
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
-        bad += [f"{row.origin}: the row {why}" for row in loaded.groups if (why := why_not_demonstration(row))]
+        bad += [
+            f"{row.origin}: the row {why}"
+            for row in loaded.groups
+            if (why := why_not_demonstration(row))
+        ]
     keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows >= MOST_ROWS else {}
     keys |= {"on_bad_row": "skip"} if bad else {}
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]

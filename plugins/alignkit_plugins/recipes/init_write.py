@@ -1,4 +1,6 @@
-"""Writes the recipe that answers what the data can answer, with examples that no stage learns from."""
+"""Writes the recipe that answers what the data can answer, with examples that no stage learns
+from.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from alignkit.recipe.yaml import dump
 from alignkit_plugins.data.rules import Rules
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.recipes.copying import write_files
-from alignkit_plugins.recipes.init_files import ANSWER, KINDS, DataFile, first_row, is_number, recognize
+from alignkit_plugins.recipes.init_files import (
+    ANSWER,
+    KINDS,
+    DataFile,
+    first_row,
+    is_number,
+    recognize,
+)
 from alignkit_plugins.recipes.json_schema import schema_line
 from alignkit_plugins.rewards.matching import ExactMatch
 
@@ -32,7 +41,8 @@ HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
 LEAST_PAIRS = 200  # of which a half teaches a reward model something
 TOKENS = 90_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
 CHARACTERS = 4  # of a token, about
-NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"  # has no group, which would be all that counts
+# Has no group, which would be all that counts
+NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"
 # The first of these kinds that is there decides what is written; which others may be there, too.
 GOALS: Mapping[str, Sequence[str]] = {
     "known-answers": ("demos",),
@@ -47,7 +57,8 @@ GOALS: Mapping[str, Sequence[str]] = {
 class Plan:
     """What a recipe does with files.
 
-    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see `_repeated`.
+    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see
+    `_repeated`.
     """
 
     goal: str
@@ -66,18 +77,28 @@ class Plan:
 
     @property
     def gold(self) -> bool:
-        """Whether there are enough pairs for a reward model that judges what learned from the others."""
-        return self.held_out and self.goal in ("pairs", "prompts") and self.count("pairs", *TRAINING) >= LEAST_PAIRS
+        """Whether there are enough pairs for a reward model that judges what learned from the
+        others.
+        """
+        return (
+            self.held_out
+            and self.goal in ("pairs", "prompts")
+            and self.count("pairs", *TRAINING) >= LEAST_PAIRS
+        )
 
     def count(self, kind: str, *share: float) -> int:
-        """The number of examples of a kind, of rankings the number of pairs, in a share of the conversations."""
+        """The number of examples of a kind, of rankings the number of pairs, in a share of the
+        conversations.
+        """
         rows = [row for file in self.of(kind) for row in file.part(*share)]
         return sum(len(resolved_pairs(row)) for row in rows) if kind == "pairs" else len(rows)
 
     @property
     def points(self) -> int:
         """How exact a share of the held-out conversations is, in percentage points (95%)."""
-        openings = {opening(row, None) for file in self.of(self.goal) for row in file.part(*HELD_OUT)}
+        openings = {
+            opening(row, None) for file in self.of(self.goal) for row in file.part(*HELD_OUT)
+        }
         return round(98 / math.sqrt(len(openings)))
 
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
@@ -86,15 +107,24 @@ class Plan:
         return flow(entries if len(entries) > 1 else entries[0])
 
     def held(self, files: Sequence[DataFile]) -> str:
-        """A data entry of the held-out examples, without those that repeat examples to learn from."""
-        cleaned = dict.fromkeys(f"held_out_{file.kind}" for file in files if file.kind in self.repeated)
-        entries = [*cleaned, *(file.entry(*HELD_OUT) for file in files if file.kind not in self.repeated)]
+        """A data entry of the held-out examples, without those that repeat examples to learn
+        from.
+        """
+        cleaned = dict.fromkeys(
+            f"held_out_{file.kind}" for file in files if file.kind in self.repeated
+        )
+        entries = [
+            *cleaned,
+            *(file.entry(*HELD_OUT) for file in files if file.kind not in self.repeated),
+        ]
         return flow(entries if len(entries) > 1 else entries[0])
 
     @property
     def max_new_tokens(self) -> int:
         """Room for nine of ten responses; for solutions, more: each digit is a token."""
-        lengths = sorted(len(all_turns(response)) for file in self.files for response in file.responses)
+        lengths = sorted(
+            len(all_turns(response)) for file in self.files for response in file.responses
+        )
         if not lengths:
             return 64
         factor, most = (1.5, 256) if self.goal == "known-answers" else (1.25, 128)
@@ -103,7 +133,9 @@ class Plan:
 
     @property
     def reward(self) -> str:
-        """What compares a response with the known answer. Raises DataError if a question has none."""
+        """What compares a response with the known answer. Raises DataError if a question has
+        none.
+        """
         rows = [row for file in self.of("known-answers") for row in file.read]
         ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
         answers = [str(row.meta[ANSWER]) for row in rows]
@@ -129,18 +161,30 @@ def planned(files: Sequence[DataFile]) -> Plan:
         help = "add --pairs FILE, or say --known-answers if a column has the right answer"
         refuse("--prompts needs --pairs: without a reward, nothing can be learned on prompts", help)
     if others := kinds - {goal, *GOALS[goal]}:
-        refuse(f"{KINDS[goal].words} and {KINDS[min(others)].words} need a recipe each", "leave out one of the files")
+        refuse(
+            f"{KINDS[goal].words} and {KINDS[min(others)].words} need a recipe each",
+            "leave out one of the files",
+        )
     plan = Plan(goal, files)
-    weights = [1 if file in plan.taught else 2 * (file.kind in ("pairs", "labels")) for file in files]
+    weights = [
+        1 if file in plan.taught else 2 * (file.kind in ("pairs", "labels")) for file in files
+    ]
     sampling = 2 * (goal in ("known-answers", "prompts"))
     most = TOKENS * CHARACTERS / (sum(weights) + sampling)
-    limited = [file.limited(most * weight) if weight else file for file, weight in zip(files, weights, strict=True)]
+    limited = [
+        file.limited(most * weight) if weight else file
+        for file, weight in zip(files, weights, strict=True)
+    ]
     held_out = all(file.part(*HELD_OUT) and file.part(*TRAINING) for file in limited)
-    return Plan(goal, limited, held_out, _repeated(limited) if held_out and find_spec("rensa") else {})
+    return Plan(
+        goal, limited, held_out, _repeated(limited) if held_out and find_spec("rensa") else {}
+    )
 
 
 def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
-    """How many held-out examples of a kind the step `clean` drops, if some repeat examples to learn from."""
+    """How many held-out examples of a kind the step `clean` drops, if some repeat examples to learn
+    from.
+    """
     rules = Rules.model_validate({"markdown": False, "personal": False})
     training = [[row] for file in files for row in file.part(*TRAINING)]
     dropped: Counter[str] = Counter()
@@ -157,9 +201,9 @@ def write(
 ) -> tuple[list[Path], list[str]]:
     """Write a recipe for data. Returns the file, and in lines what was assumed.
 
-    base: None: a small model. given: files, each with the kind that it is said to be of, or "". columns: of any of the
-    files, by the names that a format expects.
-    Raises RecipeError or DataError if nothing can be made of the data, or if a file is in the way.
+    base: None: a small model. given: files, each with the kind that it is said to be of, or "".
+    columns: of any of the files, by the names that a format expects. Raises RecipeError or
+    DataError if nothing can be made of the data, or if a file is in the way.
     """
     have = [column for _, path in given for column in first_row(path)]
     for name, column in columns.items():
@@ -167,14 +211,25 @@ def write(
             help = did_you_mean(column, have) or f"columns: {', '.join(have)}"
             refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
     names = [os.path.relpath(path.resolve(), folder.resolve()) for _, path in given]
-    plan = planned([recognize(path, name, kind, columns) for (kind, path), name in zip(given, names, strict=True)])
+    plan = planned(
+        [
+            recognize(path, name, kind, columns)
+            for (kind, path), name in zip(given, names, strict=True)
+        ]
+    )
     texts = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")), undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     paragraphs = texts.get_template("assumed.txt.j2").render(plan=plan).split("\n\n")
     assumed = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"
     recipe = texts.get_template(f"{RECIPE}.j2").render(
-        schema=schema_line(plugins()), assumed=assumed, name=flow(name), base=base and flow(base), plan=plan
+        schema=schema_line(plugins()),
+        assumed=assumed,
+        name=flow(name),
+        base=base and flow(base),
+        plan=plan,
     )
     return write_files({folder / RECIPE: recipe.encode()}), assumed

@@ -1,7 +1,8 @@
-"""The JSON schema of recipes, for editors: the keys, types, ranges and descriptions of everything that is installed.
+"""The JSON schema of recipes, for editors: the keys, types, ranges and descriptions of everything
+that is installed.
 
-It accepts every valid recipe and catches misspelled keys and values. `alignkit check` also checks whether stages
-exist and whether keys are compatible.
+It accepts every valid recipe and catches misspelled keys and values. `alignkit check` also checks
+whether stages exist and whether keys are compatible.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def schema_line(registry: Registry) -> str:
 
 
 class _Builder:
-    """Combines pydantic's schemas of the models with the schemas of references, components and stages."""
+    """Combines pydantic's schemas of the models with the schemas of references, components and
+    stages.
+    """
 
     def __init__(self, registry: Registry):
         self._options: dict[str, dict[str, Any]] = {}
@@ -68,10 +71,16 @@ class _Builder:
             self._options[kind] = {item.name: options_of(item) for item in items}
         options = [model for models in self._options.values() for model in models.values()]
         models = list(dict.fromkeys([*_CORE, *options]))
-        refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
-        self._open: dict[type[BaseModel], Schema] = {model: refs[model, "validation"] for model in models}
+        refs, shared = models_json_schema(
+            [(model, "validation") for model in models], ref_template="#/$defs/{model}"
+        )
+        self._open: dict[type[BaseModel], Schema] = {
+            model: refs[model, "validation"] for model in models
+        }
         free = [model for model in models if model.model_config.get("extra") == "allow"]
-        self._refs = {model: ref if model in free else _closed(ref) for model, ref in self._open.items()}
+        self._refs = {
+            model: ref if model in free else _closed(ref) for model, ref in self._open.items()
+        }
         self._defs: dict[str, Schema] = _with_references(shared["$defs"])
         for ref in self._open.values():  # others add keys of their own
             self._defs[ref["$ref"].removeprefix("#/$defs/")].pop("additionalProperties", None)
@@ -105,7 +114,9 @@ class _Builder:
         shapes = {
             "source": _any_of([TEXT, self._refs[DataSource], *self._formats()]),
             "data": _any_of([source, {"type": "array", "items": source}]),
-            "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
+            "reward": _any_of(
+                [TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]
+            ),
             "judge": self._component("judge"),
             "filter": self._component("filter"),
             "monitor": self._component("monitor"),
@@ -115,7 +126,9 @@ class _Builder:
             "stage_or_block": _any_of([_ref("stage"), self._refs[BlockKeys]]),
             "elsewhere": {"properties": {"engine": _ref("engine")}},
             # Those of libraries count, too, and have other names in other versions.
-            **dict.fromkeys(("optimizer", "schedule"), _any_of([TEXT, {"type": "object", "maxProperties": 1}])),
+            **dict.fromkeys(
+                ("optimizer", "schedule"), _any_of([TEXT, {"type": "object", "maxProperties": 1}])
+            ),
             **dict.fromkeys(("stage_name", "policy", "from", "reward_stage"), TEXT),
         }
         return {f"alignkit.{name}": shape for name, shape in shapes.items()}
@@ -136,13 +149,21 @@ class _Builder:
             yield _object({name: _any_of([TEXT, both])}, [name])
 
     def _training_stage(self) -> Schema:
-        return _closed({**self._open[Settings], **_keys({"algorithm": self._component("algorithm")}, ["algorithm"])})
+        return _closed(
+            {
+                **self._open[Settings],
+                **_keys({"algorithm": self._component("algorithm")}, ["algorithm"]),
+            }
+        )
 
     def _steps(self) -> Iterable[Schema]:
         """`step: NAME` with its options next to it, or `PACKAGE:NAME`."""
         for name, model in self._options["step"].items():
             yield _closed(
-                {"allOf": [self._open[model], _ref("elsewhere")], **_keys({"step": {"const": name}}, ["step"])}
+                {
+                    "allOf": [self._open[model], _ref("elsewhere")],
+                    **_keys({"step": {"const": name}}, ["step"]),
+                }
             )
         yield _closed({**_ref("elsewhere"), **_keys({"step": {**TEXT, "pattern": ":"}}, ["step"])})
 
@@ -169,12 +190,15 @@ _VALUES = ("default", "const", "enum")
 
 
 def _canonical(value: Any) -> Any:
-    """The schema as every version of pydantic would write it: without titles made from names, and 1.0 as 1."""
+    """The schema as every version of pydantic would write it: without titles made from names, and
+    1.0 as 1.
+    """
     if isinstance(value, dict):
         return {
             key: item if key in _VALUES else _canonical(item)
             for key, item in value.items()
-            if not (key == "title" and isinstance(item, str)) and not (key == "additionalProperties" and item is True)
+            if not (key == "title" and isinstance(item, str))
+            and not (key == "additionalProperties" and item is True)
         }
     if isinstance(value, list):
         return [_canonical(item) for item in value]

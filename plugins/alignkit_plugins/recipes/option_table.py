@@ -1,4 +1,6 @@
-"""Describes options as text, for `alignkit plugins NAME` and tables in the docs: their JSON schema in words."""
+"""Describes options as text, for `alignkit plugins NAME` and tables in the docs: their JSON schema
+in words.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ _REFERENCES = {
 }
 _TYPES = {"string": "text", "boolean": "true | false", "object": "mapping"}
 _PLURALS = ("text", "integer", "number", "stage", "reward", "filter", "monitor")
-_LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_LIMITS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,9 @@ class OptionRow:
 
 
 def option_rows(model: type[BaseModel]) -> list[OptionRow]:
-    """The options of a model by the names that a recipe uses: its own first, in the order of their declaration."""
+    """The options of a model by the names that a recipe uses: its own first, in the order of their
+    declaration.
+    """
     own, schema = inspect.get_annotations(model), model.model_json_schema()["properties"]
     rows = []
     for name, info in sorted(model.model_fields.items(), key=lambda field: field[0] not in own):
@@ -49,13 +58,19 @@ def option_rows(model: type[BaseModel]) -> list[OptionRow]:
         text, default = _type(schema[key]), _default(info)
         if default == "null" and "null" not in text:  # a reference is of any type
             text = _any_of([text, "null"])
-        rows.append(OptionRow(key, text, _range(schema[key]), default, " ".join((info.description or "").split())))
+        rows.append(
+            OptionRow(
+                key, text, _range(schema[key]), default, " ".join((info.description or "").split())
+            )
+        )
     return rows
 
 
 def stage_defaults(algorithm: type[Algorithm]) -> dict[str, str]:
     """The stage-level defaults that an algorithm sets, as a recipe writes them."""
-    defaults = {field.name: getattr(algorithm.defaults, field.name) for field in fields(StageDefaults)}
+    defaults = {
+        field.name: getattr(algorithm.defaults, field.name) for field in fields(StageDefaults)
+    }
     return {name: value_text(value) for name, value in defaults.items() if value not in (None, {})}
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def planned(run: Run) -> Iterator[str]:
     """What a run would do with each stage: `sft: reused`. Nothing is done."""
     # Else no key is needed, and no base model.
-    known = any((place / kind).exists() for place in (run.folder, *run.others) for kind in (RESULTS, WORK))
+    known = any(
+        (place / kind).exists() for place in (run.folder, *run.others) for kind in (RESULTS, WORK)
+    )
     for stage in run.stages.values():
         parts = stage.key() if known else {}
         run.hashes[stage.name] = digest(parts)

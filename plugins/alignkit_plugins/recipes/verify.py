@@ -13,13 +13,16 @@ from alignkit.io.results import RECIPE
 
 def verify(
     stage: Annotated[
-        Path, typer.Argument(metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages, to run again.")
+        Path,
+        typer.Argument(
+            metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages, to run again."
+        ),
     ],
 ) -> Result:
     """Run stages again and say whether the bytes are the same.
 
-    The inputs are the recorded ones. The run is only read. Judges on a server are not asked: their stored replies
-    count. Exit code 7: something differs.
+    The inputs are the recorded ones. The run is only read. Judges on a server are not asked: their
+    stored replies count. Exit code 7: something differs.
 
     \b
     Examples:

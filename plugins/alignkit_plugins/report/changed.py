@@ -1,5 +1,6 @@
-"""What a change of a recipe means for a stage: why it starts over, in the words of its recipe, and what becomes of
-settings when its algorithm is swapped: those written for the other one, and defaults.
+"""What a change of a recipe means for a stage: why it starts over, in the words of its recipe, and
+what becomes of settings when its algorithm is swapped: those written for the other one, and
+defaults.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
         return ""
     now = json.loads(json.dumps(parts, default=str))
     found = list(changes(before, now))
-    words = _Words(stage, now, {change.path for change in found}, [one.get("name") for one in record.get("data") or ()])
+    words = _Words(
+        stage,
+        now,
+        {change.path for change in found},
+        [one.get("name") for one in record.get("data") or ()],
+    )
     told = [text for text in dict.fromkeys(map(words.of, found)) if text]
     told.sort(key=lambda text: text.endswith("code has changed"))  # what the user did comes first
     more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
@@ -47,7 +53,8 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
 class _Words:
     """Changes of a stage in words.
 
-    parts: what its hash is made of now. paths: of all changes. read: names of the files that the old result read.
+    parts: what its hash is made of now. paths: of all changes. read: names of the files that the
+    old result read.
     """
 
     stage: Stage
@@ -83,7 +90,10 @@ class _Words:
         place: Any = self.parts
         for key in path:
             place = place[key] if isinstance(key, int) else place.get(key) or {}
-        components = [self.stage.component, *specs([self.stage.settings, self.stage.component.options], Component)]
+        components = [
+            self.stage.component,
+            *specs([self.stage.settings, self.stage.component.options], Component),
+        ]
         name = place.get("name") if isinstance(place, Mapping) else None
         theirs = {one.name for one in components if one.registration.distribution != "alignkit"}
         return f"{name}'s code has changed" if name in theirs else "alignkit's code has changed"
@@ -94,13 +104,19 @@ class _Words:
         source: Any = self.stage.settings if change.path[0] == "settings" else self.stage.component
         for key in change.path[1 : place + 3]:
             inner: Any = key
-            source = source[inner] if isinstance(source, Mapping | list | tuple) else getattr(source, str(key), None)
+            source = (
+                source[inner]
+                if isinstance(source, Mapping | list | tuple)
+                else getattr(source, str(key), None)
+            )
         entry = [key for key in keys[:place] if key not in _WRAPPERS]
         if keys[-1] != "content" or not isinstance(source, DataSource):
             return _plain([*entry, *keys[place + 2 :]], change)
         file = "/".join(Path(source.name).parts[-2:])
         same = source.name in self.read
-        return f"{file}: the file has changed" if same else f"{'.'.join(entry)}: another file, {file}"
+        return (
+            f"{file}: the file has changed" if same else f"{'.'.join(entry)}: another file, {file}"
+        )
 
 
 def _plain(keys: list[str], change: Change) -> str:
@@ -110,12 +126,17 @@ def _plain(keys: list[str], change: Change) -> str:
 def carried_over(
     record: Mapping[str, Any], stage: Stage, recipe: Recipe, hidden_size: int, lora: bool
 ) -> Iterator[str]:
-    """A line for each setting that was written for another algorithm, and for each default that changes.
+    """A line for each setting that was written for another algorithm, and for each default that
+    changes.
 
-    There is none if the result before has the same algorithm. record: of that result. hidden_size: of the model, for
-    the default of the learning rate. lora: whether an adapter is trained.
+    There is none if the result before has the same algorithm. record: of that result. hidden_size:
+    of the model, for the default of the learning rate. lora: whether an adapter is trained.
     """
-    old, new, before = record.get("plugin"), stage.component.name, (record.get("depends_on") or {}).get("settings")
+    old, new, before = (
+        record.get("plugin"),
+        stage.component.name,
+        (record.get("depends_on") or {}).get("settings"),
+    )
     if stage.settings is None or before is None or old is None or old == new:
         return  # the same algorithm, or one of them is a step
     own: StageDefaults = stage.component.registration.implementation.defaults
@@ -132,7 +153,10 @@ def carried_over(
             if first is not None and first != default:
                 yield f"{key}: {first} -> {default}, the default of {new}"
         elif first == value and value != default:
-            yield f"{key} {value} was written for {old} and is kept; the default of {new} is {default}"
+            yield (
+                f"{key} {value} was written for {old} and is kept; the default of {new} is "
+                f"{default}"
+            )
         elif first != value and first is not None:
             yield f"{key}: {first} -> {value}"
 
@@ -144,7 +168,9 @@ def _defaults(own: StageDefaults, online: bool) -> dict[str, Any]:
     """
     general = {**Settings.model_fields, **Rollout.model_fields}
     left_out = {"optimizer"} if online else {"optimizer", *ONLY_ONLINE, *Rollout.model_fields}
-    chosen = {key: value for key, value in vars(own).items() if key in general and key not in left_out}
+    chosen = {
+        key: value for key, value in vars(own).items() if key in general and key not in left_out
+    }
     return {key: general[key].default if value is None else value for key, value in chosen.items()}
 
 

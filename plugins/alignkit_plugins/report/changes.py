@@ -18,7 +18,9 @@ class Change(NamedTuple):
 
 
 def changes(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> Iterator[Change]:
-    """The values that differ between two pieces of plain data, in their order. Missing keys count as None."""
+    """The values that differ between two pieces of plain data, in their order. Missing keys count
+    as None.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in dict.fromkeys([*old, *new]):
             yield from changes(old.get(name), new.get(name), (*path, name))
@@ -33,7 +35,10 @@ def shown(change: Change, name: str = "") -> str:
     """`epochs: 2 -> 3`, or that a long value has changed. name: default: its path."""
     name = name or re.sub(r"^(settings|component\.options)\.", "", ".".join(map(str, change.path)))
     both = (change.old, change.new)
-    if any(not isinstance(value, str | int | float | None) or len(str(value)) > LONGEST for value in both):
+    if any(
+        not isinstance(value, str | int | float | None) or len(str(value)) > LONGEST
+        for value in both
+    ):
         return f"{name} has changed"
     old, new = ("not set" if value is None else value for value in both)
     return f"{name}: {old} -> {new}"

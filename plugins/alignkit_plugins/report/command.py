@@ -14,19 +14,25 @@ def show(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="Folders of the runs to show, or one result: RUN/align@ppo. Default: list runs/."
+            metavar="RUN",
+            help="Folders of the runs to show, or one result: RUN/align@ppo. Default: list runs/.",
         ),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the report of a run in a browser.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")
+    ] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the report of a run in a browser.")
+    ] = False,
 ) -> Result | None:
     """Show what a run found so far, or compare several.
 
     Of one run: a line per stage, and the screen that it prints at its end. Of several: what
     their stages learned, the evaluations, and how recipes and versions differ. Nothing is written.
 
-    align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before. evaluate, chat, serve and
-    export take RUN/align@ppo. Earlier results are restored when the recipe is changed back.
+    align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before.
+    evaluate, chat, serve and export take RUN/align@ppo. Earlier results are restored when the
+    recipe is changed back.
 
     \b
     Examples:

@@ -19,20 +19,35 @@ LONGEST = 24  # characters of a value
 
 
 def compared(folders: Sequence[Path]) -> Report:
-    """A comparison of runs for the terminal. Raises RecipeError for a folder that is not a run's."""
-    facts, names = [facts_of(folder) for folder in folders], ["/".join(folder.parts[-2:]) for folder in folders]
+    """A comparison of runs for the terminal. Raises RecipeError for a folder that is not a
+    run's.
+    """
+    facts, names = (
+        [facts_of(folder) for folder in folders],
+        ["/".join(folder.parts[-2:]) for folder in folders],
+    )
     recipes = [flat({**load_yaml(one["recipe"]), "name": ""}) for one in facts]
-    versions = [{**one["reproduce"]["versions"], **one["reproduce"]["machine"], "memory": ""} for one in facts]
+    versions = [
+        {**one["reproduce"]["versions"], **one["reproduce"]["machine"], "memory": ""}
+        for one in facts
+    ]
     blocks: list[Block] = [_overview(names, facts), *_evaluations(names, facts)]
     blocks += _differing("what differs in the recipes", "the recipes are equal", names, recipes)
-    blocks += _differing("what differs in versions and machines", "versions and machines are equal", names, versions)
+    blocks += _differing(
+        "what differs in versions and machines", "versions and machines are equal", names, versions
+    )
     return Report(blocks)
 
 
 def _overview(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> Table:
     """How each run ended, and what its stages learned."""
     runs = [one["run"] for one in facts]
-    rows = [["result", *(f"{one['outcome']}, {one['stages_done']} of {one['stages']} stages" for one in runs)]]
+    rows = [
+        [
+            "result",
+            *(f"{one['outcome']}, {one['stages_done']} of {one['stages']} stages" for one in runs),
+        ]
+    ]
     rows.append(["time", *(duration(one["seconds"]) for one in runs)])
     rows.append(["peak memory", *(one["peak_memory"] or "-" for one in runs)])
     told = [{stage["name"]: stage["learned"] for stage in one["stages"]} for one in facts]
@@ -41,7 +56,9 @@ def _overview(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> Table
     return Table("", ["", *names], [row for row in rows if {*row[1:]} != {"-"}])
 
 
-def _differing(title: str, equal: str, names: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _differing(
+    title: str, equal: str, names: Sequence[str], values: Sequence[Mapping[str, Any]]
+) -> list[Block]:
     keys = dict.fromkeys(key for one in values for key in one)
     differing = [key for key in keys if len({repr(one.get(key)) for one in values}) > 1]
     rows = [[key, *(_cell(one.get(key, "-")) for one in values)] for key in differing]

@@ -1,4 +1,6 @@
-"""Curves of a stage's metrics: which numbers belong in one panel, in few points that keep every spike."""
+"""Curves of a stage's metrics: which numbers belong in one panel, in few points that keep every
+spike.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Sampler against training, nats per token": ("sampler_gap",),
     "Weights of importance, shares": ("importance_capped", "importance_masked"),
 }
-# What curves of training are about; a stage shows the first ones that it has, and the others on demand.
+# What curves of training are about; a stage shows the first ones that it has, and the others on
+# demand.
 MAIN = ("Reward and gold against KL", "Reward", "KL to the reference, nats", "Loss", "Accuracy")
 SHOWN = 2
-ALONE = {names[0]: title for title, names in PANELS.items() if len(names) == 1}  # metrics with a panel for themselves
+# Metrics with a panel for themselves
+ALONE = {names[0]: title for title, names in PANELS.items() if len(names) == 1}
 WORDS = {  # of other metrics whose names say too little with blanks for their underscores
     "kl_coefficient": "KL coefficient",
     "grad_norm": "gradient norm",
@@ -54,7 +58,15 @@ WORDS = {  # of other metrics whose names say too little with blanks for their u
     "rewards": "reward of",
     "seconds": "seconds of",
 }
-UNDRAWN = {"epoch", "tokens_per_second", "unscored", "replayed", "skipped", "gold_std", "gold_unscored"}
+UNDRAWN = {
+    "epoch",
+    "tokens_per_second",
+    "unscored",
+    "replayed",
+    "skipped",
+    "gold_std",
+    "gold_unscored",
+}
 TIMES = "seconds"  # begins metrics that a table sums up
 
 
@@ -77,7 +89,9 @@ class Series(TypedDict):
 
 
 class Figure(TypedDict):
-    """A panel. marks: x of the places where the run was resumed. lines: x and y of a cross to draw. note: below it."""
+    """A panel. marks: x of the places where the run was resumed. lines: x and y of a cross to draw.
+    note: below it.
+    """
 
     stage: str
     title: str
@@ -91,16 +105,29 @@ class Figure(TypedDict):
 
 def figure(stage: str, title: str, series: list[Series], **more: Any) -> Figure:
     """A panel over steps. more: other parts of a `Figure` than those of a bare one."""
-    bare = Figure(stage=stage, title=title, x_label="step", y_label="", series=series, marks=[], lines=[], note="")
+    bare = Figure(
+        stage=stage,
+        title=title,
+        x_label="step",
+        y_label="",
+        series=series,
+        marks=[],
+        lines=[],
+        note="",
+    )
     return cast(Figure, {**bare, **more})
 
 
 def worded(metric: str) -> str:
-    """A metric's name in words: `score by helpful` for `score/helpful`, whose last part is somebody's name."""
+    """A metric's name in words: `score by helpful` for `score/helpful`, whose last part is
+    somebody's name.
+    """
     first, _, rest = metric.partition("/")
     title = ALONE.get(first, "")
     words = (
-        WORDS.get(first) or (title if title[:2].isupper() else title[:1].lower() + title[1:]) or first.replace("_", " ")
+        WORDS.get(first)
+        or (title if title[:2].isupper() else title[:1].lower() + title[1:])
+        or first.replace("_", " ")
     )
     return f"{words} {rest if first == 'score' else rest.replace('_', ' ')}" if rest else words
 
@@ -128,7 +155,8 @@ def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float],
 def ends(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """First, last, least and largest value of each metric."""
     return {
-        name: {"first": y[0], "last": y[-1], "min": min(y), "max": max(y)} for name, (_, y) in series_of(rows).items()
+        name: {"first": y[0], "last": y[-1], "min": min(y), "max": max(y)}
+        for name, (_, y) in series_of(rows).items()
     }
 
 
@@ -142,11 +170,17 @@ def not_finite(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return counts
 
 
-def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[float] = ()) -> list[Figure]:
-    """A stage's curves. Metrics with one value have none. restarts: when it was started again, as `time` in rows."""
+def panels(
+    stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[float] = ()
+) -> list[Figure]:
+    """A stage's curves. Metrics with one value have none. restarts: when it was started again, as
+    `time` in rows.
+    """
     timeless = {name: xy for name, xy in series_of(rows).items() if name.partition("/")[0] != TIMES}
     found = {name: xy for name, xy in timeless.items() if len(xy[0]) > 1 and name not in UNDRAWN}
-    grouped = {title: [name for name in found if _belongs(name, names)] for title, names in PANELS.items()}
+    grouped = {
+        title: [name for name in found if _belongs(name, names)] for title, names in PANELS.items()
+    }
     placed = {name for names in grouped.values() for name in names}
     if [found[name] for name in grouped["Scores"]] == [found.get("reward")]:
         grouped["Scores"] = []
@@ -159,7 +193,10 @@ def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[flo
         figure(
             stage,
             title,
-            [{"name": name, "style": "line", "x": found[name][0], "y": found[name][1]} for name in names],
+            [
+                {"name": name, "style": "line", "x": found[name][0], "y": found[name][1]}
+                for name in names
+            ],
             marks=marks,
         )
         for title, names in grouped.items()
@@ -185,7 +222,10 @@ def _marks(rows: Sequence[Mapping[str, Any]], restarts: Sequence[float]) -> list
 
 def thinned(figures: Sequence[Figure]) -> list[Figure]:
     """The figures with at most POINTS per line."""
-    return [{**figure, "series": [_thinned(series) for series in figure["series"]]} for figure in figures]
+    return [
+        {**figure, "series": [_thinned(series) for series in figure["series"]]}
+        for figure in figures
+    ]
 
 
 def _thinned(series: Series) -> Series:
@@ -196,7 +236,9 @@ def _thinned(series: Series) -> Series:
 
 
 def spikes(values: Sequence[float], limit: int) -> list[int]:
-    """Indices of at most `limit` values: the first, the last, and the least and largest of equal parts in between."""
+    """Indices of at most `limit` values: the first, the last, and the least and largest of equal
+    parts in between.
+    """
     if len(values) <= limit:
         return list(range(len(values)))
     parts = max(1, (limit - 2) // 2)
@@ -212,16 +254,22 @@ HALF = 50.0  # the win rate of the baseline against itself, in %
 
 
 def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
-    """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023, arXiv:2307.09288).
+    """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023,
+    arXiv:2307.09288).
 
-    The path of the versions by win rate against the baseline, by the first two rewards; none without two.
-    The baseline itself is in the middle. Versions without a win rate are left out. rows: of the evaluation.
+    The path of the versions by win rate against the baseline, by the first two rewards; none
+    without two. The baseline itself is in the middle. Versions without a win rate are left out.
+    rows: of the evaluation.
     """
-    names = list(dict.fromkeys(row.metric for row in rows if row.kind == "reward" and row.difference))[:2]
+    names = list(
+        dict.fromkeys(row.metric for row in rows if row.kind == "reward" and row.difference)
+    )[:2]
     won = {(row.policy, row.metric): row.estimate for row in rows if row.kind == "win rate"}
     baseline = next((row.baseline for row in rows if row.kind == "win rate"), "")
     won |= {(baseline, name): {"mean": HALF / 100} for name in names}
-    path: dict[str, Any] = {key: [] for key in ("labels", "x", "x_low", "x_high", "y", "low", "high")}
+    path: dict[str, Any] = {
+        key: [] for key in ("labels", "x", "x_low", "x_high", "y", "low", "high")
+    }
     for policy in dict.fromkeys(row.policy for row in rows):
         places = [end for name in names for end in bounds(won.get((policy, name)))]
         if len(places) == 6 and None not in (places[0], places[3]):
@@ -239,6 +287,9 @@ def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
             x_label=f"{x_name}: won against {baseline}, %",
             y_label=f"{y_name}: won against {baseline}, %",
             lines=[HALF, HALF],
-            note=f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of the policies",
+            note=(
+                f"win rates with 95% intervals; {baseline} is at 50%; arrows follow the order of "
+                "the policies"
+            ),
         )
     ]

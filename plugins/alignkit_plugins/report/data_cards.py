@@ -1,4 +1,6 @@
-"""The card of each source that a stage read: how long its texts are, its pairs and their margins, its labels."""
+"""The card of each source that a stage read: how long its texts are, its pairs and their margins,
+its labels.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,30 @@ def tables(data: Sequence[Mapping[str, Any]]) -> list[Table]:
         keys = [str(source["stage"]), brief_name(source["name"])]
         for key, what in LENGTHS.items():
             if found := source[key]:
-                lengths.append([*keys, what, *_cells(found, "count", "least", "median", "p95", "most")])
+                lengths.append(
+                    [*keys, what, *_cells(found, "count", "least", "median", "p95", "most")]
+                )
         if found := source["pairs"]:
-            shares = [percentage(found[key], found["count"]) for key in ("better_longer", "equally_long")]
+            shares = [
+                percentage(found[key], found["count"]) for key in ("better_longer", "equally_long")
+            ]
             pairs.append([*keys, short(found["count"]), *shares, _described(found)])
         if found := source["labels"]:
             labels.append([*keys, *_cells(found, "good", "bad")])
-    heads, note = ["stage", "source"], "a reward model learns that longer is better if the better response often is"
+    heads, note = (
+        ["stage", "source"],
+        "a reward model learns that longer is better if the better response often is",
+    )
     columns = [*heads, "of", "count", "shortest", "median", "95% up to", "longest"]
     every = [
         Table("lengths in characters", columns, lengths, keys=3),
-        Table("pairs", [*heads, "pairs", "better is longer", "equally long", "margins"], pairs, keys=2, note=note),
+        Table(
+            "pairs",
+            [*heads, "pairs", "better is longer", "equally long", "margins"],
+            pairs,
+            keys=2,
+            note=note,
+        ),
         Table("labels", [*heads, "good", "bad"], labels, keys=2),
     ]
     return [table for table in every if table.rows]

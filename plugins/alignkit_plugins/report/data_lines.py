@@ -1,4 +1,6 @@
-"""What a run understood of its data, in a few lines per source: the format, the counts, and one row as read."""
+"""What a run understood of its data, in a few lines per source: the format, the counts, and one row
+as read.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,20 @@ SHOWN = 3  # turns of a prompt, and after it
 
 
 def describe(loaded: Loaded) -> list[str]:
-    """At most 8 lines for each source that is not another stage's data, and its notes; one line for those."""
+    """At most 8 lines for each source that is not another stage's data, and its notes; one line for
+    those.
+    """
     return [line for source in loaded.sources for line in source_lines(source)]
 
 
 def source_lines(source: SourceFacts) -> list[str]:
     """The source's name, format and counts; then its sample row."""
-    lines = [f"read {source.name}: {source.format}{' (recognized)' if source.recognized else ''}, {_counts(source)}"]
+    lines = [
+        (
+            f"read {source.name}: {source.format}{' (recognized)' if source.recognized else ''}, "
+            f"{_counts(source)}"
+        )
+    ]
     lines += [f"read {source.name}: {note}" for note in source.notes]
     if source.sample is None or source.name.startswith("stage "):
         return lines
@@ -28,7 +37,11 @@ def source_lines(source: SourceFacts) -> list[str]:
     width = max((len(who) for who, _ in shown), default=0)
     lines += [f"  {who:<{width}}  {text}".rstrip() for who, text in shown]
     unused = ", ".join(_unused(source.sample))
-    return [*lines, f"read {source.name}: not in the conversation, kept for rewards: {unused}"] if unused else lines
+    return (
+        [*lines, f"read {source.name}: not in the conversation, kept for rewards: {unused}"]
+        if unused
+        else lines
+    )
 
 
 def _unused(group: Group) -> list[str]:
@@ -38,7 +51,9 @@ def _unused(group: Group) -> list[str]:
 
 
 def _is_meant(value: Any) -> bool:
-    """Whether a column seems to be there for a reader: all but single words, such as names and digests."""
+    """Whether a column seems to be there for a reader: all but single words, such as names and
+    digests.
+    """
     if isinstance(value, str):
         return len(value.split()) > 1 or value.replace(".", "").isdecimal()
     return value not in (None, [], {})

@@ -1,4 +1,6 @@
-"""What a run writes and shows for its readers: when it starts, the results of its stages, and when it ends."""
+"""What a run writes and shows for its readers: when it starts, the results of its stages, and when
+it ends.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,22 @@ def run_started(run: Any) -> None:
 
 
 @hookimpl
-def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def stage_changed(
+    run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
+) -> None:
     """Say why, and what becomes of settings that were written for another algorithm."""
     from alignkit.recipe.schema import BASE
     from alignkit_plugins.report.changed import carried_over, change_since
 
     now = run.recipe.stages[stage]
-    run.reporter.say(f"{stage}: changed since the last run{change_since(record, parts, now)}, starting over")
+    run.reporter.say(
+        f"{stage}: changed since the last run{change_since(record, parts, now)}, starting over"
+    )
     if now.kind == "algorithm":
         model = run.models.of(BASE).model
-        for line in carried_over(record, now, run.recipe, model.hidden_size, model.spec.lora is not None):
+        for line in carried_over(
+            record, now, run.recipe, model.hidden_size, model.spec.lora is not None
+        ):
             run.reporter.say(f"{stage}: {line}")
 
 
@@ -50,7 +58,9 @@ def results_shown(run: Any) -> list[str]:
 
 @hookimpl(wrapper=True, tryfirst=True)
 def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
-    """Write how the run ended, and the report after all others have seen the end, even if one of them failed."""
+    """Write how the run ended, and the report after all others have seen the end, even if one of
+    them failed.
+    """
     from alignkit_plugins.report.run_history import write_end
     from alignkit_plugins.report.write import report_run
 

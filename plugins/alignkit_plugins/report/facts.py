@@ -1,4 +1,6 @@
-"""Everything that a report says, as plain data: the contents of report.json (docs/plugins/api/files.md)."""
+"""Everything that a report says, as plain data: the contents of report.json
+(docs/plugins/api/files.md).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from alignkit_plugins.compare.readable import mapping
 from alignkit_plugins.evaluate import verdicts
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.policies.source import near_run
-from alignkit_plugins.report import curves, data_cards, history, overoptimization, people, samples, stages
+from alignkit_plugins.report import (
+    curves,
+    data_cards,
+    history,
+    overoptimization,
+    people,
+    samples,
+    stages,
+)
 from alignkit_plugins.report.files import each_object, read_object, read_recipe, read_text
 from alignkit_plugins.report.side_by_side import Pair, pairs_of, with_earlier
 
@@ -33,16 +43,23 @@ Facts = dict[str, Any]
 def facts_of(folder: Path) -> Facts:
     """The facts of a run from its folder, however complete.
 
-    A stage whose files are damaged has the state `damaged` and a warning, and the others have their facts. Raises
-    RecipeError if it is not the folder of a run, and DataError if its recipe or its history is damaged.
+    A stage whose files are damaged has the state `damaged` and a warning, and the others have their
+    facts. Raises RecipeError if it is not the folder of a run, and DataError if its recipe or its
+    history is damaged.
     """
     if not is_dir(folder):
         help = near_run(folder) or "name the folder of a run, such as runs/quickstart"
         what = f"{folder} is a file" if is_file(folder) else f"there is no folder {folder}"
         raise RecipeError([Problem(what, help=help)])
     if not is_file(folder / RECIPE):
-        help = f"it is in a run: alignkit show {folder.parent}" if is_file(folder.parent / RECIPE) else near_run(folder)
-        raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}", help=help)])
+        help = (
+            f"it is in a run: alignkit show {folder.parent}"
+            if is_file(folder.parent / RECIPE)
+            else near_run(folder)
+        )
+        raise RecipeError(
+            [Problem(f"{folder} is not the folder of a run: it has no {RECIPE}", help=help)]
+        )
     return _Gathering(folder).facts()
 
 
@@ -68,7 +85,10 @@ class _Gathering:
         try:
             if (place / "stage.json").exists():
                 damage = damage_of(place)
-            record, summary = read_object(place / "stage.json"), read_object(place / "evaluation.json")
+            record, summary = (
+                read_object(place / "stage.json"),
+                read_object(place / "evaluation.json"),
+            )
             rows = list(each_object(place / "metrics.jsonl"))
         except DataError as error:
             damage = str(error).partition("\n")[0]
@@ -105,14 +125,18 @@ class _Gathering:
             "stages": stage_rows,
             "figures": curves.thinned(self.figures(evaluations)),
             "swaps": swaps,
-            "evaluations": [{"stage": name, "evaluation": summary} for name, summary in evaluations.items()],
+            "evaluations": [
+                {"stage": name, "evaluation": summary} for name, summary in evaluations.items()
+            ],
             "samples": [
                 one
                 for name, summary in evaluations.items()
                 for one in samples.samples(name, self.folder / name, summary)
             ],
             "data": self.each(lambda name: stages.data_facts(name, self.records[name])),
-            "people": self.each(lambda name: people.people_of(name, self.records[name], self.folder / name)),
+            "people": self.each(
+                lambda name: people.people_of(name, self.records[name], self.folder / name)
+            ),
             "dropped": dropped,
             "reports": self.each(self.reports),
             "parts": self.parts_of_plugins(),
@@ -121,7 +145,9 @@ class _Gathering:
         }
 
     def warn(self, stage: str, text: str, logged: bool = False) -> None:
-        """logged: whether only the log has it, so that a run that reuses the stage does not say it."""
+        """logged: whether only the log has it, so that a run that reuses the stage does not say
+        it.
+        """
         if (stage, text) not in [(one["stage"], one["text"]) for one in self.warnings]:
             self.warnings.append({"stage": stage, "text": text, "logged": logged})
 
@@ -156,7 +182,12 @@ class _Gathering:
         reused = (self.starts[-1].get("reused") if self.starts else None) or ()
         return [
             stages.stage_facts(
-                self.folder / name, mapping(part), self.records[name], self.rows[name], reused, name in self.damaged
+                self.folder / name,
+                mapping(part),
+                self.records[name],
+                self.rows[name],
+                reused,
+                name in self.damaged,
             )
             for name, part in self.written.items()
         ]
@@ -165,7 +196,9 @@ class _Gathering:
         for name, record in self.records.items():
             if doubt := held_out.doubt(mapping(record.get("summary")), self.rows[name]):
                 self.warn(name, doubt)
-        reported = self.each(lambda name: [(name, text) for text in stages.warnings(self.records[name])])
+        reported = self.each(
+            lambda name: [(name, text) for text in stages.warnings(self.records[name])]
+        )
         for stage, text in history.warnings_of(self.folder):
             # At its end, a run prints the stages' reports, with long lines wrapped.
             if stage or not any(whole.startswith(text) for _, whole in reported):
@@ -175,11 +208,16 @@ class _Gathering:
         for row in rows:
             name = row["name"]
             if skipped := row["summary"].get("skipped_steps"):
-                self.warn(name, f"{skipped} steps were skipped, because their loss or gradient was not finite")
+                self.warn(
+                    name,
+                    f"{skipped} steps were skipped, because their loss or gradient was not finite",
+                )
             for metric, count in curves.not_finite(self.rows[name]).items():
                 self.warn(name, f"{metric} was not a finite number {count} times")
             if self.records[name]:
-                for text in verdicts.no_judges(read_object(self.folder / name / "reward_evaluation.json")):
+                for text in verdicts.no_judges(
+                    read_object(self.folder / name / "reward_evaluation.json")
+                ):
                     self.warn(name, text)
         for item in dropped:
             if item["reason"].startswith("bad rows"):
@@ -194,7 +232,9 @@ class _Gathering:
             try:
                 found += pairs_of(self.folder, name)
             except (DataError, KeyError, TypeError, ValueError) as error:
-                self.warn(name, f"an earlier result is damaged and not compared: {reason_of(error)}")
+                self.warn(
+                    name, f"an earlier result is damaged and not compared: {reason_of(error)}"
+                )
         return found
 
     def verdicts(self, name: str, swaps: list[Pair]) -> list[dict[str, Any]]:
@@ -205,20 +245,35 @@ class _Gathering:
             self.warn(name, doubt)
         found = verdicts.verdicts(with_earlier(summary, own), summary)
         for pair in own:
-            found += verdicts.verdicts(rows_of(pair["evaluation"]), summary) if pair["evaluation"] else []
+            found += (
+                verdicts.verdicts(rows_of(pair["evaluation"]), summary)
+                if pair["evaluation"]
+                else []
+            )
         return [{"stage": name, **asdict(verdict)} for verdict in found]
 
-    def next_steps(self, found: list[dict[str, Any]], stage_rows: list[dict[str, Any]]) -> dict[str, str]:
-        """What the recipe says to try next, and the command that talks to the best policy; empty without any."""
+    def next_steps(
+        self, found: list[dict[str, Any]], stage_rows: list[dict[str, Any]]
+    ) -> dict[str, str]:
+        """What the recipe says to try next, and the command that talks to the best policy; empty
+        without any.
+        """
         told = [str(record.get("text") or "") for record in self.records.values()]
         tried = [text.removeprefix("next: ") for text in told if text.startswith("next: ")]
-        done = [row["name"] for row in stage_rows if row["kind"] == "algorithm" and row["state"] in COMPLETE]
+        done = [
+            row["name"]
+            for row in stage_rows
+            if row["kind"] == "algorithm" and row["state"] in COMPLETE
+        ]
         policies = [name for name in done if not _is_reward(self.folder / name / "adapter")]
         best = policies[-1:]
         for verdict in found:
             best = [verdict["baseline" if verdict["outcome"] == "lost" else "policy"]]
         here = [name for name in best if name.partition("@")[0] in self.written]
-        return {"told": "".join(tried[-1:]), "chat": f"alignkit chat {self.folder / here[0]}" if here else ""}
+        return {
+            "told": "".join(tried[-1:]),
+            "chat": f"alignkit chat {self.folder / here[0]}" if here else "",
+        }
 
     def reports(self, name: str) -> list[dict[str, Any]]:
         """What the stage itself reports."""
@@ -237,7 +292,13 @@ class _Gathering:
                     for title, report in told.items():
                         blocks = json.loads(json.dumps(report.plain()))
                         Report.restored(blocks).text()  # else the page would fail
-                        found.append({"title": str(title), "anchor": f"part-{len(found) + 1}", "blocks": blocks})
+                        found.append(
+                            {
+                                "title": str(title),
+                                "anchor": f"part-{len(found) + 1}",
+                                "blocks": blocks,
+                            }
+                        )
             except (Exception, SystemExit) as error:
                 why = f"return an alignkit.Report under each title ({reason_of(error)})"
                 self.warn("", f"a part of {hook.plugin_name} is left out: report_parts must {why}")

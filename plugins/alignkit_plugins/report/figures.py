@@ -1,4 +1,6 @@
-"""Figures as SVG pictures, drawn by matplotlib; the same figure always gives the same bytes. Text stays text."""
+"""Figures as SVG pictures, drawn by matplotlib; the same figure always gives the same bytes. Text
+stays text.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def svg(figure: Figure) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report fonts that it looks for
+    # It would report fonts that it looks for
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of signs that a font lacks, and of numbers that overflow
         matplotlib.rcdefaults()  # a person's own style must not change the report
@@ -61,7 +64,9 @@ def svg(figure: Figure) -> str:
         FigureCanvasSVG(canvas)
         _draw(canvas, figure)
         file = io.StringIO()
-        canvas.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        canvas.savefig(
+            file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     return file.getvalue()
 
 
@@ -74,7 +79,10 @@ def _draw(canvas: Any, figure: Figure) -> None:
     axes.margins(x=0.02, y=0.08)
     prefix = _prefix([series["name"] for series in figure["series"]])
     for index, series in enumerate(figure["series"]):
-        named: Series = {**series, "name": series["name"].removeprefix(prefix) if prefix else worded(series["name"])}
+        named: Series = {
+            **series,
+            "name": series["name"].removeprefix(prefix) if prefix else worded(series["name"]),
+        }
         _series(axes, named, index % len(SERIES))
     for mark in figure["marks"]:
         axes.axvline(mark, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
@@ -89,7 +97,14 @@ def _draw(canvas: Any, figure: Figure) -> None:
     axes.set_xlabel(_label(figure["x_label"]), labelpad=2)
     axes.set_ylabel(_label(figure["y_label"]), labelpad=2)
     if sum(series["style"] != "path" for series in figure["series"]) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, borderpad=0, handlelength=1.8, columnspacing=1)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 0.98),
+            ncols=3,
+            borderpad=0,
+            handlelength=1.8,
+            columnspacing=1,
+        )
 
 
 def _series(axes: Any, series: Series, index: int) -> None:
@@ -98,12 +113,19 @@ def _series(axes: Any, series: Series, index: int) -> None:
     if style == "line":
         axes.plot(x, y, color=color, linestyle=STYLES[index], linewidth=1.4, label=label)
     else:
-        axes.plot(x, y, color=color, marker=MARKERS[index], markersize=4.5, linestyle="none", label=label)
+        axes.plot(
+            x, y, color=color, marker=MARKERS[index], markersize=4.5, linestyle="none", label=label
+        )
         _bars(axes, series, color)
     if style == "path":
         pairs = list(zip(x, y, strict=True))
         for start, end in itertools.pairwise(pairs):
-            axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 3, "shrinkB": 3})
+            axes.annotate(
+                "",
+                end,
+                start,
+                arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 3, "shrinkB": 3},
+            )
     if series.get("labels"):
         axes.margins(x=0.15, y=0.12)
         middle = (min(x) + max(x)) / 2
@@ -111,7 +133,14 @@ def _series(axes: Any, series: Series, index: int) -> None:
             left = x[at] <= middle
             place = {"ha": "left" if left else "right", "va": "bottom" if at % 2 else "top"}
             offset = (5 if left else -5, 4 if at % 2 else -4)
-            axes.annotate(_label(name), (x[at], y[at]), offset, textcoords="offset points", fontsize=8, **place)
+            axes.annotate(
+                _label(name),
+                (x[at], y[at]),
+                offset,
+                textcoords="offset points",
+                fontsize=8,
+                **place,
+            )
 
 
 def _bars(axes: Any, series: Any, color: str) -> None:
@@ -132,13 +161,18 @@ def _prefix(names: Sequence[str]) -> str:
 
 
 def _label(text: str) -> str:
-    plain = printable(text).replace("\n", " ").lstrip("_")  # a leading underscore would hide it from the legend
+    # A leading underscore would hide it from the legend
+    plain = printable(text).replace("\n", " ").lstrip("_")
     return plain if len(plain) <= LABEL else f"{plain[: LABEL - 1]}…"
 
 
 def described(figure: Figure) -> str:
     """A figure in words, for those who cannot see it."""
-    facts = [f"{worded(s['name'])} from {s['y'][0]:.4g} to {s['y'][-1]:.4g}" for s in figure["series"] if s["y"]]
+    facts = [
+        f"{worded(s['name'])} from {s['y'][0]:.4g} to {s['y'][-1]:.4g}"
+        for s in figure["series"]
+        if s["y"]
+    ]
     return f"{figure['stage']}: {figure['title']}; {', '.join(facts[:8])}"
 
 
@@ -153,5 +187,7 @@ def drawn(figures: Sequence[Figure]) -> list[tuple[str, str, str]]:
             data = quote(svg(figure), safe=PLAIN)  # shorter than in base 64
             found.append((f"data:image/svg+xml,{data}", described(figure), figure["note"]))
         except Exception as error:  # matplotlib's, for numbers that it cannot scale
-            found.append(("", described(figure), f"could not be drawn: {type(error).__name__}: {error}"))
+            found.append(
+                ("", described(figure), f"could not be drawn: {type(error).__name__}: {error}")
+            )
     return found

@@ -1,4 +1,6 @@
-"""Read the files of a run. What is not there yet is empty; what is damaged is an error that names it."""
+"""Read the files of a run. What is not there yet is empty; what is damaged is an error that names
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def each_object(path: Path) -> Iterator[dict[str, Any]]:
-    """The object of each line of a file, one at a time. The last line may be unfinished, as its process was killed."""
+    """The object of each line of a file, one at a time. The last line may be unfinished, as its
+    process was killed.
+    """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

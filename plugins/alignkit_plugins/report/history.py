@@ -17,10 +17,11 @@ _STAGE = re.compile(r"^(\S+): (?:stage \d+ of \d+, \S+$|(done) in )")
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:
-    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the facts of the machine.
+    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the facts of
+    the machine.
 
-    time: of the start, in seconds since 1970. outcome: done, failed, interrupted, waiting (for labels), running, or
-    killed if the process ended without a word.
+    time: of the start, in seconds since 1970. outcome: done, failed, interrupted, waiting (for
+    labels), running, or killed if the process ended without a word.
     """
     found: list[dict[str, Any]] = []
     for line in each_object(folder / STARTS):

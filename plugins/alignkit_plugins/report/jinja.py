@@ -1,6 +1,7 @@
 """Pages with tables and figures: one file each, without scripts.
 
-Everything that a model, a data set or a recipe wrote is escaped, and its control characters are made visible.
+Everything that a model, a data set or a recipe wrote is escaped, and its control characters are
+made visible.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def templates(folder: Path, figures: Sequence[Figure]) -> Environment:
     from markupsafe import Markup
 
     def visible(value: Any) -> Any:
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return (
+            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        )
 
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
@@ -44,9 +47,12 @@ def templates(folder: Path, figures: Sequence[Figure]) -> Environment:
 
 
 def breakable(value: object) -> Any:
-    """Escaped text with `code` as code, and places where a line may break in long names and paths."""
+    """Escaped text with `code` as code, and places where a line may break in long names and
+    paths.
+    """
     from markupsafe import Markup, escape
 
     text = str(escape(printable(str(value))))
-    text = LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text)  # before there are tags to break
+    # Before there are tags to break
+    text = LONG_WORD.sub(lambda word: JOINT.sub(r"\1<wbr>", word[0]), text)
     return Markup(CODE.sub(r"<code>\1</code>", text))

@@ -1,4 +1,6 @@
-"""report.md: the report to paste into an issue. Texts of models and data are in fences, where nothing is a link."""
+"""report.md: the report to paste into an issue. Texts of models and data are in fences, where
+nothing is a link.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,30 @@ def markdown(facts: Mapping[str, Any]) -> str:
     if len(text) <= MOST:
         return text
     text = Report(list(_blocks({**facts, "samples": [], "files": [], "recipe": ""}))).markdown()
-    return text if len(text) <= MOST else f"{text[:MOST].rpartition(chr(10))[0]}\n\nThe rest is in report.json.\n"
+    return (
+        text
+        if len(text) <= MOST
+        else f"{text[:MOST].rpartition(chr(10))[0]}\n\nThe rest is in report.json.\n"
+    )
 
 
 def _blocks(facts: Mapping[str, Any]) -> Iterator[Block]:
     run, titles = facts["run"], stage_titles(facts["stages"])
     yield f"# {run['name']}: {run['outcome']}"
     memory = f", peak memory {run['peak_memory']}" if run["peak_memory"] else ""
-    yield f"{run['stages_done']} of {run['stages']} stages, {duration(run['seconds'])} of work{memory}"
+    yield (
+        f"{run['stages_done']} of {run['stages']} stages, {duration(run['seconds'])} of "
+        f"work{memory}"
+    )
     if run["message"]:
         yield SideBySide("", ["it ended with"], [run["message"]])
     yield "## Verdict"
     yield one_line_each(" ".join(one["sentences"]) for one in facts["verdicts"]) or "none"
     if facts["warnings"]:
         yield "## Warnings"
-        warned = [f"{titles.get(one['stage'], one['stage'])}: {one['text']}" for one in facts["warnings"]]
+        warned = [
+            f"{titles.get(one['stage'], one['stage'])}: {one['text']}" for one in facts["warnings"]
+        ]
         yield one_line_each(text.removeprefix(": ") for text in warned)
     for part in parts(facts, SAMPLES):
         yield from _part(part, "##")
@@ -56,5 +67,9 @@ def _part(part: Part, mark: str) -> Iterator[Block]:
 
 def _sample(sample: Mapping[str, Any]) -> SideBySide:
     prompt = sample["prompt"][-1]["content"] if sample["prompt"] else ""
-    heads = [f"{one['policy']} ({sample['reward']} {short(one['score'])})" for one in sample["answers"]]
-    return SideBySide(f"prompt: {prompt[:TEXT]}", heads, [one["text"][:TEXT] for one in sample["answers"]])
+    heads = [
+        f"{one['policy']} ({sample['reward']} {short(one['score'])})" for one in sample["answers"]
+    ]
+    return SideBySide(
+        f"prompt: {prompt[:TEXT]}", heads, [one["text"][:TEXT] for one in sample["answers"]]
+    )

@@ -1,6 +1,8 @@
-"""report.html: one file without scripts that needs no network, readable on a phone, on paper, in light and in dark.
+"""report.html: one file without scripts that needs no network, readable on a phone, on paper, in
+light and in dark.
 
-Everything that a model, a data set or a recipe wrote is escaped, and its control characters are made visible.
+Everything that a model, a data set or a recipe wrote is escaped, and its control characters are
+made visible.
 """
 
 from __future__ import annotations
@@ -27,18 +29,29 @@ def page(facts: Mapping[str, Any]) -> str:
     environment.filters |= {
         "duration": numbers.duration,
         "short": numbers.short,
-        "score": lambda sample, score: overview.scored(score, sample["reward"], rows.get(sample["stage"], [])),
+        "score": lambda sample, score: overview.scored(
+            score, sample["reward"], rows.get(sample["stage"], [])
+        ),
     }
     return environment.get_template(TEMPLATE).render(
-        facts=facts, titles=stage_titles(facts["stages"]), parts=parts(facts), overview=_overview(facts, rows)
+        facts=facts,
+        titles=stage_titles(facts["stages"]),
+        parts=parts(facts),
+        overview=_overview(facts, rows),
     )
 
 
 def _overview(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """What the page begins with: the verdict on the result, the others, the plot and one prompt."""
     verdicts = facts["verdicts"]
-    last = verdicts[-1] if verdicts else {"stage": [*rows, ""][len(rows) - 1], "policy": "", "outcome": ""}
-    of_result = [one for one in verdicts if (one["stage"], one["policy"]) == (last["stage"], last["policy"])]
+    last = (
+        verdicts[-1]
+        if verdicts
+        else {"stage": [*rows, ""][len(rows) - 1], "policy": "", "outcome": ""}
+    )
+    of_result = [
+        one for one in verdicts if (one["stage"], one["policy"]) == (last["stage"], last["policy"])
+    ]
     others = [one for one in verdicts if one not in of_result]
     found: dict[str, Any] = {
         "verdicts": of_result,
@@ -46,7 +59,9 @@ def _overview(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> di
         "sample": overview.chosen(facts, last),
         "plot": [],
     }
-    found["models"] = [("base", f"{facts['run']['base']}, the base model")] if facts["run"]["base"] else []
+    found["models"] = (
+        [("base", f"{facts['run']['base']}, the base model")] if facts["run"]["base"] else []
+    )
     for stage in facts["stages"]:
         if text := "; ".join(filter(None, [stage["about"], stage["learned"].replace("->", "→")])):
             found["models"].append((stage["name"], text))

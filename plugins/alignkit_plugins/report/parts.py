@@ -26,7 +26,10 @@ from alignkit_plugins.report.tables import (
 )
 
 KINDS = {"gain": "Largest gains", "loss": "Largest losses", "random": "At random"}
-SAMPLED = "The largest gains and losses, and some prompts at random. Look for answers that only please the reward."
+SAMPLED = (
+    "The largest gains and losses, and some prompts at random. Look for answers that only please "
+    "the reward."
+)
 FILES = 300  # in a table
 
 
@@ -64,7 +67,10 @@ def parts(facts: Mapping[str, Any], samples: int = EACH) -> list[Part]:
         Part("Evaluation", list(_evaluation(facts, titles)), "evaluation"),
         Part("Samples", list(_samples(facts, titles, samples)), "samples"),
         Part("Training", list(_training(facts, titles)), "training"),
-        *(Part(one["title"], Report.restored(one["blocks"]).blocks, one["anchor"]) for one in facts["parts"]),
+        *(
+            Part(one["title"], Report.restored(one["blocks"]).blocks, one["anchor"])
+            for one in facts["parts"]
+        ),
         Part("Data", list(_data(facts)), "data"),
         Part("People", list(_people(facts["people"])), "people"),
         Part("Provenance", list(_provenance(facts)), "provenance"),
@@ -82,10 +88,15 @@ def _evaluation(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
     cards = {one["name"]: mapping(one["summary"].get("judge_cards")) for one in facts["stages"]}
     for item in facts["evaluations"]:
         found = list(_evaluated(facts, item["stage"], item["evaluation"]))
-        yield from [Part(titles.get(item["stage"], item["stage"]), found)] if len(stages) > 1 else found
+        yield from (
+            [Part(titles.get(item["stage"], item["stage"]), found)] if len(stages) > 1 else found
+        )
     for item in facts["reports"]:
         if item["stage"] not in stages:
-            found = [*Report.restored(item["blocks"]).blocks, *_judges(cards.get(item["stage"], {}))]
+            found = [
+                *Report.restored(item["blocks"]).blocks,
+                *_judges(cards.get(item["stage"], {})),
+            ]
             yield Part(titles.get(item["stage"], item["stage"]), found, folded=bool(stages))
 
 
@@ -96,7 +107,11 @@ def _judges(cards: Mapping[str, Any]) -> Blocks:
 
 def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any]) -> Blocks:
     notes, folder = summary.get("notes"), facts["run"]["folder"]
-    yield from (str(one) for one in (notes if isinstance(notes, list) else ()) if not str(one).startswith("warning: "))
+    yield from (
+        str(one)
+        for one in (notes if isinstance(notes, list) else ())
+        if not str(one).startswith("warning: ")
+    )
     pairs = [pair for pair in facts["swaps"] if pair["stage"] == stage]
     rows = evaluated(facts)[stage]
     yield table(main_rows(rows), over(summary))
@@ -105,7 +120,10 @@ def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any])
         if (found := comparisons(against)).rows:
             yield filled(found)
     for pair in pairs:
-        yield f"{pair['against']} is kept in {folder}/{pair['kept']}; {pair['result']} is in {folder}/{pair['folder']}."
+        yield (
+            f"{pair['against']} is kept in {folder}/{pair['kept']}; {pair['result']} is in "
+            f"{folder}/{pair['folder']}."
+        )
     cards = mapping(summary.get("judge_cards"))
     yield from (sentence(*each) for each in cards.items())
     yield from _judges(cards)
@@ -125,7 +143,11 @@ def _samples(facts: Mapping[str, Any], titles: Mapping[str, str], most: int) -> 
         yield SAMPLED
     for stage in stages:
         for kind, title in KINDS.items():
-            found = [Sample(one) for one in facts["samples"] if (one["stage"], one["kind"]) == (stage, kind)]
+            found = [
+                Sample(one)
+                for one in facts["samples"]
+                if (one["stage"], one["kind"]) == (stage, kind)
+            ]
             where = f"{titles.get(stage, stage)}: {title.lower()}" if len(stages) > 1 else title
             if found:
                 yield Part(where, found[:most])
@@ -137,11 +159,19 @@ def _training(facts: Mapping[str, Any], titles: Mapping[str, str]) -> Blocks:
     if any(figure["marks"] for figure in facts["figures"]):
         yield "Dotted vertical lines mark where the run was resumed."
     for stage in facts["stages"]:
-        main, rest = curves.main_first([] if stage["name"] in evaluated else _figures(facts, stage["name"]))
+        main, rest = curves.main_first(
+            [] if stage["name"] in evaluated else _figures(facts, stage["name"])
+        )
         more = list(_numbers(stage, rest))
         found: list[Any] = [Figures(main)] if main else []
         if more:
-            found.append(Part(f"{len(rest)} more curves and all numbers" if rest else "All numbers", more, folded=True))
+            found.append(
+                Part(
+                    f"{len(rest)} more curves and all numbers" if rest else "All numbers",
+                    more,
+                    folded=True,
+                )
+            )
         if found:
             yield Part(titles[stage["name"]], found)
 
@@ -152,7 +182,9 @@ def _numbers(stage: Mapping[str, Any], rest: Sequence[Figure]) -> Blocks:
     if stage["metrics"]:
         yield metrics_table(stage)
     if stage["phases"]:
-        yield "Time: " + ", ".join(f"{part} {duration(seconds)}" for part, seconds in stage["phases"].items())
+        yield "Time: " + ", ".join(
+            f"{part} {duration(seconds)}" for part, seconds in stage["phases"].items()
+        )
     if stage["summary"]:
         yield facts_table("", stage["summary"], lambda key: worded(key).replace(".", ": "))
 
@@ -162,7 +194,9 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
         yield data_table(facts["data"])
     if facts["dropped"]:
         yield "Dropped or truncated:"
-        yield one_line_each(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
+        yield one_line_each(
+            f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"]
+        )
     if more := data_cards.tables(facts["data"]):
         yield Part("Lengths, pairs and labels", more, folded=True)
 
@@ -176,7 +210,11 @@ def _people(people: Sequence[Mapping[str, Any]]) -> Blocks:
 
 def _provenance(facts: Mapping[str, Any]) -> Blocks:
     starts = [f"{when(start['started'])} {start['outcome']}" for start in facts["starts"]]
-    again = [f"The run was started {len(starts)} times: {'; '.join(starts)}."] if len(starts) > 1 else []
+    again = (
+        [f"The run was started {len(starts)} times: {'; '.join(starts)}."]
+        if len(starts) > 1
+        else []
+    )
     yield Part("How it was made", [*again, Table("", ["", ""], list(_made(facts)), keys=2)])
     if facts["recipe"]:
         text = SideBySide("", ["recipe.resolved.yaml"], [facts["recipe"]])
@@ -195,16 +233,24 @@ def _provenance(facts: Mapping[str, Any]) -> Blocks:
 def _made(facts: Mapping[str, Any]) -> Iterator[list[str]]:
     known, run = facts["reproduce"], facts["run"]
     yield from (
-        [name, text] for name, text in (("Command", known["command"]), ("To repeat it", known["again"])) if text
+        [name, text]
+        for name, text in (("Command", known["command"]), ("To repeat it", known["again"]))
+        if text
     )
     yield ["Seed", short(known["seed"])]
     yield ["Started", when(run["started"]) or "-"]
     yield ["Ended", when(run["ended"]) or "-"]
-    yield ["Versions", ", ".join(f"{name} {version}" for name, version in known["versions"].items())]
+    yield [
+        "Versions",
+        ", ".join(f"{name} {version}" for name, version in known["versions"].items()),
+    ]
     for name, value in known["machine"].items():
         if value:
             is_size = name == "memory" and isinstance(value, int)
-            yield ["GPU" if name == "gpu" else name.capitalize(), size(value) if is_size else short(value)]
+            yield [
+                "GPU" if name == "gpu" else name.capitalize(),
+                size(value) if is_size else short(value),
+            ]
     yield ["Folder", run["folder"]]
     if known["commit"]:
         yield ["Commit", str(known["commit"])]

@@ -16,10 +16,14 @@ from alignkit_plugins.report.stages import sources_of
 MOST = 12  # stores
 
 
-def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) -> list[dict[str, Any]]:
-    """The stores that a stage read, and the labels that it asked for, each with `people.agreement.agreement`.
+def people_of(
+    name: str, record: Mapping[str, Any], folder: Path | None = None
+) -> list[dict[str, Any]]:
+    """The stores that a stage read, and the labels that it asked for, each with
+    `people.agreement.agreement`.
 
-    record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
+    record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own
+    report shows.
     """
     found = []
     for source in sources_of(record):
@@ -31,7 +35,8 @@ def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) 
 
 
 def people_blocks(people: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Table]]:
-    """How far people agree on the labels of each store, a sentence each, and the tables of annotators.
+    """How far people agree on the labels of each store, a sentence each, and the tables of
+    annotators.
 
     Stages that read the same labels share them. The last table is whose labels count.
     """
@@ -41,7 +46,11 @@ def people_blocks(people: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
         if table.rows:
             told += [f"{title}: {line}" for line in sentence(agreement).splitlines()]
             tables.append(table)
-    notes = [[str(one["stage"]), brief_name(one["source"]), note] for one in people for note in one.get("notes", ())]
+    notes = [
+        [str(one["stage"]), brief_name(one["source"]), note]
+        for one in people
+        for note in one.get("notes", ())
+    ]
     if notes:
         tables.append(Table("whose labels count", ["stage", "source", "decision"], notes, keys=2))
     return told, tables
@@ -52,7 +61,9 @@ def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]
     for one in people:
         same = next((names for agreement, names in known if agreement == one["agreement"]), None)
         if same is None:
-            known.append((one["agreement"], same := [brief_name(one["source"])] if one["source"] else []))
+            known.append(
+                (one["agreement"], same := [brief_name(one["source"])] if one["source"] else [])
+            )
         same.append(str(one["stage"]))
     for agreement, names in known[:MOST]:
         yield ", ".join(dict.fromkeys(names)), agreement

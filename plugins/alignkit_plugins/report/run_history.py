@@ -1,4 +1,5 @@
-"""starts.jsonl: a line when a run starts, and one when it ends: the command, the machine, the outcome.
+"""starts.jsonl: a line when a run starts, and one when it ends: the command, the machine, the
+outcome.
 
 A start without an end was killed. Reports need these facts; results do not depend on them.
 """
@@ -25,12 +26,16 @@ from alignkit.runs.services import resume_command
 
 
 def write_start(folder: Path, recipe_folder: Path) -> None:
-    """Append that a run starts. recipe_folder: whose commit is recorded, if it is in a git repository."""
+    """Append that a run starts. recipe_folder: whose commit is recorded, if it is in a git
+    repository.
+    """
     commit = commit_of(recipe_folder)
     _append(folder, "start", command=resume_command(), commit=commit, **machine())
 
 
-def write_end(folder: Path, error: BaseException | None, reused: Sequence[str], peak_memory: str) -> None:
+def write_end(
+    folder: Path, error: BaseException | None, reused: Sequence[str], peak_memory: str
+) -> None:
     """Append how a run ended. reused: the stages that did not run. peak_memory: in words."""
     _append(
         folder,
@@ -55,17 +60,22 @@ def _append(folder: Path, event: str, **values: Any) -> None:
     # On a full disk the run itself says so where it loses a result.
     with suppress(OSError), (folder / STARTS).open("ab+") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # a process that was killed while it wrote leaves a part of a line
+        # A process that was killed while it wrote leaves a part of a line
+        file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line.encode() + b"\n")
 
 
 def machine() -> dict[str, Any]:
-    """The machine, without its name: interpreter, system, processor, cores, memory in bytes, GPU, threads."""
+    """The machine, without its name: interpreter, system, processor, cores, memory in bytes, GPU,
+    threads.
+    """
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory": psutil.virtual_memory().total,
         "gpu": _gpu(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
@@ -75,7 +85,9 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     """The processor's name."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

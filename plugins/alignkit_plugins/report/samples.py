@@ -26,7 +26,9 @@ class Answer(TypedDict):
 
 
 class Sample(TypedDict):
-    """A prompt with answers. kind: gain, loss or random. difference: in the headline's reward, or None."""
+    """A prompt with answers. kind: gain, loss or random. difference: in the headline's reward, or
+    None.
+    """
 
     stage: str
     kind: str
@@ -71,7 +73,11 @@ def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
 
 
 def _sample(
-    stage: str, row: int, group: Mapping[str, Any], policies: Sequence[str], summary: Mapping[str, Any]
+    stage: str,
+    row: int,
+    group: Mapping[str, Any],
+    policies: Sequence[str],
+    summary: Mapping[str, Any],
 ) -> Sample | None:
     """A group as a sample, compact; None if a policy has no answer in it."""
     reward, answers = str(summary.get("headline")), []
@@ -81,19 +87,35 @@ def _sample(
         answers.append(answer)
     if not answers:
         return None
-    before = next((answer["score"] for answer in answers if answer["policy"] == summary.get("baseline")), None)
+    before = next(
+        (answer["score"] for answer in answers if answer["policy"] == summary.get("baseline")), None
+    )
     after = answers[-1]["score"]
     difference = None if before is None or after is None else after - before
-    prompt = [{"role": turn["role"], "content": _cut(turn["content"], PROMPT)} for turn in group["prompt"]]
-    return Sample(stage=stage, kind="", row=row, reward=reward, difference=difference, prompt=prompt, answers=answers)
+    prompt = [
+        {"role": turn["role"], "content": _cut(turn["content"], PROMPT)} for turn in group["prompt"]
+    ]
+    return Sample(
+        stage=stage,
+        kind="",
+        row=row,
+        reward=reward,
+        difference=difference,
+        prompt=prompt,
+        answers=answers,
+    )
 
 
 def _answer(responses: Sequence[Mapping[str, Any]], policy: str, reward: str) -> Answer | None:
-    """The first answer, with the mean score of all of the policy's answers, on which the statistics rest."""
+    """The first answer, with the mean score of all of the policy's answers, on which the statistics
+    rest.
+    """
     own = [response for response in responses if response.get("source") == policy]
     if not own:
         return None
-    scores = [score for one in own if (score := number(one.get("scores", {}).get(reward))) is not None]
+    scores = [
+        score for one in own if (score := number(one.get("scores", {}).get(reward))) is not None
+    ]
     tokens = own[0].get("tokens")
     return {
         "policy": policy,
@@ -108,10 +130,16 @@ def _words(response: Mapping[str, Any]) -> str:
     """A response's text, or its turns one after the other."""
     turns = response.get("messages")
     if isinstance(turns, list):
-        return "\n\n".join(f"[{turn.get('role', '')}] {turn.get('content') or ''}" for turn in turns)
+        return "\n\n".join(
+            f"[{turn.get('role', '')}] {turn.get('content') or ''}" for turn in turns
+        )
     return str(response.get("text") or "")
 
 
 def _cut(text: str | None, limit: int) -> str:
     words = text or ""
-    return words if len(words) <= limit else f"{words[:limit]}... ({len(words) - limit:,} more characters)"
+    return (
+        words
+        if len(words) <= limit
+        else f"{words[:limit]}... ({len(words) - limit:,} more characters)"
+    )

@@ -1,4 +1,6 @@
-"""One screen of a run: the verdict, a table of policies by metrics, a prompt side by side, and what to do next."""
+"""One screen of a run: the verdict, a table of policies by metrics, a prompt side by side, and what
+to do next.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ROOMY, TIGHT = (4, 2), (2, 1)  # lines at most of the verdict, and of a warning
 
 
 def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
-    """The screen of a run, at most LINES lines of WIDTH characters. stages: whether it says what they learned."""
+    """The screen of a run, at most LINES lines of WIDTH characters. stages: whether it says what
+    they learned.
+    """
     sample = _sample_of(facts)
     parts = _parts(facts, stages, sample, *ROOMY)
     if sample and not parts["answers"]:
@@ -31,12 +35,22 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
 
 
 def _parts(
-    facts: Mapping[str, Any], stages: bool, sample: Mapping[str, Any] | None, of_verdict: int, of_warning: int
+    facts: Mapping[str, Any],
+    stages: bool,
+    sample: Mapping[str, Any] | None,
+    of_verdict: int,
+    of_warning: int,
 ) -> dict[str, list[str]]:
-    """The lines of each part. What was planned to be short comes first, and the others have the rest of the room."""
-    told = [f"{one['name']}: {one['learned']}" for one in facts["stages"] if stages and one["learned"]]
+    """The lines of each part. What was planned to be short comes first, and the others have the
+    rest of the room.
+    """
+    told = [
+        f"{one['name']}: {one['learned']}" for one in facts["stages"] if stages and one["learned"]
+    ]
     warnings = [f"Warning: {one['text']}" for one in facts["warnings"] if not one["logged"]]
-    parts = {name: list[str]() for name in ("verdict", "numbers", "others", "learned", "answers", "last")}
+    parts = {
+        name: list[str]() for name in ("verdict", "numbers", "others", "learned", "answers", "last")
+    }
     parts["verdict"] = _verdict(facts["verdicts"], of_verdict)
     parts["learned"] = _laid_out("; ".join(told))[:OF_STAGES] if told else []
     parts["last"] = [line for text in warnings[:1] for line in _wrapped(text, of_warning)]
@@ -62,7 +76,10 @@ def stage_lines(facts: Mapping[str, Any]) -> list[str]:
     names = max((len(stage["name"]) for stage in facts["stages"]), default=0)
     states = max((len(stage["state"]) for stage in facts["stages"]), default=0)
     return [
-        _one_line(f"{one['name']:<{names}}  {one['state']:<{states}}  {duration(one['seconds']):>6}  {one['learned']}")
+        _one_line(
+            f"{one['name']:<{names}}  {one['state']:<{states}}  {duration(one['seconds']):>6}  "
+            f"{one['learned']}"
+        )
         for one in facts["stages"]
     ]
 
@@ -90,7 +107,9 @@ def _paragraphs(told: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
-    """The table of policies by metrics, with as many metrics as fit into `room` lines, and at least one."""
+    """The table of policies by metrics, with as many metrics as fit into `room` lines, and at least
+    one.
+    """
     rows, stages = [], evaluated(facts)
     for stage in reversed(stages):
         for row in main_rows(stages[stage]):
@@ -112,7 +131,9 @@ def _others(facts: Mapping[str, Any], room: int) -> list[str]:
     for one in facts["reports"]:
         if one["stage"] not in evaluations:
             blocks = Report.restored(one["blocks"]).blocks
-            reports[one["stage"]] = [block for block in blocks if not isinstance(block, str)] or blocks
+            reports[one["stage"]] = [
+                block for block in blocks if not isinstance(block, str)
+            ] or blocks
     lines, left = list[str](), dict[str, None]()
     for together in zip_longest(*reports.values()):
         for stage, block in zip(reports, together, strict=True):
@@ -121,14 +142,18 @@ def _others(facts: Mapping[str, Any], room: int) -> list[str]:
                 lines += found
             else:
                 left[stage] = None
-    return [*lines, f"{', '.join(left)}: see report.txt in the folder of the stage"] if left else lines
+    return (
+        [*lines, f"{', '.join(left)}: see report.txt in the folder of the stage"] if left else lines
+    )
 
 
 def _sample_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The prompt that shows best what the last verdict says."""
     evaluations = [item["stage"] for item in facts["evaluations"][-1:]]
     verdicts = [one for one in facts["verdicts"] if one["stage"] in evaluations]
-    return chosen(facts, verdicts[-1] if verdicts else {"stage": "".join(evaluations), "outcome": ""})
+    return chosen(
+        facts, verdicts[-1] if verdicts else {"stage": "".join(evaluations), "outcome": ""}
+    )
 
 
 def _side_by_side(sample: Mapping[str, Any], room: int) -> list[str]:

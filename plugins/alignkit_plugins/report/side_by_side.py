@@ -1,6 +1,8 @@
-"""A stage's results side by side: what the evaluation of each found, and how they differ prompt by prompt.
+"""A stage's results side by side: what the evaluation of each found, and how they differ prompt by
+prompt.
 
-Nothing is sampled again: an evaluation that was set aside has the answers of an earlier result to the same prompts.
+Nothing is sampled again: an evaluation that was set aside has the answers of an earlier result to
+the same prompts.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ Pair = dict[str, Any]
 
 
 def pairs_of(run: Path, stage: str) -> list[Pair]:
-    """The current result of each evaluated policy against its earlier ones, as plain data for report.json.
+    """The current result of each evaluated policy against its earlier ones, as plain data for
+    report.json.
 
-    Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both are), `differs` (why
-    they do not compare, or an empty string) and `evaluation`: of the current result against the earlier one, with keys
-    of an evaluation.json, or empty.
-    Raises what reading damaged files raises.
+    Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both
+    are), `differs` (why they do not compare, or an empty string) and `evaluation`: of the current
+    result against the earlier one, with keys of an evaluation.json, or empty. Raises what reading
+    damaged files raises.
     """
     record, summary = read_record(run / stage), read_object(run / stage / "evaluation.json")
     if not record.get("complete") or not summary:
@@ -44,11 +47,17 @@ def pairs_of(run: Path, stage: str) -> list[Pair]:
 
 
 def _results(run: Path, policy: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The name of a policy's result that was evaluated, with the name and the hash of each earlier one."""
-    results = {name: read_record(folder)["hash"] for name, folder in results_of_stage(run, policy).items()}
+    """The name of a policy's result that was evaluated, with the name and the hash of each earlier
+    one.
+    """
+    results = {
+        name: read_record(folder)["hash"] for name, folder in results_of_stage(run, policy).items()
+    }
     now = next((name for name in results if results[name] == _upstream(record).get(policy)), None)
     if now is not None:
-        yield from ((now, name, results[name]) for name in [name for name in results if name != now][:MOST])
+        yield from (
+            (now, name, results[name]) for name in [name for name in results if name != now][:MOST]
+        )
 
 
 def _earlier(run: Path, stage: str) -> dict[tuple[str, str], Path]:
@@ -59,7 +68,11 @@ def _earlier(run: Path, stage: str) -> dict[tuple[str, str], Path]:
     for folder in sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime):
         record, summary = read_record(folder), read_object(folder / "evaluation.json")
         upstream = _upstream(record)
-        found |= {(name, upstream[name]): folder for name in summary.get("policies", ()) if name in upstream}
+        found |= {
+            (name, upstream[name]): folder
+            for name in summary.get("policies", ())
+            if name in upstream
+        }
     return found
 
 
@@ -78,7 +91,9 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
         "against": then,
         "folder": find_result(run, now).relative_to(run).as_posix(),
         "kept": find_result(run, then).relative_to(run).as_posix(),
-        "differs": _difference(summary, old, [read_record(folder)["depends_on"], read_record(before)["depends_on"]]),
+        "differs": _difference(
+            summary, old, [read_record(folder)["depends_on"], read_record(before)["depends_on"]]
+        ),
         "evaluation": {},
     }
     if pair["differs"]:
@@ -94,13 +109,18 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
         "metrics": metrics,
         "baseline": then,
         "trained_on": {now: own},
-        "policies": {name: {**one["policies"][policy], "diversity": {}} for name, one in ((then, old), (now, summary))},
+        "policies": {
+            name: {**one["policies"][policy], "diversity": {}}
+            for name, one in ((then, old), (now, summary))
+        },
         "against": {now: _compared(groups, rewards, metrics)},
     }
     return {**pair, "evaluation": evaluation}
 
 
-def _difference(now: Mapping[str, Any], then: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+def _difference(
+    now: Mapping[str, Any], then: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> str:
     """Why two evaluations do not compare; empty if they do. records: what they depend on."""
     options = [one["component"]["options"] for one in records]
     if options[0].get("prompts") != options[1].get("prompts"):
@@ -111,19 +131,30 @@ def _difference(now: Mapping[str, Any], then: Mapping[str, Any], records: Sequen
         if options[0].get(kind) != options[1].get(kind):
             return f"the {kind} have changed"
     policies = {str(name).partition("@")[0] for one in (now, then) for name in one["policies"]}
-    upstream = [{k: v for k, v in one["upstream"].items() if k.partition("@")[0] not in policies} for one in records]
+    upstream = [
+        {k: v for k, v in one["upstream"].items() if k.partition("@")[0] not in policies}
+        for one in records
+    ]
     changed = [name for name in upstream[0] if upstream[0][name] != upstream[1].get(name)]
-    return f"{', '.join(changed)} {'have' if len(changed) > 1 else 'has'} changed" if changed else ""
+    return (
+        f"{', '.join(changed)} {'have' if len(changed) > 1 else 'has'} changed" if changed else ""
+    )
 
 
 def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> list[Group]:
-    """The prompts that both evaluations have, with the answers of both results, whose sources are `now` and `then`."""
+    """The prompts that both evaluations have, with the answers of both results, whose sources are
+    `now` and `then`.
+    """
     then = _groups(before)
     return [
         replace(
             group,
             responses=tuple(
-                replace(response, source=source, scores={name: response.scores.get(name) for name in rewards})
+                replace(
+                    response,
+                    source=source,
+                    scores={name: response.scores.get(name) for name in rewards},
+                )
                 for source, one in zip(_SOURCES, (group, then[key]), strict=True)
                 for response in answers_of(one, policy)
             ),
@@ -134,7 +165,9 @@ def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> 
 
 
 def _groups(folder: Path) -> dict[str, Group]:
-    """The answers to the prompts, and the scores of held-out examples, of which several may have one prompt."""
+    """The answers to the prompts, and the scores of held-out examples, of which several may have
+    one prompt.
+    """
     found: dict[str, Group] = {}
     counts = Counter[str]()
     for name in ("samples.jsonl", "held_out.jsonl"):
@@ -146,7 +179,9 @@ def _groups(folder: Path) -> dict[str, Group]:
     return found
 
 
-def _compared(groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(
+    groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
     """Both results by each reward, prompt by prompt."""
     found = {}
     for name in rewards:
@@ -165,11 +200,17 @@ def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def with_earlier(summary: Mapping[str, Any], pairs: Sequence[Pair]) -> list[Row]:
-    """The rows of an evaluation, with those of earlier results of its policies in front of the current ones."""
+    """The rows of an evaluation, with those of earlier results of its policies in front of the
+    current ones.
+    """
     known = [pair for pair in reversed(pairs) if pair["evaluation"]]
     names = {pair["policy"]: pair["result"] for pair in known}
     rows = [
-        replace(row, policy=names.get(row.policy, row.policy), baseline=names.get(row.baseline, row.baseline))
+        replace(
+            row,
+            policy=names.get(row.policy, row.policy),
+            baseline=names.get(row.baseline, row.baseline),
+        )
         for row in rows_of(summary)
     ]
     for pair in known:
@@ -181,4 +222,8 @@ def with_earlier(summary: Mapping[str, Any], pairs: Sequence[Pair]) -> list[Row]
 
 def not_compared(pairs: Sequence[Pair]) -> list[str]:
     """Why results and earlier ones do not compare."""
-    return [f"{one['result']} and {one['against']} do not compare: {one['differs']}" for one in pairs if one["differs"]]
+    return [
+        f"{one['result']} and {one['against']} do not compare: {one['differs']}"
+        for one in pairs
+        if one["differs"]
+    ]

@@ -19,7 +19,8 @@ PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
-CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")  # of a source's card
+# Of a source's card
+CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")
 NO_SIGNAL = "rows left out: the algorithm learns nothing from them"
 OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
 
@@ -32,7 +33,9 @@ def stage_facts(
     reused: Sequence[str],
     damaged: bool = False,
 ) -> dict[str, Any]:
-    """What is known of a stage. written: its part of the recipe. record: its stage.json. rows: its metrics."""
+    """What is known of a stage. written: its part of the recipe. record: its stage.json. rows: its
+    metrics.
+    """
     kind = next((kind for kind in KINDS if kind in written), "")
     plugin = written.get(kind)
     plugin = next(iter(plugin), "") if isinstance(plugin, Mapping) else plugin
@@ -80,9 +83,18 @@ def _about(written: Mapping[str, Any], record: Mapping[str, Any], kind: str) -> 
     summary, plugin = mapping(record.get("summary")), str(record.get("plugin"))
     pairs = any(mapping(source.get("card")).get("pairs") for source in sources_of(record))
     noun = "demonstrations" if plugin in DEMONSTRATIONS else "pairs" if pairs else "examples"
-    count, noun = (summary["prompts"], "prompts") if "prompts" in summary else (summary.get("groups"), noun)
-    on, start = f" on {count:,} {noun}" if isinstance(count, int) else "", written.get("from") or BASE_MODEL
-    return f"a reward model from {start}{on}" if "reward" in plugin else f"{start} after {stage_words(plugin)}{on}"
+    count, noun = (
+        (summary["prompts"], "prompts") if "prompts" in summary else (summary.get("groups"), noun)
+    )
+    on, start = (
+        f" on {count:,} {noun}" if isinstance(count, int) else "",
+        written.get("from") or BASE_MODEL,
+    )
+    return (
+        f"a reward model from {start}{on}"
+        if "reward" in plugin
+        else f"{start} after {stage_words(plugin)}{on}"
+    )
 
 
 def stage_words(plugin: str) -> str:
@@ -102,7 +114,9 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for row in rows:
         for name, value in row.items():
             if name.startswith(PHASES) and (seconds := number(value)) is not None:
-                sums[name.removeprefix(PHASES)] = round(sums.get(name.removeprefix(PHASES), 0.0) + seconds, 3)
+                sums[name.removeprefix(PHASES)] = round(
+                    sums.get(name.removeprefix(PHASES), 0.0) + seconds, 3
+                )
     return sums
 
 
@@ -114,7 +128,10 @@ def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = ("name", "format", "rows", "held_out", "skipped")
     facts = [{"stage": name, **{key: source.get(key) for key in keys}} for source in read]
     cards = [{key: mapping(source.get("card")).get(key) for key in CARD} for source in read]
-    return [{**one, "digest": digest, **card} for one, digest, card in zip(facts, known, cards, strict=True)]
+    return [
+        {**one, "digest": digest, **card}
+        for one, digest, card in zip(facts, known, cards, strict=True)
+    ]
 
 
 def sources_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -149,10 +166,17 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     bad = summary.get("bad_rows")
     if bad:
         found.append((f"bad rows, the first: {bad[0]}", len(bad), None))
-    found += [(str(reason), count, None) for reason, count in mapping(summary.get("dropped")).items()]
+    found += [
+        (str(reason), count, None) for reason, count in mapping(summary.get("dropped")).items()
+    ]
     return [
         # A text that was counted twice has no total.
-        {"stage": name, "reason": reason, "rows": count, "of": total if total and count <= total else None}
+        {
+            "stage": name,
+            "reason": reason,
+            "rows": count,
+            "of": total if total and count <= total else None,
+        }
         for reason, count, total in found
         if count
     ]
@@ -166,7 +190,9 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
 
 
 def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, int]:
-    """The totals of the nouns of DROP_REASONS in what the stage encoded; pairs are those of its sources."""
+    """The totals of the nouns of DROP_REASONS in what the stage encoded; pairs are those of its
+    sources.
+    """
     encoded = mapping(summary.get("encoded"))
     rows, responses = (encoded.get(key, 0) for key in ("rows", "responses"))
     pairs = [mapping(mapping(source.get("card")).get("pairs")) for source in sources_of(record)]
@@ -183,17 +209,24 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     else:
         return {path: value} if path else {}
     return {
-        name: leaf for key, below in items for name, leaf in flat(below, f"{path}.{key}" if path else str(key)).items()
+        name: leaf
+        for key, below in items
+        for name, leaf in flat(below, f"{path}.{key}" if path else str(key)).items()
     }
 
 
 def files_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A run's files with their sizes and SHA-256; those of stages as they were when the stage was done."""
+    """A run's files with their sizes and SHA-256; those of stages as they were when the stage was
+    done.
+    """
     found = []  # run.log still grows
     if (folder / RECIPE).is_file():
         found.append((RECIPE, file_digest(folder / RECIPE)))
     for stage, record in records.items():
-        found += [(f"{stage}/{name}", str(file["sha256"])) for name, file in mapping(record.get("files")).items()]
+        found += [
+            (f"{stage}/{name}", str(file["sha256"]))
+            for name, file in mapping(record.get("files")).items()
+        ]
     return [{"name": name, "bytes": _bytes(folder / name), "sha256": sha} for name, sha in found]
 
 

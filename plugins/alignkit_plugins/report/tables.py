@@ -16,24 +16,34 @@ MOST_METRICS = 40  # of a stage, at its end
 
 
 def filled(table: Table, *empty: str) -> Table:
-    """A table without columns, other than its keys, in which every cell is `-` or one of `empty`."""
+    """A table without columns, other than its keys, in which every cell is `-` or one of
+    `empty`.
+    """
     says = [
-        at for at in range(len(table.columns)) if at < table.keys or {row[at] for row in table.rows} - {"-", *empty}
+        at
+        for at in range(len(table.columns))
+        if at < table.keys or {row[at] for row in table.rows} - {"-", *empty}
     ]
     columns = [table.columns[at] for at in says]
     about = table.note.partition(":")[0]  # a column, in some notes
     note = "" if about in table.columns and about not in columns else table.note
-    return replace(table, columns=columns, rows=[[row[at] for at in says] for row in table.rows], note=note)
+    return replace(
+        table, columns=columns, rows=[[row[at] for at in says] for row in table.rows], note=note
+    )
 
 
 def stage_titles(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """A title per stage: `PPO: align`. One that is named like what makes it, and a single evaluation, have no name."""
+    """A title per stage: `PPO: align`. One that is named like what makes it, and a single
+    evaluation, have no name.
+    """
     plugins = [one["plugin"] for one in stages]
     titles = {}
     for one in stages:
         name, plugin = one["name"], one["plugin"]
         alone = name == plugin or (plugin == "evaluate" and plugins.count(plugin) == 1)
-        titles[name] = stage_words(plugin) if alone else f"{stage_words(plugin)}: {name}" if plugin else name
+        titles[name] = (
+            stage_words(plugin) if alone else f"{stage_words(plugin)}: {name}" if plugin else name
+        )
     return titles
 
 
@@ -59,11 +69,15 @@ def metrics_table(stage: Mapping[str, Any]) -> Table:
         [worded(name), *(short(number(values.get(key))) for key in ("first", "last", "min", "max"))]
         for name, values in list(stage["metrics"].items())[:MOST_METRICS]
     ]
-    return Table(f"over {stage['lines']:,} steps", ["metric", "first", "last", "least", "most"], rows)
+    return Table(
+        f"over {stage['lines']:,} steps", ["metric", "first", "last", "least", "most"], rows
+    )
 
 
 def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per source that a stage read; that nothing was held out, skipped or tied goes without a column."""
+    """A row per source that a stage read; that nothing was held out, skipped or tied goes without a
+    column.
+    """
     cells = [
         [
             str(row["stage"]),
@@ -79,4 +93,6 @@ def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def facts_table(title: str, facts: Mapping[str, Any], name: Callable[[str], str] = str) -> Table:
     """Keys and values of nested plain data. name: how keys are written."""
-    return Table(title, ["", ""], [[name(key), short(value)] for key, value in flat(facts).items()], keys=2)
+    return Table(
+        title, ["", ""], [[name(key), short(value)] for key, value in flat(facts).items()], keys=2
+    )

@@ -21,7 +21,9 @@ def cards(loaded: Loaded) -> list[dict[str, Any]]:
 
 
 def card(groups: Iterable[Group]) -> dict[str, Any]:
-    """What groups hold. Parts that they lack are None: a prompt has no responses, and raw text has no prompt."""
+    """What groups hold. Parts that they lack are None: a prompt has no responses, and raw text has
+    no prompt.
+    """
     sizes, prompts, responses, labels, margins, licenses = (Counter[Any]() for _ in range(6))
     for group in groups:
         sizes["rows"] += 1
@@ -33,7 +35,8 @@ def card(groups: Iterable[Group]) -> dict[str, Any]:
         labels.update(response.label for response in group.responses)
         for pair in resolved_pairs(group) if len(lengths) > 1 else ():
             difference = lengths[pair.better] - lengths[pair.worse]
-            sizes["better_longer"] += difference * (pair.p - 0.5) > 0  # below 0.5, the other one is better
+            # Below 0.5, the other one is better
+            sizes["better_longer"] += difference * (pair.p - 0.5) > 0
             sizes["equally_long"] += difference == 0
             margins[pair.margin] += 1
     longer = {name: sizes[name] for name in ("better_longer", "equally_long")}
@@ -55,7 +58,9 @@ def _length(response: Response) -> int:
 
 
 def _spread(counts: Mapping[Any, int]) -> dict[str, Any] | None:
-    """The number of values, the least, the median, the 95th percentile, and the largest; None without values."""
+    """The number of values, the least, the median, the 95th percentile, and the largest; None
+    without values.
+    """
     if not counts:
         return None
     order, count = sorted(counts), sum(counts.values())
@@ -64,13 +69,17 @@ def _spread(counts: Mapping[Any, int]) -> dict[str, Any] | None:
     passed = 0
     for value in order:
         passed += counts[value]
-        found |= {name: value for name, rank in wanted.items() if name not in found and passed >= rank}
+        found |= {
+            name: value for name, rank in wanted.items() if name not in found and passed >= rank
+        }
     return {**found, "most": order[-1]}
 
 
 def _margins(counts: Mapping[Any, int]) -> dict[str, Any]:
     """Margins by level, and the spread of those that are numbers."""
-    numbers = {m: count for m, count in counts.items() if isinstance(m, int | float) and math.isfinite(m)}
+    numbers = {
+        m: count for m, count in counts.items() if isinstance(m, int | float) and math.isfinite(m)
+    }
     names = sorted((m for m in counts if isinstance(m, str)), key=lambda m: (*LEVELS, m).index(m))
     levels = {name: counts[name] for name in names}
     return {"without_margin": counts.get(None, 0), "levels": levels, "margins": _spread(numbers)}

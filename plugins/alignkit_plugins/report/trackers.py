@@ -1,4 +1,6 @@
-"""The trackers of accelerate (TensorBoard, Weights & Biases, MLflow ...), and what gives them the metrics of runs."""
+"""The trackers of accelerate (TensorBoard, Weights & Biases, MLflow ...), and what gives them the
+metrics of runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
 from alignkit.calls import create
 from alignkit.kinds import TrackedRun, tracked
 
-# accelerate's name: what must be installed (any of them), whether it counts its own steps, what it is called
+# accelerate's name: what must be installed (any of them), whether it counts its own steps, what it
+# is called
 TRACKERS: Mapping[str, tuple[tuple[str, ...], bool, str]] = {
     "tensorboard": (("tensorboard", "tensorboardX"), False, "TensorBoard, in the run's folder"),
     "wandb": (("wandb",), True, "Weights & Biases"),
@@ -30,21 +33,28 @@ TRACKERS: Mapping[str, tuple[tuple[str, ...], bool, str]] = {
 
 
 class AccelerateTracker(Tracker):
-    """A tracker of `accelerate.tracking`. Metrics are named STAGE/METRIC; a resumed run continues where it is shown."""
+    """A tracker of `accelerate.tracking`. Metrics are named STAGE/METRIC; a resumed run continues
+    where it is shown.
+    """
 
     name: ClassVar[str]
 
     class Options(Options):
         model_config = ConfigDict(extra="allow")
 
-        project: str = Field("alignkit", min_length=1, description="project or experiment in which the run is shown")
+        project: str = Field(
+            "alignkit", min_length=1, description="project or experiment in which the run is shown"
+        )
 
     options: Options
 
     def check(self) -> None:
         packages = TRACKERS[self.name][0]
         if not any(importlib.util.find_spec(package) for package in packages):
-            raise RunFailed(f"tracker '{self.name}' needs the package {packages[0]}: run `pip install {packages[0]}`")
+            raise RunFailed(
+                f"tracker '{self.name}' needs the package {packages[0]}: run `pip install "
+                f"{packages[0]}`"
+            )
 
     def start(self, run: TrackedRun) -> None:
         from accelerate import PartialState
@@ -64,7 +74,11 @@ class AccelerateTracker(Tracker):
         elif self.name == "trackio":
             given |= {"name": run.name, "resume": "allow"}
         elif self.name == "mlflow":
-            given |= {"run_id": mlflow_run.read_text()} if mlflow_run.exists() else {"run_name": run.name}
+            given |= (
+                {"run_id": mlflow_run.read_text()}
+                if mlflow_run.exists()
+                else {"run_name": run.name}
+            )
         title = run.name if self.name == "tensorboard" else self.options.project
         self.tracker = kind(title, **{**given, **(self.options.model_extra or {})})
         if hasattr(self.tracker, "start"):
@@ -84,12 +98,15 @@ class AccelerateTracker(Tracker):
 
 
 class Following:
-    """Hands the metrics of a run to its trackers. One that fails is reported, and dropped for the rest of the run."""
+    """Hands the metrics of a run to its trackers. One that fails is reported, and dropped for the
+    rest of the run.
+    """
 
     def __init__(self, run: Any):
         self.say = run.reporter.say
         self.run = TrackedRun(run.recipe.name, run.folder, run.recipe.resolved)
-        self.waiting = {one.name: create(one) for one in run.recipe.trackers}  # until there is something to show
+        # Until there is something to show
+        self.waiting = {one.name: create(one) for one in run.recipe.trackers}
         self.trackers: dict[str, Tracker] = {}
         self.lines: Counter[str] = Counter()  # of each stage
 
@@ -111,7 +128,10 @@ class Following:
         except (Exception, SystemExit) as error:
             del self.trackers[name]
             problem = f"failed in `{method}`: {type(error).__name__}: {error}"
-            self.say(f"warning: tracker '{name}' {problem}; it is dropped for this run; metrics.jsonl has everything")
+            self.say(
+                f"warning: tracker '{name}' {problem}; it is dropped for this run; metrics.jsonl "
+                "has everything"
+            )
 
 
 _following: WeakKeyDictionary[Any, Following] = WeakKeyDictionary()

@@ -26,7 +26,9 @@ def write_report(folder: Path, facts: Facts) -> Path:
 
 
 def report_run(folder: Path, say: Callable[[str], None]) -> None:
-    """Write the report of a run that ends. Whatever goes wrong is said in a line; how the run ended stays as it is."""
+    """Write the report of a run that ends. Whatever goes wrong is said in a line; how the run ended
+    stays as it is.
+    """
     if os.environ.get(SWITCH, "") == "0":
         return
     try:

@@ -1,7 +1,8 @@
-"""A reward from a text classifier in a folder, such as one for toxicity: the probability of one of its labels.
+"""A reward from a text classifier in a folder, such as one for toxicity: the probability of one of
+its labels.
 
-Any transformers model for sequence classification with safetensors does. Nothing is downloaded, and no code of the
-folder runs.
+Any transformers model for sequence classification with safetensors does. Nothing is downloaded, and
+no code of the folder runs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ LONGEST = 512  # tokens of a piece, if the model names no limit
 
 
 class Classifier(Reward):
-    """The label's probability. Of a longer text than the model reads, the piece with the highest one counts."""
+    """The label's probability. Of a longer text than the model reads, the piece with the highest
+    one counts.
+    """
 
     class Options(alignkit.Options):
-        folder: Path = Field(description="folder with the model and its tokenizer, relative to the recipe's folder")
+        folder: Path = Field(
+            description="folder with the model and its tokenizer, relative to the recipe's folder"
+        )
         label: str = Field(description="the label whose probability is the score, such as `toxic`")
-        scale: float = Field(1.0, description="factor of the probability; -1 for a label that is bad")
+        scale: float = Field(
+            1.0, description="factor of the probability; -1 for a label that is bad"
+        )
         device: str = Field(
             "cpu",
             pattern=r"^(cpu|(cuda|mps|xpu)(:\d{1,3})?)$",
@@ -51,7 +58,8 @@ class Classifier(Reward):
         if found <= int(number or 0):
             known = f"only {found}" if found else "none"
             raise RunFailed(
-                f"reward 'classifier': 'device: {self.options.device}': torch finds {known} on this machine\n"
+                f"reward 'classifier': 'device: {self.options.device}': torch finds {known} on "
+                "this machine\n"
                 "help: leave out `device`, which is then cpu"
             )
 
@@ -62,7 +70,8 @@ class Classifier(Reward):
         import transformers
 
         try:
-            loading = {"local_files_only": True, "trust_remote_code": False}  # None would ask the user
+            # None would ask the user
+            loading = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, **loading)
             model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self._folder, use_safetensors=True, output_loading_info=True, **loading
@@ -71,10 +80,13 @@ class Classifier(Reward):
             raise RunFailed(f"reward 'classifier': cannot load {self._folder}: {error}") from None
         if found["missing_keys"]:
             raise RunFailed(
-                f"reward 'classifier': {self._folder} lacks the weights {', '.join(sorted(found['missing_keys']))}, "
-                "so its probabilities would be random\nhelp: name the folder of a trained classifier"
+                f"reward 'classifier': {self._folder} lacks the weights "
+                f"{', '.join(sorted(found['missing_keys']))}, so its probabilities would be "
+                "random\n"
+                "help: name the folder of a trained classifier"
             )
-        # The configuration says where a decoder's text ends: behind any other padding, it would read the padding.
+        # The configuration says where a decoder's text ends: behind any other padding, it would
+        # read the padding.
         own = model.config.pad_token_id
         self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
         model.config.pad_token_id = self._padding
@@ -82,7 +94,9 @@ class Classifier(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         texts = [answer_of(response) for group in groups for response in group.responses]
-        pieces = [(number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)]
+        pieces = [
+            (number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)
+        ]
         highest = [0.0] * len(texts)
         rows = ROWS if self._padding is not None else 1
         for start in range(0, len(pieces), rows):
@@ -97,20 +111,23 @@ class Classifier(Reward):
         file = self._folder / "config.json"
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
-            labels = {str(name): int(place) for place, name in config.get("id2label", UNNAMED).items()}
+            labels = {
+                str(name): int(place) for place, name in config.get("id2label", UNNAMED).items()
+            }
         except (OSError, ValueError, AttributeError) as error:
             raise RunFailed(f"reward 'classifier': cannot read {file}: {error}") from None
         if self.options.label not in labels:
             raise RunFailed(
-                f"reward 'classifier': {self._folder} has no label '{self.options.label}'; its labels are "
-                f"{', '.join(labels)}"
+                f"reward 'classifier': {self._folder} has no label '{self.options.label}'; its "
+                f"labels are {', '.join(labels)}"
             )
         several = config.get("problem_type") == "multi_label_classification" or len(labels) == 1
         return labels[self.options.label], several
 
     def _pieces(self, text: str) -> list[list[int]]:
         """The text's tokens in pieces that the model can read, each with its special tokens."""
-        longest = getattr(self._model.config, "max_position_embeddings", LONGEST + 2) - 2  # RoBERTa's begin at 2
+        # RoBERTa's begin at 2
+        longest = getattr(self._model.config, "max_position_embeddings", LONGEST + 2) - 2
         found = self._tokenizer(
             text, truncation=True, max_length=min(LONGEST, longest), return_overflowing_tokens=True
         )["input_ids"]

@@ -32,4 +32,6 @@ class Minimum(RewardCombination):
         for scores in others:
             smallest = smallest.fmin(scores)  # NaN if both are
         metrics = {f"{name}_mean": float(scores.nanmean()) for name, scores in components.items()}
-        return CombinedReward(smallest, smallest, {**metrics, "combined_mean": float(smallest.nanmean())})
+        return CombinedReward(
+            smallest, smallest, {**metrics, "combined_mean": float(smallest.nanmean())}
+        )

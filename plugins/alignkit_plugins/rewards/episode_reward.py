@@ -1,4 +1,6 @@
-"""The reward that a stage's environment gives an episode, as a reward that can be combined with others."""
+"""The reward that a stage's environment gives an episode, as a reward that can be combined with
+others.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class EpisodeReward(Reward):
 
     class Options(alignkit.Options):
         part: str | None = Field(
-            None, description="which part of a reward that has several by name; default: their sum", min_length=1
+            None,
+            description="which part of a reward that has several by name; default: their sum",
+            min_length=1,
         )
 
     of_episodes = True
@@ -23,7 +27,16 @@ class EpisodeReward(Reward):
         key = f"{EPISODE_KEY}/{self.options.part}" if self.options.part else EPISODE_KEY
         found = [response.scores for group in groups for response in group.responses]
         if found and not any(key in scores for scores in found):
-            parts = sorted({name for scores in found for name in scores if name.startswith(f"{EPISODE_KEY}/")})
-            known = f"the parts are {', '.join(name.partition('/')[2] for name in parts)}" if parts else ""
-            raise RunFailed(f"no response has the reward of an episode under '{key}'{'; ' if known else ''}{known}")
+            parts = sorted(
+                {name for scores in found for name in scores if name.startswith(f"{EPISODE_KEY}/")}
+            )
+            known = (
+                f"the parts are {', '.join(name.partition('/')[2] for name in parts)}"
+                if parts
+                else ""
+            )
+            raise RunFailed(
+                "no response has the reward of an episode under "
+                f"'{key}'{'; ' if known else ''}{known}"
+            )
         return {"": [scores.get(key) for scores in found]}

@@ -1,9 +1,10 @@
 """A reward at equal length: what a reward says of a response beyond its length.
 
-Reward models like long answers, or short ones, and a policy learns that first (Singhal et al. 2023, arXiv:2310.03716).
-As in post-hoc calibration (Huang et al. 2024, arXiv:2409.17407), a regression on length is subtracted from the scores.
-Differs from the paper: one line instead of a local regression, fitted to the differences between responses to the same
-prompt, because prompts that ask for longer answers may also be harder.
+Reward models like long answers, or short ones, and a policy learns that first (Singhal et al. 2023,
+arXiv:2310.03716). As in post-hoc calibration (Huang et al. 2024, arXiv:2409.17407), a regression on
+length is subtracted from the scores. Differs from the paper: one line instead of a local
+regression, fitted to the differences between responses to the same prompt, because prompts that ask
+for longer answers may also be harder.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class EqualLength(RewardCombination):
     class Options(alignkit.Options):
         reward: RewardRef = Field(description="the reward: a reward-model stage or a reward")
         unit_variance: bool = Field(
-            False, description="also scale scores, so that those of a prompt have variance 1 on average"
+            False,
+            description="also scale scores, so that those of a prompt have variance 1 on average",
         )
 
     options: Options
@@ -41,13 +43,16 @@ class EqualLength(RewardCombination):
         return {"raw": self.options.reward}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Correct the scores, [R]. The mean over scored responses stays. Without two samples of a prompt, all stays.
+        """Correct the scores, [R]. The mean over scored responses stays. Without two samples of a
+        prompt, all stays.
 
         Raises DataError for a response without tokens, such as one from a file.
         """
         scores = components["raw"]
         rows = [
-            (number, sampled_length(r, "equal_length")) for number, group in enumerate(groups) for r in group.responses
+            (number, sampled_length(r, "equal_length"))
+            for number, group in enumerate(groups)
+            for r in group.responses
         ]
         index, lengths = scores.new_tensor(rows).view(-1, 2).unbind(dim=1)  # [R] each
         present = ~scores.isnan()

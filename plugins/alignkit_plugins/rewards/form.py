@@ -1,4 +1,6 @@
-"""Whether an answer has the form that is asked for: tags such as <think>, JSON of a schema, or parts of Markdown."""
+"""Whether an answer has the form that is asked for: tags such as <think>, JSON of a schema, or
+parts of Markdown.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ TOKENS = {
     "bold": "strong_open",
 }
 
-_BLOCK = re.compile(r"^[ \t]*(```|~~~)(?:json\w*)?[ \t]*\n?(.*?)\1[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_BLOCK = re.compile(
+    r"^[ \t]*(```|~~~)(?:json\w*)?[ \t]*\n?(.*?)\1[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE
+)
 
 
 class Form(Reward):
@@ -33,17 +37,23 @@ class Form(Reward):
     class Options(alignkit.Options):
         tags: list[str] = Field(
             [],
-            description="tags that make up the answer, such as [think, answer]: each once, in this order, not empty, "
-            "with nothing around them; `json_schema` and `markdown` are then about the last tag's content; without a "
-            "tag for thoughts, those before the answer do not count",
+            description=(
+                "tags that make up the answer, such as [think, answer]: each once, in this "
+                "order, not empty, with nothing around them; `json_schema` and `markdown` are "
+                "then about the last tag's content; without a tag for thoughts, those before the "
+                "answer do not count"
+            ),
         )
         json_schema: dict[str, Any] | None = Field(
             None,
-            description="JSON schema that the answer must fulfill, bare or in its only block of code; {} for any JSON "
-            "(others need jsonschema-rs)",
+            description=(
+                "JSON schema that the answer must fulfill, bare or in its only block of code; {} "
+                "for any JSON (others need jsonschema-rs)"
+            ),
         )
         markdown: list[Literal["heading", "bullets", "numbers", "table", "bold", "code"]] = Field(
-            [], description="what the answer must contain as Markdown; a block of code must be closed"
+            [],
+            description="what the answer must contain as Markdown; a block of code must be closed",
         )
 
         @field_validator("tags")
@@ -82,7 +92,9 @@ class Form(Reward):
         if not set(TAGS) & set(options.tags):
             answer = answer_in(answer)
         content: str | None = content_of_last(answer, options.tags) if options.tags else answer
-        if content is None or (options.json_schema is not None and not is_json(content, options.json_schema)):
+        if content is None or (
+            options.json_schema is not None and not is_json(content, options.json_schema)
+        ):
             return False
         return not options.markdown or set(options.markdown) <= markdown_parts(content)
 
@@ -94,7 +106,12 @@ def content_of_last(answer: str, tags: Sequence[str]) -> str | None:
     for start, end in zip(marks[::2], marks[1::2], strict=True):
         before, found, rest = rest.partition(end)
         content = before.removeprefix(start)
-        if not found or content == before or not content.strip() or any(mark in content for mark in marks):
+        if (
+            not found
+            or content == before
+            or not content.strip()
+            or any(mark in content for mark in marks)
+        ):
             return None
         rest = rest.lstrip()
     return None if rest else content
@@ -107,17 +124,24 @@ def is_json(text: str, schema: Mapping[str, Any]) -> bool:
         only = blocks[0] if len(blocks) == 1 else text
         value = json.loads(only.lstrip("\ufeff"), parse_constant=_no_json)  # a byte order mark
         return not schema or bool(_validator(schema).is_valid(value))
-    except (ValueError, RecursionError):  # of reading, or half a character (a surrogate) for a pattern
+    except (
+        ValueError,
+        RecursionError,
+    ):  # of reading, or half a character (a surrogate) for a pattern
         return False
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
-    """What says whether a value fulfills a schema: in bounded time, and without asking the network."""
+    """What says whether a value fulfills a schema: in bounded time, and without asking the
+    network.
+    """
     from jsonschema_rs import FancyRegexOptions, ValidationError, ValidationErrorKind, validator_for
 
     limit = FancyRegexOptions(backtrack_limit=1_000_000)
     try:
-        return validator_for(dict(schema), offline=True, validate_formats=False, pattern_options=limit)
+        return validator_for(
+            dict(schema), offline=True, validate_formats=False, pattern_options=limit
+        )
     except ValidationError as error:
         if isinstance(error.kind, ValidationErrorKind.Referencing):
             problem = f"refers to what is not part of it, write it into $defs: {error.message}"
@@ -135,11 +159,15 @@ def markdown_parts(text: str) -> set[str]:
     from markdown_it import MarkdownIt
 
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    types = {token.type for token in tokens} | {child.type for token in tokens for child in token.children or ()}
+    types = {token.type for token in tokens} | {
+        child.type for token in tokens for child in token.children or ()
+    }
     found = {name for name, type in TOKENS.items() if type in types}
     lines = re.split("\r\n?|\n", text)  # as Markdown does
     closed = (
-        token.map and lines[token.map[1] - 1].strip().startswith(token.markup) and token.map[1] - token.map[0] > 1
+        token.map
+        and lines[token.map[1] - 1].strip().startswith(token.markup)
+        and token.map[1] - token.map[0] > 1
         for token in tokens
         if token.type == "fence"
     )

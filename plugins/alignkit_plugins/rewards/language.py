@@ -1,4 +1,6 @@
-"""Whether an answer is in the right language, by py3langid (Lui and Baldwin 2012), whose model comes with it."""
+"""Whether an answer is in the right language, by py3langid (Lui and Baldwin 2012), whose model
+comes with it.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,19 @@ class Language(Reward):
     """1 if the answer is in the expected language, else 0, also if it has no letters."""
 
     class Options(alignkit.Options):
-        language: str | None = Field(None, description="code of the expected language, such as `de` (ISO 639-1)")
-        column: str | None = Field(None, description="column of the prompts that holds the code instead")
+        language: str | None = Field(
+            None, description="code of the expected language, such as `de` (ISO 639-1)"
+        )
+        column: str | None = Field(
+            None, description="column of the prompts that holds the code instead"
+        )
 
         @model_validator(mode="after")
         def _one_source(self) -> Language.Options:
             if self.language is not None and self.column is not None:
-                raise ValueError("set 'language' or 'column', or neither for the language of the prompt")
+                raise ValueError(
+                    "set 'language' or 'column', or neither for the language of the prompt"
+                )
             return self
 
         @property
@@ -63,8 +71,8 @@ class Language(Reward):
         known = identifier().labels
         if code not in known:
             raise DataError(
-                f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one of "
-                f"{', '.join(sorted(known))}"
+                f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected "
+                f"one of {', '.join(sorted(known))}"
             )
         return str(code)
 

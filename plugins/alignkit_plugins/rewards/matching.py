@@ -33,25 +33,35 @@ def checked_pattern(pattern: str) -> str:
 
 
 class ExactMatch(Reward):
-    """1 if the answer (see `alignkit.evaluation.answers`) equals the prompt's known one, or one of several, else 0."""
+    """1 if the answer (see `alignkit.evaluation.answers`) equals the prompt's known one, or one of
+    several, else 0.
+    """
 
     class Options(alignkit.Options):
-        column: str = Field("answer", description="column of the prompts with the right answer, or a list of them")
+        column: str = Field(
+            "answer", description="column of the prompts with the right answer, or a list of them"
+        )
         extract: str = Field(
             "",
-            description="pattern that finds the answer in the response: its last match, or the match's first group; "
-            "default: the whole response",
+            description=(
+                "pattern that finds the answer in the response: its last match, or the match's "
+                "first group; default: the whole response"
+            ),
         )
         strict: bool = Field(
             False,
-            description="letter for letter; false: regardless of Markdown, LaTeX and brackets around it, case, "
-            "articles and punctuation; numbers by their value, and choices by their letter: `**(B)**` is B, `$1,234` "
-            "is 1234",
+            description=(
+                "letter for letter; false: regardless of Markdown, LaTeX and brackets around it, "
+                "case, articles and punctuation; numbers by their value, and choices by their "
+                "letter: `**(B)**` is B, `$1,234` is 1234"
+            ),
         )
         within: bool = Field(
             False,
-            description="the known answer may be a part of the answer, in whole words: `Paris` of `It is Paris.`; an "
-            "answer that names two letters of choices, or denies one, names none",
+            description=(
+                "the known answer may be a part of the answer, in whole words: `Paris` of `It is "
+                "Paris.`; an answer that names two letters of choices, or denies one, names none"
+            ),
         )
 
         @property
@@ -91,8 +101,8 @@ class ExactMatch(Reward):
         known = value if isinstance(value, list) else [value]
         if not known or not all(map(_is_answer, known)):
             raise DataError(
-                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
-                "number, or a list of these"
+                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a "
+                "text, a number, or a list of these"
             )
         return [str(each) for each in known]
 
@@ -126,17 +136,29 @@ def _letter_for_letter_within(said: str, known: str) -> bool:
 
 
 def _is_answer(value: object) -> bool:
-    """Whether it is a text or a number. A blank one is missing: an empty response must not equal it."""
-    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
+    """Whether it is a text or a number. A blank one is missing: an empty response must not equal
+    it.
+    """
+    return (
+        isinstance(value, str | int | float)
+        and not isinstance(value, bool)
+        and bool(str(value).strip())
+    )
 
 
 class Regex(Reward):
-    """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these, too."""
+    """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these,
+    too.
+    """
 
     class Options(alignkit.Options):
-        pattern: str = Field(min_length=1, description="regular expression, as the package `regex` reads it")
+        pattern: str = Field(
+            min_length=1, description="regular expression, as the package `regex` reads it"
+        )
         whole: bool = Field(False, description="the whole answer must match, not a part of it")
-        scale: float = Field(1.0, description="the score of an answer that matches; -1 to train against it")
+        scale: float = Field(
+            1.0, description="the score of an answer that matches; -1 to train against it"
+        )
 
         @field_validator("pattern")
         @classmethod
@@ -157,23 +179,30 @@ class Regex(Reward):
             except TimeoutError:
                 return None
 
-        return scored(groups, score, thoughts=any(f"{tag}>" in self.options.pattern for tag in TAGS))
+        return scored(
+            groups, score, thoughts=any(f"{tag}>" in self.options.pattern for tag in TAGS)
+        )
 
 
 class Repetition(Reward):
-    """0 if nothing is repeated, up to -1 if everything is. An answer shorter than n repeats nothing. Thoughts count."""
+    """0 if nothing is repeated, up to -1 if everything is. An answer shorter than n repeats
+    nothing. Thoughts count.
+    """
 
     class Options(alignkit.Options):
         n: int = Field(3, ge=1, le=100, description="length of a sequence that counts as repeated")
         unit: Literal["words", "characters"] = Field(
-            "words", description="what a sequence consists of; `characters` for languages without spaces"
+            "words",
+            description="what a sequence consists of; `characters` for languages without spaces",
         )
         scale: float = Field(-1.0, description="factor of the repeated share")
 
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, lambda group, answer: self.options.scale * self._share(answer), thoughts=True)
+        return scored(
+            groups, lambda group, answer: self.options.scale * self._share(answer), thoughts=True
+        )
 
     def _share(self, answer: str) -> float:
         words = answer.casefold().split()

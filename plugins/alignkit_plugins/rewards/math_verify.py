@@ -1,8 +1,8 @@
 """A verifiable reward: whether the answer to a mathematical question equals the known one.
 
-The package math-verify reads both, as numbers, LaTeX or expressions, and compares what they mean: `1/2` is
-`\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong, and so is a response that ends while it
-thinks.
+The package math-verify reads both, as numbers, LaTeX or expressions, and compares what they mean:
+`1/2` is `\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong, and so is
+a response that ends while it thinks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from alignkit.evaluation.numbers import number_of
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import answer_of
 
-_UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")  # the package reads no upright letters, such as e
+# The package reads no upright letters, such as e
+_UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")
 SECONDS = 5  # for reading an answer, and for comparing two
 
 
@@ -30,7 +31,9 @@ class MathVerify(Reward):
 
     class Options(alignkit.Options):
         verifies: ClassVar[bool] = True
-        column: str = Field("answer", description="column of the prompts that holds the right answer")
+        column: str = Field(
+            "answer", description="column of the prompts that holds the right answer"
+        )
 
         @property
         def packages(self) -> tuple[str, ...]:
@@ -56,7 +59,8 @@ class MathVerify(Reward):
         number = number_of(text)
 
         def equal(answer: str) -> bool:
-            # What follows GSM8K's mark may be a number that the package does not read: 1.5e3, −5, or 1 1/2.
+            # What follows GSM8K's mark may be a number that the package does not read: 1.5e3, −5,
+            # or 1 1/2.
             last = bare(answer.rpartition("####")[2])
             said = number_of(last)
             if number is not None and said is not None and number.accepts(said):
@@ -73,24 +77,35 @@ class MathVerify(Reward):
         column = self.options.column
         value = column_of("math_verify", group, column)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise DataError(f"math_verify: {row_of(group)}: '{column}' is {value!r:.60}, not a number or text")
+            raise DataError(
+                f"math_verify: {row_of(group)}: '{column}' is {value!r:.60}, not a number or text"
+            )
         text, number = str(value), number_of(str(value))
         forms = [text] if "$" in text or "\\boxed" in text else [f"${text}$", text]
         for written in forms if number is None else [*forms, f"${number}$"]:
             read = _read(written)
-            if any(not isinstance(item, str) for item in read):  # a text is what could not be understood
+            # A text is what could not be understood
+            if any(not isinstance(item, str) for item in read):
                 return read
         raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
 
 
 def _read(text: str) -> Any:
-    """What the package reads; nothing if it reads a number out of the middle of a formula that it does not know."""
+    """What the package reads; nothing if it reads a number out of the middle of a formula that it
+    does not know.
+    """
     from math_verify import parse
 
     found = parse(_UPRIGHT.sub(r"\1", text), parsing_timeout=_seconds())
-    return [] if any(isinstance(part, str) and part.count("{") != part.count("}") for part in found) else found
+    return (
+        []
+        if any(isinstance(part, str) and part.count("{") != part.count("}") for part in found)
+        else found
+    )
 
 
 def _seconds() -> int | None:
-    """The limit on the time; none outside the main thread, where Python cannot stop a computation."""
+    """The limit on the time; none outside the main thread, where Python cannot stop a
+    computation.
+    """
     return SECONDS if threading.current_thread() is threading.main_thread() else None

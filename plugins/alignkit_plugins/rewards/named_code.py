@@ -19,7 +19,8 @@ from alignkit.errors import RunFailed, did_you_mean
 
 @dataclass(frozen=True)
 class NamedCode:
-    """A function, or a class, by its name. user: names in errors what needs it, such as `reward 'python'`.
+    """A function, or a class, by its name. user: names in errors what needs it, such as `reward
+    'python'`.
 
     file: a .py file; None: `module` is an installed one, such as `trl.rewards`.
     """
@@ -31,7 +32,9 @@ class NamedCode:
     kind: str = "function"
 
     def load(self) -> Callable[..., Any]:
-        """The function or class. Raises RunFailed if there is none, or if its module raises something."""
+        """The function or class. Raises RunFailed if there is none, or if its module raises
+        something.
+        """
         return self._of_module() if self.file is None else self._of_file(self.file)
 
     def _missing(self, place: str, names: list[str], then: str) -> RunFailed:
@@ -51,7 +54,8 @@ class NamedCode:
     def _of_file(self, file: Path) -> Callable[..., Any]:
         if not file.is_file():
             raise RunFailed(f"{self.user}: file {file} does not exist")
-        # A unique name: two files called reward.py must not replace each other, nor a module of that name.
+        # A unique name: two files called reward.py must not replace each other, nor a module of
+        # that name.
         name = "alignkit_code_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
         module = types.ModuleType(name)
         module.__file__ = str(file)
@@ -61,20 +65,26 @@ class NamedCode:
             exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
         except (Exception, SystemExit) as error:  # whatever a user's file raises
             del sys.modules[name]
-            raise RunFailed(f"{self.user}: importing {file} raised {raised(error, file)}") from error
+            raise RunFailed(
+                f"{self.user}: importing {file} raised {raised(error, file)}"
+            ) from error
         return self._in(module, str(file))
 
     def _in(self, module: types.ModuleType, place: str) -> Callable[..., Any]:
         call = getattr(module, self.name, None)
         if not callable(call):
             wanted = inspect.isclass if self.kind == "class" else inspect.isfunction
-            raise self._missing(place, [name for name, value in vars(module).items() if wanted(value)], "; ")
+            raise self._missing(
+                place, [name for name, value in vars(module).items() if wanted(value)], "; "
+            )
         return call
 
 
 def raised(error: BaseException, file: Path) -> str:
     """The error and the line of the user's file that raised it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file
+    ]
     location = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
     return f"{type(error).__name__}: {error}{location}"
 
@@ -82,7 +92,9 @@ def raised(error: BaseException, file: Path) -> str:
 def accepted(call: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that a function names, or all of them if it takes `**kwargs`."""
     parameters = _parameters(call)
-    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if parameters is None or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+    ):
         return dict(arguments)
     names = {parameter.name for parameter in parameters}
     return {name: value for name, value in arguments.items() if name in names}

@@ -1,7 +1,7 @@
 """A reward that sees refusals by their words: a logistic regression on words and on pairs of words.
 
-`recipes/data/make_refusal_words.py` trained the weights on people's labels of XSTest's answers (Röttger et al. 2024,
-arXiv:2308.01263) and on other answers. A partial refusal counts as a refusal.
+`recipes/data/make_refusal_words.py` trained the weights on people's labels of XSTest's answers
+(Röttger et al. 2024, arXiv:2308.01263) and on other answers. A partial refusal counts as a refusal.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from alignkit.evaluation.answers import typed
 from alignkit_plugins.rewards.answers import scored
 
 FILE = Path(__file__).with_suffix(".json")
-WEIGHTS: dict[str, float] = json.loads(FILE.read_text(encoding="utf-8"))  # by feature; positive for refusals
+# By feature; positive for refusals
+WEIGHTS: dict[str, float] = json.loads(FILE.read_text(encoding="utf-8"))
 BEGINNING = 24  # words and marks: later ones belong to an answer
 
 
 def features(answer: str) -> set[str]:
-    """The words and marks at the beginning of an answer, and pairs of those that are neighbors or next but one.
+    """The words and marks at the beginning of an answer, and pairs of those that are neighbors or
+    next but one.
 
     "<" stands before every answer, and its weight is the bias.
     """
@@ -43,7 +45,9 @@ class Refusal(Reward):
     """1 if a response begins with a refusal, else 0."""
 
     class Options(alignkit.Options):
-        scale: float = Field(1.0, description="the score of a refusal; -1 to train against refusals")
+        scale: float = Field(
+            1.0, description="the score of a refusal; -1 to train against refusals"
+        )
 
     options: Options
 

@@ -1,7 +1,8 @@
-"""Weighted sums of rewards: with the same weights for all prompts, or with weights by a column of the prompt.
+"""Weighted sums of rewards: with the same weights for all prompts, or with weights by a column of
+the prompt.
 
-The second kind lets truth count more if the question is about medicine. As in TRL, a part that does not apply to a
-response is left out of its sum, and the weights of the others stay as they are.
+The second kind lets truth count more if the question is about medicine. As in TRL, a part that does
+not apply to a response is left out of its sum, and the weights of the others stay as they are.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ class _Sum(RewardCombination):
     """A sum of the rewards that apply to a response; NaN if none does."""
 
     class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
+        rewards: dict[str, RewardRef] = Field(
+            min_length=1, description="rewards to sum, under names of your choice"
+        )
 
         def _check_names(self, weighed: Iterable[str]) -> None:
             """Raise ValueError for weights of other rewards."""
             if unknown := sorted(set(weighed) - self.rewards.keys()):
-                raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
+                raise ValueError(
+                    f"weights for {', '.join(unknown)}, which are not among the rewards"
+                )
 
     options: Options
     leaves_out = True
@@ -64,7 +69,9 @@ class WeightedSum(_Sum):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each."""
         total = self.total(groups, components)
-        return CombinedReward(total, total, {**_means(components), "raw_mean": float(total.nanmean())})
+        return CombinedReward(
+            total, total, {**_means(components), "raw_mean": float(total.nanmean())}
+        )
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         terms = [weight * components[name] for name, weight in self.options.weights.items()]
@@ -72,14 +79,19 @@ class WeightedSum(_Sum):
 
 
 class Weighted(_Sum):
-    """The sum of the rewards that apply, each times the weight for the prompt's value of a column; NaN if none does."""
+    """The sum of the rewards that apply, each times the weight for the prompt's value of a column;
+    NaN if none does.
+    """
 
     class Options(_Sum.Options):
         by: str = Field(description="column of the prompts that decides which weights apply")
         weights: dict[str, dict[str, float]] = Field(
             min_length=1,
-            description="for each value of the column, the weight of each reward by its name; `default` is for other "
-            "values, and for rewards that a value leaves out; there, a missing weight is 1",
+            description=(
+                "for each value of the column, the weight of each reward by its name; `default` "
+                "is for other values, and for rewards that a value leaves out; there, a missing "
+                "weight is 1"
+            ),
         )
 
         @model_validator(mode="after")
@@ -91,14 +103,20 @@ class Weighted(_Sum):
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         by = self.options.by
-        if groups and DEFAULT in self.options.weights and not any(by in group.meta for group in groups):
+        if (
+            groups
+            and DEFAULT in self.options.weights
+            and not any(by in group.meta for group in groups)
+        ):
             column_of("weighted", groups[0], by)  # otherwise `default` would weigh all of them
         for group in groups:
             self._key(group)
         self._check_names([_written(group.meta.get(by)) for group in groups if by in group.meta])
 
     def _check_names(self, values: Sequence[str]) -> None:
-        """Raise DataError if weights are for a value that no prompt has, while others take the default."""
+        """Raise DataError if weights are for a value that no prompt has, while others take the
+        default.
+        """
         others = Counter(value for value in values if value not in self.options.weights)
         for name in self.options.weights:
             if name in (DEFAULT, *values) or not others:
@@ -106,24 +124,36 @@ class Weighted(_Sum):
             rows = ", ".join(f"{value!r:.40} ({count})" for value, count in others.most_common(5))
             nearest = did_you_mean(name, others) or did_you_mean(name.casefold(), others)
             raise DataError(
-                f"weighted: there are weights for '{name}', but no prompt has '{self.options.by}' {name}; without "
-                f"weights of their own are {rows}\n"
-                f"help: {nearest or 'correct the name, or leave it out'}; `VALUE: {{}}` gives a value the default"
+                f"weighted: there are weights for '{name}', but no prompt has '{self.options.by}' "
+                f"{name}; without weights of their own are {rows}\n"
+                f"help: {nearest or 'correct the name, or leave it out'}; `VALUE: {{}}` gives a "
+                "value the default"
             )
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
+        """Sum the components, [R] each. Raises DataError for a prompt whose value has no
+        weights.
+        """
         keys, total = self._keys(groups), self.total(groups, components)
-        used = {f"weight/{key}/{name}": self._weight(key, name) for key in dict.fromkeys(keys) for name in components}
+        used = {
+            f"weight/{key}/{name}": self._weight(key, name)
+            for key in dict.fromkeys(keys)
+            for name in components
+        }
         shares = {f"share/{key}": count / len(keys) for key, count in Counter(keys).items()}
         return CombinedReward(
-            total, total, {**_means(components), **used, **shares, "combined_mean": float(total.nanmean())}
+            total,
+            total,
+            {**_means(components), **used, **shares, "combined_mean": float(total.nanmean())},
         )
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         keys = self._keys(groups)
         return F.sum_present(
-            [x * x.new_tensor([self._weight(key, name) for key in keys]) for name, x in components.items()]
+            [
+                x * x.new_tensor([self._weight(key, name) for key in keys])
+                for name, x in components.items()
+            ]
         )
 
     def _keys(self, groups: Sequence[Group]) -> list[str]:
@@ -141,7 +171,8 @@ class Weighted(_Sum):
             return DEFAULT
         what = f"has '{by}' {value!r:.60}" if by in group.meta else f"has no column '{by}'"
         raise DataError(
-            f"weighted: {row_of(group)} {what}, which has no weights; those known are {', '.join(weights)}\n"
+            f"weighted: {row_of(group)} {what}, which has no weights; those known are "
+            f"{', '.join(weights)}\n"
             f"help: add weights for it, or `{DEFAULT}: {{}}`"
         )
 

@@ -1,4 +1,6 @@
-"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their values."""
+"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their
+values.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +60,16 @@ def arguments(context: TRLStage, folder: Path) -> dict[str, Any]:
         "disable_tqdm": True,
     }
     if settings.warmup_ratio:
-        fields["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)  # TRL reads a number below 1 as a share
+        # TRL reads a number below 1 as a share
+        fields["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)
     return fields
 
 
 def one_device(args: Any) -> Any:
     """A config whose trainer uses one GPU, as alignkit does.
 
-    With several in the machine, the trainer would wrap the model in `nn.DataParallel` and multiply batch_size.
+    With several in the machine, the trainer would wrap the model in `nn.DataParallel` and multiply
+    batch_size.
     """
     args._n_gpu = min(args.n_gpu, 1)  # counted when the config is made
     return args
@@ -73,7 +77,9 @@ def one_device(args: Any) -> Any:
 
 @cache
 def config_fields(trainer: str) -> frozenset[str]:
-    """Names of a trainer's config fields. They are read from source files, because importing TRL takes seconds."""
+    """Names of a trainer's config fields. They are read from source files, because importing TRL
+    takes seconds.
+    """
     trl, transformers = (Path(_folder(name)) for name in ("trl", "transformers"))
     files = (
         trl / "trainer" / f"{trainer}_config.py",

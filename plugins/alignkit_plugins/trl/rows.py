@@ -20,19 +20,27 @@ def _conversation(group: Group) -> Turns:
 
 
 def _completion(group: Group, place: int) -> Turns:
-    """A response as TRL's completion. Raises DataError for several turns, because TRL would learn the user's, too."""
+    """A response as TRL's completion. Raises DataError for several turns, because TRL would learn
+    the user's, too.
+    """
     response = group.responses[place]
     if response.messages is None:
         return [{"role": "assistant", "content": response.text}]
     if len(response.messages) > 1:
-        raise DataError(f"trl: a response to {preview(group)} has several turns, and TRL would learn the user's, too")
+        raise DataError(
+            f"trl: a response to {preview(group)} has several turns, and TRL would learn the "
+            "user's, too"
+        )
     return [_turn(message) for message in response.messages]
 
 
 def demonstrations(group: Group) -> list[Row]:
     """A row for each learned turn of the assistant; the earlier turns are its prompt."""
     if fault := why_not_demonstration(group):
-        raise DataError(f"trl: sft learns from demonstrations, but the row with the prompt {preview(group)} {fault}")
+        raise DataError(
+            f"trl: sft learns from demonstrations, but the row with the prompt {preview(group)} "
+            f"{fault}"
+        )
     response, before, rows = group.responses[0], _conversation(group), []
     for message in response.messages or (Message(role="assistant", content=response.text),):
         if message["role"] == "assistant" and message.get("train", True):

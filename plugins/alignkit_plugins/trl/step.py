@@ -1,9 +1,9 @@
 """TRL's trainers as stages: a second opinion on SFT, DPO and reward models.
 
-The stage's own keys (data, epochs, batch_size, learning_rate ...) have their usual meaning or are rejected. Every other
-field of the trainer's config can be set next to `trainer`. DPO's reference is the policy that the stage starts from.
-Differs from alignkit's algorithms: TRL runs its own loop with its own use of memory, an interrupted stage starts over,
-and batch_size is TRL's, per device.
+The stage's own keys (data, epochs, batch_size, learning_rate ...) have their usual meaning or are
+rejected. Every other field of the trainer's config can be set next to `trainer`. DPO's reference is
+the policy that the stage starts from. Differs from alignkit's algorithms: TRL runs its own loop
+with its own use of memory, an interrupted stage starts over, and batch_size is TRL's, per device.
 """
 
 from __future__ import annotations
@@ -79,16 +79,22 @@ class TRL(ExternalTrainer):
         return f"{TRAINERS[self.options.trainer]}Trainer"
 
     def check_model(self, model: ModelSpec) -> None:
-        """Raise RunFailed for a model without LoRA, or an option of a wrong type, which only TRL's classes know."""
+        """Raise RunFailed for a model without LoRA, or an option of a wrong type, which only TRL's
+        classes know.
+        """
         import trl
 
         if model.lora is None or model.quantization != "none":
-            raise RunFailed("trl: needs LoRA on an unquantized base; remove model.quantization and 'lora: none'")
+            raise RunFailed(
+                "trl: needs LoRA on an unquantized base; remove model.quantization and 'lora: none'"
+            )
         types = get_type_hints(getattr(trl, f"{TRAINERS[self.options.trainer]}Config"))
         for name, value in (self.options.model_extra or {}).items():
             one_or_several = types[name] | str if "list[str]" in str(types[name]) else types[name]
             try:
-                TypeAdapter(one_or_several, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+                TypeAdapter(
+                    one_or_several, config=ConfigDict(arbitrary_types_allowed=True)
+                ).validate_python(value)
             except ValidationError as error:
                 raise RunFailed(f"trl: {name}: {value!r}: {error.errors()[0]['msg']}") from error
 
@@ -109,11 +115,15 @@ class TRL(ExternalTrainer):
 
     @contextmanager
     def _rejections(self) -> Iterator[None]:
-        """TRL reports combinations of options that it does not support as ValueError or TypeError."""
+        """TRL reports combinations of options that it does not support as ValueError or
+        TypeError.
+        """
         try:
             yield
         except (ValueError, TypeError) as error:
-            raise RunFailed(f"trl: {self.trainer_name} rejected the configuration: {error}") from error
+            raise RunFailed(
+                f"trl: {self.trainer_name} rejected the configuration: {error}"
+            ) from error
 
     def _trainer(self, context: TRLStage, model: Any, folder: Path) -> tuple[Any, int]:
         """The trainer, and the number of rows that it was given."""
@@ -139,23 +149,30 @@ class TRL(ExternalTrainer):
         return trainer, len(rows)
 
     def _without_room(self, context: TRLStage, trainer: Any, rows: int) -> int:
-        """The number of rows that the trainer left out because they exceed `max_length`. Raises DataError if all."""
+        """The number of rows that the trainer left out because they exceed `max_length`. Raises
+        DataError if all.
+        """
         if getattr(trainer.args, "packing", False):  # its rows are no longer the data's
             return 0
         left_out = rows - len(trainer.train_dataset)
         if left_out == rows:
             raise DataError(
-                f"stage '{context.name}': TRL's {self.trainer_name} leaves out all {rows} rows, because they exceed "
-                f"max_length {context.settings.max_length}"
+                f"stage '{context.name}': TRL's {self.trainer_name} leaves out all {rows} rows, "
+                f"because they exceed max_length {context.settings.max_length}"
             )
         if left_out:
-            context.say(f"TRL left out {left_out} of {rows} rows: no room in max_length {context.settings.max_length}")
+            context.say(
+                f"TRL left out {left_out} of {rows} rows: no room in max_length "
+                f"{context.settings.max_length}"
+            )
         return left_out
 
     def _summary(self, trainer: Any) -> dict[str, Any]:
         """Numbers for stage.json. Raises RunFailed if the training diverged."""
         if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
-            raise RunFailed("trl: training diverged, and the weights are not finite; lower learning_rate")
+            raise RunFailed(
+                "trl: training diverged, and the weights are not finite; lower learning_rate"
+            )
         steps = int(trainer.state.global_step)
         return {"trainer": self.trainer_name, "steps": steps, "rows": len(trainer.train_dataset)}
 
@@ -171,16 +188,27 @@ class TRL(ExternalTrainer):
     def _converted(self, context: TRLStage) -> list[Row]:
         kind, loaded = self.options.trainer, context.load(context.settings.data)
         if loaded.validation:
-            raise RunFailed(f"stage '{context.name}': trl does not support 'validation' in 'data'; remove it")
+            raise RunFailed(
+                f"stage '{context.name}': trl does not support 'validation' in 'data'; remove it"
+            )
         turns = (turn for g in loaded.groups for r in g.responses for turn in r.messages or ())
-        if any(g.weight != 1 for g in loaded.groups) or any(type(t.get("train", True)) is float for t in turns):
-            raise RunFailed(f"stage '{context.name}': trl does not support weights of rows or turns; remove them")
+        if any(g.weight != 1 for g in loaded.groups) or any(
+            type(t.get("train", True)) is float for t in turns
+        ):
+            raise RunFailed(
+                f"stage '{context.name}': trl does not support weights of rows or turns; remove "
+                "them"
+            )
         convert = demonstrations if kind == "sft" else pairs
         converted = [convert(group) for group in loaded.groups]
         if not any(converted):
-            raise DataError(f"stage '{context.name}': no row has anything for TRL's {kind} trainer to learn")
+            raise DataError(
+                f"stage '{context.name}': no row has anything for TRL's {kind} trainer to learn"
+            )
         if empty := converted.count([]):
-            context.say(f"left out {empty} of {len(loaded.groups)} rows, which have nothing to learn")
+            context.say(
+                f"left out {empty} of {len(loaded.groups)} rows, which have nothing to learn"
+            )
         return [row for rows in converted for row in rows]
 
 
@@ -197,28 +225,38 @@ class TRLReward(TRLPairs):
 
 
 def load_model(context: TRLStage, adapter: Path, scalar_head: bool) -> Any:
-    """A copy of the base with the adapter to train, because TRL's trainers modify the model they get."""
+    """A copy of the base with the adapter to train, because TRL's trainers modify the model they
+    get.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if scalar_head:
-        base = AutoModelForSequenceClassification.from_pretrained(context.base, num_labels=1, dtype=context.dtype)
+        base = AutoModelForSequenceClassification.from_pretrained(
+            context.base, num_labels=1, dtype=context.dtype
+        )
         base.config.pad_token_id = context.tokenizer.pad_token_id
     else:
         base = AutoModelForCausalLM.from_pretrained(context.base, dtype=context.dtype)
-        # TRL samples until a token that the model's own settings name. The chat template may end turns with another.
+        # TRL samples until a token that the model's own settings name. The chat template may end
+        # turns with another.
         base.generation_config.eos_token_id = sorted(context.end_ids)
     return PeftModel.from_pretrained(base.to(context.device), adapter, is_trainable=True)
 
 
 def check_reference(trainer: Any) -> None:
-    """Raise RunFailed unless TRL's reference, the adapter `ref`, equals the policy at the start of the stage."""
+    """Raise RunFailed unless TRL's reference, the adapter `ref`, equals the policy at the start of
+    the stage.
+    """
     if getattr(trainer, "ref_model", None) is not None or getattr(trainer, "beta", 1.0) == 0.0:
         return
     parameters = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
     policy = {name: parameter for name, parameter in parameters.items() if ".default." in name}
     reference = [parameters.get(name.replace(".default.", ".ref.")) for name in policy]
-    same = (theirs is not None and theirs.equal(ours) for ours, theirs in zip(policy.values(), reference, strict=True))
+    same = (
+        theirs is not None and theirs.equal(ours)
+        for ours, theirs in zip(policy.values(), reference, strict=True)
+    )
     if not policy or not all(same):
         raise RunFailed("trl: the trainer's reference is not the policy that the stage starts from")
 
@@ -235,10 +273,13 @@ def progress(context: TRLStage) -> Any:
             context.check_stop()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            metrics = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+            metrics = {
+                key: value for key, value in (logs or {}).items() if isinstance(value, int | float)
+            }
             if not all(math.isfinite(metrics.get(key, 0.0)) for key in ("loss", "grad_norm")):
                 raise RunFailed(
-                    f"trl: the loss or the gradient is not finite at step {state.global_step}; lower learning_rate"
+                    f"trl: the loss or the gradient is not finite at step {state.global_step}; "
+                    "lower learning_rate"
                 )
             context.log(state.global_step, metrics)
 

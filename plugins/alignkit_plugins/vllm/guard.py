@@ -1,4 +1,5 @@
-"""A process between a run and its server: it ends the server with the run, also if the run is killed.
+"""A process between a run and its server: it ends the server with the run, also if the run is
+killed.
 
 python -m alignkit_plugins.vllm.guard PROCESS COMMAND ...      PROCESS: the run's id
 """
@@ -13,7 +14,8 @@ import time
 from contextlib import suppress
 
 POLL = 0.5  # seconds between two looks at the run
-ENDING = float(os.environ.get("ALIGNKIT_GUARD_SECONDS", "15"))  # for the server to end before it is killed
+# For the server to end before it is killed
+ENDING = float(os.environ.get("ALIGNKIT_GUARD_SECONDS", "15"))
 
 
 def main(run: int, command: list[str]) -> int:

@@ -1,6 +1,8 @@
-"""Weights of samples whose probabilities differ from those of training: `engine: {vllm: {importance: {cap: 2}}}`.
+"""Weights of samples whose probabilities differ from those of training: `engine: {vllm:
+{importance: {cap: 2}}}`.
 
-An engine's option `importance` may be anything with this method `weighted`; the stage asks it once an iteration.
+An engine's option `importance` may be anything with this method `weighted`; the stage asks it once
+an iteration.
 """
 
 from __future__ import annotations
@@ -21,36 +23,52 @@ if TYPE_CHECKING:
 
 
 class Importance(Options):
-    """Weights of the samples, learner / sampler, for a sampler whose probabilities differ from those of training."""
+    """Weights of the samples, learner / sampler, for a sampler whose probabilities differ from
+    those of training.
+    """
 
     cap: float | None = Field(
-        default=None, ge=1, description="largest weight (truncated importance sampling); default: no cap"
+        default=None,
+        ge=1,
+        description="largest weight (truncated importance sampling); default: no cap",
     )
     mask: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default=None,
-        description="bounds of the ratio, such as [0.5, 2]: outside of them the weight is 0; default: none",
+        description=(
+            "bounds of the ratio, such as [0.5, 2]: outside of them the weight is 0; default: none"
+        ),
     )
     level: Literal["token", "sequence"] | None = Field(
         default=None,
-        description="level of the ratio: token or whole response; default: token if the algorithm learns by token",
+        description=(
+            "level of the ratio: token or whole response; default: token if the algorithm learns "
+            "by token"
+        ),
     )
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Importance:
         if self.cap is None and self.mask is None:
-            raise ValueError("a weight without a limit can be arbitrarily large: set cap, mask or both")
+            raise ValueError(
+                "a weight without a limit can be arbitrarily large: set cap, mask or both"
+            )
         if self.mask is not None:
             low, high = self.mask
             if not 0 <= low <= 1 <= high:
-                raise ValueError(f"mask {self.mask} must go from 0 or more up to 1, and on to 1 or more")
+                raise ValueError(
+                    f"mask {self.mask} must go from 0 or more up to 1, and on to 1 or more"
+                )
             if self.cap is not None and self.cap > high:
-                raise ValueError(f"cap {self.cap:g} has no effect: mask leaves out what is above {high:g}")
+                raise ValueError(
+                    f"cap {self.cap:g} has no effect: mask leaves out what is above {high:g}"
+                )
         return self
 
     def weighted(
         self, signals: Mapping[str, Tensor], rollouts: Batch, old: Sequence[Tensor], finest: str
     ) -> tuple[Mapping[str, Tensor] | Skip, dict[str, float]]:
-        """The signals, with advantages times the weights of their samples; and the shares that were capped and masked.
+        """The signals, with advantages times the weights of their samples; and the shares that were
+        capped and masked.
 
         old: the learner's log-probabilities of each response, [tokens]. finest: `Needs.advantages`.
         """
@@ -61,11 +79,17 @@ class Importance(Options):
         sampler = [torch.tensor(logprobs) for logprobs in told if logprobs is not None]
         if len(sampler) < len(told):
             raise RunFailed(
-                "the engine tells no log-probabilities of its samples, but 'importance' needs them\n"
-                "help: leave 'importance' out, or top_k, top_p and min_new_tokens, with which a server tells none"
+                "the engine tells no log-probabilities of its samples, but 'importance' needs "
+                "them\n"
+                "help: leave 'importance' out, or top_k, top_p and min_new_tokens, with which a "
+                "server tells none"
             )
-        learner_table, sampler_table = (pad_sequence([*rows], batch_first=True) for rows in (old, sampler))
-        advantages, shares = self.weights(signals[ADVANTAGES], learner_table, sampler_table, rollouts.mask, finest)
+        learner_table, sampler_table = (
+            pad_sequence([*rows], batch_first=True) for rows in (old, sampler)
+        )
+        advantages, shares = self.weights(
+            signals[ADVANTAGES], learner_table, sampler_table, rollouts.mask, finest
+        )
         if shares.get("importance_masked") == 1:
             return Skip("'importance' masked every sample"), shares
         return {**signals, ADVANTAGES: advantages}, shares
@@ -73,17 +97,20 @@ class Importance(Options):
     def weights(
         self, advantages: Tensor, old: Tensor, sampler: Tensor, mask: Tensor, finest: str
     ) -> tuple[Tensor, dict[str, float]]:
-        """Advantages, [R, T] or [R], times the weights of the samples, and the shares that were capped and masked.
+        """Advantages, [R, T] or [R], times the weights of the samples, and the shares that were
+        capped and masked.
 
-        Shares are of counted tokens, or of responses. The result is [R, T] if tokens have weights. old, sampler: the
-        log-probabilities, [R, T]. A loss that is linear in the advantages for weights of 0 and more is then weighted,
-        and its KL, entropy and values are not.
+        Shares are of counted tokens, or of responses. The result is [R, T] if tokens have weights.
+        old, sampler: the log-probabilities, [R, T]. A loss that is linear in the advantages for
+        weights of 0 and more is then weighted, and its KL, entropy and values are not.
         """
         from alignkit import functional as F
 
         by_response = "sequence" in (self.level, finest)
         bounds = (self.mask[0], self.mask[1]) if self.mask is not None else None
-        weights, ratios = F.importance_weights(old, sampler, mask, self.cap, bounds, sequence=by_response)
+        weights, ratios = F.importance_weights(
+            old, sampler, mask, self.cap, bounds, sequence=by_response
+        )
         counted = mask.any(dim=1) if by_response else mask
         shares = {}
         if bounds is not None:
@@ -94,4 +121,6 @@ class Importance(Options):
             advantages = advantages[:, None]
         elif weights.dim() < advantages.dim():
             weights = weights[:, None]
-        return advantages * weights, {name: float(which.float().mean()) for name, which in shares.items()}
+        return advantages * weights, {
+            name: float(which.float().mean()) for name, which in shares.items()
+        }

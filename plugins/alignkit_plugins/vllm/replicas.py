@@ -18,17 +18,20 @@ from alignkit import RunFailed
 LEAVING = 20.0  # seconds for servers to be left as they were
 ENDING = 5.0  # seconds for a call to end before that
 POLL = 0.01  # seconds between two looks at whether it has ended
-PAUSES = (0.2, 1.0, 0.0)  # seconds after an attempt whose connection broke; the last one is not followed by another
+# Seconds after an attempt whose connection broke; the last one is not followed by another
+PAUSES = (0.2, 1.0, 0.0)
 KEPT = 2.0  # seconds that a connection is kept unused; servers close theirs after 5
 
 ADDRESS = "name the address only, such as http://10.0.0.5:8000"
 WANTS_KEY = "wants a key: name its environment variable in api_key_env"
-ADAPTERS = "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+ADAPTERS = (
+    "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+)
 
 
 DEVELOPMENT = (
-    "neither sleeps nor reads whole models: start it with VLLM_SERVER_DEV_MODE=1 in its environment, and with "
-    "--enable-sleep-mode for 'sleep'"
+    "neither sleeps nor reads whole models: start it with VLLM_SERVER_DEV_MODE=1 in its "
+    "environment, and with --enable-sleep-mode for 'sleep'"
 )
 
 
@@ -47,10 +50,10 @@ class Fault(Exception):
 class Replica:
     """One server.
 
-    active: requests that it is answering. base: its name of the base. room: most tokens of a sequence. processed: its
-    log-probabilities are those after temperature and filters. adapters: the names of those that it has. root: where it
-    has the base from. weights: the folder of the whole model that it has instead; empty for the base, None if it is not
-    known.
+    active: requests that it is answering. base: its name of the base. room: most tokens of a
+    sequence. processed: its log-probabilities are those after temperature and filters. adapters:
+    the names of those that it has. root: where it has the base from. weights: the folder of the
+    whole model that it has instead; empty for the base, None if it is not known.
     """
 
     def __init__(self, url: str, client: Any, timeout: float):
@@ -71,7 +74,8 @@ class Replica:
             self.root, self.weights = str(base.get("root") or base["id"]), None
         except (ValueError, KeyError, TypeError, StopIteration):
             raise RunFailed(
-                f"{self.url} is no server of vLLM: as its list of models it sends {_start(text)!r}; {ADDRESS}"
+                f"{self.url} is no server of vLLM: as its list of models it sends "
+                f"{_start(text)!r}; {ADDRESS}"
             ) from None
         self.adapters = {str(model["id"]) for model in models if model.get("parent")}
 
@@ -84,8 +88,11 @@ class Replica:
             raise Fault(f"its answer to {path} is not JSON: {_start(text)}") from None
 
     async def exchange(self, before: str, name: str, path: str) -> None:
-        """Load an adapter under a name, after unloading the version before it. Either may be empty."""
-        for old in {before, name} & self.adapters:  # it may have one of this name from a run that was killed
+        """Load an adapter under a name, after unloading the version before it. Either may be
+        empty.
+        """
+        # It may have one of this name from a run that was killed
+        for old in {before, name} & self.adapters:
             await self.send("POST", "/v1/unload_lora_adapter", {"lora_name": old})
             self.adapters.discard(old)
         if not name:
@@ -94,14 +101,19 @@ class Replica:
             await self.send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         except Fault as fault:
             if fault.status:
-                reads = f"let it read {path}: it needs the file system of this machine, under the same path"
+                reads = (
+                    f"let it read {path}: it needs the file system of this machine, under the "
+                    "same path"
+                )
                 needs = "start it with a larger --max-lora-rank" if "rank" in str(fault) else reads
                 raise RunFailed(f"{self.url} does not load the adapter: {fault}; {needs}") from None
             raise
         self.adapters.add(name)
 
     async def check_adapters(self) -> None:
-        """Raise RunFailed if it takes no adapters while it runs. One that does says that it has none of this name."""
+        """Raise RunFailed if it takes no adapters while it runs. One that does says that it has
+        none of this name.
+        """
         try:
             await self.send("POST", "/v1/unload_lora_adapter", {"lora_name": "alignkit-none"})
         except Fault as fault:
@@ -111,7 +123,9 @@ class Replica:
                 raise
 
     async def develop(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask for what vLLM offers in development mode only. Raises RunFailed if the server is in none."""
+        """Ask for what vLLM offers in development mode only. Raises RunFailed if the server is in
+        none.
+        """
         try:
             return await self.post(path, body or {})
         except Fault as fault:
@@ -142,24 +156,34 @@ class Replica:
                 break
             except TimeoutError:
                 raise Fault(
-                    f"no answer within {self._timeout:g} seconds; if it is only slow, raise 'timeout'"
+                    f"no answer within {self._timeout:g} seconds; if it is only slow, raise "
+                    "'timeout'"
                 ) from None
             except (httpx2.TransportError, httpx2.InvalidURL) as error:
                 if not pause:
                     said = f"{type(error).__name__}: {error}".rstrip(": ")
-                    raise Fault(f"{said}; does it begin with http://?" if "[SSL" in said else said) from None
+                    raise Fault(
+                        f"{said}; does it begin with http://?" if "[SSL" in said else said
+                    ) from None
                 await asyncio.sleep(pause)
         status, text = answer.status_code, answer.text
         if status in (401, 403):
             given = "Authorization" in self._client.headers
-            what = "takes another key than the variable in api_key_env holds" if given else WANTS_KEY
+            what = (
+                "takes another key than the variable in api_key_env holds" if given else WANTS_KEY
+            )
             raise RunFailed(f"{self.url} {what} (HTTP {status})")
         if status != 200:
-            raise Fault(f"HTTP {status}: {_start(text)}{'; its log says more' if status >= 500 else ''}", status)
+            raise Fault(
+                f"HTTP {status}: {_start(text)}{'; its log says more' if status >= 500 else ''}",
+                status,
+            )
         return str(text)
 
     async def _answered(self, method: str, path: str, content: bytes | None) -> Any:
-        """Its answer. Raises TimeoutError if it answers this request too late, and no other one meanwhile."""
+        """Its answer. Raises TimeoutError if it answers this request too late, and no other one
+        meanwhile.
+        """
         async with asyncio.timeout(self._timeout) as limit:
             self._limits.add(limit)
             try:
@@ -171,7 +195,8 @@ class Replica:
         return answer
 
 
-# (server, request, answer) -> what is made of the answer. Raises Fault for one that cannot be right.
+# (server, request, answer) -> what is made of the answer. Raises Fault for one that cannot be
+# right.
 Read = Callable[[Replica, dict[str, Any], Any], Any]
 Work = Callable[[Replica], Coroutine[Any, Any, None]]
 
@@ -187,13 +212,22 @@ class Replicas:
         concurrency: int,
         explain: Callable[[], str] = lambda: "; start one there, or change 'url'",
     ):
-        """timeout: seconds for an answer. concurrency: requests to each at once. explain: adds why a server ended."""
+        """timeout: seconds for an answer. concurrency: requests to each at once. explain: adds why
+        a server ended.
+        """
         import httpx2
 
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        headers = {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {key}"} if key else {}),
+        }
         # Proxies of the environment are for the internet, and servers here are this user's.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT)
-        self._client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=False)
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT
+        )
+        self._client = httpx2.AsyncClient(
+            headers=headers, timeout=None, limits=limits, trust_env=False
+        )
         self.all = [Replica(url, self._client, timeout) for url in urls]
         self._runner = asyncio.Runner()
         self._concurrency, self._explain = concurrency, explain
@@ -209,15 +243,23 @@ class Replicas:
                 await work(replica)
             except Fault as fault:
                 if fault.refused or fault.status == 404:
-                    raise RunFailed(f"{replica.url} is no server of vLLM that fits: {fault}; {ADDRESS}") from None
+                    raise RunFailed(
+                        f"{replica.url} is no server of vLLM that fits: {fault}; {ADDRESS}"
+                    ) from None
                 raise self._failed(replica, fault) from None
 
         await _all_of(guarded(replica) for replica in self.all)
 
     async def ask(
-        self, adapter: str, bodies: Sequence[Mapping[str, Any]], read: Read, done: Callable[[int], None]
+        self,
+        adapter: str,
+        bodies: Sequence[Mapping[str, Any]],
+        read: Read,
+        done: Callable[[int], None],
     ) -> list[Any]:
-        """What `read` makes of the answers, in order. adapter: empty for the base. done: is given their number."""
+        """What `read` makes of the answers, in order. adapter: empty for the base. done: is given
+        their number.
+        """
         found: list[Any] = [None] * len(bodies)
         waiting, count = deque(range(len(bodies))), 0
 

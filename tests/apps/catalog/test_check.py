@@ -1,4 +1,6 @@
-"""`alignkit plugins check`: what it checks, how a report reads, and that a plugin cannot take the command with it."""
+"""`alignkit plugins check`: what it checks, how a report reads, and that a plugin cannot take the
+command with it.
+"""
 
 from __future__ import annotations
 
@@ -53,18 +55,27 @@ def written(name: str, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("combination", "weakest"), ("step", "head"), ("algorithm", "reinforce"), ("judge", "brief")]
+    ("kind", "name"),
+    [("combination", "weakest"), ("step", "head"), ("algorithm", "reinforce"), ("judge", "brief")],
 )
 def test_options_that_refer_to_something_need_no_value(kind: str, name: str) -> None:
     answer = asked(written("mine.py", example(kind)), kind, name)
     assert answer["problems"] == []
-    told = {"algorithm": "signal, state, finite", "combination": "missing score", "judge": "mirrored", "step": "saved"}
+    told = {
+        "algorithm": "signal, state, finite",
+        "combination": "missing score",
+        "judge": "mirrored",
+        "step": "saved",
+    }
     assert told[kind] in answer["rules"]
 
 
 def test_other_options_are_asked_for() -> None:
     answer = asked(written("mine.py", REWARD), "reward", "mine")
-    assert answer == {"problems": [], "skipped": "it needs options: --options '{mine: {least: VALUE}}'"}
+    assert answer == {
+        "problems": [],
+        "skipped": "it needs options: --options '{mine: {least: VALUE}}'",
+    }
 
 
 LISTS = """
@@ -119,7 +130,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(checking, "_ask", ask)
 
 
-def test_a_report_of_good_and_bad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_good_and_bad(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake(monkeypatch, "good", "bad", "other")
     target = target_of(str(written("mine.py", REWARD)))
     result = check(target, {})
@@ -153,7 +166,10 @@ def test_what_has_no_kit_does_not_count_as_checked(
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import ctypes\nctypes.string_at(0)", "BROKEN  its process ended with exit code -11 and no result"),
+        (
+            "import ctypes\nctypes.string_at(0)",
+            "BROKEN  its process ended with exit code -11 and no result",
+        ),
         ("import time\ndef wait():\n    time.sleep(999)\nwait()", "it was at mine.py:3, in wait"),
         ("1 / 0", "ZeroDivisionError: division by zero (mine.py:1)"),
     ],
@@ -170,7 +186,9 @@ def test_a_plugin_cannot_take_the_command_with_it(
 
 
 @pytest.mark.slow
-def test_from_the_command_line(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_from_the_command_line(
+    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     """An installed package, in other processes."""
     folder = distribution("x-calm", example("reward"))
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
@@ -195,7 +213,9 @@ def test_a_folder_is_that_of_an_installed_package() -> None:
         (["mine.py", "--options", "[1"], "--options [1 is no mapping of options by name"),
     ],
 )
-def test_mistakes_in_the_arguments(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+def test_mistakes_in_the_arguments(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
     written("mine.txt", "")
     written("mine.py", REWARD)
     assert main(["plugins", "check", *words]) == RecipeError.exit_code

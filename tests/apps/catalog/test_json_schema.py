@@ -56,7 +56,10 @@ def test_valid_recipes_fit(good: dict[str, Any], schema: Schema) -> None:
         recipe(algorithm={"ppo": {"clip_rnge": 0.1}}),
         recipe(algorithm={"ppo": {"clip_range": -1}}),
         recipe(step="instruct", data="x"),
-        {"model": {"base": "tiny", "quantization": "nf5"}, "stages": {"only": {"algorithm": "sft"}}},
+        {
+            "model": {"base": "tiny", "quantization": "nf5"},
+            "stages": {"only": {"algorithm": "sft"}},
+        },
         {"model": {"base": "tiny"}},
     ],
 )
@@ -67,14 +70,25 @@ def test_mistakes_do_not_fit(bad: dict[str, Any], schema: Schema) -> None:
 def test_keys_are_described(schema: Schema) -> None:
     stage = schema["$defs"]["Settings"]
     assert stage["properties"]["data"]["$ref"] == "#/$defs/alignkit.data"
-    assert stage["properties"]["data"]["description"] and stage["properties"]["max_length"]["description"]
+    assert (
+        stage["properties"]["data"]["description"]
+        and stage["properties"]["max_length"]["description"]
+    )
 
 
 def test_the_text_does_not_depend_on_pydantic() -> None:
     """Some versions write 1.0 for 1 and say that any key is allowed where nothing is said."""
-    schema = {"title": "Rate", "minimum": 0.0, "maximum": 0.5, "additionalProperties": True, "default": 1.0}
+    schema = {
+        "title": "Rate",
+        "minimum": 0.0,
+        "maximum": 0.5,
+        "additionalProperties": True,
+        "default": 1.0,
+    }
     properties = {"title": schema, "additionalProperties": {"additionalProperties": False}}
-    assert repr(_canonical({"properties": properties, "anyOf": [{"exclusiveMaximum": 1.0}]})) == repr(
+    assert repr(
+        _canonical({"properties": properties, "anyOf": [{"exclusiveMaximum": 1.0}]})
+    ) == repr(
         {
             "properties": {
                 "title": {"minimum": 0, "maximum": 0.5, "default": 1.0},

@@ -1,4 +1,6 @@
-"""What `alignkit plugins new` writes works as written: the rules of its kind, its recipe, its types and its style."""
+"""What `alignkit plugins new` writes works as written: the rules of its kind, its recipe, its types
+and its style.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,21 @@ KINDS = (
 
 
 def packages(name: str, *chosen: str) -> list[Path]:
-    """The folders of new packages, named `NAME_KIND`, in the current folder; each is installed there."""
+    """The folders of new packages, named `NAME_KIND`, in the current folder; each is installed
+    there.
+    """
     registry, folders = load_plugins(), []
     for kind in chosen:
         folder = write_package(f"{name}_{kind}"[:LONGEST].strip("_"), kind, registry, ())[0].parent
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         info = folder / f"{project['name'].replace('-', '_')}-0.1.0.dist-info"
         info.mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-        (info / "METADATA").write_text(metadata + f"Requires-Dist: {project['dependencies'][0]}\n", encoding="utf-8")
+        metadata = (
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        (info / "METADATA").write_text(
+            metadata + f"Requires-Dist: {project['dependencies'][0]}\n", encoding="utf-8"
+        )
         ((group, points),) = project["entry-points"].items()
         lines = [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -58,7 +66,9 @@ def test_every_kind_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "command"])
-def test_it_follows_the_rules_and_its_recipe_runs(here: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_it_follows_the_rules_and_its_recipe_runs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     (folder,) = packages("my", kind)
     monkeypatch.syspath_prepend(str(folder))
     assert not load_plugins().broken
@@ -74,7 +84,9 @@ def test_a_command_reads_a_run(here: Path) -> None:
     (folder,) = packages("my", "command")
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
@@ -89,8 +101,18 @@ def test_the_style_does_not_depend_on_the_name(here: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_the_types_are_right(here: Path) -> None:
-    files = [str(file) for folder in packages("mine", *KINDS) for file in folder.glob("alignkit_*.py")]
-    command = [sys.executable, "-m", "mypy", "--disallow-untyped-defs", "--cache-dir", str(here / "cache"), *files]
+    files = [
+        str(file) for folder in packages("mine", *KINDS) for file in folder.glob("alignkit_*.py")
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--disallow-untyped-defs",
+        "--cache-dir",
+        str(here / "cache"),
+        *files,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -107,8 +129,12 @@ def test_it_asks_for_this_minor_version() -> None:
 def test_the_page_and_the_recipe_name_the_plugin() -> None:
     (folder,) = packages("my", "reward")
     page = (folder / "README.md").read_text(encoding="utf-8")
-    assert page.startswith("# alignkit-my-reward\n\nA reward for responses that do not shout. A plugin of alignkit")
-    assert '    reward: {my_reward: {marks: "!?"}}\n' in (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert page.startswith(
+        "# alignkit-my-reward\n\nA reward for responses that do not shout. A plugin of alignkit"
+    )
+    assert '    reward: {my_reward: {marks: "!?"}}\n' in (folder / "recipe.yaml").read_text(
+        encoding="utf-8"
+    )
     texts = [file.read_text(encoding="utf-8") for file in folder.rglob("*") if file.is_file()]
     assert not [text for text in texts if re.search(r"\bCalm\b|\bcalm\b|NAME|CLASS|\$\w", text)]
 
@@ -116,13 +142,26 @@ def test_the_page_and_the_recipe_name_the_plugin() -> None:
 @pytest.mark.parametrize(
     ("words", "said", "help"),
     [
-        (["Loud Reward", "--kind", "reward"], "cannot be called 'Loud Reward'", "write loud_reward"),
+        (
+            ["Loud Reward", "--kind", "reward"],
+            "cannot be called 'Loud Reward'",
+            "write loud_reward",
+        ),
         (["class", "--kind", "reward"], "cannot be called 'class'", "write my_class"),
-        (["group", "--kind", "reward"], "cannot be called 'group'", "write my_group"),  # `Group` is imported there
+        # `Group` is imported there
+        (["group", "--kind", "reward"], "cannot be called 'group'", "write my_group"),
         (["length", "--kind", "step"], "there is a reward 'length' already", "such as my_length"),
-        (["verify", "--kind", "command"], "there is a command 'verify' already", "such as my_verify"),
+        (
+            ["verify", "--kind", "command"],
+            "there is a command 'verify' already",
+            "such as my_verify",
+        ),
         (["http_chat", "--kind", "rewrad"], "no kind 'rewrad'", "did you mean 'reward'?"),
-        (["plugins", "--kind", "reward"], "there is a module alignkit_plugins already", "such as my_plugins"),
+        (
+            ["plugins", "--kind", "reward"],
+            "there is a module alignkit_plugins already",
+            "such as my_plugins",
+        ),
     ],
 )
 def test_names_that_cannot_be(
@@ -149,6 +188,8 @@ def test_the_tutorials_package_is_the_example_of_algorithms() -> None:
 
 
 @pytest.mark.parametrize("version", ["0.2rc1", "0.2.0.dev1"])
-def test_a_version_before_a_release_writes_a_range(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_before_a_release_writes_a_range(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(new, "__version__", version)
     assert 'dependencies = ["alignkit>=0.2,<0.3"]' in new._files("calm", "reward")["pyproject.toml"]

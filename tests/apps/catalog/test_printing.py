@@ -5,7 +5,9 @@ import pytest
 from alignkit_plugins.printing import print_lines
 
 
-def test_only_a_terminal_gets_other_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_terminal_gets_other_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     text = "words " * 20
     print_lines(text)

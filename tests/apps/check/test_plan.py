@@ -22,7 +22,9 @@ WITHIN = 0.25
 
 def write(folder: Path, base: str, **stages: dict[str, Any]) -> Path:
     rows = [{"prompt": f"what is {n}?", "completion": "a number " * (1 + n % 5)} for n in range(24)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     path = folder / "r.json"
     model = {"base": base, "dtype": "float32", "lora": {"r": 8, "lora_alpha": 16}}
     path.write_text(json.dumps({"model": model, "stages": stages}), encoding="utf-8")
@@ -57,14 +59,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_counts_rows_and_tokens(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))  # not that of all tests before
+    # Not that of all tests before
+    used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))
     monkeypatch.setattr("alignkit_plugins.recipes.plan.psutil.Process", lambda: used)
     sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
-    sample = {"step": "sample", "policy": "sft", "prompts": "rows.jsonl", "sampling": {"max_new_tokens": 8}}
-    path = write(here, "tiny", sft=sft, sample=sample, learn={"algorithm": "sft", "from": "sft", "data": "sample"})
+    sample = {
+        "step": "sample",
+        "policy": "sft",
+        "prompts": "rows.jsonl",
+        "sampling": {"max_new_tokens": 8},
+    }
+    path = write(
+        here,
+        "tiny",
+        sft=sft,
+        sample=sample,
+        learn={"algorithm": "sft", "from": "sft", "data": "sample"},
+    )
     first, second, third = planned(capfd, path)
     assert not (here / "runs").exists()
-    assert first["work"]["rows"] == 24 and first["work"]["learned"] == 2 * first["work"]["tokens"] > 0
+    assert (
+        first["work"]["rows"] == 24 and first["work"]["learned"] == 2 * first["work"]["tokens"] > 0
+    )
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
     assert third["work"]["rows"] == 24 and "that 'sample' may make" in third["work"]["note"]
     assert first["peak"] == pytest.approx(sum(first["memory"].values()))
@@ -74,7 +90,12 @@ def test_it_counts_rows_and_tokens(
 
 
 def test_memory_follows_the_shapes(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     base = shapes(here, vocab_size=5000, tie_word_embeddings=True, **sizes)
     path = write(here, str(base), sft={"algorithm": "sft", "data": "rows.jsonl", "max_steps": 2})
     (found,) = planned(capfd, path)
@@ -97,11 +118,15 @@ def test_a_stage_that_is_too_large_is_an_error(
     monkeypatch.setattr(planning, "total", lambda device: 1e8)
     assert cli.main(["check", "--plan", str(path)]) == 2
     out, err = capfd.readouterr()
-    assert "about" in out and "stage 'sft' needs about" in err and "but this machine has 0.1 GB" in err
+    assert (
+        "about" in out and "stage 'sft' needs about" in err and "but this machine has 0.1 GB" in err
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ALIGNKIT_SMOLLM2_WHEEL" not in os.environ, reason="needs the weights of SmolLM2-135M")
+@pytest.mark.skipif(
+    "ALIGNKIT_SMOLLM2_WHEEL" not in os.environ, reason="needs the weights of SmolLM2-135M"
+)
 def test_memory_and_time_of_smollm2(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of a fresh process, whose peak and seconds the run prints."""
     data = str(Path(__file__).parents[3] / "recipes" / "data" / "demos.jsonl")
@@ -111,5 +136,9 @@ def test_memory_and_time_of_smollm2(here: Path, capfd: pytest.CaptureFixture[str
     command = [sys.executable, "-m", "alignkit", "run", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak = float(done.stderr.rpartition("peak memory ")[2].split()[0]) * 2**30
-    seconds = json.loads((here / "runs" / "r" / "sft" / "stage.json").read_text(encoding="utf-8"))["seconds"]
-    assert plan["peak"] == pytest.approx(peak, rel=WITHIN) and plan["seconds"] == pytest.approx(seconds, rel=WITHIN)
+    seconds = json.loads((here / "runs" / "r" / "sft" / "stage.json").read_text(encoding="utf-8"))[
+        "seconds"
+    ]
+    assert plan["peak"] == pytest.approx(peak, rel=WITHIN) and plan["seconds"] == pytest.approx(
+        seconds, rel=WITHIN
+    )

@@ -1,4 +1,6 @@
-"""What has changed since the last run is named, and a run's plan is shown without running anything."""
+"""What has changed since the last run is named, and a run's plan is shown without running
+anything.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,21 @@ from alignkit_plugins.report.changes import changes, shown
     ("old", "new", "found"),
     [
         ({"settings": {"epochs": 2}}, {"settings": {"epochs": 3}}, ["epochs: 2 -> 3"]),
-        ({"component": {"options": {"beta": 0.1}}}, {"component": {"options": {}}}, ["beta: 0.1 -> not set"]),
-        ({"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}, ["versions.torch: 2.12 -> 2.13"]),
-        ({"upstream": {"sft": "a" * 64}}, {"upstream": {"sft": "b" * 64}}, ["upstream.sft has changed"]),
+        (
+            {"component": {"options": {"beta": 0.1}}},
+            {"component": {"options": {}}},
+            ["beta: 0.1 -> not set"],
+        ),
+        (
+            {"versions": {"torch": "2.12"}},
+            {"versions": {"torch": "2.13"}},
+            ["versions.torch: 2.12 -> 2.13"],
+        ),
+        (
+            {"upstream": {"sft": "a" * 64}},
+            {"upstream": {"sft": "b" * 64}},
+            ["upstream.sft has changed"],
+        ),
         (
             {"settings": {"data": [{"path": "a" * 64}]}},
             {"settings": {"data": [{"path": "b" * 64}]}},
@@ -43,7 +57,9 @@ def test_a_run_and_its_preview_say_what_changed(
     rows = tmp_path / "demos.jsonl"
     rows.write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
     recipe = tmp_path / "r.json"
-    stages = {name: {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1} for name in ("one", "two")}
+    stages = {
+        name: {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1} for name in ("one", "two")
+    }
     stages["two"]["from"] = "one"
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -51,7 +67,11 @@ def test_a_run_and_its_preview_say_what_changed(
     def planned(*overrides: str) -> list[str]:
         capsys.readouterr()
         assert cli.main(["check", str(recipe), *overrides]) == 0
-        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("one:", "two:"))]
+        return [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith(("one:", "two:"))
+        ]
 
     assert planned() == [] and not (tmp_path / "runs").exists()
     assert cli.main(["run", str(recipe)]) == 0
@@ -62,11 +82,18 @@ def test_a_run_and_its_preview_say_what_changed(
         "two: starts over (one has changed)",
     ]
     assert cli.main(["run", str(recipe), change]) == 0
-    assert "one: changed since the last run (learning_rate: not set -> 0.003), starting over" in capsys.readouterr().err
+    assert (
+        "one: changed since the last run (learning_rate: not set -> 0.003), starting over"
+        in capsys.readouterr().err
+    )
     assert planned() == ["one: an earlier result is restored", "two: an earlier result is restored"]
     assert cli.main(["run", str(recipe)]) == 0
     err = capsys.readouterr().err
-    assert err.count("restored an earlier result for these settings") == err.count("unchanged, reused") == 2
+    assert (
+        err.count("restored an earlier result for these settings")
+        == err.count("unchanged, reused")
+        == 2
+    )
     weights = Path("runs") / "r" / "one" / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert planned()[0] == f"one: runs again, because {weights} is not as the stage wrote it"

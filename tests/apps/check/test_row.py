@@ -41,7 +41,12 @@ STAGES: dict[str, Any] = {
         "iterations": 1,
         "prompts_per_iteration": 1,
     },
-    "labels": {"step": "judge_pairs", "policy": "sft", "judge": "local_judge", "prompts": "prompts.jsonl"},
+    "labels": {
+        "step": "judge_pairs",
+        "policy": "sft",
+        "judge": "local_judge",
+        "prompts": "prompts.jsonl",
+    },
     "again": {"algorithm": "dpo", "from": "sft", "data": "labels"},
     "compare": {
         "step": "evaluate",
@@ -50,14 +55,23 @@ STAGES: dict[str, Any] = {
         "rewards": ["length", {"rlaif": {"judge": {"reward_judge": {"reward_model": "helpful"}}}}],
         "judges": [{"reward_judge": {"reward_model": "helpful"}}],
     },
-    "best": {"step": "select_best", "policies": ["sft", "align"], "prompts": "prompts.jsonl", "reward": "helpful"},
+    "best": {
+        "step": "select_best",
+        "policies": ["sft", "align"],
+        "prompts": "prompts.jsonl",
+        "reward": "helpful",
+    },
 }
 
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that inspects a stage; overrides change the recipe."""
-    rows = {"demos": [DEMO], "pairs": PAIRS, "prompts": [{"prompt": "What is 1 + 1?", "answer": "2"}]}
+    rows = {
+        "demos": [DEMO],
+        "pairs": PAIRS,
+        "prompts": [{"prompt": "What is 1 + 1?", "answer": "2"}],
+    }
     for name, found in rows.items():
         text = "".join(json.dumps(row) + "\n" for row in found)
         (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -74,7 +88,9 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def counted(found: Inspection, place: int) -> str:
     tokens = found.tokens[place]
-    return "".join(piece for piece, counts in zip(tokens.pieces, tokens.counts, strict=True) if counts)
+    return "".join(
+        piece for piece, counts in zip(tokens.pieces, tokens.counts, strict=True) if counts
+    )
 
 
 def whole(found: Inspection, place: int) -> str:
@@ -85,10 +101,21 @@ def test_only_the_turns_that_are_learned_are_marked(seen: Any) -> None:
     found = seen("sft")
     assert counted(found, 1) == "Yes \u201cso\u201d \U0001f600<|im_end|>"
     assert whole(found, 0) + whole(found, 1) == (
-        "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"
-        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes \u201cso\u201d \U0001f600<|im_end|>"
+        "<|im_start|>user\n"
+        "Is it?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+        "No.<|im_end|>\n"
+        "<|im_start|>user\n"
+        "Sure?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+        "Yes \u201cso\u201d \U0001f600<|im_end|>"
     )
-    assert [who for who, _ in found.turns] == ["user", "assistant (not learned)", "user", "assistant"]
+    assert [who for who, _ in found.turns] == [
+        "user",
+        "assistant (not learned)",
+        "user",
+        "assistant",
+    ]
 
 
 def test_what_does_not_fit_is_said(seen: Any) -> None:
@@ -96,14 +123,18 @@ def test_what_does_not_fit_is_said(seen: Any) -> None:
     assert "truncated" in cut.tokens[1].title and "1 response truncated at max_length" in cut.notes
     assert len(cut.tokens[0].pieces) + len(cut.tokens[1].pieces) == 40
     none = seen("sft", "stages.sft.max_length=3")
-    assert none.tokens == [] and "1 row left out: no room for a response in max_length" in none.notes
+    assert (
+        none.tokens == [] and "1 row left out: no room for a response in max_length" in none.notes
+    )
 
 
 def test_a_pair_is_scored_at_its_last_tokens(seen: Any) -> None:
     found = seen("helpful")
     assert [tokens.title for tokens in found.tokens] == ["prompt", "better, margin 2", "worse"]
     for tokens in found.tokens[1:]:
-        assert tokens.scored and [i for i, counts in enumerate(tokens.counts) if counts] == [len(tokens.pieces) - 1]
+        assert tokens.scored and [i for i, counts in enumerate(tokens.counts) if counts] == [
+            len(tokens.pieces) - 1
+        ]
     assert whole(found, 1).startswith("Hello.<|im_end|>")
     assert seen("helpful", row=2).turns[0] == ("user", "One?")
 
@@ -116,8 +147,12 @@ def test_a_prompt_ends_where_the_policy_writes(seen: Any) -> None:
 
 def test_what_rates_responses_is_shown_as_the_recipe_writes_it(seen: Any) -> None:
     judges, rewards = seen("compare").notes[:2]
-    assert judges.startswith('judges: [{"reward_judge"') and rewards.startswith('rewards: ["length", {"rlaif"')
-    combined = "{weighted_sum: {rewards: {short: length, good: helpful}, weights: {short: 1, good: 1}}}"
+    assert judges.startswith('judges: [{"reward_judge"') and rewards.startswith(
+        'rewards: ["length", {"rlaif"'
+    )
+    combined = (
+        "{weighted_sum: {rewards: {short: length, good: helpful}, weights: {short: 1, good: 1}}}"
+    )
     assert seen("align", f"stages.align.reward={combined}").notes[0] == (
         'reward: {"weighted_sum": {"rewards": {"short": "length", "good": "helpful"}, '
         '"weights": {"short": 1, "good": 1}}}'
@@ -126,7 +161,11 @@ def test_what_rates_responses_is_shown_as_the_recipe_writes_it(seen: Any) -> Non
 
 def test_a_judges_question_is_shown(seen: Any) -> None:
     ((who, question), (_, start)) = seen("labels").questions
-    assert who == "local_judge reads (user)" and "What is 1 + 1?" in question and "(the second response)" in question
+    assert (
+        who == "local_judge reads (user)"
+        and "What is 1 + 1?" in question
+        and "(the second response)" in question
+    )
     assert start == "Preferred Response="
 
 
@@ -144,7 +183,9 @@ def test_nothing_is_written(seen: Any, tmp_path: Path) -> None:
         ("again", 1, DataError, "run the recipe as far as 'labels' first"),
     ],
 )
-def test_what_is_not_there(seen: Any, stage: str, row: int, kind: type[Exception], said: str) -> None:
+def test_what_is_not_there(
+    seen: Any, stage: str, row: int, kind: type[Exception], said: str
+) -> None:
     with pytest.raises(kind, match=said):
         seen(stage, row=row)
 

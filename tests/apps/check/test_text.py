@@ -16,13 +16,23 @@ from alignkit_plugins.recipes.check_row import Inspection, show
 
 def shown(found: Inspection, *, terminal: bool = False) -> str:
     out = io.StringIO()
-    show(found, Console(file=out, width=80, force_terminal=terminal, color_system="truecolor" if terminal else None))
+    show(
+        found,
+        Console(
+            file=out,
+            width=80,
+            force_terminal=terminal,
+            color_system="truecolor" if terminal else None,
+        ),
+    )
     return out.getvalue()
 
 
 def test_stretches_that_count_have_a_name_in_a_pipe() -> None:
     counts = (False, True, True, False, True)
-    text = shown(Inspection("row", [], tokens=[Tokens("response", ("a", "b\n", "c", "d", "e"), counts)]))
+    text = shown(
+        Inspection("row", [], tokens=[Tokens("response", ("a", "b\n", "c", "d", "e"), counts)])
+    )
     assert text.splitlines()[-5:] == [
         "response: 5 tokens, 3 learned",
         "  context: a",
@@ -30,28 +40,47 @@ def test_stretches_that_count_have_a_name_in_a_pipe() -> None:
         "  context: d",
         "  learned: e",
     ]
-    scored = shown(Inspection("row", [], tokens=[Tokens("better", ("a", "b"), (False, True), scored=True)]))
-    assert scored.splitlines()[-3:] == ["better: 2 tokens, scored at the last", "  context: a", "  scored:  b"]
+    scored = shown(
+        Inspection("row", [], tokens=[Tokens("better", ("a", "b"), (False, True), scored=True)])
+    )
+    assert scored.splitlines()[-3:] == [
+        "better: 2 tokens, scored at the last",
+        "  context: a",
+        "  scored:  b",
+    ]
 
 
 def test_learned_tokens_have_a_color_in_a_terminal() -> None:
-    text = shown(Inspection("row", [], tokens=[Tokens("response", ("a", "b"), (True, False))]), terminal=True)
+    text = shown(
+        Inspection("row", [], tokens=[Tokens("response", ("a", "b"), (True, False))]), terminal=True
+    )
     assert "\x1b[32ma\x1b[0m" in text and "\x1b[32mb" not in text
 
 
 def test_a_row_does_not_act_on_the_terminal() -> None:
     hostile = "\x1b]0;x\x07[red]y"
-    found = Inspection(hostile, [(hostile, hostile)], [hostile], [Tokens(hostile, (hostile,), (True,))])
+    found = Inspection(
+        hostile, [(hostile, hostile)], [hostile], [Tokens(hostile, (hostile,), (True,))]
+    )
     text = shown(found)
     assert "\x1b" not in text and text.count("[red]y") == 6
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "Is it?", "completion": "Yes."}\n', encoding="utf-8")
-    recipe = {"model": {"base": "tiny"}, "stages": {"sft": {"algorithm": "sft", "data": "demos.jsonl"}}}
+    (tmp_path / "demos.jsonl").write_text(
+        '{"prompt": "Is it?", "completion": "Yes."}\n', encoding="utf-8"
+    )
+    recipe = {
+        "model": {"base": "tiny"},
+        "stages": {"sft": {"algorithm": "sft", "data": "demos.jsonl"}},
+    }
     (tmp_path / "r.json").write_text(json.dumps(recipe), encoding="utf-8")
     assert cli.main(["check", str(tmp_path / "r.json"), "sft"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("sft (sft): row 1 of 1") and "  learned: Y" in out and "<|im_start|>|user|\u23ce|" in out
+    assert (
+        out.startswith("sft (sft): row 1 of 1")
+        and "  learned: Y" in out
+        and "<|im_start|>|user|\u23ce|" in out
+    )
     assert cli.main(["check", str(tmp_path / "r.json"), "stf"]) == 2
     assert "did you mean 'sft'" in capsys.readouterr().err

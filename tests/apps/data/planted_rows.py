@@ -23,8 +23,16 @@ während gegen immer niemals oft manchmal schnell langsam vorsichtig schön wich
 schwierig teuer bequem gefährlich notwendig verstehen erinnern glauben betrachten beschreiben erklären
 folgen geschehen nicht auch noch schon wieder"""
 ROWS = 400
-# What is planted in the training file, by the rule that must see it, and in the held-out file, by what it repeats.
-PLANTED = {"duplicates": 20, "near": 20, "stock_phrases": 8, "languages": 12, "markdown": 5, "unreadable": 2}
+# What is planted in the training file, by the rule that must see it, and in the held-out file, by
+# what it repeats.
+PLANTED = {
+    "duplicates": 20,
+    "near": 20,
+    "stock_phrases": 8,
+    "languages": 12,
+    "markdown": 5,
+    "unreadable": 2,
+}
 PERSONAL = 7
 LEAKS = {"equal prompts": 9, "near prompts": 6, "equal answers": 4, "prompts in later turns": 3}
 CLEAN = 100  # held-out rows that are nowhere else
@@ -59,24 +67,39 @@ def plant(folder: Path) -> tuple[Path, Path]:
     rows: list[Row | str] = []
     rows += [{name: text.upper() + "  " for name, text in row.items()} for row in base[:20]]
     rows += [{**row, "completion": make.almost(row["completion"])} for row in base[20:40]]
-    rows += [{**make.row(), "completion": f"As an AI language model, {make.text(20)}"} for _ in range(8)]
+    rows += [
+        {**make.row(), "completion": f"As an AI language model, {make.text(20)}"} for _ in range(8)
+    ]
     rows += [{**make.row(), "completion": make.text(30, GERMAN)} for _ in range(12)]
-    rows += [{**make.row(), "completion": f"{make.text(20)}\n\n```python\nprint(1)"} for _ in range(5)]
-    rows += [{**make.row(), "completion": f"{make.text(20)} Write to ann{i}@example.org."} for i in range(PERSONAL)]
+    rows += [
+        {**make.row(), "completion": f"{make.text(20)}\n\n```python\nprint(1)"} for _ in range(5)
+    ]
+    rows += [
+        {**make.row(), "completion": f"{make.text(20)} Write to ann{i}@example.org."}
+        for i in range(PERSONAL)
+    ]
     # No duplicates: the same sum with other numbers, and short answers that many rows share.
     rows += [
-        {"prompt": f"What is {i} + {i + 1}, and how do you know it?", "completion": "I add them."} for i in range(9)
+        {"prompt": f"What is {i} + {i + 1}, and how do you know it?", "completion": "I add them."}
+        for i in range(9)
     ]
     rows += [{"prompt": 7, "completion": "x"}, "{"]
     held_out += [{**make.row(), "prompt": row["prompt"].lower()} for row in base[40:49]]
     long = [make.row() | {"prompt": make.text(40)} for _ in range(6)]
     held_out += [{**make.row(), "prompt": make.almost(row["prompt"])} for row in long]
     held_out += [{**make.row(), "completion": row["completion"]} for row in base[60:64]]
-    held_out += [{"prompt": make.text(20), "completion": "I add them."} for _ in range(3)]  # too short to be a leak
+    # Too short to be a leak
+    held_out += [{"prompt": make.text(20), "completion": "I add them."} for _ in range(3)]
     later = [make.row() for _ in range(3)]
     held_out += later
     dialogues = [
-        {"messages": [*_turns(make.row()), {"role": "user", "content": row["prompt"]}, _turns(make.row())[1]]}
+        {
+            "messages": [
+                *_turns(make.row()),
+                {"role": "user", "content": row["prompt"]},
+                _turns(make.row())[1],
+            ]
+        }
         for row in later
     ]
     plain = [*base, *rows, *long]
@@ -87,7 +110,10 @@ def plant(folder: Path) -> tuple[Path, Path]:
 
 
 def _turns(row: Row) -> list[Row]:
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+    return [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["completion"]},
+    ]
 
 
 def _write(path: Path, rows: list[Any]) -> None:

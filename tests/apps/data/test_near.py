@@ -29,27 +29,49 @@ def test_signatures_are_the_same_on_every_machine() -> None:
 
 
 def test_case_and_white_space_do_not_count() -> None:
-    texts = [LONG, LONG.upper() + " \n", LONG.replace(" ", "\t"), "\ufeff" + LONG.replace("a", "\u00ada\u200b")]
+    texts = [
+        LONG,
+        LONG.upper() + " \n",
+        LONG.replace(" ", "\t"),
+        "\ufeff" + LONG.replace("a", "\u00ada\u200b"),
+    ]
     assert near.repeated(units(texts), 0) == [(1, 0, 1.0), (2, 0, 1.0), (3, 0, 1.0)]
 
 
-@pytest.mark.parametrize("texts", [["ha " * 20, "ha " * 30], [LONG * 300, f"{LONG * 300} And why?"]])
+@pytest.mark.parametrize(
+    "texts", [["ha " * 20, "ha " * 30], [LONG * 300, f"{LONG * 300} And why?"]]
+)
 def test_only_equal_texts_are_called_equal(texts: list[str]) -> None:
     (match,) = near.repeated(units(texts), 0.8)
     assert 0.99 < match.similarity < 1
-    assert near.repeated(units(texts), 0) == near.shared(units(texts[:1]), units(texts[1:]), 0) == []
+    assert (
+        near.repeated(units(texts), 0) == near.shared(units(texts[:1]), units(texts[1:]), 0) == []
+    )
 
 
 def test_texts_with_other_numbers_are_no_duplicates() -> None:
-    sums = [f"Ann has {n} pens and buys {n + 1} more of them in the shop. How many has she?" for n in range(20)]
+    sums = [
+        f"Ann has {n} pens and buys {n + 1} more of them in the shop. How many has she?"
+        for n in range(20)
+    ]
     assert near.repeated(units(sums), 0.5) == []
 
 
 def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
     passage, sea, land = (Writer(n).text(size) for n, size in ((3, 300), (4, 12), (5, 12)))
-    rows = [(passage, "Yes"), (passage, "No"), (f"{passage} So?", "Yes."), (LONG, sea, land), (LONG, land, sea)]
-    rows += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]  # longer than what is compared
-    groups = [Group((turn("user", prompt),), tuple(Response(text=text) for text in texts)) for prompt, *texts in rows]
+    rows = [
+        (passage, "Yes"),
+        (passage, "No"),
+        (f"{passage} So?", "Yes."),
+        (LONG, sea, land),
+        (LONG, land, sea),
+    ]
+    # Longer than what is compared
+    rows += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]
+    groups = [
+        Group((turn("user", prompt),), tuple(Response(text=text) for text in texts))
+        for prompt, *texts in rows
+    ]
     found = Units.of(((at, [group]) for at, group in enumerate(groups)), "row")
     assert [match[:2] for match in near.repeated(found, 0.8)] == [(2, 0)]
 
@@ -62,13 +84,18 @@ def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:
     assert [match.unit for match in found] == list(range(200, 400))
     for match in found:
         assert match.other == match.unit - 200
-        assert match.similarity == near.similarity(*(near.normalized(texts[at]) for at in match[:2])) >= 0.8
+        assert (
+            match.similarity
+            == near.similarity(*(near.normalized(texts[at]) for at in match[:2]))
+            >= 0.8
+        )
 
 
 def test_what_repeats_a_row_that_is_left_out_is_compared_with_one_that_stays() -> None:
     words = LONG.split() * 4
     chain = [" ".join(words)]
-    for place in range(2, 40, 4):  # each differs from the one before in a word, and from the first in more and more
+    # Each differs from the one before in a word, and from the first in more and more
+    for place in range(2, 40, 4):
         words[place] = f"other{'abcdefghijklmnop'[place % 16]}"
         chain.append(" ".join(words))
     found = {match.unit: match.other for match in near.repeated(units(chain), 0.8)}
@@ -101,8 +128,17 @@ def test_many_copies_cost_no_pair_each() -> None:
 @pytest.mark.parametrize("kind", ["prompt", "response"])
 def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None:
     answer = "The platypus lays eggs, and so do four species of echidna."
-    prompt = (turn("system", "Be brief."), turn("user", "Hi"), turn("assistant", answer), turn("user", LONG))
-    later = (turn("assistant", "Yes, please."), turn("user", LONG[:40]), turn("assistant", answer * 2))
+    prompt = (
+        turn("system", "Be brief."),
+        turn("user", "Hi"),
+        turn("assistant", answer),
+        turn("user", LONG),
+    )
+    later = (
+        turn("assistant", "Yes, please."),
+        turn("user", LONG[:40]),
+        turn("assistant", answer * 2),
+    )
     found = list(near.units_of([Group(prompt, (Response(messages=later),))], kind))
     assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
     assert not any("be brief" in unit.text for unit in found)
@@ -110,11 +146,15 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
 
 @pytest.mark.silent_bug(
     "data: near duplicates",
-    "Rows with a long part in common, such as instructions, hide from each other which of them are nearly equal.",
-    "A row is compared with those that share most of its signature, and not with the first and the last one.",
+    "Rows with a long part in common, such as instructions, hide from each other which of them "
+    "are nearly equal.",
+    "A row is compared with those that share most of its signature, and not with the first and "
+    "the last one.",
 )
 def test_near_duplicates_are_found_among_rows_with_a_long_part_in_common() -> None:
-    """1000 rows that share 70% of their text; 100 repeat one of them with two of 60 words changed."""
+    """1000 rows that share 70% of their text; 100 repeat one of them with two of 60 words
+    changed.
+    """
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), size=6)) for _ in range(100)]
     head = " ".join(words[:42])
@@ -123,12 +163,18 @@ def test_near_duplicates_are_found_among_rows_with_a_long_part_in_common() -> No
     for copy in copies:
         copy[draw.choice(18, size=2, replace=False)] = draw.choice(words, size=2)
     rows, held_out = (
-        near.Units.made([(n, near.Unit(0, f"{head} {' '.join(tail)}")) for n, tail in enumerate(some)])
+        near.Units.made(
+            [(n, near.Unit(0, f"{head} {' '.join(tail)}")) for n, tail in enumerate(some)]
+        )
         for some in (tails, copies)
     )
-    alike = [near.similarity(*pair) >= 0.8 for pair in zip(rows.texts[::10], held_out.texts, strict=True)]
+    alike = [
+        near.similarity(*pair) >= 0.8 for pair in zip(rows.texts[::10], held_out.texts, strict=True)
+    ]
     found = {match.unit for match in near.shared(held_out, rows, 0.8)}
-    both = near.Units.made([(n, near.Unit(0, text)) for n, text in enumerate([*rows.texts, *held_out.texts])])
+    both = near.Units.made(
+        [(n, near.Unit(0, text)) for n, text in enumerate([*rows.texts, *held_out.texts])]
+    )
     repeated = {match.unit - 1000 for match in near.repeated(both, 0.8)}
     wanted = {place for place, same in enumerate(alike) if same}
     assert len(wanted) > 80 and len(wanted - found) <= 1 and len(wanted - repeated) <= 1

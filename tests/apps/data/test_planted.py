@@ -38,7 +38,8 @@ def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> Non
     before = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(kept) + len(removed) == len(before)
     assert sum("[e-mail]" in row["completion"] for row in kept) == PERSONAL
-    assert kept[:ROWS] == [json.loads(line) for line in before[:ROWS]]  # the first of equal rows stays as it was
+    # The first of equal rows stays as it was
+    assert kept[:ROWS] == [json.loads(line) for line in before[:ROWS]]
     assert all(row["row"] > ROWS for row in removed)
 
 
@@ -63,26 +64,52 @@ def test_check_finds_the_leaks(folder: Path, capfd: pytest.CaptureFixture[str]) 
     words = ("check", both, "--against", folder / "heldout.jsonl", "--json")
     run(*words, code=Repeated.exit_code)
     found = {
-        (one["what"], bool(one["training"])): one for one in json.loads(capfd.readouterr().out)["result"]["findings"]
+        (one["what"], bool(one["training"])): one
+        for one in json.loads(capfd.readouterr().out)["result"]["findings"]
     }
     prompts, answers, own = found["prompt", True], found["response", True], found["row", False]
     assert prompts["equal"] == LEAKS["equal prompts"] + LEAKS["prompts in later turns"]
-    assert (prompts["near"], answers["equal"], answers["near"]) == (LEAKS["near prompts"], LEAKS["equal answers"], 0)
+    assert (prompts["near"], answers["equal"], answers["near"]) == (
+        LEAKS["near prompts"],
+        LEAKS["equal answers"],
+        0,
+    )
     assert prompts["of"] == CLEAN + 25
     assert (own["equal"], own["near"]) == (PLANTED["duplicates"], PLANTED["near"])
-    run("check", folder / "dialogues.jsonl", "--against", folder / "heldout.jsonl", code=Repeated.exit_code)
+    run(
+        "check",
+        folder / "dialogues.jsonl",
+        "--against",
+        folder / "heldout.jsonl",
+        code=Repeated.exit_code,
+    )
     assert "equals dialogues.jsonl:1 (turn 3)" in " ".join(capfd.readouterr().out.split())
-    run("clean", folder / "train.jsonl", f"against={folder / 'heldout.jsonl'}", "--out", folder / "without.jsonl")
+    run(
+        "clean",
+        folder / "train.jsonl",
+        f"against={folder / 'heldout.jsonl'}",
+        "--out",
+        folder / "without.jsonl",
+    )
     run("check", folder / "without.jsonl", "--against", folder / "heldout.jsonl")
 
 
-def test_check_of_a_recipe_knows_the_role_of_each_file(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_recipe_knows_the_role_of_each_file(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     stages = {
         "sft": {"algorithm": "sft", "data": {"path": "clean.jsonl", "validation": 0.2}},
-        "align": {"step": "select_best", "policies": ["sft", "base"], "reward": "refusal", "prompts": "heldout.jsonl"},
+        "align": {
+            "step": "select_best",
+            "policies": ["sft", "base"],
+            "reward": "refusal",
+            "prompts": "heldout.jsonl",
+        },
     }
     run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl")
-    (folder / "r.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    (folder / "r.yaml").write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
+    )
     capfd.readouterr()
     run("check", folder / "r.yaml", "--json", code=Repeated.exit_code)
     facts = json.loads(capfd.readouterr().out)["result"]
@@ -92,7 +119,9 @@ def test_check_of_a_recipe_knows_the_role_of_each_file(folder: Path, capfd: pyte
     assert leaks == {("prompt", "evaluation)"), ("response", "evaluation)")}
 
 
-def test_check_of_a_recipe_follows_the_rows_that_steps_make(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_recipe_follows_the_rows_that_steps_make(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name in ("own", "train", "test"):
         row = {"prompt": name, "completion": "x"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -102,9 +131,16 @@ def test_check_of_a_recipe_follows_the_rows_that_steps_make(tmp_path: Path, capf
         "demos": {"step": "sample", "prompts": "asked"},
         "asked_later": {**asked, "data": "test.jsonl"},
         "sft": {"algorithm": "sft", "data": ["own.jsonl", "demos"]},
-        "best": {"step": "select_best", "policies": ["sft", "base"], "reward": "refusal", "prompts": "asked_later"},
+        "best": {
+            "step": "select_best",
+            "policies": ["sft", "base"],
+            "reward": "refusal",
+            "prompts": "asked_later",
+        },
     }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, sort_keys=False))
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
+    )
     run("check", tmp_path / "r.yaml")
     said = capfd.readouterr().out.splitlines()
     assert [line for line in said if line.endswith("): 1 row")] == [
@@ -114,7 +150,9 @@ def test_check_of_a_recipe_follows_the_rows_that_steps_make(tmp_path: Path, capf
     ]
 
 
-def test_a_file_of_which_no_row_can_be_compared_is_no_pass(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_which_no_row_can_be_compared_is_no_pass(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, prompt in (("train", "Hi"), ("test", 7)):
         row = {"prompt": prompt, "completion": "Hello!"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -125,9 +163,14 @@ def test_a_file_of_which_no_row_can_be_compared_is_no_pass(tmp_path: Path, capfd
 def test_the_step_has_the_same_rules(folder: Path) -> None:
     good = folder / "good.jsonl"
     rows = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    good.write_text("".join(row for row in rows if not row.startswith(('{"prompt": 7', "{\n"))), encoding="utf-8")
+    good.write_text(
+        "".join(row for row in rows if not row.startswith(('{"prompt": 7', "{\n"))),
+        encoding="utf-8",
+    )
     stages = {"clean": {"step": "clean", "data": "good.jsonl", "languages": ["en"]}}
-    (folder / "s.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    (folder / "s.yaml").write_text(
+        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
+    )
     assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "run")]) == 0
     (removed,) = (folder / "run").rglob("removed.jsonl")
     run("clean", good, "--out", folder / "good.clean.jsonl", "languages=[en]")

@@ -62,8 +62,16 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     untouched = Group(PROMPT[:0], (plain,), id="x")
     assert redacted_group(untouched) is untouched or redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
-    call = {"completion": "01711234567", "id": "01711234567", "messages": [{"role": "user", "content": "a1" * 20}]}
-    said = {"completion": "[phone]", "id": "01711234567", "messages": [{"role": "user", "content": "***"}]}
+    call = {
+        "completion": "01711234567",
+        "id": "01711234567",
+        "messages": [{"role": "user", "content": "a1" * 20}],
+    }
+    said = {
+        "completion": "[phone]",
+        "id": "01711234567",
+        "messages": [{"role": "user", "content": "***"}],
+    }
     assert redacted(call) == said
 
 
@@ -82,8 +90,23 @@ PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away.", "margin": "b
 
 def converted(folder: Path, row: Any, layout: str) -> list[Any]:
     (folder / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    assert main(["data", "convert", str(folder / "a.jsonl"), "--to", layout, "--out", str(folder / "b.jsonl")]) == 0
-    return [json.loads(line) for line in (folder / "b.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (
+        main(
+            [
+                "data",
+                "convert",
+                str(folder / "a.jsonl"),
+                "--to",
+                layout,
+                "--out",
+                str(folder / "b.jsonl"),
+            ]
+        )
+        == 0
+    )
+    return [
+        json.loads(line) for line in (folder / "b.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
@@ -95,23 +118,39 @@ def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
     assert converted(tmp_path, alpaca, "prompts") == [{"prompt": hi}]
     wanted = {"prompt": hi, "chosen": hello, "rejected": away, "margin": 0.666667}
     assert converted(tmp_path, PAIR, "preference") == [wanted]
-    thumbs = [{"prompt": hi, "completion": hello, "label": True}, {"prompt": hi, "completion": away, "label": False}]
+    thumbs = [
+        {"prompt": hi, "completion": hello, "label": True},
+        {"prompt": hi, "completion": away, "label": False},
+    ]
     assert converted(tmp_path, PAIR, "kto") == thumbs
-    ranking = {"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "Go away.", "rank": 2}]}
-    assert converted(tmp_path, ranking, "ranked") == [{"prompt": hi, "completions": [hello, away], "ranks": [1, 2]}]
+    ranking = {
+        "prompt": "Hi",
+        "responses": [{"text": "Hello!", "rank": 1}, {"text": "Go away.", "rank": 2}],
+    }
+    assert converted(tmp_path, ranking, "ranked") == [
+        {"prompt": hi, "completions": [hello, away], "ranks": [1, 2]}
+    ]
 
 
-def test_what_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_written_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
     for words, code, said in (
-        (["convert", "--to", "sft", "--out", "b.jsonl"], 4, "no row can be written as sft: they are no demonstrations"),
+        (
+            ["convert", "--to", "sft", "--out", "b.jsonl"],
+            4,
+            "no row can be written as sft: they are no demonstrations",
+        ),
         (["convert", "--to", "sfd", "--out", "b.jsonl"], 2, "did you mean 'sft'?"),
         (["clean", "--out", "a.jsonl"], 2, "is what the rows come from"),
         (["clean", "--out", "b.csv"], 2, "JSON lines are written"),
         (["clean", "--out", "b.jsonl", "languages=[xx]"], 1, "py3langid does not know xx"),
         (["clean", "--out", "b.jsonl", "nera=0"], 2, "did you mean 'near'?"),
     ):
-        words = [str(tmp_path / word) if word.endswith((".jsonl", ".csv")) else word for word in words]
+        words = [
+            str(tmp_path / word) if word.endswith((".jsonl", ".csv")) else word for word in words
+        ]
         assert main(["data", words[0], str(tmp_path / "a.jsonl"), *words[1:]]) == code
         assert said in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
@@ -121,7 +160,10 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.Captu
 def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": f"Question {number}?", "completion": str(hash(str(number)))} for number in range(3000)]
+    rows = [
+        {"prompt": f"Question {number}?", "completion": str(hash(str(number)))}
+        for number in range(3000)
+    ]
     text = json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\n" for row in rows)
     if "csv" in name:
         text = "prompt,completion\n" + "".join(",".join(row.values()) + "\n" for row in rows)
@@ -135,24 +177,52 @@ def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
 
 
 def test_what_was_left_out_is_redacted_too(tmp_path: Path) -> None:
-    row = {"prompt": "Hi", "completion": "As an AI language model I do not write to ann@example.org."}
+    row = {
+        "prompt": "Hi",
+        "completion": "As an AI language model I do not write to ann@example.org.",
+    }
     rows = [row, {"prompt": "Hi", "completion": "Hello!"}, {"prompt": 7, "note": "bob@example.org"}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     for rules, redacted_there in (([], True), (["personal=false"], False)):
-        assert main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
+        assert (
+            main(
+                [
+                    "data",
+                    "clean",
+                    str(tmp_path / "a.jsonl"),
+                    "--out",
+                    str(tmp_path / "b.jsonl"),
+                    *rules,
+                ]
+            )
+            == 0
+        )
         removed = (tmp_path / "b.removed.jsonl").read_text(encoding="utf-8")
-        assert [json.loads(line)["rule"] for line in removed.splitlines()] == ["stock_phrases", "unreadable"]
+        assert [json.loads(line)["rule"] for line in removed.splitlines()] == [
+            "stock_phrases",
+            "unreadable",
+        ]
         assert ("@example.org" not in removed) == redacted_there
 
 
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "completion": f"Call 555-123-456{n}."} for n in range(3)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    assert (
+        main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
+    )
     kept = [{"prompt": "Hi", "completion": "Call [phone]."}]
-    assert [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()] == kept
+    assert [
+        json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == kept
     stages = {"clean": {"step": "clean", "data": "a.jsonl"}}
-    (tmp_path / "s.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    (tmp_path / "s.yaml").write_text(
+        json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
+    )
     assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "run")]) == 0
     (made,) = (tmp_path / "run").rglob("data.jsonl")
     assert len(made.read_text(encoding="utf-8").splitlines()) == 1

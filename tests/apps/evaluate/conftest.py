@@ -17,21 +17,38 @@ WORDS = ("bread is good", "my old friend", "the people in this house")
 
 def train(folder: Path, model: dict[str, Any], *names: str) -> Path:
     """A finished run in `folder`/run."""
-    rows = [Group((Message(role="user", content=text),), (Response(text=text[::-1]),)) for text in WORDS]
+    rows = [
+        Group((Message(role="user", content=text),), (Response(text=text[::-1]),)) for text in WORDS
+    ]
     write_groups(folder / "prompts.jsonl", rows)
     both = (Response(text="good bread", rank=0), Response(text="no", rank=1))
     write_groups(folder / "pairs.jsonl", [Group(group.prompt, both) for group in rows])
-    (folder / "words.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}", encoding="utf-8")
+    (folder / "words.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}", encoding="utf-8"
+    )
     rollout = {"max_new_tokens": 6, "samples_per_prompt": 2, "temperature": 0.5}
     common = {"learning_rate": 0.02, "batch_size": 1}
     stages = {
-        "sft": {"algorithm": "sft", "data": "prompts.jsonl", "max_steps": 2, "keep_versions": True, **common},
+        "sft": {
+            "algorithm": "sft",
+            "data": "prompts.jsonl",
+            "max_steps": 2,
+            "keep_versions": True,
+            **common,
+        },
         "liked": {"algorithm": "reward_model", "data": "pairs.jsonl", "max_steps": 1, **common},
-        "online": {"algorithm": "rloo", "prompts": "prompts.jsonl", "reward": "liked", "rollout": rollout}
+        "online": {
+            "algorithm": "rloo",
+            "prompts": "prompts.jsonl",
+            "reward": "liked",
+            "rollout": rollout,
+        }
         | {"iterations": 1, "prompts_per_iteration": 2, **common},
     }
     chosen = {name: stages[name] for name in names}
-    text = yaml.safe_dump({"model": {"base": "tiny", "dtype": "float32", **model}, "stages": chosen})
+    text = yaml.safe_dump(
+        {"model": {"base": "tiny", "dtype": "float32", **model}, "stages": chosen}
+    )
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
     return folder / "run"

@@ -16,7 +16,10 @@ from alignkit_plugins.policies.recipe import models_of, recipe_of
 
 
 def made(
-    *policies: object, rewards: Sequence[str] = ("length",), judges: Sequence[str] = (), baseline: str | None = None
+    *policies: object,
+    rewards: Sequence[str] = ("length",),
+    judges: Sequence[str] = (),
+    baseline: str | None = None,
 ) -> dict[str, Any]:
     named = models_of([str(policy) for policy in policies], rewards, judges)
     return cast(dict[str, Any], recipe_of(named, "prompts.jsonl", baseline))
@@ -43,10 +46,16 @@ def test_a_bare_name_takes_the_settings_of_the_run(first_run: Path) -> None:
 def test_another_rank_shares_the_base(first_run: Path, other_run: Path) -> None:
     recipe = made("tiny", first_run / "sft", other_run / "sft")
     assert recipe["model"]["lora"]["r"] == 4
-    assert recipe["stages"]["evaluate"]["policies"] == ["base", adapter(first_run), adapter(other_run)]
+    assert recipe["stages"]["evaluate"]["policies"] == [
+        "base",
+        adapter(first_run),
+        adapter(other_run),
+    ]
 
 
-def test_settings_that_differ_are_named(first_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_differ_are_named(
+    first_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = yaml.safe_load((first_run / "recipe.resolved.yaml").read_text(encoding="utf-8"))
     recipe["model"]["dtype"] = "bfloat16"
     (tmp_path / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -62,9 +71,14 @@ def test_whole_weights_are_named_by_their_folder(whole_run: Path, first_run: Pat
 
 def test_reward_models_within_rewards(first_run: Path) -> None:
     liked = str(first_run / "liked")
-    recipe = made(first_run / "sft", rewards=(liked, f"{{llama2: {{helpful: {liked}, safety: {liked}}}}}"))
+    recipe = made(
+        first_run / "sft", rewards=(liked, f"{{llama2: {{helpful: {liked}, safety: {liked}}}}}")
+    )
     folder = {"folder": adapter(first_run, "liked")}
-    assert recipe["stages"]["evaluate"]["rewards"] == [folder, {"llama2": {"helpful": folder, "safety": folder}}]
+    assert recipe["stages"]["evaluate"]["rewards"] == [
+        folder,
+        {"llama2": {"helpful": folder, "safety": folder}},
+    ]
 
 
 def test_judges_name_policies_and_reward_models(first_run: Path) -> None:
@@ -91,7 +105,9 @@ def test_sampling_is_as_in_training_but_for_the_temperature(first_run: Path) -> 
         (["sft", "sft/adapter"], ["length"], "names a policy twice"),
     ],
 )
-def test_words_in_the_wrong_place(first_run: Path, policies: list[str], rewards: list[str], said: str) -> None:
+def test_words_in_the_wrong_place(
+    first_run: Path, policies: list[str], rewards: list[str], said: str
+) -> None:
     with pytest.raises(RecipeError, match=said):
         words = [str(first_run / word) if word != "length" else word for word in rewards]
         made(*(first_run / word for word in policies), rewards=tuple(words))
@@ -109,10 +125,20 @@ def test_policies_of_two_runs(
 ) -> None:
     """Adapters of two ranks, a base and a reward model; the recipe in the folder repeats it."""
     monkeypatch.chdir(first_run.parent)
-    words = ["run/base", "run/online", other_run / "sft", "--prompts", "prompts.jsonl", "--reward", "run/liked"]
+    words = [
+        "run/base",
+        "run/online",
+        other_run / "sft",
+        "--prompts",
+        "prompts.jsonl",
+        "--reward",
+        "run/liked",
+    ]
     words += ["--judge", "{reward_judge: {reward_model: run/liked}}"]
     assert evaluate(*words, "--out", tmp_path / "out", "--limit", 2, "seed=3") == 0
-    found = json.loads((tmp_path / "out" / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
+    found = json.loads(
+        (tmp_path / "out" / "evaluate" / "evaluation.json").read_text(encoding="utf-8")
+    )
     assert list(found["policies"]) == ["base", "run/online", "run/sft"]
     assert found["rewards"] == ["run/liked"] and found["prompts"] == 2
     for policy, results in found["judged"].items():  # the judge is the reward
@@ -129,7 +155,9 @@ def test_policies_of_two_runs(
     assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
-def test_the_help_says_how_prompts_name_their_format(first_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_says_how_prompts_name_their_format(
+    first_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate("--help") == 0
     assert "'{gsm8k: FILE}' names its format" in " ".join(capsys.readouterr().out.split())
     recipe = recipe_of(models_of(["tiny"]), "{gsm8k: FILE}")
@@ -139,7 +167,15 @@ def test_the_help_says_how_prompts_name_their_format(first_run: Path, capsys: py
 def test_mistakes_are_found_before_anything_is_loaded(
     first_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [first_run / "sft", "--out", tmp_path / "out", "--reward", "leng", "--prompts", tmp_path / "gone.jsonl"]
+    words = [
+        first_run / "sft",
+        "--out",
+        tmp_path / "out",
+        "--reward",
+        "leng",
+        "--prompts",
+        tmp_path / "gone.jsonl",
+    ]
     assert evaluate(*words) == 2
     said = capsys.readouterr().err
     assert "did you mean 'length'" in said and "no such file" in said

@@ -17,7 +17,12 @@ LORA = {"r": 4, "lora_alpha": 8}
 def test_a_stage_has_the_settings_of_its_run(first_run: Path) -> None:
     found = named_model(str(first_run / "sft"))
     template = str(first_run.parent / "words.jinja")
-    assert {**found.spec, "lora": LORA} == {"base": "tiny", "dtype": "float32", "chat_template": template, "lora": LORA}
+    assert {**found.spec, "lora": LORA} == {
+        "base": "tiny",
+        "dtype": "float32",
+        "chat_template": template,
+        "lora": LORA,
+    }
     assert found.spec["lora"] == LORA
     assert (found.folder, found.reward) == ((first_run / "sft" / "adapter").resolve(), False)
     assert found.label == "run-sft" and found.rollout == {}
@@ -46,13 +51,21 @@ def test_base_models(first_run: Path, tmp_path: Path) -> None:
     assert base.folder is None and base.spec["chat_template"].endswith("words.jinja")
     assert named_model("owner/name").spec == {"base": "owner/name"}
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"]})
+    )
     found = named_model(str(tmp_path / "model"))
-    assert found.spec == {"base": str(tmp_path / "model")} and found.folder is None and not found.reward
+    assert (
+        found.spec == {"base": str(tmp_path / "model")}
+        and found.folder is None
+        and not found.reward
+    )
 
 
 def test_a_whole_reward_model_is_no_base(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForSequenceClassification"]})
+    )
     found = named_model(str(tmp_path))
     assert found.reward and found.spec == {} and found.folder == tmp_path
 
@@ -60,7 +73,10 @@ def test_a_whole_reward_model_is_no_base(tmp_path: Path) -> None:
 def test_all_weights_of_a_stage_are_a_base(whole_run: Path) -> None:
     found = named_model(f"{whole_run}/sft")
     assert found.folder is None and found.label == "run-sft"
-    assert found.spec == {"base": str((whole_run / "sft" / "adapter").resolve()), "dtype": "float32"}
+    assert found.spec == {
+        "base": str((whole_run / "sft" / "adapter").resolve()),
+        "dtype": "float32",
+    }
 
 
 @pytest.mark.parametrize(
@@ -86,8 +102,9 @@ def test_a_word_that_is_almost_a_run_is_said_before_the_hub_is_asked(
     (runs / "quickstart").symlink_to(first_run)
     monkeypatch.chdir(runs.parent)
     assert named_model("quickstrat").spec == {"base": "quickstrat"}
-    assert "note: quickstrat is no run, so it is taken as a model of the hub; did you mean 'runs/quickstart'?" in (
-        capsys.readouterr().err
+    assert (
+        "note: quickstrat is no run, so it is taken as a model of the hub; did you mean "
+        "'runs/quickstart'?" in (capsys.readouterr().err)
     )
     for word in ("tiny", "gpt2", "my-org/quickstrat"):
         named_model(word)

@@ -1,4 +1,6 @@
-"""A run to export from: a policy, a reward model and an evaluation; and what its own models compute."""
+"""A run to export from: a policy, a reward model and an evaluation; and what its own models
+compute.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,43 @@ WORDS = ("bread is good", "my old friend", "the people in this house")
 KEY = "hf_" + "Ab1" * 12
 
 
-def train(folder: Path, model: dict[str, Any], stages: dict[str, Any] | None = None, **keys: Any) -> Path:
+def train(
+    folder: Path, model: dict[str, Any], stages: dict[str, Any] | None = None, **keys: Any
+) -> Path:
     """A finished run in `folder`/run of some of the stages that tests export."""
-    rows = [Group((Message(role="user", content=text),), (Response(text=text[::-1]),)) for text in WORDS]
+    rows = [
+        Group((Message(role="user", content=text),), (Response(text=text[::-1]),)) for text in WORDS
+    ]
     write_groups(folder / "demos.jsonl", rows)
     both = (Response(text="good bread", rank=0), Response(text="no", rank=1))
     write_groups(folder / "pairs.jsonl", [Group(group.prompt, both) for group in rows])
-    table = "| file | source | license |\n|---|---|---|\n| `demos.jsonl` | a friend \\| of ours | MIT |\n"
+    table = (
+        "| file | source | license |\n"
+        "|---|---|---|\n"
+        "| `demos.jsonl` | a friend \\| of ours | MIT |\n"
+    )
     (folder / "LICENSES.md").write_text(table, encoding="utf-8")
     if stages is None:
         stages = {
-            "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "batch_size": 1, "keep_versions": True},
-            "liked": {"algorithm": "reward_model", "from": "sft", "data": "pairs.jsonl", "max_steps": 2},
-            "report": {"step": "evaluate", "policies": ["base", "sft"], "rewards": ["liked"], "prompts": "demos.jsonl"},
+            "sft": {
+                "algorithm": "sft",
+                "data": "demos.jsonl",
+                "max_steps": 3,
+                "batch_size": 1,
+                "keep_versions": True,
+            },
+            "liked": {
+                "algorithm": "reward_model",
+                "from": "sft",
+                "data": "pairs.jsonl",
+                "max_steps": 2,
+            },
+            "report": {
+                "step": "evaluate",
+                "policies": ["base", "sft"],
+                "rewards": ["liked"],
+                "prompts": "demos.jsonl",
+            },
         }
         stages["sft"]["learning_rate"] = stages["liked"]["learning_rate"] = 0.02
         stages["report"] |= {"sampling": {"max_new_tokens": 8}}
@@ -43,7 +69,10 @@ def train(folder: Path, model: dict[str, Any], stages: dict[str, Any] | None = N
 
 def groups() -> list[Group]:
     """Conversations to compare numbers on."""
-    return [Group((Message(role="user", content=text),), (Response(text="good old bread"),)) for text in WORDS]
+    return [
+        Group((Message(role="user", content=text),), (Response(text="good old bread"),))
+        for text in WORDS
+    ]
 
 
 def models_of(run: Path) -> Any:
@@ -62,9 +91,13 @@ def check_logprobs(
     """A causal language model computes the log-probabilities of a role of the run."""
     models = models_of(run)
     ours, plain = models[reference].logprobs(groups()), models[base].logprobs(groups())
-    assert max(float((one - other).abs().max()) for one, other in zip(ours, plain, strict=True)) > 0.01
+    assert (
+        max(float((one - other).abs().max()) for one, other in zip(ours, plain, strict=True)) > 0.01
+    )
     for group, wanted in zip(groups(), ours, strict=True):
-        text = tokenizer.apply_chat_template(list(group.prompt), add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            list(group.prompt), add_generation_prompt=True, tokenize=False
+        )
         prompt = tokenizer(text, add_special_tokens=False).input_ids
         encoded = models.of(base).encoder.encode(group, 256)
         assert encoded is not None and tuple(prompt) == encoded.prompt
@@ -79,12 +112,18 @@ def check_scores(model: Any, tokenizer: Any, run: Path) -> None:
     """A classifier gives the scores of the run's reward model, alone and in padded batches."""
     wanted = models_of(run)["liked"].scores(groups())
     assert len(set(wanted)) > 1
-    rows = [[*group.prompt, Message(role="assistant", content=group.responses[0].text)] for group in groups()]
+    rows = [
+        [*group.prompt, Message(role="assistant", content=group.responses[0].text)]
+        for group in groups()
+    ]
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.no_grad():
         together = model(**batch).logits
-        alone = [model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits for text in texts]
+        alone = [
+            model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+            for text in texts
+        ]
     assert together.shape == (len(texts), 1)
     assert together[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
     assert [float(score) for score in alone] == pytest.approx(wanted, abs=1e-5)

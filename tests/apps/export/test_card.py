@@ -1,4 +1,6 @@
-"""The model card: a header that the hub reads, the records of the run, how to load the export, and no folders."""
+"""The model card: a header that the hub reads, the records of the run, how to load the export, and
+no folders.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,29 @@ def spec_of(run: Path, stage: str = "sft", **keys: Any) -> Source:
     ],
 )
 def test_the_header(
-    stage: str, form: list[str], library: str, task: str, tags: list[str], lora_run: Path, tmp_path: Path
+    stage: str,
+    form: list[str],
+    library: str,
+    task: str,
+    tags: list[str],
+    lora_run: Path,
+    tmp_path: Path,
 ) -> None:
-    assert export(lora_run / stage, tmp_path / "out", *form, "--base", "me/tiny", "--license", "mit") == 0
+    assert (
+        export(lora_run / stage, tmp_path / "out", *form, "--base", "me/tiny", "--license", "mit")
+        == 0
+    )
     found = ModelCard.load(tmp_path / "out" / "README.md")
     data = found.data
-    assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, list(dict.fromkeys(tags)))
+    assert (data.library_name, data.pipeline_tag, data.tags) == (
+        library,
+        task,
+        list(dict.fromkeys(tags)),
+    )
     assert (data.base_model, data.license, data.datasets) == ("me/tiny", "mit", None)
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", found.text, re.DOTALL)]
+    blocks = [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", found.text, re.DOTALL)
+    ]
     (name, facts), *_ = blocks[-1].items()
     assert name == stage and facts["settings"]["learning_rate"] == 0.02 and blocks[-1]["hash"]
     assert len(blocks) == (2 if stage == "liked" else 1) and facts["seed"] == 0
@@ -65,14 +82,22 @@ def test_the_header(
 
 def test_bases_and_data_of_the_hub(run: Path) -> None:
     record = json.loads((run / "sft" / "stage.json").read_text())
-    record["depends_on"]["settings"]["data"]["sources"] = [{"hub": "trl-lib/tldr"}, {"hub": str(run)}]
+    record["depends_on"]["settings"]["data"]["sources"] = [
+        {"hub": "trl-lib/tldr"},
+        {"hub": str(run)},
+    ]
     source = changed(run, "sft", depends_on=record["depends_on"])
-    text = card(source, Use(source, True, source.folder, "tiny", False), "out", None, ["\x1b[31mred"])
+    text = card(
+        source, Use(source, True, source.folder, "tiny", False), "out", None, ["\x1b[31mred"]
+    )
     data = ModelCard(text).data
     assert (data.base_model, data.license, data.datasets) == (None, None, ["trl-lib/tldr"])
     assert "\x1b" not in text and "`tiny`, which is not on the hub, SHA-256 of its weights" in text
     assert "from_pretrained" not in text
-    assert "alignkit makes the base model, which other programs do not have: export this with --merge" in text
+    assert (
+        "alignkit makes the base model, which other programs do not have: export this with --merge"
+        in text
+    )
 
 
 @pytest.mark.silent_bug(
@@ -82,12 +107,21 @@ def test_bases_and_data_of_the_hub(run: Path) -> None:
 )
 def test_licenses_of_rows_reach_the_card(tmp_path: Path) -> None:
     prompt, answers = [{"role": "user", "content": "bread?"}], {"chosen": "good", "rejected": "bad"}
-    rows = [{"prompt": prompt, **answers, "license": name} for name in ("cc-by-nc-4.0", "cc-by-nc-4.0", "")]
+    rows = [
+        {"prompt": prompt, **answers, "license": name}
+        for name in ("cc-by-nc-4.0", "cc-by-nc-4.0", "")
+    ]
     (tmp_path / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
     steps = {"max_steps": 1, "batch_size": 1}
     stages = {
         "liked": {"algorithm": "reward_model", "data": "rated.jsonl", **steps},
-        "align": {"algorithm": "grpo", "prompts": "demos.jsonl", "reward": "liked", "iterations": 1, "batch_size": 1},
+        "align": {
+            "algorithm": "grpo",
+            "prompts": "demos.jsonl",
+            "reward": "liked",
+            "iterations": 1,
+            "batch_size": 1,
+        },
     }
     stages["align"]["rollout"] = {"samples_per_prompt": 2, "max_new_tokens": 4}
     source = find(str(train(tmp_path, {}, stages) / "align"))
@@ -155,7 +189,9 @@ def words_of(use: Use, place: str = "out", base: str = "me/base") -> list[str]:
 
 
 def test_an_adapter_in_vllm(run: Path) -> None:
-    """With the run's template, ends of responses and type, which vLLM would take from the base or choose."""
+    """With the run's template, ends of responses and type, which vLLM would take from the base or
+    choose.
+    """
     source = find(str(run / "sft"))
     words = words_of(Use(source, True, source.folder, "me/base", True))
     assert words[:3] == ["vllm", "serve", "me/base"] and "run-sft=out" in words
@@ -182,7 +218,9 @@ def test_whole_models(run: Path, tmp_path: Path) -> None:
     source = spec_of(run, chat_template_kwargs={"enable_thinking": False}, trust_remote_code=True)
     use = Use(source, False, tmp_path, "me/base", True)
     words = words_of(use)
-    assert json.loads(words[words.index("--default-chat-template-kwargs") + 1]) == {"enable_thinking": False}
+    assert json.loads(words[words.index("--default-chat-template-kwargs") + 1]) == {
+        "enable_thinking": False
+    }
     assert words[3:5] == ["--dtype", "float32"] and words[-1] == "--trust-remote-code"
     (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
     assert "--dtype" not in words_of(use)
@@ -195,7 +233,9 @@ def test_what_vllm_cannot_load(run: Path) -> None:
     """vLLM 0.32 has no quantization of bitsandbytes any more."""
     for source in (find(str(run / "liked")), spec_of(run, quantization="nf4")):
         use = Use(source, True, source.folder, "me/base", True)
-        assert use.vllm("out", "me/base").startswith("# vLLM loads no") and "--merge" in use.vllm("out", "me/base")
+        assert use.vllm("out", "me/base").startswith("# vLLM loads no") and "--merge" in use.vllm(
+            "out", "me/base"
+        )
 
 
 def printed_code(output: str) -> str:

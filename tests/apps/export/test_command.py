@@ -22,7 +22,9 @@ def test_what_it_prints(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert f"python convert_hf_to_gguf.py {tmp_path / 'out'} --outfile run-sft.gguf\n" in output
 
 
-def test_the_default_folder(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert export(f"{lora_run / 'sft'}@1") == 0
     assert (tmp_path / "exports" / "run-sft-1" / "README.md").is_file()
@@ -43,23 +45,33 @@ def test_requests_that_cannot_be_met(
 
 
 @pytest.mark.parametrize("words", [["gone/sft"], ["{run}/report"]])
-def test_no_torch_for_what_cannot_be_exported(words: list[str], lora_run: Path, tmp_path: Path) -> None:
+def test_no_torch_for_what_cannot_be_exported(
+    words: list[str], lora_run: Path, tmp_path: Path
+) -> None:
     code = (
         "import sys\nfrom alignkit.cli import main\nassert main(sys.argv[1:]) == 2\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     command = ["export", *(word.format(run=lora_run) for word in words)]
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_commands_of_the_documentation(
-    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lora_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Those of docs/export.md and of --help, on a run of the tiny model."""
     page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
     assert export("--help") == 0
-    texts = [*re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL), capsys.readouterr().out]
+    texts = [
+        *re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL),
+        capsys.readouterr().out,
+    ]
     lines = [line for text in texts for line in text.splitlines()]
     commands = [line.split()[1:] for line in lines if re.match(r" *alignkit export", line)]
     assert len(commands) >= 5

@@ -12,7 +12,12 @@ import pytest
 import torch
 from exported import WORDS, check_logprobs, check_scores, export, models_of, train
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from alignkit.errors import RunFailed
 from alignkit.io.text import cache_folder
@@ -40,7 +45,9 @@ def test_a_kept_version(lora_run: Path, tmp_path: Path) -> None:
     check_logprobs(model, AutoTokenizer.from_pretrained(tmp_path / "out"), lora_run, "sft@1")
 
 
-def test_a_base_with_a_public_name(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_with_a_public_name(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """peft's own class finds the base by that name; here a folder stands for the hub."""
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 
@@ -51,7 +58,9 @@ def test_a_base_with_a_public_name(lora_run: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     policy = AutoPeftModelForCausalLM.from_pretrained("policy", **FP32).eval()
     check_logprobs(policy, AutoTokenizer.from_pretrained("policy"), lora_run, "sft")
-    reward = AutoPeftModelForSequenceClassification.from_pretrained("reward", num_labels=1, **FP32).eval()
+    reward = AutoPeftModelForSequenceClassification.from_pretrained(
+        "reward", num_labels=1, **FP32
+    ).eval()
     check_scores(reward, AutoTokenizer.from_pretrained("reward"), lora_run)
 
 
@@ -75,7 +84,9 @@ def test_how_others_sample_by_themselves(tmp_path: Path) -> None:
     assert folders._sampling_notes(tmp_path) == []
     GenerationConfig(eos_token_id=[2, 7]).save_pretrained(tmp_path)
     assert folders._sampling_notes(tmp_path) == []
-    GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.05).save_pretrained(tmp_path)
+    GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.05).save_pretrained(
+        tmp_path
+    )
     (note,) = folders._sampling_notes(tmp_path)
     assert "(temperature 0.6, repetition_penalty 1.05)" in note
 
@@ -94,18 +105,28 @@ def test_a_merged_reward_model(lora_run: Path, tmp_path: Path) -> None:
     assert model.config.problem_type == "regression"
 
     rows = [
-        {"chosen": [{"role": "user", "content": word}], "rejected": [{"role": "user", "content": "no"}]}
+        {
+            "chosen": [{"role": "user", "content": word}],
+            "rejected": [{"role": "user", "content": "no"}],
+        }
         for word in WORDS
     ]
-    arguments = RewardConfig(output_dir=str(tmp_path / "trl"), report_to="none", use_cpu=True, max_steps=1)
+    arguments = RewardConfig(
+        output_dir=str(tmp_path / "trl"), report_to="none", use_cpu=True, max_steps=1
+    )
     trainer = RewardTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     check_scores(trainer.model.eval(), tokenizer, lora_run)
 
 
 @pytest.mark.parametrize("form", [[], ["--merge"]])
-def test_weights_trained_without_an_adapter(whole_run: Path, form: list[str], tmp_path: Path) -> None:
+def test_weights_trained_without_an_adapter(
+    whole_run: Path, form: list[str], tmp_path: Path
+) -> None:
     assert export(whole_run / "sft", tmp_path / "policy", *form) == 0
     assert export(whole_run / "liked", tmp_path / "reward", *form) == 0
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
@@ -122,7 +143,9 @@ def test_weights_trained_without_an_adapter(whole_run: Path, form: list[str], tm
 )
 def test_responses_end_where_the_run_ended_them(tmp_path: Path) -> None:
     """The template of the run ends turns with a token that the base does not end with."""
-    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|pad|>' }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|pad|>' }}{% endfor %}"
+    )
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     (tmp_path / "own.jinja").write_text(template, encoding="utf-8")
     stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}}
@@ -155,9 +178,15 @@ def test_a_quantized_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "quantization_config" not in config and config["dtype"] == "float32"
 
 
-def test_int8_weights_are_those_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not those of the unquantized base; the inputs, which int8 rounds as well, cannot be merged."""
-    stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}}
+def test_int8_weights_are_those_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those of the unquantized base; the inputs, which int8 rounds as well, cannot be
+    merged.
+    """
+    stages = {
+        "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}
+    }
     run = train(tmp_path, {"quantization": "int8", "lora": {"r": 4, "lora_alpha": 8}}, stages)
     assert export(run / "sft", tmp_path / "out", "--merge") == 0
     assert "int8 also rounds the inputs of every layer" in capsys.readouterr().err
@@ -190,7 +219,9 @@ def test_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert export(run / "sft", tmp_path / "kept") == 0
 
 
-def test_nothing_is_overwritten(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten(
+    lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert export(lora_run / "sft", tmp_path / "mine") == 2
@@ -198,7 +229,9 @@ def test_nothing_is_overwritten(lora_run: Path, tmp_path: Path, capsys: pytest.C
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
-def test_a_failure_leaves_nothing(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -208,7 +241,10 @@ def test_a_failure_leaves_nothing(lora_run: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_folder_that_appears_meanwhile(
-    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lora_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def meanwhile(*arguments: Any) -> str:
         (tmp_path / "out").mkdir()
@@ -240,7 +276,9 @@ def test_nothing_private(lora_run: Path, tmp_path: Path) -> None:
                 assert f"{folder}{os.sep}".encode() not in content, (file, folder)
 
 
-@pytest.mark.parametrize(("text", "what"), [("/home/me/run/sft", "/home/me/run/"), ("hf_" + "Ab1" * 12, "a key")])
+@pytest.mark.parametrize(
+    ("text", "what"), [("/home/me/run/sft", "/home/me/run/"), ("hf_" + "Ab1" * 12, "a key")]
+)
 def test_private_texts_are_refused(text: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"note": text}))
     with pytest.raises(RunFailed, match=f"config.json would tell others of {what}"):

@@ -41,7 +41,9 @@ def test_a_kept_version(run: Path) -> None:
 
 
 def test_a_misspelled_stage(run: Path) -> None:
-    assert "has no stage 'sfd'" in message(run / "sfd") and "did you mean 'sft'?" in message(run / "sfd")
+    assert "has no stage 'sfd'" in message(run / "sfd") and "did you mean 'sft'?" in message(
+        run / "sfd"
+    )
     assert "stages with a model: liked, sft" in message(run / "policy")
 
 
@@ -85,7 +87,12 @@ def test_a_damaged_record(run: Path) -> None:
 def test_a_step_that_selected_a_policy(tmp_path: Path) -> None:
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", "epochs": 2, "keep_versions": True},
-        "best": {"step": "select_best", "policies": ["sft@1", "sft@2"], "reward": "length", "prompts": "demos.jsonl"},
+        "best": {
+            "step": "select_best",
+            "policies": ["sft@1", "sft@2"],
+            "reward": "length",
+            "prompts": "demos.jsonl",
+        },
     }
     run = train(tmp_path, {}, stages)
     selected = find(str(run / "best"))

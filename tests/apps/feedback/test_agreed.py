@@ -1,4 +1,6 @@
-"""How far annotators agree: what each task asks, and the tables of reports and of `alignkit labels STORE`."""
+"""How far annotators agree: what each task asks, and the tables of reports and of `alignkit labels
+STORE`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from alignkit_plugins.people.store import Store
 
 
 def store_of(folder: Path, *rows: tuple[Item, dict[str, Any]]) -> Store:
-    """A store with labels: (item, {annotator: payload}). Every label shows the responses in the item's order."""
+    """A store with labels: (item, {annotator: payload}). Every label shows the responses in the
+    item's order.
+    """
     store = opened(folder, *(item for item, _ in rows))
     for item, given in rows:
         for who, payload in given.items():
@@ -32,12 +36,18 @@ def side(letter: str, margin: str = "better", **more: Any) -> dict[str, Any]:
 
 
 def facts(store: Store) -> dict[str, Any]:
-    return {question["question"]: question for question in json.loads(json.dumps(agreement(labeled(store))))}
+    return {
+        question["question"]: question
+        for question in json.loads(json.dumps(agreement(labeled(store))))
+    }
 
 
 def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
     given = [("A", "better"), ("A", "slightly"), ("B", "unsure"), ("A", "better")]
-    rows = [(pair(f"prompt {n}"), {"ann": side("A"), "bob": side(*label)}) for n, label in enumerate(given)]
+    rows = [
+        (pair(f"prompt {n}"), {"ann": side("A"), "bob": side(*label)})
+        for n, label in enumerate(given)
+    ]
     with store_of(tmp_path, *rows) as store:
         found = facts(store)
     which, much = found["pair: which is better"], found["pair: how much better"]
@@ -47,16 +57,22 @@ def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
     sides = [[lot, lot ^ (n == 2)] for n, lot in enumerate(lots)]
     assert which["alpha"]["mean"] == pytest.approx(krippendorff_alpha(sides))
     degrees = [[-3, -3], [-3, -2], [-3, 1], [-3, -3]]
-    degrees = [unit if lot else [-value for value in unit] for lot, unit in zip(lots, degrees, strict=True)]
+    degrees = [
+        unit if lot else [-value for value in unit] for lot, unit in zip(lots, degrees, strict=True)
+    ]
     assert much["alpha"]["mean"] == pytest.approx(krippendorff_alpha(degrees, "ordinal"))
     assert which["people"]["ann"]["with_others"]["mean"] == 3 / 4
 
 
 def test_data_with_the_better_response_first_show_agreement_beyond_chance(tmp_path: Path) -> None:
-    """80 pairs whose first response is better, and two people of whom each denies it of every tenth."""
+    """80 pairs whose first response is better, and two people of whom each denies it of every
+    tenth.
+    """
     rows = []
     for n in range(80):
-        said = {who: side("B" if n % 10 == place else "A") for place, who in enumerate(("ann", "bob"))}
+        said = {
+            who: side("B" if n % 10 == place else "A") for place, who in enumerate(("ann", "bob"))
+        }
         rows.append((pair(f"prompt {n}", f"good {n}"), said))
     with store_of(tmp_path, *rows) as store:
         found = facts(store)["pair: which is better"]
@@ -74,9 +90,12 @@ def test_labels_are_compared_in_the_items_order(tmp_path: Path) -> None:
 def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
     ranks = [[1, 2, 3, 4], [1, 2, 4, 3], [2, 1, 1, 4]]
     given = {who: {"ranks": row} for who, row in zip(("ann", "bob", "eve"), ranks, strict=True)}
-    with store_of(tmp_path, (ranking(), given), (ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}})) as store:
+    with store_of(
+        tmp_path, (ranking(), given), (ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}})
+    ) as store:
         found = facts(store)["ranking: which of two is better"]
-    assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5)  # without pairs that one of the two ties
+    # Without pairs that one of the two ties
+    assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5)
     assert (found["items"], found["shared"], found["people"]["ann"]["items"]) == (1, 1, 1)
     assert found["alpha"]["low"] is None  # six comparisons, but one item
 
@@ -86,7 +105,9 @@ def test_scores_are_a_question_per_criterion(tmp_path: Path) -> None:
     given = {"ann": {"scores": [one, other]}, "bob": {"scores": [{**one, "helpful": 6}, other]}}
     with store_of(tmp_path, (scores(), given)) as store:
         found = facts(store)
-    assert found["scores: helpful"]["items"] == 1 and found["scores: helpful"]["same"]["mean"] == 1 / 2
+    assert (
+        found["scores: helpful"]["items"] == 1 and found["scores: helpful"]["same"]["mean"] == 1 / 2
+    )
     assert found["scores: harmless"]["same"]["mean"] == 1
 
 
@@ -94,7 +115,9 @@ def test_safety_bins_and_thumbs(tmp_path: Path) -> None:
     safe = Item("safety", (turn("Harm?"),), ("no", "yes"))
     thumb = Item("thumb", (turn("Good?"),), ("yes",))
     bins = {"ann": side("A", safety="both_safe"), "bob": side("A", safety="preferred_safe")}
-    with store_of(tmp_path, (safe, bins), (thumb, {"ann": {"good": True}, "bob": {"good": True}})) as store:
+    with store_of(
+        tmp_path, (safe, bins), (thumb, {"ann": {"good": True}, "bob": {"good": True}})
+    ) as store:
         found = facts(store)
     assert found["safety: which bin"]["same"]["mean"] == 0 and found["thumb"]["same"]["mean"] == 1
 
@@ -120,16 +143,23 @@ def test_people_who_say_the_same_of_an_item_are_no_more_items(tmp_path: Path) ->
         found = facts(store)["pair: which is better"]
     alone = found["people"]["ann"]["with_gold"]
     assert (found["gold"]["mean"], found["gold"]["n"]) == (0.75, 60)
-    assert found["gold"]["high"] - found["gold"]["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.05)
+    assert found["gold"]["high"] - found["gold"]["low"] == pytest.approx(
+        alone["high"] - alone["low"], rel=0.05
+    )
 
 
 def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One sentence, and a line per person; the JSON has all questions."""
-    rows = [(pair(f"prompt {n}"), {"ann": side("A"), "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
+    rows = [
+        (pair(f"prompt {n}"), {"ann": side("A"), "bob": side("AB"[n % 3 == 0])}) for n in range(12)
+    ]
     path = store_of(tmp_path, *rows).path
     assert main(["labels", str(path)]) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "pair: 67% of labels agree, alpha 0." in said and "over 12 items: too few items to say" in said
+    assert (
+        "pair: 67% of labels agree, alpha 0." in said
+        and "over 12 items: too few items to say" in said
+    )
     assert "how much better" not in said
     assert main(["labels", str(path), "--json"]) == 0
     which, _ = json.loads(capfd.readouterr().out)["result"]["agreement"]
@@ -137,18 +167,30 @@ def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_enough_items_say_how_far_people_agree(tmp_path: Path) -> None:
-    rows = [(pair(f"prompt {n}", f"good {n}"), {"ann": side("A"), "bob": side("AB"[n % 5 == 0])}) for n in range(50)]
+    rows = [
+        (pair(f"prompt {n}", f"good {n}"), {"ann": side("A"), "bob": side("AB"[n % 5 == 0])})
+        for n in range(50)
+    ]
     with store_of(tmp_path, *rows) as store:
         found = agreement(labeled(store))
     told, alpha = sentence(found), shown(found[0]["alpha"])
     assert told == f"pair: 80% of labels agree, alpha {alpha} over 50 items" and "[" in alpha
-    assert people_table(found).rows[0] == ["pair", "ann", "50", shown(found[0]["same"], percent=True), "-"]
+    assert people_table(found).rows[0] == [
+        "pair",
+        "ann",
+        "50",
+        shown(found[0]["same"], percent=True),
+        "-",
+    ]
 
 
 def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
     with opened(tmp_path, pair(), scores()) as store:
         store.submit(event(pair()))
         found = agreement(labeled(store))
-    assert sentence(found) == "pair: no item has labels of two people, so how far they agree is not known"
+    assert (
+        sentence(found)
+        == "pair: no item has labels of two people, so how far they agree is not known"
+    )
     assert people_table(found).rows == [["pair", "ann", "1", "-", "-"]]
     assert sentence([]) == "" and people_table([]).rows == []

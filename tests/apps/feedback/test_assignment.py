@@ -1,4 +1,6 @@
-"""Who labels what next: leases, overlap, gold items, and a blind, balanced order of the responses."""
+"""Who labels what next: leases, overlap, gold items, and a blind, balanced order of the
+responses.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import pytest
 from scipy import stats
 from stores import Clock, event, opened, pair, ranking
 
-from alignkit_plugins.people.assignment import GOLD_RATE, Assignment, assignment, next_item, order_of, progress, take
+from alignkit_plugins.people.assignment import (
+    GOLD_RATE,
+    Assignment,
+    assignment,
+    next_item,
+    order_of,
+    progress,
+    take,
+)
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import BadLabel
 from alignkit_plugins.people.store import Store

@@ -1,4 +1,6 @@
-"""Stores of several people become one, without duplicates, and without guessing where they contradict each other."""
+"""Stores of several people become one, without duplicates, and without guessing where they
+contradict each other.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def two(folder: Path) -> tuple[Store, Store]:
 
 def votes(store: Store) -> dict[str, dict[str, int]]:
     return {
-        entry.stored.item.prompt[0]["content"]: {vote.annotator: vote.label["better"] for vote in entry.votes}
+        entry.stored.item.prompt[0]["content"]: {
+            vote.annotator: vote.label["better"] for vote in entry.votes
+        }
         for entry in labeled(store)
     }
 
@@ -38,7 +42,13 @@ def test_items_are_united_and_all_labels_kept(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
     done = merge(ann, content_of(bob))
     assert (done.items, done.events, done.known) == (1, 2, 0)
-    assert votes(ann) == {"one": {"ann": 0, "bob": 1}, "two": {}, "three": {}, "ann's": {"ann": 0}, "bob's": {"bob": 1}}
+    assert votes(ann) == {
+        "one": {"ann": 0, "bob": 1},
+        "two": {},
+        "three": {},
+        "ann's": {"ann": 0},
+        "bob's": {"bob": 1},
+    }
     assert [stored.labels for stored in ann.items()] == [2, 0, 0, 1, 1]
     assert len(ann.guidelines()) == 2
     assert len(bob.events()) == 2
@@ -77,8 +87,14 @@ def test_an_undo_of_another_store_counts(tmp_path: Path) -> None:
 
 
 def test_what_one_store_does_not_know_is_filled_in(tmp_path: Path) -> None:
-    plain, rich = pair(), pair(license="MIT", gold={"better": 1}, meta={"language": "de"}, origins=("a", "b"))
-    with opened(tmp_path, plain, name="x.feedback") as x, opened(tmp_path, rich, name="y.feedback") as y:
+    plain, rich = (
+        pair(),
+        pair(license="MIT", gold={"better": 1}, meta={"language": "de"}, origins=("a", "b")),
+    )
+    with (
+        opened(tmp_path, plain, name="x.feedback") as x,
+        opened(tmp_path, rich, name="y.feedback") as y,
+    ):
         assert merge(x, content_of(y)).gold == 0
         (stored,) = x.items()
         assert (stored.item, stored.revision) == (rich, 2)
@@ -91,7 +107,9 @@ def test_contradictions_are_named_and_nothing_is_written(tmp_path: Path) -> None
     ann, bob = two(tmp_path)
     for store, license in ((bob, "MIT"), (ann, "CC0-1.0")):
         store.add([pair("three", license=license)])
-    with pytest.raises(DataError, match=r"bob.feedback does not fit .*CC0-1.0 and MIT.*Nothing was merged"):
+    with pytest.raises(
+        DataError, match=r"bob.feedback does not fit .*CC0-1.0 and MIT.*Nothing was merged"
+    ):
         merge(ann, content_of(bob), "bob.feedback")
     assert len(ann.events()) == 2
 
@@ -113,7 +131,10 @@ def test_an_event_without_its_item_is_refused(tmp_path: Path) -> None:
 
 def test_a_retired_item_stays_retired(tmp_path: Path) -> None:
     old = pair(batch="a.jsonl")
-    with opened(tmp_path, old, name="x.feedback") as x, opened(tmp_path, old, name="y.feedback") as y:
+    with (
+        opened(tmp_path, old, name="x.feedback") as x,
+        opened(tmp_path, old, name="y.feedback") as y,
+    ):
         y.ask([], "a.jsonl")
         merge(x, content_of(y))
         assert [stored.retired for stored in x.items()] == [True]

@@ -24,13 +24,21 @@ def rated(items: Sequence[Item], *rewards: Scores) -> list[Item]:
     def scorer(spec: Any) -> Any:
         def score(groups: Sequence[Group]) -> list[Group]:
             return [
-                replace(group, responses=tuple(replace(r, scores={"reward": spec.of[r.text]}) for r in group.responses))
+                replace(
+                    group,
+                    responses=tuple(
+                        replace(r, scores={"reward": spec.of[r.text]}) for r in group.responses
+                    ),
+                )
                 for group in groups
             ]
 
         return SimpleNamespace(score=score)
 
-    specs = [SimpleNamespace(kind="plugin", name=f"reward{n}", of=table) for n, table in enumerate(rewards)]
+    specs = [
+        SimpleNamespace(kind="plugin", name=f"reward{n}", of=table)
+        for n, table in enumerate(rewards)
+    ]
     context: Any = SimpleNamespace(
         out=Path("ask"),
         stage="ask",
@@ -43,23 +51,30 @@ def rated(items: Sequence[Item], *rewards: Scores) -> list[Item]:
 
 
 def priorities(gaps: Sequence[Sequence[float]]) -> list[float]:
-    """Of pairs, by how much each rater finds the first response better: a list of gaps for each pair."""
+    """Of pairs, by how much each rater finds the first response better: a list of gaps for each
+    pair.
+    """
     items = [pair(f"{n}", f"first {n}", f"second {n}") for n in range(len(gaps))]
     tables = [
-        {f"first {n}": row[rater] for n, row in enumerate(gaps)} | {f"second {n}": 0.0 for n in range(len(gaps))}
+        {f"first {n}": row[rater] for n, row in enumerate(gaps)}
+        | {f"second {n}": 0.0 for n in range(len(gaps))}
         for rater in range(len(gaps[0]))
     ]
     return [item.priority for item in rated(items, *tables)]
 
 
 def test_a_planted_disagreement_comes_first() -> None:
-    both_sure, both_unsure, one_unsure, disagree = priorities([(6.0, 0.8), (0.1, 0.04), (2.0, 0.0), (2.5, -0.6)])
+    both_sure, both_unsure, one_unsure, disagree = priorities(
+        [(6.0, 0.8), (0.1, 0.04), (2.0, 0.0), (2.5, -0.6)]
+    )
     assert disagree > 0 >= one_unsure > both_unsure > both_sure
 
 
 def test_one_rater_puts_the_smallest_margins_first() -> None:
     found = priorities([[2.0], [-0.1], [0.5], [-3.0]])
-    assert sorted(range(4), key=lambda place: -found[place]) == [1, 2, 0, 3] and all(-1 <= each < 0 for each in found)
+    assert sorted(range(4), key=lambda place: -found[place]) == [1, 2, 0, 3] and all(
+        -1 <= each < 0 for each in found
+    )
 
 
 def test_the_scale_of_a_reward_does_not_matter() -> None:
@@ -69,23 +84,34 @@ def test_the_scale_of_a_reward_does_not_matter() -> None:
 
 def test_rankings_count_all_their_pairs_and_items_without_scores_keep_their_priority() -> None:
     items = [ranking(text, 3, priority=7.0) for text in ("alike", "one swapped", "reversed")]
-    items = [replace(item, responses=tuple(f"{item.prompt[0]['content']} {n}" for n in range(3))) for item in items]
+    items = [
+        replace(item, responses=tuple(f"{item.prompt[0]['content']} {n}" for n in range(3)))
+        for item in items
+    ]
     alone = Item("thumb", (turn("Good?"),), ("yes",), priority=3.0)
     unknown = pair("unknown", "a", "b", priority=2.0)
     texts = [text for item in items for text in item.responses]
     first: Scores = dict(zip(map(str, texts), [3.0, 2.0, 1.0] * 3, strict=True))
-    second: Scores = dict(zip(map(str, texts), [3.0, 2.0, 1.0, 2.0, 3.0, 1.0, 1.0, 2.0, 3.0], strict=True))
+    second: Scores = dict(
+        zip(map(str, texts), [3.0, 2.0, 1.0, 2.0, 3.0, 1.0, 1.0, 2.0, 3.0], strict=True)
+    )
     missing: Scores = {"a": None, "b": 1.0}
-    found = [item.priority for item in rated([*items, alone, unknown], first | missing, second | missing)]
+    found = [
+        item.priority for item in rated([*items, alone, unknown], first | missing, second | missing)
+    ]
     assert found[0] < found[1] < 0 < found[2] and found[3:] == [3.0, 2.0]
 
 
 def test_labels_where_raters_disagree_find_the_mistakes_of_a_reward() -> None:
-    """The reward is wrong on 25% of pairs and the judge, independently, on 20%: of their 35% disagreements, 4 in 7 are
-    mistakes of the reward, so the first 35% of labels find 80% of these instead of 35%."""
+    """The reward is wrong on 25% of pairs and the judge, independently, on 20%: of their 35%
+    disagreements, 4 in 7 are mistakes of the reward, so the first 35% of labels find 80% of these
+    instead of 35%.
+    """
     draw = random.Random(0)
     wrong = [draw.random() < 0.25 for _ in range(400)]
-    gaps = [(abs(draw.gauss(0, 1)) * (-1 if fooled else 1), draw.uniform(0.1, 0.9)) for fooled in wrong]
+    gaps = [
+        (abs(draw.gauss(0, 1)) * (-1 if fooled else 1), draw.uniform(0.1, 0.9)) for fooled in wrong
+    ]
     gaps = [(gap, p if draw.random() > 0.2 else -p) for gap, p in gaps]
     found = priorities(gaps)
     first = sorted(range(400), key=lambda place: -found[place])[:140]

@@ -17,13 +17,22 @@ from alignkit_plugins.report.data_lines import source_lines
 from tests.stores import event, opened, pair
 
 
-def row(number: int, *, final: int | None = None, gold: bool = False, task: str = "pair", **said: Any) -> Any:
-    item = {"task": task, "prompt": [{"role": "user", "content": f"Hi {number}"}], "responses": ["one", "two"]}
+def row(
+    number: int, *, final: int | None = None, gold: bool = False, task: str = "pair", **said: Any
+) -> Any:
+    item = {
+        "task": task,
+        "prompt": [{"role": "user", "content": f"Hi {number}"}],
+        "responses": ["one", "two"],
+    }
     labels = {
-        who: {"better": side, "margin": "better"} if isinstance(side, int) else side for who, side in said.items()
+        who: {"better": side, "margin": "better"} if isinstance(side, int) else side
+        for who, side in said.items()
     }
     votes = [{"annotator": who, "label": label} for who, label in labels.items()]
-    more = ({} if final is None else {"final": {"better": final}}) | ({"gold": True} if gold else {})
+    more = ({} if final is None else {"final": {"better": final}}) | (
+        {"gold": True} if gold else {}
+    )
     return number, {"feedback": 1, "item": item, "votes": votes, **more}
 
 
@@ -37,7 +46,8 @@ def chosen(
 
 def test_gold_items_decide_who_is_left_out() -> None:
     gold = [row(n, final=0, gold=True, ada=0, bob=int(n < 3), dan=0) for n in range(9)]
-    gold += [row(9, final=0, gold=True, ada=1, eve=1), row(10, final=0, bob=1)]  # one adjudicated, which is no gold
+    # One adjudicated, which is no gold
+    gold += [row(9, final=0, gold=True, ada=1, eve=1), row(10, final=0, bob=1)]
     rest = [row(20, ada=0, bob=1, eve=0), row(21, bob=1)]
     votes, notes = chosen([*gold, *rest], min_gold=0.8)
     assert votes[20] == {"ada", "eve"} and 21 not in votes  # ada: 9 of 10; bob: 6 of 9
@@ -55,7 +65,11 @@ def test_only_the_people_asked_for_are_read() -> None:
 @pytest.mark.parametrize(
     ("whose", "said", "fault"),
     [
-        ({"annotators": ["adda"]}, {"ada": 0}, "nobody called 'adda' labeled anything here; did you mean 'ada'"),
+        (
+            {"annotators": ["adda"]},
+            {"ada": 0},
+            "nobody called 'adda' labeled anything here; did you mean 'ada'",
+        ),
         ({"annotators": ["zoe"]}, {"ada": 0, "bob": 0}, "annotators: ada, bob"),
         ({"min_gold": 0.8}, {"ada": 0}, "'min_gold' needs gold items .* --gold FILE"),
     ],
@@ -71,7 +85,10 @@ def test_min_gold_that_leaves_nobody_is_an_error() -> None:
 
 
 def test_rows_that_cannot_be_read_are_left_to_the_format() -> None:
-    damaged = [(5, BadRow("no JSON")), (6, {"feedback": 1, "item": {"task": "ranking"}, "votes": [{"label": {}}]})]
+    damaged = [
+        (5, BadRow("no JSON")),
+        (6, {"feedback": 1, "item": {"task": "ranking"}, "votes": [{"label": {}}]}),
+    ]
     found, _ = chosen_rows([*damaged, row(0, ada=0)], ["ada"], None, lambda row: True)
     assert found[:2] == damaged
 
@@ -80,9 +97,15 @@ def source(path: Path, **options: Any) -> Any:
     from alignkit.plugins import load_plugins
 
     registration = load_plugins().get("format", "feedback")
-    found = DataSource(path=path).in_format(Component("format", "feedback", registration, Feedback.Options(**options)))
+    found = DataSource(path=path).in_format(
+        Component("format", "feedback", registration, Feedback.Options(**options))
+    )
     return load(
-        DataSpec((found,)), formats={"feedback": Feedback}, seed=0, commit=Mock(), stage_data=lambda stage: path
+        DataSpec((found,)),
+        formats={"feedback": Feedback},
+        seed=0,
+        commit=Mock(),
+        stage_data=lambda stage: path,
     )
 
 

@@ -1,4 +1,6 @@
-"""Reviews after InstructGPT's page: the ranks teach a reward model, scores and flags are columns."""
+"""Reviews after InstructGPT's page: the ranks teach a reward model, scores and flags are
+columns.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ def test_a_label_in_the_items_own_order() -> None:
     label = canonical(SHOWN, order)
     assert label == reviewed([1, 2, 2], [7, 4, 3], [], [], ["invented", "harmful"])
     assert canonical(displayed(label, order), order) == label
-    assert in_words(label) == "A > B = C; A: overall 7; B: overall 4; C: overall 3; C: invents facts, harmful"
+    assert (
+        in_words(label)
+        == "A > B = C; A: overall 7; B: overall 4; C: overall 3; C: invents facts, harmful"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,11 +66,23 @@ def test_ranks_are_learned_and_the_rest_are_columns(tmp_path: Path) -> None:
         store.submit(event(item, SHOWN))
         group = read(store.path)
         assert [answer.rank for answer in group.responses] == [2.0, 1.0, 2.0] and not group.pairs
-        assert group.meta == {"source": "x", "overall": [3, 7, 4], "flags": [["invented", "harmful"], [], []]}
+        assert group.meta == {
+            "source": "x",
+            "overall": [3, 7, 4],
+            "flags": [["invented", "harmful"], [], []],
+        }
         store.submit(event(item, reviewed([3, 1, 2], [2, 6, 5], ["harmful"]), who="bob"))
         group = read(store.path)
-        assert [(pair.better, pair.worse, pair.p) for pair in group.pairs] == [(1, 0, 1.0), (2, 0, 1.0), (1, 2, 1.0)]
-        assert group.meta["overall"] == [2.5, 6.5, 4.5] and group.meta["flags"] == [["harmful"], [], []]
+        assert [(pair.better, pair.worse, pair.p) for pair in group.pairs] == [
+            (1, 0, 1.0),
+            (2, 0, 1.0),
+            (1, 2, 1.0),
+        ]
+        assert group.meta["overall"] == [2.5, 6.5, 4.5] and group.meta["flags"] == [
+            ["harmful"],
+            [],
+            [],
+        ]
         assert len(read(store.path, votes="each").pairs) == 5
         assert not disputes(store)  # a tie contradicts nobody
         (question,) = agreement(labeled(store))
@@ -74,7 +91,9 @@ def test_ranks_are_learned_and_the_rest_are_columns(tmp_path: Path) -> None:
         assert [entry.stored.item.id for entry in disputes(store)] == [item.id]
         store.submit(event(item, reviewed([1, 2, 3], [6, 5, 4]), who="ann", kind="adjudicate"))
         group = read(store.path)
-        assert [answer.rank for answer in group.responses] == [1.0, 2.0, 3.0] and group.meta["overall"] == [6, 5, 4]
+        assert [answer.rank for answer in group.responses] == [1.0, 2.0, 3.0] and group.meta[
+            "overall"
+        ] == [6, 5, 4]
 
 
 def test_the_share_of_appropriate_answers_is_shown_by_writer(tmp_path: Path) -> None:
@@ -85,7 +104,10 @@ def test_the_share_of_appropriate_answers_is_shown_by_writer(tmp_path: Path) -> 
         store.submit(event(first, reviewed([2, 1], [3, 7], ["harmful", "invented"])))
         store.submit(event(second, reviewed([1, 2], [3, 7])))
         facts = overview(store)
-    found = {name: (row["answers"], row["appropriate"]["mean"]) for name, row in facts["reviewed"].items()}
+    found = {
+        name: (row["answers"], row["appropriate"]["mean"])
+        for name, row in facts["reviewed"].items()
+    }
     assert found == {"sft": (2, 0.5), "align": (2, 1.0)}
     shares = {"off_task": 0.0, "invented": 0.5, "harmful": 0.5, "unsuited": 0.0}
     assert {flag: facts["reviewed"]["sft"][flag] for flag in FLAGS} == shares

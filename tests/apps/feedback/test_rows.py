@@ -23,7 +23,9 @@ FORMATS = {entry.name: entry.implementation for entry in plugins().registrations
 
 
 def read(path: Path) -> Any:
-    return load(DataSpec((DataSource(path=path),)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path)
+    return load(
+        DataSpec((DataSource(path=path),)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path
+    )
 
 
 def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
@@ -106,8 +108,13 @@ stages:
 """
 
 
-def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    items = [pair(f"question {number}", first=f"good {number}", second=f"bad {number}") for number in range(6)]
+def test_a_reward_model_learns_from_a_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [
+        pair(f"question {number}", first=f"good {number}", second=f"bad {number}")
+        for number in range(6)
+    ]
     items.append(ranking("best of four"))
     with opened(tmp_path, *items) as store:
         for number, item in enumerate(items[:6]):
@@ -122,7 +129,8 @@ def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.Captu
     first = (out / "reward" / "metrics.jsonl").read_text()
     assert "accuracy/significantly" in first or "accuracy/better" in first
     assert main(["run", str(recipe), "--out", str(out)]) == 0
-    assert (out / "reward" / "metrics.jsonl").read_text() == first  # nothing new, so the stage is reused
+    # Nothing new, so the stage is reused
+    assert (out / "reward" / "metrics.jsonl").read_text() == first
     with Store.open(tmp_path / "labels.feedback") as store:
         store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
     capsys.readouterr()

@@ -42,7 +42,9 @@ def test_displayed_is_the_opposite_of_canonical(order: tuple[int, ...]) -> None:
 
 
 def test_a_checked_label_has_no_empty_keys() -> None:
-    assert checked("label", {"side": "A", "margin": "better", "note": "", "safety": None}, "pair", 2) == {
+    assert checked(
+        "label", {"side": "A", "margin": "better", "note": "", "safety": None}, "pair", 2
+    ) == {
         "side": "A",
         "margin": "better",
     }
@@ -61,9 +63,11 @@ def test_degrees_are_symmetric() -> None:
     [
         ([], None),
         ([choice(0, "better")], choice(0, "better")),
-        ([choice(0, "better"), choice(0, "significantly"), choice(1, "unsure")], choice(0, "slightly")),  # -3 -4 +1
+        # -3 -4 +1
+        ([choice(0, "better"), choice(0, "significantly"), choice(1, "unsure")], choice(0, "slightly")),
         ([choice(0, "unsure"), choice(0, "unsure"), choice(1, "significantly")], choice(0, "unsure")),
-        ([choice(0, "unsure"), choice(1, "better")], choice(1, "unsure")),  # as many, so the mean: +1
+        # As many, so the mean: +1
+        ([choice(0, "unsure"), choice(1, "better")], choice(1, "unsure")),
         ([choice(0, "better"), choice(1, "better")], None),
         ([choice(0, "better", safety="both_safe"), choice(0, "better", safety="both_unsafe"),
           choice(0, "better", safety="both_unsafe")], choice(0, "better", safety="both_unsafe")),
@@ -75,10 +79,13 @@ def test_the_majority_of_pairs(labels: Any, expected: Any) -> None:
 
 def test_the_majority_of_other_tasks() -> None:
     assert majority("ranking", [{"ranks": [1, 2, 3]}, {"ranks": [2, 1, 3]}]) == {"ranks": [1, 1, 2]}
-    assert majority("ranking", [{"ranks": [1, 2, 3]}, {"ranks": [1, 3, 2]}, {"ranks": [1, 2, 3]}]) == {
-        "ranks": [1, 2, 3]
-    }
-    rated = [{"scores": [{"helpful": 7}, {"helpful": 2}]}, {"scores": [{"helpful": 4}, {"helpful": 2}]}]
+    assert majority(
+        "ranking", [{"ranks": [1, 2, 3]}, {"ranks": [1, 3, 2]}, {"ranks": [1, 2, 3]}]
+    ) == {"ranks": [1, 2, 3]}
+    rated = [
+        {"scores": [{"helpful": 7}, {"helpful": 2}]},
+        {"scores": [{"helpful": 4}, {"helpful": 2}]},
+    ]
     assert majority("scores", rated) == {"scores": [{"helpful": 5.5}, {"helpful": 2}]}
     assert majority("thumb", [{"good": True}, {"good": True}, {"good": False}]) == {"good": True}
     assert majority("thumb", [{"good": True}, {"good": False}]) is None
@@ -117,7 +124,9 @@ def test_a_flagged_item_waits_until_it_is_adjudicated(tmp_path: Path) -> None:
         store.submit(event(item, {"of": flag.uuid}, kind="undo", who="bob"))
         assert only(store).final == choice(0, "better")
         store.submit(event(item, {"note": "personal data"}, kind="flag", who="bob"))
-        store.submit(event(item, {"side": "B", "margin": "slightly"}, kind="adjudicate", who="chief"))
+        store.submit(
+            event(item, {"side": "B", "margin": "slightly"}, kind="adjudicate", who="chief")
+        )
         assert only(store).final == choice(1, "slightly")
         assert disputes(store) == []
 
@@ -128,7 +137,15 @@ def test_an_adjudicated_label_leaves_the_votes(tmp_path: Path) -> None:
         store.submit(event(item))
         store.submit(event(item, {"side": "B", "margin": "better"}, who="bob"))
         assert only(store).final is None and only(store).disputed
-        store.submit(event(item, {"side": "A", "margin": "unsure"}, kind="adjudicate", who="chief", order=(1, 0)))
+        store.submit(
+            event(
+                item,
+                {"side": "A", "margin": "unsure"},
+                kind="adjudicate",
+                who="chief",
+                order=(1, 0),
+            )
+        )
         entry = only(store)
         assert entry.final == choice(1, "unsure") and not entry.disputed
         assert [vote.annotator for vote in entry.votes] == ["ann", "bob"]
@@ -142,14 +159,21 @@ def test_labels_of_people_who_withdrew_consent_do_not_count(tmp_path: Path) -> N
         for who, granted in (("ann", True), ("ann", False), ("bob", True), ("eve", False)):
             store.submit(event(None, {"granted": granted, "terms": "v1"}, kind="consent", who=who))
         assert consents(store) == {"ann": False, "bob": True, "eve": False}
-        assert [vote.annotator for vote in only(store).votes] == ["bob", "eve"]  # eve only does not share
+        # Eve only does not share
+        assert [vote.annotator for vote in only(store).votes] == ["bob", "eve"]
 
 
 def test_items_of_every_task_are_labeled(tmp_path: Path) -> None:
-    write, thumb = Item("demonstration", (turn("Write"),)), Item("thumb", (turn("Good?"),), ("yes",))
+    write, thumb = (
+        Item("demonstration", (turn("Write"),)),
+        Item("thumb", (turn("Good?"),), ("yes",)),
+    )
     items: list[tuple[Item, Any]] = [
         (ranking(), {"ranks": [2, 1, 1, 4]}),
-        (scores(), {"scores": [{"helpful": helpful, "truthful": 4, "harmless": 7} for helpful in (7, 1)]}),
+        (
+            scores(),
+            {"scores": [{"helpful": helpful, "truthful": 4, "harmless": 7} for helpful in (7, 1)]},
+        ),
         (write, {"text": "An answer."}),
         (thumb, {"good": False}),
     ]
@@ -175,10 +199,18 @@ def test_what_stands_now_is_what_was_said_last(tmp_path: Path) -> None:
                 last = store.last(who)
                 if last is None:
                     continue
-                item, payload = next(known for known in items if known.id == last.item), {"of": last.uuid}
+                item, payload = (
+                    next(known for known in items if known.id == last.item),
+                    {"of": last.uuid},
+                )
             store.submit(event(item, payload, who=who, kind=kind))
         last_said = {}
-        for row in store.rows("SELECT * FROM effective WHERE kind IN ('label', 'skip') ORDER BY created"):
+        for row in store.rows(
+            "SELECT * FROM effective WHERE kind IN ('label', 'skip') ORDER BY created"
+        ):
             last_said[row["annotator"], row["item"]] = row["uuid"]
-        current = {(row["annotator"], row["item"]): row["uuid"] for row in store.rows("SELECT * FROM current")}
+        current = {
+            (row["annotator"], row["item"]): row["uuid"]
+            for row in store.rows("SELECT * FROM current")
+        }
         assert current == last_said and len(current) > 5

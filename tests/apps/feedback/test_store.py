@@ -26,29 +26,50 @@ HERE = Path(__file__).parents[2]  # where `python -c` finds the module `stores`
 
 
 def test_what_was_stored_is_read_back(tmp_path: Path) -> None:
-    item = pair(meta={"language": "de"}, license="CC0", origins=("sft", "base"), gold={"better": 0, "margin": "better"})
+    item = pair(
+        meta={"language": "de"},
+        license="CC0",
+        origins=("sft", "base"),
+        gold={"better": 0, "margin": "better"},
+    )
     with opened(tmp_path, item) as store:
-        sent = event(item, {"side": "B", "margin": "slightly"}, order=(1, 0), seconds=2.5, guidelines="abc")
+        sent = event(
+            item, {"side": "B", "margin": "slightly"}, order=(1, 0), seconds=2.5, guidelines="abc"
+        )
         assert store.submit(sent).new
     with Store.open(tmp_path / "labels.feedback", write=False) as again:
         (stored,) = again.items()
         assert stored.item == item
         (found,) = again.events()
-        assert (found.payload, found.order, found.seconds) == ({"side": "B", "margin": "slightly"}, (1, 0), 2.5)
+        assert (found.payload, found.order, found.seconds) == (
+            {"side": "B", "margin": "slightly"},
+            (1, 0),
+            2.5,
+        )
         assert labeled(again)[0].votes[0].label == {"better": 0, "margin": "slightly"}
 
 
 def test_an_item_is_its_content() -> None:
     assert pair().id == pair(meta={"a": 1}, license="MIT", origins=("x", "y"), priority=3).id
     assert (
-        len({pair().id, pair("Ho").id, pair(second="Why?").id, Item("safety", pair().prompt, pair().responses).id}) == 4
+        len(
+            {
+                pair().id,
+                pair("Ho").id,
+                pair(second="Why?").id,
+                Item("safety", pair().prompt, pair().responses).id,
+            }
+        )
+        == 4
     )
 
 
 def test_a_group_becomes_an_item() -> None:
     prompt = (Message(role="user", content="Hi"),)
     answers = (Response(text="a", source="sft@1"), Response(text="b", source="base"))
-    group = Group(prompt, answers, meta={"license": "MIT", "use": "chat"}, origin=Origin("data.jsonl", 7))
+    group = Group(
+        prompt, answers, meta={"license": "MIT", "use": "chat"}, origin=Origin("data.jsonl", 7)
+    )
     item = item_of(group)
     assert (item.task, item.origins, item.license) == ("pair", ("sft@1", "base"), "MIT")
     assert item_of(Group(prompt)).task == "demonstration"
@@ -199,7 +220,9 @@ def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
         assert len(store.events()) == 4
 
 
-def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_reported(tmp_path: Path) -> None:
+def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_reported(
+    tmp_path: Path,
+) -> None:
     old, new = pair(), pair(second="Changed")
     with opened(tmp_path) as store:
         store.ask([old], "data.jsonl")
@@ -209,7 +232,9 @@ def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_repo
         assert (receipt.new, receipt.stale) == (True, True)
         assert not store.submit(event(new)).stale
         store.ask([old], "data.jsonl")
-        assert [stored.retired for stored in store.items()] == [False, True] and len(store.events()) == 2
+        assert [stored.retired for stored in store.items()] == [False, True] and len(
+            store.events()
+        ) == 2
 
 
 def test_adding_again_changes_nothing(tmp_path: Path) -> None:
@@ -265,11 +290,14 @@ def test_a_store_of_another_version(tmp_path: Path) -> None:
         Store.open(tmp_path / "labels.feedback")
 
 
-def test_of_two_processes_that_make_a_store_the_first_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_that_make_a_store_the_first_one_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(tmp_path, pair()) as store:
         path = store.path
     with monkeypatch.context() as late:
-        late.setattr(Path, "exists", lambda self: False)  # the other one was made just after this one looked
+        # The other one was made just after this one looked
+        late.setattr(Path, "exists", lambda self: False)
         database.create(path)
     with Store.open(path) as store:
         assert len(store.items()) == 1
@@ -297,14 +325,18 @@ def test_reading_leaves_no_files(tmp_path: Path) -> None:
         Store.open(tmp_path, write=False)
 
 
-def test_a_store_in_a_folder_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = pair()
     with opened(tmp_path, item) as store:
         store.submit(event(item))
         path = store.path
 
     class Unwritable(sqlite3.Connection):
-        """SQLite's answer where it may not write the index of the log; root may write everywhere."""
+        """SQLite's answer where it may not write the index of the log; root may write
+        everywhere.
+        """
 
         def execute(self, *query: Any) -> sqlite3.Cursor:
             error = sqlite3.OperationalError("unable to open database file")
@@ -348,7 +380,9 @@ while True:
 
 
 def writer(path: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, path, name], stdout=subprocess.PIPE, text=True, cwd=HERE)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, name], stdout=subprocess.PIPE, text=True, cwd=HERE
+    )
 
 
 def test_an_acknowledged_label_survives_kill_9(tmp_path: Path) -> None:
@@ -426,7 +460,10 @@ def test_a_full_disk_loses_no_label(tmp_path: Path) -> None:
     with opened(tmp_path, pair()) as store:
         path = store.path
     done = subprocess.run(
-        [sys.executable, "-c", FULL, path, str(path.stat().st_size + 200_000)], capture_output=True, text=True, cwd=HERE
+        [sys.executable, "-c", FULL, path, str(path.stat().st_size + 200_000)],
+        capture_output=True,
+        text=True,
+        cwd=HERE,
     )
     *acknowledged, message = done.stdout.splitlines()
     assert message.startswith("error:"), done.stderr

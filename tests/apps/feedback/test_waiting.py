@@ -140,10 +140,12 @@ def test_labels_of_an_earlier_version_do_not_count_and_stay(tmp_path: Path) -> N
     changed = [pair(f"question {index}", "Another!") for index in range(3)]
     assert missing(tmp_path, changed) == 3
     with Store.open(tmp_path / "labels.feedback") as store:
-        assert [(len(entry.votes), entry.stored.retired) for entry in labeled(store)] == [(1, True)] * 3 + [
-            (0, False)
-        ] * 3
-    assert len(asked(tmp_path)) == 3, "the earlier version is asked again, and its labels count again"
+        assert [(len(entry.votes), entry.stored.retired) for entry in labeled(store)] == [
+            (1, True)
+        ] * 3 + [(0, False)] * 3
+    assert len(asked(tmp_path)) == 3, (
+        "the earlier version is asked again, and its labels count again"
+    )
     with Store.open(tmp_path / "labels.feedback") as store:
         assert [stored.retired for stored in store.items()] == [False] * 3 + [True] * 3
 
@@ -208,7 +210,11 @@ def test_what_the_store_knows_of_an_item_stays(tmp_path: Path) -> None:
     assert missing(tmp_path, [replace(THREE[0], meta={"round": 2})]) == 1
     with Store.open(tmp_path / "labels.feedback") as store:
         item = store.item(THREE[0].id).item
-    assert (item.license, item.meta, item.batch) == ("MIT", {"language": "en", "round": 2}, "labels")
+    assert (item.license, item.meta, item.batch) == (
+        "MIT",
+        {"language": "en", "round": 2},
+        "labels",
+    )
 
 
 def test_an_item_that_nobody_could_label_is_not_added(tmp_path: Path) -> None:
@@ -230,14 +236,19 @@ def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         asked(tmp_path)
 
 
-def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missing(tmp_path)
 
     def protected(path: Path, *, write: bool = True) -> sqlite3.Connection:
         connection = connected(path, write=write)
-        connection.execute("PRAGMA query_only = ON")  # as a file that is write-protected; root may write every file
+        # As a file that is write-protected; root may write every file
+        connection.execute("PRAGMA query_only = ON")
         return connection
 
     monkeypatch.setattr("alignkit_plugins.people.store.connected", protected)
-    with pytest.raises(OutOfResource, match=r"labels\.feedback: cannot use the store: attempt to write a readonly"):
+    with pytest.raises(
+        OutOfResource, match=r"labels\.feedback: cannot use the store: attempt to write a readonly"
+    ):
         asked(tmp_path, [pair("new")])

@@ -13,7 +13,9 @@ from alignkit_plugins.recipes.copying import copy_recipe, summary
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_needs_nothing_of_the_original(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load_plugins()  # without those of other tests
     copies = copy_recipe(shipped()[name], tmp_path)
     assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
@@ -29,7 +31,10 @@ def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeyp
 def test_a_users_file_stays(tmp_path: Path) -> None:
     recipe = tmp_path / "smoke.yaml"
     recipe.write_text("mine", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder"):
+    with pytest.raises(
+        RecipeError,
+        match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder",
+    ):
         copy_recipe(shipped()["smoke"], tmp_path)
     assert recipe.read_text(encoding="utf-8") == "mine"
 
@@ -46,7 +51,9 @@ def test_the_default_folder_is_the_current_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--from", "smoke"]) == 0
-    assert (tmp_path / "smoke.yaml").is_file() and capsys.readouterr().out.startswith("smoke.yaml\n")
+    assert (tmp_path / "smoke.yaml").is_file() and capsys.readouterr().out.startswith(
+        "smoke.yaml\n"
+    )
 
 
 def test_an_unknown_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,5 +65,7 @@ def test_an_unknown_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
     assert texts["rlaif"] == "AI feedback instead of human feedback"
-    assert texts["distillation"].endswith("four examples, without the examples and without a reward")
+    assert texts["distillation"].endswith(
+        "four examples, without the examples and without a reward"
+    )
     assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

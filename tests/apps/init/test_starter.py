@@ -24,13 +24,17 @@ DATA = STARTER.parent / "data"
 def data(tmp_path: Path) -> Path:
     """A folder with files to name, in other formats than the example's."""
     rows = {
-        "demos": {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        "demos": {
+            "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+        },
         "pairs": {"prompt": "hi", "chosen": "ho", "rejected": "no"},
         "prompts": {"prompt": "hi"},
     }
     for name, row in rows.items():
         text = json.dumps(row)
-        (tmp_path / f"{name} of 'me'.jsonl").write_text(f"{text}\n{text.replace('hi', 'hey')}\n", encoding="utf-8")
+        (tmp_path / f"{name} of 'me'.jsonl").write_text(
+            f"{text}\n{text.replace('hi', 'hey')}\n", encoding="utf-8"
+        )
     return tmp_path
 
 
@@ -40,7 +44,11 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"next: alignkit run {folder / 'recipe.yaml'}" and len(lines) == 5
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
-    done = [name for name in ("sft", "reward", "align") if (tmp_path / "run" / name / "adapter").is_dir()]
+    done = [
+        name
+        for name in ("sft", "reward", "align")
+        if (tmp_path / "run" / name / "adapter").is_dir()
+    ]
     assert len(done) == 3 and (tmp_path / "run" / "report" / "evaluation.json").is_file()
 
 
@@ -50,10 +58,15 @@ def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
     text = (data / "recipe.yaml").read_text(encoding="utf-8")
     assert "    data: {path: rows.jsonl, part: [0.2, 1]}\n" in text
     assert main(["init", str(data / "a" / "b"), "--demos", str(data / "rows.jsonl")]) == 0
-    assert "data: {path: ../../rows.jsonl, part: [0.2, 1]}" in (data / "a" / "b" / "recipe.yaml").read_text()
+    assert (
+        "data: {path: ../../rows.jsonl, part: [0.2, 1]}"
+        in (data / "a" / "b" / "recipe.yaml").read_text()
+    )
 
 
-def test_a_recipe_that_was_written_warns_about_nothing_in_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_was_written_warns_about_nothing_in_it(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind in KINDS[:2]:
         (data / f"{kind}.jsonl").write_bytes((DATA / f"{kind}.jsonl").read_bytes())
     files = [word for kind in KINDS[:2] for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
@@ -77,14 +90,20 @@ def test_a_format_that_must_be_named_is_named(data: Path) -> None:
     assert load_recipe(data / "recipe.yaml").stages["sft"].component.name == "sft"
 
 
-def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_are_renamed_in_the_files_that_have_them(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (data / "faq.csv").write_text("question,answer\nIs it?,Yes.\n", encoding="utf-8")
-    (data / "prefs.jsonl").write_text('{"question": "Is it?", "good": "Yes.", "bad": "No."}\n', encoding="utf-8")
+    (data / "prefs.jsonl").write_text(
+        '{"question": "Is it?", "good": "Yes.", "bad": "No."}\n', encoding="utf-8"
+    )
     files = ["--demos", str(data / "faq.csv"), "--pairs", str(data / "prefs.jsonl"), "--columns"]
     columns = "prompt=question,completion=answer,chosen=good,rejected=bad"
     assert main(["init", str(data / "new"), *files, columns]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
-    trained: list[Any] = [stage.settings for stage in recipe.stages.values() if stage.settings is not None]
+    trained: list[Any] = [
+        stage.settings for stage in recipe.stages.values() if stage.settings is not None
+    ]
     read = [settings.data.sources[0].columns for settings in trained]
     assert read == [
         {"prompt": "question", "completion": "answer"},
@@ -108,7 +127,12 @@ def test_columns_are_renamed_in_the_files_that_have_them(data: Path, capsys: pyt
             "prompt=nope: no file has a column 'nope'",
             "columns: id, Frage, Antwort",
         ),
-        ("prompt=Frage,completion=Antwrot", 2, "no file has a column 'Antwrot'", "did you mean 'Antwort'?"),
+        (
+            "prompt=Frage,completion=Antwrot",
+            2,
+            "no file has a column 'Antwrot'",
+            "did you mean 'Antwort'?",
+        ),
         (
             "promt=Frage,completion=Antwort",
             4,
@@ -121,7 +145,10 @@ def test_a_wrong_name_of_a_column_is_not_replaced_by_a_guess(
     columns: str, code: int, why: str, help: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "faq.csv").write_text("id,Frage,Antwort\n1,Ist es?,Ja.\n", encoding="utf-8")
-    assert main(["init", str(data / "new"), "--demos", str(data / "faq.csv"), "--columns", columns]) == code
+    assert (
+        main(["init", str(data / "new"), "--demos", str(data / "faq.csv"), "--columns", columns])
+        == code
+    )
     err = capsys.readouterr().err
     assert why in err and help in err
 
@@ -132,13 +159,19 @@ def test_a_wrong_name_of_a_column_is_not_replaced_by_a_guess(
         ("--demos", "question,answer", {"prompt": "question", "completion": "answer"}),
         ("--demos", "input,output", {"prompt": "input", "completion": "output"}),
         ("--demos", "id,Frage,Antwort", {"prompt": "Frage", "completion": "Antwort"}),
-        ("--pairs", "question,good,bad", {"prompt": "question", "chosen": "good", "rejected": "bad"}),
+        (
+            "--pairs",
+            "question,good,bad",
+            {"prompt": "question", "chosen": "good", "rejected": "bad"},
+        ),
         ("--pairs", "prompt,better,worse", {"chosen": "better", "rejected": "worse"}),
         ("--demos", "prompt,answer", {"completion": "answer"}),
         ("--demos", "instruction,output", {}),  # a format of its own
     ],
 )
-def test_usual_names_of_columns_are_recognized(option: str, header: str, columns: dict[str, str], data: Path) -> None:
+def test_usual_names_of_columns_are_recognized(
+    option: str, header: str, columns: dict[str, str], data: Path
+) -> None:
     row = ",".join(f"{name} of it" for name in header.split(","))
     (data / "faq.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
     assert main(["init", str(data / "new"), option, str(data / "faq.csv")]) == 0
@@ -147,11 +180,16 @@ def test_usual_names_of_columns_are_recognized(option: str, header: str, columns
     assert stage.settings.data.sources[0].columns == columns
 
 
-def test_which_response_is_better_is_not_guessed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_response_is_better_is_not_guessed(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (data / "odd.csv").write_text("ask,a,b\nask,a,b\n", encoding="utf-8")
     command = ["init", str(data / "new"), "--pairs", str(data / "odd.csv")]
     assert main(command) == 4
-    help = "(columns ask, a, b)", "help: say which columns are meant: --columns prompt=A,chosen=B,rejected=C\n"
+    help = (
+        "(columns ask, a, b)",
+        "help: say which columns are meant: --columns prompt=A,chosen=B,rejected=C\n",
+    )
     assert all(text in err for err in [capsys.readouterr().err] for text in help)
     assert main([*command, "--columns", "prompt=ask,chosen=a,rejected=b"]) == 0
 
@@ -197,7 +235,9 @@ def test_a_file_that_is_no_data_for_a_recipe(
 
 def test_a_copy_takes_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path), "--from", "smoke", "--base", "tiny"]) == 2
-    assert "a recipe is copied unchanged" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "a recipe is copied unchanged" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "data/pairs.jsonl"])
@@ -207,7 +247,9 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     before = sorted(tmp_path.rglob("*"))
     assert main(["init", str(tmp_path)]) == 2
     assert f"already exists, with other contents: {tmp_path / name}" in capsys.readouterr().err
-    assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and sorted(
+        tmp_path.rglob("*")
+    ) == before
 
 
 @pytest.mark.parametrize(
@@ -215,7 +257,11 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--prompts", "{prompts}"], 2, "--prompts needs --pairs"),
         (["--demos", "nowhere.jsonl"], 2, "--demos: no such file: nowhere.jsonl"),
-        (["--demos", "{prompts}"], 4, "but the file holds prompts without responses (format prompt_only)"),
+        (
+            ["--demos", "{prompts}"],
+            4,
+            "but the file holds prompts without responses (format prompt_only)",
+        ),
         (
             ["--demos", "{pairs}"],
             4,
@@ -224,12 +270,21 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         (
             ["--demos", "{bad}"],
             4,
-            "the file holds none (format prompt_completion)\nhelp: compare responses: alignkit label ",
+            "the file holds none (format prompt_completion)\n"
+            "help: compare responses: alignkit label ",
         ),
         (["--demos", "{text}"], 4, "but the file holds none (format text)"),
         (["--pairs", "{demos}"], 4, "(format messages)\nhelp: leave out the option"),
-        (["--pairs", "{prompts}"], 4, "expected pairs of a better and a worse response, but the file holds prompts"),
-        (["--pairs", "{open}"], 4, "the file holds none (format unlabeled)\nhelp: compare responses: alignkit label "),
+        (
+            ["--pairs", "{prompts}"],
+            4,
+            "expected pairs of a better and a worse response, but the file holds prompts",
+        ),
+        (
+            ["--pairs", "{open}"],
+            4,
+            "the file holds none (format unlabeled)\nhelp: compare responses: alignkit label ",
+        ),
         (["--demos", "{broken}"], 4, "no usable row; bad rows skipped: 1, the first: "),
         (["--demos", "{strange}"], 4, "no format matches the first row (columns x)"),
     ],
@@ -246,7 +301,9 @@ def test_data_that_cannot_be_used(
     }
     for name, row in others.items():
         (data / f"{name}.jsonl").write_text(row + "\n", encoding="utf-8")
-    files = {kind: data / f"{kind} of 'me'.jsonl" for kind in KINDS} | {name: data / f"{name}.jsonl" for name in others}
+    files = {kind: data / f"{kind} of 'me'.jsonl" for kind in KINDS} | {
+        name: data / f"{name}.jsonl" for name in others
+    }
     assert main(["init", str(data / "new"), *(word.format(**files) for word in words)]) == code
     assert reason in capsys.readouterr().err and not (data / "new").exists()
 
@@ -255,22 +312,31 @@ def schema_of(recipe: Path) -> dict[str, Any]:
     """The schema that the first line of a recipe names."""
     line = recipe.read_text(encoding="utf-8").partition("\n")[0]
     uri = line.removeprefix("# yaml-language-server: $schema=")
-    found: dict[str, Any] = json.loads(Path(url2pathname(urlsplit(uri).path)).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        Path(url2pathname(urlsplit(uri).path)).read_text(encoding="utf-8")
+    )
     return found
 
 
-def test_the_example_is_what_init_writes_for_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_is_what_init_writes_for_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """But for its size, and what it says of itself."""
     assert main(["init", str(tmp_path / "example")]) == 0
     monkeypatch.chdir(tmp_path / "example")
     assert main(["init", "own", "--base", "tiny", *(f"data/{kind}.jsonl" for kind in KINDS)]) == 0
     example, own = (load_recipe(Path(path)) for path in ("recipe.yaml", "own/recipe.yaml"))
-    assert [*example.stages] == [*own.stages] and example.resolved["model"]["base"] == own.resolved["model"]["base"]
+    assert [*example.stages] == [*own.stages] and example.resolved["model"]["base"] == own.resolved[
+        "model"
+    ]["base"]
     for name, stage in example.stages.items():
         theirs = own.stages[name]
         assert stage.component == theirs.component or name == "report"
         if stage.settings is not None and theirs.settings is not None:
-            assert stage.settings.data == theirs.settings.data and stage.settings.prompts == theirs.settings.prompts
+            assert (
+                stage.settings.data == theirs.settings.data
+                and stage.settings.prompts == theirs.settings.prompts
+            )
 
 
 def test_the_first_line_names_a_schema_that_accepts_the_recipe(tmp_path: Path) -> None:
@@ -278,15 +344,28 @@ def test_the_first_line_names_a_schema_that_accepts_the_recipe(tmp_path: Path) -
     assert main(["init", str(tmp_path / "new")]) == 0
     recipe = tmp_path / "new" / "recipe.yaml"
     assert schema_of(recipe) == json.loads((shipped_folder() / SCHEMA).read_text(encoding="utf-8"))
-    assert jsonschema_rs.is_valid(schema_of(recipe), yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    assert jsonschema_rs.is_valid(
+        schema_of(recipe), yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    )
 
 
-def test_the_schema_knows_the_plugins_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schema_knows_the_plugins_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "a cache"))
     plugin = tmp_path / "plugin.py"
     plugin.write_text(
-        "from alignkit import *\n\n\nclass Calm(Reward):\n    def score(self, groups):\n        return {}\n\n\n"
-        "@hookimpl\ndef register(add):\n    add('reward', 'calm', Calm)\n",
+        "from alignkit import *\n"
+        "\n"
+        "\n"
+        "class Calm(Reward):\n"
+        "    def score(self, groups):\n"
+        "        return {}\n"
+        "\n"
+        "\n"
+        "@hookimpl\n"
+        "def register(add):\n"
+        "    add('reward', 'calm', Calm)\n",
         encoding="utf-8",
     )
     assert main(["init", str(tmp_path / "new"), "--plugin", str(plugin)]) == 0
@@ -298,15 +377,35 @@ def test_the_schema_knows_the_plugins_of_others(tmp_path: Path, monkeypatch: pyt
 def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A row for each answer of a conversation, prompts that differ in case only, an empty answer, and a comparison."""
-    rows: list[Any] = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": ""}]}]
+    """A row for each answer of a conversation, prompts that differ in case only, an empty answer,
+    and a comparison.
+    """
+    rows: list[Any] = [
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": ""}]}
+    ]
     for number in range(8):
-        turns = [{"role": "user", "content": f"Number {number}?"}, {"role": "assistant", "content": "So."}]
-        rows += [{"messages": turns[:2]}, {"messages": [*turns, {"role": "user", "content": "And?"}, turns[1]]}]
-        rows.append({"messages": [{"role": "user", "content": f"NUMBER  {number}?"}, {**turns[1], "content": "Well."}]})
+        turns = [
+            {"role": "user", "content": f"Number {number}?"},
+            {"role": "assistant", "content": "So."},
+        ]
+        rows += [
+            {"messages": turns[:2]},
+            {"messages": [*turns, {"role": "user", "content": "And?"}, turns[1]]},
+        ]
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": f"NUMBER  {number}?"},
+                    {**turns[1], "content": "Well."},
+                ]
+            }
+        )
     (tmp_path / "demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert main(["init", str(tmp_path / "new"), "--demos", str(tmp_path / "demos.jsonl")]) == 0
-    assert "dropped of demos.jsonl: bad rows, 1; the first is demos.jsonl:1: " in capsys.readouterr().out
+    assert (
+        "dropped of demos.jsonl: bad rows, 1; the first is demos.jsonl:1: "
+        in capsys.readouterr().out
+    )
     assert main(["check", str(tmp_path / "new" / "recipe.yaml"), "model.base=tiny"]) == 0
     assert main(["data", "check", str(tmp_path / "new" / "recipe.yaml")]) == 0
     assert "nothing is repeated" in capsys.readouterr().out

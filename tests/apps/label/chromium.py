@@ -16,9 +16,14 @@ from alignkit_plugins.people.store import Store
 from tests.apps.label.pages import application, filled, served
 from tests.patience import PATIENCE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 PACKAGES = all(find_spec(name) for name in ("playwright", "starlette", "uvicorn"))
-needed = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM and PACKAGES), reason="no Chromium, or no playwright")]
+needed = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and PACKAGES), reason="no Chromium, or no playwright"),
+]
 
 
 def expect(*what: Any) -> Any:
@@ -34,7 +39,10 @@ class Person:
         self.page, self.store, self.address = page, store, address
         self.faults: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: self.faults.append(message.text) if message.type == "error" else None,
+        )
         page.set_default_timeout(PATIENCE * 1000)
         page.goto(address)
         self.settled()
@@ -73,14 +81,18 @@ def person(
     before: Callable[[Any], None] | None = None,
     **more: Any,
 ) -> Iterator[Person]:
-    """Ada at a page with these items. before: called with the browser's context; more: of `application`."""
+    """Ada at a page with these items. before: called with the browser's context; more: of
+    `application`.
+    """
     store = filled(tmp_path / "a.feedback", items)
     app, sessions = application(store, **more)
     with served(app) as port:
         context = browser.new_context(viewport={"width": width, "height": 800})
         if before is not None:
             before(context)
-        ada = Person(context.new_page(), store, f"http://127.0.0.1:{port}/?token={sessions.links['ada']}")
+        ada = Person(
+            context.new_page(), store, f"http://127.0.0.1:{port}/?token={sessions.links['ada']}"
+        )
         yield ada
         context.close()
         assert ada.faults == []
@@ -89,6 +101,7 @@ def person(
 
 def send(ada: Person, code: str, key: str, **more: Any) -> None:
     ada.page.evaluate(
-        "init => document.body.dispatchEvent(new KeyboardEvent('keydown', {bubbles: true, cancelable: true, ...init}))",
+        "init => document.body.dispatchEvent(new KeyboardEvent('keydown', {bubbles: true, "
+        "cancelable: true, ...init}))",
         {"code": code, "key": key, **more},
     )

@@ -1,4 +1,6 @@
-"""A server of the labeling page for tests: as an application, and on a port, in a thread that can be stopped."""
+"""A server of the labeling page for tests: as an application, and on a port, in a thread that can
+be stopped.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,17 @@ class Page:
         state: dict[str, Any] = self.post("next", {}, mode).json()
         return state
 
-    def event(self, item: dict[str, Any], payload: Any, kind: str = "label", **more: Any) -> dict[str, Any]:
+    def event(
+        self, item: dict[str, Any], payload: Any, kind: str = "label", **more: Any
+    ) -> dict[str, Any]:
         names = {name: item[name] for name in ("revision", "shown")}
-        known = {"uuid": str(uuid.uuid4()), "kind": kind, "item": item["id"], "payload": payload, "seconds": 2.0}
+        known = {
+            "uuid": str(uuid.uuid4()),
+            "kind": kind,
+            "item": item["id"],
+            "payload": payload,
+            "seconds": 2.0,
+        }
         return {**known, **names, "guidelines": self.guidelines, **more}
 
 

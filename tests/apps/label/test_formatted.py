@@ -1,4 +1,6 @@
-"""Markdown of answers: what becomes an element, what stays as it was written, and that nothing is lost or slow."""
+"""Markdown of answers: what becomes an element, what stays as it was written, and that nothing is
+lost or slow.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,23 @@ from alignkit_plugins.people.formatted import LONGEST, formatted
 from alignkit_plugins.people.messages import visible
 from tests.apps.label.injections import INJECTIONS
 
-TAGS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td"}
+TAGS = {
+    "p",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "ul",
+    "ol",
+    "li",
+    "blockquote",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+}
 TAGS |= {"strong", "em", "s", "code", "pre", "hr"}
 
 
@@ -52,7 +70,9 @@ def test_markdown_becomes_elements(text: str, expected: list[Any]) -> None:
     assert formatted(text) == expected
 
 
-@pytest.mark.parametrize("text", ["plain", "two\n\nparagraphs,\n  indented by two", "5 * 3 = 15", "", "a_b_c"])
+@pytest.mark.parametrize(
+    "text", ["plain", "two\n\nparagraphs,\n  indented by two", "5 * 3 = 15", "", "a_b_c"]
+)
 def test_a_text_without_markdown_is_left_alone(text: str) -> None:
     assert formatted(text) is None
 
@@ -97,23 +117,35 @@ def test_what_could_load_or_hide_is_shown_as_written(text: str) -> None:
 
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_injections_have_only_known_tags(text: str) -> None:
-    for marked in (f"*x* {text}", f"# {text}", f"- {text}", f"```{text}\n{text}\n```", f"|{text}|\n|-|\n|{text}|"):
+    for marked in (
+        f"*x* {text}",
+        f"# {text}",
+        f"- {text}",
+        f"```{text}\n{text}\n```",
+        f"|{text}|\n|-|\n|{text}|",
+    ):
         assert "".join(leaves(formatted(marked) or [marked]))
 
 
 def test_hidden_characters_are_named_in_markdown_too() -> None:
-    found = json.dumps(formatted("**a\u202eb** `c\u200bd`\n```x\u2066\ne\0f\n```"), ensure_ascii=False)
+    found = json.dumps(
+        formatted("**a\u202eb** `c\u200bd`\n```x\u2066\ne\0f\n```"), ensure_ascii=False
+    )
     assert all(f"⟦U+{number}⟧" in found for number in ("202E", "200B", "2066", "0000"))
 
 
 @given(st.text(alphabet="ab1 \n*_`#>-+$\\[]()!<&;~=:\t\u202e", max_size=80))
 def test_no_letter_is_lost(text: str) -> None:
-    """Markdown removes signs and spaces, and nothing else, except cells that a table's head does not have."""
+    """Markdown removes signs and spaces, and nothing else, except cells that a table's head does
+    not have.
+    """
     found = "".join(leaves(formatted(text) or [visible(text)]))
     assert re.sub("[^ab]", "", found) == re.sub("[^ab]", "", text)
 
 
-@pytest.mark.parametrize("text", ["[", "![a", "*a _b ", "- a\n", ">", "$", "\\[\n", "$$a\n", "`", "|a", "\\begin{a}\n"])
+@pytest.mark.parametrize(
+    "text", ["[", "![a", "*a _b ", "- a\n", ">", "$", "\\[\n", "$$a\n", "`", "|a", "\\begin{a}\n"]
+)
 def test_hostile_markdown_ends(text: str) -> None:
     formatted(f"*x*\n\n{text * (LONGEST // len(text) - 2)}")
     assert formatted("*x* " * LONGEST) is None

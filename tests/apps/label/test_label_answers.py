@@ -14,7 +14,15 @@ from tests.stores import ranking, turn
 
 pytestmark = needed
 
-MARKDOWN = "**bold** and `code`\n\n```py\nprint(1)\n```\n\n[link](http://evil.example) ![i](http://evil.example/i.png)"
+MARKDOWN = (
+    "**bold** and `code`\n"
+    "\n"
+    "```py\n"
+    "print(1)\n"
+    "```\n"
+    "\n"
+    "[link](http://evil.example) ![i](http://evil.example/i.png)"
+)
 
 
 def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -> None:
@@ -37,16 +45,25 @@ def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -
         ada.shows("*Which?*")  # the choice stays
         ada.press("m")
         ada.shows("Which?")
-        assert ada.page.locator("#prompt em").count() == 1 and [url for url in asked if "evil" in url] == []
+        assert (
+            ada.page.locator("#prompt em").count() == 1
+            and [url for url in asked if "evil" in url] == []
+        )
 
 
 ARABIC = "مرحبا بكم في هذا النص الطويل. " * 40
 LONG = {
     "100 kB": ("word " * 20_000, "x" * 100_000),
     "code": ("```\n" + "y = f(x) + " * 60 + "\n```", f"`{'z' * 3000}`"),
-    "table": ("|" + "column|" * 30 + "\n|" + "-|" * 30 + "\n|" + "cell|" * 30, "- " * 30 + "nested"),
+    "table": (
+        "|" + "column|" * 30 + "\n|" + "-|" * 30 + "\n|" + "cell|" * 30,
+        "- " * 30 + "nested",
+    ),
     "right to left": (ARABIC, f"**{ARABIC}**"),
-    "html": ("<table width=9000><tr><td>" + "<b>x</b>" * 500, "<div style='width:9000px'>wide</div>"),
+    "html": (
+        "<table width=9000><tr><td>" + "<b>x</b>" * 500,
+        "<div style='width:9000px'>wide</div>",
+    ),
 }
 
 
@@ -88,9 +105,13 @@ def drag(ada: Person, start: str, end: str, share: float = 0.5) -> None:
     """Drag one element to a place in another: share of its width."""
     boxes = [ada.page.locator(selector).first.bounding_box() for selector in (start, end)]
     mouse = ada.page.mouse
-    mouse.move(boxes[0]["x"] + min(40, boxes[0]["width"] / 2), boxes[0]["y"] + boxes[0]["height"] / 2)
+    mouse.move(
+        boxes[0]["x"] + min(40, boxes[0]["width"] / 2), boxes[0]["y"] + boxes[0]["height"] / 2
+    )
     mouse.down()
-    mouse.move(boxes[1]["x"] + share * boxes[1]["width"], boxes[1]["y"] + boxes[1]["height"] / 2, steps=8)
+    mouse.move(
+        boxes[1]["x"] + share * boxes[1]["width"], boxes[1]["y"] + boxes[1]["height"] / 2, steps=8
+    )
     mouse.up()
 
 
@@ -107,7 +128,11 @@ def test_a_ranking_is_dragged(browser: Any, tmp_path: Path) -> None:
         badges = ada.page.locator(".badge:not([hidden])")
         assert badges.all_inner_texts() == ["rank 1", "rank 2", "rank 3"]
         drag(ada, "[data-name=C]", ".place:nth-child(1)", 0.05)
-        assert order(ada) == ["C", "A", "B"] and badges.all_inner_texts() == ["rank 2", "rank 3", "rank 1"]
+        assert order(ada) == ["C", "A", "B"] and badges.all_inner_texts() == [
+            "rank 2",
+            "rank 3",
+            "rank 1",
+        ]
         drag(ada, "[data-name=C]", ".place:nth-child(3)", 0.95)
         assert order(ada) == ["A", "B", "C"]
         drag(ada, "[data-name=D]", ".place:nth-child(2)", 0.5)

@@ -1,4 +1,6 @@
-"""The page in Chromium: what a person does, by keyboard. Needs playwright and a Chromium of the system."""
+"""The page in Chromium: what a person does, by keyboard. Needs playwright and a Chromium of the
+system.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def test_twenty_pairs_by_keyboard(browser: Any, tmp_path: Path) -> None:
             if number < 19:
                 ada.prompt_changes(prompt)
         ada.page.wait_for_selector("#done:not([hidden])")
-        stored = {ada.store.item(event.item or "").item.prompt[0]["content"]: event for event in ada.labels()}
+        stored = {
+            ada.store.item(event.item or "").item.prompt[0]["content"]: event
+            for event in ada.labels()
+        }
         assert len(stored) == 20
         for prompt, (left, key) in seen.items():
             event = stored[prompt]
@@ -148,7 +153,9 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         Item("thumb", (turn("fourth"),), ("fine",)),
     ]
     with person(browser, tmp_path, items) as ada:
-        ada.press("Digit7", "Digit5", "Digit6", "Digit5", "ArrowUp", "Digit1", "Digit4", "Digit4", "Enter")
+        ada.press(
+            "Digit7", "Digit5", "Digit6", "Digit5", "ArrowUp", "Digit1", "Digit4", "Digit4", "Enter"
+        )
         ada.prompt_changes("first")
         assert ada.page.evaluate("document.body.classList.contains('covered')")
         ada.press("v", "Digit8", "Enter")
@@ -156,7 +163,11 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         ada.press("x", "Enter")
         ada.prompt_changes("second")
         submit = ada.page.locator("#submit")
-        for keys, name in ((["e"], "Submit Ctrl Enter"), (["Escape"], "Submit Enter"), (["e"], "Submit Ctrl Enter")):
+        for keys, name in (
+            (["e"], "Submit Ctrl Enter"),
+            (["Escape"], "Submit Enter"),
+            (["e"], "Submit Ctrl Enter"),
+        ):
             ada.press(*keys)
             assert submit.inner_text() == name
         ada.press("Control+End", "!", "Control+Enter")
@@ -174,7 +185,9 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
 
 
 def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
-    """Flags and scores go to the marked answer, then letters rank; a draft and undo bring all of it back."""
+    """Flags and scores go to the marked answer, then letters rank; a draft and undo bring all of it
+    back.
+    """
     with person(browser, tmp_path, [review(), review("next", 9)], width=390) as ada:
         ada.shows("Answer A", ".marked h2")
         ada.press("o", "w", "w", "7")
@@ -202,7 +215,9 @@ def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
 
 
 def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
-    """120 injections as prompts, answers, guidelines, drafts and notes: none runs, and none loads a thing."""
+    """120 injections as prompts, answers, guidelines, drafts and notes: none runs, and none loads a
+    thing.
+    """
     guide = tmp_path / "guide.md"
     guide.write_text("\n\n".join(INJECTIONS), encoding="utf-8")
     prompt, whole = tuple(turn(text) for text in INJECTIONS), "\n".join(INJECTIONS)
@@ -215,9 +230,16 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, items, guidelines=guide) as ada:
         asked: list[str] = []
         ada.page.on("request", lambda request: asked.append(request.url))
-        keys = {"pair": ["Digit1"], "scores": ["Digit1"] * 3, "demonstration": [], "ranking": list("abcd")}
+        keys = {
+            "pair": ["Digit1"],
+            "scores": ["Digit1"] * 3,
+            "demonstration": [],
+            "ranking": list("abcd"),
+        }
         for number, task in enumerate(keys, 1):
-            assert ada.page.locator("#prompt .text").all_inner_texts() == [text.strip() for text in INJECTIONS]
+            assert ada.page.locator("#prompt .text").all_inner_texts() == [
+                text.strip() for text in INJECTIONS
+            ]
             ada.press("n")
             ada.page.keyboard.insert_text(INJECTIONS[number])
             ada.press("Escape", "g", "g", *keys[task], "Enter")
@@ -230,7 +252,12 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
             assert ada.page.locator("#offline").is_hidden()
         assert ada.page.evaluate("window.hit") is None
         assert {urlsplit(url).netloc for url in asked} == {urlsplit(ada.address).netloc}
-        assert ada.page.locator("main img, main iframe, main object, main script, aside img, aside script").count() == 0
+        assert (
+            ada.page.locator(
+                "main img, main iframe, main object, main script, aside img, aside script"
+            ).count()
+            == 0
+        )
 
 
 def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
@@ -249,7 +276,9 @@ def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
         ada.press("Digit1", "Enter")
         ada.shows("2 of ", "#counts")
         versions = [event.guidelines for event in ada.labels()]
-        assert [text for _, text in ada.store.guidelines()] == [dict(ada.store.guidelines())[v] for v in versions]
+        assert [text for _, text in ada.store.guidelines()] == [
+            dict(ada.store.guidelines())[v] for v in versions
+        ]
 
 
 def test_consent(browser: Any, tmp_path: Path) -> None:
@@ -269,14 +298,22 @@ def test_consent(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [390, 860, 1440])
 def test_the_scale_reads_from_a_to_b(browser: Any, tmp_path: Path, width: int) -> None:
-    """In one row, or in one column on narrow screens; and what is missing is said without keys that are not shown."""
+    """In one row, or in one column on narrow screens; and what is missing is said without keys that
+    are not shown.
+    """
     with person(browser, tmp_path, pairs(3), width=width) as ada:
-        boxes = ada.page.locator(".scale label").evaluate_all("all => all.map((one) => one.getBoundingClientRect())")
+        boxes = ada.page.locator(".scale label").evaluate_all(
+            "all => all.map((one) => one.getBoundingClientRect())"
+        )
         across, down = ([box[side] for box in boxes] for side in ("x", "y"))
         one_column = width < 900
         assert across == sorted(across) and down == sorted(down)
-        assert len(set(across)) == (1 if one_column else 8) and len(set(down)) == (8 if one_column else 1)
-        said = ada.page.locator(".scale input").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        assert len(set(across)) == (1 if one_column else 8) and len(set(down)) == (
+            8 if one_column else 1
+        )
+        said = ada.page.locator(".scale input").evaluate_all(
+            "all => all.map((one) => one.getAttribute('aria-label'))"
+        )
         assert (said[0], said[2], said[-1]) == (
             "A is significantly better",
             "A is slightly better",
@@ -290,10 +327,17 @@ def test_the_scale_reads_from_a_to_b(browser: Any, tmp_path: Path, width: int) -
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> None:
-    """A long prompt scrolls with the page, so that its end can be read; a short one stays above long answers."""
+    """A long prompt scrolls with the page, so that its end can be read; a short one stays above
+    long answers.
+    """
     long, last = "read this. " * 800, "And which is right?"
-    items = [Item("pair", (turn(long + last),), ("yes", "no")), Item("pair", (turn("short"),), (long, long + "end"))]
-    inside = "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
+    items = [
+        Item("pair", (turn(long + last),), ("yes", "no")),
+        Item("pair", (turn("short"),), (long, long + "end")),
+    ]
+    inside = (
+        "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
+    )
     with person(browser, tmp_path, items, width=width) as ada:
         prompt = ada.page.locator("#prompt")
         assert prompt.evaluate(inside) == [0, "visible"]
@@ -316,7 +360,9 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
         "demonstration": ["e", "x", "Escape"], "safety": ["Digit1", "x"],
     }  # fmt: skip
     more = [Item("thumb", (turn("t"),), ("yes",)), Item("demonstration", (turn("d"),))]
-    marked = Item("pair", (turn("# *Which?*"),), ("|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$"))
+    marked = Item(
+        "pair", (turn("# *Which?*"),), ("|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$")
+    )
     items = [marked, ranking(), scores(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
     with person(browser, tmp_path, items) as ada:
         ada.page.emulate_media(color_scheme=scheme)
@@ -332,5 +378,6 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
             ada.page.goto(ada.address.split("/?")[0] + path)
             ada.page.wait_for_load_state("networkidle")
             assert [
-                (fault["id"], fault["nodes"][0]["html"]) for fault in axe.run(ada.page).response["violations"]
+                (fault["id"], fault["nodes"][0]["html"])
+                for fault in axe.run(ada.page).response["violations"]
             ] == []

@@ -38,13 +38,17 @@ def prompt(n: int, **more: Any) -> dict[str, Any]:
 
 
 def test_rows_become_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store is in the current folder. A row that is gone from the file is asked about no more."""
+    """The store is in the current folder. A row that is gone from the file is asked about no
+    more.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     file = write(tmp_path / "data" / "pairs.jsonl", prompt(1), prompt(2, license="MIT"))
     with prepared("data/pairs.jsonl", None, "safety", overlap=2) as store:
         assert store.path == Path("pairs.feedback")
-        kept = [(one.item.task, one.item.batch, one.item.license, one.wanted) for one in store.items()]
+        kept = [
+            (one.item.task, one.item.batch, one.item.license, one.wanted) for one in store.items()
+        ]
         assert kept == [("safety", "data/pairs.jsonl", license, 2) for license in ("", "MIT")]
     write(file, prompt(1, chosen="Hello, Ada!"), prompt(2))
     with prepared(str(file), None, "safety") as store:
@@ -57,13 +61,22 @@ def test_rows_become_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_answers_that_nobody_compared_are_pairs_and_rankings(tmp_path: Path, named: bool) -> None:
     """Also with columns that the command line names, as a recipe does."""
     row = {"prompt": "Hi", "response_a": "Hello!", "response_b": "What?"}
-    file = write(tmp_path / "a.jsonl", {"q" if named and name == "prompt" else name: row[name] for name in row})
+    file = write(
+        tmp_path / "a.jsonl",
+        {"q" if named and name == "prompt" else name: row[name] for name in row},
+    )
     data = f"{{path: {file}, columns: {{prompt: q}}}}" if named else str(file)
     with prepared(data, tmp_path / "a.feedback") as store:
         (item,) = (stored.item for stored in store.items())
-        assert (item.task, item.prompt[0]["content"], item.responses) == ("pair", "Hi", ("Hello!", "What?"))
+        assert (item.task, item.prompt[0]["content"], item.responses) == (
+            "pair",
+            "Hi",
+            ("Hello!", "What?"),
+        )
     many = write(tmp_path / "b.jsonl", {"prompt": "Hi", "answers": ["a", "b", "c"]})
-    with pytest.raises(RecipeError, match="see nothing of the texts in column 'answers'") as refused:
+    with pytest.raises(
+        RecipeError, match="see nothing of the texts in column 'answers'"
+    ) as refused:
         prepared(str(many), tmp_path / "b.feedback")
     assert f"alignkit label '{{unlabeled: {many}}}'" in str(refused.value)
     for data, task in ((f"{{unlabeled: {many}}}", None), (str(many), "demonstration")):
@@ -78,13 +91,21 @@ def test_gold_rows(tmp_path: Path) -> None:
     prepared(str(file), path).close()
     for data, store_path in ((str(file), path), (str(path), None)):
         with prepared(data, store_path, None, gold) as store:
-            known = {one.item.prompt[0]["content"]: one.item.gold for one in store.items() if one.item.gold}
+            known = {
+                one.item.prompt[0]["content"]: one.item.gold
+                for one in store.items()
+                if one.item.gold
+            }
             assert known == {"Hi 2": {"better": 0}, "Hi 3": {"better": 0}}
             assert not any(stored.retired for stored in store.items() if stored.item.gold)
-    bare = write(tmp_path / "bare.jsonl", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, 1]})
+    bare = write(
+        tmp_path / "bare.jsonl", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, 1]}
+    )
     with pytest.raises(DataError, match=r"bare\.jsonl:1.*states no label"):
         items_of(file_groups(bare), gold=True)
-    ranked = write(tmp_path / "r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]})
+    ranked = write(
+        tmp_path / "r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}
+    )
     thumbs = write(tmp_path / "t.jsonl", {"prompt": "Hi", "completion": "a", "label": True})
     assert items_of(file_groups(ranked), gold=True)[0].gold == {"ranks": [2, 1, 2]}
     assert items_of(file_groups(thumbs), "thumb", gold=True)[0].gold == {"good": True}
@@ -95,11 +116,14 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     return code, capsys.readouterr().err
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("starlette")
     monkeypatch.chdir(tmp_path)
     many = write(
-        tmp_path / "many.jsonl", {"prompt": "Hi", "responses": list(map(str, range(40))), "ranks": list(range(40))}
+        tmp_path / "many.jsonl",
+        {"prompt": "Hi", "responses": list(map(str, range(40))), "ranks": list(range(40))},
     )
     pairs = write(tmp_path / "pairs.jsonl", PAIR)
     bad = write(tmp_path / "bad.jsonl", {**PAIR, "chosen": 3})
@@ -116,8 +140,16 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         ([str(long)], 4, ["long.jsonl:1", "nobody can read"]),
         ([str(pairs), "--store", "labels.db"], 2, ["must end in .feedback"]),
         ([str(pairs), "--overlap", "0"], 2, ["--overlap"]),
-        ([str(pairs), "--qualify", "2"], 2, ["--qualify 2: the store has only 0 gold items", "--gold FILE"]),
-        ([str(pairs), "--annotator", "ada", "--annotator", "ada"], 2, ["--annotator ada is there twice"]),
+        (
+            [str(pairs), "--qualify", "2"],
+            2,
+            ["--qualify 2: the store has only 0 gold items", "--gold FILE"],
+        ),
+        (
+            [str(pairs), "--annotator", "ada", "--annotator", "ada"],
+            2,
+            ["--annotator ada is there twice"],
+        ),
         ([str(pairs), "--guidelines", "no.md"], 4, ["no.md", "No such file"]),
         ([str(pairs), "--guidelines", "latin.md"], 4, ["latin.md", "not UTF-8 at byte 0"]),
         ([str(pairs), "--annotator", "a\nb"], 4, ["annotator's name"]),
@@ -132,7 +164,8 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         taken.listen()
         port = str(taken.getsockname()[1])
         monkeypatch.setattr(hosting, "PORT", int(port))
-        for words in (["--port", port], ["--host", "https://a.example"]):  # a proxy would not see which other one it is
+        # A proxy would not see which other one it is
+        for words in (["--port", port], ["--host", "https://a.example"]):
             found, text = fails(capsys, str(pairs), *words)
             assert found == 2 and f"port {port} is in use" in text
 
@@ -154,7 +187,11 @@ def test_without_the_packages_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.chdir(tmp_path)
     code, text = fails(capsys, str(write(tmp_path / "a.jsonl", PAIR)))
-    assert code == 1 and "the page needs the package starlette\nhelp: " in text and "'alignkit[label]'" in text
+    assert (
+        code == 1
+        and "the page needs the package starlette\nhelp: " in text
+        and "'alignkit[label]'" in text
+    )
     assert not (tmp_path / "a.feedback").exists()
 
 
@@ -166,7 +203,10 @@ def test_what_it_says_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with prepared("a.jsonl", Path("run/a.feedback")) as store:
         assert said_last(store) == "no labels yet; they will be in run/a.feedback"
         store.submit(event(store.items()[0].item))
-        assert said_last(store) == "1 label is in run/a.feedback; train on it with `data: run/a.feedback`"
+        assert (
+            said_last(store)
+            == "1 label is in run/a.feedback; train on it with `data: run/a.feedback`"
+        )
         store.submit(event(store.items()[1].item))
         (tmp_path / "run" / "recipe.resolved.yaml").touch()
         continues = "2 labels are in run/a.feedback; `alignkit run` with the same recipe continues"
@@ -193,18 +233,23 @@ def test_guidelines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_server_ends(tmp_path: Path, sign: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_ends(
+    tmp_path: Path, sign: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("uvicorn")
     pytest.importorskip("starlette")
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", *map(prompt, range(3)))
     command = [sys.executable, "-m", "alignkit", "label", "a.jsonl", "--annotator", "ada"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().strip()
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{43}", address)
-            with pytest.raises(urllib.error.HTTPError) as closed:  # the redirect is followed without the cookie
+            # The redirect is followed without the cookie
+            with pytest.raises(urllib.error.HTTPError) as closed:
                 urllib.request.urlopen(address, timeout=PATIENCE)
             closed.value.close()
             assert closed.value.code == 401

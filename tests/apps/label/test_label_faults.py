@@ -41,7 +41,9 @@ class Server:
         names = [part for name in self.people for part in ("--annotator", name)]
         command = [sys.executable, "-m", "alignkit", "label", str(self.path), *names]
         command += ["--port", str(self.port)] if self.port else []
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         assert self.process.stdout is not None
         lines = [self.process.stdout.readline().strip() for _ in self.people]
         self.links = dict(zip(self.people, (line.split(": ")[-1] for line in lines), strict=True))
@@ -91,7 +93,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_kill_9_during_submits_loses_and_doubles_no_label(tmp_path: Path) -> None:
-    """Four people submit and send again what was not acknowledged, while the server is killed five times."""
+    """Four people submit and send again what was not acknowledged, while the server is killed five
+    times.
+    """
     people, path = ["ada", "bob", "cyd", "dan"], tmp_path / "a.feedback"
     filled(path, pairs(400)).close()
     server = Server(path, people)
@@ -107,8 +111,15 @@ def test_kill_9_during_submits_loses_and_doubles_no_label(tmp_path: Path) -> Non
                 while not done.is_set():
                     if waiting is None:
                         item = client.post("next", {})["item"]
-                        seen = {"item": item["id"], **{key: item[key] for key in ("revision", "shown")}}
-                        more = {"kind": "label", "payload": LEFT, "guidelines": client.meta["guidelines"]}
+                        seen = {
+                            "item": item["id"],
+                            **{key: item[key] for key in ("revision", "shown")},
+                        }
+                        more = {
+                            "kind": "label",
+                            "payload": LEFT,
+                            "guidelines": client.meta["guidelines"],
+                        }
                         waiting = {"uuid": str(uuid.uuid4()), **seen, **more}
                     client.post("submit", waiting)
                     if acknowledged.setdefault(waiting["uuid"], waiting["item"]) != waiting["item"]:
@@ -147,7 +158,9 @@ class TestInChromium:
     pytestmark = needed
 
     def test_a_label_outlives_the_server(self, browser: Any, tmp_path: Path) -> None:
-        """The server is killed before a submit. Its next run has another link, and gets the label that waits."""
+        """The server is killed before a submit. Its next run has another link, and gets the label
+        that waits.
+        """
         path = tmp_path / "a.feedback"
         filled(path, pairs(3)).close()
         server = Server(path, ["ada"])
@@ -168,8 +181,15 @@ class TestInChromium:
             ada.shows("1 of ", "#counts")
             assert ada.prompt() != prompt
             label = ada.labels()
-            assert [(event.payload["margin"], event.payload["note"]) for event in label] == [("better", "kept")]
-            assert ada.page.evaluate("Object.keys(localStorage).filter((key) => key.includes('outbox')).length") <= 1
+            assert [(event.payload["margin"], event.payload["note"]) for event in label] == [
+                ("better", "kept")
+            ]
+            assert (
+                ada.page.evaluate(
+                    "Object.keys(localStorage).filter((key) => key.includes('outbox')).length"
+                )
+                <= 1
+            )
         context.close()
         server.kill()
 
@@ -177,7 +197,9 @@ class TestInChromium:
     def test_an_error_keeps_the_label(self, browser: Any, tmp_path: Path, status: int) -> None:
         with person(browser, tmp_path, pairs(2)) as ada:
             body = json.dumps({"error": "the disk is full"})
-            ada.page.route("**/api/label/submit", lambda route: route.fulfill(status=status, body=body))
+            ada.page.route(
+                "**/api/label/submit", lambda route: route.fulfill(status=status, body=body)
+            )
             prompt = ada.prompt()
             ada.press("Digit1", "Enter")
             ada.shows("The server cannot store it: the disk is full. 1 label waits", "#offline")

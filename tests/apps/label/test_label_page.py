@@ -39,11 +39,21 @@ def ada(store: Store) -> Page:
 def test_a_label_is_stored_as_it_was_shown(ada: Page, store: Store) -> None:
     item = ada.next()["item"]
     state = ada.post("submit", ada.event(item, {**LEFT, "note": "shorter"}, seconds=7.5)).json()
-    assert state["item"]["id"] != item["id"] and state["progress"]["mine"] == 1 and state["progress"]["pace"] == 7.5
+    assert (
+        state["item"]["id"] != item["id"]
+        and state["progress"]["mine"] == 1
+        and state["progress"]["pace"] == 7.5
+    )
     event = store.events()[0]
     entry = labeled(store, [item["id"]])[0]
-    assert entry.stored.item.responses[entry.votes[0].label["better"]] == item["responses"][0][0]["text"]
-    assert event.payload == {**LEFT, "note": "shorter"} and event.guidelines == ada.guidelines == state["guidelines"]
+    assert (
+        entry.stored.item.responses[entry.votes[0].label["better"]]
+        == item["responses"][0][0]["text"]
+    )
+    assert (
+        event.payload == {**LEFT, "note": "shorter"}
+        and event.guidelines == ada.guidelines == state["guidelines"]
+    )
 
 
 def test_the_same_label_twice_is_one(ada: Page, store: Store) -> None:
@@ -67,7 +77,11 @@ def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
     state = ada.post("submit", ada.event(item, given, seconds=9.0)).json()
     undo = {"uuid": str(uuid.uuid4()), "of": state["last"]}
     back = ada.post("undo", undo).json()
-    assert back["item"]["id"] == item["id"] and back["draft"]["value"] == given and back["draft"]["seconds"] == 9.0
+    assert (
+        back["item"]["id"] == item["id"]
+        and back["draft"]["value"] == given
+        and back["draft"]["seconds"] == 9.0
+    )
     assert ada.post("undo", undo).json() == back
     assert [event.kind for event in store.events()] == ["label", "undo"] and back["last"] is None
     assert ada.post("undo", {"uuid": str(uuid.uuid4()), "of": state["last"]}).status_code == 422
@@ -110,7 +124,9 @@ def test_skips_and_flags(ada: Page, store: Store) -> None:
         ({"revision": "1"}, "revision"),
     ],
 )
-def test_labels_that_are_refused(ada: Page, store: Store, change: dict[str, Any], said: str) -> None:
+def test_labels_that_are_refused(
+    ada: Page, store: Store, change: dict[str, Any], said: str
+) -> None:
     answer = ada.post("submit", {**ada.event(ada.next()["item"], LEFT), **change})
     assert answer.status_code == 422 and said in answer.json()["error"]
     assert store.events() == []
@@ -123,7 +139,9 @@ def test_a_label_of_a_row_that_changed_is_kept(ada: Page, store: Store) -> None:
     assert "changed" in state["notice"] and len(store.events()) == 1
 
 
-def test_a_full_disk_is_said_and_the_label_can_be_sent_again(ada: Page, store: Store, monkeypatch: Any) -> None:
+def test_a_full_disk_is_said_and_the_label_can_be_sent_again(
+    ada: Page, store: Store, monkeypatch: Any
+) -> None:
     event = ada.event(ada.next()["item"], LEFT)
     real = Store.submit
 
@@ -188,7 +206,10 @@ def test_adjudication(tmp_path: Path) -> None:
     wanted = store.items()[0].item.id
     disagreed(store, bob, carl)
     state = ada.next("adjudicate")
-    assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == ["bob", "carl"]
+    assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == [
+        "bob",
+        "carl",
+    ]
     item = state["item"]
     sides = [vote["said"][0] for vote in state["votes"]]
     good = "AB"[[answer[0]["text"][:4] for answer in item["responses"]].index("good")]
@@ -218,7 +239,9 @@ def test_who_labeled_an_item_does_not_settle_it(tmp_path: Path) -> None:
 
 
 def test_what_else_there_is_to_do(tmp_path: Path) -> None:
-    """Sharing after one's first label, quality if several people labeled, adjudication if something is left for one."""
+    """Sharing after one's first label, quality if several people labeled, adjudication if something
+    is left for one.
+    """
     store = filled(tmp_path / "a.feedback", pairs(2), wanted=2)
     app, sessions = application(store, ["eve", "ada", "bob"])
     eve, ada, bob = (opened(app, sessions, who) for who in ("eve", "ada", "bob"))
@@ -236,7 +259,11 @@ def test_consent(ada: Page, store: Store) -> None:
     assert ada.next()["consent"] is None
     for granted in (True, False):
         message = {"uuid": str(uuid.uuid4()), "granted": granted}
-        assert ada.post("consent", message).json() == ada.post("consent", message).json() == {"consent": granted}
+        assert (
+            ada.post("consent", message).json()
+            == ada.post("consent", message).json()
+            == {"consent": granted}
+        )
         assert ada.next()["consent"] is granted and consents(store) == {"ada": granted}
     assert store.events()[0].payload["terms"] in html.unescape(ada.html)
 
@@ -247,7 +274,11 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         "content": "",
         "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": "{}"}}],
     }
-    answer: Any = (called, {"role": "tool", "content": "3"}, {"role": "assistant", "content": "three"})
+    answer: Any = (
+        called,
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "three"},
+    )
     items = [
         Item("demonstration", (turn("a"),), ("raw\u202e",)),
         Item("thumb", (turn("b"),), (answer,)),
@@ -256,11 +287,21 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
     with filled(tmp_path / "a.feedback", items) as store:
         desk = LabelApi(store, Guidelines(store))
         shown = desk.next("ada", {})["item"]
-        assert shown["text"] == "raw\u202e" and shown["responses"] == [[{"role": "assistant", "text": "raw⟦U+202E⟧"}]]
+        assert shown["text"] == "raw\u202e" and shown["responses"] == [
+            [{"role": "assistant", "text": "raw⟦U+202E⟧"}]
+        ]
         message = {"uuid": str(uuid.uuid4()), "kind": "label", "item": shown["id"], "revision": 1}
-        more = {"shown": shown["shown"], "payload": {"text": "better"}, "guidelines": Guidelines(store).current()[0]}
+        more = {
+            "shown": shown["shown"],
+            "payload": {"text": "better"},
+            "guidelines": Guidelines(store).current()[0],
+        }
         shown = desk.submit("ada", {**message, **more})["item"]
-        assert [turn["role"] for turn in shown["responses"][0]] == ["assistant", "tool", "assistant"]
+        assert [turn["role"] for turn in shown["responses"][0]] == [
+            "assistant",
+            "tool",
+            "assistant",
+        ]
         assert shown["responses"][0][0]["text"] == "add({})" and "text" not in shown
 
 
@@ -273,7 +314,9 @@ def test_quality_is_of_everybody_for_reviewers_and_of_oneself_for_others(tmp_pat
             for who in ("ada", "<b>bob"):
                 store.submit(event(item, {"side": "A", "margin": "better"}, who=who, order=(0, 1)))
         store.submit(event(items[0], {"reason": "hard"}, who="<b>bob", kind="skip"))
-        ada, bob = (opened(app, sessions, who).client.get("/quality").text for who in ("ada", "<b>bob"))
+        ada, bob = (
+            opened(app, sessions, who).client.get("/quality").text for who in ("ada", "<b>bob")
+        )
     assert "no label yet" in empty
     assert "&lt;b&gt;bob" in ada and "<b>bob" not in ada and "alpha" in ada and "100%" in ada
     assert ">ada<" not in bob and "&lt;b&gt;bob</th><td>3</td><td>1</td>" in bob

@@ -43,8 +43,11 @@ def test_the_link_becomes_a_cookie(site: Any) -> None:
     answer = browser.get(f"/?token={sessions.links['ada']}")
     cookie = answer.headers["set-cookie"]
     assert answer.status_code == 303 and answer.headers["location"] == "/"
-    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and sessions.links["ada"] not in cookie
-    assert cookie.startswith("alignkit-label-8765=")  # other servers on this machine have other names
+    assert (
+        "HttpOnly" in cookie and "SameSite=strict" in cookie and sessions.links["ada"] not in cookie
+    )
+    # Other servers on this machine have other names
+    assert cookie.startswith("alignkit-label-8765=")
     assert browser.get("/").status_code == 200
     assert len(sessions.links["ada"]) >= 43  # 256 bits
 
@@ -55,13 +58,20 @@ def test_a_second_tab_leaves_the_first_one_its_session(site: Any) -> None:
     cookies = dict(ada.client.cookies)
     ada.client.get(f"/?token={sessions.links['ada']}")
     assert dict(ada.client.cookies) == cookies
-    assert ada.post("submit", ada.event(ada.next()["item"], {"side": "A", "margin": "better"})).status_code == 200
+    assert (
+        ada.post(
+            "submit", ada.event(ada.next()["item"], {"side": "A", "margin": "better"})
+        ).status_code
+        == 200
+    )
     ada.client.get(f"/?token={sessions.links['bob']}")  # another person's
     assert dict(ada.client.cookies) != cookies and store.events()[0].annotator == "ada"
     assert ada.post("next", {}).status_code == 403
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8765", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8765", ""]
+)
 def test_other_hosts_are_refused(site: Any, host: str) -> None:
     answer = client(site[0]).get("/", headers={"host": host})
     assert answer.status_code == 400 and "content-security-policy" in answer.headers
@@ -75,7 +85,9 @@ def test_other_hosts_are_refused(site: Any, host: str) -> None:
     ],
 )
 def test_exactly_the_given_host(tmp_path: Path, given: str, host: str, origin: str) -> None:
-    """A proxy that does TLS speaks HTTP with the server, and passes on the name by which browsers call it."""
+    """A proxy that does TLS speaks HTTP with the server, and passes on the name by which browsers
+    call it.
+    """
     with filled(tmp_path / "a.feedback", pairs(2)) as store:
         address = address_of(given)
         app, sessions = application(store, address=address)
@@ -89,11 +101,19 @@ def test_exactly_the_given_host(tmp_path: Path, given: str, host: str, origin: s
         other = origin.replace("https", "http") if given.startswith("https") else f"{origin}0"
         for wrong in (other, "http://127.0.0.1:8765", "https://evil.example"):
             assert ada.post("next", {}, origin=wrong).status_code == 403
-        for wrong in ("127.0.0.1:8765", "localhost", f"x.{host}", "labels.example.org.evil.example", "127.0.0.20"):
+        for wrong in (
+            "127.0.0.1:8765",
+            "localhost",
+            f"x.{host}",
+            "labels.example.org.evil.example",
+            "127.0.0.20",
+        ):
             assert browser.get("/", headers={"host": wrong}).status_code == 400
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "http://a.example", "https://", "https://a/b", "a b", "", "a@b"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "http://a.example", "https://", "https://a/b", "a b", "", "a@b"]
+)
 def test_what_is_no_address(host: str) -> None:
     with pytest.raises(RecipeError, match="no address that browsers can open"):
         address_of(host)
@@ -140,7 +160,9 @@ def test_without_an_origin_or_a_session_nothing_is_stored(site: Any) -> None:
     assert "access-control-allow-origin" not in options.headers
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"null", b'"x"', b"[" * 100_000, b"\xff", b'{"uuid": NaN}', b""])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b"null", b'"x"', b"[" * 100_000, b"\xff", b'{"uuid": NaN}', b""]
+)
 def test_bodies_that_are_none(site: Any, body: bytes) -> None:
     ada = opened(*site[:2])
     headers = {"origin": ADDRESS, "x-csrf-token": ada.csrf, "content-type": "application/json"}
@@ -153,7 +175,15 @@ def test_a_large_body_is_refused(site: Any) -> None:
     assert ada.post("submit", {"value": "x" * (1 << 20)}).status_code == 413
 
 
-PATHS = ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "....//app.py", "/etc/passwd", "..\\app.py", "label.js%00.py"]
+PATHS = [
+    "../app.py",
+    "..%2fapp.py",
+    "%2e%2e/app.py",
+    "....//app.py",
+    "/etc/passwd",
+    "..\\app.py",
+    "label.js%00.py",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -168,8 +198,15 @@ def test_every_answer_has_the_headers(site: Any) -> None:
     for path in ("/", "/static/label.js", "/nothing", "/quality", "/api/label/next"):
         headers = ada.client.get(path).headers
         policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert (
+            "default-src 'none'" in policy
+            and "unsafe" not in policy
+            and "frame-ancestors 'none'" in policy
+        )
+        assert (
+            headers["x-content-type-options"] == "nosniff"
+            and headers["referrer-policy"] == "no-referrer"
+        )
         assert headers["cache-control"] == "no-store"
     assert " style=" not in ada.html and "<style" not in ada.html and "onclick" not in ada.html
     assert ada.html.count("<script") == 1
@@ -198,7 +235,10 @@ def test_the_page_does_not_learn_who_wrote_an_answer(tmp_path: Path) -> None:
     """Nor which of them the data have first, nor that an item is gold."""
     gold = pairs(3, gold={"better": 0})
     more = [
-        pair(f"more {n}", f"good {n}", f"poor {n}", meta={"model": SECRET}, origins=(SECRET, SECRET)) for n in range(30)
+        pair(
+            f"more {n}", f"good {n}", f"poor {n}", meta={"model": SECRET}, origins=(SECRET, SECRET)
+        )
+        for n in range(30)
     ]
     with filled(tmp_path / f"{SECRET}.feedback", [*gold, *more]) as store:
         ada = opened(*application(store))
@@ -212,7 +252,10 @@ def test_the_page_does_not_learn_who_wrote_an_answer(tmp_path: Path) -> None:
             lefts.add(item["responses"][0][0]["text"].split()[0])
             state = ada.post("submit", ada.event(item, {"side": "A", "margin": "better"})).json()
         assert len(shapes) == 1 and lefts == {"good", "poor"}
-        assert {store.item(str(event.item)).item.gold is None for event in store.events()} == {True, False}
+        assert {store.item(str(event.item)).item.gold is None for event in store.events()} == {
+            True,
+            False,
+        }
 
 
 def test_texts_are_json_and_never_html(tmp_path: Path) -> None:

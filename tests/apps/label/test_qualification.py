@@ -1,4 +1,6 @@
-"""Gold items come before the first item whose label counts, and whoever fails them labels nothing."""
+"""Gold items come before the first item whose label counts, and whoever fails them labels
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def test_gold_items_come_first_and_who_knows_them_labels_on(store: Store) -> Non
     assert "The first 5 items have known answers" in ada.next()["notice"]
     said = [answer(ada, better)["item"] for better in ("good", "good", "poor", "good", "good")]
     assert all(is_gold(store, item) for item in said)
-    assert not is_gold(store, answer(ada, "good")["item"])  # 4 of 5 are enough, and gold items do not come otherwise
+    # 4 of 5 are enough, and gold items do not come otherwise
+    assert not is_gold(store, answer(ada, "good")["item"])
     assert ada.next()["end"] is None and not ada.next()["notice"]
 
 
@@ -56,7 +59,9 @@ def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None
     said = [answer(ada, better) for better in ("good", wrong, "good", wrong, "good")]
     state = ada.next()
     assert state["item"] is None and state["end"]["heading"] == "Thank you"
-    assert state["end"]["said"].startswith("Of the first 5 items, 3 of your answers match the known ones")
+    assert state["end"]["said"].startswith(
+        "Of the first 5 items, 3 of your answers match the known ones"
+    )
     assert "80%" in state["end"]["said"] and state["last"] is None
 
     for _ in range(5):
@@ -66,7 +71,11 @@ def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None
     assert refused.status_code == 422 and "nothing more to label" in refused.json()["error"]
     again = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": said[1]["uuid"]})
     assert again.status_code == 422 and "cannot be answered again" in again.json()["error"]
-    assert not [one for one in store.events() if one.annotator == "ada" and not is_gold(store, str(one.item))]
+    assert not [
+        one
+        for one in store.events()
+        if one.annotator == "ada" and not is_gold(store, str(one.item))
+    ]
 
 
 def test_a_reviewer_who_failed_still_adjudicates(store: Store) -> None:

@@ -1,4 +1,6 @@
-"""An export holds what may be shared and nothing else; `data convert` reads it, and it becomes a store again."""
+"""An export holds what may be shared and nothing else; `data convert` reads it, and it becomes a
+store again.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ LABELS: dict[str, Any] = {
 
 def made(folder: Path) -> Path:
     """A store with a label of each task by Ann, who shares, and one of Bob's, who does not."""
-    with opened(folder, *ITEMS.values(), pair("no license"), pair("Bob's", author="bob", **FREE)) as store:
+    with opened(
+        folder, *ITEMS.values(), pair("no license"), pair("Bob's", author="bob", **FREE)
+    ) as store:
         guidelines = store.add_guidelines("Questions to boss@mail.example")
         store.submit(event(None, {"granted": True, "terms": "v1"}, kind="consent", who="ann"))
         for name, item in ITEMS.items():
@@ -78,7 +82,9 @@ def test_only_what_may_be_shared(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
     with opened(
-        tmp_path, pair(batch="../../home/ann/runs/x/labels", **FREE), pair("b", batch="week 1/2", **FREE)
+        tmp_path,
+        pair(batch="../../home/ann/runs/x/labels", **FREE),
+        pair("b", batch="week 1/2", **FREE),
     ) as store:
         store.submit(event(None, {"granted": True}, kind="consent"))
         for stored in store.items():
@@ -110,7 +116,8 @@ def test_other_layouts_are_made_by_convert(tmp_path: Path) -> None:
         assert main(["data", "convert", str(labels), "--to", layout, "--out", str(out)]) == 0
         converted[layout] = rows(tmp_path, out.name)
     one, safe, *ranked, rated = converted["preference"]
-    assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]  # side B of the swapped responses
+    # Side B of the swapped responses
+    assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]
     assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.0)
     assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
     assert converted["ranked"][0]["ranks"] == [2, 1, 1]
@@ -126,10 +133,18 @@ def test_labels_are_read_as_the_store_is(tmp_path: Path) -> None:
         path = store.path
     out = exported(tmp_path, path)
     read = [
-        load(DataSpec((DataSource(path=file),)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path).groups
+        load(
+            DataSpec((DataSource(path=file),)),
+            formats=FORMATS,
+            seed=0,
+            commit=Mock(),
+            stage_data=Path,
+        ).groups
         for file in (out / "labels.jsonl", path)
     ]
-    assert [group.pairs for group in read[0]] == [group.pairs for group in read[1][:6]] + [read[1][7].pairs]
+    assert [group.pairs for group in read[0]] == [group.pairs for group in read[1][:6]] + [
+        read[1][7].pairs
+    ]
 
 
 def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
@@ -138,7 +153,9 @@ def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
     assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
     assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
     second = exported(tmp_path, again, "second")
-    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
+    assert sorted(path.name for path in first.iterdir()) == sorted(
+        path.name for path in second.iterdir()
+    )
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     assert exported(tmp_path, again, "second") == second  # an earlier export is replaced
@@ -150,12 +167,17 @@ def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[s
         store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
     assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
     said = capfd.readouterr().err
-    assert "nothing may be exported: left out: " in said and "left out: items without a license" in said
+    assert (
+        "nothing may be exported: left out: " in said
+        and "left out: items without a license" in said
+    )
     assert "--license NAME" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_something_else_is_not_replaced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = made(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -164,7 +186,9 @@ def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path, capfd: pyt
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
 
-def test_an_export_of_another_store_is_not_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_export_of_another_store_is_not_replaced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = exported(tmp_path, made(tmp_path))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "other").mkdir()
@@ -176,7 +200,11 @@ def test_an_export_of_another_store_is_not_replaced(tmp_path: Path, capfd: pytes
 @pytest.mark.parametrize(
     ("file", "change", "fault"),
     [
-        ("items.jsonl", {"responses": ["Hello!", "Changed."]}, "items.jsonl:1: the item's content was changed"),
+        (
+            "items.jsonl",
+            {"responses": ["Hello!", "Changed."]},
+            "items.jsonl:1: the item's content was changed",
+        ),
         ("items.jsonl", {"task": "pairs"}, "items.jsonl:1: unknown task 'pairs'"),
         ("events.jsonl", {"kind": "lable"}, "events.jsonl:1: unknown kind of event"),
         ("events.jsonl", {"created": "yesterday"}, "created must be a time"),
@@ -211,7 +239,13 @@ def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         "items": 3, "labels": 4, "read by recipes": 3, "without label": 0, "disputed": 1, "flagged": 0, "gold": 0,
         "retired": 0,
     }  # fmt: skip
-    assert facts["people"]["ann"] == {"labels": 8, "skips": 0, "undone": 0, "median seconds": 2.5, "shares": True}
+    assert facts["people"]["ann"] == {
+        "labels": 8,
+        "skips": 0,
+        "undone": 0,
+        "median seconds": 2.5,
+        "shares": True,
+    }
     assert main(["labels", str(tmp_path / "missing.feedback")]) == 4
 
 
@@ -236,7 +270,13 @@ def private(folder: Path) -> tuple[Path, Item]:
     with opened(folder, item, ITEMS["ranking"], name="own.feedback") as store:
         for who in ("ann", "bob", "cat"):
             store.submit(event(None, {"granted": True}, kind="consent", who=who))
-            store.submit(event(item, {"side": "B", "margin": "better", "note": f"ask {who}@mail.example"}, who=who))
+            store.submit(
+                event(
+                    item,
+                    {"side": "B", "margin": "better", "note": f"ask {who}@mail.example"},
+                    who=who,
+                )
+            )
             store.submit(event(ITEMS["ranking"], LABELS["ranking"], who=who, order=(2, 0, 1)))
         return store.path, item
 
@@ -251,7 +291,8 @@ def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path) -> None:
     known, out, other = labels(store), exported(tmp_path, store), tmp_path / "other.feedback"
     assert main(["labels", "merge", str(out), "--into", str(store)]) == 0  # home
     assert labels(store) == known
-    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0  # away, where the store itself comes later
+    # Away, where the store itself comes later
+    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0
     shared = labels(other)
     assert main(["labels", "merge", str(store), "--into", str(other)]) == 0
     assert labels(other) == shared and [len(votes) for votes in shared.values()] == [3, 3]
@@ -261,7 +302,9 @@ def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path) -> None:
 
 
 def test_labels_of_an_exported_item_come_home(tmp_path: Path) -> None:
-    """Somebody who got the export labels its redacted item; and no export gives back a consent that was withdrawn."""
+    """Somebody who got the export labels its redacted item; and no export gives back a consent that
+    was withdrawn.
+    """
     store, item = private(tmp_path)
     out, away = exported(tmp_path, store), tmp_path / "away.feedback"
     with Store.open(store) as own:
@@ -275,12 +318,19 @@ def test_labels_of_an_exported_item_come_home(tmp_path: Path) -> None:
     with Store.open(store) as own:
         (entry,) = (entry for entry in labeled(own) if entry.stored.item.task == "pair")
     assert entry.stored.item.id == item.id
-    assert {vote.annotator: vote.label["better"] for vote in entry.votes} == {"ann": 1, "bob": 1, "dan": 0}
+    assert {vote.annotator: vote.label["better"] for vote in entry.votes} == {
+        "ann": 1,
+        "bob": 1,
+        "dan": 0,
+    }
 
 
-def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merging_keeps_what_the_other_store_says_of_an_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its gold label, license and columns, and which of two items a label is about."""
-    alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]  # exports have one text for both
+    # Exports have one text for both
+    alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]
     known = pair("one", license="MIT", gold={"better": 1}, meta={"language": "de"})
     stores = [tmp_path / "ours.feedback", tmp_path / "theirs.feedback"]
     for path, item in zip(stores, (pair("one"), known), strict=True):

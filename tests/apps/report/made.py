@@ -37,7 +37,12 @@ def make_run(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]] | Non
     (folder / "run.log").write_text("\n".join(LOG) + "\n", encoding="utf-8")
     lines(folder / "starts.jsonl", STARTS)
     metrics = {"sft": sft_rows(), "align": align_rows(), **(rows or {})}
-    for name, plugin in {"sft": "sft", "labels": "judge_pairs", "align": "ppo", "report": "evaluate"}.items():
+    for name, plugin in {
+        "sft": "sft",
+        "labels": "judge_pairs",
+        "align": "ppo",
+        "report": "evaluate",
+    }.items():
         (folder / name).mkdir()
         if name in metrics:
             lines(folder / name / "metrics.jsonl", metrics[name])
@@ -83,7 +88,12 @@ LOG = [
     "2026-09-21T14:13:24Z warning: tracker 'x' failed",
     "2026-09-21T14:15:00Z done in 1m40s",
 ]
-FACTS = {"command": "alignkit run small --out runs/small", "commit": "c0ffee", "python": "3.11.7", "cores": 2}
+FACTS = {
+    "command": "alignkit run small --out runs/small",
+    "commit": "c0ffee",
+    "python": "3.11.7",
+    "cores": 2,
+}
 STARTS = [
     {"event": "start", "time": BEGAN, **FACTS},
     {"event": "start", "time": BEGAN + 20, **FACTS, "memory": 8_000_000_000, "gpu": ""},
@@ -114,13 +124,26 @@ SUMMARIES: dict[str, Any] = {
 }
 HALF = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 8}
 AGREED = {
-    **{"question": "pair: which is better", "items": 8, "shared": 8, "same": HALF, "alpha": HALF, "gold": None},
+    **{
+        "question": "pair: which is better",
+        "items": 8,
+        "shared": 8,
+        "same": HALF,
+        "alpha": HALF,
+        "gold": None,
+    },
     "people": {who: {"items": 8, "with_others": HALF, "with_gold": None} for who in ("ann", "bob")},
 }
 SOURCES = {
     "sft": [
         {
-            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1},
+            **{
+                "name": "demos.jsonl",
+                "format": "messages",
+                "rows": 40,
+                "held_out": 8,
+                "skipped": 1,
+            },
             "card": {
                 "rows": 48,
                 "responses": 60,
@@ -142,13 +165,21 @@ SOURCES = {
 def sft_rows() -> list[dict[str, Any]]:
     losses = [2.0, 1.5, "nan", 1.0]
     return [
-        {"stage": "sft", "step": at, "loss": loss, "learning_rate": 0.001, "time": BEGAN + 10 * at - 5}
+        {
+            "stage": "sft",
+            "step": at,
+            "loss": loss,
+            "learning_rate": 0.001,
+            "time": BEGAN + 10 * at - 5,
+        }
         for at, loss in enumerate(losses, 1)
     ]
 
 
 def align_rows() -> list[dict[str, Any]]:
-    """A reward that is highest at d = sqrt(KL) = 2, by R = 1 + d (2 - b log d) with b chosen for that."""
+    """A reward that is highest at d = sqrt(KL) = 2, by R = 1 + d (2 - b log d) with b chosen for
+    that.
+    """
     from math import log
 
     beta = 2 / (1 + log(2))
@@ -170,14 +201,18 @@ def align_rows() -> list[dict[str, Any]]:
 
 
 def write_evaluation(folder: Path) -> None:
-    """20 prompts. align gains 1 in `helpful` at each, gains and loses equally in `safety`, and is twice as long."""
+    """20 prompts. align gains 1 in `helpful` at each, gains and loses equally in `safety`, and is
+    twice as long.
+    """
     groups, gains = [], [1.0 + 0.01 * at for at in range(20)]
     for at, gain in enumerate(gains):
         swing = 0.5 if at % 2 else -0.5
         groups.append(
             {
                 "alignkit": 1,
-                "prompt": [{"role": "user", "content": f"question {at} {HOSTILE if at == 18 else ''}"}],
+                "prompt": [
+                    {"role": "user", "content": f"question {at} {HOSTILE if at == 18 else ''}"}
+                ],
                 "responses": [
                     answer("sft", f"before {at}", 0.0, 0.0, 10),
                     answer("align", f"after {at} {HOSTILE if at == 18 else ''}", gain, swing, 20),
@@ -190,7 +225,10 @@ def write_evaluation(folder: Path) -> None:
     against = {
         name: {
             "difference": statistics.paired_difference(differences[name], [0.0] * 20),
-            "at_equal_length": {**statistics.estimate([*differences[name][:-1], -30.0]), "near": 12},
+            "at_equal_length": {
+                **statistics.estimate([*differences[name][:-1], -30.0]),
+                "near": 12,
+            },
             "win_rate": statistics.share(wins, wins + losses),
             "wins": wins,
             "losses": losses,
@@ -207,7 +245,10 @@ def write_evaluation(folder: Path) -> None:
         "prompts": 20,
         "left_out": 1,
         "sampling": {"temperature": 1.0, "seed": 3},
-        "notes": ["sampled with temperature 1.0", "warning: 2 of 20 prompts are training data (2 by sft)"],
+        "notes": [
+            "sampled with temperature 1.0",
+            "warning: 2 of 20 prompts are training data (2 by sft)",
+        ],
         "baseline": "sft",
         "reference": "sft",
         "headline": "helpful",
@@ -246,16 +287,30 @@ CARD: dict[str, Any] = {
     "named_first": {"mean": 0.64, "low": 0.55, "high": 0.73, "n": 20},
     "length_slope": {"mean": 0.04, "low": 0.01, "high": 0.07, "n": 20},
     "people": None,
-    "agreement": {"helpful": {name: {"mean": 0.5, "low": 0.3, "high": 0.7, "n": 20} for name in ("same", "alpha")}},
+    "agreement": {
+        "helpful": {
+            name: {"mean": 0.5, "low": 0.3, "high": 0.7, "n": 20} for name in ("same", "alpha")
+        }
+    },
     "calls": 160,
     "tokens": None,
 }
 REPORT = Report(
     [
         "sampled with temperature 1.0",
-        Table("mean and 95% interval over 20 prompts", ["", "sft", "align"], [["of the stage", "0", "1"]]),
-        Table("against sft, prompt by prompt", ["policy", "difference"], [["align", "+1.095 [1.067, 1.123]"]]),
-        Table("the judges themselves", ["judge", "order decides"], [["local_judge", "33% [20, 50]"]]),
+        Table(
+            "mean and 95% interval over 20 prompts",
+            ["", "sft", "align"],
+            [["of the stage", "0", "1"]],
+        ),
+        Table(
+            "against sft, prompt by prompt",
+            ["policy", "difference"],
+            [["align", "+1.095 [1.067, 1.123]"]],
+        ),
+        Table(
+            "the judges themselves", ["judge", "order decides"], [["local_judge", "33% [20, 50]"]]
+        ),
         *trust_tables({"local_judge": CARD}),
     ]
 )
@@ -274,10 +329,18 @@ def at_value(value: str) -> dict[str, Any]:
 
 def answer(policy: str, text: str, helpful: float, safety: float, tokens: int) -> dict[str, Any]:
     scores = {"helpful": helpful, "safety": safety}
-    return {"text": text, "scores": scores, "tokens": [1] * tokens, "truncated": False, "source": policy}
+    return {
+        "text": text,
+        "scores": scores,
+        "tokens": [1] * tokens,
+        "truncated": False,
+        "source": policy,
+    }
 
 
-def measured(helpful: Sequence[float], safety: Sequence[float], length: float, kl: float) -> dict[str, Any]:
+def measured(
+    helpful: Sequence[float], safety: Sequence[float], length: float, kl: float
+) -> dict[str, Any]:
     return {
         "rewards": {
             "helpful": {**statistics.estimate(helpful), "unscored": 1},

@@ -29,7 +29,9 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
 
 
 def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
-    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft}, RunData(Path, 0))
+    parts = stage_parts(
+        recipe.stages["align"], recipe, {"model.safetensors": "0"}, {"sft": sft}, RunData(Path, 0)
+    )
     return dict(json.loads(json.dumps(parts, default=str)))
 
 
@@ -38,7 +40,12 @@ def record_of(recipe: Recipe, rate: float = 2e-4) -> dict[str, Any]:
     assert settings is not None and settings.prompts is not None
     names = [{"name": source.name} for source in settings.prompts.sources]
     plugin = recipe.stages["align"].component.name
-    return {"plugin": plugin, "depends_on": parts_of(recipe), "data": names, "summary": {"learning_rate": rate}}
+    return {
+        "plugin": plugin,
+        "depends_on": parts_of(recipe),
+        "data": names,
+        "summary": {"learning_rate": rate},
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,10 @@ def test_files_stages_and_code_are_named(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     file = f"{tmp_path.name}/p.jsonl"
     recipe = recipe_of(tmp_path)
-    assert change_since(record, parts_of(recipe), recipe.stages["align"]) == f" ({file}: the file has changed)"
+    assert (
+        change_since(record, parts_of(recipe), recipe.stages["align"])
+        == f" ({file}: the file has changed)"
+    )
     (tmp_path / "q.jsonl").write_text('{"prompt": "b"}\n', encoding="utf-8")
     other = recipe_of(tmp_path, prompts="q.jsonl")
     expected = f" (prompts: another file, {tmp_path.name}/q.jsonl)"
@@ -103,9 +113,18 @@ def test_settings_that_were_written_for_the_other_algorithm_are_named(tmp_path: 
     written = {"learning_rate": 1e-3, "rollout": {"max_new_tokens": 9}}
     before = record_of(recipe_of(tmp_path, **written), 1e-3)
     lines = carried(before, recipe_of(tmp_path, **written, algorithm="rejection_sampling"))
-    assert "learning_rate 0.001 was written for ppo and is kept; the default of rejection_sampling is 0.0002" in lines
-    assert "iterations 3 was written for ppo and is kept; the default of rejection_sampling is 10" in lines
-    assert "max_new_tokens 9 was written for ppo and is kept; the default of rejection_sampling is 128" in lines
+    assert (
+        "learning_rate 0.001 was written for ppo and is kept; the default of rejection_sampling "
+        "is 0.0002" in lines
+    )
+    assert (
+        "iterations 3 was written for ppo and is kept; the default of rejection_sampling is 10"
+        in lines
+    )
+    assert (
+        "max_new_tokens 9 was written for ppo and is kept; the default of rejection_sampling is 128"
+        in lines
+    )
 
 
 def test_defaults_that_change_are_named(tmp_path: Path) -> None:
@@ -118,15 +137,26 @@ def test_defaults_that_change_are_named(tmp_path: Path) -> None:
 def test_settings_that_the_other_algorithm_has_not_are_not_named(tmp_path: Path) -> None:
     """DPO samples nothing, so that there is nothing to say of iterations and responses."""
     before = record_of(recipe_of(tmp_path), 1e-3)
-    (tmp_path / "d.jsonl").write_text('{"prompt": "what?", "chosen": "a", "rejected": "b"}\n', encoding="utf-8")
+    (tmp_path / "d.jsonl").write_text(
+        '{"prompt": "what?", "chosen": "a", "rejected": "b"}\n', encoding="utf-8"
+    )
     gone = dict.fromkeys(("prompts", "reward", "iterations"))
-    lines = carried(before, recipe_of(tmp_path, **gone, epochs=None, algorithm="dpo", data="d.jsonl"))
-    assert [line.partition(":")[0] for line in lines] == ["learning_rate", "warmup_ratio", "lr_scheduler_type"]
+    lines = carried(
+        before, recipe_of(tmp_path, **gone, epochs=None, algorithm="dpo", data="d.jsonl")
+    )
+    assert [line.partition(":")[0] for line in lines] == [
+        "learning_rate",
+        "warmup_ratio",
+        "lr_scheduler_type",
+    ]
 
 
 def test_nothing_is_carried_over_to_the_same_algorithm(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    assert carried(record_of(recipe), recipe_of(tmp_path, iterations=9)) == [] and carried({}, recipe) == []
+    assert (
+        carried(record_of(recipe), recipe_of(tmp_path, iterations=9)) == []
+        and carried({}, recipe) == []
+    )
 
 
 def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> None:

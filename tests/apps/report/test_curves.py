@@ -14,9 +14,16 @@ def test_spikes_survive_thinning() -> None:
 
 
 def test_panels_group_metrics_and_mark_restarts() -> None:
-    panels = {panel["title"]: panel for panel in curves.panels("align", align_rows(), [BEGAN + 65.5, BEGAN + 900])}
-    assert [series["name"] for series in panels["Scores"]["series"]] == ["score/helpful", "score/safety"]
-    assert panels["Reward"]["marks"] == [5.0]  # the last step before the start; the later start continued nothing
+    panels = {
+        panel["title"]: panel
+        for panel in curves.panels("align", align_rows(), [BEGAN + 65.5, BEGAN + 900])
+    }
+    assert [series["name"] for series in panels["Scores"]["series"]] == [
+        "score/helpful",
+        "score/safety",
+    ]
+    # The last step before the start; the later start continued nothing
+    assert panels["Reward"]["marks"] == [5.0]
     assert "seconds/rollout" not in panels and "Tokens per second" not in panels
 
 
@@ -28,7 +35,10 @@ def test_values_that_are_no_numbers_are_left_out_and_counted() -> None:
 
 
 def test_a_metric_that_repeats_another_has_no_panel_of_its_own() -> None:
-    rows = [{"step": at, "loss": float(at), "nll": float(at), "other": -float(at), "constant": 1} for at in range(3)]
+    rows = [
+        {"step": at, "loss": float(at), "nll": float(at), "other": -float(at), "constant": 1}
+        for at in range(3)
+    ]
     assert [panel["title"] for panel in curves.panels("sft", rows)] == ["Loss", "Other"]
     rows = [{"step": at, "reward": float(at), "score/helpful": float(at)} for at in range(3)]
     assert [panel["title"] for panel in curves.panels("align", rows)] == ["Reward"]

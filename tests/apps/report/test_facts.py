@@ -16,9 +16,20 @@ from alignkit_plugins.report.stages import flat
 
 ROOT = Path(__file__).parents[3]
 # Parts whose keys are names of metrics, packages and the like, or are documented elsewhere.
-OPEN = ("evaluations.evaluation", "stages.summary", "stages.metrics", "stages.phases", "reproduce.versions")
+OPEN = (
+    "evaluations.evaluation",
+    "stages.summary",
+    "stages.metrics",
+    "stages.phases",
+    "reproduce.versions",
+)
 OPEN += ("reproduce.machine", "reports.blocks")
-OPEN += ("data.prompt_characters", "data.response_characters", "data.pairs.levels", "data.pairs.margins")
+OPEN += (
+    "data.prompt_characters",
+    "data.response_characters",
+    "data.pairs.levels",
+    "data.pairs.margins",
+)
 OPEN += ("people.agreement",)
 
 
@@ -44,14 +55,28 @@ def test_what_is_known_is_there(run: Path) -> None:
         "tokens": 6500,  # 61.5 seconds at 106.5 a second, and only one stage says how fast it was
     }
     assert facts["next"] == {"told": "", "chat": f"alignkit chat {run / 'align'}"}
-    assert facts["reproduce"]["command"] == "alignkit run small --out runs/small" and facts["reproduce"]["seed"] == 3
-    assert facts["reproduce"]["commit"] == "c0ffee" and facts["reproduce"]["versions"]["torch"] == "2.9.0"
+    assert (
+        facts["reproduce"]["command"] == "alignkit run small --out runs/small"
+        and facts["reproduce"]["seed"] == 3
+    )
+    assert (
+        facts["reproduce"]["commit"] == "c0ffee"
+        and facts["reproduce"]["versions"]["torch"] == "2.9.0"
+    )
     assert [stage["state"] for stage in facts["stages"]] == ["done", "reused", "done", "done"]
-    assert facts["stages"][2]["tokens_per_second"] == 106.5 and facts["stages"][2]["phases"] == {"rollout": 18.0}
+    assert facts["stages"][2]["tokens_per_second"] == 106.5 and facts["stages"][2]["phases"] == {
+        "rollout": 18.0
+    }
     assert facts["data"] == [
         {
             "stage": "sft",
-            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1},
+            **{
+                "name": "demos.jsonl",
+                "format": "messages",
+                "rows": 40,
+                "held_out": 8,
+                "skipped": 1,
+            },
             "digest": "ab" * 32,
             **{key: value for key, value in SOURCES["sft"][0]["card"].items() if key != "rows"},
         }
@@ -61,7 +86,9 @@ def test_what_is_known_is_there(run: Path) -> None:
         "responses truncated at max_length": 18,
         "bad rows, the first: demos.jsonl:7: no prompt": 1,
     }
-    assert [(one["stage"], one["blocks"]) for one in facts["reports"]] == [("report", REPORT.plain())]
+    assert [(one["stage"], one["blocks"]) for one in facts["reports"]] == [
+        ("report", REPORT.plain())
+    ]
     assert [(one["policy"], one["metric"], one["outcome"]) for one in facts["verdicts"]] == [
         ("align", "helpful", "mixed")
     ]
@@ -71,10 +98,20 @@ def test_what_is_known_is_there(run: Path) -> None:
 
 
 def test_the_alignment_path_goes_from_the_baseline_to_each_version(run: Path) -> None:
-    (path,) = [figure for figure in facts_of(run)["figures"] if figure["stage"] == "report" and figure["lines"]]
+    (path,) = [
+        figure
+        for figure in facts_of(run)["figures"]
+        if figure["stage"] == "report" and figure["lines"]
+    ]
     (series,) = path["series"]
-    assert series["labels"] == ["sft", "align"] and series["x"] == [50.0, 100.0] and series["y"] == [50.0, 50.0]
-    assert series["x_low"][0] is None and 80 < series["x_low"][1] < 90 and series["x_high"][1] == 100.0
+    assert (
+        series["labels"] == ["sft", "align"]
+        and series["x"] == [50.0, 100.0]
+        and series["y"] == [50.0, 50.0]
+    )
+    assert (
+        series["x_low"][0] is None and 80 < series["x_low"][1] < 90 and series["x_high"][1] == 100.0
+    )
     assert 25 < series["low"][1] < 35 and path["lines"] == [50.0, 50.0]
 
 
@@ -104,7 +141,9 @@ def keys(value: Any, path: str = "") -> set[str]:
 def test_every_key_is_documented(run: Path) -> None:
     page = (ROOT / "docs" / "plugins" / "api" / "files.md").read_text(encoding="utf-8")
     table = page.split("| `report.json` | meaning |")[1].split("\n\n")[0]
-    known = {key for line in table.splitlines()[2:] for key in re.findall("`(.+?)`", line.split("|")[1])}
+    known = {
+        key for line in table.splitlines()[2:] for key in re.findall("`(.+?)`", line.split("|")[1])
+    }
     facts = facts_of(run) | {
         "parts": [{"title": "", "anchor": "", "blocks": []}]
     }  # as test_parts_of_plugins.py has them
@@ -113,12 +152,14 @@ def test_every_key_is_documented(run: Path) -> None:
 
 def test_it_needs_no_torch(run: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from alignkit_plugins.report.write import facts_of, write_report; "
-        "from alignkit_plugins.report.compare import compared; "
-        "run = Path(sys.argv[1]); write_report(run, facts_of(run)); "
-        "compared([Path(sys.argv[1])] * 2); print([n for n in ('torch', 'transformers') if n in sys.modules])"
+        "import sys; from pathlib import Path; from alignkit_plugins.report.write import "
+        "facts_of, write_report; from alignkit_plugins.report.compare import compared; run = "
+        "Path(sys.argv[1]); write_report(run, facts_of(run)); compared([Path(sys.argv[1])] * 2); "
+        "print([n for n in ('torch', 'transformers') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -146,7 +187,12 @@ def test_a_run_that_stopped_halfway_says_where(run: Path) -> None:
     write_stage(run / "align", "ppo", complete=False, seconds=None)
     facts = facts_of(run)
     assert facts["run"]["outcome"] == "failed" and "out of memory" in facts["run"]["message"]
-    assert [stage["state"] for stage in facts["stages"]] == ["done", "not begun", "begun", "not begun"]
+    assert [stage["state"] for stage in facts["stages"]] == [
+        "done",
+        "not begun",
+        "begun",
+        "not begun",
+    ]
     assert facts["verdicts"] == [] and facts["run"]["stages_done"] == 1
 
 
@@ -157,7 +203,12 @@ def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:
 
 
 def test_plain_data_are_flattened() -> None:
-    assert flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": {}, "e": None}
+    assert flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}) == {
+        "a.b.0": 1,
+        "a.b.1.c": 2,
+        "a.d": {},
+        "e": None,
+    }
     assert HOSTILE not in flat({})
 
 
@@ -170,7 +221,9 @@ def test_plain_data_are_flattened() -> None:
         ("report/samples.jsonl", None),
     ],
 )
-def test_a_damaged_stage_is_named_and_the_others_are_shown(name: str, damage: bytes | None, run: Path) -> None:
+def test_a_damaged_stage_is_named_and_the_others_are_shown(
+    name: str, damage: bytes | None, run: Path
+) -> None:
     if damage is None:
         (run / name).unlink()
     else:
@@ -179,7 +232,10 @@ def test_a_damaged_stage_is_named_and_the_others_are_shown(name: str, damage: by
     facts = facts_of(run)
     assert [one["name"] for one in facts["stages"] if one["state"] == "damaged"] == [stage]
     (text,) = [one["text"] for one in facts["warnings"] if str(run / name) in one["text"]]
-    assert facts["warnings"][0] == {"stage": stage, "text": text, "logged": False} and "run the recipe again" in text
+    assert (
+        facts["warnings"][0] == {"stage": stage, "text": text, "logged": False}
+        and "run the recipe again" in text
+    )
     assert bool(facts["verdicts"]) == (stage != "report") and facts["run"]["stages_done"] == 3
 
 

@@ -23,7 +23,10 @@ def test_figures_are_byte_identical_and_small(tmp_path: Path) -> None:
 
 
 def test_hostile_names_are_text() -> None:
-    rows = [{**row, HOSTILE: at % 3, f"score/{HOSTILE}": at, "score/$": 1} for at, row in enumerate(align_rows())]
+    rows = [
+        {**row, HOSTILE: at % 3, f"score/{HOSTILE}": at, "score/$": 1}
+        for at, row in enumerate(align_rows())
+    ]
     for panel in curves.panels(HOSTILE, rows):
         text = figures.svg(panel)
         ElementTree.fromstring(text)
@@ -31,9 +34,15 @@ def test_hostile_names_are_text() -> None:
 
 
 def test_numbers_that_cannot_be_drawn_cost_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"step": at, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at, "reward": 1e-12 * at} for at in range(1, 9)]
+    rows = [
+        {"step": at, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at, "reward": 1e-12 * at}
+        for at in range(1, 9)
+    ]
     panels = curves.panels("align", rows)
-    assert all(address or note.startswith("could not be drawn: ") for address, _, note in figures.drawn(panels))
+    assert all(
+        address or note.startswith("could not be drawn: ")
+        for address, _, note in figures.drawn(panels)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.svg({**panels[1], "title": "損失", "x_label": "歩"})

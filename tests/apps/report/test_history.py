@@ -11,8 +11,16 @@ from alignkit_plugins.report import history
 
 def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
     first, second = history.starts_of(make_run(tmp_path / "run"))
-    assert first["outcome"] == "killed" and first["ended"] is None and first["started"] == "2026-09-21T14:13:20Z"
-    assert second["outcome"] == "done" and second["ended"] == "2026-09-21T14:15:20Z" and second["reused"] == ["labels"]
+    assert (
+        first["outcome"] == "killed"
+        and first["ended"] is None
+        and first["started"] == "2026-09-21T14:13:20Z"
+    )
+    assert (
+        second["outcome"] == "done"
+        and second["ended"] == "2026-09-21T14:15:20Z"
+        and second["reused"] == ["labels"]
+    )
     assert [start["time"] for start in history.starts_of(tmp_path / "run")] == [BEGAN, BEGAN + 20]
 
 

@@ -1,4 +1,6 @@
-"""report.md: the same content, ready for an issue, where texts cannot be mentions, links or tags."""
+"""report.md: the same content, ready for an issue, where texts cannot be mentions, links or
+tags.
+"""
 
 import re
 from pathlib import Path
@@ -19,16 +21,24 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         *("Training", "SFT", "1 more curves and all numbers", "Judge pairs: labels", "All numbers"),
         *("PPO: align", "1 more curves and all numbers"),
         *("Data", "Lengths, pairs and labels", "People", "Each annotator"),
-        *("Provenance", "How it was made", "The recipe with all overrides applied", "6 files with their SHA-256"),
+        *(
+            "Provenance",
+            "How it was made",
+            "The recipe with all overrides applied",
+            "6 files with their SHA-256",
+        ),
     ]
     assert (
-        "align is better than sft in the reward helpful: 1.09 against 0.00, difference +1.095 [1.067, 1.123]. "
-        "Worse: preferred by local_judge 31% [22, 40]." in text
+        "align is better than sft in the reward helpful: 1.09 against 0.00, difference +1.095 "
+        "[1.067, 1.123]. Worse: preferred by local_judge 31% [22, 40]." in text
     )
     assert "| sport | align | 10 | +0.50 [0.40, 0.60] | +0.50 [0.40, 0.60] | 50% [40, 60] |" in text
     assert "| sft | demos.jsonl | responses | 60 | 3 | 61 | 190 | 199 |" in text
     assert "| sft | demos.jsonl | 12 | 75% | 0% | significantly 4, unsure 6, without 2 |" in text
-    assert "| sft | demos.jsonl | 7 | 5 |" in text and "18 responses truncated at max_length (30% of 60)" in text
+    assert (
+        "| sft | demos.jsonl | 7 | 5 |" in text
+        and "18 responses truncated at max_length (30% of 60)" in text
+    )
     assert "| align | helpful | +1.095 [1.067, 1.123] |" in text and "| sft | SFT | done |" in text
 
 
@@ -45,4 +55,6 @@ def test_it_fits_into_an_issue(tmp_path: Path) -> None:
     text = markdown(facts)
     assert len(text) <= MOST and "align is better than sft" in text
     facts["warnings"] = [{"stage": "a", "text": "w" * 3000}] * 50
-    assert len(markdown(facts)) <= MOST + 50 and markdown(facts).endswith("The rest is in report.json.\n")
+    assert len(markdown(facts)) <= MOST + 50 and markdown(facts).endswith(
+        "The rest is in report.json.\n"
+    )

@@ -6,7 +6,14 @@ from alignkit_plugins.report import overoptimization
 def gold_rows(golds: list[float]) -> list[dict[str, float]]:
     """Iterations whose KL is the square of their number, and whose reward rises by 2 each."""
     return [
-        {"step": n, "kl": float(n * n), "reward": 2.0 * n, "reward_std": 4.0, "gold": gold, "gold_std": 0.5}
+        {
+            "step": n,
+            "kl": float(n * n),
+            "reward": 2.0 * n,
+            "reward_std": 4.0,
+            "gold": gold,
+            "gold_std": 0.5,
+        }
         for n, gold in enumerate(golds, 1)
     ]
 
@@ -19,8 +26,8 @@ def test_gold_and_reward_are_drawn_as_gains_in_their_own_deviations() -> None:
     assert reward["y"] == [0.0, 0.5, 1.0, 1.5] and gold["y"] == [0.0, 1.0, 2.0, 0.5]
     assert figure["marks"] == [3.0]
     assert figure["note"] == (
-        "gold was highest in iteration 3, at a KL of 9 nats; since then gold changed by -1.5 and the reward by +0.5 "
-        "deviations"
+        "gold was highest in iteration 3, at a KL of 9 nats; since then gold changed by -1.5 and "
+        "the reward by +0.5 deviations"
     )
 
 

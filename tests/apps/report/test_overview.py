@@ -18,34 +18,52 @@ from alignkit_plugins.report.side_by_side import with_earlier
 
 @pytest.fixture
 def summary(tmp_path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
+    value: dict[str, Any] = json.loads(
+        (make_run(tmp_path / "run") / "report" / "evaluation.json").read_text()
+    )
     return value
 
 
-def test_only_independent_raters_make_a_verdict_green(tmp_path: Path, summary: dict[str, Any]) -> None:
+def test_only_independent_raters_make_a_verdict_green(
+    tmp_path: Path, summary: dict[str, Any]
+) -> None:
     folder = make_run(tmp_path / "own")
     for own, style in ((True, "even"), (False, "good")):
         known = {**summary, "judged": {}, "trained_on": {"align": {"helpful": own}}}
         (folder / "report" / "evaluation.json").write_text(json.dumps(known))
         rewritten(folder / "report")
-        assert f'class="verdict {style}"' in page(facts_of(folder)) and 'class="state good' not in page(
+        assert f'class="verdict {style}"' in page(
             facts_of(folder)
-        )
+        ) and 'class="state good' not in page(facts_of(folder))
 
 
 def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> None:
-    before = {**summary["policies"]["sft"], "rewards": {"helpful": {"mean": 0.5, "low": 0.4, "high": 0.6}}}
+    before = {
+        **summary["policies"]["sft"],
+        "rewards": {"helpful": {"mean": 0.5, "low": 0.4, "high": 0.6}},
+    }
     evaluation = {"baseline": "align@ppo", "headline": "helpful", "policies": {"align@ppo": before}}
-    pair = {"policy": "align", "result": "align@dpo", "against": "align@ppo", "evaluation": evaluation}
+    pair = {
+        "policy": "align",
+        "result": "align@dpo",
+        "against": "align@ppo",
+        "evaluation": evaluation,
+    }
     rows = main_rows(with_earlier(summary, [pair]))
     helpful, safety, judge = overview.intervals(rows, "align@dpo")
     assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]
     assert [row["style"] for row in helpful["rows"]] == ["", "", "result"]
     sft, ppo, dpo = helpful["rows"]
-    assert 0 < sft["mean"] < ppo["left"] < ppo["mean"] < ppo["left"] + ppo["width"] < dpo["left"] < 100
+    assert (
+        0 < sft["mean"] < ppo["left"] < ppo["mean"] < ppo["left"] + ppo["width"] < dpo["left"] < 100
+    )
     assert ppo["text"] == "0.50 [0.40, 0.60]" and len(safety["rows"]) == 2
     assert (judge["title"], judge["middle"]) == ("preferred to sft by local_judge", 50.0)
-    assert (judge["rows"][0]["mean"], judge["rows"][0]["left"], judge["rows"][0]["width"]) == (31.0, 22.0, 18.0)
+    assert (judge["rows"][0]["mean"], judge["rows"][0]["left"], judge["rows"][0]["width"]) == (
+        31.0,
+        22.0,
+        18.0,
+    )
 
 
 def test_shares_have_the_axis_from_0_to_100(summary: dict[str, Any]) -> None:
@@ -54,7 +72,14 @@ def test_shares_have_the_axis_from_0_to_100(summary: dict[str, Any]) -> None:
     panel = overview.intervals(main_rows(rows_of(summary)), "align")[0]
     assert panel["note"] == "lower is better"
     assert panel["rows"][0] | {"label": ""} == {
-        **{"label": "", "style": "", "text": "25% [0, 50]", "left": 0.0, "width": 50.0, "mean": 25.0}
+        **{
+            "label": "",
+            "style": "",
+            "text": "25% [0, 50]",
+            "left": 0.0,
+            "width": 50.0,
+            "mean": 25.0,
+        }
     }
 
 
@@ -64,4 +89,5 @@ def test_the_prompt_follows_the_verdict(tmp_path: Path) -> None:
         outcome: overview.chosen(facts, {"stage": "report", "outcome": outcome})["kind"]  # type: ignore[index]
         for outcome in ("gained", "mixed", "nothing clear", "lost")
     }
-    assert kinds == {"gained": "gain", "mixed": "gain", "nothing clear": "random", "lost": "gain"}  # no loss is there
+    # No loss is there
+    assert kinds == {"gained": "gain", "mixed": "gain", "nothing clear": "random", "lost": "gain"}

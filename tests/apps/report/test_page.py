@@ -25,7 +25,13 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
         "align is better than sft",
         "preferred by local_judge 31%",
     ]
-    order += ["preferred to sft by local_judge", "alignkit chat ", "are training data", "The largest gain", "before 19"]
+    order += [
+        "preferred to sft by local_judge",
+        "alignkit chat ",
+        "are training data",
+        "The largest gain",
+        "before 19",
+    ]
     order += ["<h2>Evaluation", "<h2>Samples", "<h2>Training", "<h2>Data", "<h2>People"]
     order += ["<h2>Provenance", "alignkit run small --out runs/small", "c0ffee"]
     places = [text.index(words) for words in order]
@@ -39,32 +45,57 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
 def test_nothing_in_it_acts(text: str) -> None:
     read = Reader(text)
     names = {name for name, _ in read.tags}
-    assert names & {"script", "link", "iframe", "object", "form", "base", "image", "foreignobject"} == set()
+    assert (
+        names & {"script", "link", "iframe", "object", "form", "base", "image", "foreignobject"}
+        == set()
+    )
     attributes = [(key, value or "") for _, attrs in read.tags for key, value in attrs.items()]
     assert [key for key, _ in attributes if key.startswith("on")] == []
-    assert all(value.startswith(("#", "data:image/svg+xml,")) for key, value in attributes if key in ("href", "src"))
-    policy = next(attrs["content"] for name, attrs in read.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert all(
+        value.startswith(("#", "data:image/svg+xml,"))
+        for key, value in attributes
+        if key in ("href", "src")
+    )
+    policy = next(
+        attrs["content"]
+        for name, attrs in read.tags
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
 
 
 def test_hostile_texts_are_shown_and_do_nothing(text: str) -> None:
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd[31m\ufffdevil" in text and "<script" not in text
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd[31m\ufffdevil" in text
+        and "<script" not in text
+    )
     assert not re.search(f"[\x00-\x08\x0b-\x1f{BIDI}]", text)
 
 
 def test_keys_of_a_recipe_keep_their_spelling_and_others_are_words(text: str) -> None:
     shown = text.replace("<wbr>", "")
-    assert "judge: {local_judge: {min_mass: 0.1}}" in shown and '<th scope="row">encoded: rows</th>' in shown
-    assert "<h2>Evaluation" in text and "PPO: align" in text and not re.search("grad_norm|sampler_gap|>python<", text)
+    assert (
+        "judge: {local_judge: {min_mass: 0.1}}" in shown
+        and '<th scope="row">encoded: rows</th>' in shown
+    )
+    assert (
+        "<h2>Evaluation" in text
+        and "PPO: align" in text
+        and not re.search("grad_norm|sampler_gap|>python<", text)
+    )
 
 
 def test_links_lead_to_sections_and_headings_nest(text: str) -> None:
     read = Reader(text)
     ids = [attrs["id"] for name, attrs in read.tags if name == "section"]
-    assert [attrs["href"] for name, attrs in read.tags if name == "a"] == [f"#{name}" for name in ids[1:]]
+    assert [attrs["href"] for name, attrs in read.tags if name == "a"] == [
+        f"#{name}" for name in ids[1:]
+    ]
     levels = [int(name[1]) for name, _ in read.tags if re.fullmatch("h[1-6]", name)]
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert levels[0] == 1 and all(
+        after - before <= 1 for before, after in itertools.pairwise(levels)
+    )
     heads = [attrs for name, attrs in read.tags if name == "th"]
     assert heads and all(attrs.get("scope") in ("row", "col") for attrs in heads)
 
@@ -79,8 +110,12 @@ def contrast(first: str, second: str) -> float:
 
     def light(color: str) -> float:
         parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return sum(
+            weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
+        )
 
     low, high = sorted((light(first), light(second)))
     return (high + 0.05) / (low + 0.05)
@@ -91,18 +126,29 @@ def test_colors_can_be_read(theme: int, text: str) -> None:
     block = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)[theme]
     colors: dict[str, str] = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block))
     for name in ("ink", "muted", "link", "good", "bad", "even"):
-        assert min(contrast(colors[name], colors["paper"]), contrast(colors[name], colors["panel"])) >= 4.5, name
+        assert (
+            min(contrast(colors[name], colors["paper"]), contrast(colors[name], colors["panel"]))
+            >= 4.5
+        ), name
     assert contrast(colors["ink"], colors["warn"]) >= 4.5
     for name in [name for name in colors if name.startswith("series")]:
         assert contrast(colors[name], colors["paper"]) >= 3, name
 
 
 def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
-    assert breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
-    assert breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
+    assert (
+        breakable("supervised_fine_tuning_on_demonstrations")
+        == "supervised_fine_<wbr>tuning_on_demonstrations"
+    )
+    assert (
+        breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
+    )
     assert breakable("rejection_sampling") == "rejection_sampling"
     assert breakable("add `metrics: <x>`") == "add <code>metrics: &lt;x&gt;</code>"
-    assert breakable("set `conversations_of_a_person`") == "set <code>conversations_<wbr>of_a_person</code>"
+    assert (
+        breakable("set `conversations_of_a_person`")
+        == "set <code>conversations_<wbr>of_a_person</code>"
+    )
     assert breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 
 
@@ -111,7 +157,9 @@ def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
     facts["run"]["name"] = facts["stages"][0]["name"] = "a_stage_with_a_name_that_is_long"
     text = page(facts)
     assert '<th scope="row">a_stage_with_<wbr>a_name_that_<wbr>is_long</th>' in text
-    assert "<h1>a_stage_with_<wbr>a_name" in text and "<title>a_stage_with_a_name_that_is_long" in text
+    assert (
+        "<h1>a_stage_with_<wbr>a_name" in text and "<title>a_stage_with_a_name_that_is_long" in text
+    )
 
 
 def test_dark_colors_are_not_printed(text: str) -> None:
@@ -119,11 +167,27 @@ def test_dark_colors_are_not_printed(text: str) -> None:
     assert dark and all(query.startswith("@media screen and") for query in dark)
 
 
-def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(tmp_path: Path) -> None:
-    assert "No finished stage compares" in page({**facts_of(make_run(tmp_path / "run")), "verdicts": []})
+def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(
+    tmp_path: Path,
+) -> None:
+    assert "No finished stage compares" in page(
+        {**facts_of(make_run(tmp_path / "run")), "verdicts": []}
+    )
 
 
 def test_a_column_that_says_nothing_is_left_out() -> None:
-    row = {"stage": "sft", "name": "demos.jsonl", "format": None, "rows": 0, "held_out": 0, "skipped": 0}
-    assert data_table([row, {**row, "skipped": 2}]).columns == ["stage", "source", "format", "skipped"]
+    row = {
+        "stage": "sft",
+        "name": "demos.jsonl",
+        "format": None,
+        "rows": 0,
+        "held_out": 0,
+        "skipped": 0,
+    }
+    assert data_table([row, {**row, "skipped": 2}]).columns == [
+        "stage",
+        "source",
+        "format",
+        "skipped",
+    ]
     assert data_table([row, {**row, "skipped": 2}]).rows[1] == ["sft", "demos.jsonl", "-", "2"]

@@ -1,4 +1,6 @@
-"""A part of the report for any plugin: on the page, in report.md and report.json; one that fails is named."""
+"""A part of the report for any plugin: on the page, in report.md and report.json; one that fails is
+named.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ class Counts:
     def report_parts(self, folder: Path, records: list[Mapping[str, Any]]) -> dict[str, Report]:
         rows = [[record["name"], str(len(record["summary"]))] for record in records]
         text = f"{HOSTILE} of {folder.name}"
-        return {"Counted": Report([text, Table("", ["stage", "facts"], rows)]), "Second": Report(["more"])}
+        return {
+            "Counted": Report([text, Table("", ["stage", "facts"], rows)]),
+            "Second": Report(["more"]),
+        }
 
 
 class Silent:
@@ -52,12 +57,19 @@ def test_parts_are_on_the_page_in_markdown_and_in_json(tmp_path: Path) -> None:
     for number, plugin in enumerate((Counts(), Silent())):
         plugins().manager.register(plugin, f"mine-{number}")
     facts = facts_of(make_run(tmp_path / "run"))
-    assert [(part["title"], part["anchor"]) for part in facts["parts"]] == [("Counted", "part-1"), ("Second", "part-2")]
+    assert [(part["title"], part["anchor"]) for part in facts["parts"]] == [
+        ("Counted", "part-1"),
+        ("Second", "part-2"),
+    ]
     shown, text = page(facts), markdown(facts)
     assert '<section id="part-1">' in shown and '<a href="#part-2">Second</a>' in shown
     assert "<script>alert" not in shown and "&lt;script&gt;alert" in shown
     part = text.partition("## Counted\n")[2].partition("\n## ")[0]
-    assert "| align | " in part and "\\<script>" in part and "<script>" not in part.replace("\\<script>", "")
+    assert (
+        "| align | " in part
+        and "\\<script>" in part
+        and "<script>" not in part.replace("\\<script>", "")
+    )
     assert facts["warnings"] == facts_of_none(tmp_path)["warnings"]
 
 
@@ -74,7 +86,10 @@ def facts_of_none(folder: Path) -> Mapping[str, Any]:
         (["a text"], "AttributeError: 'list' object has no attribute 'items'"),
         ({"A": ["a text"]}, "AttributeError: 'list' object has no attribute 'plain'"),
         ({"A": Report([Table("", ["n"], [[1]])])}, ""),  # type: ignore[list-item]
-        ({"A": Report([Table("", ["n"], [[object()]])])}, "TypeError: Object of type object is not JSON serializable"),  # type: ignore[list-item]
+        (
+            {"A": Report([Table("", ["n"], [[object()]])])},
+            "TypeError: Object of type object is not JSON serializable",
+        ),  # type: ignore[list-item]
     ],
 )
 def test_a_part_that_fails_is_named_and_others_stay(tmp_path: Path, told: Any, why: str) -> None:
@@ -83,5 +98,7 @@ def test_a_part_that_fails_is_named_and_others_stay(tmp_path: Path, told: Any, w
     facts = facts_of(make_run(tmp_path / "run"))
     assert [part["title"] for part in facts["parts"]] == ["Counted", "Second"]
     (warning,) = [one["text"] for one in facts["warnings"] if "plugin" in one["text"]]
-    assert warning.startswith("a part of plugin 'theirs' is left out: report_parts must return an alignkit.Report")
+    assert warning.startswith(
+        "a part of plugin 'theirs' is left out: report_parts must return an alignkit.Report"
+    )
     assert why in warning

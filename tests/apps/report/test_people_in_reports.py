@@ -69,11 +69,18 @@ def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
 
 def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
     facts = facts_of(without_stores(tmp_path))
-    assert facts["people"] == [] and "## People" not in markdown(facts) and 'id="people"' not in page(facts)
+    assert (
+        facts["people"] == []
+        and "## People" not in markdown(facts)
+        and 'id="people"' not in page(facts)
+    )
 
 
 def test_the_report_says_whose_labels_count() -> None:
-    notes = ["left out, gold below 80%: bob 6 of 9; cleo 3 of 9", "kept, under 5 gold items: eve 0 of 1"]
+    notes = [
+        "left out, gold below 80%: bob 6 of 9; cleo 3 of 9",
+        "kept, under 5 gold items: eve 0 of 1",
+    ]
     source = {"name": "/x/labels.feedback", "agreement": [], "notes": notes}
     _, (table,) = people_blocks(people_of("reward", {"data": [source]}))
     assert table.rows == [["reward", "labels.feedback", note] for note in notes]

@@ -16,7 +16,9 @@ from alignkit_plugins.report.results import prune, results_table
 def store(tmp_path: Path) -> Results:
     """Three results of `sft`, one of them damaged, and an interrupted `align`."""
     store = Results(tmp_path)
-    (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n")
+    (tmp_path / "recipe.resolved.yaml").write_text(
+        "stages: {sft: {algorithm: sft}, align: {algorithm: ppo}}\n"
+    )
     for stage_hash in ("1" * 64, "2" * 64, "3" * 64):
         store.begin("sft", stage_hash, {})
         folder = (tmp_path / "sft").resolve()
@@ -31,7 +33,9 @@ def store(tmp_path: Path) -> Results:
 
 def test_results_are_shown_without_torch(store: Results) -> None:
     words = ["show", str(store.folder)]
-    code = f"import sys; from alignkit.cli import main; main({words!r}); print('torch' in sys.modules)"
+    code = (
+        f"import sys; from alignkit.cli import main; main({words!r}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 

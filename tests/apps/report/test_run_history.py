@@ -12,7 +12,9 @@ from alignkit_plugins.report.run_history import commit_of, machine, write_end, w
 
 def git(folder: Path, *words: str) -> str:
     author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-    done = subprocess.run(["git", *author, *words], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", *author, *words], cwd=folder, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -46,7 +48,12 @@ def test_ends_say_how_it_ended(error: BaseException | None, outcome: str, tmp_pa
     write_start(tmp_path, tmp_path)
     write_end(tmp_path, error, ["sft"], "1 GiB")
     start, end = map(json.loads, (tmp_path / "starts.jsonl").read_text().splitlines())
-    assert start["event"] == "start" and start["cores"] >= 1 and start["memory"] > 0 and "command" in start
+    assert (
+        start["event"] == "start"
+        and start["cores"] >= 1
+        and start["memory"] > 0
+        and "command" in start
+    )
     assert end["outcome"] == outcome and end["reused"] == ["sft"] and end["peak_memory"] == "1 GiB"
     assert ("broken" in end["message"]) == isinstance(error, RunFailed)
 

@@ -27,7 +27,9 @@ def test_answers_are_before_and_after(tmp_path: Path) -> None:
     first = samples("report", folder, summary)[0]
     assert first["row"] == 20 and first["difference"] == 1.19
     assert first["prompt"] == [{"role": "user", "content": "question 19 "}]
-    assert [(one["policy"], one["text"], one["score"], one["tokens"]) for one in first["answers"]] == [
+    assert [
+        (one["policy"], one["text"], one["score"], one["tokens"]) for one in first["answers"]
+    ] == [
         ("sft", "before 19", 0.0, 10),
         ("align", "after 19 ", 1.19, 20),
     ]
@@ -37,7 +39,10 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
     folder, summary = read(make_run(tmp_path / "run"))
     turns = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": None}]
     responses = [{"source": "align", "messages": turns, "scores": {"helpful": 2.0}}]
-    lines(folder / "samples.jsonl", [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}])
+    lines(
+        folder / "samples.jsonl",
+        [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}],
+    )
     (found,) = samples("report", folder, {**summary, "baseline": None, "policies": {"align": {}}})
     assert found["kind"] == "random" and found["difference"] is None
     assert found["answers"][0]["text"] == "[assistant] calls\n\n[tool] "

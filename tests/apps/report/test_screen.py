@@ -22,5 +22,9 @@ def test_what_is_said_of_a_policy_stays_with_it() -> None:
 
 
 def test_a_loss_is_told_before_what_is_not_clear() -> None:
-    one = verdict("A", "A is better than sft.", "No clear difference in x.", "Worse than the base model: y.")
-    assert _verdict([one], 4) == ["A is better than sft. Worse than the base model: y. No clear difference in x."]
+    one = verdict(
+        "A", "A is better than sft.", "No clear difference in x.", "Worse than the base model: y."
+    )
+    assert _verdict([one], 4) == [
+        "A is better than sft. Worse than the base model: y. No clear difference in x."
+    ]

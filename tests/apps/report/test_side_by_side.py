@@ -1,4 +1,6 @@
-"""After a swap, a run shows the old result next to the new one, prompt by prompt, from answers that it kept."""
+"""After a swap, a run shows the old result next to the new one, prompt by prompt, from answers that
+it kept.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,19 @@ def write_recipe(folder: Path, policies: Sequence[str] = ("base", "align")) -> P
     prompts = [{"prompt": f"what is {word}?"} for word in ("it", "this", "that", "here", "there")]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
     small = {"samples_per_prompt": 2, "max_new_tokens": 6}
-    align = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 1, "rollout": small}
-    report = {"step": "evaluate", "policies": list(policies), "rewards": ["length"], "prompts": "prompts.jsonl"}
+    align = {
+        "algorithm": "ppo",
+        "prompts": "prompts.jsonl",
+        "reward": "length",
+        "iterations": 1,
+        "rollout": small,
+    }
+    report = {
+        "step": "evaluate",
+        "policies": list(policies),
+        "rewards": ["length"],
+        "prompts": "prompts.jsonl",
+    }
     stages = {
         "align": {**align, "learning_rate": 0.05},
         "report": {**report, "samples_per_prompt": 2, "sampling": {"max_new_tokens": 6}},
@@ -55,20 +68,29 @@ def swapped(recipe: Path) -> Path:
 
 def earlier_reports(run: Path) -> list[Path]:
     """The folders of evaluations that others replaced, the oldest first."""
-    folders = [folder for folder in folders_of(run, "report") if folder != (run / "report").resolve()]
+    folders = [
+        folder for folder in folders_of(run, "report") if folder != (run / "report").resolve()
+    ]
     return sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime)
 
 
 def lengths(evaluation: Path) -> list[float]:
     """The mean length of the answers of `align` to each prompt."""
-    groups = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups = [
+        json.loads(line)
+        for line in (evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     own = [[one for one in group["responses"] if one["source"] == "align"] for group in groups]
     return [mean(one["scores"]["length"] for one in answers) for answers in own]
 
 
 def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     (pair,) = pairs_of(swapped, "report")
-    assert (pair["result"], pair["against"], pair["differs"]) == ("align@rejection_sampling", "align@ppo", "")
+    assert (pair["result"], pair["against"], pair["differs"]) == (
+        "align@rejection_sampling",
+        "align@ppo",
+        "",
+    )
     (before,) = earlier_reports(swapped)
     old, new = lengths(before), lengths(swapped / "report")
     assert pair["evaluation"]["prompts"] == 5
@@ -76,14 +98,19 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     assert found["align@ppo"].estimate["mean"] == pytest.approx(mean(old))
     result = found["align@rejection_sampling"]
     assert result.estimate["mean"] == pytest.approx(mean(new)) and result.baseline == "align@ppo"
-    assert result.difference["mean"] == pytest.approx(mean(b - a for a, b in zip(old, new, strict=True)))
+    assert result.difference["mean"] == pytest.approx(
+        mean(b - a for a, b in zip(old, new, strict=True))
+    )
     assert result.difference["low"] <= result.difference["mean"] <= result.difference["high"]
     assert swapped / pair["kept"] == find_result(swapped, "align@ppo")
 
 
-def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_screen_and_the_report_show_it(
+    swapped: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
-    assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0  # all is reused, and printed again
+    # All is reused, and printed again
+    assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
     screens = [capsys.readouterr().out]
     assert main(["show", str(swapped)]) == 0
     screens.append(capsys.readouterr().out)
@@ -92,7 +119,9 @@ def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: 
         assert "align@rejection_sampling and align@ppo in the reward length" in text or (
             "than align@ppo in the reward length" in text
         )
-        assert ["base", "align@ppo", "align@rejection_sampling"] in [line.split() for line in out.splitlines()]
+        assert ["base", "align@ppo", "align@rejection_sampling"] in [
+            line.split() for line in out.splitlines()
+        ]
     facts = facts_of(swapped)
     kept = f"align@ppo is kept in {swapped.resolve()}/.results/align-"
     html = re.sub("<wbr>", "", page(facts))
@@ -102,8 +131,14 @@ def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: 
 
 def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
     log = (swapped / "run.log").read_text(encoding="utf-8")
-    assert "align: changed since the last run (algorithm: ppo -> rejection_sampling), starting over" in log
-    kept = "align: learning_rate 0.05 was written for ppo and is kept; the default of rejection_sampling is 0.0002"
+    assert (
+        "align: changed since the last run (algorithm: ppo -> rejection_sampling), starting over"
+        in log
+    )
+    kept = (
+        "align: learning_rate 0.05 was written for ppo and is kept; the default of "
+        "rejection_sampling is 0.0002"
+    )
     assert log.count(kept) == 1
     assert "report: changed since the last run (align has changed), starting over" in log
 
@@ -111,9 +146,18 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda record, summary: summary["sampling"].update(temperature=0.5), "the sampling has changed"),
-        (lambda record, summary: record["component"]["options"].update(prompts=[]), "the prompts have changed"),
-        (lambda record, summary: record["component"]["options"].update(rewards=[]), "the rewards have changed"),
+        (
+            lambda record, summary: summary["sampling"].update(temperature=0.5),
+            "the sampling has changed",
+        ),
+        (
+            lambda record, summary: record["component"]["options"].update(prompts=[]),
+            "the prompts have changed",
+        ),
+        (
+            lambda record, summary: record["component"]["options"].update(rewards=[]),
+            "the rewards have changed",
+        ),
         (
             lambda record, summary: record["component"]["options"].update(metrics={"x": {}}),
             "the metrics have changed",
@@ -127,7 +171,10 @@ def test_evaluations_that_differ_do_not_compare(
     from alignkit_plugins.report import side_by_side as module
 
     record, object_of = module.read_record, module.read_object
-    now: dict[str, Any] = {"depends_on": {}, "summary": object_of(swapped / "report" / "evaluation.json")}
+    now: dict[str, Any] = {
+        "depends_on": {},
+        "summary": object_of(swapped / "report" / "evaluation.json"),
+    }
     now["depends_on"] = record(swapped / "report")["depends_on"]
     change(now["depends_on"], now["summary"])
     current = swapped / "report"
@@ -137,7 +184,9 @@ def test_evaluations_that_differ_do_not_compare(
         lambda path: record(path) | ({"depends_on": now["depends_on"]} if path == current else {}),
     )
     monkeypatch.setattr(
-        module, "read_object", lambda path: now["summary"] if path.parent == current else object_of(path)
+        module,
+        "read_object",
+        lambda path: now["summary"] if path.parent == current else object_of(path),
     )
     (pair,) = pairs_of(swapped, "report")
     assert pair["differs"] == why and pair["evaluation"] == {}
@@ -170,13 +219,17 @@ def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -
             }
             for x in (1.0, 0.0, 1.0, 0.0)
         ]
-        (tmp_path / folder / "held_out.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        (tmp_path / folder / "held_out.jsonl").write_text(
+            "\n".join(map(json.dumps, rows)), encoding="utf-8"
+        )
     groups = _joined(tmp_path / "now", tmp_path / "then", "a", ["x"])
     found = _compared(groups, ["x"], {"x": {}})["x"]
     assert len(groups) == 4 and (found["wins"], found["losses"], found["ties"]) == (0, 0, 4)
 
 
-def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_policies_of_a_recipe(
+    swapped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ["align@ppo", "align"]
     recipe = write_recipe(swapped.parent, names)
     assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
@@ -184,18 +237,37 @@ def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureF
     summary = json.loads((swapped / "report" / "evaluation.json").read_text(encoding="utf-8"))
     assert list(summary["policies"]) == ["base", *names]
     old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
-    assert summary["policies"]["align@ppo"]["rewards"]["length"] == old["policies"]["align"]["rewards"]["length"]
+    assert (
+        summary["policies"]["align@ppo"]["rewards"]["length"]
+        == old["policies"]["align"]["rewards"]["length"]
+    )
     record = json.loads((swapped / "report" / "stage.json").read_text(encoding="utf-8"))
-    assert record["depends_on"]["upstream"]["align@ppo"] == read_record(find_result(swapped, "align@ppo"))["hash"]
+    assert (
+        record["depends_on"]["upstream"]["align@ppo"]
+        == read_record(find_result(swapped, "align@ppo"))["hash"]
+    )
     capsys.readouterr()
-    assert main(["run", str(write_recipe(swapped.parent, ["align@dpo", "align"])), SWAP, "--out", str(swapped)]) == 2
+    assert (
+        main(
+            [
+                "run",
+                str(write_recipe(swapped.parent, ["align@dpo", "align"])),
+                SWAP,
+                "--out",
+                str(swapped),
+            ]
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert "has no result align@dpo; results of align: " in err and "stage 1 of" not in err
     assert main(["run", str(write_recipe(swapped.parent, ["align@ppoo", "align"]))]) == 2
     assert "did you mean 'ppo'?" in capsys.readouterr().err
 
 
-def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_a_result(
+    swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from alignkit_plugins.policies.named_models import named_model
 
     named = named_model(str(swapped / "align@ppo"))  # as evaluate, chat and serve
@@ -203,7 +275,9 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     assert named.folder == (find_result(swapped, "align@ppo") / "adapter").resolve()
     assert named.label == "run-align-ppo" and named.rollout["max_new_tokens"] == 6
     assert main(["export", str(swapped / "align@ppo"), str(tmp_path / "export")]) == 0
-    weights = [folder / "adapter_model.safetensors" for folder in (tmp_path / "export", named.folder)]
+    weights = [
+        folder / "adapter_model.safetensors" for folder in (tmp_path / "export", named.folder)
+    ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     assert "ppo" in card and "rejection_sampling" not in card
@@ -216,7 +290,8 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.silent_bug(
     "reports: lower is better",
-    "Wins and losses of a measure whose lower scores are better are reversed where two results are compared.",
+    "Wins and losses of a measure whose lower scores are better are reversed where two results "
+    "are compared.",
     "A win is the better score, in every table.",
 )
 def test_a_lower_score_wins_where_lower_is_better() -> None:
@@ -224,7 +299,9 @@ def test_a_lower_score_wins_where_lower_is_better() -> None:
         return Response("t", tokens=(1,), source=source, scores={"refused": score})
 
     groups = [
-        Group(({"role": "user", "content": str(at)},), (answer("now", now), answer("then", 1 - now)))
+        Group(
+            ({"role": "user", "content": str(at)},), (answer("now", now), answer("then", 1 - now))
+        )
         for at, now in enumerate([0.0, 0.0, 0.0, 1.0])
     ]
     found = _compared(groups, ["refused"], {"refused": {"better": "lower"}})["refused"]

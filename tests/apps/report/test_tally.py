@@ -1,4 +1,6 @@
-"""What a run records of its data: lengths, pairs, margins and labels, without a change of any hash."""
+"""What a run records of its data: lengths, pairs, margins and labels, without a change of any
+hash.
+"""
 
 import json
 import math
@@ -14,7 +16,8 @@ from alignkit.data.sources import Loaded, SourceFacts
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.tally import card, cards
 
-ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})  # 6 characters
+# 6 characters
+ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})
 RECIPE = """
 model: {base: tiny}
 stages:
@@ -22,7 +25,12 @@ stages:
 """
 
 
-def group(*texts: str, pairs: tuple[Pair, ...] | None = None, labels: tuple[bool, ...] = (), source: int = 0) -> Group:
+def group(
+    *texts: str,
+    pairs: tuple[Pair, ...] | None = None,
+    labels: tuple[bool, ...] = (),
+    source: int = 0,
+) -> Group:
     given = labels or (None,) * len(texts)
     answers = tuple(Response(text, label=label) for text, label in zip(texts, given, strict=True))
     return Group(ASKED, answers, pairs, origin=Origin("d", 1, source=source))
@@ -44,7 +52,12 @@ def test_answers_of_several_turns_and_raw_text() -> None:
     raw = card([Group((), (Response("text"),))])
     assert raw["prompt_characters"] is None and raw["response_characters"]["most"] == 4
     nothing = card([])
-    assert (nothing["rows"], nothing["response_characters"], nothing["pairs"], nothing["labels"]) == (
+    assert (
+        nothing["rows"],
+        nothing["response_characters"],
+        nothing["pairs"],
+        nothing["labels"],
+    ) == (
         0,
         None,
         None,
@@ -65,7 +78,12 @@ def test_pairs_say_how_often_the_better_one_is_longer_and_their_margins() -> Non
     groups = [group("long", "s", pairs=(Pair(0, 1, margin=margin),)) for margin in margins]
     groups += [group("s", "long", pairs=(Pair(0, 1),)), group("even", "same", pairs=(Pair(1, 0),))]
     pairs = card(groups)["pairs"]
-    assert (pairs["count"], pairs["better_longer"], pairs["equally_long"], pairs["without_margin"]) == (10, 8, 1, 3)
+    assert (
+        pairs["count"],
+        pairs["better_longer"],
+        pairs["equally_long"],
+        pairs["without_margin"],
+    ) == (10, 8, 1, 3)
     assert list(pairs["levels"].items()) == [("significantly", 1), ("unsure", 2)]
     assert pairs["margins"] == {"count": 3, "least": 0.0, "median": 1.0, "p95": 1.0, "most": 1.0}
 
@@ -73,7 +91,10 @@ def test_pairs_say_how_often_the_better_one_is_longer_and_their_margins() -> Non
 def test_ranks_are_pairs_and_labels_are_counted() -> None:
     ranked = Group(ASKED, (Response("a", rank=1), Response("bb", rank=2), Response("ccc", rank=3)))
     assert card([ranked])["pairs"]["count"] == 3 and card([ranked])["pairs"]["better_longer"] == 0
-    assert card([group("a", labels=(True,)), group("b", labels=(False,))])["labels"] == {"good": 1, "bad": 1}
+    assert card([group("a", labels=(True,)), group("b", labels=(False,))])["labels"] == {
+        "good": 1,
+        "bad": 1,
+    }
 
 
 def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
@@ -84,7 +105,10 @@ def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
 
 
 def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
-    rows = [{"prompt": f"question {n}", "chosen": "good " * 9, "rejected": "bad", "margin": n / 4} for n in range(12)]
+    rows = [
+        {"prompt": f"question {n}", "chosen": "good " * 9, "rejected": "bad", "margin": n / 4}
+        for n in range(12)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     run = tmp_path / "run"
@@ -92,7 +116,9 @@ def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
     record = json.loads((run / "rm" / "stage.json").read_text())
     (source,) = record["data"]
     assert source["card"]["rows"] == 12 and source["card"]["pairs"]["better_longer"] == 12
-    assert source["card"]["pairs"]["margins"]["most"] == 2.75 and "card" not in json.dumps(record["depends_on"])
+    assert source["card"]["pairs"]["margins"]["most"] == 2.75 and "card" not in json.dumps(
+        record["depends_on"]
+    )
     assert record["summary"]["encoded"] == {"rows": 12, "responses": 24}
     report = facts_of(run)
     assert report["data"][0]["response_characters"]["most"] == 45
@@ -108,7 +134,9 @@ def test_a_run_on_a_store_shows_how_far_people_agree(
         for n, stored in enumerate(store.items()):
             store.submit(event(stored.item))
             store.submit(event(stored.item, {"side": "AB"[n > 3], "margin": "better"}, who="bob"))
-    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{path: pairs.jsonl, validation: 0.3}", "pairs.feedback"))
+    (tmp_path / "recipe.yaml").write_text(
+        RECIPE.replace("{path: pairs.jsonl, validation: 0.3}", "pairs.feedback")
+    )
     run = tmp_path / "run"
     assert cli.main(["run", str(tmp_path / "recipe.yaml"), "--out", str(run)]) == 0
     assert re.search(r"warning: \d pairs are too few for a reward model", capsys.readouterr().err)

@@ -20,7 +20,9 @@ NONE = "this is no judge: it names the first answer that it reads in 97% of ques
 
 @pytest.fixture
 def summary(tmp_path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
+    value: dict[str, Any] = json.loads(
+        (make_run(tmp_path / "run") / "report" / "evaluation.json").read_text()
+    )
     return value
 
 
@@ -40,7 +42,10 @@ def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
         "helpful prefers align, but local_judge prefers sft: one of them may be fooled",
         "between equally long answers, local_judge has no clear preference",
         "between equally long answers, no difference between align and sft is clear",
-        "answers of align are 100% longer than those of sft, and rewards and judges often depend on length",
+        (
+            "answers of align are 100% longer than those of sft, and rewards and judges often "
+            "depend on length"
+        ),
         "align is 30 nats from sft; so far away, a reward model is often fooled",
         "1 answers of sft have no score by helpful and do not count",
         "1 answers of align have no score by helpful and do not count",
@@ -57,7 +62,9 @@ def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
         "length_controlled": {"mean": 0.68, "standard_error": 0.05, "n": 20},
         "unjudged": {},
     }
-    assert not any("judge" in text.replace("and judges", "") for text in doubted(changed(summary, **good)))
+    assert not any(
+        "judge" in text.replace("and judges", "") for text in doubted(changed(summary, **good))
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,13 @@ def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
 def test_a_preference_that_turns_at_equal_length_is_named(
     preferred: float, controlled: float, said: str, summary: dict[str, Any]
 ) -> None:
-    preference = {"mean": preferred, "low": preferred - 0.1, "high": preferred + 0.1, "n": 20, "p": 0.001}
+    preference = {
+        "mean": preferred,
+        "low": preferred - 0.1,
+        "high": preferred + 0.1,
+        "n": 20,
+        "p": 0.001,
+    }
     rate = {"mean": controlled, "standard_error": 0.05, "n": 20}
     found = [
         text
@@ -86,7 +99,11 @@ def test_a_preference_that_turns_at_equal_length_is_named(
 @pytest.mark.parametrize(
     ("length", "equal", "said"),
     [
-        (24.0, (0.1, -0.1, 0.3), "Most of this gain comes with longer answers: between equally long ones it is +0.1"),
+        (
+            24.0,
+            (0.1, -0.1, 0.3),
+            "Most of this gain comes with longer answers: between equally long ones it is +0.1",
+        ),
         (6.0, (0.1, -0.1, 0.3), "Most of this gain comes with shorter answers"),
         (6.0, (0.9, 0.7, 1.05), ""),
         (6.0, (0.4, -0.8, 1.6), ""),  # at equal length, all of it is possible
@@ -96,7 +113,9 @@ def test_a_policy_that_bought_its_reward_is_told_so(
     length: float, equal: tuple[float, float, float], said: str, summary: dict[str, Any]
 ) -> None:
     summary["policies"]["align"]["length"] |= {"mean": length, "low": length, "high": length}
-    summary["against"]["align"]["helpful"]["at_equal_length"] |= dict(zip(("mean", "low", "high"), equal, strict=True))
+    summary["against"]["align"]["helpful"]["at_equal_length"] |= dict(
+        zip(("mean", "low", "high"), equal, strict=True)
+    )
     text = " ".join(verdicts(rows_of(summary), summary)[0].sentences)
     assert (said in text) if said else ("Most of this gain" not in text)
     metrics = {summary["headline"]: {"better": "higher", "percent": False}}
@@ -123,7 +142,9 @@ def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> 
 
 def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "other")
-    checked = Report(["checked 5 pairs", Table("accuracy by subset", ["subset", "right"], [["chat", "80%"]])])
+    checked = Report(
+        ["checked 5 pairs", Table("accuracy by subset", ["subset", "right"], [["chat", "80%"]])]
+    )
     write_stage(folder / "labels", "evaluate_reward", report=checked.plain())
     (folder / "labels" / "reward_evaluation.json").write_text(
         json.dumps({"judge_cards": {"strict": {"no_judge": NONE}}})
@@ -132,14 +153,34 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
     facts = facts_of(folder)
     assert {"stage": "labels", "text": f"strict: {NONE}", "logged": False} in facts["warnings"]
     for text in (markdown(facts), page(facts).replace("\xa0", " ")):
-        assert "Evaluate reward: labels" in text and "accuracy by subset" in text and "checked 5 pairs" in text
+        assert (
+            "Evaluate reward: labels" in text
+            and "accuracy by subset" in text
+            and "checked 5 pairs" in text
+        )
 
 
 def test_numbers_are_short() -> None:
-    assert [numbers.short(value) for value in (None, 3, 1234567, 0.00012345, 2345.6, 2.0, True, "x")] == [
-        *("-", "3", "1,234,567", "0.0001234", "2,346", "2", "True", "x")
+    assert [
+        numbers.short(value) for value in (None, 3, 1234567, 0.00012345, 2345.6, 2.0, True, "x")
+    ] == [*("-", "3", "1,234,567", "0.0001234", "2,346", "2", "True", "x")]
+    assert [numbers.number(value) for value in ("nan", float("nan"), 10**400, True, 2)] == [
+        None,
+        None,
+        None,
+        None,
+        2.0,
     ]
-    assert [numbers.number(value) for value in ("nan", float("nan"), 10**400, True, 2)] == [None, None, None, None, 2.0]
-    assert [numbers.duration(value) for value in (None, 7.25, 65, 3900)] == ["-", "7.2s", "1m05s", "1h05m"]
-    assert [numbers.size(value) for value in (12, 1200, 3_400_000, 5e9)] == ["12 bytes", "1.2 kB", "3.4 MB", "5 GB"]
+    assert [numbers.duration(value) for value in (None, 7.25, 65, 3900)] == [
+        "-",
+        "7.2s",
+        "1m05s",
+        "1h05m",
+    ]
+    assert [numbers.size(value) for value in (12, 1200, 3_400_000, 5e9)] == [
+        "12 bytes",
+        "1.2 kB",
+        "3.4 MB",
+        "5 GB",
+    ]
     assert numbers.shown({"mean": 0.5, "low": 0.4, "high": 0.6}, percent=True) == "50% [40, 60]"

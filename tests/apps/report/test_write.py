@@ -29,8 +29,13 @@ def test_the_command_shows_a_run_and_writes_nothing(
     before = contents(run)
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("small: done, 4 of 4 stages\nsft ") and "\n\nalign is better than sft" in out
-    assert "align   done     1m01s  reward 1.91 -> 3.11 on the prompts that it learned from" in out.splitlines()
+    assert (
+        out.startswith("small: done, 4 of 4 stages\nsft ") and "\n\nalign is better than sft" in out
+    )
+    assert (
+        "align   done     1m01s  reward 1.91 -> 3.11 on the prompts that it learned from"
+        in out.splitlines()
+    )
     after_the_stages = out.splitlines()[5:]
     assert len(after_the_stages) <= 25 and max(map(len, after_the_stages)) <= 80
     opened: list[str] = []
@@ -51,11 +56,18 @@ def test_the_same_run_gives_the_same_three_files(tmp_path: Path) -> None:
     assert contents(run) == first
 
 
-def test_a_failure_is_shown_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_shown_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "run")
     lines = [
         {"event": "start", "time": 4e9},
-        {"event": "end", "time": 4e9 + 1, "outcome": "failed", "message": "error: the disk\n  is full"},
+        {
+            "event": "end",
+            "time": 4e9 + 1,
+            "outcome": "failed",
+            "message": "error: the disk\n  is full",
+        },
     ]
     with (run / "starts.jsonl").open("a") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -72,7 +84,11 @@ def test_a_run_that_is_not_named_exactly(
     assert main(["show"]) == 2
     assert "there are no runs in runs/" in capsys.readouterr().err
     make_run(Path("runs/small"))
-    for word, meant in {"small": "small", "runs/smal": "small", "runs/small/algin": "small/align"}.items():
+    for word, meant in {
+        "small": "small",
+        "runs/smal": "small",
+        "runs/small/algin": "small/align",
+    }.items():
         assert main(["show", word]) == 2
         assert f"no folder {word}\n  help: did you mean 'runs/{meant}'?" in capsys.readouterr().err
     for words in (["show"], ["show", "runs"]):
@@ -81,7 +97,9 @@ def test_a_run_that_is_not_named_exactly(
     assert main(["show", "runs", "--prune"]) == 2
 
 
-def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_what_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "missing", tmp_path / "file"):
         assert main(["show", str(folder)]) == 2
@@ -90,9 +108,12 @@ def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left"), ValueError("odd\nthing"), MemoryError(), KeyboardInterrupt()]
+    "error",
+    [OSError(28, "No space left"), ValueError("odd\nthing"), MemoryError(), KeyboardInterrupt()],
 )
-def test_a_report_that_fails_is_one_line(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_fails_is_one_line(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(folder: Path) -> Path:
         raise error
 
@@ -101,7 +122,9 @@ def test_a_report_that_fails_is_one_line(error: BaseException, tmp_path: Path, m
     said: list[str] = []
     write.report_run(tmp_path, said.append)
     (line,) = said
-    assert line.startswith("no report was written (") and "alignkit show" in line and "\n" not in line
+    assert (
+        line.startswith("no report was written (") and "alignkit show" in line and "\n" not in line
+    )
 
 
 def started(recipe: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -112,7 +135,9 @@ def started(recipe: Path, out: Path, **environment: str) -> subprocess.Completed
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def smoke(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One real run: the smoke recipe."""
     out = tmp_path_factory.mktemp("smoke") / "run"
     return out, started(ROOT / "recipes" / "smoke.yaml", out)
@@ -123,42 +148,74 @@ def test_a_run_ends_with_its_report(smoke: tuple[Path, subprocess.CompletedProce
     assert done.returncode == 0 and f"report: {out / 'report.html'}" in done.stderr.splitlines()
     facts = json.loads((out / "report.json").read_text())
     assert facts["run"]["outcome"] == "done" and facts["run"]["stages_done"] == 6
-    assert [(item["stage"], item["rows"]) for item in facts["data"]][:2] == [("sft", 40), ("helpful", 48)]
+    assert [(item["stage"], item["rows"]) for item in facts["data"]][:2] == [
+        ("sft", 40),
+        ("helpful", 48),
+    ]
     assert all(len(item["digest"]) == 64 for item in facts["data"])
     assert facts["reproduce"]["command"].startswith("python -m alignkit run ")
     assert facts["reproduce"]["machine"]["cores"] > 0 and len(facts["verdicts"]) == 2
     page = (out / "report.html").read_text()
     Reader(page)
-    assert page.count("data:image/svg+xml") == len(facts["figures"]) > 20 and len(page.encode()) < 600_000
+    assert (
+        page.count("data:image/svg+xml") == len(facts["figures"]) > 20
+        and len(page.encode()) < 600_000
+    )
 
 
 def test_a_run_that_fails_has_a_report_and_its_exit_code(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "name: broken\nmodel: {base: tiny}\nstages:\n"
-        f"  sft: {{algorithm: sft, data: {{path: {ROOT / 'recipes/data/demos.jsonl'}, limit: 8}}, max_length: 2}}\n"
+        "name: broken\n"
+        f"model: {{base: tiny}}\n"
+        "stages:\n"
+        f"  sft: {{algorithm: sft, data: {{path: {ROOT / 'recipes/data/demos.jsonl'}, limit: 8}}, "
+        f"max_length: 2}}\n"
     )
     done = started(recipe, tmp_path / "out")
     assert done.returncode != 0
     facts = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert facts["run"]["outcome"] == "failed" and facts["run"]["message"].splitlines()[0] in done.stderr
+    assert (
+        facts["run"]["outcome"] == "failed"
+        and facts["run"]["message"].splitlines()[0] in done.stderr
+    )
     assert "report: " in done.stderr
     silent = started(recipe, tmp_path / "silent", ALIGNKIT_REPORT="0")
-    assert silent.returncode == done.returncode and not (tmp_path / "silent" / "report.html").exists()
+    assert (
+        silent.returncode == done.returncode and not (tmp_path / "silent" / "report.html").exists()
+    )
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 def asked(page: Path, scratch: Path) -> tuple[set[str], str, str]:
-    """The addresses that a page requests in Chromium, its text, and what Chromium says. Chromium's own are left out."""
+    """The addresses that a page requests in Chromium, its text, and what Chromium says. Chromium's
+    own are left out.
+    """
     assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--no-first-run"]
+    command = [
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--no-first-run",
+    ]
     command += ["--proxy-server=http://127.0.0.1:9", f"--user-data-dir={scratch / 'profile'}"]
     command += [f"--log-net-log={scratch / 'net.json'}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    events = [event.get("params", {}) for event in json.loads((scratch / "net.json").read_text())["events"]]
-    found = {one["url"] for one in events if "url" in one and one.get("initiator", "not an origin") != "not an origin"}
+    events = [
+        event.get("params", {})
+        for event in json.loads((scratch / "net.json").read_text())["events"]
+    ]
+    found = {
+        one["url"]
+        for one in events
+        if "url" in one and one.get("initiator", "not an origin") != "not an origin"
+    }
     return {url for url in found if url != page.as_uri()}, done.stdout, done.stderr
 
 
@@ -170,8 +227,13 @@ def test_a_browser_asks_for_nothing_and_finds_no_error(tmp_path: Path) -> None:
     addresses, text, said = asked(page, tmp_path)
     assert addresses == set() and "align is better than sft" in text
     assert "CONSOLE" not in said, said
-    # The same page with a picture, and without the policy that forbids it, so that this would be seen.
+    # The same page with a picture, and without the policy that forbids it, so that this would be
+    # seen.
     other = page.with_name("other.html")
-    changed = page.read_text().replace("default-src 'none'", "default-src *").replace("img-src data:", "img-src *")
+    changed = (
+        page.read_text()
+        .replace("default-src 'none'", "default-src *")
+        .replace("img-src data:", "img-src *")
+    )
     other.write_text(changed.replace("<main>", '<main><img src="http://192.0.2.1/picture.png">'))
     assert asked(other, tmp_path)[0] == {"http://192.0.2.1/picture.png"}

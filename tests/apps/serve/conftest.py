@@ -27,16 +27,24 @@ def run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
     """A run with a policy, a reward model, and a policy that learned from its own samples."""
     folder = tmp_path_factory.mktemp("served")
     write_groups(
-        folder / "demos.jsonl", [Group((Message(role="user", content=w),), (Response(text=w[::-1]),)) for w in WORDS]
+        folder / "demos.jsonl",
+        [Group((Message(role="user", content=w),), (Response(text=w[::-1]),)) for w in WORDS],
     )
     both = (Response(text="good bread", rank=0), Response(text="no", rank=1))
-    write_groups(folder / "pairs.jsonl", [Group((Message(role="user", content=w),), both) for w in WORDS])
+    write_groups(
+        folder / "pairs.jsonl", [Group((Message(role="user", content=w),), both) for w in WORDS]
+    )
     common = {"learning_rate": 0.02, "batch_size": 1}
     rollout = {"max_new_tokens": 24, "samples_per_prompt": 2, "temperature": 0.9}
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, **common},
         "liked": {"algorithm": "reward_model", "data": "pairs.jsonl", "max_steps": 1, **common},
-        "online": {"algorithm": "rloo", "prompts": "demos.jsonl", "reward": "liked", "rollout": rollout}
+        "online": {
+            "algorithm": "rloo",
+            "prompts": "demos.jsonl",
+            "reward": "liked",
+            "rollout": rollout,
+        }
         | {"iterations": 1, "prompts_per_iteration": 2, **common},
     }
     recipe = {"model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4}}, "stages": stages}
@@ -68,11 +76,20 @@ class Server:
         """Send a request, and do not wait for its answer. more: headers."""
         data = json.dumps(body).encode()
         connection = socket.create_connection(("127.0.0.1", self.port))
-        lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more)
-        connection.sendall("\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data)
+        lines = (
+            f"POST {path} HTTP/1.1",
+            "Host: localhost",
+            "Content-Type: application/json",
+            *more,
+        )
+        connection.sendall(
+            "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
+        )
         return connection
 
-    def ask(self, path: str, body: Any = None, method: str = "POST", **headers: str) -> tuple[int, Any]:
+    def ask(
+        self, path: str, body: Any = None, method: str = "POST", **headers: str
+    ) -> tuple[int, Any]:
         """The status and the JSON of a reply."""
         connection, response = self.send(method, path, body, **headers)
         try:
@@ -82,7 +99,9 @@ class Server:
 
     def chat(self, text: str | list[Any] = "bread is good", **keys: Any) -> Any:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        status, reply = self.ask("/v1/chat/completions", {"model": "run-online", "messages": messages, **keys})
+        status, reply = self.ask(
+            "/v1/chat/completions", {"model": "run-online", "messages": messages, **keys}
+        )
         assert status == 200, reply
         return reply
 
@@ -116,7 +135,10 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
     named = models_of([str(run / "online"), str(run / "base")])
     registry = load_plugins()
-    with listening(0) as listener, opened(named, (), registry, Reporter(), lambda: None, "alignkit serve") as models:
+    with (
+        listening(0) as listener,
+        opened(named, (), registry, Reporter(), lambda: None, "alignkit serve") as models,
+    ):
         endpoint = Endpoint(models.policies, Collecting(collection))
         live = server_of(endpoint.application(Address(), None))
         endpoint.stopping = lambda: live.should_exit

@@ -48,13 +48,18 @@ def test_rewards_read_what_they_read_in_training() -> None:
 
     def score(groups: Sequence[Group]) -> list[Group]:
         seen.extend(groups)
-        return [replace(g, responses=tuple(replace(r, scores={"reward": 1.0}) for r in g.responses)) for g in groups]
+        return [
+            replace(g, responses=tuple(replace(r, scores={"reward": 1.0}) for r in g.responses))
+            for g in groups
+        ]
 
     encoder = SimpleNamespace(said=lambda tokens: "<think>Two.</think>4", digest="d")
     policy: Any = SimpleNamespace(role=SimpleNamespace(encoder=encoder, reference="sft"))
     form: Any = SimpleNamespace(score=score, name="form")
     asked = [Message(role="user", content="2 + 2?")]
-    assert Opened({}, [form]).rewards(policy, asked, Answer("Two.</think>4", (7, 8), True)) == {"form": 1.0}
+    assert Opened({}, [form]).rewards(policy, asked, Answer("Two.</think>4", (7, 8), True)) == {
+        "form": 1.0
+    }
     assert seen[0].responses[0].text == "<think>Two.</think>4"
 
 
@@ -90,7 +95,12 @@ def entered(*lines: str | type[BaseException]) -> Callable[[str], str]:
 def said(talks: Session, *lines: str | type[BaseException], kept: Kept | None = None) -> str:
     """What is shown of a talk in a pipe."""
     out = io.StringIO()
-    talk(talks, Screen(list(talks.turns), Console(file=out, highlight=False)), kept or Kept(), entered(*lines))
+    talk(
+        talks,
+        Screen(list(talks.turns), Console(file=out, highlight=False)),
+        kept or Kept(),
+        entered(*lines),
+    )
     return out.getvalue()
 
 
@@ -103,10 +113,17 @@ def test_each_policy_has_its_own_conversation(models: Opened) -> None:
     shown = said(talks, "my old friend", "", "bread is good")
     for name in models.policies:
         first = text_of(models, name, [user("my old friend")], 3)
-        turns = [user("my old friend"), Message(role="assistant", content=first), user("bread is good")]
+        turns = [
+            user("my old friend"),
+            Message(role="assistant", content=first),
+            user("bread is good"),
+        ]
         second = text_of(models, name, turns, 4)
         assert talks.turns[name] == [*turns, Message(role="assistant", content=second)]
-    assert [line for line in shown.splitlines() if line.endswith(":")] == ["run-sft:", "run-online:"] * 2
+    assert [line for line in shown.splitlines() if line.endswith(":")] == [
+        "run-sft:",
+        "run-online:",
+    ] * 2
 
 
 def test_rewards_are_shown(models: Opened) -> None:
@@ -115,16 +132,22 @@ def test_rewards_are_shown(models: Opened) -> None:
     remarks = []
     for name in models.policies:
         group = sampled(models, name, [user("my old friend")], 3)
-        liked, length = (scorer.score([group])[0].responses[0].scores["reward"] for scorer in models.scorers)
+        liked, length = (
+            scorer.score([group])[0].responses[0].scores["reward"] for scorer in models.scorers
+        )
         remarks.append(f"[liked {liked:.3g}, length {length:.3g}]")
-    assert [line for line in shown.splitlines() if line in remarks] == remarks and len(set(remarks)) == 2
+    assert [line for line in shown.splitlines() if line in remarks] == remarks and len(
+        set(remarks)
+    ) == 2
 
 
 def test_commands(models: Opened) -> None:
     talks = session(models, seed=3)
     said(talks, "my old friend", "/retry")
     again = {name: turns[1]["content"] for name, turns in talks.turns.items()}
-    assert again == {name: text_of(models, name, [user("my old friend")], 4) for name in models.policies}
+    assert again == {
+        name: text_of(models, name, [user("my old friend")], 4) for name in models.policies
+    }
     assert [len(turns) for turns in talks.turns.values()] == [2, 2]
     shown = said(talks, "/reset", "/retry", "/help", "/rest", "/quit", "never asked")
     assert talks.turns == {"run-sft": [], "run-online": []}
@@ -132,7 +155,9 @@ def test_commands(models: Opened) -> None:
     assert "no command /rest; did you mean '/reset'? /help lists them" in shown
     said(talks, "/system Be kind.", "//quit")
     assert talks.turns["run-sft"][0] == user("/quit") and talks.system == "Be kind."
-    expected = text_of(models, "run-sft", [Message(role="system", content="Be kind."), user("/quit")], 5)
+    expected = text_of(
+        models, "run-sft", [Message(role="system", content="Be kind."), user("/quit")], 5
+    )
     assert talks.turns["run-sft"][1]["content"] == expected
 
 
@@ -157,7 +182,9 @@ def test_control_characters_do_not_reach_the_terminal(models: Opened) -> None:
 
 def test_two_columns(models: Opened) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=100, height=30, highlight=False, color_system=None)
+    console = Console(
+        file=out, force_terminal=True, width=100, height=30, highlight=False, color_system=None
+    )
     view = Screen(["run-sft", "run-online"], console)
     talks = session(models, seed=3)
     talk(talks, view, Kept(), entered("my old friend"))
@@ -217,7 +244,11 @@ def test_in_a_pipe(run: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     out = done.stdout.decode("latin-1")
-    assert "\x1b" not in out and "the conversation is forgotten" in out and "> " not in out.splitlines()[0]
+    assert (
+        "\x1b" not in out
+        and "the conversation is forgotten" in out
+        and "> " not in out.splitlines()[0]
+    )
     assert b"run-sft: max_new_tokens 8, temperature 0.8" in done.stderr
 
 
@@ -252,19 +283,40 @@ def test_thumbs_are_kept_with_consent(models: Opened, kept: Kept, tmp_path: Path
     collection = kept.collection
     assert collection is not None
     talks = session(models, seed=3)
-    assert "not kept: nothing is kept without consent" in said(talks, "my old friend", "/good a", kept=kept)
+    assert "not kept: nothing is kept without consent" in said(
+        talks, "my old friend", "/good a", kept=kept
+    )
     assert not (tmp_path / "chats.feedback").exists()
     assert not agreed(collection, "ada", lambda asked: "y", print) and agreed(
         collection, "ada", lambda asked: "yes", print
     )
-    shown = said(talks, "/reset", "bread is good", "/good", "/good c", "/good b", "/bad b", "/bad a", kept=kept)
+    shown = said(
+        talks,
+        "/reset",
+        "bread is good",
+        "/good",
+        "/good c",
+        "/good b",
+        "/bad b",
+        "/bad a",
+        kept=kept,
+    )
     assert shown.count("which answer? a or b") == 2 and "kept: run-sft is bad" in shown
     found = {entry.stored.item.origins[0]: entry for entry in labeled(collection.store())}
-    assert {name: entry.final for name, entry in found.items()} == {n: {"good": False} for n in models.policies}
+    assert {name: entry.final for name, entry in found.items()} == {
+        n: {"good": False} for n in models.policies
+    }
     item = found["run-sft"].stored.item
-    assert (item.task, item.author, item.license, item.prompt) == ("thumb", "ada", "CC0-1.0", (user("bread is good"),))
+    assert (item.task, item.author, item.license, item.prompt) == (
+        "thumb",
+        "ada",
+        "CC0-1.0",
+        (user("bread is good"),),
+    )
     assert item.responses == (text_of(models, "run-sft", [user("bread is good")], 4),)
-    assert item.meta["seed"] == 4 and item.meta["temperature"] == 0.8 and len(item.meta["reward"]) == 1
+    assert (
+        item.meta["seed"] == 4 and item.meta["temperature"] == 0.8 and len(item.meta["reward"]) == 1
+    )
     shown = said(talks, "/consent no", "my old friend", "/good a", kept=kept)
     assert "nothing more is kept" in shown and "`--collect FILE.feedback` keeps it" in shown
     assert [entry.withdrawn for entry in labeled(collection.store())] == [True, True]
@@ -288,8 +340,13 @@ def test_answers_that_nobody_could_label_are_not_kept(models: Opened, kept: Kept
 
 def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr("alignkit_plugins.policies.serve.start", lambda *given, **more: started.append((given, more)))
-    assert main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
+    monkeypatch.setattr(
+        "alignkit_plugins.policies.serve.start",
+        lambda *given, **more: started.append((given, more)),
+    )
+    assert (
+        main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
+    )
     ((words, port, address), more) = started[0]
     assert (words, port, address.host, more["page"]) == (
         [str(run / "sft"), "sampling.top_k=1"],

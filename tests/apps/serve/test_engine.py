@@ -62,9 +62,12 @@ def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) 
 
 
 def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
-    server.change = lambda choice: choice if "prompt_logprobs" in choice else choice | {"token_ids": []}
+    server.change = lambda choice: (
+        choice if "prompt_logprobs" in choice else choice | {"token_ids": []}
+    )
     with pytest.raises(
-        RunFailed, match=r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$"
+        RunFailed,
+        match=r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$",
     ):
         with models(run, f"engine.vllm.url={server.url}") as found:
             answers(found)
@@ -84,7 +87,10 @@ def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) 
             raise Stopped("enough")
 
     server.fault = fault
-    with pytest.raises(Stopped), models(run, f"engine.vllm.url={server.url}", should_stop=should_stop) as found:
+    with (
+        pytest.raises(Stopped),
+        models(run, f"engine.vllm.url={server.url}", should_stop=should_stop) as found,
+    ):
         assert server.adapters
         answers(found)
     ended.set()
@@ -105,12 +111,23 @@ def test_overrides_that_mean_nothing_are_refused(run: Path) -> None:
 def test_evaluate_samples_with_an_engine(
     run: Path, server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"is it {n}?"}) for n in range(3)))
-    words = [str(run / "sft"), str(run / "online"), f"engine.vllm.url={server.url}", "--reward", "length"]
+    (tmp_path / "prompts.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"is it {n}?"}) for n in range(3))
+    )
+    words = [
+        str(run / "sft"),
+        str(run / "online"),
+        f"engine.vllm.url={server.url}",
+        "--reward",
+        "length",
+    ]
     out = tmp_path / "out"
-    code = main(["evaluate", *words, "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(out)])
+    code = main(
+        ["evaluate", *words, "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(out)]
+    )
     captured = capsys.readouterr()
     assert code == 0, captured.err
     assert "samples: vllm; local: log-probabilities" in captured.err
-    asked = [body["model"] for body in server.paths("/v1/completions")]  # of the base, too, and with the probe
+    # Of the base, too, and with the probe
+    asked = [body["model"] for body in server.paths("/v1/completions")]
     assert len(asked) == 1 + 3 * 3 and len(set(asked)) == 3

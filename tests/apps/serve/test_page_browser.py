@@ -16,7 +16,9 @@ def test_a_talk_with_consent_and_a_thumb(browser: Any, server: Server) -> None:
     page = browser.new_context().new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: faults.append(message.text) if message.type == "error" else None
+    )
     page.set_default_timeout(PATIENCE * 1000)
     page.goto(f"http://127.0.0.1:{server.port}/#max=8&system=Be+kind")
     expect(page.locator("#words")).to_contain_text("models may be trained on them")
@@ -31,7 +33,9 @@ def test_a_talk_with_consent_and_a_thumb(browser: Any, server: Server) -> None:
     page.select_option("#model", "run-base")
     page.click("#retry")
     expect(page.locator("article.assistant small").first).to_have_text("run-base")
-    own = [entry for entry in labeled(server.collection.store()) if entry.stored.item.author == "eve"]
+    own = [
+        entry for entry in labeled(server.collection.store()) if entry.stored.item.author == "eve"
+    ]
     assert own[0].final == {"good": True} and own[0].stored.item.prompt[0]["content"] == "Be kind"
     page.click("#reset")
     expect(page.locator("article")).to_have_count(0)

@@ -24,8 +24,12 @@ TOKEN = "a-token-of-this-test"
 NAME = "api.example.org"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_ends_the_server_in_the_middle_of_an_answer(run: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_the_server_in_the_middle_of_an_answer(
+    run: Path, number: signal.Signals
+) -> None:
     pytest.importorskip("uvicorn")
     words = ["serve", str(run / "online"), "--host", "0.0.0.0", "--port", "0"]
     environment = {**os.environ, "ALIGNKIT_TOKEN": TOKEN}
@@ -44,7 +48,12 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(run: Path, number: 
         assert "warning: others can reach http://0.0.0.0" in said
         address = found[1].replace("0.0.0.0", "127.0.0.1")
         body = json.dumps(
-            {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1000, "stream": True, "temperature": 0}
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "max_tokens": 1000,
+                "stream": True,
+                "temperature": 0,
+            }
         )
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         request = urllib.request.Request(f"{address}/chat/completions", body.encode(), headers)
@@ -74,16 +83,35 @@ def test_without_the_token() -> None:
 
 
 def test_a_proxy_passes_on_its_name(run: Path) -> None:
-    """The server listens on this machine only, and answers for the name, but for no other one and without the token."""
-    words = ["serve", str(run / "online"), "--host", "https://api.example.org", "--port", "0", "--token", TOKEN]
-    with subprocess.Popen([sys.executable, "-m", "alignkit", *words], stderr=subprocess.PIPE, text=True) as process:
+    """The server listens on this machine only, and answers for the name, but for no other one and
+    without the token.
+    """
+    words = [
+        "serve",
+        str(run / "online"),
+        "--host",
+        "https://api.example.org",
+        "--port",
+        "0",
+        "--token",
+        TOKEN,
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "alignkit", *words], stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         try:
             said = next(line for line in process.stderr if "waits for a proxy" in line)
-            port = int(re.findall(r"http://127.0.0.1:(\d+) waits for a proxy at https://api.example.org", said)[0])
+            port = int(
+                re.findall(
+                    r"http://127.0.0.1:(\d+) waits for a proxy at https://api.example.org", said
+                )[0]
+            )
             for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-                connection.request("GET", "/v1/models", headers={"Host": name, "Authorization": f"Bearer {token}"})
+                connection.request(
+                    "GET", "/v1/models", headers={"Host": name, "Authorization": f"Bearer {token}"}
+                )
                 assert connection.getresponse().status == status
                 connection.close()
         finally:
@@ -94,7 +122,10 @@ def test_a_proxy_passes_on_its_name(run: Path) -> None:
     ("words", "said"),
     [
         (["--host", "0.0.0.0"], "others could use the models at 0.0.0.0\n  help: name a --token"),
-        (["--host", "https://api.example.org"], "others could use the models at https://api.example.org"),
+        (
+            ["--host", "https://api.example.org"],
+            "others could use the models at https://api.example.org",
+        ),
         (["--host", "https://a/b", "--token", TOKEN], "--host https://a/b: no address"),
         (["--token", "short"], "--token must have at least 16 ASCII characters"),
         (["--host", "no.such.host.invalid", "--token", TOKEN], "--host no.such.host.invalid"),
@@ -134,4 +165,9 @@ def test_an_address_in_use(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.org", "localhost.example.org", "")))
+    assert not any(
+        map(
+            is_loopback,
+            ("0.0.0.0", "::", "192.168.1.2", "example.org", "localhost.example.org", ""),
+        )
+    )

@@ -48,26 +48,36 @@ def damaged_upstream(run: Path) -> Path:
 
 def other_recipe(run: Path) -> Path:
     file = run / "recipe.resolved.yaml"
-    file.write_text(file.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8"
+    )
     return run / "align"
 
 
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
-        (lambda run: run.parent, "is neither a run nor a stage of one: no recipe.resolved.yaml is there"),
+        (
+            lambda run: run.parent,
+            "is neither a run nor a stage of one: no recipe.resolved.yaml is there",
+        ),
         (lambda run: run / "algin", "no stage 'algin'\n  help: did you mean 'align'?"),
         (changed_data, "stage 'liked' has other inputs now: data.sources.0.content"),
         (missing_data, "no such file"),
         (unfinished, "stage 'align': it is not finished, so 'align' cannot be run again"),
         (no_result, "stage 'report': it is not finished, so 'report' cannot be run again"),
-        (damaged, "stage 'align': {folder}/run/align/rollouts/0001.jsonl is not as the stage wrote it"),
+        (
+            damaged,
+            "stage 'align': {folder}/run/align/rollouts/0001.jsonl is not as the stage wrote it",
+        ),
         (other_upstream, "stage 'align' has other inputs now: upstream.sft"),
         (damaged_upstream, "stage 'sft': "),
         (other_recipe, "stage 'align' has other inputs now: iterations: 2 -> 3"),
     ],
 )
-def test_refusals(run: Path, prepare: Callable[[Path], Path], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(
+    run: Path, prepare: Callable[[Path], Path], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = prepare(run)
     before = sorted(run.parent.rglob("*"))
     assert verify(target) == 2

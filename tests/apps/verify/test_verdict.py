@@ -1,4 +1,6 @@
-"""`alignkit verify`: equal results are confirmed; of others the first difference and its likely cause are named."""
+"""`alignkit verify`: equal results are confirmed; of others the first difference and its likely
+cause are named.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from verified import contents, rewrite, verify
 from alignkit.errors import NotReproduced
 
 
-def test_a_run_is_reproduced_and_not_touched(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_reproduced_and_not_touched(
+    original: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, beside = contents(original), sorted(original.parent.iterdir())
     assert verify(original) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -29,7 +33,9 @@ def edit_metrics(stage: Path, line: int, **values: Any) -> None:
     rewrite(stage)
 
 
-def test_the_first_difference_is_named_with_its_size(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_difference_is_named_with_its_size(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage = run / "align"
     edit_metrics(stage, 1, reward=1000.0, time=0.0, tokens_per_second=1.0)
     weights = stage / "adapter" / "adapter_model.safetensors"
@@ -57,10 +63,15 @@ def test_times_are_no_difference(run: Path) -> None:
     ("change", "cause"),
     [
         (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch: 1.0 -> "),
-        (lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}), "component.source.sft.py"),
+        (
+            lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}),
+            "component.source.sft.py",
+        ),
     ],
 )
-def test_the_likely_cause_is_named(run: Path, change: Any, cause: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_likely_cause_is_named(
+    run: Path, change: Any, cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit_metrics(run / "sft", 0, loss=9.0)
     rewrite(run / "sft", change)
     assert verify(run / "sft") == 7
@@ -68,9 +79,13 @@ def test_the_likely_cause_is_named(run: Path, change: Any, cause: str, capsys: p
     assert cause in out.rpartition("different here: ")[2]
 
 
-def test_replies_that_are_not_stored_are_not_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replies_that_are_not_stored_are_not_asked_for(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run / "cache" / "asked.sqlite").unlink()
     assert verify(run / "align") == 6
     err = capsys.readouterr().err
-    assert "asked: 4 of 4 replies are not stored" in err and "nothing is asked or paid for here" in err
+    assert (
+        "asked: 4 of 4 replies are not stored" in err and "nothing is asked or paid for here" in err
+    )
     assert not list(run.parent.glob(".verify-*"))

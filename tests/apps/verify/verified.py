@@ -58,8 +58,19 @@ def stages(port: int) -> dict[str, Any]:
     server = {"base_url": f"http://127.0.0.1:{port}", "max_retries": 0, "api_key_env": "ASKED_KEY"}
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 4}
     return {
-        "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "batch_size": 1, "keep_versions": True},
-        "liked": {"algorithm": "reward_model", "from": "sft", "data": "pairs.jsonl", "max_steps": 1},
+        "sft": {
+            "algorithm": "sft",
+            "data": "demos.jsonl",
+            "max_steps": 3,
+            "batch_size": 1,
+            "keep_versions": True,
+        },
+        "liked": {
+            "algorithm": "reward_model",
+            "from": "sft",
+            "data": "pairs.jsonl",
+            "max_steps": 1,
+        },
         "align": {
             "algorithm": "rejection_sampling",
             "from": "sft",
@@ -70,15 +81,25 @@ def stages(port: int) -> dict[str, Any]:
             "prompts_per_iteration": 2,
             "keep_versions": True,
         },
-        "report": {"step": "evaluate", "policies": ["sft", "align"], "rewards": ["liked"], "prompts": "demos.jsonl"}
+        "report": {
+            "step": "evaluate",
+            "policies": ["sft", "align"],
+            "rewards": ["liked"],
+            "prompts": "demos.jsonl",
+        }
         | {"sampling": {"max_new_tokens": 4}},
     }
 
 
 def train(folder: Path) -> Path:
     """Run the recipe in `folder`/run, and return that."""
-    demos = [{"prompt": f"is it {word}?", "completion": f"yes, {word}"} for word in ("good", "old", "new")]
-    pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in demos]
+    demos = [
+        {"prompt": f"is it {word}?", "completion": f"yes, {word}"}
+        for word in ("good", "old", "new")
+    ]
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in demos
+    ]
     for name, rows in {"demos": demos, "pairs": pairs}.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -118,5 +139,8 @@ def contents(folder: Path) -> dict[str, tuple[str, int]]:
     for path in sorted(folder.rglob("*")):
         facts = path.lstat()
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        found[str(path.relative_to(folder))] = (content, facts.st_mtime_ns if path.is_file() else facts.st_mode)
+        found[str(path.relative_to(folder))] = (
+            content,
+            facts.st_mtime_ns if path.is_file() else facts.st_mode,
+        )
     return found

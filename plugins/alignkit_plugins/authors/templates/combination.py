@@ -15,7 +15,9 @@ class Weakest(RewardCombination):
     """A soft minimum: -temperature * log(sum(exp(-reward / temperature)))."""
 
     class Options(RewardCombination.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards by names of your choice")
+        rewards: dict[str, RewardRef] = Field(
+            min_length=1, description="rewards by names of your choice"
+        )
         temperature: float = Field(1.0, gt=0, description="near 0, only the lowest reward counts")
 
     options: Options
@@ -27,7 +29,9 @@ class Weakest(RewardCombination):
         import torch  # slow, so not at the top: `alignkit plugins` loads every plugin
 
         scores = torch.stack(list(components.values()))  # [parts, responses]
-        soft = -self.options.temperature * torch.logsumexp(-scores / self.options.temperature, dim=0)
+        soft = -self.options.temperature * torch.logsumexp(
+            -scores / self.options.temperature, dim=0
+        )
         return CombinedReward(soft, soft, {"lowest": float(scores.min(dim=0).values.nanmean())})
 
 

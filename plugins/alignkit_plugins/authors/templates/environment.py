@@ -28,7 +28,8 @@ class HigherLower(Environment):
             number: your guess.
         """
         if not 1 <= number <= self.options.largest:
-            raise ValueError(f"the number is from 1 to {self.options.largest}")  # the policy reads it
+            # The policy reads it
+            raise ValueError(f"the number is from 1 to {self.options.largest}")
         self.guessed = self.guessed or number == self.secret
         return "right" if number == self.secret else "higher" if number < self.secret else "lower"
 

@@ -19,7 +19,11 @@ class Ticket(Format):
 
     def read(self, row: Any) -> Group:
         prompt = (Message(role="user", content=self.text(row, "customer")),)
-        return Group(prompt, (Response(text=self.text(row, "agent")),), meta=self.rest(row, "customer", "agent"))
+        return Group(
+            prompt,
+            (Response(text=self.text(row, "agent")),),
+            meta=self.rest(row, "customer", "agent"),
+        )
 
 
 @hookimpl

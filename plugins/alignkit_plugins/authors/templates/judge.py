@@ -17,11 +17,15 @@ class Brief(Judge):
 
     options: Options
 
-    def rate(self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = "") -> list[Rating]:
+    def rate(
+        self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = ""
+    ) -> list[Rating]:
         return [self._rated(response) for _, response in items]
 
     def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
-        return [self._verdict(self._rated(first), self._rated(second)) for _, first, second in items]
+        return [
+            self._verdict(self._rated(first), self._rated(second)) for _, first, second in items
+        ]
 
     def _rated(self, response: str) -> Rating:
         words = len(response.split())

@@ -21,7 +21,9 @@ class Head(Step):
 
     def run(self, context: StepContext) -> Artifact:
         groups = context.load(self.options.data)[: self.options.count]
-        return Artifact(groups=groups, summary={"groups": len(groups)}, text=f"{len(groups)} groups")
+        return Artifact(
+            groups=groups, summary={"groups": len(groups)}, text=f"{len(groups)} groups"
+        )
 
 
 @hookimpl

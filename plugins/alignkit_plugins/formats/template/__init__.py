@@ -1,4 +1,6 @@
-"""Rows with any columns, read by a template: texts that name the columns of a prompt and of its responses."""
+"""Rows with any columns, read by a template: texts that name the columns of a prompt and of its
+responses.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ Texts = str | list[str]
 KINDS = ("response", "chosen", "responses", "turns")  # of what follows the prompt: at most one
 RATINGS = ("best", "ranks", "scores")  # of responses: at most one
 # What a key makes sense with: one of these.
-NEEDS = {"chosen": ["rejected"], "rejected": ["chosen"], "label": ["response"], "margin": ["chosen", "best"]}
+NEEDS = {
+    "chosen": ["rejected"],
+    "rejected": ["chosen"],
+    "label": ["response"],
+    "margin": ["chosen", "best"],
+}
 NEEDS |= {"best": ["responses"], "ranks": ["responses"], "scores": ["responses", "response"]}
 
 
@@ -36,20 +43,39 @@ class TemplateOptions(alignkit.Options):
     label: str | None = Field(None, description="whether the response is good: true or false")
     chosen: str | None = Field(None, description="better response of a pair")
     rejected: str | None = Field(None, description="worse response of a pair")
-    responses: Texts | None = Field(None, description="several responses: a column with a list, or a list of texts")
+    responses: Texts | None = Field(
+        None, description="several responses: a column with a list, or a list of texts"
+    )
     best: str | None = Field(
-        None, description="best one of the responses: its letter, or its number counted from 0; empty for a tie"
+        None,
+        description=(
+            "best one of the responses: its letter, or its number counted from 0; empty for a tie"
+        ),
     )
     ranks: Texts | None = Field(None, description="ranks of the responses; 1 is best")
-    scores: Texts | None = Field(None, description="scores of the response or responses; a higher one is better")
-    margin: str | None = Field(None, description="margin of the pair of chosen and rejected, or of the best one")
+    scores: Texts | None = Field(
+        None, description="scores of the response or responses; a higher one is better"
+    )
+    margin: str | None = Field(
+        None, description="margin of the pair of chosen and rejected, or of the best one"
+    )
     turns: list[str] | None = Field(
-        None, min_length=2, max_length=2, description="conversation in two columns: lists of what the user and the "
-        "assistant say; the prompt precedes the first turn")  # fmt: skip
-    answer: str | None = Field(None, description="right answer, which rewards find in the column `answer`")
+        None,
+        min_length=2,
+        max_length=2,
+        description=(
+            "conversation in two columns: lists of what the user and the assistant say; the "
+            "prompt precedes the first turn"
+        ),
+    )
+    answer: str | None = Field(
+        None, description="right answer, which rewards find in the column `answer`"
+    )
     required: list[str] = Field(
         default_factory=list,
-        description="what must not be empty, such as ['{answer}']: other rows are dropped and counted",
+        description=(
+            "what must not be empty, such as ['{answer}']: other rows are dropped and counted"
+        ),
     )
 
     @field_validator("*")
@@ -85,7 +111,10 @@ class Template(ColumnFormat):
     def __init__(self, options: Any = None):
         super().__init__(options)
         self.texts = {
-            name: [Text(text, f"{self.called}.{name}: ") for text in (value if isinstance(value, list) else [value])]
+            name: [
+                Text(text, f"{self.called}.{name}: ")
+                for text in (value if isinstance(value, list) else [value])
+            ]
             for name in type(self.options).model_fields
             if (value := getattr(self.options, name)) is not None
         }
@@ -123,12 +152,20 @@ class Template(ColumnFormat):
 
     def _turns(self, row: Mapping[str, Any], prompt: Sequence[Message]) -> list[Message]:
         """The conversation in two columns. The prompt is the beginning of its first turn."""
-        columns = [texts_of(self._list(row, "turns", text), "turns") for text in self.texts["turns"]]
+        columns = [
+            texts_of(self._list(row, "turns", text), "turns") for text in self.texts["turns"]
+        ]
         if len(columns[0]) != len(columns[1]):
-            raise BadRow(f"{self.called}.turns: the user has {len(columns[0])} turns, the assistant {len(columns[1])}")
+            raise BadRow(
+                f"{self.called}.turns: the user has {len(columns[0])} turns, the assistant "
+                f"{len(columns[1])}"
+            )
         said = [text.strip() for both in zip(*columns, strict=True) for text in both]
         said[:1] = ["\n\n".join([*(turn["content"] for turn in prompt), *said[:1]])]
-        return [Message(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(said)]
+        return [
+            Message(role=("user", "assistant")[place % 2], content=text)
+            for place, text in enumerate(said)
+        ]
 
     def _responses(
         self, row: Mapping[str, Any], prompt: Sequence[Message]
@@ -136,11 +173,17 @@ class Template(ColumnFormat):
         """The responses, and their pairs; None derives these from ranks."""
         if "chosen" in self.texts:
             pair = Pair(0, 1, margin=self._rated("margin", self._value(row, "margin"), self.margin))
-            return (self._answer(row, "chosen", prompt), self._answer(row, "rejected", prompt)), (pair,)
+            return (self._answer(row, "chosen", prompt), self._answer(row, "rejected", prompt)), (
+                pair,
+            )
         if "response" in self.texts:
             label = self._rated("label", self._value(row, "label"), self.flag)
             score = self._rated("scores", self._value(row, "scores"), self.number)
-            return (replace(self._answer(row, "response", prompt), label=label, scores=self.scores(score)),), None
+            return (
+                replace(
+                    self._answer(row, "response", prompt), label=label, scores=self.scores(score)
+                ),
+            ), None
         if "responses" not in self.texts:
             return (), None
         texts = texts_of(self._list(row, "responses"), "responses")
@@ -154,7 +197,9 @@ class Template(ColumnFormat):
         return responses, None if "ranks" in self.texts else self._best(row, len(responses))
 
     def _best(self, row: Mapping[str, Any], count: int) -> tuple[Pair, ...]:
-        """The best response before each of the others; none for a tie, or if nobody compared them."""
+        """The best response before each of the others; none for a tie, or if nobody compared
+        them.
+        """
         if self._value(row, "best") in (None, ""):
             return ()
         best = self.texts["best"][0].choice(row, count)
@@ -167,7 +212,9 @@ class Template(ColumnFormat):
         if not isinstance(value, list):
             return Response(text=self.texts[name][0].text(row))
         turns = self.conversation(value, name, user=False)
-        same = [turn["content"].strip() for turn in turns[: len(prompt)]] == [turn["content"] for turn in prompt]
+        same = [turn["content"].strip() for turn in turns[: len(prompt)]] == [
+            turn["content"] for turn in prompt
+        ]
         return self.answer(turns[len(prompt) :] if same else turns)
 
     def _list(self, row: Mapping[str, Any], name: str, column: Text | None = None) -> list[Any]:
@@ -197,7 +244,9 @@ class Template(ColumnFormat):
                 raise BadRow(str(error).removeprefix(f"column '{name}' ")) from None
 
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
-        """What the template has under a key: a text, a list, or what a column holds; None if it has none."""
+        """What the template has under a key: a text, a list, or what a column holds; None if it has
+        none.
+        """
         if name not in self.texts:
             return None
         values = [text.value(row) for text in self.texts[name]]
@@ -219,7 +268,9 @@ def register(add: Add) -> None:
 def _reader(name: str, data_set: DataSet) -> type[Template]:
     """A format that reads a public data set by its template."""
     options_of_set = TemplateOptions(**data_set.template)
-    columns = [name for name in Template(options_of_set).columns if "." not in name and "[" not in name]
+    columns = [
+        name for name in Template(options_of_set).columns if "." not in name and "[" not in name
+    ]
     unseen = "" if data_set.recognized else "; never detected, so name the format"
 
     class Reader(Template):

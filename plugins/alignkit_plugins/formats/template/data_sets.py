@@ -14,8 +14,8 @@ from typing import Any
 class DataSet:
     """A public data set.
 
-    template: as in a recipe. example: a row as JSON. recognized: by the columns of the template; false if these may
-    mean something else, or if another format recognizes them.
+    template: as in a recipe. example: a row as JSON. recognized: by the columns of the template;
+    false if these may mean something else, or if another format recognizes them.
     """
 
     summary: str
@@ -37,7 +37,8 @@ DATA_SETS = {
             "{choices[answerKey]:letter}",
             required=["{answerKey}"],  # the test split of CommonsenseQA has none
         ),
-        '{"question": "What is wet?", "choices": {"text": ["Fire", "Rain"], "label": ["1", "2"]}, "answerKey": "2"}',
+        '{"question": "What is wet?", "choices": {"text": ["Fire", "Rain"], "label": ["1", '
+        '"2"]}, "answerKey": "2"}',
     ),
     "boolq": DataSet(
         "BoolQ: a passage and a question, with yes or no",
@@ -53,7 +54,8 @@ DATA_SETS = {
             "{article}\n\n{question}\n{options:letters}",
             "{options[answer]:letter}",
         ),
-        '{"article": "Rain is wet.", "question": "Rain is _.", "options": ["dry", "wet"], "answer": "B"}',
+        '{"article": "Rain is wet.", "question": "Rain is _.", "options": ["dry", "wet"], '
+        '"answer": "B"}',
     ),
     "drop": DataSet(
         "DROP: a passage and a question, with one or several spans",
@@ -62,12 +64,14 @@ DATA_SETS = {
             "{answers_spans.spans:commas}",
             required=["{answers_spans.spans}"],
         ),
-        '{"passage": "Ann is 7.", "question": "Who is 7?", "answers_spans": {"spans": ["Ann"], "types": ["span"]}}',
+        '{"passage": "Ann is 7.", "question": "Who is 7?", "answers_spans": {"spans": ["Ann"], '
+        '"types": ["span"]}}',
     ),
     "coqa": DataSet(
         "CoQA: a story, questions and answers",
         {"prompt": "{story}", "turns": ["{questions}", "{answers.input_text}"]},
-        '{"story": "Ann is 7.", "questions": ["Who is 7?", "Is she?"], "answers": {"input_text": ["Ann", "yes"]}}',
+        '{"story": "Ann is 7.", "questions": ["Who is 7?", "Is she?"], "answers": {"input_text": '
+        '["Ann", "yes"]}}',
     ),
     "openbookqa": DataSet(
         "OpenBookQA: a question with choices",
@@ -75,13 +79,19 @@ DATA_SETS = {
             "{question_stem}\n{choices:letters}",
             "{choices[answerKey]:letter}",
         ),
-        '{"question_stem": "Wet is", "choices": {"text": ["fire", "rain"], "label": ["A", "B"]}, "answerKey": "B"}',
+        '{"question_stem": "Wet is", "choices": {"text": ["fire", "rain"], "label": ["A", "B"]}, '
+        '"answerKey": "B"}',
     ),
-    # Not recognized: other sets with these columns have other labels. In CommitmentBank 1 is a contradiction.
+    # Not recognized: other sets with these columns have other labels. In CommitmentBank 1 is a
+    # contradiction.
     "mnli": DataSet(
         "MNLI and SNLI: premise and hypothesis; label 0 entailment, 1 neutral, 2 contradiction",
         _question(
-            "{premise}\n\nDoes this entail or contradict the following, or is it neutral?\n\n{hypothesis}",
+            "{premise}\n"
+            "\n"
+            "Does this entail or contradict the following, or is it neutral?\n"
+            "\n"
+            "{hypothesis}",
             "{label:0=entailment|1=neutral|2=contradiction}",
             required=["{label:-1=|yes}"],  # people did not agree
         ),
@@ -104,7 +114,8 @@ DATA_SETS = {
             "{answer:1=A|2=B}",
             required=["{answer}"],  # the test split has none
         ),
-        '{"sentence": "Rain fell on Ann, so _ was wet.", "option1": "rain", "option2": "Ann", "answer": "2"}',
+        '{"sentence": "Rain fell on Ann, so _ was wet.", "option1": "rain", "option2": "Ann", '
+        '"answer": "2"}',
     ),
     "stack_exchange": DataSet(
         "StackExchange pairs: question, better response_j, worse response_k",
@@ -127,7 +138,8 @@ DATA_SETS = {
     "helpsteer2": DataSet(
         "HelpSteer 1 and 2: responses with ratings, of which helpfulness is the score",
         {"prompt": "{prompt}", "response": "{response}", "scores": "{helpfulness}"},
-        '{"prompt": "Hi", "response": "Hello!", "helpfulness": 4, "correctness": 4, "verbosity": 0}',
+        '{"prompt": "Hi", "response": "Hello!", "helpfulness": 4, "correctness": 4, "verbosity": '
+        "0}",
         recognized=False,  # `prompt_completion` does, without a score
     ),
     "helpsteer3": DataSet(
@@ -138,8 +150,8 @@ DATA_SETS = {
             "best": "{overall_preference:-3=A|-2=A|-1=A|0=|1=B|2=B|3=B}",
             "margin": "{overall_preference:-3=3|-2=2|-1=1|0=|1=1|2=2|3=3}",
         },
-        '{"context": [{"role": "user", "content": "Hi"}], "response1": "Hello!", "response2": "What?", '
-        '"overall_preference": -2}',
+        '{"context": [{"role": "user", "content": "Hi"}], "response1": "Hello!", "response2": '
+        '"What?", "overall_preference": -2}',
         recognized=False,  # `labeled_pairs` does
     ),
     "prm800k": DataSet(
@@ -150,16 +162,20 @@ DATA_SETS = {
             "label": "{label.finish_reason:solution=true|found_error=false}",
             "answer": "{question.ground_truth_answer}",
             # Phase 1 has no whole solutions, and people gave up on some problems.
-            "required": ["{question.pre_generated_steps?}", "{label.finish_reason:solution=true|found_error=false|}"],
+            "required": [
+                "{question.pre_generated_steps?}",
+                "{label.finish_reason:solution=true|found_error=false|}",
+            ],
         },
-        '{"question": {"problem": "1 + 1", "ground_truth_answer": "2", "pre_generated_steps": ["1 + 1 is 3."]}, '
-        '"label": {"steps": [], "finish_reason": "found_error"}}',
+        '{"question": {"problem": "1 + 1", "ground_truth_answer": "2", "pre_generated_steps": '
+        '["1 + 1 is 3."]}, "label": {"steps": [], "finish_reason": "found_error"}}',
     ),
     "tulu3_preference": DataSet(
         "Tulu 3 preference mixtures: prompt, and chosen and rejected as messages",
         {"prompt": "{prompt}", "chosen": "{chosen}", "rejected": "{rejected}"},
-        '{"prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
-        '"rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What?"}]}',
+        '{"prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", '
+        '"content": "Hello!"}], "rejected": [{"role": "user", "content": "Hi"}, {"role": '
+        '"assistant", "content": "What?"}]}',
         recognized=False,  # `preference` does
     ),
 }

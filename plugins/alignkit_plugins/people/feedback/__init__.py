@@ -1,4 +1,6 @@
-"""Labels of people: the format `feedback`, which reads them, and the step `people`, which asks for them."""
+"""Labels of people: the format `feedback`, which reads them, and the step `people`, which asks for
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from alignkit import Reader, hookimpl
 
 
 class StoreReader(Reader):
-    """Labels of people, which runs ask for. How far the annotators agree is what reports show of them."""
+    """Labels of people, which runs ask for. How far the annotators agree is what reports show of
+    them.
+    """
 
     grows = True
 

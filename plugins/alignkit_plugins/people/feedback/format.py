@@ -1,13 +1,15 @@
 """Labels of people, from a store (`labels.feedback`) or from rows of an export.
 
-A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, scores pairs whose margin is the
-difference of the mean scores, a demonstration a response to learn, and a thumb a label, good or bad. Of a review, the
-ranks count; its scores and flags are the columns `overall` and `flags`.
+A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, scores pairs
+whose margin is the difference of the mean scores, a demonstration a response to learn, and a thumb
+a label, good or bad. Of a review, the ranks count; its scores and flags are the columns `overall`
+and `flags`.
 
-Several annotators may have labeled an item. With `votes: soft`, the share of those who prefer a response is its
-probability of being better, so a reward model learns how sure people are; responses that as many prefer as not form no
-pair. With `votes: majority`, only the winner counts. With `votes: each`, every vote is a pair of its own, as if it were
-another item. An item that was adjudicated or has a gold label has one label.
+Several annotators may have labeled an item. With `votes: soft`, the share of those who prefer a
+response is its probability of being better, so a reward model learns how sure people are; responses
+that as many prefer as not form no pair. With `votes: majority`, only the winner counts. With
+`votes: each`, every vote is a pair of its own, as if it were another item. An item that was
+adjudicated or has a gold label has one label.
 
 `annotators` and `min_gold` say whose labels are read.
 """
@@ -34,17 +36,25 @@ class VoteOptions(Options):
 
     votes: Literal["soft", "majority", "each"] = Field(
         "soft",
-        description="labels of several annotators: their share as probability, the majority's, or a pair for each",
+        description=(
+            "labels of several annotators: their share as probability, the majority's, or a pair "
+            "for each"
+        ),
     )
     min_gold: float | None = Field(
-        None, gt=0, le=1, description="leave out people who are right in a smaller share of gold items"
+        None,
+        gt=0,
+        le=1,
+        description="leave out people who are right in a smaller share of gold items",
     )
 
 
 class FeedbackOptions(VoteOptions):
     """Which labels are read, and how those of several annotators become one."""
 
-    tasks: list[Task] | None = Field(None, min_length=1, description="read only these tasks; default: all")
+    tasks: list[Task] | None = Field(
+        None, min_length=1, description="read only these tasks; default: all"
+    )
     annotators: list[str] | None = Field(
         None, min_length=1, description="read only labels of these people; default: of all"
     )
@@ -57,7 +67,8 @@ class Feedback(ColumnFormat):
     wants = "feedback, item and votes, as exports of feedback have them; or a store (FILE.feedback)"
     example = (
         '{"feedback": 1, "item": {"task": "pair", "prompt": [{"role": "user", "content": "Hi"}], '
-        '"responses": ["Hello!", "What?"]}, "votes": [{"label": {"better": 0, "margin": "better"}}]}'
+        '"responses": ["Hello!", "What?"]}, "votes": [{"label": {"better": 0, "margin": '
+        '"better"}}]}'
     )
 
     @classmethod
@@ -71,12 +82,22 @@ class Feedback(ColumnFormat):
                 chosen, options.annotators, options.min_gold, lambda row: self._reads(row["item"])
             )
         if tied := sum(self._tied(row) for _, row in chosen):
-            self.notes = [*self.notes, f"pairs with as many votes on both sides, to adjudicate on the page: {tied}"]
+            self.notes = [
+                *self.notes,
+                f"pairs with as many votes on both sides, to adjudicate on the page: {tied}",
+            ]
         return iter(chosen)
 
     def _tied(self, row: Any) -> bool:
-        """Whether as many people prefer one response as the other, so that there is nothing to learn."""
-        if self.options.votes != "soft" or not is_usable(row) or row.get("final") or not self._reads(row["item"]):
+        """Whether as many people prefer one response as the other, so that there is nothing to
+        learn.
+        """
+        if (
+            self.options.votes != "soft"
+            or not is_usable(row)
+            or row.get("final")
+            or not self._reads(row["item"])
+        ):
             return False
         first = [vote["label"]["better"] == 0 for vote in row["votes"] if "better" in vote["label"]]
         return bool(first) and 2 * sum(first) == len(first)
@@ -87,7 +108,9 @@ class Feedback(ColumnFormat):
         raise BadRow("the row has no label that this recipe reads")
 
     def groups(self, row: Any) -> list[Group]:
-        """One group per item; one per text if several people wrote demonstrations; none for what is not asked for."""
+        """One group per item; one per text if several people wrote demonstrations; none for what is
+        not asked for.
+        """
         if not self.has(row, "item", "votes") or row.get("feedback") != 1:
             raise BadRow("not feedback of version 1: expected feedback: 1, item and votes")
         try:
@@ -105,7 +128,10 @@ class Feedback(ColumnFormat):
         if not labels:
             raise BadRow("the item has no label")
         if task == "demonstration":
-            return [replace(self._group(row), responses=(Response(text=label["text"]),)) for label in labels]
+            return [
+                replace(self._group(row), responses=(Response(text=label["text"]),))
+                for label in labels
+            ]
         readers = {
             "pair": self._pair, "safety": self._pair, "ranking": self._ranking, "scores": self._scores,
             "review": self._review, "thumb": self._thumb,
@@ -125,9 +151,15 @@ class Feedback(ColumnFormat):
         """The item without labels."""
         item = row["item"]
         origins = item.get("origins") or [None] * len(item["responses"])
-        answers = tuple(self._response(*each) for each in zip(item["responses"], origins, strict=True))
+        answers = tuple(
+            self._response(*each) for each in zip(item["responses"], origins, strict=True)
+        )
         columns = {name: item[name] for name in ("license", "batch") if name in item}
-        meta = {**columns, **item.get("meta", {}), **self.rest(row, "feedback", "item", "votes", "final", "gold")}
+        meta = {
+            **columns,
+            **item.get("meta", {}),
+            **self.rest(row, "feedback", "item", "votes", "final", "gold"),
+        }
         tools = self.tools(item)
         return Group(self.conversation(item["prompt"], "prompt"), answers, meta=meta, tools=tools)
 
@@ -143,7 +175,11 @@ class Feedback(ColumnFormat):
         if self.options.votes != "soft" or len(labels) < 2:
             return [replace(group, pairs=tuple(_preferred(label) for label in labels))]
         share = sum(label["better"] == 0 for label in labels) / len(labels)
-        pairs = () if one is None or share == 0.5 else (replace(_preferred(one), p=max(share, 1 - share)),)
+        pairs = (
+            ()
+            if one is None or share == 0.5
+            else (replace(_preferred(one), p=max(share, 1 - share)),)
+        )
         return [replace(group, pairs=pairs)]
 
     def _ranking(self, group: Group, labels: Labels) -> list[Group]:
@@ -152,7 +188,12 @@ class Feedback(ColumnFormat):
             answers = tuple(replace(response, rank=float(rank)) for response, rank in ranked)
             return [replace(group, responses=answers)]
         if self.options.votes == "each":
-            return [replace(group, pairs=tuple(pair for label in labels for pair in _ordered(label["ranks"])))]
+            return [
+                replace(
+                    group,
+                    pairs=tuple(pair for label in labels for pair in _ordered(label["ranks"])),
+                )
+            ]
         return [replace(group, pairs=tuple(_shared(labels, len(group.responses))))]
 
     def _review(self, group: Group, labels: Labels) -> list[Group]:
@@ -172,7 +213,12 @@ class Feedback(ColumnFormat):
         one = majority("thumb", labels)
         if one is None:
             return []
-        return [replace(group, responses=tuple(replace(answer, label=one["good"]) for answer in group.responses))]
+        return [
+            replace(
+                group,
+                responses=tuple(replace(answer, label=one["good"]) for answer in group.responses),
+            )
+        ]
 
 
 def _preferred(label: Mapping[str, Any]) -> Pair:
@@ -187,7 +233,9 @@ def _ordered(ranks: Sequence[int]) -> Iterator[Pair]:
 
 
 def _shared(labels: Labels, count: int) -> Iterator[Pair]:
-    """The pairs that more rankings order one way than the other; p is their share among those without a tie."""
+    """The pairs that more rankings order one way than the other; p is their share among those
+    without a tie.
+    """
     for i, j in combinations(range(count), 2):
         first = sum(label["ranks"][i] < label["ranks"][j] for label in labels)
         second = sum(label["ranks"][j] < label["ranks"][i] for label in labels)
