@@ -23,7 +23,7 @@ from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.report import Report
 from alignkit.tokens.encoder import DROP_REASONS
-from alignkit_plugins.compare.readable import mapping, number
+from alignkit_plugins.compare.readable import mapping, number, shown
 from alignkit_plugins.evaluate import verdicts
 from alignkit_plugins.evaluate.rows import BASE_MODEL, rows_of
 from alignkit_plugins.policies.source import near_run
@@ -39,6 +39,7 @@ COMPLETE = ("done", "reused")  # states of stages
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
 STARTED = ("time", "started", "ended", "outcome", "message", "command", "reused", "peak_memory")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
+COIN = 0.5  # share of pairs
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
 DATA = ("name", "format", "rows", "held_out", "skipped")  # of a source
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")
@@ -199,7 +200,20 @@ class Stage:
             "metrics": metrics,
             "summary": {} if self.evaluation else dict(self.summary),
             "learned": "".join(held_out.learned(self.summary, self.rows)[:1]),
+            "weak": self._weak(),
         }
+
+    def _weak(self) -> str:
+        """That a reward model is no better than a coin, or that it learned nothing; else empty."""
+        accuracy = mapping(mapping(self.summary.get("held_out")).get("accuracy"))
+        right = mapping(accuracy.get("result"))
+        low = number(right.get("low"))
+        if "reward" in self.plugin and low is not None and low <= COIN:
+            share = shown(right, percent=True)
+            text = "is no better than a coin: it has"
+            return f"{self.name} {text} {share} of its held-out pairs right."
+        doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
+        return f"{self.name}: {doubt}." if doubt else ""
 
     def _about(self) -> str:
         """What a trained model is: `sft after PPO on 603 prompts`; empty for a step."""

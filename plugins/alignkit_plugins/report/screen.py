@@ -29,11 +29,17 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     The table has as many metrics as leave room for a sample, and at least one.
     """
     learned = [f"{one['name']}: {one['learned']}" for one in facts["stages"] if one["learned"]]
-    warnings = [one["text"] for one in facts["warnings"] if not one["logged"]]
+    weak = [one["weak"] for one in facts["stages"] if one["weak"]]
+    said = " ".join(weak)
+    warnings = list[str]()
+    for one in facts["warnings"]:
+        if not one["logged"] and one["text"].partition(";")[0] not in said:
+            warnings.append(one["text"])
     told = facts["next"]["told"] or facts["next"]["chat"]
     last = [line for text in warnings[:1] for line in _wrapped(f"Warning: {text}", OF_WARNING)]
     last += _wrapped(f"next: {told}", OF_WARNING) if told else []
     parts = {
+        "weak": [_one_line(line) for line in weak[:OF_STAGES]],
         "verdict": _verdict(facts["verdicts"], OF_VERDICT),
         "numbers": [],
         "others": [],
@@ -61,9 +67,13 @@ def stage_lines(facts: Mapping[str, Any]) -> list[str]:
     lines = list[str]()
     for one in stages:
         start = f"{one['name']:<{names}}  {one['state']:<{states}}"
-        line = f"{start}  {duration(one['seconds']):>6}  {one['learned']}".rstrip()
-        lines.append(line if len(line) <= WIDTH else f"{line[: WIDTH - 4].rstrip()} ...")
+        line = f"{start}  {duration(one['seconds']):>6}  {one['learned']}"
+        lines.append(_one_line(line.rstrip()))
     return lines
+
+
+def _one_line(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 4].rstrip()} ..."
 
 
 def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
@@ -95,7 +105,8 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     # Rewards and judges, which the metrics of examples would crowd out, stay with the headline.
     raters = {row.metric for row in rows if row.tested and row.kind != "metric"}
     names = list(dict.fromkeys(row.metric for row in rows))
-    names.sort(key=lambda name: (name != names[0], name not in raters))
+    headline = names[:1]
+    names.sort(key=lambda name: (name not in headline, name not in raters))
     lines = list[str]()
     for count in range(len(names), 0, -1):
         lines = _laid_out(table([row for row in rows if row.metric in names[:count]], width=WIDTH))
