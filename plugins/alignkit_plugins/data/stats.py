@@ -21,8 +21,8 @@ from alignkit_plugins.data.found_rows import Row, no_stage, read_rows, short
 from alignkit_plugins.data.near import Kind, Match, Units
 from alignkit_plugins.data.rules import ACROSS, Rules, redacted
 from alignkit_plugins.formats.shown import shortened
-from alignkit_plugins.report import data_cards
-from alignkit_plugins.report.tally import card
+from alignkit_plugins.report import data_card as data_cards
+from alignkit_plugins.report.data_card import card
 
 EXAMPLES = 5  # of each finding
 TRAINING = "training"

@@ -12,7 +12,6 @@ from alignkit.algorithm import StageDefaults
 from alignkit.recipe.rules import ONLY_ONLINE
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.settings import LEARNING_RATE, Rollout, Settings
-from alignkit.training.learner import scaled
 
 LONGEST = 40  # characters of a value that a message shows; digests have 64
 MOST = 3  # changes that a message names
@@ -127,6 +126,8 @@ def carried_over(
     There is none if the result before has the same algorithm. record: of that result. hidden_size:
     of the model, for the default of the learning rate. lora: whether an adapter is trained.
     """
+    from alignkit.training.learner import scaled  # imports torch
+
     old, new = record.get("plugin"), stage.component.name
     before = (record.get("depends_on") or {}).get("settings")
     if stage.settings is None or before is None or old is None or old == new:

@@ -28,9 +28,12 @@ def describe(loaded: Loaded) -> list[str]:
     kept, others = _by_source(loaded, loaded.groups), _by_source(loaded, loaded.validation)
     for source, mine, held_out in zip(loaded.sources, kept, others, strict=True):
         name, how = f"read {source.name}", " (recognized)" if source.recognized else ""
-        more = f"; held out: {counts(held_out)}" if held_out else ""
-        part = ", held out" if source.part == "validation" else ""
-        lines.append(f"{name}: {source.format}{how}, {counts(mine, source.skipped)}{part}{more}")
+        text = counts(mine, source.skipped)
+        if source.part == "validation":
+            text += ", held out"
+        elif source.held_out:
+            text += f"; held out: {counts(held_out) if held_out else source.held_out}"
+        lines.append(f"{name}: {source.format}{how}, {text}")
         lines += [f"{name}: {note}" for note in source.notes]
         if source.sample is not None and not source.name.startswith("stage "):
             lines += _sample(source.sample)
@@ -196,5 +199,7 @@ def _described(pairs: Mapping[str, Any]) -> str:
 
 def left_out(item: Mapping[str, Any]) -> str:
     """`3 responses truncated at max_length (6% of 48)`"""
-    share = f" ({percentage(item['rows'], item['of'])} of {short(item['of'])})"
-    return f"{short(item['rows'])} {item['reason']}{share if item['of'] else ''}"
+    text = f"{short(item['rows'])} {item['reason']}"
+    if not item["of"]:
+        return text
+    return f"{text} ({percentage(item['rows'], item['of'])} of {short(item['of'])})"

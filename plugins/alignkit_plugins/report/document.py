@@ -263,7 +263,9 @@ def _people(people: Sequence[Mapping[str, Any]]) -> Blocks:
         title = ", ".join(stages.pop(repr(one["agreement"]), ()))
         found = agreement.people_table(one["agreement"], f"annotators ({title})")
         if title and found.rows:
-            yield _lines(f"{title}: {line}" for line in agreement.sentence(one["agreement"]).splitlines())
+            yield _lines(
+                f"{title}: {line}" for line in agreement.sentence(one["agreement"]).splitlines()
+            )
             tables.append(found)
     if notes:
         tables.append(Table("whose labels count", ["stage", "source", "decision"], notes, keys=2))
@@ -304,16 +306,16 @@ def when(stamp: str) -> str:
 # The first screen
 
 
-def _first_screen(
-    facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]
-) -> dict[str, Any]:
+def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """What the page begins with: the verdict on the result, the others, the plot, what each policy
     is, and one prompt.
     """
     verdicts, models = facts["verdicts"], list[tuple[str, str]]()
     last = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
     last = verdicts[-1] if verdicts else last
-    of_result = [one for one in verdicts if (one["stage"], one["policy"]) == (last["stage"], last["policy"])]
+    of_result = [
+        one for one in verdicts if (one["stage"], one["policy"]) == (last["stage"], last["policy"])
+    ]
     if facts["run"]["base"]:
         models.append(("base", f"{facts['run']['base']}, the base model"))
     for stage in facts["stages"]:
@@ -348,7 +350,11 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
     first, judged = rows[0], rows[0].kind == "judge"
     known = any(row.policy == result and row.trained_on for row in rows)
     notes = ["lower is better"] * first.lower + ["trained on it: no proof"] * known
-    ends = [[mean if end is None else end for end in bounds(row.estimate)] for row in rows for mean in [bounds(row.estimate)[0]]]
+    ends = [
+        [mean if end is None else end for end in bounds(row.estimate)]
+        for row in rows
+        for mean in [bounds(row.estimate)[0]]
+    ]
     low, high = min(map(min, ends)), max(map(max, ends))  # type: ignore[type-var]
     margin = MARGIN * (high - low) or 1.0
     if first.percent:
@@ -361,7 +367,12 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
         where = {"left": left, "width": round(right - left, 1), "mean": mean}
         placed.append({"label": row.policy, "style": style, "text": cell(row), **where})
     title = f"preferred to {first.baseline} by {first.metric}" if judged else first.metric
-    return {"title": title, "note": ", ".join(notes), "rows": placed, "middle": 50 if judged else None}
+    return {
+        "title": title,
+        "note": ", ".join(notes),
+        "rows": placed,
+        "middle": 50 if judged else None,
+    }
 
 
 def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:

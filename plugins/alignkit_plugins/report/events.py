@@ -25,7 +25,9 @@ def run_started(run: Any) -> None:
 
 
 @hookimpl
-def stage_changed(run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def stage_changed(
+    run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
+) -> None:
     """Say why, and what becomes of settings that were written for another algorithm."""
     from alignkit.recipe.schema import BASE
     from alignkit_plugins.report.changes import carried_over, change_since

@@ -287,9 +287,6 @@ class Stage:
 
     def warnings(self) -> Iterator[str]:
         """What it and its own report warn of, and what it lost."""
-        if self.damage:
-            yield f"{self.damage}: run the recipe again, which repeats the stage"
-            return
         if doubt := held_out.doubt(self.summary, self.rows):
             yield doubt
         texts = [block for block in self.record.get("report") or () if isinstance(block, str)]
@@ -341,6 +338,10 @@ def _run(
 
 def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str, bool]]:
     """Stage, text and whether only the log has it, the most important first."""
+    for stage in stages:
+        if stage.damage:
+            text = f"{stage.damage}: run the recipe again, which repeats the stage"
+            yield stage.name, text, False
     for stage in stages:
         if stage.evaluation:
             rows = rows_of(stage.evaluation)

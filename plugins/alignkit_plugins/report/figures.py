@@ -127,8 +127,9 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     have none.
     """
     found = {title: dict[str, Any]() for title in PANELS}
-    drawn = list[Any]()
-    for name, series in series_of(rows).items():
+    drawn, every = list[Any](), series_of(rows)
+    for name in sorted(every, key=lambda name: _title(name) not in PANELS):
+        series = every[name]
         skipped = name.partition("/")[0] in UNDRAWN or series in drawn
         if len(series[0]) > 1 and not skipped:
             drawn.append(series)

@@ -80,10 +80,7 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
     if not groups:
         return {"differs": "they answered no prompt in common", "evaluation": {}}
     metrics = current.get("metrics") or {}
-    against = dict[str, Any]()
-    for name in current["rewards"]:
-        lower = (metrics.get(name) or {}).get("better") == "lower"
-        against[name] = compare(groups, *_SOURCES, name, metric=name in metrics, lower=lower)
+    against = _against(groups, current["rewards"], metrics)
     measured = {then: old["policies"][policy], now: current["policies"][policy]}
     keys = ("sampling", "headline", "rewards", "reference")
     return {
@@ -98,6 +95,17 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
             "against": {now: against},
         },
     }
+
+
+def _against(
+    groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Both results by each reward, prompt by prompt."""
+    found = {}
+    for name in rewards:
+        lower = (metrics.get(name) or {}).get("better") == "lower"
+        found[name] = compare(groups, *_SOURCES, name, metric=name in metrics, lower=lower)
+    return found
 
 
 def _difference(folder: Path, before: Path, policies: set[str]) -> str:

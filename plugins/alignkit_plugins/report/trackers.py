@@ -29,7 +29,11 @@ TRACKERS = {
     "clearml": ("clearml", "ClearML"),
     "dvclive": ("dvclive", "DVCLive"),
 }
-RESUMING = {"wandb": ("name", "id"), "swanlab": ("name", "id"), "trackio": ("name",)}  # take `resume`
+RESUMING = {
+    "wandb": ("name", "id"),
+    "swanlab": ("name", "id"),
+    "trackio": ("name",),
+}  # take `resume`
 RISING = (*RESUMING, "comet_ml")  # their steps must rise over all stages, so they count their own
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from alignkit_plugins.report.data_lines import source_lines
 
 from alignkit import BadRow, DataError
 from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.registry import Component
 from alignkit_plugins.people.feedback.format import Feedback
 from alignkit_plugins.people.reliability import chosen_rows
-from alignkit_plugins.report.data_lines import source_lines
 from tests.stores import event, opened, pair
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from made import HOSTILE, make_run
 
+from alignkit_plugins.report.document import markdown
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import MOST, markdown
 
 
 def test_it_says_what_the_page_says(tmp_path: Path) -> None:
@@ -18,15 +18,11 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         *("small: done", "Verdict", "Warnings", "Evaluation"),
         *("The judges in numbers", "Details: diversity, Elo points, columns"),
         *("Samples", "Largest gains", "At random"),
-        *("Training", "SFT", "1 more curves and all numbers", "Judge pairs: labels", "All numbers"),
-        *("PPO: align", "1 more curves and all numbers"),
+        *("Training", "SFT", "More curves and all numbers"),
+        *("Judge pairs: labels", "More curves and all numbers"),
+        *("PPO: align", "More curves and all numbers"),
         *("Data", "Lengths, pairs and labels", "People", "Each annotator"),
-        *(
-            "Provenance",
-            "How it was made",
-            "The recipe with all overrides applied",
-            "6 files with their SHA-256",
-        ),
+        *("Provenance", "How it was made", "1 files with their SHA-256"),
     ]
     assert (
         "align is better than sft in the reward helpful: 1.09 against 0.00, difference +1.095 "
@@ -47,14 +43,3 @@ def test_texts_are_in_fences(tmp_path: Path) -> None:
     facts["samples"][0]["answers"][0]["text"] = f"@everyone {HOSTILE} ````"
     plain = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown(facts), flags=re.MULTILINE | re.DOTALL)
     assert "@everyone" not in plain and "<script" not in plain and "\x1b" not in markdown(facts)
-
-
-def test_it_fits_into_an_issue(tmp_path: Path) -> None:
-    facts = facts_of(make_run(tmp_path / "run"))
-    facts["recipe"] = "x: 1\n" * 30_000
-    text = markdown(facts)
-    assert len(text) <= MOST and "align is better than sft" in text
-    facts["warnings"] = [{"stage": "a", "text": "w" * 3000}] * 50
-    assert len(markdown(facts)) <= MOST + 50 and markdown(facts).endswith(
-        "The rest is in report.json.\n"
-    )

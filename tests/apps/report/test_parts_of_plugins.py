@@ -13,9 +13,8 @@ from made import HOSTILE, make_run
 
 from alignkit import Report, Table, hookimpl
 from alignkit.plugins import load_plugins, plugins
+from alignkit_plugins.report.document import markdown, page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
 
 
 class Counts:

@@ -13,11 +13,9 @@ from stores import event, opened, pair
 from alignkit.io.results import AGREEMENT
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.effective_labels import labeled
-from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.people import people_blocks, people_of
-from alignkit_plugins.report.stages import dropped
+from alignkit_plugins.report import document
+from alignkit_plugins.report.document import markdown, page
+from alignkit_plugins.report.facts import Stage, facts_of
 
 
 @pytest.fixture
@@ -81,14 +79,18 @@ def test_the_report_says_whose_labels_count() -> None:
         "left out, gold below 80%: bob 6 of 9; cleo 3 of 9",
         "kept, under 5 gold items: eve 0 of 1",
     ]
-    source = {"name": "/x/labels.feedback", "agreement": [], "notes": notes}
-    _, (table,) = people_blocks(people_of("reward", {"data": [source]}))
+    one = {"stage": "reward", "source": "/x/labels.feedback", "agreement": [], "notes": notes}
+    (part,) = document._people([one])
+    (table,) = part.blocks
     assert table.rows == [["reward", "labels.feedback", note] for note in notes]
 
 
 def test_rows_without_signal_of_a_store_name_the_likely_cause() -> None:
+    stage = Stage(Path("rm"), {}, reused=False)
     record: dict[str, Any] = {"summary": {"without_signal": 8}, "data": [{"format": "feedback"}]}
-    (one,) = dropped("rm", record)
+    vars(stage)["record"] = record
+    (one,) = stage.dropped()
     assert one["rows"] == 8 and "as many votes on both sides: adjudicate them" in one["reason"]
-    (other,) = dropped("rm", {**record, "data": [{"format": "pairs"}]})
+    vars(stage)["record"] = {**record, "data": [{"format": "pairs"}]}
+    (other,) = stage.dropped()
     assert other["reason"] == "rows left out: the algorithm learns nothing from them"

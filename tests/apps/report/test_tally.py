@@ -13,8 +13,8 @@ from stores import event, opened, pair
 from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
 from alignkit.data.sources import Loaded, SourceFacts
+from alignkit_plugins.report.data_card import card, cards
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.tally import card, cards
 
 # 6 characters
 ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})

@@ -11,9 +11,8 @@ from alignkit.report import Report, Table
 from alignkit_plugins.compare import readable as numbers
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.evaluate.verdicts import doubts, verdicts
+from alignkit_plugins.report.document import markdown, page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 

@@ -11,7 +11,7 @@ import pytest
 from made import make_run
 
 from alignkit.cli import main
-from alignkit_plugins.report import write
+from alignkit_plugins.report import events as write
 from alignkit_plugins.report.facts import facts_of
 from tests.pages import Reader
 
