@@ -1,12 +1,14 @@
-"""`alignkit plugins check`: every component of a plugin by the kit of its kind, each in a process
-of its own.
+"""`alignkit plugins check`: every component of a plugin by the kit of its kind, each in a process of its own.
+
+`python -m alignkit_plugins.authors.check REQUEST` is such a process; it writes JSON into a file that the request names.
+What the plugin prints, changes or ends affects nobody else.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.metadata
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,88 +23,76 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from alignkit.commands import GROUP as COMMANDS
-from alignkit.commands import Result, refuse
-from alignkit.errors import PluginError, did_you_mean
+from alignkit.commands import Result
+from alignkit.errors import AlignkitError, PluginError, did_you_mean, reason_of, refuse
 from alignkit.io.text import printable
-from alignkit.plugins import GROUP
+from alignkit.options import Ref
+from alignkit.plugins import GROUP, load_plugins, plugins
+from alignkit.registry import KINDS, Registration
+from alignkit.reward import RewardCombination
 
 LIMIT = 300.0  # seconds for each component
 GRACE = 10.0  # seconds for a process to say where it hangs
 TAIL = 6  # lines of a process that ended without an answer
+# Values of required options that refer to something: kits take any name for a stage, and any text for data.
+VALUES = {name: name for name in ("stage", "policy", "from", "base", "reward")}
+VALUES |= {"data": "rows.jsonl", "judge": "local_judge", "environment": "calculator"}
+
+Answer = dict[
+    str, Any
+]  # problems; components of a target; skipped: why a component was not checked
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is checked. owners: the distributions that its registrations name; a file is one of its
-    own.
+    """What is checked. owners: the distributions that its registrations name; a file is one of its own.
 
-    modules: with the plugins, and commands: with commands. files: those that are not installed.
+    commands: its modules with commands. files: those that are not installed.
     """
 
     title: str
     owners: list[str]
-    modules: list[str]
     commands: list[str]
     files: list[str]
 
 
 def target_of(text: str) -> Target:
-    """What a user means by a file, a folder with a pyproject.toml, or the name of an installed
-    package.
-    """
-    path = Path(text)
+    """Return what a user means by a file, a folder with a pyproject.toml, or the name of an installed package."""
+    path, name, help = Path(text), text, ""
+    if path.is_file():
+        if path.suffix != ".py":
+            refuse(
+                f"{text} is not a Python file",
+                "name a module, a folder with a pyproject.toml, or a package",
+            )
+        return Target(text, [path.name], [], [str(path.resolve())])
     if path.is_dir():
-        return _of_folder(path)
-    if not path.is_file():
-        return _installed(text)
-    if path.suffix != ".py":
-        refuse(
-            f"{text} is not a Python file",
-            "name a module, a folder with a pyproject.toml, or a package",
-        )
-    return Target(text, [path.name], [path.stem], [], [str(path.resolve())])
-
-
-def _of_folder(folder: Path) -> Target:
-    """The package that a folder holds, which must be installed: its entry points say what it
-    has.
-    """
-    try:
-        name = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-            "name"
-        ]
-    except (OSError, ValueError, KeyError):
-        refuse(
-            f"{folder}/pyproject.toml names no project",
-            "name a module FILE.py, or an installed package",
-        )
-    return _installed(name, f"install it first: pip install -e {folder}")
-
-
-def _installed(name: str, help: str = "") -> Target:
-    points = [
-        point
-        for group in (GROUP, COMMANDS)
-        for point in importlib.metadata.entry_points(group=group)
-    ]
-    by_package: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for point in points:
-        if point.dist is not None:
-            by_package.setdefault(canonicalize_name(point.dist.name), []).append(point)
-    chosen = by_package.get(canonicalize_name(name))
-    if chosen is None or chosen[0].dist is None:
-        help = (
-            help or did_you_mean(name, by_package) or f"installed: {', '.join(sorted(by_package))}"
-        )
+        help = f"install it first: pip install -e {path}"
+        try:
+            name = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+                "name"
+            ]
+        except (OSError, ValueError, KeyError):
+            refuse(
+                f"{path}/pyproject.toml names no project",
+                "name a module FILE.py, or an installed package",
+            )
+    packages: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for group in (GROUP, COMMANDS):
+        for point in importlib.metadata.entry_points(group=group):
+            if point.dist is not None:
+                packages.setdefault(canonicalize_name(point.dist.name), []).append(point)
+    points = packages.get(canonicalize_name(name), [])
+    if not points:
+        help = help or did_you_mean(name, packages) or f"installed: {', '.join(sorted(packages))}"
         refuse(f"no file, folder or package with plugins is called {name}", help)
-    commands = [point.module for point in chosen if point.group == COMMANDS]
-    title = f"{chosen[0].dist.name} {chosen[0].dist.version}"
-    return Target(title, [chosen[0].dist.name], [point.module for point in chosen], commands, [])
+    distribution: Any = points[0].dist
+    commands = [point.module for point in points if point.group == COMMANDS]
+    return Target(f"{distribution.name} {distribution.version}", [distribution.name], commands, [])
 
 
 def check(target: Target, options: Mapping[str, Any]) -> Result:
-    """Print a report. Its error is PluginError if a component breaks a rule. Raises RecipeError if
-    there is none.
+    """Print a report. Its error is PluginError if a component breaks a rule. Raises RecipeError if there is none.
 
     options: of components, by their names.
     """
@@ -115,73 +105,148 @@ def check(target: Target, options: Mapping[str, Any]) -> Result:
             f"{target.title} registers nothing",
             "mark a function with @hookimpl: docs/plugins/reference.md",
         )
-    words, facts = ["FAILED"] * len(broken), list[dict[str, Any]]()
+    facts = []
     for kind, name in components:
         start = time.monotonic()
         answer = _ask(target, kind=kind, name=name, options=dict(options))
-        words.append("FAILED" if answer["problems"] else "skipped" if "skipped" in answer else "ok")
-        facts.append(
-            {
-                "kind": kind,
-                "name": Path(name).name,
-                "outcome": words[-1],
-                "problems": answer["problems"],
-            }
-        )
-        print(
-            printable(f"{words[-1]:7} {kind} {Path(name).name}  ({time.monotonic() - start:.0f} s)")
-        )
-        for line in answer["problems"] or [answer.get("skipped") or f"checked: {answer['rules']}"]:
+        problems, skipped = answer["problems"], answer.get("skipped")
+        outcome = "FAILED" if problems else "skipped" if skipped else "ok"
+        facts.append({"kind": kind, "name": name, "outcome": outcome, "problems": problems})
+        print(printable(f"{outcome:7} {kind} {name}  ({time.monotonic() - start:.0f} s)"))
+        for line in [*problems, *filter(None, [skipped])]:
             print(printable(f"        {line}"))
+    outcomes = [fact["outcome"] for fact in facts] + ["FAILED"] * len(broken)
     result = Result("conformance", {"target": target.title, "broken": broken, "components": facts})
-    if failed := words.count("FAILED"):
-        text = f"{target.title}: {failed} of {len(words)} components cannot be used or break rules"
+    if failed := outcomes.count("FAILED"):
+        text = (
+            f"{target.title}: {failed} of {len(outcomes)} components cannot be used or break rules"
+        )
         return replace(
             result, error=PluginError(f"{text}\n  help: fix what is listed, and repeat the command")
         )
     print(
         printable(
-            f"{target.title}: {words.count('ok')} of {len(words)} components follow the rules"
+            f"{target.title}: {outcomes.count('ok')} of {len(outcomes)} components follow the rules"
         )
     )
     return result
 
 
-def _ask(target: Target, **request: Any) -> dict[str, Any]:
+def _ask(target: Target, **request: Any) -> Answer:
     """What a process of its own answers, or why it does not."""
     with tempfile.TemporaryDirectory(prefix="alignkit-check-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
         words = json.dumps({**asdict(target), **request, "answer": str(answer), "seconds": LIMIT})
+        command = [sys.executable, "-m", "alignkit_plugins.authors.check", words]
         code: int | str = "unknown"
         with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
-            command = [sys.executable, "-m", "alignkit_plugins.authors.kits", words]
-            quiet: dict[str, Any] = {
-                "stdin": subprocess.DEVNULL,
-                "stdout": output,
-                "stderr": output,
-            }
-            code = subprocess.run(command, timeout=LIMIT + GRACE, check=False, **quiet).returncode
-        if answer.is_file():
-            said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-            return said
-        return {"problems": _why(log.read_text(encoding="utf-8", errors="replace"), code, target)}
-
-
-def _why(log: str, code: int | str, target: Target) -> list[str]:
-    """Why a process ended without an answer."""
-    if "Timeout (" in log:
-        frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', log)  # the innermost first
-        names = {module.partition(".")[0] for module in target.modules}
-        own = [frame for frame in frames if names & {*Path(frame[0]).with_suffix("").parts}]
-        file, line, function = (own or frames or [("no Python code", "?", "?")])[0]
-        return [
-            (
-                f"it did not finish in {LIMIT:.0f} seconds: it was at {Path(file).name}:{line}, "
-                f"in {function}"
+            done = subprocess.run(
+                command,
+                timeout=LIMIT + GRACE,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
-        ]
-    last = [line for line in log.splitlines() if line.strip()][-TAIL:]
-    return [
-        f"its process ended with exit code {code} and no result; its last lines:",
-        *(f"  {line}" for line in last),
+            code = done.returncode
+        if answer.is_file():
+            said: Answer = json.loads(answer.read_text(encoding="utf-8"))
+            return said
+        text = log.read_text(encoding="utf-8", errors="replace")
+    _, hangs, stack = text.partition("Timeout (")
+    if hangs:
+        frames = [line.strip() for line in stack.splitlines()[2:5]]  # the innermost first
+        return {"problems": [f"it did not finish in {LIMIT:.0f} seconds: {'; '.join(frames)}"]}
+    lines = text.splitlines()[-TAIL:]
+    why = f"its process ended with exit code {code} and no result; its last lines:"
+    return {"problems": [why, *lines]}
+
+
+# In a process of its own
+
+
+def main() -> None:
+    """Answer a request."""
+    request = json.loads(sys.argv[1])
+    faulthandler.dump_traceback_later(
+        request["seconds"], exit=True
+    )  # also while C code does not return
+    answer = checked(request) if "kind" in request else listed(request)
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def listed(request: Mapping[str, Any]) -> Answer:
+    """Return the components, each as kind and name, and why plugins are broken."""
+    commands = [
+        file
+        for file in request["files"]
+        if "def register_commands" in Path(file).read_text(encoding="utf-8")
     ]
+    loaded = load_plugins([Path(file) for file in request["files"] if file not in commands])
+    components = list(_registered(request))
+    components += [("command", Path(module).name) for module in (*commands, *request["commands"])]
+    problems = [str(one) for one in loaded.broken if one.distribution in request["owners"]]
+    return {"components": components, "problems": problems}
+
+
+def _registered(request: Mapping[str, Any]) -> dict[tuple[str, str], Registration]:
+    """The target's registrations by kind and name; combinations are a kind of their own."""
+    components = {}
+    for kind in KINDS:
+        for one in plugins().registrations(kind):
+            if one.distribution in request["owners"]:
+                cls = one.implementation
+                combines = isinstance(cls, type) and issubclass(cls, RewardCombination)
+                components["combination" if combines else kind, one.name] = one
+    return components
+
+
+def checked(request: Mapping[str, Any]) -> Answer:
+    """Return the rules that a component breaks by the kit of its kind."""
+    kind = request["kind"]
+    if kind == "command":
+        return {"problems": [], "skipped": "there is no kit for commands: call yours with --help"}
+    try:
+        load_plugins(map(Path, request["files"]))
+        return _by_kit(kind, _registered(request)[kind, request["name"]], request["options"])
+    except (
+        AlignkitError,
+        AssertionError,
+    ) as error:  # a ConformanceError lists all rules that are broken
+        return {"problems": str(error).splitlines()}
+    except Exception as error:
+        return {"problems": [f"the kit failed: {reason_of(error)}"]}
+
+
+def _by_kit(kind: str, registration: Registration, options: Mapping[str, Any]) -> Answer:
+    from alignkit import testing
+
+    name, implementation = registration.name, registration.implementation
+    if kind == "model":
+        testing.check_model_source(implementation)
+        return {"problems": []}
+    kit = getattr(testing, f"check_{kind}", None)
+    if kit is None or kind == "reader":
+        help = "its kit reads a file: call alignkit.testing.check_reader in a test"
+        return {
+            "problems": [],
+            "skipped": help if kit else f"there is no kit for plugins of the kind {kind}",
+        }
+    values, missing = dict(options.get(name, {})), []
+    for key, field in implementation.Options.model_fields.items():
+        if key in values or not field.is_required():
+            continue
+        kinds = [one.kind for one in field.metadata if isinstance(one, Ref)]
+        if kinds and kinds[0] in VALUES:
+            values[key] = VALUES[kinds[0]]
+        else:
+            missing.append(f"{key}: VALUE")
+    if missing:
+        text = f"it needs options: --options '{{{name}: {{{', '.join(missing)}}}}}'"
+        return {"problems": [], "skipped": text}
+    kit(implementation, values)
+    return {"problems": []}
+
+
+if __name__ == "__main__":
+    main()
