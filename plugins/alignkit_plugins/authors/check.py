@@ -20,9 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packaging.utils import canonicalize_name
-
-from alignkit.commands import GROUP as COMMANDS
 from alignkit.commands import Result
 from alignkit.errors import AlignkitError, PluginError, did_you_mean, reason_of, refuse
 from alignkit.io.text import printable
@@ -38,57 +35,45 @@ TAIL = 6  # lines of a process that ended without an answer
 VALUES = {name: name for name in ("stage", "policy", "from", "base", "reward")}
 VALUES |= {"data": "rows.jsonl", "judge": "local_judge", "environment": "calculator"}
 
-Answer = dict[
-    str, Any
-]  # problems; components of a target; skipped: why a component was not checked
+Answer = dict[str, Any]  # problems; components; skipped: why a component was not checked
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is checked. owners: the distributions that its registrations name; a file is one of its own.
+    """What is checked. owner: the distribution that its registrations name; a file is its own.
 
-    commands: its modules with commands. files: those that are not installed.
+    file: a module that is not installed; empty without one.
     """
 
     title: str
-    owners: list[str]
-    commands: list[str]
-    files: list[str]
+    owner: str
+    file: str = ""
 
 
 def target_of(text: str) -> Target:
-    """Return what a user means by a file, a folder with a pyproject.toml, or the name of an installed package."""
+    """Return what a user means by a file, a folder with a pyproject.toml, or a package's name."""
     path, name, help = Path(text), text, ""
     if path.is_file():
         if path.suffix != ".py":
-            refuse(
-                f"{text} is not a Python file",
-                "name a module, a folder with a pyproject.toml, or a package",
-            )
-        return Target(text, [path.name], [], [str(path.resolve())])
+            help = "name a module, a folder with a pyproject.toml, or a package"
+            refuse(f"{text} is not a Python file", help)
+        return Target(text, path.name, str(path.resolve()))
     if path.is_dir():
         help = f"install it first: pip install -e {path}"
         try:
-            name = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-                "name"
-            ]
+            project = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))
+            name = project["project"]["name"]
         except (OSError, ValueError, KeyError):
-            refuse(
-                f"{path}/pyproject.toml names no project",
-                "name a module FILE.py, or an installed package",
-            )
-    packages: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for group in (GROUP, COMMANDS):
-        for point in importlib.metadata.entry_points(group=group):
-            if point.dist is not None:
-                packages.setdefault(canonicalize_name(point.dist.name), []).append(point)
-    points = packages.get(canonicalize_name(name), [])
-    if not points:
-        help = help or did_you_mean(name, packages) or f"installed: {', '.join(sorted(packages))}"
+            what = "name a module FILE.py, or an installed package"
+            refuse(f"{path}/pyproject.toml names no project", what)
+    try:
+        package = importlib.metadata.distribution(name)
+    except (ValueError, importlib.metadata.PackageNotFoundError):
+        points = importlib.metadata.entry_points(group=GROUP)
+        names = sorted({point.dist.name for point in points if point.dist is not None})
+        help = help or did_you_mean(name, names) or f"installed: {', '.join(names)}"
         refuse(f"no file, folder or package with plugins is called {name}", help)
-    distribution: Any = points[0].dist
-    commands = [point.module for point in points if point.group == COMMANDS]
-    return Target(f"{distribution.name} {distribution.version}", [distribution.name], commands, [])
+    return Target(f"{package.name} {package.version}", package.name)
 
 
 def check(target: Target, options: Mapping[str, Any]) -> Result:
@@ -98,37 +83,29 @@ def check(target: Target, options: Mapping[str, Any]) -> Result:
     """
     listed = _ask(target)
     broken, components = listed["problems"], listed.get("components", [])
+    if not components and not broken:
+        help = "mark a function with @hookimpl: docs/plugins/reference.md"
+        refuse(f"{target.title} registers nothing", help)
     for problem in broken:
         print(printable(f"BROKEN  {problem}"))
-    if not components and not broken:
-        refuse(
-            f"{target.title} registers nothing",
-            "mark a function with @hookimpl: docs/plugins/reference.md",
-        )
-    facts = []
+    facts, outcomes = [], ["FAILED"] * len(broken)
     for kind, name in components:
         start = time.monotonic()
         answer = _ask(target, kind=kind, name=name, options=dict(options))
-        problems, skipped = answer["problems"], answer.get("skipped")
-        outcome = "FAILED" if problems else "skipped" if skipped else "ok"
-        facts.append({"kind": kind, "name": name, "outcome": outcome, "problems": problems})
-        print(printable(f"{outcome:7} {kind} {name}  ({time.monotonic() - start:.0f} s)"))
-        for line in [*problems, *filter(None, [skipped])]:
+        problems, skipped = answer["problems"], answer.get("skipped", [])
+        outcomes.append("FAILED" if problems else "skipped" if skipped else "ok")
+        facts.append({"kind": kind, "name": name, "outcome": outcomes[-1], "problems": problems})
+        print(printable(f"{outcomes[-1]:7} {kind} {name}  ({time.monotonic() - start:.0f} s)"))
+        for line in [*problems, *skipped]:
             print(printable(f"        {line}"))
-    outcomes = [fact["outcome"] for fact in facts] + ["FAILED"] * len(broken)
     result = Result("conformance", {"target": target.title, "broken": broken, "components": facts})
-    if failed := outcomes.count("FAILED"):
-        text = (
-            f"{target.title}: {failed} of {len(outcomes)} components cannot be used or break rules"
-        )
-        return replace(
-            result, error=PluginError(f"{text}\n  help: fix what is listed, and repeat the command")
-        )
-    print(
-        printable(
-            f"{target.title}: {outcomes.count('ok')} of {len(outcomes)} components follow the rules"
-        )
-    )
+    count, failed = len(outcomes), outcomes.count("FAILED")
+    if failed:
+        text = f"{target.title}: {failed} of {count} components cannot be used or break rules"
+        help = "fix what is listed, and repeat the command"
+        return replace(result, error=PluginError(f"{text}\n  help: {help}"))
+    good = outcomes.count("ok")
+    print(printable(f"{target.title}: {good} of {count} components follow the rules"))
     return result
 
 
@@ -140,15 +117,9 @@ def _ask(target: Target, **request: Any) -> Answer:
         command = [sys.executable, "-m", "alignkit_plugins.authors.check", words]
         code: int | str = "unknown"
         with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(
-                command,
-                timeout=LIMIT + GRACE,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-            code = done.returncode
+            streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), output)
+            streams["stdin"] = subprocess.DEVNULL
+            code = subprocess.run(command, timeout=LIMIT + GRACE, check=False, **streams).returncode
         if answer.is_file():
             said: Answer = json.loads(answer.read_text(encoding="utf-8"))
             return said
@@ -177,16 +148,13 @@ def main() -> None:
 
 def listed(request: Mapping[str, Any]) -> Answer:
     """Return the components, each as kind and name, and why plugins are broken."""
-    commands = [
-        file
-        for file in request["files"]
-        if "def register_commands" in Path(file).read_text(encoding="utf-8")
-    ]
-    loaded = load_plugins([Path(file) for file in request["files"] if file not in commands])
-    components = list(_registered(request))
-    components += [("command", Path(module).name) for module in (*commands, *request["commands"])]
-    problems = [str(one) for one in loaded.broken if one.distribution in request["owners"]]
-    return {"components": components, "problems": problems}
+    loaded = load_plugins(_files(request))
+    problems = [str(one) for one in loaded.broken if one.distribution == request["owner"]]
+    return {"components": list(_registered(request)), "problems": problems}
+
+
+def _files(request: Mapping[str, Any]) -> list[Path]:
+    return [Path(request["file"])] if request["file"] else []
 
 
 def _registered(request: Mapping[str, Any]) -> dict[tuple[str, str], Registration]:
@@ -194,7 +162,7 @@ def _registered(request: Mapping[str, Any]) -> dict[tuple[str, str], Registratio
     components = {}
     for kind in KINDS:
         for one in plugins().registrations(kind):
-            if one.distribution in request["owners"]:
+            if one.distribution == request["owner"]:
                 cls = one.implementation
                 combines = isinstance(cls, type) and issubclass(cls, RewardCombination)
                 components["combination" if combines else kind, one.name] = one
@@ -203,16 +171,11 @@ def _registered(request: Mapping[str, Any]) -> dict[tuple[str, str], Registratio
 
 def checked(request: Mapping[str, Any]) -> Answer:
     """Return the rules that a component breaks by the kit of its kind."""
-    kind = request["kind"]
-    if kind == "command":
-        return {"problems": [], "skipped": "there is no kit for commands: call yours with --help"}
     try:
-        load_plugins(map(Path, request["files"]))
-        return _by_kit(kind, _registered(request)[kind, request["name"]], request["options"])
-    except (
-        AlignkitError,
-        AssertionError,
-    ) as error:  # a ConformanceError lists all rules that are broken
+        load_plugins(_files(request))
+        kind, name = request["kind"], request["name"]
+        return _by_kit(kind, _registered(request)[kind, name], request["options"])
+    except (AlignkitError, AssertionError) as error:  # a ConformanceError lists all broken rules
         return {"problems": str(error).splitlines()}
     except Exception as error:
         return {"problems": [f"the kit failed: {reason_of(error)}"]}
@@ -226,12 +189,11 @@ def _by_kit(kind: str, registration: Registration, options: Mapping[str, Any]) -
         testing.check_model_source(implementation)
         return {"problems": []}
     kit = getattr(testing, f"check_{kind}", None)
-    if kit is None or kind == "reader":
+    if kind == "reader":
         help = "its kit reads a file: call alignkit.testing.check_reader in a test"
-        return {
-            "problems": [],
-            "skipped": help if kit else f"there is no kit for plugins of the kind {kind}",
-        }
+        return {"problems": [], "skipped": [help]}
+    if kit is None:
+        return {"problems": [], "skipped": [f"there is no kit for plugins of the kind {kind}"]}
     values, missing = dict(options.get(name, {})), []
     for key, field in implementation.Options.model_fields.items():
         if key in values or not field.is_required():
@@ -243,7 +205,7 @@ def _by_kit(kind: str, registration: Registration, options: Mapping[str, Any]) -
             missing.append(f"{key}: VALUE")
     if missing:
         text = f"it needs options: --options '{{{name}: {{{', '.join(missing)}}}}}'"
-        return {"problems": [], "skipped": text}
+        return {"problems": [], "skipped": [text]}
     kit(implementation, values)
     return {"problems": []}
 

@@ -6,8 +6,8 @@ import io
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,6 @@ from rich.text import Text
 
 from alignkit.data.group import Message
 from alignkit.errors import (
-    AlignkitError,
     DataError,
     did_you_mean,
     handling,
@@ -63,43 +62,39 @@ class Talk:
         self.stopped = False  # by Ctrl-C
 
     def run(self, read: Callable[[str], str] = input) -> None:
-        """Answer what is entered until it ends. read: returns a line, for a prompt; raises EOFError at the end."""
+        """Answer what is entered until it ends.
+
+        read: returns a line, for a prompt; raises EOFError at the end.
+        """
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
-        person = interactive()
-        if person:
+        prompt = ""
+        if interactive():
+            prompt = "> "
             with suppress(ImportError):  # some builds of Python have none
                 import readline  # noqa: F401 - `input` then edits lines and remembers them
-            self.say("/help lists commands.")
-        for line in self._lines(read, person):
-            name, _, rest = line.partition(" ")
-            if name == "/quit":
-                return
-            if not name.startswith("/") or name.startswith("//"):
-                self.ask(line.removeprefix("/"))
-            elif name in COMMANDS:
-                COMMANDS[name][1](self, rest.strip())
-            else:
-                help = did_you_mean(name, COMMANDS) or "/help lists them"
-                self.say(f"no command {name}; {help}")
-
-    def _lines(self, read: Callable[[str], str], person: bool) -> Iterator[str]:
-        """The lines that are entered, without empty ones. The first Ctrl-C of a person gives up a line."""
-        interrupted = False
+            self.say("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves.")
         while True:
             try:
-                line = read("> " if person else "").strip()
+                line = read(prompt).strip()
             except EOFError:
                 return
-            except KeyboardInterrupt:
-                if not person or interrupted:
-                    raise
-                interrupted = True
-                self.say("\nCtrl-C again, Ctrl-D or /quit leaves.")
-                continue
-            interrupted = False
-            if line:
-                yield line
+            if line.partition(" ")[0] == "/quit":
+                return
+            try:
+                self.enter(line)
+            except DataError as error:
+                self.say(message_of(error))
+
+    def enter(self, line: str) -> None:
+        """Answer a question, or do what a command says."""
+        name, _, rest = line.partition(" ")
+        if not line.startswith("/") or line.startswith("//"):
+            self.ask(line.removeprefix("/"))
+        elif name in COMMANDS:
+            COMMANDS[name][1](self, rest.strip())
+        else:
+            self.say(f"no command {name}; {did_you_mean(name, COMMANDS) or '/help lists them'}")
 
     def say(self, text: str, style: str = "dim") -> None:
         """Print a line that is no part of an answer."""
@@ -114,6 +109,8 @@ class Talk:
 
     def ask(self, question: str) -> None:
         """Show every policy's answer to a question. Each question has a seed of its own."""
+        if not question:
+            return
         self.question = question
         self.before = {name: len(turns) for name, turns in self.turns.items()}
         self.seed += 1
@@ -163,16 +160,7 @@ class Talk:
             exchange = Exchange(
                 policy.word, messages, answer.text, sampling.temperature, self.seed, first
             )
-            with self._unkept():
-                self.items[name] = self.collection.keep(self.annotator, exchange)
-
-    @contextmanager
-    def _unkept(self) -> Iterator[None]:
-        """Say what keeps an answer or a thumb from being kept; the talk goes on."""
-        try:
-            yield
-        except AlignkitError as error:
-            self.say(f"not kept: {error}")
+            self.items[name] = self.collection.keep(self.annotator, exchange)
 
     # Commands, each with the rest of its line
 
@@ -204,19 +192,17 @@ class Talk:
 
     def rate(self, letter: str, good: bool) -> None:
         """Keep a thumb. letter: of the answer, if there are two."""
-        names = list(self.turns)
+        names = dict(zip(LETTERS, self.turns, strict=False))
+        name = names.get(letter, "") if len(names) > 1 else names["a"]
         if self.collection is None:
             self.say("not kept; `--collect FILE.feedback` keeps it")
-        elif len(names) > 1 and letter not in LETTERS:
+        elif not name:
             self.say("which answer? a or b, such as /good a")
+        elif name not in self.items:
+            self.say("there is no answer that was kept")
         else:
-            name = names[LETTERS.index(letter)] if len(names) > 1 else names[0]
-            if name not in self.items:
-                self.say("there is no answer that was kept")
-                return
-            with self._unkept():
-                self.collection.rate(self.annotator, self.items[name], good)
-                self.say(f"kept: {name} is {'good' if good else 'bad'}")
+            self.collection.rate(self.annotator, self.items[name], good)
+            self.say(f"kept: {name} is {'good' if good else 'bad'}")
 
     def consent(self, rest: str) -> None:
         """Take consent back, or say what it is about."""
@@ -225,10 +211,9 @@ class Talk:
         elif rest != "no":
             self.say(TERMS)
         else:
-            with self._unkept():
-                self.collection.agree(self.annotator, False)
-                self.collection = None
-                self.say("nothing more is kept, and recipes no longer read what you said")
+            self.collection.agree(self.annotator, False)
+            self.collection = None
+            self.say("nothing more is kept, and recipes no longer read what you said")
 
 
 COMMANDS: Mapping[str, tuple[str, Callable[[Talk, str], None]]] = {
@@ -257,7 +242,7 @@ def in_terminal(named: Named, overrides: Sequence[str], system: str, collect: Pa
         if collect is not None:
             (annotator,) = annotators_of(())
             collection = stack.enter_context(closing(Collection(collect, names=named.names)))
-            if not agreed(collection, annotator, input if interactive() else None, reporter.say):
+            if not agreed(collection, annotator):
                 collection = None
         opening = opened(named, overrides, reporter, lambda: None, "alignkit chat")
         models = stack.enter_context(opening)
@@ -266,34 +251,27 @@ def in_terminal(named: Named, overrides: Sequence[str], system: str, collect: Pa
         Talk(models, system, collection=collection, annotator=annotator).run()
 
 
-def agreed(
-    collection: Collection,
-    annotator: str,
-    read: Callable[[str], str] | None,
-    say: Callable[[str], None],
-) -> bool:
-    """Whether the annotator agrees, now or earlier. read: asks; None: there is nobody to ask, which is an error."""
+def agreed(collection: Collection, annotator: str) -> bool:
+    """Whether the annotator agrees that answers are kept, now or earlier.
+
+    Raises RecipeError if nobody can be asked.
+    """
     if collection.agreed(annotator):
-        say(
-            printable(
-                f"{annotator} agreed that this is kept in {collection.path}; /consent no takes it back"
-            )
+        text = (
+            f"{annotator} agreed that this is kept in {collection.path}; /consent no takes it back"
         )
+        print(printable(text), file=sys.stderr)
         return True
-    if read is None:
+    if not interactive():
         help = "run it in a terminal, where it asks; it remembers a yes"
         refuse(f"--collect: {annotator} has not agreed that anything is kept", help)
-    say(
-        printable(
-            f"{TERMS}\nFile: {collection.path}. License: {collection.license or 'none'}. Name: {annotator}."
-        )
-    )
-    try:
-        answer = read("Keep it? Enter yes or no: ").strip().lower()
-    except EOFError:
-        answer = ""
+    license = collection.license or "none"
+    print(printable(f"{TERMS}\nFile: {collection.path}. License: {license}. Name: {annotator}."))
+    answer = ""
+    with suppress(EOFError):
+        answer = input("Keep it? Enter yes or no: ").strip().lower()
     collection.agree(annotator, answer == "yes")
-    say("it is kept" if answer == "yes" else "nothing is kept; only yes is a yes")
+    print("it is kept" if answer == "yes" else "nothing is kept; only yes is a yes")
     return answer == "yes"
 
 

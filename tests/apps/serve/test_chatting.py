@@ -252,14 +252,15 @@ def collection(tmp_path: Path, models: Opened) -> Iterator[Collection]:
 
 
 def test_thumbs_are_kept_with_consent(
-    models: Opened, collection: Collection, tmp_path: Path
+    models: Opened, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talks = session(models, seed=3, collection=collection, annotator="ada")
-    assert "not kept: nothing is kept without consent" in said(talks, "my old friend", "/good a")
+    assert "nothing is kept without consent" in said(talks, "my old friend", "/good a")
     assert not (tmp_path / "chats.feedback").exists()
-    assert not agreed(collection, "ada", lambda asked: "y", print) and agreed(
-        collection, "ada", lambda asked: "yes", print
-    )
+    monkeypatch.setattr("alignkit_plugins.policies.talk.interactive", lambda: True)
+    for answer, agrees in (("y", False), ("yes", True), ("", True)):
+        monkeypatch.setattr("builtins.input", lambda asked, answer=answer: answer)
+        assert agreed(collection, "ada") is agrees
     lines = ("/reset", "bread is good", "/good", "/good c", "/good b", "/bad b", "/bad a")
     shown = said(talks, *lines)
     assert shown.count("which answer? a or b") == 2 and "kept: run-sft is bad" in shown
@@ -285,7 +286,7 @@ def test_thumbs_are_kept_with_consent(
 
 def test_nobody_can_be_asked_for_consent(collection: Collection) -> None:
     with pytest.raises(RecipeError, match="ada has not agreed that anything is kept"):
-        agreed(collection, "ada", None, print)
+        agreed(collection, "ada")
     with pytest.raises(RecipeError, match=r"the name must end in \.feedback"):
         Collection(Path("chats.jsonl"))
 
