@@ -109,8 +109,7 @@ def check_plugin(
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
-    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a
-    process of its own.
+    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`.
 
     \b
     Examples:

@@ -62,7 +62,7 @@ def card(
     )
     where = "" if base_on_hub else ", which is not on the hub"
     facts = [
-        f"Base model: `{base}`{where}{_digest(model)}",
+        f"Base model: `{base}`{where}",
         f"License: {license or 'not stated; that of the base model and of the data apply'}",
     ]
     facts += [f"License of rows: {line}" for line in _licenses(records.values())]
@@ -103,16 +103,6 @@ def behind(run: Path, name: str, record: Record) -> dict[str, Record]:
 
     visit(name.partition("@")[0], record)
     return records
-
-
-def _digest(model: Model) -> str:
-    """SHA-256 of the base's weights, if the adapter's folder says it."""
-    from alignkit.models.adapters import ORIGIN
-    from alignkit.models.loading import read_json
-
-    assert model.folder is not None
-    base = read_json(model.folder / ORIGIN, optional=True).get("base") or {}
-    return f", SHA-256 of its weights `{base['weights']}`" if base.get("weights") else ""
 
 
 def _conventions(model: Model) -> Iterator[str]:

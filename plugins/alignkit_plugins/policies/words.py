@@ -62,10 +62,8 @@ def read_words(
     models = {word: find(word) for word in words}
     for word, model in models.items():
         if model.is_reward:
-            refuse(
-                f"{word} is a reward model, but a policy is needed",
-                f"name it as a reward: --reward {word}",
-            )
+            help = f"name it as a reward: --reward {word}"
+            refuse(f"{word} is a reward model, but a policy is needed", help)
     raters: dict[str, Model] = {}
 
     def collect(text: str, keys: Keys) -> str:
@@ -73,34 +71,26 @@ def read_words(
             raters[text] = find(text)
         return text
 
-    values = rewritten(
-        [[_value(word) for word in rewards], [_value(word) for word in judges]], collect
-    )
-    for word in rewards:
-        if word in raters and not raters[word].is_reward:
-            refuse(
-                f"{word} is a policy, but a reward is needed",
-                "name a stage that trained a reward model",
-            )
-    base = _base_of([*models.values(), *raters.values()])
-
     def name(text: str, keys: Keys) -> Any:
         if text not in raters:
             return text
         reference = _reference(raters[text], base)
         return {"folder": reference} if raters[text].is_reward else reference
 
-    values = rewritten(values, name)
+    options: dict[str, Any] = {"rewards": [*map(_value, rewards)], "judges": [*map(_value, judges)]}
+    rewritten(options, collect)
+    for word in rewards:
+        if word in raters and not raters[word].is_reward:
+            help = "name a stage that trained a reward model"
+            refuse(f"{word} is a policy, but a reward is needed", help)
+    base = _base_of([*models.values(), *raters.values()])
     labels = [model.label for model in models.values()]
-    policies: dict[str, NamedPolicy] = {}
+    policies = {}
     for word, model in models.items():
-        reference = _reference(model, base)
-        if reference in [policy.reference for policy in policies.values()]:
-            refuse(f"{word} names a policy twice", "name each policy once")
         title = model.label if labels.count(model.label) == 1 else word
-        policies[title] = NamedPolicy(word, model, reference)
-    options = {"rewards": values[0], "judges": values[1]}
-    return Named(base, policies, **options, data=None if data is None else _value(data))
+        policies[title] = NamedPolicy(word, model, _reference(model, base))
+    rows = None if data is None else _value(data)
+    return Named(base, policies, **rewritten(options, name), data=rows)
 
 
 def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
@@ -108,9 +98,8 @@ def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
     adapters = [model.keys for model in models if model.is_adapter]
     candidates = adapters or [model.keys for model in models if not model.is_reward]
     for keys in candidates:
-        if len(keys) > 1 and _is_same(
-            keys, candidates[0]
-        ):  # a bare name takes the settings of a run
+        is_bare = len(keys) == 1  # and takes the settings of a run
+        if not is_bare and _is_same(keys, candidates[0]):
             return keys
     return candidates[0] if candidates else {}
 

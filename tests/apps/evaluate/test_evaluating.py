@@ -102,7 +102,6 @@ def test_sampling_is_as_in_training_but_for_the_temperature(first_run: Path) -> 
     [
         (["liked"], ["length"], "is a reward model, but a policy is needed"),
         (["sft"], ["sft"], "is a policy, but a reward is needed"),
-        (["sft", "sft/adapter"], ["length"], "names a policy twice"),
     ],
 )
 def test_words_in_the_wrong_place(
