@@ -47,37 +47,27 @@ def write_package(name: str, kind: str, registry: Registry) -> list[Path]:
         others = "docs/plugins has examples of other kinds"
         help = did_you_mean(kind, kinds()) or f"kinds: {', '.join(kinds())}; {others}"
         refuse(f"no kind '{kind}'", help)
-    good = _nearest(name, kind)
-    if name != good:
-        rule = f"lower-case letters, digits and single '_', at most {LONGEST}, and no word that the module uses"
-        refuse(f"a plugin cannot be called '{name}': a name has {rule}", f"write {good}")
+    cls = _class(name)
+    words = {*keyword.kwlist, *vars(builtins), *re.findall(r"\w+", example(kind))}
+    words -= {*_names(kind)}
+    if not re.fullmatch(rf"[a-z][a-z0-9_]{{,{LONGEST - 1}}}", name) or {name, cls} & words:
+        rule = f"at most {LONGEST} lower-case letters, digits and '_', and no word of the module"
+        refuse(f"a plugin cannot be called '{name}'", f"a name has {rule}, such as my_{kind}")
     taken = [f"{known} '{name}'" for known in KINDS if registry.has(known, name)]
     if importlib.util.find_spec(f"alignkit_{name}") is not None:
         taken.append(f"module alignkit_{name}")
+    if taken:
+        refuse(f"the name is taken: there is {taken[0]}", f"take another one, such as my_{name}")
     folder = Path(f"alignkit-{name.replace('_', '-')}")
     if folder.exists():
         refuse(
             f"{folder} exists already",
             "take another name, or remove it first: no file is ever replaced",
         )
-    if taken:
-        help = f"take another name, such as {_nearest(f'my_{name}', kind)}"
-        refuse(f"the name is taken: there is {taken[0]}", help)
     texts = _files(name, kind)
     for file, text in texts.items():
         write_text(folder / file, text)
     return [folder / file for file in texts]
-
-
-def _nearest(name: str, kind: str) -> str:
-    """The nearest name that Python, recipes and the template can have."""
-    text = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
-    near = text.lstrip("_0123456789").removeprefix("alignkit_")[:LONGEST].strip("_") or "mine"
-    words = set(re.findall(r"\w+", example(kind))) - set(_names(kind))
-    taken = {*keyword.kwlist, *vars(builtins), *words & {_class(near)}}
-    if {near, _class(near)} & taken:
-        near = f"my_{near}"[:LONGEST].strip("_")
-    return near
 
 
 def _files(name: str, kind: str) -> dict[str, str]:

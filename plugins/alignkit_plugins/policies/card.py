@@ -45,44 +45,32 @@ def card(
 
     assert model.run is not None
     records = behind(model.run, model.name, model.record)
-    methods = [
-        str(record["plugin"]) for record in records.values() if record["depends_on"]["settings"]
-    ]
-    hubs: list[str] = []
+    methods, hubs = [], dict[str, None]()
     for record in records.values():
-        hubs += _hubs([record["depends_on"][part] for part in ("settings", "component")])
-    reward = model.is_reward
+        parts = record["depends_on"]
+        methods += [record["plugin"]] if parts["settings"] else []
+        hubs |= dict.fromkeys(_hubs([parts["settings"], parts["component"]]))
+    tags = ["alignkit", methods[-1].replace("_", "-")]
     data = ModelCardData(
         base_model=base if base_on_hub else None,
         license=license,
-        datasets=list(dict.fromkeys(hubs)) or None,
+        datasets=list(hubs) or None,
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-classification" if reward else "text-generation",
-        tags=["alignkit", methods[-1].replace("_", "-"), *["reward-model"] * reward],
+        pipeline_tag="text-classification" if model.is_reward else "text-generation",
+        tags=[*tags, "reward-model"] if model.is_reward else tags,
     )
-    where = "" if base_on_hub else ", which is not on the hub"
-    facts = [
-        f"Base model: `{base}`{where}",
-        f"License: {license or 'not stated; that of the base model and of the data apply'}",
-    ]
-    facts += [f"License of rows: {line}" for line in _licenses(records.values())]
-    facts += [f"Note: {note}." for note in [*notes, *_conventions(model)]]
-    package, maker = (
-        ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
-    )
-    loader = maker + ("SequenceClassification" if reward else "CausalLM")
-    loading = f'from {package} import {loader}\n\nmodel = {loader}.from_pretrained("{name}")'
-    if is_adapter and not base_on_hub:
-        loading = "# with peft, on a copy of its base model; or export it with --merge"
+    kwargs = model.keys.get("chat_template_kwargs", {})
+    facts = {"base": base, "base_on_hub": base_on_hub, "is_adapter": is_adapter, "license": license}
     made = ModelCard.from_template(
         data,
         str(TEMPLATE),
-        label=model.label,
-        kind="reward model: it scores answers, higher is better" if reward else "language model",
-        form="a LoRA adapter" if is_adapter else "a whole model",
-        methods=", then ".join(methods),
-        facts=facts,
-        loading=loading,
+        **facts,
+        model=model,
+        name=name,
+        methods=methods,
+        notes=notes,
+        licenses=_licenses(records.values()),
+        arguments=[f"{key}={value!r}" for key, value in kwargs.items()],
         stages=[_stage(*one) for one in records.items()],
         evaluations="\n\n".join(evaluations(model)),
     )
@@ -103,16 +91,6 @@ def behind(run: Path, name: str, record: Record) -> dict[str, Record]:
 
     visit(name.partition("@")[0], record)
     return records
-
-
-def _conventions(model: Model) -> Iterator[str]:
-    """How texts must be rendered for the model to see them as in training."""
-    yield "conversations are rendered by the chat template in this folder, as in training"
-    if kwargs := model.keys.get("chat_template_kwargs"):
-        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        yield f"the run rendered them with `apply_chat_template(..., {arguments})`"
-    if model.is_reward:
-        yield "scores are logits without a sigmoid; only differences between answers to a prompt mean something"
 
 
 def _licenses(records: Iterable[Record]) -> list[str]:

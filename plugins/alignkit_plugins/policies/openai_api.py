@@ -9,10 +9,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from alignkit.errors import BadRow
-from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit_plugins.formats.columns import read_message
 from alignkit_plugins.people.guard import Refused
@@ -62,42 +61,36 @@ class RequestError(Refused):
         }
 
 
-class StreamOptions(Options):
-    """How a streamed answer is sent."""
+class Strict(BaseModel):
+    """Keys of a request, without others."""
 
-    include_usage: bool | None = Field(
-        None, description="whether a last chunk has the number of tokens"
-    )
-    include_obfuscation: bool | None = Field(None, description="changes nothing")
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Strict):
+    """How a streamed answer is sent: include_usage adds a chunk with the number of tokens."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # changes nothing
 
 
 Stop = Annotated[str, Field(min_length=1)]
 
 
-class ChatRequest(Options):
-    """The keys of POST /v1/chat/completions."""
+class ChatRequest(Strict):
+    """The keys of POST /v1/chat/completions; docs/chat.md lists them."""
 
-    model: str | None = Field(
-        None, description="a name of GET /v1/models; may be left out if there is only one"
-    )
-    max_tokens: int | None = Field(None, ge=1, description="most tokens of an answer")
-    max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
-    temperature: float | None = Field(None, ge=0, le=100, description="0: the likeliest token")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="sample from the likeliest tokens of this probability"
-    )
-    top_k: int | None = Field(
-        None, ge=0, description="sample from this many of the likeliest tokens; 0: all"
-    )
-    stop: Stop | list[Stop] | None = Field(
-        None, description="texts that end an answer, and are not in it"
-    )
-    seed: int | None = Field(
-        None, ge=-(2**63), lt=2**64, description="of sampling; equal requests have equal answers"
-    )
-    stream: bool | None = Field(None, description="whether to send the answer while it is written")
-    stream_options: StreamOptions | None = Field(None, description="only with stream")
-    messages: list[Any] = Field(min_length=1, description="the conversation: [{role, content}]")
+    model: str | None = None  # may be left out if there is only one
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)  # the same
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    stop: Stop | list[Stop] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    messages: list[Any] = Field(min_length=1)
 
     def sampling(self) -> dict[str, Any]:
         """Return what the request says of sampling, by the names of `Sampling`."""

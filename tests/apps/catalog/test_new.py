@@ -129,11 +129,11 @@ def test_the_page_and_the_recipe_name_the_plugin() -> None:
         (
             ["Loud Reward", "--kind", "reward"],
             "cannot be called 'Loud Reward'",
-            "write loud_reward",
+            "such as my_reward",
         ),
-        (["class", "--kind", "reward"], "cannot be called 'class'", "write my_class"),
+        (["class", "--kind", "reward"], "cannot be called 'class'", "such as my_reward"),
         # `Group` is imported there
-        (["group", "--kind", "reward"], "cannot be called 'group'", "write my_group"),
+        (["group", "--kind", "reward"], "cannot be called 'group'", "such as my_reward"),
         (["length", "--kind", "step"], "there is reward 'length'", "such as my_length"),
         (["http_chat", "--kind", "rewrad"], "no kind 'rewrad'", "did you mean 'reward'?"),
         (
