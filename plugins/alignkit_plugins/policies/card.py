@@ -60,11 +60,13 @@ def card(
         tags=[*tags, "reward-model"] if model.is_reward else tags,
     )
     kwargs = model.keys.get("chat_template_kwargs", {})
-    facts = {"base": base, "base_on_hub": base_on_hub, "is_adapter": is_adapter, "license": license}
     made = ModelCard.from_template(
         data,
         str(TEMPLATE),
-        **facts,
+        base=base,
+        base_on_hub=base_on_hub,
+        is_adapter=is_adapter,
+        license=license,
         model=model,
         name=name,
         methods=methods,

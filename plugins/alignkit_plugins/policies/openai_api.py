@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from alignkit.errors import BadRow
+from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit_plugins.formats.columns import read_message
 from alignkit_plugins.people.guard import Refused
@@ -61,13 +62,7 @@ class RequestError(Refused):
         }
 
 
-class Strict(BaseModel):
-    """Keys of a request, without others."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class StreamOptions(Strict):
+class StreamOptions(Options):
     """How a streamed answer is sent: include_usage adds a chunk with the number of tokens."""
 
     include_usage: bool | None = None
@@ -77,7 +72,7 @@ class StreamOptions(Strict):
 Stop = Annotated[str, Field(min_length=1)]
 
 
-class ChatRequest(Strict):
+class ChatRequest(Options):
     """The keys of POST /v1/chat/completions; docs/chat.md lists them."""
 
     model: str | None = None  # may be left out if there is only one
