@@ -15,18 +15,17 @@ from typing import Any
 import yaml
 
 import alignkit
-from alignkit.errors import Problem, RecipeError, reason_of
+from alignkit.errors import reason_of, refuse
 from alignkit.evaluation import held_out
 from alignkit.io.digest import file_digest
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
-from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.report import Report
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_plugins.compare.readable import mapping, number, shown
 from alignkit_plugins.evaluate import verdicts
 from alignkit_plugins.evaluate.rows import BASE_MODEL, rows_of
-from alignkit_plugins.policies.source import near_run
+from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report.changes import flat
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
@@ -55,15 +54,9 @@ def facts_of(folder: Path) -> Facts:
 
     Raises RecipeError if it is not the folder of a run.
     """
-    if not is_dir(folder):
-        what = f"{folder} is a file" if is_file(folder) else f"there is no folder {folder}"
-        help = near_run(folder) or "name the folder of a run, such as runs/quickstart"
-        raise RecipeError([Problem(what, help=help)])
-    if not is_file(folder / RECIPE):
-        text, parent = f"{folder} is not the folder of a run: it has no {RECIPE}", folder.parent
-        is_stage = is_file(parent / RECIPE)
-        help = f"it is in a run: alignkit show {parent}" if is_stage else near_run(folder)
-        raise RecipeError([Problem(text, help=help)])
+    run, stage = find_run(folder)
+    if stage:
+        refuse(f"{folder} is a stage, not a run", f"it is in a run: alignkit show {run}")
     recipe = load_yaml((folder / RECIPE).read_text(encoding="utf-8"))
     starts = starts_of(folder)
     reused = (starts[-1].get("reused") if starts else None) or ()

@@ -17,7 +17,7 @@ from alignkit.report import Block, Report, Table
 from alignkit_plugins.compare.readable import duration, short
 from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
 from alignkit_plugins.evaluate.tables import table
-from alignkit_plugins.policies.source import RUNS, runs_in
+from alignkit_plugins.models.find import RUNS, find_run, runs_in
 from alignkit_plugins.printing import reported
 from alignkit_plugins.report.changes import dotted, flat
 from alignkit_plugins.report.document import page
@@ -51,8 +51,8 @@ def shown(folders: Sequence[Path], pruned: bool, opened: bool) -> Result:
                 help = "to compare their answers: alignkit evaluate RUN/A RUN/B --prompts FILE"
                 refuse(f"{one} is one result, and only runs can be compared", help)
         return reported(compared(folders))
-    if is_result_name(folder.name) and is_file(folder.parent / RECIPE):
-        return reported(Report([results_table(folder.parent, folder.name)]))
+    if is_result_name(folder.name):
+        return reported(Report([results_table(*find_run(folder))]))
     facts = facts_of(folder)
     blocks = _of_run(facts, folder)
     if opened:
