@@ -197,7 +197,7 @@ class _Builder:
     """
 
     def __init__(self, registry: Registry):
-        self._options = dict[str, dict[str, type[BaseModel]]]()
+        self._options = dict[str, dict[str, Any]]()
         models = dict.fromkeys(_CORE)
         for kind in KINDS:
             if kind not in _OTHERS:

@@ -1,4 +1,4 @@
-"""The report: its parts in their order, as a page and as Markdown."""
+"""report.html: the first screen, and the parts of the report in their order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ SAMPLED = (
 )
 MOST = 300  # files in a table
 MOST_METRICS = 40  # of a stage, at its end
-TEXT, SAMPLES = 600, 2  # of report.md: characters of a text, and samples of each kind
 PLOTTED = 6  # metrics of the first screen; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals
 
@@ -75,54 +74,11 @@ def page(facts: Mapping[str, Any]) -> str:
     return template.render(facts=facts, parts=every, first=_first_screen(facts, rows))
 
 
-def markdown(facts: Mapping[str, Any]) -> str:
-    """report.md: the report to paste into an issue, without figures. Texts of models and data are
-    in fences, where nothing is a link.
-    """
-    return Report(list(_markdown(facts))).markdown()
-
-
-def _markdown(facts: Mapping[str, Any]) -> Iterator[Block]:
-    run, titles = facts["run"], stage_titles(facts["stages"])
-    yield f"# {run['name']}: {run['outcome']}"
-    yield f"{run['stages_done']} of {run['stages']} stages, {duration(run['seconds'])} of work"
-    if run["message"]:
-        yield SideBySide("", ["it ended with"], [run["message"]])
-    yield "## Verdict"
-    yield _lines(" ".join(one["sentences"]) for one in facts["verdicts"]) or "none"
-    if facts["warnings"]:
-        yield "## Warnings"
-        warned = [(titles.get(one["stage"], ""), one["text"]) for one in facts["warnings"]]
-        yield _lines(f"{title}: {text}".removeprefix(": ") for title, text in warned)
-    for part in parts({**facts, "files": [], "recipe": ""}, [], SAMPLES):
-        yield from _marked(part, "##")
-
-
-def _marked(part: Part, mark: str) -> Iterator[Block]:
-    yield f"{mark} {part.title}"
-    for block in part.blocks:
-        if isinstance(block, Part):
-            yield from _marked(block, f"{mark}#")
-        elif isinstance(block, Sample):
-            turns, answers = block.sample["prompt"], block.sample["answers"]
-            heads = [f"{one['policy']} ({short(one['score'])})" for one in answers]
-            prompt = turns[-1]["content"] if turns else ""
-            texts = [one["text"][:TEXT] for one in answers]
-            yield SideBySide(f"prompt: {prompt[:TEXT]}", heads, texts)
-        elif not isinstance(block, Figures):
-            yield block
-
-
-def _lines(items: Iterator[str]) -> str:
-    """Items as a block, which is a list if there are several."""
-    return "\n".join(" ".join(item.split()) for item in items)
-
-
-def parts(facts: Mapping[str, Any], figures: Sequence[Figure], samples: int = 99) -> list[Part]:
-    """All parts that the facts have something for, without the verdict. samples: of each kind."""
+def parts(facts: Mapping[str, Any], figures: Sequence[Figure]) -> list[Part]:
+    """All parts that the facts have something for, without the verdict."""
     every = [
         Part("Evaluation", list(_evaluation(facts, figures)), "evaluation"),
-        Part("Samples", list(_samples(facts, samples)), "samples"),
+        Part("Samples", list(_samples(facts)), "samples"),
         Part("Training", list(_training(facts, figures)), "training"),
     ]
     for one in facts["parts"]:
@@ -194,7 +150,7 @@ def _evaluated(
         yield Part(title, [*more, Figures(drawn)], folded=True)
 
 
-def _samples(facts: Mapping[str, Any], most: int) -> Blocks:
+def _samples(facts: Mapping[str, Any]) -> Blocks:
     titles, kinds = stage_titles(facts["stages"]), dict[tuple[str, str], list[Sample]]()
     for one in facts["samples"]:
         kinds.setdefault((one["stage"], one["kind"]), []).append(Sample(one))
@@ -202,7 +158,7 @@ def _samples(facts: Mapping[str, Any], most: int) -> Blocks:
         yield SAMPLED
     several = len({stage for stage, _ in kinds}) > 1
     for (stage, kind), found in kinds.items():
-        yield Part(f"{titles[stage]}: {KINDS[kind]}" if several else KINDS[kind], found[:most])
+        yield Part(f"{titles[stage]}: {KINDS[kind]}" if several else KINDS[kind], found)
 
 
 def _training(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
@@ -211,7 +167,7 @@ def _training(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
     for one in facts["stages"]:
         speed = [duration(one["seconds"]), short(one["tokens_per_second"])]
         cells.append([one["name"], stage_words(one["plugin"]), one["state"], *speed])
-    yield Table("", columns, cells, keys=3, note="dotted lines in curves: the run was resumed")
+    yield Table("", columns, cells, keys=3)
     titles, evaluations = stage_titles(facts["stages"]), evaluated(facts)
     for stage in facts["stages"]:
         name = stage["name"]
@@ -242,9 +198,8 @@ def _data(facts: Mapping[str, Any]) -> Blocks:
     if facts["data"]:
         yield data_card.data_table(facts["data"])
     if facts["dropped"]:
-        yield "Dropped or truncated:"
-        lines = (f"{one['stage']}: {data_card.left_out(one)}" for one in facts["dropped"])
-        yield _lines(lines)
+        lines = [f"{one['stage']}: {data_card.left_out(one)}" for one in facts["dropped"]]
+        yield "\n".join(["Dropped or truncated:", *lines])
     if more := data_card.tables(facts["data"]):
         yield Part("Lengths, pairs and labels", more, folded=True)
 
@@ -263,9 +218,8 @@ def _people(people: Sequence[Mapping[str, Any]]) -> Blocks:
         title = ", ".join(stages.pop(repr(one["agreement"]), ()))
         found = agreement.people_table(one["agreement"], f"annotators ({title})")
         if title and found.rows:
-            yield _lines(
-                f"{title}: {line}" for line in agreement.sentence(one["agreement"]).splitlines()
-            )
+            lines = agreement.sentence(one["agreement"]).splitlines()
+            yield "\n".join(f"{title}: {line}" for line in lines)
             tables.append(found)
     if notes:
         tables.append(Table("whose labels count", ["stage", "source", "decision"], notes, keys=2))

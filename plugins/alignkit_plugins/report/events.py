@@ -12,7 +12,7 @@ from typing import Any
 from alignkit import hookimpl
 from alignkit.errors import reason_of
 from alignkit.io.atomic import write_json, write_text
-from alignkit.io.results import FACTS, MARKDOWN, PAGE
+from alignkit.io.results import FACTS, PAGE
 
 SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report
 
@@ -87,12 +87,11 @@ def report_run(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.json, report.md and report.html into a run's folder; returns the page."""
-    from alignkit_plugins.report.document import markdown, page
+    """Write report.json and report.html into a run's folder; returns the page."""
+    from alignkit_plugins.report.document import page
     from alignkit_plugins.report.facts import facts_of
 
     facts = facts_of(folder)
     write_json(folder / FACTS, facts)
-    write_text(folder / MARKDOWN, markdown(facts))
     write_text(folder / PAGE, page(facts))
     return folder / PAGE

@@ -36,7 +36,7 @@ from alignkit_plugins.report.swaps import swaps_of, with_earlier
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 COMPLETE = ("done", "reused")  # states of stages
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
-STARTED = ("time", "started", "ended", "outcome", "message", "command", "reused", "peak_memory")
+STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
 COIN = 0.5  # share of pairs
 ACRONYM = 4  # characters of a name that is one, such as `ppo`

@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -88,9 +88,8 @@ def figures_of(facts: Mapping[str, Any]) -> list[Figure]:
     for stage in facts["stages"]:
         name = stage["name"]
         rows = json_lines(Path(facts["run"]["folder"], name, "metrics.jsonl"))
-        marks = restarts(rows, [start["time"] for start in facts["starts"][1:]])
         for title, series in panels(rows).items():
-            found.append(_figure(name, title, series, curves(series, marks)))
+            found.append(_figure(name, title, series, curves(series)))
         found += gold(name, rows)
     for item in facts["evaluations"]:
         found += alignment_path(item["stage"], rows_of(item["evaluation"]))
@@ -145,17 +144,6 @@ def _title(metric: str) -> str:
     return worded(metric).capitalize()
 
 
-def restarts(rows: Iterable[Mapping[str, Any]], starts: Sequence[float]) -> list[float]:
-    """The steps after which a start of the run continued the stage."""
-    steps = [(row["time"], float(row["step"])) for row in rows if "time" in row and "step" in row]
-    marks = set[float]()
-    for start in starts:
-        before = [step for time, step in steps if time < start]
-        if before and len(before) < len(steps):
-            marks.add(max(before))
-    return sorted(marks)
-
-
 def _figure(
     stage: str, title: str, series: Series, draw: Callable[[Any], None], note: str = ""
 ) -> Figure:
@@ -194,21 +182,19 @@ def svg(draw: Callable[[Any], None]) -> str:
     return file.getvalue()
 
 
-def curves(series: Series, marks: Sequence[float] = ()) -> Callable[[Any], None]:
-    """Draws a line per series over steps. marks: dotted, where the run was resumed."""
+def curves(series: Series) -> Callable[[Any], None]:
+    """Draws a line per series over steps."""
 
     def draw(axes: Any) -> None:
         for at, (name, (x, y)) in enumerate(series.items()):
             style = {"color": COLORS[at % len(COLORS)], "linestyle": LINES[at % len(LINES)]}
             axes.plot(x, y, label=_label(name.removeprefix("score/")), **style)
-        _finish(axes, "step", marks, len(series) > 1)
+        _finish(axes, "step", len(series) > 1)
 
     return draw
 
 
-def _finish(axes: Any, x_label: str, marks: Sequence[float], legend: bool) -> None:
-    for mark in marks:
-        axes.axvline(mark, color="#59636e", linewidth=0.9, linestyle=":")
+def _finish(axes: Any, x_label: str, legend: bool) -> None:
     axes.set_xlabel(x_label)
     if legend:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, borderpad=0)
@@ -247,7 +233,8 @@ def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
         for (name, y), color, marker in zip(gains.items(), COLORS, "os", strict=False):
             axes.plot(x, y, color=color, marker=marker, linestyle="none", label=name)
         axes.set_ylabel("gain, deviations")
-        _finish(axes, "√KL, √nats", [x[best]], legend=True)
+        axes.axvline(x[best], color="#59636e", linewidth=0.9, linestyle=":")
+        _finish(axes, "√KL, √nats", legend=True)
 
     series = {name: (x, y) for name, y in gains.items()}
     return [_figure(stage, GOLD, series, draw, note)]
@@ -283,7 +270,7 @@ def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
         for start, end in pairwise(means):
             axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLORS[0]})
         axes.set_ylabel(_label(names[1]))
-        _finish(axes, _label(names[0]), (), legend=False)
+        _finish(axes, _label(names[0]), legend=False)
 
     title = f"{names[0]} against {names[1]}, by version"
     note = f"win rates in % against {baseline}, which is at 50%, with 95% intervals"

@@ -35,8 +35,8 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
         answers = {name: _answer(group["responses"], name, reward) for name in wanted}
         if None in answers.values():
             continue
-        scores = [(answers.get(name) or {}).get("score") for name in (*result, baseline)]
-        gain = None if None in scores or len(scores) < 2 else scores[0] - scores[1]
+        before, after = (_score(answers.get(name)) for name in (baseline, *result, None)[:2])
+        gain = None if before is None or after is None else after - before
         prompt = [{**turn, "content": _cut(turn["content"])} for turn in group["prompt"]]
         facts = {"stage": stage, "row": row, "reward": reward, "difference": gain}
         every.append({**facts, "prompt": prompt, "answers": list(answers.values())})
@@ -74,6 +74,10 @@ def _answer(
         "tokens": len(first["tokens"]) if first.get("tokens") else None,
         "truncated": bool(first.get("truncated")),
     }
+
+
+def _score(answer: dict[str, Any] | None) -> float | None:
+    return None if answer is None else answer["score"]
 
 
 def _cut(text: str | None) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from made import BEGAN, HOSTILE, align_rows, lines, make_run, sft_rows
+from made import HOSTILE, align_rows, lines, make_run, sft_rows
 
 from alignkit_plugins.report import figures
 from alignkit_plugins.report.facts import facts_of
@@ -19,10 +19,6 @@ def test_panels_group_metrics() -> None:
     assert "Tokens per second" not in panels and not [name for name in panels if "rollout" in name]
     rows = [{"nll": float(at), "loss": float(at), "other": -float(at)} for at in range(3)]
     assert list(figures.panels(rows)) == ["Loss", "Other"]  # what repeats another has no panel
-
-
-def test_marks_are_where_a_start_continued() -> None:
-    assert figures.restarts(align_rows(), [BEGAN + 65.5, BEGAN + 900]) == [5.0]
 
 
 def test_values_that_are_no_numbers_are_left_out() -> None:

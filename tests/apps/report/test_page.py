@@ -76,7 +76,7 @@ def test_keys_of_a_recipe_keep_their_spelling_and_others_are_words(text: str) ->
     shown = text.replace("<wbr>", "")
     assert (
         "judge: {local_judge: {min_mass: 0.1}}" in shown
-        and '<th scope="row">encoded: rows</th>' in shown
+        and '<th scope="row">encoded.rows</th>' in shown
     )
     assert (
         "<h2>Evaluation" in text

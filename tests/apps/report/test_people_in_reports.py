@@ -14,7 +14,7 @@ from alignkit.io.results import AGREEMENT
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.report import document
-from alignkit_plugins.report.document import markdown, page
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import Stage, facts_of
 
 
@@ -49,8 +49,8 @@ def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> N
         ("sft", "/data/labels.feedback"),
         ("labels", "/data/labels.feedback"),
     ]
-    assert markdown(facts).count("of labels agree") == 1  # both stages read the same labels
-    for text in (markdown(facts), page(facts).replace("\xa0", " ")):
+    assert page(facts).count("of labels agree") == 1  # both stages read the same labels
+    for text in [page(facts).replace("\xa0", " ")]:
         assert "labels.feedback, sft, labels: pair: " in text
         assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
         assert "bob" in text and "50% [9, 91]" in text
@@ -62,14 +62,14 @@ def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
     (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
-    assert "labels: pair: 50% of labels agree" in markdown(facts)
+    assert "labels: pair: 50% of labels agree" in page(facts)
 
 
 def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
     facts = facts_of(without_stores(tmp_path))
     assert (
         facts["people"] == []
-        and "## People" not in markdown(facts)
+        and "## People" not in page(facts)
         and 'id="people"' not in page(facts)
     )
 

@@ -63,5 +63,5 @@ def test_a_stage_that_learned_nothing_is_told_in_a_line(
     summary = {"held_out": {"examples": 60, "accuracy": accuracy}}
     stage = Stage(Path("gold"), {}, reused=False)
     vars(stage).update(damage=None, rows=[], record={"plugin": plugin, "summary": summary})
-    told = stage.facts()["weak"]
+    told = stage._weak()
     assert told.startswith(says) and bool(told) == bool(says) and len(told) <= 80
