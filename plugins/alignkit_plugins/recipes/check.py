@@ -90,7 +90,7 @@ def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Resu
     run.say = lambda text: said.setdefault(text)
     run.prepare(run.stages, rows=None if full else FIRST_ROWS)
     lines = [*_data_lines(run), *said, *_notes(run, full)]
-    lines += planned(run) if folder.is_dir() else ()
+    lines += planned(Run(recipe, folder)) if folder.is_dir() else ()
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
     text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
     facts = {"recipe": recipe.name, "stages": stages, "notes": lines}

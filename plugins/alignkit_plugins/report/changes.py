@@ -17,6 +17,7 @@ LONGEST = 40  # characters of a value that a message shows; digests have 64
 MOST = 3  # changes that a message names
 _CODE = {"source", "version", "recognized"}  # of a plugin, by digests
 _AROUND = ("settings", "component", "options", "sources")  # keys that a recipe does not write
+_CONTENTS = {"base": "the base model", "template": "the chat template"}
 _RATE = "learning_rate"
 
 Path = tuple[str | int, ...]
@@ -110,6 +111,8 @@ def _in_words(change: Change, names: Mapping[Path, Any]) -> str:
     for at, key in enumerate(path):
         if key in _CODE:
             return f"the code of {names.get((*path[:at], 'name'), 'alignkit')} has changed"
+    if path[0] in _CONTENTS:
+        return f"{_CONTENTS[str(path[0])]} has changed"
     if path[-1] == "content":
         return f"{_name(path[:-1])}: the file has changed"
     if path[0] == "upstream" and change.old and change.new:

@@ -301,15 +301,11 @@ def intervals(rows: Sequence[Row], result: str) -> list[dict[str, Any]]:
 
 
 def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
-    first, judged = rows[0], rows[0].kind == "judge"
-    known = any(row.policy == result and row.trained_on for row in rows)
-    notes = ["lower is better"] * first.lower + ["trained on it: no proof"] * known
-    ends = [
-        [mean if end is None else end for end in bounds(row.estimate)]
-        for row in rows
-        for mean in [bounds(row.estimate)[0]]
-    ]
-    low, high = min(map(min, ends)), max(map(max, ends))  # type: ignore[type-var]
+    first, ends = rows[0], [_ends(row) for row in rows]
+    notes = ["lower is better"] if first.lower else []
+    if any(row.policy == result and row.trained_on for row in rows):
+        notes.append("trained on it: no proof")
+    low, high = min(map(min, ends)), max(map(max, ends))
     margin = MARGIN * (high - low) or 1.0
     if first.percent:
         low, high, margin = 0.0, 1.0, 0.0
@@ -320,13 +316,22 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
         style = {result: "result", "base": "base"}.get(row.policy, "")
         where = {"left": left, "width": round(right - left, 1), "mean": mean}
         placed.append({"label": row.policy, "style": style, "text": cell(row), **where})
-    title = f"preferred to {first.baseline} by {first.metric}" if judged else first.metric
-    return {
-        "title": title,
+    panel: dict[str, Any] = {
+        "middle": None,
+        "title": first.metric,
         "note": ", ".join(notes),
         "rows": placed,
-        "middle": 50 if judged else None,
     }
+    if first.kind == "judge":
+        panel |= {"title": f"preferred to {first.baseline} by {first.metric}", "middle": 50}
+    return panel
+
+
+def _ends(row: Row) -> tuple[float, float, float]:
+    """The mean of a row, and its interval, or the mean again."""
+    mean, low, high = bounds(row.estimate)
+    point = mean or 0.0
+    return point, point if low is None else low, point if high is None else high
 
 
 def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:

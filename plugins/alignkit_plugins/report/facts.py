@@ -31,7 +31,7 @@ from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import json_lines, read_object, starts_of, warnings_of
 from alignkit_plugins.report.samples import samples
-from alignkit_plugins.report.swaps import swaps_of, with_earlier
+from alignkit_plugins.report.swaps import Swap, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 COMPLETE = ("done", "reused")  # states of stages
@@ -54,8 +54,8 @@ def facts_of(folder: Path) -> Facts:
 
     Raises RecipeError if it is not the folder of a run.
     """
-    run, stage = find_run(folder)
-    if stage:
+    run, part = find_run(folder)
+    if part:
         refuse(f"{folder} is a stage, not a run", f"it is in a run: alignkit show {run}")
     recipe = load_yaml((folder / RECIPE).read_text(encoding="utf-8"))
     starts = starts_of(folder)
@@ -353,7 +353,7 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
             yield name if name in names else "", text, True
 
 
-def _verdicts(stage: Stage, swaps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
     mine = [swap for swap in swaps if swap["stage"] == stage.name]
     found = verdicts.verdicts(with_earlier(stage.evaluation, mine), stage.evaluation)
@@ -404,7 +404,7 @@ def _parts_of_plugins(
     values = {"folder": folder, "records": [stage.record for stage in stages]}
     for hook in plugins().manager.hook.report_parts.get_hookimpls():
         try:
-            told = hook.function(*[values[name] for name in hook.argnames])
+            told: Any = hook.function(*[values[name] for name in hook.argnames])
             for title, report in (told or {}).items():
                 blocks = json.loads(json.dumps(report.plain()))
                 Report.restored(blocks).text()  # else the page would fail

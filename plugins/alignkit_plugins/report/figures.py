@@ -28,6 +28,7 @@ NOT_METRICS = ("stage", "step", "time")
 UNDRAWN = ("epoch", "tokens_per_second", "unscored", "replayed", "skipped", "gold_std", "seconds")
 GOLD = "Reward and gold against KL"
 MAIN = (GOLD, "Reward", "KL to the reference, nats", "Loss", "Accuracy")
+MOST = 14  # panels of a stage
 SHOWN = 2  # of MAIN, the first that a stage has; the others on demand
 
 # Titles of panels and the metrics in them, of which `*` ends a prefix; others have a panel each.
@@ -133,7 +134,8 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
         if len(series[0]) > 1 and not skipped:
             drawn.append(series)
             found.setdefault(_title(name), {})[name] = series
-    return {title: panel for title, panel in found.items() if panel}
+    drawable = [(title, panel) for title, panel in found.items() if panel]
+    return dict(drawable[:MOST])
 
 
 def _title(metric: str) -> str:

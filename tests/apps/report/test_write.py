@@ -88,7 +88,7 @@ def test_a_run_that_is_not_named_exactly(
         "runs/small/algin": "small/align",
     }.items():
         assert main(["show", word]) == 2
-        assert f"no folder {word}\n  help: did you mean 'runs/{meant}'?" in capsys.readouterr().err
+        assert f"{word} is no run: there is no such folder\n  help: did you mean 'runs/{meant}'?" in capsys.readouterr().err
     for words in (["show"], ["show", "runs"]):
         assert main(words) == 0
         assert "runs/small  done" in capsys.readouterr().out
@@ -155,10 +155,7 @@ def test_a_run_ends_with_its_report(smoke: tuple[Path, subprocess.CompletedProce
     assert facts["reproduce"]["machine"]["cores"] > 0 and len(facts["verdicts"]) == 2
     page = (out / "report.html").read_text()
     Reader(page)
-    assert (
-        page.count("data:image/svg+xml") > 20
-        and len(page.encode()) < 600_000
-    )
+    assert page.count("data:image/svg+xml") > 20 and len(page.encode()) < 600_000
 
 
 def test_a_run_that_fails_has_a_report_and_its_exit_code(tmp_path: Path) -> None:
