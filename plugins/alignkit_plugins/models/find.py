@@ -133,11 +133,12 @@ def find_run(word: str | Path) -> tuple[Path, str]:
         help = (
             near(path) or near(path.parent) or "name the folder of a run, such as runs/quickstart"
         )
-        refuse(
-            f"{word} is no run: "
-            + (f"it has no {RECIPE}" if is_dir(path) else "there is no such folder"),
-            help,
-        )
+        why = "there is no such folder"
+        if is_dir(path):
+            why = f"it has no {RECIPE}"
+        elif is_file(path):
+            why = "it is a file"
+        refuse(f"{word} is no run: {why}", help)
     return run, stage
 
 
