@@ -16,7 +16,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
-from alignkit.models.generate import ActiveSequence, Generation, generate
+from alignkit.models.generate import ActiveSequence, Generation, attach, generate
 from alignkit.models.models import RolePolicy
 from alignkit.options import DataRef, Options, PolicyRef, RewardRef
 from alignkit.plugins import plugins
@@ -57,13 +57,11 @@ class Words(Options):
 class Answer:
     """A complete answer.
 
-    text: without the stop string that ended it. ended: by an end token or a stop string, not by the
-    length.
+    text: without the stop string that ended it. response: as sampling and rewards have it.
     """
 
     text: str
-    tokens: Ids
-    ended: bool
+    response: Response
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,8 @@ class Policy:
         ((written,),) = generate(request, wrote=wrote)
         text = until_stop(encoder.decode(written.tokens), sampling.stop)
         hear(text)
-        return Answer(text, written.tokens, written.ended)
+        (group,) = attach(request, [Group(())], [[written]])
+        return Answer(text, group.responses[0])
 
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
@@ -169,26 +168,13 @@ class Opened:
     sampling: Sampling = Sampling()
     data: Sequence[Group] = ()
 
-    def rewards(
-        self, policy: Policy, messages: Sequence[Message], answer: Answer
-    ) -> dict[str, float | None]:
-        """Return the score of a policy's answer by every reward."""
-        encoder = policy.role.encoder
-        response = Response(
-            text=encoder.said(
-                answer.tokens
-            ),  # as in a run, with the reasoning that the prompt opens
-            tokens=answer.tokens,
-            truncated=not answer.ended,
-            source=policy.role.reference,
-            tokenizer=encoder.digest,
-        )
+    def rewards(self, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
+        """Return the score of an answer by every reward."""
         scores: dict[str, float | None] = {}
         for scorer in self.scorers:
-            name = (
-                stage_folder(Path(scorer.name)).name if scorer.name.startswith("/") else scorer.name
-            )
-            (scored,) = scorer.score([Group(tuple(messages), (response,))])
+            folder = Path(scorer.name)
+            name = stage_folder(folder).name if folder.is_absolute() else scorer.name
+            (scored,) = scorer.score([Group(tuple(messages), (answer.response,))])
             scores[name] = scored.responses[0].scores[REWARD_KEY]
         return scores
 

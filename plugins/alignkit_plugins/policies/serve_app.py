@@ -208,12 +208,12 @@ class Reply:
         )
 
     def _usage(self, answer: Answer) -> dict[str, int]:
-        read, written = self.prompt_tokens, len(answer.tokens)
+        read, written = self.prompt_tokens, len(answer.response.tokens or ())
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _reason(answer: Answer) -> str:
-    return "stop" if answer.ended else "length"
+    return "length" if answer.response.truncated else "stop"
 
 
 def event(body: Mapping[str, Any]) -> str:

@@ -150,7 +150,7 @@ class Talk:
         answer = policy.answer(prompt, sampling, self.seed, self.write, lambda: not self.stopped)
         if not answer.text.endswith("\n"):
             self.write("\n")
-        rewards = self.models.rewards(policy, messages, answer)
+        rewards = self.models.rewards(messages, answer)
         remarks = []
         for reward, score in rewards.items():
             remarks.append(f"{reward} no score" if score is None else f"{reward} {score:.3g}")
