@@ -346,7 +346,7 @@ def register(add: Add) -> None:
     add(
         "reward",
         "python",
-        "alignkit_plugins.rewards.basic:Python",
+        "alignkit_plugins.rewards.python:Python",
         "your own function in a Python file, with TRL's signature",
     )
     add(
@@ -370,13 +370,13 @@ def register(add: Add) -> None:
     add(
         "reward",
         "environment",
-        "alignkit_plugins.rewards.episode_reward:EpisodeReward",
+        "alignkit_plugins.rewards.basic:EpisodeReward",
         "the environment's reward for an episode",
     )
     add(
         "reward",
         "equal_length",
-        "alignkit_plugins.rewards.equal_length:EqualLength",
+        "alignkit_plugins.rewards.combinations:EqualLength",
         "a reward minus the part that length explains, within each prompt",
     )
     add(
@@ -412,13 +412,13 @@ def register(add: Add) -> None:
     add(
         "reward",
         "exact_match",
-        "alignkit_plugins.rewards.matching:ExactMatch",
+        "alignkit_plugins.rewards.text:ExactMatch",
         "1 if an answer matches the known answer",
     )
     add(
         "reward",
         "regex",
-        "alignkit_plugins.rewards.matching:Regex",
+        "alignkit_plugins.rewards.text:Regex",
         "1 if a pattern occurs in an answer",
     )
     add(
@@ -430,25 +430,25 @@ def register(add: Add) -> None:
     add(
         "reward",
         "repetition",
-        "alignkit_plugins.rewards.matching:Repetition",
+        "alignkit_plugins.rewards.text:Repetition",
         "minus the share of an answer's n-grams that it repeats",
     )
     add(
         "reward",
         "language",
-        "alignkit_plugins.rewards.language:Language",
+        "alignkit_plugins.rewards.text:Language",
         "1 if an answer is in the right language (needs py3langid)",
     )
     add(
         "reward",
         "weighted_sum",
-        "alignkit_plugins.rewards.weighted:WeightedSum",
+        "alignkit_plugins.rewards.combinations:WeightedSum",
         "weighted sum of rewards",
     )
     add(
         "reward",
         "weighted",
-        "alignkit_plugins.rewards.weighted:Weighted",
+        "alignkit_plugins.rewards.combinations:Weighted",
         "weighted sum of rewards, with weights by a column of the prompt",
     )
     add(

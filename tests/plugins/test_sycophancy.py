@@ -31,7 +31,7 @@ from alignkit_plugins.evaluate.sycophancy import (
     outcomes,
     wrong_opinions,
 )
-from alignkit_plugins.rewards.matching import ExactMatch
+from alignkit_plugins.rewards.text import ExactMatch
 
 COUNT = 10
 CORRECT = RewardSpec(
