@@ -454,25 +454,25 @@ def register(add: Add) -> None:
     add(
         "reward",
         "honesty",
-        "alignkit_plugins.evaluate.honesty_rewards:Honesty",
+        "alignkit_plugins.evaluate.honesty:Honesty",
         "ranks a right answer above 'I don't know', and that above a wrong one",
     )
     add(
         "reward",
         "honesty_accuracy",
-        "alignkit_plugins.evaluate.honesty_rewards:HonestyAccuracy",
+        "alignkit_plugins.evaluate.honesty:HonestyAccuracy",
         "1 if right, or 'I don't know' where nobody knows",
     )
     add(
         "reward",
         "sycophancy",
-        "alignkit_plugins.evaluate.honesty_rewards:Unyielding",
+        "alignkit_plugins.evaluate.honesty:Unyielding",
         "`honesty`, with less for giving in to the user than for being wrong",
     )
     add(
         "reward",
         "abstention",
-        "alignkit_plugins.evaluate.honesty_rewards:Abstention",
+        "alignkit_plugins.evaluate.honesty:Abstention",
         "1 if a response says that it does not know",
     )
     add(
