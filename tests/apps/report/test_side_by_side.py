@@ -157,7 +157,9 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
             "the rewards have changed",
         ),
         (
-            lambda record, summary: record["component"]["options"].update(metrics={"x": {"where": 1}}),
+            lambda record, summary: record["component"]["options"].update(
+                metrics={"x": {"where": 1}}
+            ),
             "the metrics have changed",
         ),
         (lambda record, summary: record["upstream"].update(helpful="0"), "helpful has changed"),

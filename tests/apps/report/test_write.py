@@ -88,7 +88,8 @@ def test_a_run_that_is_not_named_exactly(
         "runs/small/algin": "small/align",
     }.items():
         assert main(["show", word]) == 2
-        assert f"{word} is no run: there is no such folder\n  help: did you mean 'runs/{meant}'?" in capsys.readouterr().err
+        text = f"{word} is no run: there is no such folder\n  help: did you mean 'runs/{meant}'?"
+        assert text in capsys.readouterr().err
     for words in (["show"], ["show", "runs"]):
         assert main(words) == 0
         assert "runs/small  done" in capsys.readouterr().out
