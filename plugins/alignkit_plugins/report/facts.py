@@ -34,7 +34,7 @@ from alignkit_plugins.report.samples import samples
 from alignkit_plugins.report.swaps import Swap, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
-COMPLETE = ("done", "reused")  # states of stages
+COMPLETE = ("done", "reused")  # states of stages, by whether the last start reused it
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
 STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
@@ -59,32 +59,32 @@ def facts_of(folder: Path) -> Facts:
         refuse(f"{folder} is a stage, not a run", f"it is in a run: alignkit show {run}")
     recipe = load_yaml((folder / RECIPE).read_text(encoding="utf-8"))
     starts = starts_of(folder)
-    reused = (starts[-1].get("reused") if starts else None) or ()
-    stages = [
-        Stage(folder / name, mapping(written), name in reused)
-        for name, written in mapping(recipe.get("stages")).items()
-    ]
+    last: dict[str, Any] = [{}, *starts][-1]
+    reused, stages = last.get("reused") or (), list[Stage]()
+    for name, written in mapping(recipe.get("stages")).items():
+        stages.append(Stage(folder / name, mapping(written), name in reused))
     evaluations = [stage for stage in stages if stage.evaluation]
     swaps, verdicts = list[Any](), list[Any]()
     for stage in evaluations:
         swaps += swaps_of(folder, stage.name)
         verdicts += _verdicts(stage, swaps)
     parts, problems = _parts_of_plugins(folder, stages)
+    told = [stage.facts() for stage in stages]
     warnings = dict[tuple[str, str], bool]()
     for name, text, logged in [*_warnings(folder, stages), *problems]:
         warnings.setdefault((name, text), logged)
     return {
         "alignkit": alignkit.__version__,
-        "run": _run(folder, recipe, starts, stages),
+        "run": _run(folder, recipe, starts, stages, told),
         "verdicts": verdicts,
         "warnings": [
             {"stage": name, "text": text, "logged": logged}
             for (name, text), logged in warnings.items()
         ],
         "next": _next(folder, stages, verdicts),
-        "reproduce": _reproduce(folder, recipe, starts[-1] if starts else {}, stages),
+        "reproduce": _reproduce(folder, recipe, last, stages),
         "starts": [{key: start.get(key) for key in STARTED} for start in starts],
-        "stages": [stage.facts() for stage in stages],
+        "stages": told,
         "swaps": swaps,
         "evaluations": [{"stage": one.name, "evaluation": one.evaluation} for one in evaluations],
         "samples": each(samples(one.name, one.folder, one.evaluation) for one in evaluations),
@@ -128,22 +128,30 @@ class Stage:
     @cached_property
     def damage(self) -> str | None:
         """What is wrong with its result, in words."""
-        return damage_of(self.folder) if (self.folder / "stage.json").exists() else None
+        if not (self.folder / "stage.json").exists():
+            return None
+        return damage_of(self.folder)
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
         """Its stage.json."""
-        return {} if self.damage else read_record(self.folder)
+        if self.damage:
+            return {}
+        return read_record(self.folder)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """Its metrics."""
-        return [] if self.damage else json_lines(self.folder / "metrics.jsonl")
+        if self.damage:
+            return []
+        return json_lines(self.folder / "metrics.jsonl")
 
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
         """Its evaluation.json."""
-        return {} if self.damage else read_object(self.folder / "evaluation.json")
+        if self.damage:
+            return {}
+        return read_object(self.folder / "evaluation.json")
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -161,26 +169,26 @@ class Stage:
     @property
     def plugin(self) -> str:
         written = self.written.get(self.kind) or ""
-        name = next(iter(written), "") if isinstance(written, Mapping) else written
-        return str(self.record.get("plugin") or name)
+        if isinstance(written, Mapping):
+            written = next(iter(written), "")
+        return str(self.record.get("plugin") or written)
 
     @property
     def state(self) -> str:
         if self.damage:
             return "damaged"
         if self.record.get("complete"):
-            return "reused" if self.reused else "done"
-        waits = self.record.get("waits_for")
-        if waits:
+            return COMPLETE[self.reused]
+        if waits := self.record.get("waits_for"):
             return f"waiting for {waits['labels']} label{'s' * (waits['labels'] != 1)}"
-        return "begun" if self.record or self.rows else "not begun"
+        return ("not begun", "begun")[bool(self.record or self.rows)]
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of it."""
-        rates = [number(row.get("tokens_per_second")) for row in self.rows]
-        known = [rate for rate in rates if rate is not None]
-        metrics = dict[str, Any]()
-        for name, (_, y) in series_of(self.rows).items():
+        metrics, speed, series = dict[str, Any](), None, series_of(self.rows)
+        if "tokens_per_second" in series:
+            speed = statistics.median(series["tokens_per_second"][1])
+        for name, (_, y) in series.items():
             metrics[name] = {"first": y[0], "last": y[-1], "min": min(y), "max": max(y)}
         return {
             "name": self.name,
@@ -189,7 +197,7 @@ class Stage:
             "state": self.state,
             "about": self._about(),
             "seconds": number(self.record.get("seconds")),
-            "tokens_per_second": statistics.median(known) if known else None,
+            "tokens_per_second": speed,
             "metrics": metrics,
             "summary": {} if self.evaluation else dict(self.summary),
             "learned": "".join(held_out.learned(self.summary, self.rows)[:1]),
@@ -206,18 +214,22 @@ class Stage:
             text = "is no better than a coin: it has"
             return f"{self.name} {text} {share} of its held-out pairs right."
         doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
-        return f"{self.name}: {doubt}." if doubt else ""
+        return f"{self.name}: {doubt}." * bool(doubt)
 
     def _about(self) -> str:
         """What a trained model is: `sft after PPO on 603 prompts`; empty for a step."""
         if self.kind != "algorithm" or not self.record:
             return ""
-        has_pairs = any(mapping(source.get("card")).get("pairs") for source in self.sources)
-        noun = "pairs" if has_pairs else "examples"
-        noun = "demonstrations" if self.plugin in DEMONSTRATIONS else noun
-        noun = "prompts" if "prompts" in self.summary else noun
+        noun, on = "examples", ""
+        if "prompts" in self.summary:
+            noun = "prompts"
+        elif self.plugin in DEMONSTRATIONS:
+            noun = "demonstrations"
+        elif any(mapping(source.get("card")).get("pairs") for source in self.sources):
+            noun = "pairs"
         count = self.summary.get("prompts", self.summary.get("groups"))
-        on = f" on {count:,} {noun}" if isinstance(count, int) else ""
+        if isinstance(count, int):
+            on = f" on {count:,} {noun}"
         start = self.written.get("from") or BASE_MODEL
         if "reward" in self.plugin:
             return f"a reward model from {start}{on}"
@@ -259,24 +271,20 @@ class Stage:
         for name, count in mapping(self.summary.get("encoding")).items():
             noun, happened = DROP_REASONS.get(str(name), ("text", str(name)))
             found.append((f"{noun}s {happened}", count, totals.get(noun, 0)))
-        labeled = any(source.get("format") == "feedback" for source in self.sources)
-        unlearned = f"{NO_SIGNAL}, {OF_PEOPLE}" if labeled else NO_SIGNAL
+        unlearned = NO_SIGNAL
+        if any(source.get("format") == "feedback" for source in self.sources):
+            unlearned += f", {OF_PEOPLE}"
         found.append((unlearned, self.summary.get("without_signal") or 0, totals["row"]))
-        bad = self.summary.get("bad_rows") or [""]
-        found.append((f"bad rows, the first: {bad[0]}", len(bad) if bad[0] else 0, 0))
+        if bad := self.summary.get("bad_rows"):
+            found.append((f"bad rows, the first: {bad[0]}", len(bad), 0))
         for reason, count in mapping(self.summary.get("dropped")).items():
             found.append((str(reason), count, 0))
-        return [
-            # A text that was counted twice has no total.
-            {
-                "stage": self.name,
-                "reason": reason,
-                "rows": count,
-                "of": total if count <= total else None,
-            }
-            for reason, count, total in found
-            if count
-        ]
+        items = list[dict[str, Any]]()
+        for reason, count, total in found:
+            if count:
+                of = (None, total)[count <= total]  # what was counted twice has no total
+                items.append({"stage": self.name, "reason": reason, "rows": count, "of": of})
+        return items
 
     def warnings(self) -> Iterator[str]:
         """What it and its own report warn of, and what it lost."""
@@ -299,33 +307,40 @@ class Stage:
 
 def stage_words(plugin: str) -> str:
     """`PPO`, `Reward model` or `Evaluation`, for what makes a stage."""
-    words = "evaluation" if plugin == "evaluate" else plugin.replace("_", " ")
-    return words.upper() if len(words) <= ACRONYM else words[:1].upper() + words[1:]
+    words = {"evaluate": "evaluation"}.get(plugin, plugin.replace("_", " "))
+    if len(words) <= ACRONYM:
+        return words.upper()
+    return words[:1].upper() + words[1:]
 
 
 def _run(
-    folder: Path, recipe: Mapping[str, Any], starts: Sequence[Mapping[str, Any]], stages: Any
+    folder: Path,
+    recipe: Mapping[str, Any],
+    starts: Sequence[Mapping[str, Any]],
+    stages: Sequence[Stage],
+    told: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    last = starts[-1] if starts else {}
+    first, last = [*starts, {}][0], [{}, *starts][-1]
     done = sum(stage.state in COMPLETE for stage in stages)
-    # The peak of the last start that did some work: one that reuses all stages needs little.
-    working = [start for start in starts if len(start.get("reused") or ()) < len(stages)]
-    peaks = [start["peak_memory"] for start in working if start.get("peak_memory")]
-    facts = [stage.facts() for stage in stages]
-    tokens = [(one["seconds"] or 0.0) * (one["tokens_per_second"] or 0.0) for one in facts]
+    memory, tokens = "", 0.0
+    for start in starts:  # of the last that did some work: one that reuses all stages needs little
+        if len(start.get("reused") or ()) < len(stages):
+            memory = start.get("peak_memory") or memory
+    for one in told:
+        tokens += (one["seconds"] or 0.0) * (one["tokens_per_second"] or 0.0)
     return {
         "name": str(recipe.get("name") or folder.resolve().name),
         "folder": str(folder.resolve()),
         "base": str(mapping(recipe.get("model")).get("base") or ""),
-        "outcome": last.get("outcome") or ("done" if done == len(stages) else "incomplete"),
+        "outcome": last.get("outcome") or ("incomplete", "done")[done == len(stages)],
         "message": last.get("message") or "",
-        "started": starts[0]["started"] if starts else "",
+        "started": first.get("started") or "",
         "ended": last.get("ended") or "",
         "stages": len(stages),
         "stages_done": done,
-        "seconds": sum(one["seconds"] or 0.0 for one in facts),
-        "peak_memory": peaks[-1] if peaks else "",
-        "tokens": int(float(f"{sum(tokens):.2g}")),
+        "seconds": sum(one["seconds"] or 0.0 for one in told),
+        "peak_memory": memory,
+        "tokens": int(float(f"{tokens:.2g}")),
     }
 
 
@@ -350,7 +365,7 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
     for name, text in warnings_of(folder):
         # At its end, a run prints the stages' reports, with long lines wrapped.
         if not any(whole.startswith(text) for whole in reported):
-            yield name if name in names else "", text, True
+            yield name * (name in names), text, True
 
 
 def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
@@ -374,8 +389,10 @@ def _next(folder: Path, stages: Sequence[Stage], verdicts: Sequence[Any]) -> dic
     for verdict in verdicts:
         best = [verdict["baseline" if verdict["outcome"] == "lost" else "policy"]]
     names = [stage.name for stage in stages]
-    here = [name for name in best if name.partition("@")[0] in names]
-    chat = f"alignkit chat {folder / here[0]}" if here else ""
+    chat = ""
+    for name in best:
+        if name.partition("@")[0] in names:
+            chat = f"alignkit chat {folder / name}"
     return {"told": "".join(tried[-1:]), "chat": chat}
 
 
