@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from alignkit.data.group import Group
-from alignkit.errors import check_extra
-from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.data.clean_command import faults
 from alignkit_plugins.data.found_rows import Row, Rows, encoder_of, entry, read_rows
 from alignkit_plugins.data.rules import Fault, Rules, redacted
+
+from alignkit.data.group import Group
+from alignkit.errors import check_extra
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.formats.columns import words_in
 from alignkit_plugins.formats.shown import shortened, shown
 from alignkit_plugins.people.formatted import cut

@@ -22,7 +22,7 @@ from alignkit.data.sources import opening
 from alignkit.errors import did_you_mean
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import dump
-from alignkit_plugins.data.rules import Rules
+from alignkit_plugins.data.clean import Rules
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.recipes.copying import write_files
 from alignkit_plugins.recipes.init_files import (
