@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group
@@ -99,7 +100,7 @@ class Checked:
 
 def check(parts: Sequence[Part], rules: Rules) -> Checked:
     """Look at each part, and compare each training part with all that are held out."""
-    leaks = []
+    leaks: list[Leak] = []
     for mine in parts:
         for other in parts:
             for kind in ACROSS if mine.role == TRAINING != other.role else ():
@@ -141,8 +142,8 @@ def _leaks(mine: Part, other: Part, kind: near.Kind, threshold: float) -> Iterat
 
 
 def _place(part: Part, unit: near.Unit) -> str:
-    turn = f" (turn {unit.turn})" if unit.turn > 2 else ""
-    return f"{part.rows[unit.row]}{turn}"
+    row, turn = part.rows[unit.row], f" (turn {unit.turn})" if unit.turn > 2 else ""
+    return f"{Path(row.file).name}:{row.number}{turn}"
 
 
 def part_of(spec: DataSpec, role: str) -> Part:
@@ -158,7 +159,7 @@ def parts_of_recipe(recipe: Recipe) -> list[Part]:
     made: dict[str, str] = {}  # what the data of a stage are for
     entries: list[tuple[DataSpec, str, Any]] = []
     for stage in reversed(recipe.stages.values()):
-        options = stage.component.options
+        options: Any = stage.component.options
         is_clean = isinstance(options, Clean.Options)
         for spec in [options.data] if is_clean else specs([stage.settings, options], DataSpec):
             role = _role(stage, spec) or made.get(stage.name, "evaluation")

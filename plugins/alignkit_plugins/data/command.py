@@ -35,28 +35,23 @@ RuleWords = Annotated[
 def browse(
     file: File,
     rules: RuleWords = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="Model whose tokens are shown, with those that are learned."
-        ),
-    ] = None,
-) -> None:
-    """Look through a file on a page in your browser: search it, and see what `alignkit data clean`
-    would leave out.
-
-    Ctrl-C stops.
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File for the page, which a browser opens.")
+    ] = Path("rows.html"),
+) -> Result:
+    """Write a page with the rows of a file, and what `alignkit data clean` would leave out.
 
     \b
     Examples:
       alignkit data browse pairs.jsonl
-      alignkit data browse demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct 'languages=[en]'
+      alignkit data browse demos.jsonl 'languages=[en]' --out demos.html
     """
-    from alignkit.plugins import load_plugins
-    from alignkit_plugins.data.browse import serve
+    from alignkit_plugins.data.browse import write_page
+    from alignkit_plugins.data.files import entry
 
-    load_plugins()
-    serve(file, rules or (), model)
+    options = entry(file, rules or ())
+    options.check("alignkit data browse")
+    return files_written([out], [write_page(options, out)], "open it in a browser")
 
 
 @data_app.command()

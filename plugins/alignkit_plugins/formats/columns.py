@@ -82,13 +82,17 @@ def read_message(turn: Any, where: str) -> Message:
     name = str(speaker).strip().lower()
     role = SPEAKERS.get(name)
     if role is None:
-        raise BadRow(f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}")
+        raise BadRow(
+            f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}"
+        )
     content = turn.get(first_of(turn, ("content", "value", "text")))
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):
         return Message(role=role, content=content)  # nearly all turns; several times as fast
     for key, loss in FOREIGN.items():
         if turn.get(key) and turn[key] not in NOTHING:
-            raise BadRow(f"{where} has '{key}', {loss}, which would be lost; remove it if it means nothing")
+            raise BadRow(
+                f"{where} has '{key}', {loss}, which would be lost; remove it if it means nothing"
+            )
     message: Any = Message(role=role, content="")
     calls = turn.get(first_of(turn, ("tool_calls", "function_call")))
     calls = _calls(calls, where) if calls else []
@@ -104,7 +108,9 @@ def read_message(turn: Any, where: str) -> Message:
     if not isinstance(thought, str):
         raise BadRow(f"{where} must have text as its reasoning, not {kind_of(thought)}")
     if role != "assistant" and (thought or calls):
-        raise BadRow(f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}")
+        raise BadRow(
+            f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}"
+        )
     message |= {"reasoning_content": thought} if thought else {}
     message |= {"tool_calls": calls} if calls else {}
     message |= _trained(turn, where) if role == "assistant" else {}
@@ -116,16 +122,17 @@ def read_message(turn: Any, where: str) -> Message:
 
 def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
     """Whether the turn is learned, or how much it counts; nothing if it does not say."""
-    flags, weights = ([turn[name] for name in names if turn.get(name) is not None] for names in (FLAGS, WEIGHTS))
-    for flag in flags:
-        if not isinstance(flag, bool):
-            raise BadRow(f"{where}: whether it is learned must be true or false, not {str(flag)[:60]!r}")
-    for weight in weights:
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise BadRow(f"{where}: a weight must be a number of 0 or more, not {str(weight)[:60]!r}")
-    if not flags and not weights:
+    values = {name: turn[name] for name in (*FLAGS, *WEIGHTS) if turn.get(name) is not None}
+    for name, value in values.items():
+        if name in FLAGS and not isinstance(value, bool):
+            raise BadRow(f"{where}: {name} must be true or false, not {str(value)[:60]!r}")
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(value)[:60]!r}")
+    if not values:
         return {}
-    least = min(weights, default=1) if all(flags) else 0
+    least = min([value for name, value in values.items() if name in WEIGHTS], default=1)
+    if False in values.values():  # a weight of 0 is false, too
+        least = 0
     return {"train": bool(least) if least in (0, 1) else float(least)}
 
 
@@ -135,7 +142,9 @@ def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
 def _is_result(value: Any) -> bool:
     """Whether a tool's result is a value, and neither a text nor a list of parts of text."""
     if isinstance(value, list | tuple):
-        return not value or not all(isinstance(p, str) or (isinstance(p, Mapping) and "type" in p) for p in value)
+        return not value or not all(
+            isinstance(p, str) or (isinstance(p, Mapping) and "type" in p) for p in value
+        )
     return isinstance(value, Mapping | bool | int | float)
 
 
@@ -144,12 +153,16 @@ def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
     if isinstance(content, str):
         return content, "", []
     if not isinstance(content, list | tuple):
-        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}; write '' for nothing")
+        raise BadRow(
+            f"{where} must have text as its content, not {kind_of(content)}; write '' for nothing"
+        )
     text, reasoning, calls = "", "", list[dict[str, Any]]()
     for part in content:
         part = {"text": part} if isinstance(part, str) else part
         kind = str(part.get("type", "text")) if isinstance(part, Mapping) else kind_of(part)
-        value = part.get(first_of(part, (kind, "text", "value"))) if isinstance(part, Mapping) else None
+        value = (
+            part.get(first_of(part, (kind, "text", "value"))) if isinstance(part, Mapping) else None
+        )
         if kind == "tool_call":
             calls += _calls(value, where)
         elif kind in REASONING and isinstance(value, str):
@@ -166,17 +179,24 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     value = _json(value, where)
     calls = [value] if isinstance(value, Mapping) else value
     if not isinstance(calls, list | tuple) or not calls:
-        raise BadRow(f"{where}: a tool call must be {{name, arguments}} or a list of these, not {kind_of(value)}")
+        raise BadRow(
+            f"{where}: a tool call must be {{name, arguments}} or a list of these, not {kind_of(value)}"
+        )
     read = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str):
             raise BadRow(f"{where}: a tool call must have a name, and arguments")
-        arguments = _json(function.get(first_of(function, ("arguments", "parameters"))), where) or {}
+        arguments = (
+            _json(function.get(first_of(function, ("arguments", "parameters"))), where) or {}
+        )
         if not isinstance(arguments, Mapping):
             raise BadRow(f"{where}: the arguments of the tool call {name!r} must be an object")
-        envelope: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        envelope: dict[str, Any] = {
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
         if call.get("id") and isinstance(call["id"], str):
             envelope["id"] = call["id"]
         read.append(envelope)
@@ -200,7 +220,9 @@ def tools_column(row: Mapping[str, Any]) -> str:
             functions = [tool["function"] for tool in tools_of(row.get(name))]
         except BadRow:
             continue
-        if functions and all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions):
+        if functions and all(
+            isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions
+        ):
             return name
     return "tools"
 
@@ -212,11 +234,17 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
     """
     value = _json(value, "column 'tools'")
     schemas = [value] if isinstance(value, Mapping) else value or ()
-    if not isinstance(schemas, list | tuple) or not all(isinstance(schema, Mapping) for schema in schemas):
-        raise BadRow(f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}")
+    if not isinstance(schemas, list | tuple) or not all(
+        isinstance(schema, Mapping) for schema in schemas
+    ):
+        raise BadRow(
+            f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}"
+        )
     envelopes = []
     for schema in schemas:
-        envelopes.append(dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)})
+        envelopes.append(
+            dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)}
+        )
     return tuple(envelopes)
 
 
@@ -256,7 +284,9 @@ class ColumnFormat(Format):
         """
         meta = self.rest(row, *used, *SYSTEM_COLUMNS, "tools")
         compared = None if pairs is None else tuple(pairs)
-        return Group(self.opened(prompt, row), tuple(responses), compared, meta=meta, tools=self.tools(row))
+        return Group(
+            self.opened(prompt, row), tuple(responses), compared, meta=meta, tools=self.tools(row)
+        )
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
@@ -267,7 +297,11 @@ class ColumnFormat(Format):
             name: A column.
         """
         value = columns_of(row).get(name)
-        return value if value in LEVELS else to_number(value, f"column '{name}', unless one of {', '.join(LEVELS)},")
+        return (
+            value
+            if value in LEVELS
+            else to_number(value, f"column '{name}', unless one of {', '.join(LEVELS)},")
+        )
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
@@ -289,7 +323,9 @@ class ColumnFormat(Format):
             return (Message(role="user" if user else "assistant", content=value),)
         turns = [value] if isinstance(value, Mapping) else value
         if not isinstance(turns, list | tuple):
-            raise BadRow(f"column '{name}' must be text or a list of messages, not {kind_of(value)}")
+            raise BadRow(
+                f"column '{name}' must be text or a list of messages, not {kind_of(value)}"
+            )
         return tuple(read_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
 
     @classmethod
@@ -307,7 +343,9 @@ class ColumnFormat(Format):
         if is_opened:
             words.add(turns[0]["content"].strip())
         if len(words) > 1:
-            raise BadRow(f"the row has {len(words)} different system messages, but a conversation has one")
+            raise BadRow(
+                f"the row has {len(words)} different system messages, but a conversation has one"
+            )
         return tuple(turns) if is_opened else (Message(role="system", content=words.pop()), *turns)
 
     @classmethod
@@ -332,13 +370,21 @@ class ColumnFormat(Format):
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
-            raise BadRow(f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn")
-        if len(turns) == 1 and turns[0].keys() <= {"role", "content", "train"} and turns[0].get("train", True) is True:
+            raise BadRow(
+                f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn"
+            )
+        if (
+            len(turns) == 1
+            and turns[0].keys() <= {"role", "content", "train"}
+            and turns[0].get("train", True) is True
+        ):
             return Response(text=turns[0]["content"], **known)
         return Response(messages=tuple(turns), **known)
 
     @classmethod
-    def demonstration(cls, turns: Sequence[Message], **known: Any) -> tuple[tuple[Message, ...], Response]:
+    def demonstration(
+        cls, turns: Sequence[Message], **known: Any
+    ) -> tuple[tuple[Message, ...], Response]:
         """Split a conversation before the first answer to the user, into prompt and response.
 
         A greeting of the assistant, before the user has spoken, is part of the prompt. A label belongs to the last
@@ -357,7 +403,11 @@ class ColumnFormat(Format):
                 first -= 1
         else:
             asked = roles.index("user") if "user" in roles else 0
-            first = asked + roles[asked:].index("assistant") if "assistant" in roles[asked:] else len(roles)
+            first = (
+                asked + roles[asked:].index("assistant")
+                if "assistant" in roles[asked:]
+                else len(roles)
+            )
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
 
     @staticmethod
@@ -376,17 +426,21 @@ class ColumnFormat(Format):
         Args:
             responses: With a score each.
         """
-        scores = [response.scores.get("reward") for response in responses]
-        if scores.count(None) == len(scores):
+        scores = [
+            score for response in responses if (score := response.scores.get("reward")) is not None
+        ]
+        if not scores:
             raise BadRow("the row has neither ranks nor scores nor pairs")
-        if None in scores:
-            raise BadRow(f"{scores.count(None)} of {len(scores)} responses have no score")
+        if len(scores) < len(responses):
+            raise BadRow(
+                f"{len(responses) - len(scores)} of {len(responses)} responses have no score"
+            )
         from alignkit import functional as F  # with torch, which reading a recipe does not need
 
         pairs = []
         for i, high in enumerate(scores):
             for j, low in enumerate(scores):
-                if F.preferred([(high, low)]) == [1]:
+                if F.preferred([(low, high)]) == [1]:
                     pairs.append(Pair(i, j, margin=high - low))
         return tuple(pairs)
 
@@ -400,7 +454,11 @@ class ColumnFormat(Format):
         repeated = []
         for name in CHOICES:
             words = list(words_in(columns.get(name)))
-            if name not in used and max(map(len, words), default=0) > 1 and all(word in text for word in words):
+            if (
+                name not in used
+                and max(map(len, words), default=0) > 1
+                and all(word in text for word in words)
+            ):
                 repeated.append(name)
         rest = Format.rest(row, *used, *repeated)
         return {name: value for name, value in columns.items() if name in rest or name in repeated}
@@ -431,7 +489,9 @@ def _messages_in_cell(text: str, name: str, user: bool) -> Any:
         speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))
         return value if speaks and value.keys() in (PLAIN, {"from", "value"}) else text
     turns = value if isinstance(value, list) else []
-    are_messages = turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
+    are_messages = turns and all(
+        isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns
+    )
     return turns if are_messages else text
 
 
@@ -441,5 +501,7 @@ def _python_value(text: str, name: str) -> Any:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         if text.lstrip().startswith("[") and text.rstrip().endswith("}]") and _SPEAKER.search(text):
-            raise BadRow(f"column '{name}' looks like messages but is not JSON; write it with json.dumps") from None
+            raise BadRow(
+                f"column '{name}' looks like messages but is not JSON; write it with json.dumps"
+            ) from None
         return None

@@ -58,7 +58,9 @@ class Text:
         try:
             pieces = list(Formatter().parse(text))
         except ValueError as error:
-            raise ValueError(f"{str(error).lower()}; a brace as a letter is written {{{{ or }}}}") from None
+            raise ValueError(
+                f"{str(error).lower()}; a brace as a letter is written {{{{ or }}}}"
+            ) from None
         for words, path, way, conversion in pieces:
             if words:
                 self.parts.append(words)
@@ -88,14 +90,6 @@ class Text:
             raise type(error)(f"{self.where}{error}") from None
         return "".join(parts).strip()
 
-    def has_value(self, row: Mapping[str, Any]) -> bool:
-        """Whether it says something of the row. Raises BadRow."""
-        try:
-            value = self.value(row)
-        except Missing:
-            return False
-        return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
-
 
 class _Field:
     """What is between two braces. path: of a value. way: how it is written."""
@@ -109,7 +103,9 @@ class _Field:
         for part in way.split("|") if way and not self.way else ():
             value, sign, text = part.partition("=")
             if not {"=", "|"} & {*way} or "{" in part.replace("{}", ""):
-                near = did_you_mean(way, WAYS) or f"write {', '.join(WAYS)}, or VALUE=TEXT|VALUE=TEXT"
+                near = (
+                    did_you_mean(way, WAYS) or f"write {', '.join(WAYS)}, or VALUE=TEXT|VALUE=TEXT"
+                )
                 raise ValueError(f"':{way}' means nothing in {{{path}:{way}}}; {near}")
             self.texts[_plain(value) if sign else "|"] = text if sign else part
         self.choices, bracket, index = self.path.removesuffix("]").rpartition("[")
@@ -132,7 +128,9 @@ class _Field:
     def value(self, row: Mapping[str, Any]) -> Any:
         """What the field holds, as JSON. Raises BadRow."""
         if self.way == "letter":
-            return ascii_uppercase[_place(row, self.index, _choices(_looked_up(row, self.choices), self.choices))]
+            return ascii_uppercase[
+                _place(row, self.index, _choices(_looked_up(row, self.choices), self.choices))
+            ]
         value = _looked_up(row, self.path, self.optional)
         if self.way == "letters":
             texts = _choices(value, self.path).texts
@@ -140,14 +138,20 @@ class _Field:
         if self.way:
             return {"lines": "\n", "commas": ", "}[self.way].join(texts_of(value, self.path))
         if self.texts:
-            return [self._replaced(one) for one in value] if isinstance(value, list) else self._replaced(value)
+            return (
+                [self._replaced(one) for one in value]
+                if isinstance(value, list)
+                else self._replaced(value)
+            )
         return value
 
     def _replaced(self, value: Any) -> str:
         """The other text for a value."""
         text = self.texts.get(_plain(value), self.texts.get("|"))
         if text is None:
-            raise BadRow(f"'{self.path}' is {_short(value)}, which is none of {', '.join(self.texts)}")
+            raise BadRow(
+                f"'{self.path}' is {_short(value)}, which is none of {', '.join(self.texts)}"
+            )
         if "{}" not in text:
             return text
         if value is None and self.optional:
@@ -193,8 +197,11 @@ def _key(value: Any, key: str, path: str, optional: bool) -> Any:
     if key not in value and not optional:
         names = [str(one) for one in value]
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        near = did_you_mean(key, names) or f"there are {', '.join(names[:MOST_NAMES]) or 'none'}{more}"
-        raise Missing(f"'{path}': no column or key '{key}'; {near}")
+        near = (
+            did_you_mean(key, names) or f"there are {', '.join(names[:MOST_NAMES]) or 'none'}{more}"
+        )
+        what = "column" if path.startswith(key) else "key"
+        raise Missing(f"no {what} '{key}'; {near}")
     return value.get(key)
 
 
@@ -203,13 +210,19 @@ def _choices(value: Any, path: str) -> _Choices:
     labels: Any = ()
     if isinstance(value, Mapping):
         value, labels = value.get("text"), value.get("label") or ()
-    elif isinstance(value, list) and value and all(isinstance(one, Mapping) and "text" in one for one in value):
+    elif (
+        isinstance(value, list)
+        and value
+        and all(isinstance(one, Mapping) and "text" in one for one in value)
+    ):
         labels = [one["label"] for one in value if "label" in one]
         value = [one["text"] for one in value]
         labels = labels if len(labels) == len(value) else ()
     texts = texts_of(value, path)
     if not 1 <= len(texts) <= len(ascii_uppercase):
-        raise BadRow(f"'{path}' must be a list of 1 to {len(ascii_uppercase)} choices, not {len(texts)}")
+        raise BadRow(
+            f"'{path}' must be a list of 1 to {len(ascii_uppercase)} choices, not {len(texts)}"
+        )
     if labels and len(labels) != len(texts):
         raise BadRow(f"'{path}' has {len(texts)} choices and {len(labels)} labels")
     return _Choices(texts, [_plain(label) for label in labels])
@@ -232,7 +245,9 @@ def _place(row: Mapping[str, Any], index: str, choices: _Choices) -> int:
     if not choices.labels:
         return choice_of(answer, f"'{name}'", len(choices.texts), first)
     if _plain(answer) not in choices.labels:
-        raise BadRow(f"'{name}' is {_short(answer)}, which is none of the labels {', '.join(choices.labels)}")
+        raise BadRow(
+            f"'{name}' is {_short(answer)}, which is none of the labels {', '.join(choices.labels)}"
+        )
     return choices.labels.index(_plain(answer))
 
 
@@ -259,10 +274,12 @@ def _plain(value: Any) -> str:
 def _written(value: Any, what: str) -> str:
     """A value as text. what: holds it. Raises BadRow for one that is null, an object or a list."""
     if value is None:
-        raise BadRow(f"{what} is null; write {{COLUMN?}} if it may be")
+        raise BadRow(f"{what} is null; write {{NAME?}} if it may be")
     if isinstance(value, Mapping | list):
         keys = f"; its keys: {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
-        raise BadRow(f"{what} is {kind_of(value)}, not text; write :letters, :lines or [0] for a list{keys}")
+        raise BadRow(
+            f"{what} is {kind_of(value)}, not text; write :letters, :lines or [0] for a list{keys}"
+        )
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -58,7 +58,11 @@ class HHRLHF(ColumnFormat):
             return is_transcript(row)
         if cls.has(row, "chosen", "rejected"):
             return is_transcript(row["chosen"]) and cls.lacks(row, "prompt", "conversations")
-        return cls.has(row, "text", "score") and isinstance(row["text"], list) and isinstance(row["score"], list)
+        return (
+            cls.has(row, "text", "score")
+            and isinstance(row["text"], list)
+            and isinstance(row["score"], list)
+        )
 
     def read(self, row: Any) -> Group:
         row = columns_of({"text": row} if isinstance(row, str) else row)
@@ -69,7 +73,11 @@ class HHRLHF(ColumnFormat):
             prompt, response = self.demonstration(merged(turns(row["text"], "text")))
             return Group(prompt, (response,), meta=self.rest(row, "text", "score"))
         texts, scores = row.get("text"), row.get("score")
-        if not isinstance(texts, list) or not isinstance(scores, list) or not len(texts) == len(scores) == 2:
+        if (
+            not isinstance(texts, list)
+            or not isinstance(scores, list)
+            or not len(texts) == len(scores) == 2
+        ):
             raise BadRow("columns 'text' and 'score' must be lists of two items each")
         first, second = (self.number({"score": score}, "score") for score in scores)
         if first is None or second is None:

@@ -34,7 +34,11 @@ LEVELED = {
     "b-is-better": "second",
 }
 ARENA = {"model_a": "first", "model_b": "second", "tie": "tie", "tie (bothbad)": "tie"}
-WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")  # 0 or 1 each, in the arena's rows on Kaggle
+WINNERS = (
+    "winner_model_a",
+    "winner_model_b",
+    "winner_tie",
+)  # 0 or 1 each, in the arena's rows on Kaggle
 LABELS = ("label", "labels", "preference", "winner", "verdict", "rating", "choice", "better")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<mark>[ _-]?(?:1|a|A|0))(?P<rest>_\w+)?")
 _ANSWER = re.compile("response|output|completion|answer", re.IGNORECASE)
@@ -86,7 +90,10 @@ class LabeledPairs(ColumnFormat):
             parts = [self.text(row, name, "").strip() for name in layout.prompt]
             prompt = (Message(role="user", content="\n\n".join(filter(None, parts))),)
         authors = [self.text(row, name, "") for name in layout.sources] or ["", ""]
-        responses = [self.answer(answer, source=name or None) for answer, name in zip(turns, authors, strict=True)]
+        responses = [
+            self.answer(answer, source=name or None)
+            for answer, name in zip(turns, authors, strict=True)
+        ]
         used = (*layout.prompt, layout.first, layout.second, *layout.sources)
         return self.group(row, used, prompt, responses, self._pairs(row, layout))
 
@@ -94,7 +101,10 @@ class LabeledPairs(ColumnFormat):
         """The row's layout, with what the options name. Raises BadRow if it stays unknown."""
         o = self.options
         layout = layout_of(row, o.label) or TwoAnswers()
-        columns: dict[str, Any] = {"first": o.first or layout.first, "second": o.second or layout.second}
+        columns: dict[str, Any] = {
+            "first": o.first or layout.first,
+            "second": o.second or layout.second,
+        }
         columns["prompt"] = (o.prompt,) if o.prompt else layout.prompt
         columns["label"] = (o.label,) if o.label else layout.label
         if o.labels is not None:
@@ -103,7 +113,9 @@ class LabeledPairs(ColumnFormat):
             columns["margins"] = _by_value(o.margins)
         for name in ("first", "second", "label"):
             if not columns[name]:
-                raise BadRow(f"no column for {name} was recognized; name it, as in `{name}: COLUMN`")
+                raise BadRow(
+                    f"no column for {name} was recognized; name it, as in `{name}: COLUMN`"
+                )
         layout = replace(layout, **columns)
         if not layout.labels:
             raise BadRow(
@@ -128,11 +140,17 @@ class LabeledPairs(ColumnFormat):
         value = canonical(row.get(name))
         if value in layout.labels:
             margin = layout.margins.get(value)
-            pairs = {"first": Pair(0, 1, margin=margin), "second": Pair(1, 0, margin=margin), "tie": None}
+            pairs = {
+                "first": Pair(0, 1, margin=margin),
+                "second": Pair(1, 0, margin=margin),
+                "tie": None,
+            }
             return pairs[layout.labels[value]]
         if layout.soft and _SOFT.fullmatch(value) and 0 < (p := float(value) - 1) < 1:
             return Pair(1, 0, p=p) if p > 0.5 else Pair(0, 1, p=1 - p)
-        raise BadRow(f"column '{name}' holds {row.get(name)!r}, but the known labels are {', '.join(layout.labels)}")
+        raise BadRow(
+            f"column '{name}' holds {row.get(name)!r}, but the known labels are {', '.join(layout.labels)}"
+        )
 
 
 def _by_value(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +161,9 @@ def with_winner(row: Any) -> Any:
     """The row with WINNERS as one label, and with its lists of the user's and the models' turns as conversations."""
     if not Format.has(row, *WINNERS):
         return row
-    winners = [name.removeprefix("winner_") for name in WINNERS if canonical(row[name]) in ("1", "true")]
+    winners = [
+        name.removeprefix("winner_") for name in WINNERS if canonical(row[name]) in ("1", "true")
+    ]
     columns = {name: value for name, value in row.items() if name not in WINNERS}
     columns["winner"] = " and ".join(winners)
     asked, *answers = (_texts(row.get(name)) for name in ("prompt", "response_a", "response_b"))
@@ -152,7 +172,10 @@ def with_winner(row: Any) -> Any:
     for side, answer in zip("ab", answers, strict=True):
         turns: list[Any] = []
         for words, reply in zip(asked, answer, strict=True):
-            turns += [{"role": "user", "content": words or ""}, {"role": "assistant", "content": reply or ""}]
+            turns += [
+                {"role": "user", "content": words or ""},
+                {"role": "assistant", "content": reply or ""},
+            ]
         columns[f"conversation_{side}"] = turns
         del columns[f"response_{side}"]
     del columns["prompt"]
@@ -165,7 +188,11 @@ def _texts(cell: Any) -> list[Any]:
         value = json.loads(cell) if isinstance(cell, str) else cell
     except ValueError:
         return []
-    return value if isinstance(value, list) and all(isinstance(text, str | None) for text in value) else []
+    return (
+        value
+        if isinstance(value, list) and all(isinstance(text, str | None) for text in value)
+        else []
+    )
 
 
 def layout_of(row: Any, label: str | None = None) -> TwoAnswers | None:

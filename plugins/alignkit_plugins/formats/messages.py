@@ -83,7 +83,9 @@ class Alpaca(Messages):
             if part and part.lower().rstrip(".") not in NO_INPUT:
                 parts.append(part)
         if len(parts) > 2:
-            raise BadRow("columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`")
+            raise BadRow(
+                "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"
+            )
         try:
             pairs = _HISTORY.validate_python(row.get("history")) or []
         except ValidationError:
@@ -91,7 +93,10 @@ class Alpaca(Messages):
         pairs.append(("\n\n".join(filter(None, parts)), self.text(row, self.answer_column)))
         turns: list[Message] = []
         for asked, answer in pairs:
-            turns += [Message(role="user", content=asked), Message(role="assistant", content=answer)]
+            turns += [
+                Message(role="user", content=asked),
+                Message(role="assistant", content=answer),
+            ]
         return self.learned(row, turns, *QUESTION, self.answer_column, "history")
 
 
@@ -103,7 +108,7 @@ class Dolly(Alpaca):
     answer_column = "response"
 
 
-class SelfInstruct(Alpaca):
+class SelfInstruct(ColumnFormat):
     """An instruction with instances (Wang et al. 2023, arXiv:2212.10560): every instance is a
     demonstration.
     """
@@ -115,10 +120,14 @@ class SelfInstruct(Alpaca):
     def matches(cls, row: Any) -> bool:
         return cls.has(row, "instruction", "instances") and isinstance(row["instances"], list)
 
+    def read(self, row: Any) -> Group:
+        """The first instance of a row."""
+        return self.groups(row)[0]
+
     def groups(self, row: Any) -> list[Group]:
         """The group of each instance."""
         instances = columns_of(row).get("instances")
         if not isinstance(instances, list) or not instances:
             raise BadRow("column 'instances' must be a list of {input, output} that is not empty")
         shared = self.rest(row, "instances")
-        return [self.read({**shared, **columns_of(instance)}) for instance in instances]
+        return [Alpaca().read({**shared, **columns_of(instance)}) for instance in instances]

@@ -23,13 +23,35 @@ SCORES = ("score", "rating", "overall_score", "reward")
 ULTRAFEEDBACK = 10  # its highest overall_score
 SCORE_LISTS = ("scores", "ratings", "rewards")
 NUMBERED = re.compile(
-    r"(?:model[ _-]?)?(?:response|answer|completion|output|reply|generation)[ _-]?([0-9]|[a-i])", re.I
+    r"(?:model[ _-]?)?(?:response|answer|completion|output|reply|generation)[ _-]?([0-9]|[a-i])",
+    re.I,
 )
 # Columns that say which answer is better, in any layout that another format reads.
 JUDGED = (
     *LABEL_COLUMNS,
-    *("labels", "preference", "winner", "verdict", "rating", "ratings", "choice", "better", "rank", "ranks", "ranking"),
-    *("score", "scores", "rewards", "pairs", "chosen", "rejected", "better_response_id", "overall_preference"),
+    *(
+        "labels",
+        "preference",
+        "winner",
+        "verdict",
+        "rating",
+        "ratings",
+        "choice",
+        "better",
+        "rank",
+        "ranks",
+        "ranking",
+    ),
+    *(
+        "score",
+        "scores",
+        "rewards",
+        "pairs",
+        "chosen",
+        "rejected",
+        "better_response_id",
+        "overall_preference",
+    ),
     *("preference_strength", "winner_model_a", "winner_model_b", "winner_tie"),
 )
 
@@ -45,9 +67,16 @@ class Rankings(ColumnFormat):
     @classmethod
     def matches(cls, row: Any) -> bool:
         name = first_of(row, RESPONSES)
-        if not name or not first_of(row, PROMPTS[:3]) or not isinstance(row[name], list) or "alignkit" in row:
+        if (
+            not name
+            or not first_of(row, PROMPTS[:3])
+            or not isinstance(row[name], list)
+            or "alignkit" in row
+        ):
             return False
-        rated = first_of(row, ("ranks", *SCORE_LISTS, "pairs")) or all(first_of(i, ("rank", *SCORES)) for i in row[name])
+        rated = first_of(row, ("ranks", *SCORE_LISTS, "pairs")) or all(
+            first_of(i, ("rank", *SCORES)) for i in row[name]
+        )
         return bool(row[name] and rated) and cls.lacks(row, "chosen", "rejected")
 
     def read(self, row: Any) -> Group:
@@ -58,9 +87,11 @@ class Rankings(ColumnFormat):
         if not isinstance(items, list) or not 2 <= len(items) <= MAX_RESPONSES:
             raise BadRow(f"{name} must be a list of 2 to {MAX_RESPONSES} responses")
         responses = []
-        for item, rank, score in zip(items, _column(row, "ranks", items), _column(row, scored, items), strict=True):
+        for item, rank, score in zip(
+            items, _column(row, "ranks", items), _column(row, scored, items), strict=True
+        ):
             responses.append(self._response(item, rank, score))
-        pairs = self._pairs(row["pairs"]) if self.has(row, "pairs") else None
+        pairs: Sequence[Pair] | None = self._pairs(row["pairs"]) if self.has(row, "pairs") else None
         if pairs is None and all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
         used = (prompt, name, "ranks", "pairs", scored)
@@ -71,10 +102,15 @@ class Rankings(ColumnFormat):
         if not isinstance(item, Mapping):
             raise BadRow("a response must be text or {text, rank}")
         ranks = self.number(item, "rank"), self.number({"rank": rank}, "rank")
-        scores = self.number(item, first_of(item, SCORES) or "score"), self.number({"score": score}, "score")
+        scores = (
+            self.number(item, first_of(item, SCORES) or "score"),
+            self.number({"score": score}, "score"),
+        )
         rank, score = (one if other is None else other for other, one in (ranks, scores))
         if "fine-grained_score" in item and scores[0] is not None and scores[0] > ULTRAFEEDBACK:
-            raise BadRow(f"overall_score {score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback")
+            raise BadRow(
+                f"overall_score {score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback"
+            )
         text = self.text(item, first_of(item, TEXTS) or "text")
         author = self.text(item, first_of(item, ("source", "model")) or "source", "")
         return Response(text=text, rank=rank, scores=self.scores(score), source=author or None)
@@ -87,9 +123,13 @@ class Rankings(ColumnFormat):
             if isinstance(row, list) and len(row) == 2:
                 row = {"better": row[0], "worse": row[1]}
             if not self.has(row, "better", "worse"):
-                raise BadRow(f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {row!r}")
+                raise BadRow(
+                    f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {row!r}"
+                )
             p = self.number(row, "p")
-            pairs.append(Pair(row["better"], row["worse"], 1.0 if p is None else p, self.margin(row)))
+            pairs.append(
+                Pair(row["better"], row["worse"], 1.0 if p is None else p, self.margin(row))
+            )
         return pairs
 
 
@@ -118,7 +158,11 @@ class Unlabeled(ColumnFormat):
         # A list with another name may be the right answers, which rewards read; whoever names the
         # format means these, too.
         texts = [_text(answer) for answer in _answers(row, LISTS[:1]).values()]
-        return bool(first_of(row, PROMPTS)) and len(texts) > 1 and all(isinstance(text, str | list) for text in texts)
+        return (
+            bool(first_of(row, PROMPTS))
+            and len(texts) > 1
+            and all(isinstance(text, str | list) for text in texts)
+        )
 
     def read(self, row: Any) -> Group:
         prompt = first_of(row, PROMPTS)
@@ -126,7 +170,9 @@ class Unlabeled(ColumnFormat):
             raise BadRow(f"a prompt is required, in one of the columns {', '.join(PROMPTS)}")
         answers = _answers(row, LISTS[:1]) or _answers(row, LISTS)
         if len(answers) < 2:
-            raise BadRow("two answers are required, such as response_a and response_b, or a list of texts: responses")
+            raise BadRow(
+                "two answers are required, such as response_a and response_b, or a list of texts: responses"
+            )
         responses, used = [], [prompt]
         for name, answer in answers.items():
             text = _text(answer)
@@ -144,7 +190,11 @@ def _answers(row: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
     for name in lists:
         if isinstance(row.get(name), list):
             return {f"{name}[{place}]": answer for place, answer in enumerate(row[name])}
-    return {str(name): row[name] for name in row if NUMBERED.fullmatch(str(name)) and row[name] is not None}
+    return {
+        str(name): row[name]
+        for name in row
+        if NUMBERED.fullmatch(str(name)) and row[name] is not None
+    }
 
 
 def _text(answer: Any) -> Any:

@@ -118,7 +118,10 @@ class Template(ColumnFormat):
         self.texts: dict[str, list[Text]] = {}
         self.columns: list[str] = []
         for name in type(self.options).model_fields:
-            texts = [Text(text, f"{self.called}.{name}: ") for text in as_list(getattr(self.options, name))]
+            texts = [
+                Text(text, f"{self.called}.{name}: ")
+                for text in as_list(getattr(self.options, name))
+            ]
             if texts:
                 self.texts[name] = texts
             for text in texts if name != "required" else ():
@@ -127,8 +130,12 @@ class Template(ColumnFormat):
     def read(self, row: Any) -> Group:
         row = columns_of(row)
         for needed in self.texts.get("required", ()):
-            if not needed.has_value(row):
-                raise LeftOut(f"{needed.where}'{needed.source}' is empty")
+            try:
+                value = needed.value(row)
+            except Missing as error:
+                raise LeftOut(str(error).removeprefix(needed.where)) from None
+            if value in (None, [], {}) or not str(value).strip():
+                raise LeftOut(f"'{needed.source}' is empty")
         values = {name: self._value(row, name) for name in self.texts if name != "required"}
         prompt = self.prompt(row, values)
         responses: Sequence[Response] = ()
@@ -156,21 +163,30 @@ class Template(ColumnFormat):
         """The prompt without a system message. Raises BadRow."""
         if isinstance(values.get("prompt"), list):
             return self.conversation(values["prompt"], "prompt")
-        return tuple(Message(role="user", content=text.text(row)) for text in self.texts.get("prompt", ()))
+        return tuple(
+            Message(role="user", content=text.text(row)) for text in self.texts.get("prompt", ())
+        )
 
     def _turns(self, values: Mapping[str, Any], prompt: Sequence[Message]) -> list[Message]:
         """The conversation in two columns. The prompt is the beginning of its first turn."""
         asked, answers = (texts_of(column, f"{self.called}.turns") for column in values["turns"])
         if len(asked) != len(answers):
-            raise BadRow(f"{self.called}.turns: the user has {len(asked)} turns, the assistant {len(answers)}")
+            raise BadRow(
+                f"{self.called}.turns: the user has {len(asked)} turns, the assistant {len(answers)}"
+            )
         if asked:
             asked[0] = "\n\n".join([*(turn["content"] for turn in prompt), asked[0].strip()])
         turns = []
         for words, answer in zip(asked, answers, strict=True):
-            turns += [Message(role="user", content=words.strip()), Message(role="assistant", content=answer.strip())]
+            turns += [
+                Message(role="user", content=words.strip()),
+                Message(role="assistant", content=answer.strip()),
+            ]
         return turns
 
-    def _compared(self, values: Mapping[str, Any]) -> tuple[list[Response], tuple[Pair, ...] | None]:
+    def _compared(
+        self, values: Mapping[str, Any]
+    ) -> tuple[list[Response], tuple[Pair, ...] | None]:
         """Several responses, and their pairs; None derives these from ranks."""
         responses = []
         texts = texts_of(values["responses"], f"{self.called}.responses")
@@ -183,7 +199,10 @@ class Template(ColumnFormat):
             return responses, None
         if values.get("best") in (None, ""):
             return responses, ()  # a tie, or nobody compared them
-        best, margin = choice_of(values["best"], f"{self.called}.best", len(texts)), self.margin(values)
+        best, margin = (
+            choice_of(values["best"], f"{self.called}.best", len(texts)),
+            self.margin(values),
+        )
         others = (place for place in range(len(texts)) if place != best)
         return responses, tuple(Pair(best, worse, margin=margin) for worse in others)
 
@@ -195,7 +214,11 @@ class Template(ColumnFormat):
         return [self.number({name: item}, name) for item in items]
 
     def _answer(
-        self, row: Mapping[str, Any], values: Mapping[str, Any], name: str, prompt: Sequence[Message]
+        self,
+        row: Mapping[str, Any],
+        values: Mapping[str, Any],
+        name: str,
+        prompt: Sequence[Message],
     ) -> Response:
         """A response: a text, or messages, which may begin with those of the prompt."""
         if not isinstance(values[name], list):
@@ -240,7 +263,10 @@ def _story(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, "story": story, "number": str(number)}
 
 
-BEFORE: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {"gsm8k": _solution, "svamp": _story}
+BEFORE: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+    "gsm8k": _solution,
+    "svamp": _story,
+}
 
 
 @hookimpl
@@ -263,7 +289,7 @@ def _reader(name: str) -> type[Template]:
 
     class Reader(Template):
         Options = alignkit.Options
-        wants = ", ".join(names) + ("" if data_set.recognized else "; never detected, so name the format")
+        wants = ", ".join(names) + ("" if data_set.recognized else "; a recipe must name it")
         example = data_set.example
         called = name
 

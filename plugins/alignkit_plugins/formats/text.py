@@ -38,7 +38,9 @@ class Text(ColumnFormat):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        return isinstance(row, dict) and isinstance(row.get("text"), str) and cls.lacks(row, *OTHERS)
+        return (
+            isinstance(row, dict) and isinstance(row.get("text"), str) and cls.lacks(row, *OTHERS)
+        )
 
     def read(self, row: Any) -> Group:
         row = columns_of({"text": row} if isinstance(row, str) else row)

@@ -34,18 +34,24 @@ PROMPTS = ("prompt", "conversations", "question", "query", "instruction", "input
 SCORES = ("score", "rating", "reward")
 # One of two answers, such as `output_1`, `response b` or `model_a_completion`: `labeled_pairs` reads
 # such rows.
-NUMBERED = re.compile(r"(response|output|completion|answer|conversation)s?[ _-]?[0-9ab]$|model_[ab]_completion$")
+NUMBERED = re.compile(
+    r"(response|output|completion|answer|conversation)s?[ _-]?[0-9ab]$|model_[ab]_completion$"
+)
 # Columns with the rating of the chosen answer; those of the rejected one are called alike.
 _RATING = "((avg|mean|overall)[_-])?(score|rating)"
 RATED = re.compile(f"chosen[_-]{_RATING}|{_RATING}[_-]chosen")
 # Columns that say which of two answers is better, and what they may say.
 VERDICTS = ("label", "labels", "preference", "winner", "verdict", "better", "choice")
-VERDICT = re.compile(r"-?\d+(\.\d+)?|(model|response|output|completion|answer)?[ _-]?[ab12]|tie.*|both.*|.*better.*")
+VERDICT = re.compile(
+    r"-?\d+(\.\d+)?|(model|response|output|completion|answer)?[ _-]?[ab12]|tie.*|both.*|.*better.*"
+)
 
 
 def is_transcript(value: Any) -> bool:
     """Whether a value is a Human/Assistant transcript, which `hh_rlhf` reads."""
-    return isinstance(value, str) and value.lstrip().startswith(("Human:", "Assistant:", "## Human:", "## Assistant:"))
+    return isinstance(value, str) and value.lstrip().startswith(
+        ("Human:", "Assistant:", "## Human:", "## Assistant:")
+    )
 
 
 def has_words(row: Any, name: str) -> bool:
@@ -76,7 +82,9 @@ class Preference(ColumnFormat):
     """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
     example = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
-    wants = "chosen and rejected (texts with prompt, or messages); optional margin, p, system, tools"
+    wants = (
+        "chosen and rejected (texts with prompt, or messages); optional margin, p, system, tools"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -107,14 +115,18 @@ class Preference(ColumnFormat):
         for name in (better, worse):
             if row.get(name) is None:
                 self.text(row, name)  # raises, and says whether it is absent or null
-        chosen = self.conversation(row[better], better, user=False)
-        rejected = self.conversation(row[worse], worse, user=False)
+        chosen: Sequence[Message] = self.conversation(row[better], better, user=False)
+        rejected: Sequence[Message] = self.conversation(row[worse], worse, user=False)
         names = [name for name in PROMPTS if has_words(row, name)]
         if names == ["messages"] and len(chosen) > 1:
             names = []
         if names:
             prompt, used = self._prompt(row, names[0])
-            if len(chosen) > 1 and chosen[:1] == rejected[:1] and chosen[0]["role"] == "system" != prompt[0]["role"]:
+            if (
+                len(chosen) > 1
+                and chosen[:1] == rejected[:1]
+                and chosen[0]["role"] == "system" != prompt[0]["role"]
+            ):
                 prompt = (chosen[0], *prompt)
             chosen, rejected = answer_after(prompt, chosen), answer_after(prompt, rejected)
         else:
@@ -128,7 +140,13 @@ class Preference(ColumnFormat):
         p = self.number(row, "p")
         pair = Pair(0, 1, p=1.0 if p is None else p, margin=self.margin(row))
         responses = self.answer(chosen), self.answer(rejected)
-        return self.group(row, (better, worse, *used, "margin", "p"), prompt, responses, [] if self._tied(row) else [pair])
+        return self.group(
+            row,
+            (better, worse, *used, "margin", "p"),
+            prompt,
+            responses,
+            [] if self._tied(row) else [pair],
+        )
 
     def _tied(self, row: Mapping[str, Any]) -> bool:
         """Whether a row's scores are equal, so that none is better. Refuses scores that contradict its columns."""
@@ -144,7 +162,9 @@ class Preference(ColumnFormat):
             if math.isclose(good, bad, rel_tol=1e-9, abs_tol=1e-12):
                 tied = True
             elif good < bad:
-                raise BadRow(f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each other")
+                raise BadRow(
+                    f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each other"
+                )
         return tied
 
     def _prompt(self, row: Mapping[str, Any], name: str) -> tuple[Sequence[Message], Sequence[str]]:
@@ -153,7 +173,9 @@ class Preference(ColumnFormat):
             parts = [self.text(row, name).strip(), self.text(row, "input", "").strip()]
             return [Message(role="user", content="\n\n".join(filter(None, parts)))], (name, "input")
         if name != "input" and has_words(row, "input"):
-            raise BadRow(f"column 'input' would be lost next to '{name}'; rename it if it means something else")
+            raise BadRow(
+                f"column 'input' would be lost next to '{name}'; rename it if it means something else"
+            )
         return self.conversation(row[name], name), (name,)
 
 
@@ -161,7 +183,11 @@ def answer_after(prompt: Sequence[Message], turns: Sequence[Message]) -> Sequenc
     """The turns without the prompt, which many data sets repeat in both answers."""
     if len(turns) > len(prompt) and list(turns[: len(prompt)]) == list(prompt):
         return turns[len(prompt) :]
-    is_opening = len(turns) > 1 and len(prompt) == 1 and turns[0]["content"].strip() == prompt[0]["content"].strip()
+    is_opening = (
+        len(turns) > 1
+        and len(prompt) == 1
+        and turns[0]["content"].strip() == prompt[0]["content"].strip()
+    )
     return turns[1:] if is_opening else turns
 
 
@@ -197,7 +223,9 @@ class PromptCompletion(ColumnFormat):
     @classmethod
     def matches(cls, row: Any) -> bool:
         answered = cls.has(row, "prompt") and first_of(row, ("completion", "response"))
-        return bool(answered) and cls.lacks(row, "chosen", "rejected", "rejected_response", "instruction", "messages")
+        return bool(answered) and cls.lacks(
+            row, "chosen", "rejected", "rejected_response", "instruction", "messages"
+        )
 
     def read(self, row: Any) -> Group:
         name = first_of(row, ("completion", "response")) or "completion"
