@@ -10,12 +10,11 @@ import pytest
 from tiny import encoder as tiny_encoder
 from tiny import tiny_model
 
-from alignkit import seeds
 from alignkit.data.group import Group, Message
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit_plugins.policies.streaming import Answer, answer, until_stop
+from alignkit_plugins.policies.policy import Answer, Policy, until_stop
 from tests.sampled import sample
 
 
@@ -33,9 +32,9 @@ def ask(
     """The answer to a question, and the pieces that were heard of it."""
     heard: list[str] = []
     role = LoadedBase(policy, Path)[BASE]
-    prompt = role.encoder.prompt([Message(role="user", content=text)])
-    found = answer(role, prompt, seeds.number(seed, 0, 0), sampling, heard.append, **more)
-    return found, heard
+    answering = Policy("tiny", "tiny", role, sampling)
+    prompt = answering.prompt([Message(role="user", content=text)])
+    return answering.answer(prompt, sampling, seed, heard.append, **more), heard
 
 
 def check(policy: SharedModel, sampling: Sampling) -> list[str]:

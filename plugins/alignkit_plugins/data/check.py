@@ -178,7 +178,7 @@ def parts_of_recipe(recipe: Recipe) -> list[Part]:
         loaded = data.read(spec)
         for side, groups in ((role, loaded.groups), ("validation", loaded.validation)):
             rows = rows_of(groups, recipe.folder)
-            if rules is not None:
+            if rows and rules is not None:
                 held_out = data.read(rules.against).groups if rules.against else ()
                 rows = cleaned(rows, rules, rows_of(held_out)).kept
             name = ", ".join(short(source.name, recipe.folder) for source in spec.sources)

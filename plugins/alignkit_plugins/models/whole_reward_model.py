@@ -4,10 +4,12 @@ chat template.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 from alignkit.data.group import Group, Response
@@ -40,23 +42,14 @@ class WholeRewardModel(RolePolicy):
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """Score all responses in order; None if the prompt does not fit."""
         limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
-        scores: list[float | None] = []
-        rows: list[Ids] = []
-        places: list[int] = []  # of the rows in scores
+        rows: list[Ids | None] = []
         for group in groups:
-            for response in group.responses:
-                # Text, because this model has another vocabulary than the policy.
-                row = self._row(group, response, limit)
-                if row is not None:
-                    places.append(len(scores))
-                    rows.append(row)
-                scores.append(None)
-        for place, score in zip(
-            places, within_memory(self.memory, lambda: self._score(rows)), strict=True
-        ):
-            scores[place] = score
+            # Text, because this model has another vocabulary than the policy.
+            rows += [self._row(group, response, limit) for response in group.responses]
+        fitting = [row for row in rows if row is not None]
+        scored = iter(within_memory(self.memory, lambda: self._score(fitting)))
         self.report_unread()
-        return scores
+        return [None if row is None else next(scored) for row in rows]
 
     def _row(self, group: Group, response: Response, limit: int) -> Ids | None:
         """A conversation as the template renders it; None if the prompt does not fit.
@@ -101,19 +94,14 @@ class WholeRewardModel(RolePolicy):
         count as padding.
         """
         config = self.network.config
-        own = config.pad_token_id
-        used = set() if own is not None else {token for row in rows for token in row}
-        pad = (
-            own
-            if own is not None
-            else next(token for token in range(len(used) + 1) if token not in used)
-        )
-        width = max(map(len, rows))
-        tokens = torch.tensor(
-            [[*row, *[pad] * (width - len(row))] for row in rows], device=self.network.device
-        )
-        lengths = torch.tensor([len(row) for row in rows], device=self.network.device)
-        mask = (torch.arange(width, device=self.network.device) < lengths[:, None]).long()
+        own = pad = config.pad_token_id
+        if pad is None:
+            used = set(itertools.chain.from_iterable(rows))
+            pad = next(token for token in itertools.count() if token not in used)
+        ids = [torch.tensor(row) for row in rows]
+        tokens = pad_sequence(ids, batch_first=True, padding_value=pad).to(self.network.device)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        mask = mask.to(self.network.device)
         config.pad_token_id = pad if len(rows) > 1 else own
         try:
             logits: Tensor = self.network(input_ids=tokens, attention_mask=mask).logits[:, 0]
