@@ -265,7 +265,7 @@ def test_the_best_of_a_list_is_above_all_others(responses: Any) -> None:
         read(row, **template, ranks=["{places[0]}"])
     with pytest.raises(BadRow, match=r"^column 'scores' must be a number, not 'x'$"):
         read(row, **template, scores="{all}")
-    with pytest.raises(BadRow, match=r"^template\.scores: a list is needed, not text$"):
+    with pytest.raises(BadRow, match=r"^template\.scores: a list of 3 items is needed$"):
         read(row, **template, scores="{best}")
 
 
