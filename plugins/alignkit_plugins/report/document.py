@@ -97,7 +97,9 @@ def stage_titles(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for one in stages:
         name, words = one["name"], stage_words(one["plugin"])
         alone = name in (one["plugin"], "report") or not words
-        titles[name] = words or name if alone else f"{words}: {name}"
+        titles[name] = f"{words}: {name}"
+        if alone:
+            titles[name] = words or name
     return titles
 
 
@@ -107,7 +109,10 @@ def _evaluation(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
         name = item["stage"]
         drawn = [figure for figure in figures if figure.stage == name]
         found = list(_evaluated(facts, name, item["evaluation"], rows[name], drawn))
-        yield from [Part(titles[name], found)] if len(rows) > 1 else found
+        if len(rows) > 1:
+            yield Part(titles[name], found)
+        else:
+            yield from found
     summaries = {one["name"]: one["summary"] for one in facts["stages"]}
     for item in facts["reports"]:
         if item["stage"] not in rows:
@@ -177,7 +182,8 @@ def _training(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
         if stage["metrics"]:
             more.append(_metrics_table(stage["metrics"]))
         if stage["summary"]:
-            rows = [[worded(dotted(path)), short(v)] for path, v in flat(stage["summary"]).items()]
+            summary = flat(stage["summary"]).items()
+            rows = [[worded(dotted(path)), short(value)] for path, value in summary]
             more.append(Table("", ["", ""], rows, keys=2))
         found: list[Any] = [Figures(main)] if main else []
         if more:
@@ -265,8 +271,8 @@ def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -
     is, and one prompt.
     """
     verdicts, models = facts["verdicts"], list[tuple[str, str]]()
-    last = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
-    last = verdicts[-1] if verdicts else last
+    none = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
+    last = [none, *verdicts][-1]
     of_result = [
         one for one in verdicts if (one["stage"], one["policy"]) == (last["stage"], last["policy"])
     ]
@@ -302,7 +308,7 @@ def intervals(rows: Sequence[Row], result: str) -> list[dict[str, Any]]:
 
 def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
     first, ends = rows[0], [_ends(row) for row in rows]
-    notes = ["lower is better"] if first.lower else []
+    notes = ["lower is better"] * first.lower
     if any(row.policy == result and row.trained_on for row in rows):
         notes.append("trained on it: no proof")
     low, high = min(map(min, ends)), max(map(max, ends))

@@ -34,7 +34,7 @@ from alignkit_plugins.report.samples import samples
 from alignkit_plugins.report.swaps import Swap, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
-COMPLETE = ("done", "reused")  # states of stages, by whether the last start reused it
+COMPLETE = ("done", "reused")  # states of stages
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
 STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
@@ -178,10 +178,12 @@ class Stage:
         if self.damage:
             return "damaged"
         if self.record.get("complete"):
-            return COMPLETE[self.reused]
+            return "reused" if self.reused else "done"
         if waits := self.record.get("waits_for"):
             return f"waiting for {waits['labels']} label{'s' * (waits['labels'] != 1)}"
-        return ("not begun", "begun")[bool(self.record or self.rows)]
+        if self.record or self.rows:
+            return "begun"
+        return "not begun"
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of it."""
@@ -214,7 +216,7 @@ class Stage:
             text = "is no better than a coin: it has"
             return f"{self.name} {text} {share} of its held-out pairs right."
         doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
-        return f"{self.name}: {doubt}." * bool(doubt)
+        return f"{self.name}: {doubt}." if doubt else ""
 
     def _about(self) -> str:
         """What a trained model is: `sft after PPO on 603 prompts`; empty for a step."""
@@ -282,8 +284,10 @@ class Stage:
         items = list[dict[str, Any]]()
         for reason, count, total in found:
             if count:
-                of = (None, total)[count <= total]  # what was counted twice has no total
-                items.append({"stage": self.name, "reason": reason, "rows": count, "of": of})
+                item = {"stage": self.name, "reason": reason, "rows": count, "of": None}
+                if count <= total:  # else a text was counted twice
+                    item["of"] = total
+                items.append(item)
         return items
 
     def warnings(self) -> Iterator[str]:
@@ -332,7 +336,7 @@ def _run(
         "name": str(recipe.get("name") or folder.resolve().name),
         "folder": str(folder.resolve()),
         "base": str(mapping(recipe.get("model")).get("base") or ""),
-        "outcome": last.get("outcome") or ("incomplete", "done")[done == len(stages)],
+        "outcome": last.get("outcome") or ("done" if done == len(stages) else "incomplete"),
         "message": last.get("message") or "",
         "started": first.get("started") or "",
         "ended": last.get("ended") or "",
@@ -365,7 +369,7 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
     for name, text in warnings_of(folder):
         # At its end, a run prints the stages' reports, with long lines wrapped.
         if not any(whole.startswith(text) for whole in reported):
-            yield name * (name in names), text, True
+            yield name if name in names else "", text, True
 
 
 def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:

@@ -204,7 +204,9 @@ def _finish(axes: Any, x_label: str, legend: bool) -> None:
 
 def _label(text: str) -> str:
     plain = printable(worded(text)).replace("\n", " ").lstrip("_")  # else the legend hides it
-    return plain if len(plain) <= LABEL else f"{plain[: LABEL - 1]}…"
+    if len(plain) <= LABEL:
+        return plain
+    return f"{plain[: LABEL - 1]}…"
 
 
 def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:

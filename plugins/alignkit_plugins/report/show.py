@@ -35,8 +35,9 @@ def shown(folders: Sequence[Path], pruned: bool, opened: bool) -> Result:
     pruned: delete all results of a run but the current ones. opened: open its report in a browser.
     Raises RecipeError for a folder that is not a run's and has none.
     """
-    folder = folders[0] if folders else RUNS
-    runs = [] if is_file(folder / RECIPE) or len(folders) > 1 else runs_in(folder)
+    folder, runs = [*folders, RUNS][0], list[Path]()
+    if len(folders) < 2 and not is_file(folder / RECIPE):
+        runs = runs_in(folder)
     if (pruned or opened) and (len(folders) != 1 or runs):
         refuse(f"--{'prune' if pruned else 'open'} is for one run", "name one RUN")
     if runs:
@@ -87,7 +88,9 @@ def _of_run(facts: Facts, folder: Path) -> list[Block]:
         last.append(f"earlier results: {', '.join(earlier)}")
     if (folder / PAGE).is_file():
         last.append(f"report: {folder / PAGE}")
-    return [*blocks, "\n".join(last)] if last else blocks
+    if last:
+        blocks.append("\n".join(last))
+    return blocks
 
 
 # Several runs

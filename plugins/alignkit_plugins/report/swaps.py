@@ -66,7 +66,9 @@ def _results(
 
 def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
     """The keys of the stages that a complete result depends on."""
-    return record["depends_on"].get("upstream", {}) if record.get("complete") else {}
+    if not record.get("complete"):
+        return {}
+    return dict(record["depends_on"].get("upstream", {}))
 
 
 def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> Swap:
