@@ -60,9 +60,10 @@ def _unused(group: Group) -> str:
         used = {"weight", *LABEL_COLUMNS}
     found = list[str]()
     for name, value in group.meta.items():
-        if isinstance(value, str) and len(value.split()) < 2:
-            value = value.replace(".", "").isdecimal()
-        if name not in used and value:
+        is_word = isinstance(value, str) and len(value.split()) < 2
+        if is_word and not value.replace(".", "").isdecimal():
+            continue
+        if name not in used and value not in (None, [], {}):
             found.append(name)
     return ", ".join(found)
 
