@@ -27,7 +27,7 @@ from alignkit.runs.fingerprint import RunData
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.sampling import TEMPERATURE
+from alignkit_plugins.compare.comparison import TEMPERATURE
 from alignkit_plugins.policies.named_models import NamedModel
 from alignkit_plugins.policies.recipe import NamedModels, names_of, read_models, rollout_of
 from alignkit_plugins.policies.streaming import Answer, answer
