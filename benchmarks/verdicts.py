@@ -137,12 +137,12 @@ def evaluation(
             values = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35)).tolist()
             found: Any = preference(values, [None] * len(values))
             half = {key: found[key] - (key != "p") / 2 for key in ("mean", "low", "high", "p")}
-            own = {"trained_on": False, "tested": True}
+            own: dict[str, Any] = {"trained_on": False, "tested": True}
             rows.append(Row(policy, f"judge {number}", "judge", found, "baseline", half, **own))
         for number in range(DIVERSITY):
             values = random.normal(size=setting.raters[0]).tolist()
             both = {policy: values, "baseline": [0.0] * len(values)}
-            more = {"kind": "diversity", "scale": Scale(None), "tested": True}
+            more: dict[str, Any] = {"kind": "diversity", "scale": Scale(None), "tested": True}
             rows += compared(str(number), both, "baseline", **more)
     rows.sort(key=lambda row: row.policy)
     return adjusted(rows), alone

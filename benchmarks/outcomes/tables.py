@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 import numpy as np
-from alignkit_plugins.evaluate.report import excerpt
 from numpy.typing import NDArray
 
+from alignkit_plugins.compare.tables import excerpt
 from benchmarks.outcomes.rows import START, Answer, Row
 
 DRAWS = 4000

@@ -130,7 +130,7 @@ def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any])
     more = details(rows)
     drawn = _figures(facts, stage)
     if more or drawn:
-        yield Part("Details: diversity, Elo points, columns", [*more, Figures(drawn)], folded=True)
+        yield Part("Details: diversity and columns", [*more, Figures(drawn)], folded=True)
 
 
 def _figures(facts: Mapping[str, Any], stage: str) -> list[Figure]:

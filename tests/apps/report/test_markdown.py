@@ -16,7 +16,7 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
     headings = re.findall("^#+ (.*)$", text, flags=re.MULTILINE)
     assert headings == [
         *("small: done", "Verdict", "Warnings", "Evaluation"),
-        *("The judges in numbers", "Details: diversity, Elo points, columns"),
+        *("The judges in numbers", "Details: diversity and columns"),
         *("Samples", "Largest gains", "At random"),
         *("Training", "SFT", "1 more curves and all numbers", "Judge pairs: labels", "All numbers"),
         *("PPO: align", "1 more curves and all numbers"),
