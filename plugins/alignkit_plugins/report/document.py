@@ -10,9 +10,9 @@ from typing import Any
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence, trust_tables
 from alignkit_plugins.compare.readable import bounds, duration, mapping, number, short, size
-from alignkit_plugins.evaluate.rows import RATED, Row, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import cell, comparisons, details, over, table
-from alignkit_plugins.evaluate.verdicts import GAINS
+from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_of
+from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
+from alignkit_plugins.compare.verdicts import GAINS
 from alignkit_plugins.page import templates
 from alignkit_plugins.people import agreement
 from alignkit_plugins.report import data_card
@@ -138,7 +138,7 @@ def _evaluated(
             yield str(note)
     yield table(main_rows(rows), over(evaluation))
     swaps = [swap for swap in facts["swaps"] if swap["stage"] == stage]
-    compared = [rows, *(rows_of(swap["evaluation"]) for swap in swaps if swap["evaluation"])]
+    compared = [rows, *map(rows_of, swaps)]
     yield from (found for found in map(comparisons, compared) if found.rows)
     folder = facts["run"]["folder"]
     for swap in swaps:
@@ -151,7 +151,7 @@ def _evaluated(
     yield from _judges(cards)
     more = details(rows)
     if more or drawn:
-        title = "Details: diversity, Elo points, columns"
+        title = "Details: diversity and columns"
         yield Part(title, [*more, Figures(drawn)], folded=True)
 
 
