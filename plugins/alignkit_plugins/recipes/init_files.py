@@ -137,10 +137,9 @@ class DataFile:
 
     def limited(self, characters: float) -> DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
-        texts = [
-            *(turn["content"] for group in self.read for turn in group.prompt),
-            *map(all_turns, self.responses),
-        ]
+        texts = [all_turns(response) for response in self.responses]
+        for group in self.read:
+            texts += [turn["content"] for turn in group.prompt]
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):

@@ -17,7 +17,7 @@ from alignkit_plugins.page import templates
 from alignkit_plugins.people import agreement
 from alignkit_plugins.report import data_card
 from alignkit_plugins.report.changes import dotted, flat
-from alignkit_plugins.report.facts import stage_words
+from alignkit_plugins.report.facts import each, stage_words
 from alignkit_plugins.report.figures import Figure, figures_of, main_first, worded
 from alignkit_plugins.report.swaps import evaluated
 
@@ -26,7 +26,6 @@ SAMPLED = (
     "The largest gains and losses, and some prompts at random. Look for answers that only please "
     "the reward."
 )
-MOST = 300  # files in a table
 MOST_METRICS = 40  # of a stage, at its end
 PLOTTED = 6  # metrics of the first screen; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals
@@ -63,7 +62,7 @@ def page(facts: Mapping[str, Any]) -> str:
     """report.html: one file without scripts that needs no network."""
     rows = {stage: main_rows(found) for stage, found in evaluated(facts).items()}
     environment = templates(Path(__file__).parent, titles=stage_titles(facts["stages"]))
-    shares = {row.metric for found in rows.values() for row in found if row.percent}
+    shares = {row.metric for row in each(rows.values()) if row.percent}
     environment.filters |= {
         "duration": duration,
         "short": short,
@@ -251,11 +250,6 @@ def _provenance(facts: Mapping[str, Any]) -> Blocks:
     if facts["recipe"]:
         text = SideBySide("", ["recipe.resolved.yaml"], [facts["recipe"]])
         yield Part("The recipe with all overrides applied", [text], folded=True)
-    files = [[one["name"], size(one["bytes"]), one["sha256"]] for one in facts["files"]]
-    files += [[str(one["name"]), "", one["digest"]] for one in facts["data"] if one["digest"]]
-    if files:
-        table = Table("", ["file", "size", "SHA-256"], files[:MOST], note="report.json has all")
-        yield Part(f"{len(files)} files with their SHA-256", [table], folded=True)
 
 
 def when(stamp: str) -> str:
@@ -316,8 +310,8 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
     if first.percent:
         low, high, margin = 0.0, 1.0, 0.0
     placed = list[dict[str, Any]]()
-    for row, each in zip(rows, ends, strict=True):
-        shares = [(end - low + margin) / (high - low + 2 * margin) for end in each]
+    for row, three in zip(rows, ends, strict=True):
+        shares = [(end - low + margin) / (high - low + 2 * margin) for end in three]
         mean, left, right = (round(100 * min(1.0, max(0.0, share)), 1) for share in shares)
         style = {result: "result", "base": "base"}.get(row.policy, "")
         where = {"left": left, "width": round(right - left, 1), "mean": mean}

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import yaml
 import alignkit
 from alignkit.errors import reason_of, refuse
 from alignkit.evaluation import held_out
-from alignkit.io.digest import file_digest
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
 from alignkit.plugins import plugins
 from alignkit.report import Report
@@ -83,7 +83,7 @@ def facts_of(folder: Path) -> Facts:
         ],
         "next": _next(folder, stages, verdicts),
         "reproduce": _reproduce(folder, recipe, last, stages),
-        "starts": [{key: start.get(key) for key in STARTED} for start in starts],
+        "starts": [_start(start) for start in starts],
         "stages": told,
         "swaps": swaps,
         "evaluations": [{"stage": one.name, "evaluation": one.evaluation} for one in evaluations],
@@ -98,8 +98,11 @@ def facts_of(folder: Path) -> Facts:
         ],
         "parts": parts,
         "recipe": (folder / RECIPE).read_text(encoding="utf-8"),
-        "files": _files(folder, stages),
     }
+
+
+def _start(start: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: start.get(key) for key in STARTED}
 
 
 def load_yaml(text: str) -> dict[str, Any]:
@@ -108,9 +111,9 @@ def load_yaml(text: str) -> dict[str, Any]:
     return dict(yaml.load(text, loader))
 
 
-def each(lists: Iterable[Sequence[Any]]) -> list[Any]:
+def each(lists: Iterable[Iterable[Any]]) -> list[Any]:
     """All items of several lists."""
-    return [item for one in lists for item in one]
+    return list(chain.from_iterable(lists))
 
 
 @dataclass(frozen=True)
@@ -433,16 +436,3 @@ def _parts_of_plugins(
             text = f"a part of {hook.plugin_name} is left out: report_parts must {why}"
             problems.append(("", text, False))
     return found, problems
-
-
-def _files(folder: Path, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """A run's files with their sizes and SHA-256; those of stages as they were when the stage was
-    done.
-    """
-    size = (folder / RECIPE).stat().st_size
-    found = [{"name": RECIPE, "bytes": size, "sha256": file_digest(folder / RECIPE)}]
-    for stage in stages:
-        for name, file in mapping(stage.record.get("files")).items():
-            facts = {"bytes": file["bytes"], "sha256": str(file["sha256"])}
-            found.append({"name": f"{stage.name}/{name}", **facts})
-    return found

@@ -36,7 +36,9 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
         if not one["logged"] and one["text"].partition(";")[0] not in said:
             warnings.append(one["text"])
     told = facts["next"]["told"] or facts["next"]["chat"]
-    last = [line for text in warnings[:1] for line in _wrapped(f"Warning: {text}", OF_WARNING)]
+    last = list[str]()
+    if warnings:
+        last += _wrapped(f"Warning: {warnings[0]}", OF_WARNING)
     if told:
         last += _wrapped(f"next: {told}", OF_WARNING)
     parts = {
@@ -67,7 +69,8 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
 def stage_lines(facts: Mapping[str, Any]) -> list[str]:
     """A line per stage: how it is, how long it took, and what it learned."""
     stages = facts["stages"]
-    names, states = (max(len(one[key]) for one in stages) for key in ("name", "state"))
+    names = max(len(one["name"]) for one in stages)
+    states = max(len(one["state"]) for one in stages)
     lines = list[str]()
     for one in stages:
         start = f"{one['name']:<{names}}  {one['state']:<{states}}"

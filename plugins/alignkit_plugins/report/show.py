@@ -21,7 +21,7 @@ from alignkit_plugins.models.find import RUNS, find_run, runs_in
 from alignkit_plugins.printing import reported
 from alignkit_plugins.report.changes import dotted, flat
 from alignkit_plugins.report.document import page
-from alignkit_plugins.report.facts import Facts, facts_of, load_yaml
+from alignkit_plugins.report.facts import Facts, each, facts_of, load_yaml
 from alignkit_plugins.report.history import starts_of
 from alignkit_plugins.report.results import earlier_results, prune, results_table
 from alignkit_plugins.report.screen import screen, stage_lines
@@ -140,7 +140,7 @@ def _differing(values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row per key whose values are not all equal."""
     every = [flat(one) for one in values]
     rows = list[list[str]]()
-    for path in dict.fromkeys(key for one in every for key in one):
+    for path in dict.fromkeys(each(every)):
         cells = [short(one.get(path)) for one in every]
         if len(set(cells)) > 1:
             brief = [cell if len(cell) <= LONGEST else f"...{cell[-LONGEST:]}" for cell in cells]

@@ -83,10 +83,17 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
     rows = list[Row]()
     for row in main_rows(rows_of(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
-            facts: Any = {"lower": row.lower, "percent": row.percent, "tested": row.tested}
-            learned = {now: row.trained_on}
-            names: Any = ([then, now], then, row.metric)
-            rows += rated(groups, *names, kind=row.kind, trained_on=learned, **facts)
+            rows += rated(
+                groups,
+                [then, now],
+                then,
+                row.metric,
+                kind=row.kind,
+                trained_on={now: row.trained_on},
+                lower=row.lower,
+                percent=row.percent,
+                tested=row.tested,
+            )
     rows = adjusted(rows)
     for result, evaluation in ((then, old), (now, current)):
         for row in rows_of(evaluation):
