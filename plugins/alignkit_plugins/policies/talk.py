@@ -198,7 +198,9 @@ class Talk:
     def rate(self, letter: str, good: bool) -> None:
         """Keep a thumb. letter: of the answer, if there are two."""
         names = dict(zip(LETTERS, self.turns, strict=False))
-        name = names.get(letter, "") if len(names) > 1 else names["a"]
+        if len(names) == 1:
+            letter = "a"
+        name = names.get(letter, "")
         if self.collection is None:
             self.say("not kept; `--collect FILE.feedback` keeps it")
         elif not name:
