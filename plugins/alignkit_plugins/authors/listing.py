@@ -46,7 +46,7 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
 
     Raises RecipeError if there is none.
     """
-    chosen = registry.registrations(name) if name in KINDS else []
+    chosen = [*registry.registrations(name)] if name in KINDS else []
     chosen += [registry.get(kind, name) for kind in KINDS if registry.has(kind, name)]
     plugins = []
     for one in chosen:
@@ -77,7 +77,8 @@ def show_options(name: str, plugins: Sequence[dict[str, Any]]) -> None:
         print(f"{one['kind']} {one['name']} ({one['from']})")
         print_lines(f"  {one['summary']}")
         cells = []
-        for row in (OptionRow(**row) for row in one["options"]):
+        for facts in one["options"]:
+            row = OptionRow(**facts)
             cells.append((row.name, row.type_and_range, row.default, row.description))
         if cells:
             print_table(("option", "type", "default", "meaning"), cells)

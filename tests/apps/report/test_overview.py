@@ -65,9 +65,8 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
 
 def test_shares_have_the_axis_from_0_to_100() -> None:
     share = {"mean": 0.25, "low": 0.0, "high": 0.5}
-    (panel,) = overview.intervals(
-        [Row("sft", "helpful", "metric", share, percent=True, lower=True)], "align"
-    )
+    row = Row("sft", "helpful", "metric", share, percent=True, lower=True)
+    (panel,) = overview.intervals([row], "align")
     assert panel["note"] == "lower is better"
     assert panel["rows"][0] | {"label": ""} == {
         **{
