@@ -45,7 +45,7 @@ def plugins(
 
     loaded = load_plugins()
     if schema:
-        from alignkit_plugins.recipes.json_schema import schema_text
+        from alignkit_plugins.recipes.options import schema_text
 
         text = schema_text(loaded)
         return Result("recipe_schema", json.loads(text), lambda: print(text, end=""))
