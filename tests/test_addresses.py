@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignkit_plugins.ai_feedback.server_options import checked_address
+from alignkit_plugins.ai_feedback.remote import checked_address
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from alignkit import Group, Response
 from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
 from alignkit_plugins.ai_feedback.questions import Item, check_answer
-from alignkit_plugins.ai_feedback.writers import Written
+from alignkit_plugins.ai_feedback.writer import Written
 from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.form import Form

@@ -484,13 +484,13 @@ def register(add: Add) -> None:
     add(
         "judge",
         "local_judge",
-        "alignkit_plugins.ai_feedback.local_judge:LocalJudge",
+        "alignkit_plugins.ai_feedback.judge:LocalJudge",
         "ask a model of this run which response is better (RLAIF)",
     )
     add(
         "judge",
         "openai_judge",
-        "alignkit_plugins.ai_feedback.server_judge:OpenAIJudge",
+        "alignkit_plugins.ai_feedback.judge:OpenAIJudge",
         "ask a model behind an OpenAI-compatible server",
     )
     add(
@@ -502,7 +502,7 @@ def register(add: Add) -> None:
     add(
         "judge",
         "reward_judge",
-        "alignkit_plugins.ai_feedback.reward_judge:RewardJudge",
+        "alignkit_plugins.ai_feedback.panel:RewardJudge",
         "prefer the response that a reward model scores higher",
     )
     add(

@@ -157,10 +157,10 @@ FAULTS = (
     Fault("Infinity", _changed("infinity"), judge=MISSING),
     Fault("number as text", _changed("text"), judge=MISSING),
     Fault("out of range", _changed("range"), judge=MISSING),
-    Fault("wrong count", _changed("count"), judge=MISSING),
-    Fault("duplicated ids", _changed("duplicated"), judge=MISSING),
+    Fault("wrong count", _changed("count"), judge=MISSING, reward=AT_ONCE),
+    Fault("duplicated ids", _changed("duplicated"), judge=MISSING, reward=AT_ONCE),
     Fault("shuffled ids", _changed("shuffled"), judge=RIGHT, reward=RIGHT),
-    Fault("50 MB", _huge, judge=MISSING),
+    Fault("50 MB", _huge),
     Fault("gzip bomb", _body(BOMB, Content_Encoding="gzip"), judge=MISSING),
     Fault("redirect loop", _loop, judge=AT_ONCE, reward=AT_ONCE),
     Fault(

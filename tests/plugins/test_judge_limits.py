@@ -13,7 +13,7 @@ import pytest
 from alignkit import Context, RunFailed
 from alignkit.errors import RemoteError
 from alignkit.judges import CheckedJudge
-from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from tests.plugins.judge_server import Reply, Server, options_of, said, serving, thinking
 from tests.plugins.test_rlaif import component
 
@@ -76,21 +76,10 @@ def test_questions_longer_than_the_context(server: Server, tmp_path: Path) -> No
         judge(server, tmp_path).rate(ITEMS)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, "the server's context may end there"),  # it wrote 40 tokens of 2000
-        ({"max_tokens": 40}, "raise the judge's option max_tokens"),
-        ({"request": {"max_tokens": 40}}, "raise the judge's option max_tokens"),
-    ],
-)
-def test_a_reply_that_the_context_cuts_off(
-    options: dict[str, Any], expected: str, server: Server, tmp_path: Path
-) -> None:
-    usage = {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140}
-    server.script = [Reply(body={**said("Let me think", "length").body, "usage": usage})]
-    first, *others = judge(server, tmp_path, **options).rate(ITEMS[:9])
-    assert first.score is None and expected in first.reason
+def test_a_reply_that_the_context_cuts_off(server: Server, tmp_path: Path) -> None:
+    server.script = [said("Let me think", "length")]
+    first, *others = judge(server, tmp_path).rate(ITEMS[:9])
+    assert first.score is None and "max_tokens, or the server's context" in first.reason
     assert all(rating.score is not None for rating in others)
 
 

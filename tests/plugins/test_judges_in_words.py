@@ -16,12 +16,10 @@ from pydantic import ValidationError
 
 from alignkit import Context, Group, Response, RunFailed, Verdict
 from alignkit.judges import CheckedJudge, costs
-from alignkit_plugins.ai_feedback.chat import PROBE
-from alignkit_plugins.ai_feedback.form import CUT, NO_LINE, THINKING
-from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
-from alignkit_plugins.ai_feedback.judge_quality import judgment
-from alignkit_plugins.ai_feedback.local_judge import LocalJudge
-from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback.judge import LocalJudge, OpenAIJudge
+from alignkit_plugins.ai_feedback.judge_card import card, judgment, trust_tables
+from alignkit_plugins.ai_feedback.prompts import CUT, NO_LINE, REASONS
+from alignkit_plugins.ai_feedback.writer import PROBE, THINKING
 from tests.plugins.judge_server import (
     Reply,
     Server,
@@ -136,7 +134,7 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
     [
         (lambda request: said(line(request, "{word} {code}: {x}"), "length"), CUT),
         (lambda request: said("<think>Verdict: 1", "length"), CUT),
-        (lambda request: said(line(request, "<think>Hm.\n{word} {code}: {x}")), THINKING),
+        (lambda request: said(line(request, "<think>Hm.\n{word} {code}: {x}")), REASONS[THINKING]),
         (lambda request: said(line(request, "{word} {code}: {x}\nI hope this helps.")), NO_LINE),
         (lambda request: said(line(request, "{word}: {x}")), NO_LINE),
         (lambda request: said(line(request, "{word} {other}: {x}")), NO_LINE),
@@ -150,7 +148,7 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
             "the judge's verdict is neither 1 nor 2 nor tie",
         ),
         (lambda request: said(""), NO_LINE),
-        (lambda request: said("<think>" * 100_000), THINKING),
+        (lambda request: said("<think>" * 100_000), REASONS[THINKING]),
         (lambda request: said("Verdict" * 100_000), NO_LINE),
         (lambda request: said(None, reasoning_content="Verdict: 1"), NO_LINE),
         (lambda request: said("1", refusal="no"), "the judge refused"),

@@ -15,12 +15,10 @@ from alignkit import Context, Judge, Pair, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
 from alignkit.judges import CheckedJudge
 from alignkit.report import Report
-from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
-from alignkit_plugins.ai_feedback.judge_quality import judgment
-from alignkit_plugins.ai_feedback.label_tally import refusal
-from alignkit_plugins.ai_feedback.local_judge import LocalJudge
-from alignkit_plugins.ai_feedback.panel import Panel
-from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.judge import LocalJudge
+from alignkit_plugins.ai_feedback.judge_card import card, judgment, trust_tables
+from alignkit_plugins.ai_feedback.panel import Panel, RewardJudge
+from alignkit_plugins.ai_feedback.rlaif import refusal
 from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]
@@ -204,7 +202,7 @@ def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
     )
     assert always["named_first"]["mean"] == 1.0 and first["no_judge"] == third["no_judge"] == ""
     text = Report(trust_tables({"panel": found})).text(200)
-    assert "the judges of panel" in text and names[1] in text
+    assert "panel: " in text and names[1] in text
 
 
 def steered(tmp_path: Path, *orders: tuple[float, float], count: int = 20, **options: Any) -> Any:
