@@ -364,7 +364,7 @@ class _Requests:
         none = ["OpenAI-Organization", "OpenAI-Project"]
         if not self._secret:
             none.append("Authorization")
-        headers = {"headers": dict.fromkeys(none, omit)}
+        headers: Any = {"headers": dict.fromkeys(none, omit)}
         content = json.dumps(body).encode()  # ASCII: data may have an unpaired surrogate
         problem = ""
         for attempt in range(self._options.max_retries + 1):

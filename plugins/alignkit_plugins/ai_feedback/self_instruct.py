@@ -7,9 +7,9 @@ arXiv:2212.10560. Differs from the paper: a chat model is asked for a list of ta
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, StepContext, StepData, seeds
 from alignkit.report import Table
@@ -77,7 +77,9 @@ class SelfInstruct(AskingStep):
             for number, reply in zip(numbers, replies, strict=True):
                 named = {"template": "self_instruct", "question": number}
                 origin = origin_of(writer.origin, [reply], **named)
-                for text in islice(_new_tasks(desk, reply, texts), options.count - len(made)):
+                for text in itertools.islice(
+                    _new_tasks(desk, reply, texts), options.count - len(made)
+                ):
                     made.append(row(question_of(text), {"writer": origin}))
             done = f"{len(made)} of {options.count} tasks after {numbers.stop} questions"
             context.say(f"{context.out.name}: {done}")
@@ -147,9 +149,10 @@ def listed(reply: Written) -> list[tuple[str, bool]]:
     """
     every = list(_ITEM.finditer(reply.text))
     items = [item for item in every if len(item[1]) <= len(every[0][1])]  # no list within a task
+    ends = [item.start() for item in items[1:]]
     tasks = []
-    for item, after in zip(items, [*items[1:], None], strict=True):
-        text = reply.text[item.end() : after.start() if after else None].strip()
+    for item, end in itertools.zip_longest(items, ends):
+        text = reply.text[item.end() : end].strip()
         if text:
-            tasks.append((text, bool(after) or not reply.truncated))
+            tasks.append((text, end is not None or not reply.truncated))
     return tasks
