@@ -13,8 +13,5 @@ PATIENCE = float(
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """Servers that fail are soon asked again."""
-    with (
-        mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.01),
-        mock.patch("alignkit_plugins.ai_feedback.remote.MALFORMED_PAUSE", 0.01),
-    ):
+    with mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.01):
         yield

@@ -215,14 +215,14 @@ def test_thoughts_are_no_part_of_what_is_learned(
     )
 
 
-def test_a_wrong_setting_costs_one_question(
+def test_a_wrong_setting_costs_a_few_questions(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.judge = lambda request: Reply(status=400, body={"error": "user must be a number"})
     run(tmp_path, server.url, expected=1, prompts=[f"q{n}" for n in range(9)])
     err = capsys.readouterr().err
-    assert len(server.requests) == 1 and "no reply of use to the first questions: HTTP 400" in err
-    assert "user must be a number" in err and "change 'model' or 'request'" in err
+    assert len(server.requests) == 4 and "no reply of use to the first questions: HTTP 400" in err
+    assert "user must be a number" in err and "`request`" in err
 
 
 def test_a_stopped_run_continues_and_asks_nothing_twice(tmp_path: Path, server: Server) -> None:

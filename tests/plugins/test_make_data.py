@@ -28,13 +28,11 @@ from alignkit_plugins.ai_feedback import questions
 from alignkit_plugins.ai_feedback.categorize import Categorize, letter_in
 from alignkit_plugins.ai_feedback.make_data import Texts, agreement
 from alignkit_plugins.ai_feedback.questions import (
-    Item,
-    Passage,
-    check_answer,
     items_of,
     passages_of,
     quoted,
     read_texts,
+    why_another,
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.self_instruct import SelfInstruct, listed
@@ -303,9 +301,9 @@ def test_questions_whose_answers_a_quotation_shows(
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
     assert [each["dropped"] for each in dropped(folder)] == [
         "near duplicate",
-        "the second answer differs",
         "the question says the answer",
         "the quotation is not in the passage",
+        "the second answer differs",
         "the quotation does not answer the question",
     ]
     seconds = [
@@ -345,9 +343,8 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
         ("5.5", "5", False), ("-5", "5", False), ("1,000", "1", False), ("Ann did not die", "Ann did die", False),
         ("Paris", "not Paris", False), ("No", "No, she didn't.", True),
     ):  # fmt: skip
-        item = Item("", answer, source="", section="", passage="")
-        check_answer(item, Written(second))
-        assert item.dropped == ("" if same else "the second answer differs"), (answer, second)
+        why = "" if same else "the second answer differs"
+        assert why_another(answer, Written(second)) == why, (answer, second)
     assert (
         agreement("Paris", "It is Paris.") == 1
         and agreement("12 May", "13 May") == 0.5
@@ -366,8 +363,11 @@ def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
 Question: Is salt white?
 Answer: Yes
 Quotation: Salt is"""
-    items = items_of(Passage("x", "x"), Written(text, truncated=True))
-    assert [(each.question, each.answer, each.quotation, each.dropped) for each in items] == [
+    items = items_of(Written(text, truncated=True))
+    assert [
+        (*map(each.get, ("question", "answer", "quotation")), each.get("dropped", ""))
+        for each in items
+    ] == [
         ("Why is the sea salty?", "Rivers.", "", "no answer or no quotation"),
         ("What is the depth of the sea?", "4 km", "The sea is 4 km deep", ""),
         ("Is salt white?", "Yes", "Salt is", "cut off"),

@@ -45,7 +45,6 @@ ROWS = [
         ],
         "tools": TOOLS,
         "answers": ["sunny", "rain"][number],
-        "attacks": [f"weather in {city}?"],
     }
     for number, city in enumerate(("Oslo", "Rome"))
 ]
@@ -83,7 +82,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "attacked": {
         "step": "red_team",
         "policies": ["sft"],
-        "attacker": None,
+        "attacker": "base",
         "turns": 1,
         "reward": PYTHON,
         "success": ">= 0",

@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 
 from alignkit import Context, Field, Group, Judge, Message, PolicyRef, Rating, RunFailed, Verdict
 from alignkit.errors import SameFirstToken
-from alignkit.judges import Item, Rated, Rubric
+from alignkit.judges import Item, Rated, Rubric, costs
 from alignkit_plugins.ai_feedback.judge_card import side
 from alignkit_plugins.ai_feedback.prompts import (
     OUT_OF_SCALE,
@@ -56,13 +56,14 @@ class Answer:
     """Log-probabilities of the two answers in nats, or the reason why they are missing.
 
     bound: the largest log-probability of an answer that is -inf, because a server did not return it.
-    tokens, cost: as those of a Verdict.
+    calls, tokens, cost: as those of a Verdict.
     """
 
     one: float = -math.inf
     two: float = -math.inf
     reason: str = ""
     bound: float = -math.inf
+    calls: int = 1
     tokens: int | None = None
     cost: float | None = None
 
@@ -117,19 +118,13 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
         reason = ab.unusable(min_mass) or ba.unusable(min_mass)
         if not reason and side(low[i]) != side(high[i]):
             reason = "an answer is not among the tokens that the server returned, and could decide"
-        mass = (ab.mass + ba.mass) / 2
-        spent: dict[str, Any] = {"calls": 2, "tokens": None, "cost": None}
-        if ab.tokens is not None and ba.tokens is not None:
-            spent["tokens"] = ab.tokens + ba.tokens
-        if ab.cost is not None and ba.cost is not None:
-            spent["cost"] = ab.cost + ba.cost
+        mass, spent = (ab.mass + ba.mass) / 2, costs([ab, ba])
         if reason:
             mass = 0.0 if math.isnan(mass) else mass
             found.append(Verdict(None, mass=mass, reason=reason, **spent))
         else:
-            first, second = by_order[:, i].tolist()
-            bounded = ab.bounded or ba.bounded
-            found.append(Verdict(p_first[i], (first, second), mass, bounded=bounded, **spent))
+            orders, bounded = tuple(by_order[:, i].tolist()), ab.bounded or ba.bounded
+            found.append(Verdict(p_first[i], orders, mass, bounded=bounded, **spent))
     return found
 
 

@@ -72,9 +72,11 @@ def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> C
     def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
         return [asdict(verdict) for verdict in compare([tuple(row) for row in chunk])]
 
-    return lambda items: [
-        Verdict(**row) for row in map_rows(name, [list(item) for item in items], judged)
-    ]
+    def stored(items: Sequence[Item]) -> list[Verdict]:
+        rows = [list(item) for item in items]
+        return [Verdict(**row) for row in map_rows(name, rows, judged)]
+
+    return stored
 
 
 # Verdicts

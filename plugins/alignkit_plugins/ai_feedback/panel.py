@@ -1,18 +1,17 @@
 """Judges that ask no model in words: a panel of other judges, and a reward model.
 
-The mean of a panel is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). The worst is
-harder to exploit for a policy that learns from it (Coste et al. 2023, arXiv:2310.02743). A judge without
-a verdict is left out. If no more than half remain, the panel has none, either.
+The mean of a panel is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). A judge without a
+verdict is left out. If no more than half remain, the panel has none, either.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import alignkit
 from alignkit import (
@@ -29,38 +28,13 @@ from alignkit import (
     Verdict,
 )
 from alignkit.judges import Item, Rated, Rubric, costs
-from alignkit_plugins.ai_feedback.judge_card import judge_names, side
+from alignkit_plugins.ai_feedback.judge_card import judge_names
 
 NO_ROOM = "the prompt leaves the reward model no room for a response"
 
-Combine = Callable[[Sequence[float]], float]
 
-
-def _worst(ps: Sequence[float]) -> float:
-    """The least sure verdict if all prefer the same response, else a tie.
-
-    It is 1 - itself if the responses swap.
-    """
-    if min(ps) > 0.5:
-        return min(ps)
-    return max(ps) if max(ps) < 0.5 else 0.5
-
-
-def _majority(ps: Sequence[float]) -> float:
-    votes = sum(side(p) or 0 for p in ps)
-    return 0.5 if votes == 0 else float(votes > 0)
-
-
-COMPARED: dict[str, Combine] = {
-    "mean": statistics.fmean,
-    "worst": _worst,
-    "majority": _majority,
-}
-RATED: dict[str, Combine] = {"mean": statistics.fmean, "worst": min, "majority": statistics.median}
-
-
-def joint(verdicts: Sequence[Verdict], combine: str = "mean", **more: Any) -> Verdict:
-    """One verdict of several on the same pair. Those that are missing do not count, except for what
+def joint(verdicts: Sequence[Verdict], **more: Any) -> Verdict:
+    """The mean of several verdicts on the same pair. Those that are missing do not count, except for what
     they cost.
     """
     ps = [verdict.p_first for verdict in verdicts if verdict.p_first is not None]
@@ -71,27 +45,21 @@ def joint(verdicts: Sequence[Verdict], combine: str = "mean", **more: Any) -> Ve
         return Verdict(None, mass=mass, reason=verdicts[0].reason, **more)
     orders = [verdict.p_orders for verdict in known if verdict.p_orders]
     both = None
-    if combine == "mean" and len(orders) == len(known):
+    if len(orders) == len(known):
         first, second = map(statistics.fmean, zip(*orders, strict=True))
         both = (first, second)
     bounded = any(verdict.bounded for verdict in known)
-    verdict = Verdict(COMPARED[combine](ps), both, mass, bounded=bounded, **more)
+    verdict = Verdict(statistics.fmean(ps), both, mass, bounded=bounded, **more)
     return replace(verdict, p_first=0.5) if verdict.tied else verdict
 
 
 class Panel(Judge):
-    """Ask several judges, and combine what they say."""
+    """Ask several judges; the mean of what they say counts."""
 
     compares_by_rubric: ClassVar[bool] = True
 
     class Options(alignkit.Options):
         judges: list[JudgeRef] = Field(min_length=2, description="judges to ask")
-        combine: Literal["mean", "worst", "majority"] = Field(
-            "mean",
-            description="`mean`; `worst`: the least sure verdict if all prefer the same response, else a "
-            "tie, and the lowest rating; `majority`: the response that more judges prefer, and the median "
-            "rating",
-        )
 
     options: Options
 
@@ -113,9 +81,7 @@ class Panel(Judge):
         columns = [judge.compare(items, rubric) for judge in self._judges]
         found = []
         for verdicts in zip(*columns, strict=True):
-            verdict = joint(
-                verdicts, self.options.combine, parts=dict(zip(names, verdicts, strict=True))
-            )
+            verdict = joint(verdicts, parts=dict(zip(names, verdicts, strict=True)))
             known = [each.p_first is not None for each in verdicts]
             if reason := self._too_few(known, [each.reason for each in verdicts]):
                 verdict = replace(
@@ -140,7 +106,7 @@ class Panel(Judge):
                     scores.append((rating.score - low) / (high - low))
             known = [each.score is not None for each in ratings]
             reason = self._too_few(known, [each.reason for each in ratings])
-            score = None if reason else RATED[self.options.combine](scores)
+            score = None if reason else statistics.fmean(scores)
             spent: dict[str, Any] = costs(ratings)
             found.append(Rating(score, reason, **spent))
         return found

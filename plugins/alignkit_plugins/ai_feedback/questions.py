@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +77,6 @@ _HEADING = re.compile(
 _MARKS = "\"“”„'‘’«» \n\t"
 
 
-@dataclass
-class Item:
-    """A question about a passage.
-
-    second_answer: by the quotation alone. dropped: why it is of no use, or empty.
-    """
-
-    question: str
-    answer: str = ""
-    quotation: str = ""
-    _: KW_ONLY
-    source: str
-    section: str
-    passage: str
-    second_answer: str = ""
-    dropped: str = ""
-
-
 class Questions(AskingStep):
     """Ask a writer for questions about every passage, and keep those that pass.
 
@@ -133,39 +115,38 @@ class Questions(AskingStep):
         texts = read_texts(options.texts)
         passages = self._passages(desk, texts)
         writer = writer_of(context, "questions", options.writer, options.sampled())
-        asking = [filled(ASK, count=QUESTIONS, passage=each.text) for each in passages]
-        replies = desk.ask("questions", writer, list(map(question_of, asking)), most)
-        items, origins, seen = list[Item](), list[dict[str, Any]](), Texts()
+        asking = [question_of(filled(ASK, count=QUESTIONS, passage=each.text)) for each in passages]
+        items, seen = list[Item](), Texts()
+        replies = desk.ask("questions", writer, asking, most)
         for passage, reply in zip(passages, replies, strict=True):
-            own = items_of(passage, reply)
-            if reply.text and not own:
+            found = items_of(reply)
+            if reply.text and not found:
                 desk.drop("no question in the reply", text=reply.text)
-            items += own
-            origins += [origin_of(writer.origin, [reply], template="questions")] * len(own)
-        for item in items:
-            item.dropped = item.dropped or _why_not(item, seen)
-        passing = [item for item in items if not item.dropped]
-        asking = [
-            filled(CHECK, quotation=each.quotation, question=each.question) for each in passing
-        ]
-        replies = desk.ask("answers", writer, list(map(question_of, asking)), most)
-        for item, reply in zip(passing, replies, strict=True):
-            check_answer(item, reply)
-        rows = list[Group]()
-        for item, origin in zip(items, origins, strict=True):
-            columns = {**asdict(item), "writer": origin}
-            reason = columns.pop("dropped")
-            if reason:
-                desk.drop(reason, **columns)
+            origin = origin_of(writer.origin, [reply], template="questions")
+            for item in found:
+                reason = item.pop("dropped", "") or _why_not(item, passage.text, seen)
+                item |= {"source": passage.source, "section": passage.section}
+                item |= {"passage": passage.text, "writer": origin}
+                if reason:
+                    desk.drop(reason, **item)
+                else:
+                    items.append(item)
+        asking = [question_of(filled(CHECK, **item)) for item in items]
+        rows, shown = list[Group](), []
+        replies = desk.ask("answers", writer, asking, most)
+        for item, reply in zip(items, replies, strict=True):
+            item["second_answer"] = reply.text
+            if reason := why_another(item["answer"], reply):
+                desk.drop(reason, **item)
                 continue
-            question, answer = columns.pop("question"), columns.pop("answer")
-            prompt = filled(options.prompt, passage=item.passage, question=question)
-            rows.append(row(question_of(prompt), columns, [Response(answer, source=writer.name)]))
-        about = f"{len(passages)} passages of {len(texts)} texts"
+            shown.append(_shown(item))
+            question, answer = item.pop("question"), item.pop("answer")
+            prompt = filled(options.prompt, passage=item["passage"], question=question)
+            rows.append(row(question_of(prompt), item, [Response(answer, source=writer.name)]))
         facts = {"texts": len(texts), "passages": len(passages), "questions": len(rows)}
-        shown = [_shown(item) for item in passing if not item.dropped][:SHOWN]
+        about = f"{len(passages)} passages of {len(texts)} texts"
         headline = f"{writer.name}: {len(rows)} questions about {about}"
-        return desk.artifact(headline, rows, facts, *shown, usable=bool(rows))
+        return desk.artifact(headline, rows, facts, *shown[:SHOWN], usable=bool(rows))
 
     def _passages(self, desk: Desk, texts: Sequence[tuple[str, str]]) -> list[Passage]:
         """Those that are long enough."""
@@ -182,24 +163,27 @@ class Questions(AskingStep):
         return passages[: self.options.limit]
 
 
-def items_of(passage: Passage, reply: Written) -> list[Item]:
+Item = dict[str, Any]
+"""A question with its answer and quotation, and `dropped`: why it is of no use."""
+
+
+def items_of(reply: Written) -> list[Item]:
     """The questions in a reply. The last one of a reply that was cut off may not be whole."""
     items = list[Item]()
-    where = {"source": passage.source, "section": passage.section, "passage": passage.text}
     _, *parts = _FIELD.split(reply.text)
     for name, text in zip(parts[::2], parts[1::2], strict=True):
-        words = " ".join(text.split())
-        if name.lower() == "question":
-            items.append(Item(words, **where))
-        elif items and name.lower() == "answer":
-            items[-1].answer = words
+        words, kind = " ".join(text.split()), name.lower()
+        if kind == "question":
+            items.append({"question": words, "answer": "", "quotation": ""})
+        elif items and kind == "answer":
+            items[-1]["answer"] = words
         elif items:
-            items[-1].quotation = words.strip(_MARKS)
+            items[-1]["quotation"] = words.strip(_MARKS)
     for item in items:
-        if not (item.question and item.answer and item.quotation):
-            item.dropped = "no answer or no quotation"
+        if not all(item.values()):
+            item["dropped"] = "no answer or no quotation"
     if reply.truncated and items:
-        items[-1].dropped = "cut off"
+        items[-1]["dropped"] = "cut off"
     return items
 
 
@@ -212,31 +196,28 @@ def quoted(quotation: str, passage: str) -> str:
     return match[0] if match else ""
 
 
-def _why_not(item: Item, seen: Texts) -> str:
+def _why_not(item: Item, passage: str, seen: Texts) -> str:
     """Why an item is of no use, before the second question is asked."""
-    quotation = quoted(item.quotation, item.passage)
-    if not quotation:
+    words = quoted(item["quotation"], passage)
+    if not words:
         return "the quotation is not in the passage"
-    item.quotation = quotation
-    if agreement(item.answer, item.question) == 1:
+    item["quotation"] = words
+    if agreement(item["answer"], item["question"]) == 1:
         return "the question says the answer"
-    if seen.nearest(item.question)[0] >= OVERLAP:
+    if seen.nearest(item["question"])[0] >= OVERLAP:
         return "near duplicate"
-    seen.add(item.question)
+    seen.add(item["question"])
     return ""
 
 
-def check_answer(item: Item, reply: Written) -> None:
-    """Drop an item whose second answer differs."""
-    item.second_answer = reply.text
+def why_another(answer: str, reply: Written) -> str:
+    """Why a second answer, by the quotation alone, is another one; empty if it is the same."""
     if not reply.text:
-        item.dropped = f"no second answer: {reply.reason}"
-    elif UNKNOWN in reply.text.lower():
-        item.dropped = "the quotation does not answer the question"
-    elif not same(reply.text, item.answer):
-        few = agreement(item.answer, reply.text) < AGREEMENT
-        if few or _differ(item.answer, reply.text):
-            item.dropped = "the second answer differs"
+        return f"no second answer: {reply.reason}"
+    if UNKNOWN in reply.text.lower():
+        return "the quotation does not answer the question"
+    alike = agreement(answer, reply.text) >= AGREEMENT and not _differ(answer, reply.text)
+    return "" if alike or same(reply.text, answer) else "the second answer differs"
 
 
 def _differ(one: str, other: str) -> bool:
@@ -249,9 +230,9 @@ def _differ(one: str, other: str) -> bool:
 
 
 def _shown(item: Item) -> SideBySide:
-    headings = ["answer", "quotation", "second answer"]
-    texts = [item.answer, item.quotation, item.second_answer]
-    return SideBySide(f"{item.source}: {item.question}", headings, texts)
+    texts = [item["answer"], item["quotation"], item["second_answer"]]
+    title = f"{item['source']}: {item['question']}"
+    return SideBySide(title, ["answer", "quotation", "second answer"], texts)
 
 
 # Texts

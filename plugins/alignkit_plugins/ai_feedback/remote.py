@@ -4,7 +4,7 @@
     replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
 
 `read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`. Failures that may be
-temporary (no connection, time-outs, 408, 429, 5xx, malformed replies) are retried, by the client of OpenAI's package.
+temporary (no connection, time-outs, 408, 429, 5xx) are retried, by the client of OpenAI's package.
 Other statuses, and a server that stays unavailable, end the run with a `RemoteError`. Replies received by then are
 stored and not requested again.
 
@@ -20,7 +20,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -35,15 +35,12 @@ from alignkit.options import Options
 from alignkit.reward import Progress, no_progress
 
 if TYPE_CHECKING:
-    import httpx2
     from openai import AsyncOpenAI
 
 __all__ = ["Malformed", "Remote", "RemoteOptions", "Reply", "key_of", "stored_replies_only"]
 
 SHORTEST_KEY = 6  # characters: a shorter one, such as `none`, is a word of replies
-MOST_BYTES = 1 << 20  # a longer body is malformed
-MALFORMED_PAUSE = 1.0  # seconds before a malformed reply is asked for again
-MOST_MALFORMED = 20  # requests in a row without a reply that can be used, each after its retries
+MOST_MALFORMED = 20  # replies in a row that cannot be read
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
 LAST_SECONDS = 3.0  # for the last replies after a failure or a request to stop
 SAID = 200  # characters of a server's words in a message
@@ -186,7 +183,7 @@ def stored_replies_only() -> Iterator[None]:
 
 
 class Malformed(Exception):
-    """A server's reply cannot be read. It is retried, then given up as unusable. Raised by `read`."""
+    """A server's reply cannot be read. Raised by `read`."""
 
 
 @dataclass(frozen=True)
@@ -322,6 +319,7 @@ class _Requests:
         A judge may take minutes, and replies under way will have to be paid for, so they have
         LAST_SECONDS to arrive.
         """
+        from httpx2 import AsyncClient
         from openai import AsyncOpenAI
 
         options, waiting = self._options, deque(bodies.items())
@@ -329,7 +327,10 @@ class _Requests:
             api_key=self._secret or "none",
             base_url=options.base_url,
             max_retries=options.max_retries,
-            http_client=_http_client(options.timeout_seconds, options.concurrency),
+            # Redirects would receive the key.
+            http_client=AsyncClient(
+                timeout=options.timeout_seconds, follow_redirects=False, trust_env=False
+            ),
         ) as client:
             count = min(options.concurrency, len(waiting))
             workers = [asyncio.create_task(self._work(client, waiting)) for _ in range(count)]
@@ -356,44 +357,43 @@ class _Requests:
             self._done(len(self._replies))
 
     async def _reply(self, client: AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
-        """The reply to a request. One that the server refuses, or that stays malformed, is unusable."""
+        """The reply to a request. One that the server refuses, or that cannot be read, is unusable."""
         import httpx2
-        from openai import APIConnectionError, APIStatusError, omit
+        from openai import APIConnectionError, APIStatusError, APITimeoutError, omit
 
         # Nothing of the environment is sent, and without a key no header for one.
         none = ["OpenAI-Organization", "OpenAI-Project"]
         if not self._secret:
             none.append("Authorization")
-        headers: Any = {"headers": dict.fromkeys(none, omit)}
+        options: Any = {"headers": dict.fromkeys(none, omit)}
         content = json.dumps(body).encode()  # ASCII: data may have an unpaired surrogate
-        problem = ""
-        for attempt in range(self._options.max_retries + 1):
-            await asyncio.sleep(MALFORMED_PAUSE * bool(attempt))
-            try:
-                response = await client.post(
-                    self._remote.url, content=content, cast_to=httpx2.Response, options=headers
-                )
-            except APIStatusError as error:
-                response = error.response
-            except APIConnectionError as error:
-                cause = error.__cause__
-                raise self._error(f"{type(cause).__name__}: {cause}; {RESUME}") from None
-            text = self._without_key(response.content)
-            if response.status_code >= 300:
-                return self._refused(response.status_code, text)
-            try:
-                value = self._remote.read(text)
-            except Malformed as error:
-                problem = str(error)
-                continue
-            self._check_model(str(body.get("model")), text)
-            self._malformed = 0
-            return Reply(value)
-        self._malformed += 1
-        if self._malformed >= MOST_MALFORMED:
+        url = self._remote.url
+        try:
+            response = await client.post(
+                url, content=content, cast_to=httpx2.Response, options=options
+            )
+        except APIStatusError as error:
+            response = error.response
+        except APITimeoutError:
+            late = f"no answer within {self._options.timeout_seconds:g} s"
+            raise self._error(f"{late}; {RESUME}\nhelp: {LATE}") from None
+        except APIConnectionError as error:
+            cause = error.__cause__
+            raise self._error(f"{type(cause).__name__}: {cause}; {RESUME}") from None
+        text = self._without_key(response.content)
+        if response.status_code >= 300:
+            return self._refused(response.status_code, text)
+        try:
+            value = self._remote.read(text)
+        except Malformed as error:
+            self._malformed += 1
+            if self._malformed < MOST_MALFORMED:
+                return Reply(reason=str(error))
             what = f"{MOST_MALFORMED} requests in a row had no reply that can be used"
-            raise self._error(f"{what}: {problem}; {RESUME}")
-        return Reply(reason=problem)
+            raise self._error(f"{what}: {error}; {RESUME}") from None
+        self._check_model(str(body.get("model")), text)
+        self._malformed = 0
+        return Reply(value)
 
     def _refused(self, status: int, text: bytes) -> Reply:
         """An unusable reply with the server's words. Raises RemoteError if it ends the run."""
@@ -438,37 +438,6 @@ async def _finished(workers: Sequence[asyncio.Task[None]]) -> None:
         )
         for worker in ended:
             worker.result()
-
-
-def _http_client(seconds: float, connections: int) -> httpx2.AsyncClient:
-    """A client that bounds the time and the size of each attempt. It follows no redirect."""
-    import httpx2
-
-    class Client(httpx2.AsyncClient):
-        async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-            body = bytearray()
-            try:
-                # httpx2's own limit never ends a slow trickle of bytes.
-                async with asyncio.timeout(seconds):
-                    response = await super().send(request, **{**options, "stream": True})
-                    async with aclosing(response):
-                        async for part in response.aiter_raw():
-                            body += part
-                            if len(body) > MOST_BYTES:
-                                raise httpx2.ReadError("the reply is larger than 1 MiB")
-            except TimeoutError:
-                raise httpx2.ReadTimeout(f"no answer within {seconds:g} s\nhelp: {LATE}") from None
-            retry = {"retry-after": response.headers.get("retry-after", "")}
-            status, content = response.status_code, bytes(body)
-            return httpx2.Response(status, headers=retry, content=content, request=request)
-
-    # Without compression, the bytes counted on arrival are the bytes in memory.
-    return Client(
-        headers={"Accept-Encoding": "identity"},
-        limits=httpx2.Limits(max_connections=connections),
-        timeout=None,
-        trust_env=False,
-    )
 
 
 def model_in(text: bytes) -> str | None:

@@ -12,7 +12,7 @@ once; a revision that was cut off, is empty or was refused is left out and count
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,8 @@ from alignkit.evaluation import statistics
 from alignkit.report import SideBySide
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, policies_of
-from alignkit_plugins.ai_feedback.writer import Server, Writer, Written, writer_of
+from alignkit_plugins.ai_feedback.writer import Server, Writer, Written, ask, writer_of
 from alignkit_plugins.compare.comparison import prompts_to_compare
-from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (
@@ -61,12 +60,13 @@ _QUOTED = re.compile(r"\A(?:\"([^\"]+)\"|“([^“”]+)”)\Z", re.DOTALL)
 class Chain:
     """A prompt with its answer and what became of it.
 
-    principles: one for each round. rounds: a dictionary with principle, critique and revision each.
-    dropped: why the chain is of no use; empty if it is.
+    principles: one for each round. turns: the conversation that is continued next. rounds: a dictionary
+    with principle, critique and revision each. dropped: why the chain is of no use; empty if it is.
     """
 
     group: Group
     principles: Sequence[Principle]
+    turns: list[Message]
     answer: str = ""
     rounds: list[dict[str, str]] = field(default_factory=list)
     dropped: str = ""
@@ -76,18 +76,28 @@ class Chain:
         """The last revision, or the answer."""
         return self.rounds[-1]["revision"] if self.rounds else self.answer
 
-    def add(self, by: Principle, critique: Written, revision: Written) -> None:
-        """Add a round, or the reason why the chain ends here.
+    def take(self, kind: str, written: Written) -> str:
+        """What a model wrote. Without a text the chain ends here."""
+        if not written.text:
+            self.dropped = f"no {kind}, {written.reason}"
+        return written.text
 
-        A critique may be cut off: what it says still counts.
-        """
-        text = without_lead_in(revision.text)
-        self.rounds.append({"principle": by.name, "critique": critique.text, "revision": text})
-        if not critique.text:
-            self.dropped = f"no critique, {critique.reason}"
-        elif not text:
-            self.dropped = f"no revision, {revision.reason}"
-        elif revision.truncated:
+    def ask_for_critique(self, by: Principle) -> None:
+        """Begin a round."""
+        question = CRITIQUE.replace("{critique}", by.critique or "")
+        self.turns = [*self.group.prompt, _turn("assistant", self.newest), _turn("user", question)]
+
+    def ask_for_revision(self, by: Principle, critique: Written) -> None:
+        """Go on with a critique. It may be cut off: what it says still counts."""
+        text = self.take("critique", critique)
+        self.rounds.append({"principle": by.name, "critique": text, "revision": ""})
+        question = REVISION.replace("{revise}", by.revise or "")
+        self.turns += [_turn("assistant", text), _turn("user", question)]
+
+    def end_round(self, revision: Written) -> None:
+        """The revision, without its lead-in."""
+        self.rounds[-1]["revision"] = without_lead_in(self.take("revision", revision))
+        if revision.text and revision.truncated:
             self.dropped = "revision longer than max_new_tokens"
 
 
@@ -138,6 +148,7 @@ class Revise(AskingStep):
 
     def run(self, context: StepContext) -> Artifact:
         options, desk, sampling = self.options, Desk(context), self.options.sampled()
+        length = sampling["max_new_tokens"]
         answering = writer_of(context, "revise", options.policy, sampling)
         sampling.pop("min_new_tokens", None)  # of answers
         # First, so that a missing key shows before sampling.
@@ -146,16 +157,37 @@ class Revise(AskingStep):
         chains = []
         for group in prompts:
             own = drawn(self._principles(), options.rounds, context.seed, context.stage, group.id)
-            chains.append(Chain(group, own))
-        self._answer(context, answering, chains)
-        for number in range(options.rounds):
+            chains.append(Chain(group, own, list(group.prompt)))
+
+        def written(
+            kind: str, writer: Writer, most: int, number: int = 0
+        ) -> Iterator[tuple[Chain, Written]]:
+            """What comes next in each chain. number: of the round, from 0."""
             going = [chain for chain in chains if not chain.dropped]
-            self._revise(context, desk, critic, going, number)
+
+            def seed(first: int) -> int:
+                which = [number, going[first].group.id] if writer is critic else [first]
+                return seeds.number(context.seed, context.stage, kind, *which)
+
+            questions = [Group(tuple(each.turns), tools=each.group.tools) for each in going]
+            replies = ask(context, f"{kind}-{number + 1}", writer, questions, most, seed=seed)
+            desk.spent += replies
+            return zip(going, replies, strict=True)
+
+        for chain, reply in written("answer", answering, length):
+            chain.answer = chain.take("answer", reply)
+        for number in range(options.rounds):
+            for chain in chains:
+                chain.ask_for_critique(chain.principles[number])
+            for chain, reply in written("critique", critic, options.critique_tokens, number):
+                chain.ask_for_revision(chain.principles[number], reply)
+            for chain, reply in written("revision", critic, length, number):
+                chain.end_round(reply)
+        kept = [chain for chain in chains if not chain.dropped]
         for chain in chains:
             if chain.dropped:
                 told = {"answer": chain.answer, "rounds": chain.rounds}
                 desk.drop(chain.dropped, prompt=list(chain.group.prompt), **told)
-        kept = [chain for chain in chains if not chain.dropped]
         facts: dict[str, Any] = {
             "critic": critic.name,
             "prompts": len(chains),
@@ -172,86 +204,18 @@ class Revise(AskingStep):
                 f"; {facts['unchanged']} repeat the answer\nmean length: answers {answer:.0f} "
                 f"characters, revisions {revision:.0f}"
             )
-        rows = [_row(chain, critic.name) for chain in kept]
+        rows = []
+        for chain in kept:
+            revise = {"answer": chain.answer, "rounds": chain.rounds}
+            meta = {**chain.group.meta, "revise": revise}
+            response = Response(chain.newest, source=critic.name)
+            rows.append(replace(chain.group, responses=(response,), meta=meta, pairs=None))
         parts = [*map(_shown, kept[:SHOWN]), "\n".join(facts["notes"])]
         return desk.artifact(headline, rows, facts, *parts, usable=bool(kept))
 
     def _principles(self) -> list[Principle]:
         """Those that can criticize and revise."""
         return [each for each in self.options.constitution if each.critique is not None]
-
-    def _answer(self, context: StepContext, writer: Writer, chains: Sequence[Chain]) -> None:
-        """Let the policy answer every prompt."""
-        length = self.options.sampled()["max_new_tokens"]
-
-        def answered(rows: Sequence[Any]) -> list[Any]:
-            seed = seeds.number(context.seed, context.stage, "answer", rows[0][0])
-            return list(map(vars, writer.write(prompts_from_rows(rows), length, seed)))
-
-        rows = [prompt_to_row(number, chain.group) for number, chain in enumerate(chains)]
-        for chain, row in zip(chains, context.map("answers", rows, answered), strict=True):
-            chain.answer = row["text"]
-            chain.dropped = f"no answer, {row['reason']}" if row["reason"] else ""
-
-    def _revise(
-        self,
-        context: StepContext,
-        desk: Desk,
-        critic: Writer,
-        chains: Sequence[Chain],
-        number: int,
-    ) -> None:
-        """One round: a critique and a revision of every chain. number: of the round, from 0."""
-        length = self.options.sampled()["max_new_tokens"]
-        named = {principle.name: principle for principle in self._principles()}
-
-        def revised(rows: Sequence[Any]) -> list[Any]:
-            first = rows[0][0]
-            questions = []
-            for _, prompt, text, name, tools in rows:
-                turns = critique_question(prompt, text, named[name])
-                questions.append(Group(tuple(turns), tools=tuple(tools)))
-            seed = seeds.number(context.seed, context.stage, "critique", number, first)
-            critiques = critic.write(questions, self.options.critique_tokens, seed)
-            usable = [place for place, critique in enumerate(critiques) if critique.text]
-            again = []
-            for place in usable:
-                question, by = questions[place], named[rows[place][3]]
-                turns = revision_question(question.prompt, critiques[place].text, by)
-                again.append(replace(question, prompt=tuple(turns)))
-            seed = seeds.number(context.seed, context.stage, "revision", number, first)
-            written = critic.write(again, length, seed) if again else []
-            revisions = dict(zip(usable, written, strict=True))
-            none = Written()
-            return [
-                [vars(critique), vars(revisions.get(place, none))]
-                for place, critique in enumerate(critiques)
-            ]
-
-        rows = []
-        for chain in chains:
-            group, name = chain.group, chain.principles[number].name
-            rows.append([group.id, list(group.prompt), chain.newest, name, list(group.tools)])
-        replies = context.map(f"round-{number + 1}", rows, revised)
-        for chain, pair in zip(chains, replies, strict=True):
-            critique, revision = (Written(**each) for each in pair)
-            chain.add(chain.principles[number], critique, revision)
-            desk.spent += [critique, *([revision] if critique.text else [])]
-
-
-def critique_question(prompt: Sequence[Message], answer: str, by: Principle) -> list[Message]:
-    """The conversation whose next turn is the critique."""
-    text = CRITIQUE.replace("{critique}", by.critique or "")
-    return [*prompt, _turn("assistant", answer), _turn("user", text)]
-
-
-def revision_question(before: Sequence[Message], critique: str, by: Principle) -> list[Message]:
-    """The conversation whose next turn is the revision.
-
-    before: the conversation that led to the critique.
-    """
-    text = REVISION.replace("{revise}", by.revise or "")
-    return [*before, _turn("assistant", critique), _turn("user", text)]
 
 
 def without_lead_in(text: str) -> str:
@@ -265,13 +229,6 @@ def without_lead_in(text: str) -> str:
 
 def _turn(role: str, text: str) -> Message:
     return Message(role=role, content=text)
-
-
-def _row(chain: Chain, critic: str) -> Group:
-    """The prompt with the last revision."""
-    meta = {**chain.group.meta, "revise": {"answer": chain.answer, "rounds": chain.rounds}}
-    responses = (Response(chain.newest, source=critic),)
-    return replace(chain.group, responses=responses, meta=meta, pairs=None)
 
 
 def _shown(chain: Chain) -> SideBySide:

@@ -68,7 +68,7 @@ Place = tuple[int, int, int]  # group, first response, second response
 
 # Prompts with a verdict, from which a judge is stopped; the order decides three pairs by chance.
 ENOUGH = 6
-ANYWAY = "; `no_judge: warn` learns from its labels anyway"
+BOUNDED = "answers outside the server's tokens, which count with their largest probability"
 HELP = (
     "help: ask another model; small models and models without instruction tuning often name one place. "
     "`reasons: true` lets a judge think first"
@@ -141,22 +141,13 @@ class JudgePairs(Step):
     maps = ("sample", "judge")
 
     def check(self, folder: Path) -> None:
-        options = self.options
-        if options.constitution is None:
+        if self.options.constitution is None:
             return
-        principles = self._principles()
-        if not principles:
-            raise RunFailed("no principle of the constitution has 'compare'")
-        if options.principles_per_pair > len(principles):
-            raise RunFailed(
-                f"principles_per_pair is {options.principles_per_pair}, but the constitution has "
-                f"{len(principles)} with 'compare'"
-            )
-        try:
-            CheckedJudge.check_compares(options.judge, principles[0].compare or "")
-        except RunFailed as error:
-            help = "a constitution needs a judge that reads, such as openai_judge or local_judge"
-            raise RunFailed(f"{error}\nhelp: {help}") from None
+        principles, count = self._principles(), self.options.principles_per_pair
+        if count > len(principles):
+            have = f"{len(principles)} principles of the constitution have 'compare'"
+            raise RunFailed(f"principles_per_pair is {count}, but {have}")
+        CheckedJudge.check_compares(self.options.judge, principles[0].compare or "")
 
     def check_data(self, data: StepData) -> None:
         groups, rows = data.load(self.options.data), data.load(self.options.prompts)
@@ -189,7 +180,7 @@ class JudgePairs(Step):
             "labeled": sum(len(group.pairs or ()) for group in labeled),
             "dropped": dropped(verdicts, unsure, len(identical)),
             "bounded": sum(verdict.bounded for verdict in usable),
-            "mass": mean([verdict.mass for verdict in usable]),
+            "mass": statistics.mean([each.mass for each in usable]) if usable else None,
             "judge_cards": {name: card(judgments, people=people)},
         }
         if text := refusal(summary, self.options.no_judge):
@@ -326,43 +317,35 @@ def people_prefer(group: Group, i: int, j: int) -> bool | None:
     return first < second
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """The average, or None without values."""
-    return statistics.mean(values) if values else None
-
-
 # What the step says
 
 
 def dropped(verdicts: Sequence[Verdict], unsure: int, identical: int) -> dict[str, int]:
     """Pairs without a label, by reason: of each kind the first one, with its details."""
     first: dict[str, str] = {}
-    reasons = Counter[str]()
+    counts = Counter({"unsure": unsure, "identical responses": identical})
     for verdict in verdicts:
         if verdict.p_first is None:
             reason = verdict.reason or "no reason given"
-            reasons[first.setdefault(reason.partition(":")[0], reason)] += 1
-    reasons["identical responses"] = identical
-    counts = {"unsure": unsure, **dict(reasons.most_common())}
+            counts[first.setdefault(reason.partition(":")[0], reason)] += 1
     return {reason: count for reason, count in counts.items() if count}
 
 
 def told(summary: Mapping[str, Any]) -> list[str]:
     """The statistics as text: what matters, and the rest."""
     ((judge, card),) = summary["judge_cards"].items()
-    pairs, mass = summary["n"], summary["mass"]
+    pairs = summary["n"]
     lines = [
         f"{count} of {pairs} pairs dropped: {why}" for why, count in summary["dropped"].items()
     ]
-    if lone := summary["groups_without_pairs"]:
-        lines.append(f"rows with fewer than two responses: {lone}")
-    if bounded := summary["bounded"]:
-        outside = "answers outside the server's tokens, which count with their largest probability"
-        lines.append(f"{outside}: {bounded}")
-    if mass is not None:
-        lines.append(f"mean probability of both answers: {mass:.1%}")
+    rest = {
+        "rows with fewer than two responses": summary["groups_without_pairs"],
+        BOUNDED: summary["bounded"],
+        "mean probability of both answers": summary["mass"] and f"{summary['mass']:.1%}",
+    }
+    lines += [f"{what}: {value}" for what, value in rest.items() if value]
     first = f"{summary['labeled']} of {pairs} pairs labeled\n{sentence(judge, card)}"
-    return [first, *(["\n".join(lines)] if lines else [])]
+    return [first, "\n".join(lines)] if lines else [first]
 
 
 def refusal(summary: Mapping[str, Any], what_next: str) -> str:
@@ -371,14 +354,13 @@ def refusal(summary: Mapping[str, Any], what_next: str) -> str:
     Of a panel, only its own verdicts count, not those of its judges.
     """
     ((name, card),) = summary["judge_cards"].items()
+    why = "" if summary["labeled"] else "no pair was labeled"
     enough = card["named_first"]["n"] >= ENOUGH and what_next == "stop"
-    if not summary["labeled"]:
-        why, anyway = "no pair was labeled", ""
-    elif enough and no_judge({**card, "members": {}}):
-        why, anyway = "nothing should learn from its labels", ANYWAY
-    else:
+    if not why and enough and no_judge({**card, "members": {}}):
+        why = "nothing should learn from its labels; `no_judge: warn` learns anyway"
+    if not why:
         return ""
-    return "\n".join([f"judge_pairs: judge '{name}': {why}", *told(summary), f"{HELP}{anyway}"])
+    return "\n".join([f"judge_pairs: judge '{name}': {why}", *told(summary), HELP])
 
 
 # The reward
@@ -446,7 +428,7 @@ class RLAIF(Reward):
             if p is not None:
                 won[g, i].append(p)
                 won[g, j].append(1.0 - p)
-        return [centered(mean(games)) for games in won.values()]
+        return [centered(statistics.mean(games) if games else None) for games in won.values()]
 
     def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
         games = []

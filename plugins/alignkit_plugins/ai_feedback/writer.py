@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,31 +37,11 @@ TOLD = ("temperature", "top_p")  # sampling options that requests have
 UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests leave out
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
 
-# What a server rejects for the text of one question, which says nothing of the next one.
-_ITS_TEXT = re.compile(
-    r"context|too (long|large|many)|content.?(filter|management)|policy|moderation|safety", re.I
+HELP = (
+    "ask the server the same question by hand. Its `request` adds a field, or leaves it out: {max_tokens:"
+    " null, max_completion_tokens: 4000}, {temperature: null}, {top_logprobs: 5}. A judge of a model that"
+    " thinks, or of a server without log-probabilities, needs `reasons: true`, and room: `max_tokens: 8000`"
 )
-# What a server says of a limit on the reply that is beyond its own. vLLM names both options in it.
-_TOO_MUCH_ROOM = re.compile(
-    r"max_(completion_)?tokens\b.{0,60}(too large|greater than|at most|exceed|less than)", re.I
-)
-# What to change if the first questions have no reply of use: by the first pattern in the reason.
-_ADVICE = {
-    _TOO_MUCH_ROOM.pattern: "this server allows no reply of that length: set 'max_tokens' to a lower "
-    "number",
-    r"HTTP .*context": "give the server a longer context (vLLM: --max-model-len; llama.cpp: "
-    "--ctx-size, which its slots share), or leave long texts out",
-    r"cut off|before its thoughts": "give it room: set the judge's option 'max_tokens: {more}'",
-    r"max_completion_tokens": "set the server's 'request: {{max_tokens: null, max_completion_tokens: "
-    "{most}}}'; a judge that thinks before it answers needs 'reasons: true'",
-    r"HTTP .*(temperature|seed)": "set the server's 'request: {{{name}: null}}', which leaves it out",
-    r"logprobs.*(than|at most|maximum|max allowed)": "this server returns fewer log-probabilities at "
-    "once: set the server's 'request: {{top_logprobs: 5}}' to a number that it allows, or raise its "
-    "limit (vLLM's is --max-logprobs)",
-    r"logprobs|log-prob": "set the judge's option 'reasons: true', so that the last line counts",
-    r"does not end with the line": "use a larger model",
-    r"": "ask the server the same question by hand, and change 'model' or 'request'",
-}
 
 
 class Server(RemoteOptions):
@@ -198,8 +177,8 @@ class ServerWriter:
         check: Check = fault_of,
         again: tuple[str, ...] = (),
     ) -> list[Written]:
-        """As `Writer.write`. Raises RunFailed, with advice, if the server rejects the first question,
-        or if none of the first few has a reply of use, all for the same reason.
+        """As `Writer.write`. Raises RunFailed if none of the first questions has a reply of use, all
+        for the same reason.
 
         again: beginnings of reasons that are the server's fault, which may have been repaired, so
         that a stored reply is asked for again. Any other one is the model's own: at temperature 0, it
@@ -233,10 +212,10 @@ class ServerWriter:
             ask(len(replies) + 1, no_progress)
             reasons.append(check(len(reasons), replies[-1]))
             self._useful = not reasons[-1]
-            hopeless = len(reasons) == PROBE < len(bodies) and len(set(map(kind_of, reasons))) == 1
-            if reasons[-1] and (hopeless or _is_setting(reasons[-1])):
-                what = f"no reply of use to the first questions: {reasons[-1]}"
-                raise RunFailed(f"{self._remote.name}: {what}\nhelp: {_advice(reasons[-1], most)}")
+        alike = len(reasons) == PROBE < len(bodies) and len(set(map(kind_of, reasons))) == 1
+        if alike and reasons[-1]:
+            what = f"no reply of use to the first questions: {reasons[-1]}"
+            raise RunFailed(f"{self._remote.name}: {what}\nhelp: {HELP}")
         ask(len(bodies), self._context.progress)
         return replies
 
@@ -245,22 +224,6 @@ class ServerWriter:
             return Written(reason=reply.reason)
         written = Written(**reply.value)
         return replace(written, cost=self._options.cost(written.tokens, written.written))
-
-
-def _is_setting(reason: str) -> bool:
-    """Whether a server would reject all questions for this reason."""
-    if reason == NO_LOGPROBS:
-        return True
-    rejected = reason.startswith("HTTP 4")
-    return rejected and bool(_TOO_MUCH_ROOM.search(reason) or not _ITS_TEXT.search(reason))
-
-
-def _advice(reason: str, most: int) -> str:
-    """What to change if no reply can be used. most: tokens of a reply."""
-    for pattern, words in _ADVICE.items():
-        if match := re.search(pattern, reason, re.I):
-            return words.format(most=most, more=4 * most, name=match[match.lastindex or 0])
-    raise AssertionError("the last pattern matches any reason")
 
 
 def _sent(turn: Message) -> dict[str, Any]:
@@ -337,16 +300,22 @@ def ask(
     conversations: Sequence[Group],
     most: int,
     samples: int = 1,
+    *,
+    seed: Callable[[int], int] | None = None,
 ) -> list[Written]:
     """What a writer says next in each conversation, in chunks that a resumed run finds again.
 
-    name: of the rows. Each name has random numbers of its own.
+    name: of the rows. Each name has random numbers of its own. seed: another one of a chunk, by the place
+    of its first row.
     """
 
-    def written(rows: Sequence[Any]) -> list[list[dict[str, Any]]]:
+    def seed_of(place: int) -> int:
         # The 31 bits that all servers take.
-        seed = seeds.number(context.seed, context.stage, name, rows[0][0]) >> 32
-        said = list(map(vars, writer.write(prompts_from_rows(rows), most, seed, samples)))
+        return seeds.number(context.seed, context.stage, name, place) >> 32
+
+    def written(rows: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        number = (seed or seed_of)(rows[0][0])
+        said = list(map(vars, writer.write(prompts_from_rows(rows), most, number, samples)))
         return [said[start : start + samples] for start in range(0, len(said), samples)]
 
     rows = [prompt_to_row(number, each) for number, each in enumerate(conversations)]
