@@ -874,7 +874,7 @@ def test_a_reply_whose_bits_have_changed_is_asked_for_again(
     asked = len(server.requests)
     assert judge.compare([(PROMPT, "is 2", "is 1")]) == first and len(server.requests) == asked
     with sqlite3.connect(tmp_path / "cache" / "openai_judge.sqlite") as database:
-        database.execute("update checked_replies set value = replace(value, '0', '1')")
+        database.execute("update replies set value = replace(value, '0', '1')")
     assert judge.compare([(PROMPT, "is 2", "is 1")]) == first and len(server.requests) > asked
 
 

@@ -59,7 +59,7 @@ FATAL = {
     404: "there is no {path}, or no such model; base_url usually ends in /v1",
 }
 _TABLES = (
-    "create table if not exists checked_replies (key text primary key, value text, digest text)",
+    "create table if not exists replies (key text primary key, value text, digest text)",
     "create table if not exists models (asked text primary key, replied text)",
 )
 
@@ -107,7 +107,7 @@ class RemoteOptions(Options):
     timeout_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="time limit of one request, from connecting to the last byte",
+        description="seconds to wait for a connection, and for the next bytes of a reply",
     )
     max_retries: int = Field(
         default=5, ge=0, description="retries after a failure that may be temporary"
@@ -216,7 +216,7 @@ class ReplyStore:
 
     def get(self, key: str) -> Reply | None:
         """The stored reply to a request; None if there is none, or if the disk has changed it."""
-        row = self._run("select value, digest from checked_replies where key = ?", key)
+        row = self._run("select value, digest from replies where key = ?", key)
         if row is None or row[1] != digest([key, row[0]]):
             return None
         return Reply(json.loads(row[0]))
@@ -225,7 +225,7 @@ class ReplyStore:
         """Store a value."""
         text = json.dumps(value)
         checksum = digest([key, text])
-        self._run("insert or replace into checked_replies values (?, ?, ?)", key, text, checksum)
+        self._run("insert or replace into replies values (?, ?, ?)", key, text, checksum)
 
     def model(self, url: str, asked: str, replied: str) -> str:
         """The model that replied first when `asked` was asked for at this address."""
@@ -319,8 +319,7 @@ class _Requests:
         A judge may take minutes, and replies under way will have to be paid for, so they have
         LAST_SECONDS to arrive.
         """
-        from httpx2 import AsyncClient
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         options, waiting = self._options, deque(bodies.items())
         async with AsyncOpenAI(
@@ -328,7 +327,7 @@ class _Requests:
             base_url=options.base_url,
             max_retries=options.max_retries,
             # Redirects would receive the key.
-            http_client=AsyncClient(
+            http_client=DefaultAsyncHttpxClient(
                 timeout=options.timeout_seconds, follow_redirects=False, trust_env=False
             ),
         ) as client:
