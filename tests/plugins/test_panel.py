@@ -194,12 +194,11 @@ def test_nothing_learns_from_a_judge_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RunFailed) as raised:
         steered(tmp_path, (0.9, 0.2))
     text = str(raised.value)
-    assert "nothing should learn from its labels\n20 of 20 pairs labeled" in text
+    assert "nothing should learn from its labels; `no_judge: warn` learns anyway\n20 of 20" in text
     assert (
         "warning: x: its verdicts are of no use, because the order of the answers decides 100% ["
         in text
     )
-    assert "`no_judge: warn` learns from its labels anyway" in text
     artifact = steered(tmp_path, (0.9, 0.2), no_judge="warn")
     assert artifact.summary["labeled"] == 20 and artifact.summary["judge_cards"]["x"]["no_judge"]
 

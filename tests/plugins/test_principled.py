@@ -160,14 +160,19 @@ def test_without_a_constitution_the_judge_has_its_own_measure(tmp_path: Path) ->
             RewardJudge,
             BY,
             1,
-            r"'RewardJudge' has its own measure(.|\n)*needs a judge that reads, such as openai_judge",
+            r"'RewardJudge' has its own measure",
         ),
-        (LocalJudge, (SILENT,), 1, "no principle of the constitution has 'compare'"),
+        (
+            LocalJudge,
+            (SILENT,),
+            1,
+            "principles_per_pair is 1, but 0 principles of the constitution have 'compare'",
+        ),
         (
             LocalJudge,
             (*BY, SILENT),
             4,
-            "principles_per_pair is 4, but the constitution has 3 with 'compare'",
+            "principles_per_pair is 4, but 3 principles of the constitution have 'compare'",
         ),
     ],
 )

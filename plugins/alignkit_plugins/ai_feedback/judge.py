@@ -118,7 +118,8 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
         reason = ab.unusable(min_mass) or ba.unusable(min_mass)
         if not reason and side(low[i]) != side(high[i]):
             reason = "an answer is not among the tokens that the server returned, and could decide"
-        mass, spent = (ab.mass + ba.mass) / 2, costs([ab, ba])
+        mass, both = (ab.mass + ba.mass) / 2, [ab, ba]
+        spent: Any = costs(both)  # type: ignore[arg-type]
         if reason:
             mass = 0.0 if math.isnan(mass) else mass
             found.append(Verdict(None, mass=mass, reason=reason, **spent))

@@ -88,7 +88,7 @@ class Chain:
         self.turns = [*self.group.prompt, _turn("assistant", self.newest), _turn("user", question)]
 
     def ask_for_revision(self, by: Principle, critique: Written) -> None:
-        """Go on with a critique. It may be cut off: what it says still counts."""
+        """Take a critique. It may be cut off: what it says still counts."""
         text = self.take("critique", critique)
         self.rounds.append({"principle": by.name, "critique": text, "revision": ""})
         question = REVISION.replace("{revise}", by.revise or "")
