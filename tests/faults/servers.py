@@ -155,7 +155,6 @@ FAULTS = (
         "HTML with 200",
         _body(b"<html>busy</html>", Content_Type="text/html"),
         judge=MISSING,
-        reward=AT_ONCE,
     ),
     Fault("wrong type", _body(b'[["1"]]'), judge=MISSING),
     Fault("NaN", _changed("nan"), judge=MISSING),

@@ -501,10 +501,14 @@ def attack(text: str) -> str:
     return f"turn {turn}{' magic' if 'easy' in text and turn == 2 else ''}"
 
 
+TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
+
+
 class Echo(ByRole):
     """The policy `base` repeats what it reads, and `sft` says no."""
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        assert all(group.tools == TOOLS for group in prompts)
         prompts = [group.prompt for group in prompts]
         texts = [prompt[-1]["content"] if role == "base" else "no" for prompt in prompts]
         return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
@@ -525,6 +529,7 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
         Group(
             (Message(role="system", content="s"), Message(role="user", content=text)),
             meta={"topic": text[:4]},
+            tools=TOOLS,
         )
         for text in ("easy one", "easy two", "hard")
     ]
@@ -586,7 +591,9 @@ def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
     options = RedTeam.Options(
         attacker=writer, policies=["base"], goals="x", reward="r", success=">= 0.5"
     )
-    goals = [Group((Message(role="user", content=text),)) for text in ("easy one", "hard")]
+    goals = [
+        Group((Message(role="user", content=text),), tools=TOOLS) for text in ("easy one", "hard")
+    ]
     made = replace(
         context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure)
     )
