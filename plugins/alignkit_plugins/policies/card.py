@@ -45,19 +45,22 @@ def card(
 
     assert model.run is not None
     records = behind(model.run, model.name, model.record)
-    methods, hubs = [], dict[str, None]()
+    methods, hubs = dict[str, None](), dict[str, None]()
     for record in records.values():
         parts = record["depends_on"]
-        methods += [record["plugin"]] if parts["settings"] else []
         hubs |= dict.fromkeys(_hubs([parts["settings"], parts["component"]]))
-    tags = ["alignkit", methods[-1].replace("_", "-")]
+        if parts["settings"]:
+            methods[record["plugin"]] = None
+    tags = ["alignkit", model.record["plugin"].replace("_", "-")]
+    if model.is_reward:
+        tags.append("reward-model")
     data = ModelCardData(
         base_model=base if base_on_hub else None,
         license=license,
         datasets=list(hubs) or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification" if model.is_reward else "text-generation",
-        tags=[*tags, "reward-model"] if model.is_reward else tags,
+        tags=tags,
     )
     kwargs = model.keys.get("chat_template_kwargs", {})
     made = ModelCard.from_template(
