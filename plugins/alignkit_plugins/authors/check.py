@@ -19,7 +19,7 @@ from alignkit.plugins import GROUP, load_plugins
 from alignkit.registry import KINDS, Registration
 from alignkit.reward import RewardCombination
 
-# Values of required options that refer to something: kits take any name for a stage, and any text for data.
+# Values of required options that refer to something: kits take any name of a stage.
 VALUES = {name: name for name in ("stage", "policy", "from", "base", "reward")}
 VALUES |= {"data": "rows.jsonl", "judge": "local_judge", "environment": "calculator"}
 

@@ -34,7 +34,8 @@ def show_names(rows: Sequence[dict[str, str]], broken: Sequence[str]) -> None:
         is_own = row["from"].startswith("alignkit ")
         name = row["name"] if is_own else f"{row['name']} ({row['from']})"
         names.setdefault(row["kind"], []).append(name)
-    print_table(("kind", "names"), [[kind, ", ".join(each)] for kind, each in names.items()])
+    cells = [[f"{kind} ({len(each)})", ", ".join(each)] for kind, each in names.items()]
+    print_table(("kind", "names"), cells)
     for text in broken:
         print(printable(f"broken: {text}"))
     print("`alignkit plugins NAME` shows the options of a plugin, or the plugins of a kind.")
@@ -73,7 +74,8 @@ def show_options(name: str, plugins: Sequence[dict[str, Any]]) -> None:
     for one in plugins:
         if one["name"] != name.rpartition(":")[2]:
             continue
-        print_lines(f"{one['kind']} {one['name']} ({one['from']}): {one['summary']}")
+        print(f"{one['kind']} {one['name']} ({one['from']})")
+        print_lines(f"  {one['summary']}")
         cells = []
         for row in (OptionRow(**row) for row in one["options"]):
             cells.append((row.name, row.type_and_range, row.default, row.description))

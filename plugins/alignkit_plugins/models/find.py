@@ -1,7 +1,9 @@
-"""Find what a word of a command line names: a run, a stage of one, a folder with weights, or a model of the hub.
+"""Find what a word of a command line names: a run, a stage of one, a folder with weights, or a
+model of the hub.
 
-A word is `RUN`, `RUN/STAGE`, `RUN/STAGE@2` (a kept version), `RUN/align@ppo` (a result), `RUN/base` (the base model of
-a run), a folder with an adapter or a whole model, the name of a model plugin, or an id on the hub.
+A word is `RUN`, `RUN/STAGE`, `RUN/STAGE@2` (a kept version), `RUN/align@ppo` (a result), `RUN/base`
+(the base model of a run), a folder with an adapter or a whole model, the name of a model plugin, or
+an id on the hub.
 """
 
 from __future__ import annotations
@@ -80,11 +82,11 @@ class Model:
 def find(word: str) -> Model:
     """Return the model that a word names.
 
-    A word that is almost a run's name is mentioned before it is taken for an id on the hub. Nothing is downloaded.
+    A word that is almost a run's name is mentioned before it is taken for an id on the hub. Nothing
+    is downloaded.
 
-    Raises:
-        RecipeError: If there is no such model, with the nearest name.
-        RunFailed: If the result of a stage is damaged.
+    Raises: RecipeError: If there is no such model, with the nearest name. RunFailed: If the result
+    of a stage is damaged.
     """
     path = Path(word)
     run, stage = _in_run(path)
@@ -120,7 +122,8 @@ def find(word: str) -> Model:
 
 
 def find_run(word: str | Path) -> tuple[Path, str]:
-    """Return the folder of the run that a word names, and the stage: `align`, `align@ppo`; empty for the whole run.
+    """Return the folder of the run that a word names, and the stage: `align`, `align@ppo`; empty
+    for the whole run.
 
     Raises RecipeError for anything else, with the nearest name.
     """
@@ -130,16 +133,19 @@ def find_run(word: str | Path) -> tuple[Path, str]:
         help = (
             near(path) or near(path.parent) or "name the folder of a run, such as runs/quickstart"
         )
-        refuse(
-            f"{word} is no run: "
-            + (f"it has no {RECIPE}" if is_dir(path) else "there is no such folder"),
-            help,
-        )
+        why = "there is no such folder"
+        if is_dir(path):
+            why = f"it has no {RECIPE}"
+        elif is_file(path):
+            why = "it is a file"
+        refuse(f"{word} is no run: {why}", help)
     return run, stage
 
 
 def is_model(word: str) -> bool:
-    """Whether a word names a stage of a run, or a folder with a model: nothing that a reward or a file is called."""
+    """Whether a word names a stage of a run, or a folder with a model: nothing that a reward or a
+    file is called.
+    """
     path = Path(word)
     return bool(_in_run(path)[1]) or is_file(path / ADAPTER) or is_file(path / WHOLE)
 
@@ -150,7 +156,9 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def near(path: Path | str) -> str:
-    """Return `did you mean 'runs/smoke'?`: the run, or the stage of a run, that a path almost names; empty for none."""
+    """Return `did you mean 'runs/smoke'?`: the run, or the stage of a run, that a path almost
+    names; empty for none.
+    """
     path = Path(path)
     for folder in dict.fromkeys((path.parent, RUNS)):
         names = [one.name for one in runs_in(folder)]

@@ -13,7 +13,7 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 def check_target(repo: str, kind: str = "model") -> str:
-    """Return a repository as OWNER/NAME, made private if it does not exist: before work that would be in vain.
+    """Return a repository as OWNER/NAME; a new one is made, private. Call it before the work.
 
     Args:
         repo: OWNER/NAME, or the NAME of one of the user's own.

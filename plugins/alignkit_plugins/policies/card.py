@@ -15,7 +15,7 @@ from alignkit.report import Report, Table
 from alignkit_plugins.models.find import Model
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
-# A path of at least two parts, or a whole text that is one; an address such as http://host/a is none.
+# A path of at least two parts, or a whole text that is one; http://host/a is none.
 _PATH = re.compile(r"(?<![\w:/.~<])~?/(?:[^\s'\"/]+/)+([^\s'\"/]*)")
 
 Record = Mapping[str, Any]
@@ -80,7 +80,9 @@ def card(
 
 
 def behind(run: Path, name: str, record: Record) -> dict[str, Record]:
-    """Return the records of all stages that a result comes from, also by its rewards and data, the first one first."""
+    """Return the records of all stages that a result comes from, also by its rewards and data, the
+    first one first.
+    """
     records: dict[str, Record] = {}
 
     def visit(name: str, record: Record) -> None:
@@ -147,7 +149,9 @@ def _hubs(settings: Any) -> Iterator[str]:
 
 
 def evaluations(model: Model) -> list[str]:
-    """Return the steps that evaluated this very result, each with the tables of its report as Markdown."""
+    """Return the steps that evaluated this very result, each with the tables of its report as
+    Markdown.
+    """
     assert model.run is not None
     folders = (
         (model.run / RESULTS).glob("[!.]*") if is_result_name(model.name) else model.run.glob("*")
@@ -167,7 +171,9 @@ def evaluations(model: Model) -> list[str]:
 
 
 def portable(value: Any) -> Any:
-    """Return plain data with only the last part of every absolute path, so that it tells nothing of this machine."""
+    """Return plain data with only the last part of every absolute path, so that it tells nothing of
+    this machine.
+    """
     if isinstance(value, Mapping):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -180,8 +186,10 @@ def portable(value: Any) -> Any:
 
 
 def recipe_text(run: Path) -> str:
-    """Return the recipe of a run as a file that can be shared: files are named without their folders."""
+    """Return the recipe of a run as a file that can be shared: files are named without their
+    folders.
+    """
     plain = portable(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
-    head = "# The recipe of the run. Files are named without their folders: put them next to this file."
+    head = "# The recipe of the run. Put its files, which have no folders here, next to it."
     return f"{head}\n{redacted(text)}"

@@ -1,4 +1,6 @@
-"""Writes an export: weights, tokenizer, generation settings, recipe and model card, complete or not at all."""
+"""Writes an export: weights, tokenizer, generation settings, recipe and model card, complete or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # of which "/home
 
 
 def base_of(model: Model) -> Base:
-    """Return the base model of a stage's weights, as its adapter names it, which others can load it from or not."""
+    """Return the base model of a stage's weights, as its adapter names it, which others can load it
+    from or not.
+    """
     assert model.folder is not None
     spec = model.record["depends_on"]["model"]
     saved = read_json(model.folder / ADAPTER, optional=True) or {"revision": spec["revision"]}
@@ -128,7 +132,9 @@ def _dtype(spec: ModelSpec, base_folder: Path | None) -> torch.dtype:
 
 
 def _found(base: Base, stage: str) -> Base:
-    """The base of an adapter where it is now; a model source makes its own again. Raises RunFailed if it is gone."""
+    """The base of an adapter where it is now; a model source makes its own again. Raises RunFailed
+    if it is gone.
+    """
     if Path(base.source).is_dir() or on_hub(base):
         return base
     made = base_source(base.name)
@@ -158,7 +164,9 @@ def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> N
 
 
 def _sampling_notes(folder: Path) -> list[str]:
-    """How programs sample by themselves with the base's generation settings, which alignkit does not apply."""
+    """How programs sample by themselves with the base's generation settings, which alignkit does
+    not apply.
+    """
     saved = read_json(folder / "generation_config.json", optional=True)
     settings = ", ".join(
         f"{key} {saved[key]}" for key in SAMPLED_WITH if saved.get(key) is not None

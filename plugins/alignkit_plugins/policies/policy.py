@@ -16,7 +16,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
-from alignkit.models.generate import ActiveSequence, Generation, generate
+from alignkit.models.generate import ActiveSequence, Generation, attach, generate
 from alignkit.models.models import RolePolicy
 from alignkit.options import DataRef, Options, PolicyRef, RewardRef
 from alignkit.plugins import plugins
@@ -57,20 +57,19 @@ class Words(Options):
 class Answer:
     """A complete answer.
 
-    text: without the stop string that ended it. ended: by an end token or a stop string, not by the length.
+    text: without the stop string that ended it. response: as sampling and rewards have it.
     """
 
     text: str
-    tokens: Ids
-    ended: bool
+    response: Response
 
 
 @dataclass(frozen=True)
 class Policy:
     """A policy that answers.
 
-    name: what people call it. word: what it was named by. role: its weights. sampling: how it samples, unless somebody
-    says otherwise.
+    name: what people call it. word: what it was named by. role: its weights. sampling: how it
+    samples, unless somebody says otherwise.
     """
 
     name: str
@@ -101,13 +100,13 @@ class Policy:
         heard: Callable[[str], None] = lambda text: None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Answer:
-        """Sample an answer, that of `alignkit.Policy.sample` without its stop, as long as the prompt leaves room.
+        """Sample an answer: that of `alignkit.Policy.sample`, without its stop.
 
         Args:
             prompt: From `prompt`.
             sampling: How to sample.
             seed: Equal ones give equal answers.
-            heard: Is given the text in pieces that no later token changes; with an engine all at once.
+            heard: Is given the text in pieces that no later token changes.
             wanted: Asked after every token; once it is false, nothing more is written.
         """
         role, encoder, sent = self.role, self.role.encoder, ""
@@ -134,7 +133,8 @@ class Policy:
         ((written,),) = generate(request, wrote=wrote)
         text = until_stop(encoder.decode(written.tokens), sampling.stop)
         hear(text)
-        return Answer(text, written.tokens, written.ended)
+        (group,) = attach(request, [Group(())], [[written]])
+        return Answer(text, group.responses[0])
 
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
@@ -158,7 +158,8 @@ def _before(text: str, stops: Sequence[str]) -> str:
 class Opened:
     """Policies by name, and rewards with their scorers, in the order in which they were named.
 
-    sampling: what all policies have in common, so that their answers can be compared. data: the rows of the file.
+    sampling: what all policies have in common, so that their answers can be compared. data: the
+    rows of the file.
     """
 
     policies: Mapping[str, Policy]
@@ -167,26 +168,13 @@ class Opened:
     sampling: Sampling = Sampling()
     data: Sequence[Group] = ()
 
-    def rewards(
-        self, policy: Policy, messages: Sequence[Message], answer: Answer
-    ) -> dict[str, float | None]:
-        """Return the score of a policy's answer by every reward."""
-        encoder = policy.role.encoder
-        response = Response(
-            text=encoder.said(
-                answer.tokens
-            ),  # as in a run, with the reasoning that the prompt opens
-            tokens=answer.tokens,
-            truncated=not answer.ended,
-            source=policy.role.reference,
-            tokenizer=encoder.digest,
-        )
+    def rewards(self, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
+        """Return the score of an answer by every reward."""
         scores: dict[str, float | None] = {}
         for scorer in self.scorers:
-            name = (
-                stage_folder(Path(scorer.name)).name if scorer.name.startswith("/") else scorer.name
-            )
-            (scored,) = scorer.score([Group(tuple(messages), (response,))])
+            folder = Path(scorer.name)
+            name = stage_folder(folder).name if folder.is_absolute() else scorer.name
+            (scored,) = scorer.score([Group(tuple(messages), (answer.response,))])
             scores[name] = scored.responses[0].scores[REWARD_KEY]
         return scores
 
@@ -201,7 +189,8 @@ def opened(
 ) -> Iterator[Opened]:
     """Load the models that a command names. should_stop: raises to end long passes.
 
-    Raises RecipeError for a mistake in an override, and RunFailed for a model that cannot be loaded.
+    Raises RecipeError for a mistake in an override, and RunFailed for a model that cannot be
+    loaded.
     """
     recipe, stage, words = _read(named, overrides, command)
     with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
@@ -217,7 +206,7 @@ def opened(
             for name, policy in named.policies.items():
                 sampling = _sampling([policy], words.sampling)
                 policies[name] = Policy(name, policy.word, run.models[policy.reference], sampling)
-                # Asked for no answer, an engine starts and takes the weights: now, because that can fail.
+                # Asked for no answer, an engine starts and takes the weights: this can fail.
                 policies[name].role.sample([], seed=0)
             context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
             scorers = [Rewards(reward, context) for reward in words.rewards]
@@ -252,7 +241,9 @@ def _read(named: Named, overrides: Sequence[str], command: str) -> tuple[Recipe,
 
 
 def _sampling(policies: Iterable[NamedPolicy], overrides: Sampling) -> Sampling:
-    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that overrides set."""
+    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that
+    overrides set.
+    """
     default = {
         "max_new_tokens": MAX_NEW_TOKENS,
         "temperature": TEMPERATURE,

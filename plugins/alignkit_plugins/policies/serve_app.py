@@ -1,4 +1,8 @@
-"""The application of `alignkit serve`: OpenAI's addresses, a page that talks to them, and what users let it keep."""
+"""The application of `alignkit serve`: OpenAI's format and addresses, a page that talks to them,
+and what users let it keep.
+
+A key of a request that would be ignored is an error.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,19 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import sys
 import threading
+import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,21 +32,201 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from alignkit.errors import AlignkitError, DataError, did_you_mean
+from alignkit.errors import AlignkitError, BadRow, DataError, did_you_mean
 from alignkit.io.text import printable
+from alignkit.options import Options
+from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit.sampling import Sampling
+from alignkit_plugins.formats.columns import read_message
 from alignkit_plugins.people.address import Address
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.guard import Guard, Refused, json_body
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel
 from alignkit_plugins.people.messages import read
 from alignkit_plugins.people.records import check_annotator
-from alignkit_plugins.policies.openai_api import ChatRequest, Reply, RequestError, event, read_chat
 from alignkit_plugins.policies.policy import Answer, Policy, TooLong
+
+# Values of keys that ask for nothing, besides null. Any other one is refused: it would be ignored.
+NEUTRAL: Mapping[str, Any] = {
+    "n": 1,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "functions": [],
+    "modalities": ["text"],
+    "reasoning_effort": None,
+}
+# Keys that change no answer, whatever their values are.
+IGNORED = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "safety_identifier",
+}
+
+
+class RequestError(Refused):
+    """A request that cannot be answered. status: of HTTP. param: the key that is wrong. code: for
+    programs.
+    """
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(status, message)
+        self.param, self.code = param, code
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's JSON of an error."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        }
+
+
+class StreamOptions(Options):
+    """How a streamed answer is sent: include_usage adds a chunk with the number of tokens."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # changes nothing
+
+
+Stop = Annotated[str, Field(min_length=1)]
+
+
+class ChatRequest(Options):
+    """The keys of POST /v1/chat/completions; docs/chat.md lists them."""
+
+    model: str | None = None  # may be left out if there is only one
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)  # the same
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    stop: Stop | list[Stop] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    messages: list[Any] = Field(min_length=1)
+
+    def sampling(self) -> dict[str, Any]:
+        """Return what the request says of sampling, by the names of `Sampling`."""
+        keys = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
+        if most := self.max_completion_tokens or self.max_tokens:
+            keys["max_new_tokens"] = most
+        if self.stop is not None:
+            keys["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        return keys
+
+
+def read_chat(body: bytes) -> ChatRequest:
+    """Return a request, with a seed and its messages read. Raises RequestError for a key or a value
+    that is wrong.
+    """
+    try:
+        raw = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            400, f"the request is not valid JSON: {str(error) or 'nested too deeply'}"
+        ) from None
+    if not isinstance(raw, dict):
+        raise RequestError(400, f"the request must be a JSON object, not {shown(raw)}")
+    for key, neutral in NEUTRAL.items():
+        value = raw.pop(key, None)
+        if value not in (neutral, None):
+            raise RequestError(400, f"{key}: {shown(value)} is not supported; leave it out", key)
+    keys = {key: value for key, value in raw.items() if key not in IGNORED}
+    request, mistakes = validated(ChatRequest, keys)
+    if request is None:
+        first = min(mistakes, key=lambda mistake: str(mistake.keys))
+        text = f"{first.text}; {first.help}" if first.help else first.text
+        raise RequestError(400, text, path_text(first.keys) or None)
+    if request.max_tokens and request.max_completion_tokens not in (None, request.max_tokens):
+        raise RequestError(
+            400, "max_tokens and max_completion_tokens differ; set one of them", "max_tokens"
+        )
+    if request.stream_options is not None and not request.stream:
+        raise RequestError(400, "stream_options needs 'stream': true", "stream_options")
+    try:
+        request.messages = [
+            read_message(turn, f"messages[{at}]") for at, turn in enumerate(request.messages)
+        ]
+    except BadRow as error:
+        raise RequestError(400, str(error), "messages") from None
+    if request.seed is None:
+        request.seed = secrets.randbits(63)
+    return request
+
+
+class Reply:
+    """A reply to a request, whole or in chunks. model: its name. prompt_tokens: that were read."""
+
+    def __init__(self, model: str):
+        self.prompt_tokens = 0
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._head = {"id": self.id, "created": int(time.time()), "model": model}
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """Return the reply with all of an answer."""
+        message = {"role": "assistant", "content": answer.text}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": _reason(answer),
+        }
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": self._usage(answer),
+        }
+
+    def chunk(self, answer: Answer | None = None, **delta: str) -> str:
+        """Return a chunk with more of the answer. answer: all of it, which ends the reply."""
+        finish = None if answer is None else _reason(answer)
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return event({**self._head, "object": "chat.completion.chunk", "choices": [choice]})
+
+    def usage(self, answer: Answer) -> str:
+        """Return the chunk with the number of tokens."""
+        return event(
+            {
+                **self._head,
+                "object": "chat.completion.chunk",
+                "choices": [],
+                "usage": self._usage(answer),
+            }
+        )
+
+    def _usage(self, answer: Answer) -> dict[str, int]:
+        read, written = self.prompt_tokens, len(answer.response.tokens or ())
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _reason(answer: Answer) -> str:
+    return "length" if answer.response.truncated else "stop"
+
+
+def event(body: Mapping[str, Any]) -> str:
+    """Return a chunk of a stream."""
+    return f"data: {json.dumps(body)}\n\n"
+
+
+# The application
 
 PAGE = Path(__file__).parent / "page.html"
 MOST_WAITING = 64  # requests
 MOST_KEPT = 10_000  # replies that thumbs can be about
+CLOSED = ("default-src", "base-uri", "form-action", "frame-ancestors")  # to pages
 WHO, KEPT = "x-alignkit-annotator", "x-alignkit-kept"  # headers of requests and of replies
 GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
 
@@ -64,20 +252,18 @@ class Thumb(StrictModel):
 class Endpoint:
     """Answers requests with policies, one after the other.
 
-    policies: by their names. collection: keeps answers and thumbs of users who agreed; the client says for whom it
-    asks, and is believed. stopping: whether the server is about to end.
+    policies: by their names. collection: keeps answers and thumbs of users who agreed; the client
+    says for whom it asks, and is believed. stopping: whether the server is about to end.
     """
 
     policies: Mapping[str, Policy]
     collection: Collection | None = None
     stopping: Callable[[], bool] = lambda: False
-    model: Executor = field(
-        default_factory=lambda: ThreadPoolExecutor(1)
-    )  # the only thread that uses the models
+    # The only thread that uses the models.
+    model: Executor = field(default_factory=lambda: ThreadPoolExecutor(1))
     waiting: int = 0
-    kept: dict[str, tuple[str, str]] = field(
-        default_factory=dict
-    )  # id of a reply -> annotator, item
+    # Id of a reply -> annotator and item.
+    kept: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def application(self, address: Address, token: str | None) -> Starlette:
         """Return the application. token: which clients must send as their API key; None: none."""
@@ -95,9 +281,7 @@ class Endpoint:
     async def page(self, request: Request) -> Response:
         """The page, whose own script and style are the only ones that a browser runs."""
         text = PAGE.read_text(encoding="utf-8")
-        policy = [
-            "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
-        ]
+        policy = [f"{name} 'none'" for name in CLOSED] + ["connect-src 'self'"]
         for tag, content in re.findall(r"<(script|style)>(.*?)</\1>", text, re.DOTALL):
             digest = hashlib.sha256(content.encode()).digest()
             policy.append(f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'")
@@ -138,7 +322,9 @@ class Endpoint:
         return JSONResponse({"id": thumb.id, "good": thumb.good})
 
     def _kept_for(self, request: Request) -> tuple[Collection, str]:
-        """The store, and for whom a client asks. Raises if nothing is kept, or the client does not say."""
+        """The store, and for whom a client asks. Raises if nothing is kept, or the client does not
+        say.
+        """
         if self.collection is None:
             raise RequestError(
                 404, "nothing is kept here; `alignkit serve --collect FILE.feedback` keeps answers"
@@ -203,7 +389,8 @@ class Endpoint:
     async def _pieces(
         self, policy: Policy, asked: ChatRequest, sampling: Sampling
     ) -> AsyncGenerator[Any]:
-        """The number of tokens of the prompt, pieces of the answer, and all of it, which the model's thread writes.
+        """The number of tokens of the prompt, pieces of the answer, and all of it, which the
+        model's thread writes.
 
         Raises RequestError. Once it is closed, the answer is written no further.
         """

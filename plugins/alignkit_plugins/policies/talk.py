@@ -1,4 +1,6 @@
-"""A talk in the terminal: what is entered, and the answers, one after the other. Ctrl-C stops an answer."""
+"""A talk in the terminal: what is entered, and the answers, one after the other. Ctrl-C stops an
+answer.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ LETTERS = ("a", "b")  # of the answers of two policies
 class Talk:
     """One person's conversation with policies, each of which has its own.
 
-    system: the system message; empty for none. turns: each policy's conversation by its name, without that message.
+    system: the system message; empty for none. turns: each policy's conversation by its name,
+    without that message.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Talk:
         collection: Collection | None = None,
         annotator: str = "",
     ):
-        """seed: of the first answers; by default another one each time. collection: keeps what the annotator allows."""
+        """seed: of the first answers; by default another one each time. collection: keeps what the
+        annotator allows.
+        """
         self.models, self.system = models, system
         self.console = console or Console(highlight=False)
         self.collection, self.annotator = collection, annotator
@@ -145,7 +150,7 @@ class Talk:
         answer = policy.answer(prompt, sampling, self.seed, self.write, lambda: not self.stopped)
         if not answer.text.endswith("\n"):
             self.write("\n")
-        rewards = self.models.rewards(policy, messages, answer)
+        rewards = self.models.rewards(messages, answer)
         remarks = []
         for reward, score in rewards.items():
             remarks.append(f"{reward} no score" if score is None else f"{reward} {score:.3g}")

@@ -1,4 +1,6 @@
-"""What the words of chat, serve and evaluate mean together: policies, rewards and judges on one base model."""
+"""What the words of chat, serve and evaluate mean together: policies, rewards and judges on one
+base model.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ class NamedPolicy:
 class Named:
     """What a command line names.
 
-    keys: of `model` in a recipe: the base that everything shares; empty without a model. policies: by what to call
-    them. rewards, judges: as options of a step. data: a file of prompts or answers, as in a recipe.
+    keys: of `model` in a recipe: the base that everything shares; empty without a model. policies:
+    by what to call them. rewards, judges: as options of a step. data: a file of prompts or answers,
+    as in a recipe.
     """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +60,8 @@ def read_words(
 ) -> Named:
     """Return what policies, rewards, judges and a file mean.
 
-    Raises RecipeError for a word that names no model, and for models on several bases; RunFailed for a damaged one.
+    Raises RecipeError for a word that names no model, and for models on several bases; RunFailed
+    for a damaged one.
     """
     models = {word: find(word) for word in words}
     for word, model in models.items():
@@ -113,15 +117,15 @@ def _reference(model: Model, base: Mapping[str, Any]) -> str:
     if not _is_same(model.keys, base):
         if model.folder is not None and not model.is_adapter:
             return str(model.folder)
-        text = f"{model.label} needs the base model {model.keys['base']}, but this command has {base['base']}"
+        text = f"{model.label} needs the base model {model.keys['base']}, not {base['base']}"
         refuse(
             text,
-            "one base per command: name a whole model by its folder (alignkit export RUN/STAGE --merge)",
+            "one base per command; `alignkit export RUN/STAGE --merge` makes a whole model",
         )
     keys = {**base, **model.keys}.keys() - {"lora"}
     different = sorted(key for key in keys if base.get(key) != model.keys.get(key))
     if different and len(model.keys) > 1:
-        text = f"note: {model.label} is used with the {', '.join(different)} of another policy on the same base"
+        text = f"note: {model.label} is used with the {', '.join(different)} of another policy"
         print(printable(text), file=sys.stderr)
     return str(model.folder) if model.is_adapter else BASE
 
@@ -135,7 +139,9 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def sampling_of(policies: Iterable[NamedPolicy]) -> dict[str, Any]:
-    """Sampling keys as in training, but the temperature: of the first policy that learned from its own samples."""
+    """Sampling keys as in training, but the temperature: of the first policy that learned from its
+    own samples.
+    """
     rollout = next((policy.model.rollout for policy in policies if policy.model.rollout), {})
     return {
         key: rollout[key] for key in KEYS if rollout.get(key) is not None and key != "temperature"

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from alignkit.sampling import Sampling
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.labels import BadLabel
-from alignkit_plugins.policies.policy import Answer, Opened, opened
+from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.talk import Talk, agreed
 from alignkit_plugins.policies.words import read_words
 from tests.patience import PATIENCE
@@ -37,33 +36,19 @@ def models(run: Path) -> Iterator[Opened]:
         yield found
 
 
-def test_rewards_read_what_they_read_in_training() -> None:
-    """Also the block of reasoning that the prompt opens, which an answer does not repeat."""
-    seen: list[Group] = []
-
-    def score(groups: Sequence[Group]) -> list[Group]:
-        seen.extend(groups)
-        return [
-            replace(g, responses=tuple(replace(r, scores={"reward": 1.0}) for r in g.responses))
-            for g in groups
-        ]
-
-    encoder = SimpleNamespace(said=lambda tokens: "<think>Two.</think>4", digest="d")
-    policy: Any = SimpleNamespace(role=SimpleNamespace(encoder=encoder, reference="sft"))
-    form: Any = SimpleNamespace(score=score, name="form")
-    asked = [Message(role="user", content="2 + 2?")]
-    assert Opened({}, [form]).rewards(policy, asked, Answer("Two.</think>4", (7, 8), True)) == {
-        "form": 1.0
-    }
-    assert seen[0].responses[0].text == "<think>Two.</think>4"
-
-
 def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -> Group:
     """What `alignkit.Policy.sample` gives."""
     policy = models.policies[name]
     options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": 1}
     (group,) = policy.role.sample([Group(tuple(messages))], seed=seed, **options)
     return group
+
+
+def test_rewards_read_what_they_read_in_training(models: Opened) -> None:
+    policy, messages = models.policies["run-sft"], [user("2 + 2?")]
+    sampling = Sampling(max_new_tokens=16, temperature=0.8)
+    answer = policy.answer(policy.prompt(messages), sampling, 3)
+    assert answer.response == sampled(models, "run-sft", messages, 3).responses[0]
 
 
 def text_of(models: Opened, name: str, messages: Sequence[Message], seed: int) -> str:
