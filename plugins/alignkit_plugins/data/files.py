@@ -63,6 +63,14 @@ def read_rows(spec: DataSpec) -> list[Row]:
     return rows
 
 
+def groups_of(rows: Iterable[Row]) -> list[Group]:
+    """The groups of all rows."""
+    groups: list[Group] = []
+    for row in rows:
+        groups += row.groups
+    return groups
+
+
 def name_of(spec: DataSpec) -> str:
     """The files of a data entry, in a word."""
     return ", ".join(short(source.name) for source in spec.sources)

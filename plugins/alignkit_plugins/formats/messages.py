@@ -1,5 +1,6 @@
 """Conversations: OpenAI's `messages` and ShareGPT's `conversations`, as demonstrations, labeled
-answers or prompts; and instructions with the columns of Alpaca, Dolly or Self-Instruct.
+answers or prompts; instructions with the columns of Alpaca, Dolly or Self-Instruct; and alignkit's
+own groups.
 
 The turns before the first answer to the user are the prompt. A single answer becomes the response's
 text. Several turns stay messages and keep their `train` flags, for the algorithm to decide which of
@@ -14,7 +15,8 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from alignkit import BadRow, Group, Message
+from alignkit import BadRow, Format, Group, Message
+from alignkit.data.group import group_from_json
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of
 
@@ -131,3 +133,24 @@ class SelfInstruct(ColumnFormat):
             raise BadRow("column 'instances' must be a list of {input, output} that is not empty")
         shared = self.rest(row, "instances")
         return [Alpaca().read({**shared, **columns_of(instance)}) for instance in instances]
+
+
+class Groups(Format):
+    """Groups as alignkit writes them, with all fields of each response."""
+
+    example = (
+        '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": '
+        '"Hello!"}]}'
+    )
+    wants = "alignkit, prompt and responses, as alignkit writes them"
+    needs_prompt = False
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "alignkit")
+
+    def read(self, row: Any) -> Group:
+        return group_from_json(row)
+
+    def check(self, group: Group) -> None:
+        """Accept every group: a policy may sample empty or repeated responses."""

@@ -145,9 +145,9 @@ class Template(ColumnFormat):
                 responses.append(self.answer(answer_after(prompt, turns)))
             pairs = [Pair(0, 1, margin=self.margin(values))]
         elif "response" in values:
-            turns = answer_after(prompt, self._turns(row, "response", user=False))
+            answer = answer_after(prompt, self._turns(row, "response", user=False))
             label, score = self.flag(values, "label"), self.number(values, "scores")
-            responses = [self.answer(turns, label=label, scores=self.scores(score))]
+            responses = [self.answer(answer, label=label, scores=self.scores(score))]
         elif "responses" in values:
             responses, pairs = self._compared(values)
         elif "turns" in values:
