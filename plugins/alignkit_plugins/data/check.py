@@ -154,8 +154,9 @@ def parts_of_recipe(recipe: Recipe) -> list[Part]:
 
 def _role(stage: Stage, spec: DataSpec) -> str:
     """What a stage does with an entry; empty if it makes rows of it."""
-    keys = (keys_of(options, spec) for options in (stage.settings, stage.component.options))
-    names = {str(key) for found in keys for key in found or ()}
+    names: set[str] = set()
+    for options in (stage.settings, stage.component.options):
+        names.update(map(str, keys_of(options, spec) or ()))
     for role in ("gold", "validation"):
         if role in names:
             return role

@@ -18,7 +18,7 @@ from alignkit.data.group import Origin, Response, group_id
 from alignkit.errors import check_extra
 from alignkit.report import Report, Table
 from alignkit_plugins.data import near
-from alignkit_plugins.data.files import Row, json_lines, short
+from alignkit_plugins.data.files import Row, groups_of, json_lines, short
 from alignkit_plugins.formats.languages import check_languages, identifier
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
@@ -193,7 +193,7 @@ class Clean(Step):
     def run(self, context: StepContext) -> Artifact:
         held_out = context.load(self.options.against) if self.options.against else []
         done = cleaned(rows_of(context.load(self.options.data)), self.options, rows_of(held_out))
-        groups = [group for row in done.kept for group in row.groups]
+        groups = groups_of(done.kept)
         context.write_text("removed.jsonl", json_lines(done.removed))
         redacted = len(done.redacted - done.faults.keys())
         summary = {

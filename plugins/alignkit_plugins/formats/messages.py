@@ -79,12 +79,13 @@ class Alpaca(Messages):
         return is_answered and cls.lacks(row, "chosen", "rejected", "messages")
 
     def read(self, row: Any) -> Group:
-        parts = [self.text(row, "instruction").strip()]
-        for name in QUESTION[1:]:
+        self.text(row, "instruction")  # raises if there is none
+        names = []
+        for name in QUESTION:
             part = self.text(row, name, "").strip()
-            if part and part.lower().rstrip(".") not in NO_INPUT:
-                parts.append(part)
-        if len(parts) > 2:
+            if name == "instruction" or (part and part.lower().rstrip(".") not in NO_INPUT):
+                names.append(name)
+        if len(names) > 2:
             raise BadRow(
                 "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"
             )
@@ -92,13 +93,12 @@ class Alpaca(Messages):
             pairs = _HISTORY.validate_python(row.get("history")) or []
         except ValidationError:
             raise BadRow("column 'history' must be a list of pairs [instruction, answer]") from None
-        pairs.append(("\n\n".join(filter(None, parts)), self.text(row, self.answer_column)))
         turns: list[Message] = []
         for asked, answer in pairs:
-            turns += [
-                Message(role="user", content=asked),
-                Message(role="assistant", content=answer),
-            ]
+            turns.append(Message(role="user", content=asked))
+            turns.append(Message(role="assistant", content=answer))
+        turns += self.joined(row, names)
+        turns.append(Message(role="assistant", content=self.text(row, self.answer_column)))
         return self.learned(row, turns, *QUESTION, self.answer_column, "history")
 
 

@@ -102,7 +102,7 @@ class Rankings(ColumnFormat):
         if pairs is None and all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
         used = (prompt, name, "ranks", "pairs", scored)
-        return self.group(row, used, self.conversation(row[prompt], prompt), responses, pairs)
+        return self.group(row, used, self.column(row, prompt), responses, pairs)
 
     def _response(self, item: Any, rank: Any, score: Any) -> Response:
         item = {"text": item} if isinstance(item, str) else item
@@ -189,7 +189,7 @@ class Unlabeled(ColumnFormat):
             turns = self.conversation(text, name, user=False)
             responses.append(self.answer(turns, source=author or None))
             used.append(name.partition("[")[0])
-        return self.group(row, used, self.conversation(row[prompt], prompt), responses, ())
+        return self.group(row, used, self.column(row, prompt), responses, ())
 
 
 def _answers(row: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:

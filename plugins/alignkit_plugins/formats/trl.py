@@ -110,11 +110,8 @@ class Preference(ColumnFormat):
     def read(self, row: Any) -> Group:
         row = with_other_answer(columns_of(row))
         better, worse = pair_columns(row) or PAIRS[0]
-        for name in (better, worse):
-            if row.get(name) is None:
-                self.text(row, name)  # raises, and says whether it is absent or null
-        chosen: Sequence[Message] = self.conversation(row[better], better, user=False)
-        rejected: Sequence[Message] = self.conversation(row[worse], worse, user=False)
+        chosen: Sequence[Message] = self.column(row, better, user=False)
+        rejected: Sequence[Message] = self.column(row, worse, user=False)
         names = [name for name in PROMPTS if has_words(row, name)]
         if names == ["messages"] and len(chosen) > 1:
             names = []
@@ -168,13 +165,12 @@ class Preference(ColumnFormat):
     def _prompt(self, row: Mapping[str, Any], name: str) -> tuple[Sequence[Message], Sequence[str]]:
         """The turns of the prompt, and the columns that they are from."""
         if name == "instruction":
-            parts = [self.text(row, name).strip(), self.text(row, "input", "").strip()]
-            return [Message(role="user", content="\n\n".join(filter(None, parts)))], (name, "input")
+            return self.joined(row, (name, "input")), (name, "input")
         if name != "input" and has_words(row, "input"):
             raise BadRow(
                 f"column 'input' would be lost next to '{name}'; rename it if it means something else"
             )
-        return self.conversation(row[name], name), (name,)
+        return self.column(row, name), (name,)
 
 
 def answer_after(prompt: Sequence[Message], turns: Sequence[Message]) -> Sequence[Message]:
@@ -207,9 +203,7 @@ class PromptOnly(ColumnFormat):
     def read(self, row: Any) -> Group:
         if isinstance(row, str):
             row = {"prompt": row}
-        if not self.has(row, "prompt"):
-            raise BadRow("column 'prompt' is missing")
-        return self.group(row, ["prompt"], self.conversation(row["prompt"], "prompt"))
+        return self.group(row, ["prompt"], self.column(row, "prompt"))
 
 
 class PromptCompletion(ColumnFormat):
@@ -227,11 +221,8 @@ class PromptCompletion(ColumnFormat):
 
     def read(self, row: Any) -> Group:
         name = first_of(row, ("completion", "response")) or "completion"
-        for column in ("prompt", name):
-            if not self.has(row, column):
-                raise BadRow(f"column '{column}' is missing")
-        prompt = self.conversation(row["prompt"], "prompt")
-        turns = answer_after(prompt, self.conversation(row[name], name, user=False))
+        prompt = self.column(row, "prompt")
+        turns = answer_after(prompt, self.column(row, name, user=False))
         rating = next((column for column in SCORES if row.get(column) not in (None, "")), SCORES[0])
         scores, label = self.scores(self.number(row, rating)), self.label(row)
         if label is None:
