@@ -150,7 +150,7 @@ def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
         ({**LLMBAR, "label": 0}, "column 'label' holds 0, but the known labels are 1, 2"),
         ({**LLMBAR, "label": None}, "holds None"),
         ({**SUPERHF, "rating": "Sorry"}, "holds 'Sorry', but the known labels are a, b, tie"),
-        ({**LLMBAR, "output_1": True}, "must be text"),
+        ({**LLMBAR, "output_1": True}, "must have text"),
         ({**LLMBAR, "output_2": None}, "'output_2' is missing or null"),
         (
             {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1},
@@ -317,7 +317,7 @@ def test_a_tree_holds_a_ranking_for_every_prompt() -> None:
         (node("prompter", "q"), "no prompt of the tree has a reply"),
         (node("prompter", "q", node("assistant", "a"), review_result=False), "failed the review"),
         (node("someone", "q", node("assistant", "a")), "unknown role 'someone'"),
-        ({**node("prompter", "q", node("assistant", "a")), "text": 5}, "must be text"),
+        ({**node("prompter", "q", node("assistant", "a")), "text": 5}, "must have text"),
         ({"role": "prompter", "text": "q", "replies": "a"}, "must be a list of messages"),
     ],
 )

@@ -188,7 +188,7 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
         )
     read = []
     for call in calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
+        function: Any = call.get("function", call) if isinstance(call, Mapping) else None
         if not Format.has(function, "name") or not isinstance(function["name"], str):
             raise BadRow(f"{where}: a tool call must have a name, and arguments")
         arguments = (
