@@ -150,7 +150,7 @@ def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
         ({**LLMBAR, "label": 0}, "column 'label' holds 0, but the known labels are 1, 2"),
         ({**LLMBAR, "label": None}, "holds None"),
         ({**SUPERHF, "rating": "Sorry"}, "holds 'Sorry', but the known labels are a, b, tie"),
-        ({**LLMBAR, "output_1": True}, "must have text"),
+        ({**LLMBAR, "output_1": True}, "must be text"),
         ({**LLMBAR, "output_2": None}, "'output_2' is missing or null"),
         (
             {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1},
