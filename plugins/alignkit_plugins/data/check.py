@@ -15,8 +15,7 @@ from alignkit_plugins.data import near
 from alignkit_plugins.data.clean import ACROSS, Clean, Rules, cleaned, rows_of
 from alignkit_plugins.data.files import Row, groups_of, name_of, no_stage, read_rows, short
 from alignkit_plugins.formats.shown import counts, shortened
-from alignkit_plugins.report import data_cards
-from alignkit_plugins.report.tally import card
+from alignkit_plugins.report.data_card import card, tables
 
 EXAMPLES = 5  # of each finding
 REPEATED = ("duplicates", "near")
@@ -100,7 +99,7 @@ def report(checked: Mapping[str, Any]) -> Report:
             if count:
                 lines.append(f"  {fault.replace('_', ' ')}: {percentage(count, one['rows'])}")
         blocks.append("\n".join([*lines, *one["examples"]]))
-    blocks += data_cards.tables(checked["files"])
+    blocks += tables(checked["files"])
     rows, examples = [], []
     for leak in checked["leaks"]:
         share = f"{(leak['equal'] + leak['near']) / leak['of']:.1%}"
