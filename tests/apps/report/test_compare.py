@@ -69,4 +69,4 @@ def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["show", str(runs[0])]) == 0
     assert "align is better than sft" in capsys.readouterr().out
     assert main(["show", str(runs[0]), str(tmp_path / "none")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
