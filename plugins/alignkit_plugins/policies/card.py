@@ -45,13 +45,15 @@ def card(
 
     assert model.run is not None
     records = behind(model.run, model.name, model.record)
-    methods, hubs = [], dict[str, None]()
+    methods, hubs = dict[str, None](), dict[str, None]()
     for record in records.values():
         parts = record["depends_on"]
-        if parts["settings"]:
-            methods.append(record["plugin"])
         hubs |= dict.fromkeys(_hubs([parts["settings"], parts["component"]]))
-    tags = ["alignkit", methods[-1].replace("_", "-")] + ["reward-model"] * model.is_reward
+        if parts["settings"]:
+            methods[record["plugin"]] = None
+    tags = ["alignkit", model.record["plugin"].replace("_", "-")]
+    if model.is_reward:
+        tags.append("reward-model")
     data = ModelCardData(
         base_model=base if base_on_hub else None,
         license=license,
