@@ -10,9 +10,9 @@ from typing import Any
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence, trust_tables
 from alignkit_plugins.compare.readable import bounds, duration, mapping, number, short, size
-from alignkit_plugins.evaluate.rows import RATED, Row, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import cell, comparisons, details, over, table
-from alignkit_plugins.evaluate.verdicts import GAINS
+from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_of
+from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
+from alignkit_plugins.compare.verdicts import GAINS
 from alignkit_plugins.page import templates
 from alignkit_plugins.people import agreement
 from alignkit_plugins.report import data_card

@@ -22,9 +22,9 @@ from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
 from alignkit.plugins import plugins
 from alignkit.report import Report
 from alignkit.tokens.encoder import DROP_REASONS
+from alignkit_plugins.compare import verdicts
 from alignkit_plugins.compare.readable import mapping, number, shown
-from alignkit_plugins.evaluate import verdicts
-from alignkit_plugins.evaluate.rows import BASE_MODEL, rows_of
+from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
 from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report.changes import flat
 from alignkit_plugins.report.data_card import left_out
@@ -352,9 +352,7 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
             yield stage.name, text, False
     for stage in stages:
         if stage.evaluation:
-            rows = rows_of(stage.evaluation)
-            found = verdicts.verdicts(rows, stage.evaluation)
-            for text in verdicts.doubts(stage.evaluation, rows, found):
+            for text in verdicts.doubts(stage.evaluation):
                 yield stage.name, text, False
     reported = list[str]()
     for stage in stages:
@@ -371,10 +369,10 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
 def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
     mine = [swap for swap in swaps if swap["stage"] == stage.name]
-    found = verdicts.verdicts(with_earlier(stage.evaluation, mine), stage.evaluation)
+    found = verdicts.verdicts(with_earlier(stage.evaluation, mine))
     for swap in mine:
         if swap["evaluation"]:
-            found += verdicts.verdicts(rows_of(swap["evaluation"]), stage.evaluation)
+            found += verdicts.verdicts(rows_of(swap["evaluation"]))
     return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from alignkit.io.text import printable
 from alignkit_plugins.compare.readable import bounds, number, short
-from alignkit_plugins.evaluate.rows import Row, rows_of
+from alignkit_plugins.compare.rows import Row, rows_of
 from alignkit_plugins.report.history import json_lines
 
 SIZE = (4.2, 2.4)  # inches
@@ -253,7 +253,7 @@ def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
     names = list(dict.fromkeys(row.metric for row in rated))
     if len(names) < 2:
         return []
-    rates = {(row.policy, row.metric): row.estimate for row in rows if row.kind == "win rate"}
+    rates = {(row.policy, row.metric): row.win_rate for row in rated}
     baseline, half = rated[0].baseline, (0.5, 0.5, 0.5)
     ends = {baseline: (half, half)}
     for policy in dict.fromkeys(row.policy for row in rated):

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from alignkit_plugins.compare.readable import number
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.report.history import json_lines
 
 EACH = 5  # samples of each kind

@@ -15,8 +15,8 @@ from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.compare.readable import duration, short
-from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import table
+from alignkit_plugins.compare.rows import Row, main_rows, rows_of
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.models.find import RUNS, find_run, runs_in
 from alignkit_plugins.printing import reported
 from alignkit_plugins.report.changes import dotted, flat

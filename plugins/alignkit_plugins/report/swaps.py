@@ -14,15 +14,14 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json
 from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
-from alignkit_plugins.compare.compared import compare
+from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.evaluate.rows import Row, rows_of
+from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import json_lines, read_object
 
 MOST = 3  # earlier results of a policy, the newest ones
 DECIDES = ("prompts", "rewards", "metrics", "examples")  # options that both evaluations must share
-_SOURCES = ("now", "then")  # of answers
 Swap = dict[str, Any]
 
 
@@ -76,36 +75,21 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
         return {"differs": differs, "evaluation": {}}
     if current["sampling"] != old["sampling"]:
         return {"differs": "the sampling has changed", "evaluation": {}}
-    groups = _joined(folder, before, policy, current["rewards"])
+    groups = _joined(folder, before, policy, now, then)
     if not groups:
         return {"differs": "they answered no prompt in common", "evaluation": {}}
-    metrics = current.get("metrics") or {}
-    against = _against(groups, current["rewards"], metrics)
-    measured = {then: old["policies"][policy], now: current["policies"][policy]}
-    keys = ("sampling", "headline", "rewards", "reference")
-    return {
-        "differs": "",
-        "evaluation": {
-            **{key: current[key] for key in keys},
-            "prompts": len(groups),
-            "metrics": metrics,
-            "baseline": then,
-            "trained_on": {now: (current.get("trained_on") or {}).get(policy) or {}},
-            "policies": {name: {**one, "diversity": {}} for name, one in measured.items()},
-            "against": {now: against},
-        },
-    }
-
-
-def _against(
-    groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Both results by each reward, prompt by prompt."""
-    found = {}
-    for name in rewards:
-        lower = (metrics.get(name) or {}).get("better") == "lower"
-        found[name] = compare(groups, *_SOURCES, name, metric=name in metrics, lower=lower)
-    return found
+    rows = list[Row]()
+    for row in main_rows(rows_of(current)):
+        if row.policy == policy and row.kind in ("metric", "reward"):
+            facts: dict[str, Any] = {"lower": row.lower, "percent": row.percent}
+            facts |= {"kind": row.kind, "tested": row.tested, "trained_on": {now: row.trained_on}}
+            rows += rated(groups, [then, now], then, row.metric, **facts)
+    rows = adjusted(rows)
+    for result, evaluation in ((then, old), (now, current)):
+        for row in rows_of(evaluation):
+            if row.policy == policy and row.kind == ANSWERS:
+                rows.append(replace(row, policy=result))
+    return {"differs": "", "evaluation": {"results": list(map(plain, rows))}}
 
 
 def _difference(folder: Path, before: Path, policies: set[str]) -> str:
@@ -121,20 +105,14 @@ def _difference(folder: Path, before: Path, policies: set[str]) -> str:
     return ""
 
 
-def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> list[Group]:
-    """The prompts that both evaluations have, with the answers of both results, whose sources are
-    `now` and `then`.
-    """
+def _joined(folder: Path, before: Path, policy: str, now: str, then: str) -> list[Group]:
+    """The prompts that both evaluations have, with the answers of both results as their sources."""
     earlier, found = _groups(before), list[Group]()
     for key, group in _groups(folder).items():
-        if key not in earlier:
-            continue
-        answers = list[Any]()
-        for source, one in zip(_SOURCES, (group, earlier[key]), strict=True):
-            for response in answers_of(one, policy):
-                scores = {name: response.scores.get(name) for name in rewards}
-                answers.append(replace(response, source=source, scores=scores))
-        found.append(replace(group, responses=tuple(answers)))
+        if key in earlier:
+            answers = [replace(one, source=now) for one in answers_of(group, policy)]
+            answers += [replace(one, source=then) for one in answers_of(earlier[key], policy)]
+            found.append(replace(group, responses=tuple(answers)))
     return found
 
 
