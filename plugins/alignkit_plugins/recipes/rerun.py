@@ -114,9 +114,7 @@ class Rerun(Run):
 
 def _lines(file: Path) -> Mapping[str, Any]:
     """What a file of JSON says, by lines."""
-    rows = [read_object(file)]
-    if file.suffix == ".jsonl":
-        rows = json_lines(file)
+    rows = json_lines(file) if file.suffix == ".jsonl" else [read_object(file)]
     return {f"line {number}": row for number, row in enumerate(rows, 1)}
 
 
