@@ -406,10 +406,7 @@ def test_answers_in_words_need_an_option(
     assert kinds(made(path))["sft"] == "sft"
     Path("new/recipe.yaml").unlink()
     assert kinds(made("--known-answers", path)) == {"align": "grpo", "report": "evaluate"}
-    assert (
-        "60 questions with a known answer (prompt_only: prompt is question)"
-        in capsys.readouterr().out
-    )
+    assert "60 prompts with a known answer (prompt_only)" in capsys.readouterr().out
 
 
 def test_a_question_without_an_answer_is_told(
