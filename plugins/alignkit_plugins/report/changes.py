@@ -117,6 +117,8 @@ def _in_words(change: Change, names: Mapping[Path, Any]) -> str:
             return f"the code of {names.get((*path[:at], 'name'), 'alignkit')} has changed"
     if path[0] in _CONTENTS:
         return f"{_CONTENTS[str(path[0])]} has changed"
+    if "files" in path:
+        return f"{path[-1]}: the file has changed"
     if path[-1] == "content":
         return f"{_name(path[:-1])}: the file has changed"
     if path[0] == "upstream" and change.old and change.new:
