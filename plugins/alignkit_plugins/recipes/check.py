@@ -104,10 +104,16 @@ def _data_lines(run: Run) -> list[str]:
     """How each entry is read, with a row of each source, once."""
     from alignkit_plugins.report.data_card import describe
 
-    texts = dict[str, None]()
+    texts, samples = dict[str, None](), set[str]()
     for stage in run.stages.values():
         for spec in stage.read:
-            texts["\n".join(describe(run.data.read(spec)))] = None
+            lines = describe(run.data.read(spec))
+            heads = [line for line in lines if not line.startswith("  ")]
+            sample = "\n".join(line for line in lines if line.startswith("  "))
+            if sample in samples:
+                lines = heads
+            samples.add(sample)
+            texts["\n".join(lines)] = None
     return list(texts)
 
 
