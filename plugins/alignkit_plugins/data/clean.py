@@ -19,9 +19,9 @@ from alignkit.errors import check_extra
 from alignkit.report import Report, Table
 from alignkit_plugins.data import near
 from alignkit_plugins.data.files import Row, groups_of, json_lines, short
-from alignkit_plugins.formats.languages import check_languages, identifier
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.text_metrics import check_languages, identifier
 from alignkit_plugins.people.redaction import redact
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
