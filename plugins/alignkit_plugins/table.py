@@ -134,11 +134,11 @@ abstention evaluate.honesty:Abstention  1 if a response says that it does not kn
 rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group or a baseline
 
 [judge]
-local_judge ai_feedback.local_judge:LocalJudge  ask a model of this run which response is better
+local_judge ai_feedback.judge:LocalJudge  ask a model of this run which response is better
     (RLAIF)
-openai_judge ai_feedback.server_judge:OpenAIJudge  ask a model behind an OpenAI-compatible server
+openai_judge ai_feedback.judge:OpenAIJudge  ask a model behind an OpenAI-compatible server
 panel ai_feedback.panel:Panel  ask several judges, and combine what they say
-reward_judge ai_feedback.reward_judge:RewardJudge  prefer the response that a reward model scores
+reward_judge ai_feedback.panel:RewardJudge  prefer the response that a reward model scores
     higher
 
 [environment]
