@@ -97,7 +97,8 @@ def report(checked: Mapping[str, Any]) -> Report:
         lines = [f"{one['name']} ({one['stage']}): {one['counts']}"]
         for fault, count in one["faults"].items():
             if count:
-                lines.append(f"  {fault.replace('_', ' ')}: {percentage(count, one['rows'])}")
+                share = percentage(count, one["rows"])
+                lines.append(f"  {fault.replace('_', ' ')}: {count:,} ({share})")
         blocks.append("\n".join([*lines, *one["examples"]]))
     blocks += tables(checked["files"])
     rows, examples = [], []

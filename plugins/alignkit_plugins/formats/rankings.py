@@ -26,6 +26,7 @@ from alignkit_plugins.formats.columns import (
     read_message,
     with_text,
 )
+from alignkit_plugins.formats.layouts import PAIRS
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
@@ -163,6 +164,8 @@ class Unlabeled(ColumnFormat):
     @classmethod
     def matches(cls, row: Any) -> bool:
         if not isinstance(row, Mapping) or "alignkit" in row or not cls.lacks(row, *JUDGED):
+            return False
+        if any(layout.fits(row) for layout in PAIRS.values()):
             return False
         # A list with another name may be the right answers, which rewards read; whoever names the
         # format means these, too.
