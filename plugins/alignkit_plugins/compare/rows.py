@@ -132,7 +132,7 @@ def as_csv(rows: Iterable[Row]) -> str:
     for row in rows:
         cells = [getattr(row, name) for name in NAMES]
         cells.append(row.estimate.get("n"))
-        for part in (row.estimate, row.difference, row.equal_length, row.win_rate):
-            cells += [part.get(end) for end in ENDS]
+        for estimate in (row.estimate, row.difference, row.equal_length, row.win_rate):
+            cells += [estimate.get(end) for end in ENDS]
         file.writerow([*cells, *(getattr(row, name) for name in FACTS)])
     return out.getvalue()
