@@ -28,7 +28,7 @@ PLUGINS = (
     "dialogues",
 )
 PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "groups"))
-PLUGINS = (*PLUGINS, "evaluate.rewardbench2", "people.feedback")
+PLUGINS = (*PLUGINS, "evaluate.rewardbench", "people.feedback")
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
     for one in plugins().registrations("format")

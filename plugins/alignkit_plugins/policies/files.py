@@ -16,10 +16,9 @@ from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.plugins import plugins
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.compare.compared import averages, scale_of, scores_of
+from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
-from alignkit_plugins.compare.pair_metrics import accuracy
-from alignkit_plugins.compare.pairs import comparisons
+from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
 from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
@@ -86,15 +85,14 @@ def _scored(
         replace(group, responses=tuple(replace(r, source=AUTHOR) for r in group.responses))
         for group in groups
     ]
-    facts: dict[str, Any] = {}
+    pairs, facts = choices(groups), dict[str, Any]()
     for column in columns:
-        values, units = scores_of(averages(alike, AUTHOR, column.name))
-        pairs = comparisons(groups, column.name)
-        mean, right = (
-            scale_of(alike, column.name).mean(values, units),
-            accuracy(pairs) if pairs else None,
-        )
-        facts[column.name] = {"mean": mean, "pairs_right": right}
+        (row,) = rated(alike, [AUTHOR], None, column.name)
+        known, right = gaps(pairs, column.name), None
+        if count := len(known) - known.count(None):
+            (found,) = accuracy(pairs, {column.name: known})
+            right = {"accuracy": found.estimate, "pairs": count}
+        facts[column.name] = {"mean": row.estimate, "pairs_right": right}
     return groups, facts
 
 
