@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alignkit_plugins.compare.sampling import AnswerOptions
 
 from alignkit.errors import RecipeError
 from alignkit.io.digest import digest
@@ -16,6 +15,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.sampling import SamplingOptions
+from alignkit_plugins.compare.sampling import AnswerOptions
 
 RECIPE = """
 model: {base: tiny}

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from alignkit_plugins.compare.sampling import AnswerOptions, sampled_at
 from pydantic import model_validator
 
 from alignkit import (
@@ -53,6 +52,7 @@ from alignkit_plugins.ai_feedback.constitution import ConstitutionRef
 from alignkit_plugins.ai_feedback.judge_card import judge_names
 from alignkit_plugins.ai_feedback.label_tally import Place, Tally, card_of, mean, refusal, told
 from alignkit_plugins.compare.comparison import prompts_to_compare
+from alignkit_plugins.compare.sampling import AnswerOptions, sampled_at
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import all_turns
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from alignkit_plugins.compare.sampling import AnswerOptions
 from pydantic import model_validator
 
 from alignkit import (
@@ -43,6 +42,7 @@ from alignkit_plugins.compare.comparison import (
     together,
 )
 from alignkit_plugins.compare.reward_columns import Column, label, scored_by
+from alignkit_plugins.compare.sampling import AnswerOptions
 from alignkit_plugins.evaluate import breakdown, examples, judged, metrics, numbers, report
 from alignkit_plugins.evaluate.answering import Answering
 from alignkit_plugins.evaluate.cards import Cards

@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkit_plugins.compare.sampling import TEMPERATURE
-
 from alignkit import seeds
 from alignkit.commands import refuse
 from alignkit.data.group import Group, Message, Response
@@ -29,6 +27,7 @@ from alignkit.runs.fingerprint import RunData
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
+from alignkit_plugins.compare.sampling import TEMPERATURE
 from alignkit_plugins.policies.named_models import NamedModel
 from alignkit_plugins.policies.recipe import NamedModels, names_of, read_models, rollout_of
 from alignkit_plugins.policies.streaming import Answer, answer
