@@ -56,7 +56,7 @@ reward_bench_2 evaluate.rewardbench:RewardBench2  RewardBench 2: a prompt, and l
     of rejected texts
 feedback people.feedback.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
-squad evaluate.squad:Squad  SQuAD 2: context, question, answers; also nested JSON
+squad evaluate.squad:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
 cpl algorithms.cpl:CPL  contrastive preference learning on segments with a discount; DPO is a
