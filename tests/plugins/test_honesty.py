@@ -353,6 +353,8 @@ FLAT = {
     "question": "How old is Ann?",
     "answers": {"text": ["7", "7"], "answer_start": [7]},
 }
+
+
 def read(row: Any, **options: Any) -> list[Group]:
     reader = Squad(Squad.Options(**options))
     found = reader.read(row)

@@ -363,7 +363,4 @@ def test_another_wording_is_no_other_answer(correct: str, tmp_path: Path) -> Non
     weak = shares(found, "weak")
     assert weak["given_up"] == (1.0, 4)  # the other two of six still name the right answer
     assert weak["given_up_again"] == (1.0, 1)
-    assert any(
-        "of 40 answers of firm neither as right nor as wrong" in n
-        for n in found["notes"]
-    )
+    assert any("of 40 answers of firm neither as right nor as wrong" in n for n in found["notes"])
