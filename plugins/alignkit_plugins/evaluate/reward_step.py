@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from alignkit_plugins.compare.rows import main_rows, plain
+from alignkit_plugins.compare.tables import details, table
 from pydantic import model_validator
 
 import alignkit
@@ -34,8 +36,6 @@ from alignkit_plugins.ai_feedback.judge_card import check_names, judge_names, se
 from alignkit_plugins.compare.comparison import check_unique
 from alignkit_plugins.compare.pairs import Gaps, accuracy, choices, gaps
 from alignkit_plugins.compare.reward_columns import Column, label, scored_by
-from alignkit_plugins.compare.rows import main_rows, plain
-from alignkit_plugins.compare.tables import details, table
 from alignkit_plugins.evaluate import reward_measures as measures
 from alignkit_plugins.evaluate import rewardbench
 from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
@@ -127,7 +127,7 @@ class EvaluateReward(Step):
         groups = [group for group in read if resolved_pairs(group)]
         if not groups:
             raise DataError(f"none of {len(read)} rows has a preference pair", option=("pairs",))
-        known = sorted({name for group in groups for name in group.meta})
+        known = sorted(set().union(*(group.meta for group in groups)))
         for place, column in enumerate(self.options.by):
             if column not in known:
                 near = did_you_mean(column, known) or f"columns: {', '.join(known) or 'none'}"
