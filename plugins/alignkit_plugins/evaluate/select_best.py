@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit_plugins.compare.rows import Row, plain
-from alignkit_plugins.compare.tables import table
 from pydantic import model_validator
 
 import alignkit
@@ -32,6 +30,8 @@ from alignkit.report import Report
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import averages, rated
 from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare, sample_policies
+from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.compare.tables import table
 
 
 class SelectBest(Step):

@@ -9,8 +9,8 @@ from typing import Any
 
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.compare.readable import duration, short
-from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import table
+from alignkit_plugins.compare.rows import Row, main_rows, rows_of
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.files import load_yaml
 from alignkit_plugins.report.stages import flat

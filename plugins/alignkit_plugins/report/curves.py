@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
 from alignkit_plugins.compare.readable import bounds, number
-from alignkit_plugins.evaluate.rows import Row
+from alignkit_plugins.compare.rows import Row
 
 POINTS = 300  # of a series
 OTHERS = 8  # panels of a stage for metrics that have no place of their own
@@ -264,8 +264,9 @@ def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
     names = list(
         dict.fromkeys(row.metric for row in rows if row.kind == "reward" and row.difference)
     )[:2]
-    won = {(row.policy, row.metric): row.estimate for row in rows if row.kind == "win rate"}
-    baseline = next((row.baseline for row in rows if row.kind == "win rate"), "")
+    compared = [row for row in rows if row.win_rate and not row.column]
+    won: dict[Any, Any] = {(row.policy, row.metric): row.win_rate for row in compared}
+    baseline = next((row.baseline for row in compared), "")
     won |= {(baseline, name): {"mean": HALF / 100} for name in names}
     path: dict[str, Any] = {
         key: [] for key in ("labels", "x", "x_low", "x_high", "y", "low", "high")

@@ -16,9 +16,9 @@ from alignkit.evaluation import held_out
 from alignkit.io.results import RECIPE, damage_of
 from alignkit.plugins import plugins
 from alignkit.report import Report
+from alignkit_plugins.compare import verdicts
 from alignkit_plugins.compare.readable import mapping
-from alignkit_plugins.evaluate import verdicts
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report import (
     curves,
@@ -229,16 +229,11 @@ class _Gathering:
     def verdicts(self, name: str, swaps: list[Pair]) -> list[dict[str, Any]]:
         """What an evaluation says of each policy, and of current results against earlier ones."""
         summary, own = self.evaluations[name], [pair for pair in swaps if pair["stage"] == name]
-        rows = rows_of(summary)
-        for doubt in verdicts.doubts(summary, rows, verdicts.verdicts(rows, summary)):
+        for doubt in verdicts.doubts(summary):
             self.warn(name, doubt)
-        found = verdicts.verdicts(with_earlier(summary, own), summary)
+        found = verdicts.verdicts(with_earlier(summary, own))
         for pair in own:
-            found += (
-                verdicts.verdicts(rows_of(pair["evaluation"]), summary)
-                if pair["evaluation"]
-                else []
-            )
+            found += verdicts.verdicts(rows_of(pair["evaluation"])) if pair["evaluation"] else []
         return [{"stage": name, **asdict(verdict)} for verdict in found]
 
     def next_steps(

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit_plugins.compare.readable import bounds, short
-from alignkit_plugins.evaluate.rows import RATED, Row
-from alignkit_plugins.evaluate.tables import cell
-from alignkit_plugins.evaluate.verdicts import GAINS
+from alignkit_plugins.compare.rows import RATED, Row
+from alignkit_plugins.compare.tables import cell
+from alignkit_plugins.compare.verdicts import GAINS
 
 MOST = 6  # metrics of the plot; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals

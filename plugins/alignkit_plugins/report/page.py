@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit_plugins.compare import readable as numbers
-from alignkit_plugins.evaluate.rows import Row, main_rows
+from alignkit_plugins.compare.rows import Row, main_rows
 from alignkit_plugins.page import templates
 from alignkit_plugins.report import overview
 from alignkit_plugins.report.figures import drawn

@@ -9,8 +9,8 @@ from typing import Any
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence, trust_tables
 from alignkit_plugins.compare.readable import duration, mapping, short, size
-from alignkit_plugins.evaluate.rows import main_rows, rows_of
-from alignkit_plugins.evaluate.tables import comparisons, details, over, table
+from alignkit_plugins.compare.rows import main_rows, rows_of
+from alignkit_plugins.compare.tables import comparisons, details, over, table
 from alignkit_plugins.report import curves, data_cards
 from alignkit_plugins.report.curves import Figure, worded
 from alignkit_plugins.report.people import people_blocks
@@ -130,7 +130,7 @@ def _evaluated(facts: Mapping[str, Any], stage: str, summary: Mapping[str, Any])
     more = details(rows)
     drawn = _figures(facts, stage)
     if more or drawn:
-        yield Part("Details: diversity, Elo points, columns", [*more, Figures(drawn)], folded=True)
+        yield Part("Details: diversity and columns", [*more, Figures(drawn)], folded=True)
 
 
 def _figures(facts: Mapping[str, Any], stage: str) -> list[Figure]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from alignkit_plugins.compare.readable import mapping, number
+from alignkit_plugins.compare.readable import number
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.report.files import each_object
 
 EACH = 5  # samples of each kind
@@ -45,13 +46,13 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
     for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
         if (sample := _sample(stage, row, group, policies, summary)) is not None:
             every.append(sample)
-    metric = mapping(mapping(summary.get("metrics")).get(str(summary.get("headline"))))
-    return list(_chosen(every, -1 if metric.get("better") == "lower" else 1))
+    lower = any(row.lower for row in rows_of(summary) if row.metric == summary.get("headline"))
+    return list(_chosen(every, -1 if lower else 1))
 
 
 def _policies(summary: Mapping[str, Any]) -> list[str]:
     """The policies whose answers are shown: the base model, the baseline and the result."""
-    names, before = [str(name) for name in summary.get("policies", {})], summary.get("baseline")
+    names, before = [*summary.get("policies", ())], summary.get("baseline")
     after = [name for name in names if name != before][-1:]
     return [name for name in names if name in ("base", before, *after)]
 

@@ -13,8 +13,8 @@ from typing import Any
 from alignkit.io.text import printable
 from alignkit.report import WIDTH, Block, Report
 from alignkit_plugins.compare.readable import duration
-from alignkit_plugins.evaluate.rows import ANSWERS, main_rows
-from alignkit_plugins.evaluate.tables import table
+from alignkit_plugins.compare.rows import ANSWERS, main_rows
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.overview import BASE, chosen
 from alignkit_plugins.report.side_by_side import evaluated
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json
 from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
-from alignkit_plugins.compare.compared import compare
+from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.evaluate.rows import Row, rows_of
+from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.report.files import each_object, read_object
 
 MOST = 3  # earlier results of a policy, the newest ones
-_SOURCES = ("now", "then")  # of answers
 Pair = dict[str, Any]
 
 
@@ -98,24 +97,23 @@ def _pair(run: Path, stage: str, policy: str, now: str, then: str, before: Path)
     }
     if pair["differs"]:
         return pair
-    rewards, metrics = list(summary["rewards"]), summary.get("metrics") or {}
-    groups = _joined(folder, before, policy, rewards)
+    groups = _joined(folder, before, policy, now, then)
     if not groups:
         return {**pair, "differs": "they answered no prompt in common"}
-    own = (summary.get("trained_on") or {}).get(policy) or {}
-    evaluation = {
-        **{key: summary[key] for key in ("sampling", "headline", "rewards", "reference")},
-        "prompts": len(groups),
-        "metrics": metrics,
-        "baseline": then,
-        "trained_on": {now: own},
-        "policies": {
-            name: {**one["policies"][policy], "diversity": {}}
-            for name, one in ((then, old), (now, summary))
-        },
-        "against": {now: _compared(groups, rewards, metrics)},
-    }
-    return {**pair, "evaluation": evaluation}
+    rows = list[Row]()
+    for row in main_rows(rows_of(summary)):
+        if row.policy == policy and row.kind in ("metric", "reward"):
+            facts = {"lower": row.lower, "percent": row.percent, "tested": row.tested}
+            learned = {now: row.trained_on}
+            rows += rated(
+                groups, [then, now], then, row.metric, kind=row.kind, trained_on=learned, **facts
+            )
+    rows = adjusted(rows)
+    for result, one in ((then, old), (now, summary)):
+        for row in rows_of(one):
+            if row.policy == policy and row.kind == ANSWERS:
+                rows.append(replace(row, policy=result))
+    return {**pair, "evaluation": {"results": list(map(plain, rows))}}
 
 
 def _difference(
@@ -141,27 +139,17 @@ def _difference(
     )
 
 
-def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> list[Group]:
-    """The prompts that both evaluations have, with the answers of both results, whose sources are
-    `now` and `then`.
-    """
-    then = _groups(before)
-    return [
-        replace(
-            group,
-            responses=tuple(
-                replace(
-                    response,
-                    source=source,
-                    scores={name: response.scores.get(name) for name in rewards},
-                )
-                for source, one in zip(_SOURCES, (group, then[key]), strict=True)
-                for response in answers_of(one, policy)
-            ),
-        )
-        for key, group in _groups(folder).items()
-        if key in then
-    ]
+def _joined(folder: Path, before: Path, policy: str, now: str, then: str) -> list[Group]:
+    """The prompts that both evaluations have, with the answers of both results as their sources."""
+    earlier = _groups(before)
+    joined = []
+    for key, group in _groups(folder).items():
+        if key in earlier:
+            answers = [replace(response, source=now) for response in answers_of(group, policy)]
+            for response in answers_of(earlier[key], policy):
+                answers.append(replace(response, source=then))
+            joined.append(replace(group, responses=tuple(answers)))
+    return joined
 
 
 def _groups(folder: Path) -> dict[str, Group]:
@@ -176,17 +164,6 @@ def _groups(folder: Path) -> dict[str, Group]:
             words = repr((group.prompt, sorted(group.meta.items())))
             counts[words] += 1
             found[f"{counts[words]} {words}"] = group
-    return found
-
-
-def _compared(
-    groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Both results by each reward, prompt by prompt."""
-    found = {}
-    for name in rewards:
-        lower = (metrics.get(name) or {}).get("better") == "lower"
-        found[name] = compare(groups, *_SOURCES, name, metric=name in metrics, lower=lower)
     return found
 
 

@@ -12,7 +12,7 @@ from alignkit.io.digest import file_digest
 from alignkit.io.results import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_plugins.compare.readable import mapping, number, shown
-from alignkit_plugins.evaluate.rows import BASE_MODEL
+from alignkit_plugins.compare.rows import BASE_MODEL
 from alignkit_plugins.report import curves
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part

@@ -16,7 +16,7 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
     headings = re.findall("^#+ (.*)$", text, flags=re.MULTILINE)
     assert headings == [
         *("small: done", "Verdict", "Warnings", "Evaluation"),
-        *("The judges in numbers", "Details: diversity, Elo points, columns"),
+        *("The judges in numbers", "Details: diversity and columns"),
         *("Samples", "Largest gains", "At random"),
         *("Training", "SFT", "1 more curves and all numbers", "Judge pairs: labels", "All numbers"),
         *("PPO: align", "1 more curves and all numbers"),
@@ -32,7 +32,7 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         "align is better than sft in the reward helpful: 1.09 against 0.00, difference +1.095 "
         "[1.067, 1.123]. Worse: preferred by local_judge 31% [22, 40]." in text
     )
-    assert "| sport | align | 10 | +0.50 [0.40, 0.60] | +0.50 [0.40, 0.60] | 50% [40, 60] |" in text
+    assert "| sport | align | 12 | +0.50 [0.40, 0.60] | +0.50 [0.40, 0.60] | 50% [40, 60] |" in text
     assert "| sft | demos.jsonl | responses | 60 | 3 | 61 | 190 | 199 |" in text
     assert "| sft | demos.jsonl | 12 | 75% | 0% | significantly 4, unsure 6, without 2 |" in text
     assert (
