@@ -300,7 +300,7 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     bench = tmp_path / "run" / "bench"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-    (file,) = (bench / "results" / "1-sft").rglob("samples_even_*.jsonl")
+    (file,) = (bench / "results" / "2-sft").rglob("samples_even_*.jsonl")
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     right = []
     for sample in sorted(samples, key=lambda sample: sample["doc_id"]):

@@ -561,7 +561,7 @@ def test_changed_demonstrations_start_the_stage_over(place: Place, whole: Path) 
     assert code == 0, err
     assert [f"{name}: unchanged, reused" in err for name in ("sft", "liked", "seen")] == [True] * 3
     assert (
-        f"align: changed since the last run ({place.folder.name}/people.jsonl: the file has changed"
+        "align: changed since the last run (reward.normalized.data: the file has changed"
         in err
     )
     new, old = rolled_out(out)[0].responses[0], rolled_out(whole)[0].responses[0]
