@@ -20,7 +20,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.formats.fields import Text
 from alignkit_plugins.formats.template import Template
-from alignkit_plugins.report.data_lines import describe
+from alignkit_plugins.report.data_card import describe
 
 ROW = {
     "passage": "Rain is wet.",

@@ -17,8 +17,7 @@ from alignkit_plugins.data import near
 from alignkit_plugins.data.clean import ACROSS, Clean, Rules, cleaned, rows_of
 from alignkit_plugins.data.files import Row, name_of, no_stage, read_rows, short
 from alignkit_plugins.formats.shown import counts, shortened
-from alignkit_plugins.report import data_cards
-from alignkit_plugins.report.tally import card
+from alignkit_plugins.report.data_card import card, tables
 
 EXAMPLES = 5  # of each finding
 REPEATED = ("duplicates", "near")
@@ -92,7 +91,7 @@ class Checked:
             numbers = [f"{leak.equal:,}", f"{leak.near:,}", share, f"{leak.remove:,}"]
             rows.append([leak.held_out, leak.training, leak.what, *numbers])
         columns = ["rows of", "are in", "by", "equal", "near", "share", "training rows"]
-        blocks += data_cards.tables(self.files)
+        blocks += tables(self.files)
         blocks += [Table("leaks", columns, rows, keys=3)] if rows else ["nothing leaks"]
         blocks += ["\n".join(leak.examples) for leak in self.leaks]
         return Report(blocks)

@@ -33,7 +33,7 @@ from alignkit_plugins.recipes.init_files import (
     is_number,
     recognize,
 )
-from alignkit_plugins.recipes.json_schema import schema_line
+from alignkit_plugins.recipes.options import schema_line
 from alignkit_plugins.rewards.text import ExactMatch
 
 RECIPE = "recipe.yaml"

@@ -10,10 +10,10 @@ import pytest
 from made import make_run, rewritten
 
 from alignkit_plugins.compare.rows import Row, main_rows, plain
-from alignkit_plugins.report import overview
+from alignkit_plugins.report import document as overview
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.side_by_side import with_earlier
+from alignkit_plugins.report.swaps import with_earlier
 
 
 @pytest.fixture
@@ -69,9 +69,8 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
 
 def test_shares_have_the_axis_from_0_to_100() -> None:
     share = {"mean": 0.25, "low": 0.0, "high": 0.5}
-    (panel,) = overview.intervals(
-        [Row("sft", "helpful", "metric", share, percent=True, lower=True)], "align"
-    )
+    row = Row("sft", "helpful", "metric", share, percent=True, lower=True)
+    (panel,) = overview.intervals([row], "align")
     assert panel["note"] == "lower is better"
     assert panel["rows"][0] | {"label": ""} == {
         **{
