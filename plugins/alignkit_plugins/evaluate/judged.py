@@ -13,8 +13,14 @@ from alignkit import Group, Response, Verdict
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.reward import TIE
-from alignkit_plugins.ai_feedback.judge_card import Compare, card
-from alignkit_plugins.ai_feedback.judge_quality import Judgment, judgment, raters_agree, side
+from alignkit_plugins.ai_feedback.judge_card import (
+    Compare,
+    Judgment,
+    card,
+    judgment,
+    raters_agree,
+    side,
+)
 from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.compare.rows import ENDS, Row
 from alignkit_plugins.evaluate.length_control import length_controlled
