@@ -13,8 +13,7 @@ from alignkit import CheckedJudge, StepContext, seeds
 from alignkit import functional as F
 from alignkit.data.group import LEVELS
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.judge_card import card, mapped
-from alignkit_plugins.ai_feedback.judge_quality import judgment, with_people
+from alignkit_plugins.ai_feedback.judge_card import card, judgment, mapped, with_people
 from alignkit_plugins.compare.calibration import bins, error
 from alignkit_plugins.compare.pairs import Choice, Gaps
 from alignkit_plugins.compare.rows import Row
