@@ -322,7 +322,7 @@ def test_skipped_rows_are_listed(tmp_path: Path) -> None:
     assert code == 0, err
     place = tmp_path / "out" / "only" / "stage.json"
     assert f"bad rows skipped: 2, the first: {tmp_path / 'rows.jsonl'}:2: " in err
-    understood = "prompt_completion (recognized), 2 rows, 2 bad rows skipped\n"
+    understood = "prompt_completion (recognized), 2 conversations, 2 bad rows\n"
     assert err.count(understood) == 1
     listed = json.loads(place.read_text())["summary"]["bad_rows"]
     assert [row.split(":")[1] for row in listed] == ["2", "4"]

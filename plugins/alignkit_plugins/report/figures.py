@@ -204,7 +204,9 @@ def _finish(axes: Any, x_label: str, legend: bool) -> None:
 
 def _label(text: str) -> str:
     plain = printable(worded(text)).replace("\n", " ").lstrip("_")  # else the legend hides it
-    return plain if len(plain) <= LABEL else f"{plain[: LABEL - 1]}…"
+    if len(plain) <= LABEL:
+        return plain
+    return f"{plain[: LABEL - 1]}…"
 
 
 def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
@@ -214,7 +216,10 @@ def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     A dotted line marks where gold was highest. Empty with fewer than DRAWABLE points.
     """
     keys = ("kl", "reward", "gold")
-    points = [row for row in rows if all(number(row.get(key)) is not None for key in keys)]
+    points = list[Mapping[str, Any]]()
+    for row in rows:
+        if None not in map(number, map(row.get, keys)):
+            points.append(row)
     scales = [row for row in rows if row.get("reward_std") and row.get("gold_std")]
     if len({row["kl"] for row in points}) < DRAWABLE or not scales:
         return []

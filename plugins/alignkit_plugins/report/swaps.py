@@ -29,8 +29,8 @@ def swaps_of(run: Path, stage: str) -> list[Swap]:
     """The current result of each evaluated policy against its earlier ones, for report.json.
 
     Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both
-    are), `differs` (why they do not compare, or an empty text) and `evaluation`: of the current
-    result against the earlier one, with keys of an evaluation.json, or empty.
+    are), `differs` (why they do not compare, or an empty text) and `results`: rows of the current
+    result against the earlier one, as in evaluation.json.
     """
     record, evaluation = read_record(run / stage), read_object(run / stage / "evaluation.json")
     if not record.get("complete") or not evaluation:
@@ -65,31 +65,41 @@ def _results(
 
 def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
     """The keys of the stages that a complete result depends on."""
-    return record["depends_on"].get("upstream", {}) if record.get("complete") else {}
+    if not record.get("complete"):
+        return {}
+    return dict(record["depends_on"].get("upstream", {}))
 
 
 def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> Swap:
-    """`differs` and `evaluation` of a swap. before: the folder of the earlier evaluation."""
+    """`differs` and `results` of a swap. before: the folder of the earlier evaluation."""
     current, old = (read_object(one / "evaluation.json") for one in (folder, before))
     if differs := _difference(folder, before, {*current["policies"], *old["policies"]}):
-        return {"differs": differs, "evaluation": {}}
+        return {"differs": differs, "results": []}
     if current["sampling"] != old["sampling"]:
-        return {"differs": "the sampling has changed", "evaluation": {}}
+        return {"differs": "the sampling has changed", "results": []}
     groups = _joined(folder, before, policy, now, then)
     if not groups:
-        return {"differs": "they answered no prompt in common", "evaluation": {}}
+        return {"differs": "they answered no prompt in common", "results": []}
     rows = list[Row]()
     for row in main_rows(rows_of(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
-            facts: dict[str, Any] = {"lower": row.lower, "percent": row.percent}
-            facts |= {"kind": row.kind, "tested": row.tested, "trained_on": {now: row.trained_on}}
-            rows += rated(groups, [then, now], then, row.metric, **facts)
+            rows += rated(
+                groups,
+                [then, now],
+                then,
+                row.metric,
+                kind=row.kind,
+                trained_on={now: row.trained_on},
+                lower=row.lower,
+                percent=row.percent,
+                tested=row.tested,
+            )
     rows = adjusted(rows)
     for result, evaluation in ((then, old), (now, current)):
         for row in rows_of(evaluation):
             if row.policy == policy and row.kind == ANSWERS:
                 rows.append(replace(row, policy=result))
-    return {"differs": "", "evaluation": {"results": list(map(plain, rows))}}
+    return {"differs": "", "results": list(map(plain, rows))}
 
 
 def _difference(folder: Path, before: Path, policies: set[str]) -> str:
@@ -142,15 +152,13 @@ def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 def with_earlier(evaluation: Mapping[str, Any], swaps: Sequence[Swap]) -> list[Row]:
     """The rows of an evaluation, with those of earlier results in front of the current ones."""
-    rows, compared = rows_of(evaluation), [swap for swap in swaps if swap["evaluation"]]
-    names = {swap["policy"]: swap["result"] for swap in compared}
-    found = list[Row]()
-    for row in rows:
+    names = {swap["policy"]: swap["result"] for swap in swaps if swap["results"]}
+    found, added = list[Row](), set[str]()
+    for row in rows_of(evaluation):
         policy, baseline = (names.get(name, name) for name in (row.policy, row.baseline))
-        if policy != row.policy and policy not in {one.policy for one in found}:
-            for swap in reversed(compared):
-                if swap["result"] == policy:
-                    earlier = rows_of(swap["evaluation"])
-                    found += [one for one in earlier if one.policy == swap["against"]]
+        for swap in reversed(swaps):
+            if swap["result"] == policy and swap["against"] not in added:
+                added.add(swap["against"])
+                found += [one for one in rows_of(swap) if one.policy == swap["against"]]
         found.append(replace(row, policy=policy, baseline=baseline))
     return found

@@ -43,13 +43,9 @@ def test_only_independent_raters_make_a_verdict_green(
 
 def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> None:
     mean = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    evaluation = {"results": [plain(Row("align@ppo", "helpful", "reward", mean))]}
-    pair = {
-        "policy": "align",
-        "result": "align@dpo",
-        "against": "align@ppo",
-        "evaluation": evaluation,
-    }
+    results = [plain(Row("align@ppo", "helpful", "reward", mean))]
+    names = {"policy": "align", "result": "align@dpo", "against": "align@ppo"}
+    pair = {**names, "results": results}
     rows = main_rows(with_earlier(summary, [pair]))
     helpful, safety, judge = overview.intervals(rows, "align@dpo")
     assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]

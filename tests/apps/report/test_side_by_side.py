@@ -94,7 +94,7 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     )
     (before,) = earlier_reports(swapped)
     old, new = lengths(before), lengths(swapped / "report")
-    found = {row.policy: row for row in rows_of(pair["evaluation"]) if row.kind == "reward"}
+    found = {row.policy: row for row in rows_of(pair) if row.kind == "reward"}
     assert found["align@ppo"].estimate["mean"] == pytest.approx(mean(old))
     result = found["align@rejection_sampling"]
     assert result.difference["n"] == 5
@@ -191,7 +191,7 @@ def test_evaluations_that_differ_do_not_compare(
         lambda path: now["summary"] if path.parent == current else object_of(path),
     )
     (pair,) = swaps_of(swapped, "report")
-    assert pair["differs"] == why and pair["evaluation"] == {}
+    assert pair["differs"] == why and pair["results"] == []
 
 
 def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:
