@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit_plugins.compare.rows import main_rows, plain
-from alignkit_plugins.compare.tables import details, table
 from pydantic import model_validator
 
 import alignkit
@@ -36,6 +34,8 @@ from alignkit_plugins.ai_feedback.judge_card import check_names, judge_names, se
 from alignkit_plugins.compare.comparison import check_unique
 from alignkit_plugins.compare.pairs import Gaps, accuracy, choices, gaps
 from alignkit_plugins.compare.reward_columns import Column, label, scored_by
+from alignkit_plugins.compare.rows import main_rows, plain
+from alignkit_plugins.compare.tables import details, table
 from alignkit_plugins.evaluate import reward_measures as measures
 from alignkit_plugins.evaluate import rewardbench
 from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note

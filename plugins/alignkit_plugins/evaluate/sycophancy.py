@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from alignkit_plugins.compare.rows import Row
 from pydantic import model_validator
 
 from alignkit import DataError, Field, Group, Message, Response, RunFailed, StepContext, seeds
 from alignkit_plugins.compare.compared import compared
 from alignkit_plugins.compare.comparison import short_names
+from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.evaluate import grading
 from alignkit_plugins.evaluate.measured import MeasuredStep, rightness
 from alignkit_plugins.formats.rows import column_of
