@@ -156,24 +156,9 @@ def _coincidences(counts: Array) -> Array:
 
 def _known(units: Sequence[Unit]) -> list[list[Rating]]:
     """The units without missing ratings. Only NaN differs from itself."""
-    read = ([_read(rating) for rating in unit] for unit in units)
-    return [[rating for rating in unit if rating is not None and rating == rating] for unit in read]
-
-
-def _read(rating: Rating) -> Rating:
-    """A rating in words without case and outer spaces; None for a word that means that there is
-    none.
-    """
-    if not isinstance(rating, str):
-        return rating
-    word = " ".join(rating.casefold().split())
-    return None if word in MISSING else word
-
-
-def categories(units: Sequence[Unit]) -> dict[str, int]:
-    """How often each rating was given that an agreement counts: in units with two ratings."""
-    several = [unit for unit in _known(units) if len(unit) > 1]
-    return {str(value): count for value, count in sorted(Counter(chain(*several)).items(), key=str)}
+    return [
+        [rating for rating in unit if rating is not None and rating == rating] for unit in units
+    ]
 
 
 def _counted(units: Sequence[Unit], level: Level) -> tuple[list[Any], Array]:

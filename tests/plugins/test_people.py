@@ -18,10 +18,9 @@ import yaml
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit_plugins.people.assignment import Assignment, next_item
-from alignkit_plugins.people.database import VERSION
-from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import TASKS
-from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.people.store import VERSION, Event, Store
+from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.page import page as html_of
 from tests.killed import forked
@@ -669,7 +668,7 @@ def test_labelers_never_read_the_guidelines_of_another_stage(
         said = capsys.readouterr().err
         assert "and those of stage 'labels' are ../train.md, but both ask in" in said
         assert "help: write 'store: judged.feedback'" in said
-        with Store.open(store, write=False) as opened:
+        with Store.open(store) as opened:
             assert [text for _, text in opened.guidelines()] == ["rules of train"]
     assert run(tmp_path, {**stages, "judged": asked | {"data": "test.jsonl"}}, out="same") == 75
     assert (
@@ -682,5 +681,5 @@ def test_labelers_never_read_the_guidelines_of_another_stage(
     )
     label(store)
     assert run(tmp_path, stages) == 75  # the first one's items are done
-    with Store.open(store, write=False) as opened:
+    with Store.open(store) as opened:
         assert opened.guidelines()[-1][1] == "rules of test"

@@ -21,8 +21,8 @@ from alignkit_plugins.data.found_rows import Row, Rows, encoder_of, entry, read_
 from alignkit_plugins.data.rules import Fault, Rules, redacted
 from alignkit_plugins.formats.columns import words_in
 from alignkit_plugins.formats.shown import shortened, shown
-from alignkit_plugins.people.formatted import cut
-from alignkit_plugins.people.hosting import (
+from alignkit_plugins.people.texts import cut
+from alignkit_plugins.people.server import (
     PACKAGES,
     addresses_of,
     annotators_of,
@@ -30,7 +30,7 @@ from alignkit_plugins.people.hosting import (
     listening,
     server_of,
 )
-from alignkit_plugins.people.messages import visible
+from alignkit_plugins.people.texts import visible
 from alignkit_plugins.policies.row_tokens import heading, marked
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from alignkit_plugins.people.guard import Session, Sessions
+    from alignkit_plugins.people.site import Session, Sessions
 
 HERE = Path(__file__).parent
 PAGE = 50  # rows in the list
@@ -54,7 +54,7 @@ def serve(file: str, rules: Sequence[str], model: str | None) -> None:
     that cannot be read.
     """
     check_extra("the page", "label", *PACKAGES)
-    from alignkit_plugins.people.guard import Sessions
+    from alignkit_plugins.people.site import Sessions
 
     options = entry(file, rules)
     options.check("alignkit data browse")
@@ -170,7 +170,7 @@ def make_page(browsed: Browsed, sessions: Sessions) -> Starlette:
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    from alignkit_plugins.people.pages import Site, guarded, templates
+    from alignkit_plugins.people.site import Site, guarded, templates
 
     site = Site(sessions, browsed.read.name, templates("alignkit data browse", HERE))
 

@@ -83,7 +83,7 @@ def chat(
             "--prompts FILE --out ANSWERS.jsonl",
         )
     if page:
-        from alignkit_plugins.people.address import Address
+        from alignkit_plugins.people.server import Address
         from alignkit_plugins.policies.serve import start
 
         start(
@@ -115,7 +115,7 @@ def in_terminal(
     from alignkit.io.text import printable
     from alignkit.plugins import plugins
     from alignkit.sampling import SamplingOptions
-    from alignkit_plugins.people.hosting import annotators_of
+    from alignkit_plugins.people.server import annotators_of
     from alignkit_plugins.policies.recipe import names_of
 
     reporter = Reporter()

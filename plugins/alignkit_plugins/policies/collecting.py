@@ -15,9 +15,7 @@ from typing import Any
 from alignkit.errors import AlignkitError
 from alignkit.io.text import printable
 from alignkit_plugins.people.collection import Collection, Exchange
-from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel
-from alignkit_plugins.people.messages import read
-from alignkit_plugins.people.records import check_annotator
+from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
 
 WHO, KEPT = "x-alignkit-annotator", "x-alignkit-kept"  # headers of requests and of replies
 MOST = 10_000  # replies that thumbs can be about

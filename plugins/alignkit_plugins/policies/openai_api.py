@@ -19,7 +19,7 @@ from alignkit.errors import BadRow
 from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit_plugins.formats.columns import read_message
-from alignkit_plugins.people.guard import Refused
+from alignkit_plugins.people.server import Refused
 from alignkit_plugins.policies.streaming import Answer
 
 DONE = "data: [DONE]\n\n"

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from alignkit.plugins import load_plugins
 from alignkit_plugins.data.browse import PAGE, Browsed, make_page
 from alignkit_plugins.data.found_rows import encoder_of, entry, read_rows
-from alignkit_plugins.people.guard import Sessions
+from alignkit_plugins.people.site import Sessions
 from tests.apps.label.injections import INJECTIONS
 
 ROWS: list[Any] = [

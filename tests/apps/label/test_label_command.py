@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alignkit_plugins.people.guidelines import Guidelines, rendered
 
 from alignkit.cli import main
 from alignkit.errors import DataError, RecipeError
 from alignkit_plugins.people import hosting
-from alignkit_plugins.people.asking import items_of
-from alignkit_plugins.people.guidelines import Guidelines, rendered
-from alignkit_plugins.people.label_start import _greet, file_groups, prepared, said_last
+from alignkit_plugins.people.command import _greet, file_groups, prepared, said_last
+from alignkit_plugins.people.items import items_of
 from alignkit_plugins.people.store import Store
 from tests.patience import PATIENCE
 from tests.stores import event

@@ -13,12 +13,13 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from alignkit.errors import OutOfResource
-from alignkit_plugins.people.effective_labels import consents, labeled
 from alignkit_plugins.people.guidelines import Guidelines
+
+from alignkit.errors import OutOfResource
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import consents, labeled
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 from tests.stores import event, pair, ranking, turn
 
@@ -121,7 +122,7 @@ def test_skips_and_flags(ada: Page, store: Store) -> None:
         ({"seconds": -1.0}, "seconds"),
         ({"kind": "adjudicate"}, "kind"),
         ({"kind": "consent"}, "kind"),
-        ({"revision": "1"}, "revision"),
+        ({"revision": 1}, "revision"),
     ],
 )
 def test_labels_that_are_refused(
@@ -290,7 +291,7 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         assert shown["text"] == "raw\u202e" and shown["responses"] == [
             [{"role": "assistant", "text": "raw⟦U+202E⟧"}]
         ]
-        message = {"uuid": str(uuid.uuid4()), "kind": "label", "item": shown["id"], "revision": 1}
+        message = {"uuid": str(uuid.uuid4()), "kind": "label", "item": shown["id"]}
         more = {
             "shown": shown["shown"],
             "payload": {"text": "better"},

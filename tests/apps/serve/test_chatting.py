@@ -23,8 +23,8 @@ from alignkit.io.console import Reporter
 from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
 from alignkit_plugins.people.collection import Collection, Exchange
-from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.policies.chat import agreed
 from alignkit_plugins.policies.chat_loop import Kept, talk
 from alignkit_plugins.policies.chat_screen import Screen
