@@ -54,7 +54,7 @@ gsm8k formats.word_problems:GSM8K  GSM8K: question and answer, which ends with `
 svamp formats.word_problems:SVAMP  SVAMP: Body, Question and Answer
 reward_bench_2 evaluate.rewardbench2:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
-feedback people.feedback.format:Feedback  labels of people: a store (.feedback), or the rows of an
+feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
 squad evaluate.squad:Squad  SQuAD 2: context, question, answers; also nested JSON
 
@@ -155,7 +155,7 @@ revise ai_feedback.revise:Revise  answers, criticized and rewritten by the princ
 evaluate evaluate.step:Evaluate  compare policies on held-out prompts by rewards, length and KL
 evaluate_reward evaluate.reward_step:EvaluateReward  rewards against people's pairs: accuracy,
     calibration, length
-people people.feedback.people:People  ask people about rows, wait, and continue with their labels
+people people.step:People  ask people about rows, wait, and continue with their labels
 sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or repeat wrong
     opinions?
 calibration evaluate.honesty_calibration:Calibration  are policies right as often as they are sure?
@@ -191,7 +191,7 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .tsv data.tables:Tsv  a table with tabs, also .tsv.gz
 .parquet data.tables:Parquet  a table that pyarrow reads
 .hub data.tables:Hub  what `hub:` names: `datasets` reads it
-.feedback people.feedback:StoreReader  people's labels from a store
+.feedback people.reader:StoreReader  people's labels from a store
 """
 
 
