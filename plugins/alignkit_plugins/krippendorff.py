@@ -9,7 +9,7 @@ and outer spaces.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain, combinations
 from numbers import Real

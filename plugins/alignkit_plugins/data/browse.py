@@ -21,7 +21,6 @@ from alignkit_plugins.data.found_rows import Row, Rows, encoder_of, entry, read_
 from alignkit_plugins.data.rules import Fault, Rules, redacted
 from alignkit_plugins.formats.columns import words_in
 from alignkit_plugins.formats.shown import shortened, shown
-from alignkit_plugins.people.texts import cut
 from alignkit_plugins.people.server import (
     PACKAGES,
     addresses_of,
@@ -30,7 +29,7 @@ from alignkit_plugins.people.server import (
     listening,
     server_of,
 )
-from alignkit_plugins.people.texts import visible
+from alignkit_plugins.people.texts import cut, visible
 from alignkit_plugins.policies.row_tokens import heading, marked
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def make_page(browsed: Browsed, sessions: Sessions) -> Starlette:
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    from alignkit_plugins.people.site import Site, guarded, templates
+    from alignkit_plugins.people.pages import Site, guarded, templates
 
     site = Site(sessions, browsed.read.name, templates("alignkit data browse", HERE))
 

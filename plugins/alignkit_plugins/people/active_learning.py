@@ -1,13 +1,15 @@
 """What to label next: where rewards contradict each other, people decide first.
 
-A label teaches most where raters contradict each other: one of them is wrong, and nobody knows which. (Query by
-committee: Seung, Opper and Sompolinsky 1992.) A reward's preference between two responses is the share of all pairs of
-which it is less sure, so that differences of several rewards can be compared. Two raters disagree as much as minus the
-product of their preferences, from -1, where both are sure of the same, to 1. With one reward, the pairs come first of
-which it is least sure. The priority of an item is the mean over its pairs of responses. A judge takes part as a reward,
-by `rlaif` or `rating`.
+A label teaches most where raters contradict each other: one of them is wrong, and nobody knows
+which. (Query by committee: Seung, Opper and Sompolinsky 1992.) A reward's preference between two
+responses is the share of all pairs of which it is less sure, so that differences of several rewards
+can be compared. Two raters disagree as much as minus the product of their preferences, from -1,
+where both are sure of the same, to 1. With one reward, the pairs come first of which it is least
+sure. The priority of an item is the mean over its pairs of responses. A judge takes part as a
+reward, by `rlaif` or `rating`.
 
-Items that come first are no sample of all items: raters agree less with people on them than on others.
+Items that come first are no sample of all items: raters agree less with people on them than on
+others.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ Gaps = dict[
 def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepContext) -> list[Item]:
     """The items with their priorities. Those with fewer than two responses stay as they are.
 
-    rewards: values of RewardRef options. A run that was killed asks nobody twice. Raises what rewards raise.
+    rewards: values of RewardRef options. A run that was killed asks nobody twice. Raises what
+    rewards raise.
     """
     several = [item for item in items if len(item.responses) > 1]
     preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)

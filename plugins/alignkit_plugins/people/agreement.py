@@ -1,4 +1,6 @@
-"""How far the people who labeled a store agree, with each other and with gold labels, and what else a store holds."""
+"""How far the people who labeled a store agree, with each other and with gold labels, and what else
+a store holds.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two r
 def agreement(
     entries: Iterable[Labeled], known: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[dict[str, Any]]:
-    """How far people agree in each task, as plain JSON: which of two responses is better, or whether one is good.
+    """How far people agree in each task, as plain JSON: which of two responses is better, or
+    whether one is good.
 
-    items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`. people: for each the
-    items, the share of the others' ratings that are the same, and the share of right ones. Everything about an item is
-    one cluster. known: attributes of people, whose values follow the people, such as `degree: PhD`.
+    items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`.
+    people: for each the items, the share of the others' ratings that are the same, and the share of
+    right ones. Everything about an item is one cluster. known: attributes of people, whose values
+    follow the people, such as `degree: PhD`.
     """
     tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
@@ -37,10 +41,12 @@ def agreement(
 
 
 def _ratings(item: Item, label: Label) -> Rating:
-    """What a label says, in comparisons of two responses without ties; of a thumb whether it is good.
+    """What a label says, in comparisons of two responses without ties; of a thumb whether it is
+    good.
 
-    Data often have the better response first. If that one was always the same rating, alpha would take the people's
-    agreement for a habit of saying it. So which of two responses is the first one is drawn by lot.
+    Data often have the better response first. If that one was always the same rating, alpha would
+    take the people's agreement for a habit of saying it. So which of two responses is the first one
+    is drawn by lot.
     """
     if "good" in label:
         return {(0, 0): label["good"]}
@@ -54,7 +60,9 @@ def _ratings(item: Item, label: Label) -> Rating:
 
 @dataclass
 class _Tally:
-    """The comparisons of a person, or of people with an attribute: by item, whether others and gold labels agree."""
+    """The comparisons of a person, or of people with an attribute: by item, whether others and gold
+    labels agree.
+    """
 
     with_others: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     with_gold: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -139,7 +147,9 @@ def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") 
 
 
 def overview(store: Store) -> dict[str, Any]:
-    """What a store holds, as plain data: items by task, people, how far they agree, and what waits for a decision."""
+    """What a store holds, as plain data: items by task, people, how far they agree, and what waits
+    for a decision.
+    """
     entries, agreed = labeled(store), consents(store)
     tasks, people = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     for entry in entries:

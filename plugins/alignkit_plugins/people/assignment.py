@@ -1,4 +1,5 @@
-"""What an annotator labels next: leases, overlap, gold items, qualification, and the blind order of the responses.
+"""What an annotator labels next: leases, overlap, gold items, qualification, and the blind order of
+the responses.
 
 Everything is a function of what was labeled before, so no page has to remember anything.
 """
@@ -47,9 +48,9 @@ class Assignment:
 class Progress:
     """How far an annotator is.
 
-    mine, skipped: items that the annotator labeled and skipped. total: those labeled, and those that are left for the
-    annotator; gold items count, so that nobody recognizes them. pace: the median seconds of the annotator's last
-    labels; None before the first one.
+    mine, skipped: items that the annotator labeled and skipped. total: those labeled, and those
+    that are left for the annotator; gold items count, so that nobody recognizes them. pace: the
+    median seconds of the annotator's last labels; None before the first one.
     """
 
     mine: int
@@ -96,10 +97,12 @@ def qualification(store: Store, annotator: str, asked: int) -> Qualification:
 
 
 def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | None:
-    """The item that the annotator should label now, leased for ten minutes; None if nothing is left.
+    """The item that the annotator should label now, leased for ten minutes; None if nothing is
+    left.
 
-    An annotator who has an item keeps it, so reloading a page shows the same one. Two annotators get the same item
-    only as far as its overlap allows. Who has not qualified gets gold items. Raises `BadLabel` for a name that is none.
+    An annotator who has an item keeps it, so reloading a page shows the same one. Two annotators
+    get the same item only as far as its overlap allows. Who has not qualified gets gold items.
+    Raises `BadLabel` for a name that is none.
     """
     check_annotator(annotator)
     exam = qualification(store, annotator, qualify)

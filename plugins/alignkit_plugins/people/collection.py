@@ -21,7 +21,9 @@ REWARD = "reward"  # the column with the scores of an item's answers
 
 @dataclass(frozen=True)
 class Exchange:
-    """What somebody asked, and what a policy answered. policy: the word that it was named by. reward: a score of it."""
+    """What somebody asked, and what a policy answered. policy: the word that it was named by.
+    reward: a score of it.
+    """
 
     policy: str
     messages: Sequence[Message]
@@ -35,7 +37,8 @@ class Exchange:
 class Collection:
     """A store that is filled by talking. It is made when somebody agrees.
 
-    license: of the rows; without one they are never exported. names: what the store calls a policy, by its word.
+    license: of the rows; without one they are never exported. names: what the store calls a policy,
+    by its word.
     """
 
     path: Path
@@ -45,7 +48,9 @@ class Collection:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a name that recipes do not recognize, and DataError for a file that is no store."""
+        """Raises RecipeError for a name that recipes do not recognize, and DataError for a file
+        that is no store.
+        """
         if self.path.suffix != SUFFIX:
             help = f"recipes recognize stores by their name: {self.path.with_suffix(SUFFIX)}"
             refuse(f"--collect: {self.path}: the name must end in {SUFFIX}", help)
@@ -102,7 +107,9 @@ class Collection:
         return item.id
 
     def rate(self, annotator: str, item: str, good: bool) -> None:
-        """Store a thumb for an answer that was kept; a later one replaces it. Raises BadLabel without consent."""
+        """Store a thumb for an answer that was kept; a later one replaces it. Raises BadLabel
+        without consent.
+        """
         self._check(annotator)
         self._submit(annotator, "label", {"good": good}, item)
 

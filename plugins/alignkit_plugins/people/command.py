@@ -141,7 +141,9 @@ def label(
 
 
 def invited(words: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The people of `--annotator NAME, KEY=VALUE, ...`, with their attributes. Raises RecipeError for other words."""
+    """The people of `--annotator NAME, KEY=VALUE, ...`, with their attributes. Raises RecipeError
+    for other words.
+    """
     people: dict[str, dict[str, str]] = {}
     for word in words:
         name, *pairs = [part.strip() for part in word.split(",")] if "=" in word else [word]
@@ -272,7 +274,9 @@ def greet(store: Store, people: int) -> None:
 
 
 def said_last(store: Store) -> str:
-    """The last line: recipes learn from labels, but a run that waits for them only needs to continue."""
+    """The last line: recipes learn from labels, but a run that waits for them only needs to
+    continue.
+    """
     from alignkit_plugins.people.votes import disputes
 
     path = os.path.relpath(store.path)
@@ -295,7 +299,8 @@ def report(
 ) -> Result | None:
     """Report on a store: its labels, people, and how far they agree.
 
-    Agreement with each other and with gold labels is in percent and as Krippendorff's alpha, with 95% intervals.
+    Agreement with each other and with gold labels is in percent and as Krippendorff's alpha, with
+    95% intervals.
 
     \b
     Example:
@@ -376,8 +381,8 @@ def export(
 ) -> Result:
     """Write a folder of what may be shared: redacted, with pseudonyms.
 
-    An item needs a license, and everybody whose words are in a row must have agreed to share them. The rest is left out
-    and counted. `alignkit data convert` makes other layouts of it.
+    An item needs a license, and everybody whose words are in a row must have agreed to share them.
+    The rest is left out and counted. `alignkit data convert` makes other layouts of it.
 
     \b
     Examples:

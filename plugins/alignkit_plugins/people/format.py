@@ -1,13 +1,15 @@
 """Labels of people, from a store (`labels.feedback`) or from rows of an export.
 
-A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, scores pairs whose margin is the
-difference of the mean scores, a demonstration a response to learn, and a thumb a label, good or bad. Of a review, the
-ranks count; its scores and flags are the columns `overall` and `flags`.
+A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, scores pairs
+whose margin is the difference of the mean scores, a demonstration a response to learn, and a thumb
+a label, good or bad. Of a review, the ranks count; its scores and flags are the columns `overall`
+and `flags`.
 
-Several annotators may have labeled an item. With `votes: soft`, the share of those who prefer a response is its
-probability of being better, so a reward model learns how sure people are; responses that as many prefer as not form no
-pair. With `votes: majority`, only the winner counts. With `votes: each`, every vote is a pair of its own, as if it were
-another item. An item that was adjudicated or has a gold label has one label.
+Several annotators may have labeled an item. With `votes: soft`, the share of those who prefer a
+response is its probability of being better, so a reward model learns how sure people are; responses
+that as many prefer as not form no pair. With `votes: majority`, only the winner counts. With
+`votes: each`, every vote is a pair of its own, as if it were another item. An item that was
+adjudicated or has a gold label has one label.
 
 `min_gold` says whose labels are read.
 """
@@ -68,7 +70,8 @@ class Feedback(ColumnFormat):
         return cls.has(row, "feedback", "item", "votes")
 
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        """The rows with the votes that count; `notes` says who was left out. Rows that cannot be read stay.
+        """The rows with the votes that count; `notes` says who was left out. Rows that cannot be
+        read stay.
 
         Raises `BadRow` for `min_gold` without gold items, and if nobody is left.
         """
@@ -91,7 +94,9 @@ class Feedback(ColumnFormat):
         raise BadRow("the row has no label that this recipe reads")
 
     def groups(self, row: Any) -> list[Group]:
-        """One group per item; one per text if several people wrote demonstrations; none for what is not asked for."""
+        """One group per item; one per text if several people wrote demonstrations; none for what is
+        not asked for.
+        """
         if not self.has(row, "item", "votes") or row.get("feedback") != 1:
             raise BadRow("not feedback of version 1: expected feedback: 1, item and votes")
         try:
@@ -143,7 +148,9 @@ class Feedback(ColumnFormat):
 
 
 def _learned(group: Group, labels: Sequence[Label], one: Label, votes: str) -> Group:
-    """The group with what is learned from labels of a comparison. one: the majority's; empty if there is none."""
+    """The group with what is learned from labels of a comparison. one: the majority's; empty if
+    there is none.
+    """
     labels = [one] if votes == "majority" else labels
     group = replace(group, meta={**group.meta, **_columns(one)})
     if "scores" in labels[0] and "ranks" not in labels[0]:
@@ -188,7 +195,9 @@ def _pair(two: tuple[int, int], gap: float, margin: Any = None, p: float = 1.0) 
 
 
 def _shared(labels: Sequence[Label], margin: str | None) -> Iterator[Pair]:
-    """The pairs that more labels order one way than the other; p is their share among those without a tie."""
+    """The pairs that more labels order one way than the other; p is their share among those without
+    a tie.
+    """
     each = list(map(gaps, labels))
     for two in each[0]:
         first, second = sum(found[two] > 0 for found in each), sum(found[two] < 0 for found in each)

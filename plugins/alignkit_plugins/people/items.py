@@ -1,4 +1,6 @@
-"""Items: what a person is asked about. Equal items have equal ids, so stores of several people can be merged."""
+"""Items: what a person is asked about. Equal items have equal ids, so stores of several people can
+be merged.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,17 @@ Answer = str | tuple[Message, ...]
 class Item:
     """A prompt with responses, and what a person should say about them.
 
-    task: `pair` (which is better, and how much), `safety` (the same with a safety bin), `ranking`, `scores` (1 to 7 on
-    each criterion), `review` (an overall score, flags and ranks), `demonstration` (write an answer, or edit the only
-    one), or `thumb` (one response, good or bad). prompt: turns. responses: each a text, or turns if it has several. The
-    id depends on these and on `tools` only.
+    task: `pair` (which is better, and how much), `safety` (the same with a safety bin), `ranking`,
+    `scores` (1 to 7 on each criterion), `review` (an overall score, flags and ranks),
+    `demonstration` (write an answer, or edit the only one), or `thumb` (one response, good or bad).
+    prompt: turns. responses: each a text, or turns if it has several. The id depends on these and
+    on `tools` only.
 
-    origins: who wrote each response, such as a stage, or AUTHOR; never shown to labelers. author: the annotator who
-    wrote the prompt or the response, if it is one; such an item is exported only with that person's consent. license:
-    of the texts; items without one are not exported. batch: the stage or file that asks. gold: the right label, as
-    `labels.canonical` returns it. priority: higher ones are labeled first.
+    origins: who wrote each response, such as a stage, or AUTHOR; never shown to labelers. author:
+    the annotator who wrote the prompt or the response, if it is one; such an item is exported only
+    with that person's consent. license: of the texts; items without one are not exported. batch:
+    the stage or file that asks. gold: the right label, as `labels.canonical` returns it. priority:
+    higher ones are labeled first.
     """
 
     task: str
@@ -108,7 +112,8 @@ class Item:
 
 
 def item_of(group: Group, task: str | None = None, **more: Any) -> Item:
-    """The item of a group. task: default: by the number of its responses. Raises `BadRow` if it does not suit.
+    """The item of a group. task: default: by the number of its responses. Raises `BadRow` if it
+    does not suit.
 
     The group's pairs, ranks and labels are not shown; more: further fields of the item.
     """
@@ -159,10 +164,11 @@ def items_of(
     gold: bool = False,
     left_out: list[str] | None = None,
 ) -> list[Item]:
-    """An item for each group. task: None: by the number of its responses. license: of rows that state none.
+    """An item for each group. task: None: by the number of its responses. license: of rows that
+    state none.
 
-    Raises `DataError` that lists the rows that nobody could label, or that have no label though they should be gold.
-    left_out: gets the reasons instead, one for each such row.
+    Raises `DataError` that lists the rows that nobody could label, or that have no label though
+    they should be gold. left_out: gets the reasons instead, one for each such row.
     """
     items, bad = [], []
     for group in groups:
@@ -182,7 +188,9 @@ def items_of(
 
 
 def gold_of(group: Group, task: str) -> Label:
-    """The label that a row states, in the order of its responses. Raises `BadRow` if it states none."""
+    """The label that a row states, in the order of its responses. Raises `BadRow` if it states
+    none.
+    """
     if task in ("pair", "safety") and len(pairs := resolved_pairs(group)) == 1:
         margin = {"margin": pairs[0].margin} if isinstance(pairs[0].margin, str) else {}
         return {"better": pairs[0].better, **margin}
@@ -195,7 +203,9 @@ def gold_of(group: Group, task: str) -> Label:
 
 
 def joined(groups: Iterable[Group]) -> list[Group]:
-    """One group for each prompt, with the responses of all that have it, such as samples of several policies."""
+    """One group for each prompt, with the responses of all that have it, such as samples of several
+    policies.
+    """
     found: dict[str, Group] = {}
     for group in groups:
         key = str((turns_of(group.prompt), group.tools))
@@ -212,8 +222,8 @@ def joined(groups: Iterable[Group]) -> list[Group]:
 def questions_of(group: Group, task: str | None) -> list[Group]:
     """The questions about a row, a group each; none if fewer than two of its responses differ.
 
-    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one. If all responses have
-    a reward, it is a column, with which labels can be compared later.
+    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one. If
+    all responses have a reward, it is a column, with which labels can be compared later.
     """
     rewards = [response.scores.get("reward") for response in group.responses]
     if rewards and None not in rewards:

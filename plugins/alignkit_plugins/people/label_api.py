@@ -1,6 +1,8 @@
-"""What the page asks for and sends: the next item, labels, undo and adjudication, as plain JSON values.
+"""What the page asks for and sends: the next item, labels, undo and adjudication, as plain JSON
+values.
 
-The page never learns who wrote an answer, what a gold label is, or in which order the answers lie in the store.
+The page never learns who wrote an answer, what a gold label is, or in which order the answers lie
+in the store.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class _Agreed(StrictModel):
 
 
 def guidelines_now(store: Store) -> tuple[str, str]:
-    """The hash and the text of the guidelines that labelers see now: the last ones of the store, else the package's."""
+    """The hash and the text of the guidelines that labelers see now: the last ones of the store,
+    else the package's.
+    """
     packaged = [file.read_text(encoding="utf-8") for file in (DEFAULT, REVIEW)]
     # Those of the package were perhaps shown for items of another task.
     earlier = [version for version in store.guidelines() if version[1] not in packaged]
@@ -79,7 +83,8 @@ def rendered(text: str) -> str:
 class LabelApi:
     """The store, as annotators see it. Raises `BadLabel` for messages that it does not take.
 
-    qualify: gold items that everybody answers first. what_next: said to whoever has labeled everything.
+    qualify: gold items that everybody answers first. what_next: said to whoever has labeled
+    everything.
     """
 
     store: Store
@@ -93,7 +98,9 @@ class LabelApi:
         return state
 
     def submit(self, annotator: str, message: Any) -> State:
-        """Store a label, a skip or a flag, and return the next item. The same message again changes nothing."""
+        """Store a label, a skip or a flag, and return the next item. The same message again changes
+        nothing.
+        """
         sent = read(_Submitted, message)
         exam = self._exam(annotator)
         if sent.kind == "adjudicate":
@@ -133,7 +140,9 @@ class LabelApi:
         return state
 
     def consent(self, annotator: str, message: Any) -> State:
-        """Store whether the annotator's labels may be shared, and how the data name them, as the page asks it."""
+        """Store whether the annotator's labels may be shared, and how the data name them, as the
+        page asks it.
+        """
         sent = read(_Agreed, message)
         payload = {**sent.model_dump(exclude={"uuid"}), "terms": TERMS}
         self.store.submit(Event(sent.uuid, annotator, "consent", payload))
@@ -142,7 +151,9 @@ class LabelApi:
     # Adjudication
 
     def next_dispute(self, annotator: str, message: Any) -> State:
-        """The first item that this person should adjudicate, with what everyone said. The message says nothing."""
+        """The first item that this person should adjudicate, with what everyone said. The message
+        says nothing.
+        """
         return self._dispute(annotator)
 
     def adjudicate(self, annotator: str, message: Any) -> State:
@@ -248,7 +259,9 @@ def _closed(exam: Qualification) -> str:
 
 
 def shown_item(assigned: Assignment) -> dict[str, Any]:
-    """An item as the page gets it: texts that cannot hide anything, and answers in the order of this annotator."""
+    """An item as the page gets it: texts that cannot hide anything, and answers in the order of
+    this annotator.
+    """
     item = assigned.stored.item
     names = _names(item)
     answers = [list(map(shown_turn, turns_of_answer(answer))) for answer in item.responses]
@@ -266,7 +279,9 @@ def shown_item(assigned: Assignment) -> dict[str, Any]:
 
 
 def _names(item: Item) -> list[str]:
-    """A name for each response that depends on its text only, so that it says nothing about the order in the store."""
+    """A name for each response that depends on its text only, so that it says nothing about the
+    order in the store.
+    """
     answers = [answer if isinstance(answer, str) else turns_of(answer) for answer in item.responses]
     return [sha256_of([answer])[:16] for answer in answers]
 

@@ -1,7 +1,9 @@
-"""What a person may say: the payload of each kind of event, and labels in the order of an item's responses.
+"""What a person may say: the payload of each kind of event, and labels in the order of an item's
+responses.
 
-A page shows responses in an order of its own. A label is stored as it was given, in the order shown; `canonical` turns
-it into the item's own order, in which labels of several people can be compared.
+A page shows responses in an order of its own. A label is stored as it was given, in the order
+shown; `canonical` turns it into the item's own order, in which labels of several people can be
+compared.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ BINS = {  # Llama 2 (2023), section 3.2.1
     "both_safe": "both are safe",
     "both_unsafe": "both are unsafe",
 }
-# Of an answer in a review, after InstructGPT's page (Ouyang et al. 2022, arXiv:2203.02155, figure 12 and table 3).
+# Of an answer in a review, after InstructGPT's page (Ouyang et al. 2022, arXiv:2203.02155, figure
+# 12 and table 3).
 FLAGS = {
     "off_task": "does not follow the instruction",
     "invented": "invents facts",
@@ -176,7 +179,8 @@ def read(model: type[M], message: Any, what: str = "this message") -> M:
 
 
 def checked(kind: str, payload: Any, task: str = "", count: int = 0) -> Label:
-    """The payload of an event, as plain data without empty keys. Raises `BadLabel` that says what was expected.
+    """The payload of an event, as plain data without empty keys. Raises `BadLabel` that says what
+    was expected.
 
     kind: one of KINDS. task, count: of the item; count is the number of its responses.
     """
@@ -199,7 +203,9 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0) -> Label:
 
 
 def check_gold(task: str, label: Mapping[str, Any], count: int) -> None:
-    """Raise `BadRow` unless this is a label in the item's own order. It need not say by how much, nor all of a review."""
+    """Raise `BadRow` unless this is a label in the item's own order. It need not say by how much,
+    nor all of a review.
+    """
     rest: Label = {}
     if task in ("pair", "safety"):
         rest = {"margin": "better", "safety": "both_safe"}
@@ -212,7 +218,9 @@ def check_gold(task: str, label: Mapping[str, Any], count: int) -> None:
 
 
 def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
-    """A label in the item's own order: `better` is an index, `ranks` have no gaps, the rest follows the responses."""
+    """A label in the item's own order: `better` is an index, `ranks` have no gaps, the rest follows
+    the responses.
+    """
     label = dict(payload)
     if "side" in label:
         label["better"] = order[SIDES.index(label.pop("side"))]
@@ -227,10 +235,12 @@ def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
 
 
 def displayed(label: Mapping[str, Any], order: Sequence[int]) -> Label:
-    """The opposite of `canonical`: a label as it would be given if the responses were shown in this order."""
+    """The opposite of `canonical`: a label as it would be given if the responses were shown in this
+    order.
+    """
     given = dict(label)
     if "better" in given:
-        given["side"] = SIDES[order.index(given.pop("better"))]
+        given = {"side": SIDES[order.index(given.pop("better"))], **given}
     for part in PER_RESPONSE:
         if part in given:
             given[part] = [given[part][index] for index in order]
@@ -238,7 +248,9 @@ def displayed(label: Mapping[str, Any], order: Sequence[int]) -> Label:
 
 
 def degree(label: Mapping[str, Any]) -> int:
-    """A pair's label as a number: -4 (the first is significantly better) to 4 (the second is), never 0."""
+    """A pair's label as a number: -4 (the first is significantly better) to 4 (the second is),
+    never 0.
+    """
     return DEGREES[label.get("margin", "better")] * (1 if label["better"] else -1)
 
 
@@ -254,9 +266,11 @@ def places(values: Sequence[float]) -> list[int]:
 
 
 def gaps(label: Mapping[str, Any]) -> dict[tuple[int, int], float]:
-    """How much better the first of each two responses is than the second: negative if it is worse, 0 for a tie.
+    """How much better the first of each two responses is than the second: negative if it is worse,
+    0 for a tie.
 
-    Of a pair in degrees, of a ranking or a review in ranks, of scores by their means. Empty for texts and thumbs.
+    Of a pair in degrees, of a ranking or a review in ranks, of scores by their means. Empty for
+    texts and thumbs.
     """
     if "better" in label:
         return {(0, 1): -degree(label)}
@@ -287,9 +301,9 @@ def agrees(label: Mapping[str, Any], gold: Mapping[str, Any]) -> bool | None:
 def majority(labels: Sequence[Label]) -> Label | None:
     """One label from several of an item; None if there is none, or they are tied.
 
-    Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on either side, the
-    side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what most say. Texts: the only one,
-    else None.
+    Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on
+    either side, the side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what
+    most say. Texts: the only one, else None.
     """
     if len(labels) <= 1:
         return dict(labels[0]) if labels else None

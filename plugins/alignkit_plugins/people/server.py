@@ -60,9 +60,11 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where a page is. host: at which its server listens. names: which browsers may call it; None: any.
+    """Where a page is. host: at which its server listens. names: which browsers may call it; None:
+    any.
 
-    public: how the address of a proxy begins that does TLS, such as https://labels.example.org; empty without one.
+    public: how the address of a proxy begins that does TLS, such as https://labels.example.org;
+    empty without one.
     """
 
     host: str = HOST
@@ -97,7 +99,9 @@ THIS_MACHINE = Address()
 
 
 def address_of(host: str | None) -> Address:
-    """The address that `--host` names: this machine's own by default. Raises RecipeError for one that is none."""
+    """The address that `--host` names: this machine's own by default. Raises RecipeError for one
+    that is none.
+    """
     if host is None or host in HOSTS:
         return THIS_MACHINE
     public = host.rstrip("/") if host.startswith("https://") else ""
@@ -193,7 +197,9 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.errors.stoppable`); a second one stops at once."""
+    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.errors.stoppable`); a second one stops at
+    once.
+    """
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -215,7 +221,8 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the browser ask for.
+    """ASGI middleware: adds the headers, and refuses other hosts and what another site made the
+    browser ask for.
 
     token: which whoever uses addresses below /v1 must send as an API key; None: none.
     """
@@ -262,7 +269,8 @@ class Guard:
 
 
 async def json_body(request: Request) -> bytes:
-    """The JSON of a request. Only JSON: a page of another host may send other types without asking first.
+    """The JSON of a request. Only JSON: a page of another host may send other types without asking
+    first.
 
     Raises `Refused` for another type, or too much of it.
     """

@@ -1,6 +1,8 @@
-"""What may leave a store, and what comes into it: exports with consent, license, redaction and pseudonyms, and merging.
+"""What may leave a store, and what comes into it: exports with consent, license, redaction and
+pseudonyms, and merging.
 
-The folder of an export has a store that holds what may be shared, its rows as a recipe reads them, and a card.
+The folder of an export has a store that holds what may be shared, its rows as a recipe reads them,
+and a card.
 """
 
 from __future__ import annotations
@@ -15,13 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from alignkit_plugins.models.upload import check_target
-from alignkit_plugins.models.upload import push as upload
-
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
 from alignkit.io.text import HIDDEN, redacted
 from alignkit.report import Report, Table
+from alignkit_plugins.models.upload import check_target
+from alignkit_plugins.models.upload import push as upload
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item, filled, turns_of_answer
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
@@ -51,14 +52,18 @@ _PHONE = re.compile(
 
 
 def redact(text: str) -> str:
-    """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing more.
+    """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing
+    more.
 
-    The rules are simple on purpose, and find only what has a shape of its own; names and addresses stay.
+    The rules are simple on purpose, and find only what has a shape of its own; names and addresses
+    stay.
 
     - E-mail: `name@host.tld` becomes `[e-mail]`.
-    - Telephone: 9 to 15 digits in groups that begin with `+`, `00` or `0`, or an American number such as
+    - Telephone: 9 to 15 digits in groups that begin with `+`, `00` or `0`, or an American number
+    such as
       `555-123-4567`, become `[phone]`.
-    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break become `***`.
+    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break
+    become `***`.
     """
     text = _RANDOM.sub(HIDDEN, redacted(text))
     return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", text))
@@ -88,14 +93,17 @@ def pseudonym(name: str, salt: str) -> str:
 
 
 def merge(target: Store, source: Store) -> Counter[str]:
-    """Add what another store holds; twice is as good as once, and a label counts once, wherever it has been.
+    """Add what another store holds; twice is as good as once, and a label counts once, wherever it
+    has been.
 
-    Exports have pseudonyms and redacted texts. An event that both have says which person and which item of the source
-    is whose and which of the target. An item that both have keeps the target's gold label, and gets a license, a gold
-    label or columns if the target has none. What the target knows of its people's consent stays.
+    Exports have pseudonyms and redacted texts. An event that both have says which person and which
+    item of the source is whose and which of the target. An item that both have keeps the target's
+    gold label, and gets a license, a gold label or columns if the target has none. What the target
+    knows of its people's consent stays.
 
-    Returns how many items and events are new, and how many gold labels differ. Raises `DataError`, and writes nothing,
-    for an event with the same uuid that is another one, for an item with another license, and for what no store takes.
+    Returns how many items and events are new, and how many gold labels differ. Raises `DataError`,
+    and writes nothing, for an event with the same uuid that is another one, for an item with
+    another license, and for what no store takes.
     """
     done: Counter[str] = Counter()
     with source.transaction("DEFERRED"):
@@ -149,8 +157,8 @@ def _misfit(target: Store, source: Store, text: str) -> DataError:
 
 @dataclass(frozen=True)
 class Export:
-    """What was shared: the people whose labels it holds, how many items and events are left out and why, and in how many
-    texts something was redacted.
+    """What was shared: the people whose labels it holds, how many items and events are left out and
+    why, and in how many texts something was redacted.
     """
 
     people: int
@@ -167,9 +175,11 @@ class Export:
 
 
 def export(store: Store, out: Path, license: str = "") -> Export:
-    """Write what may be shared into a new folder. The same store gives the same rows, and so does a store made of them.
+    """Write what may be shared into a new folder. The same store gives the same rows, and so does a
+    store made of them.
 
-    license: of items that state none. Raises `DataError` if nothing may be shared, or if there is such a folder.
+    license: of items that state none. Raises `DataError` if nothing may be shared, or if there is
+    such a folder.
     """
     if out.exists():
         raise DataError(f"{out}: there is such a folder; name a new one")
@@ -193,8 +203,8 @@ def export(store: Store, out: Path, license: str = "") -> Export:
 def _share(store: Store, shared: Store, license: str) -> Export:
     """Fill a new store with what may be shared of another one, under pseudonyms.
 
-    Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym is the same in every
-    export of a store, and does not reveal the name.
+    Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym
+    is the same in every export of a store, and does not reveal the name.
     """
     agreed = {name for name, granted in consents(store).items() if granted}
     everything, salt = store.events(), store.salt
@@ -258,7 +268,8 @@ def _redacted(item: Item, salt: str) -> Item:
 
 
 def _portable(row: Mapping[str, Any], turns: bool) -> dict[str, Any]:
-    """The row with columns of one type, as tables have them: what has no fixed form is JSON in a text.
+    """The row with columns of one type, as tables have them: what has no fixed form is JSON in a
+    text.
 
     turns: all responses are lists of turns, because some are.
     """
@@ -279,7 +290,9 @@ def _portable_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card(store: Store) -> str:
-    """The README of an export: its licenses, how to read it, how far people agree, and who wants to be credited."""
+    """The README of an export: its licenses, how to read it, how far people agree, and who wants to
+    be credited.
+    """
     entries = labeled(store)
     licenses = sorted({entry.stored.item.license for entry in entries})
     facts = agreement(entries, attributes(store))
@@ -300,10 +313,12 @@ def card(store: Store) -> str:
 
 
 def push(store: Store, repo: str, out: Path, license: str = "") -> tuple[Export, str]:
-    """Share a store in a data set of the hub, with what others share there; returns also its address.
+    """Share a store in a data set of the hub, with what others share there; returns also its
+    address.
 
-    out: a new folder for all of it. Whoever took the consent back here is gone there, too. Raises `DataError` if nothing
-    may be exported, RecipeError for a name that cannot be written to, and RunFailed if the hub refuses.
+    out: a new folder for all of it. Whoever took the consent back here is gone there, too. Raises
+    `DataError` if nothing may be exported, RecipeError for a name that cannot be written to, and
+    RunFailed if the hub refuses.
     """
     repo = check_target(repo, "dataset")
     with TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
 """The page's server: who may use it, and its routes.
 
-People come with a link, by the address of the server, and no other site in their browser may ask for anything. A link's
-token is exchanged for a cookie that scripts cannot read and other sites cannot send. A change needs that cookie, the
-session's own CSRF token, and a browser that says that it comes from this page.
+People come with a link, by the address of the server, and no other site in their browser may ask
+for anything. A link's token is exchanged for a cookie that scripts cannot read and other sites
+cannot send. A change needs that cookie, the session's own CSRF token, and a browser that says that
+it comes from this page.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Sessions:
     def begin(self, token: str, cookie: str | None = None) -> str | None:
         """The cookie of a session; None if the token is none of the links'.
 
-        cookie: of the browser, whose other tabs stay in their session if it is the same annotator's.
+        cookie: of the browser, whose other tabs stay in their session if it is the same
+        annotator's.
         """
         for name, expected in self.links.items():
             if hmac.compare_digest(expected.encode(), token.encode()):

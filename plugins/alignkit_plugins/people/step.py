@@ -1,7 +1,7 @@
 """The step `people`: a run asks people about rows, waits, and continues with their labels.
 
-Only labels of the items that a stage asks now count. Items that it asked before, of another version of its data, are
-retired: nobody is asked about them again, and their labels stay in the store.
+Only labels of the items that a stage asks now count. Items that it asked before, of another version
+of its data, are retired: nobody is asked about them again, and their labels stay in the store.
 """
 
 from __future__ import annotations
@@ -51,15 +51,17 @@ class NobodyAsked(RunFailed):
 class People(Step):
     """Ask people about rows, on the page of `alignkit label`.
 
-    The run puts the rows into a store, says how to label them, and ends with exit code 75. The same command continues
-    when enough labels are in. Stages that do not need them run meanwhile. What the step hands on is what the format
-    `feedback` reads: pairs with margins, rankings, scores, reviews, demonstrations or thumbs.
+    The run puts the rows into a store, says how to label them, and ends with exit code 75. The same
+    command continues when enough labels are in. Stages that do not need them run meanwhile. What
+    the step hands on is what the format `feedback` reads: pairs with margins, rankings, scores,
+    reviews, demonstrations or thumbs.
 
-    Pairs of two policies' samples are also an evaluation: the report says how often people prefer which. With
-    `reviewers`, others read what people wrote, and only what most of them find good is handed on.
+    Pairs of two policies' samples are also an evaluation: the report says how often people prefer
+    which. With `reviewers`, others read what people wrote, and only what most of them find good is
+    handed on.
 
-    Only labels of the rows that the stage has now count. If an earlier stage changes, people are asked about its new
-    rows, and the labels of the old ones stay in the store.
+    Only labels of the rows that the stage has now count. If an earlier stage changes, people are
+    asked about its new rows, and the labels of the old ones stay in the store.
     """
 
     class Options(VoteOptions):
@@ -208,7 +210,9 @@ class People(Step):
     def _groups(
         self, entries: Sequence[Labeled], gold: Sequence[Labeled]
     ) -> tuple[list[Group], list[str]]:
-        """What is learned of the items, and who was left out or weighed. gold: items that only say who is right."""
+        """What is learned of the items, and who was left out or weighed. gold: items that only say
+        who is right.
+        """
         chosen: dict[str, Any] = {
             name: getattr(self.options, name) for name in VoteOptions.model_fields
         }
@@ -239,13 +243,14 @@ def labels_of(
 ) -> list[Labeled]:
     """The items, in their order and each once, with what people said about them.
 
-    They are added to the store at `path`, which is made if it is not there. needed: how many of them must have labels
-    by `annotators` people; None: all that nobody flagged or skipped. folder: of the stage, so that runs that share a
-    store do not retire each other's items. gold: items with gold labels, mixed in. guidelines: a file for labelers.
+    They are added to the store at `path`, which is made if it is not there. needed: how many of
+    them must have labels by `annotators` people; None: all that nobody flagged or skipped. folder:
+    of the stage, so that runs that share a store do not retire each other's items. gold: items with
+    gold labels, mixed in. guidelines: a file for labelers.
 
-    Raises StageWaits until there are enough labels, DataError for a store that cannot be used, if `needed` is more than
-    there are items, or if labelers would read the guidelines of another stage, BadRow for an item that nobody could
-    label, and NobodyAsked while a stage is verified.
+    Raises StageWaits until there are enough labels, DataError for a store that cannot be used, if
+    `needed` is more than there are items, or if labelers would read the guidelines of another
+    stage, BadRow for an item that nobody could label, and NobodyAsked while a stage is verified.
     """
     from alignkit_plugins.ai_feedback.stored_replies import (
         asking_is_allowed,  # imports asyncio, which `alignkit check` can spare
@@ -322,7 +327,9 @@ def _lacking(entry: Labeled, annotators: int) -> int:
 
 
 def guidelines_of(path: Path) -> str:
-    """The text of a file of guidelines, in Markdown. Raises `DataError` if it is none, or not there."""
+    """The text of a file of guidelines, in Markdown. Raises `DataError` if it is none, or not
+    there.
+    """
     try:
         data = path.read_bytes()
         if len(data) <= LONGEST_GUIDELINES:
@@ -338,9 +345,12 @@ def guidelines_of(path: Path) -> str:
 
 
 def _hand_out(store: Store, path: Path | None, stage: str, batch: str) -> None:
-    """Put a stage's guidelines where the page finds them. Raises DataError if others would be read for its items."""
+    """Put a stage's guidelines where the page finds them. Raises DataError if others would be read
+    for its items.
+    """
     own = "" if path is None else os.path.relpath(path, store.path.parent)
-    # The page shows the last ones. Those of a stage that has its labels do not matter to one that sets others.
+    # The page shows the last ones. Those of a stage that has its labels do not matter to one that
+    # sets others.
     others = store.rows(
         "SELECT DISTINCT batch, value FROM items JOIN settings ON name = 'guidelines of ' || batch "
         "WHERE batch <> ? AND value <> ? AND (? = '' OR (retired = 0 AND gold IS NULL AND labels < wanted))",
@@ -423,8 +433,8 @@ def wins(
 ) -> list[dict[str, Any]]:
     """How often people prefer the answers of one source to those of another one, as plain JSON.
 
-    A pair is one case, in which its labels are averaged; pairs of one source, or without sources, are left out. known:
-    attributes of people, each value of which is a row of its own.
+    A pair is one case, in which its labels are averaged; pairs of one source, or without sources,
+    are left out. known: attributes of people, each value of which is a row of its own.
     """
     cases: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for entry in entries:

@@ -1,7 +1,8 @@
 """The store: items, append-only events and guidelines in one SQLite file.
 
-`Store.submit` returns only when the event is on disk. Submitting it again, with the same uuid, changes nothing. What
-counts is read from the events (`alignkit_plugins.people.votes`): nothing is ever changed or deleted.
+`Store.submit` returns only when the event is on disk. Submitting it again, with the same uuid,
+changes nothing. What counts is read from the events (`alignkit_plugins.people.votes`): nothing is
+ever changed or deleted.
 """
 
 from __future__ import annotations
@@ -59,9 +60,8 @@ CREATE TABLE items (
     gold TEXT,
     priority REAL NOT NULL,
     writer TEXT NOT NULL
-) STRICT;
-CREATE INDEX open_items ON items (priority DESC, position) WHERE labels < wanted AND retired = 0 AND gold IS NULL;
-CREATE TABLE events (
+) STRICT; CREATE INDEX open_items ON items (priority DESC, position) WHERE labels < wanted AND
+retired = 0 AND gold IS NULL; CREATE TABLE events (
     number INTEGER PRIMARY KEY,
     content TEXT NOT NULL,
     uuid TEXT NOT NULL UNIQUE,
@@ -71,14 +71,12 @@ CREATE TABLE events (
     seconds REAL,
     created TEXT NOT NULL,
     undone TEXT
-) STRICT;
-CREATE INDEX events_by_item ON events (item, annotator, created);
-CREATE INDEX events_by_annotator ON events (annotator, kind, created);
-CREATE INDEX events_by_time ON events (created);
-CREATE INDEX undone_events ON events (undone) WHERE undone IS NOT NULL;
-CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE (ABORT, 'events are never changed'); END;
-CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT RAISE (ABORT, 'events are never deleted'); END;
-CREATE TABLE leases (
+) STRICT; CREATE INDEX events_by_item ON events (item, annotator, created); CREATE INDEX
+events_by_annotator ON events (annotator, kind, created); CREATE INDEX events_by_time ON events
+(created); CREATE INDEX undone_events ON events (undone) WHERE undone IS NOT NULL; CREATE TRIGGER
+events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE (ABORT, 'events are never changed'); END;
+CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT RAISE (ABORT, 'events are never
+deleted'); END; CREATE TABLE leases (
     item TEXT NOT NULL REFERENCES items (id),
     annotator TEXT NOT NULL,
     until REAL NOT NULL,
@@ -100,11 +98,13 @@ _UNDOABLE = ("label", "skip", "flag", "adjudicate")
 
 @dataclass(frozen=True)
 class Event:
-    """What a person did. kind: one of `labels.KINDS`; payload: of that kind, in the order shown (`labels`).
+    """What a person did. kind: one of `labels.KINDS`; payload: of that kind, in the order shown
+    (`labels`).
 
-    uuid: chosen by the client, so that submitting twice is one event. item: the item's id; None for what is said of the
-    annotator. guidelines: the hash that `Store.add_guidelines` returned. order: order[position] is the index of the
-    response shown there. seconds: spent on the item. created: the store's clock, in UTC.
+    uuid: chosen by the client, so that submitting twice is one event. item: the item's id; None for
+    what is said of the annotator. guidelines: the hash that `Store.add_guidelines` returned. order:
+    order[position] is the index of the response shown there. seconds: spent on the item. created:
+    the store's clock, in UTC.
     """
 
     uuid: str
@@ -121,7 +121,9 @@ class Event:
         object.__setattr__(self, "order", tuple(self.order))
 
     def checked(self, item: Item | None) -> Event:
-        """The event in its stored form. item: the one that it names. Raises `BadLabel` that says what is wrong."""
+        """The event in its stored form. item: the one that it names. Raises `BadLabel` that says
+        what is wrong.
+        """
         if self.kind not in KINDS:
             hint = did_you_mean(self.kind, KINDS) or f"expected {', '.join(KINDS)}"
             raise BadLabel(f"unknown kind of event {self.kind!r}; {hint}")
@@ -141,7 +143,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Stored:
-    """An item in a store. position: counts from 1. wanted: how many annotators should label it. labels: have."""
+    """An item in a store. position: counts from 1. wanted: how many annotators should label it.
+    labels: have.
+    """
 
     item: Item
     position: int
@@ -204,7 +208,9 @@ class Store:
 
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """All or nothing of what the block writes; on disk when it ends. kind: DEFERRED for one state to read."""
+        """All or nothing of what the block writes; on disk when it ends. kind: DEFERRED for one
+        state to read.
+        """
         with self._lock, in_words(self.path):
             self.connection.execute(f"BEGIN {kind}")
             try:
@@ -232,7 +238,9 @@ class Store:
     # Guidelines
 
     def add_guidelines(self, text: str) -> str:
-        """Store the guidelines that hold from now on, and return their hash, which every label names."""
+        """Store the guidelines that hold from now on, and return their hash, which every label
+        names.
+        """
         name, earlier = hashlib.sha256(text.encode()).hexdigest()[:16], self.guidelines()
         if not earlier or earlier[-1][0] != name:
             with self.transaction() as connection:
@@ -264,10 +272,12 @@ class Store:
                     self.put(item, wanted=wanted)
 
     def ask(self, items: Iterable[Item], batch: str, wanted: int = 1) -> None:
-        """Let people label these items, and no other ones of the batch, which are retired with their labels.
+        """Let people label these items, and no other ones of the batch, which are retired with
+        their labels.
 
-        If several batches ask about an item, it belongs to the one that wants the most labels, so it is open until that
-        one has them. Raises `BadRow` for an item that nobody could label; nothing changes then.
+        If several batches ask about an item, it belongs to the one that wants the most labels, so
+        it is open until that one has them. Raises `BadRow` for an item that nobody could label;
+        nothing changes then.
         """
         ready = {item.id: replace(item, batch=batch).checked() for item in items}
         with self.transaction():
@@ -305,7 +315,8 @@ class Store:
         """Add a row, or change the one with its key."""
         marks = ", ".join("?" * len(values))
         changes = ", ".join(f"{name} = excluded.{name}" for name in values)
-        query = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {changes}"
+        new = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"
+        query = f"{new} ON CONFLICT ({key}) DO UPDATE SET {changes}"
         self.connection.execute(query, tuple(values.values()))
 
     def item(self, item: str) -> Stored:
@@ -326,8 +337,8 @@ class Store:
     def submit(self, event: Event) -> Event:
         """Store what a person did, on disk when this returns; returns it as it is stored.
 
-        The same event again changes nothing. Raises `BadLabel` for one that is not valid. A label of an item that is
-        retired is stored. A label, a skip or a flag ends the annotator's lease.
+        The same event again changes nothing. Raises `BadLabel` for one that is not valid. A label
+        of an item that is retired is stored. A label, a skip or a flag ends the annotator's lease.
         """
         event = event.checked(None if event.item is None else self.item(event.item).item)
         with self.transaction() as connection:
@@ -365,14 +376,18 @@ class Store:
         ]
 
     def last(self, annotator: str, *kinds: str) -> Event | None:
-        """The annotator's last event of these kinds: by default a label, a skip or a flag, which can be undone."""
+        """The annotator's last event of these kinds: by default a label, a skip or a flag, which
+        can be undone.
+        """
         kinds = kinds or ("label", "skip", "flag")
         query = f"SELECT content FROM effective WHERE annotator = ? AND kind IN ({', '.join('?' * len(kinds))})"
         found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator, *kinds)
         return event_of(found[0]) if found else None
 
     def _check_undo(self, event: Event) -> None:
-        """Raise `BadLabel` unless the event undoes one of the same annotator, on the same item, that counts."""
+        """Raise `BadLabel` unless the event undoes one of the same annotator, on the same item,
+        that counts.
+        """
         name = event.payload["of"]
         found = self.rows("SELECT content FROM effective WHERE uuid = ?", name)
         if not found:
@@ -429,7 +444,9 @@ def _raw(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make an empty store. Of two processes that do, the first one wins: the other one finds it made."""
+    """Make an empty store. Of two processes that do, the first one wins: the other one finds it
+    made.
+    """
     with closing(_raw(path, "rwc")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:

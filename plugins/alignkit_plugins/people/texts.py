@@ -1,7 +1,8 @@
-"""Texts as a page shows them: nothing in them hides, and Markdown is nested lists that the page turns into elements.
+"""Texts as a page shows them: nothing in them hides, and Markdown is nested lists that the page
+turns into elements.
 
-No HTML is made anywhere. Nothing loads, and nothing is dropped but cells that a table's head does not have: links,
-images, references, entities and HTML stay as they were written.
+No HTML is made anywhere. Nothing loads, and nothing is dropped but cells that a table's head does
+not have: links, images, references, entities and HTML stay as they were written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
 
 
 def visible(text: str) -> str:
-    """The text with control characters, direction marks and invisible characters named, such as ⟦U+202E⟧."""
+    """The text with control characters, direction marks and invisible characters named, such as
+    ⟦U+202E⟧.
+    """
     return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
@@ -38,7 +41,9 @@ def cut(text: str, most: int) -> str:
 
 
 def shown_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no Markdown."""
+    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no
+    Markdown.
+    """
     calls = turn.get("tool_calls") or ()
     called = [
         f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in calls
@@ -52,10 +57,11 @@ def shown_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def formatted(text: str) -> list[Part] | None:
-    """The Markdown of a text; None if it has none, is too long, or has formulas, whose signs Markdown would take.
+    """The Markdown of a text; None if it has none, is too long, or has formulas, whose signs
+    Markdown would take.
 
-    A part is a text, or a list of a tag, an object of its attributes if it has any (`start` of `ol`, `info` of `pre`),
-    and its parts. The tags are HTML's.
+    A part is a text, or a list of a tag, an object of its attributes if it has any (`start` of
+    `ol`, `info` of `pre`), and its parts. The tags are HTML's.
     """
     from markdown_it import MarkdownIt
 

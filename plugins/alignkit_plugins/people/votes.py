@@ -1,12 +1,13 @@
-"""What counts: the labels that stand, disagreements, the final label of each item, and the rows that recipes read.
+"""What counts: the labels that stand, disagreements, the final label of each item, and the rows
+that recipes read.
 
-The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author withdrew consent. An
-item that anyone flagged waits for adjudication. The final label is the adjudicated one, else the gold one, else the
-majority's; the original labels stay.
+The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author
+withdrew consent. An item that anyone flagged waits for adjudication. The final label is the
+adjudicated one, else the gold one, else the majority's; the original labels stay.
 
-A row is `{feedback: 1, item: {task, prompt, responses, ...}, votes: [{annotator, label, ...}], final: {...}}`: labels
-are in the item's own order. Only an item with a gold label, or that was adjudicated, has `final`, and then only that
-counts. Of a gold item, `gold` is true.
+A row is `{feedback: 1, item: {task, prompt, responses, ...}, votes: [{annotator, label, ...}],
+final: {...}}`: labels are in the item's own order. Only an item with a gold label, or that was
+adjudicated, has `final`, and then only that counts. Of a gold item, `gold` is true.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Vote:
 class Labeled:
     """An item with what people said about it.
 
-    votes: one per annotator, in the order of their names. adjudicated: the label that settles it. flags: (annotator,
-    text). skips: (annotator, reason). withdrawn: its author took the consent back.
+    votes: one per annotator, in the order of their names. adjudicated: the label that settles it.
+    flags: (annotator, text). skips: (annotator, reason). withdrawn: its author took the consent
+    back.
     """
 
     stored: Stored
@@ -121,7 +123,9 @@ class Labeled:
 
 
 def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
-    """The items with everything that counts, in the order in which they were added; retired ones too. items: ids."""
+    """The items with everything that counts, in the order in which they were added; retired ones
+    too. items: ids.
+    """
     wanted = None if items is None else set(items)
     with store.transaction("DEFERRED"):
         found = {stored.item.id: Labeled(stored) for stored in store.items()}
@@ -168,12 +172,16 @@ def disputes(store: Store, annotator: str = "") -> list[Labeled]:
 
 
 def consents(store: Store) -> dict[str, bool]:
-    """Whether each annotator, when last asked, agreed that the labels are shared; absent if never asked."""
+    """Whether each annotator, when last asked, agreed that the labels are shared; absent if never
+    asked.
+    """
     return {event.annotator: event.payload["granted"] for event in effective(store, "consent")}
 
 
 def withdrawn(store: Store) -> set[str]:
-    """The annotators who took their consent back: their labels count nowhere, and nobody learns from their prompts."""
+    """The annotators who took their consent back: their labels count nowhere, and nobody learns
+    from their prompts.
+    """
     answers: dict[str, list[bool]] = defaultdict(list)
     for event in effective(store, "consent"):
         answers[event.annotator].append(event.payload["granted"])
@@ -186,10 +194,11 @@ def attributes(store: Store) -> dict[str, Mapping[str, str]]:
 
 
 def store_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a store, numbered by the positions of their items. Reads it as it is now and leaves no trace.
+    """The rows of a store, numbered by the positions of their items. Reads it as it is now and
+    leaves no trace.
 
-    Without items that wait for adjudication, that have no label, that nobody is asked about any more, or whose author
-    took the consent back.
+    Without items that wait for adjudication, that have no label, that nobody is asked about any
+    more, or whose author took the consent back.
     """
     with Store.open(path) as store:
         entries = labeled(store)

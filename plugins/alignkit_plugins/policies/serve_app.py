@@ -23,9 +23,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from alignkit.errors import AlignkitError, DataError, did_you_mean
-from alignkit_plugins.people.server import Address, Guard, Refused, json_body
 from alignkit_plugins.people.collection import Exchange
 from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.server import Address, Guard, Refused, json_body
 from alignkit_plugins.policies.collecting import KEPT, WHO, Collecting
 from alignkit_plugins.policies.openai_api import (
     DONE,

@@ -12,10 +12,10 @@ import pytest
 from stores import event, pair, turn
 
 from alignkit.errors import BadRow, DataError, OutOfResource, StageWaits, message_of
+from alignkit_plugins.people import store as stores
 from alignkit_plugins.people.assignment import next_item
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.step import labels_of
-from alignkit_plugins.people import store as stores
 from alignkit_plugins.people.store import VERSION, Store
 from alignkit_plugins.people.votes import Labeled, labeled
 

@@ -178,8 +178,7 @@ def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
     said = capfd.readouterr().err
     assert (
-        "nothing may be exported: people: 0" in said
-        and "left out: items without a license" in said
+        "nothing may be exported: people: 0" in said and "left out: items without a license" in said
     )
     assert "--license NAME" in said
     assert not (tmp_path / "out").exists()

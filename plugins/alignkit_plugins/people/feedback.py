@@ -10,7 +10,9 @@ from alignkit import Reader, hookimpl
 
 
 class StoreReader(Reader):
-    """Labels of people, which runs ask for. How far the annotators agree is what reports show of them."""
+    """Labels of people, which runs ask for. How far the annotators agree is what reports show of
+    them.
+    """
 
     grows = True
 
