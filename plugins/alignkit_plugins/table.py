@@ -103,13 +103,13 @@ trl trl.step:TRL  a trainer of TRL as a stage: sft, dpo, kto, reward, grpo, rloo
 llama2 algorithms.llama2:Llama2  safety score for unsafe responses and safety prompts, else
     helpfulness score; whitened
 length rewards.basic:Length  length of the response, or distance to a target length
-python rewards.basic:Python  your own function in a Python file, with TRL's signature
+python rewards.python:Python  your own function in a Python file, with TRL's signature
 normalized rewards.basic:Normalized  a reward model's score, shifted so that demonstrations average
     0
 classifier rewards.classifier:Classifier  a label's probability by a text classifier in a folder
 min rewards.combinations:Minimum  the smallest of several rewards
-environment rewards.episode_reward:EpisodeReward  the environment's reward for an episode
-equal_length rewards.equal_length:EqualLength  a reward minus the part that length explains, within
+environment rewards.basic:EpisodeReward  the environment's reward for an episode
+equal_length rewards.combinations:EqualLength  a reward minus the part that length explains, within
     each prompt
 http ai_feedback.http_reward:HTTP  the score from your own service over HTTP
 math_verify rewards.math_verify:MathVerify  1 if a mathematical answer equals the known one (needs
@@ -119,20 +119,20 @@ rating ai_feedback.rubric:Rated  a judge's rating of each response, alone or wit
     prompt
 rubric ai_feedback.rubric:Rubric  the weighted share of criteria that a response meets, asked of a
     judge
-exact_match rewards.matching:ExactMatch  1 if an answer matches the known answer
-regex rewards.matching:Regex  1 if a pattern occurs in an answer
-format rewards.form:Form  1 if an answer has the required form: tags, JSON, or Markdown
-repetition rewards.matching:Repetition  minus the share of an answer's n-grams that it repeats
-language rewards.language:Language  1 if an answer is in the right language (needs py3langid)
-weighted_sum rewards.weighted:WeightedSum  weighted sum of rewards
-weighted rewards.weighted:Weighted  weighted sum of rewards, with weights by a column of the prompt
-honesty evaluate.honesty_rewards:Honesty  ranks a right answer above 'I don't know', and that above
+exact_match rewards.text:ExactMatch  1 if an answer matches the known answer
+regex rewards.text:Regex  1 if a pattern occurs in an answer
+format rewards.form:Form  1 if an answer has the required form: tags, or JSON
+repetition rewards.text:Repetition  minus the share of an answer's n-grams that it repeats
+language rewards.text:Language  1 if an answer is in the right language (needs py3langid)
+weighted_sum rewards.combinations:WeightedSum  weighted sum of rewards
+weighted rewards.combinations:Weighted  weighted sum of rewards, with weights by a column of the prompt
+honesty evaluate.honesty:Honesty  ranks a right answer above 'I don't know', and that above
     a wrong one
-honesty_accuracy evaluate.honesty_rewards:HonestyAccuracy  1 if right, or 'I don't know' where
+honesty_accuracy evaluate.honesty:HonestyAccuracy  1 if right, or 'I don't know' where
     nobody knows
-sycophancy evaluate.honesty_rewards:Unyielding  `honesty`, with less for giving in to the user than
+sycophancy evaluate.honesty:Unyielding  `honesty`, with less for giving in to the user than
     for being wrong
-abstention evaluate.honesty_rewards:Abstention  1 if a response says that it does not know
+abstention evaluate.honesty:Abstention  1 if a response says that it does not know
 rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group or a baseline
 
 [judge]

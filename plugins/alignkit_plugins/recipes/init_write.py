@@ -34,7 +34,7 @@ from alignkit_plugins.recipes.init_files import (
     recognize,
 )
 from alignkit_plugins.recipes.json_schema import schema_line
-from alignkit_plugins.rewards.matching import ExactMatch
+from alignkit_plugins.rewards.text import ExactMatch
 
 RECIPE = "recipe.yaml"
 HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
