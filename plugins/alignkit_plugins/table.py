@@ -25,9 +25,9 @@ gemma models.templates:GEMMA  turns of user and model, as Gemma has them
 zephyr models.templates:ZEPHYR  <|user|> as text, as Zephyr and TinyLlama have it
 
 [format]
-alpaca formats.alpaca:Alpaca  Alpaca: instruction, input, output
-dolly formats.alpaca:Dolly  Dolly: instruction, context, response
-self_instruct formats.alpaca:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
+alpaca formats.messages:Alpaca  Alpaca: instruction, input, output
+dolly formats.messages:Dolly  Dolly: instruction, context, response
+self_instruct formats.messages:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
 dialogues formats.dialogues:Dialogues  two speakers taking turns in raw text: every dialogue of a
     .txt file, or a row {text} that holds one
 groups formats.groups:Groups  alignkit's own format for groups, which stages write
@@ -48,10 +48,8 @@ prompt_only formats.trl:PromptOnly  TRL prompt-only: prompt as text or messages;
     kept as meta
 prompt_completion formats.trl:PromptCompletion  TRL prompt-completion: prompt and completion as
     texts or messages; optional label or score
-unlabeled formats.unlabeled:Unlabeled  answers to compare, without a label: prompt, and response_a,
+unlabeled formats.rankings:Unlabeled  answers to compare, without a label: prompt, and response_a,
     response_b ... or responses [text]
-gsm8k formats.word_problems:GSM8K  GSM8K: question and answer, which ends with `#### 18`
-svamp formats.word_problems:SVAMP  SVAMP: Body, Question and Answer
 reward_bench_2 evaluate.rewardbench2:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
 feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an

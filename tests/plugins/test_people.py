@@ -21,8 +21,8 @@ from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import VERSION, Event, Store
 from alignkit_plugins.people.votes import labeled
+from alignkit_plugins.report.document import page as html_of
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page as html_of
 from tests.killed import forked
 from tests.plugins.labelers import label
 

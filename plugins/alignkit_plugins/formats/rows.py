@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from alignkit import DataError, Group, Response
+from alignkit import DataError, Group, Message, Response
 from alignkit.data.group import preview, resolved_pairs
 from alignkit.errors import did_you_mean
 
@@ -28,6 +28,11 @@ def with_labels(group: Group) -> Group:
             label = wins > 0 if response.label is None else response.label
             labeled.append(replace(response, label=label, rank=None))
     return replace(group, responses=tuple(labeled), pairs=())
+
+
+def turns_of_response(response: Response) -> tuple[Message, ...]:
+    """The turns of a response, which is one if it is a text."""
+    return response.messages or (Message(role="assistant", content=response.text),)
 
 
 def prompt_to_row(number: int, group: Group) -> list[Any]:

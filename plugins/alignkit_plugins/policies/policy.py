@@ -124,7 +124,8 @@ class Policy:
                 elif row.active:
                     # A character may take several tokens, and a lead-in may be left out.
                     text = encoder.decode(row.tokens).rstrip("\ufffd")
-                    hear("" if encoder.lead.startswith(text) else _before(text, sampling.stop))
+                    if not encoder.lead.startswith(text):
+                        hear(_before(text, sampling.stop))
 
         most = min(sampling.max_new_tokens, role.model.context - len(prompt))
         sampling = sampling.model_copy(update={"max_new_tokens": most})

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignkit.commands import RecipeName, Result, load, refuse
-from alignkit_plugins.printing import console, print_lines, print_table
+from alignkit_plugins.printing import print_lines, print_table
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
+    from alignkit.runs.run import Run
 
 Words = Annotated[
     list[str] | None,
@@ -33,7 +34,7 @@ def check(
         bool,
         typer.Option(
             "--full",
-            help="Let the chat template render all rows, not only the first 200 of each source.",
+            help=("Let the chat template render all rows, not only the first 200 of each source."),
         ),
     ] = False,
     plan: Annotated[
@@ -59,10 +60,8 @@ def check(
     """
     row = [word for word in words or () if "=" not in word and not word.startswith("~")]
     if len(row) > 2 or not all(number.isdigit() for number in row[1:]):
-        refuse(
-            f"not a stage and the number of a row: {' '.join(row)}",
-            "name one of each; an override is KEY=VALUE",
-        )
+        help = "name one of each; an override is KEY=VALUE"
+        refuse(f"not a stage and the number of a row: {' '.join(row)}", help)
     if row and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     from alignkit.runs.services import folder_of
@@ -70,73 +69,69 @@ def check(
     loaded = load(recipe, [word for word in words or () if word not in row])
     folder = folder_of(loaded, None)
     if row:
-        from alignkit_plugins.recipes.check_row import inspect, show  # imports torch
+        from alignkit_plugins.recipes.check_row import inspect  # imports torch
 
         found = inspect(loaded, row[0], int([*row, "1"][1]), folder)
-        return Result("row", asdict(found), lambda: show(found, console()))
+        return Result("row", asdict(found), lambda: print_lines(found.text()))
     return _plan(loaded, folder) if plan else checked(loaded, None, full)
 
 
 def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Result:
     """What `alignkit check`, and `alignkit run --dry-run`, find out about a recipe. out: folder of
-    the run.
+    the run. Raises the errors with which a run would stop before a stage.
     """
+    from alignkit.runs.run import Run
     from alignkit.runs.services import folder_of
+    from alignkit.runs.stage import FIRST_ROWS
+    from alignkit_plugins.recipes.reuse import planned
 
     folder = folder_of(recipe, out)
-    lines = _data_lines(recipe, folder, full)
-    if folder.is_dir():
-        from alignkit.runs.run import Run
-        from alignkit_plugins.recipes.reuse import planned
-
-        lines += planned(Run(recipe, folder))
+    run, said = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
+    run.say = lambda text: said.setdefault(text)
+    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
+    lines = [*_data_lines(run), *said, *_notes(run, full)]
+    lines += planned(Run(recipe, folder)) if folder.is_dir() else ()
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
     text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
-    return Result(
-        "check",
-        {"recipe": recipe.name, "stages": stages, "notes": lines},
-        lambda: print_lines(text),
-    )
+    facts = {"recipe": recipe.name, "stages": stages, "notes": lines}
+    return Result("check", facts, lambda: print_lines(text))
 
 
-def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
-    """How the data files are read. Raises the errors with which a run would stop before a stage."""
+def _data_lines(run: Run) -> list[str]:
+    """How each entry is read, with a row of each source, once."""
+    from alignkit_plugins.report.data_card import describe
+
+    texts = dict[str, None]()
+    for stage in run.stages.values():
+        for spec in stage.read:
+            texts["\n".join(describe(run.data.read(spec)))] = None
+    return list(texts)
+
+
+def _notes(run: Run, full: bool) -> dict[str, None]:
+    """What was looked at and imported, and what was not."""
     from alignkit.recipe.schema import BASE, specs
     from alignkit.registry import Component
-    from alignkit.runs.run import Run
     from alignkit.runs.stage import FIRST_ROWS, TrainingStage
-    from alignkit_plugins.report.data_lines import source_lines
 
-    # Ordered sets
-    run, shown, notes = Run(recipe, folder, download=False), dict[str, None](), dict[str, None]()
-    run.say = lambda text: notes.setdefault(text)
-    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
-    for stage in run.stages.values():
-        for header, *sample in map(source_lines, stage.facts):
-            rows = "\n".join(sample)
-            known = any(text.endswith(rows) for text in shown)
-            shown[header if known else f"{header}\n{rows}".strip()] = None
+    notes = dict[str, None]()
     looked_at = "all rows" if full else f"the first {FIRST_ROWS} rows of each source"
-    looks = {
-        True: f"looked at {looked_at} as its chat template writes them",
-        False: (
-            "not looked at: rows as its chat template writes them, because check makes and "
-            "downloads no model"
-        ),
-    }
+    text = f"looked at {looked_at} as its chat template writes them"
+    if run.base(BASE).encoder is None:
+        why = "because check makes and downloads no model"
+        text = f"not looked at: rows as its chat template writes them, {why}"
     for stage in run.stages.values():
-        if isinstance(stage, TrainingStage) and stage.facts:
-            is_here = run.base(BASE).encoder is not None
-            notes[f"{recipe.model.base}: {looks[is_here]}"] = None
-        for part in specs(
-            [stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component
-        ):
+        if isinstance(stage, TrainingStage) and stage.read:
+            notes[f"{run.recipe.model.base}: {text}"] = None
+        options = [stage.stage.settings, stage.stage.component.options, stage.stage.engine]
+        for part in specs(options, Component):
             if getattr(part.registration.implementation, "runs_code", False):
                 notes[f"{stage.name}: imported the code of {part.kind} '{part.name}'"] = None
         for spec in stage.entries:
-            hub = [source.name for source in spec.sources if source.hub]
-            notes |= dict.fromkeys(f"not read yet: {name}, which the run downloads" for name in hub)
-    return [*shown, *notes]
+            for source in spec.sources:
+                if source.hub:
+                    notes[f"not read yet: {source.name}, which the run downloads"] = None
+    return notes
 
 
 def _plan(recipe: Recipe, folder: Path) -> Result:
@@ -149,10 +144,8 @@ def _plan(recipe: Recipe, folder: Path) -> Result:
         for plan in plans:
             if plan.work.note:
                 print_lines(f"{plan.name}: {plan.work.note}")
-        print_lines(
-            "about: by formulas, and a short probe of this machine; responses may end before "
-            "they are full"
-        )
+        about = "about: by formulas, and a short probe of this machine"
+        print_lines(f"{about}; responses may end before they are full")
 
     facts = {"recipe": recipe.name, "stages": [asdict(plan) for plan in plans]}
     return Result("plan", facts, show, error=too_large(recipe, plans))

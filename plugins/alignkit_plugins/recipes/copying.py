@@ -12,7 +12,7 @@ from alignkit.commands import refuse
 from alignkit.errors import OutOfResource
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE
-from alignkit_plugins.recipes.json_schema import schema_line
+from alignkit_plugins.recipes.options import schema_line
 
 _NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # of files
 STARTER = Path(__file__).with_name("starter") / "recipe.yaml"

@@ -19,6 +19,7 @@ from alignkit.plugins import plugins
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.entries import data_of
 from alignkit_plugins.formats.readings import Reading, readings_of
+from alignkit_plugins.formats.shown import counts
 from alignkit_plugins.formats.spoken import all_turns
 
 COMMAND = "alignkit init"
@@ -96,8 +97,8 @@ class DataFile:
     """A file, as a recipe reads it.
 
     file: its place. path: as the recipe names it. keys: the others of its data entry. named:
-    whether the recipe names its format. columns: that are used. read: the rows that can be read.
-    bad: those that must be dropped, and why.
+    whether the recipe names its format. read: the rows that can be read. bad: those that must be
+    dropped, and why.
     """
 
     file: Path
@@ -106,7 +107,6 @@ class DataFile:
     keys: Mapping[str, Any]
     format: str
     named: bool
-    columns: Sequence[str]
     read: Sequence[Group]
     bad: Sequence[str]
 
@@ -124,6 +124,11 @@ class DataFile:
     def examples(self) -> list[Group]:
         """The rows of its kind."""
         return list(filter(KINDS[self.kind].holds, self.read))
+
+    @property
+    def counted(self) -> str:
+        """What it holds, as `check` and a run count it: `300 conversations, 300 pairs`."""
+        return counts(self.examples, len(self.bad))
 
     @property
     def responses(self) -> list[Response]:
@@ -183,7 +188,7 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     problems: list[DataError] = []
     for reading in readings:
         try:
-            found.append(_read(path, name, kind, reading, row))
+            found.append(_read(path, name, kind, reading))
         except UnknownFormat as error:
             help = f"say which columns are meant: --columns {KINDS[kind or 'demos'].columns}"
             problems.append(DataError(f"{error}\nhelp: {help}"))
@@ -196,8 +201,8 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     return found[0]
 
 
-def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str, Any]) -> DataFile:
-    """A file, read in one way. first: its first row. Raises DataError like `recognize`."""
+def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
+    """A file, read in one way. Raises DataError like `recognize`."""
     keys: dict[str, Any] = {"columns": dict(reading.columns)} if reading.columns else {}
     named = bool(reading.format and not reading.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
@@ -227,6 +232,4 @@ def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str
     keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows >= MOST_ROWS else {}
     keys |= {"on_bad_row": "skip"} if bad else {}
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
-    renamed = [f"{expected} is {column}" for expected, column in reading.columns.items()]
-    used = [column for column in first if column == ANSWER or column not in rows[kind][0].meta]
-    return DataFile(path, name, kind, keys, format, named, renamed or used, loaded.groups, bad)
+    return DataFile(path, name, kind, keys, format, named, loaded.groups, bad)

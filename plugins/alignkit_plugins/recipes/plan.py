@@ -45,15 +45,10 @@ LIBRARIES = 0.15e9
 # Share of a step's activations that glibc keeps, until the process trims itself; set by three runs
 FREED = 0.08
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
-_SMALLER = {
-    "weights": "set model.quantization=nf4, or take a smaller base model",
-    **dict.fromkeys(("adapters", "optimizer"), "set model.lora={r: 16}, or optimizer=adamw_8bit"),
-    **dict.fromkeys(
-        ("activations", "freed"), "lower max_length, or set model.activation_checkpointing=true"
-    ),
-    "cache": "lower max_new_tokens or samples_per_prompt",
-    "Python": "take a machine with more memory",
-}
+SMALLER = (
+    "lower max_length, max_new_tokens or samples_per_prompt, or set model.quantization=nf4, "
+    "model.lora={r: 16}, optimizer=adamw_8bit or model.activation_checkpointing=true"
+)
 
 
 @dataclass(frozen=True)
@@ -378,20 +373,14 @@ def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
 
 
 def too_large(recipe: Recipe, plans: Sequence[StagePlan]) -> RecipeError | None:
-    """The stages that this machine has no memory for, and what to change; None if there are
-    none.
-    """
+    """The stages that this machine has no memory for, and what to change; None without any."""
     problems = []
-    for plan in (plan for plan in plans if plan.peak > plan.room):
-        part = max(plan.memory, key=lambda name: plan.memory[name])
-        needs, has = (f"{size / 1e9:.1f} GB" for size in (plan.peak, plan.room))
-        text = (
-            f"stage '{plan.name}' needs about {needs}, most of it for {part}, but this machine "
-            f"has {has} for it"
-        )
-        problems.append(
-            recipe.document.problem(("stages", plan.name), text, at_key=True, help=_SMALLER[part])
-        )
+    for plan in plans:
+        if plan.peak > plan.room:
+            needs = f"stage '{plan.name}' needs about {plan.peak / 1e9:.1f} GB"
+            text = f"{needs}, but this machine has {plan.room / 1e9:.1f} GB for it"
+            place = ("stages", plan.name)
+            problems.append(recipe.document.problem(place, text, at_key=True, help=SMALLER))
     return RecipeError(problems) if problems else None
 
 

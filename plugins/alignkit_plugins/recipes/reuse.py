@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.io.digest import digest
 from alignkit.io.results import RESULTS, WORK, damage_of, find, read_record
 from alignkit.recipe.schema import Stage
-from alignkit_plugins.report.changed import change_since
+from alignkit_plugins.report.changes import change_since
 
 if TYPE_CHECKING:
     from alignkit.runs.run import Run

@@ -12,7 +12,7 @@ from alignkit import BadRow
 from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.registry import Component
 from alignkit_plugins.people.format import Feedback
-from alignkit_plugins.report.data_lines import source_lines
+from alignkit_plugins.report.data_card import describe
 from tests.stores import event, opened, pair
 
 
@@ -106,4 +106,4 @@ def test_a_run_says_who_was_left_out(tmp_path: Path) -> None:
     assert loaded.groups[0].pairs[0].better == 0
     note = "left out, gold below 80%: bob 0 of 5"
     assert list(loaded.sources[0].notes) == [note]
-    assert f"read {path}: {note}" in source_lines(loaded.sources[0])
+    assert f"read {path}: {note}" in describe(loaded)

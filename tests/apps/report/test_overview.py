@@ -10,10 +10,10 @@ import pytest
 from made import make_run, rewritten
 
 from alignkit_plugins.evaluate.rows import main_rows, rows_of
-from alignkit_plugins.report import overview
+from alignkit_plugins.report import document as overview
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.side_by_side import with_earlier
+from alignkit_plugins.report.swaps import with_earlier
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from alignkit.report import Report, Table
 from alignkit_plugins.compare import readable as numbers
 from alignkit_plugins.evaluate.rows import rows_of
 from alignkit_plugins.evaluate.verdicts import doubts, verdicts
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
@@ -152,7 +151,7 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
     rewritten(folder / "labels")
     facts = facts_of(folder)
     assert {"stage": "labels", "text": f"strict: {NONE}", "logged": False} in facts["warnings"]
-    for text in (markdown(facts), page(facts).replace("\xa0", " ")):
+    for text in [page(facts).replace("\xa0", " ")]:
         assert (
             "Evaluate reward: labels" in text
             and "accuracy by subset" in text
