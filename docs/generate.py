@@ -37,7 +37,7 @@ from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
-from alignkit_plugins.ai_feedback.server import Server
+from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.evaluate.metrics import Metric
 from alignkit_plugins.evaluate.variant import Variant

@@ -23,7 +23,7 @@ from test_evaluate import (
 
 from alignkit import Judge, Verdict
 from alignkit_plugins.ai_feedback import judge_card
-from alignkit_plugins.ai_feedback.judge_quality import judgment, raters_agree, with_people
+from alignkit_plugins.ai_feedback.judge_card import judgment, raters_agree, with_people
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")

@@ -122,7 +122,7 @@ def test_a_single_field_keeps_its_type() -> None:
         ("{choices[zero-1]}", "'zero' is 0, but the 3 choices are A to C, or 1 to 3"),
         ("{choices[q]:letter}", "'q' is 'Q', but the 3 choices are A to C"),
         ("{choices[yes]}", "'yes' is True, but"),
-        ("{choices[none]}", "'none' is null, but"),
+        ("{choices[none]}", "'none' is None, but"),
         ("{choices[x]}", "'x' is 1.5, but"),
         ("{choices[a column]}", "'a column' is 'with a space', but"),
         ("{labeled[zero]}", "'zero' is 0, which is none of the labels 1, 2"),

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import Group, StepContext
-from alignkit_plugins.ai_feedback.judge_card import card
-from alignkit_plugins.ai_feedback.judge_quality import Judgment, judgment, raters_agree, side
+from alignkit_plugins.ai_feedback.judge_card import Judgment, card, judgment, raters_agree, side
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.formats.spoken import all_turns

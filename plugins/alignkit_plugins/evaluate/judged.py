@@ -15,8 +15,7 @@ from alignkit import Group, Verdict
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.reward import TIE
-from alignkit_plugins.ai_feedback.judge_card import Compare
-from alignkit_plugins.ai_feedback.judge_quality import unjudged
+from alignkit_plugins.ai_feedback.judge_card import Compare, unjudged
 from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.evaluate.length_control import length_controlled
 from alignkit_plugins.formats.spoken import all_turns

@@ -31,8 +31,8 @@ from alignkit.evaluation import statistics
 from alignkit.report import Report, Table
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.remote import key_of
-from alignkit_plugins.ai_feedback.server import Server
-from alignkit_plugins.ai_feedback.writers import (
+from alignkit_plugins.ai_feedback.writer import (
+    Server,
     ServerWriter,
     ask,
     bill,

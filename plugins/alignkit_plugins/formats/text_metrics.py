@@ -88,7 +88,9 @@ def distinct(texts: Iterable[Sequence[str]], size: int) -> float | None:
     distinct-n of Li et al. 2016 (arXiv:1510.03055). It falls as there are more words: compare equal
     numbers of texts.
     """
-    grams = [gram for words in texts for gram in ngrams(words, size)]
+    grams: list[str] = []
+    for words in texts:
+        grams += ngrams(words, size)
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -109,8 +111,12 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     if len(texts) > COMPARED:
         drawn = stream(0, "self_bleu", len(texts)).permutation(len(texts))[:COMPARED]
         texts = [texts[place] for place in sorted(drawn.tolist())]
-    counts = [[Counter(ngrams(words, size)) for size in range(1, BLEU + 1)] for words in texts]
+    counts = [_counts(words) for words in texts]
     return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
+
+
+def _counts(words: Sequence[str]) -> list[Counter[str]]:
+    return [Counter(ngrams(words, size)) for size in range(1, BLEU + 1)]
 
 
 def _bleu(
