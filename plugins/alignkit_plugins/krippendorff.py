@@ -1,9 +1,8 @@
 """Agreement between raters, in percent and beyond chance.
 
 A unit is a rated item, such as a prompt with two responses. `units[u]` holds the ratings of unit u
-in any order; None or NaN is a missing rating, and so are words such as NA and skipped. Ratings are
-numbers, or any hashable values if only their equality matters; words are equal whatever their case
-and outer spaces.
+in any order; None or NaN is a missing rating. Ratings are numbers, or any hashable values if only
+their equality matters.
 """
 
 from __future__ import annotations
