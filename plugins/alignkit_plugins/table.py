@@ -54,7 +54,7 @@ reward_bench_2 evaluate.rewardbench2:RewardBench2  RewardBench 2: a prompt, and 
     of rejected texts
 feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
-squad evaluate.squad:Squad  SQuAD 2: context, question, answers; also nested JSON
+squad evaluate.squad:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
 cpl algorithms.cpl:CPL  contrastive preference learning on segments with a discount; DPO is a
