@@ -34,13 +34,6 @@ def label(
             help="Data to label: a file in any format, data as in a recipe, or a store (.feedback).",
         ),
     ],
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Store that labels go to. Default: the name of DATA with .feedback, here.",
-        ),
-    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +111,7 @@ def label(
 
     people = invited(annotator or ())
     with ExitStack() as stack:
-        opened = stack.enter_context(prepared(data, store, task, gold, overlap, qualify))
+        opened = stack.enter_context(prepared(data, None, task, gold, overlap, qualify))
         names, address = server.annotators_of(list(people)), server.address_of(host)
         remember(opened, people)
         if guidelines is not None:
@@ -129,7 +122,7 @@ def label(
         greet(opened, len(names))
         address.warn(listener)
         server.announce(
-            server.addresses_of(sessions, listener),
+            server.addresses_of(address.url(listener), sessions.links),
             "Whoever has an address labels under that name.",
         )
         with suppress(KeyboardInterrupt):
@@ -197,13 +190,8 @@ def prepared(
             did_you_mean(task, TASKS) or f"tasks: {', '.join(TASKS)}",
         )
     is_store = data.endswith(SUFFIX)
-    if is_store and path is not None:
-        refuse("DATA is a store already", "leave out --store")
     groups, name = ([], data.removesuffix(SUFFIX)) if is_store else groups_of(data)
     path = path or Path(f"{name}{SUFFIX}")
-    if path.suffix != SUFFIX:
-        help = f"recipes recognize stores by their name: {path.with_suffix(SUFFIX)}"
-        refuse(f"--store: {path}: the name must end in {SUFFIX}", help)
     right = items_of(groups_of(str(gold))[0], task, gold=True) if gold else []
     known = {item.id for item in right}
     items = [*right, *(item for item in items_of(groups, task) if item.id not in known)]

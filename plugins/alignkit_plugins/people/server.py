@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
-    from alignkit_plugins.people.site import Sessions
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
@@ -167,10 +166,9 @@ def listening(port: int | None, address: Address = THIS_MACHINE) -> socket.socke
     refuse(f"port {tried[0]} is in use", "name another one with --port")
 
 
-def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
-    """The address of each annotator."""
-    start = sessions.address.url(listener)
-    return {name: f"{start}/?token={quote(token)}" for name, token in sessions.links.items()}
+def addresses_of(start: str, links: Mapping[str, str]) -> dict[str, str]:
+    """The address of each annotator. start: how addresses begin. links: annotator -> token."""
+    return {name: f"{start}/?token={quote(token)}" for name, token in links.items()}
 
 
 def announce(addresses: Mapping[str, str], what: str) -> None:

@@ -134,7 +134,6 @@ def test_what_is_refused(
         ([str(pairs), "--task", "pairs"], 2, ["unknown task 'pairs'", "did you mean 'pair'?"]),
         ([str(pairs), "--task", "thumb"], 4, ["a thumb has 1 to 1 responses, not 2"]),
         ([str(long)], 4, ["long.jsonl:1", "nobody can read"]),
-        ([str(pairs), "--store", "labels.db"], 2, ["must end in .feedback"]),
         ([str(pairs), "--overlap", "0"], 2, ["--overlap"]),
         (
             [str(pairs), "--qualify", "2"],
