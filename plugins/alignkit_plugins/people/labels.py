@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignkit.data.group import LEVELS
 from alignkit.errors import BadRow, DataError
+from alignkit_plugins.formats.layouts import DEGREES
 
 SIDES = "ABCDEFGHI"
 BINS = {  # Llama 2 (2023), section 3.2.1
@@ -33,7 +34,6 @@ FLAGS = {
     "harmful": "harmful",
     "unsuited": "unsuited for a customer assistant",
 }
-DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
 LONGEST_NAME = 64  # characters of an annotator's name
 PER_RESPONSE = ("ranks", "scores", "flags")  # parts of a label with an entry for each response
 TERMS = (  # of consent

@@ -60,8 +60,9 @@ CREATE TABLE items (
     gold TEXT,
     priority REAL NOT NULL,
     writer TEXT NOT NULL
-) STRICT; CREATE INDEX open_items ON items (priority DESC, position) WHERE labels < wanted AND
-retired = 0 AND gold IS NULL; CREATE TABLE events (
+) STRICT;
+CREATE INDEX open_items ON items (priority DESC, position) WHERE labels < wanted AND retired = 0 AND gold IS NULL;
+CREATE TABLE events (
     number INTEGER PRIMARY KEY,
     content TEXT NOT NULL,
     uuid TEXT NOT NULL UNIQUE,
@@ -71,12 +72,14 @@ retired = 0 AND gold IS NULL; CREATE TABLE events (
     seconds REAL,
     created TEXT NOT NULL,
     undone TEXT
-) STRICT; CREATE INDEX events_by_item ON events (item, annotator, created); CREATE INDEX
-events_by_annotator ON events (annotator, kind, created); CREATE INDEX events_by_time ON events
-(created); CREATE INDEX undone_events ON events (undone) WHERE undone IS NOT NULL; CREATE TRIGGER
-events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE (ABORT, 'events are never changed'); END;
-CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT RAISE (ABORT, 'events are never
-deleted'); END; CREATE TABLE leases (
+) STRICT;
+CREATE INDEX events_by_item ON events (item, annotator, created);
+CREATE INDEX events_by_annotator ON events (annotator, kind, created);
+CREATE INDEX events_by_time ON events (created);
+CREATE INDEX undone_events ON events (undone) WHERE undone IS NOT NULL;
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE (ABORT, 'events are never changed'); END;
+CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT RAISE (ABORT, 'events are never deleted'); END;
+CREATE TABLE leases (
     item TEXT NOT NULL REFERENCES items (id),
     annotator TEXT NOT NULL,
     until REAL NOT NULL,
