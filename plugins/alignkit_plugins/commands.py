@@ -7,8 +7,7 @@ from alignkit.commands import RegisterCommand
 from alignkit_plugins.authors.app import plugins_app
 from alignkit_plugins.data.command import data_app
 from alignkit_plugins.evaluate.command import evaluate
-from alignkit_plugins.people.label import label
-from alignkit_plugins.people.labels_command import labels_app
+from alignkit_plugins.people.command import label, labels_app
 from alignkit_plugins.policies.chat import chat
 from alignkit_plugins.policies.export import export
 from alignkit_plugins.policies.serve import serve

@@ -1,15 +1,14 @@
 """Agreement between raters, in percent and beyond chance.
 
 A unit is a rated item, such as a prompt with two responses. `units[u]` holds the ratings of unit u
-in any order; None or NaN is a missing rating, and so are words such as NA and skipped. Ratings are
-numbers, or any hashable values if only their equality matters; words are equal whatever their case
-and outer spaces.
+in any order; None or NaN is a missing rating. Ratings are numbers, or any hashable values if only
+their equality matters.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain, combinations
 from numbers import Real
@@ -156,24 +155,9 @@ def _coincidences(counts: Array) -> Array:
 
 def _known(units: Sequence[Unit]) -> list[list[Rating]]:
     """The units without missing ratings. Only NaN differs from itself."""
-    read = ([_read(rating) for rating in unit] for unit in units)
-    return [[rating for rating in unit if rating is not None and rating == rating] for unit in read]
-
-
-def _read(rating: Rating) -> Rating:
-    """A rating in words without case and outer spaces; None for a word that means that there is
-    none.
-    """
-    if not isinstance(rating, str):
-        return rating
-    word = " ".join(rating.casefold().split())
-    return None if word in MISSING else word
-
-
-def categories(units: Sequence[Unit]) -> dict[str, int]:
-    """How often each rating was given that an agreement counts: in units with two ratings."""
-    several = [unit for unit in _known(units) if len(unit) > 1]
-    return {str(value): count for value, count in sorted(Counter(chain(*several)).items(), key=str)}
+    return [
+        [rating for rating in unit if rating is not None and rating == rating] for unit in units
+    ]
 
 
 def _counted(units: Sequence[Unit], level: Level) -> tuple[list[Any], Array]:

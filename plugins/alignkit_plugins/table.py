@@ -52,7 +52,7 @@ unlabeled formats.rankings:Unlabeled  answers to compare, without a label: promp
     response_b ... or responses [text]
 reward_bench_2 evaluate.rewardbench:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
-feedback people.feedback.format:Feedback  labels of people: a store (.feedback), or the rows of an
+feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
 squad evaluate.squad:Squad  SQuAD 2: context, question, answers
 
@@ -153,7 +153,7 @@ revise ai_feedback.revise:Revise  answers, criticized and rewritten by the princ
 evaluate evaluate.step:Evaluate  compare policies on held-out prompts by rewards, length and KL
 evaluate_reward evaluate.reward_step:EvaluateReward  rewards against people's pairs: accuracy,
     calibration, length
-people people.feedback.people:People  ask people about rows, wait, and continue with their labels
+people people.step:People  ask people about rows, wait, and continue with their labels
 sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or repeat wrong
     opinions?
 calibration evaluate.calibration:Calibration  are policies right as often as they are sure?

@@ -11,7 +11,7 @@ import pytest
 from alignkit import BadRow, Group, Pair
 from alignkit.data.group import resolved_pairs
 from alignkit.testing import check_format
-from alignkit_plugins.people.feedback.format import Feedback
+from alignkit_plugins.people.format import Feedback
 
 ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "scores": 2, "demonstration": 0, "thumb": 1}
 

@@ -18,10 +18,9 @@ import yaml
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit_plugins.people.assignment import Assignment, next_item
-from alignkit_plugins.people.database import VERSION
-from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import TASKS
-from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.people.store import VERSION, Event, Store
+from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.report.document import page as html_of
 from alignkit_plugins.report.facts import facts_of
 from tests.killed import forked
@@ -230,6 +229,8 @@ def test_samples_of_two_policies_are_an_evaluation(
         str(tmp_path / "made.py"),
     ]
     assert main(words) == 75
+    with Store.open(tmp_path / "run" / "labels.feedback") as store:
+        store.submit(Event(str(uuid.uuid4()), "bob", "person", {"attributes": {"field": "law"}}))
     for who, losses in (("ann", ["0"]), ("bob", ["0", "1"])):
 
         def answer(given: Assignment, losses: list[str] = losses) -> dict[str, Any]:
@@ -240,7 +241,8 @@ def test_samples_of_two_policies_are_an_evaluation(
         label(tmp_path / "run" / "labels.feedback", who, answer=answer)
     assert main(words) == 0
     assert "what people prefer" in capsys.readouterr().out
-    (row,) = record(tmp_path, "labels")["summary"]["wins"]
+    (row, group) = record(tmp_path, "labels")["summary"]["wins"]
+    assert (group["people"], group["preferred"]["mean"]) == ("field: law", 2 / 4)
     assert (row["source"], row["against"], row["pairs"]) == ("base", "hot", 4)
     assert (
         row["preferred"]["mean"] == (1 + 0.5) / 4
@@ -262,6 +264,30 @@ class Sources(Format):
 def register(add):
     add("format", "sources", Sources)
 """
+
+
+def test_demonstrations_are_reviewed_by_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody reviews what they wrote, and what most find bad is not learned."""
+    step = {"step": "people", "data": rows(tmp_path, {"prompt": "Hi"}, {"prompt": "Ho"})}
+    stages = {
+        "labels": {**step, "task": "demonstration", "reviewers": 2},
+        "sft": {"algorithm": "sft", "data": "labels", "max_steps": 1},
+    }
+    store = tmp_path / "run" / "labels.feedback"
+    assert run(tmp_path, stages) == 75
+    label(store, "ann", most=1, answer=lambda given: {"text": "Good day."})
+    label(store, "bob", answer=lambda given: {"text": "Grrr."})
+    assert run(tmp_path, stages) == 75
+    assert "waits for 4 labels: 0 of 2 items are done" in capsys.readouterr().err
+
+    def good(given: Assignment) -> dict[str, Any]:
+        return {"good": given.stored.item.responses != ("Grrr.",)}
+
+    assert [label(store, who, answer=good) for who in ("ann", "bob", "eve")] == [1, 1, 2]
+    assert run(tmp_path, stages) == 0
+    assert [group.responses[0].text for group in data(tmp_path)] == ["Good day."]
 
 
 def test_equal_samples_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -503,6 +529,7 @@ def test_a_store_that_cannot_be_used_stops_a_run_before_it_samples(
             "one.jsonl:1: a ranking has 2 to 9 responses, not 1",
         ),
         ({"min_gold": 0.8}, 2, "'min_gold' needs 'gold': rows whose labels are right"),
+        ({"reviewers": 1}, 2, "'reviewers' needs 'task: demonstration'"),
     ],
 )
 def test_mistakes_are_found_before_the_run(
@@ -602,7 +629,10 @@ def test_gold_items_are_in_the_agreement_of_a_stage_but_not_in_its_data(tmp_path
     assert run(tmp_path, stages) == 0 and len(data(tmp_path)) == 1
     (people,) = report(tmp_path)["people"]
     which = people["agreement"][0]
-    assert which["gold"]["mean"] == 0 and which["people"]["ann"]["with_gold"]["n"] == 1
+    assert (
+        which["people"]["ann"]["with_gold"]["mean"] == 0
+        and which["people"]["ann"]["with_gold"]["n"] == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -669,7 +699,7 @@ def test_labelers_never_read_the_guidelines_of_another_stage(
         said = capsys.readouterr().err
         assert "and those of stage 'labels' are ../train.md, but both ask in" in said
         assert "help: write 'store: judged.feedback'" in said
-        with Store.open(store, write=False) as opened:
+        with Store.open(store) as opened:
             assert [text for _, text in opened.guidelines()] == ["rules of train"]
     assert run(tmp_path, {**stages, "judged": asked | {"data": "test.jsonl"}}, out="same") == 75
     assert (
@@ -682,5 +712,5 @@ def test_labelers_never_read_the_guidelines_of_another_stage(
     )
     label(store)
     assert run(tmp_path, stages) == 75  # the first one's items are done
-    with Store.open(store, write=False) as opened:
+    with Store.open(store) as opened:
         assert opened.guidelines()[-1][1] == "rules of test"

@@ -22,7 +22,7 @@ from alignkit_plugins.data.files import Row, groups_of, json_lines, read_rows, s
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import check_languages, identifier
-from alignkit_plugins.people.redaction import redact
+from alignkit_plugins.people.sharing import redact
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
 # OpenOrca's filters).

@@ -23,16 +23,17 @@ from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.group import Group, group_from_json, group_to_json
+from alignkit.data.group import group_from_json, group_to_json
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.reward_columns import label
-from alignkit_plugins.people.items import Item, response_of
+from alignkit_plugins.people.items import Item
 
 if TYPE_CHECKING:
     from alignkit.step import StepContext
 
-# (item's id, response, response) -> how much better the first one is
-Gaps = dict[tuple[str, int, int], float]
+Gaps = dict[
+    tuple[str, int, int], float
+]  # (item's id, response, response) -> how much better the first one is
 
 
 def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepContext) -> list[Item]:
@@ -42,15 +43,15 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
     rewards raise.
     """
     several = [item for item in items if len(item.responses) > 1]
-    raters = [_of_reward(several, spec, context) for spec in rewards]
     preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)
-    for gaps in raters:
+    for spec in rewards:
+        gaps = _gaps(several, spec, context)
         sizes = sorted(map(abs, gaps.values()))
-        for place, gap in gaps.items():
+        for two, gap in gaps.items():
             smaller = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (
                 2 * len(sizes)
             )
-            preferences[place].append(smaller * ((gap > 0) - (gap < 0)))
+            preferences[two].append(math.copysign(smaller, gap) if gap else 0.0)
     urgency: dict[str, list[float]] = defaultdict(list)
     for (item_id, *_), (first, *others) in preferences.items():
         pairs = combinations([first, *others], 2) if others else [(first, math.copysign(1, first))]
@@ -61,7 +62,8 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
     ]
 
 
-def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
+def _gaps(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
+    """How much better a reward finds each response than each other one of its item."""
     name, scorer = label(spec), context.scorer(spec)
     context.say(f"{context.out.name}: {name} scores the responses of {len(items)} items")
 
@@ -70,15 +72,9 @@ def _of_reward(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
         return [[response.scores[REWARD_KEY] for response in group.responses] for group in groups]
 
     gaps: Gaps = {}
-    scores = context.map(f"opinions-{name}", [group_to_json(_group(item)) for item in items], score)
+    scores = context.map(f"opinions-{name}", [group_to_json(item.group) for item in items], score)
     for item, row in zip(items, scores, strict=True):
         for (i, one), (j, other) in combinations(enumerate(row), 2):
             if one is not None and other is not None:
                 gaps[item.id, i, j] = one - other
     return gaps
-
-
-def _group(item: Item) -> Group:
-    return Group(
-        item.prompt, tuple(map(response_of, item.responses)), meta=dict(item.meta), tools=item.tools
-    )

@@ -1,182 +1,195 @@
-"""How far the people who labeled a store agree: with each other, and with gold labels."""
+"""How far the people who labeled a store agree, with each other and with gold labels, and what else
+a store holds.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import combinations
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from alignkit.evaluation.statistics import Share, clustered_share, shown
-from alignkit.report import Table
-from alignkit_plugins.krippendorff import Level, agreement_of, categories
-from alignkit_plugins.people.effective_labels import Labeled
+from alignkit.evaluation.statistics import clustered_share, shown
+from alignkit.report import Block, Table
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.labels import Label, degree
+from alignkit_plugins.people.labels import Label, gaps
+from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import Labeled, attributes, consents, labeled
 
 FEW = 50  # items of several people, below which their agreement is hardly known
+SHARES = {True: "yes", False: "no", None: "not asked"}
+Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two responses is better
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One answer that people give about an item: their ratings by name, and the right one; None if
-    there is none.
-    """
+def agreement(
+    entries: Iterable[Labeled], known: Mapping[str, Mapping[str, str]] | None = None
+) -> list[dict[str, Any]]:
+    """How far people agree in each task, as plain JSON: which of two responses is better, or
+    whether one is good.
 
-    item: str
-    ratings: Mapping[str, Any]
-    gold: Any
-
-
-def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
-    """How far people agree on each question that the items ask, as plain JSON.
-
-    items, shared: with a label, and with labels of several people. categories: how often each
-    rating was counted. same, alpha: of `agreement_of`. gold: the share of ratings that are right.
+    items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`.
     people: for each the items, the share of the others' ratings that are the same, and the share of
-    right ones. Everything about an item is one cluster.
+    right ones. Everything about an item is one cluster. known: attributes of people, whose values
+    follow the people, such as `degree: PhD`.
     """
-    questions: dict[str, tuple[Level, list[Unit]]] = {}
+    tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
         if entry.votes and not entry.stored.retired:
-            for name, level, rating in _questions(entry.stored.item):
-                ratings = {vote.annotator: rating(vote.label) for vote in entry.votes}
-                ratings = {who: value for who, value in ratings.items() if value is not None}
-                gold = None if entry.gold is None else rating(entry.gold)
-                questions.setdefault(name, (level, []))[1].append(
-                    Unit(entry.stored.item.id, ratings, gold)
-                )
-    return [_measured(name, level, units) for name, (level, units) in questions.items()]
+            tasks[entry.stored.item.task].append(entry)
+    measured = [_measured(task, those, known or {}) for task, those in tasks.items()]
+    return [facts for facts in measured if facts["items"]]
 
 
-def _questions(item: Item) -> Iterator[tuple[str, Level, Callable[[Label], Any]]]:
-    """What the task of an item asks: a name, and how to read the rating from a label.
+def _ratings(item: Item, label: Label) -> Rating:
+    """What a label says, in comparisons of two responses without ties; of a thumb whether it is
+    good.
 
     Data often have the better response first. If that one was always the same rating, alpha would
-    take the people's agreement for a habit of saying it. So which of two responses is 0 is drawn by
-    lot.
+    take the people's agreement for a habit of saying it. So which of two responses is the first one
+    is drawn by lot.
     """
+    if "good" in label:
+        return {(0, 0): label["good"]}
     lot = int(item.id, 16)
-    if item.task in ("pair", "safety"):
-        sign = 1 if lot % 2 else -1
-        yield (
-            f"{item.task}: which is better",
-            "nominal",
-            lambda label: int(label["better"]) ^ (lot % 2),
-        )
-        yield (
-            f"{item.task}: how much better",
-            "ordinal",
-            lambda label: sign * degree(label) if "margin" in label else None,
-        )
-    if item.task == "safety":
-        yield "safety: which bin", "nominal", lambda label: label.get("safety")
-    if item.task in ("ranking", "review"):
-        for number, (one, other) in enumerate(combinations(range(len(item.responses)), 2)):
-            first, second = (one, other) if lot >> number & 1 else (other, one)
-            name = f"{item.task}: which of two is better"
-            yield name, "nominal", partial(_better, one=first, other=second)
-    if item.task == "scores":
-        for place in range(len(item.responses)):
-            for name in item.criteria:
-                yield f"scores: {name}", "ordinal", partial(_score, place=place, criterion=name)
-    if item.task == "thumb":
-        yield "thumb", "nominal", lambda label: label["good"]
+    ratings = {}
+    for number, (two, gap) in enumerate(gaps(label).items()):
+        if gap:
+            ratings[two] = (gap > 0) ^ bool(lot >> number & 1)
+    return ratings
 
 
-def _better(label: Label, one: int, other: int) -> bool | None:
-    """Whether a ranking prefers a response to another one; None for a tie."""
-    ranks = label["ranks"]
-    return None if ranks[one] == ranks[other] else ranks[one] < ranks[other]
+@dataclass
+class _Tally:
+    """The comparisons of a person, or of people with an attribute: by item, whether others and gold
+    labels agree.
+    """
+
+    with_others: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    with_gold: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def _score(label: Label, place: int, criterion: str) -> Any:
-    return label["scores"][place][criterion]
+def _measured(
+    task: str, entries: Sequence[Labeled], known: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    units: list[list[bool]] = []
+    clusters: list[str] = []
+    people, groups = defaultdict[str, _Tally](_Tally), defaultdict[str, _Tally](_Tally)
+    for entry in entries:
+        item = entry.stored.item
+        gold = {} if entry.gold is None else _ratings(item, entry.gold)
+        comparisons: dict[tuple[int, int], dict[str, bool]] = defaultdict(dict)
+        for vote in entry.votes:
+            for two, rating in _ratings(item, vote.label).items():
+                comparisons[two][vote.annotator] = rating
+        for two, ratings in comparisons.items():
+            units.append(list(ratings.values()))
+            clusters.append(item.id)
+            for who, rating in ratings.items():
+                others = [float(rating == other) for name, other in ratings.items() if name != who]
+                of_groups = [
+                    groups[f"{name}: {value}"] for name, value in known.get(who, {}).items()
+                ]
+                for tally in (people[who], *of_groups):
+                    tally.with_others[item.id] += others
+                    tally.with_gold[item.id] += [float(rating == gold[two])] if two in gold else []
+    from alignkit_plugins.krippendorff import agreement_of  # imports numpy
 
-
-def _measured(name: str, level: Level, units: Sequence[Unit]) -> dict[str, Any]:
-    right: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    alike: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    items: dict[str, set[str]] = defaultdict(set)
-    for unit in units:
-        for who, rating in unit.ratings.items():
-            items[who].add(unit.item)
-            if unit.gold is not None:
-                right[who].append((unit.item, float(rating == unit.gold)))
-        for one, other in combinations(unit.ratings, 2):
-            same = float(unit.ratings[one] == unit.ratings[other])
-            alike[one].append((unit.item, same))
-            alike[other].append((unit.item, same))
-    ratings = [list(unit.ratings.values()) for unit in units]
+    shared = {item for item, unit in zip(clusters, units, strict=True) if len(unit) > 1}
     return {
-        "question": name,
-        "items": len(set().union(*items.values())),
-        "categories": categories(ratings),
-        "shared": len({unit.item for unit in units if len(unit.ratings) > 1}),
-        **agreement_of(ratings, level, clusters=[unit.item for unit in units]),
-        "gold": _share(case for cases in right.values() for case in cases),
+        "question": task,
+        "items": len(set(clusters)),
+        "shared": len(shared),
+        **agreement_of(units, clusters=clusters),
         "people": {
-            who: {
-                "items": len(items[who]),
-                "with_others": _share(alike[who]),
-                "with_gold": _share(right[who]),
-            }
-            for who in sorted(items)
+            name: _facts(tally)
+            for name, tally in (*sorted(people.items()), *sorted(groups.items()))
         },
     }
 
 
-def _share(cases: Iterable[tuple[str, float]]) -> Share | None:
-    clusters: dict[str, list[float]] = defaultdict(list)
-    for item, value in cases:
-        clusters[item].append(value)
-    return clustered_share(list(clusters.values()))
+def _facts(tally: _Tally) -> dict[str, Any]:
+    shares = {name: clustered_share(list(cases.values())) for name, cases in vars(tally).items()}
+    return {"items": len(tally.with_others), **shares}
 
 
 def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
-    """How far people agree on the first question of each task, of what `agreement` returned; empty
-    without labels.
-    """
+    """How far people agree in each task, of what `agreement` returned; empty without labels."""
     told = []
-    for task, each in _main(facts).items():
-        alpha = each["alpha"]
-        if not each["shared"]:
+    for each in facts:
+        same, alpha, shared = each["same"], each["alpha"], each["shared"]
+        if not shared:
             told.append(
-                f"{task}: no item has labels of two people, so how far they agree is not known"
+                f"{each['question']}: no item has labels of two people, so how far they agree is not known"
             )
             continue
-        same = shown(
-            each["same"] if alpha["mean"] is None else {**each["same"], "low": None}, percent=True
-        )
-        text = f"{task}: {same} of labels agree" + (
-            "" if alpha["mean"] is None else f", alpha {shown(alpha)}"
-        )
-        told.append(
-            f"{text} over {each['shared']} items"
-            + (": too few items to say" if each["shared"] < FEW else "")
-        )
+        if alpha["mean"] is None:
+            text = f"{shown(same, percent=True)} of labels agree"
+        else:
+            text = f"{shown({**same, 'low': None}, percent=True)} of labels agree, alpha {shown(alpha)}"
+        few = ": too few items to say" if shared < FEW else ""
+        told.append(f"{each['question']}: {text} over {shared} items{few}")
     return "\n".join(told)
 
 
 def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") -> Table:
-    """How often the others say the same as each person, and how often it is the gold label, for the
-    same questions.
-    """
+    """How often the others say the same as each person, and how often it is the gold label."""
     rows = []
-    for task, each in _main(facts).items():
+    for each in facts:
         for who, person in each["people"].items():
             shares = [shown(person[key], percent=True) for key in ("with_others", "with_gold")]
-            rows.append([task, who, str(person["items"]), *shares])
+            rows.append([each["question"], who, str(person["items"]), *shares])
     return Table(
         title, ["task", "annotator", "items", "same as others", "right on gold items"], rows, keys=2
     )
 
 
-def _main(facts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The first question of each task."""
-    first: dict[str, Mapping[str, Any]] = {}
-    for each in facts:
-        first.setdefault(each["question"].partition(":")[0], each)
-    return first
+# What a store holds
+
+
+def overview(store: Store) -> dict[str, Any]:
+    """What a store holds, as plain data: items by task, people, how far they agree, and what waits
+    for a decision.
+    """
+    entries, agreed = labeled(store), consents(store)
+    tasks, people = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
+    for entry in entries:
+        counts = tasks[entry.stored.item.task]
+        counts["items"] += 1
+        counts["labels"] += len(entry.votes)
+        counts["read by recipes"] += entry.counts
+        counts["disputed or flagged"] += entry.disputed and not entry.stored.retired
+        counts["gold"] += entry.stored.item.gold is not None
+        for vote in entry.votes:
+            people[vote.annotator]["labels"] += 1
+    for event in store.events():
+        people[event.annotator][event.kind] += event.kind in ("skip", "undo")
+    return {
+        "store": str(store.path),
+        "tasks": {task: dict(counts) for task, counts in sorted(tasks.items())},
+        "people": {name: {**people[name], "shares": agreed.get(name)} for name in sorted(people)},
+        "agreement": agreement(entries, attributes(store)),
+        "licenses": dict(Counter(entry.stored.item.license or "none" for entry in entries)),
+    }
+
+
+def blocks(facts: Mapping[str, Any]) -> list[Block]:
+    """The report of an overview."""
+    licenses = ", ".join(f"{name} {count}" for name, count in facts["licenses"].items())
+    heads = ["task", "items", "labels", "read by recipes", "disputed or flagged", "gold"]
+    tasks = [
+        [task, *(str(row[name]) for name in heads[1:])] for task, row in facts["tasks"].items()
+    ]
+    people = []
+    for name, row in facts["people"].items():
+        numbers = [str(row.get(kind, 0)) for kind in ("labels", "skip", "undo")]
+        people.append([name, *numbers, SHARES[row["shares"]]])
+    shared = people_table(facts["agreement"], "how far they agree")
+    tables = [
+        Table("Items", heads, tasks),
+        Table("People", ["annotator", "labels", "skips", "undone", "agreed to share"], people),
+        replace(shared, note=sentence(facts["agreement"])),
+    ]
+    return [
+        f"{facts['store']}; licenses of items: {licenses or '-'}",
+        *(table for table in tables if table.rows),
+    ]

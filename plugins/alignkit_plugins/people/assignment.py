@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from alignkit import seeds
-from alignkit_plugins.people import records
-from alignkit_plugins.people.labels import agrees, canonical
-from alignkit_plugins.people.records import Stored
-from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.labels import agrees, canonical, check_annotator
+from alignkit_plugins.people.store import LATEST, Store, Stored, event_of, stored_of
 
 LEASE = 600.0  # seconds for which nobody else gets the item
 IDLE = 300.0  # seconds on an item that count at most
@@ -24,24 +22,15 @@ SEED = 0  # of the order of responses, and of what comes next
 GOLD_RATE = 0.05  # share of gold items
 LEAST = 0.8  # of the gold items of a qualification, right
 
+# Nobody judges a response of their own.
 _UNSEEN = (
-    "retired = 0 AND NOT EXISTS (SELECT 1 FROM current AS c WHERE c.annotator = :me AND c.item = "
-    "items.id) AND NOT EXISTS (SELECT 1 FROM effective AS f WHERE f.item = items.id AND "
-    "f.annotator = :me AND f.kind = 'flag')"
+    "retired = 0 AND writer <> :me AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.item = items.id "
+    "AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag'))"
 )
-_FREE = (
-    "labels + (SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> "
-    ":me) < wanted"
-)
-_MINE = (
-    f"SELECT count(*) AS n FROM items WHERE {_UNSEEN} AND (gold IS NOT NULL OR (labels < wanted "
-    f"AND {_FREE}))"
-)
-_ANSWERS = (
-    "SELECT items.*, e.kind, e.payload, e.display_order FROM items JOIN current AS c ON c.item = "
-    "items.id AND c.annotator = ? JOIN events AS e ON e.uuid = c.uuid WHERE gold IS NOT NULL AND "
-    "retired = 0 ORDER BY c.created LIMIT ?"
-)
+_OTHERS = "SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me"
+_OPEN = f"SELECT * FROM items WHERE labels < wanted AND gold IS NULL AND {_UNSEEN} AND labels + ({_OTHERS}) < wanted"
+_GOLD = f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}"
+_MINE = LATEST.format("annotator = :me")
 
 
 @dataclass(frozen=True)
@@ -81,9 +70,9 @@ class Qualification:
     @property
     def passed(self) -> bool:
         """Whether the annotator may label what counts."""
-        if self.asked == 0:
-            return True
-        return self.answered >= self.asked and self.right / self.answered >= LEAST
+        return not self.asked or (
+            self.answered >= self.asked and self.right / self.answered >= LEAST
+        )
 
     @property
     def failed(self) -> bool:
@@ -94,11 +83,16 @@ class Qualification:
 def qualification(store: Store, annotator: str, asked: int) -> Qualification:
     """How far the annotator is with the first `asked` gold items. A skipped item is not right."""
     right = 0
-    rows = store.rows(_ANSWERS, annotator, asked)
+    query = f"SELECT gold, mine.* FROM ({_MINE}) AS mine JOIN items ON items.id = item WHERE gold IS NOT NULL"
+    rows = store.rows(
+        f"{query} AND retired = 0 ORDER BY time LIMIT :asked", me=annotator, asked=asked
+    )
     for row in rows:
-        if row["kind"] == "label":
-            said = canonical(json.loads(row["payload"]), json.loads(row["display_order"]))
-            right += agrees(row["task"], said, json.loads(row["gold"])) is not False
+        event = event_of(row)
+        if event.kind == "label":
+            right += (
+                agrees(canonical(event.payload, event.order), json.loads(row["gold"])) is not False
+            )
     return Qualification(asked, len(rows), right)
 
 
@@ -110,24 +104,28 @@ def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | No
     get the same item only as far as its overlap allows. Who has not qualified gets gold items.
     Raises `BadLabel` for a name that is none.
     """
-    records.check_annotator(annotator)
+    check_annotator(annotator)
     exam = qualification(store, annotator, qualify)
     if exam.failed:
         return None
     time = store.clock().timestamp()
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE until <= ?", (time,))
-        row = _held(connection, annotator)
+        held = connection.execute(
+            "SELECT items.* FROM leases JOIN items ON items.id = leases.item "
+            "WHERE annotator = ? AND retired = 0 ORDER BY until DESC LIMIT 1",
+            (annotator,),
+        ).fetchone()
         if exam.passed:
-            row = row or _chosen(connection, annotator)
-        elif row is None or row["gold"] is None:
-            row = _gold(connection, annotator)
+            row = held or _chosen(store, annotator)
+        else:
+            row = held if held is not None and held["gold"] is not None else _gold(store, annotator)
         if row is None:
             return None
         connection.execute(
             "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row["id"], annotator, time + LEASE)
         )
-    return _assigned(records.stored_of(row), annotator)
+    return _assigned(stored_of(row), annotator)
 
 
 def assignment(store: Store, annotator: str, item: str) -> Assignment:
@@ -153,58 +151,34 @@ def order_of(item: str, annotator: str, count: int) -> tuple[int, ...]:
 
 def progress(store: Store, annotator: str) -> Progress:
     """How far an annotator is."""
-    kinds = store.rows(
-        "SELECT kind, count(*) AS n FROM current JOIN items ON items.id = item "
-        "WHERE annotator = ? AND retired = 0 GROUP BY kind",
-        annotator,
-    )
-    counts = {row["kind"]: row["n"] for row in kinds}
-    mine = counts.get("label", 0)
-    left = store.rows(_MINE, me=annotator)[0]["n"]
+    live = f"SELECT kind FROM ({_MINE}) JOIN items ON items.id = item WHERE retired = 0"
+    kinds = [row["kind"] for row in store.rows(live, me=annotator)]
+    left = store.count(_OPEN, me=annotator) + store.count(_GOLD, me=annotator)
     recent = store.rows(
         "SELECT seconds FROM events WHERE annotator = ? AND kind = 'label' AND seconds IS NOT NULL "
         "ORDER BY created DESC LIMIT ?",
-        annotator,
-        RECENT,
+        *(annotator, RECENT),
     )
     seconds = [min(row["seconds"], IDLE) for row in recent]
-    pace = median(seconds) if seconds else None
-    return Progress(mine, counts.get("skip", 0), mine + left, pace)
+    mine = kinds.count("label")
+    return Progress(mine, kinds.count("skip"), mine + left, median(seconds) if seconds else None)
 
 
 def _assigned(stored: Stored, annotator: str) -> Assignment:
     return Assignment(stored, order_of(stored.item.id, annotator, len(stored.item.responses)))
 
 
-def _held(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
-    query = (
-        "SELECT items.* FROM leases JOIN items ON items.id = leases.item "
-        "WHERE annotator = ? AND retired = 0 ORDER BY until DESC LIMIT 1"
-    )
-    return connection.execute(query, (annotator,)).fetchone()
-
-
-def _chosen(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
+def _chosen(store: Store, annotator: str) -> sqlite3.Row | None:
     """Now and then a gold item; else the first open one; then gold ones."""
-    seen = connection.execute(
-        "SELECT count(*) FROM current WHERE annotator = ?", (annotator,)
-    ).fetchone()[0]
-    draw = seeds.number(SEED, "next", annotator, seen) / 2**63
-    gold = _gold(connection, annotator) if draw < GOLD_RATE else None
-    return gold or _open(connection, annotator) or _gold(connection, annotator)
+    draw = seeds.number(SEED, "next", annotator, store.count(_MINE, me=annotator)) / 2**63
+    gold = _gold(store, annotator) if draw < GOLD_RATE else None
+    if gold is not None:
+        return gold
+    first = store.rows(f"{_OPEN} ORDER BY priority DESC, position LIMIT 1", me=annotator)
+    return first[0] if first else _gold(store, annotator)
 
 
-def _open(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
-    query = (
-        f"SELECT * FROM items WHERE labels < wanted AND gold IS NULL AND {_UNSEEN} AND {_FREE} "
-        "ORDER BY priority DESC, position LIMIT 1"
-    )
-    return connection.execute(query, {"me": annotator}).fetchone()
-
-
-def _gold(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
+def _gold(store: Store, annotator: str) -> sqlite3.Row | None:
     """A gold item that the annotator has not seen; each annotator gets them in another order."""
-    rows = connection.execute(
-        f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}", {"me": annotator}
-    ).fetchall()
+    rows = store.rows(_GOLD, me=annotator)
     return min(rows, key=lambda row: seeds.number(SEED, "gold", annotator, row["id"]), default=None)

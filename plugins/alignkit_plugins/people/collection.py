@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Message
-from alignkit.errors import BadRow, Problem, RecipeError
-from alignkit_plugins.people.database import SUFFIX
+from alignkit.errors import BadRow, refuse
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import TERMS, BadLabel
-from alignkit_plugins.people.records import Event
-from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.store import SUFFIX, Event, Store
 
 BATCH = "chat"
 REWARD = "reward"  # the column with the scores of an item's answers
@@ -56,9 +53,7 @@ class Collection:
         """
         if self.path.suffix != SUFFIX:
             help = f"recipes recognize stores by their name: {self.path.with_suffix(SUFFIX)}"
-            raise RecipeError(
-                [Problem(f"--collect: {self.path}: the name must end in {SUFFIX}", help=help)]
-            )
+            refuse(f"--collect: {self.path}: the name must end in {SUFFIX}", help)
         if self.path.exists():
             self.store()
 
@@ -74,52 +69,37 @@ class Collection:
         if self._store is not None:
             self._store.close()
 
-    # Consent
-
     def agreed(self, annotator: str) -> bool:
         """Whether the annotator agreed to these terms, and did not take that back."""
-        if self._store is None:
-            return False
-        query = (
-            "SELECT payload FROM effective WHERE kind = 'consent' AND annotator = ? ORDER BY "
-            "created DESC, uuid DESC"
-        )
-        said = [
-            json.loads(row["payload"]) for row in self._store.rows(f"{query} LIMIT 1", annotator)
-        ]
-        return any(answer["granted"] and answer.get("terms") == TERMS for answer in said)
+        last = None if self._store is None else self._store.last(annotator, "consent")
+        return last is not None and last.payload["granted"] and last.payload.get("terms") == TERMS
 
     def agree(self, annotator: str, granted: bool) -> None:
-        """Store what the annotator says to the terms. "No" is stored only if it takes a "yes"
-        back.
-        """
-        if granted or (self._store is not None and self.agreed(annotator)):
-            payload = {"granted": granted, "terms": TERMS}
-            self.store().submit(Event(str(uuid.uuid4()), annotator, "consent", payload))
-
-    # Answers
+        """Store what the annotator says to the terms. "No" is stored only if it takes a "yes" back."""
+        if granted or self.agreed(annotator):
+            self._submit(annotator, "consent", {"granted": granted, "terms": TERMS})
 
     def keep(self, annotator: str, exchange: Exchange) -> str:
         """Keep an answer, which can be rated; returns the id of its item.
 
         Raises BadLabel without consent, and for an answer without text, which nobody could label.
         """
-        if not self.agreed(annotator):
-            raise BadLabel("nothing is kept without consent")
+        self._check(annotator)
         if not exchange.answer.strip():
             raise BadLabel("the answer is empty")
         meta: dict[str, Any] = {"seed": exchange.seed, "temperature": exchange.temperature}
-        meta |= {REWARD: [exchange.reward]} if exchange.reward is not None else {}
-        more: dict[str, Any] = {"license": self.license, "author": annotator, "batch": BATCH}
+        if exchange.reward is not None:
+            meta[REWARD] = [exchange.reward]
+        more: dict[str, Any] = {
+            "license": self.license,
+            "author": annotator,
+            "batch": BATCH,
+            "meta": meta,
+        }
         origin = self.names.get(exchange.policy, exchange.policy)
         try:
             item = Item(
-                "thumb",
-                tuple(exchange.messages),
-                (exchange.answer,),
-                origins=(origin,),
-                meta=meta,
-                **more,
+                "thumb", tuple(exchange.messages), (exchange.answer,), origins=(origin,), **more
             )
             self.store().add([item])
         except BadRow as error:
@@ -130,9 +110,12 @@ class Collection:
         """Store a thumb for an answer that was kept; a later one replaces it. Raises BadLabel
         without consent.
         """
+        self._check(annotator)
+        self._submit(annotator, "label", {"good": good}, item)
+
+    def _check(self, annotator: str) -> None:
         if not self.agreed(annotator):
             raise BadLabel("nothing is kept without consent")
-        revision = self.store().item(item).revision
-        self.store().submit(
-            Event(str(uuid.uuid4()), annotator, "label", {"good": good}, item, revision)
-        )
+
+    def _submit(self, *said: Any) -> None:
+        self.store().submit(Event(str(uuid.uuid4()), *said))

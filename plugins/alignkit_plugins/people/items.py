@@ -5,29 +5,26 @@ be merged.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from alignkit.data.group import Group, Message, Response, sha256_of, turns_of
+from alignkit.data.files import SkippedRow, bad_rows_error
+from alignkit.data.group import Group, Message, Response, resolved_pairs, sha256_of, turns_of
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.formats import check_group
-from alignkit_plugins.people.labels import check_canonical
+from alignkit_plugins.people.labels import TASKS, Label, check_gold, places
 
-# The number of responses of each task.
-TASKS = {
-    "pair": range(2, 3),
-    "safety": range(2, 3),
-    "ranking": range(2, 10),
-    "scores": range(1, 10),
-    "review": range(2, 10),
-    "demonstration": range(0, 2),
-    "thumb": range(1, 2),
-}
-# What a task scores
-CRITERIA = {"scores": ("helpful", "truthful", "harmless"), "review": ("overall",)}
 LONGEST = 200_000  # characters of a text
+AUTHOR = "author"  # as an origin: the item's author wrote this response
+COMPARED = (
+    "pair",
+    "safety",
+    "ranking",
+    "review",
+    None,
+)  # tasks of which nobody can say anything about equal responses
 
 Answer = str | tuple[Message, ...]
 
@@ -42,11 +39,11 @@ class Item:
     prompt: turns. responses: each a text, or turns if it has several. The id depends on these and
     on `tools` only.
 
-    origins: who wrote each response, such as a stage; never shown to labelers. author: the
-    annotator who wrote the prompt, if it is one; such an item is exported only with that person's
-    consent. license: of the texts; items without one are not exported. batch: the stage or file
-    that asks. gold: the right label, as `labels.canonical` returns it. priority: higher ones are
-    labeled first.
+    origins: who wrote each response, such as a stage, or AUTHOR; never shown to labelers. author:
+    the annotator who wrote the prompt or the response, if it is one; such an item is exported only
+    with that person's consent. license: of the texts; items without one are not exported. batch:
+    the stage or file that asks. gold: the right label, as `labels.canonical` returns it. priority:
+    higher ones are labeled first.
     """
 
     task: str
@@ -61,6 +58,15 @@ class Item:
     gold: Mapping[str, Any] | None = None
     priority: float = 0.0
 
+    def __post_init__(self) -> None:
+        """JSON has lists where an item has tuples."""
+        for name in ("prompt", "tools", "origins"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        answers = [
+            answer if isinstance(answer, str) else tuple(answer) for answer in self.responses
+        ]
+        object.__setattr__(self, "responses", tuple(answers))
+
     @cached_property
     def id(self) -> str:
         """32 hex digits that depend on what the item asks, and on nothing else."""
@@ -73,40 +79,36 @@ class Item:
     @property
     def criteria(self) -> tuple[str, ...]:
         """What is scored."""
-        return CRITERIA.get(self.task, ())
+        return TASKS[self.task].criteria if self.task in TASKS else ()
+
+    @property
+    def group(self) -> Group:
+        """The prompt and the responses, for whoever rates them."""
+        answers = tuple(map(response_of, self.responses))
+        return Group(self.prompt, answers, pairs=(), meta=dict(self.meta), tools=self.tools)
 
     def checked(self) -> Item:
         """The item itself. Raises `BadRow` if nobody could label it."""
         if self.task not in TASKS:
-            raise BadRow(
-                f"unknown task {self.task!r}; expected {', '.join(TASKS)} "
-                f"{did_you_mean(self.task, TASKS)}".rstrip()
-            )
-        sizes, count = TASKS[self.task], len(self.responses)
-        if count not in sizes:
-            expected = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-            raise BadRow(
-                f"a {self.task} has {expected} response{'s' * (expected != '1')}, not {count}"
-            )
+            hint = did_you_mean(self.task, TASKS) or f"expected {', '.join(TASKS)}"
+            raise BadRow(f"unknown task {self.task!r}; {hint}")
+        (_, least, most, _), count = TASKS[self.task], len(self.responses)
+        if not least <= count <= most:
+            raise BadRow(f"a {self.task} has {least} to {most} responses, not {count}")
         if self.origins and len(self.origins) != count:
             raise BadRow(f"there are {count} responses, but {len(self.origins)} origins")
-        check_group(Group(self.prompt, tuple(map(response_of, self.responses)), pairs=()))
-        answers = {json.dumps(response) for response in self.responses}
-        if len(answers) < count and self.task != "scores":
+        check_group(self.group)
+        if len(set(map(json.dumps, self.responses))) < count and self.task in COMPARED:
             raise BadRow("two responses are the same, so nobody can prefer one")
-        for text in self._texts():
-            if len(text) > LONGEST:
-                raise BadRow(
-                    f"a text has {len(text):,} characters, but nobody can read more than "
-                    f"{LONGEST:,}"
-                )
-        if self.gold is not None:
-            check_canonical(self.task, self.gold, count, self.criteria)
-        return self
-
-    def _texts(self) -> Iterable[str]:
         for part in (self.prompt, *self.responses):
-            yield from [part] if isinstance(part, str) else (turn["content"] for turn in part)
+            for text in [part] if isinstance(part, str) else [turn["content"] for turn in part]:
+                if len(text) > LONGEST:
+                    raise BadRow(
+                        f"a text has {len(text):,} characters, but nobody can read more than {LONGEST:,}"
+                    )
+        if self.gold is not None:
+            check_gold(self.task, self.gold, count)
+        return self
 
 
 def item_of(group: Group, task: str | None = None, **more: Any) -> Item:
@@ -123,9 +125,9 @@ def item_of(group: Group, task: str | None = None, **more: Any) -> Item:
         "tools": group.tools,
         "meta": dict(group.meta),
         "license": str(group.meta.get("license") or ""),
-        "origins": tuple(response.source for response in group.responses),
+        "origins": [response.source for response in group.responses],
     }
-    answers = tuple(r.text if r.messages is None else r.messages for r in group.responses)
+    answers: Any = [r.text if r.messages is None else r.messages for r in group.responses]
     return Item(task, group.prompt, answers, **{**known, **more}).checked()
 
 
@@ -141,28 +143,102 @@ def filled(item: Item, other: Item) -> Item:
     )
 
 
-def listed(value: Any, change: Callable[[str], str] = str) -> Any:
-    """Nested plain data with lists for tuples, as JSON has them. change: what becomes of each text;
-    keys stay.
-    """
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: listed(below, change) for name, below in value.items()}
-    return [listed(below, change) for below in value] if isinstance(value, list | tuple) else value
-
-
-def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of an item as JSON has them, with tuples where an item has tuples."""
-    tuples = {
-        name: tuple(fields[name]) for name in ("prompt", "tools", "origins") if name in fields
-    }
-    answers = tuple(
-        answer if isinstance(answer, str) else tuple(answer) for answer in fields["responses"]
-    )
-    return {**fields, **tuples, "responses": answers}
+def turns_of_answer(answer: Answer) -> Sequence[Mapping[str, Any]]:
+    """An answer as turns."""
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
 
 
 def response_of(answer: Answer) -> Response:
     """An answer as a response of a group."""
     return Response(text=answer) if isinstance(answer, str) else Response(messages=answer)
+
+
+# Rows of data
+
+
+def items_of(
+    groups: Iterable[Group],
+    task: str | None = None,
+    *,
+    license: str = "",
+    gold: bool = False,
+    left_out: list[str] | None = None,
+) -> list[Item]:
+    """An item for each group. task: None: by the number of its responses. license: of rows that
+    state none.
+
+    Raises `DataError` that lists the rows that nobody could label, or that have no label though
+    they should be gold. left_out: gets the reasons instead, one for each such row.
+    """
+    items, bad = [], []
+    for group in groups:
+        try:
+            item = item_of(group, task)
+            if gold:
+                item = replace(item, gold=gold_of(group, item.task)).checked()
+            items.append(replace(item, license=item.license or license))
+        except BadRow as error:
+            where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
+            bad.append(SkippedRow(*where, str(error)))
+    if left_out is not None:
+        left_out += [row.reason for row in bad]
+    elif bad:
+        raise bad_rows_error(bad)
+    return items
+
+
+def gold_of(group: Group, task: str) -> Label:
+    """The label that a row states, in the order of its responses. Raises `BadRow` if it states
+    none.
+    """
+    if task in ("pair", "safety") and len(pairs := resolved_pairs(group)) == 1:
+        margin = {"margin": pairs[0].margin} if isinstance(pairs[0].margin, str) else {}
+        return {"better": pairs[0].better, **margin}
+    ranks = [float(response.rank) for response in group.responses if response.rank is not None]
+    if task in ("ranking", "review") and len(ranks) == len(group.responses):
+        return {"ranks": places(ranks)}
+    if task == "thumb" and group.responses[0].label is not None:
+        return {"good": group.responses[0].label}
+    raise BadRow(f"the row states no label, so it cannot be the gold label of a {task}")
+
+
+def joined(groups: Iterable[Group]) -> list[Group]:
+    """One group for each prompt, with the responses of all that have it, such as samples of several
+    policies.
+    """
+    found: dict[str, Group] = {}
+    for group in groups:
+        key = str((turns_of(group.prompt), group.tools))
+        if (first := found.get(key)) is not None:
+            group = replace(
+                first,
+                responses=(*first.responses, *group.responses),
+                meta={**group.meta, **first.meta},
+            )
+        found[key] = group
+    return list(found.values())
+
+
+def questions_of(group: Group, task: str | None) -> list[Group]:
+    """The questions about a row, a group each; none if fewer than two of its responses differ.
+
+    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one. If
+    all responses have a reward, it is a column, with which labels can be compared later.
+    """
+    rewards = [response.scores.get("reward") for response in group.responses]
+    if rewards and None not in rewards:
+        group = replace(group, meta={**group.meta, "reward": group.meta.get("reward", rewards)})
+    different: dict[str, Response] = {}
+    for response in group.responses:
+        text = response.text if response.messages is None else turns_of(response.messages)
+        different.setdefault(str(text), response)
+    answers = tuple(different.values())
+    if task == "thumb":
+        return [replace(group, responses=(answer,), pairs=()) for answer in answers]
+    if len(group.responses) > 1 and len(answers) < 2 and task in COMPARED:
+        return []
+    return [
+        group
+        if len(answers) == len(group.responses)
+        else replace(group, responses=answers, pairs=())
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,49 +17,77 @@ from pydantic import Field
 from alignkit.data.group import sha256_of, turns_of
 from alignkit_plugins.people import assignment
 from alignkit_plugins.people.assignment import LEAST, Assignment, Qualification, qualification
-from alignkit_plugins.people.effective_labels import Labeled, consents, disputes
-from alignkit_plugins.people.formatted import shown_turn
-from alignkit_plugins.people.guidelines import Guidelines
-from alignkit_plugins.people.items import Answer, Item
-from alignkit_plugins.people.labels import FLAGS, SIDES, TERMS, BadLabel, StrictModel, displayed
-from alignkit_plugins.people.messages import Agreed, Undone, read, visible
-from alignkit_plugins.people.records import Event, event_of
-from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.items import Item, turns_of_answer
+from alignkit_plugins.people.labels import (
+    PER_RESPONSE,
+    SIDES,
+    TERMS,
+    BadLabel,
+    StrictModel,
+    Word,
+    displayed,
+    read,
+)
+from alignkit_plugins.people.store import Event, Store, event_of
+from alignkit_plugins.people.texts import shown_turn, visible
+from alignkit_plugins.people.votes import Labeled, consents, disputes
 
 State = dict[str, Any]
-BINS = {
-    "preferred_safe": "only the better one is safe",
-    "both_safe": "both are safe",
-    "both_unsafe": "both are unsafe",
-}
+DEFAULT, REVIEW = (Path(__file__).with_name(name) for name in ("guidelines.md", "review.md"))
 
 
 class _Submitted(StrictModel):
     uuid: str
-    kind: Literal["label", "skip", "flag"]
+    kind: Literal["label", "skip", "flag", "adjudicate"]
     item: str
-    revision: int
     shown: list[str] = Field(max_length=9)
     payload: dict[str, Any]
     guidelines: str
     seconds: float | None = None
 
 
-class _Settled(_Submitted):
-    kind: Literal["adjudicate"]  # type: ignore[assignment]
+class _Undone(StrictModel):
+    uuid: str
+    of: str
+
+
+class _Agreed(StrictModel):
+    uuid: str
+    granted: bool
+    credit: Word = ""
+
+
+def guidelines_now(store: Store) -> tuple[str, str]:
+    """The hash and the text of the guidelines that labelers see now: the last ones of the store,
+    else the package's.
+    """
+    packaged = [file.read_text(encoding="utf-8") for file in (DEFAULT, REVIEW)]
+    # Those of the package were perhaps shown for items of another task.
+    earlier = [version for version in store.guidelines() if version[1] not in packaged]
+    if earlier:
+        return earlier[-1]
+    reviews = store.count("SELECT 1 FROM items WHERE task = 'review' AND retired = 0")
+    text = packaged[bool(reviews)]
+    return store.add_guidelines(text), text
+
+
+def rendered(text: str) -> str:
+    """Guidelines as HTML. HTML in them is shown as text, and images by their names."""
+    from markdown_it import MarkdownIt
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return str(markdown.render(text))
 
 
 @dataclass
 class LabelApi:
-    """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it
-    does not take.
+    """The store, as annotators see it. Raises `BadLabel` for messages that it does not take.
 
     qualify: gold items that everybody answers first. what_next: said to whoever has labeled
     everything.
     """
 
     store: Store
-    guidelines: Guidelines
     qualify: int = 0
     what_next: Callable[[Store], str] = lambda store: ""
 
@@ -73,26 +102,28 @@ class LabelApi:
         nothing.
         """
         sent = read(_Submitted, message)
-        exam = qualification(self.store, annotator, self.qualify)
+        exam = self._exam(annotator)
+        if sent.kind == "adjudicate":
+            raise BadLabel("'kind': nobody adjudicates here")
         if not exam.passed and self.store.item(sent.item).item.gold is None:
             raise BadLabel(
                 _closed(exam) if exam.failed else "some other items come first; reload the page"
             )
-        notice = self._store(annotator, sent)
-        return self._next(annotator, notice)
+        return self._next(annotator, self._store(annotator, sent))
 
     def undo(self, annotator: str, message: Any) -> State:
         """Undo the annotator's event and return its item, filled in as it was."""
-        sent = read(Undone, message)
-        rows = self.store.rows("SELECT * FROM events WHERE uuid = ?", sent.of)
-        if not rows or rows[0]["item"] is None:
+        sent = read(_Undone, message)
+        rows = self.store.rows(
+            "SELECT content FROM events WHERE uuid = ? AND item IS NOT NULL", sent.of
+        )
+        if not rows:
             raise BadLabel("there is nothing to undo")
         event = event_of(rows[0])
-        exam = qualification(self.store, annotator, self.qualify)
-        if event.kind in ("label", "skip") and exam.failed:
+        item = str(event.item)
+        if event.kind in ("label", "skip") and self._exam(annotator).failed:
             raise BadLabel("the first items cannot be answered again")
-        item, payload = str(event.item), {"of": event.uuid}
-        self.store.submit(Event(sent.uuid, annotator, "undo", payload, item, event.revision))
+        self.store.submit(Event(sent.uuid, annotator, "undo", {"of": event.uuid}, item))
         if event.kind == "adjudicate":
             return self._dispute(annotator, item)
         state = self._state(
@@ -109,11 +140,12 @@ class LabelApi:
         return state
 
     def consent(self, annotator: str, message: Any) -> State:
-        """Store whether the annotator's labels may be shared, as the page asks it."""
-        sent = read(Agreed, message)
-        self.store.submit(
-            Event(sent.uuid, annotator, "consent", {"granted": sent.granted, "terms": TERMS})
-        )
+        """Store whether the annotator's labels may be shared, and how the data name them, as the
+        page asks it.
+        """
+        sent = read(_Agreed, message)
+        payload = {**sent.model_dump(exclude={"uuid"}), "terms": TERMS}
+        self.store.submit(Event(sent.uuid, annotator, "consent", payload))
         return {"consent": sent.granted}
 
     # Adjudication
@@ -126,12 +158,11 @@ class LabelApi:
 
     def adjudicate(self, annotator: str, message: Any) -> State:
         """Store the label that settles an item, and return the next item."""
-        sent = read(_Settled, message)
-        own = "SELECT 1 FROM current WHERE item = ? AND annotator = ? AND kind = 'label'"
-        if self.store.rows(own, sent.item, annotator):
+        sent = read(_Submitted, message)
+        labels = "SELECT 1 FROM effective WHERE item = ? AND annotator = ? AND kind = 'label'"
+        if sent.kind != "adjudicate" or self.store.count(labels, sent.item, annotator):
             raise BadLabel("you labeled this item, so somebody else settles it")
-        notice = self._store(annotator, sent)
-        return self._dispute(annotator, notice=notice)
+        return self._dispute(annotator, notice=self._store(annotator, sent))
 
     def _dispute(self, annotator: str, wanted: str | None = None, notice: str = "") -> State:
         left = disputes(self.store, annotator)
@@ -144,16 +175,15 @@ class LabelApi:
             else assignment.assignment(self.store, annotator, entry.stored.item.id)
         )
         state = self._state(annotator, shown, notice)
-        query = (
-            "SELECT uuid FROM effective WHERE annotator = ? AND kind = 'adjudicate' ORDER BY "
-            "created DESC"
+        settled = self.store.count(
+            "SELECT 1 FROM effective WHERE annotator = ? AND kind = 'adjudicate'", annotator
         )
-        settled = self.store.rows(query, annotator)
-        state["last"] = settled[0]["uuid"] if settled else None
+        last = self.store.last(annotator, "adjudicate")
+        state["last"] = last and last.uuid
         state["progress"] = {
-            "mine": len(settled),
+            "mine": settled,
             "skipped": 0,
-            "total": len(settled) + len(left),
+            "total": settled + len(left),
             "pace": None,
         }
         if entry is not None and shown is not None:
@@ -167,23 +197,20 @@ class LabelApi:
     # Events
 
     def _store(self, annotator: str, sent: _Submitted) -> str:
-        item = self.store.item(sent.item).item
+        """Store what the page sent. Returns what to say about it."""
+        stored = self.store.item(sent.item)
         if sent.guidelines not in dict(self.store.guidelines()):
             raise BadLabel("the guidelines of this label are not in the store; reload the page")
-        event = Event(
-            uuid=sent.uuid,
-            annotator=annotator,
-            kind=sent.kind,
-            payload=sent.payload,
-            item=sent.item,
-            revision=sent.revision,
-            guidelines=sent.guidelines,
-            order=_order(item, sent.shown),
-            seconds=sent.seconds,
+        facts = sent.model_dump(exclude={"shown"})
+        self.store.submit(
+            Event(annotator=annotator, order=_order(stored.item, sent.shown), **facts)
         )
-        if self.store.submit(event).stale:
+        if stored.retired:
             return "The data changed while you labeled. Your label is kept for the earlier version."
         return ""
+
+    def _exam(self, annotator: str) -> Qualification:
+        return qualification(self.store, annotator, self.qualify)
 
     # What the page shows
 
@@ -191,9 +218,7 @@ class LabelApi:
         last = self.store.last(annotator)
         progress = assignment.progress(self.store, annotator)
         consent = consents(self.store).get(annotator)
-        people = self.store.rows(
-            "SELECT count(DISTINCT annotator) AS n FROM current WHERE kind = 'label'"
-        )[0]["n"]
+        people = self.store.count("SELECT DISTINCT annotator FROM effective WHERE kind = 'label'")
         todo = {"sharing": progress.mine > 0 or consent is not None, "quality": people > 1}
         if shown is None:
             todo["adjudicate"] = bool(disputes(self.store, annotator))
@@ -202,8 +227,8 @@ class LabelApi:
             "draft": None,
             "progress": asdict(progress),
             "todo": todo,
-            "last": None if last is None else last.uuid,
-            "guidelines": self.guidelines.current()[0],
+            "last": last and last.uuid,
+            "guidelines": guidelines_now(self.store)[0],
             "consent": consent,
             "notice": notice,
             "end": None if shown else {"next": self.what_next(self.store)},
@@ -214,25 +239,22 @@ class LabelApi:
         state = self._state(
             annotator, assignment.next_item(self.store, annotator, self.qualify), notice
         )
-        exam = qualification(self.store, annotator, self.qualify)
+        exam = self._exam(annotator)
         if state["end"] and not exam.passed:
             state["end"] = {"heading": "Thank you", "said": _closed(exam), "next": ""}
             state["last"] = None if exam.failed else state["last"]
         elif exam.asked and not exam.answered:
-            known = (
-                f"The first {exam.asked} items have known answers. They show whether the task is "
-                "clear."
-            )
-            state["notice"] = notice or known
+            first = f"The first {exam.asked} items have known answers. They show whether the task is clear."
+            state["notice"] = notice or first
         return state
 
 
 def _closed(exam: Qualification) -> str:
     """For whoever has not qualified."""
     return (
-        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and "
-        f"this project asks for {LEAST:.0%}. So there is nothing more to label here. If you think "
-        "that a known answer is wrong, ask whoever sent you the link."
+        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and this project asks "
+        f"for {LEAST:.0%}. So there is nothing more to label here. If you think that a known answer is wrong, ask "
+        "whoever sent you the link."
     )
 
 
@@ -242,18 +264,17 @@ def shown_item(assigned: Assignment) -> dict[str, Any]:
     """
     item = assigned.stored.item
     names = _names(item)
+    answers = [list(map(shown_turn, turns_of_answer(answer))) for answer in item.responses]
     view = {
         "id": item.id,
-        "revision": assigned.stored.revision,
         "task": item.task,
         "prompt": [shown_turn(turn) for turn in item.prompt],
-        "responses": [_answer(item.responses[index]) for index in assigned.order],
+        "responses": [answers[index] for index in assigned.order],
         "shown": [names[index] for index in assigned.order],
         "criteria": list(item.criteria),
     }
-    if item.task == "demonstration" and item.responses:
-        answer = item.responses[0]
-        view["text"] = answer if isinstance(answer, str) else answer[-1]["content"]
+    if item.task == "demonstration" and answers:
+        view["text"] = turns_of_answer(item.responses[0])[-1]["content"]
     return view
 
 
@@ -267,61 +288,31 @@ def _names(item: Item) -> list[str]:
 
 def _order(item: Item, shown: Sequence[str]) -> tuple[int, ...]:
     """The indices of the responses in the order in which a page showed them."""
-    names, free, order = _names(item), list(range(len(item.responses))), []
+    names = _names(item)
+    if sorted(shown) != sorted(names):
+        raise BadLabel("the page shows other answers than the store has; reload the page")
+    order: list[int] = []
     for name in shown:
-        index = next((index for index in free if names[index] == name), None)
-        if index is None:
-            raise BadLabel("the page shows other answers than the store has; reload the page")
-        free.remove(index)
-        order.append(index)
-    if free:
-        raise BadLabel(f"the page shows {len(order)} of {len(names)} answers; reload the page")
+        order.append(next(i for i, other in enumerate(names) if other == name and i not in order))
     return tuple(order)
-
-
-def _answer(answer: Answer) -> list[dict[str, Any]]:
-    if isinstance(answer, str):
-        return [shown_turn({"role": "assistant", "content": answer})]
-    return [shown_turn(turn) for turn in answer]
 
 
 def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
     """What everyone said, as it would look with the answers in this order."""
-    votes = [
-        {"annotator": v.annotator, "said": in_words(displayed(v.label, order))} for v in entry.votes
-    ]
-    if entry.stored.item.gold is not None:
-        votes.append(
-            {
-                "annotator": "known answer",
-                "said": in_words(displayed(entry.stored.item.gold, order)),
-            }
-        )
+    labels = [(vote.annotator, vote.label) for vote in entry.votes]
+    if entry.gold is not None:
+        labels.append(("known answer", entry.gold))
+    votes = [{"annotator": who, "said": in_words(displayed(label, order))} for who, label in labels]
     for kind, notes in (("flag", entry.flags), ("skip", entry.skips)):
         votes += [{"annotator": who, "said": f"{kind}: {visible(text)}"} for who, text in notes]
     return votes
 
 
 def in_words(label: Mapping[str, Any]) -> str:
-    """A label as it was given on the page, as people say it, such as `A, better` or `B > A = C`."""
+    """A label as it was given on the page, such as `side: A; margin: better` or `ranks: A 2, B 1`."""
     parts = []
-    if "side" in label:
-        parts.append(", ".join(filter(None, (label["side"], label.get("margin")))))
-    if "safety" in label:
-        parts.append(BINS[label["safety"]])
-    if "ranks" in label:
-        shared: dict[int, list[str]] = {}
-        for name, rank in zip(SIDES, label["ranks"], strict=False):
-            shared.setdefault(rank, []).append(name)
-        parts.append(" > ".join(" = ".join(shared[rank]) for rank in sorted(shared)))
-    for name, scores in zip(SIDES, label.get("scores", ()), strict=False):
-        parts.append(
-            f"{name}: " + ", ".join(f"{criterion} {score:g}" for criterion, score in scores.items())
-        )
-    for name, flags in zip(SIDES, label.get("flags", ()), strict=False):
-        if flags:
-            parts.append(f"{name}: {', '.join(FLAGS[flag] for flag in flags)}")
-    if "good" in label:
-        parts.append("good" if label["good"] else "bad")
-    parts += [visible(str(label[key])) for key in ("text", "note") if label.get(key)]
-    return "; ".join(parts)
+    for part, value in label.items():
+        if part in PER_RESPONSE:
+            value = ", ".join(f"{name} {each}" for name, each in zip(SIDES, value, strict=False))
+        parts.append(f"{part}: {value}")
+    return visible("; ".join(parts))

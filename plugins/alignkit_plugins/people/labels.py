@@ -1,4 +1,4 @@
-"""What a person may say: the payload of each kind of event, and labels in the order of the item's
+"""What a person may say: the payload of each kind of event, and labels in the order of an item's
 responses.
 
 A page shows responses in an order of its own. A label is stored as it was given, in the order
@@ -8,8 +8,11 @@ compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, combinations
+from statistics import fmean
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,8 +21,11 @@ from alignkit.errors import BadRow, DataError
 from alignkit_plugins.formats.layouts import DEGREES
 
 SIDES = "ABCDEFGHI"
-BINS = ("preferred_safe", "both_safe", "both_unsafe")  # Llama 2 (2023), section 3.2.1
-LOWEST, HIGHEST = 1, 7  # a score
+BINS = {  # Llama 2 (2023), section 3.2.1
+    "preferred_safe": "only the better one is safe",
+    "both_safe": "both are safe",
+    "both_unsafe": "both are unsafe",
+}
 # Of an answer in a review, after InstructGPT's page (Ouyang et al. 2022, arXiv:2203.02155, figure
 # 12 and table 3).
 FLAGS = {
@@ -28,17 +34,23 @@ FLAGS = {
     "harmful": "harmful",
     "unsuited": "unsuited for a customer assistant",
 }
-LONGEST_NOTE = 20_000  # characters
+LONGEST_NAME = 64  # characters of an annotator's name
+PER_RESPONSE = ("ranks", "scores", "flags")  # parts of a label with an entry for each response
 TERMS = (  # of consent
-    "What I write, the answers that I get and my labels are kept in a file, and models may be "
-    "trained on them. They may be shared with others, under a pseudonym and the license of the "
-    "data; without a license they are not."
+    "What I write, the answers that I get and my labels are kept in a file, and models may be trained on them. They "
+    "may be shared with others, under a pseudonym and the license of the data, with what my invitation says of me; "
+    "without a license they are not. A name under which I want thanks stands next to my number of labels."
 )
 
+Text = Annotated[str, Field(max_length=200_000, pattern=r"^[^\x00]*$")]
+Filled = Annotated[str, Field(max_length=200_000, pattern=r"^[^\x00]*\S[^\x00]*$")]
+Word = Annotated[str, Field(max_length=LONGEST_NAME, pattern=r"^[^\x00-\x1f]*$")]
 Margin = Literal["significantly", "better", "slightly", "unsure"]
 Bin = Literal["preferred_safe", "both_safe", "both_unsafe"]
 Flag = Literal["off_task", "invented", "harmful", "unsuited"]
+Score = Annotated[int, Field(ge=1, le=7)]
 Label = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 class BadLabel(DataError):
@@ -55,7 +67,7 @@ class StrictModel(BaseModel):
 
 
 class _Payload(StrictModel):
-    note: str = Field("", max_length=LONGEST_NOTE)
+    note: Text = ""
 
 
 class _Pair(_Payload):
@@ -73,7 +85,7 @@ class _Ranking(_Payload):
 
 
 class _Scores(_Payload):
-    scores: list[dict[str, int]]
+    scores: list[dict[str, Score]]
 
 
 class _Review(_Ranking, _Scores):
@@ -81,130 +93,128 @@ class _Review(_Ranking, _Scores):
 
 
 class _Demonstration(_Payload):
-    text: str = Field(max_length=200_000)
+    text: Filled
 
 
 class _Thumb(_Payload):
     good: bool
 
 
-class _Reason(StrictModel):
-    reason: str = Field(max_length=LONGEST_NOTE)
+class _Skip(StrictModel):
+    reason: Filled
 
 
-class _Note(StrictModel):
-    note: str = Field(max_length=LONGEST_NOTE)
+class _Flagged(StrictModel):
+    note: Filled
 
 
 class _Undo(StrictModel):
-    of: str = Field(max_length=64)
+    of: Word
 
 
 class _Consent(StrictModel):
     granted: bool
-    terms: str = Field("", max_length=LONGEST_NOTE)
+    terms: Text = ""
+    credit: Word = ""  # the name under which the data thank for the labels
 
 
-_LABELS: dict[str, type[BaseModel]] = {
-    "pair": _Pair,
-    "safety": _Safety,
-    "ranking": _Ranking,
-    "scores": _Scores,
-    "review": _Review,
-    "demonstration": _Demonstration,
-    "thumb": _Thumb,
+class _Person(StrictModel):
+    attributes: dict[Word, Word]
+
+
+class Task(NamedTuple):
+    """What a task takes: the payload of its labels, its number of responses, and what is scored."""
+
+    payload: type[BaseModel]
+    least: int
+    most: int
+    criteria: tuple[str, ...] = ()
+
+
+TASKS = {
+    "pair": Task(_Pair, 2, 2),
+    "safety": Task(_Safety, 2, 2),
+    "ranking": Task(_Ranking, 2, 9),
+    "scores": Task(_Scores, 1, 9, ("helpful", "truthful", "harmless")),
+    "review": Task(_Review, 2, 9, ("overall",)),
+    "demonstration": Task(_Demonstration, 0, 1),
+    "thumb": Task(_Thumb, 1, 1),
 }
-_OTHERS: dict[str, type[BaseModel]] = {
-    "skip": _Reason,
-    "flag": _Note,
+OTHERS: dict[str, type[BaseModel]] = {
+    "skip": _Skip,
+    "flag": _Flagged,
     "undo": _Undo,
     "consent": _Consent,
+    "person": _Person,
 }
-KINDS = ("label", "adjudicate", *_OTHERS)
+KINDS = ("label", "adjudicate", *OTHERS)
+ABOUT_PEOPLE = ("consent", "person")  # kinds of events that name no item
 
 
-def checked(
-    kind: str, payload: Any, task: str = "", count: int = 0, criteria: Sequence[str] = ()
-) -> Label:
+def check_annotator(name: str) -> None:
+    """Raise `BadLabel` unless this can be the name of an annotator."""
+    # One person with two spellings would agree with themselves.
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name.strip()) == len(name) <= LONGEST_NAME
+        or not name.isprintable()
+    ):
+        raise BadLabel(
+            f"an annotator's name must have 1 to {LONGEST_NAME} printable characters, without blanks around them, "
+            f"not {name!r:.80}"
+        )
+
+
+def read(model: type[M], message: Any, what: str = "this message") -> M:
+    """Plain data as a model. Raises BadLabel that says what was expected."""
+    try:
+        return model.model_validate(message)
+    except ValidationError as error:
+        faults = [
+            f"'{'.'.join(map(str, fault['loc']))}': {fault['msg']}"
+            for fault in error.errors(include_url=False)
+        ]
+        text = f"{what}: {'; '.join(faults)}; expected the keys {', '.join(model.model_fields)}"
+        raise BadLabel(text.encode(errors="replace").decode()) from None
+
+
+def checked(kind: str, payload: Any, task: str = "", count: int = 0) -> Label:
     """The payload of an event, as plain data without empty keys. Raises `BadLabel` that says what
     was expected.
 
-    kind: one of KINDS. task, count, criteria: of the item; count is the number of its responses.
+    kind: one of KINDS. task, count: of the item; count is the number of its responses.
     """
-    model = _LABELS[task] if kind in ("label", "adjudicate") else _OTHERS[kind]
-    what = f"the label of a {task}" if kind in ("label", "adjudicate") else f"a {kind}"
+    if kind not in ("label", "adjudicate"):
+        return read(OTHERS[kind], payload, f"a {kind}").model_dump(exclude_defaults=True)
+    known = TASKS[task]
+    label: Label = read(known.payload, payload, f"the label of a {task}").model_dump(
+        exclude_defaults=True
+    )
+    ranks = label.get("ranks", [1])
+    fits = all(len(label[part]) == count for part in PER_RESPONSE if part in label)
+    fits = fits and 1 in ranks and min(ranks) >= 1 and max(ranks) <= max(count, 1)
+    fits = fits and all(rated.keys() == set(known.criteria) for rated in label.get("scores", ()))
+    if not fits or any(len(set(each)) < len(each) for each in label.get("flags", ())):
+        raise BadLabel(
+            f"the label of a {task}: 'ranks', 'scores' and 'flags' must have {count} entries, one for each response: "
+            f"ranks from 1, the best, with ties; scores of {', '.join(known.criteria)}; each flag once; not {label!r}"
+        )
+    return label
+
+
+def check_gold(task: str, label: Mapping[str, Any], count: int) -> None:
+    """Raise `BadRow` unless this is a label in the item's own order. It need not say by how much,
+    nor all of a review.
+    """
+    rest: Label = {}
+    if task in ("pair", "safety"):
+        rest = {"margin": "better", "safety": "both_safe"}
+    elif task == "review":
+        rest = {"scores": [dict.fromkeys(TASKS[task].criteria, 1)] * count, "flags": [[]] * count}
     try:
-        plain: Label = model.model_validate(payload).model_dump(exclude_none=True)
-    except ValidationError as error:
-        faults = "; ".join(_fault(fault) for fault in error.errors(include_url=False))
-        faults = faults.encode(errors="replace").decode()
-        raise BadLabel(
-            f"{what}: {faults}; expected the keys {', '.join(model.model_fields)}"
-        ) from None
-    for key in ("text", "reason") if kind != "undo" else ():
-        if key in plain and not plain[key].strip():
-            raise BadLabel(f"{what}: '{key}' is empty")
-    if kind == "flag" and not plain["note"].strip():
-        raise BadLabel(f"{what}: 'note' is empty; say what is wrong")
-    if any("\0" in value for value in plain.values() if isinstance(value, str)):
-        raise BadLabel(f"{what}: a text contains a NUL character")
-    _check_numbers(plain, what, count, criteria)
-    return {
-        key: value for key, value in plain.items() if not (key in ("note", "terms") and not value)
-    }
-
-
-def _fault(fault: Mapping[str, Any]) -> str:
-    place = ".".join(map(str, fault["loc"]))
-    given = f", not {fault['input']!r}"[:80] if fault["type"] != "missing" and place else ""
-    return f"'{place}': {fault['msg']}{given}" if place else f"{fault['msg']}"
-
-
-def _check_numbers(
-    plain: Mapping[str, Any], what: str, count: int, criteria: Sequence[str]
-) -> None:
-    if "ranks" in plain:
-        ranks = plain["ranks"]
-        if len(ranks) != count or any(not 1 <= rank <= count for rank in ranks) or 1 not in ranks:
-            raise BadLabel(
-                f"{what}: 'ranks' must be {count} numbers from 1, the best, to {count}, one for "
-                f"each response; equal ranks are a tie; not {ranks!r}"
-            )
-    if "scores" in plain:
-        scores = plain["scores"]
-        if len(scores) != count:
-            raise BadLabel(
-                f"{what}: 'scores' must have {count} entries, one for each response, not "
-                f"{len(scores)}"
-            )
-        for place, rated in enumerate(scores):
-            if rated.keys() != set(criteria) or any(
-                not LOWEST <= value <= HIGHEST for value in rated.values()
-            ):
-                raise BadLabel(
-                    f"{what}: scores.{place} must rate {', '.join(criteria)}, each from {LOWEST} "
-                    f"to {HIGHEST}, not {rated!r}"
-                )
-    if "flags" in plain and (
-        len(plain["flags"]) != count or any(len(set(each)) < len(each) for each in plain["flags"])
-    ):
-        raise BadLabel(
-            f"{what}: 'flags' must have {count} lists, one for each response, each flag once, not "
-            f"{plain['flags']!r}"
-        )
-
-
-def checked_order(order: Sequence[int], count: int) -> tuple[int, ...]:
-    """The order in which responses were shown: order[position] is the index of a response. Empty:
-    as in the item.
-    """
-    if not order:
-        return tuple(range(count))
-    if sorted(order) != list(range(count)) or not all(type(index) is int for index in order):
-        raise BadLabel(
-            f"the order shown must hold each of 0 to {count - 1} once, not {list(order)!r}"
-        )
-    return tuple(order)
+        checked("label", {**rest, **displayed(label, range(count))}, task, count)
+    except (BadLabel, ValueError, IndexError) as error:
+        raise BadRow(f"gold label: {error}") from None
 
 
 def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
@@ -215,13 +225,12 @@ def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
     if "side" in label:
         label["better"] = order[SIDES.index(label.pop("side"))]
     if "ranks" in label:
-        values = sorted(set(label["ranks"]))
-        label["ranks"] = _unsorted([values.index(rank) + 1 for rank in label["ranks"]], order)
+        label["ranks"] = places(label["ranks"])
     if "flags" in label:
-        label["flags"] = [[name for name in FLAGS if name in each] for each in label["flags"]]
-    for key in ("scores", "flags"):
-        if key in label:
-            label[key] = _unsorted(label[key], order)
+        label["flags"] = [sorted(each, key=list(FLAGS).index) for each in label["flags"]]
+    for part in PER_RESPONSE:
+        if part in label:
+            label[part] = [label[part][order.index(index)] for index in range(len(order))]
     return label
 
 
@@ -231,49 +240,18 @@ def displayed(label: Mapping[str, Any], order: Sequence[int]) -> Label:
     """
     given = dict(label)
     if "better" in given:
-        given["side"] = SIDES[order.index(given.pop("better"))]
-    for key in ("ranks", "scores", "flags"):
-        if key in given:
-            given[key] = [given[key][index] for index in order]
+        given = {"side": SIDES[order.index(given.pop("better"))], **given}
+    for part in PER_RESPONSE:
+        if part in given:
+            given[part] = [given[part][index] for index in order]
     return given
-
-
-def _unsorted(values: Sequence[Any], order: Sequence[int]) -> list[Any]:
-    found: list[Any] = [None] * len(values)
-    for value, index in zip(values, order, strict=True):
-        found[index] = value
-    return found
-
-
-def check_canonical(
-    task: str, label: Mapping[str, Any], count: int, criteria: Sequence[str]
-) -> None:
-    """Raise `BadRow` unless this is a label in the item's own order, such as a gold label."""
-    order = list(range(count))
-    if "better" in label and label["better"] not in order[:2]:
-        raise BadRow(f"a gold label's 'better' must be 0 or 1, not {label['better']!r}")
-    given = {key: value for key, value in label.items() if key != "better"}
-    if "better" in label:
-        given["side"] = SIDES[label["better"]]
-    if task in ("pair", "safety"):  # a gold label need not say by how much
-        given = {"margin": "better", "safety": "both_safe", **given}
-    if task == "review":  # nor what else a review says
-        given = {
-            "scores": [dict.fromkeys(criteria, LOWEST)] * count,
-            "flags": [[]] * count,
-            **given,
-        }
-    try:
-        checked("label", given, task, count, criteria)
-    except BadLabel as error:
-        raise BadRow(f"gold label: {error}") from None
 
 
 def degree(label: Mapping[str, Any]) -> int:
     """A pair's label as a number: -4 (the first is significantly better) to 4 (the second is),
     never 0.
     """
-    return DEGREES[label["margin"]] * (1 if label["better"] else -1)
+    return DEGREES[label.get("margin", "better")] * (1 if label["better"] else -1)
 
 
 def level(size: float) -> str:
@@ -281,23 +259,96 @@ def level(size: float) -> str:
     return min(LEVELS, key=lambda name: (abs(DEGREES[name] - abs(size)), DEGREES[name]))
 
 
-def agrees(task: str, label: Mapping[str, Any], gold: Mapping[str, Any]) -> bool | None:
-    """Whether a label agrees with the gold one; both in the item's own order. None: it cannot be
-    said of a text.
+def places(values: Sequence[float]) -> list[int]:
+    """Ranks without gaps, 1 for the least value; equal values are tied."""
+    different = sorted(set(values))
+    return [1 + different.index(value) for value in values]
 
-    Of a pair, the better response counts; of a ranking or a review, that no two responses are in
-    the opposite order; of scores, that none is more than 1 away.
+
+def gaps(label: Mapping[str, Any]) -> dict[tuple[int, int], float]:
+    """How much better the first of each two responses is than the second: negative if it is worse,
+    0 for a tie.
+
+    Of a pair in degrees, of a ranking or a review in ranks, of scores by their means. Empty for
+    texts and thumbs.
     """
-    if task in ("pair", "safety"):
-        return bool(label["better"] == gold["better"])
-    if task in ("ranking", "review"):
-        pairs = [(i, j) for i in range(len(gold["ranks"])) for j in range(i)]
-        signs = (
-            (gold["ranks"][i] - gold["ranks"][j]) * (label["ranks"][i] - label["ranks"][j])
-            for i, j in pairs
-        )
-        return all(sign >= 0 for sign in signs)
-    if task == "scores":
-        rated = zip(label["scores"], gold["scores"], strict=True)
-        return all(abs(one[name] - other[name]) <= 1 for one, other in rated for name in other)
-    return bool(label["good"] == gold["good"]) if task == "thumb" else None
+    if "better" in label:
+        return {(0, 1): -degree(label)}
+    return differences([-rank for rank in label.get("ranks", ())] or mean_scores(label))
+
+
+def mean_scores(label: Mapping[str, Any]) -> list[float]:
+    """The mean score of each response over the criteria; none of other labels."""
+    return [fmean(rated.values()) for rated in label.get("scores", ())]
+
+
+def differences(values: Sequence[float]) -> dict[tuple[int, int], float]:
+    """The first minus the second of each two values."""
+    return {(i, j): values[i] - values[j] for i, j in combinations(range(len(values)), 2)}
+
+
+def agrees(label: Mapping[str, Any], gold: Mapping[str, Any]) -> bool | None:
+    """Whether a label agrees with the gold one: it has no two responses in the opposite order.
+
+    Both are in the item's own order. None: it cannot be said of a text.
+    """
+    if "good" in gold:
+        return bool(label["good"] == gold["good"])
+    ours, right = gaps(label), gaps(gold)
+    return all(ours[two] * right[two] >= 0 for two in ours) if ours else None
+
+
+def majority(labels: Sequence[Label]) -> Label | None:
+    """One label from several of an item; None if there is none, or they are tied.
+
+    Pairs: the response that most prefer, and the mean of their degrees as margin; with as many on
+    either side, the side of the mean. Rankings: by mean rank. Scores: means. Flags, thumbs: what
+    most say. Texts: the only one, else None.
+    """
+    if len(labels) <= 1:
+        return dict(labels[0]) if labels else None
+    first = labels[0]
+    if "better" in first:
+        return _majority_of_pairs(labels)
+    if "good" in first:
+        good = sum(label["good"] for label in labels)
+        return None if 2 * good == len(labels) else {"good": 2 * good > len(labels)}
+    combined: Label = {}
+    for part, combine in _COMBINED.items():
+        if part in first:
+            columns = zip(*(label[part] for label in labels), strict=True)
+            combined[part] = list(map(combine, columns))
+    if "ranks" in combined:
+        combined["ranks"] = places(combined["ranks"])
+    return combined or None
+
+
+def _mean_of_each(rated: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: fmean(scores[name] for scores in rated) for name in rated[0]}
+
+
+def _frequent(sets: Sequence[Sequence[str]]) -> list[str]:
+    counts = Counter(chain.from_iterable(sets))
+    return [name for name in FLAGS if 2 * counts[name] > len(sets)]
+
+
+_COMBINED: dict[str, Callable[[Any], Any]] = {
+    "ranks": fmean,
+    "scores": _mean_of_each,
+    "flags": _frequent,
+}
+
+
+def _majority_of_pairs(labels: Sequence[Label]) -> Label | None:
+    middle = fmean(degree(label) for label in labels)
+    lead = sum(1 if label["better"] else -1 for label in labels) or middle
+    if not lead:
+        return None
+    better = int(lead > 0)
+    combined: Label = {"better": better, "margin": level(max(0.0, middle if better else -middle))}
+    bins = Counter(
+        label["safety"] for label in labels if label["better"] == better and "safety" in label
+    )
+    if bins:
+        combined["safety"] = max(sorted(bins), key=bins.__getitem__)
+    return combined

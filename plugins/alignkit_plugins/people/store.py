@@ -1,28 +1,160 @@
 """The store: items, append-only events and guidelines in one SQLite file.
 
 `Store.submit` returns only when the event is on disk. Submitting it again, with the same uuid,
-changes nothing. What counts is a view over the events (`alignkit_plugins.people.database`): nothing
-is ever changed or deleted.
+changes nothing. What counts is read from the events (`alignkit_plugins.people.votes`): nothing is
+ever changed or deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
+import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from alignkit_plugins.people import records
-from alignkit_plugins.people.database import connected, create, in_words, is_remote, tidy
-from alignkit_plugins.people.items import Item, filled
-from alignkit_plugins.people.labels import BadLabel
-from alignkit_plugins.people.records import Event, Receipt, Stored
+from alignkit.errors import AlignkitError, DataError, OutOfResource, did_you_mean
+from alignkit_plugins.people.items import AUTHOR, Item, filled
+from alignkit_plugins.people.labels import ABOUT_PEOPLE, KINDS, BadLabel, check_annotator, checked
+
+SUFFIX = ".feedback"
+VERSION = 0x616C6B03  # PRAGMA user_version: "alk" and the version
+PATIENCE = 5000  # milliseconds to wait for another writer
+DAMAGED = "the store is damaged: it was perhaps copied in part, or while it was used. Copy it again"
+BUSY = "another program has been writing for 5 seconds; nothing was stored. Close it, or try again"
+ERRORS: dict[int, tuple[type[AlignkitError], str]] = {
+    sqlite3.SQLITE_CORRUPT: (DataError, DAMAGED),
+    sqlite3.SQLITE_NOTADB: (DataError, "not a SQLite file, so not a store of feedback"),
+    sqlite3.SQLITE_FULL: (
+        OutOfResource,
+        "the disk is full, so nothing was stored; free some space",
+    ),
+    sqlite3.SQLITE_BUSY: (DataError, BUSY),
+    sqlite3.SQLITE_LOCKED: (DataError, BUSY),
+}
+UNUSABLE = (OutOfResource, "cannot use the store")
+
+# An item and an event are JSON; the other columns are what queries need of it.
+SCHEMA = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE guidelines (hash TEXT PRIMARY KEY, text TEXT NOT NULL, created TEXT NOT NULL) STRICT;
+CREATE TABLE items (
+    position INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    content TEXT NOT NULL,
+    retired INTEGER NOT NULL DEFAULT 0,
+    wanted INTEGER NOT NULL DEFAULT 1,
+    labels INTEGER NOT NULL DEFAULT 0,
+    task TEXT NOT NULL,
+    batch TEXT NOT NULL,
+    gold TEXT,
+    priority REAL NOT NULL,
+    writer TEXT NOT NULL
+) STRICT;
+CREATE INDEX open_items ON items (priority DESC, position) WHERE labels < wanted AND retired = 0 AND gold IS NULL;
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY,
+    content TEXT NOT NULL,
+    uuid TEXT NOT NULL UNIQUE,
+    item TEXT REFERENCES items (id),
+    annotator TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    seconds REAL,
+    created TEXT NOT NULL,
+    undone TEXT
+) STRICT;
+CREATE INDEX events_by_item ON events (item, annotator, created);
+CREATE INDEX events_by_annotator ON events (annotator, kind, created);
+CREATE INDEX events_by_time ON events (created);
+CREATE INDEX undone_events ON events (undone) WHERE undone IS NOT NULL;
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE (ABORT, 'events are never changed'); END;
+CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT RAISE (ABORT, 'events are never deleted'); END;
+CREATE TABLE leases (
+    item TEXT NOT NULL REFERENCES items (id),
+    annotator TEXT NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY (item, annotator)
+) STRICT;
+CREATE VIEW effective AS
+    SELECT * FROM events AS e
+    WHERE kind <> 'undo' AND NOT EXISTS (SELECT 1 FROM events AS u WHERE u.undone = e.uuid);
+"""
+# What annotators last said about items: a label, or that there will be none. {}: of which events.
+LATEST = (
+    "SELECT annotator, item, kind, content, max(created || uuid) AS time FROM effective "
+    "WHERE kind IN ('label', 'skip') AND {} GROUP BY annotator, item"
+)
+_COUNT = f"SELECT count(*) FROM ({LATEST.format('item = items.id')}) WHERE kind = 'label'"
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UNDOABLE = ("label", "skip", "flag", "adjudicate")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a person did. kind: one of `labels.KINDS`; payload: of that kind, in the order shown
+    (`labels`).
+
+    uuid: chosen by the client, so that submitting twice is one event. item: the item's id; None for
+    what is said of the annotator. guidelines: the hash that `Store.add_guidelines` returned. order:
+    order[position] is the index of the response shown there. seconds: spent on the item. created:
+    the store's clock, in UTC.
+    """
+
+    uuid: str
+    annotator: str
+    kind: str
+    payload: Mapping[str, Any]
+    item: str | None = None
+    guidelines: str = ""
+    order: tuple[int, ...] = ()
+    seconds: float | None = None
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", tuple(self.order))
+
+    def checked(self, item: Item | None) -> Event:
+        """The event in its stored form. item: the one that it names. Raises `BadLabel` that says
+        what is wrong.
+        """
+        if self.kind not in KINDS:
+            hint = did_you_mean(self.kind, KINDS) or f"expected {', '.join(KINDS)}"
+            raise BadLabel(f"unknown kind of event {self.kind!r}; {hint}")
+        check_annotator(self.annotator)
+        if not _UUID.fullmatch(str(self.uuid)):
+            raise BadLabel(f"uuid must be one such as {uuid.UUID(int=0)}, not {self.uuid!r:.80}")
+        if self.seconds is not None and not 0 <= self.seconds < math.inf:
+            raise BadLabel(f"seconds must be a number of at least 0, not {self.seconds!r}")
+        if (item is None) != (self.kind in ABOUT_PEOPLE):
+            raise BadLabel(f"a {self.kind} must name {'its' if item is None else 'no'} item")
+        task, count = ("", 0) if item is None else (item.task, len(item.responses))
+        order = self.order or tuple(range(count))
+        if sorted(order) != list(range(count)):
+            raise BadLabel(f"the order shown must hold each response once, not {list(order)!r}")
+        return replace(self, payload=checked(self.kind, self.payload, task, count), order=order)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An item in a store. position: counts from 1. wanted: how many annotators should label it.
+    labels: have.
+    """
+
+    item: Item
+    position: int
+    wanted: int
+    labels: int
+    retired: bool
 
 
 def now() -> datetime:
@@ -32,40 +164,39 @@ def now() -> datetime:
 
 @dataclass
 class Store:
-    """An open store. One object may be used by several threads, and one file by several
-    processes.
-    """
+    """An open store. One object may be used by several threads, and one file by several processes."""
 
     path: Path
     connection: sqlite3.Connection
     clock: Callable[[], datetime] = now
-    writes: bool = True
-    warnings: list[str] = field(default_factory=list)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
     def open(
-        cls,
-        path: Path | str,
-        *,
-        new: bool = False,
-        write: bool = True,
-        clock: Callable[[], datetime] = now,
+        cls, path: Path | str, *, new: bool = False, clock: Callable[[], datetime] = now
     ) -> Self:
-        """Open a store. new: make it if it does not exist. write: false for reading only.
+        """Open a store. new: make it if it does not exist.
 
         Raises `DataError` for a file that is missing, damaged, no store, or of another version.
-        `warnings` says that the file is on a network file system.
         """
         path = Path(path)
-        if new:
-            create(path)
-        store = cls(path, connected(path, write=write), clock, write)
-        if write and is_remote(path):
-            store.warnings.append(
-                f"{path}: on a network file system, which may lose labels; move it to a local disk"
+        if path.is_dir():
+            raise DataError(
+                f"{path}: a folder; expected a store of feedback, such as labels.feedback"
             )
-        return store
+        with in_words(path):
+            if new and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _create(path)
+            if not path.is_file():
+                raise DataError(f"{path}: there is no such file; expected a store of feedback")
+            connection = _raw(path, "rw" if os.access(path, os.W_OK) else "ro")
+            try:
+                _check(connection, path)
+            except (AlignkitError, sqlite3.Error):
+                connection.close()
+                raise
+        return cls(path, connection, clock)
 
     def __enter__(self) -> Self:
         return self
@@ -77,24 +208,14 @@ class Store:
         """Close the file. The object cannot be used afterwards."""
         with self._lock:
             self.connection.close()
-        if not self.writes:
-            tidy(self.path)
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """The block reads one state of the store, whoever writes meanwhile."""
+    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """All or nothing of what the block writes; on disk when it ends. kind: DEFERRED for one
+        state to read.
+        """
         with self._lock, in_words(self.path):
-            self.connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self.connection.execute("COMMIT")
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing of what the block writes; on disk when it ends."""
-        with self._lock, in_words(self.path):
-            self.connection.execute("BEGIN IMMEDIATE")
+            self.connection.execute(f"BEGIN {kind}")
             try:
                 yield self.connection
                 self.connection.execute("COMMIT")
@@ -108,12 +229,14 @@ class Store:
         with self._lock, in_words(self.path):
             return self.connection.execute(query, named or values).fetchall()
 
+    def count(self, query: str, *values: Any, **named: Any) -> int:
+        """The number of rows of a query."""
+        return int(self.rows(f"SELECT count(*) FROM ({query})", *values, **named)[0][0])
+
     @property
     def salt(self) -> str:
         """Random text of this store, so that pseudonyms do not reveal names."""
-        return str(
-            json.loads(self.rows("SELECT value FROM settings WHERE name = 'salt'")[0]["value"])
-        )
+        return str(self.rows("SELECT value FROM settings WHERE name = 'salt'")[0]["value"])
 
     # Guidelines
 
@@ -121,54 +244,83 @@ class Store:
         """Store the guidelines that hold from now on, and return their hash, which every label
         names.
         """
-        name, known = hashlib.sha256(text.encode()).hexdigest()[:16], self.guidelines()
-        if not known or known[-1][0] != name:
+        name, earlier = hashlib.sha256(text.encode()).hexdigest()[:16], self.guidelines()
+        if not earlier or earlier[-1][0] != name:
             with self.transaction() as connection:
-                values = (name, text, records.stamp(self.clock()))
-                connection.execute("INSERT OR REPLACE INTO guidelines VALUES (?, ?, ?)", values)
+                connection.execute(
+                    "INSERT OR REPLACE INTO guidelines VALUES (?, ?, ?)",
+                    (name, text, self.time()),
+                )
         return name
 
     def guidelines(self) -> list[tuple[str, str]]:
         """The versions of the guidelines, as (hash, text), the one that holds last."""
-        found = self.rows("SELECT hash, text FROM guidelines ORDER BY created, hash")
-        return [(row["hash"], row["text"]) for row in found]
+        return [
+            (row["hash"], row["text"])
+            for row in self.rows("SELECT * FROM guidelines ORDER BY created, hash")
+        ]
 
     # Items
 
     def add(self, items: Iterable[Item], wanted: int = 1) -> None:
-        """Add items; known ones stay as they are. wanted: annotators for each.
+        """Add items; those that the store has stay as they are. wanted: annotators for each.
 
         Raises `BadRow` for an item that nobody could label; nothing is added then.
         """
         ready = [item.checked() for item in items]
-        with self.transaction() as connection:
+        known = {stored.item.id for stored in self.items()}
+        with self.transaction():
             for item in ready:
-                if not connection.execute(
-                    "SELECT 1 FROM items WHERE id = ?", (item.id,)
-                ).fetchone():
-                    records.insert_item(connection, item, wanted=wanted)
+                if item.id not in known:
+                    self.put(item, wanted=wanted)
 
     def ask(self, items: Iterable[Item], batch: str, wanted: int = 1) -> None:
         """Let people label these items, and no other ones of the batch, which are retired with
         their labels.
 
-        Raises `BadRow` for an item that nobody could label; nothing changes then.
+        If several batches ask about an item, it belongs to the one that wants the most labels, so
+        it is open until that one has them. Raises `BadRow` for an item that nobody could label;
+        nothing changes then.
         """
         ready = {item.id: replace(item, batch=batch).checked() for item in items}
-        with self.transaction() as connection:
+        with self.transaction():
+            known = {stored.item.id: stored for stored in self.items()}
             for item in ready.values():
-                known = connection.execute(
-                    "SELECT * FROM items WHERE id = ?", (item.id,)
-                ).fetchone()
-                if known is None:
-                    records.insert_item(connection, item, wanted=wanted)
+                old = known.get(item.id)
+                if old is None:
+                    self.put(item, wanted=wanted)
+                elif old.item.batch in ("", batch) or old.retired or old.wanted < wanted:
+                    self.put(filled(item, old.item), wanted=wanted)
                 else:
-                    _ask_again(connection, known, item, wanted)
-            for row in connection.execute(
-                "SELECT id FROM items WHERE batch = ? AND retired = 0", (batch,)
-            ).fetchall():
-                if row["id"] not in ready:
-                    records.update_item(connection, row["id"], {"retired": 1}, revised=True)
+                    self.put(
+                        filled(replace(item, batch=old.item.batch), old.item), wanted=old.wanted
+                    )
+            for old in known.values():
+                if old.item.batch == batch and old.item.id not in ready:
+                    self.put(old.item, wanted=old.wanted, retired=True)
+
+    def put(self, item: Item, *, wanted: int, retired: bool = False) -> None:
+        """Add an item that was checked, or change it."""
+        values = {
+            "id": item.id,
+            "content": _json(item),
+            "retired": int(retired),
+            "wanted": wanted,
+            "task": item.task,
+            "batch": item.batch,
+            "gold": None if item.gold is None else json.dumps(item.gold),
+            "priority": item.priority,
+            "writer": item.author if AUTHOR in item.origins else "",
+        }
+        self._insert("items", values, "id")
+
+    def _insert(self, table: str, values: Mapping[str, Any], key: str = "number") -> None:
+        """Add a row, or change the one with its key."""
+        marks = ", ".join("?" * len(values))
+        changes = ", ".join(f"{name} = excluded.{name}" for name in values)
+        new = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"
+        query = f"{new} ON CONFLICT ({key}) DO UPDATE SET {changes}"
+        self.connection.execute(query, tuple(values.values()))
 
     def item(self, item: str) -> Stored:
         """An item by its id. Raises `BadLabel` if the store does not have it."""
@@ -177,71 +329,157 @@ class Store:
             raise BadLabel(
                 f"{self.path}: no item {item!r}; it was perhaps labeled in another store"
             )
-        return records.stored_of(found[0])
+        return stored_of(found[0])
 
     def items(self) -> list[Stored]:
         """All items in the order in which they were added, retired ones included."""
-        return [
-            records.stored_of(row) for row in self.rows("SELECT * FROM items ORDER BY position")
-        ]
+        return [stored_of(row) for row in self.rows("SELECT * FROM items ORDER BY position")]
 
     # Events
 
-    def submit(self, event: Event) -> Receipt:
-        """Store what a person did, on disk when this returns. The same event again changes nothing.
+    def submit(self, event: Event) -> Event:
+        """Store what a person did, on disk when this returns; returns it as it is stored.
 
-        Raises `BadLabel` for one that is not valid. A label of an item that has changed since is
-        stored, and the receipt says so. A label, a skip or a flag ends the annotator's lease.
+        The same event again changes nothing. Raises `BadLabel` for one that is not valid. A label
+        of an item that is retired is stored. A label, a skip or a flag ends the annotator's lease.
         """
-        item = None if event.item is None else self.item(event.item).item
-        event = records.checked_event(event, item)
+        event = event.checked(None if event.item is None else self.item(event.item).item)
         with self.transaction() as connection:
-            known = connection.execute(
-                "SELECT * FROM events WHERE uuid = ?", (event.uuid,)
-            ).fetchone()
-            if known is not None:
-                earlier = records.event_of(known)
-                records.check_same(earlier, event)
-                return Receipt(earlier, False, False)
+            if earlier := self.rows("SELECT content FROM events WHERE uuid = ?", event.uuid):
+                known = event_of(earlier[0])
+                for name in ("item", "annotator", "kind", "payload"):
+                    if getattr(known, name) != getattr(event, name):
+                        raise BadLabel(
+                            f"event {event.uuid} was stored before with another {name}; use a new uuid"
+                        )
+                return known
             if event.kind == "undo":
-                records.check_undo(connection, event)
+                self._check_undo(event)
             last = connection.execute("SELECT max(created) FROM events").fetchone()[0] or ""
-            event = replace(event, created=records.after(last, records.stamp(self.clock())))
-            records.insert_event(connection, event)
-            if event.item is None:
-                return Receipt(event, True, False)
+            event = replace(event, created=self.time(last))
+            self.append(event)
             if event.kind in ("label", "skip", "flag"):
                 owner = (event.annotator, event.item)
                 connection.execute("DELETE FROM leases WHERE annotator = ? AND item = ?", owner)
-            records.refresh(connection, event.item)
-            row = connection.execute(
-                "SELECT revision, retired FROM items WHERE id = ?", (event.item,)
-            ).fetchone()
-            return Receipt(event, True, bool(row["retired"]) or row["revision"] != event.revision)
+        return event
+
+    def append(self, event: Event) -> None:
+        """Add an event that was checked, and count the labels of its item."""
+        names = ("uuid", "item", "annotator", "kind", "seconds", "created")
+        values = {name: getattr(event, name) for name in names}
+        self._insert(
+            "events", {**values, "content": _json(event), "undone": event.payload.get("of")}
+        )
+        self.connection.execute(f"UPDATE items SET labels = ({_COUNT}) WHERE id = ?", (event.item,))
 
     def events(self) -> list[Event]:
         """All events in order; undone ones and their undoing included."""
         return [
-            records.event_of(row)
-            for row in self.rows("SELECT * FROM events ORDER BY created, uuid")
+            event_of(row) for row in self.rows("SELECT content FROM events ORDER BY created, uuid")
         ]
 
-    def last(self, annotator: str) -> Event | None:
-        """The annotator's last event that can be undone: a label, a skip or a flag."""
-        query = "SELECT * FROM effective WHERE annotator = ? AND kind IN ('label', 'skip', 'flag')"
-        found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator)
-        return records.event_of(found[0]) if found else None
+    def last(self, annotator: str, *kinds: str) -> Event | None:
+        """The annotator's last event of these kinds: by default a label, a skip or a flag, which
+        can be undone.
+        """
+        kinds = kinds or ("label", "skip", "flag")
+        query = f"SELECT content FROM effective WHERE annotator = ? AND kind IN ({', '.join('?' * len(kinds))})"
+        found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator, *kinds)
+        return event_of(found[0]) if found else None
+
+    def _check_undo(self, event: Event) -> None:
+        """Raise `BadLabel` unless the event undoes one of the same annotator, on the same item,
+        that counts.
+        """
+        name = event.payload["of"]
+        found = self.rows("SELECT content FROM effective WHERE uuid = ?", name)
+        if not found:
+            raise BadLabel(f"there is no event {name!r} to undo, or it is undone already")
+        undone = event_of(found[0])
+        if (undone.annotator, undone.item) != (
+            event.annotator,
+            event.item,
+        ) or undone.kind not in _UNDOABLE:
+            raise BadLabel(
+                f"event {name} is another annotator's, another item's, or cannot be undone"
+            )
+
+    def time(self, last: str = "") -> str:
+        """The time, as texts sort; after the last event's, even if the clock was set back."""
+        time = self.clock().astimezone(UTC)
+        if last:
+            time = max(time, datetime.fromisoformat(last) + timedelta(microseconds=1))
+        return time.isoformat(timespec="microseconds")
 
 
-def _ask_again(connection: sqlite3.Connection, known: sqlite3.Row, item: Item, wanted: int) -> None:
-    """Ask about an item that the store has: what is not said of it now stays.
+def stored_of(row: sqlite3.Row) -> Stored:
+    """The item in a row."""
+    item = Item(**json.loads(row["content"]))
+    return Stored(item, row["position"], row["wanted"], row["labels"], bool(row["retired"]))
 
-    If several stages ask, it belongs to the one that wants the most labels, so it is open until
-    that one has them.
+
+def event_of(row: sqlite3.Row) -> Event:
+    """The event in a row."""
+    return Event(**json.loads(row["content"]))
+
+
+def _json(value: Item | Event) -> str:
+    return json.dumps(asdict(value), ensure_ascii=False, sort_keys=True)
+
+
+# Files
+
+
+def _raw(path: Path, mode: str) -> sqlite3.Connection:
+    address, seconds = f"{path.absolute().as_uri()}?mode={mode}", PATIENCE / 1000
+    connection = sqlite3.connect(
+        address, uri=True, isolation_level=None, timeout=seconds, check_same_thread=False
+    )
+    connection.row_factory = sqlite3.Row
+    for setting in (
+        "trusted_schema = OFF",
+        "foreign_keys = ON",
+        "synchronous = FULL",
+        "fullfsync = ON",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Make an empty store. Of two processes that do, the first one wins: the other one finds it
+    made.
     """
-    stored = records.stored_of(known)
-    if stored.item.batch not in ("", item.batch) and not stored.retired and stored.wanted >= wanted:
-        item, wanted = replace(item, batch=stored.item.batch), stored.wanted
-    values = {**records.columns(filled(item, stored.item)), "wanted": wanted, "retired": 0}
-    if any(known[name] != value for name, value in values.items()):
-        records.update_item(connection, item.id, values)
+    with closing(_raw(path, "rwc")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute("INSERT INTO settings VALUES ('salt', ?)", (secrets.token_hex(16),))
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `DataError` unless this is a whole store that this alignkit can read."""
+    if path.stat().st_size == 0:
+        raise DataError(
+            f"{path}: the file is empty; a store was copied in part. Copy it again, or delete it"
+        )
+    if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        raise DataError(f"{path}: not a store of feedback, or written by another alignkit")
+    faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+    if faults != ["ok"]:
+        raise DataError(f"{path}: {DAMAGED}. SQLite says: {'; '.join(faults)}")
+
+
+@contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Raise errors of SQLite as errors that users understand."""
+    try:
+        yield
+    except sqlite3.IntegrityError:  # ours
+        raise
+    except sqlite3.Error as error:
+        kind, text = ERRORS.get(error.sqlite_errorcode & 0xFF, UNUSABLE)
+        raise kind(f"{path}: {text}: {error}") from error

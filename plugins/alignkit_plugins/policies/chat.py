@@ -70,7 +70,7 @@ def chat(
         help = "--prompts FILE --out ANSWERS.jsonl"
         refuse("--prompts and --out answer a file, without a talk", help)
     if page:
-        from alignkit_plugins.people.address import Address
+        from alignkit_plugins.people.server import Address
         from alignkit_plugins.policies.serve import start
 
         where = f"/#{urlencode({'system': system})}" if system else "/"

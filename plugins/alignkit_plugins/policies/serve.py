@@ -15,7 +15,7 @@ from alignkit.errors import check_extra
 from alignkit_plugins.printing import Policies
 
 if TYPE_CHECKING:
-    from alignkit_plugins.people.address import Address
+    from alignkit_plugins.people.server import Address
 
 PORT = 8000
 LEAST_TOKEN = 16  # characters
@@ -74,7 +74,7 @@ def serve(
         )
     if collect is None and license:
         refuse("--license is about what is kept", "add --collect FILE.feedback")
-    from alignkit_plugins.people.address import Address, address_of, is_loopback
+    from alignkit_plugins.people.server import Address, address_of, is_loopback
 
     if token is None and not is_loopback(host):
         refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
@@ -97,7 +97,7 @@ def start(
     """Serve policies until Ctrl-C. words: policies and overrides. page: what follows the address
     that is opened.
     """
-    from alignkit_plugins.people.hosting import PACKAGES, interruptible, listening, server_of
+    from alignkit_plugins.people.server import PACKAGES, interruptible, listening, server_of
 
     check_extra("alignkit serve", "serve", *PACKAGES)
     from alignkit import errors

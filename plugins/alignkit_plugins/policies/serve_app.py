@@ -38,12 +38,9 @@ from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
 from alignkit.sampling import Sampling
 from alignkit_plugins.formats.columns import read_message
-from alignkit_plugins.people.address import Address
 from alignkit_plugins.people.collection import Collection, Exchange
-from alignkit_plugins.people.guard import Guard, Refused, json_body
-from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel
-from alignkit_plugins.people.messages import read
-from alignkit_plugins.people.records import check_annotator
+from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
+from alignkit_plugins.people.server import Address, Guard, Refused, json_body
 from alignkit_plugins.policies.policy import Answer, Policy, TooLong
 
 # Values of keys that ask for nothing, besides null. Any other one is refused: it would be ignored.

@@ -19,7 +19,7 @@ from alignkit.io.results import RESULTS, Results, damage_of, folders_of
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit_plugins.ai_feedback.remote import stored_replies_only
-from alignkit_plugins.people.waiting import NobodyAsked
+from alignkit_plugins.people.step import NobodyAsked
 from alignkit_plugins.report.changes import changes, shown
 from alignkit_plugins.report.history import json_lines, read_object
 

@@ -15,9 +15,9 @@ from alignkit.cli import main
 from alignkit.evaluation.statistics import shown
 from alignkit_plugins.krippendorff import krippendorff_alpha
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
-from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import labeled
 
 
 def store_of(folder: Path, *rows: tuple[Item, dict[str, Any]]) -> Store:
@@ -42,7 +42,7 @@ def facts(store: Store) -> dict[str, Any]:
     }
 
 
-def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
+def test_pairs_ask_which_one_is_better(tmp_path: Path) -> None:
     given = [("A", "better"), ("A", "slightly"), ("B", "unsure"), ("A", "better")]
     rows = [
         (pair(f"prompt {n}"), {"ann": side("A"), "bob": side(*label)})
@@ -50,17 +50,12 @@ def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
     ]
     with store_of(tmp_path, *rows) as store:
         found = facts(store)
-    which, much = found["pair: which is better"], found["pair: how much better"]
-    assert (which["same"]["mean"], much["same"]["mean"]) == (3 / 4, 2 / 4)
+    which = found["pair"]
+    assert which["same"]["mean"] == 3 / 4
     lots = [int(item.id, 16) % 2 for item, _ in rows]  # which response is 0 is drawn for each item
     assert set(lots) == {0, 1}
     sides = [[lot, lot ^ (n == 2)] for n, lot in enumerate(lots)]
     assert which["alpha"]["mean"] == pytest.approx(krippendorff_alpha(sides))
-    degrees = [[-3, -3], [-3, -2], [-3, 1], [-3, -3]]
-    degrees = [
-        unit if lot else [-value for value in unit] for lot, unit in zip(lots, degrees, strict=True)
-    ]
-    assert much["alpha"]["mean"] == pytest.approx(krippendorff_alpha(degrees, "ordinal"))
     assert which["people"]["ann"]["with_others"]["mean"] == 3 / 4
 
 
@@ -75,7 +70,7 @@ def test_data_with_the_better_response_first_show_agreement_beyond_chance(tmp_pa
         }
         rows.append((pair(f"prompt {n}", f"good {n}"), said))
     with store_of(tmp_path, *rows) as store:
-        found = facts(store)["pair: which is better"]
+        found = facts(store)["pair"]
     assert found["same"]["mean"] == 0.8 and found["alpha"]["mean"] == pytest.approx(0.6, abs=0.05)
 
 
@@ -84,7 +79,7 @@ def test_labels_are_compared_in_the_items_order(tmp_path: Path) -> None:
     with opened(tmp_path, item) as store:
         store.submit(event(item, side("A"), order=(1, 0)))
         store.submit(event(item, side("B"), who="bob", order=(0, 1)))
-        assert facts(store)["pair: which is better"]["same"]["mean"] == 1
+        assert facts(store)["pair"]["same"]["mean"] == 1
 
 
 def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
@@ -93,33 +88,28 @@ def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
     with store_of(
         tmp_path, (ranking(), given), (ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}})
     ) as store:
-        found = facts(store)["ranking: which of two is better"]
+        found = facts(store)["ranking"]
     # Without pairs that one of the two ties
     assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5)
     assert (found["items"], found["shared"], found["people"]["ann"]["items"]) == (1, 1, 1)
     assert found["alpha"]["low"] is None  # six comparisons, but one item
 
 
-def test_scores_are_a_question_per_criterion(tmp_path: Path) -> None:
+def test_scores_and_thumbs(tmp_path: Path) -> None:
+    """Of scores, the response with the better mean counts."""
     one, other = ({"helpful": helpful, "truthful": 4, "harmless": 6} for helpful in (7, 2))
-    given = {"ann": {"scores": [one, other]}, "bob": {"scores": [{**one, "helpful": 6}, other]}}
-    with store_of(tmp_path, (scores(), given)) as store:
-        found = facts(store)
-    assert (
-        found["scores: helpful"]["items"] == 1 and found["scores: helpful"]["same"]["mean"] == 1 / 2
-    )
-    assert found["scores: harmless"]["same"]["mean"] == 1
-
-
-def test_safety_bins_and_thumbs(tmp_path: Path) -> None:
-    safe = Item("safety", (turn("Harm?"),), ("no", "yes"))
+    given = {
+        "ann": {"scores": [one, other]},
+        "bob": {"scores": [other, one]},
+        "eve": {"scores": [one, one]},
+    }
     thumb = Item("thumb", (turn("Good?"),), ("yes",))
-    bins = {"ann": side("A", safety="both_safe"), "bob": side("A", safety="preferred_safe")}
     with store_of(
-        tmp_path, (safe, bins), (thumb, {"ann": {"good": True}, "bob": {"good": True}})
+        tmp_path, (scores(), given), (thumb, {"ann": {"good": True}, "bob": {"good": True}})
     ) as store:
         found = facts(store)
-    assert found["safety: which bin"]["same"]["mean"] == 0 and found["thumb"]["same"]["mean"] == 1
+    assert found["scores"]["same"]["mean"] == 0 and found["scores"]["shared"] == 1
+    assert found["thumb"]["same"]["mean"] == 1
 
 
 def test_gold_labels(tmp_path: Path) -> None:
@@ -128,24 +118,8 @@ def test_gold_labels(tmp_path: Path) -> None:
         (pair("b"), {"ann": side("B"), "bob": side("B")}),
     ]
     with store_of(tmp_path, *rows) as store:
-        found = facts(store)["pair: which is better"]
-    assert found["gold"]["mean"] == 1 / 2
+        found = facts(store)["pair"]
     assert [found["people"][who]["with_gold"]["mean"] for who in ("ann", "bob")] == [1, 0]
-
-
-def test_people_who_say_the_same_of_an_item_are_no_more_items(tmp_path: Path) -> None:
-    """Shares of right labels: three people who always agree are as sure as one."""
-    rows = []
-    for n in range(20):
-        item = pair(f"prompt {n}", gold={"better": int(n % 4 == 0)})
-        rows.append((item, {who: side("A") for who in ("ann", "bob", "eve")}))
-    with store_of(tmp_path, *rows) as store:
-        found = facts(store)["pair: which is better"]
-    alone = found["people"]["ann"]["with_gold"]
-    assert (found["gold"]["mean"], found["gold"]["n"]) == (0.75, 60)
-    assert found["gold"]["high"] - found["gold"]["low"] == pytest.approx(
-        alone["high"] - alone["low"], rel=0.05
-    )
 
 
 def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +136,7 @@ def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     )
     assert "how much better" not in said
     assert main(["labels", str(path), "--json"]) == 0
-    which, _ = json.loads(capfd.readouterr().out)["result"]["agreement"]
+    (which,) = json.loads(capfd.readouterr().out)["result"]["agreement"]
     assert which["same"]["mean"] == pytest.approx(8 / 12)
 
 

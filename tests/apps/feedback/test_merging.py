@@ -6,15 +6,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from stores import event, opened, pair, ranking
 
 from alignkit.errors import DataError
-from alignkit_plugins.people.effective_labels import labeled
-from alignkit_plugins.people.merging import Content, content_of, merge
+from alignkit_plugins.people.sharing import merge
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import labeled
 
 
 def two(folder: Path) -> tuple[Store, Store]:
@@ -40,8 +39,8 @@ def votes(store: Store) -> dict[str, dict[str, int]]:
 
 def test_items_are_united_and_all_labels_kept(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
-    done = merge(ann, content_of(bob))
-    assert (done.items, done.events, done.known) == (1, 2, 0)
+    done = merge(ann, bob)
+    assert (done["items"], done["events"]) == (1, 2)
     assert votes(ann) == {
         "one": {"ann": 0, "bob": 1},
         "two": {},
@@ -56,13 +55,12 @@ def test_items_are_united_and_all_labels_kept(tmp_path: Path) -> None:
 
 def test_merging_again_changes_nothing(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
-    merge(ann, content_of(bob))
-    before = content_of(ann)
-    again = merge(ann, content_of(bob))
-    assert (again.items, again.events, again.known) == (0, 0, 2)
-    assert content_of(ann) == before
-    merge(ann, before)
-    assert content_of(ann) == before
+    merge(ann, bob)
+    before = ann.items(), ann.events(), ann.guidelines()
+    for source in (bob, ann):
+        again = merge(ann, source)
+        assert (again["items"], again["events"]) == (0, 0)
+        assert (ann.items(), ann.events(), ann.guidelines()) == before
 
 
 def test_the_order_of_merging_does_not_matter(tmp_path: Path) -> None:
@@ -70,7 +68,7 @@ def test_the_order_of_merging_does_not_matter(tmp_path: Path) -> None:
     for name, order in (("x", (ann, bob)), ("y", (bob, ann))):
         with opened(tmp_path, name=f"{name}.feedback") as store:
             for other in order:
-                merge(store, content_of(other))
+                merge(store, other)
     with Store.open(tmp_path / "x.feedback") as x, Store.open(tmp_path / "y.feedback") as y:
         assert x.events() == y.events()
         assert votes(x) == votes(y)
@@ -78,11 +76,11 @@ def test_the_order_of_merging_does_not_matter(tmp_path: Path) -> None:
 
 def test_an_undo_of_another_store_counts(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
-    merge(bob, content_of(ann))
+    merge(bob, ann)
     last = ann.last("ann")
     assert last is not None
     ann.submit(event(pair("ann's"), {"of": last.uuid}, kind="undo"))
-    merge(bob, content_of(ann))
+    merge(bob, ann)
     assert votes(bob)["ann's"] == {}
 
 
@@ -95,11 +93,11 @@ def test_what_one_store_does_not_know_is_filled_in(tmp_path: Path) -> None:
         opened(tmp_path, plain, name="x.feedback") as x,
         opened(tmp_path, rich, name="y.feedback") as y,
     ):
-        assert merge(x, content_of(y)).gold == 0
+        assert merge(x, y)["gold"] == 0
         (stored,) = x.items()
-        assert (stored.item, stored.revision) == (rich, 2)
+        assert stored.item == rich
         y.ask([replace(rich, gold={"better": 0})], "")
-        assert merge(x, content_of(y)).gold == 1
+        assert merge(x, y)["gold"] == 1
         assert x.items()[0].item.gold == {"better": 1}
 
 
@@ -110,7 +108,7 @@ def test_contradictions_are_named_and_nothing_is_written(tmp_path: Path) -> None
     with pytest.raises(
         DataError, match=r"bob.feedback does not fit .*CC0-1.0 and MIT.*Nothing was merged"
     ):
-        merge(ann, content_of(bob), "bob.feedback")
+        merge(ann, bob)
     assert len(ann.events()) == 2
 
 
@@ -119,14 +117,7 @@ def test_an_event_that_says_two_things_is_named(tmp_path: Path) -> None:
     first = bob.events()[0]
     ann.submit(event(pair("one"), who="eve", uuid=first.uuid))
     with pytest.raises(DataError, match=f"event {first.uuid} says two things"):
-        merge(ann, content_of(bob))
-
-
-def test_an_event_without_its_item_is_refused(tmp_path: Path) -> None:
-    ann, bob = two(tmp_path)
-    lost: Any = Content([], content_of(bob).events)
-    with pytest.raises(DataError, match="about an item that is not there"):
-        merge(ann, lost)
+        merge(ann, bob)
 
 
 def test_a_retired_item_stays_retired(tmp_path: Path) -> None:
@@ -136,11 +127,5 @@ def test_a_retired_item_stays_retired(tmp_path: Path) -> None:
         opened(tmp_path, old, name="y.feedback") as y,
     ):
         y.ask([], "a.jsonl")
-        merge(x, content_of(y))
+        merge(x, y)
         assert [stored.retired for stored in x.items()] == [True]
-
-
-def test_a_store_that_may_only_be_read_is_merged(tmp_path: Path) -> None:
-    ann, bob = two(tmp_path)
-    with Store.open(bob.path, write=False) as store:
-        assert merge(ann, content_of(store)).events == 2

@@ -8,11 +8,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from alignkit import BadRow, DataError
+from alignkit import BadRow
 from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.registry import Component
-from alignkit_plugins.people.feedback.format import Feedback
-from alignkit_plugins.people.reliability import chosen_rows
+from alignkit_plugins.people.format import Feedback
 from alignkit_plugins.report.data_card import describe
 from tests.stores import event, opened, pair
 
@@ -36,61 +35,47 @@ def row(
     return number, {"feedback": 1, "item": item, "votes": votes, **more}
 
 
-def chosen(
-    rows: list[Any], annotators: list[str] | None = None, min_gold: float | None = None
-) -> tuple[dict[int, set[str]], str]:
+def chosen(rows: list[Any], least: float) -> tuple[dict[int, set[str]], str]:
     """The people whose votes are left, by row, and the notes."""
-    found, notes = chosen_rows(rows, annotators, min_gold, lambda row: True)
-    return {n: {vote["annotator"] for vote in one["votes"]} for n, one in found}, "\n".join(notes)
+    feedback = Feedback(Feedback.Options(min_gold=least))
+    found = {
+        n: {vote["annotator"] for vote in one["votes"]} for n, one in feedback.rows(iter(rows))
+    }
+    return found, "\n".join(feedback.notes)
 
 
 def test_gold_items_decide_who_is_left_out() -> None:
     gold = [row(n, final=0, gold=True, ada=0, bob=int(n < 3), dan=0) for n in range(9)]
-    # One adjudicated, which is no gold
+    # One of them is adjudicated, which is no gold.
     gold += [row(9, final=0, gold=True, ada=1, eve=1), row(10, final=0, bob=1)]
     rest = [row(20, ada=0, bob=1, eve=0), row(21, bob=1)]
-    votes, notes = chosen([*gold, *rest], min_gold=0.8)
+    votes, notes = chosen([*gold, *rest], 0.8)
     assert votes[20] == {"ada", "eve"} and 21 not in votes  # ada: 9 of 10; bob: 6 of 9
     assert "left out, gold below 80%: bob 6 of 9" in notes
     assert "kept, under 5 gold items: eve 0 of 1" in notes
     assert votes[0] == {"ada", "dan"} and votes[10] == set()  # what is settled stays
-    assert chosen([*gold, *rest], min_gold=0.6)[0][21] == {"bob"}
-
-
-def test_only_the_people_asked_for_are_read() -> None:
-    votes, notes = chosen([row(0, ada=0, bob=1), row(1, bob=1)], annotators=["ada"])
-    assert votes == {0: {"ada"}} and not notes
+    assert chosen([*gold, *rest], 0.6)[0][21] == {"bob"}
 
 
 @pytest.mark.parametrize(
-    ("whose", "said", "fault"),
+    ("gold", "fault"),
     [
-        (
-            {"annotators": ["adda"]},
-            {"ada": 0},
-            "nobody called 'adda' labeled anything here; did you mean 'ada'",
-        ),
-        ({"annotators": ["zoe"]}, {"ada": 0, "bob": 0}, "annotators: ada, bob"),
-        ({"min_gold": 0.8}, {"ada": 0}, "'min_gold' needs gold items .* --gold FILE"),
+        ({}, "'min_gold' needs gold items .* --gold FILE"),
+        ({"final": 0, "gold": True}, "leaves nobody; gold items right: ada 0 of 5"),
     ],
 )
-def test_options_that_do_not_suit_the_labels(whose: Any, said: Any, fault: str) -> None:
+def test_options_that_do_not_suit_the_labels(gold: Any, fault: str) -> None:
     with pytest.raises(BadRow, match=fault):
-        chosen([row(0, **said)], **whose)
-
-
-def test_min_gold_that_leaves_nobody_is_an_error() -> None:
-    with pytest.raises(BadRow, match="leaves nobody; gold items right: ada 0 of 5"):
-        chosen([row(n, final=0, gold=True, ada=1) for n in range(5)], min_gold=0.5)
+        chosen([row(n, ada=1, **gold) for n in range(5)], 0.5)
 
 
 def test_rows_that_cannot_be_read_are_left_to_the_format() -> None:
-    damaged = [
-        (5, BadRow("no JSON")),
-        (6, {"feedback": 1, "item": {"task": "ranking"}, "votes": [{"label": {}}]}),
-    ]
-    found, _ = chosen_rows([*damaged, row(0, ada=0)], ["ada"], None, lambda row: True)
-    assert found[:2] == damaged
+    item = {"task": "ranking"}
+    damaged = [(5, BadRow("no JSON")), (6, {"feedback": 1, "item": item, "votes": [{"label": {}}]})]
+    gold = [row(n, final=0, gold=True, ada=0) for n in range(5)]
+    assert (
+        list(Feedback(Feedback.Options(min_gold=0.5)).rows(iter([*damaged, *gold])))[:2] == damaged
+    )
 
 
 def source(path: Path, **options: Any) -> Any:
@@ -122,8 +107,3 @@ def test_a_run_says_who_was_left_out(tmp_path: Path) -> None:
     note = "left out, gold below 80%: bob 0 of 5"
     assert list(loaded.sources[0].notes) == [note]
     assert f"read {path}: {note}" in describe(loaded)
-    (tied,) = source(path).sources[0].notes
-    assert tied == "pairs with as many votes on both sides, to adjudicate on the page: 1"
-    assert not source(path, votes="each").sources[0].notes
-    with pytest.raises(DataError, match=r"labels\.feedback: 'annotators': nobody called 'adam'"):
-        source(path, annotators=["adam"])

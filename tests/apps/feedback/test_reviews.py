@@ -12,16 +12,12 @@ from stores import event, opened, pair, review, reviewed
 
 from alignkit.data.group import Group, Response
 from alignkit.errors import BadRow
-from alignkit.report import Report
 from alignkit_plugins.people.agreement import agreement
-from alignkit_plugins.people.asking import items_of
-from alignkit_plugins.people.effective_labels import disputes, labeled
-from alignkit_plugins.people.feedback.format import Feedback, FeedbackOptions
-from alignkit_plugins.people.guidelines import Guidelines
-from alignkit_plugins.people.label_api import in_words
-from alignkit_plugins.people.labels import FLAGS, BadLabel, agrees, canonical, displayed
-from alignkit_plugins.people.overview import blocks, overview
-from alignkit_plugins.people.rows import store_rows
+from alignkit_plugins.people.format import Feedback, FeedbackOptions
+from alignkit_plugins.people.items import items_of
+from alignkit_plugins.people.label_api import guidelines_now, in_words
+from alignkit_plugins.people.labels import BadLabel, agrees, canonical, displayed
+from alignkit_plugins.people.votes import disputes, labeled, store_rows
 
 SHOWN = reviewed([2, 1, 2], [3, 7, 4], ["harmful", "invented"])
 
@@ -36,27 +32,24 @@ def test_a_label_in_the_items_own_order() -> None:
     label = canonical(SHOWN, order)
     assert label == reviewed([1, 2, 2], [7, 4, 3], [], [], ["invented", "harmful"])
     assert canonical(displayed(label, order), order) == label
-    assert (
-        in_words(label)
-        == "A > B = C; A: overall 7; B: overall 4; C: overall 3; C: invents facts, harmful"
-    )
+    assert in_words(label).startswith("ranks: A 1, B 2, C 2; scores: A ")
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    "change",
     [
-        ({"ranks": [2, 2, 2]}, "'ranks' must be 3 numbers"),
-        ({"scores": [{"overall": 8}] * 3}, "rate overall, each from 1 to 7"),
-        ({"scores": [{"helpful": 5}] * 3}, "rate overall"),
-        ({"flags": [[], []]}, "'flags' must have 3 lists"),
-        ({"flags": [["harmful", "harmful"], [], []]}, "each flag once"),
-        ({"flags": [["rude"], [], []]}, "'flags.0.0'"),
-        ({"flags": None}, "'flags'"),
+        {"ranks": [2, 2, 2]},
+        {"scores": [{"overall": 8}] * 3},
+        {"scores": [{"helpful": 5}] * 3},
+        {"flags": [[], []]},
+        {"flags": [["harmful", "harmful"], [], []]},
+        {"flags": [["rude"], [], []]},
+        {"flags": None},
     ],
 )
-def test_a_label_that_is_none(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
+def test_a_label_that_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
     item = review()
-    with opened(tmp_path, item) as store, pytest.raises(BadLabel, match=fault):
+    with opened(tmp_path, item) as store, pytest.raises(BadLabel, match="the label of a review"):
         store.submit(event(item, {**SHOWN, **change}))
 
 
@@ -86,7 +79,7 @@ def test_ranks_are_learned_and_the_rest_are_columns(tmp_path: Path) -> None:
         assert len(read(store.path, votes="each").pairs) == 5
         assert not disputes(store)  # a tie contradicts nobody
         (question,) = agreement(labeled(store))
-        assert question["question"] == "review: which of two is better"
+        assert question["question"] == "review"
         store.submit(event(item, reviewed([1, 2, 3], [1, 1, 1]), who="cid"))
         assert [entry.stored.item.id for entry in disputes(store)] == [item.id]
         store.submit(event(item, reviewed([1, 2, 3], [6, 5, 4]), who="ann", kind="adjudicate"))
@@ -96,32 +89,13 @@ def test_ranks_are_learned_and_the_rest_are_columns(tmp_path: Path) -> None:
         ] == [6, 5, 4]
 
 
-def test_the_share_of_appropriate_answers_is_shown_by_writer(tmp_path: Path) -> None:
-    """One of sft's two answers has no flag, and both of align's."""
-    first, second = (review(text, 2, origins=("sft", "align")) for text in ("one", "two"))
-    with opened(tmp_path, first, second) as store:
-        assert not overview(store)["reviewed"]
-        store.submit(event(first, reviewed([2, 1], [3, 7], ["harmful", "invented"])))
-        store.submit(event(second, reviewed([1, 2], [3, 7])))
-        facts = overview(store)
-    found = {
-        name: (row["answers"], row["appropriate"]["mean"])
-        for name, row in facts["reviewed"].items()
-    }
-    assert found == {"sft": (2, 0.5), "align": (2, 1.0)}
-    shares = {"off_task": 0.0, "invented": 0.5, "harmful": 0.5, "unsuited": 0.0}
-    assert {flag: facts["reviewed"]["sft"][flag] for flag in FLAGS} == shares
-    text = Report(blocks(facts)).text()
-    assert "Reviewed answers" in text and "50% [" in text
-
-
 def test_gold_items_need_ranks_only(tmp_path: Path) -> None:
     answers = [Response(text=text, rank=rank) for rank, text in enumerate(("good", "fair", "poor"))]
     group = Group(review().prompt, tuple(answers))
     (gold,) = items_of([group], "review", gold=True)
     assert gold.gold == {"ranks": [1, 2, 3]} and gold.criteria == ("overall",)
-    assert agrees("review", reviewed([1, 1, 2], [1, 1, 1]), gold.gold)
-    assert not agrees("review", reviewed([2, 1, 3], [7, 4, 1]), gold.gold)
+    assert agrees(reviewed([1, 1, 2], [1, 1, 1]), gold.gold)
+    assert not agrees(reviewed([2, 1, 3], [7, 4, 1]), gold.gold)
     with opened(tmp_path, gold) as store:
         store.submit(event(gold, reviewed([2, 1, 3], [7, 4, 1])))
         assert [answer.rank for answer in read(store.path).responses] == [1.0, 2.0, 3.0]
@@ -131,6 +105,6 @@ def test_gold_items_need_ranks_only(tmp_path: Path) -> None:
 
 def test_the_default_guidelines_are_those_of_the_task(tmp_path: Path) -> None:
     with opened(tmp_path, pair("one")) as store:
-        assert Guidelines(store).current()[1].startswith("# How to label")
+        assert guidelines_now(store)[1].startswith("# How to label")
         store.ask([review()], "later")
-        assert Guidelines(store).current()[1].startswith("# How to review")
+        assert guidelines_now(store)[1].startswith("# How to review")

@@ -16,8 +16,8 @@ from alignkit.data.group import Pair
 from alignkit.data.sources import DataSource, DataSpec, content_digest, load
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
-from alignkit_plugins.people.rows import store_rows
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import store_rows
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 
@@ -54,7 +54,7 @@ def test_rows_do_not_show_what_only_the_store_needs(tmp_path: Path) -> None:
         store.submit(event(item, who="ann", seconds=3))
     ((number, row),) = store_rows(tmp_path / "labels.feedback")
     assert number == 1 and "priority" not in json.dumps(row)
-    assert row["item"]["origins"] == ["sft", None] and row["item"]["batch"] == "round 1"
+    assert row["item"]["origins"] == ("sft", None) and row["item"]["batch"] == "round 1"
     assert row["votes"][0]["label"] == {"better": 0, "margin": "better"} and "final" not in row
 
 
@@ -68,7 +68,7 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
             known.append(content_digest(path))
             return known[-1] != known[-2]
 
-        label = store.submit(event(item)).event
+        label = store.submit(event(item))
         assert changes()  # though it is only in the log next to the file
         store.submit(event(other, {"reason": "unclear"}, kind="skip"))
         assert not changes()

@@ -12,12 +12,12 @@ import pytest
 from stores import event, pair, turn
 
 from alignkit.errors import BadRow, DataError, OutOfResource, StageWaits, message_of
+from alignkit_plugins.people import store as stores
 from alignkit_plugins.people.assignment import next_item
-from alignkit_plugins.people.database import VERSION, connected
-from alignkit_plugins.people.effective_labels import Labeled, labeled
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.waiting import labels_of
+from alignkit_plugins.people.step import labels_of
+from alignkit_plugins.people.store import VERSION, Store
+from alignkit_plugins.people.votes import Labeled, labeled
 
 THREE = [pair(f"question {index}") for index in range(3)]
 
@@ -79,7 +79,7 @@ def test_asking_again_adds_nothing(tmp_path: Path) -> None:
     missing(tmp_path)
     missing(tmp_path, [*THREE, THREE[0]])
     with Store.open(tmp_path / "labels.feedback") as store:
-        assert [(stored.revision, stored.retired) for stored in store.items()] == [(1, False)] * 3
+        assert [stored.retired for stored in store.items()] == [False] * 3
 
 
 def test_each_item_needs_labels_of_different_people(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_the_store_knows_of_an_item_stays(tmp_path: Path) -> None:
 
 
 def test_an_item_that_nobody_could_label_is_not_added(tmp_path: Path) -> None:
-    with pytest.raises(BadRow, match="a pair has 2 responses, not 1"):
+    with pytest.raises(BadRow, match="a pair has 2 to 2 responses, not 1"):
         asked(tmp_path, [*THREE, Item("pair", (turn("Hi"),), ("one",))])
     assert not (tmp_path / "labels.feedback").exists()
 
@@ -241,13 +241,15 @@ def test_a_store_that_cannot_be_written_is_named(
 ) -> None:
     missing(tmp_path)
 
-    def protected(path: Path, *, write: bool = True) -> sqlite3.Connection:
-        connection = connected(path, write=write)
-        # As a file that is write-protected; root may write every file
-        connection.execute("PRAGMA query_only = ON")
+    def protected(path: Path, mode: str) -> sqlite3.Connection:
+        connection = raw(path, mode)
+        connection.execute(
+            "PRAGMA query_only = ON"
+        )  # as a file that is protected; root may write all
         return connection
 
-    monkeypatch.setattr("alignkit_plugins.people.store.connected", protected)
+    raw = stores._raw
+    monkeypatch.setattr(stores, "_raw", protected)
     with pytest.raises(
         OutOfResource, match=r"labels\.feedback: cannot use the store: attempt to write a readonly"
     ):

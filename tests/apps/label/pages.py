@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit_plugins.people.guidelines import Guidelines
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi
 from alignkit_plugins.people.store import Store
@@ -58,7 +57,7 @@ class Page:
     def event(
         self, item: dict[str, Any], payload: Any, kind: str = "label", **more: Any
     ) -> dict[str, Any]:
-        names = {name: item[name] for name in ("revision", "shown")}
+        names = {name: item[name] for name in ("shown",)}
         known = {
             "uuid": str(uuid.uuid4()),
             "kind": kind,
@@ -77,11 +76,12 @@ def application(
     **more: Any,
 ) -> tuple[Any, Any]:
     """The application, and its sessions. more: of these."""
-    from alignkit_plugins.people.guard import Sessions
-    from alignkit_plugins.people.label_app import make_app
+    from alignkit_plugins.people.site import Sessions, make_app
 
     sessions = Sessions(list(annotators), **more)
-    return make_app(LabelApi(store, Guidelines(store, guidelines), qualify), sessions), sessions
+    if guidelines is not None:
+        store.add_guidelines(guidelines.read_text(encoding="utf-8"))
+    return make_app(LabelApi(store, qualify), sessions), sessions
 
 
 def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("markdown_it")
 
-from alignkit_plugins.people.formatted import LONGEST, formatted
-from alignkit_plugins.people.messages import visible
+from alignkit_plugins.people.texts import LONGEST, formatted, visible
 from tests.apps.label.injections import INJECTIONS
 
 TAGS = {

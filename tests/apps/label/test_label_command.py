@@ -17,11 +17,12 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import DataError, RecipeError
-from alignkit_plugins.people import hosting
-from alignkit_plugins.people.asking import items_of
-from alignkit_plugins.people.guidelines import Guidelines, rendered
-from alignkit_plugins.people.label_start import _greet, file_groups, prepared, said_last
+from alignkit_plugins.people import server
+from alignkit_plugins.people.command import greet, groups_of, invited, prepared, remember, said_last
+from alignkit_plugins.people.items import items_of
+from alignkit_plugins.people.label_api import guidelines_now, rendered
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import attributes
 from tests.patience import PATIENCE
 from tests.stores import event
 
@@ -74,11 +75,6 @@ def test_answers_that_nobody_compared_are_pairs_and_rankings(tmp_path: Path, nam
             ("Hello!", "What?"),
         )
     many = write(tmp_path / "b.jsonl", {"prompt": "Hi", "answers": ["a", "b", "c"]})
-    with pytest.raises(
-        RecipeError, match="see nothing of the texts in column 'answers'"
-    ) as refused:
-        prepared(str(many), tmp_path / "b.feedback")
-    assert f"alignkit label '{{unlabeled: {many}}}'" in str(refused.value)
     for data, task in ((f"{{unlabeled: {many}}}", None), (str(many), "demonstration")):
         with prepared(data, tmp_path / f"{task}.feedback", task) as store:
             assert [stored.item.task for stored in store.items()] == [task or "ranking"]
@@ -102,13 +98,13 @@ def test_gold_rows(tmp_path: Path) -> None:
         tmp_path / "bare.jsonl", {"prompt": "Hi", "responses": ["a", "b"], "ranks": [1, 1]}
     )
     with pytest.raises(DataError, match=r"bare\.jsonl:1.*states no label"):
-        items_of(file_groups(bare), gold=True)
+        items_of(groups_of(str(bare))[0], gold=True)
     ranked = write(
         tmp_path / "r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}
     )
     thumbs = write(tmp_path / "t.jsonl", {"prompt": "Hi", "completion": "a", "label": True})
-    assert items_of(file_groups(ranked), gold=True)[0].gold == {"ranks": [2, 1, 2]}
-    assert items_of(file_groups(thumbs), "thumb", gold=True)[0].gold == {"good": True}
+    assert items_of(groups_of(str(ranked))[0], gold=True)[0].gold == {"ranks": [2, 1, 2]}
+    assert items_of(groups_of(str(thumbs))[0], "thumb", gold=True)[0].gold == {"good": True}
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -136,9 +132,8 @@ def test_what_is_refused(
         (["a.yaml"], 2, ["a recipe is no data to label", "`step: people`"]),
         ([str(many)], 4, ["many.jsonl:1", "a ranking has 2 to 9 responses, not 40"]),
         ([str(pairs), "--task", "pairs"], 2, ["unknown task 'pairs'", "did you mean 'pair'?"]),
-        ([str(pairs), "--task", "thumb"], 4, ["a thumb has 1 response, not 2"]),
+        ([str(pairs), "--task", "thumb"], 4, ["a thumb has 1 to 1 responses, not 2"]),
         ([str(long)], 4, ["long.jsonl:1", "nobody can read"]),
-        ([str(pairs), "--store", "labels.db"], 2, ["must end in .feedback"]),
         ([str(pairs), "--overlap", "0"], 2, ["--overlap"]),
         (
             [str(pairs), "--qualify", "2"],
@@ -163,7 +158,7 @@ def test_what_is_refused(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        monkeypatch.setattr(hosting, "PORT", int(port))
+        monkeypatch.setattr(server, "PORT", int(port))
         # A proxy would not see which other one it is
         for words in (["--port", port], ["--host", "https://a.example"]):
             found, text = fails(capsys, str(pairs), *words)
@@ -173,12 +168,24 @@ def test_what_is_refused(
 def test_what_it_says_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "a.jsonl", PAIR)
     with prepared(str(file), tmp_path / "a.feedback", overlap=3) as store:
-        _greet(store, 1)
+        greet(store, 1)
         alone = capsys.readouterr().err
-        _greet(store, 3)
+        greet(store, 3)
         three = capsys.readouterr().err
-    assert "1 item to label" in alone and "labels by 3 people, but only 1 can label" in alone
-    assert "add 2 more --annotator" in alone and "warning" not in three
+    assert "items to label: 1" in alone and "labels by 3 people, but only 1 can label" in alone
+    assert "name 2 more with --annotator" in alone and "warning" not in three
+
+
+def test_invitations_say_who_people_are(tmp_path: Path) -> None:
+    """Attributes are stored once, and again only if they change."""
+    people = invited(["ada, degree=PhD, field=law", "bob"])
+    assert people == {"ada": {"degree": "PhD", "field": "law"}, "bob": {}}
+    with Store.open(tmp_path / "a.feedback", new=True) as store:
+        for those in (people, people, {"ada": {"degree": "MSc"}}):
+            remember(store, those)
+        assert attributes(store) == {"ada": {"degree": "MSc"}} and len(store.events()) == 2
+    with pytest.raises(RecipeError, match="'PhD' is no attribute"):
+        invited(["ada, PhD, degree="])
 
 
 def test_without_the_packages_it_says_what_to_install(
@@ -196,39 +203,25 @@ def test_without_the_packages_it_says_what_to_install(
 
 
 def test_what_it_says_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels of plain files are for a recipe; those in a run's folder are for that run."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
     write(tmp_path / "a.jsonl", prompt(1), prompt(2))
     with prepared("a.jsonl", Path("run/a.feedback")) as store:
-        assert said_last(store) == "no labels yet; they will be in run/a.feedback"
+        assert said_last(store).startswith("labels in run/a.feedback: 0; ")
         store.submit(event(store.items()[0].item))
-        assert (
-            said_last(store)
-            == "1 label is in run/a.feedback; train on it with `data: run/a.feedback`"
-        )
-        store.submit(event(store.items()[1].item))
-        (tmp_path / "run" / "recipe.resolved.yaml").touch()
-        continues = "2 labels are in run/a.feedback; `alignkit run` with the same recipe continues"
-        assert said_last(store) == continues
         store.submit(event(store.items()[0].item, {"note": "cut off"}, who="bob", kind="flag"))
         told, waits = said_last(store).split("\n")
-        assert told == continues and waits.startswith("1 item is disputed or flagged; ")
+        assert told.endswith("`data: run/a.feedback`") and waits.startswith(
+            "disputed or flagged: 1; "
+        )
         assert waits.endswith("alignkit label run/a.feedback --annotator NAME")
 
 
 def test_guidelines(tmp_path: Path) -> None:
-    file = tmp_path / "guide.md"
-    file.write_text("one", encoding="utf-8")
     with Store.open(tmp_path / "a.feedback", new=True) as store:
-        guide = Guidelines(store, file)
-        first = guide.current()
-        file.write_text("two, longer", encoding="utf-8")
-        second = guide.current()
-        file.unlink()
-        assert guide.current() == second  # people at work keep the last version
-        assert store.guidelines() == [first, second] and second[1] == "two, longer"
-        assert Guidelines(store).current() == second  # without a file, the store's own
+        assert guidelines_now(store)[1].startswith("# How to label")
+        for text in ("one", "two, longer"):
+            store.add_guidelines(text)
+        assert guidelines_now(store)[1] == "two, longer"
     assert rendered("a | b\n--|--\n<b>1</b> | ![x](y)").count("<img") == 0
 
 
@@ -258,6 +251,6 @@ def test_the_server_ends(
         finally:
             server.kill()
     if sign is signal.SIGINT:
-        assert server.returncode == 0 and "no labels yet; they will be in a.feedback\n" in text
+        assert server.returncode == 0 and "labels in a.feedback: 0; " in text
     with prepared("a.feedback", None) as store:
         assert len(store.items()) == 3

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
-from alignkit_plugins.people.address import address_of
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.messages import visible
+from alignkit_plugins.people.server import address_of
+from alignkit_plugins.people.texts import visible
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import SECRET, Page, application, filled, opened, pairs
 from tests.stores import pair, turn

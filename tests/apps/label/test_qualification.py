@@ -14,7 +14,7 @@ pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
 from alignkit_plugins.people.assignment import Qualification, qualification
-from alignkit_plugins.people.label_start import prepared
+from alignkit_plugins.people.command import prepared
 from alignkit_plugins.people.store import Store
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 

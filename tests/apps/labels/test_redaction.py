@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit_plugins.people.items import listed
-from alignkit_plugins.people.redaction import redact
+from alignkit_plugins.people.sharing import mapped, redact
 
 
 @pytest.mark.parametrize(
@@ -57,4 +56,4 @@ def test_long_texts_are_quick() -> None:
 
 def test_texts_at_any_depth() -> None:
     value = {"to": ["a@b.example", {"x": "a@b.example", "n": 3}], "none": None}
-    assert listed(value, redact) == {"to": ["[e-mail]", {"x": "[e-mail]", "n": 3}], "none": None}
+    assert mapped(value, redact) == {"to": ["[e-mail]", {"x": "[e-mail]", "n": 3}], "none": None}

@@ -5,6 +5,7 @@ store again.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,11 +14,13 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
+from alignkit.data.group import Pair
 from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.plugins import plugins
-from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people import sharing
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import labeled
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 FREE = {"license": "CC0-1.0"}
@@ -73,11 +76,12 @@ def test_only_what_may_be_shared(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "left out: items whose author has not agreed to share them: 1" in said
     assert "left out: events of people who have not agreed to share them: 1" in said
     assert "people: 1; texts in which something was redacted: 2" in said
-    assert len(rows(out, "items.jsonl")) == 6
-    everything = "".join(path.read_text(encoding="utf-8") for path in out.iterdir())
-    for secret in ("ann", "bob", "Bob", "mail.example", "1234567", "no license"):
-        assert secret not in everything.replace("annotators", "").replace("annotator", "")
-    assert all(row["license"] == "CC0-1.0" for row in rows(out, "items.jsonl"))
+    everything = b"".join(path.read_bytes() for path in out.iterdir()).replace(b"annotator", b"")
+    for secret in (b"ann", b"bob", b"Bob", b"mail.example", b"1234567", b"no license", b"boss"):
+        assert secret not in everything
+    assert [row["item"]["license"] for row in rows(out, "labels.jsonl")] == ["CC0-1.0"] * 6
+    with Store.open(out / "labels.feedback") as shared:
+        assert len(shared.items()) == 6 and len({event.annotator for event in shared.events()}) == 1
 
 
 def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
@@ -90,13 +94,13 @@ def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
         for stored in store.items():
             store.submit(event(stored.item))
     out = exported(tmp_path, store.path)
-    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "2"]
+    assert [row["item"]["batch"] for row in rows(out, "labels.jsonl")] == ["labels", "2"]
 
 
 def test_a_license_for_items_that_state_none(tmp_path: Path) -> None:
     path, out = made(tmp_path), tmp_path / "out"
     assert main(["labels", "export", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
-    licenses = [row["license"] for row in rows(out, "items.jsonl")]
+    licenses = [row["item"]["license"] for row in rows(out, "labels.jsonl")]
     assert licenses == ["CC0-1.0"] * 6 + ["CC-BY-4.0"]
 
 
@@ -105,7 +109,8 @@ def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
         store.submit(event(None, {"granted": True}, kind="consent", who="carl"))
         store.submit(event(pair("no license"), who="carl"))
         path = store.path
-    assert len({row["annotator"] for row in rows(exported(tmp_path, path), "events.jsonl")}) == 1
+    with Store.open(exported(tmp_path, path) / "labels.feedback") as shared:
+        assert len({event.annotator for event in shared.events()}) == 1
 
 
 def test_other_layouts_are_made_by_convert(tmp_path: Path) -> None:
@@ -150,15 +155,20 @@ def test_labels_are_read_as_the_store_is(tmp_path: Path) -> None:
 def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
     first = exported(tmp_path, made(tmp_path))
     again = tmp_path / "again.feedback"
-    assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
-    assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
+    for _ in range(2):
+        assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
     second = exported(tmp_path, again, "second")
-    assert sorted(path.name for path in first.iterdir()) == sorted(
-        path.name for path in second.iterdir()
-    )
-    for path in first.iterdir():
-        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
-    assert exported(tmp_path, again, "second") == second  # an earlier export is replaced
+    for name in ("labels.jsonl", "README.md"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    with (
+        Store.open(first / "labels.feedback") as one,
+        Store.open(second / "labels.feedback") as two,
+    ):
+        assert (one.items(), one.events(), one.guidelines()) == (
+            two.items(),
+            two.events(),
+            two.guidelines(),
+        )
 
 
 def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -168,8 +178,7 @@ def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
     said = capfd.readouterr().err
     assert (
-        "nothing may be exported: left out: " in said
-        and "left out: items without a license" in said
+        "nothing may be exported: people: 0" in said and "left out: items without a license" in said
     )
     assert "--license NAME" in said
     assert not (tmp_path / "out").exists()
@@ -182,52 +191,26 @@ def test_a_folder_with_something_else_is_not_replaced(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert main(["labels", "export", str(path), "--out", str(tmp_path / "mine")]) == 4
-    assert "exists and is no earlier export" in capfd.readouterr().err
+    assert "there is such a folder; name a new one" in capfd.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
 
-def test_an_export_of_another_store_is_not_replaced(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_export_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What strangers send is checked like what the page sends, and nothing of it is kept."""
     out = exported(tmp_path, made(tmp_path))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    (tmp_path / "other").mkdir()
-    assert main(["labels", "export", str(made(tmp_path / "other")), "--out", str(out)]) == 4
-    assert "is an export of another store: 7 of its events are not in" in capfd.readouterr().err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "fault"),
-    [
-        (
-            "items.jsonl",
-            {"responses": ["Hello!", "Changed."]},
-            "items.jsonl:1: the item's content was changed",
-        ),
-        ("items.jsonl", {"task": "pairs"}, "items.jsonl:1: unknown task 'pairs'"),
-        ("events.jsonl", {"kind": "lable"}, "events.jsonl:1: unknown kind of event"),
-        ("events.jsonl", {"created": "yesterday"}, "created must be a time"),
-        ("events.jsonl", {"item": "0" * 32}, "about an item that is not there"),
-        ("events.jsonl", {"more": 1}, "not as an export writes it"),
-    ],
-)
-def test_a_damaged_export_is_named(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str, change: Any, fault: str
-) -> None:
-    out = exported(tmp_path, made(tmp_path))
-    first, *others = rows(out, file)
-    lines = [json.dumps({**first, **change}), *map(json.dumps, others)]
-    (out / file).write_text("\n".join(lines) + "\n")
+    with Store.open(out / "labels.feedback") as shared, shared.transaction():
+        bad = event(shared.items()[0].item, {"side": "C", "margin": "better"}, created="2026")
+        shared.append(bad)
     assert main(["labels", "merge", str(out), "--into", str(tmp_path / "new.feedback")]) == 4
-    assert fault in capfd.readouterr().err
-    assert not (tmp_path / "new.feedback").exists()
+    assert "the label of a pair: 'side'" in capfd.readouterr().err
+    with Store.open(tmp_path / "new.feedback") as new:
+        assert new.items() == [] and new.events() == []
 
 
 def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path)
     assert main(["labels", "merge", str(path), "--into", str(tmp_path / "all.feedback")]) == 0
-    assert "8 new items, 10 new events, 0 known ones" in capfd.readouterr().out
+    assert "8 new items, 10 new events" in capfd.readouterr().out
     assert main(["labels", "merge", str(path), "--into", str(path)]) == 4
     assert "cannot be merged into itself" in capfd.readouterr().err
     assert main(["labels", str(tmp_path / "all.feedback")]) == 0
@@ -236,23 +219,16 @@ def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert main(["labels", str(path), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
     assert facts["tasks"]["pair"] == {
-        "items": 3, "labels": 4, "read by recipes": 3, "without label": 0, "disputed": 1, "flagged": 0, "gold": 0,
-        "retired": 0,
+        "items": 3, "labels": 4, "read by recipes": 3, "disputed or flagged": 1, "gold": 0,
     }  # fmt: skip
-    assert facts["people"]["ann"] == {
-        "labels": 8,
-        "skips": 0,
-        "undone": 0,
-        "median seconds": 2.5,
-        "shares": True,
-    }
+    assert facts["people"]["ann"] == {"labels": 8, "label": 0, "consent": 0, "shares": True}
     assert main(["labels", str(tmp_path / "missing.feedback")]) == 4
 
 
 def test_an_empty_store_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with opened(tmp_path) as store:
         assert main(["labels", str(store.path)]) == 0
-    assert "no items" in capfd.readouterr().out
+    assert "licenses of items: -" in capfd.readouterr().out
 
 
 # Exports that come back
@@ -346,3 +322,81 @@ def test_merging_keeps_what_the_other_store_says_of_an_item(
     opened(tmp_path, other, name="other.feedback").close()
     into[2] = str(tmp_path / "other.feedback")
     assert main(into) == 0 and "1 gold labels differ" in capsys.readouterr().out
+
+
+# A pool on the hub
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set of the hub, for which a folder stands."""
+    there = tmp_path / "hub"
+    there.mkdir()
+
+    class Api:
+        endpoint = "https://hub.example"
+
+        def file_exists(self, repo: str, name: str, repo_type: str) -> bool:
+            assert (repo, repo_type) == ("lab/labels", "dataset")
+            return (there / name).exists()
+
+        def hf_hub_download(self, repo: str, name: str, repo_type: str) -> str:
+            return str(there / name)
+
+    def push(folder: Path, repo: str, kind: str) -> str:
+        shutil.copytree(folder, there, dirs_exist_ok=True)
+        return f"https://hub.example/{repo}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr(sharing, "check_target", lambda repo, kind: repo)
+    monkeypatch.setattr(sharing, "upload", push)
+    return there
+
+
+def test_several_places_share_a_pool(
+    tmp_path: Path, pool: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe reads it as a data set; who takes the consent back is gone from it; thanks are as they wish."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    shared = pair("one", license="MIT", origins=("sft", "base"), meta={"n": 1})
+    talk = (
+        {"role": "assistant", "content": "Hm."},
+        turn("?"),
+        {"role": "assistant", "content": "Yes."},
+    )
+    more = Item("thumb", (turn("Good?"),), (talk,), meta={"n": "one"}, license="CC0-1.0")
+    for folder, who, credit in ((one, "ann", "Ann Lee"), (other, "bob", "")):
+        folder.mkdir()
+        with opened(folder, shared, more) as store:
+            store.submit(event(None, {"granted": True, "credit": credit}, kind="consent", who=who))
+            store.submit(event(None, {"attributes": {"degree": "PhD"}}, kind="person", who=who))
+            store.submit(event(shared, {"side": "A", "margin": "better"}, who=who))
+            store.submit(event(more, {"good": True}, who=who))
+
+    def push(folder: Path, out: str) -> list[dict[str, Any]]:
+        words = ["labels", "export", str(folder / "labels.feedback"), "--out", str(tmp_path / out)]
+        assert main([*words, "--push", "lab/labels"]) == 0
+        assert "pushed to https://hub.example/lab/labels" in capfd.readouterr().out
+        return rows(pool, "labels.jsonl")
+
+    assert [len(row["votes"]) for row in push(one, "a")] == [1, 1]
+    assert [len(row["votes"]) for row in push(other, "b")] == [2, 2]
+    assert [len(row["votes"]) for row in push(one, "c")] == [2, 2]
+    card = (pool / "README.md").read_text()
+    assert "Ann Lee | 2" in " ".join(card.replace("|", " | ").split()) and "bob" not in card
+    assert "degree: PhD" in card and "ann" not in card.replace("annotator", "")
+    source = DataSource(hub=str(pool))
+    loaded = load(
+        DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path
+    ).groups
+    assert [group.pairs for group in loaded] == [(Pair(0, 1, margin="better"),), None]
+    assert [response.source for response in loaded[0].responses] == ["sft", "base"]
+    assert loaded[1].responses[0].label is True and loaded[1].responses[0].messages is not None
+    assert [group.meta["n"] for group in loaded] == [1, "one"]
+    with Store.open(one / "labels.feedback") as store:
+        store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
+        store.submit(event(shared, {"side": "A", "margin": "better"}, who="cat"))
+        store.submit(event(None, {"granted": True}, kind="consent", who="cat"))
+    votes = [row["votes"] for row in push(one, "d")]
+    assert [len(each) for each in votes] == [2, 1]
+    assert "Ann Lee" not in (pool / "README.md").read_text()

@@ -12,7 +12,7 @@ from stores import event, opened, pair
 
 from alignkit.io.results import AGREEMENT
 from alignkit_plugins.people.agreement import agreement
-from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.report import document
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import Stage, facts_of

@@ -123,9 +123,8 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from alignkit.io.console import Reporter
-    from alignkit_plugins.people.address import Address
     from alignkit_plugins.people.collection import Collection
-    from alignkit_plugins.people.hosting import listening, server_of
+    from alignkit_plugins.people.server import Address, listening, server_of
     from alignkit_plugins.policies.policy import opened
     from alignkit_plugins.policies.serve_app import Endpoint
     from alignkit_plugins.policies.words import read_words

@@ -16,7 +16,7 @@ import pytest
 
 from alignkit import Group, Message
 from alignkit.errors import OutOfResource
-from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.policies import serve_app as app
 from alignkit_plugins.policies.policy import Policy
 from tests.apps.serve.conftest import Server

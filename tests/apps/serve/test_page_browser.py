@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit_plugins.people.effective_labels import labeled
+from alignkit_plugins.people.votes import labeled
 from tests.apps.label.chromium import expect, needed
 from tests.apps.serve.conftest import Server
 from tests.patience import PATIENCE

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit_plugins.people.address import Address, is_loopback, url
-from alignkit_plugins.people.hosting import listening
+from alignkit_plugins.people.server import Address, is_loopback, listening, url
 from tests.patience import PATIENCE
 
 TOKEN = "a-token-of-this-test"
@@ -148,7 +147,7 @@ def test_a_reward_model_answers_nothing(run: Path, capsys: pytest.CaptureFixture
 def test_a_missing_package_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("alignkit_plugins.people.hosting.PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("alignkit_plugins.people.server.PACKAGES", ("no_such_package",))
     assert main(["serve", str(run / "sft")]) == 1
     said = capsys.readouterr().err
     assert "alignkit serve needs the package no_such_package\nhelp: " in said

@@ -167,10 +167,10 @@ function send(kind, payload) {
   busy = true;
   clearTimeout(draftTimer);
   clearTimeout(hintTimer);
-  const { id, revision, shown } = state.item;
+  const { id, shown } = state.item;
   const fast = kind === "label" && clock.tick() * FASTEST < readable();
   hasty = fast ? `The last one took ${clock.seconds.toFixed(1)} s for ${readable()} characters; undo if it was too fast` : "";
-  const body = { uuid: eventId, kind, item: id, revision, shown, payload, guidelines: meta("guidelines"), seconds: clock.tick() };
+  const body = { uuid: eventId, kind, item: id, shown, payload, guidelines: meta("guidelines"), seconds: clock.tick() };
   byId("submit").disabled = true;
   outbox.put({ name: "submit", body });
 }
@@ -224,7 +224,7 @@ function showConsent(granted) {
 async function agree(granted) {
   byId("consent-dialog").close();
   try {
-    showConsent((await post("consent", { uuid: newId(), granted })).consent);
+    showConsent((await post("consent", { uuid: newId(), granted, credit: byId("credit").value.trim() })).consent);
   } catch (error) {
     banner("notice", `Your answer was not stored: ${error.message}`);
   }

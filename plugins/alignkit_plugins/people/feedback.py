@@ -1,6 +1,4 @@
-"""Labels of people: the format `feedback`, which reads them, and the step `people`, which asks for
-them.
-"""
+"""The reader of stores, and what a run says of the stores that it needs."""
 
 from __future__ import annotations
 
@@ -19,33 +17,33 @@ class StoreReader(Reader):
     grows = True
 
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        from alignkit_plugins.people.rows import store_rows
+        from alignkit_plugins.people.votes import store_rows
 
         return store_rows(path)
 
     def digest(self, path: Path) -> str:
-        from alignkit_plugins.people.rows import store_digest
+        from alignkit_plugins.people.votes import store_digest
 
         return store_digest(path)
 
     def facts(self, path: Path) -> Mapping[str, Any]:
         from alignkit_plugins.people.agreement import agreement
-        from alignkit_plugins.people.effective_labels import labeled
         from alignkit_plugins.people.store import Store
+        from alignkit_plugins.people.votes import attributes, labeled
 
-        with Store.open(path, write=False) as store:
-            found = agreement(labeled(store))
+        with Store.open(path) as store:
+            found = agreement(labeled(store), attributes(store))
         return {"agreement": found} if found else {}
 
 
 @hookimpl(tryfirst=True)
 def run_started(run: Any) -> None:
     """Raise DataError if the run has labels that cannot be read. Say which stores are gone."""
+    from alignkit_plugins.people.step import STORE
     from alignkit_plugins.people.store import Store
-    from alignkit_plugins.people.waiting import STORE
 
     if (path := run.folder / STORE).exists():
-        Store.open(path, write=False).close()
+        Store.open(path).close()
     for stage in run.recipe.stages:
         waits = run.store.record(stage).get("waits_for")
         if waits and not Path(waits["store"]).exists():

@@ -1,0 +1,348 @@
+"""What may leave a store, and what comes into it: exports with consent, license, redaction and
+pseudonyms, and merging.
+
+The folder of an export has a store that holds what may be shared, its rows as a recipe reads them,
+and a card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from alignkit.errors import BadRow, DataError
+from alignkit.io.atomic import replace_folder
+from alignkit.io.text import HIDDEN, redacted
+from alignkit.report import Report, Table
+from alignkit_plugins.models.upload import check_target
+from alignkit_plugins.models.upload import push as upload
+from alignkit_plugins.people.agreement import agreement, people_table, sentence
+from alignkit_plugins.people.items import Item, filled, turns_of_answer
+from alignkit_plugins.people.store import SUFFIX, Store, Stored
+from alignkit_plugins.people.votes import attributes, consents, effective, labeled
+
+SHARED, ROWS, CARD = f"labels{SUFFIX}", "labels.jsonl", "README.md"
+TEXTS = (
+    "prompt",
+    "responses",
+    "tools",
+    "meta",
+    "gold",
+)  # of an item, in which somebody may be named
+_PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
+
+# Personal data
+
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
+_RANDOM = re.compile(
+    r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}"
+)
+_GAP = " .\u00a0\u2009\u202f\u2010\u2011\u2012\u2013-"  # spaces and hyphens at which no line ends are among them
+_DIGITS = rf"(?:[/(){_GAP}]{{0,2}}\d){{7,13}}"
+_PHONE = re.compile(
+    rf"(?<![\w.,/+-])(?:(?:\+|\(?00?)[1-9]{_DIGITS}|\(?[2-9]\d\d\)?[{_GAP}]\d{{3}}[{_GAP}]\d{{4}})(?![\w-])"
+)
+
+
+def redact(text: str) -> str:
+    """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing
+    more.
+
+    The rules are simple on purpose, and find only what has a shape of its own; names and addresses
+    stay.
+
+    - E-mail: `name@host.tld` becomes `[e-mail]`.
+    - Telephone: 9 to 15 digits in groups that begin with `+`, `00` or `0`, or an American number
+    such as
+      `555-123-4567`, become `[phone]`.
+    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break
+    become `***`.
+    """
+    text = _RANDOM.sub(HIDDEN, redacted(text))
+    return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", text))
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Nested plain data with each text changed; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: mapped(below, change) for name, below in value.items()}
+    return (
+        type(value)(mapped(below, change) for below in value)
+        if isinstance(value, list | tuple)
+        else value
+    )
+
+
+def pseudonym(name: str, salt: str) -> str:
+    """A name that stands for an annotator's. One that is a pseudonym already stays."""
+    if not name or _PSEUDONYM.fullmatch(name):
+        return name
+    return f"person-{hashlib.sha256(f'{salt}/{name}'.encode()).hexdigest()[:12]}"
+
+
+# Merging
+
+
+def merge(target: Store, source: Store) -> Counter[str]:
+    """Add what another store holds; twice is as good as once, and a label counts once, wherever it
+    has been.
+
+    Exports have pseudonyms and redacted texts. An event that both have says which person and which
+    item of the source is whose and which of the target. An item that both have keeps the target's
+    gold label, and gets a license, a gold label or columns if the target has none. What the target
+    knows of its people's consent stays.
+
+    Returns how many items and events are new, and how many gold labels differ. Raises `DataError`,
+    and writes nothing, for an event with the same uuid that is another one, for an item with
+    another license, and for what no store takes.
+    """
+    done: Counter[str] = Counter()
+    with source.transaction("DEFERRED"):
+        items, events, guidelines = source.items(), source.events(), source.guidelines()
+    with target.transaction() as connection:
+        ours = {stored.item.id: stored for stored in target.items()}
+        known = {event.uuid: event for event in target.events()}
+        people, same = dict[str, str](), dict[str | None, str | None]()
+        for event in events:
+            if (mine := known.get(event.uuid)) is not None:
+                people[event.annotator], same[event.item] = mine.annotator, mine.item
+                if mine.created != event.created:
+                    raise _misfit(target, source, f"event {event.uuid} says two things")
+        for stored in items:
+            item, old = (
+                stored.item.checked(),
+                ours.get(str(same.get(stored.item.id, stored.item.id))),
+            )
+            if old is None:
+                target.put(item, wanted=stored.wanted, retired=stored.retired)
+                done["items"] += 1
+                continue
+            licenses = {old.item.license, item.license} - {""}
+            if len(licenses) > 1:
+                text = f"item {item.id} has the licenses {' and '.join(sorted(licenses))}"
+                raise _misfit(target, source, text)
+            if item.id == old.item.id:  # not if it is redacted
+                done["gold"] += (
+                    None not in (old.item.gold, item.gold) and old.item.gold != item.gold
+                )
+                retired = old.retired or stored.retired
+                target.put(filled(old.item, item), wanted=old.wanted, retired=retired)
+        values = [(name, text, target.time()) for name, text in guidelines]
+        connection.executemany("INSERT OR IGNORE INTO guidelines VALUES (?, ?, ?)", values)
+        for event in events:
+            who = people.get(event.annotator, event.annotator)
+            if event.uuid not in known and (event.item or who == event.annotator):
+                name = same.get(event.item, event.item)
+                about = None if name is None else target.item(name).item
+                target.append(replace(event, annotator=who, item=name).checked(about))
+                done["events"] += 1
+    return done
+
+
+def _misfit(target: Store, source: Store, text: str) -> DataError:
+    return DataError(f"{source.path} does not fit {target.path}: {text}. Nothing was merged")
+
+
+# Exports
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was shared: the people whose labels it holds, how many items and events are left out and
+    why, and in how many texts something was redacted.
+    """
+
+    people: int
+    left_out: Counter[str]
+    redacted: int
+
+    def lines(self) -> list[str]:
+        """What a reader of the export should know."""
+        out = [f"left out: {reason}: {count}" for reason, count in self.left_out.items() if count]
+        return [
+            f"people: {self.people}; texts in which something was redacted: {self.redacted}",
+            *out,
+        ]
+
+
+def export(store: Store, out: Path, license: str = "") -> Export:
+    """Write what may be shared into a new folder. The same store gives the same rows, and so does a
+    store made of them.
+
+    license: of items that state none. Raises `DataError` if nothing may be shared, or if there is
+    such a folder.
+    """
+    if out.exists():
+        raise DataError(f"{out}: there is such a folder; name a new one")
+    with replace_folder(out) as new, Store.open(new / SHARED, new=True) as shared:
+        done = _share(store, shared, license)
+        rows = [entry.row() for entry in labeled(shared) if entry.counts]
+        if not rows:
+            needs = "An item needs a license (--license NAME), and its annotators' consent"
+            raise DataError(
+                f"{store.path}: nothing may be exported: {'; '.join(done.lines())}. {needs}"
+            )
+        turns = any(
+            not isinstance(answer, str) for row in rows for answer in row["item"]["responses"]
+        )
+        lines = [json.dumps(_portable(row, turns), ensure_ascii=False) + "\n" for row in rows]
+        (new / ROWS).write_text("".join(lines), encoding="utf-8")
+        (new / CARD).write_text(card(shared), encoding="utf-8")
+    return done
+
+
+def _share(store: Store, shared: Store, license: str) -> Export:
+    """Fill a new store with what may be shared of another one, under pseudonyms.
+
+    Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym
+    is the same in every export of a store, and does not reveal the name.
+    """
+    agreed = {name for name, granted in consents(store).items() if granted}
+    everything, salt = store.events(), store.salt
+    events = [event for event in everything if event.annotator in agreed]
+    labels = {event.item for event in events if event.kind in ("label", "adjudicate")}
+    out = Counter(
+        {"events of people who have not agreed to share them": len(everything) - len(events)}
+    )
+    changed = 0
+    names: dict[str | None, str] = {}  # an item's id -> the id of its redacted form
+    present: set[str] = set()
+    with shared.transaction() as connection:
+        for stored in store.items():
+            item = replace(stored.item, license=stored.item.license or license)
+            clean = _redacted(item, salt)
+            if why := _kept_back(stored, item, clean, agreed, labels):
+                out[why] += 1
+                continue
+            changed += sum(getattr(clean, name) != getattr(item, name) for name in TEXTS)
+            shared.put(clean, wanted=stored.wanted)
+            names[item.id] = clean.id
+            present.add(item.author)
+        kept = [event for event in events if event.item in names]
+        present |= {event.annotator for event in kept}
+        for event in events:
+            if event.item in names or (event.item is None and event.annotator in present):
+                payload = event.payload if event.kind == "undo" else mapped(event.payload, redact)
+                changed += payload != event.payload
+                who, item_id = pseudonym(event.annotator, salt), names.get(event.item)
+                shared.append(replace(event, annotator=who, payload=payload, item=item_id))
+        used = {event.guidelines for event in kept}
+        texts = [(name, redact(text), "") for name, text in store.guidelines() if name in used]
+        connection.executemany("INSERT INTO guidelines VALUES (?, ?, ?)", texts)
+    return Export(len(present - {""}), out, changed)
+
+
+def _kept_back(
+    stored: Stored, item: Item, clean: Item, agreed: set[str], labels: set[str | None]
+) -> str:
+    """Why an item is not exported; empty if it is."""
+    if stored.retired:
+        return "items whose row has changed since"
+    if not item.license:
+        return "items without a license"
+    if item.author and item.author not in agreed:
+        return "items whose author has not agreed to share them"
+    if item.id not in labels:
+        return "items without a label that may be shared"
+    try:
+        clean.checked()
+    except BadRow:
+        return "items that mean nothing once they are redacted"
+    return ""
+
+
+def _redacted(item: Item, salt: str) -> Item:
+    """The item without personal data, and without what only this store needs."""
+    texts = {name: mapped(getattr(item, name), redact) for name in TEXTS}
+    batch = item.batch.rpartition("/")[2]  # folders tell who somebody is
+    return replace(item, **texts, author=pseudonym(item.author, salt), batch=batch, priority=0.0)
+
+
+def _portable(row: Mapping[str, Any], turns: bool) -> dict[str, Any]:
+    """The row with columns of one type, as tables have them: what has no fixed form is JSON in a
+    text.
+
+    turns: all responses are lists of turns, because some are.
+    """
+    item = dict(row["item"])
+    for name in ("meta", "tools"):
+        if name in item:
+            item[name] = json.dumps(item[name])
+    item["prompt"] = list(map(_portable_turn, item["prompt"]))
+    if turns:
+        answers = [turns_of_answer(answer) for answer in item["responses"]]
+        item["responses"] = [list(map(_portable_turn, answer)) for answer in answers]
+    return {**row, "item": item}
+
+
+def _portable_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    calls = {"tool_calls": json.dumps(turn["tool_calls"])} if "tool_calls" in turn else {}
+    return {**turn, **calls}
+
+
+def card(store: Store) -> str:
+    """The README of an export: its licenses, how to read it, how far people agree, and who wants to
+    be credited.
+    """
+    entries = labeled(store)
+    licenses = sorted({entry.stored.item.license for entry in entries})
+    facts = agreement(entries, attributes(store))
+    votes = Counter(vote.annotator for entry in entries for vote in entry.votes)
+    thanked = {}
+    for event in effective(store, "consent"):
+        thanked[event.annotator] = event.payload.get("credit", "")
+    credited = [[name, str(votes[who])] for who, name in sorted(thanked.items()) if name]
+    people = people_table(facts)
+    tables = [people, Table("Contributors", ["who", "labels"], credited)]
+    shown = Report([sentence(facts), *(table for table in tables if table.rows)]).markdown()
+    return (
+        f"---\nlicense: other\nlicense_name: {'-or-'.join(licenses)}\nconfigs:\n- config_name: default\n"
+        f"  data_files: {ROWS}\n---\n# Labels of people\n\n{len(entries)} items, {votes.total()} labels of "
+        f"{len(votes)} people, who agreed that they are shared. `alignkit labels merge` reads {SHARED}, and a recipe "
+        f"reads {ROWS}, or the data set: `data: {{hub: ORG/NAME}}`.\n\n{shown}"
+    )
+
+
+def push(store: Store, repo: str, out: Path, license: str = "") -> tuple[Export, str]:
+    """Share a store in a data set of the hub, with what others share there; returns also its
+    address.
+
+    out: a new folder for all of it. Whoever took the consent back here is gone there, too. Raises
+    `DataError` if nothing may be exported, RecipeError for a name that cannot be written to, and
+    RunFailed if the hub refuses.
+    """
+    repo = check_target(repo, "dataset")
+    with TemporaryDirectory() as folder:
+        pool_path, own_path = Path(folder) / "pool.feedback", Path(folder) / "own.feedback"
+        with Store.open(pool_path, new=True) as pool, Store.open(own_path, new=True) as own:
+            if (there := _downloaded(repo)) is not None:
+                with Store.open(there) as earlier:
+                    merge(pool, earlier)
+            done = _share(store, own, license)
+            merge(pool, own)
+            with pool.transaction():
+                for event in effective(store, "consent"):
+                    who = pseudonym(event.annotator, store.salt)
+                    if not event.payload["granted"] and pool.last(who, "consent") is not None:
+                        pool.append(replace(event, annotator=who))
+            export(pool, out)
+    return done, upload(out, repo, "dataset")
+
+
+def _downloaded(repo: str) -> Path | None:
+    """The store that a data set has, as it is now."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    if not api.file_exists(repo, SHARED, repo_type="dataset"):
+        return None
+    return Path(api.hf_hub_download(repo, SHARED, repo_type="dataset"))

@@ -1,0 +1,119 @@
+"""Texts as a page shows them: nothing in them hides, and Markdown is nested lists that the page
+turns into elements.
+
+No HTML is made anywhere. Nothing loads, and nothing is dropped but cells that a table's head does
+not have: links, images, references, entities and HTML stay as they were written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alignkit.io.text import BIDI
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+
+Part = str | list[Any]
+
+LONGEST = 20_000  # characters; longer texts are shown as written, because Markdown can take seconds for a hostile one
+_AS_WRITTEN = ["link", "image", "autolink", "reference", "entity", "html_block", "html_inline"]
+_FORMULA = re.compile(r"\$\$|\\[(\[]|\\begin\{|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)")
+# Joiners and the first variation selectors stay, because emoji and many scripts need them.
+_UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\u115f\u1160\u3164\uffa0\ufff9-\ufffb"
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # invisible, and used to hide instructions or bytes
+_HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters, direction marks and invisible characters named, such as
+    ⟦U+202E⟧.
+    """
+    return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text, and how many characters follow."""
+    return text if len(text) <= most else f"{text[:most]}\n\n[{len(text) - most:,} more characters]"
+
+
+def shown_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no
+    Markdown.
+    """
+    calls = turn.get("tool_calls") or ()
+    called = [
+        f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in calls
+    ]
+    text = "\n\n".join(
+        map(str, filter(None, [turn.get("reasoning_content"), turn["content"], *called]))
+    )
+    shown = {"role": visible(str(turn["role"])), "text": visible(text)}
+    marked = None if calls else formatted(text)
+    return shown if marked is None else {**shown, "parts": marked}
+
+
+def formatted(text: str) -> list[Part] | None:
+    """The Markdown of a text; None if it has none, is too long, or has formulas, whose signs
+    Markdown would take.
+
+    A part is a text, or a list of a tag, an object of its attributes if it has any (`start` of
+    `ol`, `info` of `pre`), and its parts. The tags are HTML's.
+    """
+    from markdown_it import MarkdownIt
+
+    if len(text) > LONGEST or _FORMULA.search(text):
+        return None
+    markdown = (
+        MarkdownIt("commonmark", {"html": False})
+        .enable(["table", "strikethrough"])
+        .disable(_AS_WRITTEN)
+    )
+    tokens = markdown.parse(visible(text))
+    return None if all(map(_is_plain, tokens)) else _nested(tokens)
+
+
+def _is_plain(token: Token) -> bool:
+    if token.type == "inline":
+        return all(child.type in ("text", "softbreak") for child in token.children or ())
+    return token.type in ("paragraph_open", "paragraph_close")
+
+
+def _nested(tokens: Iterable[Token]) -> list[Part]:
+    root: list[Part] = []
+    stack = [root]
+    for token in tokens:
+        if token.type == "inline":
+            stack[-1] += _nested(token.children or ())
+        elif token.nesting == 1:
+            stack.append(_opened(token))
+        elif token.nesting == -1:
+            part = stack.pop()
+            # Paragraphs of a tight list are hidden: their texts belong to the list's item.
+            stack[-1] += part[1:] if token.hidden else [part]
+        else:
+            stack[-1].append(_leaf(token))
+    return root
+
+
+def _opened(token: Token) -> list[Part]:
+    if token.tag == "ol" and "start" in token.attrs:
+        return ["ol", {"start": int(token.attrs["start"])}]  # type: ignore[list-item]
+    if token.type == "heading_open":
+        return [f"h{min(int(token.tag[1]) + 2, 6)}"]  # below the page's own headings
+    return [token.tag]
+
+
+def _leaf(token: Token) -> Part:
+    text = visible(token.content)
+    if token.type in ("fence", "code_block"):
+        info: list[Any] = [{"info": visible(token.info.strip())}] if token.info.strip() else []
+        return ["pre", *info, text.removesuffix("\n")]
+    if token.type in ("softbreak", "hardbreak"):
+        return "\n"
+    if token.type == "code_inline":
+        return ["code", text]
+    return ["hr"] if token.type == "hr" else text
