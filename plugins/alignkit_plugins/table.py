@@ -194,7 +194,7 @@ def register(add: Add) -> None:
     add(
         "algorithm",
         "cpl",
-        "alignkit_plugins.algorithms.cpl:CPL",
+        "alignkit_plugins.algorithms.reference_free:CPL",
         "contrastive preference learning on segments with a discount; DPO is a special case",
     )
     add(
@@ -249,7 +249,7 @@ def register(add: Add) -> None:
     add(
         "algorithm",
         "online_dpo",
-        "alignkit_plugins.algorithms.online_dpo:OnlineDPO",
+        "alignkit_plugins.algorithms.dpo:OnlineDPO",
         "DPO on pairs of the policy's own samples, labeled by a reward",
     )
     add(
@@ -286,13 +286,13 @@ def register(add: Add) -> None:
     add(
         "algorithm",
         "rest",
-        "alignkit_plugins.algorithms.rest:ReST",
+        "alignkit_plugins.algorithms.rejection_sampling:ReST",
         "grow a set of samples, then fine-tune on better and better subsets of it",
     )
     add(
         "algorithm",
         "expert_iteration",
-        "alignkit_plugins.algorithms.rest:ExpertIteration",
+        "alignkit_plugins.algorithms.rejection_sampling:ExpertIteration",
         "fine-tune on samples with a reward above a threshold",
     )
     add(
@@ -304,13 +304,13 @@ def register(add: Add) -> None:
     add(
         "algorithm",
         "reward_regression",
-        "alignkit_plugins.algorithms.reward_scores:RewardRegression",
+        "alignkit_plugins.algorithms.reward_model:RewardRegression",
         "learn to predict the scores of single answers",
     )
     add(
         "algorithm",
         "reward_ordinal",
-        "alignkit_plugins.algorithms.reward_scores:RewardOrdinal",
+        "alignkit_plugins.algorithms.reward_model:RewardOrdinal",
         "learn from the levels of single answers, by an ordered logit",
     )
     add(
