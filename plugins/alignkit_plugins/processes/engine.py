@@ -244,13 +244,8 @@ class StageEngine:
     ):
         """component: the recipe's. folder: for published adapters and for files of the engine."""
         self.engine: Engine = create(component, stage)
-        self.name, self.folder, self.stage, self.seed, self.say = (
-            component.name,
-            folder,
-            stage,
-            seed,
-            say,
-        )
+        self.name, self.folder, self.stage = component.name, folder, stage
+        self.seed, self.say = seed, say
         self.thread = EngineThread(float(component.options.timeout))
         self.vocabulary = 0  # 0: not prepared yet
         # Version and folder of each policy
@@ -305,18 +300,14 @@ class StageEngine:
 
     def _publish(self, model: SharedModel, role: str) -> int:
         """Let the engine have a role's current weights; returns their version."""
-        if model.spec.lora is None and role != BASE and not self.engine.whole_models:
-            raise RunFailed(
-                f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a "
-                "whole model"
-            )
         version, folder = version_of(model, role), None
         last, before = self._published.get(role, (None, None))
         if version == last:
             return version
         if role != BASE:
             self._folders += 1
-            model.save(role, folder := self.folder / "weights" / str(self._folders))
+            folder = self.folder / "weights" / str(self._folders)
+            model.save(role, folder)
         self._call("publish", lambda: self.engine.publish(role, folder, version))
         self._published[role] = version, folder
         if before is not None:
@@ -325,7 +316,8 @@ class StageEngine:
 
     def _prepare(self, model: SharedModel) -> None:
         make_folder(self.folder / "weights")
-        make_folder(cache := self.folder / "files")
+        cache = self.folder / "files"
+        make_folder(cache)
         self.thread.should_stop = model.should_stop
         vocabulary = model.model.config.get_text_config().vocab_size
         context = EngineContext(
