@@ -116,7 +116,7 @@ def test_templates_that_append_are_accepted(template: str) -> None:
         (
             HERMES.replace("' + m['content'] + '\n</tool_resp", "' + '\n</tool_resp"),
             [TOOL],
-            "changes earlier turns",
+            "drops the message of the role 'tool'",
         ),
         (LAST_TOOLS, [TOOL], "changes earlier turns"),
         (PLAIN.replace("+ eos_token", ""), [], "writes no end of turn"),
