@@ -28,8 +28,8 @@ import yaml
 from pydantic import BaseModel
 
 import alignkit.formats
-import alignkit_plugins.formats.labeled_pairs
-import alignkit_plugins.formats.template.fields
+import alignkit_plugins.formats.fields
+import alignkit_plugins.formats.layouts
 from alignkit import hookspecs
 from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins, plugins
@@ -96,7 +96,7 @@ def part(what: str) -> str:
         "plugins": plugin_table,
         "formats": format_table,
         "bad rows": lambda: docstring_table(alignkit.formats),
-        "fields": lambda: docstring_table(alignkit_plugins.formats.template.fields),
+        "fields": lambda: docstring_table(alignkit_plugins.formats.fields),
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,
@@ -202,7 +202,7 @@ def format_table() -> str:
         entry for entry in plugins().registrations("format") if entry.distribution == "alignkit"
     ]
     formats = [
-        entry for entry in formats if entry.name not in alignkit_plugins.formats.template.DATA_SETS
+        entry for entry in formats if entry.name not in alignkit_plugins.formats.layouts.TEMPLATES
     ]
     lines = []
     for entry in sorted(formats, key=lambda entry: entry.name):
@@ -222,7 +222,7 @@ def docstring_table(module: ModuleType) -> str:
 def data_set_table() -> str:
     """The public data sets that templates read, and the templates."""
     lines = []
-    for name, data_set in alignkit_plugins.formats.template.DATA_SETS.items():
+    for name, data_set in alignkit_plugins.formats.layouts.TEMPLATES.items():
         template = "<br>".join(
             f"{key}: `{yaml_text(value)}`" for key, value in data_set.template.items()
         )
@@ -242,7 +242,7 @@ def yaml_text(value: Any) -> str:
 def layout_table() -> str:
     """The data sets whose labels `labeled_pairs` knows."""
     lines = []
-    for name, layout in alignkit_plugins.formats.labeled_pairs.LAYOUTS.items():
+    for name, layout in alignkit_plugins.formats.layouts.PAIRS.items():
         columns = ", ".join(
             f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label)
         )

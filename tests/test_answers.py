@@ -11,13 +11,12 @@ from alignkit import Group, Response
 from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
 from alignkit_plugins.ai_feedback.questions import Item, check_answer
 from alignkit_plugins.ai_feedback.writers import Written
-from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.form import Form
-from alignkit_plugins.rewards.language import Language
-from alignkit_plugins.rewards.matching import ExactMatch, Regex
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.refusal import refuses
+from alignkit_plugins.rewards.text import ExactMatch, Language, Regex
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)
 WRAPPERS = [
@@ -187,7 +186,6 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
         assert score(Form, said, json_schema=schema) == 0.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["answer"]) == 1.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["think", "answer"]) == 1.0
-    assert score(Form, THOUGHTS + "5", markdown=["bold"]) == 0.0
     assert (
         score(Length, THOUGHTS + "one two", unit="words") == 2
         and score(Length, THOUGHTS + "one", unit="characters") == 3

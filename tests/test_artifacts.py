@@ -21,7 +21,7 @@ from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
-from alignkit_plugins.models.whole_reward_model import WholeRewardModel
+from alignkit_plugins.models.whole_model import WholeRewardModel
 
 LORA = LoraSpec(r=2, lora_alpha=4)
 TRANSFORMERS = logging.getLogger("transformers.modeling_utils")

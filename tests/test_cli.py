@@ -395,7 +395,7 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
             2,
             "runs/one is the folder of a run, not a recipe\n  help: `alignkit run runs/one/",
         ),
-        ("show small.yaml", 2, "small.yaml is a file"),
+        ("show small.yaml", 2, "small.yaml is no run: it is a file"),
         ("chat small.yaml", 2, "small.yaml is a recipe, not a model"),
         ("chat base", 2, "help: write RUN/base"),
         (

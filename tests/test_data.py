@@ -33,30 +33,18 @@ from alignkit.formats import Format
 from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
 from alignkit_plugins.compare.comparison import distinct_prompts
+from alignkit_plugins.formats.layouts import TEMPLATES
 
-PLUGINS = (
-    "evaluate.squad",
-    *(
-        f"formats.{name}"
-        for name in (
-            "hh_rlhf",
-            "trl",
-            "messages",
-            "alpaca",
-            "rankings",
-            "text",
-            "dialogues",
-            "groups",
-        )
-    ),
-    "formats.word_problems",
-)
+OTHERS = {
+    *({*TEMPLATES} - {"gsm8k", "svamp"}),
+    *("template", "unlabeled", "labeled_pairs", "oasst", "reward_bench_2", "feedback"),
+}
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
     for one in plugins().registrations("format")
-    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
+    if one.name not in OTHERS
 }
 
 

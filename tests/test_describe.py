@@ -12,7 +12,7 @@ import pytest
 from alignkit import Format
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import plugins
-from alignkit_plugins.formats.shown import shortened
+from alignkit_plugins.formats.shown import counts, shortened
 from alignkit_plugins.report.data_lines import describe
 
 PLUGINS = tuple(
@@ -171,3 +171,20 @@ def test_one_row_is_counted_as_one(tmp_path: Path) -> None:
 )
 def test_texts_are_one_short_line_that_no_terminal_obeys(text: str, shown: str) -> None:
     assert shortened(text) == shown
+
+
+def test_data_are_counted_in_words(tmp_path: Path) -> None:
+    two = {"input": "Hi", "output_1": "one", "output_2": "two"}
+    ranked = [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 3}]
+    groups = [
+        *loaded(tmp_path / "a.jsonl", {**two, "label": 1}).groups,
+        *loaded(tmp_path / "b.jsonl", {"prompt": "Hi", "responses": ranked}).groups,
+        *loaded(
+            tmp_path / "c.jsonl", {"prompt": "Hi", "responses": ["x", "y"], "scores": [1, 1]}
+        ).groups,
+    ]
+    assert counts(groups, bad=2) == "3 conversations, 4 pairs, 1 tie, 2 bad rows"
+    assert counts([]) == "no rows"
+    groups = [*loaded(tmp_path / "d.jsonl", {"prompt": "Hi"}).groups] * 1200
+    text = loaded(tmp_path / "e.jsonl", {"text": "Once."}).groups
+    assert counts([*groups, *text]) == "1,200 prompts, 1 text"

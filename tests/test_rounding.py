@@ -33,7 +33,7 @@ from alignkit_plugins.evaluate.rewardbench2 import result
 from alignkit_plugins.evaluate.sample import best
 from alignkit_plugins.evaluate.select_best import summarize
 from alignkit_plugins.formats.columns import ColumnFormat
-from alignkit_plugins.rewards.equal_length import EqualLength
+from alignkit_plugins.rewards.combinations import EqualLength
 
 # One number after sums in several orders, of three sizes.
 NOISE = [

@@ -8,11 +8,11 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit_plugins.environments.calculator import Calculator
-from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.formats.spoken import all_turns, answer_of, last_turn
-from alignkit_plugins.rewards.matching import ExactMatch
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.refusal import Refusal
+from alignkit_plugins.rewards.text import ExactMatch
 
 CALL = {"role": "assistant", "content": None, "tool_calls": []}
 

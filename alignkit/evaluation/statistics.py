@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-__all__ = ["Estimate", "estimate", "paired_difference"]  # what plugins of others may rely on
+__all__ = ["estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
 FEW = 4  # differences; for more, a t test is right often enough (`python -m benchmarks.verdicts`)
 # Of the error that a verdict may make, the share of its headline; the rest is for all others

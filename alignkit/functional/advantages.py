@@ -183,7 +183,9 @@ def std_within_groups(rewards: Tensor, group_index: Tensor) -> Tensor:
 def grpo_advantages(
     rewards: Tensor, group_index: Tensor, unbiased: bool = True, eps: float = 1e-4
 ) -> Tensor:
-    """(r - mean) / (std + eps) within the group: [N] -> [N]. GRPO, Shao et al. 2024, section 4.1.2.
+    """Advantages of GRPO: (r - mean) / (std + eps) within each group, [N] -> [N].
+
+    Shao et al. 2024, section 4.1.2.
 
     The paper specifies neither the divisor of the variance nor eps; both matter when a group hardly
     varies.
@@ -202,7 +204,9 @@ def grpo_advantages(
 
 
 def rloo_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """r - mean of the *other* members of the group: [N] -> [N]. RLOO, Ahmadian et al. 2024.
+    """Advantages of RLOO: r - mean of the *other* members of the group, [N] -> [N].
+
+    Ahmadian et al. 2024.
 
     Args:
         rewards: [N], of responses.

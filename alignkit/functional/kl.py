@@ -19,8 +19,9 @@ def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor | None) -> 
 
 
 def kl_k1(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """log pi - log pi_ref per token, in nats: unbiased for KL(pi || pi_ref) on samples of pi; may
-    be negative.
+    """Estimate the KL of each token as log pi - log pi_ref, in nats.
+
+    Unbiased for KL(pi || pi_ref) on samples of pi; may be negative.
 
     Schulman 2020, "Approximating KL divergence". Use it as a penalty inside a reward; as a loss,
     its expected gradient is 0.
@@ -43,8 +44,9 @@ def kl_k2(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = No
 
 
 def kl_k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """pi_ref/pi - 1 - log(pi_ref/pi) per token: unbiased for KL(pi || pi_ref), never negative
-    (Schulman 2020).
+    """Estimate the KL of each token as pi_ref/pi - 1 - log(pi_ref/pi), which is never negative.
+
+    Unbiased for KL(pi || pi_ref) on samples of pi (Schulman 2020).
 
     As a loss, it has the gradient of KL(pi_ref || pi). expm1 preserves the tiny values of nearly
     equal policies. Pass the mask if masked positions may hold anything but log-probabilities.

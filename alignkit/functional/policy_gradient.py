@@ -69,8 +69,9 @@ def ppo_policy_loss(
     *,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A) per token: [B, T] -> [B, T], 0 on
-    masked entries.
+    """The clipped policy loss of PPO per token, 0 on masked entries: [B, T] -> [B, T].
+
+    -min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A), where r is the ratio of probabilities.
 
     Schulman et al. 2017, eq. (7). `clip_range_high` defaults to clip_range; a larger one is DAPO's
     clip-higher. `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2020). Gradients

@@ -21,8 +21,9 @@ def implicit_reward(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -
 
 
 def preference_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-(1 - e) log sigma(z) - e log sigma(-z) per pair: [P] -> [P]. DPO (Rafailov et al. 2023, eq.
-    7) for e = 0.
+    """The loss of DPO per pair, with label smoothing e: [P] -> [P].
+
+    -(1 - e) log sigma(z) - e log sigma(-z); for e = 0 Rafailov et al. 2023, eq. 7.
 
     z = beta ([log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)]) for DPO; e > 0 is
     cDPO (Mitchell 2023, eq. 3). Also SimPO (z = beta (mean_w - mean_l) - gamma) and CPO (z = beta

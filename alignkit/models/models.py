@@ -65,7 +65,7 @@ class LoadedBase:
         if is_adapter(folder) or (self.model.spec.lora is None and not has_score(folder)):
             return RolePolicy(self, reference)
         if reference not in self._whole:
-            plugin = importlib.import_module("alignkit_plugins.models.whole_reward_model")
+            plugin = importlib.import_module("alignkit_plugins.models.whole_model")
             self._whole[reference] = plugin.WholeRewardModel(self, reference)
         return self._whole[reference]
 

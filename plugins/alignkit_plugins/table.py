@@ -25,9 +25,9 @@ gemma models.templates:GEMMA  turns of user and model, as Gemma has them
 zephyr models.templates:ZEPHYR  <|user|> as text, as Zephyr and TinyLlama have it
 
 [format]
-alpaca formats.alpaca:Alpaca  Alpaca: instruction, input, output
-dolly formats.alpaca:Dolly  Dolly: instruction, context, response
-self_instruct formats.alpaca:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
+alpaca formats.messages:Alpaca  Alpaca: instruction, input, output
+dolly formats.messages:Dolly  Dolly: instruction, context, response
+self_instruct formats.messages:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
 dialogues formats.dialogues:Dialogues  two speakers taking turns in raw text: every dialogue of a
     .txt file, or a row {text} that holds one
 groups formats.groups:Groups  alignkit's own format for groups, which stages write
@@ -48,10 +48,8 @@ prompt_only formats.trl:PromptOnly  TRL prompt-only: prompt as text or messages;
     kept as meta
 prompt_completion formats.trl:PromptCompletion  TRL prompt-completion: prompt and completion as
     texts or messages; optional label or score
-unlabeled formats.unlabeled:Unlabeled  answers to compare, without a label: prompt, and response_a,
+unlabeled formats.rankings:Unlabeled  answers to compare, without a label: prompt, and response_a,
     response_b ... or responses [text]
-gsm8k formats.word_problems:GSM8K  GSM8K: question and answer, which ends with `#### 18`
-svamp formats.word_problems:SVAMP  SVAMP: Body, Question and Answer
 reward_bench_2 evaluate.rewardbench2:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
 feedback people.feedback.format:Feedback  labels of people: a store (.feedback), or the rows of an
@@ -103,13 +101,13 @@ trl trl.step:TRL  a trainer of TRL as a stage: sft, dpo, kto, reward, grpo, rloo
 llama2 algorithms.llama2:Llama2  safety score for unsafe responses and safety prompts, else
     helpfulness score; whitened
 length rewards.basic:Length  length of the response, or distance to a target length
-python rewards.basic:Python  your own function in a Python file, with TRL's signature
+python rewards.python:Python  your own function in a Python file, with TRL's signature
 normalized rewards.basic:Normalized  a reward model's score, shifted so that demonstrations average
     0
 classifier rewards.classifier:Classifier  a label's probability by a text classifier in a folder
 min rewards.combinations:Minimum  the smallest of several rewards
-environment rewards.episode_reward:EpisodeReward  the environment's reward for an episode
-equal_length rewards.equal_length:EqualLength  a reward minus the part that length explains, within
+environment rewards.basic:EpisodeReward  the environment's reward for an episode
+equal_length rewards.combinations:EqualLength  a reward minus the part that length explains, within
     each prompt
 http ai_feedback.http_reward:HTTP  the score from your own service over HTTP
 math_verify rewards.math_verify:MathVerify  1 if a mathematical answer equals the known one (needs
@@ -119,20 +117,20 @@ rating ai_feedback.rubric:Rated  a judge's rating of each response, alone or wit
     prompt
 rubric ai_feedback.rubric:Rubric  the weighted share of criteria that a response meets, asked of a
     judge
-exact_match rewards.matching:ExactMatch  1 if an answer matches the known answer
-regex rewards.matching:Regex  1 if a pattern occurs in an answer
-format rewards.form:Form  1 if an answer has the required form: tags, JSON, or Markdown
-repetition rewards.matching:Repetition  minus the share of an answer's n-grams that it repeats
-language rewards.language:Language  1 if an answer is in the right language (needs py3langid)
-weighted_sum rewards.weighted:WeightedSum  weighted sum of rewards
-weighted rewards.weighted:Weighted  weighted sum of rewards, with weights by a column of the prompt
-honesty evaluate.honesty_rewards:Honesty  ranks a right answer above 'I don't know', and that above
+exact_match rewards.text:ExactMatch  1 if an answer matches the known answer
+regex rewards.text:Regex  1 if a pattern occurs in an answer
+format rewards.form:Form  1 if an answer has the required form: tags, or JSON
+repetition rewards.text:Repetition  minus the share of an answer's n-grams that it repeats
+language rewards.text:Language  1 if an answer is in the right language (needs py3langid)
+weighted_sum rewards.combinations:WeightedSum  weighted sum of rewards
+weighted rewards.combinations:Weighted  weighted sum of rewards, with weights by a column of the prompt
+honesty evaluate.honesty:Honesty  ranks a right answer above 'I don't know', and that above
     a wrong one
-honesty_accuracy evaluate.honesty_rewards:HonestyAccuracy  1 if right, or 'I don't know' where
+honesty_accuracy evaluate.honesty:HonestyAccuracy  1 if right, or 'I don't know' where
     nobody knows
-sycophancy evaluate.honesty_rewards:Unyielding  `honesty`, with less for giving in to the user than
+sycophancy evaluate.honesty:Unyielding  `honesty`, with less for giving in to the user than
     for being wrong
-abstention evaluate.honesty_rewards:Abstention  1 if a response says that it does not know
+abstention evaluate.honesty:Abstention  1 if a response says that it does not know
 rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group or a baseline
 
 [judge]

@@ -18,7 +18,7 @@ from alignkit.errors import RunFailed
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit_plugins.models.whole_reward_model import WholeRewardModel
+from alignkit_plugins.models.whole_model import WholeRewardModel
 
 WEIGHTS = "model.safetensors"
 

@@ -10,12 +10,11 @@ import pytest
 from tiny import encoder as tiny_encoder
 from tiny import tiny_model
 
-from alignkit import seeds
 from alignkit.data.group import Group, Message
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit_plugins.policies.streaming import Answer, answer, until_stop
+from alignkit_plugins.policies.policy import Answer, Policy, until_stop
 from tests.sampled import sample
 
 
@@ -33,9 +32,9 @@ def ask(
     """The answer to a question, and the pieces that were heard of it."""
     heard: list[str] = []
     role = LoadedBase(policy, Path)[BASE]
-    prompt = role.encoder.prompt([Message(role="user", content=text)])
-    found = answer(role, prompt, seeds.number(seed, 0, 0), sampling, heard.append, **more)
-    return found, heard
+    answering = Policy("tiny", "tiny", role, sampling)
+    prompt = answering.prompt([Message(role="user", content=text)])
+    return answering.answer(prompt, sampling, seed, heard.append, **more), heard
 
 
 def check(policy: SharedModel, sampling: Sampling) -> list[str]:
@@ -69,13 +68,13 @@ def test_a_stop_string_is_never_heard(policy: SharedModel) -> None:
         policy, QUESTIONS[0], Sampling(max_new_tokens=60, stop=(stop, "never written")), 5
     )
     assert found.text == until_stop(plain.text, [stop]) == "".join(heard) and stop not in found.text
-    assert found.ended and stop in policy.encoder().decode(found.tokens)
+    assert not found.response.truncated and stop in found.response.text
 
 
 def test_an_answer_that_nobody_wants_ends(policy: SharedModel) -> None:
     count = itertools.count()
     found, _ = ask(policy, "a", Sampling(max_new_tokens=100), 1, wanted=lambda: next(count) < 3)
-    assert len(found.tokens) == 4 and not found.ended
+    assert len(found.response.tokens or ()) == 4 and found.response.truncated
 
 
 def test_a_lead_in_is_not_heard() -> None:

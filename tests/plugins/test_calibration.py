@@ -20,9 +20,9 @@ from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.compare.calibration import Cases, bins, error, error_difference
 from alignkit_plugins.evaluate import honesty_calibration as calibration
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.evaluate.honesty_calibration import Calibration, confidence
 from alignkit_plugins.evaluate.honesty_policies import rightness
-from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
 
 CORRECT = RewardSpec(
     "reward",

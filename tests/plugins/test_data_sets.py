@@ -10,24 +10,13 @@ import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.plugins import plugins
-from alignkit_plugins.formats.labeled_pairs import LAYOUTS
+from alignkit_plugins.formats.layouts import PAIRS, TEMPLATES
 
-PLUGINS = (
-    "hh_rlhf",
-    "trl",
-    "messages",
-    "alpaca",
-    "rankings",
-    "labeled_pairs",
-    "oasst",
-    "text",
-    "groups",
-)
-PLUGINS = tuple(f"formats.{name}:" for name in PLUGINS)
+OTHERS = {*TEMPLATES, "template", "unlabeled", "squad", "dialogues", "reward_bench_2", "feedback"}
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
     for one in plugins().registrations("format")
-    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
+    if one.name not in OTHERS
 }
 
 
@@ -167,7 +156,7 @@ def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
             {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1},
             "what the values of 'label' mean is unknown",
         ),
-        ({"prompt": "q", "x": "y"}, "no column for first, second, label"),
+        ({"prompt": "q", "x": "y"}, "no column for first was recognized"),
     ],
 )
 def test_labels_without_a_known_meaning_are_refused(row: dict[str, Any], reason: str) -> None:
@@ -350,7 +339,7 @@ def test_every_instance_of_an_instruction_is_a_demonstration() -> None:
     assert one == Group(said(("user", "Add.\n\n1 2")), (Response(text="3"),), meta={"id": 7})
     assert two.prompt == said(("user", "Add."))
     assert "not empty" in refused("self_instruct", {**row, "instances": []})
-    assert "list of {input, output}" in refused("self_instruct", {**row, "instances": ["x"]})
+    assert "must be an object with columns" in refused("self_instruct", {**row, "instances": ["x"]})
 
 
 @pytest.mark.parametrize(
@@ -401,5 +390,5 @@ def test_ranks_count_before_scores_and_a_missing_score_is_named() -> None:
 def test_alpaca_evals_columns_alone_do_not_say_what_0_means() -> None:
     """There it is a tie; sets that count from 0 mean the first answer."""
     row = {key: value for key, value in ALPACA_EVAL.items() if not key.startswith("generator")}
-    assert not LAYOUTS["AlpacaEval"].fits({**row, "preference": 0})
-    assert LAYOUTS["AlpacaEval"].fits({**ALPACA_EVAL, "preference": 0})
+    assert not PAIRS["AlpacaEval"].fits({**row, "preference": 0})
+    assert PAIRS["AlpacaEval"].fits({**ALPACA_EVAL, "preference": 0})

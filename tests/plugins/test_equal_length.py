@@ -12,7 +12,7 @@ import torch
 
 from alignkit import DataError, Group, Message, Response
 from alignkit import functional as F
-from alignkit_plugins.rewards.equal_length import EqualLength
+from alignkit_plugins.rewards.combinations import EqualLength
 
 
 def group(lengths: Sequence[int], name: str = "") -> Group:

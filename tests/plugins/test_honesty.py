@@ -15,7 +15,7 @@ from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.data.group import Origin
 from alignkit.evaluation.answers import words
 from alignkit_plugins.evaluate.grading import PHRASES, abstains, f1, matches
-from alignkit_plugins.evaluate.honesty_rewards import (
+from alignkit_plugins.evaluate.honesty import (
     Abstention,
     Honesty,
     HonestyAccuracy,
@@ -49,15 +49,9 @@ def test_without_an_answer_only_i_dont_know_is_right() -> None:
 
 
 def test_every_value_is_an_option() -> None:
-    values = {
-        "right": 5,
-        "abstain": 4,
-        "wrong": 3,
-        "unanswerable_abstain": 2,
-        "unanswerable_answer": 1,
-    }
+    values = {"right": 5, "abstain": 4, "wrong": 3}
     both = [group(KNOWN, *SAID[:3]), group([], *SAID[:3])]
-    assert scores(Honesty, both, **values) == [5.0, 4.0, 3.0, 1.0, 2.0, 1.0]
+    assert scores(Honesty, both, **values) == [5.0, 4.0, 3.0, 3.0, 5.0, 3.0]
 
 
 def test_accuracy_is_one_for_either_kind_of_right() -> None:
@@ -75,8 +69,6 @@ def test_abstention_needs_no_known_answer() -> None:
     [
         ({"right": 0.0}, "right must be above abstain"),
         ({"wrong": 0.0}, "abstain above wrong"),
-        ({"unanswerable_answer": 1.0}, "unanswerable_abstain must be above"),
-        ({"phrases": [" "]}, "blank text"),
     ],
 )
 def test_values_that_reward_dishonesty_are_refused(values: dict[str, Any], message: str) -> None:
@@ -347,12 +339,6 @@ def test_no_abstentions(text: str) -> None:
     assert not abstains(text)
 
 
-def test_phrases_are_added_to_the_usual_ones() -> None:
-    asked = [group([], "Ich weiß es nicht.", "I don't know.")]
-    assert scores(Honesty, asked, phrases=["weiß es nicht"]) == [1.0, 1.0]
-    assert scores(Honesty, asked) == [-1.0, 1.0]
-
-
 def test_the_documentation_lists_every_phrase() -> None:
     page = Path(__file__).parents[2] / "docs" / "honesty.md"
     text = page.read_text(encoding="utf-8")
@@ -415,8 +401,8 @@ def test_a_flat_row() -> None:
 
 
 def test_a_flat_row_without_an_answer() -> None:
-    (found,) = read({**FLAT, "answers": {"text": [], "answer_start": []}}, abstention="Unknown.")
-    assert found.responses == (Response("Unknown."),)
+    (found,) = read({**FLAT, "answers": {"text": [], "answer_start": []}})
+    assert found.responses == (Response("I don't know."),)
     assert found.meta == {"id": "1", "answers": [], "answerable": False}
 
 
@@ -463,7 +449,7 @@ def test_rows_that_contradict_themselves_are_bad(change: dict[str, Any], message
 def test_a_paragraph_without_questions_is_bad() -> None:
     with pytest.raises(BadRow, match="paragraph 1 must have a list `qas`"):
         read({"title": "Ann", "paragraphs": [{"context": "Ann is 7."}]})
-    with pytest.raises(BadRow, match="there is no question"):
+    with pytest.raises(BadRow, match="column 'context' is missing"):
         Squad().read({"title": "Ann", "paragraphs": []})
 
 

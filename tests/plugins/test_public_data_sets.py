@@ -15,7 +15,7 @@ from alignkit import BadRow, Group, Message, Pair, Response
 from alignkit.data.sources import checked_groups
 from alignkit.errors import LeftOut
 from alignkit.plugins import plugins
-from alignkit_plugins.formats.template.data_sets import DATA_SETS
+from alignkit_plugins.formats.layouts import TEMPLATES
 
 FORMATS = {one.name: one.implementation for one in plugins().registrations("format")}
 
@@ -388,14 +388,20 @@ ROWS = {
 }  # fmt: skip
 # Formats that recognize such rows without their name.
 OTHERS = {
-    "mnli": [], "stack_exchange": ["preference"], "ultrafeedback": ["rankings"], "helpsteer2": ["prompt_completion"],
-    "helpsteer3": ["labeled_pairs"], "tulu3_preference": ["preference"],
-}  # fmt: skip
+    "mnli": [],
+    "gsm8k": [],
+    "stack_exchange": ["preference"],
+    "ultrafeedback": ["rankings"],
+    "helpsteer2": ["prompt_completion"],
+    "helpsteer3": ["labeled_pairs"],
+    "tulu3_preference": ["preference"],
+}
 
 
-@pytest.mark.parametrize("name", DATA_SETS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_each_data_set_is_recognized_by_one_format_at_most(name: str) -> None:
-    for row in (ROWS[name], json.loads(DATA_SETS[name].example)):
+    example = json.loads(TEMPLATES[name].example)
+    for row in (ROWS.get(name, example), example):
         assert [one for one, cls in FORMATS.items() if cls.matches(row)] == OTHERS.get(name, [name])
         assert groups(name, row)
 

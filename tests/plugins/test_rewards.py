@@ -36,8 +36,9 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.rewards.basic import Length, Normalized, Python
-from alignkit_plugins.rewards.weighted import WeightedSum
+from alignkit_plugins.rewards.basic import Length, Normalized
+from alignkit_plugins.rewards.combinations import WeightedSum
+from alignkit_plugins.rewards.python import Python
 
 ASK = ({"role": "user", "content": "How are you?"},)
 GROUPS = [
@@ -98,8 +99,9 @@ def test_length_of_a_dialogue_counts_the_assistant() -> None:
 def python(tmp_path: Path) -> Callable[..., Python]:
     """A prepared `python` reward from the source of a file."""
 
-    def make(source: str, function: str = "reward", **options: Any) -> Python:
-        (tmp_path / "mine.py").write_text(textwrap.dedent(source).lstrip())
+    def make(source: str | None, function: str = "reward", **options: Any) -> Python:
+        if source is not None:
+            (tmp_path / "mine.py").write_text(textwrap.dedent(source).lstrip())
         thing = Python(Python.Options(path="mine.py", function=function, **options))
         thing.prepare(Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list))  # type: ignore[arg-type]
         return thing
@@ -115,7 +117,6 @@ def test_python_has_the_signature_of_trl(python: Callable[..., Python]) -> None:
             return [float(a in c.lower()) for a, c in zip(answer, completions)]
     """)
     assert thing.score(GROUPS) == {"": [1.0, 1.0, 1.0]}
-    assert thing._call is not None
     assert thing._call.__globals__["seen"] == {
         "prompts": ["How are you?", "How are you?", "Who?"],
         "completions": ["I am fine", "Fine", "Me"],
@@ -139,10 +140,9 @@ def test_python_conversational_as_in_trl(python: Callable[..., Python]) -> None:
 
 def test_python_passes_only_what_the_function_names(python: Callable[..., Python]) -> None:
     thing = python(
-        "def reward(completions, factor): return [factor * len(c) for c in completions]",
-        kwargs={"factor": 2},
+        "def reward(completions, level): return [len(c) + (n or 0) for c, n in zip(completions, level)]"
     )
-    assert thing.score(GROUPS) == {"": [18.0, 8.0, 4.0]}
+    assert thing.score(GROUPS) == {"": [12.0, 7.0, 2.0]}
 
 
 def test_python_passes_tokens_where_all_have_them(python: Callable[..., Python]) -> None:
@@ -164,7 +164,7 @@ def test_python_may_be_async_and_return_arrays(python: Callable[..., Python]) ->
     """)
     assert thing.score(GROUPS) == {"": [1.0, 0.5, None]}
     for function, expected in {"waits": [1, 2, 3], "array": [0, 1, 2], "tensor": [1, 2, 3]}.items():
-        other = Python(Python.Options(path=thing._code.file, function=function))
+        other = python(None, function)
         assert other.score(GROUPS) == {"": expected}
 
 
@@ -206,14 +206,14 @@ def test_python_failures_show_the_completion(python: Callable[..., Python]) -> N
 @pytest.mark.parametrize(
     ("source", "function", "message"),
     [
-        ("def other(): pass", "reward", "no function 'reward'; its functions: other"),
+        ("def other(): pass", "reward", "no function 'reward'; it has other"),
         (
             "import nothing_of_this_name",
             "reward",
             r"ModuleNotFoundError.*\(line 1: import nothing_of_this_name\)",
         ),
         ("def reward(: pass", "reward", "SyntaxError"),
-        ("reward = 3", "reward", "no function 'reward'; its functions: none"),
+        ("reward = 3", "reward", "no function 'reward'; it has none"),
     ],
 )
 def test_python_fails_before_long_work_starts(
@@ -270,18 +270,18 @@ def test_a_wrong_function_is_told_before_the_first_stage(
 def test_python_without_a_file(tmp_path: Path) -> None:
     thing = Python(Python.Options(path=tmp_path / "none.py", function="f"))
     with pytest.raises(RunFailed, match=r"none\.py"):
-        thing.score(GROUPS)
+        thing.check(Path())
 
 
 def test_a_function_of_an_installed_module() -> None:
-    options = Python.Options(function="json:dumps", kwargs={})
+    options = Python.Options(function="json:dumps")
     assert options.packages == ()  # of the standard library
     assert Python.Options(function="trl.rewards:f").packages == ("trl",)
     thing = Python(Python.Options(function="statistics:mean"))
     thing.check(Path())
     for module, function, words in (
         ("statistics", "maen", "did you mean"),
-        ("no_such_module", "f", "importing module"),
+        ("no_such_module", "f", "importing no_such_module raised"),
     ):
         with pytest.raises(RunFailed, match=words):
             Python(Python.Options(function=f"{module}:{function}")).check(Path())
@@ -300,11 +300,10 @@ def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         file.parent.mkdir()
         file.write_text(f"def f(completions): return [{number}] * len(completions)")
         found.append(Python(Python.Options(path=file, function="f")))
+        found[-1].check(tmp_path)
     assert [thing.score(GROUPS[1:])[""] for thing in found] == [[1.0], [2.0]]
     # Pickling looks a function up by its module's name.
-    assert [
-        sys.modules[thing._call.__module__].f is thing._call for thing in found if thing._call
-    ] == [True] * 2
+    assert all(sys.modules[thing._call.__module__].f is thing._call for thing in found)
 
 
 def test_python_is_not_called_for_nothing(python: Callable[..., Python]) -> None:

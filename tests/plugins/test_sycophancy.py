@@ -19,7 +19,7 @@ from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.evaluate.sycophancy import (
     AGAIN,
     FIRST,
@@ -31,7 +31,7 @@ from alignkit_plugins.evaluate.sycophancy import (
     outcomes,
     wrong_opinions,
 )
-from alignkit_plugins.rewards.matching import ExactMatch
+from alignkit_plugins.rewards.text import ExactMatch
 
 COUNT = 10
 CORRECT = RewardSpec(

@@ -19,10 +19,9 @@ from pydantic import ValidationError
 from alignkit import DataError, Group, Response, Reward, RunFailed
 from alignkit.testing import check_reward
 from alignkit_plugins.formats.text_metrics import repetition
-from alignkit_plugins.rewards import matching
-from alignkit_plugins.rewards.form import Form, content_of_last, is_json, markdown_parts
-from alignkit_plugins.rewards.language import Language
-from alignkit_plugins.rewards.matching import ExactMatch, Regex, Repetition
+from alignkit_plugins.rewards import text as text_rewards
+from alignkit_plugins.rewards.form import Form, content_of_last, is_json
+from alignkit_plugins.rewards.text import ExactMatch, Language, Regex, Repetition
 
 ASK = ({"role": "user", "content": "What is the capital of France?"},)
 # A turn that only calls a tool
@@ -50,7 +49,7 @@ def talk(*texts: str | None) -> Response:
     ("reward", "options"),
     [
         (Regex, {"pattern": "e"}),
-        (Form, {"markdown": ["bold"]}),
+        (Form, {"tags": ["a"]}),
         (Repetition, {}),
         (Repetition, {"unit": "characters", "n": 2}),
     ],
@@ -67,13 +66,10 @@ def test_an_exact_match_pays_one() -> None:
     assert scores(ExactMatch, *right, meta={"answer": "Paris"}) == [1.0] * len(right)
     wrong = ["", ".", "Paris, France", "Par", "Rome"]
     assert scores(ExactMatch, *wrong, meta={"answer": "Paris"}) == [0.0] * len(wrong)
-    assert scores(
-        ExactMatch, "Paris", "paris", "Paris.", meta={"answer": "Paris"}, strict=True
-    ) == [1.0, 0.0, 0.0]
 
 
 def test_composed_letters_are_the_same() -> None:
-    assert scores(ExactMatch, "Ume\u0061\u030a", meta={"answer": "Ume\u00e5"}, strict=True) == [1.0]
+    assert scores(ExactMatch, "Ume\u0061\u030a", meta={"answer": "Ume\u00e5"}) == [1.0]
 
 
 def test_one_of_several_answers_and_numbers_are_right() -> None:
@@ -94,7 +90,6 @@ def test_numbers_are_compared_by_their_value() -> None:
             *[0.0] * 2,
         ]
     assert scores(ExactMatch, "-0.5", "-.5", "0.5", meta={"answer": -0.5}) == [1.0, 1.0, 0.0]
-    assert scores(ExactMatch, "3.0", "3", meta={"answer": "3"}, strict=True) == [0.0, 1.0]
     large = "1" * 50
     assert scores(ExactMatch, large + "2", large + "3", meta={"answer": large + "2"}) == [1.0, 0.0]
     assert scores(ExactMatch, "1e999999999", "9" * 9999, meta={"answer": "1e999999999"}) == [
@@ -143,9 +138,6 @@ def test_a_known_answer_may_be_a_part_of_the_answer_in_whole_words() -> None:
         scores(ExactMatch, "It is -3.", "x = 1/3", "3/4", "13", "1,000,000", **numbers) == [0.0] * 5
     )
     assert scores(
-        ExactMatch, "in Paris", "in paris", meta={"answer": "Paris"}, within=True, strict=True
-    ) == [1.0, 0.0]
-    assert scores(
         ExactMatch, "Paris; so: Rome", meta={"answer": "Paris"}, within=True, extract="so: (.*)"
     ) == [0.0]
 
@@ -183,7 +175,7 @@ def test_a_pattern_pays_its_scale() -> None:
         0.0,
         0.0,
     ]
-    assert scores(Regex, "ab", "abc", pattern="a.", whole=True) == [1.0, 0.0]
+    assert scores(Regex, "ab", "abc", pattern="^a.$") == [1.0, 0.0]
     assert scores(Regex, "SORRY", pattern="(?i)sorry") == [1.0]
 
 
@@ -196,7 +188,7 @@ def test_a_pattern_that_cannot_be_read_is_refused(options: dict[str, Any]) -> No
 
 
 def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "SECONDS", 0.1)
+    monkeypatch.setattr(text_rewards, "SECONDS", 0.1)
     busy = "(a|aa)+$"
     assert scores(Regex, "a" * 60 + "b", "aaa", pattern=busy) == [None, 1.0]
     assert scores(ExactMatch, "a" * 60 + "b", meta={"answer": "x"}, extract=busy) == [None]
@@ -347,44 +339,9 @@ def test_the_last_tag_holds_the_json() -> None:
     assert scores(Form, *answers, tags=["think", "answer"], json_schema={}) == [1.0, 0.0, 0.0]
 
 
-PARTS = {
-    "heading": "# Paris",
-    "bullets": "- one\n- two",
-    "numbers": "1. one\n2. two",
-    "table": "| a | b |\n|---|---|\n| 1 | 2 |",
-    "bold": "It is **Paris**.",
-    "code": "```python\nprint(1)\n```",
-}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_markdown_contains_what_it_shows(part: Any) -> None:
-    assert markdown_parts(PARTS[part]) == {part}
-    others = [text for name, text in PARTS.items() if name != part]
-    assert scores(Form, PARTS[part], "\n\n".join(others), "", markdown=[part]) == [1.0, 0.0, 0.0]
-
-
-def test_markdown_needs_all_parts_and_closed_code() -> None:
-    both = "# Title\n\n- one"
-    assert scores(Form, both, "# Title", "- one", markdown=["heading", "bullets"]) == [
-        1.0,
-        0.0,
-        0.0,
-    ]
-    assert markdown_parts("```\n# no heading\n- no list") == set()  # cut off
-    assert markdown_parts("```\n```") == {"code"} and markdown_parts("```") == set()
-    assert markdown_parts("`**a**`") == set()
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_all_line_ends_of_markdown_count(end: str) -> None:
-    assert markdown_parts(end.join(["a", "", "```", "x = 1", "```"])) == {"code"}
-    assert markdown_parts(end.join(["a", "", "```", "x = 1"])) == set()
-
-
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tags": ["<a>"]}, {"tags": ["a", "a"]}, {"tags": [""]}, {"markdown": ["image"]}],
+    [{}, {"tags": ["<a>"]}, {"tags": ["a", "a"]}, {"tags": [""]}],
 )
 def test_a_form_must_ask_for_something_known(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -468,6 +425,6 @@ def test_languages_need_their_package(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_options_are_plain_data() -> None:
     """They are part of a stage's hash."""
-    options = Form.Options(tags=["a"], json_schema=SCHEMA, markdown=["bold"])
+    options = Form.Options(tags=["a"], json_schema=SCHEMA)
     assert json.loads(options.model_dump_json())["json_schema"] == SCHEMA
-    assert set(options.packages) == {"jsonschema-rs", "markdown-it-py"}
+    assert options.packages == ("jsonschema-rs",)

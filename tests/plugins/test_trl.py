@@ -110,8 +110,10 @@ def test_samples_end_where_the_run_ends_them(
     """Also at the chat template's end of turn, which the model's own settings need not name."""
     monkeypatch.setattr("peft.PeftModel.from_pretrained", lambda model, *_, **__: model)
     base, ends = alignkit_plugins.models.tiny.source(tmp_path), frozenset({7, 2})
-    context: Any = SimpleNamespace(base=base, dtype=torch.float32, device="cpu", end_ids=ends)
-    model = alignkit_plugins.trl.step.load_model(context, tmp_path, scalar_head=False)
+    loaded = SimpleNamespace(source=base, dtype=torch.float32, device="cpu")
+    models = SimpleNamespace(encoder=SimpleNamespace(end_ids=ends))
+    stage: Any = SimpleNamespace(model=loaded, models=models)
+    model = alignkit_plugins.trl.step.load_model(stage, tmp_path, scalar_head=False)
     assert model.generation_config.eos_token_id == [2, 7]
 
 
@@ -286,9 +288,7 @@ def test_rows_that_trl_leaves_out_for_their_length_are_counted(
 def test_weights_are_refused_because_trl_draws_its_own_rows(folder: Path) -> None:
     entry = [{"path": "demos.jsonl", "weight": 2}, {"path": "demos.jsonl", "weight": 1}]
     recipe = load(folder, trained={**stage("sft"), "from": "base", "data": entry})
-    with pytest.raises(
-        RunFailed, match="draws rows in its own way, so 'weight' would have no effect"
-    ):
+    with pytest.raises(RunFailed, match="does not support weights of rows"):
         run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
 
 

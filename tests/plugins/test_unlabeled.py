@@ -9,9 +9,8 @@ import pytest
 from alignkit import BadRow
 from alignkit.data.group import Group
 from alignkit_plugins.formats.labeled_pairs import LabeledPairs
-from alignkit_plugins.formats.rankings import Rankings
+from alignkit_plugins.formats.rankings import Rankings, Unlabeled
 from alignkit_plugins.formats.trl import Preference, PromptOnly
-from alignkit_plugins.formats.unlabeled import Unlabeled
 
 
 def texts(group: Group) -> list[str]:

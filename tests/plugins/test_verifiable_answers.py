@@ -18,9 +18,9 @@ from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.evaluate.grading import matches
-from alignkit_plugins.evaluate.honesty_rewards import HonestyAccuracy
-from alignkit_plugins.rewards.matching import ExactMatch
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.rewards.math_verify import MathVerify
+from alignkit_plugins.rewards.text import ExactMatch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FORMATS: dict[str, type[Format]] = {

@@ -8,7 +8,7 @@ import pytest
 from watched import STILL, online
 
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
-from alignkit_plugins.rewards.basic import Python
+from alignkit_plugins.rewards.python import Python
 
 KEYS = {"count": 6, "iterations": 3, "learning_rate": STILL, "plugin": "rejection_sampling"}
 

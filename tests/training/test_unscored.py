@@ -23,7 +23,7 @@ from alignkit.cli import main
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.environments.calculator import Calculator
-from alignkit_plugins.rewards.weighted import WeightedSum
+from alignkit_plugins.rewards.combinations import WeightedSum
 
 PLUGIN = """
 from alignkit import *

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+import alignkit
 from alignkit import (
     Add,
     BadRow,
@@ -29,7 +30,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit_plugins.evaluate import grading
-from alignkit_plugins.evaluate.honesty_rewards import AbstentionOptions, known_answers
+from alignkit_plugins.evaluate.honesty import known_answers
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import answer_of
 
@@ -119,7 +120,7 @@ class Sources(Reward):
     silence.
     """
 
-    class Options(AbstentionOptions):
+    class Options(alignkit.Options):
         text: str = Field("context", description="column of the prompts with the text to quote")
         answers: str | None = Field(
             None, description="column with the known answers, if a claim must also be right"
@@ -166,7 +167,7 @@ class Sources(Reward):
     def _score(self, answer: str, group: Group) -> float:
         o, claims = self.options, claims_in(answer)
         known = None if o.answers is None else known_answers(group, o.answers)
-        if not claims or o.abstains(answer):
+        if not claims or grading.abstains(answer):
             return o.supported if known == [] else o.silent
         text = str(group.meta[o.text])
         invented = [

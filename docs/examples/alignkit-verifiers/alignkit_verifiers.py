@@ -39,7 +39,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit_plugins.formats.rows import column_of
-from alignkit_plugins.rewards.named_code import NamedCode
+from alignkit_plugins.rewards.python import NamedCode
 
 if TYPE_CHECKING:
     from verifiers.v1 import Task, Taskset, Toolset, Trace

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alignkit.commands import DefaultGroup, Result, refuse
-from alignkit_plugins.printing import console, files_written
+from alignkit_plugins.printing import files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
@@ -53,16 +53,14 @@ def plugins(
 
     if name is None:
         rows, broken = listing.rows_of(loaded), [str(one) for one in loaded.broken]
-        return Result(
-            "plugins", {"plugins": rows, "broken": broken}, lambda: listing.show_names(rows, broken)
-        )
-    found = listing.described(name, loaded)
-    return Result("options", found, lambda: listing.show_options(name, found, console()))
+        facts = {"plugins": rows, "broken": broken}
+        return Result("plugins", facts, lambda: listing.show_names(rows, broken))
+    plugins = listing.described(name, loaded)
+    return Result("options", plugins, lambda: listing.show_options(name, plugins))
 
 
 @plugins_app.command()
 def new(
-    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -71,13 +69,7 @@ def new(
     ],
     kind: Annotated[
         str,
-        typer.Option(
-            metavar="KIND",
-            help=(
-                "Kind of plugin: algorithm, reward, judge, combination, environment, step, "
-                "format or command."
-            ),
-        ),
+        typer.Option(metavar="KIND", help="Kind of plugin: algorithm, reward, step or format."),
     ],
 ) -> Result:
     """Write a package with a plugin that works.
@@ -88,16 +80,14 @@ def new(
     \b
     Examples:
       alignkit plugins new calm --kind reward
-      alignkit plugins new higher_lower --kind environment
+      alignkit plugins new ticket --kind format
     """
     from alignkit.plugins import load_plugins
     from alignkit_plugins.authors.new import write_package
 
-    commands: Any = context.find_root().command
-    files = write_package(name, kind, load_plugins(), commands.commands)
-    return files_written(
-        files, next=f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check"
-    )
+    files = write_package(name, kind, load_plugins())
+    install = f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check"
+    return files_written(files, next=install)
 
 
 @plugins_app.command("check")
@@ -119,8 +109,7 @@ def check_plugin(
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
-    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`, in a
-    process of its own.
+    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`.
 
     \b
     Examples:
@@ -137,8 +126,6 @@ def check_plugin(
     except yaml.YAMLError:
         given = None
     if not isinstance(given, dict) or not all(isinstance(value, dict) for value in given.values()):
-        refuse(
-            f"--options {options} is no mapping of options by name",
-            "write --options '{NAME: {KEY: VALUE}}'",
-        )
+        help = "write --options '{NAME: {KEY: VALUE}}'"
+        refuse(f"--options {options} is no mapping of options by name", help)
     return check(target_of(what), given)

@@ -1,187 +1,144 @@
-"""`alignkit plugins check`: every component of a plugin by the kit of its kind, each in a process
-of its own.
-"""
+"""`alignkit plugins check`: every component of a plugin by the kit of its kind."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import re
-import subprocess
-import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packaging.utils import canonicalize_name
-
-from alignkit.commands import GROUP as COMMANDS
-from alignkit.commands import Result, refuse
-from alignkit.errors import PluginError, did_you_mean
+from alignkit import testing
+from alignkit.commands import Result
+from alignkit.errors import AlignkitError, PluginError, did_you_mean, reason_of, refuse
 from alignkit.io.text import printable
-from alignkit.plugins import GROUP
+from alignkit.options import Ref
+from alignkit.plugins import GROUP, load_plugins
+from alignkit.registry import KINDS, Registration
+from alignkit.reward import RewardCombination
 
-LIMIT = 300.0  # seconds for each component
-GRACE = 10.0  # seconds for a process to say where it hangs
-TAIL = 6  # lines of a process that ended without an answer
+# Values of required options that refer to something: kits take any name of a stage.
+VALUES = {name: name for name in ("stage", "policy", "from", "base", "reward")}
+VALUES |= {"data": "rows.jsonl", "judge": "local_judge", "environment": "calculator"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is checked. owners: the distributions that its registrations name; a file is one of its
-    own.
+    """What is checked. owner: the distribution that its registrations name; a file is its own.
 
-    modules: with the plugins, and commands: with commands. files: those that are not installed.
+    files: a module that is not installed.
     """
 
     title: str
-    owners: list[str]
-    modules: list[str]
-    commands: list[str]
-    files: list[str]
+    owner: str
+    files: tuple[Path, ...] = ()
 
 
 def target_of(text: str) -> Target:
-    """What a user means by a file, a folder with a pyproject.toml, or the name of an installed
-    package.
-    """
-    path = Path(text)
+    """Return what a user means by a file, a folder with a pyproject.toml, or a package's name."""
+    path, name, help = Path(text), text, ""
+    if path.is_file():
+        if path.suffix != ".py":
+            help = "name a module, a folder with a pyproject.toml, or a package"
+            refuse(f"{text} is not a Python file", help)
+        return Target(text, path.name, (path.resolve(),))
     if path.is_dir():
-        return _of_folder(path)
-    if not path.is_file():
-        return _installed(text)
-    if path.suffix != ".py":
-        refuse(
-            f"{text} is not a Python file",
-            "name a module, a folder with a pyproject.toml, or a package",
-        )
-    return Target(text, [path.name], [path.stem], [], [str(path.resolve())])
-
-
-def _of_folder(folder: Path) -> Target:
-    """The package that a folder holds, which must be installed: its entry points say what it
-    has.
-    """
+        help = f"install it first: pip install -e {path}"
+        try:
+            project = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))
+            name = project["project"]["name"]
+        except (OSError, ValueError, KeyError):
+            what = "name a module FILE.py, or an installed package"
+            refuse(f"{path}/pyproject.toml names no project", what)
     try:
-        name = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-            "name"
-        ]
-    except (OSError, ValueError, KeyError):
-        refuse(
-            f"{folder}/pyproject.toml names no project",
-            "name a module FILE.py, or an installed package",
-        )
-    return _installed(name, f"install it first: pip install -e {folder}")
-
-
-def _installed(name: str, help: str = "") -> Target:
-    points = [
-        point
-        for group in (GROUP, COMMANDS)
-        for point in importlib.metadata.entry_points(group=group)
-    ]
-    by_package: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for point in points:
-        if point.dist is not None:
-            by_package.setdefault(canonicalize_name(point.dist.name), []).append(point)
-    chosen = by_package.get(canonicalize_name(name))
-    if chosen is None or chosen[0].dist is None:
-        help = (
-            help or did_you_mean(name, by_package) or f"installed: {', '.join(sorted(by_package))}"
-        )
+        package = importlib.metadata.distribution(name)
+    except (ValueError, importlib.metadata.PackageNotFoundError):
+        points = importlib.metadata.entry_points(group=GROUP)
+        names = sorted({point.dist.name for point in points if point.dist is not None})
+        help = help or did_you_mean(name, names) or f"installed: {', '.join(names)}"
         refuse(f"no file, folder or package with plugins is called {name}", help)
-    commands = [point.module for point in chosen if point.group == COMMANDS]
-    title = f"{chosen[0].dist.name} {chosen[0].dist.version}"
-    return Target(title, [chosen[0].dist.name], [point.module for point in chosen], commands, [])
+    return Target(f"{package.name} {package.version}", package.name)
+
+
+class Skipped(Exception):
+    """Why no kit checks a component."""
 
 
 def check(target: Target, options: Mapping[str, Any]) -> Result:
-    """Print a report. Its error is PluginError if a component breaks a rule. Raises RecipeError if
-    there is none.
+    """Print a report. Its error is PluginError if a component breaks a rule.
 
-    options: of components, by their names.
+    options: of components, by their names. Raises RecipeError if there is no component.
     """
-    listed = _ask(target)
-    broken, components = listed["problems"], listed.get("components", [])
+    registry = load_plugins(target.files)
+    broken = [str(one) for one in registry.broken if one.distribution == target.owner]
+    components: list[Registration] = []
+    for kind in KINDS:
+        components += [
+            one for one in registry.registrations(kind) if one.distribution == target.owner
+        ]
+    if not components and not broken:
+        help = "mark a function with @hookimpl: docs/plugins/reference.md"
+        refuse(f"{target.title} registers nothing", help)
     for problem in broken:
         print(printable(f"BROKEN  {problem}"))
-    if not components and not broken:
-        refuse(
-            f"{target.title} registers nothing",
-            "mark a function with @hookimpl: docs/plugins/reference.md",
-        )
-    words, facts = ["FAILED"] * len(broken), list[dict[str, Any]]()
-    for kind, name in components:
-        start = time.monotonic()
-        answer = _ask(target, kind=kind, name=name, options=dict(options))
-        words.append("FAILED" if answer["problems"] else "skipped" if "skipped" in answer else "ok")
-        facts.append(
-            {
-                "kind": kind,
-                "name": Path(name).name,
-                "outcome": words[-1],
-                "problems": answer["problems"],
-            }
-        )
-        print(
-            printable(f"{words[-1]:7} {kind} {Path(name).name}  ({time.monotonic() - start:.0f} s)")
-        )
-        for line in answer["problems"] or [answer.get("skipped") or f"checked: {answer['rules']}"]:
+    facts, outcomes = [], ["FAILED"] * len(broken)
+    for one in components:
+        start, lines, outcome = time.monotonic(), list[str](), "ok"
+        try:
+            check_component(one, options.get(one.name, {}))
+        except Skipped as reason:
+            lines, outcome = [str(reason)], "skipped"
+        except (
+            AlignkitError,
+            AssertionError,
+        ) as error:  # a ConformanceError lists all broken rules
+            lines, outcome = str(error).splitlines(), "FAILED"
+        except Exception as error:
+            lines, outcome = [f"the kit failed: {reason_of(error)}"], "FAILED"
+        outcomes.append(outcome)
+        fact = {"kind": one.kind, "name": one.name, "outcome": outcome}
+        facts.append({**fact, "problems": lines if outcome == "FAILED" else []})
+        print(printable(f"{outcome:7} {one.kind} {one.name}  ({time.monotonic() - start:.0f} s)"))
+        for line in lines:
             print(printable(f"        {line}"))
     result = Result("conformance", {"target": target.title, "broken": broken, "components": facts})
-    if failed := words.count("FAILED"):
-        text = f"{target.title}: {failed} of {len(words)} components cannot be used or break rules"
-        return replace(
-            result, error=PluginError(f"{text}\n  help: fix what is listed, and repeat the command")
-        )
-    print(
-        printable(
-            f"{target.title}: {words.count('ok')} of {len(words)} components follow the rules"
-        )
-    )
+    count, failed = len(outcomes), outcomes.count("FAILED")
+    if failed:
+        text = f"{target.title}: {failed} of {count} components cannot be used or break rules"
+        help = "fix what is listed, and repeat the command"
+        return replace(result, error=PluginError(f"{text}\n  help: {help}"))
+    good = outcomes.count("ok")
+    print(printable(f"{target.title}: {good} of {count} components follow the rules"))
     return result
 
 
-def _ask(target: Target, **request: Any) -> dict[str, Any]:
-    """What a process of its own answers, or why it does not."""
-    with tempfile.TemporaryDirectory(prefix="alignkit-check-") as folder:
-        answer, log = Path(folder) / "answer.json", Path(folder) / "log.txt"
-        words = json.dumps({**asdict(target), **request, "answer": str(answer), "seconds": LIMIT})
-        code: int | str = "unknown"
-        with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
-            command = [sys.executable, "-m", "alignkit_plugins.authors.kits", words]
-            quiet: dict[str, Any] = {
-                "stdin": subprocess.DEVNULL,
-                "stdout": output,
-                "stderr": output,
-            }
-            code = subprocess.run(command, timeout=LIMIT + GRACE, check=False, **quiet).returncode
-        if answer.is_file():
-            said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-            return said
-        return {"problems": _why(log.read_text(encoding="utf-8", errors="replace"), code, target)}
+def check_component(registration: Registration, options: Mapping[str, Any]) -> None:
+    """Check a component by the kit of its kind, with options that refer to something made up.
 
-
-def _why(log: str, code: int | str, target: Target) -> list[str]:
-    """Why a process ended without an answer."""
-    if "Timeout (" in log:
-        frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', log)  # the innermost first
-        names = {module.partition(".")[0] for module in target.modules}
-        own = [frame for frame in frames if names & {*Path(frame[0]).with_suffix("").parts}]
-        file, line, function = (own or frames or [("no Python code", "?", "?")])[0]
-        return [
-            (
-                f"it did not finish in {LIMIT:.0f} seconds: it was at {Path(file).name}:{line}, "
-                f"in {function}"
-            )
-        ]
-    last = [line for line in log.splitlines() if line.strip()][-TAIL:]
-    return [
-        f"its process ended with exit code {code} and no result; its last lines:",
-        *(f"  {line}" for line in last),
-    ]
+    Raises what the kit raises, and Skipped if there is no kit, or an option is missing.
+    """
+    kind, name, cls = registration.kind, registration.name, registration.implementation
+    if kind == "model":
+        testing.check_model_source(cls)
+        return
+    if kind == "reader":
+        raise Skipped("its kit reads a file: call alignkit.testing.check_reader in a test")
+    if isinstance(cls, type) and issubclass(cls, RewardCombination):
+        kind = "combination"
+    kit = getattr(testing, f"check_{kind}", None)
+    if kit is None:
+        raise Skipped(f"there is no kit for plugins of the kind {kind}")
+    values, missing = dict(options), []
+    for key, field in cls.Options.model_fields.items():
+        if key in values or not field.is_required():
+            continue
+        kinds = [one.kind for one in field.metadata if isinstance(one, Ref)]
+        if kinds and kinds[0] in VALUES:
+            values[key] = VALUES[kinds[0]]
+        else:
+            missing.append(f"{key}: VALUE")
+    if missing:
+        raise Skipped(f"it needs options: --options '{{{name}: {{{', '.join(missing)}}}}}'")
+    kit(cls, values)

@@ -1,114 +1,98 @@
-"""What `alignkit plugins` prints: the names of all plugins, those of a kind, or the options of
-one.
-"""
+"""What `alignkit plugins` prints: the names of all plugins, those of a kind, or the options of one."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignkit.commands import refuse
-from alignkit.errors import did_you_mean
+from alignkit.errors import did_you_mean, refuse
 from alignkit.io.text import printable
 from alignkit.recipe.references import options_of
 from alignkit.recipe.rules import required_keys
 from alignkit.registry import KINDS, Registration, Registry
-from alignkit_plugins.printing import console, print_lines, print_table
+from alignkit_plugins.printing import print_lines, print_table
 from alignkit_plugins.recipes.option_table import OptionRow, option_rows, stage_defaults
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def rows_of(registry: Registry) -> list[dict[str, str]]:
-    """All plugins: kind, name, summary, and the package that each is from."""
-    return [_row(kind, one) for kind in KINDS for one in registry.registrations(kind)]
+    """Return all plugins: kind, name, summary, and the package that each is from."""
+    rows: list[dict[str, str]] = []
+    for kind in KINDS:
+        rows += map(_row, registry.registrations(kind))
+    return rows
 
 
-def _row(kind: str, one: Registration) -> dict[str, str]:
-    return {"kind": kind, "name": one.name, "summary": one.summary, "from": one.origin}
+def _row(one: Registration) -> dict[str, str]:
+    return {"kind": one.kind, "name": one.name, "summary": one.summary, "from": one.origin}
 
 
 def show_names(rows: Sequence[dict[str, str]], broken: Sequence[str]) -> None:
-    """Print a paragraph for each kind: how many plugins there are, and their names; others' with
-    their package.
-    """
-    out = console()
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        names = []
-        for row in rows:
-            if row["kind"] == kind:
-                ours = row["from"].startswith("alignkit ")
-                names.append(row["name"] if ours else f"{row['name']} ({row['from']})")
-        text = printable(f"{f'{kind} ({len(names)})':18}{', '.join(names)}")
-        print(textwrap.fill(text, out.width, subsequent_indent=" " * 18, break_on_hyphens=False))
+    """Print the names of each kind, those of others with their package, and what is broken."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        is_own = row["from"].startswith("alignkit ")
+        name = row["name"] if is_own else f"{row['name']} ({row['from']})"
+        names.setdefault(row["kind"], []).append(name)
+    cells = [[f"{kind} ({len(each)})", ", ".join(each)] for kind, each in names.items()]
+    print_table(("kind", "names"), cells)
     for text in broken:
         print(printable(f"broken: {text}"))
     print("`alignkit plugins NAME` shows the options of a plugin, or the plugins of a kind.")
 
 
 def described(name: str, registry: Registry) -> list[dict[str, Any]]:
-    """The plugins with a name, and those of a kind with it, as plain data. Raises RecipeError if
-    there is none.
+    """Return the plugins with a name, and those of a kind with it, as plain data.
+
+    Raises RecipeError if there is none.
     """
-    found = [(name, one) for one in registry.registrations(name)] if name in KINDS else []
-    found += [(kind, registry.get(kind, name)) for kind in KINDS if registry.has(kind, name)]
-    if not found:
-        _refuse(name, registry)
-    return [
-        {
-            **_row(kind, one),
-            "options": [asdict(row) for row in option_rows(options_of(one))],
-            "facts": list(_facts(kind, one)),
-        }
-        for kind, one in found
-    ]
-
-
-def _refuse(name: str, registry: Registry) -> None:
-    for one in registry.broken:
-        if name in (one.plugin, one.distribution):
-            refuse(f"'{name}' cannot be used: {one}", "`alignkit plugins` lists all that is broken")
-    known = ["new", "check", *KINDS]
+    chosen = registry.registrations(name) if name in KINDS else []
+    chosen += [registry.get(kind, name) for kind in KINDS if registry.has(kind, name)]
+    plugins = []
+    for one in chosen:
+        options = [asdict(row) for row in option_rows(options_of(one))]
+        plugins.append({**_row(one), "options": options, "facts": [*_facts(one)]})
+    if plugins:
+        return plugins
+    for broken in registry.broken:
+        if name in (broken.plugin, broken.distribution):
+            help = "`alignkit plugins` lists all that is broken"
+            refuse(f"'{name}' cannot be used: {broken}", help)
+    names = ["new", "check", *KINDS]
     for kind in KINDS:
-        known += registry.names(kind)
-    help = did_you_mean(name, known) or "`alignkit plugins` lists what is installed"
+        names += registry.names(kind)
+    help = did_you_mean(name, names) or "`alignkit plugins` lists what is installed"
     refuse(f"no plugin provides '{name}'", help)
 
 
-def show_options(name: str, found: Sequence[dict[str, Any]], out: Console) -> None:
-    """Print the options of plugins with a name, and the names and summaries of a kind's."""
-    if of_kind := [one for one in found if one["kind"] == name]:
-        print_table(
-            ("name", "summary", "from"),
-            [[one["name"], one["summary"], one["from"]] for one in of_kind],
-        )
-    for one in found:
+def show_options(name: str, plugins: Sequence[dict[str, Any]]) -> None:
+    """Print the options of the plugins with a name, and the summaries of a kind's."""
+    columns = ("name", "summary", "from")
+    of_kind = [[one[column] for column in columns] for one in plugins if one["kind"] == name]
+    if of_kind:
+        print_table(columns, of_kind)
+    for one in plugins:
         if one["name"] != name.rpartition(":")[2]:
             continue
-        out.print(f"[bold]{one['kind']} {one['name']}[/bold] ({one['from']})")
-        if one["summary"]:
-            print_lines(f"  {one['summary']}")
-        rows = [OptionRow(**row) for row in one["options"]]
-        if rows:
-            cells = [(row.name, row.type_and_range, row.default, row.description) for row in rows]
+        print(f"{one['kind']} {one['name']} ({one['from']})")
+        print_lines(f"  {one['summary']}")
+        cells = []
+        for row in (OptionRow(**row) for row in one["options"]):
+            cells.append((row.name, row.type_and_range, row.default, row.description))
+        if cells:
             print_table(("option", "type", "default", "meaning"), cells)
         else:
-            out.print("  no options")
+            print("no options")
         for line in one["facts"]:
             print_lines(f"  {line}")
-        out.print()
 
 
-def _facts(kind: str, one: Registration) -> Iterator[str]:
+def _facts(one: Registration) -> Iterator[str]:
     """Lines about an algorithm or a format."""
-    if kind == "format" and one.implementation.wants:
+    if one.kind == "format" and one.implementation.wants:
         yield f"columns: {one.implementation.wants}"
-    if kind == "algorithm":
+    if one.kind == "algorithm":
         yield f"required stage keys: {', '.join(required_keys(one.implementation))}"
         if defaults := stage_defaults(one.implementation):
-            yield (
-                f"stage defaults: {', '.join(f'{key} {value}' for key, value in defaults.items())}"
-            )
+            written = ", ".join(f"{key} {value}" for key, value in defaults.items())
+            yield f"stage defaults: {written}"

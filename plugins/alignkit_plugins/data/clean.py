@@ -1,22 +1,184 @@
-"""The step `clean`: rows without duplicates, stock phrases, wrong languages and personal details,
-by `alignkit data`'s rules.
+"""Rows without duplicates, stock phrases, wrong languages, broken Markdown and personal details.
+
+The step `clean`, `alignkit data clean`, `data check` and `data browse` see the same faults.
 """
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from alignkit import Artifact, DataRef, Field, Step, StepContext
-from alignkit.report import Report
-from alignkit_plugins.data.rules import Rules, redacted_group, removed_counts, table
+import alignkit
+from alignkit import Artifact, DataError, DataRef, Field, Group, Step, StepContext
+from alignkit.data.group import Origin, Response, group_id
+from alignkit.errors import check_extra
+from alignkit.report import Report, Table
+from alignkit_plugins.data import near
+from alignkit_plugins.data.files import Row, json_lines, short
+from alignkit_plugins.formats.languages import check_languages, identifier
+from alignkit_plugins.formats.shown import shortened
+from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.people.redaction import redact
 
-REMOVED = "removed.jsonl"
+# What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
+# OpenOrca's filters).
+STOCK = re.compile(
+    r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai|(?:large )?language model)\b"
+    r"|\bai language model\b|\b(?:developed|trained|created|made) by (?:openai|anthropic|google|meta)\b"
+    r"|\bmy (?:knowledge|training)(?: data)? (?:cutoff|cut-off)\b|\bas of my last (?:knowledge |training )?update\b"
+    r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
+_TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
+_CELLS = re.compile(r"(?<!\\)\|")
+SPOKEN = (
+    "content",
+    "value",
+    "text",
+    "prompt",
+    "completion",
+    "response",
+    "responses",
+    "chosen",
+    "rejected",
+    "output",
+)
+ACROSS: tuple[near.Kind, ...] = ("prompt", "response")  # what held-out data may share
+LETTERS = 20  # of a text whose language is decided; shorter ones are anything
+
+
+class Fault(NamedTuple):
+    """Why a row is left out: the option that says so, and what it saw."""
+
+    rule: str
+    reason: str
+
+
+class Rules(alignkit.Options):
+    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise.
+
+    Without an option: answers such as `As an AI language model`, and rows that say the same as an
+    earlier one, but for case and white space.
+    """
+
+    near: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="drop rows at least this similar to an earlier one, with the same numbers; 0: none",
+    )
+    languages: list[str] = Field(
+        [],
+        description="drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all",
+    )
+    markdown: bool = Field(
+        True,
+        description="drop answers with broken Markdown: an open block of code, or an uneven table",
+    )
+    personal: bool = Field(
+        True,
+        description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***",
+    )
+    against: DataRef = Field(
+        None,
+        description="held-out data; drop rows with its prompts or responses, or nearly equal ones",
+    )
+
+    def check(self, user: str) -> None:
+        """Raise RunFailed for a package that is missing, or a language that nobody can tell."""
+        check_extra(user, "data", "rensa")
+        if self.languages:
+            check_extra(user, "data", "py3langid")
+            check_languages(user, self.languages)
+
+    def fault(self, groups: Sequence[Group]) -> Fault | None:
+        """The first thing that is wrong with a row by itself."""
+        for group in groups:
+            for response in group.responses:
+                answer = all_turns(response)
+                if match := STOCK.search(answer):
+                    return Fault("stock_phrases", f"says '{shortened(match[0])}'")
+                if self.languages and (code := language_of(answer)) not in ("", *self.languages):
+                    return Fault("languages", f"is in {code}")
+                if self.markdown and (reason := broken_markdown(answer)):
+                    return Fault("markdown", reason)
+        return None
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Rows after redaction, and why some of them are left out, by their places.
+
+    redacted: the places of rows that redaction has changed.
+    """
+
+    rows: Sequence[Row]
+    faults: Mapping[int, Fault]
+    redacted: set[int]
+
+    @property
+    def kept(self) -> list[Row]:
+        """The rows that are left. Raises DataError if there are none."""
+        kept = [row for at, row in enumerate(self.rows) if at not in self.faults]
+        if not kept:
+            counts = ", ".join(f"{rule} {count:,}" for rule, count in self.counts.items())
+            raise DataError(f"no row is left: {counts}")
+        return kept
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows each rule leaves out."""
+        return dict(Counter(fault.rule for fault in self.faults.values()).most_common())
+
+    @property
+    def removed(self) -> list[dict[str, Any]]:
+        """What was left out and why, for a file of JSON lines."""
+        lines = []
+        for at in sorted(self.faults):
+            row = self.rows[at]
+            data = {} if row.raw is None else {"data": row.raw}
+            lines.append({"row": str(row), **self.faults[at]._asdict(), **data})
+        return lines
+
+    def table(self, title: str = "") -> Table:
+        """What became of the rows."""
+        rows = [[f"left out: {rule}", f"{count:,}"] for rule, count in self.counts.items()]
+        rows += [["kept", f"{len(self.rows) - len(self.faults):,}"]]
+        rows += [["of these redacted", f"{len(self.redacted - self.faults.keys()):,}"]]
+        return Table(title, ["rows", "number"], rows)
+
+
+def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> Cleaned:
+    """Apply the rules to rows. held_out: those of `against`."""
+    clean = [redacted_row(row) for row in rows] if rules.personal else rows
+    redacted_rows = {at for at, row in enumerate(rows) if clean[at] != row}
+    faults: dict[int, Fault] = {}
+    for at, row in enumerate(clean):
+        fault = Fault("unreadable", row.bad) if row.bad else rules.fault(row.groups)
+        if fault is not None:
+            faults[at] = fault
+    left = [(at, row.groups) for at, row in enumerate(clean) if at not in faults]
+    others = [(at, row.groups) for at, row in enumerate(held_out)]
+    for kind in ACROSS if others else ():
+        for match in near.leaks(left, others, kind, rules.near)[1]:
+            faults[match.unit.row] = Fault("against", f"has a held-out {kind}")
+    left = [(at, groups) for at, groups in left if at not in faults]
+    for match in near.repeated(near.units_of(left, "row"), rules.near):
+        other = clean[match.other.row]
+        fault = Fault("near", f"is {match.similarity:.2f} similar to {other}")
+        if match.similarity == 1.0:
+            fault = Fault("duplicates", f"says the same as {other}")
+        faults[match.unit.row] = fault
+    return Cleaned(clean, faults, redacted_rows)
 
 
 class Clean(Step):
-    """Of rows that say the same, the first stays. What was left out and why is in removed.jsonl in
-    the stage's folder.
+    """Of rows that say the same, the first stays. What was left out and why is in removed.jsonl.
 
     A later stage reads what is left with `data: STAGE`.
     """
@@ -31,21 +193,97 @@ class Clean(Step):
         self.options.check("step 'clean'")
 
     def run(self, context: StepContext) -> Artifact:
-        groups = context.load(self.options.data)
         held_out = context.load(self.options.against) if self.options.against else []
-        names = [group.origin for group in groups]
-        found = self.options.faults(
-            [[group] for group in groups], names, [[group] for group in held_out]
-        )
-        counts = removed_counts(found, len(groups), "clean")
-        kept = [group for at, group in enumerate(groups) if at not in found]
-        clean = [redacted_group(group) for group in kept] if self.options.personal else kept
-        changed = sum(before != after for before, after in zip(kept, clean, strict=True))
-        lines = [{"row": str(names[at]), **found[at]._asdict()} for at in sorted(found)]
-        context.write_text(
-            REMOVED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
-        summary = {"rows": len(groups), "kept": len(kept), "removed": counts, "redacted": changed}
-        return Artifact(
-            groups=clean, summary=summary, report=Report([table("", counts, len(kept), changed)])
-        )
+        done = cleaned(rows_of(context.load(self.options.data)), self.options, rows_of(held_out))
+        groups = [group for row in done.kept for group in row.groups]
+        context.write_text("removed.jsonl", json_lines(done.removed))
+        redacted = len(done.redacted - done.faults.keys())
+        summary = {
+            "rows": len(done.rows),
+            "kept": len(groups),
+            "removed": done.counts,
+            "redacted": redacted,
+        }
+        return Artifact(groups=groups, summary=summary, report=Report([done.table()]))
+
+
+def rows_of(groups: Sequence[Group], folder: Path | None = None) -> list[Row]:
+    """A row for each group that was read. folder: from which its file is named."""
+    rows = []
+    for number, group in enumerate(groups, 1):
+        origin = group.origin or Origin("row", number)
+        rows.append(Row(short(origin.file, folder), origin.row, None, (group,)))
+    return rows
+
+
+# Redaction
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Plain data whose texts are without personal details. name: of the column that has them."""
+    if isinstance(value, str):
+        # A word by itself may be a row's id, unless it is what somebody says.
+        return value if value.isalnum() and name not in SPOKEN else redact(value)
+    if isinstance(value, Mapping):
+        return {key: redacted(inner, key) for key, inner in value.items()}
+    return [redacted(inner, name) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def redacted_row(row: Row) -> Row:
+    """A row without personal details, as data and as groups."""
+    return replace(
+        row,
+        raw=redacted(row.raw),
+        groups=tuple(map(redacted_group, row.groups)),
+        bad=redact(row.bad),
+    )
+
+
+def redacted_group(group: Group) -> Group:
+    """A group without personal details. A response that changes loses the tokens it was sampled as."""
+    prompt, responses = (
+        tuple(redacted(group.prompt)),
+        tuple(map(_redacted_response, group.responses)),
+    )
+    clean = replace(group, prompt=prompt, responses=responses, meta=redacted(group.meta))
+    return clean if clean == group else replace(clean, id=group_id(prompt, responses, clean.tools))
+
+
+def _redacted_response(response: Response) -> Response:
+    turns = None if response.messages is None else tuple(redacted(response.messages))
+    clean = replace(response, text=redact(response.text), messages=turns)
+    if clean == response:
+        return response
+    return replace(clean, tokens=None, logprobs=None, written=None, tokenizer=None)
+
+
+# Texts
+
+
+def broken_markdown(text: str) -> str:
+    """What is wrong with a Markdown text: an open block of code, or a table with uneven rows."""
+    fence, columns, before = "", 0, ""
+    for line in text.split("\n"):
+        mark = _FENCE.fullmatch(line.rstrip("\r"))
+        if mark and not fence:
+            fence = mark[1] or mark[2]
+        elif mark and (mark[1] or mark[2]).startswith(fence) and not mark[3].strip():
+            fence = ""
+        if fence or "|" not in line:
+            columns = 0
+        elif columns and _width(line) != columns:
+            return f"has a table with {columns} columns, and a row with {_width(line)}"
+        elif "|" in before and _TABLE.fullmatch(line.rstrip("\r")):
+            columns = _width(line)
+        before = line
+    return "has a block of code that does not end" if fence else ""
+
+
+def _width(line: str) -> int:
+    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1
+
+
+def language_of(text: str) -> str:
+    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
+    text = text[:500]  # more take longer, and hardly ever change the answer
+    return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""

@@ -35,28 +35,23 @@ RuleWords = Annotated[
 def browse(
     file: File,
     rules: RuleWords = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="Model whose tokens are shown, with those that are learned."
-        ),
-    ] = None,
-) -> None:
-    """Look through a file on a page in your browser: search it, and see what `alignkit data clean`
-    would leave out.
-
-    Ctrl-C stops.
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File for the page, which a browser opens.")
+    ] = Path("rows.html"),
+) -> Result:
+    """Write a page with the rows of a file, and what `alignkit data clean` would leave out.
 
     \b
     Examples:
       alignkit data browse pairs.jsonl
-      alignkit data browse demos.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct 'languages=[en]'
+      alignkit data browse demos.jsonl 'languages=[en]' --out demos.html
     """
-    from alignkit.plugins import load_plugins
-    from alignkit_plugins.data.browse import serve
+    from alignkit_plugins.data.browse import write_page
+    from alignkit_plugins.data.files import entry
 
-    load_plugins()
-    serve(file, rules or (), model)
+    options = entry(file, rules or ())
+    options.check("alignkit data browse")
+    return files_written([out], [write_page(options, out)], "open it in a browser")
 
 
 @data_app.command()
@@ -96,27 +91,27 @@ def check(
     """
     from alignkit.commands import load, refuse
     from alignkit.errors import Repeated, check_extra
-    from alignkit.plugins import load_plugins
     from alignkit.recipe.yaml import shipped
-    from alignkit.report import Report
-    from alignkit_plugins.data import stats as checking
-    from alignkit_plugins.data.found_rows import entry
+    from alignkit_plugins.data import check as checking
+    from alignkit_plugins.data.clean import Rules
+    from alignkit_plugins.data.files import entry
 
     check_extra("alignkit data check", "data", "rensa")
-    recipe = Path(file).suffix in (".yaml", ".yml") or file in shipped()
-    if recipe:
-        if against:
-            refuse("--against is for a file", "a recipe says what its stages train on and hold out")
+    is_recipe = Path(file).suffix in (".yaml", ".yml") or file in shipped()
+    if is_recipe and against:
+        refuse("--against is for a file", "a recipe says what its stages train on and hold out")
+    if is_recipe:
         parts = checking.parts_of_recipe(load(file, []))
     else:
-        load_plugins()
         parts = [checking.part_of(entry(file).data, checking.TRAINING)]
         parts += [checking.part_of(entry(other).data, "held out") for other in against or ()]
-    checked = checking.check(parts, near)
-    result = reported(Report(checked.blocks()), "data_check", checked.facts())
-    what = "held-out data are in training data" if checked.leaks else "in a file"
-    repeated = checked.leaks if recipe else checked.findings
-    return replace(result, error=Repeated(f"rows are repeated: {what}") if repeated else None)
+    checked = checking.check(parts, Rules.model_validate({"near": near}))
+    result = reported(checked.report(), "data_check", checked.facts())
+    if checked.leaks:
+        return replace(result, error=Repeated("held-out data are in training data"))
+    if checked.repeats and not is_recipe:
+        return replace(result, error=Repeated("rows are repeated in a file"))
+    return result
 
 
 @data_app.command()
@@ -141,15 +136,22 @@ def clean(
       alignkit data clean train.jsonl --out clean.jsonl
       alignkit data clean train.jsonl --out clean.jsonl 'languages=[en]' near=0.9 against=test.jsonl
     """
-    from alignkit.plugins import load_plugins
     from alignkit.report import Report
-    from alignkit_plugins.data import clean_command as cleaning
-    from alignkit_plugins.data.found_rows import entry
+    from alignkit_plugins.data import files
+    from alignkit_plugins.data.clean import cleaned
 
-    load_plugins()
-    options = entry(file, rules or ())
+    options = files.entry(file, rules or ())
     options.check("alignkit data clean")
-    return reported(Report([cleaning.clean(options, out)]))
+    files.check_target(out, options.data)
+    held_out = files.read_rows(options.against) if options.against else ()
+    done = cleaned(files.read_rows(options.data), options, held_out)
+    rows = [{"text": row.raw} if isinstance(row.raw, str) else row.raw for row in done.kept]
+    files.write_rows(files.removed_file(out), done.removed)
+    files.write_rows(out, rows)
+    left = (
+        f"{out}: {len(rows):,} of {len(done.rows):,} rows; {files.removed_file(out).name} says why"
+    )
+    return reported(Report([done.table(left)]))
 
 
 @data_app.command()
@@ -176,16 +178,11 @@ def convert(
     """
     from alignkit.commands import refuse
     from alignkit.errors import did_you_mean
-    from alignkit.plugins import load_plugins
-    from alignkit_plugins.data import convert as converting
-    from alignkit_plugins.data.found_rows import entry
+    from alignkit_plugins.data import files
+    from alignkit_plugins.formats.layouts import LAYOUTS
 
-    if to not in converting.LAYOUTS:
-        choices = ", ".join(converting.LAYOUTS)
-        refuse(
-            f"--to: unknown layout '{to}'",
-            did_you_mean(to, converting.LAYOUTS) or f"layouts: {choices}",
-        )
-    load_plugins()
-    lines = converting.convert(entry(file).data, to, out)
+    if to not in LAYOUTS:
+        help = did_you_mean(to, LAYOUTS) or f"layouts: {', '.join(LAYOUTS)}"
+        refuse(f"--to: unknown layout '{to}'", help)
+    lines = files.convert(files.entry(file).data, to, out)
     return files_written([out], lines, text="\n".join(lines))

@@ -78,40 +78,34 @@ def evaluate(
       alignkit evaluate answers.jsonl --reward exact_match --out scores.jsonl
       alignkit evaluate pairs.jsonl --reward RUN/helpful --reward RUN/safety
     """
-    from alignkit.plugins import load_plugins
-    from alignkit_plugins.policies.named_models import is_model
-    from alignkit_plugins.policies.recipe import models_of, recipe_of, without_overrides
+    from alignkit_plugins.models.find import is_model
+    from alignkit_plugins.policies.words import read_words, recipe_of, split_overrides
 
-    named, overrides = without_overrides(words)
-    if prompts is None and (policies := [word for word in named if is_model(word)]):
+    names, overrides = split_overrides(words)
+    policies = [word for word in names if is_model(word)]
+    if prompts is None and policies:
         refuse(f"{policies[0]} needs prompts to answer", "add --prompts FILE")
-    if prompts is None and (len(named) != 1 or judge or baseline):
-        refuse(
-            "without --prompts, one file of answers is scored by rewards",
-            "alignkit evaluate FILE --reward REWARD",
-        )
+    if prompts is None and (len(names) != 1 or judge or baseline):
+        help = "alignkit evaluate FILE --reward REWARD"
+        refuse("without --prompts, one file of answers is scored by rewards", help)
     if not reward and not judge:
         what = "nothing says which answers are better" if prompts else "nothing scores the answers"
-        help = "such as RUN/helpful of a reward model, exact_match or length"
-        refuse(
-            what, f"add --reward REWARD, {help}" + ("; or --judge JUDGE" if len(named) > 1 else "")
-        )
-    load_plugins()
+        help = "add --reward REWARD, such as RUN/helpful of a reward model, exact_match or length"
+        refuse(what, f"{help}; or --judge JUDGE" if len(names) > 1 else help)
     if prompts is None:
         print("loading torch and transformers", file=sys.stderr)
         from alignkit_plugins.policies.files import answer_and_score
 
-        return answer_and_score(models_of((), reward or (), data=named[0]), overrides, out, limit)
+        return answer_and_score(read_words((), reward or (), data=names[0]), overrides, out, limit)
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of
 
-    if baseline is not None and baseline not in named:
-        named.append(baseline)
-    models = models_of(named, reward or (), judge or ())
-    recipe = made_recipe(
-        recipe_of(models, prompts, baseline, limit), "alignkit evaluate", overrides
-    )
+    if baseline is not None and baseline not in names:
+        names.append(baseline)
+    named = read_words(names, reward or (), judge or ())
+    plain = recipe_of(named, prompts, baseline, limit)
+    recipe = made_recipe(plain, "alignkit evaluate", overrides)
     folder = folder_of(recipe, out)
     reporter = begin(recipe, folder)
     from alignkit.runs.run import run_recipe  # imports torch

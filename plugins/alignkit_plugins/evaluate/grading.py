@@ -79,33 +79,31 @@ def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
-def says_unknown(answer: str, phrases: Sequence[str] = PHRASES) -> bool:
+def says_unknown(answer: str) -> bool:
     """Whether an answer says that it does not know, and does not guess afterwards."""
     text = " ".join(_plain(answer).split())
-    found = [match.end() for phrase in phrases if (match := _phrase(text, phrase))]
+    found = [match.end() for match in _phrases(text)]
     return bool(found) and re.search(rf"\b(?:{_HEDGES})\b", text[min(found) :]) is None
 
 
-def abstains(answer: str, phrases: Sequence[str] = PHRASES, known: Sequence[str] = ()) -> bool:
+def abstains(answer: str, known: Sequence[str] = ()) -> bool:
     """Whether an answer says that it does not know, and nothing else. known: answers that must not
     stand next to that.
 
     Every other sentence must say what is not so, or consist of words about the text and the
     question.
     """
-    if not says_unknown(answer, phrases):
+    if not says_unknown(answer):
         return False
-    parts = list(_parts(answer, phrases))
+    parts = list(_parts(answer))
     return not any(map(_answers, parts)) and not matches(" ; ".join(parts), known, "contains", 1.0)
 
 
-def _parts(answer: str, phrases: Sequence[str]) -> Iterator[str]:
+def _parts(answer: str) -> Iterator[str]:
     """The sentences without a phrase, and the words before "I don't know"."""
     for sentence in _SENTENCES.split(_plain(answer)):
         text = " ".join(sentence.split())
-        start = min(
-            (match.start() for phrase in phrases if (match := _phrase(text, phrase))), default=None
-        )
+        start = min((match.start() for match in _phrases(text)), default=None)
         if start is None:
             yield text
         elif text[start:].startswith(("i ", "i'")):
@@ -119,9 +117,9 @@ def _answers(part: str) -> bool:
     return not denies and any(word not in _FILLERS for word in words)
 
 
-def _phrase(text: str, phrase: str) -> re.Match[str] | None:
-    """Where a phrase of whole words first occurs in a text of `_plain`; None if it does not."""
-    return re.search(rf"(?<!\w){re.escape(' '.join(_plain(phrase).split()))}(?!\w)", text)
+def _phrases(text: str) -> list[re.Match[str]]:
+    """Where a text of `_plain` says that it does not know, by whole words."""
+    return list(re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, PHRASES))})(?!\w)", text))
 
 
 def _plain(text: str) -> str:

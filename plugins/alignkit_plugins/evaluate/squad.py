@@ -1,7 +1,6 @@
 """Questions about a text that may not answer them: SQuAD 1 and 2, nested JSON or flat rows.
 
-Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD",
-arXiv:1806.03822.
+Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD", arXiv:1806.03822.
 """
 
 from __future__ import annotations
@@ -16,28 +15,23 @@ import alignkit
 from alignkit import BadRow, Field, Format, Group, Message, Response
 
 PROMPT = "{context}\n\n{question} If the text does not say, answer: I don't know."
+ABSTENTION = "I don't know."  # the demonstration if there is no answer
 _PLACES = re.compile(r"\{(context|question)\}")
 
 
 class Squad(Format):
-    """The first known answer is the demonstration, or `abstention` if there is none.
+    """The first known answer is the demonstration, or "I don't know." if there is none.
 
     Columns of the prompt: `answers`, a list of known answers without repetitions, which is empty if
     there is none, and `answerable`. Of SQuAD 2's `plausible_answers` the texts are kept.
     """
 
     wants = "context, question and answers {text: [...]}; or SQuAD's paragraphs [{context, qas}]"
-    example = (
-        '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], '
-        '"answer_start": []}}'
-    )
+    example = '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], "answer_start": []}}'
 
     class Options(alignkit.Options):
         prompt: str = Field(
             PROMPT, description="the user's message, with {context} and {question} in it"
-        )
-        abstention: str = Field(
-            "I don't know.", min_length=1, description="demonstration if there is no answer"
         )
 
         @field_validator("prompt")
@@ -51,73 +45,67 @@ class Squad(Format):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        flat = cls.has(row, "context", "question", "answers") and isinstance(
-            row["answers"], Mapping | list
-        )
-        return flat or any(True for _ in _articles(row))
+        if cls.has(row, "context", "question", "answers"):
+            return isinstance(row["answers"], Mapping | list)
+        return bool(_articles(row))
 
     def read(self, row: Any) -> Group:
         """The first question of a row."""
-        group = next(iter(self.groups(row)), None)
-        if group is None:
-            raise BadRow("there is no question")
-        return group
+        return self.groups(row)[0]
 
     def groups(self, row: Any) -> list[Group]:
-        if articles := list(_articles(row)):
-            return [self._group(flat) for article in articles for flat in _questions(article)]
-        return [self._group(row)]
+        questions = [flat for article in _articles(row) for flat in _questions(article)]
+        return [self._group(flat) for flat in questions or [row]]
 
     def _group(self, row: Mapping[str, Any]) -> Group:
         words = {name: self.text(row, name).strip() for name in ("context", "question")}
         for name, text in words.items():
             if not text:
                 raise BadRow(f"column '{name}' is blank")
-        answers, impossible = _texts(row.get("answers"), "answers"), self.flag(row, "is_impossible")
+        answers, impossible = _texts(row, "answers"), self.flag(row, "is_impossible")
         if impossible is not None and impossible == bool(answers):
             raise BadRow(
                 f"is_impossible is {str(impossible).lower()}, but there are {len(answers)} answers"
             )
-        meta = self.rest(
-            row, "context", "question", "answers", "is_impossible", "plausible_answers"
-        )
-        if plausible := _texts(row.get("plausible_answers"), "plausible_answers", required=False):
-            meta["plausible_answers"] = plausible
-        meta |= {"answers": answers, "answerable": bool(answers)}
+        read = ("context", "question", "answers", "is_impossible", "plausible_answers")
+        meta = {**self.rest(row, *read), "answers": answers, "answerable": bool(answers)}
+        if row.get("plausible_answers"):
+            meta["plausible_answers"] = _texts(row, "plausible_answers")
         text = _PLACES.sub(lambda place: words[place.group(1)], self.options.prompt)
-        response = Response(text=answers[0] if answers else self.options.abstention)
+        response = Response(text=answers[0] if answers else ABSTENTION)
         return Group((Message(role="user", content=text),), (response,), meta=meta)
 
 
-def _articles(row: Any) -> Iterator[Mapping[str, Any]]:
-    """The articles of SQuAD's JSON: a row is the whole file or one of its articles. None of a flat
-    row.
-    """
+def _articles(row: Any) -> list[Mapping[str, Any]]:
+    """The articles of SQuAD's JSON: a row is the whole file or one of its articles. None of a flat row."""
     data = row.get("data") if isinstance(row, Mapping) else None
-    for article in data if isinstance(data, list) else [row]:
-        if isinstance(article, Mapping) and isinstance(article.get("paragraphs"), list):
-            yield article
+    articles = data if isinstance(data, list) else [row]
+    found = [each for each in articles if isinstance(each, Mapping)]
+    return [each for each in found if isinstance(each.get("paragraphs"), list)]
 
 
 def _questions(article: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The questions of an article as flat rows."""
     title = {"title": article["title"]} if "title" in article else {}
     for number, paragraph in enumerate(article["paragraphs"], 1):
-        asked = paragraph.get("qas") if isinstance(paragraph, Mapping) else None
-        if not isinstance(asked, list) or not all(isinstance(each, Mapping) for each in asked):
+        questions = paragraph.get("qas") if isinstance(paragraph, Mapping) else None
+        if not isinstance(questions, list):
             raise BadRow(f"paragraph {number} must have a list `qas` of questions")
-        for question in asked:
+        for question in questions:
             yield {**title, "context": paragraph.get("context"), **question}
 
 
-def _texts(value: Any, name: str, required: bool = True) -> list[str]:
+def _texts(row: Mapping[str, Any], name: str) -> list[str]:
     """Different texts of {text: [...]}, [{text: ...}] or [...], in order."""
-    if value is None and not required:
-        return []
+    value = row.get(name)
     items = value.get("text") if isinstance(value, Mapping) else value
     if not isinstance(items, list | tuple):
         raise BadRow(f"column '{name}' must be {{text: [...]}} or a list of answers")
-    texts: list[Any] = [item.get("text") if isinstance(item, Mapping) else item for item in items]
-    if not all(isinstance(text, str) for text in texts):
-        raise BadRow(f"column '{name}' has an answer that is not text")
-    return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    texts: list[str] = []
+    for item in items:
+        text = item.get("text") if isinstance(item, Mapping) else item
+        if not isinstance(text, str):
+            raise BadRow(f"column '{name}' has an answer that is not text")
+        if text.strip() and text.strip() not in texts:
+            texts.append(text.strip())
+    return texts

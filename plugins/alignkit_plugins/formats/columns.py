@@ -1,5 +1,4 @@
-"""Columns with conversations as data sets store them: OpenAI's, ShareGPT's, axolotl's and
-LLaMA-Factory's keys.
+"""Columns with conversations as data sets store them: OpenAI's, ShareGPT's, axolotl's and LLaMA-Factory's keys.
 
 | a turn has | it is read as |
 |---|---|
@@ -8,14 +7,11 @@ LLaMA-Factory's keys.
 | system, developer | a system turn |
 | tool, function, observation, function_response, ipython | a tool turn: the result of a call |
 | function_call, tool_call | an assistant turn whose calls are its text, as JSON |
-| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON
-of one |
+| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON of one |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
 | `train`, `training` or `loss` true or false | whether an assistant turn is learned |
-| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a
-demonstration |
-| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may
-be any JSON |
+| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
+| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may be any JSON |
 """
 
 from __future__ import annotations
@@ -27,16 +23,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Message, Pair, Response
+from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.files import kind_of
 from alignkit.data.group import LEVELS, ROLES
 from alignkit.formats import columns_of, to_number
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
-
 CHOICES = ("choices", "options", "endings")
-
 SPEAKERS = {
     "human": "user",
     "prompter": "user",
@@ -70,141 +64,79 @@ FOREIGN = {  # what a turn would lose
 }
 NOTHING = ("[]", "{}", "null")  # as JSON
 PLAIN = {"role", "content"}
+# The beginning of a list of messages or of one message, as JSON or as Python prints it.
+_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
+_SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
+
+
+def first_of(row: Any, names: Iterable[str]) -> str:
+    """The first of these columns that a row has; empty if it has none."""
+    return next((name for name in names if Format.has(row, name)), "")
 
 
 def read_message(turn: Any, where: str) -> Message:
-    """A message from a turn with any of the keys in the module's table. Raises BadRow that names
-    `where`.
-    """
+    """A message from a turn with any of the keys in the module's table. Raises BadRow that names `where`."""
     if not isinstance(turn, Mapping):
         raise BadRow(f"{where} must be a message, not {kind_of(turn)}")
-    speaker = _first(turn, "role", "from")
-    name = speaker.strip().lower() if isinstance(speaker, str) else ""
+    speaker = turn.get(first_of(turn, ("role", "from")))
+    name = str(speaker).strip().lower()
     role = SPEAKERS.get(name)
     if role is None:
         raise BadRow(
-            f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of "
-            f"{', '.join(SPEAKERS)}"
+            f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}"
         )
-    if (
-        turn.keys() <= PLAIN
-        and name not in CALLERS
-        and isinstance(text := turn.get("content"), str)
-    ):
-        return Message(role=role, content=text)  # nearly all turns; several times as fast
-    if lost := next((key for key in FOREIGN if turn.get(key) and turn[key] not in NOTHING), ""):
-        raise BadRow(
-            f"{where} has '{lost}', {FOREIGN[lost]}, which would be lost; remove it if it means "
-            "nothing"
-        )
-    calls = _first(turn, "tool_calls", "function_call")
-    calls = [] if calls in (None, "", [], {}) else _calls(calls, where)
-    value = _first(turn, "content", "value", "text")
-    if role == "tool" and name not in CALLERS and _is_result(value):
-        value = json.dumps(value, ensure_ascii=False)
-    content, reasoning, inner_calls = _content(value, where, empty=bool(calls))
+    content = turn.get(first_of(turn, ("content", "value", "text")))
+    if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):
+        return Message(role=role, content=content)  # nearly all turns; several times as fast
+    for key, loss in FOREIGN.items():
+        if turn.get(key) and turn[key] not in NOTHING:
+            raise BadRow(
+                f"{where} has '{key}', {loss}, which would be lost; remove it if it means nothing"
+            )
+    message: Any = Message(role=role, content="")
+    calls = turn.get(first_of(turn, ("tool_calls", "function_call")))
+    calls = _calls(calls, where) if calls else []
+    if role == "tool" and _is_result(content):
+        content = json.dumps(content, ensure_ascii=False)
+    text, reasoning, inner_calls = _content("" if content is None and calls else content, where)
     calls += inner_calls
     if name in CALLERS:
-        calls += _calls(content, where)
-        content = ""
-    thought = _first(turn, *REASONING)
-    if not isinstance(thought, str | None):
+        calls += _calls(text, where)
+    else:
+        message["content"] = text
+    thought = turn.get(first_of(turn, REASONING)) or reasoning
+    if not isinstance(thought, str):
         raise BadRow(f"{where} must have text as its reasoning, not {kind_of(thought)}")
-    said = Message(role=role, content=content)
-    if reasoning := thought or reasoning:
-        said["reasoning_content"] = reasoning
-    if calls:
-        said["tool_calls"] = calls
-    if role == "assistant" and (trained := _trained(turn, where)) is not None:
-        said["train"] = trained
-    if isinstance(turn.get("name"), str) and turn["name"]:
-        said["name"] = turn["name"]
-    if isinstance(turn.get("tool_call_id"), str) and turn["tool_call_id"]:
-        said["tool_call_id"] = turn["tool_call_id"]
-    if role != "assistant" and ("tool_calls" in said or "reasoning_content" in said):
+    if role != "assistant" and (thought or calls):
         raise BadRow(
-            f"{where}: only assistant turns have reasoning and tool calls, but its role is "
-            f"{speaker!r}"
+            f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}"
         )
-    return said
+    message |= {"reasoning_content": thought} if thought else {}
+    message |= {"tool_calls": calls} if calls else {}
+    message |= _trained(turn, where) if role == "assistant" else {}
+    for key in ("name", "tool_call_id"):
+        if turn.get(key) and isinstance(turn[key], str):
+            message[key] = turn[key]
+    return message
 
 
-def tools_column(row: Mapping[str, Any]) -> str:
-    """The column with a row's tools: `tools`, or another usual name whose value is a list of
-    schemas.
-    """
-    if row.get("tools"):
-        return "tools"
-    return next(
-        (name for name in TOOL_COLUMNS if row.get(name) and _are_schemas(row[name])), "tools"
-    )
-
-
-def _are_schemas(value: Any) -> bool:
-    try:
-        functions = [tool["function"] for tool in tools_of(value)]
-    except BadRow:
-        return False
-    names = [each.get("name") if isinstance(each, Mapping) else None for each in functions]
-    return bool(names) and all(isinstance(name, str) for name in names)
-
-
-def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
-    """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if
-    there are none.
-
-    A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates
-    expect it.
-    """
-    if isinstance(value, str):
-        value = _json(value, "column 'tools'") if value.strip() else None
-    schemas = [value] if isinstance(value, Mapping) else value or ()
-    if not isinstance(schemas, list | tuple) or not all(
-        isinstance(schema, Mapping) for schema in schemas
-    ):
-        raise BadRow(
-            f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}"
-        )
-    return tuple(
-        dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)}
-        for schema in schemas
-    )
-
-
-def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """The number of turns that both conversations begin with, up to a turn that the assistant
-    answers.
-    """
-    same = 0
-    for count, (turn, theirs) in enumerate(zip(one, other, strict=False), 1):
-        if turn != theirs:
-            break
-        if turn["role"] != "assistant":
-            same = count
-    return same
-
-
-def _first(turn: Mapping[str, Any], *names: str) -> Any:
-    return next((turn[name] for name in names if turn.get(name) is not None), None)
-
-
-def _trained(turn: Mapping[str, Any], where: str) -> bool | float | None:
-    """Whether the turn is learned, or how much it counts; None if it does not say."""
-    train: bool | float | None = None
-    for name in (*FLAGS, *WEIGHTS):
-        value = turn.get(name)
-        if value is None:
-            continue
+def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
+    """Whether the turn is learned, or how much it counts; nothing if it does not say."""
+    values = {name: turn[name] for name in (*FLAGS, *WEIGHTS) if turn.get(name) is not None}
+    for name, value in values.items():
         if name in FLAGS and not isinstance(value, bool):
             raise BadRow(f"{where}: {name} must be true or false, not {str(value)[:60]!r}")
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(value)[:60]!r}")
-        value = bool(value) if value in (0, 1) else float(value)  # 0 and 1 are false and true
-        train = value if train in (None, True) else train and value and min(train, value)
-    return train
+    if not values:
+        return {}
+    least = min([value for name, value in values.items() if name in WEIGHTS], default=1)
+    if False in values.values():  # a weight of 0 is false, too
+        least = 0
+    return {"train": bool(least) if least in (0, 1) else float(least)}
 
 
-# Content
+# Content and calls
 
 
 def _is_result(value: Any) -> bool:
@@ -216,89 +148,152 @@ def _is_result(value: Any) -> bool:
     return isinstance(value, Mapping | bool | int | float)
 
 
-def _content(content: Any, where: str, empty: bool) -> tuple[str, str, list[dict[str, Any]]]:
-    """Text, reasoning and calls of a turn's content. empty: it may be null."""
-    if content is None and empty:
-        content = ""
+def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
+    """Text, reasoning and calls of a turn's content."""
     if isinstance(content, str):
         return content, "", []
     if not isinstance(content, list | tuple):
-        help = "; write '' if nothing was said" if content is None else ""
-        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}{help}")
-    text, reasoning, calls = list[str](), list[str](), list[dict[str, Any]]()
+        raise BadRow(
+            f"{where} must have text as its content, not {kind_of(content)}; write '' for nothing"
+        )
+    text, reasoning, calls = "", "", list[dict[str, Any]]()
     for part in content:
-        if not isinstance(part, str | Mapping):
-            raise BadRow(f"{where} has content other than text: {kind_of(part)}")
-        if isinstance(part, str):
-            part = {"text": part}
-        kind = str(part.get("type", "text"))
-        value = _first(part, kind, "text", "value")
+        part = {"text": part} if isinstance(part, str) else part
+        kind = str(part.get("type", "text")) if isinstance(part, Mapping) else kind_of(part)
+        value = (
+            part.get(first_of(part, (kind, "text", "value"))) if isinstance(part, Mapping) else None
+        )
         if kind == "tool_call":
             calls += _calls(value, where)
         elif kind in REASONING and isinstance(value, str):
-            reasoning.append(value)
+            reasoning += value
         elif kind in TEXTS and isinstance(value, str):
-            text.append(value)
+            text += value
         else:
             raise BadRow(f"{where} has content other than text: a part of type {kind[:40]!r}")
-    return "".join(text), "".join(reasoning), calls
-
-
-# Calls
+    return text, reasoning, calls
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Calls, or JSON of them, in OpenAI's envelope. Their arguments are an object: templates write
-    it as JSON.
-    """
-    value = _json(value, where) if isinstance(value, str) else value
+    """Calls, or JSON of them, in OpenAI's envelope. Their arguments are an object: templates write it as JSON."""
+    value = _json(value, where)
     calls = [value] if isinstance(value, Mapping) else value
     if not isinstance(calls, list | tuple) or not calls:
         raise BadRow(
-            f"{where}: a tool call must be {{name, arguments}} or a list of these, not "
-            f"{kind_of(value)}"
+            f"{where}: a tool call must be {{name, arguments}} or a list of these, not {kind_of(value)}"
         )
-    return [_call(call, where) for call in calls]
-
-
-def _call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRow(f"{where}: a tool call must have a name, and arguments")
-    arguments = _first(function, "arguments", "parameters")
-    if isinstance(arguments, str):
-        arguments = _json(arguments, where) if arguments.strip() else None
-    if not isinstance(arguments, Mapping | None):
-        raise BadRow(
-            f"{where}: the arguments of the tool call {function['name']!r} must be an object"
+    read = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else {}
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str):
+            raise BadRow(f"{where}: a tool call must have a name, and arguments")
+        arguments = (
+            _json(function.get(first_of(function, ("arguments", "parameters"))), where) or {}
         )
-    read: dict[str, Any] = {
-        "type": "function",
-        "function": {"name": function["name"], "arguments": arguments or {}},
-    }
-    return read | ({"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {})
+        if not isinstance(arguments, Mapping):
+            raise BadRow(f"{where}: the arguments of the tool call {name!r} must be an object")
+        envelope: dict[str, Any] = {
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        if call.get("id") and isinstance(call["id"], str):
+            envelope["id"] = call["id"]
+        read.append(envelope)
+    return read
 
 
-def _json(text: str, where: str) -> Any:
+def _json(value: Any, where: str) -> Any:
+    """A value, which may be JSON text of it; None for a blank text."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(text)
+        return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"{where}: not valid JSON of a tool or a call: {text[:60]!r}") from error
+        raise BadRow(f"{where}: not valid JSON of a tool or a call: {value[:60]!r}") from error
+
+
+def tools_column(row: Mapping[str, Any]) -> str:
+    """The column with a row's tools: `tools`, or another usual name whose value is a list of schemas."""
+    for name in TOOL_COLUMNS if not row.get("tools") else ():
+        try:
+            functions = [tool["function"] for tool in tools_of(row.get(name))]
+        except BadRow:
+            continue
+        if functions and all(
+            isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions
+        ):
+            return name
+    return "tools"
+
+
+def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
+    """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if there are none.
+
+    A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates expect it.
+    """
+    value = _json(value, "column 'tools'")
+    schemas = [value] if isinstance(value, Mapping) else value or ()
+    if not isinstance(schemas, list | tuple) or not all(
+        isinstance(schema, Mapping) for schema in schemas
+    ):
+        raise BadRow(
+            f"column 'tools' must be a list of JSON schemas of functions, not {kind_of(value)}"
+        )
+    envelopes = []
+    for schema in schemas:
+        envelopes.append(
+            dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)}
+        )
+    return tuple(envelopes)
+
+
+def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
+    """The number of turns that both conversations begin with, up to a turn that the assistant answers."""
+    same = 0
+    for count, (turn, theirs) in enumerate(zip(one, other, strict=False), 1):
+        if turn != theirs:
+            break
+        if turn["role"] != "assistant":
+            same = count
+    return same
 
 
 # Columns of a row
 
 
 class ColumnFormat(Format):
-    """Base class of formats with conversations in their columns, in any layout of the module's
-    table.
-    """
+    """Base class of formats with conversations in their columns, in any layout of the module's table."""
+
+    def group(
+        self,
+        row: Mapping[str, Any],
+        used: Sequence[str],
+        prompt: Sequence[Message],
+        responses: Sequence[Response] = (),
+        pairs: Sequence[Pair] | None = None,
+    ) -> Group:
+        """The group of a row, with the system message and the tools that the row has.
+
+        Args:
+            row: Its columns.
+            used: Columns whose content is in the prompt and the responses; the others become `meta`.
+            prompt: The turns before the responses.
+            responses: To the prompt.
+            pairs: Of the responses; None derives them from their ranks.
+        """
+        meta = self.rest(row, *used, *SYSTEM_COLUMNS, "tools")
+        compared = None if pairs is None else tuple(pairs)
+        return Group(
+            self.opened(prompt, row), tuple(responses), compared, meta=meta, tools=self.tools(row)
+        )
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
         """A pair's margin: a number, or the name of a level; None if absent.
 
         Args:
+            row: Its columns.
             name: A column.
         """
         value = columns_of(row).get(name)
@@ -310,8 +305,7 @@ class ColumnFormat(Format):
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
-        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of
-        these, or plain text.
+        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of these, or plain text.
 
         Plain text becomes one turn: the user's, or the assistant's if `user` is false.
 
@@ -340,41 +334,34 @@ class ColumnFormat(Format):
 
         Args:
             turns: Of a conversation, in order.
+            row: Its columns.
         """
-        words = {text for name in SYSTEM_COLUMNS if (text := cls.text(row, name, "").strip())}
+        words = {cls.text(row, name, "").strip() for name in SYSTEM_COLUMNS} - {""}
         if not words or not turns:
             return tuple(turns)
-        own = {turns[0]["content"].strip()} if turns[0]["role"] == "system" else set()
-        if len(words | own) > 1:
+        is_opened = turns[0]["role"] == "system"
+        if is_opened:
+            words.add(turns[0]["content"].strip())
+        if len(words) > 1:
             raise BadRow(
-                f"the row has {len(words | own)} different system messages, but a conversation "
-                "has one"
+                f"the row has {len(words)} different system messages, but a conversation has one"
             )
-        return tuple(turns) if own else (Message(role="system", content=words.pop()), *turns)
+        return tuple(turns) if is_opened else (Message(role="system", content=words.pop()), *turns)
 
     @classmethod
     def label(cls, row: Mapping[str, Any]) -> bool | None:
         """Whether the row's answer is good, by one of LABEL_COLUMNS; None if it does not say."""
-        name = next((name for name in LABEL_COLUMNS if row.get(name) is not None), "label")
-        try:
-            return cls.flag(row, name)
-        except BadRow as error:  # whether 1 or "safe" means good is for the user to say
-            raise BadRow(
-                f"{error}; write true for a good response, false for a bad one, nothing if unknown"
-            ) from None
+        return cls.flag(row, first_of(row, LABEL_COLUMNS) or "label")
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text
-        of one.
-        """
+        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text of one."""
         columns = columns_of(row)
         return tools_of(columns.get(tools_column(columns)))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
-        """A response from the turns after the prompt: text if it is one turn of text alone, else
-        messages.
+        """A response from the turns after the prompt: text if it is one turn of text alone, else messages.
 
         Args:
             turns: Of a conversation, in order.
@@ -384,8 +371,7 @@ class ColumnFormat(Format):
             raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
             raise BadRow(
-                "the first turn after the prompt must be an assistant turn, not a "
-                f"{turns[0]['role']} turn"
+                f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn"
             )
         if (
             len(turns) == 1
@@ -401,8 +387,8 @@ class ColumnFormat(Format):
     ) -> tuple[tuple[Message, ...], Response]:
         """Split a conversation before the first answer to the user, into prompt and response.
 
-        A greeting of the assistant, before the user has spoken, is part of the prompt. A label
-        belongs to the last answer, so that all other turns are part of the prompt.
+        A greeting of the assistant, before the user has spoken, is part of the prompt. A label belongs to the last
+        answer, so that all other turns are part of the prompt.
 
         Args:
             turns: Of a conversation, in order.
@@ -412,14 +398,14 @@ class ColumnFormat(Format):
         if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
         if known.get("label") is not None:
-            first = 1 + max(
-                (place for place, role in enumerate(roles) if role != "assistant"), default=-1
-            )
+            first = len(roles)
+            while first and roles[first - 1] == "assistant":
+                first -= 1
         else:
-            spoken = roles.index("user") if "user" in roles else 0
+            asked = roles.index("user") if "user" in roles else 0
             first = (
-                spoken + roles[spoken:].index("assistant")
-                if "assistant" in roles[spoken:]
+                asked + roles[asked:].index("assistant")
+                if "assistant" in roles[asked:]
                 else len(roles)
             )
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
@@ -440,46 +426,42 @@ class ColumnFormat(Format):
         Args:
             responses: With a score each.
         """
-        scored = [
-            (place, score)
-            for place, r in enumerate(responses)
-            if (score := r.scores.get("reward")) is not None
+        scores = [
+            score for response in responses if (score := response.scores.get("reward")) is not None
         ]
-        if not scored:
+        if not scores:
             raise BadRow("the row has neither ranks nor scores nor pairs")
-        if len(scored) < len(responses):
+        if len(scores) < len(responses):
             raise BadRow(
-                f"{len(responses) - len(scored)} of {len(responses)} responses have no score"
+                f"{len(responses) - len(scores)} of {len(responses)} responses have no score"
             )
         from alignkit import functional as F  # with torch, which reading a recipe does not need
 
-        better = (
-            (i, j, high - low)
-            for i, high in scored
-            for j, low in scored
-            if F.preferred([(low, high)]) == [1]
-        )
-        return tuple(Pair(i, j, margin=margin) for i, j, margin in better)
+        pairs = []
+        for i, high in enumerate(scores):
+            for j, low in enumerate(scores):
+                if F.preferred([(low, high)]) == [1]:
+                    pairs.append(Pair(i, j, margin=high - low))
+        return tuple(pairs)
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a
-        question says are kept.
-        """
+        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a question says are kept."""
+        columns = columns_of(row)
         if "tools" in used:
-            used = (*used, tools_column(columns_of(row)))
-        choices = [name for name in CHOICES if columns_of(row).get(name) and name not in used]
-        said = [name for name in choices if _says(row, used, row[name])]
-        rest = Format.rest(row, *used, *said)
-        return {name: value for name, value in row.items() if name in rest or name in said}
-
-
-def _says(row: Mapping[str, Any], used: Iterable[str], choices: Any) -> bool:
-    """Whether the columns that a format uses say all of the choices, as questions do that end with
-    them.
-    """
-    words, said = list(words_in(choices)), "\n".join(words_in([row.get(name) for name in used]))
-    return any(len(word) > 1 for word in words) and all(word in said for word in words)
+            used = (*used, tools_column(columns))
+        text = "\n".join(words_in([columns.get(name) for name in used]))
+        repeated = []
+        for name in CHOICES:
+            words = list(words_in(columns.get(name)))
+            if (
+                name not in used
+                and max(map(len, words), default=0) > 1
+                and all(word in text for word in words)
+            ):
+                repeated.append(name)
+        rest = Format.rest(row, *used, *repeated)
+        return {name: value for name, value in columns.items() if name in rest or name in repeated}
 
 
 def words_in(value: Any) -> Iterator[str]:
@@ -491,30 +473,21 @@ def words_in(value: Any) -> Iterator[str]:
         yield str(value).strip()
 
 
-# The beginning of a list of messages or of one message, as JSON or as Python prints it.
-_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
-_SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
-
-
 def _messages_in_cell(text: str, name: str, user: bool) -> Any:
-    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text
-    unchanged.
+    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged.
 
-    user: whether the user may speak. An answer may be data that somebody asked for, such as a
-    message.
+    user: whether the user may speak. An answer may be data that somebody asked for, such as a message.
     """
     if not text.lstrip().startswith(("[", "{")):
         return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        value = _python_value(text, name) if _MESSAGES.match(text) else text
+        value = _python_value(text, name) if _MESSAGES.match(text) else None
     if isinstance(value, dict):  # one that is no message may be what the user asks about
         speaker = str(value.get("role", value.get("from"))).strip().lower()
         speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))
-        return (
-            value if speaks and value.keys() in ({"role", "content"}, {"from", "value"}) else text
-        )
+        return value if speaks and value.keys() in (PLAIN, {"from", "value"}) else text
     turns = value if isinstance(value, list) else []
     are_messages = turns and all(
         isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns
@@ -523,9 +496,7 @@ def _messages_in_cell(text: str, name: str, user: bool) -> Any:
 
 
 def _python_value(text: str, name: str) -> Any:
-    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy
-    prints it.
-    """
+    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy prints it."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -533,4 +504,4 @@ def _python_value(text: str, name: str) -> Any:
             raise BadRow(
                 f"column '{name}' looks like messages but is not JSON; write it with json.dumps"
             ) from None
-        return text
+        return None

@@ -13,6 +13,7 @@ from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.group import ranking_pairs
+from alignkit.formats import columns_of
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 Node = Mapping[str, Any]
@@ -40,32 +41,22 @@ class Oasst(Format):
         return self.groups(row)[0]
 
     def groups(self, row: Any) -> list[Group]:
-        if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), Mapping):
+        root = columns_of(row).get("prompt")
+        if not isinstance(root, Mapping):
             raise BadRow("column 'prompt' must be a message with replies")
-        root, meta = row["prompt"], self.rest(row, "prompt")
+        if not _is_kept(root):
+            raise BadRow("the tree's first message was deleted, or failed the review")
         try:
-            if not _is_kept(root):
-                raise BadRow("the tree's first message was deleted, or failed the review")
-            found = list(_rankings(root, ()))
+            groups = list(_rankings(root, (), self.rest(row, "prompt")))
         except RecursionError as error:
             raise BadRow("the tree is nested too deeply") from error
-        if not found:
+        if not groups:
             raise BadRow("no prompt of the tree has a reply")
-        return [Group(prompt, responses, pairs, meta=meta) for prompt, responses, pairs in found]
-
-
-Parts = tuple[tuple[Message, ...], tuple[Response, ...], tuple[Pair, ...]]
+        return groups
 
 
 def _is_kept(node: Node) -> bool:
     return not node.get("deleted") and node.get("review_result") is not False
-
-
-def _replies(node: Node) -> list[Node]:
-    replies = node.get("replies") or []
-    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
-        raise BadRow("the replies of a message must be a list of messages")
-    return [reply for reply in replies if _is_kept(reply)]
 
 
 def _turn(node: Node) -> Message:
@@ -75,17 +66,19 @@ def _turn(node: Node) -> Message:
     return Message(role=role, content=Format.text(node, "text"))
 
 
-def _rankings(node: Node, before: Sequence[Message]) -> Iterator[Parts]:
+def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> Iterator[Group]:
     """Every prompt of a tree that has replies, with all of them."""
-    path, replies = (*before, _turn(node)), _replies(node)
+    path, replies = (*before, _turn(node)), node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise BadRow("the replies of a message must be a list of messages")
+    replies = [reply for reply in replies if _is_kept(reply)]
     if path[-1]["role"] == "user" and replies:
-        ranks = [Format.number(reply, "rank") for reply in replies]
-        responses = [
-            Response(
-                text=_turn(reply)["content"], rank=rank, source=reply.get("model_name") or None
-            )
-            for reply, rank in zip(replies, ranks, strict=True)
-        ]
-        yield path, tuple(responses), tuple(Pair(i, j) for i, j in ranking_pairs(ranks))
+        responses = []
+        for reply in replies:
+            text, rank = _turn(reply)["content"], Format.number(reply, "rank")
+            responses.append(Response(text=text, rank=rank, source=reply.get("model_name") or None))
+        order = ranking_pairs([response.rank for response in responses])
+        pairs = tuple(Pair(better, worse) for better, worse in order)
+        yield Group(path, tuple(responses), pairs, meta=meta)
     for reply in replies:
-        yield from _rankings(reply, path)
+        yield from _rankings(reply, path, meta)

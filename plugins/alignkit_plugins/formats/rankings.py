@@ -1,25 +1,59 @@
-"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155);
-rank 1 is best.
+"""A prompt and several answers: ranked, scored, compared, or not yet.
 
-Responses may have scores instead of ranks, such as grades from 1 to 7: a higher score is better,
-and the difference is the pair's margin. Equal scores make no pair.
+Rankings of K responses to a prompt are as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155);
+rank 1 is best. Responses may have scores instead of ranks, such as grades from 1 to 7: a higher
+score is better, and the difference is the pair's margin. Equal scores make no pair.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Pair, Response
-from alignkit_plugins.formats.columns import SYSTEM_COLUMNS, ColumnFormat
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
-PROMPTS = ("prompt", "instruction", "question")
+PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
 RESPONSES = ("responses", "answers", "completions")
+LISTS = ("responses", "completions", "answers", "outputs", "candidates", "generations")
 TEXTS = ("text", "response", "answer", "completion", "content")
 SCORES = ("score", "rating", "overall_score", "reward")
 ULTRAFEEDBACK = 10  # its highest overall_score
 SCORE_LISTS = ("scores", "ratings", "rewards")
+NUMBERED = re.compile(
+    r"(?:model[ _-]?)?(?:response|answer|completion|output|reply|generation)[ _-]?([0-9]|[a-i])",
+    re.I,
+)
+# Columns that say which answer is better, in any layout that another format reads.
+JUDGED = (
+    *LABEL_COLUMNS,
+    *(
+        "labels",
+        "preference",
+        "winner",
+        "verdict",
+        "rating",
+        "ratings",
+        "choice",
+        "better",
+        "rank",
+        "ranks",
+        "ranking",
+    ),
+    *(
+        "score",
+        "scores",
+        "rewards",
+        "pairs",
+        "chosen",
+        "rejected",
+        "better_response_id",
+        "overall_preference",
+    ),
+    *("preference_strength", "winner_model_a", "winner_model_b", "winner_tie"),
+)
 
 
 class Rankings(ColumnFormat):
@@ -27,97 +61,145 @@ class Rankings(ColumnFormat):
     [better, worse].
     """
 
-    example = (
-        '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": '
-        "2}]}"
-    )
-    wants = (
-        "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, "
-        "...], scores or pairs"
-    )
+    example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
+    wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        prompt, name = _first(row, PROMPTS), _first(row, RESPONSES)
-        if not prompt or not name or not isinstance(row[name], list) or "alignkit" in row:
+        name = first_of(row, RESPONSES)
+        if (
+            not name
+            or not first_of(row, PROMPTS[:3])
+            or not isinstance(row[name], list)
+            or "alignkit" in row
+        ):
             return False
-        rated = _first(row, ("ranks", *SCORE_LISTS, "pairs")) or all(
-            _first(i, ("rank", *SCORES)) for i in row[name]
+        rated = first_of(row, ("ranks", *SCORE_LISTS, "pairs")) or all(
+            first_of(i, ("rank", *SCORES)) for i in row[name]
         )
         return bool(row[name] and rated) and cls.lacks(row, "chosen", "rejected")
 
     def read(self, row: Any) -> Group:
-        prompt, name = _first(row, PROMPTS), _first(row, RESPONSES)
+        prompt, name = first_of(row, PROMPTS[:3]), first_of(row, RESPONSES)
         if not prompt or not name:
             raise BadRow("columns 'prompt' and 'responses' are required")
-        items, scored = row[name], _first(row, SCORE_LISTS)
-        if not isinstance(items, list):
-            raise BadRow(f"{name} must be a list, not {type(items).__name__}")
-        if not 2 <= len(items) <= MAX_RESPONSES:
-            raise BadRow(f"a ranking has 2 to {MAX_RESPONSES} responses, not {len(items)}")
-        ranks = self._numbers(row.get("ranks"), "ranks", len(items))
-        scores = self._numbers(row.get(scored) if scored else None, scored or "scores", len(items))
-        responses = tuple(self._response(*each) for each in zip(items, ranks, scores, strict=True))
-        pairs = self._pairs(row.get("pairs"))
+        items, scored = row[name], first_of(row, SCORE_LISTS)
+        if not isinstance(items, list) or not 2 <= len(items) <= MAX_RESPONSES:
+            raise BadRow(f"{name} must be a list of 2 to {MAX_RESPONSES} responses")
+        responses = []
+        for item, rank, score in zip(
+            items, _column(row, "ranks", items), _column(row, scored, items), strict=True
+        ):
+            responses.append(self._response(item, rank, score))
+        pairs: Sequence[Pair] | None = self._pairs(row["pairs"]) if self.has(row, "pairs") else None
         if pairs is None and all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
-        used = (
-            prompt,
-            name,
-            "ranks",
-            "pairs",
-            *([scored] if scored else []),
-            *SYSTEM_COLUMNS,
-            "tools",
-        )
-        turns = self.opened(self.conversation(row[prompt], prompt), row)
-        return Group(turns, responses, pairs, meta=self.rest(row, *used), tools=self.tools(row))
-
-    def _numbers(self, values: Any, name: str, count: int) -> Sequence[Any]:
-        if values is None:
-            return [None] * count
-        if not isinstance(values, list) or len(values) != count:
-            raise BadRow(f"{name} must be a list of {count}, one for each response")
-        return values
+        used = (prompt, name, "ranks", "pairs", scored)
+        return self.group(row, used, self.conversation(row[prompt], prompt), responses, pairs)
 
     def _response(self, item: Any, rank: Any, score: Any) -> Response:
-        rank, score = self.number({"rank": rank}, "rank"), self.number({"score": score}, "score")
-        if isinstance(item, str):
-            return Response(text=item, rank=rank, scores=self.scores(score))
+        item = {"text": item} if isinstance(item, str) else item
         if not isinstance(item, Mapping):
             raise BadRow("a response must be text or {text, rank}")
-        item_rank = self.number(item, "rank")
-        item_score = self.number(item, _first(item, SCORES) or "score")
-        if "fine-grained_score" in item and item_score is not None and item_score > ULTRAFEEDBACK:
+        ranks = self.number(item, "rank"), self.number({"rank": rank}, "rank")
+        scores = (
+            self.number(item, first_of(item, SCORES) or "score"),
+            self.number({"score": score}, "score"),
+        )
+        rank, score = (one if other is None else other for other, one in (ranks, scores))
+        if "fine-grained_score" in item and scores[0] is not None and scores[0] > ULTRAFEEDBACK:
             raise BadRow(
-                f"overall_score {item_score:g} is above {ULTRAFEEDBACK}, a known fault of "
-                "UltraFeedback"
+                f"overall_score {score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback"
             )
-        return Response(
-            text=self.text(item, _first(item, TEXTS) or "text"),
-            rank=rank if item_rank is None else item_rank,
-            scores=self.scores(score if item_score is None else item_score),
-            source=self.text(item, _first(item, ("source", "model")) or "source", "") or None,
+        text = self.text(item, first_of(item, TEXTS) or "text")
+        author = self.text(item, first_of(item, ("source", "model")) or "source", "")
+        return Response(text=text, rank=rank, scores=self.scores(score), source=author or None)
+
+    def _pairs(self, rows: Any) -> list[Pair]:
+        if not isinstance(rows, list) or not rows:
+            raise BadRow("pairs must be a list of [better, worse] or {better, worse, p, margin}")
+        pairs = []
+        for row in rows:
+            if isinstance(row, list) and len(row) == 2:
+                row = {"better": row[0], "worse": row[1]}
+            if not self.has(row, "better", "worse"):
+                raise BadRow(
+                    f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {row!r}"
+                )
+            p = self.number(row, "p")
+            pairs.append(
+                Pair(row["better"], row["worse"], 1.0 if p is None else p, self.margin(row))
+            )
+        return pairs
+
+
+def _column(row: Mapping[str, Any], name: str, items: Sequence[Any]) -> Sequence[Any]:
+    """A value for each response; nulls without such a column."""
+    values = row.get(name)
+    if values is None:
+        return [None] * len(items)
+    if not isinstance(values, list) or len(values) != len(items):
+        raise BadRow(f"{name} must be a list of {len(items)}, one for each response")
+    return values
+
+
+class Unlabeled(ColumnFormat):
+    """Answers that nobody has compared yet, as `alignkit label` shows them: in columns with numbers
+    or letters, or in a list of texts.
+    """
+
+    example = '{"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}'
+    wants = "prompt, question or instruction, and response_a, response_b ... or responses [text], and no label"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        if not isinstance(row, Mapping) or "alignkit" in row or not cls.lacks(row, *JUDGED):
+            return False
+        # A list with another name may be the right answers, which rewards read; whoever names the
+        # format means these, too.
+        texts = [_text(answer) for answer in _answers(row, LISTS[:1]).values()]
+        return (
+            bool(first_of(row, PROMPTS))
+            and len(texts) > 1
+            and all(isinstance(text, str | list) for text in texts)
         )
 
-    def _pairs(self, pairs: Any) -> tuple[Pair, ...] | None:
-        if pairs is None:
-            return None
-        if not isinstance(pairs, list) or not pairs:
-            raise BadRow("pairs must be a list of [better, worse] or {better, worse, p, margin}")
-        return tuple(self._pair(pair) for pair in pairs)
-
-    def _pair(self, pair: Any) -> Pair:
-        if isinstance(pair, list) and len(pair) == 2:
-            return Pair(pair[0], pair[1])
-        if not self.has(pair, "better", "worse"):
+    def read(self, row: Any) -> Group:
+        prompt = first_of(row, PROMPTS)
+        if not prompt:
+            raise BadRow(f"a prompt is required, in one of the columns {', '.join(PROMPTS)}")
+        answers = _answers(row, LISTS[:1]) or _answers(row, LISTS)
+        if len(answers) < 2:
             raise BadRow(
-                f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {pair!r}"
+                "two answers are required, such as response_a and response_b, or a list of texts: responses"
             )
-        p = self.number(pair, "p")
-        return Pair(pair["better"], pair["worse"], 1.0 if p is None else p, self.margin(pair))
+        responses, used = [], [prompt]
+        for name, answer in answers.items():
+            text = _text(answer)
+            if not isinstance(text, str | list):
+                raise BadRow(f"{name} must be text, or an object with text")
+            author = self.text(answer, "model", "") if isinstance(answer, Mapping) else ""
+            turns = self.conversation(text, name, user=False)
+            responses.append(self.answer(turns, source=author or None))
+            used.append(name.partition("[")[0])
+        return self.group(row, used, self.conversation(row[prompt], prompt), responses, ())
 
 
-def _first(row: Any, names: Sequence[str]) -> str | None:
-    """The first of these columns that the row has."""
-    return next((name for name in names if Format.has(row, name)), None)
+def _answers(row: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
+    """The answers by the name of the column, or of the place in a list. lists: names of columns with a list."""
+    for name in lists:
+        if isinstance(row.get(name), list):
+            return {f"{name}[{place}]": answer for place, answer in enumerate(row[name])}
+    return {
+        str(name): row[name]
+        for name in row
+        if NUMBERED.fullmatch(str(name)) and row[name] is not None
+    }
+
+
+def _text(answer: Any) -> Any:
+    if not isinstance(answer, Mapping):
+        return answer
+    if "role" in answer or not Format.lacks(answer, "rank", "score", "rating"):
+        return None
+    return answer.get(first_of(answer, (*TEXTS[:4], "output", "content")))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from alignkit import DataError, Group
+from alignkit import DataError, Group, Message, Response
 from alignkit.data.group import preview, resolved_pairs
 from alignkit.errors import did_you_mean
 
@@ -29,6 +30,11 @@ def with_labels(group: Group) -> Group:
     return replace(group, responses=tuple(labeled), pairs=())
 
 
+def turns_of_response(response: Response) -> tuple[Message, ...]:
+    """The turns of a response, which is one if it is a text."""
+    return response.messages or (Message(role="assistant", content=response.text),)
+
+
 def prompt_to_row(number: int, group: Group) -> list[Any]:
     """A prompt as a row of `StepContext.map`: its number, its messages and, if it has any, its
     tools.
@@ -41,6 +47,11 @@ def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
     return [
         Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows
     ]
+
+
+def responses_of(groups: Iterable[Group]) -> list[Response]:
+    """All responses, in order."""
+    return list(chain.from_iterable(group.responses for group in groups))
 
 
 def row_of(group: Group) -> str:

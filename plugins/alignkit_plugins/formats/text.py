@@ -9,10 +9,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alignkit import Field, Group, Options, Response
+from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
 
 Piece = tuple[int, str]  # number of the first line, and text
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
+# Columns of other formats, and of a turn, as in the rows of OpenAssistant on the Hub.
+OTHERS = (
+    *("prompt", "messages", "conversations", "chosen", "completion", "instruction"),
+    *("role", "parent_id"),
+)
 
 
 class TextOptions(Options):
@@ -32,18 +38,13 @@ class Text(ColumnFormat):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        other = cls.lacks(
-            row, "prompt", "messages", "conversations", "chosen", "completion", "instruction"
+        return (
+            isinstance(row, dict) and isinstance(row.get("text"), str) and cls.lacks(row, *OTHERS)
         )
-        # A turn, as in the rows of OpenAssistant on the Hub
-        other = other and cls.lacks(row, "role", "parent_id")
-        return other and isinstance(row.get("text"), str)
 
     def read(self, row: Any) -> Group:
-        if isinstance(row, str):
-            row = {"text": row}
-        text = self.text(row if isinstance(row, dict) else {}, "text")
-        return Group((), (Response(text=text),), meta=self.rest(row, "text"))
+        row = columns_of({"text": row} if isinstance(row, str) else row)
+        return Group((), (Response(text=self.text(row, "text")),), meta=self.rest(row, "text"))
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
         pieces = paragraphs(lines)
@@ -54,26 +55,27 @@ def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
     """Paragraphs between blank lines; those above MAX_CHARS characters are cut between lines, or
     between words.
     """
-    start, held, size = 0, list[str](), 0
-    for number, line in ((number, part) for number, whole in lines for part in _parts(whole)):
-        blank = not line.strip()
-        if held and (blank or size + len(line) > MAX_CHARS):
-            yield start, "\n".join(held)
-            held, size = [], 0
-        if not blank:
-            start = start if held else number
-            held.append(line)
-            size += len(line) + 1
+    start, held = 0, ""
+    for number, whole in lines:
+        for line in _parts(whole):
+            is_blank = not line.strip()
+            if held and (is_blank or len(held) + len(line) >= MAX_CHARS):
+                yield start, held
+                held = ""
+            if not is_blank:
+                start = start if held else number
+                held = f"{held}\n{line}" if held else line
     if held:
-        yield start, "\n".join(held)
+        yield start, held
 
 
 def _parts(line: str) -> list[str]:
     if len(line) <= 2 * MAX_CHARS:
         return [line]
-    return textwrap.wrap(
+    cut = textwrap.wrap(
         line, MAX_CHARS, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
-    ) or [""]
+    )
+    return cut or [""]
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:

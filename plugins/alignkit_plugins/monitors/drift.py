@@ -1,20 +1,24 @@
-"""How the answers of a stage drift from those of its first iteration: length, repetition, hedges,
-diversity.
-"""
+"""How answers drift from those of the first iteration, and whether gold fell; a prompt is the unit of all intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from statistics import fmean as mean
 from typing import NamedTuple
 
-from alignkit.data.group import Group, length
+from scipy import stats
+
+from alignkit.data.group import Group, Response, length
+from alignkit.evaluation.statistics import shown
 from alignkit_plugins.formats import text_metrics
 from alignkit_plugins.formats.spoken import all_turns
-from alignkit_plugins.monitors.estimates import ByPrompt, change, means
 
-LEVEL = 0.05  # chance of any false warning over all iterations
+LEAST = 8  # prompts
+LEVEL = 0.05  # chance of any false warning or stop over all iterations
 NOTABLE = 0.2  # share of the first value by which a mean must differ
+ByPrompt = Mapping[str, float]
 
 
 class Words(NamedTuple):
@@ -38,6 +42,79 @@ WORDS = {
 }
 
 
+class Change(NamedTuple):
+    """A difference with its interval. before, after: the means that it compares. prompts: how many it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    before: float
+    after: float
+    prompts: int
+
+    def __str__(self) -> str:
+        return shown(self._asdict(), sign=True)
+
+
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each prompt that has a value."""
+    return {prompt: mean(each) for prompt, each in values.items() if each}
+
+
+def change(before: ByPrompt, after: ByPrompt, level: float = LEVEL) -> Change | None:
+    """`after - before` with its interval at 1 - level; None with too few prompts.
+
+    Prompts that both have are compared with themselves, which is far more precise, as prompts differ
+    more than policies do. If there are too few of them, the two means are compared as independent
+    (Welch's t interval).
+    """
+    common = [prompt for prompt in before if prompt in after]
+    old, new = list(before.values()), list(after.values())
+    if len(common) >= LEAST:
+        old, new = [before[prompt] for prompt in common], [after[prompt] for prompt in common]
+    if min(len(old), len(new)) < LEAST:
+        return None
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of equal values
+        if len(common) >= LEAST:
+            test = stats.ttest_rel(new, old)
+        else:
+            test = stats.ttest_ind(new, old, equal_var=False)
+        low, high = test.confidence_interval(1 - level)
+    ends = float(low), float(high)
+    return Change(mean(new) - mean(old), *ends, mean(old), mean(new), min(len(old), len(new)))
+
+
+class History:
+    """Gold by prompt in each iteration. looks: how many there will be, at most. best: the iteration with the most."""
+
+    def __init__(self, looks: int):
+        self._level = LEVEL / max(1.0, looks * (looks - 1) / 2)
+        self.best = 0
+        self._best: ByPrompt = {}
+        self._last: ByPrompt = {}
+
+    def add(self, iteration: int, scores: Mapping[str, Sequence[float]]) -> None:
+        """Add an iteration, with scores by prompt. One in which no answer has a score says nothing."""
+        last = means(scores)
+        if not last:
+            return
+        self._last = last
+        if not self.best or mean(last.values()) > mean(self._best.values()):
+            self.best, self._best = iteration, last
+
+    def change(self) -> Change | None:
+        """From the best iteration to the last, with an interval that holds over all pairs of iterations.
+
+        The best of several is partly lucky, so that a plain interval would find a fall too often.
+        """
+        return change(self._best, self._last, self._level)
+
+    def fell(self) -> bool:
+        """Whether gold has fallen by more than the interval."""
+        moved = self.change()
+        return moved is not None and moved.high < 0
+
+
 class Drift:
     """Follows a stage from look to look. looks: how many there will be, at most."""
 
@@ -47,11 +124,9 @@ class Drift:
         self._warned: set[str] = set()
 
     def add(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[str]]:
-        """The metrics of an iteration, and warnings about what has departed from the first one,
-        each of them once.
-        """
+        """The metrics of an iteration, and warnings about what has departed from the first one, each of them once."""
         values, texts = measured(groups)
-        metrics = means({name: list(each.values()) for name, each in values.items()})
+        metrics = {name: mean(each.values()) for name, each in values.items() if each}
         metrics.pop("length", None)  # of which `response_tokens` is the mean over answers
         for size in (1, 2):
             if (value := text_metrics.distinct(texts, size)) is not None:
@@ -59,7 +134,7 @@ class Drift:
         self._first = self._first or values
         return metrics, self._departed(values)
 
-    def _departed(self, values: dict[str, ByPrompt]) -> list[str]:
+    def _departed(self, values: Mapping[str, ByPrompt]) -> list[str]:
         sentences = []
         for name, words in WORDS.items():
             moved = change(self._first[name], values[name], self._level)
@@ -68,8 +143,8 @@ class Drift:
             text = words.rises if moved.mean > 0 else words.falls
             if text and abs(moved.mean) >= NOTABLE * abs(moved.before):
                 self._warned.add(name)
-                moves = f"{moved.before:{words.form}} to {moved.after:{words.form}}"
-                sentences.append(f"{text} than in the first iteration: {moves} {words.unit}")
+                moves = f"{moved.before:{words.form}} to {moved.after:{words.form}} {words.unit}"
+                sentences.append(f"{text} than in the first iteration: {moves}")
         return sentences
 
 
@@ -79,24 +154,25 @@ def measured(groups: Sequence[Group]) -> tuple[dict[str, ByPrompt], list[list[st
     texts: dict[str, list[list[str]]] = {}
     for group in groups:
         for response in group.responses:
-            words, count = (
-                text_metrics.words_of(all_turns(response, thoughts=True)),
-                length(response),
-            )
+            words = text_metrics.words_of(all_turns(response, thoughts=True))
             texts.setdefault(group.id, []).append(words)
-            answer = {
-                "length": float(count),
-                "repetition": text_metrics.repetition(words),
-                "hedges": text_metrics.phrases(words, text_metrics.HEDGES),
-                "confidence": text_metrics.phrases(words, text_metrics.CONFIDENCE),
-            }
-            if response.logprobs and count:
-                answer["sampled_entropy"] = -sum(response.logprobs) / count
-            for name, value in answer.items():
+            for name, value in _of_answer(response, words).items():
                 values[name].setdefault(group.id, []).append(value)
     for prompt, answers in texts.items():
         if (alike := text_metrics.self_bleu(answers)) is not None:
             values["self_bleu"][prompt] = [alike]
-    return {name: means(each) for name, each in values.items()}, list(
-        chain.from_iterable(texts.values())
-    )
+    by_prompt: dict[str, ByPrompt] = {name: means(each) for name, each in values.items()}
+    return by_prompt, list(chain.from_iterable(texts.values()))
+
+
+def _of_answer(response: Response, words: Sequence[str]) -> dict[str, float]:
+    count = length(response)
+    found = {
+        "length": float(count),
+        "repetition": text_metrics.repetition(words),
+        "hedges": text_metrics.phrases(words, text_metrics.HEDGES),
+        "confidence": text_metrics.phrases(words, text_metrics.CONFIDENCE),
+    }
+    if response.logprobs and count:
+        found["sampled_entropy"] = -sum(response.logprobs) / count
+    return found

@@ -1,6 +1,4 @@
-"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL
-(docs/reports.md).
-"""
+"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL (docs/reports.md)."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ class RewardHacking(Monitor):
     """Warns of drift."""
 
     def start(self, stage: MonitoredStage) -> Sequence[str]:
-        # Statistics take a second to load, which no command that only looks at a recipe should wait
-        # for.
+        # Statistics take a second to load, which no command that only looks at a recipe should wait for.
         from alignkit_plugins.monitors.drift import Drift
 
         self.drift = Drift(stage.settings.iterations)
@@ -59,16 +56,12 @@ class Gold(Monitor):
         )
         prompts: DataRef = Field(
             default=None,
-            description=(
-                "held-out prompts, with two responses to each; default: the stage's own samples"
-            ),
+            description="held-out prompts, with two responses to each; default: the stage's own samples",
         )
         stop: bool = Field(
             default=False,
-            description=(
-                "end when gold has fallen from its best iteration by more than its interval; the "
-                "result is the policy of the best iteration"
-            ),
+            description="end when gold has fallen from its best iteration by more than its interval; the "
+            "result is the policy of the best iteration",
         )
 
     options: Options
@@ -80,17 +73,15 @@ class Gold(Monitor):
                 "'prompts' of gold cannot be played with an environment\nhelp: leave 'prompts' out"
             )
         if self.options.stop and settings.rollout.ahead and not held_out:
-            # Its samples would say how good the policy was one update before the one that the stage
-            # goes back to.
+            # Its samples would say how good the policy was one update before the one that the stage goes back to.
             raise DataError(
-                "'stop' of gold would judge a policy by what the one before it wrote\n"
-                "help: add 'prompts'"
+                "'stop' of gold would judge a policy by what the one before it wrote\nhelp: add 'prompts'"
             )
         if sum(isinstance(each.options, Gold.Options) for each in settings.monitors or ()) > 1:
             raise DataError("a stage has one gold\nhelp: combine the rewards")
 
     def start(self, stage: MonitoredStage) -> Sequence[str]:
-        from alignkit_plugins.monitors.estimates import History
+        from alignkit_plugins.monitors.drift import History
 
         self.stage, self.rewards = stage, stage.scorer(self.options.reward)
         self.history = History(stage.settings.iterations)
@@ -108,24 +99,21 @@ class Gold(Monitor):
         if iteration > self.stage.done:
             if self.prompts:
                 groups = self.stage.answer(self.prompts, SAMPLES, iteration)
-            pairs = zip(groups, self.rewards.score(groups), strict=True)
-            measured = [_with_gold(group, by_gold) for group, by_gold in pairs]
+            measured = list(map(_with_gold, groups, self.rewards.score(groups)))
             self.stage.on_rank0(lambda: write_groups(file, measured))
         scores: dict[str, list[float]] = {}
-        missing = 0
+        numbers = {"gold_unscored": 0.0}
         for group in read_groups(file):
             for response in group.responses:
                 score = response.scores[GOLD_KEY]
                 if score is None:
-                    missing += 1
+                    numbers["gold_unscored"] += 1
                 else:
                     scores.setdefault(group.id, []).append(score)
         self.history.add(iteration, scores)
-        gold = list(chain.from_iterable(scores.values()))
-        numbers: dict[str, float] = {}
-        if missing:
-            numbers["gold_unscored"] = missing
-        if gold:
+        if not numbers["gold_unscored"]:
+            numbers = {}
+        if gold := list(chain.from_iterable(scores.values())):
             numbers |= {"gold": mean(gold), "gold_std": pstdev(gold)}
         stop = ""
         if self.options.stop and self.history.fell():
@@ -146,9 +134,8 @@ def _with_gold(group: Group, by_gold: Group) -> Group:
     """A group with the reward of another as its gold."""
     responses = []
     for response, other in zip(group.responses, by_gold.responses, strict=True):
-        responses.append(
-            replace(response, scores={**response.scores, GOLD_KEY: other.scores.get(REWARD_KEY)})
-        )
+        scores = {**response.scores, GOLD_KEY: other.scores.get(REWARD_KEY)}
+        responses.append(replace(response, scores=scores))
     return replace(group, responses=tuple(responses))
 
 
@@ -158,10 +145,8 @@ class KLBudget(Monitor):
     class Options(Options):
         max: float = Field(
             gt=0,
-            description=(
-                "end when the KL to the reference exceeds this many nats per response that is "
-                "learned from; the result is the last policy within this budget"
-            ),
+            description="end when the KL to the reference exceeds this many nats per response that is "
+            "learned from; the result is the last policy within this budget",
         )
 
     options: Options

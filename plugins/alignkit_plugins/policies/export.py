@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result
-from alignkit_plugins.policies.export_request import Request
+from alignkit.commands import Result, refuse
 from alignkit_plugins.printing import files_written
+
+CONVERTER = ("python", "convert_hf_to_gguf.py")  # of llama.cpp
 
 
 def export(
@@ -56,24 +58,38 @@ def export(
       alignkit export runs/quickstart/align my-model --merge
       alignkit export runs/quickstart/helpful rm --merge --push me/my-rm
     """
-    from alignkit.io.console import Reporter
-    from alignkit.plugins import load_plugins
-    from alignkit_plugins.policies.source import find
-    from alignkit_plugins.policies.upload import check_target
-    from alignkit_plugins.policies.upload import push as upload
+    from alignkit_plugins.models.find import find
+    from alignkit_plugins.models.upload import check_target
+    from alignkit_plugins.models.upload import push as upload
 
-    load_plugins()
-    source = find(stage)
-    request = Request(out or Path("exports") / source.label, merge, base, license, push)
-    request.check(source)
-    target = check_target(push) if push is not None else None
-    from alignkit_plugins.policies.export_folder import write  # imports torch
+    model = find(stage)
+    if model.run is None or not model.name:
+        refuse(f"{stage} is no stage of a run", "write RUN/STAGE: a run trained what is exported")
+    out = out or Path("exports") / model.label
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        refuse(f"{out} exists already", "choose another folder, or delete it")
+    if base is not None and base.startswith(("/", "~")):
+        help = "name the base by its id on the hub, such as HuggingFaceTB/SmolLM2-135M-Instruct"
+        refuse(f"--base {base} is a path that only this machine has", help)
+    from alignkit_plugins.policies.export_folder import base_of, on_hub, write  # imports torch
 
-    reporter = Reporter()
-    notes, use = write(source, request, reporter.say)
-    for note in notes:
-        reporter.say(f"note: {note}")
-    files = sorted(request.out.iterdir())
-    pushed = [f"pushed to {upload(request.out, target)}"] if target is not None else []
-    text = f"wrote {request.out}: {', '.join(path.name for path in files)}\n\n{use}"
-    return files_written(files, [*notes, *pushed], use, "\n".join([text, *pushed]))
+    trained_on = base_of(model)
+    if base is None and on_hub(trained_on):
+        base = trained_on.source
+    if push is not None:
+        if model.is_adapter and not merge and base is None:
+            name = Path(trained_on.name).name
+            text = f"the base of '{model.name}', {name}, is not on the hub"
+            refuse(f"{text}, so nobody could load its adapter", "add --merge, or --base OWNER/NAME")
+        push = check_target(push)
+    notes = write(model, out, merge, base, license, push or out.resolve().name)
+    files = sorted(out.iterdir())
+    if push is not None:
+        notes.append(f"pushed to {upload(out, push)}")
+    convert = ""
+    if not model.is_reward and not (model.is_adapter and not merge):
+        convert = shlex.join([*CONVERTER, str(out), "--outfile", f"{model.label}.gguf"])
+    wrote = f"wrote {out}: {', '.join(path.name for path in files)}"
+    lines = [wrote, *(f"note: {note}" for note in notes)]
+    lines += [f"for llama.cpp: {convert}"] if convert else []
+    return files_written(files, notes, convert, "\n".join(lines))

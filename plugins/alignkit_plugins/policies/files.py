@@ -9,12 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from alignkit import Group
-from alignkit.commands import Result
+from alignkit.commands import Result, refuse
 from alignkit.data.group import group_to_json, write_groups
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
-from alignkit.plugins import plugins
 from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.compared import averages, scale_of, scores_of
 from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
@@ -23,21 +22,25 @@ from alignkit_plugins.compare.pairs import comparisons
 from alignkit_plugins.compare.readable import shown
 from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
-from alignkit_plugins.policies.recipe import NamedModels
+from alignkit_plugins.policies.words import Named
 
 AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
 
 
 def answer_and_score(
-    named: NamedModels, overrides: Sequence[str], out: Path | None, limit: int | None = None
+    named: Named, overrides: Sequence[str], out: Path | None, limit: int | None = None
 ) -> Result:
     """Let the policies, if there are any, answer a file, and the rewards score its responses; both
     in one row each.
 
     out: where the rows go; default: stdout, with the summary on stderr. limit: of rows.
     """
+    if out is not None and (out.suffix != ".jsonl" or out.exists()):
+        refuse(
+            f"--out {out}: what is written is JSON lines, in a new file", "name a new FILE.jsonl"
+        )
     reporter = Reporter()
-    with opened(named, overrides, plugins(), reporter, lambda: None, "alignkit", out) as models:
+    with opened(named, overrides, reporter, lambda: None, "alignkit") as models:
         groups = models.data[:limit]
         if models.policies:
             groups = _answered(models, groups, reporter)

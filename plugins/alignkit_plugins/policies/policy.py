@@ -1,42 +1,67 @@
-"""Policies and rewards that are named on the command line, loaded: who answers, and who scores the
-answers.
-"""
+"""Policies and rewards that a command names, loaded: who answers, and who scores the answers."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from alignkit import seeds
-from alignkit.commands import refuse
 from alignkit.data.group import Group, Message, Response
-from alignkit.errors import DataError
+from alignkit.errors import DataError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
-from alignkit.io.text import is_file
-from alignkit.kinds import launcher
-from alignkit.models.models import LoadedBase, Models, RolePolicy
-from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec
-from alignkit.registry import Component, Registry
+from alignkit.models.generate import ActiveSequence, Generation, attach, generate
+from alignkit.models.models import RolePolicy
+from alignkit.options import DataRef, Options, PolicyRef, RewardRef
+from alignkit.plugins import plugins
+from alignkit.recipe.mistakes import problems_of, validated
+from alignkit.recipe.references import Reading
+from alignkit.recipe.rules import MODEL, broken
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage
+from alignkit.recipe.yaml import dump, parse_document
+from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, no_progress
-from alignkit.runs.bases import RunBase
-from alignkit.runs.fingerprint import RunData
+from alignkit.runs.services import Services
 from alignkit.sampling import Sampling
+from alignkit.settings import EngineRef, ModelSpec
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.compare.sampling import TEMPERATURE
-from alignkit_plugins.policies.named_models import NamedModel
-from alignkit_plugins.policies.recipe import NamedModels, names_of, read_models, rollout_of
-from alignkit_plugins.policies.streaming import Answer, answer
+from alignkit_plugins.policies.words import Named, NamedPolicy, sampling_of
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
 
 
 class TooLong(DataError):
     """A prompt leaves no room for an answer."""
+
+
+class Words(Options):
+    """What a command and its overrides may set. sampling: keys that replace those of `sampling_of`."""
+
+    model: ModelSpec
+    engine: EngineRef = None
+    policies: list[PolicyRef]
+    rewards: list[RewardRef]
+    data: DataRef | None = None
+    sampling: Sampling = Field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A complete answer.
+
+    text: without the stop string that ended it. response: as sampling and rewards have it.
+    """
+
+    text: str
+    response: Response
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,7 @@ class Policy:
     sampling: Sampling
 
     def prompt(self, messages: Sequence[Message]) -> Ids:
-        """The tokens of a conversation.
+        """Return the tokens of a conversation.
 
         Raises TooLong, and DataError if there are none or the template refuses the conversation.
         """
@@ -75,22 +100,63 @@ class Policy:
         heard: Callable[[str], None] = lambda text: None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Answer:
-        """An answer of as many tokens as the prompt leaves room for; see
-        `alignkit_plugins.policies.streaming`.
+        """Sample an answer: that of `alignkit.Policy.sample`, without its stop.
 
-        seed: equal ones give equal answers, which are those of `alignkit.Policy.sample`.
+        Args:
+            prompt: From `prompt`.
+            sampling: How to sample.
+            seed: Equal ones give equal answers.
+            heard: Is given the text in pieces that no later token changes.
+            wanted: Asked after every token; once it is false, nothing more is written.
         """
-        most = min(sampling.max_new_tokens, self.role.model.context - len(prompt))
-        stream, sampling = (
-            seeds.number(seed, 0, 0),
-            sampling.model_copy(update={"max_new_tokens": most}),
-        )
-        return answer(self.role, prompt, stream, sampling, heard, wanted)
+        role, encoder, sent = self.role, self.role.encoder, ""
+
+        def hear(text: str) -> None:
+            nonlocal sent
+            if text.startswith(sent) and text != sent:
+                heard(text[len(sent) :])
+                sent = text
+
+        def wrote(rows: Sequence[ActiveSequence]) -> None:
+            for row in rows:
+                if row.active and not wanted():
+                    row.abandon()
+                elif row.active:
+                    # A character may take several tokens, and a lead-in may be left out.
+                    text = encoder.decode(row.tokens).rstrip("\ufffd")
+                    hear("" if encoder.lead.startswith(text) else _before(text, sampling.stop))
+
+        most = min(sampling.max_new_tokens, role.model.context - len(prompt))
+        sampling = sampling.model_copy(update={"max_new_tokens": most})
+        weights, streams = role.base.role(role.reference), [[seeds.number(seed, 0, 0)]]
+        request = Generation(role.model, weights, encoder, [prompt], streams, sampling)
+        ((written,),) = generate(request, wrote=wrote)
+        text = until_stop(encoder.decode(written.tokens), sampling.stop)
+        hear(text)
+        (group,) = attach(request, [Group(())], [[written]])
+        return Answer(text, group.responses[0])
+
+
+def until_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop string."""
+    ends = "|".join(map(re.escape, stops))
+    return re.split(ends, text, maxsplit=1)[0] if ends else text
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text that is not the beginning of a stop string."""
+    text = until_stop(text, stops)
+    held = 0
+    for stop in stops:
+        for count in range(1, len(stop)):
+            if text.endswith(stop[:count]):
+                held = max(held, count)
+    return text[: len(text) - held]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Policies by name, and the rewards with their scorers, in the order in which they were named.
+    """Policies by name, and rewards with their scorers, in the order in which they were named.
 
     sampling: what all policies have in common, so that their answers can be compared. data: the
     rows of the file.
@@ -102,102 +168,89 @@ class Opened:
     sampling: Sampling = Sampling()
     data: Sequence[Group] = ()
 
-    def rewards(
-        self, policy: Policy, messages: Sequence[Message], answer: Answer
-    ) -> dict[str, float | None]:
-        """The score of a policy's answer by every reward."""
-        encoder = policy.role.encoder
-        text = encoder.said(answer.tokens)  # as in a run, with the reasoning that the prompt opens
-        response = Response(
-            text=text,
-            tokens=answer.tokens,
-            truncated=not answer.ended,
-            source=policy.role.reference,
-            tokenizer=encoder.digest,
-        )
-        found: dict[str, float | None] = {}
+    def rewards(self, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
+        """Return the score of an answer by every reward."""
+        scores: dict[str, float | None] = {}
         for scorer in self.scorers:
-            (scored,) = scorer.score([Group(tuple(messages), (response,))])
-            found[_short(scorer.name)] = scored.responses[0].scores[REWARD_KEY]
-        return found
+            folder = Path(scorer.name)
+            name = stage_folder(folder).name if folder.is_absolute() else scorer.name
+            (scored,) = scorer.score([Group(tuple(messages), (answer.response,))])
+            scores[name] = scored.responses[0].scores[REWARD_KEY]
+        return scores
 
 
 @contextmanager
 def opened(
-    named: NamedModels,
+    named: Named,
     overrides: Sequence[str],
-    registry: Registry,
     reporter: Reporter,
     should_stop: Callable[[], None],
     command: str,
-    out: Path | None = None,
 ) -> Iterator[Opened]:
-    """Load the models that a command names. out: the file that it will write, which must not be the
-    one that it reads.
+    """Load the models that a command names. should_stop: raises to end long passes.
 
-    Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long
-    passes.
+    Raises RecipeError for a mistake in an override, and RunFailed for a model that cannot be
+    loaded.
     """
-    recipe, words = read_models(named, command, overrides, registry)
-    data, progress = list[Group](), no_progress  # a talk shows its own
-    if words.data is not None:
-        files = [source.path.resolve() for source in words.data.sources if source.path is not None]
-        if out is not None and (out.suffix != ".jsonl" or out.resolve() in files):
-            refuse(
-                f"--out {out}: the file is JSON lines, and never the one that is read",
-                "name a new FILE.jsonl",
-            )
-        data, progress = RunData(Path, recipe.seed).read(words.data).groups, reporter.progress
-    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder, ExitStack() as engines:
-
-        def load(name: str) -> LoadedBase:
-            base = RunBase(name, recipe, reporter, download=True).load(Path, should_stop)
-            base.max_length, base.progress = base.model.context, progress
-            return base
-
-        models = Models(load)
-        models.enter(
-            [
-                each
-                for each in named.references.values()
-                if each != BASE and not is_file(Path(each) / ADAPTER)
-            ]
-        )
-        context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
-        policies = {}
-        for name, word in names_of(named.policies).items():
-            role = models[named.references[word]]
-            policies[name] = Policy(
-                name, word, role, sampling_of([named.policies[word]], words.sampling)
-            )
-        for name, policy in policies.items():
-            model = policy.role.model
-            if isinstance(words.engine, Component) and model.engine is None:
-                place = Path(folder) / f"engine-{name}"
-                model.engine = launcher().engine(
-                    words.engine, place, stage="", seed=recipe.seed, say=reporter.say
-                )
-                engines.callback(model.engine.close)
-            # Asked for no answer, it reads the weights, and an engine starts and takes them: now,
-            # because that can fail or take minutes.
-            policy.role.sample([], seed=0)
-        sampling = sampling_of(named.policies.values(), words.sampling)
-        scorers = [Rewards(reward, context) for reward in words.rewards]
-        yield Opened(policies, scorers, words.rewards, sampling, data)
+    recipe, stage, words = _read(named, overrides, command)
+    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
+        run = Services(recipe, Path(folder), reporter)
+        run.should_stop = should_stop
+        with run.models_for(stage):
+            for name in (BASE, *stage.whole_models) if named.keys else ():
+                base = run.models.of(name)
+                base.max_length = base.model.context
+                if words.data is None:
+                    base.progress = no_progress  # a talk shows its own
+            policies = {}
+            for name, policy in named.policies.items():
+                sampling = _sampling([policy], words.sampling)
+                policies[name] = Policy(name, policy.word, run.models[policy.reference], sampling)
+                # Asked for no answer, an engine starts and takes the weights: this can fail.
+                policies[name].role.sample([], seed=0)
+            context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
+            scorers = [Rewards(reward, context) for reward in words.rewards]
+            data = run.data.read(words.data).groups if words.data is not None else []
+            sampling = _sampling(named.policies.values(), words.sampling)
+            yield Opened(policies, scorers, words.rewards, sampling, data)
 
 
-def sampling_of(models: Iterable[NamedModel], overrides: Sampling) -> Sampling:
+def _read(named: Named, overrides: Sequence[str], command: str) -> tuple[Recipe, Stage, Words]:
+    """A recipe without stages, what would be its only stage, and what words and overrides mean."""
+    plain = {
+        "model": dict(named.keys) or {"base": "no-model-is-named"},
+        "policies": [policy.reference for policy in named.policies.values()],
+        "rewards": named.rewards,
+        "data": named.data,
+    }
+    document = parse_document(dump(plain), Path(command), overrides)
+    reading = Reading(plugins(), document.path.parent)
+    words, mistakes = validated(Words, document.data, reading)
+    if words is not None:
+        mistakes += [mistake.below("model") for mistake in broken(MODEL, words.model)]
+    problems = [*document.problems, *problems_of(document, mistakes)]
+    if problems or words is None:
+        raise RecipeError(problems)
+    stage = reading.stage
+    stage.engine = words.engine if isinstance(words.engine, Component) else None
+    path = document.path
+    recipe = Recipe(
+        path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document
+    )
+    return recipe, stage, words
+
+
+def _sampling(policies: Iterable[NamedPolicy], overrides: Sampling) -> Sampling:
     """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that
     overrides set.
     """
-    default = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, **rollout_of(models)}
+    default = {
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "temperature": TEMPERATURE,
+        **sampling_of(policies),
+    }
     return Sampling(**default | overrides.model_dump(exclude_unset=True))
 
 
 def _no_data(spec: object) -> list[Group]:
     raise DataError("this reward reads data, which only a stage of a recipe can give it")
-
-
-def _short(name: str) -> str:
-    """`helpful` for the folder of a reward model, `.../helpful/adapter`."""
-    return stage_folder(Path(name)).name if Path(name).is_absolute() else name

@@ -43,27 +43,23 @@ def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens
 
 
 def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
-    """The text of each token. before: tokens in front of them, on which spaces depend."""
-    every = [*before[-BEFORE:], *ids]
-    start = len(every) - len(ids)
+    """The text of each token. before: tokens in front of them, on which spaces depend.
 
-    def decode(tokens: Sequence[int]) -> str:
-        """Without the character that the last tokens only begin: its last token gets it."""
-        decoded = encoder.tokenizer.decode(
-            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return str(decoded).rstrip(REPLACEMENT)
+    A character that the last tokens only begin is the text of the token that ends it.
+    """
+    texts, decoded = [], _decoded(encoder, before[-BEFORE:])
+    for count in range(1, len(ids) + 1):
+        longer = _decoded(encoder, [*before[-BEFORE:], *ids[:count]])
+        texts.append(longer[len(decoded) :])
+        decoded = longer
+    return tuple(texts)
 
-    found = []
-    for place in range(start, len(every)):
-        context = every[max(0, place - BEFORE) : place]
-        head, text = decode(context), decode([*context, every[place]])
-        same = next(
-            (i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b),
-            min(len(head), len(text)),
-        )
-        found.append(text[same:])
-    return tuple(found)
+
+def _decoded(encoder: Encoder, ids: Sequence[int]) -> str:
+    text = encoder.tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return str(text).rstrip(REPLACEMENT)
 
 
 def heading(tokens: Tokens) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,11 +79,9 @@ def serve(
     if token is None and not is_loopback(host):
         refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
     # Whoever has the token may use any name for this machine.
-    address = (
-        address_of(host)
-        if is_loopback(host) or host.startswith("https://")
-        else Address(host, None)
-    )
+    address = Address(host, None)
+    if is_loopback(host) or host.startswith("https://"):
+        address = address_of(host)
     start(policies, port, address, token, collect, license)
 
 
@@ -105,53 +103,39 @@ def start(
     from alignkit import errors
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable
-    from alignkit.plugins import load_plugins
     from alignkit.sampling import SamplingOptions
-    from alignkit_plugins.policies.recipe import models_of, without_overrides
+    from alignkit_plugins.people.collection import Collection
+    from alignkit_plugins.policies.words import read_words, split_overrides
 
-    registry, reporter = load_plugins(), Reporter()
-    policies, overrides = without_overrides(words)
-    named = models_of(policies)
+    reporter = Reporter()
+    policies, overrides = split_overrides(words)
+    named = read_words(policies)
     with ExitStack() as stack:
-        collecting = None
+        collection = None
         if collect is not None:
-            from alignkit_plugins.people.collection import Collection
-            from alignkit_plugins.policies.collecting import Collecting
-            from alignkit_plugins.policies.recipe import names_of
-
-            names = {word: name for name, word in names_of(named.policies).items()}
-            collecting = Collecting(
-                stack.enter_context(closing(Collection(collect, license, names)))
-            )
+            collection = stack.enter_context(closing(Collection(collect, license, named.names)))
         listener = stack.enter_context(listening(port, address))
         reporter.say("loading torch and transformers")
-        from alignkit_plugins.policies.policy import opened  # imports torch
+        from alignkit_plugins.policies.policy import opened
         from alignkit_plugins.policies.serve_app import Endpoint
 
-        try:
-            stack.enter_context(interruptible())
-            models = stack.enter_context(
-                opened(named, overrides, registry, reporter, errors.should_stop, "alignkit serve")
-            )
-            for policy in models.policies.values():
-                reporter.say(
-                    printable(
-                        f"model {policy.name}: "
-                        f"{SamplingOptions(sampling=policy.sampling).described()}"
-                    )
-                )
-            endpoint = Endpoint(models.policies, collecting)
-            stack.enter_context(endpoint.model)
-            server = server_of(endpoint.application(address, token))
-            endpoint.stopping = lambda: server.should_exit
-            where = address.url(listener)
-            address.warn(listener)
-            reporter.say(f"listening at {where}/v1, with a page at {where}; Ctrl-C ends it")
-            if collect is not None:
-                reporter.say(printable(f"answers to users who agreed are kept in {collect}"))
-            if page:
-                webbrowser.open(where + page)
-            server.run(sockets=[listener])
-            reporter.say("stopped")
-        except errors.Stopped:
-            reporter.say("stopped")
+        stack.enter_context(suppress(errors.Stopped))
+        stack.enter_context(interruptible())
+        opening = opened(named, overrides, reporter, errors.should_stop, "alignkit serve")
+        models = stack.enter_context(opening)
+        for policy in models.policies.values():
+            sampling = SamplingOptions(sampling=policy.sampling).described()
+            reporter.say(printable(f"model {policy.name}: {sampling}"))
+        endpoint = Endpoint(models.policies, collection)
+        stack.enter_context(endpoint.model)
+        server = server_of(endpoint.application(address, token))
+        endpoint.stopping = lambda: server.should_exit
+        where = address.url(listener)
+        address.warn(listener)
+        reporter.say(f"listening at {where}/v1, with a page at {where}; Ctrl-C ends it")
+        if collect is not None:
+            reporter.say(printable(f"answers to users who agreed are kept in {collect}"))
+        if page:
+            webbrowser.open(where + page)
+        server.run(sockets=[listener])
+    reporter.say("stopped")

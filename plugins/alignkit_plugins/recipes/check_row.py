@@ -177,8 +177,8 @@ def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
 
 def _turns(group: Group) -> Iterator[tuple[str, str]]:
     """Who says what, in full."""
-    for who, text, facts in shown(group):
-        yield f"{who} ({', '.join(facts)})" if facts else who, text
+    for one in shown(group):
+        yield one.title, one.text
 
 
 def _columns(group: Group) -> list[str]:

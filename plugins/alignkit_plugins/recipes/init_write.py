@@ -17,12 +17,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.commands import refuse
-from alignkit.data.group import resolved_pairs
+from alignkit.data.group import Group, resolved_pairs
 from alignkit.data.sources import opening
 from alignkit.errors import did_you_mean
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import dump
-from alignkit_plugins.data.rules import Rules
+from alignkit_plugins.data.clean import Rules, cleaned, rows_of
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.recipes.copying import write_files
 from alignkit_plugins.recipes.init_files import (
@@ -34,7 +34,7 @@ from alignkit_plugins.recipes.init_files import (
     recognize,
 )
 from alignkit_plugins.recipes.json_schema import schema_line
-from alignkit_plugins.rewards.matching import ExactMatch
+from alignkit_plugins.rewards.text import ExactMatch
 
 RECIPE = "recipe.yaml"
 HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
@@ -186,11 +186,13 @@ def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
     from.
     """
     rules = Rules.model_validate({"markdown": False, "personal": False})
-    training = [[row] for file in files for row in file.part(*TRAINING)]
+    training: list[Group] = []
+    for file in files:
+        training += file.part(*TRAINING)
     dropped: Counter[str] = Counter()
     for file in files:
-        rows = file.part(*HELD_OUT)
-        faults = rules.faults([[row] for row in rows], [row.origin for row in rows], training)
+        rows = rows_of(file.part(*HELD_OUT))
+        faults = cleaned(rows, rules, rows_of(training)).faults
         if any(fault.rule == "against" for fault in faults.values()):
             dropped[file.kind] += len(faults)
     return dropped

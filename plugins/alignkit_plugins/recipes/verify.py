@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result, load, refuse, stage_of
-from alignkit.io.results import RECIPE
+from alignkit.commands import Result, load, stage_of
 
 
 def verify(
@@ -29,12 +28,12 @@ def verify(
       alignkit verify runs/quickstart
       alignkit verify runs/quickstart/align
     """
-    run = stage if (stage / RECIPE).is_file() else stage.parent
-    if not (run / RECIPE).is_file():
-        help = "name the folder of a run, such as runs/quickstart, or of one of its stages"
-        refuse(f"{stage} is neither a run nor a stage of one: no {RECIPE} is there", help)
+    from alignkit.io.results import RECIPE
+    from alignkit_plugins.models.find import find_run
+
+    run, name = find_run(stage)
     recipe = load(str(run / RECIPE), None)
-    names = list(recipe.stages) if run == stage else [stage_of(recipe, stage.name).name]
+    names = [stage_of(recipe, name).name] if name else list(recipe.stages)
     from alignkit_plugins.recipes.rerun import verified  # imports torch
 
     return verified(recipe, run, names)

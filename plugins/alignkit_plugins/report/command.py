@@ -42,7 +42,7 @@ def show(
       alignkit show runs/quickstart --prune
     """
     from alignkit.commands import refuse
-    from alignkit_plugins.policies.source import runs_in
+    from alignkit_plugins.models.find import runs_in
 
     folders = folders or []
     if (prune or open_page) and (len(folders) != 1 or runs_in(folders[0])):

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit.errors import DataError, Problem, RecipeError, reason_of
+from alignkit.errors import DataError, reason_of, refuse
 from alignkit.evaluation import held_out
 from alignkit.io.results import RECIPE, damage_of
-from alignkit.io.text import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.report import Report
 from alignkit_plugins.compare.readable import mapping
 from alignkit_plugins.evaluate import verdicts
 from alignkit_plugins.evaluate.rows import rows_of
-from alignkit_plugins.policies.source import near_run
+from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report import (
     curves,
     data_cards,
@@ -47,19 +46,9 @@ def facts_of(folder: Path) -> Facts:
     facts. Raises RecipeError if it is not the folder of a run, and DataError if its recipe or its
     history is damaged.
     """
-    if not is_dir(folder):
-        help = near_run(folder) or "name the folder of a run, such as runs/quickstart"
-        what = f"{folder} is a file" if is_file(folder) else f"there is no folder {folder}"
-        raise RecipeError([Problem(what, help=help)])
-    if not is_file(folder / RECIPE):
-        help = (
-            f"it is in a run: alignkit show {folder.parent}"
-            if is_file(folder.parent / RECIPE)
-            else near_run(folder)
-        )
-        raise RecipeError(
-            [Problem(f"{folder} is not the folder of a run: it has no {RECIPE}", help=help)]
-        )
+    run, stage = find_run(folder)
+    if stage:
+        refuse(f"{folder} is a stage, not a run", f"it is in a run: alignkit show {run}")
     return _Gathering(folder).facts()
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from alignkit_plugins.compare import readable as numbers
 from alignkit_plugins.evaluate.rows import Row, main_rows
+from alignkit_plugins.page import templates
 from alignkit_plugins.report import overview
-from alignkit_plugins.report.jinja import templates
+from alignkit_plugins.report.figures import drawn
 from alignkit_plugins.report.parts import parts
 from alignkit_plugins.report.side_by_side import evaluated
 from alignkit_plugins.report.tables import stage_titles
@@ -25,9 +26,11 @@ TEMPLATE = "report.html.j2"
 def page(facts: Mapping[str, Any]) -> str:
     """The page of a run's facts."""
     rows = {stage: main_rows(found) for stage, found in evaluated(facts).items()}
-    environment = templates(Path(__file__).parent, facts["figures"])
+    environment = templates(Path(__file__).parent)
+    pictures = dict(zip(map(id, facts["figures"]), drawn(facts["figures"]), strict=True))
     environment.filters |= {
         "duration": numbers.duration,
+        "picture": lambda figure: pictures[id(figure)],
         "short": numbers.short,
         "score": lambda sample, score: overview.scored(
             score, sample["reward"], rows.get(sample["stage"], [])

@@ -47,10 +47,15 @@ def _parts(
     told = [
         f"{one['name']}: {one['learned']}" for one in facts["stages"] if stages and one["learned"]
     ]
-    warnings = [f"Warning: {one['text']}" for one in facts["warnings"] if not one["logged"]]
-    parts = {
-        name: list[str]() for name in ("verdict", "numbers", "others", "learned", "answers", "last")
-    }
+    weak = [one["weak"] for one in facts["stages"] if one["weak"]]
+    warnings = []
+    for one in facts["warnings"]:
+        told_first = any(one["text"].partition(";")[0] in line for line in weak)
+        if not one["logged"] and not told_first:
+            warnings.append(f"Warning: {one['text']}")
+    names = ("weak", "verdict", "numbers", "others", "learned", "answers", "last")
+    parts = {name: list[str]() for name in names}
+    parts["weak"] = [_one_line(line) for line in weak[:OF_STAGES]]
     parts["verdict"] = _verdict(facts["verdicts"], of_verdict)
     parts["learned"] = _laid_out("; ".join(told))[:OF_STAGES] if told else []
     parts["last"] = [line for text in warnings[:1] for line in _wrapped(text, of_warning)]
@@ -117,6 +122,10 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
             brief = {"mean": row.estimate.get("mean")} if row.kind == ANSWERS else row.estimate
             rows.append(replace(row, metric=name, estimate=brief))
     names = list(dict.fromkeys(row.metric for row in rows))
+    headline = names[:1]
+    raters = {row.metric for row in rows if row.tested and row.kind != "metric"}
+    # A reward model or a judge, which the metrics of examples would crowd out, stays with the headline.
+    names.sort(key=lambda name: (name not in headline, name not in raters))
     for count in range(len(names), 0, -1):
         lines = _laid_out(table([row for row in rows if row.metric in names[:count]], width=WIDTH))
         if len(lines) <= room or count == 1:

@@ -11,7 +11,7 @@ from alignkit.io.atomic import write_text
 from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.policies.source import RUNS, runs_in
+from alignkit_plugins.models.find import RUNS, runs_in
 from alignkit_plugins.report.compare import compared
 from alignkit_plugins.report.facts import Facts, facts_of
 from alignkit_plugins.report.history import starts_of

@@ -11,13 +11,14 @@ from alignkit.evaluation import held_out
 from alignkit.io.digest import file_digest
 from alignkit.io.results import RECIPE
 from alignkit.tokens.encoder import DROP_REASONS
-from alignkit_plugins.compare.readable import mapping, number
+from alignkit_plugins.compare.readable import mapping, number, shown
 from alignkit_plugins.evaluate.rows import BASE_MODEL
 from alignkit_plugins.report import curves
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
+COIN = 0.5  # share of pairs
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
 # Of a source's card
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")
@@ -54,7 +55,20 @@ def stage_facts(
         "metrics": curves.ends(rows),
         "summary": without_evaluation(record),
         "learned": "".join(held_out.learned(mapping(record.get("summary")), rows)[:1]),
+        "weak": weak(folder.name, record, rows),
     }
+
+
+def weak(name: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """That a reward model is no better than a coin, or that a stage learned nothing; else empty."""
+    summary = mapping(record.get("summary"))
+    right = mapping(mapping(mapping(summary.get("held_out")).get("accuracy")).get("result"))
+    low = number(right.get("low"))
+    if "reward" in str(record.get("plugin")) and low is not None and low <= COIN:
+        share = shown(right, percent=True)
+        return f"{name} is no better than a coin: it has {share} of its held-out pairs right."
+    doubt, _, _ = held_out.doubt(summary, rows).partition(";")
+    return f"{name}: {doubt}." if doubt else ""
 
 
 def size_of(folder: Path) -> int:

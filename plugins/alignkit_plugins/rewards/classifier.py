@@ -1,5 +1,4 @@
-"""A reward from a text classifier in a folder, such as one for toxicity: the probability of one of
-its labels.
+"""A reward from a text classifier in a folder, such as one for toxicity: a label's probability.
 
 Any transformers model for sequence classification with safetensors does. Nothing is downloaded, and
 no code of the folder runs.
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import Context, Field, Group, Reward, RunFailed
+from alignkit_plugins.formats.rows import responses_of
 from alignkit_plugins.formats.spoken import answer_of
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ LONGEST = 512  # tokens of a piece, if the model names no limit
 
 
 class Classifier(Reward):
-    """The label's probability. Of a longer text than the model reads, the piece with the highest
-    one counts.
-    """
+    """The label's probability. Of a longer text than the model reads, the piece with the highest one counts."""
 
     class Options(alignkit.Options):
         folder: Path = Field(
@@ -37,101 +35,90 @@ class Classifier(Reward):
         scale: float = Field(
             1.0, description="factor of the probability; -1 for a label that is bad"
         )
-        device: str = Field(
-            "cpu",
-            pattern=r"^(cpu|(cuda|mps|xpu)(:\d{1,3})?)$",
-            description="where the classifier runs, such as `cuda`",
-        )
+        device: str = Field("cpu", description="where the classifier runs, such as `cuda`")
 
     options: Options
-    _folder = Path()
 
     def check(self, folder: Path) -> None:
+        """Find the label, and whether several labels may hold at once. Raises RunFailed."""
         self._folder = folder / self.options.folder.expanduser()
-        self._label()
+        file = self._folder / "config.json"
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            names = config.get("id2label", UNNAMED)
+            labels = {str(name): int(place) for place, name in names.items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunFailed(f"reward 'classifier': cannot read {file}: {error}") from None
+        if self.options.label not in labels:
+            known = f"no label '{self.options.label}'; its labels are {', '.join(labels)}"
+            raise RunFailed(f"reward 'classifier': {self._folder} has {known}")
+        kind = config.get("problem_type")
+        self._several = kind == "multi_label_classification" or len(labels) == 1
+        self._column = labels[self.options.label]
 
     def check_machine(self) -> None:
         import torch
 
-        kind, _, number = self.options.device.partition(":")
-        found = 1 if kind == "cpu" else getattr(torch, kind).device_count()
-        if found <= int(number or 0):
-            known = f"only {found}" if found else "none"
-            raise RunFailed(
-                f"reward 'classifier': 'device: {self.options.device}': torch finds {known} on "
-                "this machine\n"
-                "help: leave out `device`, which is then cpu"
-            )
+        try:
+            torch.empty(0, device=self.options.device)
+        except (RuntimeError, AssertionError) as error:
+            text = f"reward 'classifier': device '{self.options.device}': {error}"
+            raise RunFailed(f"{text}\nhelp: leave out `device`, which is then cpu") from None
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self.check(context.folder)
-        self._place, self._several = self._label()
         import transformers
 
         try:
-            # None would ask the user
-            loading = {"local_files_only": True, "trust_remote_code": False}
+            loading = {
+                "local_files_only": True,
+                "trust_remote_code": False,
+            }  # None would ask the user
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, **loading)
-            model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self._folder, use_safetensors=True, output_loading_info=True, **loading
             )
         except (OSError, ValueError) as error:
-            raise RunFailed(f"reward 'classifier': cannot load {self._folder}: {error}") from None
-        if found["missing_keys"]:
+            text = f"reward 'classifier': cannot load {self._folder}: {error}"
+            raise RunFailed(text) from None
+        if info["missing_keys"]:
             raise RunFailed(
                 f"reward 'classifier': {self._folder} lacks the weights "
-                f"{', '.join(sorted(found['missing_keys']))}, so its probabilities would be "
-                "random\n"
+                f"{', '.join(sorted(info['missing_keys']))}, so its probabilities would be random\n"
                 "help: name the folder of a trained classifier"
             )
-        # The configuration says where a decoder's text ends: behind any other padding, it would
-        # read the padding.
+        # The configuration says where a decoder's text ends: behind any other padding, it would read the padding.
         own = model.config.pad_token_id
         self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
         model.config.pad_token_id = self._padding
         self._model = model.float().to(self.options.device).eval()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        texts = [answer_of(response) for group in groups for response in group.responses]
-        pieces = [
-            (number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)
-        ]
+        texts = list(map(answer_of, responses_of(groups)))
+        owners, pieces = list[int](), list[list[int]]()
+        for number, text in enumerate(texts):
+            own = self._pieces(text)
+            owners += [number] * len(own)
+            pieces += own
         highest = [0.0] * len(texts)
         rows = ROWS if self._padding is not None else 1
         for start in range(0, len(pieces), rows):
-            batch = pieces[start : start + rows]
-            found = self._probabilities([piece for _, piece in batch]).tolist()
-            for (number, _), probability in zip(batch, found, strict=True):
+            probabilities = self._probabilities(pieces[start : start + rows]).tolist()
+            for number, probability in zip(
+                owners[start : start + rows], probabilities, strict=True
+            ):
                 highest[number] = max(highest[number], probability)
         return {"": [self.options.scale * probability for probability in highest]}
 
-    def _label(self) -> tuple[int, bool]:
-        """The label's place, and whether several labels may hold at once. Raises RunFailed."""
-        file = self._folder / "config.json"
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-            labels = {
-                str(name): int(place) for place, name in config.get("id2label", UNNAMED).items()
-            }
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunFailed(f"reward 'classifier': cannot read {file}: {error}") from None
-        if self.options.label not in labels:
-            raise RunFailed(
-                f"reward 'classifier': {self._folder} has no label '{self.options.label}'; its "
-                f"labels are {', '.join(labels)}"
-            )
-        several = config.get("problem_type") == "multi_label_classification" or len(labels) == 1
-        return labels[self.options.label], several
-
     def _pieces(self, text: str) -> list[list[int]]:
         """The text's tokens in pieces that the model can read, each with its special tokens."""
-        # RoBERTa's begin at 2
-        longest = getattr(self._model.config, "max_position_embeddings", LONGEST + 2) - 2
-        found = self._tokenizer(
-            text, truncation=True, max_length=min(LONGEST, longest), return_overflowing_tokens=True
+        positions = getattr(self._model.config, "max_position_embeddings", LONGEST + 2)
+        longest = min(LONGEST, positions - 2)  # RoBERTa's begin at 2
+        pieces = self._tokenizer(
+            text, truncation=True, max_length=longest, return_overflowing_tokens=True
         )["input_ids"]
-        return [found] if not found or isinstance(found[0], int) else list(found)
+        return [pieces] if not pieces or isinstance(pieces[0], int) else list(pieces)
 
     def _probabilities(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """The label's probability in each piece, [rows]."""
@@ -143,4 +130,5 @@ class Classifier(Reward):
         tokens, mask = torch.tensor([padded, read], device=self.options.device)
         with torch.inference_mode():
             logits = self._model(input_ids=tokens, attention_mask=mask).logits.double()
-        return (logits.sigmoid() if self._several else logits.softmax(dim=-1))[:, self._place]
+        shares = logits.sigmoid() if self._several else logits.softmax(dim=-1)
+        return shares[:, self._column]

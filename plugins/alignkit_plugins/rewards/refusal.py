@@ -15,7 +15,7 @@ from pathlib import Path
 import alignkit
 from alignkit import Field, Group, Reward
 from alignkit.evaluation.answers import typed
-from alignkit_plugins.rewards.answers import scored
+from alignkit_plugins.rewards.text import scored
 
 FILE = Path(__file__).with_suffix(".json")
 # By feature; positive for refusals

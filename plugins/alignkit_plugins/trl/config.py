@@ -1,6 +1,4 @@
-"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their
-values.
-"""
+"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their values."""
 
 from __future__ import annotations
 
@@ -8,10 +6,7 @@ import ast
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from alignkit_plugins.trl.stage import TRLStage
+from typing import Any
 
 TRAINERS = {"sft": "SFT", "dpo": "DPO", "reward": "Reward"}
 # Field of TRL's configs that cannot be set, because the stage decides it -> what to do instead.
@@ -34,74 +29,50 @@ STAGE_KEYS = {
 }
 
 
-def arguments(context: TRLStage, folder: Path) -> dict[str, Any]:
+def arguments(stage: Any, folder: Path) -> dict[str, Any]:
     """The fields of the trainer's config that the stage's keys decide."""
     import torch
 
-    settings = context.settings
-    schedule = settings.lr_scheduler_type
-    named = isinstance(schedule, str)
+    settings, schedule = stage.settings, stage.settings.lr_scheduler_type
     fields = {
         "output_dir": str(folder),
         "per_device_train_batch_size": settings.batch_size,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": schedule if named else schedule.name,
-        "lr_scheduler_kwargs": None if named else schedule.options.model_dump(exclude_unset=True),
+        "lr_scheduler_type": schedule,
         "max_length": settings.max_length,
-        "seed": context.seed,
-        "bf16": context.dtype == torch.bfloat16,
-        "use_cpu": context.device.type == "cpu",
+        "seed": stage.seed,
+        "bf16": stage.model.dtype == torch.bfloat16,
+        "use_cpu": stage.model.device.type == "cpu",
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
+    if not isinstance(schedule, str):
+        fields["lr_scheduler_type"] = schedule.name
+        fields["lr_scheduler_kwargs"] = schedule.options.model_dump(exclude_unset=True)
     if settings.warmup_ratio:
-        # TRL reads a number below 1 as a share
+        # TRL reads a number below 1 as a share.
         fields["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)
     return fields
 
 
-def one_device(args: Any) -> Any:
-    """A config whose trainer uses one GPU, as alignkit does.
-
-    With several in the machine, the trainer would wrap the model in `nn.DataParallel` and multiply
-    batch_size.
-    """
-    args._n_gpu = min(args.n_gpu, 1)  # counted when the config is made
-    return args
-
-
 @cache
 def config_fields(trainer: str) -> frozenset[str]:
-    """Names of a trainer's config fields. They are read from source files, because importing TRL
-    takes seconds.
-    """
-    trl, transformers = (Path(_folder(name)) for name in ("trl", "transformers"))
-    files = (
-        trl / "trainer" / f"{trainer}_config.py",
-        trl / "trainer" / "base_config.py",
-        transformers / "training_args.py",
-    )
-    return frozenset(name for file in files for name in _fields(file))
-
-
-def _folder(package: str) -> str:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"{package} is not installed")
-    return spec.submodule_search_locations[0]
-
-
-def _fields(file: Path) -> list[str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return [
-        item.target.id
-        for node in classes
-        for item in node.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    ]
+    """Names in a trainer's config. They are read from source files, because importing TRL takes seconds."""
+    files = {"trl": [f"trainer/{trainer}_config.py", "trainer/base_config.py"]}
+    files["transformers"] = ["training_args.py"]
+    names = set[str]()
+    for package, paths in files.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"{package} is not installed")
+        for path in paths:
+            text = (Path(spec.origin).parent / path).read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    names.add(node.target.id)
+    return frozenset(names)

@@ -2,33 +2,25 @@
 
 The stage's own keys (data, epochs, batch_size, learning_rate ...) have their usual meaning or are
 rejected. Every other field of the trainer's config can be set next to `trainer`. DPO's reference is
-the policy that the stage starts from. Differs from alignkit's algorithms: TRL runs its own loop
-with its own use of memory, an interrupted stage starts over, and batch_size is TRL's, per device.
+the policy that the stage starts from. Differs from alignkit's algorithms: TRL runs its own loop with
+its own use of memory, an interrupted stage starts over, and batch_size is TRL's, per device.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from alignkit import DataError, Field, Needs, RunFailed, Trains
+from alignkit import DataError, Field, Group, Needs, RunFailed, Trains
 from alignkit.algorithm import ExternalTrainer
 from alignkit.errors import did_you_mean
-from alignkit_plugins.trl.config import (
-    STAGE_KEYS,
-    TRAINERS,
-    arguments,
-    config_fields,
-    one_device,
-)
+from alignkit_plugins.trl.config import STAGE_KEYS, TRAINERS, arguments, config_fields
 from alignkit_plugins.trl.rows import Row, demonstrations, pairs
-from alignkit_plugins.trl.stage import TRLStage
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -53,8 +45,9 @@ class TRL(ExternalTrainer):
                 if name in STAGE_KEYS:
                     raise ValueError(f"'{name}' cannot be set here: {STAGE_KEYS[name]}")
                 if name not in known:
-                    message = f"TRL's {TRAINERS[self.trainer]}Config has no field '{name}'"
-                    raise ValueError(f"{message}\n{did_you_mean(name, known)}".strip())
+                    config = f"{TRAINERS[self.trainer]}Config"
+                    help = did_you_mean(name, known)
+                    raise ValueError(f"TRL's {config} has no field '{name}'\n{help}".strip())
             return self
 
     unsupported_keys: ClassVar[Mapping[str, str]] = {
@@ -73,143 +66,128 @@ class TRL(ExternalTrainer):
         kinds: dict[Any, type[TRL]] = {"reward": TRLReward, "dpo": TRLPairs}
         return kinds.get(options.get("trainer") if isinstance(options, Mapping) else None, cls)
 
-    @property
-    def trainer_name(self) -> str:
-        """The name of TRL's class."""
-        return f"{TRAINERS[self.options.trainer]}Trainer"
-
-    def check_model(self, model: ModelSpec) -> None:
-        """Raise RunFailed for a model without LoRA, or an option of a wrong type, which only TRL's
-        classes know.
-        """
+    def _of_trl(self, kind: str) -> Any:
+        """TRL's class: the trainer, or its config."""
         import trl
 
+        return getattr(trl, f"{TRAINERS[self.options.trainer]}{kind}")
+
+    def check_model(self, model: ModelSpec) -> None:
+        """Raise RunFailed for a model without LoRA, or an option of a wrong type, which only TRL's classes know."""
         if model.lora is None or model.quantization != "none":
             raise RunFailed(
                 "trl: needs LoRA on an unquantized base; remove model.quantization and 'lora: none'"
             )
-        types = get_type_hints(getattr(trl, f"{TRAINERS[self.options.trainer]}Config"))
+        types = get_type_hints(self._of_trl("Config"))
         for name, value in (self.options.model_extra or {}).items():
             one_or_several = types[name] | str if "list[str]" in str(types[name]) else types[name]
+            adapter = TypeAdapter(one_or_several, config=ConfigDict(arbitrary_types_allowed=True))
             try:
-                TypeAdapter(
-                    one_or_several, config=ConfigDict(arbitrary_types_allowed=True)
-                ).validate_python(value)
+                adapter.validate_python(value)
             except ValidationError as error:
-                raise RunFailed(f"trl: {name}: {value!r}: {error.errors()[0]['msg']}") from error
+                text = error.errors()[0]["msg"]
+                raise RunFailed(f"trl: {name}: {value!r}: {text}") from error
 
     def train(self, stage: Any) -> Mapping[str, Any]:
-        with tempfile.TemporaryDirectory() as name, closing(TRLStage(stage)) as context:
-            folder, scalar_head = Path(name), self.options.trainer == "reward"
-            context.export_start(folder / "before", scalar_head=scalar_head)
-            model = load_model(context, folder / "before", scalar_head)
-            trainer, rows = self._trainer(context, model, folder / "out")
-            too_long = self._without_room(context, trainer, rows)
-            context.say(f"TRL's {self.trainer_name}; if interrupted, the stage starts over")
-            with self._rejections():
+        name, scalar_head = (
+            f"{TRAINERS[self.options.trainer]}Trainer",
+            self.options.trainer == "reward",
+        )
+        rows, metrics = self._rows(stage), stage.metrics(0)
+        start = stage.models.role(stage.settings.from_ or stage.models.name)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            convert(stage, start, folder / "before", scalar_head)
+            model = load_model(stage, folder / "before", scalar_head)
+            try:
+                trainer = self._trainer(stage, model, rows, folder)
+                summary = {"trainer": name, "rows": len(trainer.train_dataset)}
+                if left_out := self._left_out(stage, trainer, len(rows)):
+                    summary["too_long"] = left_out
+                trainer.add_callback(progress(stage, metrics))
+                stage.say(f"TRL's {name}; if interrupted, the stage starts over")
                 trainer.train()
-            summary = self._summary(trainer) | ({"too_long": too_long} if too_long else {})
+            except (ValueError, TypeError) as error:  # of options that TRL does not combine
+                raise RunFailed(f"trl: {name} rejected the configuration: {error}") from error
+            finally:
+                stage.reporter.stop()
+                metrics.sync()
+            trained = [each for each in trainer.model.parameters() if each.requires_grad]
+            if not all(bool(each.isfinite().all()) for each in trained):
+                raise RunFailed(
+                    "trl: training diverged, and the weights are not finite; lower learning_rate"
+                )
             trainer.model.save_pretrained(folder / "after", selected_adapters=["default"])
-            context.import_adapter(folder / "after", scalar_head=scalar_head)
-        return summary
+            convert(stage, folder / "after", stage.adapter, scalar_head)
+        return {**summary, "steps": int(trainer.state.global_step)}
 
-    @contextmanager
-    def _rejections(self) -> Iterator[None]:
-        """TRL reports combinations of options that it does not support as ValueError or
-        TypeError.
-        """
-        try:
-            yield
-        except (ValueError, TypeError) as error:
-            raise RunFailed(
-                f"trl: {self.trainer_name} rejected the configuration: {error}"
-            ) from error
-
-    def _trainer(self, context: TRLStage, model: Any, folder: Path) -> tuple[Any, int]:
-        """The trainer, and the number of rows that it was given."""
+    def _trainer(self, stage: Any, model: Any, rows: list[Row], folder: Path) -> Any:
+        from datasets import Dataset
         from transformers import PrinterCallback
 
-        import trl
-
-        kind = self.options.trainer
-        with self._rejections():
-            config = getattr(trl, f"{TRAINERS[kind]}Config")
-            args = one_device(config(**arguments(context, folder) | self.options.model_extra))
-            rows = self._rows(context)
-            trainer: Any = getattr(trl, self.trainer_name)(
-                model=model,
-                args=args,
-                train_dataset=rows,
-                processing_class=context.tokenizer,
-                callbacks=[progress(context)],
-            )
+        config = self._of_trl("Config")(**arguments(stage, folder) | self.options.model_extra)
+        # With several GPUs, the trainer would wrap the model in `nn.DataParallel`, and multiply batch_size.
+        config._n_gpu = min(config.n_gpu, 1)
+        trainer = self._of_trl("Trainer")(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=stage.model.tokenizer,
+        )
         trainer.remove_callback(PrinterCallback)  # it prints what `progress` logs
-        if kind == "dpo":
+        if self.options.trainer == "dpo":
             check_reference(trainer)
-        return trainer, len(rows)
+        return trainer
 
-    def _without_room(self, context: TRLStage, trainer: Any, rows: int) -> int:
-        """The number of rows that the trainer left out because they exceed `max_length`. Raises
-        DataError if all.
-        """
+    def _left_out(self, stage: Any, trainer: Any, rows: int) -> int:
+        """The number of rows that exceed `max_length`, which TRL left out. Raises DataError if all do."""
         if getattr(trainer.args, "packing", False):  # its rows are no longer the data's
             return 0
         left_out = rows - len(trainer.train_dataset)
+        told = f"TRL left out {left_out} of {rows} rows: no room in max_length {stage.settings.max_length}"
         if left_out == rows:
-            raise DataError(
-                f"stage '{context.name}': TRL's {self.trainer_name} leaves out all {rows} rows, "
-                f"because they exceed max_length {context.settings.max_length}"
-            )
+            raise DataError(f"stage '{stage.name}': {told}")
         if left_out:
-            context.say(
-                f"TRL left out {left_out} of {rows} rows: no room in max_length "
-                f"{context.settings.max_length}"
-            )
+            stage.say(told)
         return left_out
 
-    def _summary(self, trainer: Any) -> dict[str, Any]:
-        """Numbers for stage.json. Raises RunFailed if the training diverged."""
-        if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
+    def _rows(self, stage: Any) -> list[Row]:
+        """The trainer's data set in TRL's conversational format. Raises RunFailed for what TRL lacks."""
+        loaded, convert = stage.load(stage.settings.data), pairs
+        if self.options.trainer == "sft":
+            convert = demonstrations
+        if loaded.weights is not None or any(map(_is_weighted, loaded.groups)):
             raise RunFailed(
-                "trl: training diverged, and the weights are not finite; lower learning_rate"
+                f"stage '{stage.name}': trl does not support weights of rows or turns; remove them"
             )
-        steps = int(trainer.state.global_step)
-        return {"trainer": self.trainer_name, "steps": steps, "rows": len(trainer.train_dataset)}
-
-    def _rows(self, context: TRLStage) -> Any:
-        """The trainer's data set in TRL's conversational format."""
-        from datasets import Dataset
-
-        rows = self._converted(context)
-        if self.options.trainer != "reward" or not any(row["margin"] for row in rows):
-            rows = [{key: row[key] for key in row if key != "margin"} for row in rows]
-        return Dataset.from_list(rows)
-
-    def _converted(self, context: TRLStage) -> list[Row]:
-        kind, loaded = self.options.trainer, context.load(context.settings.data)
         if loaded.validation:
             raise RunFailed(
-                f"stage '{context.name}': trl does not support 'validation' in 'data'; remove it"
+                f"stage '{stage.name}': trl does not support 'validation' in 'data'; remove it"
             )
-        turns = (turn for g in loaded.groups for r in g.responses for turn in r.messages or ())
-        if any(g.weight != 1 for g in loaded.groups) or any(
-            type(t.get("train", True)) is float for t in turns
-        ):
-            raise RunFailed(
-                f"stage '{context.name}': trl does not support weights of rows or turns; remove "
-                "them"
-            )
-        convert = demonstrations if kind == "sft" else pairs
-        converted = [convert(group) for group in loaded.groups]
-        if not any(converted):
-            raise DataError(
-                f"stage '{context.name}': no row has anything for TRL's {kind} trainer to learn"
-            )
-        if empty := converted.count([]):
-            context.say(
-                f"left out {empty} of {len(loaded.groups)} rows, which have nothing to learn"
-            )
-        return [row for rows in converted for row in rows]
+        rows, empty = list[Row](), 0
+        for group in loaded.groups:
+            found = convert(group)
+            rows += found
+            empty += not found
+        if not rows:
+            raise DataError(f"stage '{stage.name}': no row has anything for TRL's trainer to learn")
+        if empty:
+            stage.say(f"left out {empty} of {len(loaded.groups)} rows, which have nothing to learn")
+        if self.options.trainer != "reward" or not any(row["margin"] for row in rows):
+            for row in rows:
+                row.pop("margin", None)
+        return rows
+
+
+def _is_weighted(group: Group) -> bool:
+    """Whether the row, or a turn in it, has a weight."""
+    if group.weight != 1:
+        return True
+    for response in group.responses:
+        for turn in response.messages or ():
+            if type(turn.get("train", True)) is float:
+                return True
+    return False
 
 
 class TRLPairs(TRL):
@@ -224,63 +202,63 @@ class TRLReward(TRLPairs):
     trains: ClassVar[Trains] = Trains.REWARD
 
 
-def load_model(context: TRLStage, adapter: Path, scalar_head: bool) -> Any:
-    """A copy of the base with the adapter to train, because TRL's trainers modify the model they
-    get.
-    """
+def convert(stage: Any, start: str | Path, folder: Path, scalar_head: bool) -> None:
+    """Write an adapter to a folder, read from another one or a role, and checked to fit the base."""
+    role = f"{stage.name}~external"
+    stage.model.add_role(role, start=start, head="scalar" if scalar_head else "language")
+    stage.model.save(role, folder)
+    stage.model.drop_role(role)
+
+
+def load_model(stage: Any, adapter: Path, scalar_head: bool) -> Any:
+    """A copy of the base with the adapter to train, because TRL's trainers modify the model they get."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    source, dtype = stage.model.source, stage.model.dtype
     if scalar_head:
-        base = AutoModelForSequenceClassification.from_pretrained(
-            context.base, num_labels=1, dtype=context.dtype
-        )
-        base.config.pad_token_id = context.tokenizer.pad_token_id
+        base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=dtype)
+        base.config.pad_token_id = stage.model.tokenizer.pad_token_id
     else:
-        base = AutoModelForCausalLM.from_pretrained(context.base, dtype=context.dtype)
-        # TRL samples until a token that the model's own settings name. The chat template may end
-        # turns with another.
-        base.generation_config.eos_token_id = sorted(context.end_ids)
-    return PeftModel.from_pretrained(base.to(context.device), adapter, is_trainable=True)
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        # TRL samples until a token that the model's own settings name. The chat template may end turns with another.
+        base.generation_config.eos_token_id = sorted(stage.models.encoder.end_ids)
+    return PeftModel.from_pretrained(base.to(stage.model.device), adapter, is_trainable=True)
 
 
 def check_reference(trainer: Any) -> None:
-    """Raise RunFailed unless TRL's reference, the adapter `ref`, equals the policy at the start of
-    the stage.
-    """
+    """Raise RunFailed unless TRL's reference, the adapter `ref`, equals the policy at the start of the stage."""
     if getattr(trainer, "ref_model", None) is not None or getattr(trainer, "beta", 1.0) == 0.0:
         return
     parameters = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
-    policy = {name: parameter for name, parameter in parameters.items() if ".default." in name}
+    policy = {name: each for name, each in parameters.items() if ".default." in name}
     reference = [parameters.get(name.replace(".default.", ".ref.")) for name in policy]
-    same = (
-        theirs is not None and theirs.equal(ours)
-        for ours, theirs in zip(policy.values(), reference, strict=True)
-    )
-    if not policy or not all(same):
+    pairs = zip(policy.values(), reference, strict=True)
+    if not policy or not all(theirs is not None and theirs.equal(ours) for ours, theirs in pairs):
         raise RunFailed("trl: the trainer's reference is not the policy that the stage starts from")
 
 
-def progress(context: TRLStage) -> Any:
+def progress(stage: Any, metrics: Any) -> Any:
     """A callback that passes TRL's log lines and steps on to the stage."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            context.start(state.max_steps)
+            stage.reporter.start(stage.name, state.max_steps)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            context.check_stop()
+            stage.should_stop()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            metrics = {
-                key: value for key, value in (logs or {}).items() if isinstance(value, int | float)
-            }
-            if not all(math.isfinite(metrics.get(key, 0.0)) for key in ("loss", "grad_norm")):
+            step = state.global_step
+            numbers = {key: n for key, n in (logs or {}).items() if isinstance(n, int | float)}
+            if not all(math.isfinite(numbers.get(key, 0.0)) for key in ("loss", "grad_norm")):
                 raise RunFailed(
-                    f"trl: the loss or the gradient is not finite at step {state.global_step}; "
-                    "lower learning_rate"
+                    f"trl: the loss or the gradient is not finite at step {step}; lower learning_rate"
                 )
-            context.log(state.global_step, metrics)
+            metrics.write(stage=stage.name, step=step, **numbers)
+            stage.notify("metrics_logged", step=step, metrics=numbers)
+            if "loss" in numbers:
+                stage.reporter.advance(step, numbers)
 
     return Progress()

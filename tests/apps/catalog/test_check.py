@@ -15,7 +15,6 @@ from alignkit import plugins as plugins_module
 from alignkit.cli import main
 from alignkit.errors import PluginError, RecipeError
 from alignkit_plugins.authors import check as checking
-from alignkit_plugins.authors import kits
 from alignkit_plugins.authors.check import check, target_of
 from alignkit_plugins.authors.new import example
 from tests.test_plugins import MakeDistribution, distribution, fresh
@@ -42,158 +41,80 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(plugins_module, "_current", None)
 
 
-def asked(file: Path, kind: str, name: str, **more: Any) -> dict[str, Any]:
-    """What the process of a component answers."""
-    words = {"files": [str(file)], "owners": [file.name], "commands": [], "options": {}}
-    return kits.checked({**words, "kind": kind, "name": name, **more})
+def outcome(file: str, **options: Any) -> tuple[str, str]:
+    """What became of the only component of a file, and the lines that the report has on it."""
+    result = check(target_of(file), options)
+    (fact,) = result.facts["components"]
+    return fact["outcome"], "\n".join(fact["problems"])
 
 
-def written(name: str, text: str) -> Path:
-    file = Path(name)
-    file.write_text(textwrap.dedent(text), encoding="utf-8")
-    return file
+def written(name: str, text: str) -> str:
+    Path(name).write_text(textwrap.dedent(text), encoding="utf-8")
+    return name
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("combination", "weakest"), ("step", "head"), ("algorithm", "reinforce"), ("judge", "brief")],
-)
-def test_options_that_refer_to_something_need_no_value(kind: str, name: str) -> None:
-    answer = asked(written("mine.py", example(kind)), kind, name)
-    assert answer["problems"] == []
-    told = {
-        "algorithm": "signal, state, finite",
-        "combination": "missing score",
-        "judge": "mirrored",
-        "step": "saved",
-    }
-    assert told[kind] in answer["rules"]
+@pytest.mark.parametrize("kind", ["step", "algorithm"])
+def test_options_that_refer_to_something_need_no_value(kind: str) -> None:
+    assert outcome(written("mine.py", example(kind))) == ("ok", "")
 
 
-def test_other_options_are_asked_for() -> None:
-    answer = asked(written("mine.py", REWARD), "reward", "mine")
-    assert answer == {
-        "problems": [],
-        "skipped": "it needs options: --options '{mine: {least: VALUE}}'",
-    }
+def test_other_options_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    written("mine.py", REWARD)
+    assert outcome("mine.py") == ("skipped", "")
+    assert "it needs options: --options '{mine: {least: VALUE}}'" in capsys.readouterr().out
+    found, problems = outcome("mine.py", mine={"least": 1})
+    assert found == "FAILED" and "KeyError" in problems
 
 
-LISTS = """
-from pydantic import field_validator
-from alignkit import Artifact, DataRef, Field, Options, Step, hookimpl
-class Mixed(Step):
-    class Options(Options):
-        sources: list[DataRef] = Field(min_length=2, description="what is mixed")
-        @field_validator("sources")
-        @classmethod
-        def at_most(cls, value):
-            if len(value) > MOST:
-                raise ValueError("too many")
-            return value
-    def run(self, context):
-        return Artifact([group for source in self.options.sources for group in context.load(source)])
-@hookimpl
-def register(add):
-    add("step", "mixed", Mixed)
-"""
-
-
-def test_lists_have_two_items_and_options_that_the_check_invents_are_no_mistake() -> None:
-    assert asked(written("mine.py", LISTS.replace("MOST", "2")), "step", "mixed")["problems"] == []
-    file = written("other.py", LISTS.replace("MOST", "1"))
-    answer = asked(file, "step", "mixed")
-    assert answer["problems"] == [] and "--options '{mixed: {sources: VALUE}}'" in answer["skipped"]
-    given = {"mixed": {"sources": ["a.jsonl", "b.jsonl"]}}
-    assert "these options is refused" in asked(file, "step", "mixed", options=given)["problems"][0]
-
-
-def test_a_reader_without_a_file() -> None:
+def test_a_reader_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     source = "from alignkit import Reader, hookimpl\n@hookimpl\ndef register(add):\n"
-    file = written("mine.py", source + '    add("reader", ".mine", Reader)\n')
-    assert "call alignkit.testing.check_reader" in asked(file, "reader", ".mine")["skipped"]
-
-
-ANSWERS: dict[str, dict[str, Any]] = {
-    "good": {"rules": "the same on every call", "problems": []},
-    "bad": {"problems": ["Mine: `score` is random", "Mine: `score` changes groups"]},
-    "other": {"problems": [], "skipped": "there is no kit"},
-}
-
-
-def fake(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let processes answer at once."""
-
-    def ask(target: Any, **request: Any) -> dict[str, Any]:
-        first = {"components": [("reward", name) for name in names], "problems": []}
-        return ANSWERS[request["name"]] if request else first
-
-    monkeypatch.setattr(checking, "_ask", ask)
+    written("mine.py", source + '    add("reader", ".mine", Reader)\n')
+    assert outcome("mine.py") == ("skipped", "")
+    assert "call alignkit.testing.check_reader" in capsys.readouterr().out
 
 
 def test_a_report_of_good_and_bad(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake(monkeypatch, "good", "bad", "other")
-    target = target_of(str(written("mine.py", REWARD)))
-    result = check(target, {})
+    """What has no kit does not count as checked."""
+
+    def fake(registration: Any, options: Any) -> None:
+        if registration.name == "bad":
+            raise AssertionError("Mine: `score` is random\nMine: `score` changes groups")
+        if registration.name == "other":
+            raise checking.Skipped("there is no kit")
+
+    monkeypatch.setattr(checking, "check_component", fake)
+    names = "good", "bad", "other"
+    more = "".join(f'    add("reward", "{name}", Mine)\n' for name in names)
+    written("mine.py", REWARD.replace('    add("reward", "mine", Mine)\n', more))
+    result = check(target_of("mine.py"), {})
     assert isinstance(result.error, PluginError)
     assert "mine.py: 1 of 3 components cannot be used or break rules" in str(result.error)
-    assert [fact["outcome"] for fact in result.facts["components"]] == ["ok", "FAILED", "skipped"]
+    assert [fact["outcome"] for fact in result.facts["components"]] == ["FAILED", "ok", "skipped"]
     lines = [line.partition("  (")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "ok      reward good",
-        "        checked: the same on every call",
         "FAILED  reward bad",
         "        Mine: `score` is random",
         "        Mine: `score` changes groups",
+        "ok      reward good",
         "skipped reward other",
         "        there is no kit",
     ]
 
 
-def test_what_has_no_kit_does_not_count_as_checked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = target_of(str(written("mine.py", REWARD)))
-    fake(monkeypatch, "good", "other")
-    check(target, {})
-    assert capsys.readouterr().out.endswith("mine.py: 1 of 2 components follow the rules\n")
-    fake(monkeypatch)
-    with pytest.raises(RecipeError, match="registers nothing"):
-        check(target, {})
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        (
-            "import ctypes\nctypes.string_at(0)",
-            "BROKEN  its process ended with exit code -11 and no result",
-        ),
-        ("import time\ndef wait():\n    time.sleep(999)\nwait()", "it was at mine.py:3, in wait"),
-        ("1 / 0", "ZeroDivisionError: division by zero (mine.py:1)"),
-    ],
-    ids=["crash", "hang", "error"],
-)
-def test_a_plugin_cannot_take_the_command_with_it(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], source: str, said: str
-) -> None:
-    written("mine.py", f"{source}\n{REWARD}")
-    monkeypatch.setattr(checking, "LIMIT", 8.0)
+def test_a_module_that_cannot_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    written("mine.py", f"1 / 0\n{REWARD}")
     assert main(["plugins", "check", "mine.py"]) == PluginError.exit_code
-    out, err = capfd.readouterr()
-    assert said in out and "error: mine.py: 1 of 1 components cannot be used" in err
+    out, err = capsys.readouterr()
+    assert "BROKEN" in out and "ZeroDivisionError: division by zero (mine.py:1)" in out
+    assert "error: mine.py: 1 of 1 components cannot be used" in err
 
 
-@pytest.mark.slow
-def test_from_the_command_line(
-    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    """An installed package, in other processes."""
-    folder = distribution("x-calm", example("reward"))
-    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
+def test_an_installed_package(distribution: MakeDistribution, capsys: Any) -> None:
+    distribution("x-calm", example("reward"))
     assert main(["plugins", "check", "X_Calm"]) == 0
-    out = capfd.readouterr().out
+    out = capsys.readouterr().out
     assert "ok      reward calm" in out and "x-calm 1.2: 1 of 1 components follow the rules" in out
 
 

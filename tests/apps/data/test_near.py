@@ -10,22 +10,21 @@ from planted_rows import Writer
 
 from alignkit import Group, Message, Response
 from alignkit_plugins.data import near
-from alignkit_plugins.data.near import Kind, Units
+from alignkit_plugins.data.near import Kind, Unit
 
 LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
 
-def units(texts: list[str]) -> Units:
-    return Units.made([(at, near.Unit(0, near.normalized(text))) for at, text in enumerate(texts)])
+def units(texts: list[str]) -> list[Unit]:
+    return [Unit(at, 0, near.normalized(text)) for at, text in enumerate(texts)]
+
+
+def rows(matches: list[near.Match]) -> list[tuple[int, int]]:
+    return [(match.unit.row, match.other.row) for match in matches]
 
 
 def turn(role: str, content: str) -> Message:
     return Message(role=role, content=content)
-
-
-def test_signatures_are_the_same_on_every_machine() -> None:
-    found = units([LONG])
-    assert found.bands[0, [0, 19]].tolist() == [3636097120398767837, 5059104159723129596]
 
 
 def test_case_and_white_space_do_not_count() -> None:
@@ -35,7 +34,7 @@ def test_case_and_white_space_do_not_count() -> None:
         LONG.replace(" ", "\t"),
         "\ufeff" + LONG.replace("a", "\u00ada\u200b"),
     ]
-    assert near.repeated(units(texts), 0) == [(1, 0, 1.0), (2, 0, 1.0), (3, 0, 1.0)]
+    assert rows(near.repeated(units(texts), 0)) == [(1, 0), (2, 0), (3, 0)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_texts_with_other_numbers_are_no_duplicates() -> None:
 
 def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
     passage, sea, land = (Writer(n).text(size) for n, size in ((3, 300), (4, 12), (5, 12)))
-    rows = [
+    parts = [
         (passage, "Yes"),
         (passage, "No"),
         (f"{passage} So?", "Yes."),
@@ -67,13 +66,13 @@ def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
         (LONG, land, sea),
     ]
     # Longer than what is compared
-    rows += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]
+    parts += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]
     groups = [
         Group((turn("user", prompt),), tuple(Response(text=text) for text in texts))
-        for prompt, *texts in rows
+        for prompt, *texts in parts
     ]
-    found = Units.of(((at, [group]) for at, group in enumerate(groups)), "row")
-    assert [match[:2] for match in near.repeated(found, 0.8)] == [(2, 0)]
+    found = near.units_of(((at, [group]) for at, group in enumerate(groups)), "row")
+    assert rows(near.repeated(found, 0.8)) == [(2, 0)]
 
 
 def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:
@@ -81,14 +80,10 @@ def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:
     base = [make.text(30) for _ in range(200)]
     texts = base + [make.almost(text) for text in base]
     found = near.repeated(units(texts), 0.8)
-    assert [match.unit for match in found] == list(range(200, 400))
+    assert rows(found) == [(at + 200, at) for at in range(200)]
     for match in found:
-        assert match.other == match.unit - 200
-        assert (
-            match.similarity
-            == near.similarity(*(near.normalized(texts[at]) for at in match[:2]))
-            >= 0.8
-        )
+        like = near.similarity(*(near.normalized(texts[at]) for at in rows([match])[0]))
+        assert match.similarity == like >= 0.8
 
 
 def test_what_repeats_a_row_that_is_left_out_is_compared_with_one_that_stays() -> None:
@@ -98,7 +93,7 @@ def test_what_repeats_a_row_that_is_left_out_is_compared_with_one_that_stays() -
     for place in range(2, 40, 4):
         words[place] = f"other{'abcdefghijklmnop'[place % 16]}"
         chain.append(" ".join(words))
-    found = {match.unit: match.other for match in near.repeated(units(chain), 0.8)}
+    found = dict(rows(near.repeated(units(chain), 0.8)))
     kept = set(range(len(chain))) - found.keys()
     assert set(found.values()) <= kept and len(kept) > 1
 
@@ -108,16 +103,23 @@ def test_a_text_of_others_is_found_from_both_sides() -> None:
     train, held_out = ([make.text(20) for _ in range(50)] for _ in range(2))
     held_out += [train[7], make.almost(train[9])]
     one, other = units(held_out), units(train)
-    assert [match[:2] for match in near.shared(one, other, 0.7)] == [(50, 7), (51, 9)]
-    assert [match[:2] for match in near.shared(other, one, 0.7)] == [(7, 50), (9, 51)]
-    assert [match[:2] for match in near.shared(one, other, 0)] == [(50, 7)]
+    assert rows(near.shared(one, other, 0.7)) == [(50, 7), (51, 9)]
+    assert rows(near.shared(other, one, 0.7)) == [(7, 50), (9, 51)]
+    assert rows(near.shared(one, other, 0)) == [(50, 7)]
     assert near.shared(one, units([]), 0.7) == near.shared(units([]), one, 0.7) == []
 
 
 def test_an_answer_that_many_rows_give_is_no_leak() -> None:
-    texts = [*[LONG] * 6, "Another text.", "Another text."]
-    assert near.shared(units([LONG, texts[-1]]), units(texts).rare(5), 0.8) == [(1, 0, 1.0)]
-    assert near.shared(units([LONG]), units(texts).rare(6), 0.8) == [(0, 0, 1.0)]
+    def row(at: int, answer: str) -> tuple[int, list[Group]]:
+        return at, [Group((), (Response(text=answer),))]
+
+    other = LONG[::-1]
+    held_out = [row(0, LONG), row(1, other)]
+    for copies, leaked in ((5, [(0, 0), (1, 5)]), (6, [(1, 6)])):
+        training = [*(row(at, LONG) for at in range(copies)), row(copies, other)]
+        matches, back = near.leaks(training, held_out, "response", 0.8)
+        assert rows(matches) == leaked
+        assert len(back) == (6 if copies == 5 else 1)
 
 
 def test_many_copies_cost_no_pair_each() -> None:
@@ -139,7 +141,7 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
         turn("user", LONG[:40]),
         turn("assistant", answer * 2),
     )
-    found = list(near.units_of([Group(prompt, (Response(messages=later),))], kind))
+    found = near.units_of([(0, [Group(prompt, (Response(messages=later),))])], kind)
     assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
     assert not any("be brief" in unit.text for unit in found)
 
@@ -162,19 +164,11 @@ def test_near_duplicates_are_found_among_rows_with_a_long_part_in_common() -> No
     copies = [tail.copy() for tail in tails[::10]]
     for copy in copies:
         copy[draw.choice(18, size=2, replace=False)] = draw.choice(words, size=2)
-    rows, held_out = (
-        near.Units.made(
-            [(n, near.Unit(0, f"{head} {' '.join(tail)}")) for n, tail in enumerate(some)]
-        )
-        for some in (tails, copies)
-    )
-    alike = [
-        near.similarity(*pair) >= 0.8 for pair in zip(rows.texts[::10], held_out.texts, strict=True)
-    ]
-    found = {match.unit for match in near.shared(held_out, rows, 0.8)}
-    both = near.Units.made(
-        [(n, near.Unit(0, text)) for n, text in enumerate([*rows.texts, *held_out.texts])]
-    )
-    repeated = {match.unit - 1000 for match in near.repeated(both, 0.8)}
-    wanted = {place for place, same in enumerate(alike) if same}
+    texts, others = ([f"{head} {' '.join(tail)}" for tail in some] for some in (tails, copies))
+    wanted = set()
+    for place, other in enumerate(others):
+        if near.similarity(texts[10 * place], other) >= 0.8:
+            wanted.add(place)
+    found = {place for place, _ in rows(near.shared(units(others), units(texts), 0.8))}
+    repeated = {place - 1000 for place, _ in rows(near.repeated(units(texts + others), 0.8))}
     assert len(wanted) > 80 and len(wanted - found) <= 1 and len(wanted - repeated) <= 1

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
-from alignkit_plugins.data.rules import STOCK, Rules, broken_markdown, redacted, redacted_group
+from alignkit_plugins.data.clean import STOCK, Rules, broken_markdown, redacted, redacted_group
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
 
@@ -34,7 +34,7 @@ PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
     ],
 )
 def test_broken_markdown(text: str, broken: bool) -> None:
-    assert bool(list(broken_markdown(text))) == broken
+    assert bool(broken_markdown(text)) == broken
 
 
 @pytest.mark.parametrize(

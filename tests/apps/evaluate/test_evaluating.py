@@ -12,7 +12,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit_plugins.policies.recipe import models_of, recipe_of
+from alignkit_plugins.policies.words import read_words, recipe_of
 
 
 def made(
@@ -21,7 +21,7 @@ def made(
     judges: Sequence[str] = (),
     baseline: str | None = None,
 ) -> dict[str, Any]:
-    named = models_of([str(policy) for policy in policies], rewards, judges)
+    named = read_words([str(policy) for policy in policies], rewards, judges)
     return cast(dict[str, Any], recipe_of(named, "prompts.jsonl", baseline))
 
 
@@ -60,7 +60,7 @@ def test_settings_that_differ_are_named(
     recipe["model"]["dtype"] = "bfloat16"
     (tmp_path / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     made(first_run / "sft", tmp_path / "base", rewards=["length"])
-    assert "is used with the dtype of the policy before it" in capsys.readouterr().err
+    assert "is used with the dtype of another policy" in capsys.readouterr().err
 
 
 def test_whole_weights_are_named_by_their_folder(whole_run: Path, first_run: Path) -> None:
@@ -102,7 +102,6 @@ def test_sampling_is_as_in_training_but_for_the_temperature(first_run: Path) -> 
     [
         (["liked"], ["length"], "is a reward model, but a policy is needed"),
         (["sft"], ["sft"], "is a policy, but a reward is needed"),
-        (["sft", "sft/adapter"], ["length"], "names a policy twice"),
     ],
 )
 def test_words_in_the_wrong_place(
@@ -160,7 +159,7 @@ def test_the_help_says_how_prompts_name_their_format(
 ) -> None:
     assert evaluate("--help") == 0
     assert "'{gsm8k: FILE}' names its format" in " ".join(capsys.readouterr().out.split())
-    recipe = recipe_of(models_of(["tiny"]), "{gsm8k: FILE}")
+    recipe = recipe_of(read_words(["tiny"]), "{gsm8k: FILE}")
     assert recipe["stages"]["evaluate"]["prompts"] == {"gsm8k": "FILE"}
 
 

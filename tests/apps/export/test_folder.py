@@ -171,9 +171,9 @@ def test_a_quantized_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}}
     run = train(tmp_path, {"quantization": "nf4", "lora": {"r": 2}}, stages)
     assert export(run / "sft", tmp_path / "adapter") == 0
-    assert "it was trained on the nf4 base" in capsys.readouterr().err
+    assert "it was trained on the nf4 base" in capsys.readouterr().out
     assert export(run / "sft", tmp_path / "merged", "--merge") == 0
-    assert "merged into the values that nf4 rounds the weights to" in capsys.readouterr().err
+    assert "merged into the values that nf4 rounds the weights to" in capsys.readouterr().out
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "float32"
 
@@ -189,7 +189,7 @@ def test_int8_weights_are_those_of_training(
     }
     run = train(tmp_path, {"quantization": "int8", "lora": {"r": 4, "lora_alpha": 8}}, stages)
     assert export(run / "sft", tmp_path / "out", "--merge") == 0
-    assert "int8 also rounds the inputs of every layer" in capsys.readouterr().err
+    assert "int8 also rounds the inputs of every layer" in capsys.readouterr().out
     name = "model.layers.1.mlp.down_proj"
     adapter = load_file(run / "sft" / "adapter" / "adapter_model.safetensors")
     down, up = (adapter[f"base_model.model.{name}.{part}.weight"] for part in ("lora_A", "lora_B"))

@@ -1,4 +1,4 @@
-"""Exports in a real vLLM, by the commands that users are told to type: the same prompts, answers
+"""Exports in a real vLLM, by the commands of docs/export.md: the same prompts, answers
 and scores as here.
 
 It needs vLLM on this machine, in an environment of its own: the command `vllm` is found on the
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -94,28 +93,17 @@ class Served:
 
 
 @contextmanager
-def served(printed: str, log: Path, *options: str) -> Iterator[Served]:
-    """The server that a printed command starts, on another port, without compiling the model for
-    minutes.
-    """
-    command = shlex.split(next(line for line in printed.splitlines() if "vllm serve" in line))
+def served(log: Path, *words: str) -> Iterator[Served]:
+    """The server that a command of docs/export.md starts, without compiling the model for minutes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [
-        VLLM,
-        *command[1:],
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--enforce-eager",
-        *options,
-    ]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+    command = [VLLM, "serve", *words, *where]
     path = f"{Path(VLLM).parent}{os.pathsep}{os.environ['PATH']}"
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     own |= {"PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=file, env=own)
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=own)
     try:
         server = Served(f"http://127.0.0.1:{port}")
         for _ in range(600):
@@ -183,21 +171,33 @@ def check_judges(server: Served, run: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [["--merge"], []], ids=["merged", "adapter"])
-def test_a_policy(
-    form: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert export(run / "sft", tmp_path / "out", *form) == 0
-    with served(capsys.readouterr().out, tmp_path / "log", "--max-logprobs", "400") as server:
+def test_a_policy(form: list[str], run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export(run / "sft", out, *form) == 0
+    words = [str(out), "--dtype", "float32"]
+    if not form:
+        adapter = [
+            "--enable-lora",
+            "--lora-modules",
+            f"mine={out}",
+            "--generation-config",
+            str(out),
+        ]
+        template = ["--chat-template", str(out / "chat_template.jinja")]
+        words = [str(run.parent / "base"), *adapter, *template, "--dtype", "float32"]
+    words += ["--default-chat-template-kwargs", json.dumps({"mark": ": "})]
+    with served(tmp_path / "log", *words, "--max-logprobs", "400") as server:
         check_policy(server, run)
         if form:
             check_judges(server, run, tmp_path)
 
 
-def test_a_reward_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_model(tmp_path: Path) -> None:
     run = trained(tmp_path, "<|pad|>\n")
     assert export(run / "liked", tmp_path / "out", "--merge") == 0
     wanted = models_of(run)["liked"].scores(groups())
-    with served(capsys.readouterr().out, tmp_path / "log") as server:
+    words = [str(tmp_path / "out"), "--dtype", "float32", "--runner", "pooling"]
+    with served(tmp_path / "log", *words) as server:
         for group, score in zip(groups(), wanted, strict=True):
             answer = Message(role="assistant", content=group.responses[0].text)
             kwargs = {"mark": ": "}

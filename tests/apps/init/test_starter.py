@@ -408,4 +408,4 @@ def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
     )
     assert main(["check", str(tmp_path / "new" / "recipe.yaml"), "model.base=tiny"]) == 0
     assert main(["data", "check", str(tmp_path / "new" / "recipe.yaml")]) == 0
-    assert "nothing is repeated" in capsys.readouterr().out
+    assert "nothing leaks" in capsys.readouterr().out

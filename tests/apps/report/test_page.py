@@ -8,8 +8,8 @@ import pytest
 from made import make_run
 
 from alignkit.io.text import BIDI
+from alignkit_plugins.page import breakable
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.jinja import breakable
 from alignkit_plugins.report.page import page
 from alignkit_plugins.report.tables import data_table
 from tests.pages import Reader

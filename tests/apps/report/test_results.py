@@ -63,4 +63,4 @@ def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
 
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(tmp_path), "--prune"]) == 2
-    assert "is not the folder of a run" in capsys.readouterr().err
+    assert "is no run" in capsys.readouterr().err

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from alignkit_plugins.evaluate.rows import Row
+from alignkit_plugins.report import screen
 from alignkit_plugins.report.screen import _verdict
+from alignkit_plugins.report.stages import weak
 
 LONG = " ".join(["B is better than sft in a metric with a very long name."] * 5)
 
@@ -28,3 +35,30 @@ def test_a_loss_is_told_before_what_is_not_clear() -> None:
     assert _verdict([one], 4) == [
         "A is better than sft. Worse than the base model: y. No clear difference in x."
     ]
+
+
+def test_a_reward_stays_in_a_table_that_metrics_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = [Row("sft", f"metric {at}", "metric", {"mean": 0.5}, tested=True) for at in range(5)]
+    gold = Row("sft", "gold", "reward", {"mean": 0.1}, tested=True)
+    monkeypatch.setattr(screen, "evaluated", lambda facts: {"report": [*metrics, gold]})
+    lines = [line.split("  ")[0] for line in screen._numbers({}, 4, 9)]
+    assert lines[2:] == ["metric 0", "gold"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "right", "says"),
+    [
+        ("reward_model", (0.53, 0.4, 0.65), "gold is no better than a coin: it has 53% [40, 65]"),
+        ("reward_model", (0.7, 0.6, 0.8), ""),
+        ("dpo", (0.53, 0.4, 0.65), "gold: by its 60 held-out examples it learned nothing"),
+    ],
+)
+def test_a_stage_that_learned_nothing_is_told_in_a_line(
+    plugin: str, right: tuple[float, ...], says: str
+) -> None:
+    result: dict[str, Any] = dict(zip(("mean", "low", "high"), right, strict=True))
+    p = 0.5 if result["low"] < 0.5 else 0.001
+    accuracy = {"result": result, "difference": {"mean": 0.1, "p": p}}
+    summary = {"held_out": {"examples": 60, "accuracy": accuracy}}
+    told = weak("gold", {"plugin": plugin, "summary": summary}, [])
+    assert told.startswith(says) and bool(told) == bool(says) and len(told) <= 80

@@ -268,9 +268,9 @@ def test_results_are_policies_of_a_recipe(
 def test_commands_take_a_result(
     swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignkit_plugins.policies.named_models import named_model
+    from alignkit_plugins.models.find import find
 
-    named = named_model(str(swapped / "align@ppo"))  # as evaluate, chat and serve
+    named = find(str(swapped / "align@ppo"))  # as evaluate, chat and serve
     assert list(short_names([str(named.folder), "base"]).values()) == ["run/align@ppo", "base"]
     assert named.folder == (find_result(swapped, "align@ppo") / "adapter").resolve()
     assert named.label == "run-align-ppo" and named.rollout["max_new_tokens"] == 6

@@ -123,23 +123,20 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from alignkit.io.console import Reporter
-    from alignkit.plugins import load_plugins
     from alignkit_plugins.people.address import Address
     from alignkit_plugins.people.collection import Collection
     from alignkit_plugins.people.hosting import listening, server_of
-    from alignkit_plugins.policies.collecting import Collecting
     from alignkit_plugins.policies.policy import opened
-    from alignkit_plugins.policies.recipe import models_of
     from alignkit_plugins.policies.serve_app import Endpoint
+    from alignkit_plugins.policies.words import read_words
 
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
-    named = models_of([str(run / "online"), str(run / "base")])
-    registry = load_plugins()
+    named = read_words([str(run / "online"), str(run / "base")])
     with (
         listening(0) as listener,
-        opened(named, (), registry, Reporter(), lambda: None, "alignkit serve") as models,
+        opened(named, (), Reporter(), lambda: None, "alignkit serve") as models,
     ):
-        endpoint = Endpoint(models.policies, Collecting(collection))
+        endpoint = Endpoint(models.policies, collection)
         live = server_of(endpoint.application(Address(), None))
         endpoint.stopping = lambda: live.should_exit
         thread = threading.Thread(target=live.run, kwargs={"sockets": [listener]}, daemon=True)

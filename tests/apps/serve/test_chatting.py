@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,47 +19,21 @@ from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.errors import RecipeError
 from alignkit.io.console import Reporter
-from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.labels import BadLabel
-from alignkit_plugins.policies.chat import agreed
-from alignkit_plugins.policies.chat_loop import Kept, talk
-from alignkit_plugins.policies.chat_screen import Screen
-from alignkit_plugins.policies.chat_session import Said, Session
 from alignkit_plugins.policies.policy import Opened, opened
-from alignkit_plugins.policies.recipe import models_of
-from alignkit_plugins.policies.streaming import Answer
+from alignkit_plugins.policies.talk import Talk, agreed
+from alignkit_plugins.policies.words import read_words
 from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
 def models(run: Path) -> Iterator[Opened]:
-    named = models_of([str(run / "sft"), str(run / "online")], [str(run / "liked"), "length"])
-    with opened(named, (), load_plugins(), Reporter(), lambda: None, "alignkit chat") as found:
+    named = read_words([str(run / "sft"), str(run / "online")], [str(run / "liked"), "length"])
+    with opened(named, (), Reporter(), lambda: None, "alignkit chat") as found:
         yield found
-
-
-def test_rewards_read_what_they_read_in_training() -> None:
-    """Also the block of reasoning that the prompt opens, which an answer does not repeat."""
-    seen: list[Group] = []
-
-    def score(groups: Sequence[Group]) -> list[Group]:
-        seen.extend(groups)
-        return [
-            replace(g, responses=tuple(replace(r, scores={"reward": 1.0}) for r in g.responses))
-            for g in groups
-        ]
-
-    encoder = SimpleNamespace(said=lambda tokens: "<think>Two.</think>4", digest="d")
-    policy: Any = SimpleNamespace(role=SimpleNamespace(encoder=encoder, reference="sft"))
-    form: Any = SimpleNamespace(score=score, name="form")
-    asked = [Message(role="user", content="2 + 2?")]
-    assert Opened({}, [form]).rewards(policy, asked, Answer("Two.</think>4", (7, 8), True)) == {
-        "form": 1.0
-    }
-    assert seen[0].responses[0].text == "<think>Two.</think>4"
 
 
 def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -> Group:
@@ -71,12 +44,20 @@ def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -
     return group
 
 
+def test_rewards_read_what_they_read_in_training(models: Opened) -> None:
+    policy, messages = models.policies["run-sft"], [user("2 + 2?")]
+    sampling = Sampling(max_new_tokens=16, temperature=0.8)
+    answer = policy.answer(policy.prompt(messages), sampling, 3)
+    assert answer.response == sampled(models, "run-sft", messages, 3).responses[0]
+
+
 def text_of(models: Opened, name: str, messages: Sequence[Message], seed: int) -> str:
     return sampled(models, name, messages, seed).responses[0].text
 
 
-def session(models: Opened, **more: Any) -> Session:
-    return Session(models, Sampling(max_new_tokens=16, temperature=0.8), **more)
+def session(models: Opened, most: int = 16, **more: Any) -> Talk:
+    sampling = Sampling(max_new_tokens=most, temperature=0.8)
+    return Talk(replace(models, sampling=sampling), console=Console(file=io.StringIO()), **more)
 
 
 def entered(*lines: str | type[BaseException]) -> Callable[[str], str]:
@@ -92,15 +73,11 @@ def entered(*lines: str | type[BaseException]) -> Callable[[str], str]:
     return read
 
 
-def said(talks: Session, *lines: str | type[BaseException], kept: Kept | None = None) -> str:
+def said(talk: Talk, *lines: str | type[BaseException]) -> str:
     """What is shown of a talk in a pipe."""
     out = io.StringIO()
-    talk(
-        talks,
-        Screen(list(talks.turns), Console(file=out, highlight=False)),
-        kept or Kept(),
-        entered(*lines),
-    )
+    talk.console = Console(file=out, highlight=False)
+    talk.run(entered(*lines))
     return out.getvalue()
 
 
@@ -151,8 +128,8 @@ def test_commands(models: Opened) -> None:
     assert [len(turns) for turns in talks.turns.values()] == [2, 2]
     shown = said(talks, "/reset", "/retry", "/help", "/rest", "/quit", "never asked")
     assert talks.turns == {"run-sft": [], "run-online": []}
-    assert "there is nothing to retry" in shown and "/system TEXT" in shown
-    assert "no command /rest; did you mean '/reset'? /help lists them" in shown
+    assert "there is nothing to retry" in shown and "/system   TEXT" in shown
+    assert "no command /rest; did you mean '/reset'?" in shown
     said(talks, "/system Be kind.", "//quit")
     assert talks.turns["run-sft"][0] == user("/quit") and talks.system == "Be kind."
     expected = text_of(
@@ -170,36 +147,16 @@ def test_a_question_that_is_too_long(models: Opened) -> None:
 
 def test_control_characters_do_not_reach_the_terminal(models: Opened) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="replace", newline="")
-    view = Screen(["one"], Console(file=out, highlight=False))
-    view.begin("one")
+    talk = Talk(models, console=Console(file=out, highlight=False))
     for piece in ("\x1b[31mred", "\x07", "日本 é"):
-        view.more(piece)
-    view.end(Said("all", {"liked": 0.5, "other": None}, None))
+        talk.write(piece)
     out.flush()
     written = out.buffer.getvalue().decode("latin-1")  # type: ignore[attr-defined]
-    assert written == "?[31mred??? é\n[liked 0.5, other no score, stopped]\n"
-
-
-def test_two_columns(models: Opened) -> None:
-    out = io.StringIO()
-    console = Console(
-        file=out, force_terminal=True, width=100, height=30, highlight=False, color_system=None
-    )
-    view = Screen(["run-sft", "run-online"], console)
-    talks = session(models, seed=3)
-    talk(talks, view, Kept(), entered("my old friend"))
-    last = out.getvalue().rpartition("\x1b")[2]  # what stays
-    assert last.count("run-sft") == 1 and "run-online" in last.split("run-sft")[1].splitlines()[0]
-    left, right = (turns[1]["content"] for turns in talks.turns.values())
-    assert left[:2].strip("\ufffd\n") in last and right[:2].strip("\ufffd\n") in last
-    narrow = Console(file=out, force_terminal=True, width=60, highlight=False)
-    assert view.columns and not Screen(["run-sft", "run-online"], narrow).columns
-    assert not Screen(["run-sft"], console).columns
+    assert written == "?[31mred??? é"
 
 
 def test_ctrl_c_stops_the_answers(models: Opened) -> None:
-    talks = Session(models, Sampling(max_new_tokens=300, temperature=0.8), seed=3)
-    view = Screen(["run-sft", "run-online"], Console(file=io.StringIO()))
+    talks = session(models, 300, seed=3)
     heard: list[str] = []
 
     def more(text: str) -> None:
@@ -207,8 +164,8 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
         if len(heard) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    view.more = more  # type: ignore[method-assign]
-    talk(talks, view, Kept(), entered("my old friend"))
+    talks.write = more  # type: ignore[method-assign]
+    talks.run(entered("my old friend"))
     text = talks.turns["run-sft"][1]["content"]
     assert 0 < len(text) < len(sampled_long(models)) and sampled_long(models).startswith(text[:-1])
     assert talks.turns["run-online"] == []  # it has not begun
@@ -218,9 +175,9 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    view.more = leave  # type: ignore[method-assign]
+    talks.write = leave  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        talk(talks, view, Kept(), entered("bread is good"))
+        talks.run(entered("bread is good"))
 
 
 def sampled_long(models: Opened) -> str:
@@ -272,35 +229,25 @@ def test_two_policies_sample_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def kept(tmp_path: Path, models: Opened) -> Iterator[Kept]:
+def collection(tmp_path: Path, models: Opened) -> Iterator[Collection]:
     names = {policy.word: policy.name for policy in models.policies.values()}
-    collection = Collection(tmp_path / "chats.feedback", "CC0-1.0", names)
-    yield Kept("ada", collection)
-    collection.close()
+    kept = Collection(tmp_path / "chats.feedback", "CC0-1.0", names)
+    yield kept
+    kept.close()
 
 
-def test_thumbs_are_kept_with_consent(models: Opened, kept: Kept, tmp_path: Path) -> None:
-    collection = kept.collection
-    assert collection is not None
-    talks = session(models, seed=3)
-    assert "not kept: nothing is kept without consent" in said(
-        talks, "my old friend", "/good a", kept=kept
-    )
+def test_thumbs_are_kept_with_consent(
+    models: Opened, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = session(models, seed=3, collection=collection, annotator="ada")
+    assert "nothing is kept without consent" in said(talks, "my old friend", "/good a")
     assert not (tmp_path / "chats.feedback").exists()
-    assert not agreed(collection, "ada", lambda asked: "y", print) and agreed(
-        collection, "ada", lambda asked: "yes", print
-    )
-    shown = said(
-        talks,
-        "/reset",
-        "bread is good",
-        "/good",
-        "/good c",
-        "/good b",
-        "/bad b",
-        "/bad a",
-        kept=kept,
-    )
+    monkeypatch.setattr("alignkit_plugins.policies.talk.interactive", lambda: True)
+    for answer, agrees in (("y", False), ("yes", True), ("", True)):
+        monkeypatch.setattr("builtins.input", lambda asked, answer=answer: answer)
+        assert agreed(collection, "ada") is agrees
+    lines = ("/reset", "bread is good", "/good", "/good c", "/good b", "/bad b", "/bad a")
+    shown = said(talks, *lines)
     assert shown.count("which answer? a or b") == 2 and "kept: run-sft is bad" in shown
     found = {entry.stored.item.origins[0]: entry for entry in labeled(collection.store())}
     assert {name: entry.final for name, entry in found.items()} == {
@@ -317,25 +264,23 @@ def test_thumbs_are_kept_with_consent(models: Opened, kept: Kept, tmp_path: Path
     assert (
         item.meta["seed"] == 4 and item.meta["temperature"] == 0.8 and len(item.meta["reward"]) == 1
     )
-    shown = said(talks, "/consent no", "my old friend", "/good a", kept=kept)
+    shown = said(talks, "/consent no", "my old friend", "/good a")
     assert "nothing more is kept" in shown and "`--collect FILE.feedback` keeps it" in shown
     assert [entry.withdrawn for entry in labeled(collection.store())] == [True, True]
 
 
-def test_nobody_can_be_asked_for_consent(models: Opened, kept: Kept) -> None:
-    assert kept.collection is not None
+def test_nobody_can_be_asked_for_consent(collection: Collection) -> None:
     with pytest.raises(RecipeError, match="ada has not agreed that anything is kept"):
-        agreed(kept.collection, "ada", None, print)
+        agreed(collection, "ada")
     with pytest.raises(RecipeError, match=r"the name must end in \.feedback"):
         Collection(Path("chats.jsonl"))
 
 
-def test_answers_that_nobody_could_label_are_not_kept(models: Opened, kept: Kept) -> None:
-    assert kept.collection is not None
-    kept.collection.agree("ada", True)
+def test_answers_that_nobody_could_label_are_not_kept(collection: Collection) -> None:
+    collection.agree("ada", True)
     for text, reason in (("  ", "the answer is empty"), ("a\0", "NUL character")):
         with pytest.raises(BadLabel, match=reason):
-            kept.collection.keep("ada", Exchange("x", [user("Hi")], text, 1.0, 7))
+            collection.keep("ada", Exchange("x", [user("Hi")], text, 1.0, 7))
 
 
 def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +309,6 @@ def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -
         (["liked"], "is a reward model, but a policy is needed"),
         (["sft", "--reward", "online"], "is a policy, but a reward is needed"),
         (["sft", "--reward", "lenght"], "did you mean 'length'"),
-        (["sft", "--reward", "likd"], "/liked'?"),
         (["nothing"], "stage"),
     ],
 )

@@ -15,11 +15,9 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed, Stopped
 from alignkit.io.console import Reporter
 from alignkit.io.text import cache_folder
-from alignkit.plugins import load_plugins
 from alignkit.sampling import Sampling
-from alignkit_plugins.policies.policy import Opened, opened
-from alignkit_plugins.policies.recipe import models_of, without_overrides
-from alignkit_plugins.policies.streaming import Answer
+from alignkit_plugins.policies.policy import Answer, Opened, opened
+from alignkit_plugins.policies.words import read_words, split_overrides
 from tests.plugins.vllm_server import FakeVllm
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
@@ -35,9 +33,9 @@ def server() -> Iterator[FakeVllm]:
 
 
 def models(run: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
-    words, found = without_overrides([str(run / "sft"), *overrides, str(run / "online")])
+    words, found = split_overrides([str(run / "sft"), *overrides, str(run / "online")])
     assert found == list(overrides)
-    return opened(models_of(words), found, load_plugins(), Reporter(), should_stop, "alignkit chat")
+    return opened(read_words(words), found, Reporter(), should_stop, "alignkit chat")
 
 
 def answers(found: Opened) -> tuple[list[Answer], list[str]]:

@@ -59,7 +59,7 @@ def other_recipe(run: Path) -> Path:
     [
         (
             lambda run: run.parent,
-            "is neither a run nor a stage of one: no recipe.resolved.yaml is there",
+            "is no run: it has no recipe.resolved.yaml",
         ),
         (lambda run: run / "algin", "no stage 'algin'\n  help: did you mean 'align'?"),
         (changed_data, "stage 'liked' has other inputs now: data.sources.0.content"),

@@ -28,4 +28,4 @@ class Ticket(Format):
 
 @hookimpl
 def register(add: Add) -> None:
-    add("format", "ticket", Ticket, "a customer's question and an agent's answer")
+    add("format", "ticket", Ticket, "what customers ask and agents answer")

@@ -1,0 +1,366 @@
+"""The table of layouts: how rows of public data sets are read, and in which ones rows are written.
+
+TEMPLATES are read by `template`, as in a recipe: whoever wants other words copies one and changes
+it. PAIRS are read by `labeled_pairs`. LAYOUTS are those of TRL and of other tools, which
+`alignkit data convert` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import yaml
+
+from alignkit.data.group import Group, resolved_pairs
+from alignkit_plugins.formats.rows import turns_of_response, with_labels
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set, in the layout in which the Hugging Face Hub has it.
+
+    template: as in a recipe. example: a row as JSON. recognized: by the columns of the example;
+    false if these may mean something else, or if another format recognizes them.
+    """
+
+    summary: str
+    template: Mapping[str, Any]
+    example: str
+    recognized: bool = True
+
+
+@dataclass(frozen=True)
+class TwoAnswers:
+    """Columns of a data set with two answers and a label, and what its labels mean.
+
+    prompt: columns, joined by a blank line; empty if the answers are whole conversations.
+    labels: value -> first, second or tie. margins: value -> margin. sources: columns with the
+    answers' authors. soft: values between 1 and 2 are 1 + the probability that the second answer is
+    better. scores: columns with the answers' votes, which must agree.
+    """
+
+    prompt: Sequence[str] = ()
+    first: str = ""
+    second: str = ""
+    label: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    margins: Mapping[str, float | str] = field(default_factory=dict)
+    sources: Sequence[str] = ()
+    soft: bool = False
+    scores: Sequence[str] = ()
+
+    def fits(self, row: Any) -> bool:
+        """Whether the row has these columns; all but the first of the prompt may be missing."""
+        needed = {*self.prompt[:1], self.first, self.second, *self.label}
+        if self.soft:
+            needed.update(self.sources)
+        return isinstance(row, Mapping) and needed <= row.keys()
+
+
+_TEMPLATES = r"""
+arc:
+  summary: "ARC and CommonsenseQA: a question with choices"
+  template:
+    prompt: "{question}\n{choices:letters}"
+    response: "{choices[answerKey]:letter}"
+    answer: "{choices[answerKey]:letter}"
+    # the test split of CommonsenseQA has none
+    required: ["{answerKey}"]
+  example: >-
+    {"question": "What is wet?", "choices": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
+    "answerKey": "2"}
+boolq:
+  summary: "BoolQ: a passage and a question, with yes or no"
+  template:
+    # the set's questions have no mark at their end
+    prompt: "{passage}\n\n{question}?"
+    response: "{answer:true=yes|false=no}"
+    answer: "{answer:true=yes|false=no}"
+  example: '{"passage": "Rain is wet.", "question": "is rain wet", "answer": true}'
+race:
+  summary: "RACE: an article and a question with choices"
+  template:
+    prompt: "{article}\n\n{question}\n{options:letters}"
+    response: "{options[answer]:letter}"
+    answer: "{options[answer]:letter}"
+  example: >-
+    {"article": "Rain is wet.", "question": "Rain is _.", "options": ["dry", "wet"], "answer":
+    "B"}
+drop:
+  summary: "DROP: a passage and a question, with one or several spans"
+  template:
+    prompt: "{passage}\n\n{question}"
+    response: "{answers_spans.spans:commas}"
+    answer: "{answers_spans.spans:commas}"
+    required: ["{answers_spans.spans}"]
+  example: >-
+    {"passage": "Ann is 7.", "question": "Who is 7?", "answers_spans": {"spans": ["Ann"],
+    "types": ["span"]}}
+coqa:
+  summary: "CoQA: a story, questions and answers"
+  template:
+    prompt: "{story}"
+    turns: ["{questions}", "{answers.input_text}"]
+  example: >-
+    {"story": "Ann is 7.", "questions": ["Who is 7?", "Is she?"], "answers": {"input_text":
+    ["Ann", "yes"]}}
+openbookqa:
+  summary: "OpenBookQA: a question with choices"
+  template:
+    prompt: "{question_stem}\n{choices:letters}"
+    response: "{choices[answerKey]:letter}"
+    answer: "{choices[answerKey]:letter}"
+  example: >-
+    {"question_stem": "Wet is", "choices": {"text": ["fire", "rain"], "label": ["A", "B"]},
+    "answerKey": "B"}
+mnli:
+  summary: "MNLI and SNLI: premise and hypothesis; label 0 entailment, 1 neutral, 2 contradiction"
+  template:
+    prompt: "{premise}\n\nDoes this entail or contradict the following, or is it neutral?\n\n{hypothesis}"
+    response: "{label:0=entailment|1=neutral|2=contradiction}"
+    answer: "{label:0=entailment|1=neutral|2=contradiction}"
+    # people did not agree
+    required: ["{label:-1=|yes}"]
+  example: '{"premise": "Ann is 7.", "hypothesis": "Ann is a child.", "label": 0}'
+  # Other sets with these columns have other labels: in CommitmentBank 1 is a contradiction
+  recognized: false
+quac:
+  summary: "QuAC: a text, questions and answers"
+  template:
+    prompt: "{context}"
+    turns: ["{questions}", "{orig_answers.texts:CANNOTANSWER=I don't know.|{}}"]
+  example: >-
+    {"context": "Ann is 7.", "questions": ["Who is 7?", "Why?"], "orig_answers": {"texts":
+    ["Ann", "CANNOTANSWER"], "answer_starts": [0, 10]}}
+winogrande:
+  summary: "WinoGrande: a sentence with a gap and two options"
+  template:
+    prompt: "{sentence}\nA. {option1}\nB. {option2}"
+    response: "{answer:1=A|2=B}"
+    answer: "{answer:1=A|2=B}"
+    # the test split has none
+    required: ["{answer}"]
+  example: >-
+    {"sentence": "Rain fell on Ann, so _ was wet.", "option1": "rain", "option2": "Ann",
+    "answer": "2"}
+stack_exchange:
+  summary: "StackExchange pairs: question, better response_j, worse response_k"
+  template:
+    prompt: "{question}"
+    chosen: "{response_j}"
+    rejected: "{response_k}"
+  example: '{"question": "Why?", "response_j": "Because it rains.", "response_k": "Why not?"}'
+  recognized: false  # `preference` does
+ultrafeedback:
+  summary: "UltraFeedback: an instruction and completions with scores"
+  template:
+    prompt: "{instruction}"
+    responses: "{completions.response}"
+    scores: "{completions.overall_score}"
+    required: ["{completions}"]
+  example: >-
+    {"instruction": "Hi", "completions": [{"response": "Hello!", "overall_score": 8.0},
+    {"response": "What?", "overall_score": 3.5}]}
+  recognized: false  # `rankings` does
+helpsteer2:
+  summary: "HelpSteer 1 and 2: responses with ratings, of which helpfulness is the score"
+  template:
+    prompt: "{prompt}"
+    response: "{response}"
+    scores: "{helpfulness}"
+  example: >-
+    {"prompt": "Hi", "response": "Hello!", "helpfulness": 4, "correctness": 4, "verbosity": 0}
+  recognized: false  # `prompt_completion` does, without a score
+helpsteer3:
+  summary: "HelpSteer 3: two responses and a preference from -3 (the first) to 3 (the second)"
+  template:
+    prompt: "{context}"
+    responses: ["{response1}", "{response2}"]
+    best: "{overall_preference:-3=A|-2=A|-1=A|0=|1=B|2=B|3=B}"
+    margin: "{overall_preference:-3=3|-2=2|-1=1|0=|1=1|2=2|3=3}"
+  example: >-
+    {"context": [{"role": "user", "content": "Hi"}], "response1": "Hello!", "response2":
+    "What?", "overall_preference": -2}
+  recognized: false  # `labeled_pairs` does
+prm800k:
+  summary: "PRM800K, phase 2: whole solutions, good if people found no wrong step"
+  template:
+    prompt: "{question.problem}"
+    response: "{question.pre_generated_steps:lines}"
+    label: "{label.finish_reason:solution=true|found_error=false}"
+    answer: "{question.ground_truth_answer}"
+    # phase 1 has no whole solutions, and people gave up on some problems
+    required: ["{question.pre_generated_steps?}", "{label.finish_reason:solution=true|found_error=false|}"]
+  example: >-
+    {"question": {"problem": "1 + 1", "ground_truth_answer": "2", "pre_generated_steps": ["1 +
+    1 is 3."]}, "label": {"steps": [], "finish_reason": "found_error"}}
+tulu3_preference:
+  summary: "Tulu 3 preference mixtures: prompt, and chosen and rejected as messages"
+  template:
+    prompt: "{prompt}"
+    chosen: "{chosen}"
+    rejected: "{rejected}"
+  example: >-
+    {"prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant",
+    "content": "Hello!"}], "rejected": [{"role": "user", "content": "Hi"}, {"role":
+    "assistant", "content": "What?"}]}
+  recognized: false  # `preference` does
+gsm8k:
+  summary: "GSM8K: question and answer with '#### 18' at the end"
+  template: {prompt: "{question}", response: "{solution}", answer: "{number}"}
+  example: '{"question": "Ann has 2 pens and buys 3. How many has she?", "answer": "2+3=<<2+3=5>>5\n#### 5"}'
+  recognized: false  # many sets have a question and an answer; `init` looks for the line
+svamp:
+  summary: "SVAMP: Body, Question and Answer"
+  template: {prompt: "{story} {Question}", answer: "{number}"}
+  example: '{"Body": "Ann has 2 pens and buys 3", "Question": "How many has she?", "Answer": 5.0}'
+"""
+_PAIRS = """
+LLMBar:
+  prompt: [input]
+  first: output_1
+  second: output_2
+  label: [label]
+  labels: {"1": first, "2": second}
+Auto-J:
+  prompt: [prompt]
+  first: response 1
+  second: response 2
+  label: [label]
+  labels: {"0": first, "1": second, "2": tie}
+PandaLM:
+  prompt: [instruction, input]
+  first: response1
+  second: response2
+  label: [annotator1, annotator2, annotator3]
+  labels: {"1": first, "2": second, "0": tie}
+SuperHF:
+  prompt: [prompt]
+  first: model_a_completion
+  second: model_b_completion
+  label: [rating]
+  labels: {a: first, b: second, tie: tie}
+  sources: [model_a, model_b]
+Tulu:
+  prompt: [prompt]
+  first: completion_a
+  second: completion_b
+  label: [preference]
+  labels: {a-is-better: first, a-is-slightly-better: first, tie: tie, b-is-slightly-better: second,
+    b-is-better: second}
+  margins: {a-is-better: better, a-is-slightly-better: slightly, b-is-better: better,
+    b-is-slightly-better: slightly}
+  sources: [model_a, model_b]
+AlpacaEval:
+  prompt: [instruction]
+  first: output_1
+  second: output_2
+  label: [preference]
+  labels: {"1": first, "2": second, "0": tie, "1.5": tie}
+  sources: [generator_1, generator_2]
+  soft: true  # other sets with these columns count from 0, where it means a tie
+Chatbot Arena:
+  first: conversation_a
+  second: conversation_b
+  label: [winner]
+  labels: {model_a: first, model_b: second, tie: tie, "tie (bothbad)": tie}
+  sources: [model_a, model_b]
+SHP:
+  prompt: [history]
+  first: human_ref_A
+  second: human_ref_B
+  label: [labels]
+  labels: {"1": first, "0": second}
+  scores: [score_A, score_B]
+PKU-SafeRLHF:
+  prompt: [prompt]
+  first: response_0
+  second: response_1
+  label: [better_response_id]
+  labels: {"0": first, "1": second, "2": tie}
+HelpSteer2:
+  prompt: [prompt]
+  first: response_1
+  second: response_2
+  label: [preference_strength]
+  labels: {"-3": first, "-2": first, "-1": first, "0": tie, "1": second, "2": second, "3": second}
+  margins: {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0}
+HelpSteer3:
+  prompt: [context]
+  first: response1
+  second: response2
+  label: [overall_preference]
+  labels: {"-3": first, "-2": first, "-1": first, "0": tie, "1": second, "2": second, "3": second}
+  margins: {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0}
+"""
+TEMPLATES = {name: DataSet(**fields) for name, fields in yaml.safe_load(_TEMPLATES).items()}
+PAIRS = {name: TwoAnswers(**fields) for name, fields in yaml.safe_load(_PAIRS).items()}
+
+
+# Writing
+
+Row = dict[str, Any]
+# Steps between the levels of a margin (Llama 2, Touvron et al. 2023, table 27).
+DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
+
+
+class Layout(NamedTuple):
+    """How groups are written. rows: of a group. lack: what is said of groups that give none."""
+
+    rows: Callable[[Group], Iterable[Row]]
+    lack: str
+
+
+def _sft(group: Group) -> Iterable[Row]:
+    if len(group.responses) == 1 and group.prompt and group.responses[0].label is not False:
+        completion = list(turns_of_response(group.responses[0]))
+        yield {"prompt": list(group.prompt), "completion": completion}
+
+
+def _messages(group: Group) -> Iterable[Row]:
+    for row in _sft(group):
+        yield {"messages": row["prompt"] + row["completion"]}
+
+
+def _preference(group: Group) -> Iterable[Row]:
+    """The likelier order of each pair; none of an undecided one."""
+    turns = [list(turns_of_response(response)) for response in group.responses]
+    for pair in resolved_pairs(group):
+        margin = pair.margin or 0.0
+        if isinstance(margin, str):
+            margin = (DEGREES[margin] - 1) / 3
+        answers = [turns[pair.better], turns[pair.worse]]
+        chosen, rejected = answers if pair.p > 0.5 else reversed(answers)
+        if pair.p != 0.5:
+            row = {"prompt": list(group.prompt), "chosen": chosen, "rejected": rejected}
+            yield {**row, "margin": round(margin, 6)}
+
+
+def _ranked(group: Group) -> Iterable[Row]:
+    ranks = [response.rank for response in group.responses]
+    if len(ranks) > 1 and None not in ranks:
+        completions = [list(turns_of_response(response)) for response in group.responses]
+        yield {"prompt": list(group.prompt), "completions": completions, "ranks": ranks}
+
+
+def _kto(group: Group) -> Iterable[Row]:
+    for response in with_labels(group).responses:
+        completion = list(turns_of_response(response))
+        yield {"prompt": list(group.prompt), "completion": completion, "label": response.label}
+
+
+def _prompts(group: Group) -> Iterable[Row]:
+    if group.prompt:
+        yield {"prompt": list(group.prompt)}
+
+
+LAYOUTS = {
+    "messages": Layout(_messages, "they are no demonstrations"),
+    "sft": Layout(_sft, "they are no demonstrations"),
+    "preference": Layout(_preference, "nobody said which response is better"),
+    "ranked": Layout(_ranked, "they have no ranks"),
+    "kto": Layout(_kto, "nothing says that a response is good or bad"),
+    "prompts": Layout(_prompts, "they have no prompt"),
+}

@@ -1,0 +1,249 @@
+"""Find what a word of a command line names: a run, a stage of one, a folder with weights, or a
+model of the hub.
+
+A word is `RUN`, `RUN/STAGE`, `RUN/STAGE@2` (a kept version), `RUN/align@ppo` (a result), `RUN/base`
+(the base model of a run), a folder with an adapter or a whole model, the name of a model plugin, or
+an id on the hub.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import did_you_mean, refuse
+from alignkit.io.results import (
+    RECIPE,
+    Results,
+    check_results,
+    find_result,
+    is_result_name,
+    read_record,
+)
+from alignkit.io.text import is_dir, is_file, printable
+from alignkit.plugins import plugins
+from alignkit.recipe.schema import ADAPTER, BASE
+from alignkit.recipe.yaml import plain_data, shipped_recipe
+from alignkit.settings import ModelSpec
+
+RUNS = Path("runs")  # where runs are by default
+WHOLE = "config.json"  # of a folder with a whole model
+FORMS = "name RUN/STAGE, a model's folder, or an id on the hub"
+_OF_BASE = (
+    "revision",
+    "lora",
+    "chat_template",
+)  # keys of `model` that a whole model's folder replaces
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a word names, as a recipe describes it.
+
+    Attributes:
+        label: What to call it: `quickstart-align` for runs/quickstart/align.
+        keys: Of `model` in a recipe: an adapter's base model, or the model itself.
+        folder: Of its weights; None if `keys` name them.
+        run: The run that trained it; None if it is not of a run.
+        name: Its name there: `align`, `align@2` or `align@ppo`.
+        record: The stage.json of the stage that trained it.
+    """
+
+    label: str
+    keys: Mapping[str, Any]
+    folder: Path | None = None
+    run: Path | None = None
+    name: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Whether its weights are those of an adapter."""
+        return self.folder is not None and is_file(self.folder / ADAPTER)
+
+    @cached_property
+    def is_reward(self) -> bool:
+        """Whether it is a reward model."""
+        from alignkit.models.loading import has_score
+
+        return self.folder is not None and has_score(self.folder)
+
+    @property
+    def rollout(self) -> Mapping[str, Any]:
+        """How its training sampled, as keys of `rollout`; empty if it learned from no samples."""
+        settings = self.record["depends_on"]["settings"] if self.record else {}
+        return (settings.get("prompts") and settings.get("rollout")) or {}
+
+
+def find(word: str) -> Model:
+    """Return the model that a word names.
+
+    A word that is almost a run's name is mentioned before it is taken for an id on the hub. Nothing
+    is downloaded.
+
+    Raises: RecipeError: If there is no such model, with the nearest name. RunFailed: If the result
+    of a stage is damaged.
+    """
+    path = Path(word)
+    run, stage = _in_run(path)
+    if run is not None:
+        if stage == BASE:
+            return Model(f"{run.resolve().name}-{BASE}", _keys(_recipe_model(run)))
+        if stage:
+            return _of_stage(run, stage)
+        refuse(f"{word} is a run: name one of its stages", _listed(run))
+    if is_dir(path):
+        return _of_folder(path.resolve())
+    if path.suffix in (".yaml", ".yml") or shipped_recipe(word) is not None:
+        help = f"run it, then name a result: alignkit run {word}; then runs/NAME/STAGE"
+        refuse(f"{word} is a recipe, not a model", help)
+    if word == BASE:
+        refuse(
+            "'base' needs the run whose base model it is",
+            "write RUN/base, such as runs/quickstart/base",
+        )
+    # OWNER/NAME is an id on the hub, unless OWNER is a folder of runs.
+    if (
+        len(path.parts) > 2
+        or word.startswith((".", "/"))
+        or (path.parent.name and runs_in(path.parent))
+    ):
+        refuse(f"there is no folder {word}", near(path) or near(path.parent) or FORMS)
+    if not plugins().has("model", word) and (hint := near(path.parts[0])):
+        print(
+            printable(f"note: {word} is no run, so it is taken as a model of the hub; {hint}"),
+            file=sys.stderr,
+        )
+    return Model(path.name, {"base": word})
+
+
+def find_run(word: str | Path) -> tuple[Path, str]:
+    """Return the folder of the run that a word names, and the stage: `align`, `align@ppo`; empty
+    for the whole run.
+
+    Raises RecipeError for anything else, with the nearest name.
+    """
+    path = Path(word)
+    run, stage = _in_run(path)
+    if run is None:
+        help = (
+            near(path) or near(path.parent) or "name the folder of a run, such as runs/quickstart"
+        )
+        why = "there is no such folder"
+        if is_dir(path):
+            why = f"it has no {RECIPE}"
+        elif is_file(path):
+            why = "it is a file"
+        refuse(f"{word} is no run: {why}", help)
+    return run, stage
+
+
+def is_model(word: str) -> bool:
+    """Whether a word names a stage of a run, or a folder with a model: nothing that a reward or a
+    file is called.
+    """
+    path = Path(word)
+    return bool(_in_run(path)[1]) or is_file(path / ADAPTER) or is_file(path / WHOLE)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folders of the runs in a folder."""
+    return [file.parent for file in sorted(folder.glob(f"*/{RECIPE}"))]
+
+
+def near(path: Path | str) -> str:
+    """Return `did you mean 'runs/smoke'?`: the run, or the stage of a run, that a path almost
+    names; empty for none.
+    """
+    path = Path(path)
+    for folder in dict.fromkeys((path.parent, RUNS)):
+        names = [one.name for one in runs_in(folder)]
+        if is_file(folder / RECIPE):
+            names = [file.parent.name for file in folder.glob("*/stage.json")]
+        if hint := did_you_mean(path.name, names):
+            return hint if folder == Path() else hint.replace("'", f"'{folder}/", 1)
+    return ""
+
+
+def _in_run(path: Path) -> tuple[Path | None, str]:
+    """The run of a path, and the stage that it names; an empty one for the run itself."""
+    if is_file(path / RECIPE):
+        return path, ""
+    if path.name == "adapter" and is_file(path.parent.parent / RECIPE):
+        path = path.parent
+    if path.name in ("", ".", "..") or not is_file(path.parent / RECIPE):
+        return None, ""
+    return path.parent, path.name
+
+
+def _of_stage(run: Path, name: str) -> Model:
+    """The model that a stage trained, or the one that it selected."""
+    stage = name.partition("@")[0]
+    check_results(run, [stage])
+    folder = find_result(run, name) if is_result_name(name) else run / stage
+    record = read_record(folder)
+    if not record:
+        help = did_you_mean(stage, _with_model(run)) or _listed(run)
+        refuse(f"{run} has no stage '{stage}'", help)
+    if not record.get("complete"):
+        refuse(f"stage '{stage}' of {run} is not finished", "run the recipe again: it resumes")
+    if selected := record.get("policy"):
+        return find(str(run / selected))
+    if not is_dir(folder / "adapter"):
+        text = f"stage '{stage}' of {run} is a step ({record['plugin']}) and has no model"
+        refuse(text, _listed(run))
+    weights = Results(run).artifact(name).resolve()
+    keys, template = dict(record["depends_on"]["model"]), _recipe_model(run).get("chat_template")
+    if Path(template or "").name == (
+        keys["chat_template"] or ""
+    ):  # the record names a file without its folder
+        keys["chat_template"] = template
+    if not is_file(weights / ADAPTER):
+        keys = {key: value for key, value in keys.items() if key not in _OF_BASE} | {
+            "base": str(weights)
+        }
+    label = f"{run.resolve().name}-{name.replace('@', '-')}"
+    return Model(label, _keys(keys), weights, run, name, record)
+
+
+def _of_folder(folder: Path) -> Model:
+    """A model outside of a run: an adapter for the base that it names, or a whole model."""
+    if is_file(folder / ADAPTER):
+        from alignkit.models.adapters import base_name, scale_of
+        from alignkit.models.loading import read_json
+
+        saved = read_json(folder / ADAPTER)
+        keys = {
+            "base": base_name(folder),
+            "revision": saved.get("revision"),
+            "lora": scale_of(saved),
+        }
+        return Model(folder.name, _keys(keys), folder)
+    if is_file(folder / WHOLE):
+        return Model(folder.name, {"base": str(folder)}, folder)
+    refuse(f"folder {folder} holds neither an adapter ({ADAPTER}) nor a model ({WHOLE})", FORMS)
+
+
+def _recipe_model(run: Path) -> Mapping[str, Any]:
+    """The keys of `model` in the recipe of a run, with absolute paths."""
+    recipe = plain_data((run / RECIPE).read_text(encoding="utf-8"), str(run / RECIPE))
+    return recipe.get("model", {})
+
+
+def _keys(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `model` without those that have their defaults."""
+    return ModelSpec.model_validate(model).model_dump(exclude_defaults=True)
+
+
+def _with_model(run: Path) -> list[str]:
+    """The stages of a run that have a model."""
+    stages = [folder.parent for folder in sorted(run.glob("*/adapter"))]
+    return [stage.name for stage in stages if read_record(stage).get("complete")]
+
+
+def _listed(run: Path) -> str:
+    return f"stages with a model: {', '.join(_with_model(run)) or 'none'}"

@@ -1,0 +1,232 @@
+"""The reward `python`, and functions and classes that a recipe names, in a file or in a module."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import math
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import Context, DataError, Field, Group, Message, Response, Reward, RunFailed
+from alignkit.errors import did_you_mean
+from alignkit_plugins.formats.spoken import all_turns
+
+GIVEN = ("prompts", "completions", "completion_ids")  # to every function
+
+
+@dataclass(frozen=True)
+class NamedCode:
+    """A function, or a class, by its name.
+
+    user: names in errors what needs it, such as `reward 'python'`. file: a .py file; None: `module`
+    is an installed one, such as `trl.rewards`. kind: what it is called in errors.
+    """
+
+    user: str
+    name: str
+    file: Path | None = None
+    module: str = ""
+    kind: str = "function"
+
+    def load(self) -> Callable[..., Any]:
+        """The function or class. Raises RunFailed if there is none, or if its module raises something."""
+        where = self.file or self.module
+        try:
+            module = _executed(self.file) if self.file else importlib.import_module(self.module)
+        except (Exception, SystemExit) as error:  # whatever somebody's module raises
+            raise RunFailed(
+                f"{self.user}: importing {where} raised {raised(error, where)}"
+            ) from error
+        call = getattr(module, self.name, None)
+        if callable(call):
+            return call
+        wanted = inspect.isfunction if self.kind == "function" else inspect.isclass
+        names = [name for name, value in vars(module).items() if wanted(value) and name[0] != "_"]
+        help = did_you_mean(self.name, names) or f"it has {', '.join(names) or 'none'}"
+        raise RunFailed(f"{self.user}: {where} has no {self.kind} '{self.name}'; {help}")
+
+
+def _executed(file: Path) -> types.ModuleType:
+    # A unique name: two files called reward.py must not replace each other, nor a module of that name.
+    path = str(file.resolve())
+    name = "alignkit_code_" + hashlib.sha256(path.encode()).hexdigest()[:12]
+    module = types.ModuleType(name)
+    module.__file__ = str(file)
+    sys.modules[name] = module  # dataclasses and pickle look the module up while it runs
+    # importlib could use bytecode that is older than the source that `fingerprint` hashed.
+    exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+    return module
+
+
+def raised(error: BaseException, file: Path | str) -> str:
+    """The error and the line of the user's file that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(file)]
+    location = f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
+    return f"{type(error).__name__}: {error}{location}"
+
+
+class Python(Reward):
+    """The user's function with TRL's signature, `f(prompts, completions, **columns)`.
+
+    It returns a number for each completion. As in TRL, None means that it does not apply to a
+    response, and the function may be `async`. Differs from TRL: without `**kwargs` it receives only
+    the columns that it names, and an exception stops the run.
+    """
+
+    class Options(alignkit.Options):
+        path: Path | None = Field(
+            None, description="path of a .py file, relative to the recipe's folder"
+        )
+        function: str = Field(
+            description="name of the function in the file, or `package.module:name` of an installed "
+            "one instead"
+        )
+        conversational: bool = Field(
+            False,
+            description="pass prompts and completions as lists of messages, like TRL for chats, not "
+            "as strings",
+        )
+
+        @model_validator(mode="after")
+        def _one_place(self) -> Any:
+            if (self.path is None) == (":" not in self.function):
+                raise ValueError("set `path`, or write `function: package.module:name`")
+            return self
+
+        @property
+        def packages(self) -> tuple[str, ...]:
+            """The package whose version decides the scores."""
+            package = self.function.rpartition(":")[0].partition(".")[0]
+            names = importlib.metadata.packages_distributions().get(package, ())
+            return tuple(sorted(set(names)))
+
+    options: Options
+    may_not_apply = True
+    runs_code = True
+
+    def check(self, folder: Path) -> None:
+        path, (module, _, name) = self.options.path, self.options.function.rpartition(":")
+        self._file = path and folder / path.expanduser()
+        self._call = NamedCode("reward 'python'", name, self._file, module).load()
+        self._parameters = inspect.signature(self._call).parameters.values()
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        columns = dict.fromkeys(name for group in groups for name in group.meta)
+        for each in self._parameters:
+            passed = each.name in columns or each.name in GIVEN
+            if each.default is each.empty and "VAR" not in each.kind.name and not passed:
+                raise DataError(
+                    f"{self._name} needs the argument '{each.name}', but no prompt has a column of "
+                    f"this name (other columns: {', '.join(columns) or 'none'})"
+                    f"\n{did_you_mean(each.name, {*columns, *GIVEN})}".rstrip()
+                )
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self.check(context.folder)
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        rows = [(group, response) for group in groups for response in group.responses]
+        if not rows:
+            return {"": []}
+        arguments = _arguments(rows, self.options.conversational)
+        if not any(each.kind is each.VAR_KEYWORD for each in self._parameters):
+            names = [each.name for each in self._parameters if each.name in arguments]
+            arguments = {name: arguments[name] for name in names}
+        return {"": self._checked(self._result(arguments), rows)}
+
+    @property
+    def _name(self) -> str:
+        where = f" of {self.options.path}" if self.options.path else ""
+        return f"reward function '{self.options.function}'{where}"
+
+    def _result(self, arguments: Mapping[str, Any]) -> Any:
+        try:
+            result = self._call(**arguments)
+            return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
+            text = f"{self._name} raised {raised(error, self._file or '')}"
+            if isinstance(error, TypeError | AttributeError) and not self.options.conversational:
+                text += "\nhelp: prompts and completions are texts; for lists of messages, "
+                text += "set 'conversational: true'"
+            raise RunFailed(text) from error
+
+    def _checked(self, result: Any, rows: Sequence[tuple[Group, Response]]) -> list[float | None]:
+        if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
+            wanted = f"expected a list of {len(rows)} numbers"
+            raise RunFailed(f"{self._name} returned {result!r:.200}, {wanted}")
+        scores = list(result)
+        if len(scores) != len(rows):
+            text = f"returned {len(scores)} scores for {len(rows)} completions"
+            raise RunFailed(f"{self._name} {text}")
+        numbers: list[float | None] = []
+        for place, (score, (group, response)) in enumerate(zip(scores, rows, strict=True)):
+            number = None if score is None else _number(score)
+            if number is not None and not math.isfinite(number):
+                prompt = f" (prompt {group.id})" if group.id else ""
+                raise RunFailed(
+                    f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}"
+                    f"{prompt}, expected a finite number, or None if it does not apply\n"
+                    f"  completion: {all_turns(response, thoughts=True)!r:.200}"
+                )
+            numbers.append(number)
+        return numbers
+
+
+def _number(score: Any) -> float:
+    """Also of scalars of numpy and torch; NaN of what is no number."""
+    try:
+        return math.nan if isinstance(score, str | bytes) else float(score)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+
+
+async def _wait(result: Any) -> Any:
+    return await result
+
+
+def _arguments(
+    rows: Sequence[tuple[Group, Response]], conversational: bool
+) -> dict[str, list[Any]]:
+    """TRL's arguments, one entry per response; columns repeat over the responses of a prompt."""
+    names = dict.fromkeys(name for group, _ in rows for name in group.meta)
+    arguments = {name: [group.meta.get(name) for group, _ in rows] for name in names}
+    if all(response.tokens is not None for _, response in rows):
+        arguments["completion_ids"] = [list(response.tokens or ()) for _, response in rows]
+    if conversational:
+        arguments["prompts"] = [_turns(group.prompt) for group, _ in rows]
+        arguments["completions"] = [_turns(_messages(response)) for _, response in rows]
+    else:
+        arguments["prompts"] = [_prompt_text(group) for group, _ in rows]
+        arguments["completions"] = [all_turns(response, thoughts=True) for _, response in rows]
+    return arguments
+
+
+def _messages(response: Response) -> Sequence[Message]:
+    if response.messages is None:
+        return [Message(role="assistant", content=response.text)]
+    return response.messages
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+
+
+def _prompt_text(group: Group) -> str:
+    """The text of a single message; several messages become paragraphs `role: text`."""
+    if len(group.prompt) == 1:
+        return group.prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in group.prompt)
