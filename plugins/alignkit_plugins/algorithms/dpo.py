@@ -120,11 +120,13 @@ class DPO(Pairwise):
             return self
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        sums, means = self.margins(batch, out)
+        rewards = self.token_rewards(batch, out)
+        # A margin below is a difference of these, over sums or over means.
+        sums, means = F.sum_tokens(rewards, batch.mask), F.mean_tokens(rewards, batch.mask)  # [R]
         terms: dict[str, Term] = {}
         for name, weight in self.options.losses.items():
-            margin = means if name.endswith("_norm") else sums
-            losses = over_label(batch, partial(self._pair_loss, name), margin)
+            better, worse = batch.pairs.take(means if name.endswith("_norm") else sums)
+            losses = over_label(batch, partial(self.pair_loss, name), better - worse)
             terms[name] = per_pair(losses, weight)
         if self.options.nll_coefficient:
             terms["nll"] = per_token(-out.logprobs, self.options.nll_coefficient)
@@ -133,21 +135,14 @@ class DPO(Pairwise):
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         return {"nll": better_tokens(batch)} if self.options.nll_coefficient else {}
 
-    def margins(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor]:
-        """beta h of the pairs, over sums and over means of tokens: [P] each."""
-        rewards = self._token_rewards(batch, out)
-        sums, other_sums = batch.pairs.take(F.sum_tokens(rewards, batch.mask))
-        means, other_means = batch.pairs.take(F.mean_tokens(rewards, batch.mask))
-        return sums - other_sums, means - other_means
-
     def rewards(self, batch: Batch, out: Outputs) -> Tensor:
-        return F.sum_tokens(self._token_rewards(batch, out), batch.mask)
+        return F.sum_tokens(self.token_rewards(batch, out), batch.mask)
 
-    def _token_rewards(self, batch: Batch, out: Outputs) -> Tensor:
+    def token_rewards(self, batch: Batch, out: Outputs) -> Tensor:
         """beta log pi/pi_ref of the tokens: [R, T]."""
         return F.implicit_reward(out.logprobs, batch.reference_logprobs, self.options.beta)
 
-    def _pair_loss(self, name: LossName, margin: Tensor) -> Tensor:
+    def pair_loss(self, name: LossName, margin: Tensor) -> Tensor:
         """Loss of pairs whose first response is the better one, for margins beta h: [P] -> [P]."""
         beta, smoothing = self.options.beta, self.options.label_smoothing
         match name.removesuffix("_norm"):
@@ -221,9 +216,14 @@ class OnlineDPO(DPO):
             better, worse = worse, better
         return Pair(better, worse, p=p if self.options.labels == "soft" else 1.0)
 
-    def margins(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor]:
-        log_ratios = out.logprobs - batch.reference_logprobs
-        sums, other_sums = batch.pairs.take(F.sum_tokens(log_ratios, batch.mask))
-        means, other_means = batch.pairs.take(F.mean_tokens(log_ratios, batch.mask))
-        beta = self.options.beta
-        return beta * (sums - other_sums), beta * (means - other_means)
+    def token_rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        """log pi/pi_ref of the tokens, without beta: [R, T]."""
+        return out.logprobs - batch.reference_logprobs
+
+    def rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        return self.options.beta * super().rewards(batch, out)
+
+    def pair_loss(self, name: LossName, margin: Tensor) -> Tensor:
+        if name.startswith("ipo"):
+            return F.ipo_loss(margin, self.options.beta)
+        return super().pair_loss(name, self.options.beta * margin)
