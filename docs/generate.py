@@ -41,7 +41,7 @@ from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.evaluate.metrics import Metric
 from alignkit_plugins.evaluate.variant import Variant
-from alignkit_plugins.recipes.copying import summary
+from alignkit_plugins.recipes.init_write import summary
 from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
 from alignkit_plugins.vllm.importance import Importance
 from benchmarks.catalogue import BENCHMARKS

@@ -59,8 +59,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
     with_people,
 )
 from alignkit_plugins.ai_feedback.panel import joint
-from alignkit_plugins.compare.comparison import prompts_to_compare
-from alignkit_plugins.compare.sampling import AnswerOptions, sampled_at
+from alignkit_plugins.compare.comparison import AnswerOptions, prompts_to_compare, sampled_at
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import all_turns
 

@@ -32,7 +32,7 @@ from alignkit.sampling import Sampling
 from alignkit.settings import EngineRef, ModelSpec
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.sampling import TEMPERATURE
+from alignkit_plugins.compare.comparison import TEMPERATURE
 from alignkit_plugins.policies.words import Named, NamedPolicy, sampling_of
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples

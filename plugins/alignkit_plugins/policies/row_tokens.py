@@ -61,6 +61,6 @@ def _decoded(encoder: Encoder, ids: Sequence[int]) -> str:
 
 def heading(tokens: Tokens) -> str:
     """`response: 12 tokens, 10 learned`."""
-    count, counted = len(tokens.pieces), sum(tokens.counts)
-    what = "scored at the last" if tokens.scored else f"{counted or 'none'} learned"
+    count = len(tokens.pieces)
+    what = "scored at the last" if tokens.scored else f"{sum(tokens.counts) or 'none'} learned"
     return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"

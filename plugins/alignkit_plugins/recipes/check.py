@@ -1,18 +1,19 @@
-"""The command `alignkit check`."""
+"""The commands `alignkit check` and `alignkit verify`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.commands import RecipeName, Result, load, refuse
+from alignkit.commands import RecipeName, Result, load, refuse, stage_of
 from alignkit_plugins.printing import print_lines, print_table
 
 if TYPE_CHECKING:
-    from alignkit.recipe.schema import Recipe
+    from alignkit.recipe.schema import Recipe, Stage
     from alignkit.runs.run import Run
 
 Words = Annotated[
@@ -73,7 +74,9 @@ def check(
 
         found = inspect(loaded, row[0], int([*row, "1"][1]), folder)
         return Result("row", asdict(found), lambda: print_lines(found.text()))
-    return _plan(loaded, folder) if plan else checked(loaded, None, full)
+    if plan:
+        return _plan(loaded, folder)
+    return checked(loaded, None, full)
 
 
 def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Result:
@@ -83,14 +86,14 @@ def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Resu
     from alignkit.runs.run import Run
     from alignkit.runs.services import folder_of
     from alignkit.runs.stage import FIRST_ROWS
-    from alignkit_plugins.recipes.reuse import planned
 
     folder = folder_of(recipe, out)
     run, said = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
     run.say = lambda text: said.setdefault(text)
     run.prepare(run.stages, rows=None if full else FIRST_ROWS)
     lines = [*_data_lines(run), *said, *_notes(run, full)]
-    lines += planned(Run(recipe, folder)) if folder.is_dir() else ()
+    if folder.is_dir():
+        lines += planned(Run(recipe, folder))
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
     text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
     facts = {"recipe": recipe.name, "stages": stages, "notes": lines}
@@ -108,6 +111,43 @@ def _data_lines(run: Run) -> list[str]:
     return list(texts)
 
 
+def planned(run: Run) -> Iterator[str]:
+    """What a run would do with each stage: `sft: reused`. Nothing is done."""
+    from alignkit.io.digest import digest
+    from alignkit.io.results import RESULTS, WORK
+
+    # Else no key is needed, and no base model.
+    folders = [run.folder, *run.others]
+    known = any((one / RESULTS).exists() or (one / WORK).exists() for one in folders)
+    for stage in run.stages.values():
+        parts = stage.key() if known else {}
+        run.hashes[stage.name] = digest(parts)
+        yield f"{stage.name}: {_planned(run, stage.stage, parts)}"
+
+
+def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
+    from alignkit.io.results import WORK, damage_of, find, read_record
+    from alignkit_plugins.report.changes import change_since
+
+    name, key = stage.name, run.hashes[stage.name]
+    record = run.store.record(name)
+    if found := find(run.folder, name, key, run.others):
+        if found.parent.parent != run.folder:
+            return f"reused from {found.parent.parent}"
+        if record.get("hash") == key:
+            return "reused"
+        return "an earlier result is restored"
+    if run.recipe.chosen and name not in run.recipe.chosen:
+        return f"needed, but not complete: --until {name} runs it"
+    if record.get("hash") == key and record.get("complete"):
+        return f"runs again, because {damage_of(run.folder / name)}"
+    if begun := read_record(run.store.of(WORK, name, key)):
+        return "continues" + ", if people have labeled enough" * ("waits_for" in begun)
+    if record:
+        return f"starts over{change_since(record, parts, stage)}"
+    return "runs"
+
+
 def _notes(run: Run, full: bool) -> dict[str, None]:
     """What was looked at and imported, and what was not."""
     from alignkit.recipe.schema import BASE, specs
@@ -115,7 +155,9 @@ def _notes(run: Run, full: bool) -> dict[str, None]:
     from alignkit.runs.stage import FIRST_ROWS, TrainingStage
 
     notes = dict[str, None]()
-    looked_at = "all rows" if full else f"the first {FIRST_ROWS} rows of each source"
+    looked_at = f"the first {FIRST_ROWS} rows of each source"
+    if full:
+        looked_at = "all rows"
     text = f"looked at {looked_at} as its chat template writes them"
     if run.base(BASE).encoder is None:
         why = "because check makes and downloads no model"
@@ -149,3 +191,34 @@ def _plan(recipe: Recipe, folder: Path) -> Result:
 
     facts = {"recipe": recipe.name, "stages": [asdict(plan) for plan in plans]}
     return Result("plan", facts, show, error=too_large(recipe, plans))
+
+
+def verify(
+    stage: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages, to run again."
+        ),
+    ],
+) -> Result:
+    """Run stages again and say whether the bytes are the same.
+
+    The inputs are the recorded ones. The run is only read. Judges on a server are not asked: their
+    stored replies count. Exit code 7: something differs.
+
+    \b
+    Examples:
+      alignkit verify runs/quickstart
+      alignkit verify runs/quickstart/align
+    """
+    from alignkit.io.results import RECIPE
+    from alignkit_plugins.models.find import find_run
+
+    run, name = find_run(stage)
+    recipe = load(str(run / RECIPE), None)
+    names = list(recipe.stages)
+    if name:
+        names = [stage_of(recipe, name).name]
+    from alignkit_plugins.recipes.rerun import verified  # imports torch
+
+    return verified(recipe, run, names)

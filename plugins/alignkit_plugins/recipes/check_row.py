@@ -61,11 +61,13 @@ class Inspection:
 
 def _stretches(tokens: Tokens) -> Iterator[str]:
     """The tokens, a line for each stretch that counts or does not."""
-    name = "scored:  " if tokens.scored else "learned: "
+    names = {False: "context: ", True: "learned: "}
+    if tokens.scored:
+        names[True] = "scored:  "
     both = zip(tokens.pieces, tokens.counts, strict=True)
     for counts, stretch in groupby(both, key=lambda token: token[1]):
         texts = [piece.replace("\n", BREAK).replace("\t", TAB) for piece, _ in stretch]
-        yield f"  {name if counts else 'context: '}{'|'.join(texts)}"
+        yield f"  {names[counts]}{'|'.join(texts)}"
 
 
 def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
@@ -112,8 +114,9 @@ def _inspection(stage: Stage, groups: Sequence[Group], row: int) -> tuple[Group,
         rows = f"{count} row{'s' * (count != 1)}"
         raise DataError(f"stage '{stage.name}' has {rows}, so there is no row {row}")
     group = groups[row - 1]
-    where = f" ({group.origin})" if group.origin else ""
-    title = f"{stage.name} ({stage.component.name}): row {row} of {count}{where}"
+    title = f"{stage.name} ({stage.component.name}): row {row} of {count}"
+    if group.origin:
+        title += f" ({group.origin})"
     return group, Inspection(title, [(one.title, one.text) for one in shown(group)])
 
 
@@ -132,7 +135,8 @@ def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder)
     encoded = encoder.encode(group, most, turns=turns, scoring=scoring)
     found.notes += [drop_reason(name, count) for name, count in encoder.counts.items() if count]
     found.notes += _columns(group)
-    found.tokens += marked(encoder, encoded, scoring) if encoded is not None else ()
+    if encoded is not None:
+        found.tokens += marked(encoder, encoded, scoring)
     return found
 
 
@@ -153,15 +157,16 @@ def _prompt(stage: Stage, groups: Sequence[Group], row: int, encoder: Encoder) -
 def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
     """What the stage's judges read. Responses that do not exist yet have a name in their place."""
     texts = [response.text for response in group.responses]
-    texts = texts[:2] if len(texts) > 1 else ["(the first response)", "(the second response)"]
+    if len(texts) < 2:
+        texts = ["(the first response)", "(the second response)"]
     for component in specs([stage.settings, stage.component.options, stage.component], Component):
         if component.kind == "judge":
             judge = create(component, stage.name)
-            for turn in call(judge, "question", (group.prompt, *texts)):
+            for turn in call(judge, "question", (group.prompt, *texts[:2])):
                 yield f"{component.name} reads ({turn['role']})", turn["content"]
 
 
 def _columns(group: Group) -> list[str]:
     """The row's other columns, which rewards can read."""
     columns = ", ".join(f"{name}: {value!r:.200}" for name, value in group.meta.items())
-    return [f"other columns: {columns}"] if columns else []
+    return [f"other columns: {columns}"] * bool(columns)

@@ -137,10 +137,9 @@ class DataFile:
 
     def limited(self, characters: float) -> DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
-        texts = [
-            *(turn["content"] for group in self.read for turn in group.prompt),
-            *map(all_turns, self.responses),
-        ]
+        texts = [all_turns(response) for response in self.responses]
+        for group in self.read:
+            texts += [turn["content"] for turn in group.prompt]
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):
@@ -155,9 +154,16 @@ class DataFile:
 
     def entry(self, *share: float) -> Any:
         """A data entry of a recipe that reads the examples in a share."""
-        keys = {"path": self.path, **({"part": list(share)} if share else {}), **self.keys}
-        entry = keys if len(keys) > 1 else self.path
-        return {self.format: entry} if self.named else entry
+        keys: dict[str, Any] = {"path": self.path}
+        if share:
+            keys["part"] = list(share)
+        keys |= self.keys
+        entry: Any = keys
+        if len(keys) == 1:
+            entry = self.path
+        if self.named:
+            return {self.format: entry}
+        return entry
 
 
 def _reader(entry: Any) -> SourceReader:
@@ -169,7 +175,9 @@ def _reader(entry: Any) -> SourceReader:
 def first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
     row = next((row for _, row in _reader(str(path)).numbered_rows()), None)
-    return row if isinstance(row, Mapping) else {}
+    if isinstance(row, Mapping):
+        return row
+    return {}
 
 
 def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> DataFile:
@@ -203,7 +211,9 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
 
 def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
     """A file, read in one way. Raises DataError like `recognize`."""
-    keys: dict[str, Any] = {"columns": dict(reading.columns)} if reading.columns else {}
+    keys = dict[str, Any]()
+    if reading.columns:
+        keys["columns"] = dict(reading.columns)
     named = bool(reading.format and not reading.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
     loaded = RunData(Path, 0).read(data_of({reading.format: entry} if named else entry, COMMAND))
@@ -213,23 +223,23 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
         rows["labels"] = []  # good ones are demonstrations
     told = {word: len(list(filter(one.tells, rows[word]))) for word, one in KINDS.items()}
     most = max(told, key=told.__getitem__)
-    expected, holds = KINDS[kind or most], KINDS[most].words if told[most] else "none"
+    expected, holds = KINDS[kind or most], KINDS[most].words
+    help = "leave out the option, and it is read as these"
+    if not told[most]:
+        holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
     if not rows[kind or most]:
         text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
-        label = f"compare responses: alignkit label {quote(str(path))}"
-        help = "leave out the option, and it is read as these" if told[most] else label
-        raise DataError(
-            f"{text}\nhelp: {help}, or say which columns are meant: --columns {expected.columns}"
-        )
+        columns = f"or say which columns are meant: --columns {expected.columns}"
+        raise DataError(f"{text}\nhelp: {help}, {columns}")
     kind = kind or most
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
-        bad += [
-            f"{row.origin}: the row {why}"
-            for row in loaded.groups
-            if (why := why_not_demonstration(row))
-        ]
-    keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows >= MOST_ROWS else {}
-    keys |= {"on_bad_row": "skip"} if bad else {}
+        for row in loaded.groups:
+            if why := why_not_demonstration(row):
+                bad.append(f"{row.origin}: the row {why}")
+    if loaded.sources[0].rows >= MOST_ROWS:
+        keys["limit"] = MOST_ROWS
+    if bad:
+        keys["on_bad_row"] = "skip"
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
     return DataFile(path, name, kind, keys, format, named, loaded.groups, bad)

@@ -64,7 +64,7 @@ class OptionRow:
     @property
     def type_and_range(self) -> str:
         """`number, 0 to 1`."""
-        return f"{self.type}, {self.range}" if self.range else self.type
+        return ", ".join(filter(None, [self.type, self.range]))
 
 
 def option_rows(model: type[BaseModel]) -> list[OptionRow]:
@@ -107,7 +107,9 @@ def value_text(value: Any) -> str:
     if isinstance(value, Mapping) and value:
         items = [f"{key}: {value_text(one)}" for key, one in value.items()]
         return f"{{{', '.join(items)}}}"
-    return str(value) if value or value == 0 else "empty"
+    if value in ("", [], {}, ()):
+        return "empty"
+    return str(value)
 
 
 def _default(option: Mapping[str, Any], required: bool) -> str:
@@ -117,13 +119,17 @@ def _default(option: Mapping[str, Any], required: bool) -> str:
     if "$ref" in option or (isinstance(value, Mapping) and value):
         return "its own defaults"
     text = value_text(value)
-    return "built-in" if len(text) > LONGEST_DEFAULT or "\n" in text else text
+    if len(text) > LONGEST_DEFAULT or "\n" in text:
+        return "built-in"
+    return text
 
 
 def _one_of(texts: Sequence[str]) -> str:
     """`stage, folder or null`."""
     *parts, last = dict.fromkeys(" or ".join(texts).split(" or "))
-    return f"{', '.join(parts)} or {last}" if parts else last
+    if not parts:
+        return last
+    return f"{', '.join(parts)} or {last}"
 
 
 def _type(option: Mapping[str, Any]) -> str:
@@ -134,13 +140,17 @@ def _type(option: Mapping[str, Any]) -> str:
         return _one_of([_type(each) for each in option["anyOf"]])
     if "const" in option or "enum" in option:
         return " | ".join(map(value_text, option.get("enum") or [option["const"]]))
-    kind = option.get("type", "mapping" if "$ref" in option else "any value")
+    if "$ref" in option:
+        return "mapping"
+    if option.get("format") == "path":
+        return "file"
+    kind = option.get("type", "any value")
     if kind == "array":
         parts = option.get("prefixItems", [])
         each = _type([*parts, option.get("items", {})][0])
-        plural = f"{each}s" if each in _PLURALS else each
-        return f"{len(parts)} {plural}" if parts else f"list of {plural}"
-    return "file" if option.get("format") == "path" else _TYPES.get(kind, kind)
+        plural = each + "s" * (each in _PLURALS)
+        return f"{len(parts) or 'list of'} {plural}"
+    return _TYPES.get(kind, kind)
 
 
 def _range(option: Mapping[str, Any]) -> str:
@@ -286,7 +296,9 @@ class _Builder:
     def _ref_of(self, model: type[BaseModel]) -> Schema:
         """A model's schema without other keys, except of one that allows them."""
         ref = self._open[model]
-        return ref if model.model_config.get("extra") == "allow" else _closed(ref)
+        if model.model_config.get("extra") == "allow":
+            return ref
+        return _closed(ref)
 
 
 def _with_references(value: Any) -> Any:

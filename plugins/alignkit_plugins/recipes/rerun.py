@@ -21,7 +21,7 @@ from alignkit.runs.run import Run
 from alignkit_plugins.ai_feedback.remote import stored_replies_only
 from alignkit_plugins.people.waiting import NobodyAsked
 from alignkit_plugins.report.changes import changes, shown
-from alignkit_plugins.report.history import json_lines
+from alignkit_plugins.report.history import json_lines, read_object
 
 ENVIRONMENT = {"versions", "source", "version", "recognized"}  # keys of a hash that are no inputs
 # Keys of results that differ from run to run, and what others begin and end with
@@ -54,7 +54,9 @@ class Rerun(Run):
         for part in (name, *self.record.get("depends_on", {}).get("upstream", {})):
             record = old.record(part)
             self.hashes[part] = record.get("hash", "")
-            damage = damage_of(run / part) if record.get("complete") else "it is not finished"
+            damage: str | None = "it is not finished"
+            if record.get("complete"):
+                damage = damage_of(run / part)
             if damage:
                 refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run it again")
         now = json.loads(json.dumps(self.stage.key(), default=str))
@@ -82,12 +84,12 @@ class Rerun(Run):
         finally:
             self.reporter.stop()
         differences = self.differences()
-        lines = [f"{name}: {'DIFFERENT' if differences else 'equal'}", *differences[:3]]
+        lines, causes = [f"{name}: equal"], list[str]()
         if differences:
-            nothing = "nothing that the record knows, so perhaps the machine"
-            lines.append(f"different here: {'; '.join(self.around) or nothing}")
+            causes = self.around
+            around = "; ".join(causes) or "nothing that the record knows, so perhaps the machine"
+            lines = [f"{name}: DIFFERENT", *differences[:3], f"different here: {around}"]
         self.reporter.result("\n  ".join(lines))
-        causes = self.around if differences else []
         return {"equal": not differences, "differences": differences, "causes": causes}
 
     def differences(self) -> list[str]:
@@ -112,7 +114,9 @@ class Rerun(Run):
 
 def _lines(file: Path) -> Mapping[str, Any]:
     """What a file of JSON says, by lines."""
-    rows = json_lines(file) if file.suffix == ".jsonl" else [json.loads(file.read_text("utf-8"))]
+    rows = [read_object(file)]
+    if file.suffix == ".jsonl":
+        rows = json_lines(file)
     return {f"line {number}": row for number, row in enumerate(rows, 1)}
 
 
@@ -132,5 +136,7 @@ def verified(recipe: Recipe, run: Path, names: Sequence[str]) -> Result:
         reruns = [Rerun(recipe, run, name, Path(folder, name)) for name in names]
         stages = {name: reruns.pop(0).verified() for name in names}  # and its models go
     wrong = ", ".join(name for name in names if stages[name]["equal"] is False)
-    failed = NotReproduced(f"not reproduced: {wrong}") if wrong else None
-    return Result("verify", {"run": run, "stages": stages}, error=failed)
+    facts = {"run": run, "stages": stages}
+    if wrong:
+        return Result("verify", facts, error=NotReproduced(f"not reproduced: {wrong}"))
+    return Result("verify", facts)

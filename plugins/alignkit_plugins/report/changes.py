@@ -87,13 +87,17 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     now = json.loads(json.dumps(parts, default=str))
     every, names = changes(before, now), flat(now)
     swap = next((change for change in every if change.path == ("component", "name")), None)
-    words = {} if swap is None else {f"{stage.kind}: {swap.old} -> {swap.new}": None}
+    words = dict[str, None]()
+    if swap is not None:
+        words[f"{stage.kind}: {swap.old} -> {swap.new}"] = None
     for change in every:
         if swap is None or not _of_the_algorithm(change.path):
             words[_in_words(change, names)] = None
     told = sorted(words, key=lambda text: text.startswith("the code of"))  # the user's come first
+    if not told:
+        return ""
     more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
-    return f" ({', '.join(told[:MOST])}{more})" if told else ""
+    return f" ({', '.join(told[:MOST])}{more})"
 
 
 def _of_the_algorithm(path: Path) -> bool:
@@ -160,7 +164,9 @@ def _defaults(chosen: StageDefaults, online: bool) -> dict[str, Any]:
     online: with those of samples. Options of the optimizer are no settings.
     """
     general = {**Settings.model_fields, **Rollout.model_fields}
-    left_out = {"optimizer"} if online else {"optimizer", *ONLY_ONLINE, *Rollout.model_fields}
+    left_out = {"optimizer"}
+    if not online:
+        left_out |= {*ONLY_ONLINE, *Rollout.model_fields}
     found = dict[str, Any]()
     for key, value in vars(chosen).items():
         if key in general and key not in left_out:
@@ -171,4 +177,6 @@ def _defaults(chosen: StageDefaults, online: bool) -> dict[str, Any]:
 def _with_rollout(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the keys of `rollout` next to the others."""
     rollout = settings.get("rollout")
-    return {**settings, **(rollout if isinstance(rollout, Mapping) else {})}
+    if isinstance(rollout, Mapping):
+        return {**settings, **rollout}
+    return dict(settings)

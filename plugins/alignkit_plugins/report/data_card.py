@@ -27,12 +27,14 @@ def describe(loaded: Loaded) -> list[str]:
     lines = list[str]()
     kept, others = _by_source(loaded, loaded.groups), _by_source(loaded, loaded.validation)
     for source, mine, held_out in zip(loaded.sources, kept, others, strict=True):
-        name, how = f"read {source.name}", " (recognized)" if source.recognized else ""
+        name, how = f"read {source.name}", " (recognized)" * source.recognized
         text = counts(mine, source.skipped)
         if source.part == "validation":
             text += ", held out"
+        elif held_out:
+            text += f"; held out: {counts(held_out)}"
         elif source.held_out:
-            text += f"; held out: {counts(held_out) if held_out else source.held_out}"
+            text += f"; held out: {source.held_out}"
         lines.append(f"{name}: {source.format}{how}, {text}")
         lines += [f"{name}: {note}" for note in source.notes]
         if source.sample is not None and not source.name.startswith("stage "):
@@ -53,12 +55,15 @@ def _unused(group: Group) -> str:
     """The columns that the format has only kept, for rewards, without those of single words, such
     as names and digests.
     """
-    used = {"weight", *LABEL_COLUMNS} if group.responses else set[str]()
+    used = set[str]()
+    if group.responses:
+        used = {"weight", *LABEL_COLUMNS}
     found = list[str]()
     for name, value in group.meta.items():
-        text = value if isinstance(value, str) else ""
-        is_word = isinstance(value, str) and len(text.split()) < 2
-        if name not in used and value and not (is_word and not text.replace(".", "").isdecimal()):
+        is_word = isinstance(value, str) and len(value.split()) < 2
+        if is_word and not value.replace(".", "").isdecimal():
+            continue
+        if name not in used and value not in (None, [], {}):
             found.append(name)
     return ", ".join(found)
 
@@ -74,7 +79,7 @@ def _sample(group: Group) -> Iterator[str]:
     lines = [*prompt[-TURNS:], *responses[:TURNS]]
     width = max(len(one.who) for one in lines)
     for one in lines:
-        facts = f"  ({', '.join(one.facts)})" if one.facts else ""
+        facts = f"  ({', '.join(one.facts)})" * bool(one.facts)
         yield f"  {one.who:<{width}}  {shortened(one.text)}{facts}"
     if len(responses) > TURNS:
         yield f"  ... {len(responses) - TURNS} more"
@@ -100,21 +105,24 @@ def card(groups: Iterable[Group]) -> dict[str, Any]:
         lengths = [_length(one.messages or [{"content": one.text}]) for one in group.responses]
         responses += lengths
         labels.update(response.label for response in group.responses)
-        for pair in resolved_pairs(group) if len(lengths) > 1 else ():
+        for pair in resolved_pairs(group):
             difference = lengths[pair.better] - lengths[pair.worse]
             longer += difference * (pair.p - 0.5) > 0  # below 0.5, the other one is better
             equally += difference == 0
             margins.append(pair.margin)
     count = {"count": len(margins), "better_longer": longer, "equally_long": equally}
-    good, bad = labels[True], labels[False]
+    found: dict[str, Any] = {"pairs": None, "labels": None}
+    if margins:
+        found["pairs"] = {**count, **_margins(margins)}
+    if labels[True] or labels[False]:
+        found["labels"] = {"good": labels[True], "bad": labels[False]}
     return {
         "rows": rows,
         "licenses": licenses,
         "responses": len(responses),
         "prompt_characters": _spread(prompts),
         "response_characters": _spread(responses),
-        "pairs": {**count, **_margins(margins)} if margins else None,
-        "labels": {"good": good, "bad": bad} if good + bad else None,
+        **found,
     }
 
 
@@ -146,7 +154,9 @@ def _margins(margins: Sequence[Any]) -> dict[str, Any]:
 def brief_name(name: Any) -> str:
     """The file of a path; anything else as it is."""
     text = str(name)
-    return text.rpartition("/")[2] if text.startswith(("/", ".")) else text
+    if text.startswith(("/", ".")):
+        return text.rpartition("/")[2]
+    return text
 
 
 def data_table(data: Sequence[Mapping[str, Any]]) -> Table:

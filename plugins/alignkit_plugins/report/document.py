@@ -10,14 +10,14 @@ from typing import Any
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence, trust_tables
 from alignkit_plugins.compare.readable import bounds, duration, mapping, number, short, size
-from alignkit_plugins.evaluate.rows import RATED, Row, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import cell, comparisons, details, over, table
-from alignkit_plugins.evaluate.verdicts import GAINS
+from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_of
+from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
+from alignkit_plugins.compare.verdicts import GAINS
 from alignkit_plugins.page import templates
 from alignkit_plugins.people import agreement
 from alignkit_plugins.report import data_card
 from alignkit_plugins.report.changes import dotted, flat
-from alignkit_plugins.report.facts import stage_words
+from alignkit_plugins.report.facts import each, stage_words
 from alignkit_plugins.report.figures import Figure, figures_of, main_first, worded
 from alignkit_plugins.report.swaps import evaluated
 
@@ -26,7 +26,6 @@ SAMPLED = (
     "The largest gains and losses, and some prompts at random. Look for answers that only please "
     "the reward."
 )
-MOST = 300  # files in a table
 MOST_METRICS = 40  # of a stage, at its end
 PLOTTED = 6  # metrics of the first screen; the tables have all of them
 MARGIN = 0.05  # of the plot, on each side of the widest intervals
@@ -63,7 +62,7 @@ def page(facts: Mapping[str, Any]) -> str:
     """report.html: one file without scripts that needs no network."""
     rows = {stage: main_rows(found) for stage, found in evaluated(facts).items()}
     environment = templates(Path(__file__).parent, titles=stage_titles(facts["stages"]))
-    shares = {row.metric for found in rows.values() for row in found if row.percent}
+    shares = {row.metric for row in each(rows.values()) if row.percent}
     environment.filters |= {
         "duration": duration,
         "short": short,
@@ -97,7 +96,9 @@ def stage_titles(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for one in stages:
         name, words = one["name"], stage_words(one["plugin"])
         alone = name in (one["plugin"], "report") or not words
-        titles[name] = words or name if alone else f"{words}: {name}"
+        titles[name] = f"{words}: {name}"
+        if alone:
+            titles[name] = words or name
     return titles
 
 
@@ -107,7 +108,10 @@ def _evaluation(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
         name = item["stage"]
         drawn = [figure for figure in figures if figure.stage == name]
         found = list(_evaluated(facts, name, item["evaluation"], rows[name], drawn))
-        yield from [Part(titles[name], found)] if len(rows) > 1 else found
+        if len(rows) > 1:
+            yield Part(titles[name], found)
+        else:
+            yield from found
     summaries = {one["name"]: one["summary"] for one in facts["stages"]}
     for item in facts["reports"]:
         if item["stage"] not in rows:
@@ -133,7 +137,7 @@ def _evaluated(
             yield str(note)
     yield table(main_rows(rows), over(evaluation))
     swaps = [swap for swap in facts["swaps"] if swap["stage"] == stage]
-    compared = [rows, *(rows_of(swap["evaluation"]) for swap in swaps if swap["evaluation"])]
+    compared = [rows, *map(rows_of, swaps)]
     yield from (found for found in map(comparisons, compared) if found.rows)
     folder = facts["run"]["folder"]
     for swap in swaps:
@@ -146,7 +150,7 @@ def _evaluated(
     yield from _judges(cards)
     more = details(rows)
     if more or drawn:
-        title = "Details: diversity, Elo points, columns"
+        title = "Details: diversity and columns"
         yield Part(title, [*more, Figures(drawn)], folded=True)
 
 
@@ -177,7 +181,8 @@ def _training(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
         if stage["metrics"]:
             more.append(_metrics_table(stage["metrics"]))
         if stage["summary"]:
-            rows = [[worded(dotted(path)), short(v)] for path, v in flat(stage["summary"]).items()]
+            summary = flat(stage["summary"]).items()
+            rows = [[worded(dotted(path)), short(value)] for path, value in summary]
             more.append(Table("", ["", ""], rows, keys=2))
         found: list[Any] = [Figures(main)] if main else []
         if more:
@@ -245,11 +250,6 @@ def _provenance(facts: Mapping[str, Any]) -> Blocks:
     if facts["recipe"]:
         text = SideBySide("", ["recipe.resolved.yaml"], [facts["recipe"]])
         yield Part("The recipe with all overrides applied", [text], folded=True)
-    files = [[one["name"], size(one["bytes"]), one["sha256"]] for one in facts["files"]]
-    files += [[str(one["name"]), "", one["digest"]] for one in facts["data"] if one["digest"]]
-    if files:
-        table = Table("", ["file", "size", "SHA-256"], files[:MOST], note="report.json has all")
-        yield Part(f"{len(files)} files with their SHA-256", [table], folded=True)
 
 
 def when(stamp: str) -> str:
@@ -265,8 +265,8 @@ def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -
     is, and one prompt.
     """
     verdicts, models = facts["verdicts"], list[tuple[str, str]]()
-    last = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
-    last = verdicts[-1] if verdicts else last
+    none = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
+    last = [none, *verdicts][-1]
     of_result = [
         one for one in verdicts if (one["stage"], one["policy"]) == (last["stage"], last["policy"])
     ]
@@ -302,7 +302,7 @@ def intervals(rows: Sequence[Row], result: str) -> list[dict[str, Any]]:
 
 def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
     first, ends = rows[0], [_ends(row) for row in rows]
-    notes = ["lower is better"] if first.lower else []
+    notes = ["lower is better"] * first.lower
     if any(row.policy == result and row.trained_on for row in rows):
         notes.append("trained on it: no proof")
     low, high = min(map(min, ends)), max(map(max, ends))
@@ -310,8 +310,8 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
     if first.percent:
         low, high, margin = 0.0, 1.0, 0.0
     placed = list[dict[str, Any]]()
-    for row, each in zip(rows, ends, strict=True):
-        shares = [(end - low + margin) / (high - low + 2 * margin) for end in each]
+    for row, three in zip(rows, ends, strict=True):
+        shares = [(end - low + margin) / (high - low + 2 * margin) for end in three]
         mean, left, right = (round(100 * min(1.0, max(0.0, share)), 1) for share in shares)
         style = {result: "result", "base": "base"}.get(row.policy, "")
         where = {"left": left, "width": round(right - left, 1), "mean": mean}

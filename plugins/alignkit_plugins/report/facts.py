@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ import yaml
 import alignkit
 from alignkit.errors import reason_of, refuse
 from alignkit.evaluation import held_out
-from alignkit.io.digest import file_digest
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
 from alignkit.plugins import plugins
 from alignkit.report import Report
 from alignkit.tokens.encoder import DROP_REASONS
+from alignkit_plugins.compare import verdicts
 from alignkit_plugins.compare.readable import mapping, number, shown
-from alignkit_plugins.evaluate import verdicts
-from alignkit_plugins.evaluate.rows import BASE_MODEL, rows_of
+from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
 from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report.changes import flat
 from alignkit_plugins.report.data_card import left_out
@@ -34,7 +34,7 @@ from alignkit_plugins.report.samples import samples
 from alignkit_plugins.report.swaps import Swap, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
-COMPLETE = ("done", "reused")  # states of stages, by whether the last start reused it
+COMPLETE = ("done", "reused")  # states of stages
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
 STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")
 DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
@@ -83,7 +83,7 @@ def facts_of(folder: Path) -> Facts:
         ],
         "next": _next(folder, stages, verdicts),
         "reproduce": _reproduce(folder, recipe, last, stages),
-        "starts": [{key: start.get(key) for key in STARTED} for start in starts],
+        "starts": [_start(start) for start in starts],
         "stages": told,
         "swaps": swaps,
         "evaluations": [{"stage": one.name, "evaluation": one.evaluation} for one in evaluations],
@@ -98,8 +98,11 @@ def facts_of(folder: Path) -> Facts:
         ],
         "parts": parts,
         "recipe": (folder / RECIPE).read_text(encoding="utf-8"),
-        "files": _files(folder, stages),
     }
+
+
+def _start(start: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: start.get(key) for key in STARTED}
 
 
 def load_yaml(text: str) -> dict[str, Any]:
@@ -108,9 +111,9 @@ def load_yaml(text: str) -> dict[str, Any]:
     return dict(yaml.load(text, loader))
 
 
-def each(lists: Iterable[Sequence[Any]]) -> list[Any]:
+def each(lists: Iterable[Iterable[Any]]) -> list[Any]:
     """All items of several lists."""
-    return [item for one in lists for item in one]
+    return list(chain.from_iterable(lists))
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,12 @@ class Stage:
         if self.damage:
             return "damaged"
         if self.record.get("complete"):
-            return COMPLETE[self.reused]
+            return "reused" if self.reused else "done"
         if waits := self.record.get("waits_for"):
             return f"waiting for {waits['labels']} label{'s' * (waits['labels'] != 1)}"
-        return ("not begun", "begun")[bool(self.record or self.rows)]
+        if self.record or self.rows:
+            return "begun"
+        return "not begun"
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of it."""
@@ -214,7 +219,7 @@ class Stage:
             text = "is no better than a coin: it has"
             return f"{self.name} {text} {share} of its held-out pairs right."
         doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
-        return f"{self.name}: {doubt}." * bool(doubt)
+        return f"{self.name}: {doubt}." if doubt else ""
 
     def _about(self) -> str:
         """What a trained model is: `sft after PPO on 603 prompts`; empty for a step."""
@@ -282,8 +287,10 @@ class Stage:
         items = list[dict[str, Any]]()
         for reason, count, total in found:
             if count:
-                of = (None, total)[count <= total]  # what was counted twice has no total
-                items.append({"stage": self.name, "reason": reason, "rows": count, "of": of})
+                item = {"stage": self.name, "reason": reason, "rows": count, "of": None}
+                if count <= total:  # else a text was counted twice
+                    item["of"] = total
+                items.append(item)
         return items
 
     def warnings(self) -> Iterator[str]:
@@ -332,7 +339,7 @@ def _run(
         "name": str(recipe.get("name") or folder.resolve().name),
         "folder": str(folder.resolve()),
         "base": str(mapping(recipe.get("model")).get("base") or ""),
-        "outcome": last.get("outcome") or ("incomplete", "done")[done == len(stages)],
+        "outcome": last.get("outcome") or ("done" if done == len(stages) else "incomplete"),
         "message": last.get("message") or "",
         "started": first.get("started") or "",
         "ended": last.get("ended") or "",
@@ -352,9 +359,7 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
             yield stage.name, text, False
     for stage in stages:
         if stage.evaluation:
-            rows = rows_of(stage.evaluation)
-            found = verdicts.verdicts(rows, stage.evaluation)
-            for text in verdicts.doubts(stage.evaluation, rows, found):
+            for text in verdicts.doubts(stage.evaluation):
                 yield stage.name, text, False
     reported = list[str]()
     for stage in stages:
@@ -365,16 +370,15 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str,
     for name, text in warnings_of(folder):
         # At its end, a run prints the stages' reports, with long lines wrapped.
         if not any(whole.startswith(text) for whole in reported):
-            yield name * (name in names), text, True
+            yield name if name in names else "", text, True
 
 
 def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
     mine = [swap for swap in swaps if swap["stage"] == stage.name]
-    found = verdicts.verdicts(with_earlier(stage.evaluation, mine), stage.evaluation)
+    found = verdicts.verdicts(with_earlier(stage.evaluation, mine))
     for swap in mine:
-        if swap["evaluation"]:
-            found += verdicts.verdicts(rows_of(swap["evaluation"]), stage.evaluation)
+        found += verdicts.verdicts(rows_of(swap))
     return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
 
 
@@ -432,16 +436,3 @@ def _parts_of_plugins(
             text = f"a part of {hook.plugin_name} is left out: report_parts must {why}"
             problems.append(("", text, False))
     return found, problems
-
-
-def _files(folder: Path, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """A run's files with their sizes and SHA-256; those of stages as they were when the stage was
-    done.
-    """
-    size = (folder / RECIPE).stat().st_size
-    found = [{"name": RECIPE, "bytes": size, "sha256": file_digest(folder / RECIPE)}]
-    for stage in stages:
-        for name, file in mapping(stage.record.get("files")).items():
-            facts = {"bytes": file["bytes"], "sha256": str(file["sha256"])}
-            found.append({"name": f"{stage.name}/{name}", **facts})
-    return found

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from alignkit.io.text import printable
 from alignkit_plugins.compare.readable import bounds, number, short
-from alignkit_plugins.evaluate.rows import Row, rows_of
+from alignkit_plugins.compare.rows import Row, rows_of
 from alignkit_plugins.report.history import json_lines
 
 SIZE = (4.2, 2.4)  # inches
@@ -204,7 +204,9 @@ def _finish(axes: Any, x_label: str, legend: bool) -> None:
 
 def _label(text: str) -> str:
     plain = printable(worded(text)).replace("\n", " ").lstrip("_")  # else the legend hides it
-    return plain if len(plain) <= LABEL else f"{plain[: LABEL - 1]}…"
+    if len(plain) <= LABEL:
+        return plain
+    return f"{plain[: LABEL - 1]}…"
 
 
 def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
@@ -214,7 +216,10 @@ def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     A dotted line marks where gold was highest. Empty with fewer than DRAWABLE points.
     """
     keys = ("kl", "reward", "gold")
-    points = [row for row in rows if all(number(row.get(key)) is not None for key in keys)]
+    points = list[Mapping[str, Any]]()
+    for row in rows:
+        if None not in map(number, map(row.get, keys)):
+            points.append(row)
     scales = [row for row in rows if row.get("reward_std") and row.get("gold_std")]
     if len({row["kl"] for row in points}) < DRAWABLE or not scales:
         return []
@@ -253,7 +258,7 @@ def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
     names = list(dict.fromkeys(row.metric for row in rated))
     if len(names) < 2:
         return []
-    rates = {(row.policy, row.metric): row.estimate for row in rows if row.kind == "win rate"}
+    rates = {(row.policy, row.metric): row.win_rate for row in rated}
     baseline, half = rated[0].baseline, (0.5, 0.5, 0.5)
     ends = {baseline: (half, half)}
     for policy in dict.fromkeys(row.policy for row in rated):

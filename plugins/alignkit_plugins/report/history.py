@@ -45,8 +45,9 @@ def write_end(
 
     reused: the stages that did not run. peak_memory: in words.
     """
-    message = redacted(message_of(error)) if error else ""
-    facts = {"outcome": _outcome(error), "message": message, "reused": list(reused)}
+    facts = {"outcome": _outcome(error), "message": "", "reused": list(reused)}
+    if error is not None:
+        facts["message"] = redacted(message_of(error))
     _append(folder, "end", **facts, peak_memory=peak_memory)
 
 
@@ -77,7 +78,9 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none."""
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:
@@ -113,7 +116,9 @@ def in_use(folder: Path) -> bool:
 def warnings_of(folder: Path) -> list[tuple[str, str]]:
     """Stage, or an empty text, and text of each warning in run.log since the run last started."""
     log = folder / "run.log"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if not log.is_file():
+        return []
+    text = log.read_text(encoding="utf-8", errors="replace")
     last = re.split(r"^\S+Z alignkit .*$", text, flags=re.MULTILINE)[-1]
     matches = [_WARNING.match(line) for line in last.splitlines()]
     return [(match[1] or "", match[2]) for match in matches if match]
@@ -146,8 +151,9 @@ def _processor() -> str:
 def _gpu() -> str:
     """The GPU's name; empty without one. A run has loaded torch by now."""
     torch = sys.modules.get("torch")
-    has_one = torch is not None and torch.cuda.is_available()
-    return str(torch.cuda.get_device_name()) if torch is not None and has_one else ""
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    return str(torch.cuda.get_device_name())
 
 
 def commit_of(folder: Path) -> str:

@@ -68,7 +68,9 @@ def _row(run: Path, folder: Path, state: str) -> list[str]:
     """finished: when stage.json was written."""
     record, file, finished = read_record(folder), folder / "stage.json", ""
     if record and not record.get("complete"):
-        state = "waiting" if "waits_for" in record else "running" if in_use(run) else "interrupted"
+        state = "running" if in_use(run) else "interrupted"
+        if "waits_for" in record:
+            state = "waiting"
     elif damage_of(folder):
         state = "damaged"
     else:

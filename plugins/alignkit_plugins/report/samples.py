@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from alignkit_plugins.compare.readable import number
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.report.history import json_lines
 
 EACH = 5  # samples of each kind
@@ -77,10 +77,11 @@ def _answer(
 
 
 def _score(answer: dict[str, Any] | None) -> float | None:
-    return None if answer is None else answer["score"]
+    return (answer or {}).get("score")
 
 
 def _cut(text: str | None) -> str:
     words = text or ""
-    over = len(words) - LONGEST
-    return words if over <= 0 else f"{words[:LONGEST]}... ({over:,} more characters)"
+    if len(words) <= LONGEST:
+        return words
+    return f"{words[:LONGEST]}... ({len(words) - LONGEST:,} more characters)"

@@ -12,8 +12,8 @@ from typing import Any
 from alignkit.io.text import printable
 from alignkit.report import WIDTH, Block, Report
 from alignkit_plugins.compare.readable import duration
-from alignkit_plugins.evaluate.rows import ANSWERS, main_rows
-from alignkit_plugins.evaluate.tables import table
+from alignkit_plugins.compare.rows import ANSWERS, main_rows
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.swaps import evaluated
 
@@ -36,17 +36,23 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
         if not one["logged"] and one["text"].partition(";")[0] not in said:
             warnings.append(one["text"])
     told = facts["next"]["told"] or facts["next"]["chat"]
-    last = [line for text in warnings[:1] for line in _wrapped(f"Warning: {text}", OF_WARNING)]
-    last += _wrapped(f"next: {told}", OF_WARNING) if told else []
+    last = list[str]()
+    if warnings:
+        last += _wrapped(f"Warning: {warnings[0]}", OF_WARNING)
+    if told:
+        last += _wrapped(f"next: {told}", OF_WARNING)
     parts = {
         "weak": [_one_line(line) for line in weak[:OF_STAGES]],
         "verdict": _verdict(facts["verdicts"], OF_VERDICT),
         "numbers": [],
         "others": [],
-        "learned": _laid_out("; ".join(learned))[:OF_STAGES] if stages and learned else [],
+        "learned": [],
         "sample": [],
         "last": last,
     }
+
+    if stages and learned:
+        parts["learned"] = _laid_out("; ".join(learned))[:OF_STAGES]
 
     def room() -> int:
         return LINES - sum(len(part) + bool(part) for part in parts.values())
@@ -63,7 +69,8 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
 def stage_lines(facts: Mapping[str, Any]) -> list[str]:
     """A line per stage: how it is, how long it took, and what it learned."""
     stages = facts["stages"]
-    names, states = (max(len(one[key]) for one in stages) for key in ("name", "state"))
+    names = max(len(one["name"]) for one in stages)
+    states = max(len(one["state"]) for one in stages)
     lines = list[str]()
     for one in stages:
         start = f"{one['name']:<{names}}  {one['state']:<{states}}"
@@ -73,7 +80,9 @@ def stage_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 4].rstrip()} ..."
+    if len(text) <= WIDTH:
+        return text
+    return f"{text[: WIDTH - 4].rstrip()} ..."
 
 
 def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
@@ -98,10 +107,11 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     rows, stages = [], evaluated(facts)
     for stage in reversed(stages):
         for row in main_rows(stages[stage]):
-            name = f"{stage}: {row.metric}" if len(stages) > 1 else row.metric
-            mean = {"mean": row.estimate.get("mean")}  # of what describes answers
-            brief = mean if row.kind == ANSWERS else row.estimate
-            rows.append(replace(row, metric=name, estimate=brief))
+            if row.kind == ANSWERS:
+                row = replace(row, estimate={"mean": row.estimate.get("mean")})
+            if len(stages) > 1:
+                row = replace(row, metric=f"{stage}: {row.metric}")
+            rows.append(row)
     # Rewards and judges, which the metrics of examples would crowd out, stay with the headline.
     raters = {row.metric for row in rows if row.tested and row.kind != "metric"}
     names = list(dict.fromkeys(row.metric for row in rows))
@@ -126,10 +136,13 @@ def _others(facts: Mapping[str, Any], room: int) -> list[str]:
         first = next((block for block in blocks if not isinstance(block, str)), blocks[0])
         found = _laid_out(first)
         fits = len(lines) + len(found) < room
-        lines += found if fits else []
-        left += [] if fits and len(blocks) == 1 else [one["stage"]]
-    where = f"{', '.join(left)}: see report.txt in the folder of the stage"
-    return [*lines, where] if left else lines
+        if fits:
+            lines += found
+        if not fits or len(blocks) > 1:
+            left.append(one["stage"])
+    if left:
+        lines.append(f"{', '.join(left)}: see report.txt in the folder of the stage")
+    return lines
 
 
 def _sample(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -143,7 +156,7 @@ def _side_by_side(sample: Mapping[str, Any], room: int) -> list[str]:
     """A prompt and the last answers to it, as many as fit and in as many lines."""
     answers = sample["answers"][1 - room :]
     each = max(1, (room - 1) // len(answers))
-    prompt = sample["prompt"][-1]["content"] if sample["prompt"] else ""
+    prompt = [{"content": ""}, *sample["prompt"]][-1]["content"]
     lines = _wrapped(f"prompt: {prompt}", 1)
     for answer in answers:
         lines += _wrapped(f"{answer['policy']}: {answer['text']}", each)

@@ -15,13 +15,13 @@ from alignkit.io.results import PAGE, RECIPE, is_result_name
 from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
 from alignkit_plugins.compare.readable import duration, short
-from alignkit_plugins.evaluate.rows import Row, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import table
+from alignkit_plugins.compare.rows import Row, main_rows, rows_of
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.models.find import RUNS, find_run, runs_in
 from alignkit_plugins.printing import reported
 from alignkit_plugins.report.changes import dotted, flat
 from alignkit_plugins.report.document import page
-from alignkit_plugins.report.facts import Facts, facts_of, load_yaml
+from alignkit_plugins.report.facts import Facts, each, facts_of, load_yaml
 from alignkit_plugins.report.history import starts_of
 from alignkit_plugins.report.results import earlier_results, prune, results_table
 from alignkit_plugins.report.screen import screen, stage_lines
@@ -35,8 +35,9 @@ def shown(folders: Sequence[Path], pruned: bool, opened: bool) -> Result:
     pruned: delete all results of a run but the current ones. opened: open its report in a browser.
     Raises RecipeError for a folder that is not a run's and has none.
     """
-    folder = folders[0] if folders else RUNS
-    runs = [] if is_file(folder / RECIPE) or len(folders) > 1 else runs_in(folder)
+    folder, runs = [*folders, RUNS][0], list[Path]()
+    if len(folders) < 2 and not is_file(folder / RECIPE):
+        runs = runs_in(folder)
     if (pruned or opened) and (len(folders) != 1 or runs):
         refuse(f"--{'prune' if pruned else 'open'} is for one run", "name one RUN")
     if runs:
@@ -87,7 +88,9 @@ def _of_run(facts: Facts, folder: Path) -> list[Block]:
         last.append(f"earlier results: {', '.join(earlier)}")
     if (folder / PAGE).is_file():
         last.append(f"report: {folder / PAGE}")
-    return [*blocks, "\n".join(last)] if last else blocks
+    if last:
+        blocks.append("\n".join(last))
+    return blocks
 
 
 # Several runs
@@ -137,7 +140,7 @@ def _differing(values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row per key whose values are not all equal."""
     every = [flat(one) for one in values]
     rows = list[list[str]]()
-    for path in dict.fromkeys(key for one in every for key in one):
+    for path in dict.fromkeys(each(every)):
         cells = [short(one.get(path)) for one in every]
         if len(set(cells)) > 1:
             brief = [cell if len(cell) <= LONGEST else f"...{cell[-LONGEST:]}" for cell in cells]

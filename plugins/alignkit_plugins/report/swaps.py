@@ -14,15 +14,14 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json
 from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
-from alignkit_plugins.compare.compared import compare
+from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.evaluate.rows import Row, rows_of
+from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import json_lines, read_object
 
 MOST = 3  # earlier results of a policy, the newest ones
 DECIDES = ("prompts", "rewards", "metrics", "examples")  # options that both evaluations must share
-_SOURCES = ("now", "then")  # of answers
 Swap = dict[str, Any]
 
 
@@ -30,8 +29,8 @@ def swaps_of(run: Path, stage: str) -> list[Swap]:
     """The current result of each evaluated policy against its earlier ones, for report.json.
 
     Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both
-    are), `differs` (why they do not compare, or an empty text) and `evaluation`: of the current
-    result against the earlier one, with keys of an evaluation.json, or empty.
+    are), `differs` (why they do not compare, or an empty text) and `results`: rows of the current
+    result against the earlier one, as in evaluation.json.
     """
     record, evaluation = read_record(run / stage), read_object(run / stage / "evaluation.json")
     if not record.get("complete") or not evaluation:
@@ -66,46 +65,41 @@ def _results(
 
 def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
     """The keys of the stages that a complete result depends on."""
-    return record["depends_on"].get("upstream", {}) if record.get("complete") else {}
+    if not record.get("complete"):
+        return {}
+    return dict(record["depends_on"].get("upstream", {}))
 
 
 def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> Swap:
-    """`differs` and `evaluation` of a swap. before: the folder of the earlier evaluation."""
+    """`differs` and `results` of a swap. before: the folder of the earlier evaluation."""
     current, old = (read_object(one / "evaluation.json") for one in (folder, before))
     if differs := _difference(folder, before, {*current["policies"], *old["policies"]}):
-        return {"differs": differs, "evaluation": {}}
+        return {"differs": differs, "results": []}
     if current["sampling"] != old["sampling"]:
-        return {"differs": "the sampling has changed", "evaluation": {}}
-    groups = _joined(folder, before, policy, current["rewards"])
+        return {"differs": "the sampling has changed", "results": []}
+    groups = _joined(folder, before, policy, now, then)
     if not groups:
-        return {"differs": "they answered no prompt in common", "evaluation": {}}
-    metrics = current.get("metrics") or {}
-    against = _against(groups, current["rewards"], metrics)
-    measured = {then: old["policies"][policy], now: current["policies"][policy]}
-    keys = ("sampling", "headline", "rewards", "reference")
-    return {
-        "differs": "",
-        "evaluation": {
-            **{key: current[key] for key in keys},
-            "prompts": len(groups),
-            "metrics": metrics,
-            "baseline": then,
-            "trained_on": {now: (current.get("trained_on") or {}).get(policy) or {}},
-            "policies": {name: {**one, "diversity": {}} for name, one in measured.items()},
-            "against": {now: against},
-        },
-    }
-
-
-def _against(
-    groups: Sequence[Group], rewards: Sequence[str], metrics: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Both results by each reward, prompt by prompt."""
-    found = {}
-    for name in rewards:
-        lower = (metrics.get(name) or {}).get("better") == "lower"
-        found[name] = compare(groups, *_SOURCES, name, metric=name in metrics, lower=lower)
-    return found
+        return {"differs": "they answered no prompt in common", "results": []}
+    rows = list[Row]()
+    for row in main_rows(rows_of(current)):
+        if row.policy == policy and row.kind in ("metric", "reward"):
+            rows += rated(
+                groups,
+                [then, now],
+                then,
+                row.metric,
+                kind=row.kind,
+                trained_on={now: row.trained_on},
+                lower=row.lower,
+                percent=row.percent,
+                tested=row.tested,
+            )
+    rows = adjusted(rows)
+    for result, evaluation in ((then, old), (now, current)):
+        for row in rows_of(evaluation):
+            if row.policy == policy and row.kind == ANSWERS:
+                rows.append(replace(row, policy=result))
+    return {"differs": "", "results": list(map(plain, rows))}
 
 
 def _difference(folder: Path, before: Path, policies: set[str]) -> str:
@@ -121,20 +115,14 @@ def _difference(folder: Path, before: Path, policies: set[str]) -> str:
     return ""
 
 
-def _joined(folder: Path, before: Path, policy: str, rewards: Sequence[str]) -> list[Group]:
-    """The prompts that both evaluations have, with the answers of both results, whose sources are
-    `now` and `then`.
-    """
+def _joined(folder: Path, before: Path, policy: str, now: str, then: str) -> list[Group]:
+    """The prompts that both evaluations have, with the answers of both results as their sources."""
     earlier, found = _groups(before), list[Group]()
     for key, group in _groups(folder).items():
-        if key not in earlier:
-            continue
-        answers = list[Any]()
-        for source, one in zip(_SOURCES, (group, earlier[key]), strict=True):
-            for response in answers_of(one, policy):
-                scores = {name: response.scores.get(name) for name in rewards}
-                answers.append(replace(response, source=source, scores=scores))
-        found.append(replace(group, responses=tuple(answers)))
+        if key in earlier:
+            answers = [replace(one, source=now) for one in answers_of(group, policy)]
+            answers += [replace(one, source=then) for one in answers_of(earlier[key], policy)]
+            found.append(replace(group, responses=tuple(answers)))
     return found
 
 
@@ -164,15 +152,13 @@ def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 def with_earlier(evaluation: Mapping[str, Any], swaps: Sequence[Swap]) -> list[Row]:
     """The rows of an evaluation, with those of earlier results in front of the current ones."""
-    rows, compared = rows_of(evaluation), [swap for swap in swaps if swap["evaluation"]]
-    names = {swap["policy"]: swap["result"] for swap in compared}
-    found = list[Row]()
-    for row in rows:
+    names = {swap["policy"]: swap["result"] for swap in swaps if swap["results"]}
+    found, added = list[Row](), set[str]()
+    for row in rows_of(evaluation):
         policy, baseline = (names.get(name, name) for name in (row.policy, row.baseline))
-        if policy != row.policy and policy not in {one.policy for one in found}:
-            for swap in reversed(compared):
-                if swap["result"] == policy:
-                    earlier = rows_of(swap["evaluation"])
-                    found += [one for one in earlier if one.policy == swap["against"]]
+        for swap in reversed(swaps):
+            if swap["result"] == policy and swap["against"] not in added:
+                added.add(swap["against"])
+                found += [one for one in rows_of(swap) if one.policy == swap["against"]]
         found.append(replace(row, policy=policy, baseline=baseline))
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.evaluate.rows import Row
+from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.report import screen
 from alignkit_plugins.report.facts import Stage
 from alignkit_plugins.report.screen import _verdict
